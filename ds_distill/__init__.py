@@ -1,0 +1,3 @@
+"""Distil pretrained encoders into small ones during pretraining, on DeepSpeed."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,157 @@
+"""The fused vocabulary loss against a closed form in float64."""
+
+import pytest
+import torch
+
+from ds_distill.losses import cosine_distance_sum, fused_vocabulary_loss
+
+
+def closed_form(hs, ws, bs, ht, wt, bt, labels, temperature, a, b, kl_on, mask):
+    """Losses and gradients written out from the formula, without autograd."""
+    hs, ws, ht, wt = (x.double() for x in (hs, ws, ht, wt))
+    z = hs @ ws.T + (0 if bs is None else bs.double())
+    t = ht @ wt.T + (0 if bt is None else bt.double())
+    real = torch.ones(len(labels), dtype=torch.bool) if mask is None else mask
+    masked = (labels >= 0) & real
+    kl_rows = (masked if kl_on == "masked" else real).double()
+    p, q = (t / temperature).softmax(-1), (z / temperature).softmax(-1)
+    rows = p * ((t / temperature).log_softmax(-1) - (z / temperature).log_softmax(-1))
+    kl = temperature**2 * (rows.sum(-1) * kl_rows).sum()
+    mlm = -z.log_softmax(-1)[masked, labels[masked]].sum()
+    onehot = torch.zeros_like(z)
+    onehot[masked, labels[masked]] = 1
+    dz = a * temperature * (q - p) * kl_rows[:, None] + b * (z.softmax(-1) - onehot) * masked.double()[:, None]
+    return kl, mlm, dz @ ws, dz.T @ hs, dz.sum(0)
+
+
+def problem(rows, vocabulary, student, teacher, dtype=torch.float32, scale=1.0, masked=0.3, padding=False, bias=True, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    hs = torch.randn(rows, student, generator=g)
+    ws = torch.randn(vocabulary, student, generator=g) * scale / student**0.5
+    ht = torch.randn(rows, teacher, generator=g)
+    wt = torch.randn(vocabulary, teacher, generator=g) * scale / teacher**0.5
+    bs, bt = (torch.randn(vocabulary, generator=g), torch.randn(vocabulary, generator=g)) if bias else (None, None)
+    labels = torch.randint(vocabulary, (rows,), generator=g)
+    labels[torch.rand(rows, generator=g) >= masked] = -100
+    mask = torch.rand(rows, generator=g) < 0.7 if padding else None
+    return [x if x is None else x.to(dtype) for x in (hs, ws, bs, ht, wt, bt)], labels, mask
+
+
+def relative(x, y):
+    return float((x.double() - y.double()).norm() / y.double().norm().clamp(min=1e-300))
+
+
+def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk=None):
+    leaves = [x if x is None else x.clone().requires_grad_() for x in tensors[:3]]
+    loss, kl, mlm = fused_vocabulary_loss(
+        *leaves, *tensors[3:], labels, temperature=temperature, kl_weight=a, mlm_weight=b, kl_on=kl_on, token_mask=mask, chunk=chunk
+    )
+    loss.backward()
+    assert not kl.requires_grad and not mlm.requires_grad
+    return loss.detach(), kl, mlm, [x if x is None else x.grad for x in leaves]
+
+
+def check(tensors, labels, mask, tolerance, **options):
+    loss, kl, mlm, grads = run(tensors, labels, mask, **options)
+    options.pop("chunk", None)
+    t, a, b, on = (options.get(k, d) for k, d in (("temperature", 2.0), ("a", 5.0), ("b", 2.0), ("kl_on", "all")))
+    expected = closed_form(*tensors, labels, t, a, b, on, mask)
+    for got, want in zip((kl, mlm) if a else (mlm,), expected[:2] if a else expected[1:2], strict=True):
+        assert float(got) == pytest.approx(float(want), rel=tolerance, abs=1e-6)
+    assert float(loss) == pytest.approx(a * float(expected[0]) + b * float(expected[1]), rel=tolerance, abs=1e-6)
+    for got, want in zip(grads, expected[2:], strict=True):
+        if got is not None:
+            assert torch.isfinite(got).all()
+            if float(want.norm()) == 0:
+                assert float(got.norm()) == 0
+            else:
+                assert relative(got, want) <= tolerance
+
+
+@pytest.mark.parametrize("kl_on", ["all", "masked"])
+@pytest.mark.parametrize("weights", [(5.0, 2.0), (5.0, 0.0), (0.0, 2.0), (0.0, 0.0)])
+@pytest.mark.parametrize("padding,bias", [(False, True), (True, True), (True, False)])
+def test_every_option_in_fp32(kl_on, weights, padding, bias):
+    tensors, labels, mask = problem(37, 211, 24, 40, padding=padding, bias=bias)
+    check(tensors, labels, mask, 1e-5, a=weights[0], b=weights[1], kl_on=kl_on, chunk=8)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 36, 37, 1000, None])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.7])
+def test_any_chunking(chunk, temperature):
+    tensors, labels, mask = problem(37, 997, 16, 16, padding=True)
+    check(tensors, labels, mask, 1e-5, chunk=chunk, temperature=temperature)
+
+
+@pytest.mark.parametrize("masked", [0.0, 1.0])
+def test_no_masked_token_and_only_masked_tokens(masked):
+    check(*problem(9, 101, 8, 8, masked=masked), 1e-5)
+
+
+def test_one_token():
+    check(*problem(1, 53, 8, 12, masked=1.0), 1e-5)
+
+
+def test_logits_of_ten_thousand():
+    check(*problem(33, 301, 16, 16, scale=1e4), 1e-5, chunk=7)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bf16_within_thirty(seed):
+    tensors, labels, mask = problem(64, 503, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True, seed=seed)
+    check(tensors, labels, mask, 2e-2, chunk=10)
+
+
+def test_bf16_is_finite_beyond():
+    tensors, labels, mask = problem(64, 503, 32, 48, dtype=torch.bfloat16, scale=1e4)
+    loss, kl, mlm, grads = run(tensors, labels, mask)
+    assert all(torch.isfinite(x).all() for x in (loss, kl, mlm, *grads))
+
+
+def test_autograd_in_float64():
+    tensors, labels, mask = problem(6, 13, 4, 5, dtype=torch.float64, padding=True)
+
+    def loss(hidden, weight, bias):
+        return fused_vocabulary_loss(
+            hidden, weight, bias, *tensors[3:], labels, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, token_mask=mask, chunk=4
+        )[0]
+
+    assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in tensors[:3]])
+
+
+def test_padding_may_hold_anything():
+    tensors, labels, mask = problem(12, 31, 8, 8, padding=True)
+    expected = run(tensors, labels, mask)
+    tensors[0][~mask] = 1e30
+    tensors[3][~mask] = 1e30
+    assert float(run(tensors, labels, mask)[0]) == pytest.approx(float(expected[0]), rel=1e-6)
+
+
+def test_no_gradient_is_computed_without_need():
+    tensors, labels, mask = problem(12, 31, 8, 8)
+    with torch.no_grad():
+        loss, _, _ = fused_vocabulary_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
+    assert not loss.requires_grad
+
+
+def test_mistakes_are_named():
+    tensors, labels, _ = problem(12, 31, 8, 8)
+    with pytest.raises(ValueError, match="kl_on"):
+        fused_vocabulary_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0, kl_on="some")
+    with pytest.raises(ValueError, match="labels"):
+        fused_vocabulary_loss(*tensors, labels[:-1], temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
+
+
+def test_cosine_against_closed_form():
+    g = torch.Generator().manual_seed(1)
+    s, t = torch.randn(3, 7, 16, generator=g), torch.randn(3, 7, 16, generator=g)
+    mask = torch.rand(3, 7, generator=g) < 0.6
+    leaf = s.clone().requires_grad_()
+    value = cosine_distance_sum(leaf, t, mask)
+    value.backward()
+    sd, td = s.double(), t.double()
+    ns, nt = sd.norm(dim=-1, keepdim=True), td.norm(dim=-1, keepdim=True)
+    cos = (sd * td).sum(-1, keepdim=True) / (ns * nt)
+    gradient = -(td / (ns * nt) - cos * sd / ns**2) * mask.unsqueeze(-1)
+    assert float(value.detach()) == pytest.approx(float(((1 - cos.squeeze(-1)) * mask).sum()), rel=1e-5)
+    assert relative(leaf.grad, gradient) <= 1e-5
