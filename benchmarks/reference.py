@@ -1,0 +1,51 @@
+"""The plain recipe: the yardstick for correctness and speed.
+
+Full logits, the whole global batch in one forward, one process, no DeepSpeed, no fused loss: what the paper's recipe says, written
+the way a reader would check it. It stays plain; a faster yardstick is no yardstick.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def reference_losses(
+    student: nn.Module,
+    teacher: nn.Module,
+    input_ids: Tensor,
+    labels: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    temperature: float = 2.0,
+    kl_on: str = "all",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(kl, mlm, cosine), each a mean over its tokens, as the paper's section 2 defines them.
+
+    student, teacher: Hugging Face masked-LM models; input_ids, labels [B, L] int64 (−100 where not masked); attention_mask [B, L] bool or None.
+    """
+    with torch.no_grad():
+        t = teacher(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    s = student(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+    real = torch.ones_like(labels, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    masked = labels >= 0
+    rows = masked if kl_on == "masked" else real
+    log_q = F.log_softmax(s.logits[rows].float() / temperature, dim=-1)
+    p = F.softmax(t.logits[rows].float() / temperature, dim=-1)
+    kl = F.kl_div(log_q, p, reduction="batchmean") * temperature**2
+    mlm = F.cross_entropy(s.logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+    hidden_s, hidden_t = s.hidden_states[-1][real].float(), t.hidden_states[-1][real].float()
+    cosine = F.cosine_embedding_loss(hidden_s, hidden_t, hidden_s.new_ones(len(hidden_s)))
+    return kl, mlm, cosine
+
+
+def reference_step(
+    student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple, *, weights=(5.0, 2.0, 1.0), clip: float = 5.0
+) -> tuple[float, float, float]:
+    """One optimizer step on batch = (input_ids, labels, attention_mask); returns the three losses before it."""
+    losses = reference_losses(student, teacher, *batch)
+    sum(w * x for w, x in zip(weights, losses, strict=True)).backward()
+    if clip:
+        nn.utils.clip_grad_norm_(student.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return tuple(float(x.detach()) for x in losses)

@@ -1,0 +1,106 @@
+"""BERT-style WordPiece tokenizers: trained from text, or loaded from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
+
+from ds_distill.errors import UserError
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+MIN_VOCAB, MAX_ALPHABET = 200, 1000
+
+# BERT's words: runs of letters and digits; every other mark, the underscore too, stands alone.
+_WORDS = re.compile(r"[^\W_]+|[^\w\s]|_")
+_CONTINUING = 0xF0000  # a private-use plane: how a character inside a word is told from one at its start
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int, output: Path) -> PreTrainedTokenizerFast:
+    """Train an uncased WordPiece vocabulary of at most `vocab_size` tokens and save it as a Hugging Face folder at `output`.
+
+    The same texts give the same vocabulary and ids.  Raises UserError for a vocabulary below 200 or texts without a word.
+    """
+    if vocab_size < MIN_VOCAB:
+        raise UserError(f"tokenizer vocabulary of {vocab_size}: must be at least {MIN_VOCAB}")
+    normalise = BertNormalizer(lowercase=True).normalize_str
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(_WORDS.findall(normalise(text)))
+    if not words:
+        raise UserError("the tokenizer's training texts hold no word; give text files with text in them")
+    vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS + _wordpieces(words, vocab_size - len(SPECIAL_TOKENS)))}
+    BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=512).save_pretrained(str(output))
+    return load_tokenizer(output)
+
+
+def _wordpieces(words: Counter[str], size: int) -> list[str]:
+    """The pieces of a vocabulary, without special tokens, those inside a word prefixed with ##.
+
+    WordPieceTrainer numbers its ## characters in hash order, and breaks ties between merges by number: two runs on one
+    text differ.  Here characters inside a word are mapped to code points of their own and trained as plain BPE, whose
+    alphabet is sorted: the same merges, in an order that never changes.
+    """
+    characters: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            characters[character] += count
+    ranked = sorted(characters, key=lambda c: (-characters[c], c))
+    alphabet = sorted(ranked[: min(MAX_ALPHABET, size // 4)])  # a small vocabulary must not be spent on rare characters
+    inside = {character: chr(_CONTINUING + index) for index, character in enumerate(alphabet)}
+    outside = {code: character for character, code in inside.items()}
+
+    def repeated() -> Iterator[str]:
+        for word, count in words.items():
+            if all(c in inside for c in word):  # otherwise the whole word is [UNK], and teaches nothing
+                mapped = word[0] + "".join(inside[c] for c in word[1:])
+                for start in range(0, count, 10_000):  # the trainer counts words itself: it cannot be handed the counts
+                    yield " ".join([mapped] * min(10_000, count - start))
+
+    trained = Tokenizer(BPE())
+    trained.pre_tokenizer = WhitespaceSplit()
+    trained.train_from_iterator(repeated(), BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False))
+    by_id = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    return [("##" if p[0] in outside else "") + "".join(outside.get(c, c) for c in p) for p, _ in by_id]
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer with mask, padding, [CLS] and [SEP] tokens from a folder (or a hub name); UserError otherwise."""
+    name = str(path)
+    looks_local = isinstance(path, Path) or name.startswith(("/", ".", "~")) or name.count("/") > 1
+    if looks_local and not Path(name).expanduser().is_dir():
+        raise UserError(f"{name}: no such tokenizer folder; give a folder saved with save_pretrained, or a model's name")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(Path(name).expanduser()), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{name}: no tokenizer can be loaded from it ({str(error).splitlines()[0]}); "
+                        "give a folder that holds tokenizer.json and tokenizer_config.json") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json); convert it with transformers and save it again")
+    for kind in ("mask", "pad", "cls", "sep"):
+        if getattr(tokenizer, f"{kind}_token_id") is None:
+            raise UserError(f"{name}: the tokenizer has no {kind} token; masked language modelling needs one of a BERT-like encoder")
+    return tokenizer
+
+
+def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the Rust tokenizer that neither cuts nor pads, and reads '[MASK]' in a text as text."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """sha256 of the tokenizer's JSON, truncation and padding aside: they are a call's state, not the tokenizer's."""
+    return hashlib.sha256(plain_backend(tokenizer).to_str().encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Trained weights → a Hugging Face folder, verified before it is published."""

@@ -1,0 +1,38 @@
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, card: str) -> Path:
+    """Write `weights` (fp32, by state-dict name, tied ones once) as a folder that AutoModelForMaskedLM loads; returns `output`.
+
+    like: a model of the same class and config. The folder is reloaded and its logits compared with the weights' own before a rename
+    publishes it. Raises RuntimeError if they differ.
+    """
+    model = type(like)(like.config)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
+    if unexpected or set(missing) - tied:
+        raise RuntimeError(f"export: unexpected weights {unexpected}, missing weights {sorted(set(missing) - tied)}")
+    model.tie_weights()
+    model.eval()
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    (partial / "README.md").write_text(card)
+    reloaded = AutoModelForMaskedLM.from_pretrained(partial, use_safetensors=True).eval()
+    length = min(32, model.config.max_position_embeddings)
+    ids = torch.arange(2 * length).remainder(model.config.vocab_size).view(2, length)
+    with torch.no_grad():
+        difference = (reloaded(ids).logits - model(ids).logits).abs().max().item()
+    if difference != 0.0:
+        raise RuntimeError(f"export: the reloaded folder's logits differ by {difference}")
+    if output.exists():
+        shutil.rmtree(output)
+    os.replace(partial, output)
+    return output

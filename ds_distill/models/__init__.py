@@ -1,0 +1,1 @@
+"""Teacher, student and the families of encoders they come from.  Knows no training and no data."""

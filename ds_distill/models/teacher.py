@@ -1,0 +1,215 @@
+"""The frozen teacher: loading a masked-LM checkpoint, and its hidden states under no_grad."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+
+from ds_distill.errors import UserError
+from ds_distill.models.families import FAMILIES, family_of
+
+
+def resolve_model_folder(path: str) -> Path:
+    """The folder of a checkpoint: `path` itself, or the local Hugging Face cache's copy of the hub model of that name.
+
+    Never touches the network: hundreds of ranks must not each download.  Raises UserError where neither exists.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"teacher = {path}: a file; give the folder that holds config.json and model.safetensors")
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
+        raise UserError(
+            f"teacher = {path}: no such folder, and no model of that name in the Hugging Face cache; "
+            f"correct the path, or fetch a hub model once with `hf download {path}`"
+        ) from None
+
+
+def _check_folder(path: str, folder: Path) -> None:
+    """Refuses what from_pretrained would answer with a puzzle, before anything is allocated."""
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise UserError(f"teacher = {path}: no config.json in the folder; give a folder written by save_pretrained")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        model_type = config.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"teacher = {path}: config.json is not a JSON object ({error}); save the model again") from None
+    if model_type not in FAMILIES:
+        raise UserError(f"teacher = {path}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}")
+    if config.get("is_decoder"):
+        raise UserError(f"teacher = {path}: is_decoder is true, a causal model; give a bidirectional encoder")
+    # transformers 5 dropped relative positions and would load such a checkpoint as if they were absolute
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        kind = config["position_embedding_type"]
+        raise UserError(f"teacher = {path}: position_embedding_type is {kind!r}; give a teacher with absolute positions")
+    if not any(folder.glob("model*.safetensors")):
+        pickled = sorted(file.name for file in folder.glob("*.bin"))
+        found = f"only {', '.join(pickled)}, and pickled weights are not loaded" if pickled else "no weights"
+        raise UserError(f"teacher = {path}: {found}; save the model with save_pretrained, which writes model.safetensors")
+
+
+def load_masked_lm(path: str) -> PreTrainedModel:
+    """A complete masked-LM model on the CPU, fp32, eval, sdpa attention, from a folder or the local Hugging Face cache.
+
+    Safetensors only, no remote code, no network.  LayerNorm's legacy names `gamma` and `beta` are renamed by transformers.
+    Raises UserError for a missing folder, a missing or unfit config, pickled weights, and weights that the checkpoint lacks
+    (transformers would fill them with noise: a headless teacher teaches noise).
+    """
+    folder = resolve_model_folder(path)
+    _check_folder(path, folder)
+    try:
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # answered below, as a UserError that names the tensors
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"teacher = {path}: the weights cannot be read ({error}); copy or save the model again") from error
+    mismatched = sorted(str(entry[0]) for entry in info["mismatched_keys"])
+    if mismatched:
+        raise UserError(
+            f"teacher = {path}: config.json and weights differ in the shape of {_listed(mismatched)}; restore the right config.json"
+        )
+    missing = sorted(info["missing_keys"])
+    prefix = model.base_model_prefix + "."
+    head = [key for key in missing if not key.startswith(prefix)]
+    if head:
+        raise UserError(f"teacher = {path}: no masked-LM head, the checkpoint lacks {_listed(head)}; give a ...ForMaskedLM checkpoint")
+    if missing:
+        raise UserError(f"teacher = {path}: the checkpoint lacks {_listed(missing)}; give a complete checkpoint")
+    return model.eval()
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """hidden: [B, L, H], the last hidden state.  head_hidden: [B, L, H], the decoder's input.  Both in the teacher's dtype."""
+
+    hidden: Tensor
+    head_hidden: Tensor
+
+
+class Teacher:
+    """A frozen masked-LM model in eval mode.
+
+    Not an nn.Module: as an attribute of the student or engine it must not enter parameters, checkpoints or `.train()`.
+    Create it outside any `zero.Init` context and before an HfDeepSpeedConfig of stage 3: its weights must be whole on every rank.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Freezes `model` in place.  Raises RuntimeError where its parameters are partitioned by ZeRO-3."""
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            raise RuntimeError("the teacher was created inside zero.Init: its weights are partitioned; create it outside")
+        self.model = model.eval().requires_grad_(False)
+        self._family = family_of(model)
+        self.assert_frozen()
+
+    @classmethod
+    def load(cls, path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Teacher:
+        """The teacher at `path`, on `device` in `dtype`.  Raises UserError as `load_masked_lm` does."""
+        return cls(load_masked_lm(path).to(device=device, dtype=dtype))
+
+    @torch.no_grad()  # not inference_mode: its tensors may not be saved for a backward, and the loss saves them
+    def outputs(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> TeacherOutputs:
+        """Last hidden state and decoder input of a batch.
+
+        input_ids: [B, L] int.  attention_mask: [B, L] bool, true on real tokens; None where every token is real, which lets sdpa
+        take its fastest kernel.  Also [B, 1, L, L] bool, true where a query may see a key.  Raises ValueError for L > max_positions.
+        """
+        if input_ids.shape[-1] > self.max_positions:
+            raise ValueError(f"sequences of {input_ids.shape[-1]} tokens: the teacher has {self.max_positions} positions")
+        hidden = self._family.trunk(self.model)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return TeacherOutputs(hidden, self._family.transform(self.model, hidden))
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.model.config
+
+    @property
+    def decoder_weight(self) -> Tensor:
+        """[V, H], the teacher's own storage, not a copy."""
+        return self._family.decoder(self.model).weight
+
+    @property
+    def decoder_bias(self) -> Tensor | None:
+        """[V], or None."""
+        return self._family.decoder(self.model).bias
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._family.layers(self.model))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder_weight.shape[0]
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.max_position_embeddings
+
+    def assert_frozen(self) -> None:
+        """Raises RuntimeError if any module is in train mode or any parameter requires a gradient."""
+        for name, module in self.model.named_modules():
+            if module.training:
+                raise RuntimeError(f"the teacher's module {name or 'root'} is in train mode: its dropout would be noise in the targets")
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                raise RuntimeError(f"the teacher's parameter {name} requires a gradient: the teacher must stay frozen")
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of the weights: names, dtypes, shapes and bytes; tied weights once."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+            # numpy has no bfloat16: hash the raw bytes
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+@functools.cache
+def choose_cpu_dtype() -> torch.dtype:
+    """bf16 where a 512 × 768 × 768 product is at least 1.2 × faster in it than in fp32 on this CPU, else fp32.  Takes at most 1 s, once.
+
+    A measurement may come out differently on two ranks: with several, one rank asks and tells the others.
+    """
+    return torch.bfloat16 if _gemm_seconds(torch.float32) > 1.2 * _gemm_seconds(torch.bfloat16) else torch.float32
+
+
+@torch.no_grad()
+def _gemm_seconds(dtype: torch.dtype, budget: float = 0.3) -> float:
+    """The fastest of up to 20 products within `budget` seconds, after two to warm up."""
+    left, right = torch.full((512, 768), 0.5, dtype=dtype), torch.full((768, 768), 0.5, dtype=dtype)
+    best, end = float("inf"), time.perf_counter() + budget
+    for repeat in range(22):
+        start = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        now = time.perf_counter()
+        if repeat >= 2 or now > end:
+            best = min(best, now - start)
+        if now > end:
+            break
+    return best

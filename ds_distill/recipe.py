@@ -1,0 +1,159 @@
+"""The recipe of a run: the only place where a default lives."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ds_distill.errors import UserError
+
+
+@dataclass
+class Losses:
+    """Weights of the triple loss (Sanh et al. 2019, section 2; values from the authors' code).
+
+    Args:
+        kl: Weight of T² · KL(teacher ‖ student) over real tokens.
+        mlm: Weight of the masked-LM cross-entropy.
+        cosine: Weight of 1 − cos(student, teacher) on the last hidden state.
+        temperature: T, on both sides of the KL.
+        kl_on: "all" real tokens, or only "masked" ones, which is a different objective.
+    """
+
+    kl: float = 5.0
+    mlm: float = 2.0
+    cosine: float = 1.0
+    temperature: float = 2.0
+    kl_on: Literal["all", "masked"] = "all"
+
+
+@dataclass
+class Student:
+    """The student's shape and start.
+
+    Args:
+        layers: "every_other" (evenly spaced, first and last included), "random", or a list of teacher layers.
+        depth: Number of layers; half the teacher's when not given.
+        freeze_positions: The authors' positions were sinusoidal, so frozen, and then overwritten by BERT's; false trains them.
+    """
+
+    layers: str | list[int] = "every_other"
+    depth: int | None = None
+    freeze_positions: bool = False
+
+
+@dataclass
+class Training:
+    """Batch, length of the run, optimizer and engine.
+
+    Args:
+        global_batch: Sequences an optimizer step, over all ranks and accumulation steps.
+        micro_batch: Sequences a rank and forward pass; accumulation follows from it.
+        max_tokens: Stop after this many tokens; 0: after `epochs`.
+        epochs: Passes over the data where max_tokens is 0.
+        learning_rate: Peak; linear warm-up, then linear to zero.
+        warmup: Share of the steps that warm up.
+        weight_decay: Never on a bias or a norm.
+        betas: AdamW's.
+        eps: AdamW's.
+        clip: Largest norm of the global gradient; 0 does not clip.
+        dropout: Hidden and attention dropout of the trained model.
+        seed: Order, masks, dropout and random starts follow from it.
+        precision: "auto": bf16 on CUDA, on CPU bf16 where a probe shows it faster, else fp32.
+        optimizer: "auto": DeepSpeed's fused one on CUDA or with offload, else torch's fused AdamW.
+        deepspeed: Path of a DeepSpeed JSON (ds_configs/deepspeed/), which owns zero_optimization only.
+        gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
+        checkpoint_every: Optimizer steps between checkpoints; 0: only at the end.
+        keep_checkpoints: How many to keep.
+        evaluate_every: Optimizer steps between held-out evaluations; 0: only at the end.
+        heldout_blocks: Held-out blocks evaluated, at most.
+        resume: "auto" goes on where the output folder's run stopped; "never" refuses a used folder.
+    """
+
+    global_batch: int = 64
+    micro_batch: int = 16
+    max_tokens: int = 0
+    epochs: int = 3
+    learning_rate: float = 5e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    clip: float = 5.0
+    dropout: float = 0.1
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    optimizer: Literal["auto", "deepspeed", "torch", "apex"] = "auto"
+    deepspeed: str | None = None
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    evaluate_every: int = 0
+    heldout_blocks: int = 256
+    resume: Literal["auto", "never"] = "auto"
+
+
+@dataclass
+class Data:
+    """How text becomes blocks.
+
+    Args:
+        sequence_length: Tokens a block, [CLS] and [SEP] included.
+        heldout_fraction: Share of the documents kept out of training.
+        mask_probability: Share of a block's real tokens that are masked.
+        mask_smoothing: Masking probability ∝ count^−smoothing: rare tokens more often.
+    """
+
+    sequence_length: int = 128
+    heldout_fraction: float = 0.02
+    mask_probability: float = 0.15
+    mask_smoothing: float = 0.7
+
+
+@dataclass
+class Recipe:
+    """Everything that defines a run beside its inputs and its output folder."""
+
+    data: Data = field(default_factory=Data)
+    student: Student = field(default_factory=Student)
+    losses: Losses = field(default_factory=Losses)
+    training: Training = field(default_factory=Training)
+
+    def check(self) -> None:
+        """Raise UserError for the first number that can't be meant, before anything is allocated."""
+        t, d, x = self.training, self.data, self.losses
+        limits = [
+            ("training.global_batch", t.global_batch, 1, 1 << 24),
+            ("training.micro_batch", t.micro_batch, 1, 1 << 20),
+            ("training.max_tokens", t.max_tokens, 0, 10**15),
+            ("training.epochs", t.epochs, 1, 10**6),
+            ("training.learning_rate", t.learning_rate, 0, 10),
+            ("training.warmup", t.warmup, 0, 1),
+            ("training.weight_decay", t.weight_decay, 0, 10),
+            ("training.clip", t.clip, 0, 1e9),
+            ("training.dropout", t.dropout, 0, 0.99),
+            ("training.checkpoint_every", t.checkpoint_every, 0, 10**9),
+            ("training.keep_checkpoints", t.keep_checkpoints, 1, 10**6),
+            ("training.evaluate_every", t.evaluate_every, 0, 10**9),
+            ("training.heldout_blocks", t.heldout_blocks, 1, 10**9),
+            ("data.sequence_length", d.sequence_length, 8, 1 << 16),
+            ("data.heldout_fraction", d.heldout_fraction, 0, 0.5),
+            ("data.mask_probability", d.mask_probability, 0.01, 0.9),
+            ("losses.kl", x.kl, 0, 1e6),
+            ("losses.mlm", x.mlm, 0, 1e6),
+            ("losses.cosine", x.cosine, 0, 1e6),
+            ("losses.temperature", x.temperature, 0.01, 1e3),
+        ]
+        for key, value, low, high in limits:
+            if not low <= value <= high:
+                raise UserError(f"{key} = {value}: must be between {low} and {high:g}")
+        if t.global_batch % t.micro_batch:
+            valid = [b for b in range(1, t.global_batch + 1) if t.global_batch % b == 0]
+            nearest = min(valid, key=lambda b: abs(b - t.micro_batch))
+            raise UserError(f"training.global_batch = {t.global_batch} is not divisible by micro_batch = {t.micro_batch}: try {nearest}")
+        if x.kl == x.mlm == x.cosine == 0:
+            raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
+        if t.deepspeed and not Path(t.deepspeed).is_file():
+            raise UserError(f"training.deepspeed = {t.deepspeed}: no such file (see ds_configs/deepspeed/)")
+
+    def as_dict(self) -> dict:
+        return asdict(self)

@@ -1,0 +1,56 @@
+"""The one maker of pages, tables and plots."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+
+
+def loss_plot(history: list, heldout: list, path: Path, title: str) -> None:
+    """PNG of the training losses and the held-out loss over tokens.
+
+    history: [step, tokens, total, kl, mlm, cosine] a step; heldout: [step, tokens, loss, accuracy] an evaluation.
+    """
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    million = [row[1] / 1e6 for row in history]
+    for column, name in ((3, "KL (T²·nats)"), (4, "masked-LM (nats)"), (5, "cosine distance")):
+        values = [row[column] for row in history]
+        if any(values):
+            axes.plot(million, values, label=name, linewidth=1, alpha=0.85)
+    axes.plot([row[1] / 1e6 for row in heldout], [row[2] for row in heldout], "ko-", label="held-out masked-LM (nats)", markersize=4)
+    axes.set(xlabel="tokens (million)", ylabel="loss per token", title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def table(rows: list[dict], columns: dict[str, str]) -> str:
+    """Markdown of `rows`; columns: key → heading. Missing cells say "–"."""
+    cells = [list(columns.values())] + [[_cell(row.get(key)) for key in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str:
+    """The export's README.md: measured figures, recipe and data fingerprint."""
+    figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n\n# {title}\n\nA masked language model made with ds-distill.\n\n"
+        "## Measured\n\n" + table([{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"})
+        + f"\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\nfingerprint `{fingerprint}`\n\n"
+        "## Recipe\n\n```json\n" + json.dumps(recipe, indent=2) + "\n```\n"
+    )  # fmt: skip

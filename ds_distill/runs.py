@@ -1,0 +1,179 @@
+"""What the commands do: each function takes a recipe and paths, and returns the run's summary."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from ds_distill.data.batches import BatchOrder, heldout_batches
+from ds_distill.data.corpus import documents
+from ds_distill.data.masking import Masker
+from ds_distill.data.prepare import prepare
+from ds_distill.data.store import TokenStore
+from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.errors import UserError
+from ds_distill.export.hf import export
+from ds_distill.models.student import build_student, count_parameters
+from ds_distill.models.teacher import Teacher, load_masked_lm
+from ds_distill.recipe import Recipe
+from ds_distill.report import loss_plot, model_card
+from ds_distill.training.engine import device_of_rank, precision_of, start_distributed
+from ds_distill.training.evaluation import evaluate
+from ds_distill.training.loop import train
+from ds_distill.training.objective import Objective
+from ds_distill.training.weights import master_weights
+
+
+def is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, output: Path) -> Path:
+    """Collective: tokens of `corpus` under output/tokens, made by the first rank unless they are there."""
+    start_distributed()
+    folder = output / "tokens"
+    problem: list = [None]
+    if is_first() and not (folder / "manifest.json").is_file():
+        try:
+            d = recipe.data
+            texts = documents(corpus)
+            prepare(texts, load_tokenizer(tokenizer_folder), folder, sequence_length=d.sequence_length,
+                    heldout_fraction=d.heldout_fraction, seed=recipe.training.seed, source=", ".join(corpus))  # fmt: skip
+        except UserError as error:
+            problem = [str(error)]
+    torch.distributed.broadcast_object_list(problem)  # the other ranks must not wait for tokens that never come
+    if problem[0]:
+        raise UserError(problem[0])
+    return folder
+
+
+def claim(output: Path, identity: dict, resume: str) -> None:
+    """Collective: bind `output` to one run. UserError where it is not writable or holds another run, naming what differs."""
+    start_distributed()
+    file = output / "run.json"
+    problem: list = [None]
+    if is_first():
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            if file.is_file():
+                before = json.loads(file.read_text())
+                changed = [key for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)]
+                if changed:
+                    detail = "; ".join(f"{key} was {before.get(key)}, is {identity.get(key)}" for key in changed[:3])
+                    problem = [f"{output} holds another run ({detail}): choose another --output"]
+                elif resume == "never":
+                    problem = [f"{output} holds this run already: training.resume = auto goes on with it"]
+            else:
+                file.write_text(json.dumps(identity, indent=2) + "\n")
+        except OSError as error:
+            problem = [f"{output} cannot be written: {error.strerror}"]
+    torch.distributed.broadcast_object_list(problem)
+    if problem[0]:
+        raise UserError(problem[0])
+
+
+def _identity(recipe: Recipe, store: TokenStore, **more) -> dict:
+    """What decides a run's result, flat. Housekeeping (how often to save or evaluate) may change on resume."""
+    flat = {f"{room}.{key}": value for room, keys in recipe.as_dict().items() for key, value in keys.items()}
+    for key in ("checkpoint_every", "keep_checkpoints", "resume", "heldout_blocks", "evaluate_every", "deepspeed"):
+        del flat[f"training.{key}"]
+    return json.loads(json.dumps(flat | {"data": store.manifest["fingerprint"]} | more))
+
+
+def _stores(tokens: Path, recipe: Recipe, rank: int, world: int):
+    store, heldout = TokenStore.open(tokens, "train"), TokenStore.open(tokens, "heldout")
+    m = store.manifest
+    special = [m[f"{name}_id"] for name in ("pad", "cls", "sep", "mask")]
+    if m.get("special_ids"):
+        special = sorted(set(special) | set(m["special_ids"]))
+    masker = Masker(store.token_counts, special, m["mask_id"], m["vocab_size"], recipe.training.seed,
+                    recipe.data.mask_probability, recipe.data.mask_smoothing)  # fmt: skip
+    t = recipe.training
+    order = BatchOrder(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world)
+    return store, heldout, masker, order
+
+
+def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, title: str) -> dict:
+    """Collective: export, plot, model card, summary.json; returns the summary without its curves."""
+    weights = master_weights(engine)
+    history, heldout = summary.pop("history"), summary.pop("heldout")
+    summary["parameters"] = sum(x.numel() for x in weights.values())
+    summary["export"] = str(output / "export")
+    if is_first():
+        loss_plot(history, heldout, output / "loss.png", title)
+        summary["plot"] = str(output / "loss.png")
+        manifest = TokenStore.open(tokens, "heldout").manifest
+        card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"])
+        export(weights, engine.module.model.cpu(), load_tokenizer(tokens / "tokenizer"), output / "export", card)
+        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    torch.distributed.barrier()
+    engine.destroy()
+    return summary
+
+
+def _check_vocabulary(tokens: Path, vocabulary: int, positions: int, store: TokenStore, what: str) -> None:
+    if store.manifest["vocab_size"] > vocabulary:
+        raise UserError(f"{what} has {vocabulary} tokens, the tokenizer of {tokens} {store.manifest['vocab_size']}: prepare with its own")
+    if store.manifest["sequence_length"] > positions:
+        raise UserError(f"data.sequence_length = {store.manifest['sequence_length']}: {what} has {positions} positions")
+
+
+def distill(recipe: Recipe, teacher: str | None, tokens: Path, output: Path, baseline_of: str | None = None, title: str = "distil") -> dict:
+    """Collective: distil a student from the folder `teacher`; with teacher None, train the same student (of `baseline_of`) without one."""
+    recipe.check()
+    rank, world = start_distributed()
+    device = device_of_rank()
+    dtype = precision_of(recipe.training, device)
+    store, heldout, masker, order = _stores(tokens, recipe, rank, world)
+    source = load_masked_lm(teacher or baseline_of)
+    _check_vocabulary(tokens, source.config.vocab_size, source.config.max_position_embeddings, store, f"teacher {teacher or baseline_of}")
+    kind = {"teacher": hashlib.sha256(str(Path(teacher).resolve()).encode()).hexdigest()[:16] if teacher else None}
+    claim(output, _identity(recipe, store, **kind), recipe.training.resume)
+    t = recipe.training
+    student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed,
+                            freeze_positions=recipe.student.freeze_positions)  # fmt: skip
+    del source
+    objective = Objective(student, recipe.losses, world)
+    start = evaluate(objective, heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks), torch.device("cpu"))
+    frozen = Teacher.load(teacher, device, torch.float16 if device.type == "cuda" else dtype) if teacher else None
+    engine, summary = train(objective, frozen, order, (heldout, masker), recipe, output, device, dtype, title)
+    summary |= {f"start_{key}": value for key, value in start.items()}
+    summary["kl_on"] = recipe.losses.kl_on
+    return _finish(engine, summary, recipe, tokens, output, title)
+
+
+def pretrain(recipe: Recipe, model: dict, tokens: Path, output: Path, title: str = "pretrain") -> dict:
+    """Collective: pretrain a BERT from random weights with masked-LM only. model: BertConfig's sizes."""
+    recipe.check()
+    rank, world = start_distributed()
+    device = device_of_rank()
+    dtype = precision_of(recipe.training, device)
+    store, heldout, masker, order = _stores(tokens, recipe, rank, world)
+    claim(output, _identity(recipe, store, model=model), recipe.training.resume)
+    t = recipe.training
+    config = BertConfig(vocab_size=store.manifest["vocab_size"], hidden_dropout_prob=t.dropout, attention_probs_dropout_prob=t.dropout,
+                        pad_token_id=store.manifest["pad_id"], **model)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(t.seed)
+        bert = BertForMaskedLM(config)
+    _check_vocabulary(tokens, config.vocab_size, config.max_position_embeddings, store, "the model")
+    engine, summary = train(Objective(bert, recipe.losses, world), None, order, (heldout, masker), recipe, output, device, dtype, title)
+    return _finish(engine, summary, recipe, tokens, output, title)
+
+
+def evaluate_folder(model: str, tokens: Path, recipe: Recipe) -> dict:
+    """Held-out masked-LM loss and accuracy of any masked-LM folder on the prepared tokens."""
+    rank, world = start_distributed()
+    network = load_masked_lm(model)
+    heldout, train_store = TokenStore.open(tokens, "heldout"), TokenStore.open(tokens, "train")
+    _check_vocabulary(tokens, network.config.vocab_size, network.config.max_position_embeddings, train_store, f"model {model}")
+    m = train_store.manifest
+    masker = Masker(train_store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed,
+                    recipe.data.mask_probability, recipe.data.mask_smoothing)  # fmt: skip
+    device = device_of_rank()
+    batches = heldout_batches(heldout, masker, recipe.training.micro_batch, recipe.training.heldout_blocks)
+    figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
+    return {"model": model, "parameters": count_parameters(network)} | figures

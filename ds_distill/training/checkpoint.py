@@ -1,0 +1,52 @@
+"""Checkpoints that are complete or absent: DeepSpeed writes beside, a rename publishes."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from ds_distill.errors import UserError
+
+
+def newest(folder: Path) -> Path | None:
+    """The latest complete checkpoint in `folder`, or None."""
+    found = sorted(folder.glob("step-*")) if folder.is_dir() else []
+    return found[-1] if found else None
+
+
+def save(engine, folder: Path, step: int, state: dict, keep: int) -> Path:
+    """Collective: write, publish, then delete all but the `keep` newest. state: what resume needs beside the engine."""
+    partial, final = folder / ".partial", folder / f"step-{step:09d}"
+    first = torch.distributed.get_rank() == 0
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    torch.distributed.barrier()
+    stage = engine.zero_optimization_stage()
+    engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step, "stage": stage}, save_latest=False)
+    torch.distributed.barrier()
+    if first:
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial / "state", final)
+        partial.rmdir()
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)  # the rename itself must survive a power cut
+        os.close(descriptor)
+        for old in sorted(folder.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    torch.distributed.barrier()
+    return final
+
+
+def load(engine, path: Path) -> dict:
+    """Collective: put the engine back to `path`; returns the state given to save. UserError where the world size differs."""
+    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+    loaded, state = engine.load_checkpoint(str(path.parent), tag=path.name)
+    if loaded is None:
+        raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to go on from the one before")
+    # at stage 3 DeepSpeed copies the first group's hyper-parameters onto all
+    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    return state

@@ -1,0 +1,150 @@
+"""A recipe's optimizer, schedule and DeepSpeed engine."""
+
+import json
+import os
+from pathlib import Path
+
+import deepspeed
+import torch
+from torch import nn
+
+from ds_distill.errors import UserError
+from ds_distill.models.teacher import choose_cpu_dtype
+from ds_distill.recipe import Training
+
+OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
+                   "scheduler", "fp16", "bf16")  # fmt: skip
+
+
+def start_distributed() -> tuple[int, int]:
+    """Join the job's process group (a lone process makes its own); returns (rank, world size)."""
+    if not torch.distributed.is_initialized():
+        defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        for key, value in defaults.items():
+            os.environ.setdefault(key, value)
+        if os.environ["WORLD_SIZE"] == "1":
+            # two lone runs on one machine must not meet on the default port
+            os.environ["MASTER_PORT"] = _free_port()
+        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _free_port() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def device_of_rank() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def precision_of(training: Training, device: torch.device) -> torch.dtype:
+    """The trained model's dtype; raises UserError for fp16 on a CPU, whose GEMMs there are tens of times slower."""
+    if training.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else choose_cpu_dtype()
+    if training.precision == "fp16" and device.type == "cpu":
+        raise UserError("training.precision = fp16: this machine has no GPU; use bf16, fp32 or auto")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups: decayed matrices; biases and every norm without decay."""
+    decay, plain, seen = [], [], set()
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            (plain if name.endswith("bias") or isinstance(owner, nn.LayerNorm) else decay).append(parameter)
+    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(training: Training, groups: list[dict], device: torch.device, offload: bool) -> torch.optim.Optimizer:
+    options = {"lr": training.learning_rate, "betas": tuple(training.betas), "eps": training.eps}
+    choice = training.optimizer
+    if choice == "auto":
+        choice = "deepspeed" if device.type == "cuda" or offload else "torch"
+    if offload:
+        if choice != "deepspeed":
+            raise UserError(f"training.optimizer = {choice}: optimizer offload in {training.deepspeed} needs deepspeed or auto")
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    if choice == "deepspeed":
+        from deepspeed.ops.adam import FusedAdam
+
+        return FusedAdam(groups, adam_w_mode=True, **options)
+    if choice == "apex":
+        try:
+            from apex.optimizers import FusedAdam
+        except ImportError as error:
+            raise UserError("training.optimizer = apex: NVIDIA's apex (built from source) is not installed; use auto") from error
+        return FusedAdam(groups, adam_w_mode=True, **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
+
+
+def linear_schedule(warmup_steps: int, total_steps: int):
+    """Factor of the peak rate at optimizer step s (0-based): linear up over warmup_steps, then linear to zero."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    return factor
+
+
+def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) -> dict:
+    """The DeepSpeed JSON with the recipe's own settings put in; a conflict is a UserError that names both."""
+    config = json.loads(Path(training.deepspeed).read_text()) if training.deepspeed else {"zero_optimization": {"stage": 0}}
+    for key in OWNED_BY_RECIPE:
+        if config.get(key, "auto") != "auto":
+            raise UserError(f"{training.deepspeed}: {key} belongs to the recipe's training section; remove it there or say \"auto\"")
+        config.pop(key, None)
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    config |= {
+        "train_micro_batch_size_per_gpu": training.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": training.clip,
+        "steps_per_print": 10**12,
+    }
+    if dtype == torch.bfloat16:
+        config["bf16"] = {"enabled": True}
+    if dtype == torch.float16:
+        config["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    if dtype != torch.float32 and stage > 0:
+        # 16-bit sums over accumulation steps and ranks lose the small gradients
+        config |= {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+    return config
+
+
+def make_engine(module: nn.Module, training: Training, *, accumulation: int, total_steps: int, device: torch.device, dtype: torch.dtype):
+    """Build the engine around `module` (fp32 on the CPU); returns a DeepSpeedEngine whose scheduler steps once an optimizer step."""
+    config = deepspeed_config(training, accumulation, dtype)
+    zero = config.get("zero_optimization", {})
+    offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    module.to(device)
+    optimizer = make_optimizer(training, parameter_groups(module, training.weight_decay), device, offload)
+    factor = linear_schedule(round(training.warmup * total_steps), total_steps)
+
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=optimizer,
+        lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
+        config=config,
+    )
+    return engine
+
+
+def gradient_norm(engine) -> float | None:
+    """Norm of the last step's gradient before clipping, where the stage computed one."""
+    norm = engine.get_global_grad_norm()
+    return float(norm) if norm is not None else None

@@ -1,0 +1,20 @@
+from collections.abc import Iterable
+
+import torch
+
+
+def evaluate(run, batches: Iterable, device: torch.device) -> dict[str, float]:
+    """Held-out masked-LM loss (nats a masked token) and top-1 accuracy (share).
+
+    run: an engine or an Objective; batches: Batch objects with fixed masks. Every rank reads all batches, since ZeRO-3 needs equal calls.
+    """
+    was_training = run.training
+    run.eval()
+    total = torch.zeros(3, dtype=torch.float64)
+    with torch.no_grad():
+        for batch in batches:
+            batch = batch.to(device)
+            total += run(batch.input_ids, batch.attention_mask, batch.labels).cpu()
+    run.train(was_training)
+    loss, correct, tokens = total.tolist()
+    return {"heldout_mlm_loss": loss / max(tokens, 1), "heldout_mlm_accuracy": correct / max(tokens, 1)}

@@ -1,0 +1,148 @@
+"""The training loop: batches in, engine steps, logs out."""
+
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ds_distill.data.batches import BatchOrder, heldout_batches
+from ds_distill.errors import UserError
+from ds_distill.recipe import Recipe
+from ds_distill.training import checkpoint
+from ds_distill.training.engine import gradient_norm, make_engine
+from ds_distill.training.evaluation import evaluate
+from ds_distill.training.objective import Objective
+
+
+def total_steps(recipe: Recipe, order: BatchOrder) -> int:
+    """Optimizer steps of the whole run."""
+    tokens = recipe.training.global_batch * recipe.data.sequence_length
+    if recipe.training.max_tokens:
+        return math.ceil(recipe.training.max_tokens / tokens)
+    return recipe.training.epochs * order.steps_per_epoch
+
+
+def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:
+    """Dropout's seed: resume is bit-equal because nothing but these four numbers decides it."""
+    return int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Stop:
+    """SIGTERM and SIGINT ask for a save and an exit; ranks agree on it by a flag in each step's all-reduce."""
+
+    def __enter__(self):
+        self.asked = False
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _ask(self, *_):
+        self.asked = True
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Recipe, output: Path, device, dtype, title: str):
+    """Run the recipe to its end, or to SIGTERM; returns (engine, summary dict).
+
+    teacher: a models.teacher.Teacher or None (masked-LM only). heldout: (store, masker). Checkpoints go to output/checkpoints, TensorBoard
+    to output/tensorboard. A run that finds its own checkpoint goes on from it.
+    """
+    t = recipe.training
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    steps = total_steps(recipe, order)
+    if t.gradient_checkpointing:
+        objective.model.gradient_checkpointing_enable()
+    engine = make_engine(objective, t, accumulation=order.accumulation, total_steps=steps, device=device, dtype=dtype)
+    state = {"history": [], "heldout": [], "tokens": 0, "skipped": 0}
+    first, folder = 0, output / "checkpoints"
+    found = checkpoint.newest(folder)
+    if found:
+        state = checkpoint.load(engine, found)
+        first = state["step"]
+    state = {key: state[key] for key in ("history", "heldout", "tokens", "skipped")}
+    writer = SummaryWriter(output / "tensorboard", purge_step=first + 1) if rank == 0 else None
+    bar = tqdm(total=steps, initial=first, desc=title, unit="step", disable=rank != 0, file=sys.stderr, mininterval=1.0)
+    began, seconds, sums = time.perf_counter(), 0.0, torch.zeros(4, dtype=torch.float64, device=device)
+    tokens_before = state["tokens"]
+    engine.train()
+    with Stop() as stop:
+        step = first
+        for step, batches, counts in order.prefetch(first, steps):
+            sums.zero_()
+            for micro, batch in enumerate(batches):
+                batch = batch.to(device)
+                torch.manual_seed(micro_step_seed(t.seed, step, micro, rank))
+                target = None
+                if teacher is not None:
+                    out = teacher.outputs(batch.input_ids, batch.attention_mask)
+                    target = (out.hidden, out.head_hidden, teacher.decoder_weight, teacher.decoder_bias)
+                loss, parts = engine(batch.input_ids, batch.attention_mask, batch.labels, counts, target)
+                sums[:3] += parts
+                # the loss is already divided by the global batch's counts
+                engine.backward(loss, scale_wrt_gas=False)
+                engine.step()
+            sums[3] = float(stop.asked)
+            torch.distributed.all_reduce(sums)
+            kl, mlm, cosine, asked = sums.tolist()
+            real, masked = counts
+            state["tokens"] += real
+            state["skipped"] = engine.skipped_steps
+            x = recipe.losses
+            kl, mlm, cosine = kl / max(masked if x.kl_on == "masked" else real, 1), mlm / max(masked, 1), cosine / max(real, 1)
+            total = x.mlm * mlm + (x.kl * kl + x.cosine * cosine if teacher is not None else 0.0)
+            if not math.isfinite(total):
+                raise UserError(
+                    f"step {step + 1}: the loss is {total} (kl {kl}, mlm {mlm}, cosine {cosine}); lower training.learning_rate, "
+                    f"or use bf16 instead of fp16. The last checkpoint is in {folder}"
+                )
+            seconds = time.perf_counter() - began
+            rate = (state["tokens"] - tokens_before) / seconds
+            done = step + 1
+            state["history"].append([done, state["tokens"], total, kl, mlm, cosine])
+            if writer is not None:
+                log = {"loss/total": total, "loss/kl": kl, "loss/mlm": mlm, "loss/cosine": cosine, "train/lr": engine.get_lr()[0],
+                       "train/grad_norm": gradient_norm(engine), "train/tokens_per_second": rate, "train/tokens": state["tokens"],
+                       "train/skipped_steps": state["skipped"]}  # fmt: skip
+                if device.type == "cuda":
+                    log["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+                for key, value in log.items():
+                    if value is not None:
+                        writer.add_scalar(key, value, done)
+            bar.update(1)
+            bar.set_postfix(loss=f"{total:.3f}", mlm=f"{mlm:.3f}", tok_s=f"{rate:.0f}", refresh=False)
+            last = done == steps
+            if last or (t.evaluate_every and done % t.evaluate_every == 0):
+                figures = evaluate(engine, heldout_batches(*heldout, t.micro_batch, t.heldout_blocks), device)
+                state["heldout"].append([done, state["tokens"], *figures.values()])
+                if writer is not None:
+                    for key, value in figures.items():
+                        writer.add_scalar(f"heldout/{key.removeprefix('heldout_')}", value, done)
+            if last or asked or (t.checkpoint_every and done % t.checkpoint_every == 0):
+                checkpoint.save(engine, folder, done, state, t.keep_checkpoints)
+            if asked and not last:
+                bar.close()
+                raise UserError(f"stopped at step {done} of {steps}; the same command goes on from {folder}")
+    bar.close()
+    if writer is not None:
+        writer.close()
+    if teacher is not None:
+        teacher.assert_frozen()
+    return engine, _summary(state, steps, (state["tokens"] - tokens_before) / seconds if seconds else None)
+
+
+def _summary(state: dict, steps: int, rate: float | None) -> dict:
+    _, tokens, total, kl, mlm, cosine = state["history"][-1]
+    _, _, heldout_loss, heldout_accuracy = state["heldout"][-1]
+    return {
+        "tokens": tokens, "steps": steps, "tokens_per_second": rate, "loss": total, "kl": kl, "mlm": mlm, "cosine": cosine,
+        "heldout_mlm_loss": heldout_loss, "heldout_mlm_accuracy": heldout_accuracy, "skipped_steps": state["skipped"],
+        "history": state["history"], "heldout": state["heldout"],
+    }  # fmt: skip

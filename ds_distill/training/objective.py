@@ -1,0 +1,72 @@
+"""The module that the engine runs: the model and its whole loss in one forward."""
+
+import torch
+from torch import Tensor, nn
+
+from ds_distill.losses import VocabularyProjection, cosine_distance_sum
+from ds_distill.models.families import family_of
+from ds_distill.recipe import Losses
+
+
+class Objective(nn.Module):
+    """A masked-LM model with its triple loss (or, without a teacher, the masked-LM loss alone).
+
+    Sums are divided by the counts of the *global* batch, so the gradient does not depend on how the batch was cut over ranks and
+    accumulation steps: means of means do (DistilBERT's own counts differ from block to block).
+    """
+
+    def __init__(self, model: nn.Module, losses: Losses, world_size: int):
+        super().__init__()
+        self.model = model
+        self.losses = losses
+        self.world_size = world_size
+        self.family = family_of(model)
+        parent, name = self.family.decoder_parent_and_name(model)
+        setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        counts: tuple[int, int] | None = None,
+        teacher: tuple | None = None,
+    ):
+        """input_ids, labels [B, L] int64; attention_mask [B, L] bool or None; counts: real and masked tokens of the global batch.
+
+        teacher: (hidden [B, L, H], head_hidden [B, L, H], decoder_weight [V, H], decoder_bias [V] or None), or None for masked-LM only.
+        Returns (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached sums [kl, mlm, cosine].
+        Without counts it evaluates instead, and returns [masked-LM loss, correct predictions, tokens] summed over the masked tokens.
+        """
+        hidden = self.family.trunk(self.model)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        parent, name = self.family.decoder_parent_and_name(self.model)
+        if counts is None:
+            at = labels >= 0
+            logits = getattr(parent, name)(self.family.transform(self.model, hidden[at])).float()
+            loss = torch.nn.functional.cross_entropy(logits, labels[at], reduction="sum")
+            return torch.stack([loss.double(), (logits.argmax(-1) == labels[at]).sum().double(), at.sum().double()])
+        x = self.losses
+        real, masked = counts
+        head_hidden = self.family.transform(self.model, hidden).flatten(0, 1)
+        t_hidden, t_head, t_weight, t_bias = teacher or (None, None, None, None)
+        mask = attention_mask.flatten() if attention_mask is not None else None
+        # the engine averages over ranks; the sums want the sum
+        scale = float(self.world_size)
+        loss, kl_sum, mlm_sum = getattr(parent, name)(
+            head_hidden,
+            t_head.flatten(0, 1) if t_head is not None else None,
+            t_weight,
+            t_bias,
+            labels.flatten(),
+            temperature=x.temperature,
+            kl_weight=scale * x.kl / max(masked if x.kl_on == "masked" else real, 1) if teacher else 0.0,
+            mlm_weight=scale * x.mlm / max(masked, 1),
+            kl_on=x.kl_on,
+            token_mask=mask,
+        )
+        cosine_sum = torch.zeros_like(kl_sum)
+        if teacher and x.cosine:
+            cosine = cosine_distance_sum(hidden, t_hidden, attention_mask)
+            loss = loss + cosine * (scale * x.cosine / real)
+            cosine_sum = cosine.detach()
+        return loss, torch.stack([kl_sum, mlm_sum, cosine_sum])

@@ -1,0 +1,219 @@
+#!/usr/bin/env bash
+''':'
+# One file, valid as bash and as Python.
+#   bash part    finds Python, makes .venv, installs requirements.txt, starts the DeepSpeed launcher on this same file
+#   Python part  the program of one rank: the launcher starts its script with Python, so "deepspeed launch.sh" works as typed
+#
+#   ./launch.sh                        everything, from a bare machine, with the embedded recipe
+#   ./launch.sh --config R.yaml        the same with your recipe, on every GPU of this machine
+#   ./launch.sh --setup-only           the environment only; prints the path of its Python
+#   DS_DISTILL_PYTHON=/path/python     use this Python as it is, install nothing
+#   DS_DISTILL_RANKS=n                 ranks on this machine (default: one per GPU, one on a machine without)
+#
+# No triple quote and no backslash may stand in the bash part: Python reads it as a string.
+set -euo pipefail
+
+HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+VENV="$HERE/.venv"
+TICKER=
+
+say() { echo "launch.sh: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+has_module() { "$1" -c "import importlib.util as u, sys; sys.exit(u.find_spec(sys.argv[1]) is None)" "$2" >/dev/null 2>&1; }
+
+# A pyenv shim exists for versions that are not selected and then fails, and some distributions ship Python without
+# ensurepip: only a candidate that really runs counts.
+find_python() {
+    local name candidate
+    for name in python3.11 python3.12 python3 python; do
+        while IFS= read -r candidate; do
+            if "$candidate" -c "import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))" >/dev/null 2>&1; then
+                echo "$candidate"
+                return
+            fi
+        done < <(type -aP "$name")
+    done
+    die "needs Python 3.11 or 3.12 with its venv module (on Debian and Ubuntu: packages python3.11 and python3.11-venv)"
+}
+
+has_driver() { [[ -e /proc/driver/nvidia/version ]] || type -P nvidia-smi >/dev/null; }
+
+# A container may see the driver of its host and none of its GPUs.
+has_gpu() {
+    [[ "${DS_ACCELERATOR:-cuda}" == cuda ]] && has_driver || return 1
+    if [[ -n "${CUDA_VISIBLE_DEVICES+set}" && ( -z "$CUDA_VISIBLE_DEVICES" || "$CUDA_VISIBLE_DEVICES" == -1 ) ]]; then return 1; fi
+    compgen -G "/dev/nvidia[0-9]*" >/dev/null || nvidia-smi -L 2>/dev/null | grep -q "^GPU "
+}
+
+stop_ticker() {
+    if [[ -n "$TICKER" ]]; then kill "$TICKER" 2>/dev/null || true; wait "$TICKER" 2>/dev/null || true; TICKER=; fi
+}
+
+# The ticker is the background job, not pip: bash makes background jobs deaf to Ctrl-C.
+start_ticker() {
+    say "$1 ..."
+    (
+        trap "exit 0" TERM
+        while sleep 10 >/dev/null 2>&1; do say "  still at it, ${SECONDS} s"; done
+    ) &
+    TICKER=$!
+    trap stop_ticker EXIT
+}
+
+quiet_pip() { "$PY" -m pip --disable-pip-version-check --no-input install --quiet --no-compile "$@"; }
+
+# pip quiet, its errors shown.
+install() {
+    local log="$VENV/install.log"
+    if ! quiet_pip "$@" >"$log" 2>&1; then
+        stop_ticker
+        tail -n 30 "$log" >&2
+        die "the installation failed (pip install $*)"
+    fi
+}
+
+make_environment() {
+    local stamp="$VENV/.requirements" wanted torch build=cuda
+    has_driver || build=cpu
+    PY="$VENV/bin/python"
+    wanted="$build $HERE $(cat "$HERE/requirements.txt" "$HERE/pyproject.toml" | cksum)"
+    if [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && "$PY" -c "" 2>/dev/null; then return; fi
+
+    SECONDS=0
+    if ! { has_module "$PY" pip && "$PY" -c ""; } 2>/dev/null; then
+        local base
+        base=$(find_python)
+        say "making .venv with $base"
+        "$base" -m venv --clear "$VENV" || die "$base -m venv failed"
+    fi
+    start_ticker "installing requirements.txt into .venv"
+    torch=$(grep -oE "^torch==[^ ]+" "$HERE/requirements.txt")
+    if [[ $build == cuda && -f "$stamp" && "$(<"$stamp")" == cpu* ]]; then
+        "$PY" -m pip uninstall --quiet --yes torch  # "+cpu" satisfies the pin, so pip would keep it
+    fi
+    if [[ $build == cpu ]] && ! quiet_pip "$torch+cpu" >/dev/null 2>&1; then
+        say "  no CPU build of torch on offer, taking the general one"
+    fi
+    install -r "$HERE/requirements.txt"
+    install --no-deps --no-build-isolation -e "$HERE"  # the command ds-distill
+    stop_ticker
+    echo "$wanted" >"$stamp"
+    say "environment ready after ${SECONDS} s"
+}
+
+# Sets PY. An environment that is active and has DeepSpeed is taken as it is.
+choose_python() {
+    local prefix
+    if [[ -n "${DS_DISTILL_PYTHON:-}" ]]; then
+        PY="$DS_DISTILL_PYTHON"
+        "$PY" -c "" || die "DS_DISTILL_PYTHON=$PY does not run"
+        return
+    fi
+    for prefix in "${VIRTUAL_ENV:-}" "${CONDA_PREFIX:-}"; do
+        PY="$prefix/bin/python"
+        if [[ -n "$prefix" && "$prefix" != "$VENV" ]] && has_module "$PY" deepspeed; then return; fi
+    done
+    make_environment
+}
+
+main() {
+    local argument
+    export PYTHONUNBUFFERED=1
+
+    if [[ -n "${RANK:-}" && -n "${LOCAL_RANK:-}" && -n "${WORLD_SIZE:-}" ]]; then  # deepspeed --no_python ./launch.sh
+        for PY in "${DS_DISTILL_PYTHON:-}" "${VIRTUAL_ENV:-}/bin/python" "${CONDA_PREFIX:-}/bin/python" "$VENV/bin/python" python3 python; do
+            if [[ -n "$PY" ]] && has_module "$PY" deepspeed; then exec "$PY" "$HERE/launch.sh" "$@"; fi
+        done
+        die "no Python with DeepSpeed found on $(hostname): set DS_DISTILL_PYTHON or run ./launch.sh --setup-only there"
+    fi
+
+    choose_python
+    if [[ "${1:-}" == --setup-only ]]; then echo "$PY"; exit; fi
+    has_gpu || export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+    for argument in "$@"; do
+        case "$argument" in -h | --help) exec "$PY" "$HERE/launch.sh" "$@" ;; esac
+    done
+    # DeepSpeed counts NUMA nodes as devices on a machine without GPUs: one rank there unless told otherwise.
+    if [[ -z "${DS_DISTILL_RANKS:-}" ]] && ! has_gpu; then DS_DISTILL_RANKS=1; fi
+    DS_DISTILL_START="${DS_DISTILL_RANKS:-all}" exec "$PY" "$HERE/launch.sh" "$@"
+}
+
+main "$@"; exit
+: <<'# end of the Python part'
+'''
+import os
+import signal
+import socket
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def quiet_libraries() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if "RANK" in os.environ else "true")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def share_cores() -> None:
+    """The ranks of a machine share its cores; without this each would start a thread for every core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ.get("LOCAL_SIZE") or 1))))
+
+
+def start_launcher(ranks: str, argv: list[str]) -> None:
+    """Run DeepSpeed's one-node launcher on this file.
+
+    Its runner passes no signal on: ended alone it leaves the ranks behind. Here SIGTERM and SIGINT reach them, and the exit status tells.
+    """
+    received: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        import psutil
+
+        received.append(number)
+        children = psutil.Process().children()
+        if not children:
+            raise SystemExit(128 + number)
+        for child in children:
+            child.terminate()
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, pass_on)
+    from deepspeed.launcher import runner
+
+    with socket.socket() as probe:  # a fixed port would let one run only on a machine
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = [f"--master_port={port}", "--log_level=" + ("info" if "--verbose" in argv else "critical")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if ranks != "all" and visible and os.environ.get("DS_ACCELERATOR") != "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[: int(ranks)])  # --num_gpus would ignore it
+    elif ranks != "all":
+        options.append(f"--num_gpus={int(ranks)}")
+    try:
+        runner.main([*options, os.path.join(HERE, "launch.sh"), *argv])
+    finally:
+        if received:
+            sys.exit(128 + received[0])
+
+
+def main() -> None:
+    if HERE not in sys.path:
+        sys.path.insert(0, HERE)
+    argv = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    quiet_libraries()
+    ranks = os.environ.pop("DS_DISTILL_START", None)
+    if ranks is not None:
+        start_launcher(ranks, argv)
+        return
+    share_cores()
+    from ds_distill.cli import main as cli
+
+    raise SystemExit(cli(["run", *argv]))
+
+
+if __name__ == "__main__":
+    main()
+# end of the Python part

@@ -1,0 +1,102 @@
+"""One rank: the engine's step against benchmarks/reference.py, for one ZeRO stage and several accumulations. Prints JSON on rank 0."""
+
+import copy
+import json
+import sys
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_grad
+from transformers import BertConfig, BertForMaskedLM
+
+from benchmarks.reference import reference_losses, reference_step
+from ds_distill.losses import VocabularyProjection
+from ds_distill.models.student import build_student
+from ds_distill.models.teacher import Teacher
+from ds_distill.recipe import Losses, Training
+from ds_distill.training.engine import make_engine, parameter_groups, start_distributed
+from ds_distill.training.objective import Objective
+from ds_distill.training.weights import master_weights
+
+GLOBAL, LENGTH, STEPS, VOCABULARY = 8, 16, 5, 199
+
+
+def batches():
+    """STEPS global batches with very unequal token and mask counts a sequence."""
+    g = torch.Generator().manual_seed(3)
+    for _ in range(STEPS):
+        ids = torch.randint(5, VOCABULARY, (GLOBAL, LENGTH), generator=g)
+        lengths = torch.randint(3, LENGTH + 1, (GLOBAL, 1), generator=g)
+        mask = torch.arange(LENGTH) < lengths
+        masked = (torch.rand(GLOBAL, LENGTH, generator=g) < torch.rand(GLOBAL, 1, generator=g) * 0.6) & mask
+        masked[0, 1] = True
+        yield ids, torch.where(masked, ids, -100), mask
+
+
+def relative(mine: dict, other: dict) -> float:
+    difference = sum(float((mine[k].double() - other[k].double()).square().sum()) for k in other)
+    return (difference / sum(float(other[k].double().square().sum()) for k in other)) ** 0.5
+
+
+def main(stage: int, accumulations: list[int]) -> None:
+    rank, world = start_distributed()
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
+                        max_position_embeddings=LENGTH)  # fmt: skip
+    bert = BertForMaskedLM(config)
+    for parameter in bert.parameters():
+        parameter.data.normal_(0, 0.2)
+    teacher = Teacher(bert)
+    before = teacher.fingerprint()
+    student = build_student(bert, dropout=0.0)
+    reference = copy.deepcopy(student)
+    losses = reference_losses(reference, bert, *next(batches()))
+    sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True)).backward()
+    gradients = {k: p.grad.clone() for k, p in reference.named_parameters()}
+    reference.zero_grad()
+    recipe = Training(global_batch=GLOBAL, learning_rate=1e-3, warmup=0.0, weight_decay=0.1, deepspeed=f"ds_configs/deepspeed/zero{stage}.json")
+    options = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.eps}
+    optimizer = torch.optim.AdamW(parameter_groups(reference, 0.1), **options)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 - s / STEPS)
+    start = {k: p.detach().clone() for k, p in reference.named_parameters()}
+    expected = []
+    for batch in batches():
+        expected.append(reference_step(reference, bert, optimizer, batch))
+        schedule.step()
+    change = {k: p.detach() - start[k] for k, p in reference.named_parameters()}
+    for accumulation in accumulations:
+        recipe.micro_batch = GLOBAL // world // accumulation
+        objective = Objective(copy.deepcopy(student), Losses(), world)
+        assert isinstance(objective.model.vocab_projector, VocabularyProjection)
+        engine = make_engine(objective, recipe, accumulation=accumulation, total_steps=STEPS, device=torch.device("cpu"), dtype=torch.float32)
+        loss_error, gradient_error = 0.0, None
+        for step, (ids, labels, mask) in enumerate(batches()):
+            counts = int(mask.sum()), int((labels >= 0).sum())
+            total = torch.zeros(3)
+            for micro in range(accumulation):
+                first = (micro * world + rank) * recipe.micro_batch
+                part = slice(first, first + recipe.micro_batch)
+                out = teacher.outputs(ids[part], mask[part])
+                target = (out.hidden, out.head_hidden, teacher.decoder_weight, teacher.decoder_bias)
+                loss, sums = engine(ids[part], mask[part], labels[part], counts, target)
+                total += sums
+                engine.backward(loss, scale_wrt_gas=False)
+                if step == 0 and micro == accumulation - 1:
+                    grads = {k: safe_get_full_grad(p) for k, p in engine.module.model.named_parameters()}
+                    gradient_error = relative(grads, gradients)
+                engine.step()
+            torch.distributed.all_reduce(total)
+            mine = total / torch.tensor([counts[0], counts[1], counts[0]])
+            loss_error = max(loss_error, *(abs(float(a) / b - 1) for a, b in zip(mine, expected[step], strict=True)))
+        weights = master_weights(engine)
+        change_error = relative({k: weights[k] - start[k] for k in change}, change)
+        if rank == 0:
+            print(json.dumps({"stage": stage, "world": world, "accumulation": accumulation, "loss": loss_error, "gradient": gradient_error,
+                              "change": change_error, "teacher_untouched": teacher.fingerprint() == before}))  # fmt: skip
+        engine.destroy()
+    teacher.assert_frozen()
+    deepspeed.comm.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), [int(x) for x in sys.argv[2:]])
