@@ -55,10 +55,11 @@ start_ticker() {
     say "$1 ..."
     (
         trap "exit 0" TERM
-        while sleep 10 >/dev/null 2>&1; do say "  still at it, ${SECONDS} s"; done
+        while sleep 10 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do say "  still at it, ${SECONDS} s"; done
     ) &
     TICKER=$!
     trap stop_ticker EXIT
+    trap "exit 130" INT  # pip ends by itself on Ctrl-C, after which bash would go on
 }
 
 quiet_pip() { "$PY" -m pip --disable-pip-version-check --no-input install --quiet --no-compile "$@"; }
@@ -98,6 +99,7 @@ make_environment() {
     install -r "$HERE/requirements.txt"
     install --no-deps --no-build-isolation -e "$HERE"  # the command ds-distill
     stop_ticker
+    trap - INT
     echo "$wanted" >"$stamp"
     say "environment ready after ${SECONDS} s"
 }
@@ -136,13 +138,17 @@ main() {
     done
     # DeepSpeed counts NUMA nodes as devices on a machine without GPUs: one rank there unless told otherwise.
     if [[ -z "${DS_DISTILL_RANKS:-}" ]] && ! has_gpu; then DS_DISTILL_RANKS=1; fi
+    [[ "${DS_DISTILL_RANKS:-1}" =~ ^[1-9][0-9]*$ ]] || die "DS_DISTILL_RANKS = $DS_DISTILL_RANKS: not a number of ranks"
     DS_DISTILL_START="${DS_DISTILL_RANKS:-all}" exec "$PY" "$HERE/launch.sh" "$@"
 }
 
 main "$@"; exit
 : <<'# end of the Python part'
 '''
+import base64
+import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -154,6 +160,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if "RANK" in os.environ else "true")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not os.path.exists("/proc/driver/nvidia/version") and not shutil.which("nvidia-smi"):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unset, DeepSpeed warns that it found no GPU
 
 
 def share_cores() -> None:
@@ -163,40 +171,31 @@ def share_cores() -> None:
 
 
 def start_launcher(ranks: str, argv: list[str]) -> None:
-    """Run DeepSpeed's one-node launcher on this file.
+    """Run DeepSpeed's launcher for one node on this file.
 
-    Its runner passes no signal on: ended alone it leaves the ranks behind. Here SIGTERM and SIGINT reach them, and the exit status tells.
+    The command "deepspeed" would start the same launcher in a second process. That costs another import of torch, and the first process
+    passes no signal on: ended alone it leaves the ranks behind. Many nodes are the business of "deepspeed --hostfile".
     """
-    received: list[int] = []
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.launcher import launch
 
-    def pass_on(number: int, frame: object) -> None:
-        import psutil
-
-        received.append(number)
-        children = psutil.Process().children()
-        if not children:
-            raise SystemExit(128 + number)
-        for child in children:
-            child.terminate()
-
-    signal.signal(signal.SIGTERM, pass_on)
-    signal.signal(signal.SIGINT, pass_on)
-    from deepspeed.launcher import runner
-
-    with socket.socket() as probe:  # a fixed port would let one run only on a machine
+    accelerator = get_accelerator()
+    visible = os.environ.get(accelerator.visible_devices_envs()[0], "")
+    if accelerator.device_name() == "cpu":
+        devices = [str(device) for device in range(1 if ranks == "all" else int(ranks))]
+    else:
+        devices = visible.split(",") if visible else [str(device) for device in range(accelerator.device_count())]
+        if ranks != "all" and int(ranks) > len(devices):
+            raise SystemExit(f"launch.sh: DS_DISTILL_RANKS = {ranks}: this machine shows {len(devices)} GPUs")
+        devices = devices if ranks == "all" else devices[: int(ranks)]
+    nodes = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
+    with socket.socket() as probe:  # with a fixed port a machine could run only one at a time
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = [f"--master_port={port}", "--log_level=" + ("info" if "--verbose" in argv else "critical")]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if ranks != "all" and visible and os.environ.get("DS_ACCELERATOR") != "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[: int(ranks)])  # --num_gpus would ignore it
-    elif ranks != "all":
-        options.append(f"--num_gpus={int(ranks)}")
-    try:
-        runner.main([*options, os.path.join(HERE, "launch.sh"), *argv])
-    finally:
-        if received:
-            sys.exit(128 + received[0])
+    log_level = "info" if "--verbose" in argv else "critical"
+    options = [f"--world_info={nodes}", f"--master_port={port}", f"--log_level={log_level}"]
+    sys.argv = ["launch", *options, os.path.join(HERE, "launch.sh"), *argv]
+    launch.main()
 
 
 def main() -> None:
@@ -208,6 +207,9 @@ def main() -> None:
     if ranks is not None:
         start_launcher(ranks, argv)
         return
+    if "LOCAL_SIZE" in os.environ:
+        # Ctrl-C reaches every process of the terminal; DeepSpeed's launcher, which sets LOCAL_SIZE, answers it with SIGTERM to its ranks.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     share_cores()
     from ds_distill.cli import main as cli
 

@@ -61,7 +61,8 @@ class BatchOrder:
         self, store: TokenStore, masker: Masker, *, seed: int, global_batch: int, micro_batch: int, rank: int, world_size: int
     ):
         if min(global_batch, micro_batch, world_size) < 1 or not 0 <= rank < world_size:
-            raise UserError(f"global batch {global_batch}, micro-batch {micro_batch}, rank {rank} of {world_size}: sizes must be at least 1")
+            raise UserError(f"global batch {global_batch}, micro-batch {micro_batch}, rank {rank} of {world_size}: "
+                            "sizes must be at least 1, ranks count from 0")
         wave = micro_batch * world_size
         if global_batch % wave:
             below, above = global_batch // wave * wave, -(-global_batch // wave) * wave
@@ -129,7 +130,7 @@ class BatchOrder:
                         return
                     put((step, self.micro_batches(step), self.counts(step)))
                 put(None)
-            except BaseException as error:  # noqa: BLE001: whatever it is, the consumer must not wait for ever
+            except BaseException as error:  # whatever it is, the consumer must not wait for ever
                 put(error)
 
         thread = threading.Thread(target=work, name="batch-prefetch", daemon=True)

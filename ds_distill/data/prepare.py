@@ -97,7 +97,8 @@ def prepare(
     Writes train.bin and heldout.bin ([blocks, sequence_length], uint16 or uint32), token_counts.npy (int64 [V], of the
     train part), tokenizer/ and manifest.json into a sibling folder that takes the name `output` once complete.
     A document is held out by a hash of (seed, text) alone, so that adding documents never moves others; where that leaves
-    one split empty and the other with two blocks or more, the last block changes sides.  `progress` is called with the characters read so far.
+    one split empty and the other with two blocks or more, the last block changes sides.
+    `progress` is called with the characters read so far.
     Raises UserError for a corpus without a token, or for a setting out of range.
     """
     output = Path(output)
@@ -163,7 +164,8 @@ def _check(output: Path, tokenizer: PreTrainedTokenizerFast, sequence_length: in
         raise UserError(f"heldout_fraction = {heldout_fraction}: must be at least 0 and below 1")
     others = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
     if tokenizer.pad_token_id is None or None in others or tokenizer.pad_token_id in others:
-        raise UserError("the tokenizer needs [CLS], [SEP] and mask tokens and a padding token that is none of them; use a BERT-like encoder's")
+        raise UserError("the tokenizer needs [CLS], [SEP] and mask tokens and a padding token that is none of them; "
+                        "use a BERT-like encoder's")
     if output.exists() and not (output.is_dir() and ((output / "manifest.json").exists() or not any(output.iterdir()))):
         raise UserError(f"{output}: exists and is not prepared data; choose another output folder or remove it")
 

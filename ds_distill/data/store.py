@@ -51,13 +51,17 @@ class TokenStore:
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path / 'token_counts.npy'}: missing or damaged ({error}); prepare the corpus again") from error
         if counts.shape != (manifest["vocab_size"],):
-            raise UserError(f"{path / 'token_counts.npy'}: expected {manifest['vocab_size']} counts, found shape {counts.shape}; prepare the corpus again")
+            raise UserError(f"{path / 'token_counts.npy'}: expected {manifest['vocab_size']} counts, found shape {counts.shape}; "
+                            "prepare the corpus again")
         # An empty file cannot be mapped.
         mapped = np.memmap(file, dtype, "r", shape=shape) if shape[0] else np.empty(shape, dtype)
         return cls(path, split, manifest, mapped, counts)
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """Real tokens, [CLS] and [SEP] included, of each block: int64, the shape of `indices`.  Reads no block: only the last may be short."""
+        """Real tokens, [CLS] and [SEP] included, of each block: int64, the shape of `indices`.
+
+        Reads no block: only the last may be short.
+        """
         indices = np.asarray(indices)
         count, length = self.blocks.shape
         lengths = np.full(indices.shape, length, np.int64)

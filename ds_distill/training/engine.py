@@ -148,3 +148,10 @@ def gradient_norm(engine) -> float | None:
     """Norm of the last step's gradient before clipping, where the stage computed one."""
     norm = engine.get_global_grad_norm()
     return float(norm) if norm is not None else None
+
+
+def backward(engine, loss: torch.Tensor) -> None:
+    """engine.backward for a loss that is already divided by the global batch's counts."""
+    # DeepSpeed 0.19 divides by the accumulation steps in a hook on the forward's output unless backward's own hook ran before it; on the very
+    # same tensor (stage 0 in fp32, scale_wrt_gas=False) it runs after, so the gradient would be divided. A new tensor restores the order.
+    engine.backward(loss * 1.0, scale_wrt_gas=False)

@@ -15,7 +15,7 @@ from ds_distill.data.batches import BatchOrder, heldout_batches
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import gradient_norm, make_engine
+from ds_distill.training.engine import backward, gradient_norm, make_engine
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.objective import Objective
 
@@ -86,8 +86,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
                     target = (out.hidden, out.head_hidden, teacher.decoder_weight, teacher.decoder_bias)
                 loss, parts = engine(batch.input_ids, batch.attention_mask, batch.labels, counts, target)
                 sums[:3] += parts
-                # the loss is already divided by the global batch's counts
-                engine.backward(loss, scale_wrt_gas=False)
+                backward(engine, loss)
                 engine.step()
             sums[3] = float(stop.asked)
             torch.distributed.all_reduce(sums)
