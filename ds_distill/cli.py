@@ -1,0 +1,153 @@
+"""The commands: parse, call one function, print."""
+
+import difflib
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+
+from ds_distill.errors import UserError
+from ds_distill.recipe import Data, Losses, Recipe, Student, Training
+
+ROOMS = {"data": Data, "student": Student, "losses": Losses, "training": Training}
+COMMANDS = {
+    "run": "the whole road on text of this machine: tokenizer, teacher, student, baseline, table (what ./launch.sh does), or a recipe's distill",
+    "prepare": "text files → tokens",
+    "pretrain": "train a BERT with masked-LM only: teachers",
+    "distill": "train a student of a teacher",
+    "evaluate": "held-out masked-LM loss and accuracy of any Hugging Face folder",
+}
+
+
+def build_parser():
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message, ex=None):
+            raise UserError(explain(str(message), known_keys(self)))
+
+    parser = Parser(prog="ds-distill", description="Distil pretrained encoders into small ones during pretraining, on DeepSpeed.")
+    commands = parser.add_subcommands(required=True)
+    for name, purpose in COMMANDS.items():
+        sub = Parser(description=purpose)
+        sub.add_argument("--config", action="config", help="a recipe (YAML); later arguments override it")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of a mistake, and the libraries' own output")
+        if name in ("run", "distill"):
+            sub.add_argument("--teacher", type=str | None, default=None, help="folder of a BERT masked-LM")
+        if name != "run":
+            sub.add_argument("--corpus", type=list[str], nargs="+", default=[], help="text or .gz files, folders, globs")
+        else:
+            sub.add_argument("--corpus", type=list[str], default=[], nargs="*", help="text or .gz files; none: texts found on this machine")
+            sub.add_argument("--fresh", action="store_true", help="start over instead of going on with what is there")
+            sub.add_argument("--corpus_megabytes", type=float, default=6.0, help="how much of this machine's documentation to read")
+            sub.add_argument("--vocabulary", type=int, default=8192, help="tokens of the tokenizer trained on it")
+            sub.add_argument("--teacher_tokens", type=int, default=1_000_000, help="tokens the small teacher is pretrained on")
+        if name in ("run", "pretrain"):
+            sub.add_argument("--model", type=dict[str, int], default={"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4,
+                             "intermediate_size": 768, "max_position_embeddings": 128}, help="sizes of the BERT to pretrain")  # fmt: skip
+        if name in ("prepare", "pretrain"):
+            sub.add_argument("--tokenizer", type=str | None, default=None, help="folder with the tokenizer")
+        if name in ("pretrain", "distill", "evaluate"):
+            sub.add_argument("--tokens", type=str | None, default=None, help="folder made by prepare (instead of --corpus)")
+        if name == "evaluate":
+            sub.add_argument("--model", type=str, help="Hugging Face folder")
+        sub.add_argument("--output", type=str, default="runs/demo" if name == "run" else None, help="folder for everything the command makes")
+        for room, kind in ROOMS.items():
+            sub.add_argument(f"--{room}", type=kind, default=kind())
+        commands.add_subcommand(name, sub, help=purpose)
+    return parser
+
+
+def known_keys(parser) -> list[str]:
+    """All option names of a parser, its subcommands included, without dashes."""
+    keys = []
+    for action in parser._actions:
+        keys += [option.removeprefix("--") for option in action.option_strings if option.startswith("--")]
+    return keys
+
+
+def explain(message: str, keys: list[str]) -> str:
+    """A parser's message in one line, with the nearest known key where one is unknown."""
+    message = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    unknown = re.search(r"[Uu]nrecognized arguments: --?([\w.]+)", message) or re.search(r"[Kk]ey ['\"]([\w.]+)['\"]", message)
+    if unknown:
+        every = keys + [f"{room}.{key}" for room, kind in ROOMS.items() for key in kind.__dataclass_fields__]
+        near = difflib.get_close_matches(unknown[1], every, n=1, cutoff=0.4)
+        near = near or difflib.get_close_matches(unknown[1].split(".")[-1], [key.split(".")[-1] for key in every], n=1, cutoff=0.5)
+        return f"{unknown[1]}: no such key" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists all)"
+    return message
+
+
+def quieten(debug: bool) -> None:
+    """Leave the output to our own lines, unless asked otherwise."""
+    if debug:
+        return
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.disable(logging.WARNING)
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns its exit status. Mistakes are said once, by the first rank."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [word for word in argv if not word.startswith("--local_rank")]
+    debug = "--debug" in argv
+    try:
+        options = build_parser().parse_args(argv)
+        quieten(debug)
+        summary = execute(options.subcommand, options[options.subcommand])
+    except UserError as error:
+        if debug:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(f"ds-distill: {error}", file=sys.stderr)
+        return 2
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(summary), flush=True)
+    return 0
+
+
+def execute(command: str, options) -> dict:
+    from ds_distill import demo, runs
+    from ds_distill.data.corpus import documents
+    from ds_distill.data.prepare import prepare
+    from ds_distill.data.tokenizer import load_tokenizer
+
+    recipe = Recipe(**{room: options[room] if isinstance(options[room], kind) else kind(**vars(options[room])) for room, kind in ROOMS.items()})
+    recipe.check()
+    if not options.output and command != "evaluate":
+        raise UserError("--output is missing: the folder for everything the command makes")
+    output = Path(options.output or "runs/evaluate")
+    if command == "run" and not options.teacher:
+        return demo.run(recipe, options.model, output, corpus=options.corpus, megabytes=options.corpus_megabytes,
+                        vocabulary=options.vocabulary, teacher_tokens=options.teacher_tokens, fresh=options.fresh)  # fmt: skip
+    if command == "prepare":
+        if not options.tokenizer or not options.corpus:
+            raise UserError("prepare needs --tokenizer and --corpus")
+        d = recipe.data
+        manifest = prepare(documents(options.corpus), load_tokenizer(options.tokenizer), output, sequence_length=d.sequence_length,
+                           heldout_fraction=d.heldout_fraction, seed=recipe.training.seed, source=", ".join(options.corpus))  # fmt: skip
+        summary = {"output": str(output), "blocks": manifest["blocks"], "real_tokens": manifest["real_tokens"], "fingerprint": manifest["fingerprint"]}
+        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        return summary
+    tokenizer = options.teacher if command in ("run", "distill") else options.model if command == "evaluate" else options.tokenizer
+    if tokenizer is None:
+        raise UserError(f"--{'teacher' if command in ('run', 'distill') else 'model' if command == 'evaluate' else 'tokenizer'} is missing")
+    tokens = options.get("tokens")
+    if not tokens and not options.corpus:
+        raise UserError("--corpus (text) is missing" + ("" if command == "run" else "; or --tokens, made by prepare"))
+    if not tokens:
+        tokens = runs.tokens_for(options.corpus, tokenizer, recipe, output)
+    if command in ("run", "distill"):
+        return runs.distill(recipe, options.teacher, Path(tokens), output)
+    if command == "pretrain":
+        return runs.pretrain(recipe, dict(options.model), Path(tokens), output)
+    return runs.evaluate_folder(options.model, Path(tokens), recipe)

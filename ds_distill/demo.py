@@ -1,0 +1,104 @@
+"""The embedded default: from the text found on any machine to a distilled, exported student, and what distilling was worth."""
+
+import copy
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from ds_distill import runs
+from ds_distill.data.corpus import documents, embedded_documents
+from ds_distill.data.prepare import prepare
+from ds_distill.data.tokenizer import train_wordpiece
+from ds_distill.models.teacher import load_masked_lm
+from ds_distill.recipe import Recipe
+from ds_distill.report import table
+from ds_distill.training.engine import start_distributed
+
+COLUMNS = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)",
+           "heldout_mlm_accuracy": "accuracy", "tokens": "tokens trained", "latency_ms": "forward, 1 × 128 (ms)"}  # fmt: skip
+
+
+def say(text: str) -> None:
+    if runs.is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
+def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabytes: float, vocabulary: int, teacher_tokens: int, fresh: bool) -> dict:
+    """Collective: corpus → tokenizer → teacher → student → the same student without a teacher → table; returns the summary."""
+    start_distributed()
+    if fresh and runs.is_first():
+        for part in ("tokens", "tokenizer", "teacher", "distilled", "baseline"):
+            shutil.rmtree(output / part, ignore_errors=True)
+    torch.distributed.barrier()
+    if runs.is_first():
+        _corpus(recipe, output, corpus, megabytes, vocabulary)
+    torch.distributed.barrier()
+    tokens = output / "tokens"
+    teaching = copy.deepcopy(recipe)
+    teaching.training.max_tokens = teacher_tokens
+    teacher = _once(output / "teacher", lambda folder: runs.pretrain(teaching, model, tokens, folder, title="teacher"))
+    folder = str(output / "teacher" / "export")
+    student = _once(output / "distilled", lambda out: runs.distill(recipe, folder, tokens, out, title="student, distilled"))
+    plain = copy.deepcopy(recipe)
+    plain.losses.kl = plain.losses.cosine = 0.0
+    baseline = _once(output / "baseline", lambda out: runs.distill(plain, None, tokens, out, baseline_of=folder, title="student, no teacher"))
+    if not runs.is_first():
+        return {}
+    start = {"parameters": student["parameters"], "heldout_mlm_loss": student["start_heldout_mlm_loss"],
+             "heldout_mlm_accuracy": student["start_heldout_mlm_accuracy"], "tokens": 0}  # fmt: skip
+    times = {"teacher": _latency(Path(folder)), "student, distilled": _latency(output / "distilled" / "export")}
+    rows = [{"model": name, "latency_ms": times.get(name)} | figures
+            for name, figures in (("teacher", teacher), ("student at start", start), ("student, distilled", student),
+                                  ("student, no teacher", baseline))]  # fmt: skip
+    print("\n" + table(rows, COLUMNS))
+    ahead = baseline["heldout_mlm_loss"] - student["heldout_mlm_loss"]
+    print(f"\nDistilling was worth {ahead:.3f} nats on the held-out text." if ahead > 0 else
+          f"\nThe baseline without a teacher came out ahead, by {-ahead:.3f} nats.")  # fmt: skip
+    print("The text is this machine's own documentation: figures are not comparable across machines.\n")
+    for what, where in (("export", "distilled/export"), ("loss plot", "distilled/loss.png"), ("checkpoints", "distilled/checkpoints"),
+                        ("TensorBoard", "distilled/tensorboard")):  # fmt: skip
+        print(f"{what + ':':13} {output / where}")
+    summary = {"rows": rows, "distilled_ahead_nats": ahead, "export": student["export"]}
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, vocabulary: int) -> None:
+    if (output / "tokens" / "manifest.json").is_file():
+        say(f"tokens: those in {output / 'tokens'}")
+        return
+    began = time.perf_counter()
+    say("corpus: reading" + (" " + ", ".join(corpus) if corpus else f" {megabytes:g} MB of documentation texts of this machine …"))
+    texts = list(documents(corpus)) if corpus else embedded_documents(int(megabytes * 1e6), seed=recipe.training.seed)
+    say(f"corpus: {len(texts):,} documents, {sum(map(len, texts)) / 1e6:.1f} MB; training a tokenizer of {vocabulary:,} pieces …")
+    tokenizer = train_wordpiece(texts, vocabulary, output / "tokenizer")
+    d = recipe.data
+    manifest = prepare(iter(texts), tokenizer, output / "tokens", sequence_length=d.sequence_length, heldout_fraction=d.heldout_fraction,
+                       seed=recipe.training.seed, source=", ".join(corpus) or "documentation of this machine")  # fmt: skip
+    say(f"corpus: {manifest['real_tokens']['train']:,} tokens to train on, {time.perf_counter() - began:.0f} s")
+
+
+def _once(folder: Path, job) -> dict:
+    """A finished part is not made again."""
+    done = folder / "summary.json"
+    if done.is_file() and (folder / "export").is_dir():
+        say(f"{folder.name}: finished before, reused (--fresh starts over)")
+        return json.loads(done.read_text())
+    return job(folder)
+
+
+def _latency(folder: Path, repeats: int = 15) -> float:
+    """Median milliseconds of one forward of 1 × 128 tokens in fp32 on the CPU."""
+    model = load_masked_lm(str(folder)).eval()
+    ids = torch.full((1, min(128, model.config.max_position_embeddings)), 5)
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats + 3):
+            began = time.perf_counter()
+            model(ids)
+            times.append(1000 * (time.perf_counter() - began))
+    return sorted(times[3:])[repeats // 2]
