@@ -52,6 +52,12 @@ def fused_vocabulary_loss(
             )
     inputs = (student_hidden, student_weight, student_bias)
     want = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    if student_hidden.device.type == "cpu" and (kl_weight == 0 or kl_on == "masked"):
+        # only masked rows count; choosing them costs a GPU a synchronisation, a CPU nothing
+        at = (labels >= 0 if token_mask is None else (labels >= 0) & token_mask).nonzero().squeeze(1)
+        inputs = (student_hidden[at], *inputs[1:])
+        teacher_hidden = teacher_hidden[at] if teacher_hidden is not None else None
+        labels, token_mask = labels[at], None
     if chunk is None:
         chunk = max(1, LIVE_BYTES // (vocabulary * 4 * _BUFFERS))
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
@@ -103,15 +109,18 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                 kl_sum += temperature**2 * torch.where(kl_rows > 0, row_kl, 0.0).sum()
                 if want:
                     grad = log_q.exp_().sub_(p).mul_(kl_rows * (temperature * kl_weight / unit))
-            log_z = z.log_softmax(-1)
-            mlm_sum -= torch.where(masked.unsqueeze(1), log_z.gather(1, target), 0.0).sum()
+            at = masked.nonzero().squeeze(1) if z.device.type == "cpu" else None
+            if at is not None:
+                target, mlm_rows = target[at], mlm_rows[at]
+            log_z = (z if at is None else z[at]).log_softmax(-1)
+            mlm_sum -= torch.where(mlm_rows > 0, log_z.gather(1, target), 0.0).sum()
             if want:
+                if grad is None:
+                    grad = torch.zeros_like(z)
                 if mlm_weight != 0:
                     factor = mlm_rows * (mlm_weight / unit)
                     d_mlm = log_z.exp_().scatter_add_(1, target, torch.full_like(mlm_rows, -1.0)).mul_(factor)
-                    grad = d_mlm if grad is None else grad.add_(d_mlm)
-                if grad is None:
-                    grad = torch.zeros_like(z)
+                    grad = grad.add_(d_mlm) if at is None else grad.index_add_(0, at, d_mlm)
                 low = grad.to(hidden.dtype) if hidden.is_cuda else grad
                 d_hidden[part] = (low @ weight.to(low.dtype)).to(wide)
                 if low.dtype == wide:
