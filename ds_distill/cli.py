@@ -38,9 +38,9 @@ def build_parser():
         if name in ("run", "distill"):
             sub.add_argument("--teacher", type=str | None, default=None, help="folder of a BERT masked-LM")
         if name != "run":
-            sub.add_argument("--corpus", type=list[str], nargs="+", default=[], help="text or .gz files, folders, globs")
+            sub.add_argument("--corpus", type=str, nargs="+", default=[], help="text or .gz files, folders, globs")
         else:
-            sub.add_argument("--corpus", type=list[str], default=[], nargs="*", help="text or .gz files; none: texts found on this machine")
+            sub.add_argument("--corpus", type=str, nargs="*", default=[], help="text or .gz files; none: texts found on this machine")
             sub.add_argument("--fresh", action="store_true", help="start over instead of going on with what is there")
             sub.add_argument("--corpus_megabytes", type=float, default=6.0, help="how much of this machine's documentation to read")
             sub.add_argument("--vocabulary", type=int, default=8192, help="tokens of the tokenizer trained on it")
@@ -72,13 +72,18 @@ def known_keys(parser) -> list[str]:
 def explain(message: str, keys: list[str]) -> str:
     """A parser's message in one line, with the nearest known key where one is unknown."""
     message = " ".join(line.strip() for line in message.splitlines() if line.strip())
-    unknown = re.search(r"[Uu]nrecognized arguments: --?([\w.]+)", message) or re.search(r"[Kk]ey ['\"]([\w.]+)['\"]", message)
+    unknown = re.search(r"nrecognized arguments: --?([\w.]+)", message) or re.search(r"does not accept option '([\w.]+)'", message)
     if unknown:
         every = keys + [f"{room}.{key}" for room, kind in ROOMS.items() for key in kind.__dataclass_fields__]
         near = difflib.get_close_matches(unknown[1], every, n=1, cutoff=0.4)
         near = near or difflib.get_close_matches(unknown[1].split(".")[-1], [key.split(".")[-1] for key in every], n=1, cutoff=0.5)
         return f"{unknown[1]}: no such key" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists all)"
-    return message
+    wrong = re.match(r'Parser key "([\w.]+)": (.*)', message)
+    if wrong:
+        return f"{wrong[1]}: {wrong[2]}"
+    choice = re.search(r"invalid choice: '(\w+)'", message)
+    near = difflib.get_close_matches(choice[1], COMMANDS, n=1) if choice else []
+    return f"{choice[1]}: no such command; did you mean {near[0]}?" if near else message
 
 
 def quieten(debug: bool) -> None:

@@ -30,7 +30,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> Path:
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial / "state", final)
-        partial.rmdir()
+        shutil.rmtree(partial)  # DeepSpeed leaves its conversion script beside the state
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)  # the rename itself must survive a power cut
         os.close(descriptor)

@@ -4,10 +4,10 @@ import warnings
 
 import pytest
 import torch
-from tests.unit.test_models_teacher import padding_mask, randomised, tiny_bert, tiny_distilbert, tokens
 
 from ds_distill.errors import UserError
 from ds_distill.models.student import build_student, count_parameters, resolve_layer_map
+from tests.unit.test_models_teacher import padding_mask, randomised, tiny_bert, tiny_distilbert, tokens
 
 
 def test_known_layer_maps():

@@ -1,0 +1,43 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from ds_distill.data.tokenizer import train_wordpiece
+
+ROOT = Path(__file__).parents[2]
+
+
+def ds_distill(*arguments, **environment) -> subprocess.CompletedProcess:
+    """Run a command as a user would."""
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | environment
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        variables.pop(key, None)
+    command = [sys.executable, "-m", "ds_distill", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=variables, text=True, capture_output=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A folder with text, and a tiny BERT teacher with its tokenizer."""
+    folder = tmp_path_factory.mktemp("world")
+    words = "the small model reads what a large one wrote and keeps most of it because both see every word of text".split()
+    g = torch.Generator().manual_seed(0)
+    lines = [" ".join(words[int(i)] for i in torch.randint(len(words), (60,), generator=g)) for _ in range(300)]
+    (folder / "text.txt").write_text("\n\n".join(lines))
+    tokenizer = train_wordpiece(lines, 256, folder / "teacher")
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
+                        max_position_embeddings=32)  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder / "teacher")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def common(world):
+    return ["--corpus", world / "text.txt", "--data.sequence_length", 32, "--data.heldout_fraction", 0.05, "--training.global_batch", 8,
+            "--training.micro_batch", 4, "--training.max_tokens", 2560]  # fmt: skip

@@ -1,0 +1,91 @@
+"""`ds-distill distill` from text to an exported student, as a user runs it."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModel, AutoModelForMaskedLM, pipeline
+
+from tests.end_to_end.conftest import ds_distill
+
+
+@pytest.fixture(scope="module")
+def finished(world, common):
+    output = world / "undisturbed"
+    done = ds_distill("distill", "--teacher", world / "teacher", *common, "--output", output)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_summary(finished):
+    output, summary = finished
+    for key in ("tokens", "steps", "tokens_per_second", "loss", "kl", "mlm", "cosine", "heldout_mlm_loss", "heldout_mlm_accuracy", "export"):
+        assert key in summary
+    assert summary["steps"] == 10 and 2300 < summary["tokens"] <= 2560  # the last block of a corpus may be short
+    assert json.loads((output / "summary.json").read_text()) == summary
+    assert summary["heldout_mlm_loss"] < summary["start_heldout_mlm_loss"]
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_export_loads_everywhere(finished):
+    output, summary = finished
+    export = summary["export"]
+    model = AutoModelForMaskedLM.from_pretrained(export)
+    assert model.config.model_type == "distilbert" and model.config.n_layers == 2
+    assert AutoModel.from_pretrained(export).config.dim == 32
+    assert len(pipeline("fill-mask", model=export)("the [MASK] model", top_k=3)) == 3
+    with safe_open(f"{export}/model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+    assert len(names & {"vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"}) == 1, "tied weights belong there once"
+    assert not any(name.startswith("teacher") for name in names)
+    assert "fingerprint" in (output / "export" / "README.md").read_text()
+
+
+def test_stopped_and_resumed_is_bit_equal(world, common, finished):
+    """Stop by training on with a longer checkpoint interval: the second process starts from step 4's checkpoint alone."""
+    output = world / "resumed"
+    arguments = ["distill", "--teacher", world / "teacher", *common, "--output", output, "--training.checkpoint_every", 4]
+    arguments += ["--training.keep_checkpoints", 9]
+    assert ds_distill(*arguments).returncode == 0
+    import shutil
+
+    steps = sorted(path.name for path in (output / "checkpoints").iterdir())
+    assert steps == ["step-000000004", "step-000000008", "step-000000010"]
+    for later in steps[1:]:
+        shutil.rmtree(output / "checkpoints" / later)
+    shutil.rmtree(output / "export")
+    again = ds_distill(*arguments)
+    assert again.returncode == 0, again.stderr[-3000:]
+    mine, other = (load_file(folder / "export" / "model.safetensors") for folder in (output, finished[0]))
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    events = EventAccumulator(str(output / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 11))
+
+
+def test_checkpoint_holds_no_teacher(finished):
+    checkpoint = finished[0] / "checkpoints" / "step-000000010"
+    state = torch.load(checkpoint / "mp_rank_00_model_states.pt", weights_only=False)
+    assert all(name.startswith("model.") for name in state["module"])
+    assert sum(".layer." in name and name.endswith("q_lin.weight") for name in state["module"]) == 2
+
+
+def test_evaluate_gives_the_run_its_own_figure(finished):
+    output, summary = finished
+    done = ds_distill("evaluate", "--model", summary["export"], "--tokens", output / "tokens")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["heldout_mlm_loss"] == pytest.approx(summary["heldout_mlm_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_export_from_sharded_stages(world, common, finished, stage):
+    output = world / f"stage{stage}"
+    done = ds_distill("distill", "--teacher", world / "teacher", *common, "--output", output, "--training.deepspeed",
+                      f"ds_configs/deepspeed/zero{stage}.json")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    mine, other = (load_file(folder / "export" / "model.safetensors") for folder in (output, finished[0]))
+    for name in other:
+        torch.testing.assert_close(mine[name], other[name], rtol=1e-3, atol=1e-4)

@@ -1,0 +1,57 @@
+"""Each mistake gets one clear sentence, a non-zero exit and no traceback."""
+
+import shutil
+
+import pytest
+
+from tests.end_to_end.conftest import ds_distill
+
+
+def test_each_mistake_is_one_sentence(world, common, tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    headless = tmp_path / "headless"
+    BertModel(BertConfig(vocab_size=256, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)).save_pretrained(headless)
+    AutoTokenizer.from_pretrained(world / "teacher").save_pretrained(headless)
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    broken = world / "broken"
+    done = ds_distill("prepare", "--tokenizer", world / "teacher", "--corpus", world / "text.txt", "--output", broken, "--data.sequence_length", 32)
+    assert done.returncode == 0, done.stderr
+    with open(broken / "train.bin", "r+b") as file:
+        file.truncate(100)
+    teacher = ["--teacher", world / "teacher"]
+    cases = {
+        "did you mean training.learning_rate": [*teacher, *common, "--training.learningrate", 1],
+        "global_batch": [*teacher, *common, "--training.global_batch", "many"],
+        "nowhere": ["--teacher", tmp_path / "nowhere", *common],
+        "missing.txt": [*teacher, *common, "--corpus", tmp_path / "missing.txt"],
+        "head": ["--teacher", headless, *common],
+        "4 layers, 0 to 3": [*teacher, *common, "--student.layers", "[0, 9]"],
+        "positions": [*teacher, *common, "--data.sequence_length", 64],
+        "not divisible": [*teacher, *common, "--training.micro_batch", 3],
+        "empty": [*teacher, *common, "--corpus", empty],
+        "train.bin": [*teacher, "--tokens", broken, *common[2:]],
+        "no GPU": [*teacher, *common, "--training.precision", "fp16"],
+    }
+    for number, (words, arguments) in enumerate(cases.items()):
+        done = ds_distill("distill", *arguments, "--output", tmp_path / f"out{number}")
+        said = [line for line in done.stderr.splitlines() if line.startswith("ds-distill: ")]
+        assert done.returncode != 0, words
+        assert "Traceback" not in done.stderr, f"{words}: {done.stderr[-1500:]}"
+        assert len(said) == 1 and words.lower() in said[0].lower(), f"{words}: {done.stderr[-800:]}"
+
+
+def test_a_folder_holds_one_run(world, common, tmp_path):
+    output = tmp_path / "used"
+    arguments = ["distill", "--teacher", world / "teacher", *common, "--output", output]
+    assert ds_distill(*arguments).returncode == 0
+    done = ds_distill(*arguments, "--training.seed", 5)
+    assert done.returncode == 2 and "holds another run" in done.stderr and "training.seed" in done.stderr
+    shutil.rmtree(output)
+
+
+@pytest.mark.parametrize("command", ["run", "prepare", "pretrain", "distill", "evaluate"])
+def test_help_teaches(command):
+    done = ds_distill(command, "--help")
+    assert done.returncode == 0 and "--training.learning_rate" in done.stdout and "Peak; linear warm-up" in done.stdout
