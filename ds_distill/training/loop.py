@@ -56,7 +56,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
     to output/tensorboard. A run that finds its own checkpoint goes on from it.
     """
     t = recipe.training
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank = torch.distributed.get_rank()
     steps = total_steps(recipe, order)
     if t.gradient_checkpointing:
         objective.model.gradient_checkpointing_enable()
