@@ -13,6 +13,7 @@ from ds_distill.errors import UserError
 from ds_distill.recipe import Data, Losses, Recipe, Student, Training
 
 ROOMS = {"data": Data, "student": Student, "losses": Losses, "training": Training}
+DEMO = Path(__file__).parents[1] / "ds_configs" / "demo.yaml"
 COMMANDS = {
     "run": "the whole road on text of this machine: tokenizer, teacher, student, baseline, table (what ./launch.sh does), or a recipe's distill",
     "prepare": "text files → tokens",
@@ -105,6 +106,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = [word for word in argv if not word.startswith("--local_rank")]
     debug = "--debug" in argv
+    if argv[:1] == ["run"] and not any(word.split("=")[0] in ("--config", "--teacher") for word in argv):
+        argv[1:1] = ["--config", str(DEMO)]
     try:
         options = build_parser().parse_args(argv)
         quieten(debug)
