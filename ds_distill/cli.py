@@ -126,7 +126,6 @@ def main(argv: list[str] | None = None) -> int:
 def execute(command: str, options) -> dict:
     from ds_distill import demo, runs
     from ds_distill.data.corpus import documents
-    from ds_distill.data.prepare import prepare
     from ds_distill.data.tokenizer import load_tokenizer
 
     recipe = Recipe(**{room: options[room] if isinstance(options[room], kind) else kind(**vars(options[room])) for room, kind in ROOMS.items()})
@@ -140,9 +139,8 @@ def execute(command: str, options) -> dict:
     if command == "prepare":
         if not options.tokenizer or not options.corpus:
             raise UserError("prepare needs --tokenizer and --corpus")
-        d = recipe.data
-        manifest = prepare(documents(options.corpus), load_tokenizer(options.tokenizer), output, sequence_length=d.sequence_length,
-                           heldout_fraction=d.heldout_fraction, seed=recipe.training.seed, source=", ".join(options.corpus))  # fmt: skip
+        texts = documents(options.corpus)
+        manifest = runs.prepare_tokens(texts, load_tokenizer(options.tokenizer), output, recipe, ", ".join(options.corpus))
         summary = {"output": str(output), "blocks": manifest["blocks"], "real_tokens": manifest["real_tokens"], "fingerprint": manifest["fingerprint"]}
         (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         return summary

@@ -11,7 +11,6 @@ import torch
 
 from ds_distill import runs
 from ds_distill.data.corpus import documents, embedded_documents
-from ds_distill.data.prepare import prepare
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Recipe
@@ -33,10 +32,7 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
     if fresh and runs.is_first():
         for part in ("tokens", "tokenizer", "teacher", "distilled", "baseline"):
             shutil.rmtree(output / part, ignore_errors=True)
-    torch.distributed.barrier()
-    if runs.is_first():
-        _corpus(recipe, output, corpus, megabytes, vocabulary)
-    torch.distributed.barrier()
+    runs.on_first_rank(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
     tokens = output / "tokens"
     teaching = copy.deepcopy(recipe)
     teaching.training.max_tokens = teacher_tokens
@@ -76,9 +72,8 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
     texts = list(documents(corpus)) if corpus else embedded_documents(int(megabytes * 1e6), seed=recipe.training.seed)
     say(f"corpus: {len(texts):,} documents, {sum(map(len, texts)) / 1e6:.1f} MB; training a tokenizer of {vocabulary:,} pieces …")
     tokenizer = train_wordpiece(texts, vocabulary, output / "tokenizer")
-    d = recipe.data
-    manifest = prepare(iter(texts), tokenizer, output / "tokens", sequence_length=d.sequence_length, heldout_fraction=d.heldout_fraction,
-                       seed=recipe.training.seed, source=", ".join(corpus) or "documentation of this machine")  # fmt: skip
+    source = ", ".join(corpus) or "documentation of this machine"
+    manifest = runs.prepare_tokens(texts, tokenizer, output / "tokens", recipe, source)
     say(f"corpus: {manifest['real_tokens']['train']:,} tokens to train on, {time.perf_counter() - began:.0f} s")
 
 

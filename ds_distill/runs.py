@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -31,48 +32,61 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, output: Path) -> Path:
-    """Collective: tokens of `corpus` under output/tokens, made by the first rank unless they are there."""
+def on_first_rank(job: Callable[[], object]) -> None:
+    """Collective: the first rank does `job`; its UserError is raised on every rank, so that none waits for what never comes."""
     start_distributed()
-    folder = output / "tokens"
     problem: list = [None]
-    if is_first() and not (folder / "manifest.json").is_file():
+    if is_first():
         try:
-            d = recipe.data
-            texts = documents(corpus)
-            prepare(texts, load_tokenizer(tokenizer_folder), folder, sequence_length=d.sequence_length,
-                    heldout_fraction=d.heldout_fraction, seed=recipe.training.seed, source=", ".join(corpus))  # fmt: skip
+            job()
         except UserError as error:
             problem = [str(error)]
-    torch.distributed.broadcast_object_list(problem)  # the other ranks must not wait for tokens that never come
+    torch.distributed.broadcast_object_list(problem)
     if problem[0]:
         raise UserError(problem[0])
+
+
+def prepare_tokens(texts: Iterable[str], tokenizer, folder: Path, recipe: Recipe, source: str) -> dict:
+    """data.prepare with the recipe's settings; returns its manifest. source: where the texts are from, for the manifest."""
+    d = recipe.data
+    return prepare(texts, tokenizer, folder, sequence_length=d.sequence_length, heldout_fraction=d.heldout_fraction,
+                   seed=recipe.training.seed, source=source)  # fmt: skip
+
+
+def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, output: Path) -> Path:
+    """Collective: tokens of `corpus` under output/tokens, made by the first rank unless they are there."""
+    folder = output / "tokens"
+
+    def make() -> None:
+        if not (folder / "manifest.json").is_file():
+            texts = documents(corpus)  # before the tokenizer: a wrong path is said first
+            prepare_tokens(texts, load_tokenizer(tokenizer_folder), folder, recipe, ", ".join(corpus))
+
+    on_first_rank(make)
     return folder
 
 
 def claim(output: Path, identity: dict, resume: str) -> None:
     """Collective: bind `output` to one run. UserError where it is not writable or holds another run, naming what differs."""
-    start_distributed()
     file = output / "run.json"
-    problem: list = [None]
-    if is_first():
+
+    def bind() -> None:
         try:
             output.mkdir(parents=True, exist_ok=True)
-            if file.is_file():
-                before = json.loads(file.read_text())
-                changed = [key for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)]
-                if changed:
-                    detail = "; ".join(f"{key} was {before.get(key)}, is {identity.get(key)}" for key in changed[:3])
-                    problem = [f"{output} holds another run ({detail}): choose another --output"]
-                elif resume == "never":
-                    problem = [f"{output} holds this run already: training.resume = auto goes on with it"]
-            else:
+            if not file.is_file():
                 file.write_text(json.dumps(identity, indent=2) + "\n")
+                return
+            before = json.loads(file.read_text())
         except OSError as error:
-            problem = [f"{output} cannot be written: {error.strerror}"]
-    torch.distributed.broadcast_object_list(problem)
-    if problem[0]:
-        raise UserError(problem[0])
+            raise UserError(f"{output} cannot be written: {error.strerror}") from error
+        changed = [key for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)]
+        if changed:
+            detail = "; ".join(f"{key} was {before.get(key)}, is {identity.get(key)}" for key in changed[:3])
+            raise UserError(f"{output} holds another run ({detail}): choose another --output")
+        if resume == "never":
+            raise UserError(f"{output} holds this run already: training.resume = auto goes on with it")
+
+    on_first_rank(bind)
 
 
 def _identity(recipe: Recipe, store: TokenStore, **more) -> dict:
@@ -83,14 +97,15 @@ def _identity(recipe: Recipe, store: TokenStore, **more) -> dict:
     return json.loads(json.dumps(flat | {"data": store.manifest["fingerprint"]} | more))
 
 
+def _masker(store: TokenStore, recipe: Recipe) -> Masker:
+    m = store.manifest
+    return Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed,
+                  recipe.data.mask_probability, recipe.data.mask_smoothing)  # fmt: skip
+
+
 def _stores(tokens: Path, recipe: Recipe, rank: int, world: int):
     store, heldout = TokenStore.open(tokens, "train"), TokenStore.open(tokens, "heldout")
-    m = store.manifest
-    special = [m[f"{name}_id"] for name in ("pad", "cls", "sep", "mask")]
-    if m.get("special_ids"):
-        special = sorted(set(special) | set(m["special_ids"]))
-    masker = Masker(store.token_counts, special, m["mask_id"], m["vocab_size"], recipe.training.seed,
-                    recipe.data.mask_probability, recipe.data.mask_smoothing)  # fmt: skip
+    masker = _masker(store, recipe)
     t = recipe.training
     order = BatchOrder(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world)
     return store, heldout, masker, order
@@ -135,10 +150,10 @@ def distill(recipe: Recipe, teacher: str | None, tokens: Path, output: Path, bas
     t = recipe.training
     student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed,
                             freeze_positions=recipe.student.freeze_positions)  # fmt: skip
-    del source
     objective = Objective(student, recipe.losses, world)
     start = evaluate(objective, heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks), torch.device("cpu"))
-    frozen = Teacher.load(teacher, device, torch.float16 if device.type == "cuda" else dtype) if teacher else None
+    frozen = Teacher(source.to(device=device, dtype=torch.float16 if device.type == "cuda" else dtype)) if teacher else None
+    del source
     engine, summary = train(objective, frozen, order, (heldout, masker), recipe, output, device, dtype, title)
     summary |= {f"start_{key}": value for key, value in start.items()}
     summary["kl_on"] = recipe.losses.kl_on
@@ -170,10 +185,7 @@ def evaluate_folder(model: str, tokens: Path, recipe: Recipe) -> dict:
     network = load_masked_lm(model)
     heldout, train_store = TokenStore.open(tokens, "heldout"), TokenStore.open(tokens, "train")
     _check_vocabulary(tokens, network.config.vocab_size, network.config.max_position_embeddings, train_store, f"model {model}")
-    m = train_store.manifest
-    masker = Masker(train_store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed,
-                    recipe.data.mask_probability, recipe.data.mask_smoothing)  # fmt: skip
     device = device_of_rank()
-    batches = heldout_batches(heldout, masker, recipe.training.micro_batch, recipe.training.heldout_blocks)
+    batches = heldout_batches(heldout, _masker(train_store, recipe), recipe.training.micro_batch, recipe.training.heldout_blocks)
     figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
     return {"model": model, "parameters": count_parameters(network)} | figures

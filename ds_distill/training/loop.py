@@ -74,7 +74,6 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
     tokens_before = state["tokens"]
     engine.train()
     with Stop() as stop:
-        step = first
         for step, batches, counts in order.prefetch(first, steps):
             sums.zero_()
             for micro, batch in enumerate(batches):

@@ -39,10 +39,10 @@ class Objective(nn.Module):
         Without counts it evaluates instead, and returns [masked-LM loss, correct predictions, tokens] summed over the masked tokens.
         """
         hidden = self.family.trunk(self.model)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        parent, name = self.family.decoder_parent_and_name(self.model)
+        projection = self.family.decoder(self.model)
         if counts is None:
             at = labels >= 0
-            logits = getattr(parent, name)(self.family.transform(self.model, hidden[at])).float()
+            logits = projection(self.family.transform(self.model, hidden[at])).float()
             loss = torch.nn.functional.cross_entropy(logits, labels[at], reduction="sum")
             return torch.stack([loss.double(), (logits.argmax(-1) == labels[at]).sum().double(), at.sum().double()])
         x = self.losses
@@ -52,7 +52,7 @@ class Objective(nn.Module):
         mask = attention_mask.flatten() if attention_mask is not None else None
         # the engine averages over ranks; the sums want the sum
         scale = float(self.world_size)
-        loss, kl_sum, mlm_sum = getattr(parent, name)(
+        loss, kl_sum, mlm_sum = projection(
             head_hidden,
             t_head.flatten(0, 1) if t_head is not None else None,
             t_weight,

@@ -1,5 +1,4 @@
 import deepspeed
-import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
@@ -33,5 +32,4 @@ def _unsharded_masters(engine) -> dict[int, Tensor]:
     elif engine.zero_optimization_stage() == 0 and hasattr(optimizer, "fp32_groups"):
         for wide, narrow in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
             masters |= {id(n): w for n, w in zip(narrow, wide, strict=True)}
-    assert all(isinstance(x, torch.Tensor) for x in masters.values())
     return masters
