@@ -9,8 +9,10 @@ import sys
 import warnings
 from pathlib import Path
 
+from ds_distill.console import is_first
 from ds_distill.errors import UserError
 from ds_distill.recipe import Data, Losses, Recipe, Student, Training
+from ds_distill.report import table, write_summary
 
 ROOMS = {"data": Data, "student": Student, "losses": Losses, "training": Training}
 DEMO = Path(__file__).parents[1] / "ds_configs" / "demo.yaml"
@@ -19,8 +21,11 @@ COMMANDS = {
     "prepare": "text files → tokens",
     "pretrain": "train a BERT with masked-LM only: teachers",
     "distill": "train a student of a teacher",
-    "evaluate": "held-out masked-LM loss and accuracy of any Hugging Face folder",
+    "evaluate": "held-out masked-LM loss and accuracy of Hugging Face folders, best first",
+    "export": "a run's checkpoint → a Hugging Face folder",
+    "env": "versions, devices, and which fused kernels run here",
 }
+MODEL = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768, "max_position_embeddings": 128}
 
 
 def build_parser():
@@ -36,30 +41,39 @@ def build_parser():
         sub = Parser(description=purpose)
         sub.add_argument("--config", action="config", help="a recipe (YAML); later arguments override it")
         sub.add_argument("--debug", action="store_true", help="show the traceback of a mistake, and the libraries' own output")
-        if name in ("run", "distill"):
-            sub.add_argument("--teacher", type=str | None, default=None, help="folder of a BERT masked-LM")
-        if name != "run":
-            sub.add_argument("--corpus", type=str, nargs="+", default=[], help="text or .gz files, folders, globs")
-        else:
-            sub.add_argument("--corpus", type=str, nargs="*", default=[], help="text or .gz files; none: texts found on this machine")
-            sub.add_argument("--fresh", action="store_true", help="start over instead of going on with what is there")
-            sub.add_argument("--corpus_megabytes", type=float, default=6.0, help="how much of this machine's documentation to read")
-            sub.add_argument("--vocabulary", type=int, default=8192, help="tokens of the tokenizer trained on it")
-            sub.add_argument("--teacher_tokens", type=int, default=1_000_000, help="tokens the small teacher is pretrained on")
-        if name in ("run", "pretrain"):
-            sub.add_argument("--model", type=dict[str, int], default={"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4,
-                             "intermediate_size": 768, "max_position_embeddings": 128}, help="sizes of the BERT to pretrain")  # fmt: skip
-        if name in ("prepare", "pretrain"):
-            sub.add_argument("--tokenizer", type=str | None, default=None, help="folder with the tokenizer")
-        if name in ("pretrain", "distill", "evaluate"):
-            sub.add_argument("--tokens", type=str | None, default=None, help="folder made by prepare (instead of --corpus)")
-        if name == "evaluate":
-            sub.add_argument("--model", type=str, help="Hugging Face folder")
-        sub.add_argument("--output", type=str, default="runs/demo" if name == "run" else None, help="folder for everything the command makes")
-        for room, kind in ROOMS.items():
-            sub.add_argument(f"--{room}", type=kind, default=kind())
+        _add_arguments(sub, name)
+        sub.add_argument("--output", type=str | None, default="runs/demo" if name == "run" else None, help="folder for everything the command makes")
+        if name not in ("export", "env"):
+            for room, kind in ROOMS.items():
+                sub.add_argument(f"--{room}", type=kind, default=kind())
         commands.add_subcommand(name, sub, help=purpose)
     return parser
+
+
+def _add_arguments(sub, name: str) -> None:
+    """What only this command takes."""
+    if name in ("run", "distill"):
+        sub.add_argument("--teacher", type=str | None, default=None, help="folder of a BERT masked-LM")
+    if name == "run":
+        sub.add_argument("--corpus", type=str, nargs="*", default=[], help="text or .gz files; none: texts found on this machine")
+        sub.add_argument("--fresh", action="store_true", help="start over instead of going on with what is there")
+        sub.add_argument("--corpus_megabytes", type=float, default=6.0, help="how much of this machine's documentation to read")
+        sub.add_argument("--vocabulary", type=int, default=8192, help="tokens of the tokenizer trained on it")
+        sub.add_argument("--teacher_tokens", type=int, default=1_000_000, help="tokens the small teacher is pretrained on")
+    elif name not in ("export", "env"):
+        sub.add_argument("--corpus", type=str, nargs="+", default=[], help="text or .gz files, folders, globs")
+    if name in ("run", "pretrain"):
+        sub.add_argument("--model", type=dict[str, int], default=MODEL, help="sizes of the BERT to pretrain, transformers' BertConfig")
+    if name in ("prepare", "pretrain"):
+        sub.add_argument("--tokenizer", type=str | None, default=None, help="folder with the tokenizer")
+    if name in ("pretrain", "distill", "evaluate"):
+        sub.add_argument("--tokens", type=str | None, default=None, help="folder made by prepare (instead of --corpus)")
+    if name == "evaluate":
+        sub.add_argument("--model", type=str, nargs="+", default=[], help="Hugging Face folders")
+        sub.add_argument("--untrained", action="store_true", help="also the first one's architecture with random weights")
+    if name == "export":
+        sub.add_argument("--run", type=str | None, default=None, help="the --output folder of distill or pretrain")
+        sub.add_argument("--step", type=int | None, default=None, help="optimizer step of the checkpoint; the newest when not given")
 
 
 def known_keys(parser) -> list[str]:
@@ -110,50 +124,79 @@ def main(argv: list[str] | None = None) -> int:
         argv[1:1] = ["--config", str(DEMO)]
     try:
         options = build_parser().parse_args(argv)
+        command, options = options.subcommand, options[options.subcommand]
+        if command not in ("evaluate", "env") and not options.output:
+            raise UserError("--output is missing: the folder for everything the command makes")
         quieten(debug)
-        summary = execute(options.subcommand, options[options.subcommand])
-    except UserError as error:
+        summary = execute(command, options)
+        if is_first() and (options.output or command == "evaluate"):
+            write_summary(summary, Path(options.output or "runs/evaluate"))
+    except (UserError, OSError) as error:
         if debug:
             raise
-        if os.environ.get("RANK", "0") == "0":
-            print(f"ds-distill: {error}", file=sys.stderr)
+        if is_first():
+            # a full or read-only disk is the user's to put right too
+            said = error if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
+            print(f"ds-distill: {said}", file=sys.stderr)
         return 2
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(json.dumps(summary), flush=True)
     return 0
 
 
 def execute(command: str, options) -> dict:
-    from ds_distill import demo, runs
+    """Run a parsed command; returns its summary. The libraries are imported only here: --help and mistakes need not wait for them."""
+    from ds_distill import demo, environment, runs
     from ds_distill.data.corpus import documents
     from ds_distill.data.tokenizer import load_tokenizer
 
+    if command == "env":
+        return _print_environment(environment.describe())
+    output = Path(options.output) if options.output else None
+    if command == "export":
+        if not options.run:
+            raise UserError("--run is missing: the --output folder of distill or pretrain")
+        return runs.export_run(Path(options.run), output, options.step)
     recipe = Recipe(**{room: options[room] if isinstance(options[room], kind) else kind(**vars(options[room])) for room, kind in ROOMS.items()})
     recipe.check()
-    if not options.output and command != "evaluate":
-        raise UserError("--output is missing: the folder for everything the command makes")
-    output = Path(options.output or "runs/evaluate")
     if command == "run" and not options.teacher:
-        return demo.run(recipe, options.model, output, corpus=options.corpus, megabytes=options.corpus_megabytes,
+        return demo.run(recipe, dict(options.model), output, corpus=options.corpus, megabytes=options.corpus_megabytes,
                         vocabulary=options.vocabulary, teacher_tokens=options.teacher_tokens, fresh=options.fresh)  # fmt: skip
     if command == "prepare":
         if not options.tokenizer or not options.corpus:
             raise UserError("prepare needs --tokenizer and --corpus")
         texts = documents(options.corpus)
         manifest = runs.prepare_tokens(texts, load_tokenizer(options.tokenizer), output, recipe, ", ".join(options.corpus))
-        summary = {"output": str(output), "blocks": manifest["blocks"], "real_tokens": manifest["real_tokens"], "fingerprint": manifest["fingerprint"]}
-        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        return summary
-    tokenizer = options.teacher if command in ("run", "distill") else options.model if command == "evaluate" else options.tokenizer
-    if tokenizer is None:
-        raise UserError(f"--{'teacher' if command in ('run', 'distill') else 'model' if command == 'evaluate' else 'tokenizer'} is missing")
+        return {"output": str(output), **{key: manifest[key] for key in ("blocks", "real_tokens", "documents", "fingerprint")}}
+    source = {"run": "teacher", "distill": "teacher", "pretrain": "tokenizer", "evaluate": "model"}[command]
+    if not options[source]:
+        raise UserError(f"--{source} is missing")
     tokens = options.get("tokens")
     if not tokens and not options.corpus:
         raise UserError("--corpus (text) is missing" + ("" if command == "run" else "; or --tokens, made by prepare"))
     if not tokens:
-        tokens = runs.tokens_for(options.corpus, tokenizer, recipe, output)
+        tokenizer = options[source][0] if command == "evaluate" else options[source]
+        tokens = runs.tokens_for(options.corpus, tokenizer, recipe, output or Path("runs/evaluate"))
     if command in ("run", "distill"):
         return runs.distill(recipe, options.teacher, Path(tokens), output)
     if command == "pretrain":
         return runs.pretrain(recipe, dict(options.model), Path(tokens), output)
-    return runs.evaluate_folder(options.model, Path(tokens), recipe)
+    rows = runs.evaluate_folders(options.model, Path(tokens), recipe, options.untrained)
+    if is_first():
+        print(table(rows, EVALUATED))
+    return rows[0] if len(rows) == 1 else {"models": rows}
+
+
+EVALUATED = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)", "heldout_mlm_accuracy": "accuracy"}
+
+
+def _print_environment(found: dict) -> dict:
+    if is_first():
+        versions = [{"package": package, "version": version} for package, version in found["versions"].items()]
+        print(table(versions, {"package": "package", "version": "version"}))
+        devices = [{"what": key.replace("_", " ").replace("gib", "GiB"), "value": ", ".join(value) or None if isinstance(value, list) else value}
+                   for key, value in found["devices"].items()]  # fmt: skip
+        print("\n" + table(devices, {"what": "device", "value": ""}))
+        rows = [{"kernel": row["kernel"], "active": "yes" if row["active"] else "no", "why": row["why"]} for row in found["kernels"]]
+        print("\n" + table(rows, {"kernel": "fused kernel", "active": "active", "why": "why"}) + "\n")
+    return found

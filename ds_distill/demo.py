@@ -3,35 +3,37 @@
 import copy
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import torch
 
 from ds_distill import runs
+from ds_distill.console import is_first, progress, say
 from ds_distill.data.corpus import documents, embedded_documents
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Recipe
-from ds_distill.report import table
+from ds_distill.report import table, write_summary
 from ds_distill.training.engine import start_distributed
+from ds_distill.training.kernels import build_ahead
 
+PARTS = ("tokens", "tokenizer", "teacher", "distilled", "baseline")
 COLUMNS = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)",
            "heldout_mlm_accuracy": "accuracy", "tokens": "tokens trained", "latency_ms": "forward, 1 × 128 (ms)"}  # fmt: skip
-
-
-def say(text: str) -> None:
-    if runs.is_first():
-        print(text, file=sys.stderr, flush=True)
 
 
 def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabytes: float, vocabulary: int, teacher_tokens: int, fresh: bool) -> dict:
     """Collective: corpus → tokenizer → teacher → student → the same student without a teacher → table; returns the summary."""
     start_distributed()
-    if fresh and runs.is_first():
-        for part in ("tokens", "tokenizer", "teacher", "distilled", "baseline"):
-            shutil.rmtree(output / part, ignore_errors=True)
+    if is_first():
+        build_ahead()
+        if fresh:
+            for part in PARTS:
+                shutil.rmtree(output / part, ignore_errors=True)
+            (output / "run.json").unlink(missing_ok=True)
+    identity = {"corpus": corpus, "corpus_megabytes": megabytes, "vocabulary": vocabulary, "teacher_tokens": teacher_tokens}
+    runs.claim(output, runs.flat(recipe) | identity | {f"model.{key}": value for key, value in model.items()}, remedy="--fresh starts over there")
     runs.on_first_rank(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
     tokens = output / "tokens"
     teaching = copy.deepcopy(recipe)
@@ -42,7 +44,7 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
     plain = copy.deepcopy(recipe)
     plain.losses.kl = plain.losses.cosine = 0.0
     baseline = _once(output / "baseline", lambda out: runs.distill(plain, None, tokens, out, baseline_of=folder, title="student, no teacher"))
-    if not runs.is_first():
+    if not is_first():
         return {}
     start = {"parameters": student["parameters"], "heldout_mlm_loss": student["start_heldout_mlm_loss"],
              "heldout_mlm_accuracy": student["start_heldout_mlm_accuracy"], "tokens": 0}  # fmt: skip
@@ -59,7 +61,6 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
                         ("TensorBoard", "distilled/tensorboard")):  # fmt: skip
         print(f"{what + ':':13} {output / where}")
     summary = {"rows": rows, "distilled_ahead_nats": ahead, "export": student["export"]}
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -68,12 +69,17 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
         say(f"tokens: those in {output / 'tokens'}")
         return
     began = time.perf_counter()
-    say("corpus: reading" + (" " + ", ".join(corpus) if corpus else f" {megabytes:g} MB of documentation texts of this machine …"))
-    texts = list(documents(corpus)) if corpus else embedded_documents(int(megabytes * 1e6), seed=recipe.training.seed)
-    say(f"corpus: {len(texts):,} documents, {sum(map(len, texts)) / 1e6:.1f} MB; training a tokenizer of {vocabulary:,} pieces …")
+    if corpus:
+        say(f"corpus: reading {', '.join(corpus)}")
+        texts = list(documents(corpus))
+    else:
+        with progress(int(megabytes * 1e6), "corpus", "B") as bar:
+            texts = embedded_documents(int(megabytes * 1e6), seed=recipe.training.seed, progress=lambda read: bar.update(read - bar.n))
+    characters = sum(map(len, texts))
+    say(f"corpus: {len(texts):,} documents, {characters / 1e6:.1f} MB; training a tokenizer of {vocabulary:,} pieces")
     tokenizer = train_wordpiece(texts, vocabulary, output / "tokenizer")
     source = ", ".join(corpus) or "documentation of this machine"
-    manifest = runs.prepare_tokens(texts, tokenizer, output / "tokens", recipe, source)
+    manifest = runs.prepare_tokens(texts, tokenizer, output / "tokens", recipe, source, characters)
     say(f"corpus: {manifest['real_tokens']['train']:,} tokens to train on, {time.perf_counter() - began:.0f} s")
 
 
@@ -83,7 +89,10 @@ def _once(folder: Path, job) -> dict:
     if done.is_file() and (folder / "export").is_dir():
         say(f"{folder.name}: finished before, reused (--fresh starts over)")
         return json.loads(done.read_text())
-    return job(folder)
+    summary = job(folder)
+    if is_first():
+        write_summary(summary, folder)
+    return summary
 
 
 def _latency(folder: Path, repeats: int = 15) -> float:

@@ -58,8 +58,9 @@ class Training:
         clip: Largest norm of the global gradient; 0 does not clip.
         dropout: Hidden and attention dropout of the trained model.
         seed: Order, masks, dropout and random starts follow from it.
+        device: "auto" takes a GPU where there is one; "cuda" insists on it, "cpu" leaves it alone.
         precision: "auto": bf16 on CUDA, on CPU bf16 where a probe shows it faster, else fp32.
-        optimizer: "auto": DeepSpeed's fused one on CUDA or with offload, else torch's fused AdamW.
+        optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once a machine, about a minute), else torch's fused AdamW.
         deepspeed: Path of a DeepSpeed JSON (ds_configs/deepspeed/), which owns zero_optimization only.
         gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
         checkpoint_every: Optimizer steps between checkpoints; 0: only at the end.
@@ -81,6 +82,7 @@ class Training:
     clip: float = 5.0
     dropout: float = 0.1
     seed: int = 0
+    device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     optimizer: Literal["auto", "deepspeed", "torch", "apex"] = "auto"
     deepspeed: str | None = None

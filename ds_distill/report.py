@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
-
 
 def loss_plot(history: list, heldout: list, path: Path, title: str) -> None:
     """PNG of the training losses and the held-out loss over tokens.
 
     history: [step, tokens, total, kl, mlm, cosine] a step; heldout: [step, tokens, loss, accuracy] an evaluation.
     """
+    import matplotlib  # here, since every --help would wait for it
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     million = [row[1] / 1e6 for row in history]
     for column, name in ((3, "KL (T²·nats)"), (4, "masked-LM (nats)"), (5, "cosine distance")):
@@ -43,6 +43,12 @@ def _cell(value) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def write_summary(summary: dict, folder: Path) -> None:
+    """folder/summary.json: what the command's last line says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str:

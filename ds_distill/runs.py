@@ -1,39 +1,36 @@
 """What the commands do: each function takes a recipe and paths, and returns the run's summary."""
 
-import hashlib
 import json
-import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
+from ds_distill.console import is_first, progress
 from ds_distill.data.batches import BatchOrder, heldout_batches
 from ds_distill.data.corpus import documents
 from ds_distill.data.masking import Masker
 from ds_distill.data.prepare import prepare
 from ds_distill.data.store import TokenStore
-from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
 from ds_distill.export.hf import export
 from ds_distill.models.student import build_student, count_parameters
-from ds_distill.models.teacher import Teacher, load_masked_lm
+from ds_distill.models.teacher import Teacher, load_masked_lm, resolve_model_folder, weights_fingerprint
 from ds_distill.recipe import Recipe
 from ds_distill.report import loss_plot, model_card
+from ds_distill.training import checkpoint
 from ds_distill.training.engine import device_of_rank, precision_of, start_distributed
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.loop import train
 from ds_distill.training.objective import Objective
-from ds_distill.training.weights import master_weights
-
-
-def is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+from ds_distill.training.weights import checkpoint_weights, master_weights
 
 
 def on_first_rank(job: Callable[[], object]) -> None:
-    """Collective: the first rank does `job`; its UserError is raised on every rank, so that none waits for what never comes."""
+    """Collective: the first rank does `job`; its mistake or full disk is a UserError on every rank, so that none waits for what never comes."""
     start_distributed()
     problem: list = [None]
     if is_first():
@@ -41,16 +38,22 @@ def on_first_rank(job: Callable[[], object]) -> None:
             job()
         except UserError as error:
             problem = [str(error)]
+        except OSError as error:
+            problem = [f"{error.filename or 'the output folder'}: {error.strerror or error}; choose another --output, or make room there"]
     torch.distributed.broadcast_object_list(problem)
     if problem[0]:
         raise UserError(problem[0])
 
 
-def prepare_tokens(texts: Iterable[str], tokenizer, folder: Path, recipe: Recipe, source: str) -> dict:
-    """data.prepare with the recipe's settings; returns its manifest. source: where the texts are from, for the manifest."""
+def prepare_tokens(texts: Iterable[str], tokenizer, folder: Path, recipe: Recipe, source: str, total: int | None = None) -> dict:
+    """data.prepare with the recipe's settings; returns its manifest. 
+
+    source: where the texts are from, for the manifest; total: their characters, where known, for the progress bar.
+    """
     d = recipe.data
-    return prepare(texts, tokenizer, folder, sequence_length=d.sequence_length, heldout_fraction=d.heldout_fraction,
-                   seed=recipe.training.seed, source=source)  # fmt: skip
+    with progress(total, "tokens", "char") as bar:
+        return prepare(texts, tokenizer, folder, sequence_length=d.sequence_length, heldout_fraction=d.heldout_fraction,
+                       seed=recipe.training.seed, source=source, progress=lambda read: bar.update(read - bar.n))  # fmt: skip
 
 
 def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, output: Path) -> Path:
@@ -66,35 +69,35 @@ def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, output:
     return folder
 
 
-def claim(output: Path, identity: dict, resume: str) -> None:
-    """Collective: bind `output` to one run. UserError where it is not writable or holds another run, naming what differs."""
+def claim(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output") -> None:
+    """Collective: bind `output` to one run. UserError where it holds another run, naming what differs, or cannot be written."""
     file = output / "run.json"
 
     def bind() -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        if not file.is_file():
+            file.write_text(json.dumps(identity, indent=2) + "\n")
+            return
         try:
-            output.mkdir(parents=True, exist_ok=True)
-            if not file.is_file():
-                file.write_text(json.dumps(identity, indent=2) + "\n")
-                return
             before = json.loads(file.read_text())
-        except OSError as error:
-            raise UserError(f"{output} cannot be written: {error.strerror}") from error
+        except ValueError as error:
+            raise UserError(f"{file} is damaged ({error}): {remedy}") from error
         changed = [key for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)]
         if changed:
             detail = "; ".join(f"{key} was {before.get(key)}, is {identity.get(key)}" for key in changed[:3])
-            raise UserError(f"{output} holds another run ({detail}): choose another --output")
+            raise UserError(f"{output} holds another run ({detail}): {remedy}")
         if resume == "never":
             raise UserError(f"{output} holds this run already: training.resume = auto goes on with it")
 
     on_first_rank(bind)
 
 
-def _identity(recipe: Recipe, store: TokenStore, **more) -> dict:
-    """What decides a run's result, flat. Housekeeping (how often to save or evaluate) may change on resume."""
-    flat = {f"{room}.{key}": value for room, keys in recipe.as_dict().items() for key, value in keys.items()}
-    for key in ("checkpoint_every", "keep_checkpoints", "resume", "heldout_blocks", "evaluate_every", "deepspeed"):
-        del flat[f"training.{key}"]
-    return json.loads(json.dumps(flat | {"data": store.manifest["fingerprint"]} | more))
+def flat(recipe: Recipe) -> dict:
+    """What decides a run's result, by dotted key. Housekeeping (how often to save or evaluate) may change on resume."""
+    keys = {f"{room}.{key}": value for room, values in recipe.as_dict().items() for key, value in values.items()}
+    for key in ("checkpoint_every", "keep_checkpoints", "resume", "evaluate_every", "deepspeed", "device"):
+        del keys[f"training.{key}"]
+    return json.loads(json.dumps(keys))
 
 
 def _masker(store: TokenStore, recipe: Recipe) -> Masker:
@@ -112,7 +115,7 @@ def _stores(tokens: Path, recipe: Recipe, rank: int, world: int):
 
 
 def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, title: str) -> dict:
-    """Collective: export, plot, model card, summary.json; returns the summary without its curves."""
+    """Collective: export, plot and model card; returns the summary without its curves."""
     weights = master_weights(engine)
     history, heldout = summary.pop("history"), summary.pop("heldout")
     summary["parameters"] = sum(x.numel() for x in weights.values())
@@ -123,7 +126,6 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
         manifest = TokenStore.open(tokens, "heldout").manifest
         card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"])
         export(weights, engine.module.model.cpu(), load_tokenizer(tokens / "tokenizer"), output / "export", card)
-        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     torch.distributed.barrier()
     engine.destroy()
     return summary
@@ -140,16 +142,18 @@ def distill(recipe: Recipe, teacher: str | None, tokens: Path, output: Path, bas
     """Collective: distil a student from the folder `teacher`; with teacher None, train the same student (of `baseline_of`) without one."""
     recipe.check()
     rank, world = start_distributed()
-    device = device_of_rank()
+    device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
     store, heldout, masker, order = _stores(tokens, recipe, rank, world)
     source = load_masked_lm(teacher or baseline_of)
     _check_vocabulary(tokens, source.config.vocab_size, source.config.max_position_embeddings, store, f"teacher {teacher or baseline_of}")
-    kind = {"teacher": hashlib.sha256(str(Path(teacher).resolve()).encode()).hexdigest()[:16] if teacher else None}
-    claim(output, _identity(recipe, store, **kind), recipe.training.resume)
+    _check_tokenizer(tokens, teacher or baseline_of, store)
+    taught_by = weights_fingerprint(source)[:16] if teacher else None
+    claim(output, flat(recipe) | {"data": store.manifest["fingerprint"], "teacher": taught_by}, recipe.training.resume)
     t = recipe.training
     student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed,
                             freeze_positions=recipe.student.freeze_positions)  # fmt: skip
+    _keep_model(student.config, tokens, output)
     objective = Objective(student, recipe.losses, world)
     start = evaluate(objective, heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks), torch.device("cpu"))
     frozen = Teacher(source.to(device=device, dtype=torch.float16 if device.type == "cuda" else dtype)) if teacher else None
@@ -164,10 +168,10 @@ def pretrain(recipe: Recipe, model: dict, tokens: Path, output: Path, title: str
     """Collective: pretrain a BERT from random weights with masked-LM only. model: BertConfig's sizes."""
     recipe.check()
     rank, world = start_distributed()
-    device = device_of_rank()
+    device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
     store, heldout, masker, order = _stores(tokens, recipe, rank, world)
-    claim(output, _identity(recipe, store, model=model), recipe.training.resume)
+    claim(output, flat(recipe) | {"data": store.manifest["fingerprint"], "model": model}, recipe.training.resume)
     t = recipe.training
     config = BertConfig(vocab_size=store.manifest["vocab_size"], hidden_dropout_prob=t.dropout, attention_probs_dropout_prob=t.dropout,
                         pad_token_id=store.manifest["pad_id"], **model)  # fmt: skip
@@ -175,17 +179,67 @@ def pretrain(recipe: Recipe, model: dict, tokens: Path, output: Path, title: str
         torch.manual_seed(t.seed)
         bert = BertForMaskedLM(config)
     _check_vocabulary(tokens, config.vocab_size, config.max_position_embeddings, store, "the model")
+    _keep_model(config, tokens, output)
     engine, summary = train(Objective(bert, recipe.losses, world), None, order, (heldout, masker), recipe, output, device, dtype, title)
     return _finish(engine, summary, recipe, tokens, output, title)
 
 
-def evaluate_folder(model: str, tokens: Path, recipe: Recipe) -> dict:
-    """Held-out masked-LM loss and accuracy of any masked-LM folder on the prepared tokens."""
-    rank, world = start_distributed()
-    network = load_masked_lm(model)
+def _check_tokenizer(tokens: Path, teacher: str, store: TokenStore) -> None:
+    """The same ids must mean the same pieces to both; a teacher saved without a tokenizer is taken at its word."""
+    folder = resolve_model_folder(teacher)
+    if (folder / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(folder)) != store.manifest["tokenizer_fingerprint"]:
+        raise UserError(f"teacher = {teacher}: its tokenizer is not the one that {tokens} was prepared with; prepare with --tokenizer {teacher}")
+
+
+def _keep_model(config, tokens: Path, output: Path) -> None:
+    """Collective: config and tokenizer beside the checkpoints, so that `export` needs the run's folder only."""
+
+    def keep() -> None:
+        if not (output / "model" / "config.json").is_file():
+            shutil.copytree(tokens / "tokenizer", output / "model", dirs_exist_ok=True)
+            config.save_pretrained(output / "model")
+
+    on_first_rank(keep)
+
+
+def export_run(run: Path, output: Path, step: int | None) -> dict:
+    """The Hugging Face folder of a run's checkpoint (the newest, or that of `step`), of any ZeRO stage and number of ranks."""
+    found = checkpoint.all_of(run / "checkpoints")
+    if not found or not (run / "model" / "config.json").is_file():
+        raise UserError(f"--run {run}: no run with a checkpoint; give the --output folder of distill or pretrain")
+    step = max(found) if step is None else step
+    if step not in found:
+        raise UserError(f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, sorted(found)))}")
+    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(run / "model"))
+    weights = checkpoint_weights(found[step], model)
+    identity = json.loads((run / "run.json").read_text())
+    summary = {"step": step, "parameters": count_parameters(model), "export": str(output)}
+    card = model_card(f"{run.resolve().name}, step {step}", {k: v for k, v in summary.items() if k != "export"}, identity, identity.get("data", ""))
+    on_first_rank(lambda: export(weights, model, load_tokenizer(run / "model"), output, card))
+    return summary
+
+
+def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained: bool) -> list[dict]:
+    """Held-out masked-LM loss and accuracy of masked-LM folders on the prepared tokens, best first.
+
+    untrained: also the first one's architecture with random weights, which is what knowing nothing costs.
+    """
+    _, world = start_distributed()
+    device = device_of_rank(recipe.training.device)
     heldout, train_store = TokenStore.open(tokens, "heldout"), TokenStore.open(tokens, "train")
-    _check_vocabulary(tokens, network.config.vocab_size, network.config.max_position_embeddings, train_store, f"model {model}")
-    device = device_of_rank()
-    batches = heldout_batches(heldout, _masker(train_store, recipe), recipe.training.micro_batch, recipe.training.heldout_blocks)
-    figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
-    return {"model": model, "parameters": count_parameters(network)} | figures
+    masker, t = _masker(train_store, recipe), recipe.training
+    rows = []
+    for name in [*models, *([None] if untrained else [])]:
+        network = load_masked_lm(name or models[0])
+        if name is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(t.seed)
+                network = type(network)(network.config)
+        _check_vocabulary(tokens, network.config.vocab_size, network.config.max_position_embeddings, train_store, f"model {name or models[0]}")
+        _check_tokenizer(tokens, name or models[0], train_store)
+        count = -(-min(t.heldout_blocks, len(heldout.blocks)) // t.micro_batch)
+        with progress(count, name or "untrained", "batch") as bar:
+            batches = (batch for batch in heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks) if bar.update() or True)
+            figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
+        rows.append({"model": name or f"{models[0]}, untrained", "parameters": count_parameters(network)} | figures)
+    return sorted(rows, key=lambda row: row["heldout_mlm_loss"])

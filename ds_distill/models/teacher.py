@@ -181,13 +181,18 @@ class Teacher:
                 raise RuntimeError(f"the teacher's parameter {name} requires a gradient: the teacher must stay frozen")
 
     def fingerprint(self) -> str:
-        """Hex sha256 of the weights: names, dtypes, shapes and bytes; tied weights once."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-            # numpy has no bfloat16: hash the raw bytes
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """Hex sha256 of the weights."""
+        return weights_fingerprint(self.model)
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """Hex sha256 of a model's weights: names, dtypes, shapes and bytes; tied weights once."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
+        # numpy has no bfloat16: hash the raw bytes
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @functools.cache

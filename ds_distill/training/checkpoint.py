@@ -9,10 +9,14 @@ import torch
 from ds_distill.errors import UserError
 
 
+def all_of(folder: Path) -> dict[int, Path]:
+    """The complete checkpoints in `folder`, by optimizer step, oldest first."""
+    return {int(path.name.removeprefix("step-")): path for path in sorted(folder.glob("step-*"))}
+
+
 def newest(folder: Path) -> Path | None:
     """The latest complete checkpoint in `folder`, or None."""
-    found = sorted(folder.glob("step-*")) if folder.is_dir() else []
-    return found[-1] if found else None
+    return next(reversed(all_of(folder).values()), None)
 
 
 def save(engine, folder: Path, step: int, state: dict, keep: int) -> Path:
@@ -34,7 +38,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> Path:
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)  # the rename itself must survive a power cut
         os.close(descriptor)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
+        for old in list(all_of(folder).values())[:-keep]:
             shutil.rmtree(old)
     torch.distributed.barrier()
     return final

@@ -8,9 +8,11 @@ import deepspeed
 import torch
 from torch import nn
 
+from ds_distill.console import say
 from ds_distill.errors import UserError
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.recipe import Training
+from ds_distill.training.kernels import build_fused_adam, why_no_apex, why_no_build
 
 OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
                    "scheduler", "fp16", "bf16")  # fmt: skip
@@ -25,8 +27,15 @@ def start_distributed() -> tuple[int, int]:
         if os.environ["WORLD_SIZE"] == "1":
             # two lone runs on one machine must not meet on the default port
             os.environ["MASTER_PORT"] = _free_port()
+        _skip_unused_build()
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _skip_unused_build() -> None:
+    """On a CPU DeepSpeed compiles a shared-memory all-reduce at start, most of a minute, that only its inference engine calls."""
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _free_port() -> str:
@@ -37,7 +46,10 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def device_of_rank() -> torch.device:
+def device_of_rank(wanted: str = "auto") -> torch.device:
+    """This rank's device; UserError where a GPU is asked for and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device = cuda: torch sees no GPU here (ds-distill env says more); use auto or cpu")
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -46,9 +58,13 @@ def device_of_rank() -> torch.device:
 
 
 def precision_of(training: Training, device: torch.device) -> torch.dtype:
-    """The trained model's dtype; raises UserError for fp16 on a CPU, whose GEMMs there are tens of times slower."""
+    """Collective: the trained model's dtype; raises UserError for fp16 on a CPU, whose GEMMs there are tens of times slower."""
     if training.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else choose_cpu_dtype()
+        if device.type == "cuda":
+            return torch.bfloat16
+        chosen: list = [choose_cpu_dtype() if torch.distributed.get_rank() == 0 else None]
+        torch.distributed.broadcast_object_list(chosen)  # a measurement may come out differently on two ranks
+        return chosen[0]
     if training.precision == "fp16" and device.type == "cpu":
         raise UserError("training.precision = fp16: this machine has no GPU; use bf16, fp32 or auto")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
@@ -68,27 +84,35 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def make_optimizer(training: Training, groups: list[dict], device: torch.device, offload: bool) -> torch.optim.Optimizer:
+    """Collective: AdamW by the recipe's choice. UserError where what it names is not to be had; "auto" takes torch's fused one instead."""
     options = {"lr": training.learning_rate, "betas": tuple(training.betas), "eps": training.eps}
     choice = training.optimizer
-    if choice == "auto":
-        choice = "deepspeed" if device.type == "cuda" or offload else "torch"
-    if offload:
-        if choice != "deepspeed":
-            raise UserError(f"training.optimizer = {choice}: optimizer offload in {training.deepspeed} needs deepspeed or auto")
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    if choice == "deepspeed":
-        from deepspeed.ops.adam import FusedAdam
-
-        return FusedAdam(groups, adam_w_mode=True, **options)
+    if offload and choice not in ("auto", "deepspeed"):
+        raise UserError(f"training.optimizer = {choice}: optimizer offload in {training.deepspeed} needs deepspeed or auto")
     if choice == "apex":
-        try:
-            from apex.optimizers import FusedAdam
-        except ImportError as error:
-            raise UserError("training.optimizer = apex: NVIDIA's apex (built from source) is not installed; use auto") from error
+        reason = why_no_apex()
+        if reason:
+            raise UserError(f"training.optimizer = apex: {reason}; or use auto")
+        from apex.optimizers import FusedAdam
+
         return FusedAdam(groups, adam_w_mode=True, **options)
+    if choice in ("auto", "deepspeed"):
+        reason = _agreed(why_no_build() if offload else build_fused_adam())
+        if reason is None:
+            from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+            return DeepSpeedCPUAdam(groups, adamw_mode=True, **options) if offload else FusedAdam(groups, adam_w_mode=True, **options)
+        if offload or choice == "deepspeed":
+            raise UserError(f"training.optimizer = {choice}: DeepSpeed's cannot be built here ({reason}); use torch, without offload")
+        say(f"optimizer: torch's fused AdamW; DeepSpeed's FusedAdam cannot be built here ({reason})")
     return torch.optim.AdamW(groups, fused=True, **options)
+
+
+def _agreed(reason: str | None) -> str | None:
+    """Collective: the first reason that any rank has; ranks with different optimizers would drift apart."""
+    reasons: list = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(reasons, reason)
+    return next((r for r in reasons if r is not None), None)
 
 
 def linear_schedule(warmup_steps: int, total_steps: int):
@@ -144,10 +168,19 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
     return engine
 
 
-def gradient_norm(engine) -> float | None:
-    """Norm of the last step's gradient before clipping, where the stage computed one."""
-    norm = engine.get_global_grad_norm()
-    return float(norm) if norm is not None else None
+def step(engine) -> float | None:
+    """engine.step(); returns the norm of the global gradient before clipping, at the end of an accumulation, else None."""
+    if not engine.is_gradient_accumulation_boundary():
+        engine.step()
+        return None
+    norm = None
+    if not (engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled()):
+        # alone here DeepSpeed computes the norm for clipping and throws it away
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    engine.step()
+    if norm is None:
+        norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
 
 
 def backward(engine, loss: torch.Tensor) -> None:

@@ -1,6 +1,7 @@
 """The training loop: batches in, engine steps, logs out."""
 
 import math
+import resource
 import signal
 import sys
 import time
@@ -9,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
+from ds_distill.console import progress
 from ds_distill.data.batches import BatchOrder, heldout_batches
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import backward, gradient_norm, make_engine
+from ds_distill.training.engine import backward, make_engine
+from ds_distill.training.engine import step as step_engine
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.objective import Objective
 
@@ -31,6 +33,14 @@ def total_steps(recipe: Recipe, order: BatchOrder) -> int:
 def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:
     """Dropout's seed: resume is bit-equal because nothing but these four numbers decides it."""
     return int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this rank has held so far: the allocator's on CUDA, the process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 class Stop:
@@ -69,7 +79,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
         first = state["step"]
     state = {key: state[key] for key in ("history", "heldout", "tokens", "skipped")}
     writer = SummaryWriter(output / "tensorboard", purge_step=first + 1) if rank == 0 else None
-    bar = tqdm(total=steps, initial=first, desc=title, unit="step", disable=rank != 0, file=sys.stderr, mininterval=1.0)
+    bar = progress(steps, title, "step", initial=first)
     began, seconds, sums = time.perf_counter(), 0.0, torch.zeros(4, dtype=torch.float64, device=device)
     tokens_before = state["tokens"]
     engine.train()
@@ -86,12 +96,13 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
                 loss, parts = engine(batch.input_ids, batch.attention_mask, batch.labels, counts, target)
                 sums[:3] += parts
                 backward(engine, loss)
-                engine.step()
+                norm = step_engine(engine)
             sums[3] = float(stop.asked)
             torch.distributed.all_reduce(sums)
             kl, mlm, cosine, asked = sums.tolist()
             real, masked = counts
-            state["tokens"] += real
+            if engine.skipped_steps == state["skipped"]:  # a step that overflowed taught nothing
+                state["tokens"] += real
             state["skipped"] = engine.skipped_steps
             x = recipe.losses
             kl, mlm, cosine = kl / max(masked if x.kl_on == "masked" else real, 1), mlm / max(masked, 1), cosine / max(real, 1)
@@ -107,10 +118,8 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
             state["history"].append([done, state["tokens"], total, kl, mlm, cosine])
             if writer is not None:
                 log = {"loss/total": total, "loss/kl": kl, "loss/mlm": mlm, "loss/cosine": cosine, "train/lr": engine.get_lr()[0],
-                       "train/grad_norm": gradient_norm(engine), "train/tokens_per_second": rate, "train/tokens": state["tokens"],
-                       "train/skipped_steps": state["skipped"]}  # fmt: skip
-                if device.type == "cuda":
-                    log["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+                       "train/grad_norm": norm, "train/tokens_per_second": rate, "train/tokens": state["tokens"],
+                       "train/skipped_steps": state["skipped"], "train/peak_memory_gib": peak_memory(device) / 2**30}  # fmt: skip
                 for key, value in log.items():
                     if value is not None:
                         writer.add_scalar(key, value, done)
@@ -133,14 +142,15 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
         writer.close()
     if teacher is not None:
         teacher.assert_frozen()
-    return engine, _summary(state, steps, (state["tokens"] - tokens_before) / seconds if seconds else None)
+    rate = (state["tokens"] - tokens_before) / seconds if seconds else None
+    return engine, _summary(state, steps, rate, peak_memory(device))
 
 
-def _summary(state: dict, steps: int, rate: float | None) -> dict:
+def _summary(state: dict, steps: int, rate: float | None, memory: int) -> dict:
     _, tokens, total, kl, mlm, cosine = state["history"][-1]
     _, _, heldout_loss, heldout_accuracy = state["heldout"][-1]
     return {
         "tokens": tokens, "steps": steps, "tokens_per_second": rate, "loss": total, "kl": kl, "mlm": mlm, "cosine": cosine,
         "heldout_mlm_loss": heldout_loss, "heldout_mlm_accuracy": heldout_accuracy, "skipped_steps": state["skipped"],
-        "history": state["history"], "heldout": state["heldout"],
+        "peak_memory_gib": memory / 2**30, "history": state["history"], "heldout": state["heldout"],
     }  # fmt: skip

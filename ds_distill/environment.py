@@ -1,0 +1,65 @@
+"""What this machine has: versions, devices, and which fused kernels a run would use here, or why not."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+
+import psutil
+import torch
+
+from ds_distill.models.teacher import choose_cpu_dtype
+from ds_distill.training.kernels import is_built, why_no_apex, why_no_build
+
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "jsonargparse", "tensorboard", "apex", "triton")
+
+
+def describe() -> dict:
+    """{"versions": {package: version or None}, "devices": {…}, "kernels": [{"kernel", "active", "why"}]}. Compiles nothing, asks no network."""
+    return {"versions": _versions(), "devices": _devices(), "kernels": kernels()}
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _devices() -> dict:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "cpu_cores": cores,
+        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
+        "cpu_precision": str(choose_cpu_dtype()).removeprefix("torch."),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
+def kernels() -> list[dict]:
+    """Each fused kernel, whether a run here uses it, and why or why not."""
+    cuda = torch.cuda.is_available()
+    no_gpu = None if cuda else "no GPU"
+    no_build = why_no_build()
+    adam = no_build or ("compiled, in the cache" if is_built() else "will be compiled by the first run, about a minute")
+    triton = no_gpu or (None if importlib.util.find_spec("triton") else "triton is not installed")
+    return [
+        _row("DeepSpeed FusedAdam", no_build is None, adam + ("" if cuda else "; its C++ body on the CPU")),
+        _row("torch fused AdamW", no_build is not None, "takes over where DeepSpeed's cannot be built; training.optimizer = torch chooses it"),
+        _row("apex FusedAdam", False, why_no_apex() or "installed; training.optimizer = apex chooses it"),
+        _row("apex FusedLAMB, FusedLayerNorm", False, why_no_apex() or "installed; not used: torch's LayerNorm is fused too"),
+        _row("fused vocabulary loss", True, "the plain PyTorch body, chunk by chunk" + (", GEMMs in 16 bit with fp32 results" if cuda else "")),
+        _row("Triton", False, triton or "no kernel of this project needs it yet"),
+        _row("scaled-dot-product attention", True, "torch's flash kernel" + ("" if cuda else " for the CPU; with dropout its plain one")),
+        _row("DeepSpeedTransformerLayer", False, "pre-2020 CUDA kernels for BERT training, without today's flash attention: not used"),
+    ]
+
+
+def _row(kernel: str, active: bool, why: str) -> dict:
+    return {"kernel": kernel, "active": active, "why": why}

@@ -1,0 +1,82 @@
+"""Compiled optimizers, DeepSpeed's and apex's: whether this machine can have them, and if not, why."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+STALE_SECONDS = 900  # no build of one optimizer takes this long
+
+
+def why_no_build() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    scripts = str(Path(sys.executable).parent)
+    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")  # ninja lies beside an interpreter that nobody activated
+    if not (shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")):
+        return "no C++ compiler"
+    if not shutil.which("ninja"):
+        return "no ninja"
+    if torch.cuda.is_available() and not shutil.which("nvcc") and not Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc").exists():
+        return "no CUDA compiler (nvcc)"
+    return None
+
+
+def build_fused_adam() -> str | None:
+    """Compile, or load from the cache, DeepSpeed's FusedAdam (its C++ body on a CPU); returns why it can't be had, or None.
+
+    The first time on a machine takes about a minute; several processes may call it, one builds.
+    """
+    reason = why_no_build()
+    if reason:
+        return reason
+    from deepspeed.ops.op_builder import FusedAdamBuilder
+
+    _drop_stale_lock(FusedAdamBuilder.NAME)
+    try:
+        FusedAdamBuilder().load(verbose=False)
+    except Exception as error:  # compilers fail in as many ways as there are; torch's own optimizer is at hand
+        return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return None
+
+
+def is_built() -> bool:
+    """Whether the compiled optimizer lies in the cache."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    return any(Path(_get_build_directory("fused_adam", verbose=False)).glob("fused_adam*.so"))
+
+
+def build_ahead() -> None:
+    """Start the build in a process of its own, so that it runs while text is read. Does nothing where it is built or can't be."""
+    if why_no_build() is None and not is_built():
+        command = [sys.executable, "-c", "from ds_distill.training.kernels import build_fused_adam; build_fused_adam()"]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _drop_stale_lock(name: str) -> None:
+    """torch's build lock outlives a build that was killed, and every later build would wait for it for ever."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    lock = Path(_get_build_directory(name, verbose=False), "lock")
+    try:
+        if time.time() - lock.stat().st_mtime > STALE_SECONDS:
+            lock.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass
+
+
+def why_no_apex() -> str | None:
+    """Why NVIDIA's apex cannot be used, or None. The package of that name on the public index is a web toolkit, not NVIDIA's."""
+    if importlib.util.find_spec("apex") is None:
+        return "apex is not installed (built from source: see requirements-gpu.txt)"
+    try:
+        from apex.optimizers import FusedAdam  # noqa: F401
+    except ImportError:
+        return "the apex installed here is not NVIDIA's, or was built without CUDA: see requirements-gpu.txt"
+    return None if torch.cuda.is_available() else "NVIDIA's apex needs a GPU"
