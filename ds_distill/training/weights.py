@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import re
 from pathlib import Path
 
 import deepspeed
 import torch
+from deepspeed.checkpoint.constants import SINGLE_PARTITION_OF_FP32_GROUPS
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor
@@ -57,12 +59,21 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
     states = sorted(folder.glob("*model_states.pt"))
     if not states:
         raise UserError(f"{folder}: no DeepSpeed checkpoint in it")
-    if any(folder.glob("*zero_pp_rank_*optim_states.pt")) or any(folder.glob("bf16_zero*optim_states.pt")):
-        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its progress there
-            found = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
-    else:
-        state = torch.load(states[0], map_location="cpu", weights_only=False)  # our own run's, with its optimizer
-        found = state["module"] | _masters_by_name(state.get("optimizer") or {}, model)
+    # our own run's files, with its optimizer: not weights from outside
+    state = torch.load(states[0], map_location="cpu", weights_only=False)
+    found = dict(state["module"])  # frozen parameters are nowhere else below stage 2
+    shards = [torch.load(file, map_location="cpu", weights_only=False)["optimizer_state_dict"]
+              for file in sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)]  # fmt: skip
+    if shards and "zero_stage" not in shards[0]:  # bf16's own optimizer, which DeepSpeed's converter does not know
+        flats = zip(*(shard[SINGLE_PARTITION_OF_FP32_GROUPS] for shard in shards), strict=True)
+        found |= _cut([torch.cat(parts) for parts in flats], model)
+    elif shards:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # DeepSpeed shows its progress there
+            found |= get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+    elif "fp32_groups_flat" in (state.get("optimizer") or {}):
+        found |= _cut(state["optimizer"]["fp32_groups_flat"], model)
+    elif "fp32_groups" in (state.get("optimizer") or {}):
+        found |= _cut([torch.cat([piece.flatten() for piece in group]) for group in state["optimizer"]["fp32_groups"]], model)
     weights = {name: found.get(f"{PREFIX}{name}") for name, _ in model.named_parameters()}
     missing = [name for name, value in weights.items() if value is None or value.shape != model.get_parameter(name).shape]
     if missing:
@@ -70,19 +81,17 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
     return {name: value.detach().float().clone() for name, value in weights.items()}
 
 
-def _masters_by_name(optimizer: dict, model: PreTrainedModel) -> dict[str, Tensor]:
-    """Stage 0 in 16 bit: the fp32 masters of a saved optimizer, in the order of the parameter groups."""
+def _rank_of(file: Path) -> int:
+    return int(re.search(r"pp_rank_(\d+)", file.name)[1])
+
+
+def _cut(flats: list[Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+    """Flat fp32 masters, one a parameter group and perhaps padded, cut into the parameters they hold."""
     names = {id(parameter): f"{PREFIX}{name}" for name, parameter in model.named_parameters()}
-    groups = [group["params"] for group in parameter_groups(model, 0.0)]
-    if "fp32_groups_flat" in optimizer:
-        pieces = [flat.split([p.numel() for p in group]) for flat, group in zip(_unpadded(optimizer["fp32_groups_flat"], groups), groups, strict=True)]
-    elif "fp32_groups" in optimizer:
-        pieces = optimizer["fp32_groups"]
-    else:
-        return {}
-    pairs = [(p, piece) for group, part in zip(groups, pieces, strict=True) for p, piece in zip(group, part, strict=True)]
-    return {names[id(p)]: piece.view(p.shape) for p, piece in pairs}
-
-
-def _unpadded(flats: list[Tensor], groups: list[list]) -> list[Tensor]:
-    return [flat[: sum(p.numel() for p in group)] for flat, group in zip(flats, groups, strict=True)]
+    found = {}
+    for flat, group in zip(flats, parameter_groups(model, 0.0), strict=True):
+        offset = 0
+        for parameter in group["params"]:
+            found[names[id(parameter)]] = flat[offset : offset + parameter.numel()].view(parameter.shape)
+            offset += parameter.numel()
+    return found

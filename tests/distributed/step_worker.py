@@ -1,8 +1,15 @@
-"""One rank: the engine's step against benchmarks/reference.py, for one ZeRO stage and several accumulations. Prints JSON on rank 0."""
+"""One rank: the engine's step against benchmarks/reference.py, case after case. Prints a JSON line a case and accumulation on rank 0.
+
+Arguments, one a case: {"deepspeed": name in ds_configs/deepspeed, "dtype": "float32", "optimizer": "auto", "accumulations": [1, 2],
+"checkpointing": false, "freeze": false}
+"""
 
 import copy
 import json
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import deepspeed
 import torch
@@ -14,9 +21,11 @@ from ds_distill.losses import VocabularyProjection
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
+from ds_distill.training import checkpoint
 from ds_distill.training.engine import backward, make_engine, parameter_groups, start_distributed
+from ds_distill.training.engine import step as step_engine
 from ds_distill.training.objective import Objective
-from ds_distill.training.weights import master_weights
+from ds_distill.training.weights import checkpoint_weights, master_weights
 
 GLOBAL, LENGTH, STEPS, VOCABULARY = 8, 16, 5, 199
 
@@ -38,8 +47,7 @@ def relative(mine: dict, other: dict) -> float:
     return (difference / sum(float(other[k].double().square().sum()) for k in other)) ** 0.5
 
 
-def main(stage: int, accumulations: list[int]) -> None:
-    rank, world = start_distributed()
+def run_case(what: dict, rank: int, world: int) -> None:
     torch.manual_seed(0)
     config = BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
                         max_position_embeddings=LENGTH)  # fmt: skip
@@ -50,13 +58,15 @@ def main(stage: int, accumulations: list[int]) -> None:
     bert.bert.embeddings.word_embeddings.weight.data.mul_(5)
     teacher = Teacher(bert)
     before = teacher.fingerprint()
-    student = build_student(bert, layers=[0, 3], dropout=0.0)
+    student = build_student(bert, layers=[0, 3], dropout=0.0, freeze_positions=what.get("freeze", False))
     reference = copy.deepcopy(student)
     losses = reference_losses(reference, bert, *next(batches()))
     sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True)).backward()
-    gradients = {k: p.grad.clone() for k, p in reference.named_parameters()}
+    gradients = {k: p.grad.clone() for k, p in reference.named_parameters() if p.requires_grad}
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
     reference.zero_grad()
-    recipe = Training(global_batch=GLOBAL, learning_rate=1e-3, warmup=0.0, weight_decay=0.1, deepspeed=f"ds_configs/deepspeed/zero{stage}.json")
+    recipe = Training(global_batch=GLOBAL, learning_rate=1e-3, warmup=0.0, weight_decay=0.1, optimizer=what.get("optimizer", "auto"),
+                      deepspeed=f"ds_configs/deepspeed/{what['deepspeed']}.json")  # fmt: skip
     options = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.eps}
     optimizer = torch.optim.AdamW(parameter_groups(reference, 0.1), **options)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 - s / STEPS)
@@ -66,12 +76,15 @@ def main(stage: int, accumulations: list[int]) -> None:
         expected.append(reference_step(reference, bert, optimizer, batch))
         schedule.step()
     change = {k: p.detach() - start[k] for k, p in reference.named_parameters()}
-    for accumulation in accumulations:
+    dtype = getattr(torch, what.get("dtype", "float32"))
+    for accumulation in what["accumulations"]:
         recipe.micro_batch = GLOBAL // world // accumulation
         objective = Objective(copy.deepcopy(student), Losses(), world)
         assert isinstance(objective.model.vocab_projector, VocabularyProjection)
-        engine = make_engine(objective, recipe, accumulation=accumulation, total_steps=STEPS, device=torch.device("cpu"), dtype=torch.float32)
-        loss_error, gradient_error = 0.0, None
+        if what.get("checkpointing"):
+            objective.model.gradient_checkpointing_enable()
+        engine = make_engine(objective, recipe, accumulation=accumulation, total_steps=STEPS, device=torch.device("cpu"), dtype=dtype)
+        loss_error, total_error, gradient_error, norm_error = 0.0, 0.0, None, None
         for step, (ids, labels, mask) in enumerate(batches()):
             counts = int(mask.sum()), int((labels >= 0).sum())
             total = torch.zeros(3)
@@ -84,22 +97,36 @@ def main(stage: int, accumulations: list[int]) -> None:
                 total += sums
                 backward(engine, loss)
                 if step == 0 and micro == accumulation - 1:
-                    grads = {k: safe_get_full_grad(p) for k, p in engine.module.model.named_parameters()}
+                    grads = {k: safe_get_full_grad(p) for k, p in engine.module.model.named_parameters() if p.requires_grad}
                     gradient_error = relative(grads, gradients)
-                engine.step()
+                found = step_engine(engine)
+                if step == 0 and found is not None:
+                    norm_error = abs(found / norm - 1)
             torch.distributed.all_reduce(total)
             mine = total / torch.tensor([counts[0], counts[1], counts[0]])
             errors = [abs(float(a) / b - 1) for a, b in zip(mine, expected[step], strict=True)]
             loss_error = max(loss_error, *errors)
+            weighted = [sum(w * float(x) for w, x in zip((5.0, 2.0, 1.0), sums, strict=True)) for sums in (mine, expected[step])]
+            total_error = max(total_error, abs(weighted[0] / weighted[1] - 1))
         weights = master_weights(engine)
         change_error = relative({k: weights[k] - start[k] for k in change}, change)
+        saved = [tempfile.mkdtemp() if rank == 0 else None]
+        torch.distributed.broadcast_object_list(saved)
+        path = checkpoint.save(engine, Path(saved[0]), STEPS, {}, keep=1)
+        offline = checkpoint_weights(path, student) if rank == 0 else weights
+        row = {"what": what, "accumulation": accumulation, "loss": loss_error, "total": total_error, "gradient": gradient_error,
+               "norm": norm_error, "change": change_error, "teacher_untouched": teacher.fingerprint() == before, "skipped": engine.skipped_steps,
+               "checkpoint_holds_masters": all(torch.equal(offline[k], weights[k]) for k in weights),
+               "masters_beyond_16_bit": any(not torch.equal(w, w.bfloat16().float()) for w in weights.values())}  # fmt: skip
         if rank == 0:
-            print(json.dumps({"stage": stage, "world": world, "accumulation": accumulation, "loss": loss_error, "gradient": gradient_error,
-                              "change": change_error, "teacher_untouched": teacher.fingerprint() == before}))  # fmt: skip
+            print(json.dumps(row))
+            shutil.rmtree(saved[0])
         engine.destroy()
     teacher.assert_frozen()
-    deepspeed.comm.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), [int(x) for x in sys.argv[2:]])
+    place = start_distributed()
+    for case in sys.argv[1:]:
+        run_case(json.loads(case), *place)
+    deepspeed.comm.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The engine's step is the plain recipe, whatever the ZeRO stage, number of ranks and accumulation."""
+"""The engine's step is the plain recipe, whatever the ZeRO stage, number of ranks, accumulation, optimizer and precision."""
 
 import json
 
@@ -6,15 +6,49 @@ import pytest
 
 from tests.distributed.launch import run_ranks
 
+STAGES = [{"deepspeed": f"zero{stage}", "accumulations": [1, 2, 4]} for stage in range(4)]
+OPTIONS = [
+    {"deepspeed": "zero2_offload"},
+    {"deepspeed": "zero1", "optimizer": "torch"},
+    {"deepspeed": "zero3", "optimizer": "torch", "checkpointing": True},
+    {"deepspeed": "zero0", "freeze": True},
+    {"deepspeed": "zero1", "freeze": True},
+    {"deepspeed": "zero3", "freeze": True},
+]
+BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16"} for stage in range(4)]
+
+
+def rows_of(world: int, cases: list[dict]) -> list[dict]:
+    """All cases in one launch: starting the ranks takes longer than the steps."""
+    cases = [{"accumulations": [2]} | case for case in cases]
+    output = run_ranks(world, ["-m", "tests.distributed.step_worker", *map(json.dumps, cases)])
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert [(row["what"], row["accumulation"]) for row in rows] == [(case, n) for case in cases for n in case["accumulations"]]
+    for row in rows:
+        assert row["teacher_untouched"] and row["skipped"] == 0, row
+        assert row["checkpoint_holds_masters"], row
+    return rows
+
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_step_equals_reference(stage, world):
-    output = run_ranks(world, ["-m", "tests.distributed.step_worker", str(stage), "1", "2", "4"])
-    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    assert [row["accumulation"] for row in rows] == [1, 2, 4]
-    for row in rows:
-        assert row["loss"] <= 1e-5, row
-        assert row["gradient"] <= 1e-4, row
-        assert row["change"] <= 1e-3, row
-        assert row["teacher_untouched"], row
+def test_every_stage_and_accumulation_equals_reference(world):
+    for row in rows_of(world, STAGES):
+        assert_equals_reference(row)
+
+
+def test_every_option_equals_reference():
+    for row in rows_of(2, OPTIONS):
+        assert_equals_reference(row)
+
+
+def assert_equals_reference(row: dict) -> None:
+    assert row["loss"] <= 1e-5, row
+    assert row["gradient"] <= 1e-4, row
+    assert row["norm"] <= 1e-4, row
+    assert row["change"] <= 1e-3, row
+
+
+def test_bf16_follows_reference_and_keeps_fp32_masters():
+    for row in rows_of(2, BF16):
+        assert row["total"] <= 2e-2 and row["gradient"] <= 5e-2 and row["norm"] <= 5e-2, row
+        assert row["masters_beyond_16_bit"], row

@@ -12,13 +12,16 @@ from ds_distill.data.tokenizer import train_wordpiece
 ROOT = Path(__file__).parents[2]
 
 
+def environment_of(**changes) -> dict[str, str]:
+    """A lone CPU process's environment."""
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | changes
+    return {key: value for key, value in variables.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
 def ds_distill(*arguments, **environment) -> subprocess.CompletedProcess:
     """Run a command as a user would."""
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | environment
-    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        variables.pop(key, None)
     command = [sys.executable, "-m", "ds_distill", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=variables, text=True, capture_output=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment_of(**environment), text=True, capture_output=True, timeout=300)
 
 
 @pytest.fixture(scope="session")

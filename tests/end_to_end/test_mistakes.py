@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from ds_distill.data.tokenizer import train_wordpiece
 from tests.end_to_end.conftest import ds_distill
 
 
@@ -20,6 +21,10 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path):
     assert done.returncode == 0, done.stderr
     with open(broken / "train.bin", "r+b") as file:
         file.truncate(100)
+    train_wordpiece(["another text with other words in it " * 20], 256, tmp_path / "other")
+    other = tmp_path / "other tokens"
+    done = ds_distill("prepare", "--tokenizer", tmp_path / "other", "--corpus", world / "text.txt", "--output", other, "--data.sequence_length", 32)
+    assert done.returncode == 0, done.stderr
     teacher = ["--teacher", world / "teacher"]
     cases = {
         "did you mean training.learning_rate": [*teacher, *common, "--training.learningrate", 1],
@@ -33,9 +38,13 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path):
         "empty": [*teacher, *common, "--corpus", empty],
         "train.bin": [*teacher, "--tokens", broken, *common[2:]],
         "no GPU": [*teacher, *common, "--training.precision", "fp16"],
+        "sees no GPU": [*teacher, *common, "--training.device", "cuda"],
+        "tokenizer is not the one": [*teacher, "--tokens", other, *common[2:]],
+        "training.optimizer = apex": [*teacher, *common, "--training.optimizer", "apex"],
+        "room there": [*teacher, *common, "--output", empty / "under a file"],
     }
     for number, (words, arguments) in enumerate(cases.items()):
-        done = ds_distill("distill", *arguments, "--output", tmp_path / f"out{number}")
+        done = ds_distill("distill", "--output", tmp_path / f"out{number}", *arguments)
         said = [line for line in done.stderr.splitlines() if line.startswith("ds-distill: ")]
         assert done.returncode != 0, words
         assert "Traceback" not in done.stderr, f"{words}: {done.stderr[-1500:]}"
@@ -51,7 +60,8 @@ def test_a_folder_holds_one_run(world, common, tmp_path):
     shutil.rmtree(output)
 
 
-@pytest.mark.parametrize("command", ["run", "prepare", "pretrain", "distill", "evaluate"])
+@pytest.mark.parametrize("command", ["run", "prepare", "pretrain", "distill", "evaluate", "export", "env"])
 def test_help_teaches(command):
     done = ds_distill(command, "--help")
-    assert done.returncode == 0 and "--training.learning_rate" in done.stdout and "Peak; linear warm-up" in done.stdout
+    assert done.returncode == 0 and "--output" in done.stdout
+    assert command in ("export", "env") or "Peak; linear warm-up" in done.stdout
