@@ -12,7 +12,7 @@ from ds_distill.console import say
 from ds_distill.errors import UserError
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.recipe import Training
-from ds_distill.training.kernels import build_fused_adam, is_built, why_no_apex, why_no_build
+from ds_distill.training.kernels import build_fused_adam, is_built, make_resumable, why_no_apex, why_no_build
 
 OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
                    "scheduler", "fp16", "bf16")  # fmt: skip
@@ -103,7 +103,8 @@ def make_optimizer(training: Training, groups: list[dict], device: torch.device,
         if reason is None:
             from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
-            return DeepSpeedCPUAdam(groups, adamw_mode=True, **options) if offload else FusedAdam(groups, adam_w_mode=True, **options)
+            adam = DeepSpeedCPUAdam(groups, adamw_mode=True, **options) if offload else FusedAdam(groups, adam_w_mode=True, **options)
+            return make_resumable(adam) if offload or device.type == "cpu" else adam
         if offload or choice == "deepspeed":
             raise UserError(f"training.optimizer = {choice}: DeepSpeed's cannot be built here ({reason}); use torch, without offload")
         say(f"optimizer: torch's fused AdamW; DeepSpeed's FusedAdam cannot be built here ({reason})")

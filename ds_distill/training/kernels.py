@@ -71,6 +71,26 @@ def _drop_stale_lock(name: str) -> None:
         pass
 
 
+def make_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Make a step of DeepSpeed's CPU Adam depend on its step number alone, so that a resumed run is bit-equal.
+
+    Its C++ body multiplies beta^t up from step to step, but after a resume takes pow(beta, t): another last bit. An update of a dummy with
+    other betas before each step makes it take pow always.
+    """
+    dummy = [torch.zeros(1) for _ in range(4)]
+    if hasattr(optimizer, "ds_opt_adam"):
+
+        def forget(*_) -> None:
+            optimizer.ds_opt_adam.adam_update(optimizer.opt_id, 1, 0.0, 0.5, 0.5, 1.0, 0.0, False, *dummy)
+    else:
+
+        def forget(*_) -> None:
+            optimizer.multi_tensor_adam(1, torch.zeros(1, dtype=torch.int), [[x] for x in dummy], 0.0, 0.5, 0.5, 1.0, 1, 1, 0, 0.0)
+
+    optimizer.register_step_pre_hook(forget)
+    return optimizer
+
+
 def why_no_apex() -> str | None:
     """Why NVIDIA's apex cannot be used, or None. The package of that name on the public index is a web toolkit, not NVIDIA's."""
     if importlib.util.find_spec("apex") is None:

@@ -1,4 +1,6 @@
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,20 @@ def ds_distill(*arguments, **environment) -> subprocess.CompletedProcess:
     """Run a command as a user would."""
     command = [sys.executable, "-m", "ds_distill", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment_of(**environment), text=True, capture_output=True, timeout=300)
+
+
+def ds_distill_each(commands: list[list]) -> list[tuple[int, str]]:
+    """(exit status, standard error) of each command, one after the other in one process: starting takes longer than being refused."""
+    program = (
+        "import json, sys\nfrom ds_distill.cli import main\n"
+        "for command in json.load(sys.stdin):\n    code = main(command)\n    print(f'\\nended with {code}', file=sys.stderr, flush=True)\n"
+    )
+    commands = [[str(word) for word in command] for command in commands]
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment_of(), text=True, capture_output=True, timeout=300,
+                          input=json.dumps(commands))  # fmt: skip
+    pieces = re.split(r"\nended with (\d+)\n", done.stderr)
+    assert len(pieces) == 2 * len(commands) + 1, done.stderr[-3000:]
+    return list(zip(map(int, pieces[1::2]), pieces[:-1:2], strict=True))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from ds_distill.data.tokenizer import train_wordpiece
-from tests.end_to_end.conftest import ds_distill
+from tests.end_to_end.conftest import ds_distill, ds_distill_each
 
 
 def test_each_mistake_is_one_sentence(world, common, tmp_path):
@@ -43,12 +43,12 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path):
         "training.optimizer = apex": [*teacher, *common, "--training.optimizer", "apex"],
         "room there": [*teacher, *common, "--output", empty / "under a file"],
     }
-    for number, (words, arguments) in enumerate(cases.items()):
-        done = ds_distill("distill", "--output", tmp_path / f"out{number}", *arguments)
-        said = [line for line in done.stderr.splitlines() if line.startswith("ds-distill: ")]
-        assert done.returncode != 0, words
-        assert "Traceback" not in done.stderr, f"{words}: {done.stderr[-1500:]}"
-        assert len(said) == 1 and words.lower() in said[0].lower(), f"{words}: {done.stderr[-800:]}"
+    commands = [["distill", "--output", tmp_path / f"out{number}", *arguments] for number, arguments in enumerate(cases.values())]
+    for words, (code, errors) in zip(cases, ds_distill_each(commands), strict=True):
+        said = [line for line in errors.splitlines() if line.startswith("ds-distill: ")]
+        assert code != 0, words
+        assert "Traceback" not in errors, f"{words}: {errors[-1500:]}"
+        assert len(said) == 1 and words.lower() in said[0].lower(), f"{words}: {errors[-800:]}"
 
 
 def test_a_folder_holds_one_run(world, common, tmp_path):

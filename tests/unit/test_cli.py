@@ -1,3 +1,5 @@
+import yaml
+
 from ds_distill import cli
 
 
@@ -6,5 +8,6 @@ def test_run_without_a_recipe_takes_the_embedded_default(monkeypatch):
     monkeypatch.setattr(cli, "execute", lambda command, options: seen.update(command=command, options=options) or {})
     assert cli.main(["run", "--training.seed", "3", "--debug"]) == 0
     assert seen["command"] == "run"
-    assert seen["options"].vocabulary == 4096 and seen["options"].data.sequence_length == 64
+    demo = yaml.safe_load(cli.DEMO.read_text())
+    assert seen["options"].vocabulary == demo["vocabulary"] and seen["options"].data.sequence_length == demo["data"]["sequence_length"]
     assert seen["options"].training.seed == 3
