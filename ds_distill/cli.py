@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from ds_distill.console import is_first
+from ds_distill.console import is_first, say
 from ds_distill.errors import UserError
 from ds_distill.recipe import Data, Losses, Recipe, Student, Training
 from ds_distill.report import table, write_summary
@@ -146,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def execute(command: str, options) -> dict:
     """Run a parsed command; returns its summary. The libraries are imported only here: --help and mistakes need not wait for them."""
+    say("loading torch and DeepSpeed …")
     from ds_distill import demo, environment, runs
     from ds_distill.data.corpus import documents
     from ds_distill.data.tokenizer import load_tokenizer
