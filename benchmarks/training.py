@@ -25,7 +25,7 @@ from benchmarks.reference import reference_step
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
-from ds_distill.training.engine import backward, device_of_rank, make_engine, precision_of, start_distributed
+from ds_distill.training.engine import backward, device_of_rank, make_engine, optimizer_step, precision_of, start_distributed
 from ds_distill.training.objective import Objective
 
 
@@ -78,11 +78,9 @@ def engine_contender(teacher: Teacher, student, training: Training, dtype: torch
     counts = ids.numel(), int((labels >= 0).sum())
 
     def step() -> None:
-        out = teacher.outputs(ids, None)
-        target = (out.hidden, out.head_hidden, teacher.decoder_weight, teacher.decoder_bias)
-        loss, sums = engine(ids, None, labels, counts, target)
+        loss, sums = engine(ids, None, labels, counts, teacher.targets(ids))
         backward(engine, loss)
-        engine.step()
+        optimizer_step(engine)
         sums.tolist()  # the loop reads the losses too
 
     return step

@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         command, options = options.subcommand, options[options.subcommand]
         if command not in ("evaluate", "env") and not options.output:
             raise UserError("--output is missing: the folder for everything the command makes")
+        say("loading torch and DeepSpeed …")
         quieten(debug)
         summary = execute(command, options)
         if is_first() and (options.output or command == "evaluate"):
@@ -146,7 +147,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def execute(command: str, options) -> dict:
     """Run a parsed command; returns its summary. The libraries are imported only here: --help and mistakes need not wait for them."""
-    say("loading torch and DeepSpeed …")
     from ds_distill import demo, environment, runs
     from ds_distill.data.corpus import documents
     from ds_distill.data.tokenizer import load_tokenizer

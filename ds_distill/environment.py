@@ -57,7 +57,7 @@ def kernels() -> list[dict]:
         _row("fused vocabulary loss", True, "the plain PyTorch body, chunk by chunk" + (", GEMMs in 16 bit with fp32 results" if cuda else "")),
         _row("Triton", False, triton or "no kernel of this project needs it yet"),
         _row("scaled-dot-product attention", True, "torch's flash kernel" + ("" if cuda else " for the CPU; with dropout its plain one")),
-        _row("DeepSpeedTransformerLayer", False, "pre-2020 CUDA kernels for BERT training, without today's flash attention: not used"),
+        _row("DeepSpeedTransformerLayer", False, "CUDA kernels of 2020 for BERT training, without today's flash attention: not used"),
     ]
 
 

@@ -131,11 +131,15 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
     return summary
 
 
-def _check_vocabulary(tokens: Path, vocabulary: int, positions: int, store: TokenStore, what: str) -> None:
-    if store.manifest["vocab_size"] > vocabulary:
-        raise UserError(f"{what} has {vocabulary} tokens, the tokenizer of {tokens} {store.manifest['vocab_size']}: prepare with its own")
-    if store.manifest["sequence_length"] > positions:
-        raise UserError(f"data.sequence_length = {store.manifest['sequence_length']}: {what} has {positions} positions")
+def _check_fits(store: TokenStore, config, what: str, folder: str | None = None) -> None:
+    """UserError where a model cannot read the tokens: pieces, positions and, for one from a folder that has a tokenizer, what the ids mean."""
+    if store.manifest["vocab_size"] > config.vocab_size:
+        raise UserError(f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own")
+    if store.manifest["sequence_length"] > config.max_position_embeddings:
+        raise UserError(f"data.sequence_length = {store.manifest['sequence_length']}: {what} has {config.max_position_embeddings} positions")
+    home = resolve_model_folder(folder) if folder else None
+    if home and (home / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]:
+        raise UserError(f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}")
 
 
 def distill(recipe: Recipe, teacher: str | None, tokens: Path, output: Path, baseline_of: str | None = None, title: str = "distil") -> dict:
@@ -145,9 +149,9 @@ def distill(recipe: Recipe, teacher: str | None, tokens: Path, output: Path, bas
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
     store, heldout, masker, order = _stores(tokens, recipe, rank, world)
-    source = load_masked_lm(teacher or baseline_of)
-    _check_vocabulary(tokens, source.config.vocab_size, source.config.max_position_embeddings, store, f"teacher {teacher or baseline_of}")
-    _check_tokenizer(tokens, teacher or baseline_of, store)
+    origin = teacher or baseline_of
+    source = load_masked_lm(origin)
+    _check_fits(store, source.config, f"teacher {origin}", origin)
     taught_by = weights_fingerprint(source)[:16] if teacher else None
     claim(output, flat(recipe) | {"data": store.manifest["fingerprint"], "teacher": taught_by}, recipe.training.resume)
     t = recipe.training
@@ -178,17 +182,10 @@ def pretrain(recipe: Recipe, model: dict, tokens: Path, output: Path, title: str
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed)
         bert = BertForMaskedLM(config)
-    _check_vocabulary(tokens, config.vocab_size, config.max_position_embeddings, store, "the model")
+    _check_fits(store, config, "the model")
     _keep_model(config, tokens, output)
     engine, summary = train(Objective(bert, recipe.losses, world), None, order, (heldout, masker), recipe, output, device, dtype, title)
     return _finish(engine, summary, recipe, tokens, output, title)
-
-
-def _check_tokenizer(tokens: Path, teacher: str, store: TokenStore) -> None:
-    """The same ids must mean the same pieces to both; a teacher saved without a tokenizer is taken at its word."""
-    folder = resolve_model_folder(teacher)
-    if (folder / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(folder)) != store.manifest["tokenizer_fingerprint"]:
-        raise UserError(f"teacher = {teacher}: its tokenizer is not the one that {tokens} was prepared with; prepare with --tokenizer {teacher}")
 
 
 def _keep_model(config, tokens: Path, output: Path) -> None:
@@ -230,13 +227,13 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
     masker, t = _masker(train_store, recipe), recipe.training
     rows = []
     for name in [*models, *([None] if untrained else [])]:
-        network = load_masked_lm(name or models[0])
+        origin = name or models[0]
+        network = load_masked_lm(origin)
         if name is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(t.seed)
                 network = type(network)(network.config)
-        _check_vocabulary(tokens, network.config.vocab_size, network.config.max_position_embeddings, train_store, f"model {name or models[0]}")
-        _check_tokenizer(tokens, name or models[0], train_store)
+        _check_fits(train_store, network.config, f"model {origin}", origin)
         count = -(-min(t.heldout_blocks, len(heldout.blocks)) // t.micro_batch)
         with progress(count, name or "untrained", "batch") as bar:
             batches = (batch for batch in heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks) if bar.update() or True)

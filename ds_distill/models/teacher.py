@@ -145,6 +145,11 @@ class Teacher:
         hidden = self._family.trunk(self.model)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return TeacherOutputs(hidden, self._family.transform(self.model, hidden))
 
+    def targets(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What a student of this batch is asked to match: (hidden, head_hidden, decoder_weight, decoder_bias), shapes as above."""
+        out = self.outputs(input_ids, attention_mask)
+        return out.hidden, out.head_hidden, self.decoder_weight, self.decoder_bias
+
     @property
     def config(self) -> PretrainedConfig:
         return self.model.config

@@ -12,7 +12,7 @@ from ds_distill.console import say
 from ds_distill.errors import UserError
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.recipe import Training
-from ds_distill.training.kernels import build_fused_adam, is_built, make_resumable, why_no_apex, why_no_build
+from ds_distill.training.kernels import build_fused_adam, make_resumable, why_no_apex, why_no_build
 
 OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
                    "scheduler", "fp16", "bf16")  # fmt: skip
@@ -97,8 +97,6 @@ def make_optimizer(training: Training, groups: list[dict], device: torch.device,
 
         return FusedAdam(groups, adam_w_mode=True, **options)
     if choice in ("auto", "deepspeed"):
-        if not (offload or is_built()):
-            say("optimizer: compiling DeepSpeed's FusedAdam, once a machine, about a minute (training.optimizer = torch does without)")
         reason = _agreed(why_no_build() if offload else build_fused_adam())
         if reason is None:
             from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
@@ -171,7 +169,7 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
     return engine
 
 
-def step(engine) -> float | None:
+def optimizer_step(engine) -> float | None:
     """engine.step(); returns the norm of the global gradient before clipping, at the end of an accumulation, else None."""
     if not engine.is_gradient_accumulation_boundary():
         engine.step()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ds_distill.console import say
+
 STALE_SECONDS = 900  # no build of one optimizer takes this long
 
 
@@ -37,7 +39,9 @@ def build_fused_adam() -> str | None:
         return reason
     from deepspeed.ops.op_builder import FusedAdamBuilder
 
-    _drop_stale_lock(FusedAdamBuilder.NAME)
+    if not is_built():
+        say("optimizer: compiling DeepSpeed's FusedAdam, once a machine, about a minute (training.optimizer = torch does without)")
+    _drop_stale_lock()
     try:
         FusedAdamBuilder().load(verbose=False)
     except Exception as error:  # compilers fail in as many ways as there are; torch's own optimizer is at hand
@@ -47,9 +51,13 @@ def build_fused_adam() -> str | None:
 
 def is_built() -> bool:
     """Whether the compiled optimizer lies in the cache."""
+    return any(_build_folder().glob("fused_adam*.so"))
+
+
+def _build_folder() -> Path:
     from torch.utils.cpp_extension import _get_build_directory
 
-    return any(Path(_get_build_directory("fused_adam", verbose=False)).glob("fused_adam*.so"))
+    return Path(_get_build_directory("fused_adam", verbose=False))
 
 
 def build_ahead() -> None:
@@ -59,11 +67,9 @@ def build_ahead() -> None:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _drop_stale_lock(name: str) -> None:
+def _drop_stale_lock() -> None:
     """torch's build lock outlives a build that was killed, and every later build would wait for it for ever."""
-    from torch.utils.cpp_extension import _get_build_directory
-
-    lock = Path(_get_build_directory(name, verbose=False), "lock")
+    lock = _build_folder() / "lock"
     try:
         if time.time() - lock.stat().st_mtime > STALE_SECONDS:
             lock.unlink(missing_ok=True)

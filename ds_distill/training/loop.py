@@ -16,8 +16,7 @@ from ds_distill.data.batches import BatchOrder, heldout_batches
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import backward, make_engine
-from ds_distill.training.engine import step as step_engine
+from ds_distill.training.engine import backward, make_engine, optimizer_step
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.objective import Objective
 
@@ -89,14 +88,11 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
             for micro, batch in enumerate(batches):
                 batch = batch.to(device)
                 torch.manual_seed(micro_step_seed(t.seed, step, micro, rank))
-                target = None
-                if teacher is not None:
-                    out = teacher.outputs(batch.input_ids, batch.attention_mask)
-                    target = (out.hidden, out.head_hidden, teacher.decoder_weight, teacher.decoder_bias)
+                target = teacher.targets(batch.input_ids, batch.attention_mask) if teacher is not None else None
                 loss, parts = engine(batch.input_ids, batch.attention_mask, batch.labels, counts, target)
                 sums[:3] += parts
                 backward(engine, loss)
-                norm = step_engine(engine)
+                norm = optimizer_step(engine)
             sums[3] = float(stop.asked)
             torch.distributed.all_reduce(sums)
             kl, mlm, cosine, asked = sums.tolist()

@@ -36,19 +36,10 @@ def master_weights(engine) -> dict[str, Tensor]:
 
 
 def _unsharded_masters(engine) -> dict[int, Tensor]:
-    """Stage 0 in 16 bit: DeepSpeed keeps one flat fp32 copy a parameter group; cut it back into parameters."""
-    optimizer, masters = engine.optimizer, {}
-    flats = getattr(optimizer, "fp32_groups_flat", None)
-    if engine.zero_optimization_stage() == 0 and flats is not None:
-        for flat, parameters in zip(flats, optimizer.fp16_groups, strict=True):
-            offset = 0
-            for parameter in parameters:
-                masters[id(parameter)] = flat[offset : offset + parameter.numel()].view(parameter.shape)
-                offset += parameter.numel()
-    elif engine.zero_optimization_stage() == 0 and hasattr(optimizer, "fp32_groups"):
-        for wide, narrow in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
-            masters |= {id(n): w for n, w in zip(narrow, wide, strict=True)}
-    return masters
+    """Stage 0 in 16 bit: DeepSpeed keeps fp32 copies a parameter group. Keys: id of the parameter."""
+    if engine.zero_optimization_stage() > 0:
+        return {}
+    return _cut(_group_masters(vars(engine.optimizer)), getattr(engine.optimizer, "fp16_groups", []))
 
 
 def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -62,18 +53,19 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
     # our own run's files, with its optimizer: not weights from outside
     state = torch.load(states[0], map_location="cpu", weights_only=False)
     found = dict(state["module"])  # frozen parameters are nowhere else below stage 2
-    shards = [torch.load(file, map_location="cpu", weights_only=False)["optimizer_state_dict"]
-              for file in sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)]  # fmt: skip
-    if shards and "zero_stage" not in shards[0]:  # bf16's own optimizer, which DeepSpeed's converter does not know
-        flats = zip(*(shard[SINGLE_PARTITION_OF_FP32_GROUPS] for shard in shards), strict=True)
-        found |= _cut([torch.cat(parts) for parts in flats], model)
+    groups = [group["params"] for group in parameter_groups(model, 0.0)]
+    shards = sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)
+    if shards and SINGLE_PARTITION_OF_FP32_GROUPS in (first := _optimizer_of(shards[0])) and "zero_stage" not in first:
+        # bf16's own optimizer, which DeepSpeed's converter does not know
+        parts = [optimizer[SINGLE_PARTITION_OF_FP32_GROUPS] for optimizer in (first, *map(_optimizer_of, shards[1:]))]
+        masters = _cut([torch.cat(flats) for flats in zip(*parts, strict=True)], groups)
     elif shards:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # DeepSpeed shows its progress there
             found |= get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
-    elif "fp32_groups_flat" in (state.get("optimizer") or {}):
-        found |= _cut(state["optimizer"]["fp32_groups_flat"], model)
-    elif "fp32_groups" in (state.get("optimizer") or {}):
-        found |= _cut([torch.cat([piece.flatten() for piece in group]) for group in state["optimizer"]["fp32_groups"]], model)
+        masters = {}
+    else:
+        masters = _cut(_group_masters(state.get("optimizer") or {}), groups)
+    found |= {f"{PREFIX}{name}": masters[id(p)] for name, p in model.named_parameters() if id(p) in masters}
     weights = {name: found.get(f"{PREFIX}{name}") for name, _ in model.named_parameters()}
     missing = [name for name, value in weights.items() if value is None or value.shape != model.get_parameter(name).shape]
     if missing:
@@ -85,13 +77,23 @@ def _rank_of(file: Path) -> int:
     return int(re.search(r"pp_rank_(\d+)", file.name)[1])
 
 
-def _cut(flats: list[Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
-    """Flat fp32 masters, one a parameter group and perhaps padded, cut into the parameters they hold."""
-    names = {id(parameter): f"{PREFIX}{name}" for name, parameter in model.named_parameters()}
-    found = {}
-    for flat, group in zip(flats, parameter_groups(model, 0.0), strict=True):
-        offset = 0
-        for parameter in group["params"]:
-            found[names[id(parameter)]] = flat[offset : offset + parameter.numel()].view(parameter.shape)
-            offset += parameter.numel()
-    return found
+def _optimizer_of(shard: Path) -> dict:
+    return torch.load(shard, map_location="cpu", weights_only=False)["optimizer_state_dict"]
+
+
+def _group_masters(optimizer: dict) -> list[Tensor]:
+    """The flat fp32 masters, one a parameter group, of DeepSpeed's stage-0 16-bit optimizers; none where it trains in fp32."""
+    if "fp32_groups_flat" in optimizer:
+        return optimizer["fp32_groups_flat"]
+    return [torch.cat([piece.flatten() for piece in group]) for group in optimizer.get("fp32_groups", [])]
+
+
+def _cut(flats: list[Tensor], groups: list[list[Tensor]]) -> dict[int, Tensor]:
+    """Flat masters, perhaps padded at the end, cut into those of each parameter, by the parameter's id."""
+    masters = {}
+    if flats:
+        for flat, group in zip(flats, groups, strict=True):
+            sizes = [parameter.numel() for parameter in group]
+            pieces = flat[: sum(sizes)].split(sizes)
+            masters |= {id(parameter): piece.view(parameter.shape) for parameter, piece in zip(group, pieces, strict=True)}
+    return masters

@@ -22,8 +22,7 @@ from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import backward, make_engine, parameter_groups, start_distributed
-from ds_distill.training.engine import step as step_engine
+from ds_distill.training.engine import backward, make_engine, optimizer_step, parameter_groups, start_distributed
 from ds_distill.training.objective import Objective
 from ds_distill.training.weights import checkpoint_weights, master_weights
 
@@ -91,15 +90,13 @@ def run_case(what: dict, rank: int, world: int) -> None:
             for micro in range(accumulation):
                 first = (micro * world + rank) * recipe.micro_batch
                 part = slice(first, first + recipe.micro_batch)
-                out = teacher.outputs(ids[part], mask[part])
-                target = (out.hidden, out.head_hidden, teacher.decoder_weight, teacher.decoder_bias)
-                loss, sums = engine(ids[part], mask[part], labels[part], counts, target)
+                loss, sums = engine(ids[part], mask[part], labels[part], counts, teacher.targets(ids[part], mask[part]))
                 total += sums
                 backward(engine, loss)
                 if step == 0 and micro == accumulation - 1:
                     grads = {k: safe_get_full_grad(p) for k, p in engine.module.model.named_parameters() if p.requires_grad}
                     gradient_error = relative(grads, gradients)
-                found = step_engine(engine)
+                found = optimizer_step(engine)
                 if step == 0 and found is not None:
                     norm_error = abs(found / norm - 1)
             torch.distributed.all_reduce(total)
