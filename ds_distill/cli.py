@@ -101,6 +101,11 @@ def explain(message: str, keys: list[str]) -> str:
     return f"{choice[1]}: no such command; did you mean {near[0]}?" if near else message
 
 
+def leave_gpus_alone() -> None:
+    """training.device = cpu: torch and DeepSpeed choose their device while they are imported, so this comes before."""
+    os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"] = "cpu", ""
+
+
 def quieten(debug: bool) -> None:
     """Leave the output to our own lines, unless asked otherwise."""
     if debug:
@@ -127,6 +132,8 @@ def main(argv: list[str] | None = None) -> int:
         command, options = options.subcommand, options[options.subcommand]
         if command not in ("evaluate", "env") and not options.output:
             raise UserError("--output is missing: the folder for everything the command makes")
+        if "training" in options and options.training.device == "cpu":
+            leave_gpus_alone()
         say("loading torch and DeepSpeed …")
         quieten(debug)
         summary = execute(command, options)

@@ -75,7 +75,7 @@ def test_checkpoint_holds_no_teacher(finished):
 
 def test_evaluate_gives_the_run_its_own_figure(finished):
     output, summary = finished
-    done = ds_distill("evaluate", "--model", summary["export"], "--tokens", output / "tokens")
+    done = ds_distill("evaluate", "--model", summary["export"], "--tokens", output / "tokens", "--output", output / "evaluated")
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["heldout_mlm_loss"] == pytest.approx(summary["heldout_mlm_loss"], rel=1e-5)
 
