@@ -52,6 +52,14 @@ def timed(job: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+def profiled(step: Callable[[], object], device: torch.device) -> str:
+    """One step's time by operator, its own without what it calls, as a table."""
+    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with torch.profiler.profile(activities=activities) as profile:
+        timed(step, device)
+    return profile.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=16, max_name_column_width=40)
+
+
 def random_batch(config: BertConfig, sequences: int, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """(input_ids, labels), [B, L] int64; 15 % of the positions masked."""
     ids = torch.randint(1000, config.vocab_size, (sequences, length))
@@ -97,6 +105,7 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, default=30_522, help="vocabulary (default 30522)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="the engine's; auto as in training")
     parser.add_argument("--skip", nargs="*", choices=["reference_bf16", "engine"], default=[], help="contenders to leave out")
+    parser.add_argument("--profile", action="store_true", help="after the rounds, print where one engine step spends its time, by operator")
     parser.add_argument("--output", type=Path, help="write the JSON here too")
     args = parser.parse_args()
 
@@ -132,6 +141,8 @@ def main() -> int:
             else:
                 seconds[name].append(timed(step, device))
     print(file=sys.stderr)
+    if args.profile and "engine" in contenders:
+        print(profiled(contenders["engine"], device))
 
     tokens = args.sequences * args.length
     flops = step_flops(config, args.layers // 2, args.length)

@@ -66,15 +66,14 @@ def fused_vocabulary_loss(
     )
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype) -> Tensor:
-    """[n, V] in at least fp32. A 16-bit result would carry 0.06 of error at |z| = 30, more than the gradient's tolerance."""
-    if hidden.dtype == wide and weight.dtype == wide:
-        logits = hidden @ weight.t()
-    elif hidden.is_cuda and hidden.dtype == weight.dtype:
-        logits = torch.mm(hidden, weight.t(), out_dtype=wide)
-    else:
-        logits = hidden.to(wide) @ weight.to(wide).t()
-    return logits if bias is None else logits.add_(bias)
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, temperature: float) -> Tensor:
+    """[n, V], logits / temperature, in at least fp32. A 16-bit result would carry 0.06 of error at |z| = 30, more than the gradient's tolerance."""
+    if hidden.is_cuda and hidden.dtype == weight.dtype != wide:
+        logits = torch.mm(hidden, weight.t(), out_dtype=wide).div_(temperature)
+        return logits if bias is None else logits.add_(bias.to(wide) / temperature)
+    # dividing the short side spares a pass over the logits
+    hidden, weight = hidden.to(wide) / temperature, weight.to(wide)
+    return hidden @ weight.t() if bias is None else torch.addmm(bias.to(wide) / temperature, hidden, weight.t())
 
 
 class _FusedVocabularyLoss(torch.autograd.Function):
@@ -85,8 +84,10 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
         kl_sum = torch.zeros((), dtype=wide, device=hidden.device)
         mlm_sum = torch.zeros_like(kl_sum)
-        # gradients stay unnormalised until backward knows the loss scale: 1/N inside would underflow in fp16
-        unit = max(abs(kl_weight), abs(mlm_weight)) or 1.0
+        # gradients stay unnormalised until backward knows the loss scale: 1/N inside would underflow in fp16.
+        # In units of KL's own factor its gradient is q − p, a pass less; not where masked-LM's would then leave fp16's range.
+        kl_factor = temperature * kl_weight
+        unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
         d_hidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if want else None
         d_weight = torch.zeros(weight.shape, dtype=wide, device=hidden.device) if want else None
         d_bias = torch.zeros(weight.shape[0], dtype=wide, device=hidden.device) if want and bias is not None else None
@@ -96,23 +97,26 @@ class _FusedVocabularyLoss(torch.autograd.Function):
             real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
             masked = masked & real
             kl_rows = (masked if kl_on == "masked" else real).to(wide).unsqueeze(1)
+            scale_rows = token_mask is not None or kl_on == "masked" or unit != kl_factor
             mlm_rows = masked.to(wide).unsqueeze(1)
             target = labels[part].clamp(min=0).unsqueeze(1)
-            z = _logits(hidden[part], weight, bias, wide)
+            z = _logits(hidden[part], weight, bias, wide, temperature)
             grad = None
             if kl_weight != 0:
-                log_p = _logits(t_hidden[part], t_weight, t_bias, wide).div_(temperature).log_softmax(-1)
-                log_q = (z / temperature).log_softmax(-1)
+                log_p = _logits(t_hidden[part], t_weight, t_bias, wide, temperature).log_softmax(-1)
+                log_q = z.log_softmax(-1)
                 p = log_p.exp()
                 # where, not a product: a padded row may hold anything, and 0 · inf is nan
                 row_kl = (log_p.sub_(log_q).mul_(p)).sum(-1, keepdim=True)
                 kl_sum += temperature**2 * torch.where(kl_rows > 0, row_kl, 0.0).sum()
                 if want:
-                    grad = log_q.exp_().sub_(p).mul_(kl_rows * (temperature * kl_weight / unit))
+                    grad = log_q.exp_().sub_(p)
+                    if scale_rows:
+                        grad.mul_(kl_rows * (kl_factor / unit))
             at = masked.nonzero().squeeze(1) if z.device.type == "cpu" else None
             if at is not None:
                 target, mlm_rows = target[at], mlm_rows[at]
-            log_z = (z if at is None else z[at]).log_softmax(-1)
+            log_z = ((z if at is None else z[at]) * temperature).log_softmax(-1)
             mlm_sum -= torch.where(mlm_rows > 0, log_z.gather(1, target), 0.0).sum()
             if want:
                 if grad is None:
@@ -121,12 +125,14 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                     factor = mlm_rows * (mlm_weight / unit)
                     d_mlm = log_z.exp_().scatter_add_(1, target, torch.full_like(mlm_rows, -1.0)).mul_(factor)
                     grad = grad.add_(d_mlm) if at is None else grad.index_add_(0, at, d_mlm)
-                low = grad.to(hidden.dtype) if hidden.is_cuda else grad
-                d_hidden[part] = (low @ weight.to(low.dtype)).to(wide)
+                low = grad.to(hidden.dtype)
+                d_hidden[part] = low @ weight.to(low.dtype)
                 if low.dtype == wide:
-                    d_weight.addmm_(low.t(), hidden[part].to(wide))
-                else:
+                    d_weight.addmm_(low.t(), hidden[part])
+                elif low.is_cuda:
                     d_weight += torch.mm(low.t(), hidden[part], out_dtype=wide)
+                else:
+                    d_weight += low.t() @ hidden[part]
                 if d_bias is not None:
                     d_bias += grad.sum(0)
         if want:

@@ -1,5 +1,6 @@
 """Checkpoints that are complete or absent: DeepSpeed writes beside, a rename publishes."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import torch
 
 from ds_distill.errors import UserError
+
+SHAPE = "shape.json"
 
 
 def all_of(folder: Path) -> dict[int, Path]:
@@ -27,10 +30,11 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     torch.distributed.barrier()
-    stage = engine.zero_optimization_stage()
-    engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step, "stage": stage}, save_latest=False)
+    shape = _shape(engine)
+    engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step, "stage": shape["ZeRO stage"]}, save_latest=False)
     torch.distributed.barrier()
     if first:
+        (partial / "state" / SHAPE).write_text(json.dumps(shape) + "\n")
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial / "state", final)
@@ -44,8 +48,19 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> Path:
     return final
 
 
+def _shape(engine) -> dict:
+    """What DeepSpeed's files of a checkpoint are cut by."""
+    precision = str(next(engine.module.parameters()).dtype).removeprefix("torch.")
+    return {"ZeRO stage": engine.zero_optimization_stage(), "ranks": torch.distributed.get_world_size(), "precision": precision}
+
+
 def load(engine, path: Path) -> dict:
-    """Collective: put the engine back to `path`; returns the state given to save. UserError where the world size differs."""
+    """Collective: put the engine back to `path`; returns the state given to save. UserError where stage, ranks or precision differ."""
+    shape = _shape(engine)
+    before = json.loads((path / SHAPE).read_text())
+    for key, was in before.items():
+        if shape[key] != was:
+            raise UserError(f"{path} was written with {key} {was}, this run has {shape[key]}: go on with {was}, or choose another --output")
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
     loaded, state = engine.load_checkpoint(str(path.parent), tag=path.name)
     if loaded is None:

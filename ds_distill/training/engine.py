@@ -145,6 +145,9 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
         config["bf16"] = {"enabled": True}
     if dtype == torch.float16:
         config["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    if dtype != torch.float32 and stage == 0 and accumulation > 1:
+        name = str(dtype).removeprefix("torch.")
+        say(f"warning: ZeRO stage 0 sums its {accumulation} accumulation steps in {name}, which loses small gradients; stages 1 to 3 sum them in fp32")
     if dtype != torch.float32 and stage > 0:
         # 16-bit sums over accumulation steps and ranks lose the small gradients
         config |= {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
@@ -166,6 +169,8 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
         lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
         config=config,
     )
+    if dtype == torch.float32 and not engine.zero_optimization() and torch.distributed.get_world_size() == 1:
+        engine.enable_backward_allreduce = False  # alone, it would copy every gradient into a bucket and back
     return engine
 
 

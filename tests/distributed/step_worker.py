@@ -1,7 +1,7 @@
 """One rank: the engine's step against benchmarks/reference.py, case after case. Prints a JSON line a case and accumulation on rank 0.
 
 Arguments, one a case: {"deepspeed": name in ds_configs/deepspeed, "dtype": "float32", "optimizer": "auto", "accumulations": [1, 2],
-"checkpointing": false, "freeze": false}
+"checkpointing": false, "freeze": false, "overflow": false}
 """
 
 import copy
@@ -115,6 +115,15 @@ def run_case(what: dict, rank: int, world: int) -> None:
                "norm": norm_error, "change": change_error, "teacher_untouched": teacher.fingerprint() == before, "skipped": engine.skipped_steps,
                "checkpoint_holds_masters": all(torch.equal(offline[k], weights[k]) for k in weights),
                "masters_beyond_16_bit": any(not torch.equal(w, w.bfloat16().float()) for w in weights.values())}  # fmt: skip
+        if what.get("overflow"):
+            rate = engine.get_lr()
+            ids, labels, mask = (x[: recipe.micro_batch] for x in next(batches()))
+            for _ in range(accumulation):
+                loss, _ = engine(ids, mask, labels, (1, 1), teacher.targets(ids, mask))
+                backward(engine, loss * (float("inf") if rank == 0 else 1.0))  # one rank's overflow is everyone's
+                optimizer_step(engine)
+            after = master_weights(engine)
+            row["overflow"] = [engine.skipped_steps, engine.get_lr() == rate, all(torch.equal(after[k], weights[k]) for k in weights)]
         if rank == 0:
             print(json.dumps(row))
             shutil.rmtree(saved[0])

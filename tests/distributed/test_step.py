@@ -15,7 +15,7 @@ OPTIONS = [
     {"deepspeed": "zero1", "freeze": True},
     {"deepspeed": "zero3", "freeze": True},
 ]
-BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16"} for stage in range(4)]
+BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in range(4)]
 
 
 def rows_of(world: int, cases: list[dict]) -> list[dict]:
@@ -52,3 +52,5 @@ def test_bf16_follows_reference_and_keeps_fp32_masters():
     for row in rows_of(2, BF16):
         assert row["total"] <= 2e-2 and row["gradient"] <= 5e-2 and row["norm"] <= 5e-2, row
         assert row["masters_beyond_16_bit"], row
+        # an overflowed step changes neither weights nor schedule, and is counted
+        assert row["overflow"] == [1, True, True], row
