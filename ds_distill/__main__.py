@@ -1,3 +1,4 @@
 from ds_distill.cli import main
 
-raise SystemExit(main())
+if __name__ == "__main__":  # workers started anew import this file too
+    raise SystemExit(main())

@@ -18,7 +18,7 @@ ROOMS = {"data": Data, "student": Student, "losses": Losses, "training": Trainin
 DEMO = Path(__file__).parents[1] / "ds_configs" / "demo.yaml"
 COMMANDS = {
     "run": "the whole road on text of this machine: tokenizer, teacher, student, baseline, table (what ./launch.sh does), or a recipe's distill",
-    "prepare": "text files → tokens",
+    "prepare": "text → tokens",
     "pretrain": "train a BERT with masked-LM only: teachers",
     "distill": "train a student of a teacher",
     "evaluate": "held-out masked-LM loss and accuracy of Hugging Face folders, best first",
@@ -26,6 +26,9 @@ COMMANDS = {
     "env": "versions, devices, and which fused kernels run here",
 }
 MODEL = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768, "max_position_embeddings": 128}
+
+INPUTS = ("txt, jsonl, csv, tsv, parquet files (.gz, .zst too), folders and patterns of them, hub data sets hf:NAME[:CONFIG][@SPLIT][#COLUMN]; "
+          "FILE#COLUMN names a file's column")  # fmt: skip
 
 
 def build_parser():
@@ -55,19 +58,21 @@ def _add_arguments(sub, name: str) -> None:
     if name in ("run", "distill"):
         sub.add_argument("--teacher", type=str | None, default=None, help="folder of a BERT masked-LM")
     if name == "run":
-        sub.add_argument("--corpus", type=str, nargs="*", default=[], help="text or .gz files; none: texts found on this machine")
+        sub.add_argument("--corpus", type=str, nargs="*", default=[], help="as for prepare; none: texts found on this machine")
         sub.add_argument("--fresh", action="store_true", help="start over instead of going on with what is there")
         sub.add_argument("--corpus_megabytes", type=float, default=6.0, help="how much of this machine's documentation to read")
         sub.add_argument("--vocabulary", type=int, default=8192, help="tokens of the tokenizer trained on it")
         sub.add_argument("--teacher_tokens", type=int, default=1_000_000, help="tokens the small teacher is pretrained on")
     elif name not in ("export", "env"):
-        sub.add_argument("--corpus", type=str, nargs="+", default=[], help="text or .gz files, folders, globs")
+        sub.add_argument("--corpus", "--input", type=str, nargs="+", default=[], help=INPUTS)
     if name in ("run", "pretrain"):
         sub.add_argument("--model", type=dict[str, int], default=MODEL, help="sizes of the BERT to pretrain, transformers' BertConfig")
     if name in ("prepare", "pretrain"):
         sub.add_argument("--tokenizer", type=str | None, default=None, help="folder with the tokenizer")
     if name in ("pretrain", "distill", "evaluate"):
         sub.add_argument("--tokens", type=str | None, default=None, help="folder made by prepare (instead of --corpus)")
+    if name in ("run", "pretrain", "distill"):
+        sub.add_argument("--heldout", type=str, nargs="+", default=[], help="further held-out texts, each measured on its own along the way")
     if name == "evaluate":
         sub.add_argument("--model", type=str, nargs="+", default=[], help="Hugging Face folders")
         sub.add_argument("--untrained", action="store_true", help="also the first one's architecture with random weights")
@@ -155,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
 def execute(command: str, options) -> dict:
     """Run a parsed command; returns its summary. The libraries are imported only here: --help and mistakes need not wait for them."""
     from ds_distill import demo, environment, runs
-    from ds_distill.data.corpus import documents
+    from ds_distill.data.sources import pieces_of
     from ds_distill.data.tokenizer import load_tokenizer
 
     if command == "env":
@@ -173,9 +178,10 @@ def execute(command: str, options) -> dict:
     if command == "prepare":
         if not options.tokenizer or not options.corpus:
             raise UserError("prepare needs --tokenizer and --corpus")
-        texts = documents(options.corpus)
-        manifest = runs.prepare_tokens(texts, load_tokenizer(options.tokenizer), output, recipe, ", ".join(options.corpus))
-        return {"output": str(output), **{key: manifest[key] for key in ("blocks", "real_tokens", "documents", "fingerprint")}}
+        pieces_of(options.corpus, column=recipe.data.column, streaming=recipe.data.streaming)  # a wrong path is said before a wrong tokenizer
+        manifest = runs.prepare_tokens(options.corpus, load_tokenizer(options.tokenizer), output, recipe)
+        kept = ("mode", "blocks", "real_tokens", "documents", "found", "unknown_share", "sources", "fingerprint")
+        return {"output": str(output), **{key: manifest[key] for key in kept}}
     source = {"run": "teacher", "distill": "teacher", "pretrain": "tokenizer", "evaluate": "model"}[command]
     if not options[source]:
         raise UserError(f"--{source} is missing")
@@ -184,11 +190,13 @@ def execute(command: str, options) -> dict:
         raise UserError("--corpus (text) is missing" + ("" if command == "run" else "; or --tokens, made by prepare"))
     if not tokens:
         tokenizer = options[source][0] if command == "evaluate" else options[source]
-        tokens = runs.tokens_for(options.corpus, tokenizer, recipe, output or Path("runs/evaluate"))
+        tokens = runs.tokens_for(options.corpus, tokenizer, recipe, (output or Path("runs/evaluate")) / "tokens")
+    if command != "evaluate":
+        held = runs.heldout_sets(options.heldout, Path(tokens), recipe, output)
     if command in ("run", "distill"):
-        return runs.distill(recipe, options.teacher, Path(tokens), output)
+        return runs.distill(recipe, options.teacher, Path(tokens), output, heldout=held)
     if command == "pretrain":
-        return runs.pretrain(recipe, dict(options.model), Path(tokens), output)
+        return runs.pretrain(recipe, dict(options.model), Path(tokens), output, heldout=held)
     rows = runs.evaluate_folders(options.model, Path(tokens), recipe, options.untrained)
     if is_first():
         print(table(rows, EVALUATED))

@@ -10,7 +10,8 @@ import torch
 
 from ds_distill import runs
 from ds_distill.console import is_first, progress, say
-from ds_distill.data.corpus import documents, embedded_documents
+from ds_distill.data.corpus import embedded_documents
+from ds_distill.data.sources import documents
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Recipe
@@ -31,7 +32,8 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
         if fresh:
             for part in PARTS:
                 shutil.rmtree(output / part, ignore_errors=True)
-            (output / "run.json").unlink(missing_ok=True)
+            for file in ("corpus.txt", "run.json"):
+                (output / file).unlink(missing_ok=True)
     identity = {"corpus": corpus, "corpus_megabytes": megabytes, "vocabulary": vocabulary, "teacher_tokens": teacher_tokens}
     runs.claim(output, runs.flat(recipe) | identity | {f"model.{key}": value for key, value in model.items()}, remedy="--fresh starts over there")
     runs.on_first_rank(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
@@ -69,18 +71,16 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
         say(f"tokens: those in {output / 'tokens'}")
         return
     began = time.perf_counter()
-    if corpus:
-        say(f"corpus: reading {', '.join(corpus)}")
-        texts = list(documents(corpus))
-    else:
+    if not corpus:
         with progress(int(megabytes * 1e6), "corpus", "B") as bar:
             texts = embedded_documents(int(megabytes * 1e6), seed=recipe.training.seed, progress=lambda read: bar.update(read - bar.n))
-    characters = sum(map(len, texts))
-    say(f"corpus: {len(texts):,} documents, {characters / 1e6:.1f} MB; training a tokenizer of {vocabulary:,} pieces")
-    tokenizer = train_wordpiece(texts, vocabulary, output / "tokenizer")
-    source = ", ".join(corpus) or "documentation of this machine"
-    manifest = runs.prepare_tokens(texts, tokenizer, output / "tokens", recipe, source, characters)
-    say(f"corpus: {manifest['real_tokens']['train']:,} tokens to train on, {time.perf_counter() - began:.0f} s")
+        corpus = [str(output / "corpus.txt")]
+        Path(corpus[0]).write_text("\n\n".join(texts) + "\n")
+    say(f"corpus: training a tokenizer of {vocabulary:,} pieces on {', '.join(corpus)}")
+    tokenizer = train_wordpiece(documents(corpus), vocabulary, output / "tokenizer")
+    manifest = runs.prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
+    say(f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} tokens to train on, "
+        f"{time.perf_counter() - began:.0f} s")  # fmt: skip
 
 
 def _once(folder: Path, job) -> dict:

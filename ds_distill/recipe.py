@@ -99,16 +99,30 @@ class Data:
     """How text becomes blocks.
 
     Args:
-        sequence_length: Tokens a block, [CLS] and [SEP] included.
+        mode: "packed": documents fill whole blocks, nothing is padding; "grouped": a line is a sequence (the authors' data).
+        sequence_length: Tokens a sequence, [CLS] and [SEP] included; at most so many in grouped mode.
         heldout_fraction: Share of the documents kept out of training.
-        mask_probability: Share of a block's real tokens that are masked.
+        column: Of jsonl, csv, tsv and parquet files and hub data sets; FILE#COLUMN names another for one input.
+        weights: How often an epoch sees each source, in the order of --corpus: 2 twice, 0.5 a random half; once when not given.
+        attend_across_documents: Whether the documents of a packed block see each other.
+        mask_probability: Share of a sequence's real tokens that are masked.
         mask_smoothing: Masking probability ∝ count^−smoothing: rare tokens more often.
+        whole_word_masking: Mask all pieces of a word together.
+        streaming: Read hub data sets while they are downloaded; false downloads them first, or takes the local cache.
+        workers: Processes that prepare; 0: one a core.
     """
 
+    mode: Literal["packed", "grouped"] = "packed"
     sequence_length: int = 128
     heldout_fraction: float = 0.02
+    column: str = "text"
+    weights: list[float] | None = None
+    attend_across_documents: bool = True
     mask_probability: float = 0.15
     mask_smoothing: float = 0.7
+    whole_word_masking: bool = False
+    streaming: bool = True
+    workers: int = 0
 
 
 @dataclass
@@ -139,6 +153,7 @@ class Recipe:
             ("training.heldout_blocks", t.heldout_blocks, 1, 10**9),
             ("data.sequence_length", d.sequence_length, 8, 1 << 16),
             ("data.heldout_fraction", d.heldout_fraction, 0, 0.5),
+            ("data.workers", d.workers, 0, 4096),
             ("data.mask_probability", d.mask_probability, 0.01, 0.9),
             ("losses.kl", x.kl, 0, 1e6),
             ("losses.mlm", x.mlm, 0, 1e6),

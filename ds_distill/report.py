@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 
-def loss_plot(history: list, heldout: list, path: Path, title: str) -> None:
-    """PNG of the training losses and the held-out loss over tokens.
+def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -> None:
+    """PNG of the training losses and the held-out losses over tokens.
 
-    history: [step, tokens, total, kl, mlm, cosine] a step; heldout: [step, tokens, loss, accuracy] an evaluation.
+    history: [step, tokens, total, kl, mlm, cosine] a step; heldout: by name of the set, [step, tokens, loss, accuracy] an evaluation.
     """
     import matplotlib  # here, since every --help would wait for it
 
@@ -20,7 +20,9 @@ def loss_plot(history: list, heldout: list, path: Path, title: str) -> None:
         values = [row[column] for row in history]
         if any(values):
             axes.plot(million, values, label=name, linewidth=1, alpha=0.85)
-    axes.plot([row[1] / 1e6 for row in heldout], [row[2] for row in heldout], "ko-", label="held-out masked-LM (nats)", markersize=4)
+    for (name, rows), style in zip(heldout.items(), ("ko-", "k^--", "ks:", "kd-.") * len(heldout), strict=False):
+        label = f"held-out masked-LM{', ' if name else ''}{name} (nats)"
+        axes.plot([row[1] / 1e6 for row in rows], [row[2] for row in rows], style, label=label, markersize=4, linewidth=1)
     axes.set(xlabel="tokens (million)", ylabel="loss per token", title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,11 +11,11 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMa
 
 from ds_distill.console import is_first, progress
 from ds_distill.data.batches import BatchOrder, heldout_batches
-from ds_distill.data.corpus import documents
 from ds_distill.data.masking import Masker
 from ds_distill.data.prepare import prepare
+from ds_distill.data.sources import pieces_of
 from ds_distill.data.store import TokenStore
-from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.data.tokenizer import continuing_pieces, load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
 from ds_distill.export.hf import export
 from ds_distill.models.student import build_student, count_parameters
@@ -45,28 +46,40 @@ def on_first_rank(job: Callable[[], object]) -> None:
         raise UserError(problem[0])
 
 
-def prepare_tokens(texts: Iterable[str], tokenizer, folder: Path, recipe: Recipe, source: str, total: int | None = None) -> dict:
-    """data.prepare with the recipe's settings; returns its manifest. 
-
-    source: where the texts are from, for the manifest; total: their characters, where known, for the progress bar.
-    """
+def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None) -> dict:
+    """data.prepare with the recipe's settings; returns its manifest."""
     d = recipe.data
-    with progress(total, "tokens", "char") as bar:
-        return prepare(texts, tokenizer, folder, sequence_length=d.sequence_length, heldout_fraction=d.heldout_fraction,
-                       seed=recipe.training.seed, source=source, progress=lambda read: bar.update(read - bar.n))  # fmt: skip
+    with progress(None, "tokens", "B") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(done - bar.n)
+
+        return prepare(inputs, tokenizer, folder, mode=d.mode, sequence_length=d.sequence_length, seed=recipe.training.seed, workers=d.workers,
+                       heldout_fraction=d.heldout_fraction if heldout_fraction is None else heldout_fraction, column=d.column,
+                       streaming=d.streaming, progress=show)  # fmt: skip
 
 
-def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, output: Path) -> Path:
-    """Collective: tokens of `corpus` under output/tokens, made by the first rank unless they are there."""
-    folder = output / "tokens"
+def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None) -> Path:
+    """Collective: tokens of `corpus` in `folder`, made by the first rank unless they are there."""
 
     def make() -> None:
         if not (folder / "manifest.json").is_file():
-            texts = documents(corpus)  # before the tokenizer: a wrong path is said first
-            prepare_tokens(texts, load_tokenizer(tokenizer_folder), folder, recipe, ", ".join(corpus))
+            pieces_of(corpus, column=recipe.data.column, streaming=recipe.data.streaming)  # before the tokenizer: a wrong path is said first
+            prepare_tokens(corpus, load_tokenizer(tokenizer_folder), folder, recipe, heldout_fraction)
 
     on_first_rank(make)
     return folder
+
+
+def heldout_sets(files: list[str], tokens: Path, recipe: Recipe, output: Path) -> dict[str, Path]:
+    """Collective: further held-out texts, tokens of each under output/heldout, by the name of its file."""
+    sets: dict[str, Path] = {}
+    for file in files:
+        name = Path(file.rstrip("/")).name.split(".")[0] or "text"
+        name = name if name not in sets else f"{name}_{len(sets)}"
+        sets[name] = tokens_for([file], str(tokens / "tokenizer"), recipe, output / "heldout" / name, heldout_fraction=1.0)
+    return sets
 
 
 def claim(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output") -> None:
@@ -97,21 +110,29 @@ def flat(recipe: Recipe) -> dict:
     keys = {f"{room}.{key}": value for room, values in recipe.as_dict().items() for key, value in values.items()}
     for key in ("checkpoint_every", "keep_checkpoints", "resume", "evaluate_every", "deepspeed", "device"):
         del keys[f"training.{key}"]
+    for key in ("workers", "streaming", "column"):
+        del keys[f"data.{key}"]
     return json.loads(json.dumps(keys))
 
 
 def _masker(store: TokenStore, recipe: Recipe) -> Masker:
-    m = store.manifest
-    return Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed,
-                  recipe.data.mask_probability, recipe.data.mask_smoothing)  # fmt: skip
+    m, d = store.manifest, recipe.data
+    continues = continuing_pieces(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
+    return Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed, d.mask_probability,
+                  d.mask_smoothing, continues)  # fmt: skip
 
 
-def _stores(tokens: Path, recipe: Recipe, rank: int, world: int):
-    store, heldout = TokenStore.open(tokens, "train"), TokenStore.open(tokens, "heldout")
+def _stores(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str, Path]):
+    """(the training part, its order, what makes the batches of each held-out set)."""
+    store = TokenStore.open(tokens, "train")
     masker = _masker(store, recipe)
-    t = recipe.training
-    order = BatchOrder(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world)
-    return store, heldout, masker, order
+    t, d = recipe.training, recipe.data
+    own = not d.attend_across_documents
+    order = BatchOrder(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world,
+                       weights=d.weights, by_length=store.manifest["mode"] == "grouped", own_documents=own)  # fmt: skip
+    sets = {name: TokenStore.open(path, "heldout") for name, path in {"": tokens, **more}.items()}
+    heldout = {name: partial(heldout_batches, part, masker, t.micro_batch, t.heldout_blocks, own) for name, part in sets.items()}
+    return store, order, heldout
 
 
 def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, title: str) -> dict:
@@ -121,6 +142,7 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
     summary["parameters"] = sum(x.numel() for x in weights.values())
     summary["export"] = str(output / "export")
     if is_first():
+        (output / "curves.json").write_text(json.dumps({"history": history, "heldout": heldout}) + "\n")
         loss_plot(history, heldout, output / "loss.png", title)
         summary["plot"] = str(output / "loss.png")
         manifest = TokenStore.open(tokens, "heldout").manifest
@@ -142,13 +164,17 @@ def _check_fits(store: TokenStore, config, what: str, folder: str | None = None)
         raise UserError(f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}")
 
 
-def distill(recipe: Recipe, teacher: str | None, tokens: Path, output: Path, baseline_of: str | None = None, title: str = "distil") -> dict:
-    """Collective: distil a student from the folder `teacher`; with teacher None, train the same student (of `baseline_of`) without one."""
+def distill(recipe: Recipe, teacher: str | None, tokens: Path, output: Path, *, baseline_of: str | None = None, title: str = "distil",
+            heldout: dict[str, Path] | None = None) -> dict:  # fmt: skip
+    """Collective: distil a student from the folder `teacher`; with teacher None, train the same student (of `baseline_of`) without one.
+
+    heldout: folders of further held-out texts, by name, from heldout_sets.
+    """
     recipe.check()
     rank, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
-    store, heldout, masker, order = _stores(tokens, recipe, rank, world)
+    store, order, held = _stores(tokens, recipe, rank, world, heldout or {})
     origin = teacher or baseline_of
     source = load_masked_lm(origin)
     _check_fits(store, source.config, f"teacher {origin}", origin)
@@ -159,22 +185,20 @@ def distill(recipe: Recipe, teacher: str | None, tokens: Path, output: Path, bas
                             freeze_positions=recipe.student.freeze_positions)  # fmt: skip
     _keep_model(student.config, tokens, output)
     objective = Objective(student, recipe.losses, world)
-    start = evaluate(objective, heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks), torch.device("cpu"))
     frozen = Teacher(source.to(device=device, dtype=torch.float16 if device.type == "cuda" else dtype)) if teacher else None
     del source
-    engine, summary = train(objective, frozen, order, (heldout, masker), recipe, output, device, dtype, title)
-    summary |= {f"start_{key}": value for key, value in start.items()}
+    engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
     summary["kl_on"] = recipe.losses.kl_on
     return _finish(engine, summary, recipe, tokens, output, title)
 
 
-def pretrain(recipe: Recipe, model: dict, tokens: Path, output: Path, title: str = "pretrain") -> dict:
+def pretrain(recipe: Recipe, model: dict, tokens: Path, output: Path, *, title: str = "pretrain", heldout: dict[str, Path] | None = None) -> dict:
     """Collective: pretrain a BERT from random weights with masked-LM only. model: BertConfig's sizes."""
     recipe.check()
     rank, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
-    store, heldout, masker, order = _stores(tokens, recipe, rank, world)
+    store, order, held = _stores(tokens, recipe, rank, world, heldout or {})
     claim(output, flat(recipe) | {"data": store.manifest["fingerprint"], "model": model}, recipe.training.resume)
     t = recipe.training
     config = BertConfig(vocab_size=store.manifest["vocab_size"], hidden_dropout_prob=t.dropout, attention_probs_dropout_prob=t.dropout,
@@ -184,7 +208,7 @@ def pretrain(recipe: Recipe, model: dict, tokens: Path, output: Path, title: str
         bert = BertForMaskedLM(config)
     _check_fits(store, config, "the model")
     _keep_model(config, tokens, output)
-    engine, summary = train(Objective(bert, recipe.losses, world), None, order, (heldout, masker), recipe, output, device, dtype, title)
+    engine, summary = train(Objective(bert, recipe.losses, world), None, order, held, recipe, output, device, dtype, title)
     return _finish(engine, summary, recipe, tokens, output, title)
 
 
@@ -224,7 +248,7 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
     _, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     heldout, train_store = TokenStore.open(tokens, "heldout"), TokenStore.open(tokens, "train")
-    masker, t = _masker(train_store, recipe), recipe.training
+    masker, t, own = _masker(train_store, recipe), recipe.training, not recipe.data.attend_across_documents
     rows = []
     for name in [*models, *([None] if untrained else [])]:
         origin = name or models[0]
@@ -234,9 +258,9 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
                 torch.manual_seed(t.seed)
                 network = type(network)(network.config)
         _check_fits(train_store, network.config, f"model {origin}", origin)
-        count = -(-min(t.heldout_blocks, len(heldout.blocks)) // t.micro_batch)
+        count = -(-min(t.heldout_blocks, len(heldout)) // t.micro_batch)
         with progress(count, name or "untrained", "batch") as bar:
-            batches = (batch for batch in heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks) if bar.update() or True)
+            batches = (batch for batch in heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks, own) if bar.update() or True)
             figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
         rows.append({"model": name or f"{models[0]}, untrained", "parameters": count_parameters(network)} | figures)
     return sorted(rows, key=lambda row: row["heldout_mlm_loss"])

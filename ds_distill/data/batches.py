@@ -11,55 +11,85 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ds_distill.data.masking import Masker
+from ds_distill.data.masking import IGNORED, Masker
 from ds_distill.data.store import TokenStore
 from ds_distill.errors import UserError
 
 HELDOUT_EPOCH = 2**31  # no training epoch: held-out masks never change, and none is a training block's
+_WINDOW = 64  # global batches sorted by length together
 _STREAM = 0x6F726465  # "orde": keeps the permutation apart from every other use of the seed
 
 
 @dataclass
 class Batch:
-    """input_ids [B, L] long; labels [B, L] long, -100 where unmasked; attention_mask [B, L] bool, None without padding."""
+    """input_ids [B, L] long; labels [B, L] long, -100 where unmasked; token_mask [B, L] bool, false on padding, None without any;
+    document_ids [B, L] long where each document of a packed block is a context of its own, else None."""
 
     input_ids: Tensor
     labels: Tensor
-    attention_mask: Tensor | None
+    token_mask: Tensor | None
+    document_ids: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        mask = self.attention_mask
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            None if mask is None else mask.to(device, non_blocking=True),
-        )
+        tensors = (self.input_ids, self.labels, self.token_mask, self.document_ids)
+        return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in tensors))
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """What a model is given: token_mask [B, L], or [B, 1, L, L] bool, true where a query sees a key."""
+        if self.document_ids is None:
+            return self.token_mask
+        sees = self.document_ids[:, None, :, None] == self.document_ids[:, None, None, :]
+        if self.token_mask is not None:
+            sees = sees & self.token_mask[:, None, None, :]
+            sees[..., 0] |= ~self.token_mask[:, None, :]  # padding looks at [CLS]: a softmax over nothing is nan
+        return sees
 
 
-def make_batch(store: TokenStore, masker: Masker, indices: np.ndarray, epoch: int) -> Batch:
-    """The masked blocks `indices` [B] of `store`."""
-    masked = [masker.mask(store.blocks[i], epoch=epoch, block=int(i)) for i in indices]
-    lengths, width = store.lengths(indices), store.blocks.shape[1]
+@dataclass(frozen=True)
+class Cut:
+    """How sequences become a batch: pad_id fills up; separator: the id that ends a document, where documents are contexts of their own."""
+
+    pad_id: int
+    separator: int | None = None
+
+
+def make_batch(store: TokenStore, masker: Masker, entries: np.ndarray, epoch: int, cut: Cut) -> Batch:
+    """The masked sequences `entries` [B], padded to the longest. An entry is a sequence's number, plus len(store) for each further copy of it."""
+    masked = [masker.mask(store.sequence(int(entry % len(store))), epoch=epoch, block=int(entry)) for entry in entries]
+    lengths = np.array([len(ids) for ids, _ in masked])
+    width = int(lengths.max())
+    input_ids, labels = np.full((len(masked), width), cut.pad_id, np.int64), np.full((len(masked), width), IGNORED, np.int64)
+    documents = None if cut.separator is None else np.full((len(masked), width), -1, np.int64)
+    for row, (ids, wanted) in enumerate(masked):
+        input_ids[row, : len(ids)], labels[row, : len(ids)] = ids, wanted
+        if documents is not None:
+            ends = ids == cut.separator  # never masked, and never a text's own
+            documents[row, : len(ids)] = np.cumsum(ends) - ends
     padded = lengths.min() < width
     return Batch(
-        torch.from_numpy(np.stack([ids for ids, _ in masked])),
-        torch.from_numpy(np.stack([labels for _, labels in masked])),
+        torch.from_numpy(input_ids),
+        torch.from_numpy(labels),
         torch.from_numpy(np.arange(width) < lengths[:, None]) if padded else None,
+        None if documents is None else torch.from_numpy(documents),
     )
 
 
 class BatchOrder:
-    """Batches of one rank.  Step k's blocks are a slice of the epoch's global permutation, the same at any world size.
+    """Batches of one rank.  Step k's sequences are a slice of the epoch's global order, the same at any world size.
 
-    A global batch is laid out micro-step by micro-step, in each rank by rank.  steps_per_epoch leaves the incomplete last
-    global batch out; accumulation is the number of micro-batches a rank runs per step.  Raises UserError where the global
-    batch cannot be cut evenly or exceeds the data.
+    A global batch is laid out micro-step by micro-step, in each rank by rank.  weights: how often an epoch sees each source of the corpus
+    (2 twice, with other masks; 0.5 a random half).  by_length: sequences of like length meet in a global batch, so that little is padding;
+    which ones, and in which order the batches come, is drawn anew each epoch.  own_documents: a packed block's documents do not see each other.
+    steps_per_epoch leaves the incomplete last global batch out; accumulation is the number of micro-batches a rank runs per step.
+    Raises UserError where the global batch cannot be cut evenly or exceeds the data, and for weights that do not fit the sources.
     """
 
     def __init__(
-        self, store: TokenStore, masker: Masker, *, seed: int, global_batch: int, micro_batch: int, rank: int, world_size: int
-    ):
+        self, store: TokenStore, masker: Masker, *, seed: int, global_batch: int, micro_batch: int, rank: int, world_size: int,
+        weights: list[float] | None = None, by_length: bool = False, own_documents: bool = False,
+    ):  # fmt: skip
         if min(global_batch, micro_batch, world_size) < 1 or not 0 <= rank < world_size:
             raise UserError(f"global batch {global_batch}, micro-batch {micro_batch}, rank {rank} of {world_size}: "
                             "sizes must be at least 1, ranks count from 0")
@@ -70,43 +100,64 @@ class BatchOrder:
             raise UserError(
                 f"global batch = {global_batch}: not a multiple of micro-batch {micro_batch} × {world_size} ranks = {wave}; use {nearest}"
             )
-        self.steps_per_epoch = len(store.blocks) // global_batch
+        self._sources = store.sources()
+        self.weights = list(weights or [1.0] * len(self._sources))
+        if len(self.weights) != len(self._sources) or min(self.weights) < 0:
+            raise UserError(f"data.weights = {self.weights}: one number, at least 0, for each of the corpus's {len(self._sources)} sources")
+        self.entries = sum(round(weight * len(part)) for weight, part in zip(self.weights, self._sources, strict=True))
+        self.steps_per_epoch = self.entries // global_batch
         if not self.steps_per_epoch:
-            raise UserError(f"{store.path}: {len(store.blocks)} blocks are fewer than one global batch of {global_batch}; "
+            raise UserError(f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch of {global_batch}; "
                             "lower the global batch or prepare more text")
-        self.store, self.masker, self.seed = store, masker, seed
+        self.store, self.masker, self.seed, self.by_length = store, masker, seed, by_length
+        self.cut = Cut(store.manifest["pad_id"], store.manifest["sep_id"] if own_documents else None)
         self.global_batch, self.micro_batch, self.rank, self.world_size = global_batch, micro_batch, rank, world_size
         self.accumulation = global_batch // wave
-        self._permutation = (-1, np.empty(0, np.int64))
+        self._order = (-1, np.empty(0, np.int64))
 
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that step belongs to."""
         return step // self.steps_per_epoch
 
-    def indices(self, step: int) -> np.ndarray:
-        """The blocks of step's whole global batch: int64 [global_batch]."""
+    def entries_of(self, step: int) -> np.ndarray:
+        """The entries (see make_batch) of step's whole global batch: int64 [global_batch]."""
         if step < 0:
             raise ValueError(f"step {step}: steps count from 0")
         epoch, place = divmod(step, self.steps_per_epoch)
         # One tuple, replaced whole: the prefetch thread and the main thread may both be here.
-        cached, permutation = self._permutation
+        cached, order = self._order
         if cached != epoch:
-            random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _STREAM, epoch])))
-            permutation = random.permutation(len(self.store.blocks))
-            self._permutation = (epoch, permutation)
-        return permutation[place * self.global_batch : (place + 1) * self.global_batch]
+            order = self._draw(np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _STREAM, epoch]))))
+            self._order = (epoch, order)
+        return order[place * self.global_batch : (place + 1) * self.global_batch]
+
+    def _draw(self, random: np.random.Generator) -> np.ndarray:
+        pool = []
+        for weight, part in zip(self.weights, self._sources, strict=True):
+            wanted = round(weight * len(part))
+            whole, more = divmod(wanted, max(len(part), 1))
+            pool += [part + copy * len(self.store) for copy in range(whole)]
+            if more:
+                pool.append(random.permutation(part)[:more] + whole * len(self.store))
+        order = random.permutation(np.concatenate(pool))[: self.steps_per_epoch * self.global_batch]
+        if not self.by_length:
+            return order
+        lengths = self.store.lengths(order % len(self.store))
+        window = self.global_batch * _WINDOW
+        for start in range(0, len(order), window):
+            part = slice(start, start + window)
+            order[part] = order[part][np.argsort(lengths[part], kind="stable")]
+        return random.permutation(order.reshape(-1, self.global_batch), axis=0).reshape(-1)
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's `accumulation` batches of step, each [micro_batch, L]."""
-        mine = self.indices(step).reshape(self.accumulation, self.world_size, self.micro_batch)[:, self.rank]
-        return [make_batch(self.store, self.masker, indices, self.epoch(step)) for indices in mine]
+        mine = self.entries_of(step).reshape(self.accumulation, self.world_size, self.micro_batch)[:, self.rank]
+        return [make_batch(self.store, self.masker, entries, self.epoch(step), self.cut) for entries in mine]
 
     def counts(self, step: int) -> tuple[int, int]:
         """(real tokens, masked tokens) of step's whole global batch: what the losses divide by, without asking other ranks."""
-        indices = self.indices(step)
-        # Masked tokens depend on how many separators a block holds, not on its mask: one look-up over the ids.
-        masked = self.masker.masked_counts(self.store.blocks[indices])
-        return int(self.store.lengths(indices).sum()), int(masked.sum())
+        sequences = self.entries_of(step) % len(self.store)
+        return int(self.store.lengths(sequences).sum()), int(self.masker.masked_counts(self.store.maskable(sequences)).sum())
 
     def prefetch(self, first_step: int, last_step: int) -> Iterator[tuple[int, list[Batch], tuple[int, int]]]:
         """(step, this rank's batches, counts) for first_step ≤ step < last_step, made ahead in one background thread.
@@ -145,8 +196,11 @@ class BatchOrder:
             thread.join()
 
 
-def heldout_batches(store: TokenStore, masker: Masker, batch_size: int, max_blocks: int | None = None) -> Iterator[Batch]:
-    """The first `max_blocks` blocks of the store in order, the last batch as short as it comes; the same masks every time."""
-    count = len(store.blocks) if max_blocks is None else min(max_blocks, len(store.blocks))
+def heldout_batches(
+    store: TokenStore, masker: Masker, batch_size: int, max_sequences: int | None = None, own_documents: bool = False
+) -> Iterator[Batch]:
+    """The first `max_sequences` sequences of the store in order, the last batch as short as it comes; the same masks every time."""
+    count = len(store) if max_sequences is None else min(max_sequences, len(store))
+    cut = Cut(store.manifest["pad_id"], store.manifest["sep_id"] if own_documents else None)
     for start in range(0, count, batch_size):
-        yield make_batch(store, masker, np.arange(start, min(start + batch_size, count)), HELDOUT_EPOCH)
+        yield make_batch(store, masker, np.arange(start, min(start + batch_size, count)), HELDOUT_EPOCH, cut)

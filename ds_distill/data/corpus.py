@@ -1,72 +1,19 @@
-"""Where documents come from: the user's text files, or the English prose that every Python machine already holds."""
+"""English prose that every Python machine already holds: the demo's corpus."""
 
 from __future__ import annotations
 
-import glob
-import gzip
 import inspect
 import multiprocessing
 import random
 import re
 import sysconfig
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from ds_distill.errors import UserError
 
-TEXT_SUFFIXES = (".txt", ".txt.gz")
 MIN_DOCSTRING = 200  # characters of prose; shorter ones are signatures in words
 
-
-def documents(inputs: list[str]) -> Iterator[str]:
-    """The documents of text or .gz files, folders (every *.txt and *.txt.gz below) and globs, in order of sorted paths.
-
-    Documents are separated by blank lines; lines inside one are kept, joined by a newline.  Bad UTF-8 is replaced.
-    Raises UserError at the call, before anything is read, for a path, pattern or folder that yields no file.
-    """
-    files = [file for given in inputs for file in _files(given)]
-    if not files:
-        raise UserError("no text to read: name at least one text file, folder or pattern")
-    return (document for file in files for document in _read(file))
-
-
-def _files(given: str) -> list[Path]:
-    path = Path(given).expanduser()
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.name.endswith(TEXT_SUFFIXES) and p.is_file())
-        if not found:
-            raise UserError(f"{given}: the folder holds no *.txt or *.txt.gz file; name files or a pattern such as '{given}/*.md'")
-        return found
-    if path.exists():  # before globbing: a file's name may hold brackets
-        return [path]
-    if glob.has_magic(given):
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-        if not found:
-            raise UserError(f"{given}: no file matches this pattern; check it from the folder the command starts in ({Path.cwd()})")
-        return found
-    raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
-
-
-def _read(path: Path) -> Iterator[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    lines: list[str] = []
-    try:
-        with opener(path, "rt", encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                line = line.rstrip()
-                if line:
-                    lines.append(line.removeprefix("\ufeff"))
-                elif lines:
-                    yield "\n".join(lines)
-                    lines = []
-    except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
-        raise UserError(f"{path}: cannot be read ({error}); replace the file or leave it out") from error
-    if lines:
-        yield "\n".join(lines)
-
-
-# --- embedded corpus -----------------------------------------------------------------------------------------------
 
 # Every triple-quoted string, in order of appearance, so that opening and closing quotes pair up; `start` is set where
 # only white space stands before it on its line, which is where a docstring stands.  Ten times faster than ast, and

@@ -16,10 +16,11 @@ def masked_count(n: int, probability: float = 0.15) -> int:
 
 
 class Masker:
-    """Masks 15 % of a block's tokens, rare ones rather, 80 % as [MASK], 10 % as a random token, 10 % kept.
+    """Masks 15 % of a sequence's tokens, rare ones rather, 80 % as [MASK], 10 % as a random token, 10 % kept.
 
-    token_counts: [V] occurrences in the training text.  special_ids (padding among them) are never masked and never
-    drawn.  Source: Sanh et al. 2019; p ∝ count^-0.7 from their code, after XLM (Lample & Conneau 2019).
+    token_counts: [V] occurrences in the training text.  special_ids (padding among them) are never masked and never drawn.
+    continues: bool [V], true for pieces inside a word: words are then masked whole, the last one chosen only as far as the exact count goes.
+    Source: Sanh et al. 2019; p ∝ count^-0.7 from their code, after XLM (Lample & Conneau 2019); whole words as in BERT's later release.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class Masker:
         seed: int,
         probability: float = 0.15,
         smoothing: float = 0.7,
+        continues: np.ndarray | None = None,
     ):
         if len(token_counts) != vocab_size:
             raise ValueError(f"{len(token_counts)} token counts for a vocabulary of {vocab_size}")
-        self.mask_id, self.seed, self.probability = mask_id, seed, probability
+        self.mask_id, self.seed, self.probability, self.continues = mask_id, seed, probability, continues
         self.maskable = np.ones(vocab_size, bool)
         self.maskable[list(special_ids)] = False
         self._ordinary = np.flatnonzero(self.maskable)
@@ -53,15 +55,27 @@ class Masker:
         uniform = random.random(len(positions) + 2 * count)
         # The k smallest Exp(1)/weight are a draw without replacement with p ∝ weight: Gumbel top-k without the logarithm.
         keys = -np.log1p(-uniform[: len(positions)]) * self._inverse_weight[input_ids[positions]]
-        # Sorted, since argpartition's order inside the chosen is no contract of numpy's.
-        chosen = positions[np.sort(np.argpartition(keys, count - 1)[:count])]
+        if self.continues is None:
+            # Sorted, since argpartition's order inside the chosen is no contract of numpy's.
+            chosen = positions[np.sort(np.argpartition(keys, count - 1)[:count])]
+        else:
+            chosen = positions[np.sort(self._whole_words(keys, positions, input_ids)[:count])]
         labels[chosen] = input_ids[chosen]
         fate = uniform[len(positions) : len(positions) + count]
         drawn = self._ordinary[(uniform[len(positions) + count :] * len(self._ordinary)).astype(np.int64)]
         input_ids[chosen] = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, drawn, labels[chosen]))
         return input_ids, labels
 
-    def masked_counts(self, ids: np.ndarray) -> np.ndarray:
-        """ids [B, L] → int64 [B]: how many tokens `mask` will mask in each block, at any epoch."""
+    def _whole_words(self, keys: np.ndarray, positions: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Indices into `positions`, word after word, by the smallest key among a word's pieces."""
+        starts = ~self.continues[ids[positions]]
+        starts |= np.diff(positions, prepend=-2) > 1  # after a special token a word begins, whatever its first piece looks like
+        first = np.flatnonzero(starts)
+        key_of_word = np.minimum.reduceat(keys, first)
+        word = np.cumsum(starts) - 1
+        return np.lexsort((positions, key_of_word[word]))
+
+    def masked_counts(self, maskable: np.ndarray) -> np.ndarray:
+        """maskable int64 [B], tokens of each sequence that are not special → int64 [B]: how many of them `mask` masks, at any epoch."""
         # rint and round agree: both go to the even neighbour.
-        return np.rint(self.probability * self.maskable[ids].sum(-1)).astype(np.int64)
+        return np.rint(self.probability * maskable).astype(np.int64)

@@ -1,201 +1,276 @@
-"""Documents to packed blocks of token ids on disk, complete or absent."""
+"""A corpus → shards of token sequences on disk, complete or absent; many workers, flat memory, interrupted runs go on."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
+from ds_distill.data.pieces import SPLITS, Format, PieceWorker
+from ds_distill.data.shard import INDEX, Packer
+from ds_distill.data.sources import Piece, pieces_of
 from ds_distill.data.tokenizer import plain_backend, tokenizer_fingerprint
 from ds_distill.errors import UserError
 
-SPLITS = ("train", "heldout")
-DOCUMENTS_A_BATCH = 1000
-
-
-class _Packer:
-    """Appends documents to one split's file as blocks [CLS] body [SEP]; documents are separated by [SEP] in the body."""
-
-    def __init__(self, path: Path, length: int, dtype: np.dtype, vocab_size: int, cls_id: int, sep_id: int, pad_id: int):
-        self.path, self.length, self.dtype = path, length, dtype
-        self.cls_id, self.sep_id, self.pad_id = cls_id, sep_id, pad_id
-        self.blocks = self.documents = self.real_tokens = 0
-        self.counts = np.zeros(vocab_size, np.int64)
-        self._pieces: list[np.ndarray] = []
-        self._waiting = 0
-        self._file = path.open("wb")
-
-    def add(self, ids: list[int]) -> None:
-        if self.documents:
-            self._pieces.append(np.array([self.sep_id], self.dtype))
-        self._pieces.append(np.array(ids, self.dtype))
-        self._waiting += len(ids) + bool(self.documents)
-        self.documents += 1
-        if self._waiting >= 256 * self.length:
-            self._write(last=False)
-
-    def close(self) -> None:
-        self._write(last=True)
-        self._file.close()
-
-    def _write(self, last: bool) -> None:
-        body = self.length - 2
-        stream = np.concatenate(self._pieces) if self._pieces else np.empty(0, self.dtype)
-        full = len(stream) // body
-        rest = stream[full * body :]
-        blocks = np.full((full + bool(last and len(rest)), self.length), self.pad_id, self.dtype)
-        blocks[:, 0] = self.cls_id
-        blocks[:full, 1:-1] = stream[: full * body].reshape(full, body)
-        blocks[:full, -1] = self.sep_id
-        if len(blocks) > full:
-            blocks[full, 1 : len(rest) + 1] = rest
-            blocks[full, len(rest) + 1] = self.sep_id
-        self._pieces, self._waiting = ([] if last else [rest]), (0 if last else len(rest))
-        self._file.write(blocks.tobytes())
-        self._account(blocks, +1)
-
-    def _account(self, blocks: np.ndarray, sign: int) -> None:
-        real = blocks[blocks != self.pad_id]
-        self.blocks += sign * len(blocks)
-        self.real_tokens += sign * real.size
-        self.counts += sign * np.bincount(real, minlength=len(self.counts))
-
-    def give_last_block(self, other: _Packer) -> None:
-        """Move the last block to the (closed, empty) `other`."""
-        size = self.length * self.dtype.itemsize
-        with self.path.open("r+b") as file:
-            file.seek((self.blocks - 1) * size)
-            data = file.read(size)
-            file.truncate((self.blocks - 1) * size)
-        other.path.write_bytes(data)
-        block = np.frombuffer(data, self.dtype)[None]
-        self._account(block, -1)
-        other._account(block, +1)
+MODES = ("packed", "grouped")
 
 
 def prepare(
-    documents: Iterable[str],
-    tokenizer: PreTrainedTokenizerFast,
+    inputs: list[str],
+    tokenizer,
     output: Path,
     *,
+    mode: str = "packed",
     sequence_length: int,
     heldout_fraction: float,
     seed: int,
-    source: str,
-    progress: Callable[[int], None] | None = None,
+    workers: int = 0,
+    column: str = "text",
+    streaming: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Tokenize, pack and write `documents` to the folder `output`; returns its manifest.
+    """Tokenize the sources `inputs` (see sources.pieces_of) into the folder `output`; returns its manifest.
 
-    Writes train.bin and heldout.bin ([blocks, sequence_length], uint16 or uint32), token_counts.npy (int64 [V], of the
-    train part), tokenizer/ and manifest.json into a sibling folder that takes the name `output` once complete.
-    A document is held out by a hash of (seed, text) alone, so that adding documents never moves others; where that leaves
-    one split empty and the other with two blocks or more, the last block changes sides.
-    `progress` is called with the characters read so far.
-    Raises UserError for a corpus without a token, or for a setting out of range.
+    tokenizer: a transformers fast tokenizer. mode: "packed" (full blocks) or "grouped" (one line a sequence). workers: processes, 0: one a core.
+    progress: called with bytes read and bytes in all (0 where a hub data set does not tell).
+    Writes a shard a piece and split (NAME.bin, NAME.idx), token_counts.npy (int64 [V], of the train split), tokenizer/ and manifest.json into a
+    sibling folder that takes the name `output` once complete. Interrupted, the same call goes on with the pieces that are done. The result does
+    not depend on the number of workers. A document is held out by a hash of (seed, text) alone, so that adding documents never moves others;
+    where that leaves one split empty and the other with two sequences or more, the last one changes sides.
+    Raises UserError for a corpus without a token, a setting out of range, a damaged file, and while another process prepares the same folder.
     """
     output = Path(output)
-    _check(output, tokenizer, sequence_length, heldout_fraction)
-    vocab_size = len(tokenizer)
-    dtype = np.dtype(np.uint16 if vocab_size < 65536 else np.uint32)
-    backend = plain_backend(tokenizer)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    building = output.parent / f".{output.name}.building-{os.getpid()}"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    try:
-        train, heldout = (
-            _Packer(building / f"{split}.bin", sequence_length, dtype, vocab_size,
-                    tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
-            for split in SPLITS
-        )
-        read = 0
-        for batch in _batches(documents):
-            for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
-                if encoding.ids:
-                    (heldout if _unit_hash(seed, text) < heldout_fraction else train).add(encoding.ids)
-            read += sum(map(len, batch))
-            if progress is not None:
-                progress(read)
-        train.close()
-        heldout.close()
-        if not train.documents + heldout.documents:
-            raise UserError(f"{source}: the corpus is empty (no document with a token in it); give files that hold text")
-        if heldout_fraction and not heldout.blocks and train.blocks > 1:
-            train.give_last_block(heldout)
-        elif not train.blocks and heldout.blocks > 1:
-            heldout.give_last_block(train)
-        np.save(building / "token_counts.npy", train.counts)
-        tokenizer.save_pretrained(str(building / "tokenizer"))
-        parts = {"train": train, "heldout": heldout}
-        manifest = {
-            "sequence_length": sequence_length,
-            "vocab_size": vocab_size,
-            "dtype": dtype.name,
-            "blocks": {split: part.blocks for split, part in parts.items()},
-            "real_tokens": {split: part.real_tokens for split, part in parts.items()},
-            "documents": {split: part.documents for split, part in parts.items()},
-            "source": source,
-            "seed": seed,
-            "heldout_fraction": heldout_fraction,
-            **{f"{kind}_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")},
-            "special_ids": sorted(set(tokenizer.all_special_ids)),
-            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        }
-        manifest["fingerprint"] = _fingerprint(building, manifest["tokenizer_fingerprint"])
-        (building / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        _publish(building, output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    _check(output, tokenizer, mode, sequence_length, heldout_fraction)
+    pieces = pieces_of(inputs, column=column, streaming=streaming)
+    form = Format(plain_backend(tokenizer).to_str(), len(tokenizer), tuple(sorted(set(tokenizer.all_special_ids))), tokenizer.cls_token_id,
+                  tokenizer.sep_token_id, tokenizer.unk_token_id, mode, sequence_length, heldout_fraction, seed)  # fmt: skip
+    building = output.parent / f".{output.name}.building"
+    building.mkdir(parents=True, exist_ok=True)
+    with (building / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{output}: another process is preparing it; wait for it, or choose another --output") from None
+        _go_on_or_start(building, pieces, form)
+        _tokenize(pieces, building, form, workers or cores(), progress)
+        manifest = _assemble(inputs, pieces, building, form, tokenizer)
+        _publish(building / "data", output)
+        shutil.rmtree(building)
     return manifest
 
 
-def _check(output: Path, tokenizer: PreTrainedTokenizerFast, sequence_length: int, heldout_fraction: float) -> None:
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fraction: float) -> None:
+    if mode not in MODES:
+        raise UserError(f"data.mode = {mode}: must be {' or '.join(MODES)}")
     if sequence_length < 8:
-        raise UserError(f"sequence_length = {sequence_length}: must be at least 8 ([CLS] and [SEP] take two)")
-    if not 0 <= heldout_fraction < 1:
-        raise UserError(f"heldout_fraction = {heldout_fraction}: must be at least 0 and below 1")
+        raise UserError(f"data.sequence_length = {sequence_length}: must be at least 8 ([CLS] and [SEP] take two)")
+    if not 0 <= heldout_fraction <= 1:
+        raise UserError(f"data.heldout_fraction = {heldout_fraction}: must be between 0 and 1")
     others = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
     if tokenizer.pad_token_id is None or None in others or tokenizer.pad_token_id in others:
-        raise UserError("the tokenizer needs [CLS], [SEP] and mask tokens and a padding token that is none of them; "
-                        "use a BERT-like encoder's")
+        raise UserError("the tokenizer needs [CLS], [SEP] and mask tokens and a padding token that is none of them; use a BERT-like encoder's")
     if output.exists() and not (output.is_dir() and ((output / "manifest.json").exists() or not any(output.iterdir()))):
         raise UserError(f"{output}: exists and is not prepared data; choose another output folder or remove it")
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(documents)
-    while batch := list(islice(iterator, DOCUMENTS_A_BATCH)):
-        yield batch
+def _go_on_or_start(building: Path, pieces: list[Piece], form: Format) -> None:
+    """Keep the finished pieces of an interrupted call with the same sources and settings; clear away those of any other."""
+    state = {p.path: [os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns] for p in pieces if p.kind != "hub"}
+    plan = json.dumps([[asdict(piece) for piece in pieces], state, asdict(form)])
+    file = building / "plan.json"
+    if not file.is_file() or file.read_text() != plan:
+        for old in building.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old)
+        file.write_text(plan)
 
 
-def _unit_hash(seed: int, text: str) -> float:
-    """A number in [0, 1) fixed by (seed, text); Python's own hash changes from run to run."""
-    digest = hashlib.blake2b(f"{seed}\0{text}".encode(errors="replace"), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) / 2**53
+# --- pieces, by many workers ---------------------------------------------------------------------------------------
 
 
-def _fingerprint(folder: Path, tokenizer_sha: str) -> str:
-    digest = hashlib.sha256()
+def _folder(building: Path, number: int) -> Path:
+    return building / f"piece-{number:05d}"
+
+
+def _tokenize(pieces: list[Piece], building: Path, form: Format, workers: int, progress: Callable[[int, int], None]) -> None:
+    left = [number for number in range(len(pieces)) if not _folder(building, number).is_dir()]
+    total = sum(piece.size for piece in pieces)
+    before = total - sum(pieces[number].size for number in left)
+    progress(before, total)
+    if min(workers, len(left)) <= 1:
+        work = PieceWorker(form)
+        for number in left:
+            work(pieces[number], _folder(building, number), lambda read, b=before: progress(b + read, total))
+            before += pieces[number].size
+        return
+    # spawned, not forked: the calling process may hold threads and a GPU
+    context = multiprocessing.get_context("spawn")
+    read = context.Value("q", 0)
+    pool = ProcessPoolExecutor(min(workers, len(left)), context, _start_worker, (form, read))
+    try:
+        waiting = {pool.submit(_work, pieces[number], _folder(building, number)) for number in left}
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+            for job in done:
+                job.result()
+            progress(before + read.value, total)
+    except BrokenProcessPool:
+        raise UserError("a worker ended without a word, probably for want of memory: lower data.workers; the same command goes on") from None
+    finally:
+        running = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in running:  # at the end they are idle; on a mistake or Ctrl-C none may go on writing
+            process.terminate()
+
+
+def _start_worker(form: Format, read) -> None:
+    global _worker, _read
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process answers it
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = os.getppid()
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    _worker, _read = PieceWorker(form), read
+
+
+def _work(piece: Piece, folder: Path) -> None:
+    reported = 0
+
+    def tick(so_far: int) -> None:
+        nonlocal reported
+        with _read.get_lock():
+            _read.value += so_far - reported
+        reported = so_far
+
+    _worker(piece, folder, tick)
+    tick(piece.size)
+
+
+# --- assembly ------------------------------------------------------------------------------------------------------
+
+
+def _assemble(inputs: list[str], pieces: list[Piece], building: Path, form: Format, tokenizer) -> dict[str, Any]:
+    """The folder building/data out of the finished pieces."""
+    data = building / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir()
+    counts, report, hashes = np.zeros(form.vocab_size, np.int64), Counter(), []
+    shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    sources = [{"input": given, "documents": 0, "sequences": dict.fromkeys(SPLITS, 0), "tokens": dict.fromkeys(SPLITS, 0)} for given in inputs]
+    rests: dict[tuple[int, str], list[np.ndarray]] = {}
+    for number, piece in enumerate(pieces):
+        folder = _folder(building, number)
+        found = json.loads((folder / "report.json").read_text())
+        report.update(found["report"])
+        sources[piece.source]["documents"] += sum(found["report"].get(f"documents_{split}", 0) for split in SPLITS)
+        with np.load(folder / "arrays.npz") as arrays:
+            counts += arrays["counts"]
+            hashes.append(arrays["hashes"])
+            for split in SPLITS:
+                if len(arrays[split]):
+                    rests.setdefault((piece.source, split), []).append(arrays[split])
+        for split in SPLITS:
+            if found["shards"][split]["sequences"]:
+                name = f"{split}-{number:05d}"
+                for suffix in (".bin", ".idx"):
+                    _link(folder / f"{split}{suffix}", data / f"{name}{suffix}")
+                shards[split].append(found["shards"][split] | {"file": name, "source": piece.source})
+    for (source, split), parts in sorted(rests.items()):
+        writer = form.writer(data / f"{split}-rest-{source}")
+        packer = Packer(writer, form.sequence_length, form.cls_id, form.sep_id)
+        for part in parts:
+            packer.add(part)
+        packer.finish()
+        shards[split].append(writer.close() | {"source": source})
+        if split == "train":
+            counts += writer.counts
+    if not any(shards.values()):
+        raise UserError(f"{', '.join(inputs)}: the corpus is empty (no document with a token in it); give files that hold text")
+    _even_out(data, shards, counts, form)
     for split in SPLITS:
-        with (folder / f"{split}.bin").open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    digest.update(tokenizer_sha.encode())
-    return digest.hexdigest()
+        for shard in shards[split]:
+            sources[shard["source"]]["sequences"][split] += shard["sequences"]
+            sources[shard["source"]]["tokens"][split] += shard["tokens"]
+    every = np.concatenate(hashes)
+    report["duplicate"] = len(every) - len(np.unique(every))
+    np.save(data / "token_counts.npy", counts)
+    tokenizer.save_pretrained(str(data / "tokenizer"))
+    digest = hashlib.sha256("".join(shard["sha256"] for split in SPLITS for shard in shards[split]).encode())
+    digest.update(tokenizer_fingerprint(tokenizer).encode())
+    manifest = {
+        "mode": form.mode, "sequence_length": form.sequence_length, "vocab_size": form.vocab_size, "dtype": form.dtype.name,
+        "blocks": {split: sum(shard["sequences"] for shard in shards[split]) for split in SPLITS},
+        "real_tokens": {split: sum(shard["tokens"] for shard in shards[split]) for split in SPLITS},
+        "documents": {split: report.pop(f"documents_{split}", 0) for split in SPLITS},
+        "found": {key: report[key] for key in sorted(report)},
+        "unknown_share": float(counts[form.unknown_id] / max(1, counts.sum())) if form.unknown_id is not None else 0.0,
+        "seed": form.seed, "heldout_fraction": form.heldout_fraction,
+        **{f"{kind}_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")},
+        "special_ids": list(form.special_ids), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "sources": sources, "shards": shards, "fingerprint": digest.hexdigest(),
+    }  # fmt: skip
+    (data / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
 
 
-def _publish(building: Path, output: Path) -> None:
+def _link(file: Path, name: Path) -> None:
+    try:
+        os.link(file, name)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, name)
+
+
+def _even_out(data: Path, shards: dict[str, list[dict]], counts: np.ndarray, form: Format) -> None:
+    """A small corpus may leave one split empty: the other then gives its last sequence, if it has two."""
+    for empty, full in (("heldout", "train"), ("train", "heldout")):
+        wanted = 0 < form.heldout_fraction < 1 and not shards[empty]
+        if not wanted or sum(shard["sequences"] for shard in shards[full]) < 2:
+            continue
+        last = shards[full].pop()
+        stem = data / last["file"]
+        rows = np.fromfile(stem.with_suffix(".idx"), INDEX)
+        ids = np.fromfile(stem.with_suffix(".bin"), form.dtype)
+        sequences = [ids[row["start"] : row["start"] + row["length"]] for row in rows]
+        for suffix in (".bin", ".idx"):
+            stem.with_suffix(suffix).unlink()
+        for split, name, part in ((full, last["file"], sequences[:-1]), (empty, f"{empty}-last", sequences[-1:])):
+            if part:
+                writer = form.writer(data / name)
+                writer.add(part)
+                shards[split].append(writer.close() | {"source": last["source"]})
+        counts += (1 if empty == "train" else -1) * np.bincount(sequences[-1], minlength=len(counts))
+
+
+def _publish(made: Path, output: Path) -> None:
     """Give the finished folder its name; earlier prepared data is there until the moment before."""
-    old = output.parent / f"{building.name}-old"
+    old = output.parent / f".{output.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
     if output.exists():
         output.rename(old)
-    building.rename(output)
+    made.rename(output)
     shutil.rmtree(old, ignore_errors=True)

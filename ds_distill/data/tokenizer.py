@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import BertNormalizer
@@ -99,6 +100,17 @@ def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     backend.no_padding()
     backend.encode_special_tokens = True
     return backend
+
+
+def continuing_pieces(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """bool [V], true for pieces that stand inside a word: ## of WordPiece, or no mark of a word's start (Ġ byte-level, ▁ SentencePiece)."""
+    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    kind = str(tokenizer.backend_tokenizer.pre_tokenizer)
+    if "ByteLevel" in kind:
+        return np.array([not piece.startswith(("Ġ", "Ċ")) for piece in pieces])
+    if "Metaspace" in kind:
+        return np.array([not piece.startswith("▁") for piece in pieces])
+    return np.array([piece.startswith("##") for piece in pieces])
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -5,6 +5,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from ds_distill.console import progress
-from ds_distill.data.batches import BatchOrder, heldout_batches
+from ds_distill.data.batches import BatchOrder
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe
 from ds_distill.training import checkpoint
@@ -23,9 +24,10 @@ from ds_distill.training.objective import Objective
 
 def total_steps(recipe: Recipe, order: BatchOrder) -> int:
     """Optimizer steps of the whole run."""
-    tokens = recipe.training.global_batch * recipe.data.sequence_length
     if recipe.training.max_tokens:
-        return math.ceil(recipe.training.max_tokens / tokens)
+        manifest = order.store.manifest  # grouped sequences are shorter than sequence_length
+        mean = manifest["real_tokens"]["train"] / manifest["blocks"]["train"] if manifest["mode"] == "grouped" else manifest["sequence_length"]
+        return math.ceil(recipe.training.max_tokens / (recipe.training.global_batch * mean))
     return recipe.training.epochs * order.steps_per_epoch
 
 
@@ -58,10 +60,11 @@ class Stop:
             signal.signal(number, handler)
 
 
-def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Recipe, output: Path, device, dtype, title: str):
+def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, Callable], recipe: Recipe, output: Path, device, dtype, title: str):
     """Run the recipe to its end, or to SIGTERM; returns (engine, summary dict).
 
-    teacher: a models.teacher.Teacher or None (masked-LM only). heldout: (store, masker). Checkpoints go to output/checkpoints, TensorBoard
+    teacher: a models.teacher.Teacher or None (masked-LM only). heldout: by name, what makes a held-out set's batches; "" is the corpus's own part,
+    whose figures the summary gives. Checkpoints go to output/checkpoints, TensorBoard
     to output/tensorboard. A run that finds its own checkpoint goes on from it.
     """
     t = recipe.training
@@ -70,7 +73,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
     if t.gradient_checkpointing:
         objective.model.gradient_checkpointing_enable()
     engine = make_engine(objective, t, accumulation=order.accumulation, total_steps=steps, device=device, dtype=dtype)
-    state = {"history": [], "heldout": [], "tokens": 0, "skipped": 0}
+    state = {"history": [], "heldout": {name: [] for name in heldout}, "tokens": 0, "skipped": 0}
     first, folder = 0, output / "checkpoints"
     found = checkpoint.newest(folder)
     if found:
@@ -82,6 +85,17 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
     began, seconds, sums = time.perf_counter(), 0.0, torch.zeros(4, dtype=torch.float64, device=device)
     tokens_before = state["tokens"]
     engine.train()
+
+    def measure(done: int) -> None:
+        for name, batches_of in heldout.items():
+            figures = evaluate(engine, batches_of(), device)
+            state["heldout"].setdefault(name, []).append([done, state["tokens"], *figures.values()])
+            if writer is not None:
+                for key, value in figures.items():
+                    writer.add_scalar(f"heldout{'_' if name else ''}{name}/{key.removeprefix('heldout_')}", value, done)
+
+    if not found:
+        measure(0)
     with Stop() as stop:
         for step, batches, counts in order.prefetch(first, steps):
             sums.zero_()
@@ -123,11 +137,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
             bar.set_postfix(loss=f"{total:.3f}", mlm=f"{mlm:.3f}", tok_s=f"{rate:.0f}", refresh=False)
             last = done == steps
             if last or (t.evaluate_every and done % t.evaluate_every == 0):
-                figures = evaluate(engine, heldout_batches(*heldout, t.micro_batch, t.heldout_blocks), device)
-                state["heldout"].append([done, state["tokens"], *figures.values()])
-                if writer is not None:
-                    for key, value in figures.items():
-                        writer.add_scalar(f"heldout/{key.removeprefix('heldout_')}", value, done)
+                measure(done)
             if last or asked or (t.checkpoint_every and done % t.checkpoint_every == 0):
                 checkpoint.save(engine, folder, done, state, t.keep_checkpoints)
             if asked and not last:
@@ -144,9 +154,11 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout, recipe: Rec
 
 def _summary(state: dict, steps: int, rate: float | None, memory: int) -> dict:
     _, tokens, total, kl, mlm, cosine = state["history"][-1]
-    _, _, heldout_loss, heldout_accuracy = state["heldout"][-1]
+    curve = state["heldout"][""]
+    more = {name: {"mlm_loss": rows[-1][2], "mlm_accuracy": rows[-1][3]} for name, rows in state["heldout"].items() if name}
     return {
         "tokens": tokens, "steps": steps, "tokens_per_second": rate, "loss": total, "kl": kl, "mlm": mlm, "cosine": cosine,
-        "heldout_mlm_loss": heldout_loss, "heldout_mlm_accuracy": heldout_accuracy, "skipped_steps": state["skipped"],
+        "heldout_mlm_loss": curve[-1][2], "heldout_mlm_accuracy": curve[-1][3], "start_heldout_mlm_loss": curve[0][2],
+        "start_heldout_mlm_accuracy": curve[0][3], **({"heldout_sets": more} if more else {}), "skipped_steps": state["skipped"],
         "peak_memory_gib": memory / 2**30, "history": state["history"], "heldout": state["heldout"],
     }  # fmt: skip

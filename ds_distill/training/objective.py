@@ -32,7 +32,8 @@ class Objective(nn.Module):
         counts: tuple[int, int] | None = None,
         teacher: tuple | None = None,
     ):
-        """input_ids, labels [B, L] int64; attention_mask [B, L] bool or None; counts: real and masked tokens of the global batch.
+        """input_ids, labels [B, L] int64; attention_mask [B, L] or [B, 1, L, L] bool, a real token always sees itself and padding never does,
+        or None where all are real; counts: real and masked tokens of the global batch.
 
         teacher: (hidden [B, L, H], head_hidden [B, L, H], decoder_weight [V, H], decoder_bias [V] or None), or None for masked-LM only.
         Returns (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached sums [kl, mlm, cosine].
@@ -49,7 +50,9 @@ class Objective(nn.Module):
         real, masked = counts
         head_hidden = self.family.transform(self.model, hidden).flatten(0, 1)
         t_hidden, t_head, t_weight, t_bias = teacher or (None, None, None, None)
-        mask = attention_mask.flatten() if attention_mask is not None else None
+        real_tokens = attention_mask
+        if attention_mask is not None and attention_mask.dim() == 4:
+            real_tokens = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
         # the engine averages over ranks; the sums want the sum
         scale = float(self.world_size)
         loss, kl_sum, mlm_sum = projection(
@@ -62,11 +65,11 @@ class Objective(nn.Module):
             kl_weight=scale * x.kl / max(masked if x.kl_on == "masked" else real, 1) if teacher else 0.0,
             mlm_weight=scale * x.mlm / max(masked, 1),
             kl_on=x.kl_on,
-            token_mask=mask,
+            token_mask=real_tokens.flatten() if real_tokens is not None else None,
         )
         cosine_sum = torch.zeros_like(kl_sum)
         if teacher and x.cosine:
-            cosine = cosine_distance_sum(hidden, t_hidden, attention_mask)
+            cosine = cosine_distance_sum(hidden, t_hidden, real_tokens)
             loss = loss + cosine * (scale * x.cosine / real)
             cosine_sum = cosine.detach()
         return loss, torch.stack([kl_sum, mlm_sum, cosine_sum])

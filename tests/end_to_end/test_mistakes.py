@@ -19,7 +19,7 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path):
     broken = world / "broken"
     done = ds_distill("prepare", "--tokenizer", world / "teacher", "--corpus", world / "text.txt", "--output", broken, "--data.sequence_length", 32)
     assert done.returncode == 0, done.stderr
-    with open(broken / "train.bin", "r+b") as file:
+    with open(broken / "train-00000.bin", "r+b") as file:
         file.truncate(100)
     train_wordpiece(["another text with other words in it " * 20], 256, tmp_path / "other")
     other = tmp_path / "other tokens"
@@ -36,7 +36,7 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path):
         "positions": [*teacher, *common, "--data.sequence_length", 64],
         "not divisible": [*teacher, *common, "--training.micro_batch", 3],
         "empty": [*teacher, *common, "--corpus", empty],
-        "train.bin": [*teacher, "--tokens", broken, *common[2:]],
+        "train-00000.bin: expected": [*teacher, "--tokens", broken, *common[2:]],
         "no GPU": [*teacher, *common, "--training.precision", "fp16"],
         "sees no GPU": [*teacher, *common, "--training.device", "cuda"],
         "tokenizer is not the one": [*teacher, "--tokens", other, *common[2:]],

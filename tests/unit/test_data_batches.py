@@ -1,5 +1,7 @@
 """Masks and order: pure functions of seed and step."""
 
+import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,43 +10,59 @@ import torch
 
 from ds_distill.data.batches import BatchOrder, heldout_batches
 from ds_distill.data.masking import IGNORED, Masker, masked_count
+from ds_distill.data.shard import ShardWriter
 from ds_distill.data.store import TokenStore
 from ds_distill.errors import UserError
 
 VOCAB, LENGTH, SPECIAL, MASK = 100, 32, [0, 1, 2, 3, 4], 4
 
 
-def make_store(blocks=45, short=10, seed=0):
-    """Blocks [CLS] … [SEP] … [SEP] with a short last one, 0 the padding."""
-    ids = np.random.default_rng(seed).integers(5, VOCAB, (blocks, LENGTH)).astype(np.uint16)
+def make_store(blocks=45, short=10, seed=0, sources=1):
+    """Blocks [CLS] … [SEP] … [SEP], the last one short, in as many shards as sources."""
+    ids = np.random.default_rng(seed).integers(5, VOCAB, (blocks, LENGTH))
     ids[:, 0], ids[:, -1] = 2, 3
     ids[::3, 7] = 3  # a separator inside: fewer maskable tokens in every third block
-    if short < LENGTH:
-        ids[-1, short - 1], ids[-1, short:] = 3, 0
-    manifest = {"real_tokens": {"train": blocks * LENGTH - (LENGTH - short)}, "blocks": {"train": blocks}}
-    return TokenStore(Path("store"), "train", manifest, ids, np.bincount(ids.ravel(), minlength=VOCAB))
+    sequences = list(ids)
+    sequences[-1] = np.append(ids[-1, : short - 1], 3) if short < LENGTH else ids[-1]
+    return store_of([sequences[i::sources] for i in range(sources)])
+
+
+def store_of(sources):
+    """A store with one shard a source, each a list of sequences."""
+    folder = Path(tempfile.mkdtemp())
+    special = np.isin(np.arange(VOCAB), SPECIAL)
+    shards = []
+    for number, sequences in enumerate(sources):
+        writer = ShardWriter(folder / f"train-{number}", special, np.dtype(np.uint16))
+        writer.add(sequences)
+        shards.append(writer.close() | {"source": number})
+    np.save(folder / "token_counts.npy", np.bincount(np.concatenate([ids for part in sources for ids in part]), minlength=VOCAB))
+    manifest = {"shards": {"train": shards}, "sources": [{}] * len(sources), "dtype": "uint16", "vocab_size": VOCAB, "pad_id": 0, "sep_id": 3}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return TokenStore.open(folder)
 
 
 def make_masker(store, seed=1):
     return Masker(store.token_counts, SPECIAL, MASK, VOCAB, seed)
 
 
-def order(store, *, micro=2, rank=0, world=1, batch=8, seed=1):
-    return BatchOrder(store, make_masker(store, seed), seed=seed, global_batch=batch, micro_batch=micro, rank=rank, world_size=world)
+def order(store, *, micro=2, rank=0, world=1, batch=8, seed=1, **options):
+    return BatchOrder(store, make_masker(store, seed), seed=seed, global_batch=batch, micro_batch=micro, rank=rank, world_size=world, **options)
 
 
 def test_every_block_masks_exactly_its_count_and_no_special():
     store = make_store()
     masker = make_masker(store)
-    for block, ids in enumerate(store.blocks):
+    for block in range(len(store)):
+        ids = store.sequence(block)
         inputs, labels = masker.mask(ids, epoch=0, block=block)
         maskable = ~np.isin(ids, SPECIAL)
         chosen = labels != IGNORED
-        assert chosen.sum() == round(0.15 * maskable.sum()) == masker.masked_counts(ids[None])[0]
+        assert chosen.sum() == round(0.15 * maskable.sum()) == masker.masked_counts(store.maskable([block]))[0]
         assert not (chosen & ~maskable).any()
         assert (labels[chosen] == ids[chosen]).all() and (inputs[~chosen] == ids[~chosen]).all()
         assert inputs.dtype == labels.dtype == np.int64
-    masker_counts = Masker(np.ones(2), [0], 0, 2, 0).masked_counts(np.tril(np.ones((600, 600), int)))
+    masker_counts = Masker(np.ones(2), [0], 0, 2, 0).masked_counts(np.arange(1, 601))
     assert masker_counts.tolist() == [masked_count(n) for n in range(1, 601)]
 
 
@@ -87,7 +105,7 @@ def test_rare_tokens_are_preferred_by_count_to_the_minus_smoothing():
 
 def test_masks_depend_on_seed_epoch_and_block_and_nothing_else():
     store = make_store()
-    masker, ids = make_masker(store), store.blocks[0]
+    masker, ids = make_masker(store), store.sequence(0)
     first = [masker.mask(ids, epoch=e, block=b) for e in range(3) for b in range(3)]
     again = [make_masker(store).mask(ids, epoch=e, block=b) for e in reversed(range(3)) for b in reversed(range(3))][::-1]
     assert all((x == y).all() for one, two in zip(first, again, strict=True) for x, y in zip(one, two, strict=True))
@@ -122,7 +140,7 @@ def test_counts_are_what_the_batches_hold():
         real = masked = 0
         for rank in range(2):
             for batch in order(store, rank=rank, world=2).micro_batches(step):
-                mask = batch.attention_mask
+                mask = batch.token_mask
                 padded += mask is not None
                 assert (batch.input_ids == 0).any() == (mask is not None)
                 real += batch.input_ids.numel() if mask is None else int(mask.sum())
@@ -135,17 +153,17 @@ def test_an_epoch_is_a_permutation_and_the_next_another():
     store = make_store()
     batches = order(store)
     assert batches.steps_per_epoch == 5  # 45 blocks: five are left out
-    first, second = (np.concatenate([batches.indices(s) for s in steps]) for steps in (range(5), range(5, 10)))
+    first, second = (np.concatenate([batches.entries_of(s) for s in steps]) for steps in (range(5), range(5, 10)))
     assert len(set(first)) == len(set(second)) == 40
-    assert (first != second).any() and (order(store, seed=2).indices(0) != batches.indices(0)).any()
-    assert (order(store).indices(7) == batches.indices(7)).all() and batches.epoch(7) == 1
+    assert (first != second).any() and (order(store, seed=2).entries_of(0) != batches.entries_of(0)).any()
+    assert (order(store).entries_of(7) == batches.entries_of(7)).all() and batches.epoch(7) == 1
 
 
 def test_impossible_batches_are_refused_with_the_numbers():
     store = make_store()
     with pytest.raises(UserError, match="= 10: .* 4 × 1 ranks = 4; use 8 or 12"):
         order(store, batch=10, micro=4)
-    with pytest.raises(UserError, match="45 blocks are fewer than one global batch of 64"):
+    with pytest.raises(UserError, match="45 sequences are fewer than one global batch of 64"):
         order(store, batch=64)
     with pytest.raises(UserError, match="rank 2 of 2"):
         order(store, rank=2, world=2)
@@ -169,8 +187,87 @@ def test_heldout_masks_never_change_and_cover_every_block():
     store = make_store(blocks=10)
     one, two = list(heldout_batches(store, make_masker(store), 4)), list(heldout_batches(store, make_masker(store), 3))
     assert [len(b.labels) for b in one] == [4, 4, 2]
-    assert torch.equal(torch.cat([b.labels for b in one]), torch.cat([b.labels for b in two]))
-    assert one[0].attention_mask is None and one[-1].attention_mask.sum() == LENGTH + 10
-    assert sum(len(b.labels) for b in heldout_batches(store, make_masker(store), 4, max_blocks=5)) == 5
+    assert torch.equal(torch.cat([b.labels[b.labels >= 0] for b in one]), torch.cat([b.labels[b.labels >= 0] for b in two]))
+    assert one[0].token_mask is None and one[-1].token_mask.sum() == LENGTH + 10
+    assert sum(len(b.labels) for b in heldout_batches(store, make_masker(store), 4, max_sequences=5)) == 5
     moved = one[-1].to("cpu")
-    assert torch.equal(moved.attention_mask, one[-1].attention_mask)
+    assert torch.equal(moved.token_mask, one[-1].token_mask)
+
+
+def test_weights_say_how_often_an_epoch_sees_a_source():
+    store = make_store(blocks=60, short=LENGTH, sources=3)  # 20 each
+    batches = order(store, weights=[2, 0.5, 1])
+    assert batches.entries == 70 and batches.steps_per_epoch == 8
+    entries = np.concatenate([batches.entries_of(step) for step in range(8)])
+    assert len(set(entries)) == 64  # a copy of a sequence is an entry of its own, with masks of its own
+    seen = np.bincount(entries % 60 // 20, minlength=3)
+    assert abs(seen - np.array([40, 10, 20])).max() <= 6  # six entries fall off the last step
+    twice = [e for e in entries if e >= 60]
+    assert twice and all(e % 60 < 20 for e in twice)
+    halves = [{int(e) for step in range(8 * epoch, 8 * epoch + 8) for e in batches.entries_of(step) if 20 <= e < 40} for epoch in (0, 1)]
+    assert halves[0] != halves[1]
+    assert (order(store, weights=[1, 1, 1]).entries_of(3) == order(store).entries_of(3)).all()
+    for wrong in ([1, 1], [1, 1, -1]):
+        with pytest.raises(UserError, match="one number, at least 0, for each of the corpus's 3 sources"):
+            order(store, weights=wrong)
+
+
+def ragged_store(count=2000):
+    lengths = np.random.default_rng(0).integers(12, 33, count)
+    return store_of([[np.concatenate(([2], np.full(n - 2, 50), [3])) for n in lengths]])
+
+
+def test_grouped_batches_waste_little_on_padding_and_are_the_same_for_every_rank():
+    store = ragged_store()
+    batches = order(store, batch=16, micro=4, world=2, by_length=True)
+    other = order(store, batch=16, micro=4, world=2, rank=1, by_length=True)
+    entries = np.concatenate([batches.entries_of(step) for step in range(125)])
+    assert sorted(entries) == list(range(2000)) and (entries == np.concatenate([other.entries_of(step) for step in range(125)])).all()
+    lengths = store.lengths(entries).reshape(-1, 4)
+    assert lengths.sum() / (lengths.max(1) * 4).sum() > 0.97
+    firsts = store.lengths(entries.reshape(-1, 16)[:, 0])
+    assert (np.diff(firsts) < 0).any() and (np.diff(firsts) > 0).any()  # batches do not come sorted
+    mine, theirs = batches.micro_batches(3)[0], other.micro_batches(3)[0]
+    assert abs(mine.input_ids.shape[1] - theirs.input_ids.shape[1]) <= 1  # no rank waits for a longer one
+    real, masked = batches.counts(3)
+    every = [b for rank in (batches, other) for b in rank.micro_batches(3)]
+    assert real == sum(int((b.input_ids != 0).sum()) for b in every) and masked == sum(int((b.labels != IGNORED).sum()) for b in every)
+
+
+def test_documents_of_a_block_do_not_see_each_other():
+    store = store_of([[np.array([2, 10, 11, 3, 12, 13, 3]), np.array([2, 14, 3])]])
+    batch = next(heldout_batches(store, make_masker(store), 2, own_documents=True))
+    sees = batch.attention_mask
+    assert sees.shape == (2, 1, 7, 7) and sees.dtype == torch.bool
+    assert sees[0, 0].int().tolist() == [[1, 1, 1, 1, 0, 0, 0]] * 4 + [[0, 0, 0, 0, 1, 1, 1]] * 3
+    assert sees[1, 0].int().tolist() == [[1, 1, 1, 0, 0, 0, 0]] * 3 + [[1, 0, 0, 0, 0, 0, 0]] * 4  # padding sees [CLS], nobody sees padding
+    assert next(heldout_batches(store, make_masker(store), 2)).attention_mask.shape == (2, 7)
+
+
+def test_whole_words_are_masked_together_and_the_count_is_exact():
+    continues = np.zeros(VOCAB, bool)
+    continues[60:] = True
+    masker = Masker(np.full(VOCAB, 100), SPECIAL, MASK, VOCAB, 0, continues=continues)
+    ids = np.array([2] + [20, 60, 61, 30, 40, 62] * 20 + [3])
+    word = np.array([-1] + [x for i in range(20) for x in (3 * i, 3 * i, 3 * i, 3 * i + 1, 3 * i + 2, 3 * i + 2)] + [-1])
+    masked_words = 0
+    for block in range(50):
+        _, labels = masker.mask(ids, epoch=0, block=block)
+        chosen = labels != IGNORED
+        assert chosen.sum() == round(0.15 * 120)
+        parts = [chosen[word == w] for w in set(word[chosen])]
+        assert sum(not part.all() for part in parts) <= 1  # only the last word may be cut short
+        masked_words += len(parts)
+    assert masked_words < 50 * 12  # single tokens would be spread over about 16 words
+
+
+def test_a_flipped_bit_is_named_with_file_and_offset():
+    store = make_store(blocks=10)
+    file = store.path / "train-0.bin"
+    data = bytearray(file.read_bytes())
+    data[3 * LENGTH * 2 + 5] ^= 1
+    file.write_bytes(data)
+    damaged = TokenStore.open(store.path)
+    damaged.sequence(2)
+    with pytest.raises(UserError, match=r"train-0.bin: damaged at byte 192 \(checksum of sequence 3\)"):
+        damaged.sequence(3)

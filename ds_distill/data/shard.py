@@ -1,0 +1,113 @@
+"""Token sequences on disk: NAME.bin holds their ids one after the other, NAME.idx one row for each."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+# start: first id's place in NAME.bin; length: ids; maskable: those that are no special token; crc: crc32 of the sequence's bytes
+INDEX = np.dtype([("start", "<u8"), ("length", "<u4"), ("maskable", "<u4"), ("crc", "<u4")])
+
+
+class ShardWriter:
+    """Appends sequences to one shard. special: bool [V], true for special tokens; dtype: of the ids on disk."""
+
+    def __init__(self, stem: Path, special: np.ndarray, dtype: np.dtype):
+        self.stem, self.special, self.dtype = stem, special, dtype
+        self.sequences = self.tokens = 0
+        self.counts = np.zeros(len(special), np.int64)
+        self._digest = hashlib.sha256()
+        self._ids, self._rows = stem.with_suffix(".bin").open("wb"), stem.with_suffix(".idx").open("wb")
+
+    def add(self, sequences: list[np.ndarray]) -> None:
+        """Append each 1-D array of ids, special tokens included."""
+        if not sequences:
+            return
+        lengths = np.array([len(ids) for ids in sequences])
+        ids = np.concatenate(sequences).astype(self.dtype)
+        ends = np.cumsum(lengths)
+        maskable = np.concatenate(([0], np.cumsum(~self.special[ids])))
+        rows = np.empty(len(sequences), INDEX)
+        rows["start"], rows["length"] = self.tokens + ends - lengths, lengths
+        rows["maskable"] = maskable[ends] - maskable[ends - lengths]
+        data, size = memoryview(ids.tobytes()), self.dtype.itemsize
+        rows["crc"] = [zlib.crc32(data[size * (end - n) : size * end]) for end, n in zip(ends, lengths, strict=True)]
+        for stream, written in ((self._ids, data), (self._rows, rows.tobytes())):
+            stream.write(written)
+            self._digest.update(written)
+        self.counts += np.bincount(ids, minlength=len(self.counts))
+        self.sequences += len(sequences)
+        self.tokens += len(ids)
+
+    def close(self) -> dict:
+        """What the manifest says of the shard."""
+        self._ids.close()
+        self._rows.close()
+        return {"file": self.stem.name, "sequences": self.sequences, "tokens": self.tokens, "sha256": self._digest.hexdigest()}
+
+
+class Packer:
+    """Documents → full blocks [CLS] body [SEP] of one length (RoBERTa's full-sentences): documents are separated by [SEP] in the body."""
+
+    def __init__(self, writer: ShardWriter, length: int, cls_id: int, sep_id: int):
+        self.writer, self.body = writer, length - 2
+        self.cls, self.sep = np.array([cls_id]), np.array([sep_id])
+        self._waiting: list[np.ndarray] = []
+        self._count, self._first = 0, True
+
+    def add(self, ids: np.ndarray) -> None:
+        """Append a document (or what another packer left over)."""
+        self._waiting += [ids] if self._first else [self.sep, ids]
+        self._count += len(ids) + (not self._first)
+        self._first = False
+        if self._count >= 256 * self.body:
+            self._write(last=False)
+
+    def rest(self) -> np.ndarray:
+        """Write what makes full blocks; returns the ids left over, at most one block's body."""
+        self._write(last=False)
+        return np.concatenate(self._waiting) if self._waiting else np.empty(0, np.int64)
+
+    def finish(self) -> None:
+        """Write everything, the last block as short as it comes."""
+        self._write(last=True)
+
+    def _write(self, last: bool) -> None:
+        stream = np.concatenate(self._waiting) if self._waiting else np.empty(0, np.int64)
+        full = len(stream) // self.body * self.body
+        bodies = list(stream[:full].reshape(-1, self.body))
+        rest = stream[full:]
+        if last and len(rest):
+            bodies.append(rest)
+        self.writer.add([np.concatenate((self.cls, body, self.sep)) for body in bodies])
+        self._waiting, self._count = ([rest] if len(rest) and not last else []), (0 if last else len(rest))
+
+
+class Grouper:
+    """Lines → a sequence each, [CLS] line [SEP] of at most `length` ids; longer ones are cut into several (the authors' data).
+
+    Sequences of fewer than 12 ids, and those of which half or more are unknown, are dropped and counted.
+    """
+
+    SHORT = 12
+
+    def __init__(self, writer: ShardWriter, length: int, cls_id: int, sep_id: int, unknown_id: int | None):
+        self.writer, self.body = writer, length - 2
+        self.cls, self.sep, self.unknown_id = np.array([cls_id]), np.array([sep_id]), unknown_id
+        self.short = self.unknown = 0
+
+    def add(self, lines: list[np.ndarray]) -> None:
+        kept = []
+        for line in lines:
+            for start in range(0, len(line), self.body):
+                ids = np.concatenate((self.cls, line[start : start + self.body], self.sep))
+                if len(ids) < self.SHORT:
+                    self.short += 1
+                elif self.unknown_id is not None and 2 * np.count_nonzero(ids == self.unknown_id) >= len(ids):
+                    self.unknown += 1
+                else:
+                    kept.append(ids)
+        self.writer.add(kept)

@@ -1,0 +1,316 @@
+"""The user's text: files of every usual kind, folders, patterns, hub data sets, cut into pieces that a worker reads alone."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+from ds_distill.errors import UserError
+
+KINDS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+PACKED = (".gz", ".zst")
+PIECE_BYTES = 32 * 2**20
+DOCUMENT_CHARACTERS = 100_000  # a longer document is cut: a book of one paragraph must neither fill memory nor fall to one split whole
+_HUB = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<split>[^#]+))?(#(?P<column>.+))?$")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one worker reads alone: bytes [start, stop) of a file, row groups [start, stop) of a parquet file, or shard `start` of `stop` of a
+    hub data set. source: number of the input it comes from; size: bytes, for progress; streaming: of a hub data set."""
+
+    source: int
+    path: str
+    kind: str
+    column: str
+    start: int
+    stop: int
+    size: int
+    streaming: bool = True
+
+
+@dataclass(frozen=True)
+class Document:
+    """text, and what was found wrong with it: bad_utf8 (replaced), cut (a part of a longer document)."""
+
+    text: str
+    bad_utf8: bool = False
+    cut: bool = False
+
+
+def pieces_of(inputs: list[str], *, column: str = "text", streaming: bool = True) -> list[Piece]:
+    """The pieces of text, jsonl, csv, tsv and parquet files (also .gz and .zst), folders and patterns of them, and hub data sets.
+
+    A file of rows may name its column, `FILE#COLUMN`; a hub data set is `hf:NAME[:CONFIG][@SPLIT][#COLUMN]`, NAME may be a folder.
+    The same inputs give the same pieces, whatever the number of workers. Raises UserError for a path, pattern or folder that yields no file.
+    """
+    pieces = []
+    for source, given in enumerate(inputs):
+        if given.startswith("hf:"):
+            pieces += _hub_pieces(source, given, column, streaming)
+            continue
+        name, wanted = given, column
+        if "#" in given and not Path(given).expanduser().exists():
+            name, wanted = given.rsplit("#", 1)
+        for file in _files(name):
+            pieces += _file_pieces(source, file, wanted)
+    if not pieces:
+        raise UserError("no text to read: name at least one file, folder, pattern or hf: data set")
+    return pieces
+
+
+def documents(inputs: list[str]) -> Iterator[str]:
+    """The texts of `inputs`, in order; checks them at the call, before anything is read."""
+    pieces = pieces_of(inputs)
+    return (document.text for piece in pieces for document in read(piece) if document.text)
+
+
+def read(piece: Piece, tick: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
+    """The documents of a piece, in order; one that is empty comes with an empty text. tick: called with the bytes of the piece read so far.
+
+    Text files: documents are separated by blank lines, their lines stay lines. Others: a row is a document. Bad UTF-8 is replaced.
+    Raises UserError for a damaged file and for a column that is not there.
+    """
+    try:
+        for text, bad in _READERS[piece.kind](piece, tick):
+            text = text.strip()
+            parts = list(_cut(text)) if len(text) > DOCUMENT_CHARACTERS else [text]
+            for part in parts:
+                yield Document(part, bad, len(parts) > 1)
+    except (OSError, EOFError, zlib.error, csv.Error) as error:  # gzip.BadGzipFile and pyarrow's are OSErrors
+        raise UserError(f"{piece.path}: cannot be read ({error}); replace the file or leave it out") from error
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of a file by its name, compression aside; None for an unknown one."""
+    suffixes = [s for s in Path(name).suffixes if s not in PACKED]
+    return KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def _files(given: str) -> list[Path]:
+    path = Path(given).expanduser()
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if kind_of(p.name) and p.is_file())
+        if not found:
+            raise UserError(f"{given}: the folder holds no {', '.join(KINDS)} file (.gz and .zst too); name files or a pattern such as '{given}/*.md'")
+        return found
+    if path.exists():  # before globbing: a file's name may hold brackets
+        return [path]
+    if glob.has_magic(given):
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        if not found:
+            raise UserError(f"{given}: no file matches this pattern; check it from the folder the command starts in ({Path.cwd()})")
+        return found
+    raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
+
+
+def _file_pieces(source: int, file: Path, column: str) -> list[Piece]:
+    kind, size = kind_of(file.name) or "text", file.stat().st_size
+    if kind == "parquet":
+        groups = _parquet(file).num_row_groups
+        step = max(1, round(groups * PIECE_BYTES / max(size, 1)))
+        cuts = [*range(0, groups, step), groups]
+        return [Piece(source, str(file), kind, column, a, b, size * (b - a) // groups) for a, b in pairwise(cuts)]
+    whole = file.suffix in PACKED or kind == "csv"  # a quoted field of a csv may hold anything, line ends too
+    cuts = [0, *([] if whole else _cuts(file, size, kind)), size]
+    return [Piece(source, str(file), kind, column, a, b, b - a) for a, b in pairwise(cuts)]
+
+
+def _cuts(file: Path, size: int, kind: str) -> list[int]:
+    """Offsets about PIECE_BYTES apart at which a document starts."""
+    cuts: list[int] = []
+    with file.open("rb") as stream:
+        target = PIECE_BYTES
+        while target < size:
+            stream.seek(target)
+            line = stream.readline()
+            while kind == "text" and line and line.strip():
+                line = stream.readline()
+            if not line or stream.tell() >= size:
+                break
+            cuts.append(stream.tell())
+            target = cuts[-1] + PIECE_BYTES
+    return cuts
+
+
+class _Counting(io.RawIOBase):
+    """A byte stream that ends at `stop` and reports how far the file under it was read."""
+
+    def __init__(self, piece: Piece, tick: Callable[[int], None]):
+        self.file, self.piece, self.tick = open(piece.path, "rb"), piece, tick
+        self.file.seek(piece.start)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = self.file.read(min(len(buffer), self.piece.stop - self.file.tell()))
+        self.tick(self.file.tell() - self.piece.start)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _open(piece: Piece, tick: Callable[[int], None]) -> BinaryIO:
+    raw = io.BufferedReader(_Counting(piece, tick), 1 << 18)
+    if piece.path.endswith(".gz"):
+        return gzip.GzipFile(fileobj=raw)
+    if piece.path.endswith(".zst"):
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 18)
+    return raw
+
+
+def _decode(line: bytes) -> tuple[str, bool]:
+    try:
+        return line.decode(), False
+    except UnicodeDecodeError:
+        return line.decode(errors="replace"), True
+
+
+def _read_text(piece: Piece, tick) -> Iterator[tuple[str, bool]]:
+    lines, size, bad = [], 0, False
+    with _open(piece, tick) as stream:
+        while line := stream.readline(DOCUMENT_CHARACTERS):
+            while not line.endswith(b"\n") and b"\x80" <= stream.peek(1)[:1] < b"\xc0":
+                line += stream.read(1)  # the limit fell inside a character
+            text, wrong = _decode(line)
+            text, bad = text.removeprefix("\ufeff"), bad or wrong
+            if text.strip():
+                lines.append(text)
+                size += len(text)
+            if lines and (not text.strip() or size >= 4 * DOCUMENT_CHARACTERS):
+                # a document that will be cut anyway need not be read whole, but none of its words is cut
+                whole = "".join(lines).replace("\r\n", "\n")
+                end = max(whole.rfind(" "), whole.rfind("\n")) + 1 if text.strip() else len(whole)
+                yield whole[: end or len(whole)], bad
+                lines, bad = [whole[end:]] if 0 < end < len(whole) else [], False
+                size = sum(map(len, lines))
+    if lines:
+        yield "".join(lines).replace("\r\n", "\n"), bad
+
+
+def _read_jsonl(piece: Piece, tick) -> Iterator[tuple[str, bool]]:
+    with _open(piece, tick) as stream:
+        for number, line in enumerate(stream, 1):
+            text, bad = _decode(line.removeprefix(b"\xef\xbb\xbf"))
+            if not text.strip():
+                continue
+            where = f"{piece.path}, line {number}" + (f" after byte {piece.start}" if piece.start else "")
+            try:
+                row = json.loads(text)
+            except ValueError as error:
+                raise UserError(f"{where}: not JSON ({error}); one JSON object a line is expected") from error
+            yield _column(row, piece.column, where, piece), bad
+
+
+def _read_csv(piece: Piece, tick) -> Iterator[tuple[str, bool]]:
+    csv.field_size_limit(1 << 30)
+    with io.TextIOWrapper(_open(piece, tick), encoding="utf-8-sig", errors="replace", newline="") as stream:
+        rows = csv.DictReader(stream, delimiter="\t" if ".tsv" in Path(piece.path).suffixes else ",")
+        for number, row in enumerate(rows, 1):
+            text = _column(row, piece.column, f"{piece.path}, row {number}", piece)
+            yield text, "\ufffd" in text
+
+
+def _read_parquet(piece: Piece, tick) -> Iterator[tuple[str, bool]]:
+    table = _parquet(Path(piece.path))
+    names = table.schema_arrow.names
+    if piece.column not in names:
+        raise _no_column(piece, piece.path, names)
+    for number, group in enumerate(range(piece.start, piece.stop), 1):
+        for batch in table.iter_batches(batch_size=256, row_groups=[group], columns=[piece.column]):
+            for text in batch.column(0).to_pylist():
+                yield text if isinstance(text, str) else "", False
+        tick(piece.size * number // (piece.stop - piece.start))
+
+
+def _parquet(file: Path):
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{file}: cannot be read ({error}); replace the file or leave it out") from error
+
+
+def _column(row, column: str, where: str, piece: Piece) -> str:
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, dict) or column not in row:
+        raise _no_column(piece, where, list(row) if isinstance(row, dict) else [])
+    return row[column] if isinstance(row[column], str) else ""
+
+
+def _no_column(piece: Piece, where: str, names: list) -> UserError:
+    return UserError(f"{where}: no column {piece.column!r}, it has {', '.join(map(str, names)) or 'none'}; choose one: {piece.path}#COLUMN")
+
+
+def _cut(text: str) -> Iterator[str]:
+    """A long document's parts, cut at the end of a line or, failing that, of a word."""
+    start = 0
+    while len(text) - start > DOCUMENT_CHARACTERS:
+        stop = start + DOCUMENT_CHARACTERS
+        end = max(text.rfind("\n", start + 1, stop), start) or start
+        if end == start:
+            end = text.rfind(" ", start + 1, stop)
+        if end <= start:
+            end = stop
+        yield text[start:end].strip()
+        start = end
+    yield text[start:].strip()
+
+
+# --- hub data sets -------------------------------------------------------------------------------------------------
+
+
+def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[Piece]:
+    if not _HUB.match(given):
+        raise UserError(f"{given}: write hf:NAME, hf:NAME:CONFIG, hf:NAME@SPLIT or hf:NAME#COLUMN, in this order")
+    named = _HUB.match(given)["column"] or column
+    data = _hub(given, streaming)
+    names = data.column_names or list(next(iter(data), {}))
+    if named not in names:
+        raise UserError(f"{given}: no column {named!r}, it has {', '.join(names)}; choose one: hf:NAME#COLUMN")
+    shards = data.num_shards if streaming else max(1, len(data) // 100_000)
+    return [Piece(source, given, "hub", named, shard, shards, 0, streaming) for shard in range(shards)]
+
+
+def _hub(given: str, streaming: bool):
+    """The data set of an hf: input, by the library `datasets`: hub scripts are not run."""
+    import datasets
+
+    parts = _HUB.match(given)
+    try:
+        return datasets.load_dataset(parts["name"], parts["config"], split=parts["split"] or "train", streaming=streaming)
+    except Exception as error:  # a missing name, a missing network, a missing config: each has a class of its own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{given}: cannot be loaded ({lines[0][:200]}); check name, config and split, and the network or the local cache") from error
+
+
+def _read_hub(piece: Piece, tick) -> Iterator[tuple[str, bool]]:
+    data = _hub(piece.path, piece.streaming).select_columns(piece.column)
+    for row in data.shard(num_shards=piece.stop, index=piece.start):
+        text = row[piece.column]
+        yield text if isinstance(text, str) else "", False
+
+
+_READERS = {"text": _read_text, "jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet, "hub": _read_hub}
