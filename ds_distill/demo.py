@@ -45,7 +45,7 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
     student = _once(output / "distilled", lambda out: runs.distill(recipe, folder, tokens, out, title="student, distilled"))
     plain = copy.deepcopy(recipe)
     plain.losses.kl = plain.losses.cosine = 0.0
-    baseline = _once(output / "baseline", lambda out: runs.distill(plain, None, tokens, out, baseline_of=folder, title="student, no teacher"))
+    baseline = _once(output / "baseline", lambda out: runs.distill(plain, folder, tokens, out, title="student, no teacher"))
     if not is_first():
         return {}
     start = {"parameters": student["parameters"], "heldout_mlm_loss": student["start_heldout_mlm_loss"],

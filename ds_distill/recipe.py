@@ -33,11 +33,13 @@ class Student:
     Args:
         layers: "every_other" (evenly spaced, first and last included), "random", or a list of teacher layers.
         depth: Number of layers; half the teacher's when not given.
+        hidden: Hidden size; the teacher's when not given. A smaller one starts from the first rows and columns of the teacher's weights.
         freeze_positions: The authors' positions were sinusoidal, so frozen, and then overwritten by BERT's; false trains them.
     """
 
     layers: str | list[int] = "every_other"
     depth: int | None = None
+    hidden: int | None = None
     freeze_positions: bool = False
 
 

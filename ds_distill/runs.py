@@ -18,6 +18,7 @@ from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import continuing_pieces, load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
 from ds_distill.export.hf import export
+from ds_distill.models.families import family_of_type
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, load_masked_lm, resolve_model_folder, weights_fingerprint
 from ds_distill.recipe import Recipe
@@ -157,16 +158,16 @@ def _check_fits(store: TokenStore, config, what: str, folder: str | None = None)
     """UserError where a model cannot read the tokens: pieces, positions and, for one from a folder that has a tokenizer, what the ids mean."""
     if store.manifest["vocab_size"] > config.vocab_size:
         raise UserError(f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own")
-    if store.manifest["sequence_length"] > config.max_position_embeddings:
-        raise UserError(f"data.sequence_length = {store.manifest['sequence_length']}: {what} has {config.max_position_embeddings} positions")
+    positions = family_of_type(config.model_type).positions(config)
+    if store.manifest["sequence_length"] > positions:
+        raise UserError(f"data.sequence_length = {store.manifest['sequence_length']}: {what} has {positions} positions")
     home = resolve_model_folder(folder) if folder else None
     if home and (home / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]:
         raise UserError(f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}")
 
 
-def distill(recipe: Recipe, teacher: str | None, tokens: Path, output: Path, *, baseline_of: str | None = None, title: str = "distil",
-            heldout: dict[str, Path] | None = None) -> dict:  # fmt: skip
-    """Collective: distil a student from the folder `teacher`; with teacher None, train the same student (of `baseline_of`) without one.
+def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: str = "distil", heldout: dict[str, Path] | None = None) -> dict:
+    """Collective: distil a student from the folder `teacher`. With losses.kl and losses.cosine 0 the same student is trained without it.
 
     heldout: folders of further held-out texts, by name, from heldout_sets.
     """
@@ -175,17 +176,17 @@ def distill(recipe: Recipe, teacher: str | None, tokens: Path, output: Path, *, 
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
     store, order, held = _stores(tokens, recipe, rank, world, heldout or {})
-    origin = teacher or baseline_of
-    source = load_masked_lm(origin)
-    _check_fits(store, source.config, f"teacher {origin}", origin)
-    taught_by = weights_fingerprint(source)[:16] if teacher else None
-    claim(output, flat(recipe) | {"data": store.manifest["fingerprint"], "teacher": taught_by}, recipe.training.resume)
+    source = load_masked_lm(teacher)
+    _check_fits(store, source.config, f"teacher {teacher}", teacher)
+    claim(output, flat(recipe) | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume)
     t = recipe.training
-    student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed,
-                            freeze_positions=recipe.student.freeze_positions)  # fmt: skip
+    student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, hidden=recipe.student.hidden,
+                            dropout=t.dropout, seed=t.seed, freeze_positions=recipe.student.freeze_positions)  # fmt: skip
     _keep_model(student.config, tokens, output)
-    objective = Objective(student, recipe.losses, world)
-    frozen = Teacher(source.to(device=device, dtype=torch.float16 if device.type == "cuda" else dtype)) if teacher else None
+    objective = Objective(student, recipe.losses, world, teacher_width=source.config.hidden_size)
+    frozen = None
+    if recipe.losses.kl or recipe.losses.cosine:
+        frozen = Teacher(source.to(device=device, dtype=torch.float16 if device.type == "cuda" else dtype))
     del source
     engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
     summary["kl_on"] = recipe.losses.kl_on

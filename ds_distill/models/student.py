@@ -1,52 +1,20 @@
-"""The student: a DistilBERT of any depth up to its teacher's, started from the teacher's weights.
+"""The student: a smaller encoder of its teacher's family (DistilBERT for BERT), started from the teacher's weights.
 
 Source: Sanh et al. 2019, section 2; the layer choice and the copied MLM transform are those of the authors' code.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Sequence
 
 import torch
-from torch import nn
-from transformers import DistilBertConfig, DistilBertForMaskedLM, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, DistilBertConfig, PretrainedConfig, PreTrainedModel
 
+from ds_distill.console import say
 from ds_distill.errors import UserError
-from ds_distill.models.families import family_of
-
-DISTILBERT_EPS = 1e-12  # written into transformers' DistilBERT, no config key changes it
-
-# The student's modules within a block, and the teacher's that they are copied from.
-_BLOCK_FROM = {
-    "bert": {
-        "attention.q_lin": "attention.self.query",
-        "attention.k_lin": "attention.self.key",
-        "attention.v_lin": "attention.self.value",
-        "attention.out_lin": "attention.output.dense",
-        "sa_layer_norm": "attention.output.LayerNorm",
-        "ffn.lin1": "intermediate.dense",
-        "ffn.lin2": "output.dense",
-        "output_layer_norm": "output.LayerNorm",
-    },
-    "distilbert": {
-        name: name
-        for name in (
-            "attention.q_lin",
-            "attention.k_lin",
-            "attention.v_lin",
-            "attention.out_lin",
-            "sa_layer_norm",
-            "ffn.lin1",
-            "ffn.lin2",
-            "output_layer_norm",
-        )
-    },
-}
-_HEAD_FROM = {
-    "bert": {"vocab_transform": "cls.predictions.transform.dense", "vocab_layer_norm": "cls.predictions.transform.LayerNorm"},
-    "distilbert": {"vocab_transform": "vocab_transform", "vocab_layer_norm": "vocab_layer_norm"},
-}
+from ds_distill.models.families import FAMILIES, Family, family_of
 
 
 def resolve_layer_map(spec: str | Sequence[int], teacher_layers: int, student_layers: int | None = None) -> list[int] | None:
@@ -56,7 +24,7 @@ def resolve_layer_map(spec: str | Sequence[int], teacher_layers: int, student_la
     student_layers: the student's depth; by default half the teacher's, or the list's length.  Raises UserError for what does not fit.
     """
     if student_layers is not None and (not _is_int(student_layers) or student_layers < 1):
-        raise UserError(f"student.num_layers = {student_layers!r}: give a whole number, 1 or more")
+        raise UserError(f"student.depth = {student_layers!r}: give a whole number, 1 or more")
     if isinstance(spec, str):
         if spec == "random":
             return None
@@ -64,7 +32,7 @@ def resolve_layer_map(spec: str | Sequence[int], teacher_layers: int, student_la
             raise UserError(f"student.layers = {spec!r}: give every_other, random, or a list of the teacher's layers")
         depth = default_depth(teacher_layers) if student_layers is None else student_layers
         if depth > teacher_layers:
-            raise UserError(f"student.num_layers = {depth}: the teacher has {teacher_layers} layers to copy; give 1 to {teacher_layers}")
+            raise UserError(f"student.depth = {depth}: the teacher has {teacher_layers} layers to copy; give 1 to {teacher_layers}")
         return _evenly_spaced(teacher_layers, depth)
     layers = list(spec)
     if not layers:
@@ -74,7 +42,7 @@ def resolve_layer_map(spec: str | Sequence[int], teacher_layers: int, student_la
             raise UserError(f"student.layers[{index}] = {layer!r}: the teacher has {teacher_layers} layers, 0 to {teacher_layers - 1}")
     if student_layers is not None and student_layers != len(layers):
         raise UserError(
-            f"student.num_layers = {student_layers}: student.layers names {len(layers)}; leave num_layers out or make them agree"
+            f"student.depth = {student_layers}: student.layers names {len(layers)}; leave depth out or make them agree"
         )
     return layers
 
@@ -101,98 +69,105 @@ def build_student(
     *,
     layers: str | Sequence[int] = "every_other",
     num_layers: int | None = None,
+    hidden: int | None = None,
     dropout: float = 0.1,
     seed: int = 0,
     freeze_positions: bool = False,
-) -> DistilBertForMaskedLM:
-    """A student of the teacher's widths, fp32 on the CPU, in train mode; teacher of any float dtype and device, left untouched.
+) -> PreTrainedModel:
+    """A `...ForMaskedLM` student, fp32 on the CPU, in train mode; teacher of any float dtype and device, left untouched.
 
-    layers, num_layers: as in `resolve_layer_map`.  dropout: hidden and attention.
+    layers, num_layers: as in `resolve_layer_map`.  hidden: its width, by default the teacher's; a smaller one keeps whole attention heads and
+    starts from the first rows and columns of the teacher's weights.  dropout: hidden and attention.
     seed: of a random start; the global generators are left alone.
     freeze_positions: the authors' config asks for sinusoidal, therefore frozen, positions, which BERT's then overwrite: their positions
-    never trained.  With a random start, frozen positions are sinusoidal.
-    Raises UserError for an unfit layer map, dropout or an untied teacher decoder; warns of a LayerNorm eps that DistilBERT cannot have.
+    never trained.  With a random start, frozen positions are sinusoidal, which DistilBERT alone has.
+    Raises UserError for an unfit layer map, width, dropout or an untied teacher decoder; warns of a LayerNorm eps that DistilBERT cannot have.
     """
-    family, source = family_of(teacher_model), teacher_model.config
-    teacher_layers = len(family.layers(teacher_model))
+    family = family_of(teacher_model)
+    teacher_layers, heads, width, *_ = family.measures(teacher_model.config)
     layer_map = resolve_layer_map(layers, teacher_layers, num_layers)
     if layer_map is not None:
         depth = len(layer_map)
     else:
         depth = default_depth(teacher_layers) if num_layers is None else num_layers
+    hidden, head = hidden or width, width // heads
+    if not head <= hidden <= width or hidden % head:
+        raise UserError(f"student.hidden = {hidden}: give a multiple of the teacher's head size {head}, at most its width {width}")
     if not 0.0 <= dropout < 1.0:
-        raise UserError(f"student.dropout = {dropout}: give a probability, 0 or more and below 1")
+        raise UserError(f"training.dropout = {dropout}: give a probability, 0 or more and below 1")
+    ours = FAMILIES[family.student]
+    if freeze_positions and layer_map is None and ours.name != "distilbert":
+        raise UserError("student.freeze_positions with student.layers = random: frozen random positions carry nothing; start from layers")
     if layer_map is not None:  # a random start copies nothing, so nothing need fit
-        _check_copyable(teacher_model)
-
-    is_bert = family.name == "bert"
-    config = DistilBertConfig(
-        vocab_size=source.vocab_size,
-        max_position_embeddings=source.max_position_embeddings,
-        sinusoidal_pos_embds=freeze_positions and layer_map is None,
-        n_layers=depth,
-        n_heads=source.num_attention_heads,
-        dim=source.hidden_size,
-        hidden_dim=source.intermediate_size if is_bert else source.hidden_dim,
-        dropout=dropout,
-        attention_dropout=dropout,
-        activation=source.hidden_act if is_bert else source.activation,
-        initializer_range=source.initializer_range,
-        pad_token_id=source.pad_token_id,
-        tie_word_embeddings=True,
-        attn_implementation="sdpa",
-    )
+        _check_copyable(teacher_model, ours)
+    config = _config(teacher_model.config, family, ours, depth, hidden, dropout)
+    if ours.name == "distilbert":
+        config.sinusoidal_pos_embds = freeze_positions and layer_map is None
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not restore
         torch.random.default_generator.manual_seed(seed)
-        student = DistilBertForMaskedLM(config).float()
+        student = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").float()
     if layer_map is not None:
         _copy_weights(teacher_model, student, layer_map)
     if freeze_positions:
-        student.distilbert.embeddings.position_embeddings.weight.requires_grad_(False)
+        ours.part(student, "embeddings").position_embeddings.weight.requires_grad_(False)
     return student.train()
 
 
-def _check_copyable(teacher: PreTrainedModel) -> None:
-    """Raises UserError for an untied decoder, warns of a LayerNorm eps other than DistilBERT's."""
+def _config(source: PretrainedConfig, theirs: Family, ours: Family, depth: int, hidden: int, dropout: float) -> PretrainedConfig:
+    _, heads, width, feed_forward, activation = theirs.measures(source)
+    sizes = (depth, heads * hidden // width, hidden, feed_forward * hidden // width, activation)
+    changes = dict(zip(ours.sizes, sizes, strict=True)) | dict.fromkeys(ours.dropouts, dropout) | {"tie_word_embeddings": True}
+    if ours is theirs:
+        config = copy.deepcopy(source)
+        for key, value in changes.items():
+            setattr(config, key, value)
+        return config
+    return DistilBertConfig(vocab_size=source.vocab_size, max_position_embeddings=theirs.positions(source), pad_token_id=source.pad_token_id,
+                            initializer_range=source.initializer_range, **changes)  # fmt: skip
+
+
+def _check_copyable(teacher: PreTrainedModel, ours: Family) -> None:
+    """Raises UserError for an untied decoder, warns of a LayerNorm eps that the student cannot have."""
     family = family_of(teacher)
-    decoder, words = family.decoder(teacher).weight, family.embeddings(teacher).word_embeddings.weight
+    decoder, words = family.part(teacher, "decoder").weight, family.part(teacher, "embeddings").word_embeddings.weight
     if decoder is not words and not torch.equal(decoder, words):
         raise UserError(
-            "teacher: its decoder is not tied to its word embeddings, DistilBERT's is; "
+            "teacher: its decoder is not tied to its word embeddings, the student's is; "
             "give a teacher with tied embeddings, or student.layers = random"
         )
-    eps = getattr(teacher.config, "layer_norm_eps", DISTILBERT_EPS)
-    if eps != DISTILBERT_EPS:
-        warnings.warn(
-            f"teacher: layer_norm_eps = {eps:g}, DistilBERT's is fixed at {DISTILBERT_EPS:g}: the student starts slightly off its teacher",
-            stacklevel=3,
-        )
+    eps = family.eps or teacher.config.layer_norm_eps
+    if ours.eps and eps != ours.eps:
+        say(f"warning: the teacher's layer_norm_eps is {eps:g}, {ours.name}'s is fixed at {ours.eps:g}: the student starts slightly off its teacher")
 
 
 @torch.no_grad()
-def _copy_weights(teacher: PreTrainedModel, student: DistilBertForMaskedLM, layer_map: list[int]) -> None:
-    family = family_of(teacher)
-    theirs, ours = family.embeddings(teacher), student.distilbert.embeddings
-    ours.word_embeddings.weight.copy_(theirs.word_embeddings.weight)  # the tied decoder shares it
-    positions = theirs.position_embeddings.weight.float()
-    if family.name == "bert":
-        # DistilBERT has no token types; pretraining sees type 0 only, a constant vector that the positions can carry
-        positions = positions + theirs.token_type_embeddings.weight[0].float()
-    ours.position_embeddings.weight.copy_(positions)
-    pairs: list[tuple[nn.Module, nn.Module]] = [(ours.LayerNorm, theirs.LayerNorm)]
-    pairs += _named_pairs(student, teacher, _HEAD_FROM[family.name])
-    for block, layer in zip(student.distilbert.transformer.layer, layer_map, strict=True):
-        pairs += _named_pairs(block, family.layers(teacher)[layer], _BLOCK_FROM[family.name])
-    for ours, theirs in pairs:
-        ours.weight.copy_(theirs.weight)
-        ours.bias.copy_(theirs.bias)
-    if (bias := family.decoder(teacher).bias) is not None:
-        student.vocab_projector.bias.copy_(bias)
+def _copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layer_map: list[int]) -> None:
+    theirs, ours = family_of(teacher), family_of(student)
+    source, target = theirs.part(teacher, "embeddings"), ours.part(student, "embeddings")
+    _fill(target.word_embeddings.weight, source.word_embeddings.weight)  # the tied decoder shares it
+    positions = source.position_embeddings.weight.float()
+    if theirs.token_types and not ours.token_types:
+        # pretraining sees type 0 only, a constant vector that the positions can carry
+        positions = positions + source.token_type_embeddings.weight[0].float()
+    elif ours.token_types:
+        _fill(target.token_type_embeddings.weight, source.token_type_embeddings.weight)
+    _fill(target.position_embeddings.weight, positions)
+    pairs: list[tuple[nn.Module, nn.Module]] = [(target.LayerNorm, source.LayerNorm)]
+    pairs += [(student.get_submodule(a), teacher.get_submodule(b)) for a, b in zip(ours.head, theirs.head, strict=True)]
+    for block, layer in zip(ours.part(student, "layers"), layer_map, strict=True):
+        other = theirs.part(teacher, "layers")[layer]
+        pairs += [(block.get_submodule(a), other.get_submodule(b)) for a, b in zip(ours.block, theirs.block, strict=True)]
+    for mine, other in pairs:
+        _fill(mine.weight, other.weight)
+        _fill(mine.bias, other.bias)
+    if (bias := theirs.part(teacher, "decoder").bias) is not None:
+        _fill(ours.part(student, "decoder").bias, bias)
 
 
-def _named_pairs(student: nn.Module, teacher: nn.Module, names: dict[str, str]) -> Iterator[tuple[nn.Module, nn.Module]]:
-    return ((student.get_submodule(ours), teacher.get_submodule(theirs)) for ours, theirs in names.items())
+def _fill(mine: Tensor, other: Tensor) -> None:
+    """Copy `other`, of a narrower student its first rows and columns."""
+    mine.copy_(other[tuple(slice(size) for size in mine.shape)])
 
 
 def count_parameters(model: nn.Module) -> int:

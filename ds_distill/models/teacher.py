@@ -142,7 +142,7 @@ class Teacher:
         """
         if input_ids.shape[-1] > self.max_positions:
             raise ValueError(f"sequences of {input_ids.shape[-1]} tokens: the teacher has {self.max_positions} positions")
-        hidden = self._family.trunk(self.model)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self._family.part(self.model, "trunk")(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return TeacherOutputs(hidden, self._family.transform(self.model, hidden))
 
     def targets(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -157,16 +157,16 @@ class Teacher:
     @property
     def decoder_weight(self) -> Tensor:
         """[V, H], the teacher's own storage, not a copy."""
-        return self._family.decoder(self.model).weight
+        return self._family.part(self.model, "decoder").weight
 
     @property
     def decoder_bias(self) -> Tensor | None:
         """[V], or None."""
-        return self._family.decoder(self.model).bias
+        return self._family.part(self.model, "decoder").bias
 
     @property
     def num_layers(self) -> int:
-        return len(self._family.layers(self.model))
+        return len(self._family.part(self.model, "layers"))
 
     @property
     def vocab_size(self) -> int:
@@ -174,7 +174,7 @@ class Teacher:
 
     @property
     def max_positions(self) -> int:
-        return self.config.max_position_embeddings
+        return self._family.positions(self.config)
 
     def assert_frozen(self) -> None:
         """Raises RuntimeError if any module is in train mode or any parameter requires a gradient."""

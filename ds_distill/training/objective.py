@@ -15,7 +15,9 @@ class Objective(nn.Module):
     accumulation steps: means of means do (DistilBERT's own counts differ from block to block).
     """
 
-    def __init__(self, model: nn.Module, losses: Losses, world_size: int):
+    def __init__(self, model: nn.Module, losses: Losses, world_size: int, teacher_width: int | None = None):
+        """teacher_width: the teacher's hidden size; where it is not the model's, the cosine loss compares a learned projection of the model's
+        hidden states, which is trained and checkpointed, and no part of the model."""
         super().__init__()
         self.model = model
         self.losses = losses
@@ -23,6 +25,11 @@ class Objective(nn.Module):
         self.family = family_of(model)
         parent, name = self.family.decoder_parent_and_name(model)
         setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
+        width = getattr(parent, name).in_features
+        self.widen = None
+        if teacher_width and teacher_width != width and losses.cosine:
+            self.widen = nn.Linear(width, teacher_width, bias=False)
+            nn.init.eye_(self.widen.weight)  # a student cut from its teacher starts as the teacher's first coordinates
 
     def forward(
         self,
@@ -39,8 +46,8 @@ class Objective(nn.Module):
         Returns (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached sums [kl, mlm, cosine].
         Without counts it evaluates instead, and returns [masked-LM loss, correct predictions, tokens] summed over the masked tokens.
         """
-        hidden = self.family.trunk(self.model)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        projection = self.family.decoder(self.model)
+        hidden = self.family.part(self.model, "trunk")(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        projection = self.family.part(self.model, "decoder")
         if counts is None:
             at = labels >= 0
             logits = projection(self.family.transform(self.model, hidden[at])).float()
@@ -69,7 +76,7 @@ class Objective(nn.Module):
         )
         cosine_sum = torch.zeros_like(kl_sum)
         if teacher and x.cosine:
-            cosine = cosine_distance_sum(hidden, t_hidden, real_tokens)
+            cosine = cosine_distance_sum(hidden if self.widen is None else self.widen(hidden), t_hidden, real_tokens)
             loss = loss + cosine * (scale * x.cosine / real)
             cosine_sum = cosine.detach()
         return loss, torch.stack([kl_sum, mlm_sum, cosine_sum])

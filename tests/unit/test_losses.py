@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.machine import peak_bytes
 from ds_distill.losses import cosine_distance_sum, fused_vocabulary_loss
 
 
@@ -155,3 +156,20 @@ def test_cosine_against_closed_form():
     gradient = -(td / (ns * nt) - cos * sd / ns**2) * mask.unsqueeze(-1)
     assert float(value.detach()) == pytest.approx(float(((1 - cos.squeeze(-1)) * mask).sum()), rel=1e-5)
     assert relative(leaf.grad, gradient) <= 1e-5
+
+
+def test_memory_stays_bounded_at_the_vocabulary_of_xlm_r():
+    """Beside gradients of the inputs' own size, one chunk's 256 MB: the logits of these 1024 tokens alone would be 1 GB each."""
+    rows, width, vocabulary = 1024, 16, 250_002
+    make = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(rows, width, generator=make, requires_grad=True), torch.randn(vocabulary, width, generator=make, requires_grad=True)
+    bias = torch.zeros(vocabulary, requires_grad=True)
+    labels = torch.where(torch.arange(rows) % 7 == 0, torch.arange(rows), -100)
+
+    def step():
+        loss, *_ = fused_vocabulary_loss(hidden, weight, bias, hidden.detach() + 1, weight.detach(), None, labels, temperature=2.0,
+                                         kl_weight=1.0, mlm_weight=1.0)  # fmt: skip
+        loss.backward()
+
+    step()  # the libraries' own buffers, once
+    assert peak_bytes(step, torch.device("cpu")) < 500e6

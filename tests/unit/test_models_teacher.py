@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertForMaskedLM, RobertaForMaskedLM, XLMRobertaForMaskedLM
 
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of
@@ -38,8 +38,21 @@ def tiny_distilbert(layers=3):
     )
 
 
+def tiny_roberta(layers=3, kind=RobertaForMaskedLM, **changes):
+    config = dict(vocab_size=101, hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=48,
+                  max_position_embeddings=26, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5)  # fmt: skip
+    return randomised(kind(kind.config_class(**(config | changes))))
+
+
+def tiny_xlm_roberta(layers=3):
+    return tiny_roberta(layers, XLMRobertaForMaskedLM)
+
+
+FAMILIES = [tiny_bert, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
+
+
 def tokens(batch=3, length=12):
-    return torch.randint(1, 101, (batch, length), generator=torch.Generator().manual_seed(2))
+    return torch.randint(2, 101, (batch, length), generator=torch.Generator().manual_seed(2))
 
 
 def padding_mask(batch=3, length=12):
@@ -52,7 +65,7 @@ def folder(tmp_path):
     return tmp_path / "bert"
 
 
-@pytest.mark.parametrize("make", [tiny_bert, tiny_distilbert])
+@pytest.mark.parametrize("make", FAMILIES)
 @pytest.mark.parametrize("mask", [None, padding_mask()])
 def test_trunk_transform_decoder_are_the_model(make, mask):
     model, ids = make(), tokens()
@@ -62,7 +75,7 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
     for module in model.modules():
         module.register_forward_hook(lambda module, *_: fired.append(module))
     with torch.no_grad():
-        hidden = family.trunk(model)(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = family.part(model, "trunk")(input_ids=ids, attention_mask=mask).last_hidden_state
         logits = getattr(parent, name)(family.transform(model, hidden))
         parts = set(fired)
         fired.clear()
@@ -71,7 +84,7 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
     owners = {module for module in model.modules() if module._parameters}
     # cls.predictions of BERT owns only the bias that it shares with its decoder
     assert owners & set(fired) - parts <= {parent}
-    assert len(family.layers(model)) == 3
+    assert len(family.part(model, "layers")) == 3
 
 
 def test_unknown_family_is_named(tmp_path):
@@ -80,7 +93,7 @@ def test_unknown_family_is_named(tmp_path):
         load_masked_lm(str(tmp_path))
 
 
-@pytest.mark.parametrize("make", [tiny_bert, tiny_distilbert])
+@pytest.mark.parametrize("make", FAMILIES)
 def test_teacher_outputs_make_the_logits(tmp_path, make):
     make().save_pretrained(tmp_path)
     teacher, model, ids, mask = Teacher.load(str(tmp_path), "cpu", torch.float32), load_masked_lm(str(tmp_path)), tokens(), padding_mask()

@@ -1,0 +1,23 @@
+"""The families of encoders, one file each: adding one more is a file here, a line below, and its tests."""
+
+from transformers import PreTrainedModel
+
+from ds_distill.errors import UserError
+from ds_distill.models.families.bert import BERT
+from ds_distill.models.families.distilbert import DISTILBERT
+from ds_distill.models.families.family import Family
+from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The family of a masked-LM model.  Raises UserError for a family that is not in the table."""
+    return family_of_type(model.config.model_type)
+
+
+def family_of_type(model_type: str | None) -> Family:
+    """The family of a `config.model_type`.  Raises UserError for one that is not in the table."""
+    if model_type not in FAMILIES:
+        raise UserError(f"model_type = {model_type!r}: not a supported encoder; use one of: {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]

@@ -1,0 +1,20 @@
+"""DistilBERT (Sanh et al. 2019): no token types, its LayerNorm's eps is written into the code, and its decoder is tied."""
+
+from ds_distill.models.families.family import Family
+
+DISTILBERT = Family(
+    name="distilbert",
+    student="distilbert",
+    trunk="distilbert",
+    layers="distilbert.transformer.layer",
+    embeddings="distilbert.embeddings",
+    decoder="vocab_projector",
+    head=("vocab_transform", "vocab_layer_norm"),
+    transform=lambda model, hidden: model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))),
+    block=("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "sa_layer_norm",
+           "ffn.lin1", "ffn.lin2", "output_layer_norm"),
+    sizes=("n_layers", "n_heads", "dim", "hidden_dim", "activation"),
+    dropouts=("dropout", "attention_dropout"),
+    token_types=False,
+    eps=1e-12,
+)  # fmt: skip

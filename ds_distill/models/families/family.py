@@ -1,0 +1,56 @@
+"""What the code must know of a family of encoders: where the parts of its masked-LM model are, and what its config calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family, by `config.model_type`. Paths are dotted module names in its `...ForMaskedLM` model; everything goes through the model's own
+    modules, so that hooks (ZeRO-3's gathering among them) fire as they would in the model's forward.
+
+    student: the family of its student, another one's name or its own.
+    trunk: gives `last_hidden_state` from input_ids and attention_mask. layers, embeddings: the encoder's blocks; the owner of the embedding tables.
+    decoder: the vocabulary `nn.Linear`. head: dense layer and norm before it. transform: (model, hidden [..., H]) → [..., H], that head.
+    block: within a block, the modules in the order query, key, value, attention output, its norm, inner and outer feed-forward, its norm.
+    sizes: the config's names of depth, heads, width, feed-forward width and activation. dropouts: of its hidden and attention dropout.
+    token_types: whether it adds a token-type embedding. eps: the LayerNorm's where the config cannot say, else None.
+    first_position: position of the first token, from the config.
+    """
+
+    name: str
+    student: str
+    trunk: str
+    layers: str
+    embeddings: str
+    decoder: str
+    head: tuple[str, str]
+    transform: Callable[[PreTrainedModel, Tensor], Tensor]
+    block: tuple[str, ...]
+    sizes: tuple[str, str, str, str, str] = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "hidden_act")
+    dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    token_types: bool = True
+    eps: float | None = None
+    first_position: Callable[[object], int] = lambda config: 0
+
+    def decoder_parent_and_name(self, model: PreTrainedModel) -> tuple[nn.Module, str]:
+        """The module that owns the vocabulary projection, and its attribute name there."""
+        parent, _, name = self.decoder.rpartition(".")
+        return model.get_submodule(parent), name
+
+    def part(self, model: PreTrainedModel, what: str) -> nn.Module:
+        """The module at the path named `what` ("trunk", "layers", "embeddings", "decoder")."""
+        return model.get_submodule(getattr(self, what))
+
+    def positions(self, config) -> int:
+        """How many tokens a sequence may have."""
+        return config.max_position_embeddings - self.first_position(config)
+
+    def measures(self, config) -> tuple[int, int, int, int, str]:
+        """(depth, heads, width, feed-forward width, activation) of a config."""
+        return tuple(getattr(config, name) for name in self.sizes)
