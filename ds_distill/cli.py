@@ -19,7 +19,7 @@ DEMO = Path(__file__).parents[1] / "ds_configs" / "demo.yaml"
 COMMANDS = {
     "run": "the whole road on text of this machine: tokenizer, teacher, student, baseline, table (what ./launch.sh does), or a recipe's distill",
     "prepare": "text → tokens",
-    "pretrain": "train a BERT with masked-LM only: teachers",
+    "pretrain": "masked-LM only: a new BERT, or on from any encoder, with a head if it has none: teachers",
     "distill": "train a student of a teacher",
     "evaluate": "held-out masked-LM loss and accuracy of Hugging Face folders, best first",
     "export": "a run's checkpoint → a Hugging Face folder",
@@ -67,6 +67,8 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--corpus", "--input", type=str, nargs="+", default=[], help=INPUTS)
     if name in ("run", "pretrain"):
         sub.add_argument("--model", type=dict[str, int], default=MODEL, help="sizes of the BERT to pretrain, transformers' BertConfig")
+    if name == "pretrain":
+        sub.add_argument("--from", type=str | None, default=None, help="folder of an encoder to go on with; a trunk without a masked-LM head gets one")
     if name in ("prepare", "pretrain"):
         sub.add_argument("--tokenizer", type=str | None, default=None, help="folder with the tokenizer")
     if name in ("pretrain", "distill", "evaluate"):
@@ -182,6 +184,8 @@ def execute(command: str, options) -> dict:
         manifest = runs.prepare_tokens(options.corpus, load_tokenizer(options.tokenizer), output, recipe)
         kept = ("mode", "blocks", "real_tokens", "documents", "found", "unknown_share", "sources", "fingerprint")
         return {"output": str(output), **{key: manifest[key] for key in kept}}
+    if command == "pretrain":
+        options.tokenizer = options.tokenizer or options["from"]
     source = {"run": "teacher", "distill": "teacher", "pretrain": "tokenizer", "evaluate": "model"}[command]
     if not options[source]:
         raise UserError(f"--{source} is missing")
@@ -196,7 +200,7 @@ def execute(command: str, options) -> dict:
     if command in ("run", "distill"):
         return runs.distill(recipe, options.teacher, Path(tokens), output, heldout=held)
     if command == "pretrain":
-        return runs.pretrain(recipe, dict(options.model), Path(tokens), output, heldout=held)
+        return runs.pretrain(recipe, options["from"] or dict(options.model), Path(tokens), output, heldout=held)
     rows = runs.evaluate_folders(options.model, Path(tokens), recipe, options.untrained)
     if is_first():
         print(table(rows, EVALUATED))

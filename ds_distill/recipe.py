@@ -53,6 +53,7 @@ class Training:
         max_tokens: Stop after this many tokens; 0: after `epochs`.
         epochs: Passes over the data where max_tokens is 0.
         learning_rate: Peak; linear warm-up, then linear to zero.
+        trunk_learning_rate: Of `pretrain --from`, for all but the masked-LM head; 0 trains the head alone; learning_rate when not given.
         warmup: Share of the steps that warm up.
         weight_decay: Never on a bias or a norm.
         betas: AdamW's.
@@ -77,6 +78,7 @@ class Training:
     max_tokens: int = 0
     epochs: int = 3
     learning_rate: float = 5e-4
+    trunk_learning_rate: float | None = None
     warmup: float = 0.05
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
@@ -145,6 +147,7 @@ class Recipe:
             ("training.max_tokens", t.max_tokens, 0, 10**15),
             ("training.epochs", t.epochs, 1, 10**6),
             ("training.learning_rate", t.learning_rate, 0, 10),
+            ("training.trunk_learning_rate", t.trunk_learning_rate or 0, 0, 10),
             ("training.warmup", t.warmup, 0, 1),
             ("training.weight_decay", t.weight_decay, 0, 10),
             ("training.clip", t.clip, 0, 1e9),

@@ -193,23 +193,32 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     return _finish(engine, summary, recipe, tokens, output, title)
 
 
-def pretrain(recipe: Recipe, model: dict, tokens: Path, output: Path, *, title: str = "pretrain", heldout: dict[str, Path] | None = None) -> dict:
-    """Collective: pretrain a BERT from random weights with masked-LM only. model: BertConfig's sizes."""
+def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, title: str = "pretrain",
+             heldout: dict[str, Path] | None = None) -> dict:  # fmt: skip
+    """Collective: train with masked-LM only. model: sizes of a BERT with random weights (BertConfig's), or the folder of an encoder to go on
+    with, which is given a masked-LM head if it has none. training.trunk_learning_rate: of all but the head; 0 leaves it as it is."""
     recipe.check()
     rank, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
     store, order, held = _stores(tokens, recipe, rank, world, heldout or {})
-    claim(output, flat(recipe) | {"data": store.manifest["fingerprint"], "model": model}, recipe.training.resume)
-    t = recipe.training
-    config = BertConfig(vocab_size=store.manifest["vocab_size"], hidden_dropout_prob=t.dropout, attention_probs_dropout_prob=t.dropout,
-                        pad_token_id=store.manifest["pad_id"], **model)  # fmt: skip
+    t, folder = recipe.training, model if isinstance(model, str) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed)
-        bert = BertForMaskedLM(config)
-    _check_fits(store, config, "the model")
-    _keep_model(config, tokens, output)
-    engine, summary = train(Objective(bert, recipe.losses, world), None, order, held, recipe, output, device, dtype, title)
+        if folder:
+            encoder = load_masked_lm(folder, new_head=True, dropout=t.dropout).train()
+        else:
+            config = BertConfig(vocab_size=store.manifest["vocab_size"], hidden_dropout_prob=t.dropout, attention_probs_dropout_prob=t.dropout,
+                                pad_token_id=store.manifest["pad_id"], **model)  # fmt: skip
+            encoder = BertForMaskedLM(config)
+    _check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
+    start = {"from": weights_fingerprint(encoder)[:16]} if folder else {"model": model}
+    claim(output, flat(recipe) | {"data": store.manifest["fingerprint"]} | start, t.resume)
+    _keep_model(encoder.config, tokens, output)
+    objective = Objective(encoder, recipe.losses, world)
+    if t.trunk_learning_rate == 0:
+        objective.family.part(encoder, "trunk").requires_grad_(False)
+    engine, summary = train(objective, None, order, held, recipe, output, device, dtype, title)
     return _finish(engine, summary, recipe, tokens, output, title)
 
 

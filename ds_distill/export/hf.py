@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ds_distill.models.families import family_of
+
 
 def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, card: str) -> Path:
     """Write `weights` (fp32, by state-dict name, tied ones once) as a folder that AutoModelForMaskedLM loads; returns `output`.
@@ -26,7 +28,7 @@ def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrai
     tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(card)
     reloaded = AutoModelForMaskedLM.from_pretrained(partial, use_safetensors=True).eval()
-    length = min(32, model.config.max_position_embeddings)
+    length = min(32, family_of(model).positions(model.config))
     ids = torch.arange(2 * length).remainder(model.config.vocab_size).view(2, length)
     with torch.no_grad():
         difference = (reloaded(ids).logits - model(ids).logits).abs().max().item()

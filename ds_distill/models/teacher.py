@@ -14,10 +14,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from ds_distill.errors import UserError
-from ds_distill.models.families import FAMILIES, family_of
+from ds_distill.models.families import FAMILIES, family_of, family_of_type
 
 
 def resolve_model_folder(path: str) -> Path:
@@ -63,8 +63,10 @@ def _check_folder(path: str, folder: Path) -> None:
         raise UserError(f"teacher = {path}: {found}; save the model with save_pretrained, which writes model.safetensors")
 
 
-def load_masked_lm(path: str) -> PreTrainedModel:
+def load_masked_lm(path: str, *, new_head: bool = False, dropout: float | None = None) -> PreTrainedModel:
     """A complete masked-LM model on the CPU, fp32, eval, sdpa attention, from a folder or the local Hugging Face cache.
+
+    new_head: give a checkpoint without a masked-LM head a random one (torch's generator). dropout: hidden and attention; the config's own if None.
 
     Safetensors only, no remote code, no network.  LayerNorm's legacy names `gamma` and `beta` are renamed by transformers.
     Raises UserError for a missing folder, a missing or unfit config, pickled weights, and weights that the checkpoint lacks
@@ -72,9 +74,14 @@ def load_masked_lm(path: str) -> PreTrainedModel:
     """
     folder = resolve_model_folder(path)
     _check_folder(path, folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if dropout is not None:
+        for key in family_of_type(config.model_type).dropouts:
+            setattr(config, key, dropout)
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(
             folder,
+            config=config,
             dtype=torch.float32,
             attn_implementation="sdpa",
             use_safetensors=True,
@@ -93,10 +100,11 @@ def load_masked_lm(path: str) -> PreTrainedModel:
     missing = sorted(info["missing_keys"])
     prefix = model.base_model_prefix + "."
     head = [key for key in missing if not key.startswith(prefix)]
-    if head:
-        raise UserError(f"teacher = {path}: no masked-LM head, the checkpoint lacks {_listed(head)}; give a ...ForMaskedLM checkpoint")
-    if missing:
-        raise UserError(f"teacher = {path}: the checkpoint lacks {_listed(missing)}; give a complete checkpoint")
+    if head and not new_head:
+        raise UserError(f"teacher = {path}: no masked-LM head, the checkpoint lacks {_listed(head)}; give a ...ForMaskedLM checkpoint, or one "
+                        f"that `ds-distill pretrain --from {path}` has given a head")  # fmt: skip
+    if trunk := sorted(set(missing) - set(head)):
+        raise UserError(f"teacher = {path}: the checkpoint lacks {_listed(trunk)}; give a complete checkpoint")
     return model.eval()
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ds_distill.errors import UserError
 
-SHAPE = "shape.json"
+SHAPE = "shape.json"  # stage, ranks and precision that wrote a checkpoint, and the parameters of each group
 
 
 def all_of(folder: Path) -> dict[int, Path]:
@@ -34,7 +34,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> Path:
     engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step, "stage": shape["ZeRO stage"]}, save_latest=False)
     torch.distributed.barrier()
     if first:
-        (partial / "state" / SHAPE).write_text(json.dumps(shape) + "\n")
+        (partial / "state" / SHAPE).write_text(json.dumps(shape | {"groups": engine.parameter_names}) + "\n")
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial / "state", final)
@@ -58,14 +58,14 @@ def load(engine, path: Path) -> dict:
     """Collective: put the engine back to `path`; returns the state given to save. UserError where stage, ranks or precision differ."""
     shape = _shape(engine)
     before = json.loads((path / SHAPE).read_text())
-    for key, was in before.items():
-        if shape[key] != was:
-            raise UserError(f"{path} was written with {key} {was}, this run has {shape[key]}: go on with {was}, or choose another --output")
-    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+    for key, now in shape.items():
+        if before[key] != now:
+            raise UserError(f"{path} was written with {key} {before[key]}, this run has {now}: go on with {before[key]}, or choose another --output")
+    kept = [{key: group[key] for key in ("weight_decay", "initial_lr") if key in group} for group in engine.optimizer.param_groups]
     loaded, state = engine.load_checkpoint(str(path.parent), tag=path.name)
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to go on from the one before")
     # at stage 3 DeepSpeed copies the first group's hyper-parameters onto all
-    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
-        group["weight_decay"] = decay
+    for group, own in zip(engine.optimizer.param_groups, kept, strict=True):
+        group.update(own)
     return state

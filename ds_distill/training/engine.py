@@ -70,17 +70,23 @@ def precision_of(training: Training, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: decayed matrices; biases and every norm without decay."""
-    decay, plain, seen = [], [], set()
-    for owner in module.modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            if id(parameter) in seen or not parameter.requires_grad:
-                continue
-            seen.add(id(parameter))
-            (plain if name.endswith("bias") or isinstance(owner, nn.LayerNorm) else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(module: nn.Module, weight_decay: float, rates: dict[str, float] | None = None) -> list[dict]:
+    """Decayed matrices; biases and every norm without decay. rates: by the start of a parameter's name, its learning rate: groups of their own.
+
+    Each group has "params", "names", "weight_decay" and, of a rate of its own, "lr".
+    """
+    groups: dict[tuple, dict] = {}
+    owners = {f"{prefix}.{name}".lstrip("."): owner for prefix, owner in module.named_modules() for name, _ in owner.named_parameters(recurse=False)}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = name.endswith("bias") or isinstance(owners[name], nn.LayerNorm)
+        rate = next((rate for start, rate in (rates or {}).items() if name.startswith(start)), None)
+        group = {"params": [], "names": [], "weight_decay": 0.0 if plain else weight_decay} | ({} if rate is None else {"lr": rate})
+        group = groups.setdefault((rate is not None, rate or 0.0, plain), group)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups)]
 
 
 def make_optimizer(training: Training, groups: list[dict], device: torch.device, offload: bool) -> torch.optim.Optimizer:
@@ -155,12 +161,15 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
 
 
 def make_engine(module: nn.Module, training: Training, *, accumulation: int, total_steps: int, device: torch.device, dtype: torch.dtype):
-    """Build the engine around `module` (fp32 on the CPU); returns a DeepSpeedEngine whose scheduler steps once an optimizer step."""
+    """Build the engine around the Objective `module` (fp32 on the CPU); returns a DeepSpeedEngine whose scheduler steps once an optimizer step."""
     config = deepspeed_config(training, accumulation, dtype)
     zero = config.get("zero_optimization", {})
     offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     module.to(device)
-    optimizer = make_optimizer(training, parameter_groups(module, training.weight_decay), device, offload)
+    rate = training.trunk_learning_rate
+    groups = parameter_groups(module, training.weight_decay, None if rate is None else {module.trunk_name: rate})
+    names = [group.pop("names") for group in groups]
+    optimizer = make_optimizer(training, groups, device, offload)
     factor = linear_schedule(round(training.warmup * total_steps), total_steps)
 
     engine, *_ = deepspeed.initialize(
@@ -169,6 +178,7 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
         lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
         config=config,
     )
+    engine.parameter_names = names  # a group each: what its flat fp32 masters are cut by
     if dtype == torch.float32 and not engine.zero_optimization() and torch.distributed.get_world_size() == 1:
         engine.enable_backward_allreduce = False  # alone, it would copy every gradient into a bucket and back
     return engine

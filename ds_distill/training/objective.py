@@ -31,6 +31,11 @@ class Objective(nn.Module):
             self.widen = nn.Linear(width, teacher_width, bias=False)
             nn.init.eye_(self.widen.weight)  # a student cut from its teacher starts as the teacher's first coordinates
 
+    @property
+    def trunk_name(self) -> str:
+        """How the names of all parameters begin that are not the masked-LM head's."""
+        return f"model.{self.family.trunk}."
+
     def forward(
         self,
         input_ids: Tensor,

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ds_distill.errors import UserError
-from ds_distill.training.engine import parameter_groups
+from ds_distill.training.checkpoint import SHAPE
 
 PREFIX = "model."  # the model's name in the module that the engine runs
 
@@ -53,7 +54,13 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
     # our own run's files, with its optimizer: not weights from outside
     state = torch.load(states[0], map_location="cpu", weights_only=False)
     found = dict(state["module"])  # frozen parameters are nowhere else below stage 2
-    groups = [group["params"] for group in parameter_groups(model, 0.0)]
+    names = json.loads((folder / SHAPE).read_text())["groups"]
+    parameters = {f"{PREFIX}{name}": parameter for name, parameter in model.named_parameters()}
+    known = all(name in parameters or not name.startswith(PREFIX) for group in names for name in group)
+    if not known:
+        raise UserError(f"{folder}: another model's checkpoint, its parameters are not those of config.json")
+    # what is no part of the model, such as a projection between widths, comes last in its group
+    groups = [[parameters[name] for name in group if name in parameters] for group in names]
     shards = sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)
     if shards and SINGLE_PARTITION_OF_FP32_GROUPS in (first := _optimizer_of(shards[0])) and "zero_stage" not in first:
         # bf16's own optimizer, which DeepSpeed's converter does not know

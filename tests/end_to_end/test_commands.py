@@ -10,7 +10,8 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, RobertaConfig, RobertaForMaskedLM, RobertaTokenizer, pipeline
 
 from tests.end_to_end.conftest import ROOT, ds_distill, environment_of
 
@@ -89,3 +90,53 @@ def test_killed_and_restarted_is_bit_equal(world, common, run, tmp_path, blow):
     last_line(ds_distill(*arguments))
     mine, other = load_file(tmp_path / "out" / "export" / "model.safetensors"), load_file(run / "export" / "model.safetensors")
     assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_a_trunk_without_a_head_is_given_one_and_teaches(world, common, tmp_path):
+    """A sentence-embedding model's trunk, saved without its masked-LM head."""
+    trunk = tmp_path / "trunk"
+    model = AutoModel.from_pretrained(world / "teacher")
+    model.save_pretrained(trunk)
+    AutoTokenizer.from_pretrained(world / "teacher").save_pretrained(trunk)
+    refused = ds_distill("distill", "--teacher", trunk, *common, "--output", tmp_path / "no")
+    assert refused.returncode == 2 and f"ds-distill pretrain --from {trunk}" in refused.stderr
+    head_only = last_line(ds_distill("pretrain", "--from", trunk, *common, "--output", tmp_path / "head", "--training.trunk_learning_rate", 0,
+                                     "--training.learning_rate", 0.01))  # fmt: skip
+    assert head_only["heldout_mlm_loss"] < head_only["start_heldout_mlm_loss"]
+    made = AutoModelForMaskedLM.from_pretrained(tmp_path / "head" / "export")
+    for name, parameter in model.named_parameters():
+        assert "pooler" in name or torch.equal(made.bert.get_parameter(name), parameter)
+    both = last_line(ds_distill("pretrain", "--from", tmp_path / "head" / "export", *common, "--output", tmp_path / "both",
+                                "--training.trunk_learning_rate", 0.002, "--training.learning_rate", 0.01))  # fmt: skip
+    assert both["heldout_mlm_loss"] < head_only["heldout_mlm_loss"]
+    last_line(ds_distill("distill", "--teacher", tmp_path / "both" / "export", *common, "--output", tmp_path / "student"))
+
+
+def test_a_roberta_teacher_in_grouped_mode_and_a_narrower_student(world, tmp_path):
+    lines = (world / "text.txt").read_text().split("\n\n")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False,
+                                                           initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer = RobertaTokenizer(tokenizer_object=backend)
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    config = RobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
+                           max_position_embeddings=34, type_vocab_size=1)  # fmt: skip
+    RobertaForMaskedLM(config).save_pretrained(tmp_path / "teacher")
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"body": line[: 20 + 7 * i % 200]}) + "\n" for i, line in enumerate(lines)))
+    options = ["--data.mode", "grouped", "--data.sequence_length", 32, "--data.whole_word_masking", "true", "--data.heldout_fraction", 0.05,
+               "--student.hidden", 16, "--training.global_batch", 8, "--training.micro_batch", 4, "--training.max_tokens", 2560,
+               "--training.evaluate_every", 5]  # fmt: skip
+    summary = last_line(ds_distill("distill", "--teacher", tmp_path / "teacher", "--corpus", f"{tmp_path / 'lines.jsonl'}#body",
+                                   "--heldout", world / "text.txt", "--output", tmp_path / "out", *options))  # fmt: skip
+    assert summary["heldout_mlm_loss"] < summary["start_heldout_mlm_loss"] and "text" in summary["heldout_sets"]
+    student = AutoModelForMaskedLM.from_pretrained(summary["export"])
+    assert isinstance(student, RobertaForMaskedLM) and student.config.hidden_size == 16 and student.config.num_hidden_layers == 2
+    assert pipeline("fill-mask", summary["export"])("the small <mask> reads")[0]["score"] > 0
+    curves = json.loads((tmp_path / "out" / "curves.json").read_text())
+    assert [row[0] for row in curves["heldout"]["text"]][:2] == [0, 5]
+    last_line(ds_distill("export", "--run", tmp_path / "out", "--output", tmp_path / "again"))
+    mine, other = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "out/export"))
+    assert all(torch.equal(mine[name], other[name]) for name in other)
