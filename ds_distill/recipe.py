@@ -6,6 +6,8 @@ from typing import Literal
 
 from ds_distill.errors import UserError
 
+CHECKOUT = Path(__file__).parents[1]
+
 
 @dataclass
 class Losses:
@@ -97,6 +99,10 @@ class Training:
     heldout_blocks: int = 256
     resume: Literal["auto", "never"] = "auto"
 
+    def deepspeed_file(self) -> Path:
+        """The DeepSpeed JSON: a path from here, or from the checkout, wherever the command starts."""
+        return next((path for path in (Path(self.deepspeed), CHECKOUT / self.deepspeed) if path.is_file()), Path(self.deepspeed))
+
 
 @dataclass
 class Data:
@@ -174,8 +180,8 @@ class Recipe:
             raise UserError(f"training.global_batch = {t.global_batch} is not divisible by micro_batch = {t.micro_batch}: try {nearest}")
         if x.kl == x.mlm == x.cosine == 0:
             raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
-        if t.deepspeed and not Path(t.deepspeed).is_file():
-            raise UserError(f"training.deepspeed = {t.deepspeed}: no such file (see ds_configs/deepspeed/)")
+        if t.deepspeed and not t.deepspeed_file().is_file():
+            raise UserError(f"training.deepspeed = {t.deepspeed}: no such file, here or in {CHECKOUT} (see ds_configs/deepspeed/)")
 
     def as_dict(self) -> dict:
         return asdict(self)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import deepspeed
 import torch
@@ -135,7 +134,7 @@ def linear_schedule(warmup_steps: int, total_steps: int):
 
 def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) -> dict:
     """The DeepSpeed JSON with the recipe's own settings put in; a conflict is a UserError that names both."""
-    config = json.loads(Path(training.deepspeed).read_text()) if training.deepspeed else {"zero_optimization": {"stage": 0}}
+    config = json.loads(training.deepspeed_file().read_text()) if training.deepspeed else {"zero_optimization": {"stage": 0}}
     for key in OWNED_BY_RECIPE:
         if config.get(key, "auto") != "auto":
             raise UserError(f"{training.deepspeed}: {key} belongs to the recipe's training section; remove it there or say \"auto\"")

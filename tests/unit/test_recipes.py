@@ -1,0 +1,47 @@
+"""Every recipe that ships can be parsed, meant and understood."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ds_distill.cli import ROOMS, build_parser
+from ds_distill.data.sources import _HUB
+from ds_distill.models.student import resolve_layer_map
+from ds_distill.recipe import Recipe
+
+FOLDER = Path(__file__).parents[2] / "ds_configs"
+RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # no path in it depends on where the command starts
+    command = "run" if name == "demo.yaml" else "distill"
+    options = build_parser().parse_args([command, "--config", str(FOLDER / name), "--output", "out"])[command]
+    recipe = Recipe(**{room: kind(**vars(options[room])) for room, kind in ROOMS.items()})
+    recipe.check()
+    given = yaml.safe_load((FOLDER / name).read_text())
+    for room in ROOMS:
+        for key, value in (given.get(room) or {}).items():
+            meant = getattr(getattr(recipe, room), key)
+            assert (list(meant) if isinstance(value, list) else meant) == value
+    for entry in given.get("corpus", []):
+        assert _HUB.match(entry)
+    if recipe.data.weights:
+        assert len(recipe.data.weights) == len(given["corpus"])
+    if isinstance(recipe.student.layers, list):
+        assert resolve_layer_map("every_other", 12, 6) == recipe.student.layers
+    lines = (FOLDER / name).read_text().splitlines()
+    assert lines[0].startswith("# ") and sum("  # " in line for line in lines) >= 3, "a recipe says where its numbers come from"
+
+
+def test_the_baseline_differs_in_the_teacher_alone():
+    real, baseline = (yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in ("small_real", "baseline_no_teacher"))
+    assert real.pop("losses") | {"kl": 0.0, "cosine": 0.0} == baseline.pop("losses") | {"temperature": 2.0}
+    assert real == baseline
+
+
+def test_the_readme_names_every_recipe():
+    text = (FOLDER.parent / "README.md").read_text()
+    assert [name for name in RECIPES if name not in text] == []
