@@ -21,6 +21,7 @@ COMMANDS = {
     "prepare": "text → tokens",
     "pretrain": "masked-LM only: a new BERT, or on from any encoder, with a head if it has none: teachers",
     "distill": "train a student of a teacher",
+    "plan": "before a run: parameters, memory by ZeRO stage, steps, hours, whether it fits and what to change",
     "evaluate": "held-out masked-LM loss and accuracy of Hugging Face folders, best first",
     "export": "a run's checkpoint → a Hugging Face folder",
     "env": "versions, devices, and which fused kernels run here",
@@ -55,7 +56,7 @@ def build_parser():
 
 def _add_arguments(sub, name: str) -> None:
     """What only this command takes."""
-    if name in ("run", "distill"):
+    if name in ("run", "distill", "plan"):
         sub.add_argument("--teacher", type=str | None, default=None, help="folder of a BERT masked-LM")
     if name == "run":
         sub.add_argument("--corpus", type=str, nargs="*", default=[], help="as for prepare; none: texts found on this machine")
@@ -71,7 +72,11 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--from", type=str | None, default=None, help="folder of an encoder to go on with; a trunk without a masked-LM head gets one")
     if name in ("prepare", "pretrain"):
         sub.add_argument("--tokenizer", type=str | None, default=None, help="folder with the tokenizer")
-    if name in ("pretrain", "distill", "evaluate"):
+    if name == "plan":
+        sub.add_argument("--ranks", type=int, default=1, help="devices in all")
+        sub.add_argument("--memory_gib", type=float | None, default=None, help="memory of a device; this machine's when not given")
+        sub.add_argument("--tokens_per_second", type=float | None, default=None, help="of all ranks together; measured here, briefly, when not given")
+    if name in ("pretrain", "distill", "evaluate", "plan"):
         sub.add_argument("--tokens", type=str | None, default=None, help="folder made by prepare (instead of --corpus)")
     if name in ("run", "pretrain", "distill"):
         sub.add_argument("--heldout", type=str, nargs="+", default=[], help="further held-out texts, each measured on its own along the way")
@@ -137,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(argv)
         command, options = options.subcommand, options[options.subcommand]
-        if command not in ("evaluate", "env") and not options.output:
+        if command not in ("evaluate", "env", "plan") and not options.output:
             raise UserError("--output is missing: the folder for everything the command makes")
         if "training" in options and options.training.device == "cpu":
             leave_gpus_alone()
@@ -161,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def execute(command: str, options) -> dict:
     """Run a parsed command; returns its summary. The libraries are imported only here: --help and mistakes need not wait for them."""
-    from ds_distill import demo, environment, runs
+    from ds_distill import demo, environment, plan, runs
     from ds_distill.data.sources import pieces_of
     from ds_distill.data.tokenizer import load_tokenizer
 
@@ -174,6 +179,12 @@ def execute(command: str, options) -> dict:
         return runs.export_run(Path(options.run), output, options.step)
     recipe = Recipe(**{room: options[room] if isinstance(options[room], kind) else kind(**vars(options[room])) for room, kind in ROOMS.items()})
     recipe.check()
+    if command == "plan":
+        if not options.teacher:
+            raise UserError("--teacher is missing")
+        found = plan.plan(recipe, options.teacher, options.tokens, options.ranks, options.memory_gib, options.tokens_per_second)
+        plan.show(found)
+        return found
     if command == "run" and not options.teacher:
         return demo.run(recipe, dict(options.model), output, corpus=options.corpus, megabytes=options.corpus_megabytes,
                         vocabulary=options.vocabulary, teacher_tokens=options.teacher_tokens, fresh=options.fresh)  # fmt: skip

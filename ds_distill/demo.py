@@ -11,7 +11,7 @@ import torch
 from ds_distill import runs
 from ds_distill.console import is_first, progress, say
 from ds_distill.data.corpus import embedded_documents
-from ds_distill.data.sources import documents
+from ds_distill.data.sources import pieces_of, read
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Recipe
@@ -76,11 +76,18 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
             texts = embedded_documents(int(megabytes * 1e6), seed=recipe.training.seed, progress=lambda read: bar.update(read - bar.n))
         corpus = [str(output / "corpus.txt")]
         Path(corpus[0]).write_text("\n\n".join(texts) + "\n")
-    say(f"corpus: training a tokenizer of {vocabulary:,} pieces on {', '.join(corpus)}")
-    tokenizer = train_wordpiece(documents(corpus), vocabulary, output / "tokenizer")
+    pieces = pieces_of(corpus)
+    with progress(sum(piece.size for piece in pieces), "tokenizer", "B") as bar:
+        tokenizer = train_wordpiece((d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer")
     manifest = runs.prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
     say(f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} tokens to train on, "
         f"{time.perf_counter() - began:.0f} s")  # fmt: skip
+
+
+def _onto(bar):
+    """Show what is read of one more piece."""
+    before = bar.n
+    return lambda read: bar.update(before + read - bar.n)
 
 
 def _once(folder: Path, job) -> dict:

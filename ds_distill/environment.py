@@ -2,12 +2,12 @@
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 
 import psutil
 import torch
 
+from ds_distill.data.prepare import cores
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.training.kernels import is_built, why_no_apex, why_no_build
 
@@ -31,11 +31,10 @@ def _versions() -> dict[str, str | None]:
 
 def _devices() -> dict:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "gpus": gpus,
         "cuda": torch.version.cuda,
-        "cpu_cores": cores,
+        "cpu_cores": cores(),
         "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
         "cpu_precision": str(choose_cpu_dtype()).removeprefix("torch."),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -57,6 +56,8 @@ def kernels() -> list[dict]:
         _row("fused vocabulary loss", True, "the plain PyTorch body, chunk by chunk" + (", GEMMs in 16 bit with fp32 results" if cuda else "")),
         _row("Triton", False, triton or "no kernel of this project needs it yet"),
         _row("scaled-dot-product attention", True, "torch's flash kernel" + ("" if cuda else " for the CPU; with dropout its plain one")),
+        _row("varlen attention", False, "documents of a packed block are told apart by a mask (data.attend_across_documents = false)"),
+        _row("torch.compile", False, "not used: the eager step is the one that is measured"),
         _row("DeepSpeedTransformerLayer", False, "CUDA kernels of 2020 for BERT training, without today's flash attention: not used"),
     ]
 

@@ -51,7 +51,7 @@ class Training:
 
     Args:
         global_batch: Sequences an optimizer step, over all ranks and accumulation steps.
-        micro_batch: Sequences a rank and forward pass; accumulation follows from it.
+        micro_batch: Sequences a rank and forward pass; accumulation follows from it. "auto": for distill, the most that fit the memory.
         max_tokens: Stop after this many tokens; 0: after `epochs`.
         epochs: Passes over the data where max_tokens is 0.
         learning_rate: Peak; linear warm-up, then linear to zero.
@@ -76,7 +76,7 @@ class Training:
     """
 
     global_batch: int = 64
-    micro_batch: int = 16
+    micro_batch: int | Literal["auto"] = 16
     max_tokens: int = 0
     epochs: int = 3
     learning_rate: float = 5e-4
@@ -149,7 +149,7 @@ class Recipe:
         t, d, x = self.training, self.data, self.losses
         limits = [
             ("training.global_batch", t.global_batch, 1, 1 << 24),
-            ("training.micro_batch", t.micro_batch, 1, 1 << 20),
+            ("training.micro_batch", 1 if t.micro_batch == "auto" else t.micro_batch, 1, 1 << 20),
             ("training.max_tokens", t.max_tokens, 0, 10**15),
             ("training.epochs", t.epochs, 1, 10**6),
             ("training.learning_rate", t.learning_rate, 0, 10),
@@ -174,7 +174,7 @@ class Recipe:
         for key, value, low, high in limits:
             if not low <= value <= high:
                 raise UserError(f"{key} = {value}: must be between {low} and {high:g}")
-        if t.global_batch % t.micro_batch:
+        if t.micro_batch != "auto" and t.global_batch % t.micro_batch:
             valid = [b for b in range(1, t.global_batch + 1) if t.global_batch % b == 0]
             nearest = min(valid, key=lambda b: abs(b - t.micro_batch))
             raise UserError(f"training.global_batch = {t.global_batch} is not divisible by micro_batch = {t.micro_batch}: try {nearest}")

@@ -14,19 +14,23 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    taught = any(row[3] or row[5] for row in history)
+    figure, panels = plt.subplots(1, 1 + taught, figsize=(6 + 4 * taught, 4.5), layout="constrained", squeeze=False)
     million = [row[1] / 1e6 for row in history]
-    for column, name in ((3, "KL (T²·nats)"), (4, "masked-LM (nats)"), (5, "cosine distance")):
-        values = [row[column] for row in history]
-        if any(values):
-            axes.plot(million, values, label=name, linewidth=1, alpha=0.85)
+    guessing = panels[0][0]
+    guessing.plot(million, [row[4] for row in history], label="training", linewidth=1, alpha=0.5, color="tab:orange")
     for (name, rows), style in zip(heldout.items(), ("ko-", "k^--", "ks:", "kd-.") * len(heldout), strict=False):
-        label = f"held-out masked-LM{', ' if name else ''}{name} (nats)"
-        axes.plot([row[1] / 1e6 for row in rows], [row[2] for row in rows], style, label=label, markersize=4, linewidth=1)
-    axes.set(xlabel="tokens (million)", ylabel="loss per token", title=title)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
+        guessing.plot([row[1] / 1e6 for row in rows], [row[2] for row in rows], style, label=f"held out {name}".strip(), markersize=4, linewidth=1)
+    guessing.set(ylabel="masked-LM loss (nats a masked token)")
+    if taught:
+        for column, name in ((3, "KL (T²·nats a token)"), (5, "cosine distance")):
+            panels[0][1].plot(million, [row[column] for row in history], label=name, linewidth=1)
+        panels[0][1].set(ylabel="distance from the teacher, training", ylim=(0, None))
+    for axes in panels[0]:
+        axes.set(xlabel="tokens (million)")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -1,5 +1,6 @@
 """What the commands do: each function takes a recipe and paths, and returns the run's summary."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from ds_distill.export.hf import export
 from ds_distill.models.families import family_of_type
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, load_masked_lm, resolve_model_folder, weights_fingerprint
+from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
 from ds_distill.report import loss_plot, model_card
 from ds_distill.training import checkpoint
@@ -175,6 +177,7 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     rank, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
+    recipe = _fitting(recipe, teacher, output)
     store, order, held = _stores(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
     _check_fits(store, source.config, f"teacher {teacher}", teacher)
@@ -193,11 +196,26 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     return _finish(engine, summary, recipe, tokens, output, title)
 
 
+def _fitting(recipe: Recipe, teacher: str, output: Path) -> Recipe:
+    """Collective: the recipe with a number for training.micro_batch = auto: that of the run in `output`, else the largest that fits."""
+    if recipe.training.micro_batch != "auto":
+        return recipe
+    before: list = [None]
+    if is_first() and (output / "run.json").is_file():
+        before = [json.loads((output / "run.json").read_text()).get("training.micro_batch")]
+    torch.distributed.broadcast_object_list(before)
+    recipe = copy.deepcopy(recipe)
+    recipe.training.micro_batch = before[0] or choose_micro_batch(recipe, teacher)
+    return recipe
+
+
 def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, title: str = "pretrain",
              heldout: dict[str, Path] | None = None) -> dict:  # fmt: skip
     """Collective: train with masked-LM only. model: sizes of a BERT with random weights (BertConfig's), or the folder of an encoder to go on
     with, which is given a masked-LM head if it has none. training.trunk_learning_rate: of all but the head; 0 leaves it as it is."""
     recipe.check()
+    if recipe.training.micro_batch == "auto":
+        raise UserError("training.micro_batch = auto: for distill only; give pretrain a number")
     rank, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)

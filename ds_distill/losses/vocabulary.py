@@ -59,11 +59,20 @@ def fused_vocabulary_loss(
         teacher_hidden = teacher_hidden[at] if teacher_hidden is not None else None
         labels, token_mask = labels[at], None
     if chunk is None:
-        chunk = max(1, LIVE_BYTES // (vocabulary * 4 * _BUFFERS))
+        chunk = _chunk(vocabulary)
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
     return _FusedVocabularyLoss.apply(
         *inputs, *teacher, labels, token_mask, float(temperature), float(kl_weight), float(mlm_weight), kl_on, chunk, want
     )
+
+
+def _chunk(vocabulary: int) -> int:
+    return max(1, LIVE_BYTES // (vocabulary * 4 * _BUFFERS))
+
+
+def live_bytes(rows: int, vocabulary: int) -> int:
+    """The most bytes that the chunks of `rows` tokens hold at once, beside the gradients of hidden states and weights."""
+    return min(rows, _chunk(vocabulary)) * vocabulary * 4 * _BUFFERS
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, temperature: float) -> Tensor:

@@ -132,6 +132,12 @@ def linear_schedule(warmup_steps: int, total_steps: int):
     return factor
 
 
+def stage_of(training: Training) -> int:
+    """The ZeRO stage that the recipe's DeepSpeed JSON asks for."""
+    config = json.loads(training.deepspeed_file().read_text()) if training.deepspeed else {}
+    return config.get("zero_optimization", {}).get("stage", 0)
+
+
 def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) -> dict:
     """The DeepSpeed JSON with the recipe's own settings put in; a conflict is a UserError that names both."""
     config = json.loads(training.deepspeed_file().read_text()) if training.deepspeed else {"zero_optimization": {"stage": 0}}

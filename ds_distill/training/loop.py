@@ -1,5 +1,6 @@
 """The training loop: batches in, engine steps, logs out."""
 
+import contextlib
 import math
 import resource
 import signal
@@ -15,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ds_distill.console import progress
 from ds_distill.data.batches import BatchOrder
 from ds_distill.errors import UserError
-from ds_distill.recipe import Recipe
+from ds_distill.recipe import Recipe, Training
 from ds_distill.training import checkpoint
 from ds_distill.training.engine import backward, make_engine, optimizer_step
 from ds_distill.training.evaluation import evaluate
@@ -60,6 +61,22 @@ class Stop:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def memory_explained(training: Training):
+    """Where memory ends, a UserError that says which setting to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        size = training.micro_batch
+        ways = [f"training.micro_batch = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
+        ways += [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
+        ways.append("a higher ZeRO stage (training.deepspeed)")
+        raise UserError(f"out of memory at training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what "
+                        "takes it. The same command goes on from the last checkpoint") from error  # fmt: skip
+
+
 def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, Callable], recipe: Recipe, output: Path, device, dtype, title: str):
     """Run the recipe to its end, or to SIGTERM; returns (engine, summary dict).
 
@@ -96,7 +113,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
 
     if not found:
         measure(0)
-    with Stop() as stop:
+    with Stop() as stop, memory_explained(t):
         for step, batches, counts in order.prefetch(first, steps):
             sums.zero_()
             for micro, batch in enumerate(batches):

@@ -140,3 +140,16 @@ def test_a_roberta_teacher_in_grouped_mode_and_a_narrower_student(world, tmp_pat
     last_line(ds_distill("export", "--run", tmp_path / "out", "--output", tmp_path / "again"))
     mine, other = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "out/export"))
     assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+def test_plan_and_the_largest_micro_batch_that_fits(world, common, tmp_path):
+    done = ds_distill("plan", "--teacher", world / "teacher", "--data.sequence_length", 32, "--training.global_batch", 8, "--training.micro_batch", 4,
+                      "--training.max_tokens", 2560, "--ranks", 2, "--memory_gib", 16)  # fmt: skip
+    found = last_line(done)
+    assert (found["steps"], found["tokens_a_step"], found["largest_micro_batch"]) == (10, 256, 4) and found["tokens_per_second"] > 0
+    assert [row["stage"] for row in found["stages"]] == [0, 1, 2, 3] and "fits" in found["advice"] and "ZeRO stage" in done.stdout
+    small = last_line(ds_distill("plan", "--teacher", world / "teacher", "--data.sequence_length", 32, "--memory_gib", 0.1, "--tokens_per_second", 10))
+    assert small["largest_micro_batch"] == 0 and "does not fit at any stage" in small["advice"]
+    done = ds_distill("distill", "--teacher", world / "teacher", *common, "--output", tmp_path, "--training.micro_batch", "auto")
+    assert last_line(done)["steps"] == 10 and "micro-batch: 8 sequences" in done.stderr
+    assert json.loads((tmp_path / "run.json").read_text())["training.micro_batch"] == 8

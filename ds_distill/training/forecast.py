@@ -1,0 +1,104 @@
+"""What a run will take, before it starts: parameters, floating-point operations, memory a rank by ZeRO stage, steps, hours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ds_distill.losses.vocabulary import live_bytes
+from ds_distill.models.families import family_of, family_of_type
+from ds_distill.recipe import Training
+
+GIB = 2**30
+
+
+def flops_a_token(teacher: PretrainedConfig | None, student: PretrainedConfig, length: int, projected: float = 1.0) -> float:
+    """Floating-point operations of one step, a token: teacher forward, student forward and backward, both heads on `projected` of the positions.
+
+    length: tokens a sequence. A product of [n, k] and [k, m] counts 2nkm; softmaxes, norms and embeddings are left out.
+    """
+    return (_forward(teacher, length, projected) if teacher is not None else 0.0) + 3 * _forward(student, length, projected)
+
+
+def _forward(config: PretrainedConfig, length: int, projected: float) -> float:
+    depth, _, h, feed_forward, _ = family_of_type(config.model_type).measures(config)
+    block = 8 * h * h + 4 * h * feed_forward + 4 * length * h
+    return depth * block + projected * (2 * h * config.vocab_size + 2 * h * h)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a rank: weights, gradients, optimizer (masters and moments), buffers (DeepSpeed's), teacher, activations, loss; work: of one moment."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    buffers: float
+    teacher: float
+    activations: float
+    loss: float
+
+    @property
+    def peak(self) -> float:
+        """The most at once: the end of the student's forward, or, where gradients outgrow activations, the end of the backward."""
+        standing = self.weights + self.optimizer + self.teacher
+        return standing + max(self.activations + self.loss, self.gradients + self.buffers)
+
+
+def memory(
+    student: PreTrainedModel, teacher_parameters: int, training: Training, *, length: int, stage: int, ranks: int, dtype: torch.dtype,
+    teacher_dtype: torch.dtype, accumulation: int, activations: float,
+) -> Memory:  # fmt: skip
+    """Memory of a rank at ZeRO `stage`. activations: bytes of one micro-batch, from `activation_bytes`.
+
+    Source: Rajbhandari et al. 2020, section 3 (Adam: 12 bytes a parameter beside 16-bit weights), and DeepSpeed's code for what it copies.
+    """
+    count = sum(p.numel() for p in student.parameters())
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    size = dtype.itemsize
+    shard = ranks if stage else 1
+    masters = 0 if size == 4 and stage == 0 else 4 * trained / shard  # a sharded optimizer has copies even of fp32 weights
+    weights = size * count / (ranks if stage == 3 else 1)
+    gathered = size * count if stage == 3 else 0  # while it runs; DeepSpeed keeps what a small model needs again
+    gradients = {0: size * trained, 1: size * trained, 2: 4 * trained / ranks, 3: 4 * trained / ranks}[stage]
+    if size == 2 and stage:
+        gradients += 4 * trained / ranks if stage == 1 else 0  # accumulated in fp32
+    bucket = _bucket(training)
+    config = student.config
+    rows, width = training.micro_batch * length, family_of(student).measures(config)[2]
+    loss = live_bytes(rows, config.vocab_size) + 4 * rows * width + 4 * config.vocab_size * width
+    kept = gradients if accumulation > 1 else 0.0
+    return Memory(weights + gathered, gradients, masters + 8 * trained / shard, min(bucket, trained) * 4.0 if stage else 0.0,
+                  teacher_parameters * teacher_dtype.itemsize, activations + kept, loss)  # fmt: skip
+
+
+def _bucket(training: Training) -> int:
+    config = json.loads(training.deepspeed_file().read_text()) if training.deepspeed else {}
+    return int(config.get("zero_optimization", {}).get("reduce_bucket_size", 5e8))
+
+
+def activation_bytes(student: PreTrainedModel, sequences: int, length: int, dtype: torch.dtype, device: torch.device) -> float:
+    """What autograd keeps of the student's trunk and head transform for `sequences` × `length` tokens: counted on one and on two sequences, which
+    fix the line. Leaves weights, mode and random state as they are."""
+    family, counted = family_of(student), []
+    for batch in (1, 2):
+        seen: dict[int, int] = {}
+        own = {p.untyped_storage().data_ptr() for p in student.parameters()}
+
+        def keep(tensor: torch.Tensor, seen=seen, own=own) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        ids = torch.full((batch, length), student.config.vocab_size - 1, device=device)
+        with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = family.part(student, "trunk")(input_ids=ids, attention_mask=None).last_hidden_state
+            head = family.transform(student, hidden)
+        counted.append(sum(seen.values()))
+        del hidden, head
+    one, two = counted
+    return (one + (two - one) * (sequences - 1)) * dtype.itemsize / next(student.parameters()).dtype.itemsize

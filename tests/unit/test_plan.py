@@ -1,0 +1,64 @@
+"""Forecasts: what is counted by hand, and what a run then shows."""
+
+import pytest
+import torch
+
+from ds_distill.errors import UserError
+from ds_distill.losses.vocabulary import LIVE_BYTES, live_bytes
+from ds_distill.models.student import build_student
+from ds_distill.recipe import Training
+from ds_distill.training.forecast import activation_bytes, flops_a_token, memory
+from ds_distill.training.loop import memory_explained
+from tests.unit.test_models_teacher import tiny_bert, tiny_roberta
+
+
+def test_flops_of_the_papers_models():
+    """BERT-base and DistilBERT at 128 tokens, both heads on all of them: 12(24H²+4LH) + 2HV+2H² and three times half of it."""
+    from transformers import BertConfig, DistilBertConfig
+
+    h, v, length = 768, 30_522, 128
+    expected = 12 * (24 * h * h + 4 * length * h) + 2 * h * v + 2 * h * h + 3 * (6 * (24 * h * h + 4 * length * h) + 2 * h * v + 2 * h * h)
+    assert flops_a_token(BertConfig(), DistilBertConfig(), length) == expected == pytest.approx(629e6, rel=1e-3)
+
+
+def test_activations_grow_with_sequences_and_checkpointing_drops_them():
+    student = build_student(tiny_bert(4))
+    count = lambda n: activation_bytes(student, n, 16, torch.float32, torch.device("cpu"))  # noqa: E731
+    assert 0 < count(1) and count(9) - count(8) == pytest.approx(count(5) - count(4))
+    assert count(8) > 2 * 8 * 16 * 34 * 32  # two layers keep some 34 H numbers a token (Korthikanti et al. 2022), attention aside
+    full = count(8)
+    student.gradient_checkpointing_enable()
+    assert count(8) < 0.6 * full
+    assert activation_bytes(student, 8, 16, torch.bfloat16, torch.device("cpu")) == count(8) / 2
+
+
+def test_memory_by_stage_is_the_papers_arithmetic():
+    student = build_student(tiny_roberta(4))
+    count = student.num_parameters()
+
+    def of(stage, ranks, dtype):
+        return memory(student, 10, Training(micro_batch=4), length=16, stage=stage, ranks=ranks, dtype=dtype, teacher_dtype=torch.float16,
+                      accumulation=1, activations=0.0)  # fmt: skip
+
+    assert of(0, 8, torch.float32).optimizer == 8 * count and of(0, 8, torch.float32).weights == 4 * count
+    assert of(1, 8, torch.bfloat16).optimizer == 12 * count / 8 and of(1, 8, torch.bfloat16).weights == 2 * count
+    assert of(2, 8, torch.bfloat16).gradients == 4 * count / 8
+    assert of(3, 8, torch.bfloat16).weights == 2 * count / 8 + 2 * count
+    assert of(2, 4, torch.bfloat16).teacher == 20
+
+
+def test_live_bytes_of_the_loss():
+    assert live_bytes(10, 1000) == 10 * 1000 * 16
+    assert 0.9 * LIVE_BYTES < live_bytes(10**6, 30_522) <= LIVE_BYTES
+
+
+def test_out_of_memory_says_what_to_lower():
+    with pytest.raises(UserError, match=r"micro_batch = 32: try training.micro_batch = 16, or training.gradient_checkpointing"):
+        with memory_explained(Training(micro_batch=32)):
+            torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(UserError, match="a shorter data.sequence_length"):
+        with memory_explained(Training(micro_batch=1)):
+            torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="shape"):
+        with memory_explained(Training()):
+            torch.zeros(3).view(2)
