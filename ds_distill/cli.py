@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from ds_distill.console import is_first, say
+from ds_distill.console import first_to_say, is_first, say
 from ds_distill.errors import UserError
 from ds_distill.recipe import Data, Losses, Recipe, Student, Training
 from ds_distill.report import table, write_summary
@@ -30,6 +30,9 @@ MODEL = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "
 
 INPUTS = ("txt, jsonl, csv, tsv, parquet files (.gz, .zst too), folders and patterns of them, hub data sets hf:NAME[:CONFIG][@SPLIT][#COLUMN]; "
           "FILE#COLUMN names a file's column")  # fmt: skip
+
+
+EVALUATED_IN = Path("runs/evaluate")
 
 
 def build_parser():
@@ -150,14 +153,14 @@ def main(argv: list[str] | None = None) -> int:
         quieten(debug)
         summary = execute(command, options)
         if is_first() and (options.output or command == "evaluate"):
-            write_summary(summary, Path(options.output or "runs/evaluate"))
+            write_summary(summary, Path(options.output or EVALUATED_IN))
     except (UserError, OSError) as error:
         if debug:
             raise
-        if is_first():
-            # a full or read-only disk is the user's to put right too
-            said = error if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
-            print(f"ds-distill: {said}", file=sys.stderr)
+        # a full or read-only disk is the user's to put right too
+        said = error if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
+        if first_to_say(str(said)):
+            print(f"ds-distill: {'' if is_first() else 'rank ' + os.environ['RANK'] + ': '}{said}", file=sys.stderr)
         return 2
     if is_first():
         print(json.dumps(summary), flush=True)
@@ -182,10 +185,14 @@ def execute(command: str, options) -> dict:
     if command == "plan":
         if not options.teacher:
             raise UserError("--teacher is missing")
+        if options.tokens:
+            recipe = runs.with_tokens(recipe, Path(options.tokens))
         found = plan.plan(recipe, options.teacher, options.tokens, options.ranks, options.memory_gib, options.tokens_per_second)
         plan.show(found)
         return found
     if command == "run" and not options.teacher:
+        if options.heldout:
+            raise UserError("--heldout needs --teacher: the demo has its own held-out text")
         return demo.run(recipe, dict(options.model), output, corpus=options.corpus, megabytes=options.corpus_megabytes,
                         vocabulary=options.vocabulary, teacher_tokens=options.teacher_tokens, fresh=options.fresh)  # fmt: skip
     if command == "prepare":
@@ -205,7 +212,8 @@ def execute(command: str, options) -> dict:
         raise UserError("--corpus (text) is missing" + ("" if command == "run" else "; or --tokens, made by prepare"))
     if not tokens:
         tokenizer = options[source][0] if command == "evaluate" else options[source]
-        tokens = runs.tokens_for(options.corpus, tokenizer, recipe, (output or Path("runs/evaluate")) / "tokens")
+        tokens = runs.tokens_for(options.corpus, tokenizer, recipe, (output or EVALUATED_IN) / "tokens", bound=output)
+    recipe = runs.with_tokens(recipe, Path(tokens))
     if command != "evaluate":
         held = runs.heldout_sets(options.heldout, Path(tokens), recipe, output)
     if command in ("run", "distill"):

@@ -11,6 +11,17 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def first_to_say(text: str) -> bool:
+    """Whether no rank of the job has said `text` before: what all ranks find is said once, what one finds is said by that one."""
+    distributed = sys.modules.get("torch.distributed")  # a mistake in the arguments need not wait for the import
+    if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return is_first()
+    try:
+        return distributed.distributed_c10d._get_default_store().add(f"said {text}", 1) == 1
+    except RuntimeError:  # the rank that keeps the store is gone
+        return True
+
+
 def say(text: str) -> None:
     if is_first():
         print(text, file=sys.stderr, flush=True)

@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from ds_distill.console import is_first, say
 from ds_distill.data.store import TokenStore
 from ds_distill.errors import UserError
+from ds_distill.models.families import family_of_type
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, resolve_model_folder
-from ds_distill.recipe import Recipe
+from ds_distill.recipe import Recipe, Training
 from ds_distill.training.engine import device_of_rank, precision_of, stage_of, start_distributed
 from ds_distill.training.forecast import GIB, activation_bytes, flops_a_token, memory
 from ds_distill.training.objective import Objective
@@ -39,6 +40,9 @@ class Forecast:
         self.teacher_dtype = torch.float16 if self.device.type == "cuda" else self.dtype
         self.length = recipe.data.sequence_length
         config = AutoConfig.from_pretrained(resolve_model_folder(teacher), local_files_only=True)
+        positions = family_of_type(config.model_type).positions(config)
+        if self.length > positions:
+            raise UserError(f"data.sequence_length = {self.length}: teacher {teacher} has {positions} positions")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(t.seed)
             self.teacher = AutoModelForMaskedLM.from_config(config).eval()
@@ -95,6 +99,8 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
     ranks = torch.distributed.get_world_size()
     room, taken = forecast.room()
     share = recipe.training.global_batch // ranks
+    if share * ranks != recipe.training.global_batch:
+        raise UserError(f"training.global_batch = {recipe.training.global_batch}: cannot be shared evenly among {ranks} ranks")
     sizes = [size for size in range(share, 0, -1) if share % size == 0]
     fits = next((s for s in sizes if taken + forecast.memory(s, stage_of(recipe.training), ranks).peak <= HEADROOM * room), 0)
     smallest = torch.tensor(fits, device=forecast.device)
@@ -111,23 +117,28 @@ def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gi
     """What the recipe takes on `ranks` devices of `memory_gib` GiB (this machine's when None). tokens: a prepared folder, which says how long an
     epoch is. tokens_per_second: of all ranks together; measured here on one rank, briefly, when None."""
     forecast = Forecast(recipe, teacher)
-    t, stage = recipe.training, stage_of(recipe.training)
+    t, stage = copy.copy(recipe.training), stage_of(recipe.training)
+    if t.global_batch % ranks:
+        raise UserError(f"--ranks {ranks}: training.global_batch = {t.global_batch} cannot be shared evenly among them")
+    sizes = [size for size in range(1, t.global_batch // ranks + 1) if (t.global_batch // ranks) % size == 0]
     room, taken = forecast.room()
     room = memory_gib * GIB if memory_gib else room
+    largest = max((s for s in sizes if taken + forecast.memory(s, stage, ranks).peak <= HEADROOM * room), default=0)
+    if t.micro_batch == "auto":
+        t.micro_batch = max(largest, 1)
     rows = []
     for at in range(4):
         need = forecast.memory(t.micro_batch, at, ranks)
         peak = need.peak + taken
         rows.append({"stage": at, **{key: value / GIB for key, value in vars(need).items()}, "process": taken / GIB, "peak": peak / GIB,
                      "fits": "yes" if peak <= HEADROOM * room else "no", "recipe": "this recipe's" if at == stage else ""})  # fmt: skip
-    sizes = [size for size in range(1, t.global_batch // ranks + 1) if (t.global_batch // ranks) % size == 0]
-    largest = max((s for s in sizes if taken + forecast.memory(s, stage, ranks).peak <= HEADROOM * room), default=0)
     a_step = t.global_batch * forecast.length
     total = t.max_tokens or None
     if tokens:
         manifest = TokenStore.open(Path(tokens), "train").manifest
         a_step = round(t.global_batch * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"]))
-        total = total or t.epochs * manifest["real_tokens"]["train"]
+        weights = recipe.data.weights or [1.0] * len(manifest["sources"])
+        total = total or t.epochs * round(sum(w * s["tokens"]["train"] for w, s in zip(weights, manifest["sources"], strict=False)))
     measured = tokens_per_second is None
     rate = forecast.rate(min(t.micro_batch, 4)) * ranks if measured else tokens_per_second
     flops = flops_a_token(forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length)
@@ -137,12 +148,11 @@ def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gi
         "tokens_per_second": round(rate, 1), "rate_is": "measured here, one rank's forward and backward × ranks" if measured else "given",
         "tflops_needed": round(flops * rate / 1e12, 3), "hours": round(total / rate / 3600, 2) if total else None, "ranks": ranks,
         "device": str(forecast.device), "precision": str(forecast.dtype).removeprefix("torch."), "memory_gib": round(room / GIB, 1),
-        "micro_batch": t.micro_batch, "largest_micro_batch": largest, "stages": rows, "advice": _advice(rows[stage], rows, largest, recipe),
+        "micro_batch": t.micro_batch, "largest_micro_batch": largest, "stages": rows, "advice": _advice(rows[stage], rows, largest, t),
     }  # fmt: skip
 
 
-def _advice(row: dict, rows: list[dict], largest: int, recipe: Recipe) -> str:
-    t = recipe.training
+def _advice(row: dict, rows: list[dict], largest: int, t: Training) -> str:
     if row["fits"] == "yes":
         return "fits" + (f"; training.micro_batch = {largest} would too" if largest > t.micro_batch else "")
     if largest:

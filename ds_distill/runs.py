@@ -14,7 +14,7 @@ from ds_distill.console import is_first, progress
 from ds_distill.data.batches import BatchOrder, heldout_batches
 from ds_distill.data.masking import Masker
 from ds_distill.data.prepare import prepare
-from ds_distill.data.sources import pieces_of
+from ds_distill.data.sources import described, pieces_of
 from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import continuing_pieces, load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
@@ -26,9 +26,9 @@ from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
 from ds_distill.report import loss_plot, model_card
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import device_of_rank, precision_of, start_distributed
+from ds_distill.training.engine import device_of_rank, from_first_rank, precision_of, start_distributed
 from ds_distill.training.evaluation import evaluate
-from ds_distill.training.loop import train
+from ds_distill.training.loop import memory_explained, train
 from ds_distill.training.objective import Objective
 from ds_distill.training.weights import checkpoint_weights, master_weights
 
@@ -36,17 +36,21 @@ from ds_distill.training.weights import checkpoint_weights, master_weights
 def on_first_rank(job: Callable[[], object]) -> None:
     """Collective: the first rank does `job`; its mistake or full disk is a UserError on every rank, so that none waits for what never comes."""
     start_distributed()
-    problem: list = [None]
+    problem, failure = None, None
     if is_first():
         try:
             job()
         except UserError as error:
-            problem = [str(error)]
+            problem = str(error)
         except OSError as error:
-            problem = [f"{error.filename or 'the output folder'}: {error.strerror or error}; choose another --output, or make room there"]
-    torch.distributed.broadcast_object_list(problem)
-    if problem[0]:
-        raise UserError(problem[0])
+            problem = f"{error.filename or 'the output folder'}: {error.strerror or error}; choose another --output, or make room there"
+        except Exception as error:
+            problem, failure = f"the first rank failed: {error!r}", error
+    problem = from_first_rank(problem)
+    if failure:
+        raise failure
+    if problem:
+        raise UserError(problem)
 
 
 def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None) -> dict:
@@ -63,13 +67,27 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
                        streaming=d.streaming, progress=show)  # fmt: skip
 
 
-def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None) -> Path:
-    """Collective: tokens of `corpus` in `folder`, made by the first rank unless they are there."""
+def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None,
+               bound: Path | None = None) -> Path:  # fmt: skip
+    """Collective: tokens of `corpus` in `folder`, made by the first rank unless they are there, from the same text in the same way.
+
+    bound: folder of the run they are for; once it has begun, other text is a UserError.
+    """
 
     def make() -> None:
-        if not (folder / "manifest.json").is_file():
-            pieces_of(corpus, column=recipe.data.column, streaming=recipe.data.streaming)  # before the tokenizer: a wrong path is said first
-            prepare_tokens(corpus, load_tokenizer(tokenizer_folder), folder, recipe, heldout_fraction)
+        d, file = recipe.data, folder / "manifest.json"
+        pieces = pieces_of(corpus, column=d.column, streaming=d.streaming)  # before the tokenizer: a wrong path is said first
+        asked = {"corpus": described(corpus, pieces), "mode": d.mode, "sequence_length": d.sequence_length, "seed": recipe.training.seed,
+                 "heldout_fraction": d.heldout_fraction if heldout_fraction is None else heldout_fraction}  # fmt: skip
+        made = json.loads(file.read_text()) if file.is_file() else None
+        changed = {key: f"was {made.get(key)}, is {value}" for key, value in asked.items() if made.get(key) != value} if made else {}
+        if made and not changed:
+            return
+        if made and bound and (bound / "run.json").is_file():
+            names = {"corpus": "--corpus", "seed": "training.seed"}
+            detail = "; ".join(f"{names.get(key, 'data.' + key)} {how}" for key, how in changed.items())
+            raise UserError(f"{bound} holds another run ({detail}): choose another --output")
+        prepare_tokens(corpus, load_tokenizer(tokenizer_folder), folder, recipe, heldout_fraction)
 
     on_first_rank(make)
     return folder
@@ -83,6 +101,14 @@ def heldout_sets(files: list[str], tokens: Path, recipe: Recipe, output: Path) -
         name = name if name not in sets else f"{name}_{len(sets)}"
         sets[name] = tokens_for([file], str(tokens / "tokenizer"), recipe, output / "heldout" / name, heldout_fraction=1.0)
     return sets
+
+
+def with_tokens(recipe: Recipe, tokens: Path) -> Recipe:
+    """The recipe as the prepared folder has it: mode and sequence length were decided there."""
+    manifest = TokenStore.open(tokens, "train").manifest
+    recipe = copy.deepcopy(recipe)
+    recipe.data.mode, recipe.data.sequence_length = manifest["mode"], manifest["sequence_length"]
+    return recipe
 
 
 def claim(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output") -> None:
@@ -111,7 +137,8 @@ def claim(output: Path, identity: dict, resume: str = "auto", remedy: str = "cho
 def flat(recipe: Recipe) -> dict:
     """What decides a run's result, by dotted key. Housekeeping (how often to save or evaluate) may change on resume."""
     keys = {f"{room}.{key}": value for room, values in recipe.as_dict().items() for key, value in values.items()}
-    for key in ("checkpoint_every", "keep_checkpoints", "resume", "evaluate_every", "deepspeed", "device"):
+    for key in ("checkpoint_every", "keep_checkpoints", "resume", "evaluate_every", "heldout_blocks", "deepspeed", "device", "micro_batch",
+                "gradient_checkpointing"):  # fmt: skip
         del keys[f"training.{key}"]
     for key in ("workers", "streaming", "column"):
         del keys[f"data.{key}"]
@@ -134,6 +161,9 @@ def _stores(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str,
     order = BatchOrder(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world,
                        weights=d.weights, by_length=store.manifest["mode"] == "grouped", own_documents=own)  # fmt: skip
     sets = {name: TokenStore.open(path, "heldout") for name, path in {"": tokens, **more}.items()}
+    for held in sets.values():
+        if not len(held):
+            raise UserError(f"{held.path}: no held-out text; give a data.heldout_fraction above 0, and more than one document")
     heldout = {name: partial(heldout_batches, part, masker, t.micro_batch, t.heldout_blocks, own) for name, part in sets.items()}
     return store, order, heldout
 
@@ -177,7 +207,7 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     rank, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
-    recipe = _fitting(recipe, teacher, output)
+    recipe = _fitting(recipe, teacher)
     store, order, held = _stores(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
     _check_fits(store, source.config, f"teacher {teacher}", teacher)
@@ -191,21 +221,18 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     if recipe.losses.kl or recipe.losses.cosine:
         frozen = Teacher(source.to(device=device, dtype=torch.float16 if device.type == "cuda" else dtype))
     del source
-    engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
+    with memory_explained(t):
+        engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
     summary["kl_on"] = recipe.losses.kl_on
     return _finish(engine, summary, recipe, tokens, output, title)
 
 
-def _fitting(recipe: Recipe, teacher: str, output: Path) -> Recipe:
-    """Collective: the recipe with a number for training.micro_batch = auto: that of the run in `output`, else the largest that fits."""
+def _fitting(recipe: Recipe, teacher: str) -> Recipe:
+    """Collective: the recipe with a number for training.micro_batch = auto, the largest that fits."""
     if recipe.training.micro_batch != "auto":
         return recipe
-    before: list = [None]
-    if is_first() and (output / "run.json").is_file():
-        before = [json.loads((output / "run.json").read_text()).get("training.micro_batch")]
-    torch.distributed.broadcast_object_list(before)
     recipe = copy.deepcopy(recipe)
-    recipe.training.micro_batch = before[0] or choose_micro_batch(recipe, teacher)
+    recipe.training.micro_batch = choose_micro_batch(recipe, teacher)
     return recipe
 
 
@@ -236,7 +263,8 @@ def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, t
     objective = Objective(encoder, recipe.losses, world)
     if t.trunk_learning_rate == 0:
         objective.family.part(encoder, "trunk").requires_grad_(False)
-    engine, summary = train(objective, None, order, held, recipe, output, device, dtype, title)
+    with memory_explained(t):
+        engine, summary = train(objective, None, order, held, recipe, output, device, dtype, title)
     return _finish(engine, summary, recipe, tokens, output, title)
 
 

@@ -199,8 +199,9 @@ class BatchOrder:
 def heldout_batches(
     store: TokenStore, masker: Masker, batch_size: int, max_sequences: int | None = None, own_documents: bool = False
 ) -> Iterator[Batch]:
-    """The first `max_sequences` sequences of the store in order, the last batch as short as it comes; the same masks every time."""
+    """`max_sequences` sequences spread evenly over the store, the last batch as short as it comes; the same ones and masks every time."""
     count = len(store) if max_sequences is None else min(max_sequences, len(store))
     cut = Cut(store.manifest["pad_id"], store.manifest["sep_id"] if own_documents else None)
+    chosen = np.arange(count) * len(store) // max(count, 1)
     for start in range(0, count, batch_size):
-        yield make_batch(store, masker, np.arange(start, min(start + batch_size, count)), HELDOUT_EPOCH, cut)
+        yield make_batch(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, cut)

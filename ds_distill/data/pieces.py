@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class PieceWorker:
             makers = {split: Packer(writer, form.sequence_length, form.cls_id, form.sep_id) for split, writer in writers.items()}
         else:
             makers = {split: Grouper(writer, form.sequence_length, form.cls_id, form.sep_id, form.unknown_id) for split, writer in writers.items()}
-        report, hashes, found = Counter(), [], read(piece, tick)
+        report, hashes, found = Counter(), array("Q"), read(piece, tick)
         while batch := list(islice(found, DOCUMENTS_A_BATCH)):
             self._add(batch, makers, report, hashes)
         rest = {split: maker.rest() if form.mode == "packed" else np.empty(0, np.int64) for split, maker in makers.items()}
@@ -81,7 +82,7 @@ class PieceWorker:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
 
-    def _add(self, batch: list[Document], makers: dict, report: Counter, hashes: list[int]) -> None:
+    def _add(self, batch: list[Document], makers: dict, report: Counter, hashes: array) -> None:
         form = self.form
         units = [[d.text] if form.mode == "packed" else [line for line in d.text.split("\n") if line.strip()] for d in batch]
         encoded = iter(self.encoder([text for texts in units for text in texts]))

@@ -23,7 +23,7 @@ import numpy as np
 
 from ds_distill.data.pieces import SPLITS, Format, PieceWorker
 from ds_distill.data.shard import INDEX, Packer
-from ds_distill.data.sources import Piece, pieces_of
+from ds_distill.data.sources import Piece, described, pieces_of
 from ds_distill.data.tokenizer import plain_backend, tokenizer_fingerprint
 from ds_distill.errors import UserError
 
@@ -229,7 +229,7 @@ def _assemble(inputs: list[str], pieces: list[Piece], building: Path, form: Form
         "documents": {split: report.pop(f"documents_{split}", 0) for split in SPLITS},
         "found": {key: report[key] for key in sorted(report)},
         "unknown_share": float(counts[form.unknown_id] / max(1, counts.sum())) if form.unknown_id is not None else 0.0,
-        "seed": form.seed, "heldout_fraction": form.heldout_fraction,
+        "corpus": described(inputs, pieces), "seed": form.seed, "heldout_fraction": form.heldout_fraction,
         **{f"{kind}_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")},
         "special_ids": list(form.special_ids), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "sources": sources, "shards": shards, "fingerprint": digest.hexdigest(),

@@ -17,8 +17,9 @@ from typing import BinaryIO
 
 from ds_distill.errors import UserError
 
-KINDS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+KINDS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 PACKED = (".gz", ".zst")
+UNREAD = (".bz2", ".xz", ".zip", ".arrow", ".7z", ".tar", ".pdf", ".docx")
 PIECE_BYTES = 32 * 2**20
 DOCUMENT_CHARACTERS = 100_000  # a longer document is cut: a book of one paragraph must neither fill memory nor fall to one split whole
 _HUB = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<split>[^#]+))?(#(?P<column>.+))?$")
@@ -69,6 +70,12 @@ def pieces_of(inputs: list[str], *, column: str = "text", streaming: bool = True
     return pieces
 
 
+def described(inputs: list[str], pieces: list[Piece]) -> list[list]:
+    """What tells one corpus from another: each input as an absolute path, and the bytes that were found there."""
+    sizes = [sum(piece.size for piece in pieces if piece.source == source) for source in range(len(inputs))]
+    return [[given if given.startswith("hf:") else str(Path(given).expanduser().absolute()), size] for given, size in zip(inputs, sizes, strict=True)]
+
+
 def documents(inputs: list[str]) -> Iterator[str]:
     """The texts of `inputs`, in order; checks them at the call, before anything is read."""
     pieces = pieces_of(inputs)
@@ -84,6 +91,10 @@ def read(piece: Piece, tick: Callable[[int], None] = lambda _: None) -> Iterator
     try:
         for text, bad in _READERS[piece.kind](piece, tick):
             text = text.strip()
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # half a surrogate pair, as JSON escapes may hold
+                text, bad = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True
             parts = list(_cut(text)) if len(text) > DOCUMENT_CHARACTERS else [text]
             for part in parts:
                 yield Document(part, bad, len(parts) > 1)
@@ -96,7 +107,7 @@ def read(piece: Piece, tick: Callable[[int], None] = lambda _: None) -> Iterator
 
 def kind_of(name: str) -> str | None:
     """The kind of a file by its name, compression aside; None for an unknown one."""
-    suffixes = [s for s in Path(name).suffixes if s not in PACKED]
+    suffixes = [s.lower() for s in Path(name).suffixes if s.lower() not in PACKED]
     return KINDS.get(suffixes[-1]) if suffixes else None
 
 
@@ -119,6 +130,8 @@ def _files(given: str) -> list[Path]:
 
 def _file_pieces(source: int, file: Path, column: str) -> list[Piece]:
     kind, size = kind_of(file.name) or "text", file.stat().st_size
+    if file.suffix.lower() in UNREAD or (file.suffix.lower() not in PACKED and kind != "parquet" and b"\0" in file.open("rb").read(4096)):
+        raise UserError(f"{file}: not text; give {', '.join(KINDS)} files, plain, .gz or .zst")
     if kind == "parquet":
         groups = _parquet(file).num_row_groups
         step = max(1, round(groups * PIECE_BYTES / max(size, 1)))
@@ -136,11 +149,18 @@ def _cuts(file: Path, size: int, kind: str) -> list[int]:
         target = PIECE_BYTES
         while target < size:
             stream.seek(target)
-            line = stream.readline()
-            while kind == "text" and line and line.strip():
-                line = stream.readline()
+            while (line := stream.readline(1 << 20)) and not line.endswith(b"\n"):
+                pass  # the rest of a line, however long
+            # a document that is longer than this will be cut anyway
+            while kind == "text" and line and stream.tell() < target + 4 * DOCUMENT_CHARACTERS:
+                line = stream.readline(1 << 20)
+                if not line.strip():
+                    break
             if not line or stream.tell() >= size:
                 break
+            if not line.endswith(b"\n"):
+                target = stream.tell()
+                continue
             cuts.append(stream.tell())
             target = cuts[-1] + PIECE_BYTES
     return cuts
@@ -248,7 +268,7 @@ def _parquet(file: Path):
 
     try:
         return pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: cannot be read ({error}); replace the file or leave it out") from error
 
 

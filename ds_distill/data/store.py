@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ class TokenStore:
             raise UserError(f"{manifest_file}: not a manifest of prepared data ({error}); prepare the corpus again") from error
         if split not in shards:
             raise UserError(f"{path}: no split named {split!r}; it has {', '.join(shards)}")
+        _allow_files(sum(map(len, shards.values())))
         ids = [_map(path / f"{shard['file']}.bin", dtype, shard["tokens"]) for shard in shards[split]]
         rows = [_map(path / f"{shard['file']}.idx", INDEX, shard["sequences"]) for shard in shards[split]]
         try:
@@ -93,6 +95,14 @@ class TokenStore:
             here = shards == shard
             values[here] = self._rows[shard][what][indices[here] - self._starts[shard]]
         return values
+
+
+def _allow_files(shards: int) -> None:
+    """A map keeps its file open, two a shard: raise this process's soft limit if it is near."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * shards + 1024
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _map(file: Path, dtype: np.dtype, count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ds_distill.errors import UserError
 from ds_distill.models.families import family_of
 
 
@@ -13,8 +14,11 @@ def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrai
     """Write `weights` (fp32, by state-dict name, tied ones once) as a folder that AutoModelForMaskedLM loads; returns `output`.
 
     like: a model of the same class and config. The folder is reloaded and its logits compared with the weights' own before a rename
-    publishes it. Raises RuntimeError if they differ.
+    publishes it. Raises RuntimeError if they differ, and UserError for an
+    `output` that holds anything but an earlier export.
     """
+    if output.exists() and any(output.iterdir()) and not ((output / "config.json").is_file() and (output / "README.md").is_file()):
+        raise UserError(f"{output}: exists and is no export; choose another folder")
     model = type(like)(like.config)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()

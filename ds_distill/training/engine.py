@@ -1,7 +1,9 @@
 """A recipe's optimizer, schedule and DeepSpeed engine."""
 
+import functools
 import json
 import os
+from datetime import timedelta
 
 import deepspeed
 import torch
@@ -27,8 +29,23 @@ def start_distributed() -> tuple[int, int]:
             # two lone runs on one machine must not meet on the default port
             os.environ["MASTER_PORT"] = _free_port()
         _skip_unused_build()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else every rank's first collective would be on GPU 0
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+@functools.cache
+def _patient_group():
+    """Ranks that wait for one of them to prepare a corpus, wait for hours: the default group gives up after ten minutes."""
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+
+
+def from_first_rank(value: object) -> object:
+    """Collective: the first rank's `value`, however long it takes to come."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, group=_patient_group())
+    return values[0]
 
 
 def _skip_unused_build() -> None:
@@ -61,9 +78,8 @@ def precision_of(training: Training, device: torch.device) -> torch.dtype:
     if training.precision == "auto":
         if device.type == "cuda":
             return torch.bfloat16
-        chosen: list = [choose_cpu_dtype() if torch.distributed.get_rank() == 0 else None]
-        torch.distributed.broadcast_object_list(chosen)  # a measurement may come out differently on two ranks
-        return chosen[0]
+        # a measurement may come out differently on two ranks
+        return from_first_rank(choose_cpu_dtype() if torch.distributed.get_rank() == 0 else None)
     if training.precision == "fp16" and device.type == "cpu":
         raise UserError("training.precision = fp16: this machine has no GPU; use bf16, fp32 or auto")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
@@ -117,7 +133,7 @@ def make_optimizer(training: Training, groups: list[dict], device: torch.device,
 def _agreed(reason: str | None) -> str | None:
     """Collective: the first reason that any rank has; ranks with different optimizers would drift apart."""
     reasons: list = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(reasons, reason)
+    torch.distributed.all_gather_object(reasons, reason, group=_patient_group())
     return next((r for r in reasons if r is not None), None)
 
 

@@ -72,9 +72,9 @@ def memory_explained(training: Training):
         size = training.micro_batch
         ways = [f"training.micro_batch = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
         ways += [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
-        ways.append("a higher ZeRO stage (training.deepspeed)")
+        ways.append("in a new --output a higher ZeRO stage (training.deepspeed)")
         raise UserError(f"out of memory at training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what "
-                        "takes it. The same command goes on from the last checkpoint") from error  # fmt: skip
+                        "takes it. With one of the first, the run goes on from its last checkpoint") from error  # fmt: skip
 
 
 def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, Callable], recipe: Recipe, output: Path, device, dtype, title: str):
@@ -113,7 +113,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
 
     if not found:
         measure(0)
-    with Stop() as stop, memory_explained(t):
+    with Stop() as stop:
         for step, batches, counts in order.prefetch(first, steps):
             sums.zero_()
             for micro, batch in enumerate(batches):

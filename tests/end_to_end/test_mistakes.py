@@ -57,7 +57,19 @@ def test_a_folder_holds_one_run(world, common, tmp_path):
     assert ds_distill(*arguments).returncode == 0
     done = ds_distill(*arguments, "--training.seed", 5)
     assert done.returncode == 2 and "holds another run" in done.stderr and "training.seed" in done.stderr
+    (tmp_path / "more.txt").write_text((world / "text.txt").read_text() + "\n\none more")
+    done = ds_distill(*arguments, "--corpus", tmp_path / "more.txt")
+    assert done.returncode == 2 and "holds another run (--corpus was" in done.stderr
+    done = ds_distill("export", "--run", output, "--output", output)
+    assert done.returncode == 2 and "exists and is no export" in done.stderr and (output / "checkpoints").is_dir()
     shutil.rmtree(output)
+
+
+def test_a_refused_start_does_not_bind_the_folder_to_its_settings(world, common, tmp_path):
+    start = ["distill", "--teacher", world / "teacher", *common, "--output", tmp_path / "out"]
+    done = ds_distill(*start, "--data.sequence_length", 64)
+    assert done.returncode == 2 and "positions" in done.stderr
+    assert ds_distill(*start).returncode == 0
 
 
 @pytest.mark.parametrize("command", ["run", "prepare", "pretrain", "distill", "evaluate", "export", "env"])

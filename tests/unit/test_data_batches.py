@@ -190,6 +190,8 @@ def test_heldout_masks_never_change_and_cover_every_block():
     assert torch.equal(torch.cat([b.labels[b.labels >= 0] for b in one]), torch.cat([b.labels[b.labels >= 0] for b in two]))
     assert one[0].token_mask is None and one[-1].token_mask.sum() == LENGTH + 10
     assert sum(len(b.labels) for b in heldout_batches(store, make_masker(store), 4, max_sequences=5)) == 5
+    few = list(heldout_batches(store, make_masker(store), 2, max_sequences=2))[0]  # of both halves, with the masks they always have
+    assert torch.equal(few.labels[1], one[1].labels[1])
     moved = one[-1].to("cpu")
     assert torch.equal(moved.token_mask, one[-1].token_mask)
 

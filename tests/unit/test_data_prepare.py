@@ -199,7 +199,8 @@ def test_what_was_found_is_counted(tokenizer, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bytelevel", "unigram"])
 def test_remembered_words_give_the_librarys_ids(kind):
-    texts = ["Plain words, again words; words!", "tab\tand  two spaces\nline\r\nend ", " leading and trailing ", "\x1c odd \x1f\x00 control",
+    texts = ["Plain words, again words; words!", "tab\tand  two spaces\nline\r\nend ", " leading and trailing ",
+             "\x1c odd \x1f\x00 con\x0ctrol\x0b \x85",
              "naïve café e\u0301 中文字 日本 ½ ﬁ ﷺ ... don't U.S.A. 3.14 a_b [MASK] <mask> </s>",
              "ümlaut ÜMLAUT İ ß ſ \u200b zero\u200bwidth \u3000wide",
              "\u00a0no break ´ acute", "", "   ", "🙂🙂 emoji", "word" * 300]  # fmt: skip
@@ -222,6 +223,8 @@ def test_remembered_words_give_the_librarys_ids(kind):
     for _ in range(2):
         assert [ids.tolist() for ids in encoder(texts)] == [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
     assert encoder.remembers, [t for t in texts if encoder._by_word([t])[0].tolist() != tokenizer.encode(t, add_special_tokens=False).ids]
+    tokenizer.add_tokens(["new york"])
+    assert not Encoder(tokenizer).remembers
     # a tokenizer that looks across spaces is not taken for one that does not
     crossing = Tokenizer(models.BPE(vocab={"a": 0, " ": 1, "b": 2, "a ": 3, "a b": 4}, merges=[("a", " "), ("a ", "b")]))
     encoder = Encoder(crossing)

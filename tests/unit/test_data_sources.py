@@ -75,6 +75,31 @@ def test_blank_lines_separate_documents_and_bad_utf8_is_marked(tmp_path):
     assert [(d.text, d.bad_utf8) for d in found] == [("one\ntwo", False), ("three \ufffd", True), ("four", False)]
 
 
+def test_a_file_of_lines_without_blank_ones_is_cut_into_pieces_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "DOCUMENT_CHARACTERS", 1000)
+    monkeypatch.setattr(sources, "PIECE_BYTES", 20_000)
+    lines = [f"line {i} of a file that has no blank one" for i in range(5000)]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    pieces = pieces_of([str(tmp_path / "lines.txt")])
+    assert len(pieces) > 5
+    assert "\n".join(d.text for piece in pieces for d in read(piece)).split("\n") == lines
+    (tmp_path / "one.txt").write_text("word " * 100_000)  # not one line end
+    assert len(pieces_of([str(tmp_path / "one.txt")])) == 1
+
+
+def test_half_a_surrogate_pair_is_replaced_and_marked(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "cut emoji \\ud83d here"}\n{"text": "whole \\ud83d\\ude42"}\n')
+    found = list(read(pieces_of([str(tmp_path / "a.jsonl")])[0]))
+    assert [(d.text, d.bad_utf8) for d in found] == [("cut emoji \ufffd here", True), ("whole 🙂", False)]
+
+
+@pytest.mark.parametrize("name", ["a.txt.xz", "b.bin", "c.TXT"])
+def test_what_is_not_text_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\x00\x01 binary")
+    with pytest.raises(UserError, match=f"{name}: not text"):
+        pieces_of([str(tmp_path / name)])
+
+
 def test_a_huge_document_is_cut_between_words_and_loses_none(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "DOCUMENT_CHARACTERS", 1000)
     words = [f"wörd{i}" for i in range(20_000)]
