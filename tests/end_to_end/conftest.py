@@ -1,8 +1,9 @@
+import atexit
 import json
 import os
-import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,24 +21,48 @@ def environment_of(**changes) -> dict[str, str]:
     return {key: value for key, value in variables.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 
 
-def ds_distill(*arguments, **environment) -> subprocess.CompletedProcess:
-    """Run a command as a user would."""
-    command = [sys.executable, "-m", "ds_distill", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment_of(**environment), text=True, capture_output=True, timeout=300)
+SERVER = """
+import json, os, sys, traceback
+from ds_distill.cli import main
+requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+for line in requests:
+    words, out, err = json.loads(line)
+    for number, file in ((1, out), (2, err)):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    print(json.dumps(code), file=replies, flush=True)
+"""
+_servers: list[subprocess.Popen] = []
 
 
-def ds_distill_each(commands: list[list]) -> list[tuple[int, str]]:
-    """(exit status, standard error) of each command, one after the other in one process: starting takes longer than being refused."""
-    program = (
-        "import json, sys\nfrom ds_distill.cli import main\n"
-        "for command in json.load(sys.stdin):\n    code = main(command)\n    print(f'\\nended with {code}', file=sys.stderr, flush=True)\n"
-    )
-    commands = [[str(word) for word in command] for command in commands]
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment_of(), text=True, capture_output=True, timeout=300,
-                          input=json.dumps(commands))  # fmt: skip
-    pieces = re.split(r"\nended with (\d+)\n", done.stderr)
-    assert len(pieces) == 2 * len(commands) + 1, done.stderr[-3000:]
-    return list(zip(map(int, pieces[1::2]), pieces[:-1:2], strict=True))
+def ds_distill(*arguments, fresh: bool = False, **environment) -> subprocess.CompletedProcess:
+    """Run a command as a user would; unless `fresh` or in another environment, in one process that runs command after command: importing the
+    libraries takes longer than most commands."""
+    words = [str(word) for word in arguments]
+    if fresh or environment:
+        command = [sys.executable, "-m", "ds_distill", *words]
+        return subprocess.run(command, cwd=ROOT, env=environment_of(**environment), text=True, capture_output=True, timeout=300)
+    if not _servers or _servers[0].poll() is not None:
+        command = [sys.executable, "-c", SERVER]
+        _servers[:] = [subprocess.Popen(command, cwd=ROOT, env=environment_of(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)]
+        atexit.register(_servers[0].kill)
+    server = _servers[0]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [os.path.join(folder, name) for name in ("out", "err")]
+        print(json.dumps([words, *files]), file=server.stdin, flush=True)
+        code = json.loads(server.stdout.readline())
+        out, err = (Path(file).read_text() for file in files)
+    return subprocess.CompletedProcess(words, code, out, err)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from ds_distill.data.tokenizer import train_wordpiece
-from tests.end_to_end.conftest import ds_distill, ds_distill_each
+from tests.end_to_end.conftest import ds_distill
 
 
 def test_each_mistake_is_one_sentence(world, common, tmp_path):
@@ -43,8 +43,9 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path):
         "training.optimizer = apex": [*teacher, *common, "--training.optimizer", "apex"],
         "room there": [*teacher, *common, "--output", empty / "under a file"],
     }
-    commands = [["distill", "--output", tmp_path / f"out{number}", *arguments] for number, arguments in enumerate(cases.values())]
-    for words, (code, errors) in zip(cases, ds_distill_each(commands), strict=True):
+    for number, (words, arguments) in enumerate(cases.items()):
+        done = ds_distill("distill", "--output", tmp_path / f"out{number}", *arguments)
+        code, errors = done.returncode, done.stderr
         said = [line for line in errors.splitlines() if line.startswith("ds-distill: ")]
         assert code != 0, words
         assert "Traceback" not in errors, f"{words}: {errors[-1500:]}"
