@@ -79,7 +79,7 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--ranks", type=int, default=1, help="devices in all")
         sub.add_argument("--memory_gib", type=float | None, default=None, help="memory of a device; this machine's when not given")
         sub.add_argument("--tokens_per_second", type=float | None, default=None, help="of all ranks together; measured here, briefly, when not given")
-    if name in ("pretrain", "distill", "evaluate", "plan"):
+    if name in ("run", "pretrain", "distill", "evaluate", "plan"):
         sub.add_argument("--tokens", type=str | None, default=None, help="folder made by prepare (instead of --corpus)")
     if name in ("run", "pretrain", "distill"):
         sub.add_argument("--heldout", type=str, nargs="+", default=[], help="further held-out texts, each measured on its own along the way")
@@ -191,8 +191,8 @@ def execute(command: str, options) -> dict:
         plan.show(found)
         return found
     if command == "run" and not options.teacher:
-        if options.heldout:
-            raise UserError("--heldout needs --teacher: the demo has its own held-out text")
+        if options.heldout or options.tokens:
+            raise UserError("--teacher is missing: --heldout and --tokens are for a teacher of yours; the demo makes its own")
         return demo.run(recipe, dict(options.model), output, corpus=options.corpus, megabytes=options.corpus_megabytes,
                         vocabulary=options.vocabulary, teacher_tokens=options.teacher_tokens, fresh=options.fresh)  # fmt: skip
     if command == "prepare":
@@ -209,7 +209,7 @@ def execute(command: str, options) -> dict:
         raise UserError(f"--{source} is missing")
     tokens = options.get("tokens")
     if not tokens and not options.corpus:
-        raise UserError("--corpus (text) is missing" + ("" if command == "run" else "; or --tokens, made by prepare"))
+        raise UserError("--corpus (text) is missing; or --tokens, made by prepare")
     if not tokens:
         tokenizer = options[source][0] if command == "evaluate" else options[source]
         tokens = runs.tokens_for(options.corpus, tokenizer, recipe, (output or EVALUATED_IN) / "tokens", bound=output)
