@@ -160,7 +160,14 @@ def main(argv: list[str] | None = None) -> int:
         # a full or read-only disk is the user's to put right too
         said = error if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
         if first_to_say(str(said)):
-            print(f"ds-distill: {'' if is_first() else 'rank ' + os.environ['RANK'] + ': '}{said}", file=sys.stderr)
+            # on a line of its own: the first rank's progress bar has left the cursor in the middle of one
+            print(f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if debug or "closed by peer" not in str(error).lower():
+            raise
+        if first_to_say("lost"):
+            print("\nds-distill: another rank has ended, this one with it", file=sys.stderr)
         return 2
     if is_first():
         print(json.dumps(summary), flush=True)
