@@ -26,15 +26,8 @@ from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training.engine import backward, device_of_rank, make_engine, optimizer_step, precision_of, start_distributed
+from ds_distill.training.forecast import flops_a_token
 from ds_distill.training.objective import Objective
-
-
-def step_flops(config: BertConfig, student_layers: int, length: int) -> float:
-    """Floating-point operations of one distillation step, a token: teacher forward, student forward and backward, both heads on all tokens."""
-    h, v = config.hidden_size, config.vocab_size
-    block = 8 * h * h + 4 * h * config.intermediate_size + 4 * length * h
-    head = 2 * h * v + 2 * h * h
-    return config.num_hidden_layers * block + head + 3 * (student_layers * block + head)
 
 
 def gemm_rate(device: torch.device, dtype: torch.dtype, rows: int, hidden: int) -> float:
@@ -145,7 +138,7 @@ def main() -> int:
         print(profiled(contenders["engine"], device))
 
     tokens = args.sequences * args.length
-    flops = step_flops(config, args.layers // 2, args.length)
+    flops = flops_a_token(config, student().config, args.length)
     floor = gemm_rate(device, dtype, tokens, args.hidden) / flops
     result = {name: round(tokens / statistics.median(times), 1) for name, times in seconds.items()}
     for name in ("reference_fp32", "reference_bf16"):

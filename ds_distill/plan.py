@@ -20,7 +20,7 @@ from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, resolve_model_folder
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.engine import device_of_rank, precision_of, stage_of, start_distributed
-from ds_distill.training.forecast import GIB, activation_bytes, flops_a_token, memory
+from ds_distill.training.forecast import GIB, activation_line, flops_a_token, memory
 from ds_distill.training.objective import Objective
 
 HEADROOM = 0.9  # of the device's memory: allocators keep some for themselves
@@ -52,24 +52,26 @@ class Forecast:
         if t.gradient_checkpointing:
             self.student.gradient_checkpointing_enable()
         self.taught = bool(recipe.losses.kl or recipe.losses.cosine)
-        self._line: tuple[float, float] | None = None
-
-    def activations(self, micro_batch: int) -> float:
-        """Bytes that autograd keeps for one micro-batch."""
-        if self._line is None:
-            one, two = (activation_bytes(self.student, n, self.length, self.dtype, torch.device("cpu")) for n in (1, 2))
-            self._line = one, two - one
-        return self._line[0] + self._line[1] * (micro_batch - 1)
+        self.activations = activation_line(self.student, self.length, self.dtype, torch.device("cpu"))
 
     def memory(self, micro_batch: int, stage: int, ranks: int):
         """The Memory of a rank."""
         t = copy.copy(self.recipe.training)
         t.micro_batch = micro_batch
+        one, more = self.activations
         need = memory(self.student, count_parameters(self.teacher) if self.taught else 0, t, length=self.length, stage=stage, ranks=ranks,
                       dtype=self.dtype, teacher_dtype=self.teacher_dtype, accumulation=max(1, t.global_batch // (micro_batch * ranks)),
-                      activations=self.activations(micro_batch))  # fmt: skip
+                      activations=one + more * (micro_batch - 1))  # fmt: skip
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
+
+    def largest(self, stage: int, ranks: int, room: float, taken: float) -> int:
+        """The largest micro-batch that divides the global batch over the ranks and fits, 0 if none does."""
+        share, uneven = divmod(self.recipe.training.global_batch, ranks)
+        if uneven:
+            raise UserError(f"training.global_batch = {self.recipe.training.global_batch}: cannot be shared evenly among {ranks} ranks")
+        sizes = (size for size in range(share, 0, -1) if share % size == 0)
+        return next((size for size in sizes if taken + self.memory(size, stage, ranks).peak <= HEADROOM * room), 0)
 
     def rate(self, micro_batch: int) -> float:
         """Tokens a second and rank, measured: forward and backward of two micro-batches of random tokens; the optimizer's step is left out."""
@@ -98,14 +100,9 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
     forecast = Forecast(recipe, teacher)
     ranks = torch.distributed.get_world_size()
     room, taken = forecast.room()
-    share = recipe.training.global_batch // ranks
-    if share * ranks != recipe.training.global_batch:
-        raise UserError(f"training.global_batch = {recipe.training.global_batch}: cannot be shared evenly among {ranks} ranks")
-    sizes = [size for size in range(share, 0, -1) if share % size == 0]
-    fits = next((s for s in sizes if taken + forecast.memory(s, stage_of(recipe.training), ranks).peak <= HEADROOM * room), 0)
-    smallest = torch.tensor(fits, device=forecast.device)
+    smallest = torch.tensor(forecast.largest(stage_of(recipe.training), ranks, room, taken), device=forecast.device)
     torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
-    chosen = next((s for s in sizes if s <= int(smallest)), 0)
+    chosen = int(smallest)
     if not chosen:
         raise UserError(f"training.micro_batch = auto: not even one sequence fits {room / GIB:.1f} GiB; lower data.sequence_length, use a higher "
                         "ZeRO stage (training.deepspeed), or training.gradient_checkpointing = true")  # fmt: skip
@@ -118,12 +115,9 @@ def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gi
     epoch is. tokens_per_second: of all ranks together; measured here on one rank, briefly, when None."""
     forecast = Forecast(recipe, teacher)
     t, stage = copy.copy(recipe.training), stage_of(recipe.training)
-    if t.global_batch % ranks:
-        raise UserError(f"--ranks {ranks}: training.global_batch = {t.global_batch} cannot be shared evenly among them")
-    sizes = [size for size in range(1, t.global_batch // ranks + 1) if (t.global_batch // ranks) % size == 0]
     room, taken = forecast.room()
     room = memory_gib * GIB if memory_gib else room
-    largest = max((s for s in sizes if taken + forecast.memory(s, stage, ranks).peak <= HEADROOM * room), default=0)
+    largest = forecast.largest(stage, ranks, room, taken)
     if t.micro_batch == "auto":
         t.micro_batch = max(largest, 1)
     rows = []

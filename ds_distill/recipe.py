@@ -1,5 +1,6 @@
 """The recipe of a run: the only place where a default lives."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -102,6 +103,10 @@ class Training:
     def deepspeed_file(self) -> Path:
         """The DeepSpeed JSON: a path from here, or from the checkout, wherever the command starts."""
         return next((path for path in (Path(self.deepspeed), CHECKOUT / self.deepspeed) if path.is_file()), Path(self.deepspeed))
+
+    def deepspeed_json(self) -> dict:
+        """What the DeepSpeed JSON says; ZeRO stage 0 where there is none."""
+        return json.loads(self.deepspeed_file().read_text()) if self.deepspeed else {"zero_optimization": {"stage": 0}}
 
 
 @dataclass

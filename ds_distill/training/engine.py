@@ -1,7 +1,6 @@
 """A recipe's optimizer, schedule and DeepSpeed engine."""
 
 import functools
-import json
 import os
 from datetime import timedelta
 
@@ -150,13 +149,12 @@ def linear_schedule(warmup_steps: int, total_steps: int):
 
 def stage_of(training: Training) -> int:
     """The ZeRO stage that the recipe's DeepSpeed JSON asks for."""
-    config = json.loads(training.deepspeed_file().read_text()) if training.deepspeed else {}
-    return config.get("zero_optimization", {}).get("stage", 0)
+    return training.deepspeed_json().get("zero_optimization", {}).get("stage", 0)
 
 
 def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) -> dict:
     """The DeepSpeed JSON with the recipe's own settings put in; a conflict is a UserError that names both."""
-    config = json.loads(training.deepspeed_file().read_text()) if training.deepspeed else {"zero_optimization": {"stage": 0}}
+    config = training.deepspeed_json()
     for key in OWNED_BY_RECIPE:
         if config.get(key, "auto") != "auto":
             raise UserError(f"{training.deepspeed}: {key} belongs to the recipe's training section; remove it there or say \"auto\"")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +30,7 @@ def _forward(config: PretrainedConfig, length: int, projected: float) -> float:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a rank: weights, gradients, optimizer (masters and moments), buffers (DeepSpeed's), teacher, activations, loss; work: of one moment."""
+    """Bytes a rank: weights, gradients, optimizer (masters and moments), buffers (DeepSpeed's), teacher, activations, loss."""
 
     weights: float
     gradients: float
@@ -64,9 +63,9 @@ def memory(
     weights = size * count / (ranks if stage == 3 else 1)
     gathered = size * count if stage == 3 else 0  # while it runs; DeepSpeed keeps what a small model needs again
     gradients = {0: size * trained, 1: size * trained, 2: 4 * trained / ranks, 3: 4 * trained / ranks}[stage]
-    if size == 2 and stage:
-        gradients += 4 * trained / ranks if stage == 1 else 0  # accumulated in fp32
-    bucket = _bucket(training)
+    if size == 2 and stage == 1:
+        gradients += 4 * trained / ranks  # accumulated in fp32
+    bucket = int(training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", 5e8))
     config = student.config
     rows, width = training.micro_batch * length, family_of(student).measures(config)[2]
     loss = live_bytes(rows, config.vocab_size) + 4 * rows * width + 4 * config.vocab_size * width
@@ -75,14 +74,15 @@ def memory(
                   teacher_parameters * teacher_dtype.itemsize, activations + kept, loss)  # fmt: skip
 
 
-def _bucket(training: Training) -> int:
-    config = json.loads(training.deepspeed_file().read_text()) if training.deepspeed else {}
-    return int(config.get("zero_optimization", {}).get("reduce_bucket_size", 5e8))
-
-
 def activation_bytes(student: PreTrainedModel, sequences: int, length: int, dtype: torch.dtype, device: torch.device) -> float:
-    """What autograd keeps of the student's trunk and head transform for `sequences` × `length` tokens: counted on one and on two sequences, which
-    fix the line. Leaves weights, mode and random state as they are."""
+    """What autograd keeps of the student's trunk and head transform for `sequences` × `length` tokens."""
+    one, more = activation_line(student, length, dtype, device)
+    return one + more * (sequences - 1)
+
+
+def activation_line(student: PreTrainedModel, length: int, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
+    """The bytes of `activation_bytes` for one sequence, and for each further one: counted on one and on two. Leaves weights, mode and random state
+    as they are."""
     family, counted = family_of(student), []
     for batch in (1, 2):
         seen: dict[int, int] = {}
@@ -100,5 +100,5 @@ def activation_bytes(student: PreTrainedModel, sequences: int, length: int, dtyp
             head = family.transform(student, hidden)
         counted.append(sum(seen.values()))
         del hidden, head
-    one, two = counted
-    return (one + (two - one) * (sequences - 1)) * dtype.itemsize / next(student.parameters()).dtype.itemsize
+    one, two = (count * dtype.itemsize / next(student.parameters()).dtype.itemsize for count in counted)
+    return one, two - one
