@@ -1,40 +1,64 @@
-"""Checkpoints that are complete or absent: DeepSpeed writes beside, a rename publishes."""
+"""Checkpoints that are complete or absent: DeepSpeed writes beside, checksums follow, a rename publishes."""
 
+import errno
 import json
 import os
 import shutil
+import time
+import zlib
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from ds_distill.console import say
 from ds_distill.errors import UserError
+from ds_distill.training.engine import from_every_rank, from_first_rank
+from ds_distill.training.reshape import make_universal, plain_path
 
-SHAPE = "shape.json"  # stage, ranks and precision that wrote a checkpoint, and the parameters of each group
+MANIFEST = "manifest.json"  # what cut it (stage, ranks, precision), the parameters of each group, and size and checksum of every file
+_CHUNK = 2**24
 
 
 def all_of(folder: Path) -> dict[int, Path]:
-    """The complete checkpoints in `folder`, by optimizer step, oldest first."""
+    """The published checkpoints in `folder`, by optimizer step, oldest first."""
     return {int(path.name.removeprefix("step-")): path for path in sorted(folder.glob("step-*"))}
 
 
-def newest(folder: Path) -> Path | None:
-    """The latest complete checkpoint in `folder`, or None."""
-    return next(reversed(all_of(folder).values()), None)
+def manifest_of(path: Path) -> dict:
+    """A checkpoint's manifest; UserError where it has none that can be read."""
+    try:
+        return json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: its {MANIFEST} cannot be read ({error})") from error
 
 
-def save(engine, folder: Path, step: int, state: dict, keep: int) -> Path:
-    """Collective: write, publish, then delete all but the `keep` newest. state: what resume needs beside the engine."""
+def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
+    """Collective: write, publish, then delete all but the `keep` newest; returns {"path", "seconds", "bytes"}.
+
+    state: what resume needs beside the engine. UserError where there is no room; the checkpoints before it stay as they are.
+    """
+    began = time.perf_counter()
     partial, final = folder / ".partial", folder / f"step-{step:09d}"
-    first = torch.distributed.get_rank() == 0
-    if first:
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    torch.distributed.barrier()
+    _check_room(engine, folder)
     shape = _shape(engine)
-    engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step, "stage": shape["ZeRO stage"]}, save_latest=False)
-    torch.distributed.barrier()
-    if first:
-        (partial / "state" / SHAPE).write_text(json.dumps(shape | {"groups": engine.parameter_names}) + "\n")
+    with _full_disk_said(folder):
+        engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step}, save_latest=False)
+        torch.distributed.barrier()
+        names = sorted(path.name for path in (partial / "state").iterdir())
+        files = {name: _checksum(partial / "state" / name, flush=True) for name in names[rank::world]}
+    files = {name: facts for part in from_every_rank(files) for name, facts in part.items()}
+    if rank == 0:
+        versions = {package: version(package) for package in ("torch", "deepspeed", "transformers")}
+        manifest = {"step": step, "shape": shape, "groups": engine.parameter_names, "versions": versions, "files": dict(sorted(files.items()))}
+        with _full_disk_said(folder), open(partial / "state" / MANIFEST, "w") as file:
+            file.write(json.dumps(manifest, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial / "state", final)
@@ -45,7 +69,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> Path:
         for old in list(all_of(folder).values())[:-keep]:
             shutil.rmtree(old)
     torch.distributed.barrier()
-    return final
+    return {"path": final, "seconds": time.perf_counter() - began, "bytes": sum(size for size, _ in files.values())}
 
 
 def _shape(engine) -> dict:
@@ -54,18 +78,144 @@ def _shape(engine) -> dict:
     return {"ZeRO stage": engine.zero_optimization_stage(), "ranks": torch.distributed.get_world_size(), "precision": precision}
 
 
+def _check_room(engine, folder: Path) -> None:
+    """Collective: UserError where the disk cannot take a checkpoint; a write that breaks off would leave other ranks waiting."""
+
+    def shortage() -> str | None:
+        before = list(all_of(folder).values())
+        if before:
+            need = sum(file.stat().st_size for file in before[-1].iterdir())
+        else:  # weights and both moments in fp32
+            need = 12 * sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+        free = shutil.disk_usage(folder).free
+        if free >= need:
+            return None
+        kept = f"; the checkpoint {before[-1].name} is whole, the same command goes on from it" if before else ""
+        return f"{folder}: the disk is full, a checkpoint needs {need / 2**20:,.0f} MiB and {free / 2**20:,.0f} are free; make room there{kept}"
+
+    problem = from_first_rank(shortage() if torch.distributed.get_rank() == 0 else None)
+    if problem:
+        raise UserError(problem)
+
+
+class _full_disk_said:
+    """A write that breaks off for want of room is a UserError: torch's own is a RuntimeError about positions in a file."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or (isinstance(error, RuntimeError) and shutil.disk_usage(self.folder).free < 2**20):
+            raise UserError(f"{self.folder}: the disk is full; make room there, and the same command goes on from the last checkpoint") from error
+
+
+def _checksum(file: Path, flush: bool = False) -> tuple[int, int]:
+    """(bytes, CRC-32) of a file. flush: and have the disk hold it."""
+    size, crc = 0, 0
+    with open(file, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+        if flush:
+            os.fsync(stream.fileno())
+    return size, crc
+
+
+def _damage(path: Path) -> str | None:
+    """Collective: what is wrong with a checkpoint's files, or None; the ranks share the reading."""
+
+    def look() -> str | None:
+        try:
+            files = manifest_of(path)["files"]
+            for name in list(files)[torch.distributed.get_rank() :: torch.distributed.get_world_size()]:
+                if not (path / name).is_file():
+                    return f"{name} is missing"
+                if list(_checksum(path / name)) != files[name]:
+                    return f"{name} does not have the checksum that it was written with"
+        except UserError as error:
+            return str(error)
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+        return None
+
+    return next((problem for problem in from_every_rank(look()) if problem), None)
+
+
+def resume(engine, folder: Path) -> dict | None:
+    """Collective: put the engine back to the newest sound checkpoint in `folder`; returns the state given to save, None where there is none.
+
+    A damaged one is set aside and the one before is taken, which is said. UserError where all are damaged.
+    """
+    found = from_first_rank(list(all_of(folder).values()))
+    problem = None
+    for path in reversed(found):
+        problem = _damage(path)
+        if problem is None:
+            return load(engine, path)
+        aside = path.with_name(f"damaged-{path.name}")
+        if torch.distributed.get_rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)  # it must not count among those that are kept
+            say(f"checkpoint {path.name} is damaged ({problem}): set aside as {aside}, going on from the one before")
+        torch.distributed.barrier()
+    if problem:
+        raise UserError(f"{folder}: every checkpoint is damaged ({problem}); bring one back from a copy, or choose another --output to start over")
+    return None
+
+
 def load(engine, path: Path) -> dict:
-    """Collective: put the engine back to `path`; returns the state given to save. UserError where stage, ranks or precision differ."""
-    shape = _shape(engine)
-    before = json.loads((path / SHAPE).read_text())
-    for key, now in shape.items():
-        if before[key] != now:
-            raise UserError(f"{path} was written with {key} {before[key]}, this run has {now}: go on with {before[key]}, or choose another --output")
+    """Collective: put the engine back to `path`; returns the state given to save. Another ZeRO stage (1 to 3) or number of ranks goes through
+    DeepSpeed's universal checkpoint. UserError where the precision differs, or stage 0 and another."""
+    now, before = _shape(engine), manifest_of(path)["shape"]
+    stages = now["ZeRO stage"], before["ZeRO stage"]
+    for key, remedy in (("precision", f"training.precision = {before['precision']}"), ("ZeRO stage", "the training.deepspeed it began with")):
+        if before[key] != now[key] and (key == "precision" or 0 in stages):
+            why = "" if key == "precision" else "; stages 1, 2 and 3 go on from each other, stage 0 does not"
+            raise UserError(f"{path} was written with {key} {before[key]}, this run has {now[key]}{why}: go on with {remedy}, "
+                            "or choose another --output")  # fmt: skip
     kept = [{key: group[key] for key in ("weight_decay", "initial_lr") if key in group} for group in engine.optimizer.param_groups]
-    loaded, state = engine.load_checkpoint(str(path.parent), tag=path.name)
+    if before == now or 0 in stages:  # stage 0 keeps everything on every rank
+        loaded, state = _load(engine, path)
+    else:
+        changes = ", ".join(f"{key} {before[key]} → {now[key]}" for key in now if before[key] != now[key])
+        say(f"checkpoint {path.name}: converting it ({changes})")
+        loaded, state = _load_converted(engine, path)
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to go on from the one before")
-    # at stage 3 DeepSpeed copies the first group's hyper-parameters onto all
+    # from a universal checkpoint, and always at stage 3, DeepSpeed copies one group's hyper-parameters onto all
     for group, own in zip(engine.optimizer.param_groups, kept, strict=True):
         group.update(own)
     return state
+
+
+def _load(engine, path: Path) -> tuple:
+    with plain_path(path.parent) as folder:
+        return engine.load_checkpoint(str(folder), tag=path.name)
+
+
+def _load_converted(engine, path: Path) -> tuple:
+    converted = path.with_name(".universal")
+
+    def convert() -> str | None:
+        try:
+            shutil.rmtree(converted, ignore_errors=True)
+            with _full_disk_said(path.parent):
+                make_universal(path, converted)
+        except (UserError, OSError) as error:
+            return str(error)
+        return None
+
+    problem = from_first_rank(convert() if torch.distributed.get_rank() == 0 else None)
+    if problem:
+        raise UserError(problem)
+    engine._config.load_universal_checkpoint = True
+    try:
+        return _load(engine, converted)
+    finally:
+        engine._config.load_universal_checkpoint = False
+        torch.distributed.barrier()
+        if torch.distributed.get_rank() == 0:
+            shutil.rmtree(converted, ignore_errors=True)

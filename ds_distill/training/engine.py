@@ -47,6 +47,13 @@ def from_first_rank(value: object) -> object:
     return values[0]
 
 
+def from_every_rank(value: object) -> list:
+    """Collective: every rank's `value`, by rank."""
+    values: list = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value, group=_patient_group())
+    return values
+
+
 def _skip_unused_build() -> None:
     """On a CPU DeepSpeed compiles a shared-memory all-reduce at start, most of a minute, that only its inference engine calls."""
     if not torch.cuda.is_available():
@@ -131,9 +138,7 @@ def make_optimizer(training: Training, groups: list[dict], device: torch.device,
 
 def _agreed(reason: str | None) -> str | None:
     """Collective: the first reason that any rank has; ranks with different optimizers would drift apart."""
-    reasons: list = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(reasons, reason, group=_patient_group())
-    return next((r for r in reasons if r is not None), None)
+    return next((r for r in from_every_rank(reason) if r is not None), None)
 
 
 def linear_schedule(warmup_steps: int, total_steps: int):

@@ -91,11 +91,10 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
         objective.model.gradient_checkpointing_enable()
     engine = make_engine(objective, t, accumulation=order.accumulation, total_steps=steps, device=device, dtype=dtype)
     state = {"history": [], "heldout": {name: [] for name in heldout}, "tokens": 0, "skipped": 0}
-    first, folder = 0, output / "checkpoints"
-    found = checkpoint.newest(folder)
+    first, folder, cost = 0, output / "checkpoints", None
+    found = checkpoint.resume(engine, folder)
     if found:
-        state = checkpoint.load(engine, found)
-        first = state["step"]
+        state, first = found, found["step"]
     state = {key: state[key] for key in ("history", "heldout", "tokens", "skipped")}
     writer = SummaryWriter(output / "tensorboard", purge_step=first + 1) if rank == 0 else None
     bar = progress(steps, title, "step", initial=first)
@@ -156,7 +155,10 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
             if last or (t.evaluate_every and done % t.evaluate_every == 0):
                 measure(done)
             if last or asked or (t.checkpoint_every and done % t.checkpoint_every == 0):
-                checkpoint.save(engine, folder, done, state, t.keep_checkpoints)
+                cost = checkpoint.save(engine, folder, done, state, t.keep_checkpoints)
+                if writer is not None:
+                    writer.add_scalar("checkpoint/seconds", cost["seconds"], done)
+                    writer.add_scalar("checkpoint/gib", cost["bytes"] / 2**30, done)
             if asked and not last:
                 bar.close()
                 raise UserError(f"stopped at step {done} of {steps}; the same command goes on from {folder}")
@@ -166,7 +168,8 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     if teacher is not None:
         teacher.assert_frozen()
     rate = (state["tokens"] - tokens_before) / seconds if seconds else None
-    return engine, _summary(state, steps, rate, peak_memory(device))
+    costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]} if cost else {}
+    return engine, _summary(state, steps, rate, peak_memory(device)) | costs
 
 
 def _summary(state: dict, steps: int, rate: float | None, memory: int) -> dict:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import re
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ds_distill.errors import UserError
-from ds_distill.training.checkpoint import SHAPE
+from ds_distill.training.checkpoint import manifest_of
+from ds_distill.training.reshape import plain_path
 
 PREFIX = "model."  # the model's name in the module that the engine runs
 
@@ -54,7 +54,7 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
     # our own run's files, with its optimizer: not weights from outside
     state = torch.load(states[0], map_location="cpu", weights_only=False)
     found = dict(state["module"])  # frozen parameters are nowhere else below stage 2
-    names = json.loads((folder / SHAPE).read_text())["groups"]
+    names = manifest_of(folder)["groups"]
     parameters = {f"{PREFIX}{name}": parameter for name, parameter in model.named_parameters()}
     known = all(name in parameters or not name.startswith(PREFIX) for group in names for name in group)
     if not known:
@@ -67,8 +67,9 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
         parts = [optimizer[SINGLE_PARTITION_OF_FP32_GROUPS] for optimizer in (first, *map(_optimizer_of, shards[1:]))]
         masters = _cut([torch.cat(flats) for flats in zip(*parts, strict=True)], groups)
     elif shards:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # DeepSpeed shows its progress there
-            found |= get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+        quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())  # DeepSpeed shows its progress there
+        with plain_path(folder.parent) as parent, quiet[0], quiet[1]:
+            found |= get_fp32_state_dict_from_zero_checkpoint(str(parent), tag=folder.name)
         masters = {}
     else:
         masters = _cut(_group_masters(state.get("optimizer") or {}), groups)

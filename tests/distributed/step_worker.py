@@ -109,7 +109,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
         change_error = relative({k: weights[k] - start[k] for k in change}, change)
         saved = [tempfile.mkdtemp() if rank == 0 else None]
         torch.distributed.broadcast_object_list(saved)
-        path = checkpoint.save(engine, Path(saved[0]), STEPS, {}, keep=1)
+        path = checkpoint.save(engine, Path(saved[0]), STEPS, {}, keep=1)["path"]
         offline = checkpoint_weights(path, student) if rank == 0 else weights
         row = {"what": what, "accumulation": accumulation, "loss": loss_error, "total": total_error, "gradient": gradient_error,
                "norm": norm_error, "change": change_error, "teacher_untouched": teacher.fingerprint() == before, "skipped": engine.skipped_steps,

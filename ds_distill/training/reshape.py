@@ -1,0 +1,53 @@
+"""A ZeRO checkpoint made loadable at another stage or number of ranks, through DeepSpeed's universal checkpoint (a file a parameter)."""
+
+import argparse
+import contextlib
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.checkpoint.constants import DS_VERSION, OPTIMIZER_STATE_DICT, PARAM, PARAM_GROUPS
+
+
+@contextlib.contextmanager
+def plain_path(folder: Path):
+    """A path to `folder` of letters and figures: DeepSpeed reads the paths it is given as patterns and regular expressions."""
+    with tempfile.TemporaryDirectory() as home:
+        link = Path(home) / "link"
+        link.symlink_to(folder.resolve())
+        yield link
+
+
+def make_universal(checkpoint: Path, target: Path) -> None:
+    """Write to the folder `target` what an engine of any ZeRO stage from 1 to 3, with any number of ranks, loads `checkpoint` from.
+
+    DeepSpeed's converter writes optimizer_state.pt and the model states for engines of the stage that they come from; here both kinds stand in one.
+    Frozen parameters are not in it: they are what the run started from.
+    """
+    target.mkdir(parents=True)
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with plain_path(checkpoint) as source, plain_path(target) as result, quiet[0], quiet[1]:
+        ds_to_universal.main(argparse.Namespace(input_folder=str(source), output_folder=str(result), num_extract_workers=1, num_merge_workers=1,
+                                                keep_temp_folder=False, strict=True, inject_missing_state=True))  # fmt: skip
+    states = sorted(target.glob("*model_states.pt"), key=lambda file: (len(file.name), file.name))
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
+        if not (target / name).exists():
+            shutil.copyfile(states[0], target / name)
+    parameters = [file.parent for file in (target / "zero").rglob("exp_avg.pt")]
+    file = target / "zero" / "optimizer_state.pt"
+    # our own run's file
+    found = torch.load(file, map_location="cpu", weights_only=False)
+    own = found.pop(OPTIMIZER_STATE_DICT, None)  # stage 3's
+    step = own["state"][0]["step"] if own else torch.load(parameters[0] / "step.pt", weights_only=False)
+    groups = own[PARAM_GROUPS] if own else found[PARAM_GROUPS]
+    small = {key: value for key, value in found.items() if key not in ("fp32_flat_groups", PARAM_GROUPS)}
+    small.setdefault(DS_VERSION, deepspeed.__version__)  # not in stage 3's, and asked for by the others
+    torch.save(small | {PARAM_GROUPS: groups, OPTIMIZER_STATE_DICT: {"state": {0: {"step": step}}, PARAM_GROUPS: groups}}, file)
+    for folder in parameters if own else ():
+        torch.save(step, folder / "step.pt")
+        for key in ("fp32", "exp_avg", "exp_avg_sq"):
+            torch.save({PARAM: torch.load(folder / f"{key}.pt", weights_only=False)}, folder / f"{key}.pt")

@@ -1,0 +1,70 @@
+"""One rank: train, save, go on; or load what another shape saved, and go on. Prints a JSON line {name: losses} on rank 0.
+
+Arguments: a folder; then "train STAGE DTYPE" or "load STAGE DTYPE NAME" for each case, NAME that of a case that trained (stage-dtype-ranks).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from ds_distill.models.student import build_student
+from ds_distill.models.teacher import Teacher
+from ds_distill.recipe import Losses, Training
+from ds_distill.training import checkpoint
+from ds_distill.training.engine import backward, make_engine, optimizer_step, start_distributed
+from ds_distill.training.objective import Objective
+from tests.distributed.step_worker import GLOBAL, LENGTH, VOCABULARY, batches
+
+BEFORE, STEPS = 2, 5  # optimizer steps up to the checkpoint, and in all
+
+
+def main() -> None:
+    folder, cases = Path(sys.argv[1]), sys.argv[2:]
+    rank, world = start_distributed()
+    for case in cases:
+        kind, stage, dtype, *name = case.split()
+        torch.manual_seed(0)
+        bert = BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
+                                          intermediate_size=64, max_position_embeddings=LENGTH))  # fmt: skip
+        for parameter in bert.parameters():
+            parameter.data.normal_(0, 0.2)
+        teacher = Teacher(bert)
+        student = build_student(bert, layers=[0, 3], dropout=0.0)
+        if name:  # what is not loaded shall be wrong
+            for parameter in student.parameters():
+                parameter.data.normal_(0, 0.2)
+        micro = GLOBAL // world // (2 if kind == "train" else 1)
+        recipe = Training(global_batch=GLOBAL, micro_batch=micro, learning_rate=1e-3, warmup=0.2, weight_decay=0.1,
+                          deepspeed=f"ds_configs/deepspeed/zero{stage}.json")  # fmt: skip
+        accumulation = GLOBAL // world // micro
+        engine = make_engine(Objective(student, Losses(), world), recipe, accumulation=accumulation, total_steps=STEPS,
+                             device=torch.device("cpu"), dtype=getattr(torch, dtype))  # fmt: skip
+        key, first = f"{stage}-{dtype}-{world}", 0
+        if name:
+            first = checkpoint.resume(engine, folder / name[0])["step"]
+            key = f"{name[0]} → {key}"
+        losses = []
+        for step, (ids, labels, mask) in list(enumerate(batches()))[first:]:
+            counts, total = (int(mask.sum()), int((labels >= 0).sum())), torch.zeros(3)
+            for micro_step in range(accumulation):
+                at = (micro_step * world + rank) * micro
+                part = slice(at, at + micro)
+                loss, sums = engine(ids[part], mask[part], labels[part], counts, teacher.targets(ids[part], mask[part]))
+                total += sums
+                backward(engine, loss)
+                optimizer_step(engine)
+            torch.distributed.all_reduce(total)
+            losses.append(float(5 * total[0] / counts[0] + 2 * total[1] / counts[1] + total[2] / counts[0]))
+            if not name and step + 1 == BEFORE:
+                checkpoint.save(engine, folder / key, BEFORE, {}, keep=1)
+        decays = sorted({group["weight_decay"] for group in engine.optimizer.param_groups})
+        if rank == 0:
+            print(json.dumps({"case": key, "losses": losses if name else losses[BEFORE:], "decays": decays, "rate": engine.get_lr()[0]}))
+        engine.destroy()
+
+
+if __name__ == "__main__":
+    main()

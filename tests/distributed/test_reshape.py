@@ -1,0 +1,31 @@
+"""A run goes on at another ZeRO stage, number of ranks and accumulation as if nothing had changed."""
+
+import json
+
+import pytest
+
+from tests.distributed.launch import run_ranks
+
+
+def rows_of(world: int, folder, cases: list[str]) -> dict[str, dict]:
+    output = run_ranks(world, ["-m", "tests.distributed.reshape_worker", str(folder), *cases])
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert len(rows) == len(cases)
+    return {row["case"]: row for row in rows}
+
+
+def test_another_shape_goes_on_alike(tmp_path):
+    folder = tmp_path / "lr=1+[2]"  # a path that a pattern would misread
+    fp32, bf16 = [(a, b) for a in (1, 2, 3) for b in (1, 2, 3)], [(1, 2), (2, 3), (3, 1)]
+    loads = [f"load {to} {dtype} {stage}-{dtype}-2" for dtype, pairs in (("float32", fp32), ("bfloat16", bf16)) for stage, to in pairs]
+    back = [f"load {to} float32 {stage}-float32-1" for stage, to in ((0, 0), (1, 1), (2, 3), (3, 2))] + ["load 2 bfloat16 1-bfloat16-1"]
+    rows = rows_of(2, folder, ["train 0 float32", *(f"train {stage} {dtype}" for stage in (1, 2, 3) for dtype in ("float32", "bfloat16"))])
+    rows |= rows_of(1, folder, ["load 0 float32 0-float32-2", *loads, *(f"train {stage} float32" for stage in range(4)), "train 1 bfloat16"])
+    rows |= rows_of(2, folder, back)
+    went_on = {key: row for key, row in rows.items() if "→" in key}
+    assert len(went_on) == 1 + len(loads) + len(back)
+    for key, row in went_on.items():
+        origin = rows[key.split(" → ")[0]]
+        tolerance = 1e-5 if "float32" in key else 2e-2
+        assert row["losses"] == pytest.approx(origin["losses"], rel=tolerance), key
+        assert row["rate"] == origin["rate"] and row["decays"] == origin["decays"] == [0.0, 0.1], key
