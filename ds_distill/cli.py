@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from ds_distill.console import first_to_say, is_first, say
+from ds_distill.console import end_bars, first_to_say, is_first, say
 from ds_distill.errors import UserError
 from ds_distill.recipe import Data, Losses, Recipe, Student, Training
 from ds_distill.report import table, write_summary
@@ -159,19 +159,28 @@ def main(argv: list[str] | None = None) -> int:
             raise
         # a full or read-only disk is the user's to put right too
         said = error if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
+        end_bars()
         if first_to_say(str(said)):
-            # on a line of its own: the first rank's progress bar has left the cursor in the middle of one
             print(f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if debug or "closed by peer" not in str(error).lower():
+        if debug or not _lost_another(error):
             raise
+        end_bars()
         if first_to_say("lost"):
-            print("\nds-distill: another rank has ended, this one with it", file=sys.stderr)
+            print("\nds-distill: another rank has ended or cannot be reached, this one ends with it; the same command goes on from the last checkpoint",
+                  file=sys.stderr)  # fmt: skip
         return 2
     if is_first():
         print(json.dumps(summary), flush=True)
     return 0
+
+
+def _lost_another(error: RuntimeError) -> bool:
+    """Whether a collective broke off because of another process: gloo's errors are plain RuntimeErrors."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or any(words in str(error).lower() for words in ("by peer", "gloo/transport", "nccl"))
 
 
 def execute(command: str, options) -> dict:

@@ -27,6 +27,12 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def end_bars() -> None:
+    """Leave the cursor on a line of its own, where a bar that will not finish has left it in the middle of one."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
 def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tqdm:
     """A progress bar, silent on other ranks; unit "B" or "char" is scaled to k and M. Without a total it shows rate and time only."""
     scaled = unit in ("B", "char", "token")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ds_distill import runs
+from ds_distill.claim import claimed, flat, on_first_rank
 from ds_distill.console import is_first, progress, say
 from ds_distill.data.corpus import embedded_documents
 from ds_distill.data.sources import pieces_of, read
@@ -29,23 +30,26 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
     start_distributed()
     if is_first():
         build_ahead()
-        if fresh:
-            for part in PARTS:
-                shutil.rmtree(output / part, ignore_errors=True)
-            for file in ("corpus.txt", "run.json"):
-                (output / file).unlink(missing_ok=True)
-    identity = {"corpus": corpus, "corpus_megabytes": megabytes, "vocabulary": vocabulary, "teacher_tokens": teacher_tokens}
-    runs.claim(output, runs.flat(recipe) | identity | {f"model.{key}": value for key, value in model.items()}, remedy="--fresh starts over there")
-    runs.on_first_rank(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
-    tokens = output / "tokens"
-    teaching = copy.deepcopy(recipe)
-    teaching.training.max_tokens = teacher_tokens
-    teacher = _once(output / "teacher", lambda folder: runs.pretrain(teaching, model, tokens, folder, title="teacher"))
-    folder = str(output / "teacher" / "export")
-    student = _once(output / "distilled", lambda out: runs.distill(recipe, folder, tokens, out, title="student, distilled"))
-    plain = copy.deepcopy(recipe)
-    plain.losses.kl = plain.losses.cosine = 0.0
-    baseline = _once(output / "baseline", lambda out: runs.distill(plain, folder, tokens, out, title="student, no teacher"))
+
+    def erase() -> None:
+        for part in PARTS:
+            shutil.rmtree(output / part, ignore_errors=True)
+        for file in ("corpus.txt", "run.json"):
+            (output / file).unlink(missing_ok=True)
+
+    identity = flat(recipe) | {"corpus": corpus, "corpus_megabytes": megabytes, "vocabulary": vocabulary, "teacher_tokens": teacher_tokens}
+    identity |= {f"model.{key}": value for key, value in model.items()}
+    with claimed(output, identity, remedy="--fresh starts over there", first=erase if fresh else None):
+        on_first_rank(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
+        tokens = output / "tokens"
+        teaching = copy.deepcopy(recipe)
+        teaching.training.max_tokens = teacher_tokens
+        teacher = _once(output / "teacher", lambda folder: runs.pretrain(teaching, model, tokens, folder, title="teacher"))
+        folder = str(output / "teacher" / "export")
+        student = _once(output / "distilled", lambda out: runs.distill(recipe, folder, tokens, out, title="student, distilled"))
+        plain = copy.deepcopy(recipe)
+        plain.losses.kl = plain.losses.cosine = 0.0
+        baseline = _once(output / "baseline", lambda out: runs.distill(plain, folder, tokens, out, title="student, no teacher"))
     if not is_first():
         return {}
     start = {"parameters": student["parameters"], "heldout_mlm_loss": student["start_heldout_mlm_loss"],

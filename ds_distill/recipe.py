@@ -69,6 +69,7 @@ class Training:
         optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once a machine, about a minute), else torch's fused AdamW.
         deepspeed: Path of a DeepSpeed JSON (ds_configs/deepspeed/), which owns zero_optimization only.
         gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
+        max_skipped: Steps in a row that may be skipped because loss or gradient is not finite, before the run ends.
         checkpoint_every: Optimizer steps between checkpoints; 0: only at the end.
         keep_checkpoints: How many to keep.
         evaluate_every: Optimizer steps between held-out evaluations; 0: only at the end.
@@ -94,6 +95,7 @@ class Training:
     optimizer: Literal["auto", "deepspeed", "torch", "apex"] = "auto"
     deepspeed: str | None = None
     gradient_checkpointing: bool = False
+    max_skipped: int = 20
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
     evaluate_every: int = 0
@@ -163,6 +165,7 @@ class Recipe:
             ("training.weight_decay", t.weight_decay, 0, 10),
             ("training.clip", t.clip, 0, 1e9),
             ("training.dropout", t.dropout, 0, 0.99),
+            ("training.max_skipped", t.max_skipped, 1, 10**9),
             ("training.checkpoint_every", t.checkpoint_every, 0, 10**9),
             ("training.keep_checkpoints", t.keep_checkpoints, 1, 10**6),
             ("training.evaluate_every", t.evaluate_every, 0, 10**9),

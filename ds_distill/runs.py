@@ -3,13 +3,13 @@
 import copy
 import json
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
+from ds_distill.claim import claimed, flat, on_first_rank
 from ds_distill.console import is_first, progress
 from ds_distill.data.batches import BatchOrder, heldout_batches
 from ds_distill.data.masking import Masker
@@ -26,31 +26,11 @@ from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
 from ds_distill.report import loss_plot, model_card
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import device_of_rank, from_first_rank, precision_of, start_distributed
+from ds_distill.training.engine import device_of_rank, precision_of, start_distributed
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.loop import memory_explained, train
 from ds_distill.training.objective import Objective
 from ds_distill.training.weights import checkpoint_weights, master_weights
-
-
-def on_first_rank(job: Callable[[], object]) -> None:
-    """Collective: the first rank does `job`; its mistake or full disk is a UserError on every rank, so that none waits for what never comes."""
-    start_distributed()
-    problem, failure = None, None
-    if is_first():
-        try:
-            job()
-        except UserError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"{error.filename or 'the output folder'}: {error.strerror or error}; choose another --output, or make room there"
-        except Exception as error:
-            problem, failure = f"the first rank failed: {error!r}", error
-    problem = from_first_rank(problem)
-    if failure:
-        raise failure
-    if problem:
-        raise UserError(problem)
 
 
 def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None) -> dict:
@@ -109,40 +89,6 @@ def with_tokens(recipe: Recipe, tokens: Path) -> Recipe:
     recipe = copy.deepcopy(recipe)
     recipe.data.mode, recipe.data.sequence_length = manifest["mode"], manifest["sequence_length"]
     return recipe
-
-
-def claim(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output") -> None:
-    """Collective: bind `output` to one run. UserError where it holds another run, naming what differs, or cannot be written."""
-    file = output / "run.json"
-
-    def bind() -> None:
-        output.mkdir(parents=True, exist_ok=True)
-        if not file.is_file():
-            file.write_text(json.dumps(identity, indent=2) + "\n")
-            return
-        try:
-            before = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}): {remedy}") from error
-        changed = [key for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)]
-        if changed:
-            detail = "; ".join(f"{key} was {before.get(key)}, is {identity.get(key)}" for key in changed[:3])
-            raise UserError(f"{output} holds another run ({detail}): {remedy}")
-        if resume == "never":
-            raise UserError(f"{output} holds this run already: training.resume = auto goes on with it")
-
-    on_first_rank(bind)
-
-
-def flat(recipe: Recipe) -> dict:
-    """What decides a run's result, by dotted key. Housekeeping (how often to save or evaluate) may change on resume."""
-    keys = {f"{room}.{key}": value for room, values in recipe.as_dict().items() for key, value in values.items()}
-    for key in ("checkpoint_every", "keep_checkpoints", "resume", "evaluate_every", "heldout_blocks", "deepspeed", "device", "micro_batch",
-                "gradient_checkpointing"):  # fmt: skip
-        del keys[f"training.{key}"]
-    for key in ("workers", "streaming", "column"):
-        del keys[f"data.{key}"]
-    return json.loads(json.dumps(keys))
 
 
 def _masker(store: TokenStore, recipe: Recipe) -> Masker:
@@ -211,20 +157,20 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     store, order, held = _stores(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
     _check_fits(store, source.config, f"teacher {teacher}", teacher)
-    claim(output, flat(recipe) | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume)
-    t = recipe.training
-    student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, hidden=recipe.student.hidden,
-                            dropout=t.dropout, seed=t.seed, freeze_positions=recipe.student.freeze_positions)  # fmt: skip
-    _keep_model(student.config, tokens, output)
-    objective = Objective(student, recipe.losses, world, teacher_width=source.config.hidden_size)
-    frozen = None
-    if recipe.losses.kl or recipe.losses.cosine:
-        frozen = Teacher(source.to(device=device, dtype=torch.float16 if device.type == "cuda" else dtype))
-    del source
-    with memory_explained(t):
-        engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
-    summary["kl_on"] = recipe.losses.kl_on
-    return _finish(engine, summary, recipe, tokens, output, title)
+    with claimed(output, flat(recipe) | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume):
+        t = recipe.training
+        student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, hidden=recipe.student.hidden,
+                                dropout=t.dropout, seed=t.seed, freeze_positions=recipe.student.freeze_positions)  # fmt: skip
+        _keep_model(student.config, tokens, output)
+        objective = Objective(student, recipe.losses, world, teacher_width=source.config.hidden_size)
+        frozen = None
+        if recipe.losses.kl or recipe.losses.cosine:
+            frozen = Teacher(source.to(device=device, dtype=torch.float16 if device.type == "cuda" else dtype))
+        del source
+        with memory_explained(t):
+            engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
+        summary["kl_on"] = recipe.losses.kl_on
+        return _finish(engine, summary, recipe, tokens, output, title)
 
 
 def _fitting(recipe: Recipe, teacher: str) -> Recipe:
@@ -258,14 +204,14 @@ def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, t
             encoder = BertForMaskedLM(config)
     _check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
     start = {"from": weights_fingerprint(encoder)[:16]} if folder else {"model": model}
-    claim(output, flat(recipe) | {"data": store.manifest["fingerprint"]} | start, t.resume)
-    _keep_model(encoder.config, tokens, output)
-    objective = Objective(encoder, recipe.losses, world)
-    if t.trunk_learning_rate == 0:
-        objective.family.part(encoder, "trunk").requires_grad_(False)
-    with memory_explained(t):
-        engine, summary = train(objective, None, order, held, recipe, output, device, dtype, title)
-    return _finish(engine, summary, recipe, tokens, output, title)
+    with claimed(output, flat(recipe) | {"data": store.manifest["fingerprint"]} | start, t.resume):
+        _keep_model(encoder.config, tokens, output)
+        objective = Objective(encoder, recipe.losses, world)
+        if t.trunk_learning_rate == 0:
+            objective.family.part(encoder, "trunk").requires_grad_(False)
+        with memory_explained(t):
+            engine, summary = train(objective, None, order, held, recipe, output, device, dtype, title)
+        return _finish(engine, summary, recipe, tokens, output, title)
 
 
 def _keep_model(config, tokens: Path, output: Path) -> None:

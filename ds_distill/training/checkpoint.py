@@ -91,7 +91,7 @@ def _check_room(engine, folder: Path) -> None:
         if free >= need:
             return None
         kept = f"; the checkpoint {before[-1].name} is whole, the same command goes on from it" if before else ""
-        return f"{folder}: the disk is full, a checkpoint needs {need / 2**20:,.0f} MiB and {free / 2**20:,.0f} are free; make room there{kept}"
+        return f"{folder}: the disk is full, a checkpoint needs {need / 2**20:,.1f} MiB and {free / 2**20:,.1f} are free; make room there{kept}"
 
     problem = from_first_rank(shortage() if torch.distributed.get_rank() == 0 else None)
     if problem:

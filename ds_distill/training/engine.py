@@ -1,6 +1,7 @@
 """A recipe's optimizer, schedule and DeepSpeed engine."""
 
 import functools
+import math
 import os
 from datetime import timedelta
 
@@ -12,10 +13,13 @@ from ds_distill.console import say
 from ds_distill.errors import UserError
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.recipe import Training
+from ds_distill.training.heartbeat import Heartbeat
 from ds_distill.training.kernels import build_fused_adam, make_resumable, why_no_apex, why_no_build
 
 OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
                    "scheduler", "fp16", "bf16")  # fmt: skip
+
+heartbeats: list[Heartbeat] = []  # the job's, where it has several ranks
 
 
 def start_distributed() -> tuple[int, int]:
@@ -31,6 +35,8 @@ def start_distributed() -> tuple[int, int]:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else every rank's first collective would be on GPU 0
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+        if torch.distributed.get_world_size() > 1:
+            heartbeats.append(Heartbeat())
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
@@ -202,10 +208,18 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
         lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
         config=config,
     )
+    if dtype == torch.float32 and not engine.zero_optimization():
+        _make_skippable(optimizer)
     engine.parameter_names = names  # a group each: what its flat fp32 masters are cut by
     if dtype == torch.float32 and not engine.zero_optimization() and torch.distributed.get_world_size() == 1:
         engine.enable_backward_allreduce = False  # alone, it would copy every gradient into a bucket and back
     return engine
+
+
+def _make_skippable(optimizer: torch.optim.Optimizer) -> None:
+    """Give fp32 at stage 0 what DeepSpeed has everywhere else: a step with a gradient that is not finite changes nothing, and is counted."""
+    step, optimizer.overflow = optimizer.step, False
+    optimizer.step = lambda *arguments, **options: None if optimizer.overflow else step(*arguments, **options)
 
 
 def optimizer_step(engine) -> float | None:
@@ -216,7 +230,8 @@ def optimizer_step(engine) -> float | None:
     norm = None
     if not (engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled()):
         # alone here DeepSpeed computes the norm for clipping and throws it away
-        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+        engine.optimizer.overflow = not math.isfinite(norm)
     engine.step()
     if norm is None:
         norm = engine.get_global_grad_norm()

@@ -20,6 +20,7 @@ from ds_distill.recipe import Recipe, Training
 from ds_distill.training import checkpoint
 from ds_distill.training.engine import backward, make_engine, optimizer_step
 from ds_distill.training.evaluation import evaluate
+from ds_distill.training.finite import FiniteWatch
 from ds_distill.training.objective import Objective
 
 
@@ -100,6 +101,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     bar = progress(steps, title, "step", initial=first)
     began, seconds, sums = time.perf_counter(), 0.0, torch.zeros(4, dtype=torch.float64, device=device)
     tokens_before = state["tokens"]
+    finite = FiniteWatch(order, t.max_skipped, folder, scaled=dtype == torch.float16)
     engine.train()
 
     def measure(done: int) -> None:
@@ -115,33 +117,32 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     with Stop() as stop:
         for step, batches, counts in order.prefetch(first, steps):
             sums.zero_()
+            parts_of = []
             for micro, batch in enumerate(batches):
                 batch = batch.to(device)
                 torch.manual_seed(micro_step_seed(t.seed, step, micro, rank))
                 target = teacher.targets(batch.input_ids, batch.attention_mask) if teacher is not None else None
                 loss, parts = engine(batch.input_ids, batch.attention_mask, batch.labels, counts, target)
                 sums[:3] += parts
+                parts_of.append(parts)
                 backward(engine, loss)
                 norm = optimizer_step(engine)
             sums[3] = float(stop.asked)
             torch.distributed.all_reduce(sums)
             kl, mlm, cosine, asked = sums.tolist()
             real, masked = counts
-            if engine.skipped_steps == state["skipped"]:  # a step that overflowed taught nothing
+            skipped = engine.skipped_steps > state["skipped"]
+            if not skipped:
                 state["tokens"] += real
             state["skipped"] = engine.skipped_steps
             x = recipe.losses
             kl, mlm, cosine = kl / max(masked if x.kl_on == "masked" else real, 1), mlm / max(masked, 1), cosine / max(real, 1)
             total = x.mlm * mlm + (x.kl * kl + x.cosine * cosine if teacher is not None else 0.0)
-            if not math.isfinite(total):
-                raise UserError(
-                    f"step {step + 1}: the loss is {total} (kl {kl}, mlm {mlm}, cosine {cosine}); lower training.learning_rate, "
-                    f"or use bf16 instead of fp16. The last checkpoint is in {folder}"
-                )
+            finite.look(step, total, skipped, parts_of)
             seconds = time.perf_counter() - began
             rate = (state["tokens"] - tokens_before) / seconds
             done = step + 1
-            state["history"].append([done, state["tokens"], total, kl, mlm, cosine])
+            state["history"].append([done, state["tokens"], *(x if math.isfinite(x) else None for x in (total, kl, mlm, cosine))])
             if writer is not None:
                 log = {"loss/total": total, "loss/kl": kl, "loss/mlm": mlm, "loss/cosine": cosine, "train/lr": engine.get_lr()[0],
                        "train/grad_norm": norm, "train/tokens_per_second": rate, "train/tokens": state["tokens"],

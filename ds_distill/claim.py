@@ -1,0 +1,84 @@
+"""An output folder is one run's, and one job's at a time; its first rank writes for all."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from ds_distill.console import is_first
+from ds_distill.errors import UserError
+from ds_distill.recipe import Recipe
+from ds_distill.training.engine import from_first_rank, start_distributed
+
+
+def on_first_rank(job: Callable[[], object]) -> None:
+    """Collective: the first rank does `job`; its mistake or full disk is a UserError on every rank, so that none waits for what never comes."""
+    start_distributed()
+    problem, failure = None, None
+    if is_first():
+        try:
+            job()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename or 'the output folder'}: {error.strerror or error}; choose another --output, or make room there"
+        except Exception as error:
+            problem, failure = f"the first rank failed: {error!r}", error
+    problem = from_first_rank(problem)
+    if failure:
+        raise failure
+    if problem:
+        raise UserError(problem)
+
+
+@contextlib.contextmanager
+def claimed(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output", first: Callable | None = None):
+    """Collective: bind `output` to one run, and to this job while it lasts. UserError where it holds another run, naming what differs, where
+    another job is at it, or where it cannot be written. first: done before anything is compared, such as emptying the folder."""
+    file, lock = output / "run.json", contextlib.ExitStack()
+
+    def bind() -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        held = lock.enter_context(open(output / ".lock", "a+"))
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.seek(0)
+            who = held.read().strip() or "unknown"
+            raise UserError(f"{output}: another job is at it ({who}): wait for it, or choose another --output") from None
+        held.truncate(0)
+        held.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        held.flush()
+        if first:
+            first()
+        if not file.is_file():
+            file.write_text(json.dumps(identity, indent=2) + "\n")
+            return
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f"{file} is damaged ({error}): {remedy}") from error
+        changed = [key for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)]
+        if changed:
+            detail = "; ".join(f"{key} was {before.get(key)}, is {identity.get(key)}" for key in changed[:3])
+            raise UserError(f"{output} holds another run ({detail}): {remedy}")
+        if resume == "never":
+            raise UserError(f"{output} holds this run already: training.resume = auto goes on with it")
+
+    with lock:
+        on_first_rank(bind)
+        yield
+
+
+def flat(recipe: Recipe) -> dict:
+    """What decides a run's result, by dotted key. Housekeeping (how often to save or evaluate) may change on resume."""
+    keys = {f"{room}.{key}": value for room, values in recipe.as_dict().items() for key, value in values.items()}
+    for key in ("max_skipped", "checkpoint_every", "keep_checkpoints", "resume", "evaluate_every", "heldout_blocks", "deepspeed", "device",
+                "micro_batch", "gradient_checkpointing"):  # fmt: skip
+        del keys[f"training.{key}"]
+    for key in ("workers", "streaming", "column"):
+        del keys[f"data.{key}"]
+    return json.loads(json.dumps(keys))

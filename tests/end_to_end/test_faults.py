@@ -1,0 +1,182 @@
+"""What happens to a run that lasts: damaged checkpoints, a full disk, a second job, a loss that is not finite, ranks that are lost or slow."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.end_to_end.conftest import ROOT, ds_distill, environment_of
+
+
+@pytest.fixture(scope="module")
+def run(world, common):
+    """A finished run with a checkpoint at steps 3, 6, 9 and 10; and the command that made it."""
+    output = world / "faultless"
+    arguments = ["distill", "--teacher", world / "teacher", *common, "--training.checkpoint_every", 3, "--training.keep_checkpoints", 9]
+    done = ds_distill(*arguments, "--output", output)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["checkpoint_seconds"] > 0 and summary["checkpoint_bytes"] > 1e5
+    return output, arguments
+
+
+def copy_of(run, folder, up_to: int):
+    """The run as it was after the checkpoint of step `up_to`."""
+    shutil.copytree(run[0], folder)
+    shutil.rmtree(folder / "export")
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > up_to:
+            shutil.rmtree(path)
+    return folder
+
+
+def flip(file) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(file.stat().st_size // 2)
+        byte = stream.read(1)[0]
+        stream.seek(-1, 1)
+        stream.write(bytes([byte ^ 1]))
+
+
+def assert_same_weights(one, other) -> None:
+    mine, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (one, other))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def one_sentence(done, *words: str) -> None:
+    assert done.returncode not in (0, None), done.stdout
+    assert "Traceback" not in done.stderr, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("ds-distill: ")]
+    assert len(said) == 1 and all(word in said[0] for word in words), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "no manifest"])
+def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
+    output = copy_of(run, tmp_path / "run", 6)
+    newest = output / "checkpoints" / "step-000000006"
+    file = newest / ("manifest.json" if damage == "no manifest" else "mp_rank_00_model_states.pt")
+    if damage == "flipped":
+        flip(file)
+    elif damage == "truncated":
+        os.truncate(file, file.stat().st_size - 100)
+    else:
+        file.unlink()
+    done = ds_distill(*run[1], "--output", output)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step-000000006 is damaged" in done.stderr and file.name in done.stderr and "going on from the one before" in done.stderr
+    assert (output / "checkpoints" / "damaged-step-000000006").is_dir()
+    assert_same_weights(output, run[0])
+
+
+def test_no_sound_checkpoint_is_said(run, tmp_path):
+    output = copy_of(run, tmp_path / "run", 3)
+    flip(output / "checkpoints" / "step-000000003" / "mp_rank_00_model_states.pt")
+    one_sentence(ds_distill(*run[1], "--output", output), "every checkpoint is damaged", "another --output")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mount is not allowed here")
+    try:
+        output = copy_of(run, disk / "run", 3)
+        room = shutil.disk_usage(disk).free
+        (disk / "filler").write_bytes(b"\0" * (room - 100_000))
+        one_sentence(ds_distill(*run[1], "--output", output), "disk is full", "step-000000003 is whole")
+        (disk / "filler").unlink()
+        done = ds_distill(*run[1], "--output", output)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert_same_weights(output, run[0])
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)  # the tokens are still mapped
+
+
+def test_a_second_job_in_one_folder_is_refused(run, tmp_path):
+    output = copy_of(run, tmp_path / "run", 3)
+    with (output / ".lock").open("a") as held:
+        import fcntl
+
+        fcntl.flock(held, fcntl.LOCK_EX)
+        one_sentence(ds_distill(*run[1], "--output", output), "another job is at it", "process")
+
+
+def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(world, common, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(world / "teacher", teacher)
+    weights = load_file(teacher / "model.safetensors")
+    weights["bert.encoder.layer.1.output.dense.bias"][0] = float("nan")  # in a layer that the student is not given
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    done = ds_distill("distill", "--teacher", teacher, *common, "--output", tmp_path / "out", "--training.max_skipped", 3)
+    one_sentence(done, "3 steps in a row were not finite", "training.learning_rate", "checkpoints")
+    assert re.search(r"step 1: loss kl nan, cosine nan \(rank 0, micro-batch 1 of 2, sequences [\d, ]+, and 1 more.*skipped, 1 in a row of at most 3",
+                     done.stderr), done.stderr  # fmt: skip
+
+
+def two_ranks(*arguments):
+    """A job of two ranks under DeepSpeed's launcher, as ./launch.sh starts it."""
+    environment = environment_of(DS_DISTILL_RANKS="2", DS_DISTILL_PYTHON=sys.executable)
+    return subprocess.Popen([ROOT / "launch.sh", *map(str, arguments)], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+
+
+def ranks_of(job) -> dict[int, int]:
+    """Rank → process of a job."""
+    found = {}
+    for number in subprocess.run(["pgrep", "-s", str(job.pid)], capture_output=True, text=True).stdout.split():
+        try:
+            with open(f"/proc/{number}/environ") as file:
+                variables = dict(entry.split("=", 1) for entry in file.read().split("\0") if "=" in entry)
+        except OSError:
+            continue
+        if "RANK" in variables:
+            found.setdefault(int(variables["RANK"]), int(number))
+    return found
+
+
+def wait_for(condition, job, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_slow_rank_is_borne_and_a_killed_one_ends_the_job(world, common, tmp_path):
+    output = tmp_path / "out"
+    arguments = ["--teacher", world / "teacher", *common, "--output", output, "--training.max_tokens", 10**7, "--training.checkpoint_every", 5]
+    job = two_ranks(*arguments)
+    checkpoints = output / "checkpoints"
+
+    def newest() -> int:
+        return max((int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")), default=0)
+
+    try:
+        wait_for(lambda: newest() >= 5, job)
+        ranks = ranks_of(job)
+        assert set(ranks) == {0, 1}
+        os.kill(ranks[1], signal.SIGSTOP)
+        time.sleep(8)
+        before = newest()
+        os.kill(ranks[1], signal.SIGCONT)
+        wait_for(lambda: newest() > before + 5, job)
+        os.kill(ranks[1], signal.SIGKILL)
+        began = time.monotonic()
+        _, errors = job.communicate(timeout=60)
+        assert time.monotonic() - began < 60 and job.returncode != 0
+        said = [line for line in errors.splitlines() if line.startswith("ds-distill: ")]
+        assert len(said) <= 1 and "Traceback" not in errors, errors[-3000:]
+        assert not ranks_of(job), "an orphan"
+        assert newest() > before
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
