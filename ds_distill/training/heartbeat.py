@@ -67,8 +67,8 @@ class Heartbeat:
                 self.answered = self.heard = now
             before = now
             if now - self.answered > self.patience:
-                # each host cut off says so once
-                if os.environ.get("LOCAL_RANK", "0") == "0":
+                # each host cut off says so once; on the first rank's own it is another that can
+                if os.environ.get("LOCAL_RANK", "0") == ("1" if self.first_host == socket.gethostname() else "0"):
                     self._say(f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: its host or the network is down")
                 os._exit(_LOST)
             if now - self.heard > self.patience:

@@ -1,0 +1,150 @@
+"""Two hosts: network namespaces with an sshd in each, joined by a wire. DeepSpeed's launcher starts the job as on a cluster."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import ROOT, environment_of
+from tests.end_to_end.test_faults import wait_for
+
+NEEDED = ("ip", "sshd", "ssh", "ssh-keygen", "pdsh")
+PATHS = os.environ["PATH"] + ":/usr/sbin:/sbin"
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+
+
+def why_not() -> str | None:
+    if os.geteuid() != 0:
+        return "two hosts need root, for network namespaces"
+    missing = [name for name in NEEDED if not shutil.which(name, path=PATHS)]
+    if missing:
+        return f"two hosts need {', '.join(missing)} (on Debian and Ubuntu: iproute2, openssh-server, pdsh)"
+    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True)
+    return "network namespaces are not allowed here" if probe.returncode else None
+
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+def ip(*words) -> None:
+    subprocess.run(["ip", *map(str, words)], check=True, env=os.environ | {"PATH": PATHS})
+
+
+class Hosts:
+    """Namespaces dsd0 and dsd1; the environment of a user who is logged in on the first."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.names, self.servers = folder, [f"dsd{os.getpid()}-{i}" for i in range(2)], []
+        for name in self.names:
+            ip("netns", "add", name)
+        ip("link", "add", "dsdwire0", "type", "veth", "peer", "name", "dsdwire1")
+        for i, name in enumerate(self.names):
+            ip("link", "set", f"dsdwire{i}", "netns", name, "name", "eth0")
+            ip("-n", name, "addr", "add", f"{ADDRESSES[i]}/24", "dev", "eth0")
+            ip("-n", name, "link", "set", "eth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        for key in ("host", "user"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
+        shutil.copy(folder / "user.pub", folder / "authorized")
+        (folder / "sshd_config").write_text(f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\n"
+                                            f"PermitRootLogin yes\nPidFile none\n")  # fmt: skip
+        Path("/run/sshd").mkdir(exist_ok=True)
+        for name in self.names:
+            server = [shutil.which("sshd", path=PATHS), "-D", "-e", "-f", str(folder / "sshd_config")]
+            log = (folder / f"{name}.log").open("w")
+            self.servers.append(subprocess.Popen(["ip", "netns", "exec", name, *server], stdout=log, stderr=log, env=os.environ | {"PATH": PATHS}))
+        # the user's ssh settings, without touching those of who runs the tests
+        (folder / "bin").mkdir()
+        (folder / "ssh_config").write_text(f"IdentityFile {folder}/user\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n")
+        (folder / "bin" / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')
+        (folder / "bin" / "ssh").chmod(0o755)
+        (folder / "hostfile").write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
+        (folder / "environment").write_text("GLOO_SOCKET_IFNAME=eth0\nDS_ACCELERATOR=cpu\nOMP_NUM_THREADS=1\n")
+        self.environment = environment_of(PATH=f"{folder}/bin:{Path(sys.executable).parent}:{PATHS}", DS_ENV_FILE=str(folder / "environment"),
+                                          GLOO_SOCKET_IFNAME="eth0")  # fmt: skip
+
+    def start(self, host: int, *words) -> subprocess.Popen:
+        return subprocess.Popen(["ip", "netns", "exec", self.names[host], *map(str, words)], cwd=ROOT, env=self.environment, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+
+    def processes(self, name: str) -> list[str]:
+        found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, env=os.environ | {"PATH": PATHS})
+        return found.stdout.split()
+
+    def close(self) -> None:
+        for name in self.names:
+            for number in self.processes(name):
+                os.kill(int(number), signal.SIGKILL)
+            ip("netns", "del", name)
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    made = Hosts(tmp_path_factory.mktemp("hosts"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def arguments(world, common):
+    return ["--teacher", world / "teacher", *common, "--training.dropout", 0.1]
+
+
+def history(output) -> list:
+    return json.loads((output / "curves.json").read_text())["history"]
+
+
+@pytest.fixture(scope="module")
+def one_host(world, arguments):
+    output = world / "one host"
+    environment = environment_of(DS_DISTILL_RANKS="2", DS_DISTILL_PYTHON=sys.executable)
+    done = subprocess.run([ROOT / "launch.sh", *map(str, arguments), "--output", output], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return history(output)
+
+
+def no_ssh(hosts, port: int, *arguments) -> list[subprocess.Popen]:
+    return [hosts.start(i, "deepspeed", "--hostfile", hosts.folder / "hostfile", "--no_ssh", "--node_rank", i, "--master_addr", ADDRESSES[0],
+                        "--master_port", port, "launch.sh", *arguments) for i in range(2)]  # fmt: skip
+
+
+def test_two_hosts_over_ssh_learn_what_one_host_does(hosts, arguments, one_host, tmp_path):
+    job = hosts.start(0, "deepspeed", "--hostfile", hosts.folder / "hostfile", "launch.sh", *arguments, "--output", tmp_path / "out")
+    out, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors[-4000:]
+    assert history(tmp_path / "out") == one_host
+    results = [line for line in out.splitlines() if '"export"' in line]
+    assert len(results) == 1 and results[0].startswith(f"{ADDRESSES[0]}: "), "the first rank alone says what came out"
+
+
+def test_two_hosts_without_ssh(hosts, arguments, one_host, tmp_path):
+    jobs = no_ssh(hosts, 29511, *arguments, "--output", tmp_path / "out")
+    for job in jobs:
+        _, errors = job.communicate(timeout=300)
+        assert job.returncode == 0, errors[-4000:]
+    assert history(tmp_path / "out") == one_host
+
+
+def test_a_link_that_goes_down_ends_the_job_on_both_hosts(hosts, arguments, tmp_path):
+    output = tmp_path / "out"
+    jobs = no_ssh(hosts, 29512, *arguments, "--output", output, "--training.max_tokens", 10**7, "--training.checkpoint_every", 5)
+    wait_for(lambda: (output / "checkpoints").is_dir() and list((output / "checkpoints").glob("step-*")), jobs[0])
+    ip("-n", hosts.names[1], "link", "set", "eth0", "down")
+    try:
+        began = time.monotonic()
+        errors = [job.communicate(timeout=90)[1] for job in jobs]
+        assert time.monotonic() - began < 60
+    finally:
+        ip("-n", hosts.names[1], "link", "set", "eth0", "up")
+    for job, text in zip(jobs, errors, strict=True):
+        said = [line for line in text.splitlines() if line.startswith("ds-distill: ")]
+        assert job.returncode != 0 and len(said) == 1 and "Traceback" not in text, text[-3000:]
+        assert "no sign of life" in said[0] or "no answer from the first rank" in said[0]
+    servers = {str(server.pid) for server in hosts.servers}
+    assert all(set(hosts.processes(name)) <= servers for name in hosts.names), "orphans"
