@@ -67,16 +67,24 @@ class Heartbeat:
                 self.answered = self.heard = now
             before = now
             if now - self.answered > self.patience:
-                # each host cut off says so once; on the first rank's own it is another that can
-                if os.environ.get("LOCAL_RANK", "0") == ("1" if self.first_host == socket.gethostname() else "0"):
-                    self._say(f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: its host or the network is down")
-                os._exit(_LOST)
+                self._give_up()
             if now - self.heard > self.patience:
-                mine = self.store.compare_set("verdict", "", str(self.rank)) == str(self.rank).encode()
-                if mine:
-                    self._say(f"rank {self.neighbour} (host {self.neighbour_host}) has given no sign of life for {self.patience:.0f} s")
-                time.sleep(2 * _EVERY)  # the others read the verdict from the store, which may end with this rank
-                os._exit(_LOST)
+                ask = threading.Thread(target=self._accuse, daemon=True)  # the store may be silent too, and asking block for ever
+                ask.start()
+                ask.join(2 * _EVERY)
+                self._give_up()
+
+    def _accuse(self) -> None:
+        if self.store.compare_set("verdict", "", str(self.rank)) == str(self.rank).encode():
+            self._say(f"rank {self.neighbour} (host {self.neighbour_host}) has given no sign of life for {self.patience:.0f} s")
+        time.sleep(_EVERY)  # the others read the verdict from the store, which may end with this rank
+        os._exit(_LOST)
+
+    def _give_up(self) -> None:
+        # each host cut off says so once; on the first rank's own it is another that can
+        if os.environ.get("LOCAL_RANK", "0") == ("1" if self.first_host == socket.gethostname() else "0"):
+            self._say(f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: its host or the network is down")
+        os._exit(_LOST)
 
     def _say(self, what: str) -> None:
         print(f"\nds-distill: {what}. The run ends; the same command goes on from its last checkpoint", file=sys.stderr, flush=True)

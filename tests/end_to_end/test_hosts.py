@@ -58,7 +58,7 @@ class Hosts:
         for name in self.names:
             server = [shutil.which("sshd", path=PATHS), "-D", "-e", "-f", str(folder / "sshd_config")]
             log = (folder / f"{name}.log").open("w")
-            self.servers.append(subprocess.Popen(["ip", "netns", "exec", name, *server], stdout=log, stderr=log, env=os.environ | {"PATH": PATHS}))
+            self.servers.append(subprocess.Popen([*self.inside(name), *server], stdout=log, stderr=log, env=os.environ | {"PATH": PATHS}))
         # the user's ssh settings, without touching those of who runs the tests
         (folder / "bin").mkdir()
         (folder / "ssh_config").write_text(f"IdentityFile {folder}/user\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n")
@@ -69,8 +69,13 @@ class Hosts:
         self.environment = environment_of(PATH=f"{folder}/bin:{Path(sys.executable).parent}:{PATHS}", DS_ENV_FILE=str(folder / "environment"),
                                           GLOO_SOCKET_IFNAME="eth0")  # fmt: skip
 
+    @staticmethod
+    def inside(name: str) -> list[str]:
+        """What starts a command in a namespace, under a host name of its own."""
+        return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', name]
+
     def start(self, host: int, *words) -> subprocess.Popen:
-        return subprocess.Popen(["ip", "netns", "exec", self.names[host], *map(str, words)], cwd=ROOT, env=self.environment, text=True,
+        return subprocess.Popen([*self.inside(self.names[host]), *map(str, words)], cwd=ROOT, env=self.environment, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
 
     def processes(self, name: str) -> list[str]:
@@ -142,7 +147,7 @@ def test_a_link_that_goes_down_ends_the_job_on_both_hosts(hosts, arguments, tmp_
         assert time.monotonic() - began < 60
     finally:
         ip("-n", hosts.names[1], "link", "set", "eth0", "up")
-    for job, text in zip(jobs, errors, strict=True):
+    for job, text in zip(jobs, errors, strict=True):  # either side of the cut has one that speaks
         said = [line for line in text.splitlines() if line.startswith("ds-distill: ")]
         assert job.returncode != 0 and len(said) == 1 and "Traceback" not in text, text[-3000:]
         assert "no sign of life" in said[0] or "no answer from the first rank" in said[0]
