@@ -5,13 +5,14 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ds_distill.console import is_first
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe
-from ds_distill.training.engine import from_first_rank, start_distributed
+from ds_distill.training.engine import from_every_rank, from_first_rank, start_distributed
 
 
 def on_first_rank(job: Callable[[], object]) -> None:
@@ -70,7 +71,18 @@ def claimed(output: Path, identity: dict, resume: str = "auto", remedy: str = "c
 
     with lock:
         on_first_rank(bind)
+        _check_shared(file)
         yield
+
+
+def _check_shared(file: Path) -> None:
+    """Collective: UserError where a rank's host does not see what the first rank wrote."""
+    deadline = time.monotonic() + 30  # a network file system may be that late
+    while not file.is_file() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    blind = sorted({host for host in from_every_rank(None if file.is_file() else socket.gethostname()) if host})
+    if blind:
+        raise UserError(f"{file.parent}: not seen on {', '.join(blind)}; --output must lie on a file system that all hosts share")
 
 
 def flat(recipe: Recipe) -> dict:

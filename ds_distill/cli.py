@@ -42,6 +42,12 @@ def build_parser():
         def error(self, message, ex=None):
             raise UserError(explain(str(message), known_keys(self)))
 
+        def parse_args(self, *arguments, **options):
+            try:
+                return super().parse_args(*arguments, **options)
+            except RecursionError:
+                raise UserError("--config: the file refers to itself or nests without end") from None
+
     parser = Parser(prog="ds-distill", description="Distil pretrained encoders into small ones during pretraining, on DeepSpeed.")
     commands = parser.add_subcommands(required=True)
     for name, purpose in COMMANDS.items():

@@ -180,7 +180,7 @@ class Recipe:
             ("losses.temperature", x.temperature, 0.01, 1e3),
         ]
         for key, value, low, high in limits:
-            if not low <= value <= high:
+            if value is None or not low <= value <= high:
                 raise UserError(f"{key} = {value}: must be between {low} and {high:g}")
         if t.micro_batch != "auto" and t.global_batch % t.micro_batch:
             valid = [b for b in range(1, t.global_batch + 1) if t.global_batch % b == 0]

@@ -26,7 +26,7 @@ from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
 from ds_distill.report import loss_plot, model_card
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import device_of_rank, precision_of, start_distributed
+from ds_distill.training.engine import device_of_rank, from_every_rank, precision_of, start_distributed
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.loop import memory_explained, train
 from ds_distill.training.objective import Objective
@@ -101,6 +101,10 @@ def _masker(store: TokenStore, recipe: Recipe) -> Masker:
 def _stores(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str, Path]):
     """(the training part, its order, what makes the batches of each held-out set)."""
     store = TokenStore.open(tokens, "train")
+    found = from_every_rank(store.manifest["fingerprint"])
+    other = next((number for number, fingerprint in enumerate(found) if fingerprint != found[0]), None)
+    if other is not None:
+        raise UserError(f"{tokens}: rank {other} has other tokens there than the first; copy that folder from the first rank's host")
     masker = _masker(store, recipe)
     t, d = recipe.training, recipe.data
     own = not d.attend_across_documents

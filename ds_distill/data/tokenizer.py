@@ -82,8 +82,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         raise UserError(f"{name}: no such tokenizer folder; give a folder saved with save_pretrained, or a model's name")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(Path(name).expanduser()), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name}: no tokenizer can be loaded from it ({str(error).splitlines()[0]}); "
+    except Exception as error:  # the libraries answer a broken file with whatever breaks first
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{name}: no tokenizer can be loaded from it ({reason}); "
                         "give a folder that holds tokenizer.json and tokenizer_config.json") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json); convert it with transformers and save it again")

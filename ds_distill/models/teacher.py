@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
@@ -57,10 +57,32 @@ def _check_folder(path: str, folder: Path) -> None:
     if config.get("position_embedding_type", "absolute") != "absolute":
         kind = config["position_embedding_type"]
         raise UserError(f"teacher = {path}: position_embedding_type is {kind!r}; give a teacher with absolute positions")
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"teacher = {path}: {index.name} cannot be read ({error}); save the model again") from None
+        if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+            raise UserError(f"teacher = {path}: {index.name} names {strange[0]!r}, outside of the folder; save the model again")
     if not any(folder.glob("model*.safetensors")):
         pickled = sorted(file.name for file in folder.glob("*.bin"))
         found = f"only {', '.join(pickled)}, and pickled weights are not loaded" if pickled else "no weights"
         raise UserError(f"teacher = {path}: {found}; save the model with save_pretrained, which writes model.safetensors")
+
+
+def _check_size(path: str, folder: Path, config: PretrainedConfig) -> None:
+    """UserError where config.json describes a model that cannot be built, or one that the weights are far too small for: it would be allocated
+    all the same, and filled with noise."""
+    if not 1 <= config.num_hidden_layers <= 1000:
+        raise UserError(f"teacher = {path}: {config.num_hidden_layers} layers in config.json; restore the right one")
+    try:
+        with torch.device("meta"):
+            wanted = sum(parameter.numel() for parameter in AutoModelForMaskedLM.from_config(config, trust_remote_code=False).parameters())
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, KeyError, AssertionError) as error:
+        raise UserError(f"teacher = {path}: config.json describes no model ({' '.join(str(error).split())[:200]}); restore it") from error
+    there = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    if wanted > 4 * there + 2**20:  # a byte a parameter is the least, and a trunk may lack its head
+        raise UserError(f"teacher = {path}: config.json describes {wanted:,} parameters, the weights hold {there:,} bytes; restore the right one")
 
 
 def load_masked_lm(path: str, *, new_head: bool = False, dropout: float | None = None) -> PreTrainedModel:
@@ -74,7 +96,11 @@ def load_masked_lm(path: str, *, new_head: bool = False, dropout: float | None =
     """
     folder = resolve_model_folder(path)
     _check_folder(path, folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"teacher = {path}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it") from error
+    _check_size(path, folder, config)
     if dropout is not None:
         for key in family_of_type(config.model_type).dropouts:
             setattr(config, key, dropout)

@@ -1,0 +1,191 @@
+"""Folders, texts and recipes that mean harm or are simply wrong: nothing executes, nothing is written elsewhere, memory stays bounded,
+and the answer is one sentence."""
+
+import gzip
+import json
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from ds_distill.cli import ROOMS, build_parser
+from ds_distill.data.sources import pieces_of, read
+from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
+from ds_distill.errors import UserError
+from ds_distill.models.teacher import load_masked_lm
+from ds_distill.recipe import Recipe
+from tests.distributed.launch import ROOT
+from tests.unit.test_models_teacher import tiny_bert
+
+
+class Payload:
+    """What a pickle may do: write the file `mark`."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_bert().save_pretrained(tmp_path / "model")
+    train_wordpiece(["the small model reads what a large one wrote"] * 3, 256, tmp_path / "tokenizer")
+    for file in (tmp_path / "tokenizer").iterdir():
+        file.rename(tmp_path / "model" / file.name)
+    return tmp_path / "model"
+
+
+def change(file, **values) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_pickled_weights_are_never_read(folder, tmp_path):
+    mark = tmp_path / "executed"
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
+        (folder / name).write_bytes(pickle.dumps(Payload(mark)))
+    load_masked_lm(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="pickled weights are not loaded"):
+        load_masked_lm(str(folder))
+    assert not mark.exists()
+
+
+def test_a_folders_own_code_is_never_run(folder, tmp_path):
+    mark = tmp_path / "executed"
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Config: pass\nclass Model: pass\nclass Tokenizer: pass\n")
+    change(folder / "config.json", auto_map={"AutoConfig": "evil.Config", "AutoModelForMaskedLM": "evil.Model"})
+    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]})
+    load_masked_lm(str(folder))
+    load_tokenizer(folder)
+    assert not mark.exists()
+
+
+def header(tensors: dict, length: int | None = None, data: bytes = b"") -> bytes:
+    text = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\0" * 8, header({}, 2**60), header({}, 99_000_000),
+    header({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+    header({key: {"dtype": "F32", "shape": [4], "data_offsets": [at, at + 16]} for key, at in (("x", 0), ("y", 8))}, data=b"\0" * 24),
+    header({"x": {"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}}, data=b"\0" * 16),
+    header({"x": {"dtype": "EVIL", "shape": [4], "data_offsets": [0, 16]}}, data=b"\0" * 16),
+])  # fmt: skip
+def test_lying_tensor_headers(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError):
+        load_masked_lm(str(folder))
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/tmp/outside.safetensors", "sub/../../outside.safetensors"])
+def test_an_index_does_not_lead_out_of_its_folder(folder, name):
+    outside = folder.parent / "outside.safetensors"
+    (folder / "model.safetensors").rename(outside)
+    weights = {key: name.replace("/tmp", str(folder.parent)) for key in load_file(outside)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    with pytest.raises(UserError, match="outside"):
+        load_masked_lm(str(folder))
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": 2**30}, {"vocab_size": 10**12}, {"num_hidden_layers": 10**9}, {"intermediate_size": -1},
+                                     {"hidden_size": "many"}, {"num_attention_heads": 0}, {"max_position_embeddings": 10**11}])  # fmt: skip
+def test_a_config_that_asks_for_more_than_there_is(folder, changes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    change(folder / "config.json", **changes)
+    with pytest.raises(UserError):
+        load_masked_lm(str(folder))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "\0" * 50, '{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": [["b", "c"]]}}'])
+def test_a_broken_tokenizer(folder, file, content):
+    (folder / file).write_text(content)
+    try:
+        load_tokenizer(folder)
+    except UserError:
+        pass
+
+
+READ = """
+import resource, sys
+from ds_distill.data.sources import pieces_of, read
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+count = longest = 0
+for piece in pieces_of([sys.argv[1]]):
+    for document in read(piece):
+        count, longest = count + 1, max(longest, len(document.text))
+print(count, longest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_an_archive_bomb_and_a_line_without_end(tmp_path):
+    """300 MB in one line, 300 kB on the disk."""
+    with gzip.open(tmp_path / "bomb.txt.gz", "wb", compresslevel=6) as file:
+        for _ in range(300):
+            file.write(b"a" * 10**6)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", READ, str(tmp_path / "bomb.txt.gz")], env=environment, capture_output=True, text=True)
+    count, longest, grown = map(int, done.stdout.split())
+    assert count >= 3000 and longest <= 100_000
+    assert grown < 150, f"{grown} MiB for a document of 300 MB"
+
+
+def test_text_that_is_none(tmp_path):
+    rows = [b"\xff\xfe\xfd" * 1000, b"x" * 10_000_000, b"caf\xc3\xa9", b"<script>alert(1)</script>", b'{"a": "b"}']
+    (tmp_path / "t.txt").write_bytes(b"\n\n".join(rows))
+    found = [document for piece in pieces_of([str(tmp_path / "t.txt")]) for document in read(piece)]
+    assert "café" in [document.text for document in found] and any(document.bad_utf8 for document in found)
+    (tmp_path / "nul.txt").write_bytes(b"\0" * 1000)
+    with pytest.raises(UserError, match="not text"):
+        pieces_of([str(tmp_path / "nul.txt")])
+    (tmp_path / "t.jsonl").write_bytes(b'{"text": "one"}\n\0\0\0\n{"text": 5}\n')
+    with pytest.raises(UserError, match="t.jsonl"):
+        [document for piece in pieces_of([str(tmp_path / "t.jsonl")]) for document in read(piece)]
+
+
+SETTINGS = [f"{room}.{key}" for room, kind in ROOMS.items() for key in kind.__dataclass_fields__]
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=2), st.sampled_from(["auto", "../../etc/passwd", "!!python/object:os.system"]),
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(changes=st.dictionaries(st.sampled_from(SETTINGS) | st.text(min_size=1, max_size=12), VALUES, min_size=1, max_size=3))
+def test_any_recipe_is_taken_or_answered(tmp_path, changes):
+    rooms: dict = {}
+    for key, value in changes.items():
+        room, _, name = key.partition(".")
+        if name and isinstance(rooms.setdefault(room, {}), dict):
+            rooms[room][name] = value
+        else:
+            rooms[room] = value
+    (tmp_path / "r.yaml").write_text(yaml.dump(rooms))
+    try:
+        options = build_parser().parse_args(["distill", "--config", str(tmp_path / "r.yaml"), "--output", "x"])["distill"]
+        recipe = Recipe(**{room: options[room] if isinstance(options[room], kind) else kind(**vars(options[room])) for room, kind in ROOMS.items()})
+        recipe.check()
+    except UserError as error:
+        assert str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.mkdir [MARK]", "training: !!python/name:os.system", "a: &a [*a]", "{" * 500, "\0", "- - -",
+                                  "x: " + "[" * 300 + "]" * 300])  # fmt: skip
+def test_a_recipe_that_is_no_recipe(tmp_path, text):
+    mark = tmp_path / "executed"
+    (tmp_path / "r.yaml").write_text(text.replace("MARK", str(mark)))
+    with pytest.raises(UserError):
+        build_parser().parse_args(["distill", "--config", str(tmp_path / "r.yaml")])
+    assert not mark.exists()
