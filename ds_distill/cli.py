@@ -182,6 +182,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def recipe_of(options) -> Recipe:
+    """The recipe in parsed options; a section with nothing under it has the defaults."""
+    rooms = {room: kind() if options[room] is None else options[room] for room, kind in ROOMS.items()}
+    return Recipe(**{room: value if isinstance(value, ROOMS[room]) else ROOMS[room](**vars(value)) for room, value in rooms.items()})
+
+
 def _lost_another(error: RuntimeError) -> bool:
     """Whether a collective broke off because of another process: gloo's errors are plain RuntimeErrors."""
     from torch.distributed import DistError
@@ -202,7 +208,7 @@ def execute(command: str, options) -> dict:
         if not options.run:
             raise UserError("--run is missing: the --output folder of distill or pretrain")
         return runs.export_run(Path(options.run), output, options.step)
-    recipe = Recipe(**{room: options[room] if isinstance(options[room], kind) else kind(**vars(options[room])) for room, kind in ROOMS.items()})
+    recipe = recipe_of(options)
     recipe.check()
     if command == "plan":
         if not options.teacher:

@@ -16,12 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ds_distill.cli import ROOMS, build_parser
+from ds_distill.cli import ROOMS, build_parser, recipe_of
 from ds_distill.data.sources import pieces_of, read
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.models.teacher import load_masked_lm
-from ds_distill.recipe import Recipe
 from tests.distributed.launch import ROOT
 from tests.unit.test_models_teacher import tiny_bert
 
@@ -162,9 +161,14 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def parser():
+    return build_parser()
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(changes=st.dictionaries(st.sampled_from(SETTINGS) | st.text(min_size=1, max_size=12), VALUES, min_size=1, max_size=3))
-def test_any_recipe_is_taken_or_answered(tmp_path, changes):
+def test_any_recipe_is_taken_or_answered(tmp_path, parser, changes):
     rooms: dict = {}
     for key, value in changes.items():
         room, _, name = key.partition(".")
@@ -174,9 +178,8 @@ def test_any_recipe_is_taken_or_answered(tmp_path, changes):
             rooms[room] = value
     (tmp_path / "r.yaml").write_text(yaml.dump(rooms))
     try:
-        options = build_parser().parse_args(["distill", "--config", str(tmp_path / "r.yaml"), "--output", "x"])["distill"]
-        recipe = Recipe(**{room: options[room] if isinstance(options[room], kind) else kind(**vars(options[room])) for room, kind in ROOMS.items()})
-        recipe.check()
+        options = parser.parse_args(["distill", "--config", str(tmp_path / "r.yaml"), "--output", "x"])["distill"]
+        recipe_of(options).check()
     except UserError as error:
         assert str(error) and "\n" not in str(error)
 
