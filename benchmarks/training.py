@@ -25,9 +25,10 @@ from benchmarks.reference import reference_step
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
-from ds_distill.training.engine import backward, device_of_rank, make_engine, optimizer_step, precision_of, start_distributed
+from ds_distill.training.engine import backward, device_of_rank, make_engine, optimizer_step, precision_of
 from ds_distill.training.forecast import flops_a_token
 from ds_distill.training.objective import Objective
+from ds_distill.training.ranks import start_distributed
 
 
 def gemm_rate(device: torch.device, dtype: torch.dtype, rows: int, hidden: int) -> float:

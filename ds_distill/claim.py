@@ -9,30 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ds_distill.console import is_first
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe
-from ds_distill.training.engine import from_every_rank, from_first_rank, start_distributed
-
-
-def on_first_rank(job: Callable[[], object]) -> None:
-    """Collective: the first rank does `job`; its mistake or full disk is a UserError on every rank, so that none waits for what never comes."""
-    start_distributed()
-    problem, failure = None, None
-    if is_first():
-        try:
-            job()
-        except UserError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"{error.filename or 'the output folder'}: {error.strerror or error}; choose another --output, or make room there"
-        except Exception as error:
-            problem, failure = f"the first rank failed: {error!r}", error
-    problem = from_first_rank(problem)
-    if failure:
-        raise failure
-    if problem:
-        raise UserError(problem)
+from ds_distill.training.ranks import from_every_rank, on_first_rank
 
 
 @contextlib.contextmanager

@@ -158,6 +158,9 @@ def main(argv: list[str] | None = None) -> int:
         say("loading torch and DeepSpeed …")
         quieten(debug)
         summary = execute(command, options)
+        from ds_distill.training.ranks import leave  # loaded by now
+
+        leave()
         if is_first() and (options.output or command == "evaluate"):
             write_summary(summary, Path(options.output or EVALUATED_IN))
     except (UserError, OSError) as error:

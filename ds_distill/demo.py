@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ds_distill import runs
-from ds_distill.claim import claimed, flat, on_first_rank
+from ds_distill.claim import claimed, flat
 from ds_distill.console import is_first, progress, say
 from ds_distill.data.corpus import embedded_documents
 from ds_distill.data.sources import pieces_of, read
@@ -17,8 +17,8 @@ from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Recipe
 from ds_distill.report import table, write_summary
-from ds_distill.training.engine import start_distributed
 from ds_distill.training.kernels import build_ahead
+from ds_distill.training.ranks import on_first_rank, start_distributed
 
 PARTS = ("tokens", "tokenizer", "teacher", "distilled", "baseline")
 COLUMNS = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)",

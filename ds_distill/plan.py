@@ -19,9 +19,10 @@ from ds_distill.models.families import family_of_type
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, resolve_model_folder
 from ds_distill.recipe import Recipe, Training
-from ds_distill.training.engine import device_of_rank, precision_of, stage_of, start_distributed
+from ds_distill.training.engine import device_of_rank, precision_of, stage_of
 from ds_distill.training.forecast import GIB, activation_line, flops_a_token, memory
 from ds_distill.training.objective import Objective
+from ds_distill.training.ranks import start_distributed
 
 HEADROOM = 0.9  # of the device's memory: allocators keep some for themselves
 # On a CPU, measured (python -m benchmarks.forecast): thread pools and GEMM buffers, and what glibc's heap keeps of freed activations

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
-from ds_distill.claim import claimed, flat, on_first_rank
+from ds_distill.claim import claimed, flat
 from ds_distill.console import is_first, progress
 from ds_distill.data.batches import BatchOrder, heldout_batches
 from ds_distill.data.masking import Masker
@@ -26,10 +26,11 @@ from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
 from ds_distill.report import loss_plot, model_card
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import device_of_rank, from_every_rank, precision_of, start_distributed
+from ds_distill.training.engine import device_of_rank, precision_of
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.loop import memory_explained, train
 from ds_distill.training.objective import Objective
+from ds_distill.training.ranks import from_every_rank, on_first_rank, start_distributed
 from ds_distill.training.weights import checkpoint_weights, master_weights
 
 

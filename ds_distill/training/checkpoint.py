@@ -1,5 +1,6 @@
 """Checkpoints that are complete or absent: DeepSpeed writes beside, checksums follow, a rename publishes."""
 
+import contextlib
 import errno
 import json
 import os
@@ -13,10 +14,11 @@ import torch
 
 from ds_distill.console import say
 from ds_distill.errors import UserError
-from ds_distill.training.engine import from_every_rank, from_first_rank
+from ds_distill.training.ranks import from_every_rank, from_first_rank, on_first_rank
 from ds_distill.training.reshape import make_universal, plain_path
 
 MANIFEST = "manifest.json"  # what cut it (stage, ranks, precision), the parameters of each group, and size and checksum of every file
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's word → the recipe's
 _CHUNK = 2**24
 
 
@@ -81,7 +83,7 @@ def _shape(engine) -> dict:
 def _check_room(engine, folder: Path) -> None:
     """Collective: UserError where the disk cannot take a checkpoint; a write that breaks off would leave other ranks waiting."""
 
-    def shortage() -> str | None:
+    def look() -> None:
         before = list(all_of(folder).values())
         if before:
             need = sum(file.stat().st_size for file in before[-1].iterdir())
@@ -89,28 +91,24 @@ def _check_room(engine, folder: Path) -> None:
             need = 12 * sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
         free = shutil.disk_usage(folder).free
         if free >= need:
-            return None
+            return
         kept = f"; the checkpoint {before[-1].name} is whole, the same command goes on from it" if before else ""
-        return f"{folder}: the disk is full, a checkpoint needs {need / 2**20:,.1f} MiB and {free / 2**20:,.1f} are free; make room there{kept}"
+        raise UserError(f"{folder}: the disk is full, a checkpoint needs {need / 2**20:,.1f} MiB and {free / 2**20:,.1f} are free; "
+                        f"make room there{kept}")  # fmt: skip
 
-    problem = from_first_rank(shortage() if torch.distributed.get_rank() == 0 else None)
-    if problem:
-        raise UserError(problem)
+    on_first_rank(look)
 
 
-class _full_disk_said:
+@contextlib.contextmanager
+def _full_disk_said(folder: Path):
     """A write that breaks off for want of room is a UserError: torch's own is a RuntimeError about positions in a file."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or (isinstance(error, RuntimeError) and shutil.disk_usage(self.folder).free < 2**20):
-            raise UserError(f"{self.folder}: the disk is full; make room there, and the same command goes on from the last checkpoint") from error
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) if isinstance(error, OSError) else shutil.disk_usage(folder).free < 2**20
+        if not full:
+            raise
+        raise UserError(f"{folder}: the disk is full; make room there, and the same command goes on from the last checkpoint") from error
 
 
 def _checksum(file: Path, flush: bool = False) -> tuple[int, int]:
@@ -170,12 +168,13 @@ def load(engine, path: Path) -> dict:
     """Collective: put the engine back to `path`; returns the state given to save. Another ZeRO stage (1 to 3) or number of ranks goes through
     DeepSpeed's universal checkpoint. UserError where the precision differs, or stage 0 and another."""
     now, before = _shape(engine), manifest_of(path)["shape"]
-    stages = now["ZeRO stage"], before["ZeRO stage"]
-    for key, remedy in (("precision", f"training.precision = {before['precision']}"), ("ZeRO stage", "the training.deepspeed it began with")):
-        if before[key] != now[key] and (key == "precision" or 0 in stages):
-            why = "" if key == "precision" else "; stages 1, 2 and 3 go on from each other, stage 0 does not"
-            raise UserError(f"{path} was written with {key} {before[key]}, this run has {now[key]}{why}: go on with {remedy}, "
-                            "or choose another --output")  # fmt: skip
+    if before["precision"] != now["precision"]:
+        raise UserError(f"{path} was written with precision {before['precision']}, this run has {now['precision']}: go on with "
+                        f"training.precision = {PRECISIONS[before['precision']]}, or choose another --output")  # fmt: skip
+    stages = {now["ZeRO stage"], before["ZeRO stage"]}
+    if 0 in stages and len(stages) > 1:
+        raise UserError(f"{path} was written with ZeRO stage {before['ZeRO stage']}, this run has {now['ZeRO stage']}; stages 1, 2 and 3 go on from "
+                        "each other, stage 0 does not: go on with the training.deepspeed it began with, or choose another --output")  # fmt: skip
     kept = [{key: group[key] for key in ("weight_decay", "initial_lr") if key in group} for group in engine.optimizer.param_groups]
     if before == now or 0 in stages:  # stage 0 keeps everything on every rank
         loaded, state = _load(engine, path)
@@ -199,18 +198,12 @@ def _load(engine, path: Path) -> tuple:
 def _load_converted(engine, path: Path) -> tuple:
     converted = path.with_name(".universal")
 
-    def convert() -> str | None:
-        try:
-            shutil.rmtree(converted, ignore_errors=True)
-            with _full_disk_said(path.parent):
-                make_universal(path, converted)
-        except (UserError, OSError) as error:
-            return str(error)
-        return None
+    def convert() -> None:
+        shutil.rmtree(converted, ignore_errors=True)
+        with _full_disk_said(path.parent):
+            make_universal(path, converted)
 
-    problem = from_first_rank(convert() if torch.distributed.get_rank() == 0 else None)
-    if problem:
-        raise UserError(problem)
+    on_first_rank(convert)
     engine._config.load_universal_checkpoint = True
     try:
         return _load(engine, converted)

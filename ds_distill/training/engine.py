@@ -1,9 +1,7 @@
 """A recipe's optimizer, schedule and DeepSpeed engine."""
 
-import functools
 import math
 import os
-from datetime import timedelta
 
 import deepspeed
 import torch
@@ -13,65 +11,11 @@ from ds_distill.console import say
 from ds_distill.errors import UserError
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.recipe import Training
-from ds_distill.training.heartbeat import Heartbeat
 from ds_distill.training.kernels import build_fused_adam, make_resumable, why_no_apex, why_no_build
+from ds_distill.training.ranks import from_every_rank, from_first_rank
 
 OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
                    "scheduler", "fp16", "bf16")  # fmt: skip
-
-heartbeats: list[Heartbeat] = []  # the job's, where it has several ranks
-
-
-def start_distributed() -> tuple[int, int]:
-    """Join the job's process group (a lone process makes its own); returns (rank, world size)."""
-    if not torch.distributed.is_initialized():
-        defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        for key, value in defaults.items():
-            os.environ.setdefault(key, value)
-        if os.environ["WORLD_SIZE"] == "1":
-            # two lone runs on one machine must not meet on the default port
-            os.environ["MASTER_PORT"] = _free_port()
-        _skip_unused_build()
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else every rank's first collective would be on GPU 0
-        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-        if torch.distributed.get_world_size() > 1:
-            heartbeats.append(Heartbeat())
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-@functools.cache
-def _patient_group():
-    """Ranks that wait for one of them to prepare a corpus, wait for hours: the default group gives up after ten minutes."""
-    return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-
-
-def from_first_rank(value: object) -> object:
-    """Collective: the first rank's `value`, however long it takes to come."""
-    values = [value]
-    torch.distributed.broadcast_object_list(values, group=_patient_group())
-    return values[0]
-
-
-def from_every_rank(value: object) -> list:
-    """Collective: every rank's `value`, by rank."""
-    values: list = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value, group=_patient_group())
-    return values
-
-
-def _skip_unused_build() -> None:
-    """On a CPU DeepSpeed compiles a shared-memory all-reduce at start, most of a minute, that only its inference engine calls."""
-    if not torch.cuda.is_available():
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _free_port() -> str:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def device_of_rank(wanted: str = "auto") -> torch.device:

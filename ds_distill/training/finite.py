@@ -8,7 +8,7 @@ from torch import Tensor
 from ds_distill.console import say
 from ds_distill.data.batches import BatchOrder
 from ds_distill.errors import UserError
-from ds_distill.training.engine import from_every_rank
+from ds_distill.training.ranks import from_every_rank
 
 LOSSES = ("kl", "mlm", "cosine")
 

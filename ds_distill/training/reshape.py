@@ -14,6 +14,13 @@ from deepspeed.checkpoint.constants import DS_VERSION, OPTIMIZER_STATE_DICT, PAR
 
 
 @contextlib.contextmanager
+def quietly():
+    """DeepSpeed's converters show their own progress, on both outputs."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
 def plain_path(folder: Path):
     """A path to `folder` of letters and figures: DeepSpeed reads the paths it is given as patterns and regular expressions."""
     with tempfile.TemporaryDirectory() as home:
@@ -29,8 +36,7 @@ def make_universal(checkpoint: Path, target: Path) -> None:
     Frozen parameters are not in it: they are what the run started from.
     """
     target.mkdir(parents=True)
-    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
-    with plain_path(checkpoint) as source, plain_path(target) as result, quiet[0], quiet[1]:
+    with plain_path(checkpoint) as source, plain_path(target) as result, quietly():
         ds_to_universal.main(argparse.Namespace(input_folder=str(source), output_folder=str(result), num_extract_workers=1, num_merge_workers=1,
                                                 keep_temp_folder=False, strict=True, inject_missing_state=True))  # fmt: skip
     states = sorted(target.glob("*model_states.pt"), key=lambda file: (len(file.name), file.name))

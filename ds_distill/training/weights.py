@@ -1,7 +1,5 @@
 """The trained weights in fp32: from a live engine, or from its checkpoint on disk."""
 
-import contextlib
-import io
 import re
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ds_distill.errors import UserError
 from ds_distill.training.checkpoint import manifest_of
-from ds_distill.training.reshape import plain_path
+from ds_distill.training.reshape import plain_path, quietly
 
 PREFIX = "model."  # the model's name in the module that the engine runs
 
@@ -67,8 +65,7 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
         parts = [optimizer[SINGLE_PARTITION_OF_FP32_GROUPS] for optimizer in (first, *map(_optimizer_of, shards[1:]))]
         masters = _cut([torch.cat(flats) for flats in zip(*parts, strict=True)], groups)
     elif shards:
-        quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())  # DeepSpeed shows its progress there
-        with plain_path(folder.parent) as parent, quiet[0], quiet[1]:
+        with plain_path(folder.parent) as parent, quietly():
             found |= get_fp32_state_dict_from_zero_checkpoint(str(parent), tag=folder.name)
         masters = {}
     else:

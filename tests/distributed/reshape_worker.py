@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertForMaskedLM
 
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import backward, make_engine, optimizer_step, start_distributed
+from ds_distill.training.engine import backward, make_engine, optimizer_step
 from ds_distill.training.objective import Objective
-from tests.distributed.step_worker import GLOBAL, LENGTH, VOCABULARY, batches
+from ds_distill.training.ranks import start_distributed
+from tests.distributed.step_worker import GLOBAL, batches, random_bert
 
 BEFORE, STEPS = 2, 5  # optimizer steps up to the checkpoint, and in all
 
@@ -26,11 +26,7 @@ def main() -> None:
     rank, world = start_distributed()
     for case in cases:
         kind, stage, dtype, *name = case.split()
-        torch.manual_seed(0)
-        bert = BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
-                                          intermediate_size=64, max_position_embeddings=LENGTH))  # fmt: skip
-        for parameter in bert.parameters():
-            parameter.data.normal_(0, 0.2)
+        bert = random_bert()
         teacher = Teacher(bert)
         student = build_student(bert, layers=[0, 3], dropout=0.0)
         if name:  # what is not loaded shall be wrong

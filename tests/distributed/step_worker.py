@@ -22,8 +22,9 @@ from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import backward, make_engine, optimizer_step, parameter_groups, start_distributed
+from ds_distill.training.engine import backward, make_engine, optimizer_step, parameter_groups
 from ds_distill.training.objective import Objective
+from ds_distill.training.ranks import start_distributed
 from ds_distill.training.weights import checkpoint_weights, master_weights
 
 GLOBAL, LENGTH, STEPS, VOCABULARY = 8, 16, 5, 199
@@ -41,18 +42,24 @@ def batches():
         yield ids, torch.where(masked, ids, -100), mask
 
 
-def relative(mine: dict, other: dict) -> float:
-    difference = sum(float((mine[k].double() - other[k].double()).square().sum()) for k in other)
-    return (difference / sum(float(other[k].double().square().sum()) for k in other)) ** 0.5
-
-
-def run_case(what: dict, rank: int, world: int) -> None:
+def random_bert() -> BertForMaskedLM:
+    """The same every time, every parameter random."""
     torch.manual_seed(0)
     config = BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
                         max_position_embeddings=LENGTH)  # fmt: skip
     bert = BertForMaskedLM(config)
     for parameter in bert.parameters():
         parameter.data.normal_(0, 0.2)
+    return bert
+
+
+def relative(mine: dict, other: dict) -> float:
+    difference = sum(float((mine[k].double() - other[k].double()).square().sum()) for k in other)
+    return (difference / sum(float(other[k].double().square().sum()) for k in other)) ** 0.5
+
+
+def run_case(what: dict, rank: int, world: int) -> None:
+    bert = random_bert()
     # a sharp teacher: at a KL of 0.001 nats fp32's own rounding would be the difference
     bert.bert.embeddings.word_embeddings.weight.data.mul_(5)
     teacher = Teacher(bert)

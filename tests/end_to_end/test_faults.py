@@ -1,5 +1,6 @@
 """What happens to a run that lasts: damaged checkpoints, a full disk, a second job, a loss that is not finite, ranks that are lost or slow."""
 
+import fcntl
 import json
 import os
 import re
@@ -104,8 +105,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
 def test_a_second_job_in_one_folder_is_refused(run, tmp_path):
     output = copy_of(run, tmp_path / "run", 3)
     with (output / ".lock").open("a") as held:
-        import fcntl
-
         fcntl.flock(held, fcntl.LOCK_EX)
         one_sentence(ds_distill(*run[1], "--output", output), "another job is at it", "process")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import ROOT, environment_of
-from tests.end_to_end.test_faults import wait_for
+from tests.end_to_end.test_faults import two_ranks, wait_for
 
 NEEDED = ("ip", "sshd", "ssh", "ssh-keygen", "pdsh")
 PATHS = os.environ["PATH"] + ":/usr/sbin:/sbin"
@@ -108,9 +108,9 @@ def history(output) -> list:
 @pytest.fixture(scope="module")
 def one_host(world, arguments):
     output = world / "one host"
-    environment = environment_of(DS_DISTILL_RANKS="2", DS_DISTILL_PYTHON=sys.executable)
-    done = subprocess.run([ROOT / "launch.sh", *map(str, arguments), "--output", output], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    job = two_ranks(*arguments, "--output", output)
+    _, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors[-3000:]
     return history(output)
 
 
