@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 from tqdm import tqdm
 
@@ -16,8 +17,12 @@ def first_to_say(text: str) -> bool:
     distributed = sys.modules.get("torch.distributed")  # a mistake in the arguments need not wait for the import
     if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return is_first()
+    store, key, world = distributed.distributed_c10d._get_default_store(), f"said {text}", distributed.get_world_size()
     try:
-        return distributed.distributed_c10d._get_default_store().add(f"said {text}", 1) == 1
+        first, deadline = store.add(key, 1) == 1, time.monotonic() + 2
+        while is_first() and store.add(key, 0) < world and time.monotonic() < deadline:
+            time.sleep(0.02)  # the store ends with this rank, and the others must be able to ask
+        return first
     except RuntimeError:  # the rank that keeps the store is gone
         return True
 

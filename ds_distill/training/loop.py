@@ -97,7 +97,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     if found:
         state, first = found, found["step"]
     state = {key: state[key] for key in ("history", "heldout", "tokens", "skipped")}
-    writer = SummaryWriter(output / "tensorboard", purge_step=first + 1) if rank == 0 else None
+    writer = SummaryWriter(output / "tensorboard", purge_step=first + 1 if found else 0) if rank == 0 else None
     bar = progress(steps, title, "step", initial=first)
     began, seconds, sums = time.perf_counter(), 0.0, torch.zeros(4, dtype=torch.float64, device=device)
     tokens_before = state["tokens"]
@@ -156,6 +156,8 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
             if last or (t.evaluate_every and done % t.evaluate_every == 0):
                 measure(done)
             if last or asked or (t.checkpoint_every and done % t.checkpoint_every == 0):
+                if writer is not None:
+                    writer.flush()  # what the checkpoint counts as logged must outlive a kill
                 cost = checkpoint.save(engine, folder, done, state, t.keep_checkpoints)
                 if writer is not None:
                     writer.add_scalar("checkpoint/seconds", cost["seconds"], done)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from tests.distributed.launch import run_ranks
+from tests.start import run_ranks
 
 
 def rows_of(world: int, folder, cases: list[str]) -> dict[str, dict]:
-    output = run_ranks(world, ["-m", "tests.distributed.reshape_worker", str(folder), *cases])
+    output = run_ranks(world, "tests.distributed.reshape_worker", folder, *cases)
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert len(rows) == len(cases)
     return {row["case"]: row for row in rows}

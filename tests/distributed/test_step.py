@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.distributed.launch import run_ranks
+from tests.start import run_ranks
 
 STAGES = [{"deepspeed": f"zero{stage}", "accumulations": [1, 2, 4]} for stage in range(4)]
 OPTIONS = [
@@ -21,7 +21,7 @@ BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for
 def rows_of(world: int, cases: list[dict]) -> list[dict]:
     """All cases in one launch: starting the ranks takes longer than the steps."""
     cases = [{"accumulations": [2]} | case for case in cases]
-    output = run_ranks(world, ["-m", "tests.distributed.step_worker", *map(json.dumps, cases)])
+    output = run_ranks(world, "tests.distributed.step_worker", *map(json.dumps, cases))
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [(row["what"], row["accumulation"]) for row in rows] == [(case, n) for case in cases for n in case["accumulations"]]
     for row in rows:

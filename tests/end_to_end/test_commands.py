@@ -1,11 +1,6 @@
-"""export, evaluate, prepare and env, as a user runs them; a job that is killed."""
+"""export, evaluate, prepare, pretrain, plan and env, as a user runs them."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -13,7 +8,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, RobertaConfig, RobertaForMaskedLM, RobertaTokenizer, pipeline
 
-from tests.end_to_end.conftest import ROOT, ds_distill, environment_of
+from tests.start import ds_distill
 
 
 def last_line(done) -> dict:
@@ -73,23 +68,6 @@ def test_without_a_compiler_torch_takes_over(world, common, tmp_path):
     done = ds_distill("distill", "--teacher", world / "teacher", *common, "--output", tmp_path / "two", "--training.optimizer", "deepspeed",
                       PATH="/nonexistent", CXX="none")  # fmt: skip
     assert done.returncode == 2 and "no C++ compiler" in done.stderr and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_restarted_is_bit_equal(world, common, run, tmp_path, blow):
-    arguments = ["distill", "--teacher", world / "teacher", *common, "--output", tmp_path / "out", "--training.checkpoint_every", 1]
-    job = subprocess.Popen([sys.executable, "-m", "ds_distill", *map(str, arguments)], cwd=ROOT, env=environment_of(), stderr=subprocess.DEVNULL)
-    checkpoints = tmp_path / "out" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not (checkpoints.is_dir() and list(checkpoints.glob("step-*"))):
-        assert job.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(job.pid, blow)
-    code = job.wait(60)
-    assert code == (-signal.SIGKILL if blow == signal.SIGKILL else 2) and not (tmp_path / "out" / "export").exists()
-    last_line(ds_distill(*arguments, fresh=True))
-    mine, other = load_file(tmp_path / "out" / "export" / "model.safetensors"), load_file(run / "export" / "model.safetensors")
-    assert all(torch.equal(mine[name], other[name]) for name in mine)
 
 
 def test_a_trunk_without_a_head_is_given_one_and_teaches(world, common, tmp_path):

@@ -1,4 +1,4 @@
-"""What happens to a run that lasts: damaged checkpoints, a full disk, a second job, a loss that is not finite, ranks that are lost or slow."""
+"""What happens to a run that lasts: damaged checkpoints, a full disk, a second job, a loss that is not finite, ranks lost or slow, Ctrl-C."""
 
 import fcntl
 import json
@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.end_to_end.conftest import ROOT, ds_distill, environment_of
+from tests.start import ROOT, ds_distill, environment_of, start_ranks, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +121,9 @@ def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(world, common, tmp_
                      done.stderr), done.stderr  # fmt: skip
 
 
-def two_ranks(*arguments):
+def two_ranks(*arguments, **environment):
     """A job of two ranks under DeepSpeed's launcher, as ./launch.sh starts it."""
-    environment = environment_of(DS_DISTILL_RANKS="2", DS_DISTILL_PYTHON=sys.executable)
+    environment = environment_of(DS_DISTILL_RANKS="2", DS_DISTILL_PYTHON=sys.executable, **environment)
     return subprocess.Popen([ROOT / "launch.sh", *map(str, arguments)], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
 
@@ -142,40 +142,98 @@ def ranks_of(job) -> dict[int, int]:
     return found
 
 
-def wait_for(condition, job, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert job.poll() is None, job.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+class Endless:
+    """A job of two ranks under the launcher, that would take hours."""
 
+    def __init__(self, world, common, output, **environment):
+        self.checkpoints = output / "checkpoints"
+        self.arguments = ["--teacher", world / "teacher", *common, "--output", output, "--training.max_tokens", 10**7, "--training.checkpoint_every", 5]
+        self.job = two_ranks(*self.arguments, **environment)
+        wait_for(lambda: self.newest >= 5, self.job)
+        self.ranks = ranks_of(self.job)
+        assert set(self.ranks) == {0, 1}
 
-def test_a_slow_rank_is_borne_and_a_killed_one_ends_the_job(world, common, tmp_path):
-    output = tmp_path / "out"
-    arguments = ["--teacher", world / "teacher", *common, "--output", output, "--training.max_tokens", 10**7, "--training.checkpoint_every", 5]
-    job = two_ranks(*arguments)
-    checkpoints = output / "checkpoints"
+    @property
+    def newest(self) -> int:
+        return max((int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*")), default=0)
 
-    def newest() -> int:
-        return max((int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")), default=0)
+    def further(self) -> None:
+        before = self.newest
+        wait_for(lambda: self.newest > before + 5, self.job)
 
-    try:
-        wait_for(lambda: newest() >= 5, job)
-        ranks = ranks_of(job)
-        assert set(ranks) == {0, 1}
-        os.kill(ranks[1], signal.SIGSTOP)
-        time.sleep(8)
-        before = newest()
-        os.kill(ranks[1], signal.SIGCONT)
-        wait_for(lambda: newest() > before + 5, job)
-        os.kill(ranks[1], signal.SIGKILL)
+    def end(self) -> list[str]:
+        """It ends by itself within a minute, leaving nothing behind; returns what it said."""
         began = time.monotonic()
-        _, errors = job.communicate(timeout=60)
-        assert time.monotonic() - began < 60 and job.returncode != 0
-        said = [line for line in errors.splitlines() if line.startswith("ds-distill: ")]
-        assert len(said) <= 1 and "Traceback" not in errors, errors[-3000:]
-        assert not ranks_of(job), "an orphan"
-        assert newest() > before
-    finally:
-        if job.poll() is None:
-            os.killpg(job.pid, signal.SIGKILL)
+        _, errors = self.job.communicate(timeout=60)
+        assert time.monotonic() - began < 60 and self.job.returncode != 0
+        assert "Traceback" not in errors, errors[-3000:]
+        assert not ranks_of(self.job), "an orphan"
+        return [line for line in errors.splitlines() if "ds-distill: " in line]
+
+
+@pytest.fixture
+def endless(world, common, tmp_path):
+    jobs = []
+
+    def start(**environment) -> Endless:
+        jobs.append(Endless(world, common, tmp_path / "out", **environment))
+        return jobs[-1]
+
+    yield start
+    for each in jobs:
+        if each.job.poll() is None:
+            os.killpg(each.job.pid, signal.SIGKILL)
+
+
+@pytest.mark.promise("A slow rank, and a clock that jumps an hour on and back, are borne")
+@pytest.mark.promise("A rank that is killed ends the job within a minute: one sentence, no orphan, the last checkpoint whole")
+def test_slow_ranks_and_jumping_clocks_are_borne_and_a_killed_rank_is_not(endless, tmp_path):
+    library, jumped = tmp_path / "clock.so", tmp_path / "jumped"
+    compiled = shutil.which("cc") and subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, ROOT / "tests/end_to_end/clock.c", "-ldl"])
+    one = endless(**({"LD_PRELOAD": str(library), "CLOCK_JUMPED": str(jumped)} if compiled else {}))
+    os.kill(one.ranks[1], signal.SIGSTOP)
+    time.sleep(8)
+    os.kill(one.ranks[1], signal.SIGCONT)
+    one.further()
+    for change in (jumped.touch, jumped.unlink):
+        change()
+        one.further()
+    before = one.newest
+    os.kill(one.ranks[1], signal.SIGKILL)
+    assert len(one.end()) <= 1
+    assert one.newest >= before
+
+
+@pytest.mark.promise("Ctrl-C in the launcher's terminal: saved, one sentence, no orphan")
+def test_ctrl_c(endless):
+    one = endless()
+    os.killpg(one.job.pid, signal.SIGINT)  # a terminal's: to the launcher and the ranks alike
+    (said,) = one.end()
+    step = int(re.search(r"stopped at step (\d+) of", said)[1])
+    assert one.newest == step and "the same command goes on" in said
+
+
+@pytest.mark.promise("A resume with another precision, or between stage 0 and another, is refused with the remedy")
+def test_what_no_conversion_bridges_is_refused(run, tmp_path):
+    output = copy_of(run, tmp_path / "run", 6)
+    one_sentence(ds_distill(*run[1], "--output", output, "--training.deepspeed", "ds_configs/deepspeed/zero2.json"), "stage 0", "training.deepspeed")
+    one_sentence(ds_distill(*run[1], "--output", output, "--training.precision", "bf16"), "training.precision was", "is bf16")
+    again = ds_distill(*run[1], "--output", output)
+    assert again.returncode == 0, again.stderr[-3000:]
+
+
+@pytest.mark.promise("Hosts that do not see one output folder, or have other tokens, are named")
+@pytest.mark.parametrize("differs, words", [("--tokens", ["rank 1 has other tokens"]), pytest.param("--output", ["file system"], marks=pytest.mark.long)])
+def test_ranks_that_do_not_share(world, common, run, tmp_path, differs, words):
+    other = ds_distill("prepare", "--tokenizer", world / "teacher", "--corpus", world / "text.txt", "--output", tmp_path / "other",
+                       "--data.sequence_length", 32, "--data.heldout_fraction", 0.1)  # fmt: skip
+    assert other.returncode == 0, other.stderr[-3000:]
+    same = {"--tokens": run[0] / "tokens", "--output": tmp_path / "out"}
+
+    def own(rank: int) -> list:
+        return [word for key, value in same.items() for word in (key, tmp_path / "other" if rank and key == differs else value)]
+
+    ranks = start_ranks(2, "ds_distill", "distill", "--teacher", world / "teacher", *common[2:], own=own)
+    results = [rank.wait(90) for rank in ranks]
+    said = "".join(done.stderr for done in results)  # of one sentence or, since here the paths differ too, of two
+    assert all(done.returncode == 2 for done in results) and "Traceback" not in said and all(word in said for word in words), said[-2000:]

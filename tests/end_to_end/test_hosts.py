@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, environment_of
-from tests.end_to_end.test_faults import two_ranks, wait_for
+from tests.end_to_end.test_faults import two_ranks
+from tests.start import ROOT, environment_of, wait_for
 
 NEEDED = ("ip", "sshd", "ssh", "ssh-keygen", "pdsh")
 PATHS = os.environ["PATH"] + ":/usr/sbin:/sbin"

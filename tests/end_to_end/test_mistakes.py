@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from ds_distill.data.tokenizer import train_wordpiece
-from tests.end_to_end.conftest import ds_distill
+from tests.start import ds_distill
 
 
 def test_each_mistake_is_one_sentence(world, common, tmp_path):

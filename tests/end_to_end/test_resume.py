@@ -1,0 +1,215 @@
+"""A run that is killed goes on as if nothing had happened: same losses, same weights, same logs, bit for bit."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.start import Process, start_ranks, wait_for
+
+QUICK = [(0, "bf16", 1), (1, "fp32", 2)]
+EVERY = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16"), (1, 2)))
+STEPS = 40
+OF_THE_MACHINE = ("tokens_per_second", "peak_memory_gib", "checkpoint/")  # all other logs are the run's
+
+
+class Job:
+    """The ranks of a run, begun with the same command each time."""
+
+    def __init__(self, world: Path, output: Path, ranks: int, *options):
+        self.output, self.ranks = output, ranks
+        self.arguments = ["distill", "--teacher", world / "teacher", "--corpus", world / "text.txt", "--output", output,
+                          "--data.sequence_length", 32, "--data.heldout_fraction", 0.05, "--training.global_batch", 8, "--training.micro_batch", 2,
+                          "--training.dropout", 0.1, "--training.max_tokens", 256 * STEPS, "--training.evaluate_every", 7, *options]  # fmt: skip
+        self.processes: list[Process] = []
+
+    def start(self) -> list[Process]:
+        self.processes = start_ranks(self.ranks, "ds_distill", *self.arguments)
+        return self.processes
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+    def finish(self) -> dict:
+        try:
+            results = [process.wait() for process in self.processes or self.start()]
+        finally:
+            self.kill()
+            self.processes = []
+        for done in results:
+            assert done.returncode == 0 and "damaged" not in done.stderr, done.stderr[-3000:]
+        return json.loads(results[0].stdout.splitlines()[-1])
+
+    @property
+    def published(self) -> list[Path]:
+        return sorted((self.output / "checkpoints").glob("step-*"))
+
+
+def shape(stage: int, precision: str) -> list:
+    return ["--training.deepspeed", f"ds_configs/deepspeed/zero{stage}.json", "--training.precision", precision]
+
+
+def logs(output: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+            if not any(word in tag for word in OF_THE_MACHINE)}  # fmt: skip
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    mine, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (one, other))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert json.loads((one / "curves.json").read_text()) == json.loads((other / "curves.json").read_text())
+    assert logs(one) == logs(other)
+
+
+@pytest.mark.promise("Killed at any moment and started again, a run ends bit-equal: losses, weights, learning rate, held-out history, TensorBoard")
+@pytest.mark.parametrize("stage, precision, ranks", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in EVERY])
+def test_killed_at_any_moment(world, tmp_path, record_property, stage, precision, ranks):
+    undisturbed = Job(world, tmp_path / "undisturbed", ranks, *shape(stage, precision))
+    began = time.monotonic()
+    undisturbed.finish()
+    whole = time.monotonic() - began
+    job, draw, kills = Job(world, tmp_path / "killed", ranks, *shape(stage, precision), "--training.checkpoint_every", 3), random.Random(), 0
+    for _ in range(3):
+        first = job.start()[0]
+        time.sleep(draw.uniform(0.1, 0.6) * whole)
+        if first.poll() is None:
+            kills += 1
+        job.kill()
+    job.processes = []
+    summary = job.finish()
+    assert kills > 0 and summary["steps"] == STEPS
+    assert [step for step, _ in logs(job.output)["loss/total"]] == list(range(1, STEPS + 1)), "each step once"
+    assert_same_run(job.output, undisturbed.output)
+    record_property("kills", kills)
+
+
+def born(folder: Path) -> int:
+    """When a folder was made, in ns; 0 where there is none."""
+    try:
+        return folder.stat().st_ctime_ns if folder.is_dir() else 0
+    except FileNotFoundError:
+        return 0
+
+
+def entries_in(folder: Path) -> int:
+    """How many files and folders lie in a folder; -1 where it is gone."""
+    try:
+        return sum(len(files) + len(folders) for _, folders, files in os.walk(folder, onerror=_raise))
+    except FileNotFoundError:
+        return -1
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def assert_sound(checkpoint: Path) -> None:
+    for name, (size, crc) in json.loads((checkpoint / "manifest.json").read_text())["files"].items():
+        content = (checkpoint / name).read_bytes()
+        assert (len(content), zlib.crc32(content)) == (size, crc), checkpoint / name
+
+
+@pytest.mark.promise("A checkpoint is complete or absent, whenever its writing is killed")
+@pytest.mark.parametrize("wanted", [5, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_while_a_checkpoint_is_written(world, tmp_path, record_property, wanted):
+    undisturbed = Job(world, tmp_path / "undisturbed", 2, *shape(2, "fp32"))
+    undisturbed.finish()
+    job, draw, kills, seen = Job(world, tmp_path / "killed", 2, *shape(2, "fp32"), "--training.checkpoint_every", 1), random.Random(), 0, set()
+    partial = job.output / "checkpoints" / ".partial"
+    while kills < wanted:
+        left, killed = born(partial), False  # by the kill before
+        ranks = job.start()
+        while not killed:
+            enough = draw.randint(0, 7)  # more than there are: after the last byte, before the rename
+            wait_for(lambda left=left: born(partial) not in (0, left), *ranks, pause=0.001)
+            until = time.monotonic() + 1
+            while 0 <= entries_in(partial) < enough and time.monotonic() < until:
+                pass
+            for rank in ranks:
+                rank.signal(signal.SIGSTOP)
+            if born(partial):  # stopped in the middle of the write
+                seen.add(entries_in(partial))
+                job.kill()
+                killed = True
+            else:
+                for rank in ranks:
+                    rank.signal(signal.SIGCONT)
+        kills += 1
+        for checkpoint in job.published:
+            assert_sound(checkpoint)
+    job.processes = []
+    job.finish()
+    assert len(seen) > 1, "killed at different moments of the write"
+    assert_same_run(job.output, undisturbed.output)
+    record_property("kills", kills)
+
+
+@pytest.mark.promise("SIGTERM saves and leaves; the same command goes on, bit-equal")
+def test_asked_to_end(world, tmp_path):
+    undisturbed = Job(world, tmp_path / "undisturbed", 2, *shape(1, "fp32"))
+    undisturbed.finish()
+    job = Job(world, tmp_path / "asked", 2, *shape(1, "fp32"), "--training.checkpoint_every", 1000)
+    ranks = job.start()
+    wait_for((job.output / "tensorboard").is_dir, *ranks)
+    time.sleep(0.5)
+    ranks[1].signal(signal.SIGTERM)  # one rank is enough
+    results = [rank.wait(60) for rank in ranks]
+    assert [done.returncode for done in results] == [2, 2]
+    assert "".join(done.stderr for done in results).count("the same command goes on from") == 1
+    assert len(job.published) == 1
+    job.processes = []
+    job.finish()
+    assert_same_run(job.output, undisturbed.output)
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process holds in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.long
+@pytest.mark.promise("A long run's memory and file handles stay flat (within 1 %), and kills leave no trace in its result")
+def test_soak(world, tmp_path, record_property):
+    steps, options = 4000, ["--training.max_tokens", 256 * 4000, "--training.evaluate_every", 500, "--training.checkpoint_every", 100]
+    undisturbed = Job(world, tmp_path / "undisturbed", 1, *shape(1, "bf16"), *options)
+    (process,) = undisturbed.start()
+    rows = []
+    while process.poll() is None:
+        if (undisturbed.output / "checkpoints" / "step-000000100").exists() or rows:
+            try:
+                rows.append((resident(process.pid), len(os.listdir(f"/proc/{process.pid}/fd"))))
+            except OSError:
+                break
+        time.sleep(0.2)
+    assert undisturbed.finish()["steps"] == steps
+    rows = rows[: -len(rows) // 20]  # the last is the export
+    quarter = len(rows) // 4
+    early, late = ([sorted(column)[quarter // 2] for column in zip(*part, strict=True)] for part in (rows[quarter : 2 * quarter], rows[-quarter:]))
+    assert late[0] <= 1.01 * early[0] and late[1] <= early[1], (early, late)
+    job, draw, kills = Job(world, tmp_path / "killed", 1, *shape(1, "bf16"), *options), random.Random(), 0
+    while kills < 10:
+        (process,) = job.start()
+        before = len(job.published) and job.published[-1].name
+        wait_for(lambda before=before: job.published and job.published[-1].name != before, process)
+        time.sleep(draw.uniform(0, 3))
+        if process.poll() is not None:
+            break
+        job.kill()
+        kills += 1
+    job.processes = []
+    job.finish()
+    assert_same_run(job.output, undisturbed.output)
+    record_property("steps", steps)
+    record_property("kills", kills)
+    record_property("memory grown by %", round(100 * (late[0] / early[0] - 1), 2))

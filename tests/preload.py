@@ -1,0 +1,16 @@
+"""What the process that tests fork from has loaded: importing it takes longer than most runs."""
+
+import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  (what ZeRO imports when it begins)
+import matplotlib.pyplot  # noqa: F401
+import torch.utils.tensorboard  # noqa: F401
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM, RobertaForMaskedLM  # noqa: F401
+
+import ds_distill.cli
+import ds_distill.demo
+import ds_distill.environment
+import ds_distill.plan
+import ds_distill.runs  # noqa: F401
+from ds_distill.training.kernels import build_fused_adam
+
+ds_distill.cli.build_parser()  # imports the parser's library
+build_fused_adam()

@@ -1,0 +1,109 @@
+"""Processes of a test: `python -m MODULE ARGUMENTS`, each its own, forked from one that has the libraries loaded."""
+
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).parents[1]
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["tests.preload"])
+
+
+def environment_of(**changes) -> dict[str, str]:
+    """A lone CPU process's environment, and `changes`."""
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return {key: value for key, value in variables.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | changes
+
+
+def _run(module: str, arguments: list[str], environment: dict, out: str, err: str) -> None:
+    os.setsid()
+    for number, name in ((1, out), (2, err)):
+        file = os.open(name, os.O_WRONLY)
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[1:] = arguments
+    sys.stdout.reconfigure(line_buffering=True)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+class Process:
+    """A process that has begun; its output goes to files."""
+
+    def __init__(self, module: str, *arguments, **environment):
+        self.words = [str(word) for word in arguments]
+        self.out, self.err = (tempfile.NamedTemporaryFile("r") for _ in range(2))
+        values = environment_of(**{key: str(value) for key, value in environment.items()})
+        self._process = _forks.Process(target=_run, args=(module, self.words, values, self.out.name, self.err.name))
+        with mock.patch.dict(os.environ, environment_of()):  # what the libraries read while they are imported
+            self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """The process and all that it began."""
+        for end in (os.killpg, os.kill):  # it may not lead a group yet
+            with contextlib.suppress(ProcessLookupError):
+                end(self.pid, signal.SIGKILL)
+        self._process.join()
+
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess:
+        self._process.join(timeout)
+        if self.poll() is None:
+            self.kill()
+            raise AssertionError(f"{self.words} still ran after {timeout} s:\n{self.err.read()[-3000:]}")
+        texts = [Path(file.name).read_text() for file in (self.out, self.err)]
+        return subprocess.CompletedProcess(self.words, self.poll(), *texts)
+
+
+def ds_distill(*arguments, **environment) -> subprocess.CompletedProcess:
+    """Run a command as a user would."""
+    return Process("ds_distill", *arguments, **environment).wait()
+
+
+def start_ranks(world: int, module: str, *arguments, own: Callable[[int], list] = lambda rank: []) -> list[Process]:
+    """Begin `world` gloo ranks on this machine, by rank; `own`: each rank's further arguments."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world}
+    return [Process(module, *arguments, *own(rank), **shared, RANK=rank, LOCAL_RANK=rank) for rank in range(world)]
+
+
+def run_ranks(world: int, module: str, *arguments) -> str:
+    """Run `world` ranks to their end; returns the first one's standard output, fails with a failing rank's errors."""
+    ranks = start_ranks(world, module, *arguments)
+    try:
+        results = [rank.wait() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    for number, done in enumerate(results):
+        assert done.returncode == 0, f"rank {number} ended with {done.returncode}:\n{done.stderr[-4000:]}"
+    return results[0].stdout
+
+
+def wait_for(condition: Callable[[], object], *processes, seconds: float = 240, pause: float = 0.05) -> None:
+    """Until `condition` holds; fails where a process ends before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert all(process.poll() is None for process in processes), "it ended before"
+        assert time.monotonic() < deadline
+        time.sleep(pause)
