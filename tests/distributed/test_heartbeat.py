@@ -30,6 +30,7 @@ def sentences(ranks: list[Process], timeout: float) -> list[str]:
     return [line for text in errors for line in text.splitlines() if line.startswith("ds-distill: ")]
 
 
+@pytest.mark.promise("A rank that falls silent is named once, and all end")
 def test_a_stopped_rank_is_named_once_and_all_end(ranks):
     zero, one, two = ranks(5, 600)
     two.signal(signal.SIGSTOP)
@@ -38,6 +39,7 @@ def test_a_stopped_rank_is_named_once_and_all_end(ranks):
     assert zero.poll() == one.poll() == 3
 
 
+@pytest.mark.promise("A rank that falls silent is named once, and all end")
 def test_the_loss_of_the_first_rank_is_noticed_without_its_store(ranks):
     zero, one, two = ranks(5, 600)
     zero.signal(signal.SIGSTOP)
@@ -46,6 +48,7 @@ def test_the_loss_of_the_first_rank_is_noticed_without_its_store(ranks):
     assert one.poll() == two.poll() == 3
 
 
+@pytest.mark.promise("A slow rank is no loss")
 def test_a_slow_rank_and_a_proper_end_are_no_loss(ranks):
     every = ranks(9, 9)
     every[1].signal(signal.SIGSTOP)

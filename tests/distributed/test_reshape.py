@@ -14,7 +14,8 @@ def rows_of(world: int, folder, cases: list[str]) -> dict[str, dict]:
     return {row["case"]: row for row in rows}
 
 
-def test_another_shape_goes_on_alike(tmp_path):
+@pytest.mark.promise("Saved at one shape, a run goes on at another: ZeRO 1, 2, 3, number of ranks, accumulation; losses within 1e-5 (fp32)")
+def test_another_shape_goes_on_alike(tmp_path, record_property):
     folder = tmp_path / "lr=1+[2]"  # a path that a pattern would misread
     fp32, bf16 = [(a, b) for a in (1, 2, 3) for b in (1, 2, 3)], [(1, 2), (2, 3), (3, 1)]
     loads = [f"load {to} {dtype} {stage}-{dtype}-2" for dtype, pairs in (("float32", fp32), ("bfloat16", bf16)) for stage, to in pairs]
@@ -24,6 +25,7 @@ def test_another_shape_goes_on_alike(tmp_path):
     rows |= rows_of(2, folder, back)
     went_on = {key: row for key, row in rows.items() if "→" in key}
     assert len(went_on) == 1 + len(loads) + len(back)
+    record_property("changes of shape", len(went_on))
     for key, row in went_on.items():
         origin = rows[key.split(" → ")[0]]
         tolerance = 1e-5 if "float32" in key else 2e-2

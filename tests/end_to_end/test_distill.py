@@ -80,6 +80,18 @@ def test_evaluate_gives_the_run_its_own_figure(finished):
     assert json.loads(done.stdout.splitlines()[-1])["heldout_mlm_loss"] == pytest.approx(summary["heldout_mlm_loss"], rel=1e-5)
 
 
+@pytest.mark.promise("Markup in a corpus or its name reaches no report")
+def test_markup_stays_in_the_text(world, common, tmp_path):
+    text = tmp_path / "<script>alert(1)<" / "img src=x onerror=alert(2)>.txt"
+    text.parent.mkdir()
+    text.write_text((world / "text.txt").read_text().replace("the small", '<script>alert("small")</script> {"loss": 0}'))
+    done = ds_distill("distill", "--teacher", world / "teacher", "--corpus", text, *common[2:], "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["loss"] > 0
+    for page in ("export/README.md", "summary.json", "curves.json"):
+        assert "<script" not in (tmp_path / "out" / page).read_text().lower()
+
+
 @pytest.mark.parametrize("stage", [1, 3])
 def test_export_from_sharded_stages(world, common, finished, stage):
     output = world / f"stage{stage}"

@@ -59,6 +59,7 @@ def one_sentence(done, *words: str) -> None:
     assert len(said) == 1 and all(word in said[0] for word in words), done.stderr[-2000:]
 
 
+@pytest.mark.promise("A damaged newest checkpoint is noticed and set aside; the run goes on from the one before, bit-equal")
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "no manifest"])
 def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
     output = copy_of(run, tmp_path / "run", 6)
@@ -77,12 +78,14 @@ def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
     assert_same_weights(output, run[0])
 
 
+@pytest.mark.promise("Where every checkpoint is damaged, that is said and nothing is deleted")
 def test_no_sound_checkpoint_is_said(run, tmp_path):
     output = copy_of(run, tmp_path / "run", 3)
     flip(output / "checkpoints" / "step-000000003" / "mp_rank_00_model_states.pt")
     one_sentence(ds_distill(*run[1], "--output", output), "every checkpoint is damaged", "another --output")
 
 
+@pytest.mark.promise("A full disk: one sentence, the last checkpoint whole, and room made the run goes on, bit-equal")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
     disk = tmp_path / "disk"
@@ -102,6 +105,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
         subprocess.run(["umount", "--lazy", disk], check=True)  # the tokens are still mapped
 
 
+@pytest.mark.promise("A second job on one output folder is refused")
 def test_a_second_job_in_one_folder_is_refused(run, tmp_path):
     output = copy_of(run, tmp_path / "run", 3)
     with (output / ".lock").open("a") as held:
@@ -109,6 +113,7 @@ def test_a_second_job_in_one_folder_is_refused(run, tmp_path):
         one_sentence(ds_distill(*run[1], "--output", output), "another job is at it", "process")
 
 
+@pytest.mark.promise("A loss that is not finite: step, loss, rank, micro-batch and sequences named; after a set number the run ends")
 def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(world, common, tmp_path):
     teacher = tmp_path / "teacher"
     shutil.copytree(world / "teacher", teacher)
@@ -223,7 +228,8 @@ def test_what_no_conversion_bridges_is_refused(run, tmp_path):
 
 
 @pytest.mark.promise("Hosts that do not see one output folder, or have other tokens, are named")
-@pytest.mark.parametrize("differs, words", [("--tokens", ["rank 1 has other tokens"]), pytest.param("--output", ["file system"], marks=pytest.mark.long)])
+@pytest.mark.parametrize("differs, words", [("--tokens", ["rank 1 has other tokens"]),
+                                            pytest.param("--output", ["file system"], marks=pytest.mark.long)])  # fmt: skip
 def test_ranks_that_do_not_share(world, common, run, tmp_path, differs, words):
     other = ds_distill("prepare", "--tokenizer", world / "teacher", "--corpus", world / "text.txt", "--output", tmp_path / "other",
                        "--data.sequence_length", 32, "--data.heldout_fraction", 0.1)  # fmt: skip

@@ -119,6 +119,7 @@ def no_ssh(hosts, port: int, *arguments) -> list[subprocess.Popen]:
                         "--master_port", port, "launch.sh", *arguments) for i in range(2)]  # fmt: skip
 
 
+@pytest.mark.promise("Two hosts give bit-equal losses to one host with two ranks, over ssh and without")
 def test_two_hosts_over_ssh_learn_what_one_host_does(hosts, arguments, one_host, tmp_path):
     job = hosts.start(0, "deepspeed", "--hostfile", hosts.folder / "hostfile", "launch.sh", *arguments, "--output", tmp_path / "out")
     out, errors = job.communicate(timeout=300)
@@ -128,6 +129,7 @@ def test_two_hosts_over_ssh_learn_what_one_host_does(hosts, arguments, one_host,
     assert len(results) == 1 and results[0].startswith(f"{ADDRESSES[0]}: "), "the first rank alone says what came out"
 
 
+@pytest.mark.promise("Two hosts give bit-equal losses to one host with two ranks, over ssh and without")
 def test_two_hosts_without_ssh(hosts, arguments, one_host, tmp_path):
     jobs = no_ssh(hosts, 29511, *arguments, "--output", tmp_path / "out")
     for job in jobs:
@@ -136,6 +138,7 @@ def test_two_hosts_without_ssh(hosts, arguments, one_host, tmp_path):
     assert history(tmp_path / "out") == one_host
 
 
+@pytest.mark.promise("A network that is cut mid-step ends the job on both hosts within a minute, one sentence each, no orphan")
 def test_a_link_that_goes_down_ends_the_job_on_both_hosts(hosts, arguments, tmp_path):
     output = tmp_path / "out"
     jobs = no_ssh(hosts, 29512, *arguments, "--output", output, "--training.max_tokens", 10**7, "--training.checkpoint_every", 5)

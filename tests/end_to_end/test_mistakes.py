@@ -8,7 +8,8 @@ from ds_distill.data.tokenizer import train_wordpiece
 from tests.start import ds_distill
 
 
-def test_each_mistake_is_one_sentence(world, common, tmp_path):
+@pytest.mark.promise("Each mistake of a user is one sentence, without a traceback")
+def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     headless = tmp_path / "headless"
@@ -50,8 +51,10 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path):
         assert code != 0, words
         assert "Traceback" not in errors, f"{words}: {errors[-1500:]}"
         assert len(said) == 1 and words.lower() in said[0].lower(), f"{words}: {errors[-800:]}"
+    record_property("mistakes", len(cases))
 
 
+@pytest.mark.promise("Another corpus or recipe under a resumed run is refused, and the difference shown")
 def test_a_folder_holds_one_run(world, common, tmp_path):
     output = tmp_path / "used"
     arguments = ["distill", "--teacher", world / "teacher", *common, "--output", output]

@@ -263,6 +263,7 @@ def test_whole_words_are_masked_together_and_the_count_is_exact():
     assert masked_words < 50 * 12  # single tokens would be spread over about 16 words
 
 
+@pytest.mark.promise("A damaged token file is named, with the place")
 def test_a_flipped_bit_is_named_with_file_and_offset():
     store = make_store(blocks=10)
     file = store.path / "train-0.bin"

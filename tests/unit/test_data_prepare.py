@@ -127,6 +127,7 @@ def test_pieces_and_workers_do_not_change_the_result(tokenizer, tmp_path, monkey
     assert (ordinary[0] == ordinary[1]).all()
 
 
+@pytest.mark.promise("An interrupted prepare leaves nothing that looks finished, and goes on")
 def test_an_interrupted_call_goes_on_with_the_pieces_that_are_done(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "PIECE_BYTES", 10_000)
     documents = some_documents(1500)
@@ -272,6 +273,7 @@ def test_prepare_errors_leave_nothing(tokenizer, tmp_path):
         run(tokenizer, tmp_path / "d", ["a"], mode="packt")
 
 
+@pytest.mark.promise("A damaged token file is named, with the place")
 def test_store_names_what_is_missing_or_cut(tokenizer, tmp_path):
     with pytest.raises(UserError, match="manifest.json is missing"):
         TokenStore.open(tmp_path)

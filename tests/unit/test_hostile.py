@@ -21,7 +21,7 @@ from ds_distill.data.sources import pieces_of, read
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.models.teacher import load_masked_lm
-from tests.distributed.launch import ROOT
+from tests.start import ROOT
 from tests.unit.test_models_teacher import tiny_bert
 
 
@@ -48,6 +48,7 @@ def change(file, **values) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
+@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
 def test_pickled_weights_are_never_read(folder, tmp_path):
     mark = tmp_path / "executed"
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
@@ -59,6 +60,7 @@ def test_pickled_weights_are_never_read(folder, tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
 def test_a_folders_own_code_is_never_run(folder, tmp_path):
     mark = tmp_path / "executed"
     (folder / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Config: pass\nclass Model: pass\nclass Tokenizer: pass\n")
@@ -74,6 +76,7 @@ def header(tensors: dict, length: int | None = None, data: bytes = b"") -> bytes
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
+@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
 @pytest.mark.parametrize("content", [
     b"", b"\0" * 8, header({}, 2**60), header({}, 99_000_000),
     header({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
@@ -87,6 +90,7 @@ def test_lying_tensor_headers(folder, content):
         load_masked_lm(str(folder))
 
 
+@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/tmp/outside.safetensors", "sub/../../outside.safetensors"])
 def test_an_index_does_not_lead_out_of_its_folder(folder, name):
     outside = folder.parent / "outside.safetensors"
@@ -97,6 +101,7 @@ def test_an_index_does_not_lead_out_of_its_folder(folder, name):
         load_masked_lm(str(folder))
 
 
+@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
 @pytest.mark.parametrize("changes", [{"hidden_size": 2**30}, {"vocab_size": 10**12}, {"num_hidden_layers": 10**9}, {"intermediate_size": -1},
                                      {"hidden_size": "many"}, {"num_attention_heads": 0}, {"max_position_embeddings": 10**11}])  # fmt: skip
 def test_a_config_that_asks_for_more_than_there_is(folder, changes):
@@ -107,6 +112,7 @@ def test_a_config_that_asks_for_more_than_there_is(folder, changes):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
+@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{}", "\0" * 50, '{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": [["b", "c"]]}}'])
 def test_a_broken_tokenizer(folder, file, content):
@@ -129,6 +135,7 @@ print(count, longest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - befo
 """
 
 
+@pytest.mark.promise("Text that is none, lines without end, archive bombs: counted or refused, in bounded memory")
 def test_an_archive_bomb_and_a_line_without_end(tmp_path):
     """300 MB in one line, 300 kB on the disk."""
     with gzip.open(tmp_path / "bomb.txt.gz", "wb", compresslevel=6) as file:
@@ -141,6 +148,7 @@ def test_an_archive_bomb_and_a_line_without_end(tmp_path):
     assert grown < 150, f"{grown} MiB for a document of 300 MB"
 
 
+@pytest.mark.promise("Text that is none, lines without end, archive bombs: counted or refused, in bounded memory")
 def test_text_that_is_none(tmp_path):
     rows = [b"\xff\xfe\xfd" * 1000, b"x" * 10_000_000, b"caf\xc3\xa9", b"<script>alert(1)</script>", b'{"a": "b"}']
     (tmp_path / "t.txt").write_bytes(b"\n\n".join(rows))
@@ -166,9 +174,10 @@ def parser():
     return build_parser()
 
 
+@pytest.mark.promise("Recipes that mean harm or are simply wrong are answered with one sentence")
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(changes=st.dictionaries(st.sampled_from(SETTINGS) | st.text(min_size=1, max_size=12), VALUES, min_size=1, max_size=3))
-def test_any_recipe_is_taken_or_answered(tmp_path, parser, changes):
+def test_any_recipe_is_taken_or_answered(tmp_path, parser, record_property, changes):
     rooms: dict = {}
     for key, value in changes.items():
         room, _, name = key.partition(".")
@@ -177,6 +186,7 @@ def test_any_recipe_is_taken_or_answered(tmp_path, parser, changes):
         else:
             rooms[room] = value
     (tmp_path / "r.yaml").write_text(yaml.dump(rooms))
+    record_property("recipes", 1)
     try:
         options = parser.parse_args(["distill", "--config", str(tmp_path / "r.yaml"), "--output", "x"])["distill"]
         recipe_of(options).check()
@@ -184,6 +194,7 @@ def test_any_recipe_is_taken_or_answered(tmp_path, parser, changes):
         assert str(error) and "\n" not in str(error)
 
 
+@pytest.mark.promise("Recipes that mean harm or are simply wrong are answered with one sentence")
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.mkdir [MARK]", "training: !!python/name:os.system", "a: &a [*a]", "{" * 500, "\0", "- - -",
                                   "x: " + "[" * 300 + "]" * 300])  # fmt: skip
 def test_a_recipe_that_is_no_recipe(tmp_path, text):

@@ -1,0 +1,90 @@
+"""docs/RELIABILITY.md, made by running what it lists, the long tests too (about half an hour on two cores):
+
+    python -m tests.reliability                       everything
+    python -m tests.reliability -k resume             further arguments go to pytest; a part does not overwrite the page
+
+A promise is the mark `@pytest.mark.promise("…")` of the tests that show it; what they count stands in their recorded properties.
+"""
+
+import datetime
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.machine import describe
+from ds_distill.report import table
+
+PAGE = Path(__file__).parents[1] / "docs" / "RELIABILITY.md"
+INTRODUCTION = """# What a run survives
+
+Made by `python -m tests.reliability` on {date}: {machine}; {minutes:.0f} minutes. Each row is a promise, the tests that show it, and what they counted
+in this run. `./tests/run.sh` runs the quick part of them. All of it is DeepSpeed's real engine in real processes on CPUs, over gloo; the table's runs
+on two hosts are network namespaces with an sshd each. Nothing here has been run on GPUs. fp16's loss scale does not occur on CPUs.
+
+"""
+
+
+class Promises:
+    """A pytest plugin that keeps, by promise, the tests, their outcomes and what they counted."""
+
+    def __init__(self):
+        self.of_test: dict[str, list[str]] = {}
+        self.tests: dict[str, dict[str, str]] = defaultdict(dict)  # promise → test → outcome
+        self.counts: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config, items):
+        kept = []
+        for item in items:
+            promises = [mark.args[0] for mark in item.iter_markers("promise")]
+            if promises:
+                self.of_test[item.nodeid] = promises
+                kept.append(item)
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in self.of_test])
+        items[:] = kept
+
+    def pytest_runtest_logreport(self, report):
+        if report.when != "call" and report.passed:
+            return
+        for promise in self.of_test[report.nodeid]:
+            if report.when == "call" or not report.passed:
+                self.tests[promise][report.nodeid] = report.outcome
+        if report.when == "call":
+            for promise in self.of_test[report.nodeid]:
+                for key, value in report.user_properties:
+                    counts = self.counts[promise]
+                    counts[key] = max(counts[key], value) if key.endswith("%") else counts[key] + value
+
+    def rows(self) -> list[dict]:
+        rows = []
+        for promise, tests in self.tests.items():
+            outcomes = list(tests.values())
+            counts = [f"{len(outcomes)} case" + "s" * (len(outcomes) > 1), *(f"{key} {value:g}" for key, value in self.counts[promise].items())]
+            worst = next((word for word in ("failed", "skipped") if word in outcomes), "passed")
+            files = sorted({f"`{name.split('[')[0]}`" for name in tests})
+            rows.append({"promise": promise, "tests": ", ".join(files), "counts": "; ".join(counts), "outcome": worst})
+        return rows
+
+
+def main() -> int:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
+    promises, began = Promises(), datetime.datetime.now(datetime.UTC)
+    code = pytest.main(["-m", "", "-p", "no:cacheprovider", *(sys.argv[1:] or ["-v"])], plugins=[promises])
+    rows = promises.rows()
+    text = table(rows, {"promise": "promise", "tests": "shown by", "counts": "in this run", "outcome": "outcome"})
+    print(text)
+    if sys.argv[1:]:
+        return int(code)
+    minutes = (datetime.datetime.now(datetime.UTC) - began).total_seconds() / 60
+    PAGE.write_text(INTRODUCTION.format(date=f"{began:%Y-%m-%d}", machine=describe(torch.device("cpu")), minutes=minutes) + text + "\n")
+    print(f"written to {PAGE}")
+    return int(code)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
