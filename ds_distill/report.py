@@ -35,6 +35,27 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
     plt.close(figure)
 
 
+def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
+    """PNG of several runs' held-out losses over tokens, a panel for each held-out set; runs: label → set → [step, tokens, loss, accuracy] rows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kinds = list(dict.fromkeys(kind for sets in runs.values() for kind in sets))
+    figure, panels = plt.subplots(1, len(kinds), figsize=(4.5 * len(kinds), 4.5), layout="constrained", squeeze=False, sharey=True)
+    for axes, kind in zip(panels[0], kinds, strict=True):
+        for label, style in zip(runs, ("o-", "^--", "s:", "d-.") * len(runs), strict=False):
+            rows = runs[label].get(kind, [])
+            axes.plot([row[1] / 1e6 for row in rows], [row[2] for row in rows], style, label=label.replace("_", " "), markersize=4, linewidth=1.2)
+        axes.set(title=f"held out: {kind.removeprefix('heldout_').replace('_', ' ')}", xlabel="tokens (million)")
+        axes.grid(alpha=0.3)
+    panels[0][0].set(ylabel="masked-LM loss (nats a masked token)")
+    panels[0][-1].legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def table(rows: list[dict], columns: dict[str, str]) -> str:
     """Markdown of `rows`; columns: key → heading. Missing cells say "–"."""
     cells = [list(columns.values())] + [[_cell(row.get(key)) for key in columns] for row in rows]
