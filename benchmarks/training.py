@@ -5,13 +5,16 @@
 
 All three run the same objective: KL over all tokens, masked-LM, cosine, dropout 0.1, clipping, AdamW. Machines are noisy, so contenders
 take turns and ratios are medians of ratios within a round. The GEMM floor is what the step's matrix products alone would take at the
-rate this machine reaches on one of them: no step in the same precision can be faster. The last line of standard output is JSON.
+rate this machine reaches on one of them: no step in the same precision can be faster. A contender whose first step takes longer than
+--patience is not asked again: that step is its measurement, and the output says so. The last line of standard output is JSON.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +39,24 @@ def gemm_rate(device: torch.device, dtype: torch.dtype, rows: int, hidden: int) 
     left, right = torch.randn(rows, hidden, device=device).to(dtype), torch.randn(hidden, 4 * hidden, device=device).to(dtype)
     seconds = [timed(lambda: left @ right, device) for _ in range(12)][3:]
     return 2 * rows * hidden * 4 * hidden / statistics.median(seconds)
+
+
+@contextlib.contextmanager
+def alive(what: str):
+    """Show `what` and the seconds it has taken so far."""
+    done, began = threading.Event(), time.monotonic()
+
+    def show() -> None:
+        while True:
+            print(f"\r{what}, {time.monotonic() - began:.0f} s  ".ljust(50), end="", file=sys.stderr, flush=True)
+            if done.wait(2):
+                return
+
+    shower = threading.Thread(target=show, daemon=True)
+    shower.start()
+    yield
+    done.set()
+    shower.join()
 
 
 def timed(job: Callable[[], object], device: torch.device) -> float:
@@ -99,6 +120,7 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, default=30_522, help="vocabulary (default 30522)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="the engine's; auto as in training")
     parser.add_argument("--skip", nargs="*", choices=["reference_bf16", "engine"], default=[], help="contenders to leave out")
+    parser.add_argument("--patience", type=float, default=60, help="seconds a contender's first step may take to be asked again (default 60)")
     parser.add_argument("--profile", action="store_true", help="after the rounds, print where one engine step spends its time, by operator")
     parser.add_argument("--output", type=Path, help="write the JSON here too")
     args = parser.parse_args()
@@ -125,15 +147,23 @@ def main() -> int:
     if "engine" not in args.skip:
         contenders["engine"] = engine_contender(frozen, student(), training, dtype, batch, device)
 
-    memory, seconds = {}, {name: [] for name in contenders}
+    memory, seconds, once = {}, {name: [] for name in contenders}, []
     for number in range(-1, args.repeats):
         for name, step in contenders.items():
-            print(f"\r{'warm-up' if number < 0 else f'round {number + 1} of {args.repeats}'}: {name:16}", end="", file=sys.stderr, flush=True)
-            if number < 0:
-                step()
+            if name in once:
+                continue
+            with alive(f"{'warm-up' if number < 0 else f'round {number + 1} of {args.repeats}'}: {name}"):
+                if number >= 0:
+                    seconds[name].append(timed(step, device))
+                    continue
+                began = time.perf_counter()
                 memory[name] = peak_bytes(step, device)
-            else:
-                seconds[name].append(timed(step, device))
+                first = time.perf_counter() - began
+                if first > args.patience:
+                    once.append(name)
+                    seconds[name] = [first]
+                else:
+                    memory[name] = peak_bytes(step, device)  # the first step also allocates the optimizer's state
     print(file=sys.stderr)
     if args.profile and "engine" in contenders:
         print(profiled(contenders["engine"], device))
@@ -144,15 +174,17 @@ def main() -> int:
     result = {name: round(tokens / statistics.median(times), 1) for name, times in seconds.items()}
     for name in ("reference_fp32", "reference_bf16"):
         if name in seconds and "engine" in seconds:
-            ratios = [a / b for a, b in zip(seconds[name], seconds["engine"], strict=True)]
+            theirs, mine = (seconds[key] * (args.repeats if key in once else 1) for key in (name, "engine"))
+            ratios = [a / b for a, b in zip(theirs, mine, strict=True)]
             result[f"engine_vs_{name}"] = round(statistics.median(ratios), 3)
     result |= {"gemm_floor": round(floor, 1), "engine_dtype": str(dtype).removeprefix("torch."), "mflops_a_token": round(flops / 1e6, 1)}
     result["peak_mb_of_a_step"] = {name: round(size / 1e6) for name, size in memory.items()}
-    result |= {"rounds": args.repeats, "shape": [args.sequences, args.length], "threads": args.threads, "machine": describe(device)}
+    result |= {"first_step_only": once, "rounds": args.repeats, "shape": [args.sequences, args.length], "threads": args.threads}
+    result["machine"] = describe(device)
     print(f"{tokens} tokens a step ({args.sequences} × {args.length}), {flops / 1e6:.0f} MFLOP a token, {describe(device)}, {args.threads} threads\n")
     print("| contender | tokens/s | peak memory of a step (MB) |\n|---|---|---|")
     for name in seconds:
-        print(f"| {name} | {result[name]:,} | {result['peak_mb_of_a_step'][name]:,} |")
+        print(f"| {name}{' (its first step only)' if name in once else ''} | {result[name]:,} | {result['peak_mb_of_a_step'][name]:,} |")
     print(f"| GEMM floor in {result['engine_dtype']} | {result['gemm_floor']:,} | |\n")
     for name in ("reference_fp32", "reference_bf16"):
         if f"engine_vs_{name}" in result:
