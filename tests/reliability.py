@@ -64,8 +64,10 @@ class Promises:
             outcomes = list(tests.values())
             counts = [f"{len(outcomes)} case" + "s" * (len(outcomes) > 1), *(f"{key} {value:g}" for key, value in self.counts[promise].items())]
             worst = next((word for word in ("failed", "skipped") if word in outcomes), "passed")
-            files = sorted({f"`{name.split('[')[0]}`" for name in tests})
-            rows.append({"promise": promise, "tests": ", ".join(files), "counts": "; ".join(counts), "outcome": worst})
+            files = defaultdict(list)
+            for file, test in sorted({tuple(name.split("[")[0].split("::")) for name in tests}):
+                files[file].append(test.removeprefix("test_").replace("_", " "))
+            rows.append({"promise": promise, "tests": "; ".join(f"`{file}`: {', '.join(found)}" for file, found in files.items()), "counts": "; ".join(counts), "outcome": worst})
         return rows
 
 

@@ -40,9 +40,9 @@ class Job:
         for process in self.processes:
             process.kill()
 
-    def finish(self) -> dict:
+    def finish(self, timeout: float = 300) -> dict:
         try:
-            results = [process.wait() for process in self.processes or self.start()]
+            results = [process.wait(timeout) for process in self.processes or self.start()]
         finally:
             self.kill()
             self.processes = []
@@ -182,7 +182,7 @@ def resident(pid: int) -> int:
 @pytest.mark.promise("A long run's memory and file handles stay flat (within 1 %), and kills leave no trace in its result")
 def test_soak(world, tmp_path, record_property):
     steps, options = 4000, ["--training.max_tokens", 256 * 4000, "--training.evaluate_every", 500, "--training.checkpoint_every", 100]
-    undisturbed = Job(world, tmp_path / "undisturbed", 1, *shape(1, "bf16"), *options)
+    undisturbed = Job(world, tmp_path / "undisturbed", 1, *shape(1, "fp32"), *options)
     (process,) = undisturbed.start()
     rows = []
     while process.poll() is None:
@@ -197,18 +197,19 @@ def test_soak(world, tmp_path, record_property):
     quarter = len(rows) // 4
     early, late = ([sorted(column)[quarter // 2] for column in zip(*part, strict=True)] for part in (rows[quarter : 2 * quarter], rows[-quarter:]))
     assert late[0] <= 1.01 * early[0] and late[1] <= early[1], (early, late)
-    job, draw, kills = Job(world, tmp_path / "killed", 1, *shape(1, "bf16"), *options), random.Random(), 0
+    job, draw, kills = Job(world, tmp_path / "killed", 1, *shape(1, "fp32"), *options), random.Random(), 0
     while kills < 10:
         (process,) = job.start()
-        before = len(job.published) and job.published[-1].name
-        wait_for(lambda before=before: job.published and job.published[-1].name != before, process)
-        time.sleep(draw.uniform(0, 3))
-        if process.poll() is not None:
+        newest, more = int(job.published[-1].name.removeprefix("step-")) if job.published else 0, draw.randint(1, 5)
+        if newest + 100 * (more + 1) > steps:
             break
+        goal = job.output / "checkpoints" / f"step-{newest + 100 * more:09d}"
+        wait_for(goal.is_dir, process)
+        time.sleep(draw.uniform(0, 3))
         job.kill()
         kills += 1
     job.processes = []
-    job.finish()
+    job.finish(1200)
     assert_same_run(job.output, undisturbed.output)
     record_property("steps", steps)
     record_property("kills", kills)
