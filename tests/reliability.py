@@ -67,7 +67,8 @@ class Promises:
             files = defaultdict(list)
             for file, test in sorted({tuple(name.split("[")[0].split("::")) for name in tests}):
                 files[file].append(test.removeprefix("test_").replace("_", " "))
-            rows.append({"promise": promise, "tests": "; ".join(f"`{file}`: {', '.join(found)}" for file, found in files.items()), "counts": "; ".join(counts), "outcome": worst})
+            tests_of = "; ".join(f"`{file}`: {', '.join(found)}" for file, found in files.items())
+            rows.append({"promise": promise, "tests": tests_of, "counts": "; ".join(counts), "outcome": worst})
         return rows
 
 
