@@ -125,7 +125,9 @@ def assert_sound(checkpoint: Path) -> None:
 def test_killed_while_a_checkpoint_is_written(world, tmp_path, record_property, wanted):
     undisturbed = Job(world, tmp_path / "undisturbed", 2, *shape(2, "fp32"))
     undisturbed.finish()
-    job, draw, kills, seen = Job(world, tmp_path / "killed", 2, *shape(2, "fp32"), "--training.checkpoint_every", 1), random.Random(), 0, set()
+    options = ["--training.checkpoint_every", 1, "--training.keep_checkpoints", 1]
+    job, draw, kills, seen = Job(world, tmp_path / "killed", 2, *shape(2, "fp32"), *options), random.Random(), 0, set()
+    had = 0  # published checkpoints: from the first on there is always one
     partial = job.output / "checkpoints" / ".partial"
     while kills < wanted:
         left, killed = born(partial), False  # by the kill before
@@ -148,6 +150,8 @@ def test_killed_while_a_checkpoint_is_written(world, tmp_path, record_property, 
         kills += 1
         for checkpoint in job.published:
             assert_sound(checkpoint)
+        assert len(job.published) >= had, "none was deleted before the next was whole"
+        had = min(1, len(job.published))
     job.processes = []
     job.finish()
     assert len(seen) > 1, "killed at different moments of the write"
