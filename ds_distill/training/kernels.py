@@ -43,7 +43,7 @@ def build_fused_adam() -> str | None:
     from deepspeed.ops.op_builder import FusedAdamBuilder
 
     if not is_built():
-        say("optimizer: compiling DeepSpeed's FusedAdam, once a machine, about a minute (training.optimizer = torch does without)")
+        say("optimizer: compiling DeepSpeed's FusedAdam, once an environment, about a minute (training.optimizer = torch does without)")
     _drop_stale_lock()
     try:
         FusedAdamBuilder().load(verbose=False)
