@@ -66,7 +66,7 @@ class Training:
         seed: Order, masks, dropout and random starts follow from it.
         device: "auto" takes a GPU where there is one; "cuda" insists on it, "cpu" leaves it alone.
         precision: "auto": bf16 on CUDA, on CPU bf16 where a probe shows it faster, else fp32.
-        optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once a machine, about a minute), else torch's fused AdamW.
+        optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once an environment, about a minute), else torch's fused AdamW.
         deepspeed: Path of a DeepSpeed JSON (ds_configs/deepspeed/), which owns zero_optimization only.
         gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
         max_skipped: Steps in a row that may be skipped because loss or gradient is not finite, before the run ends.
