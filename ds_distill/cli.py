@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from ds_distill.console import end_bars, first_to_say, is_first, say
+from ds_distill.console import end_bars, is_first, say, say_once
 from ds_distill.errors import UserError
 from ds_distill.recipe import Data, Losses, Recipe, Student, Training
 from ds_distill.report import table, write_summary
@@ -133,6 +133,7 @@ def quieten(debug: bool) -> None:
         return
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where a rank is lost, the others' stores warn with pages of C++ frames
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.disable(logging.WARNING)
     from transformers.utils import logging as hf_logging
@@ -169,16 +170,14 @@ def main(argv: list[str] | None = None) -> int:
         # a full or read-only disk is the user's to put right too
         said = error if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
         end_bars()
-        if first_to_say(str(said)):
-            print(f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}", file=sys.stderr)
+        say_once(str(said), f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}")
         return 2
     except RuntimeError as error:
         if debug or not _lost_another(error):
             raise
         end_bars()
-        if first_to_say("lost"):
-            print("\nds-distill: another rank has ended or cannot be reached, this one ends with it; the same command goes on from the last checkpoint",
-                  file=sys.stderr)  # fmt: skip
+        say_once("lost", "\nds-distill: another rank has ended or cannot be reached, this one ends with it; the same command goes on from the last "
+                         "checkpoint")  # fmt: skip
         return 2
     if is_first():
         print(json.dumps(summary), flush=True)

@@ -12,19 +12,23 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def first_to_say(text: str) -> bool:
-    """Whether no rank of the job has said `text` before: what all ranks find is said once, what one finds is said by that one."""
+def say_once(key: str, line: str) -> None:
+    """Print `line`, unless a rank of the job has said `key` before: what all ranks find is said once, what one finds is said by that one."""
     distributed = sys.modules.get("torch.distributed")  # a mistake in the arguments need not wait for the import
     if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return is_first()
-    store, key, world = distributed.distributed_c10d._get_default_store(), f"said {text}", distributed.get_world_size()
+        if is_first():
+            print(line, file=sys.stderr, flush=True)
+        return
+    store, key, world = distributed.distributed_c10d._get_default_store(), f"said {key}", distributed.get_world_size()
     try:
-        first, deadline = store.add(key, 1) == 1, time.monotonic() + 2
-        while is_first() and store.add(key, 0) < world and time.monotonic() < deadline:
-            time.sleep(0.02)  # the store ends with this rank, and the others must be able to ask
-        return first
+        first = store.add(key, 1) == 1
     except RuntimeError:  # the rank that keeps the store is gone
-        return True
+        first = True
+    if first:
+        print(line, file=sys.stderr, flush=True)  # at once: the launcher kills who is left of a job that lost a rank
+    deadline = time.monotonic() + 2
+    while is_first() and store.add(key, 0) < world and time.monotonic() < deadline:
+        time.sleep(0.02)  # the store ends with this rank, and the others must be able to ask
 
 
 def say(text: str) -> None:

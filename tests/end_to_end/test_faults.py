@@ -83,6 +83,7 @@ def test_no_sound_checkpoint_is_said(run, tmp_path):
     output = copy_of(run, tmp_path / "run", 3)
     flip(output / "checkpoints" / "step-000000003" / "mp_rank_00_model_states.pt")
     one_sentence(ds_distill(*run[1], "--output", output), "every checkpoint is damaged", "another --output")
+    assert (output / "checkpoints" / "damaged-step-000000003" / "mp_rank_00_model_states.pt").is_file()
 
 
 @pytest.mark.promise("A full disk: one sentence, the last checkpoint whole, and room made the run goes on, bit-equal")
@@ -171,7 +172,7 @@ class Endless:
         began = time.monotonic()
         _, errors = self.job.communicate(timeout=60)
         assert time.monotonic() - began < 60 and self.job.returncode != 0
-        assert "Traceback" not in errors, errors[-3000:]
+        assert "Traceback" not in errors and "frame #" not in errors, errors[-3000:]
         assert not ranks_of(self.job), "an orphan"
         return [line for line in errors.splitlines() if "ds-distill: " in line]
 
@@ -206,7 +207,7 @@ def test_slow_ranks_and_jumping_clocks_are_borne_and_a_killed_rank_is_not(endles
         record_property("clock jumps", 1)
     before = one.newest
     os.kill(one.ranks[1], signal.SIGKILL)
-    assert len(one.end()) <= 1
+    assert len(one.end()) == 1
     assert one.newest >= before
 
 
