@@ -54,9 +54,11 @@ def alive(what: str):
 
     shower = threading.Thread(target=show, daemon=True)
     shower.start()
-    yield
-    done.set()
-    shower.join()
+    try:
+        yield
+    finally:
+        done.set()
+        shower.join()
 
 
 def timed(job: Callable[[], object], device: torch.device) -> float:

@@ -50,13 +50,10 @@ class Promises:
         if report.when != "call" and report.passed:
             return
         for promise in self.of_test[report.nodeid]:
-            if report.when == "call" or not report.passed:
-                self.tests[promise][report.nodeid] = report.outcome
-        if report.when == "call":
-            for promise in self.of_test[report.nodeid]:
-                for key, value in report.user_properties:
-                    counts = self.counts[promise]
-                    counts[key] = max(counts[key], value) if key.endswith("%") else counts[key] + value
+            self.tests[promise][report.nodeid] = report.outcome
+            counts = self.counts[promise]
+            for key, value in report.user_properties if report.when == "call" else ():
+                counts[key] = max(counts[key], value) if key.endswith("%") else counts[key] + value
 
     def rows(self) -> list[dict]:
         rows = []
@@ -81,7 +78,7 @@ def main() -> int:
     rows = promises.rows()
     text = table(rows, {"promise": "promise", "tests": "shown by", "counts": "in this run", "outcome": "outcome"})
     print(text)
-    if sys.argv[1:]:
+    if sys.argv[1:] or code == pytest.ExitCode.INTERRUPTED:
         return int(code)
     minutes = (datetime.datetime.now(datetime.UTC) - began).total_seconds() / 60
     PAGE.write_text(INTRODUCTION.format(date=f"{began:%Y-%m-%d}", machine=describe(torch.device("cpu")), minutes=minutes) + text + "\n")
