@@ -28,6 +28,7 @@ from benchmarks.reference import reference_step
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
+from ds_distill.training.compiled import why_no_compile
 from ds_distill.training.engine import backward, device_of_rank, make_engine, optimizer_step, precision_of
 from ds_distill.training.forecast import flops_a_token
 from ds_distill.training.objective import Objective
@@ -97,7 +98,8 @@ def reference_contender(teacher, student, options: dict, batch: tuple, device: t
 
 def engine_contender(teacher: Teacher, student, training: Training, dtype: torch.dtype, batch: tuple, device: torch.device):
     """The step as the training loop runs it."""
-    engine = make_engine(Objective(student, Losses(), 1), training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
+    objective = Objective(student, Losses(), 1, compiled=why_no_compile() is None)
+    engine = make_engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
     engine.train()
     ids, labels = batch
     counts = ids.numel(), int((labels >= 0).sum())

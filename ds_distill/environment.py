@@ -9,6 +9,7 @@ import torch
 
 from ds_distill.data.prepare import cores
 from ds_distill.models.teacher import choose_cpu_dtype
+from ds_distill.training.compiled import why_no_compile
 from ds_distill.training.kernels import is_built, why_no_apex, why_no_build
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "jsonargparse", "tensorboard", "apex", "triton")
@@ -45,7 +46,7 @@ def kernels() -> list[dict]:
     """Each fused kernel, whether a run here uses it, and why or why not."""
     cuda = torch.cuda.is_available()
     no_gpu = None if cuda else "no GPU"
-    no_build = why_no_build()
+    no_build, no_compile = why_no_build(), why_no_compile()
     adam = no_build or ("compiled, in the cache" if is_built() else "will be compiled by the first run, about a minute")
     triton = no_gpu or (None if importlib.util.find_spec("triton") else "triton is not installed")
     return [
@@ -53,11 +54,11 @@ def kernels() -> list[dict]:
         _row("torch fused AdamW", no_build is not None, "takes over where DeepSpeed's cannot be built; training.optimizer = torch chooses it"),
         _row("apex FusedAdam", False, why_no_apex() or "installed; training.optimizer = apex chooses it"),
         _row("apex FusedLAMB, FusedLayerNorm", False, why_no_apex() or "installed; not used: torch's LayerNorm is fused too"),
-        _row("fused vocabulary loss", True, "the plain PyTorch body, chunk by chunk" + (", GEMMs in 16 bit with fp32 results" if cuda else "")),
-        _row("Triton", False, triton or "no kernel of this project needs it yet"),
+        _row("fused vocabulary loss", True, "chunk by chunk" + (", GEMMs in 16 bit with fp32 results" if cuda else "")),
+        _row("torch.compile", no_compile is None, no_compile or "one kernel a block of logits, in runs long enough to earn it back (training.compile)"),
+        _row("Triton", triton is None and no_compile is None, triton or "torch.compile writes the kernels of a GPU with it"),
         _row("scaled-dot-product attention", True, "torch's flash kernel" + ("" if cuda else " for the CPU; with dropout its plain one")),
         _row("varlen attention", False, "documents of a packed block are told apart by a mask (data.attend_across_documents = false)"),
-        _row("torch.compile", False, "not used: the eager step is the one that is measured"),
         _row("DeepSpeedTransformerLayer", False, "CUDA kernels of 2020 for BERT training, without today's flash attention: not used"),
     ]
 

@@ -19,6 +19,7 @@ from ds_distill.models.families import family_of_type
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, resolve_model_folder
 from ds_distill.recipe import Recipe, Training
+from ds_distill.training.compiled import compiles, rows_of_logits
 from ds_distill.training.engine import device_of_rank, precision_of, stage_of
 from ds_distill.training.forecast import GIB, activation_line, flops_a_token, memory
 from ds_distill.training.objective import Objective
@@ -53,6 +54,9 @@ class Forecast:
         if t.gradient_checkpointing:
             self.student.gradient_checkpointing_enable()
         self.taught = bool(recipe.losses.kl or recipe.losses.cosine)
+        tokens = t.max_tokens or t.epochs * 1e9  # epochs without a number of tokens: a corpus, not a test
+        rows = rows_of_logits(recipe, tokens / torch.distributed.get_world_size(), self.taught)
+        self.compiled = compiles(t, rows, config.vocab_size, self.device)
         self.activations = activation_line(self.student, self.length, self.dtype, torch.device("cpu"))
 
     def memory(self, micro_batch: int, stage: int, ranks: int):
@@ -62,7 +66,7 @@ class Forecast:
         one, more = self.activations
         need = memory(self.student, count_parameters(self.teacher) if self.taught else 0, t, length=self.length, stage=stage, ranks=ranks,
                       dtype=self.dtype, teacher_dtype=self.teacher_dtype, accumulation=max(1, t.global_batch // (micro_batch * ranks)),
-                      activations=one + more * (micro_batch - 1))  # fmt: skip
+                      activations=one + more * (micro_batch - 1), compiled=self.compiled)  # fmt: skip
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
 
@@ -76,7 +80,8 @@ class Forecast:
 
     def rate(self, micro_batch: int) -> float:
         """Tokens a second and rank, measured: forward and backward of two micro-batches of random tokens; the optimizer's step is left out."""
-        objective = Objective(copy.deepcopy(self.student).to(self.device), self.recipe.losses, 1, self.teacher.config.hidden_size)
+        objective = Objective(copy.deepcopy(self.student).to(self.device), self.recipe.losses, 1, self.teacher.config.hidden_size,
+                              self.compiled)  # fmt: skip
         frozen = Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype)) if self.taught else None
         ids = torch.randint(self.student.config.vocab_size // 2, self.student.config.vocab_size, (micro_batch, self.length), device=self.device)
         labels = torch.where(torch.rand(ids.shape, device=self.device) < self.recipe.data.mask_probability, ids, -100)

@@ -67,6 +67,7 @@ class Training:
         device: "auto" takes a GPU where there is one; "cuda" insists on it, "cpu" leaves it alone.
         precision: "auto": bf16 on CUDA, on CPU bf16 where a probe shows it faster, else fp32.
         optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once an environment, about a minute), else torch's fused AdamW.
+        compile: Whether torch.compile makes kernels of what lies between the matrix products: "auto" where the run is long enough to earn it back.
         deepspeed: Path of a DeepSpeed JSON (ds_configs/deepspeed/), which owns zero_optimization only.
         gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
         max_skipped: Steps in a row that may be skipped because loss or gradient is not finite, before the run ends.
@@ -93,6 +94,7 @@ class Training:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     optimizer: Literal["auto", "deepspeed", "torch", "apex"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     deepspeed: str | None = None
     gradient_checkpointing: bool = False
     max_skipped: int = 20

@@ -7,8 +7,10 @@ chunk here: each chunk's losses and gradients are finished while it is in memory
 import torch
 from torch import Tensor
 
+from ds_distill.losses.rows import COMPILED_BUFFERS, EAGER_BUFFERS, compiled_row_losses, row_losses
+
 LIVE_BYTES = 256 * 2**20  # large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak
-_BUFFERS = 4  # student and teacher logits and their softmaxes, alive at once
+_BLOCKS = 4  # blocks of logits a chunk: the weight's gradient is a pass over [V, H] each time, and is taken once a chunk
 
 
 def fused_vocabulary_loss(
@@ -26,11 +28,13 @@ def fused_vocabulary_loss(
     kl_on: str = "all",
     token_mask: Tensor | None = None,
     chunk: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Project both hidden states on the vocabulary; return the weighted loss and its two sums.
 
     student_hidden [N, H_student], teacher_hidden [N, H_teacher] (widths and dtypes may differ), weights [V, H], biases [V] or None,
-    labels [N] int64 with −100 where not masked, token_mask [N] bool (False = padding), chunk: rows at a time (None: by memory).
+    labels [N] int64 with −100 where not masked, token_mask [N] bool (False = padding), chunk: rows of logits at a time (None: by memory).
+    compiled: the passes over the logits as one compiled kernel (seconds, once a machine) instead of torch's operators.
     kl_on: "all" (every real token) or "masked" (a different objective). With kl_weight 0 the teacher may be None.
     Returns (loss, kl_sum, mlm_sum), scalars in fp32 (float64 for float64 inputs), in nats and summed over tokens:
     loss = kl_weight · kl_sum + mlm_weight · mlm_sum, kl_sum = Σ T² · KL(softmax(t/T) ‖ softmax(z/T)), mlm_sum = Σ −log softmax(z)_y.
@@ -59,94 +63,125 @@ def fused_vocabulary_loss(
         teacher_hidden = teacher_hidden[at] if teacher_hidden is not None else None
         labels, token_mask = labels[at], None
     if chunk is None:
-        chunk = _chunk(vocabulary)
+        chunk = _chunk(vocabulary, student_hidden.element_size(), compiled)
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
     return _FusedVocabularyLoss.apply(
-        *inputs, *teacher, labels, token_mask, float(temperature), float(kl_weight), float(mlm_weight), kl_on, chunk, want
+        *inputs, *teacher, labels, token_mask, float(temperature), float(kl_weight), float(mlm_weight), kl_on, chunk, compiled, want
     )
 
 
-def _chunk(vocabulary: int) -> int:
-    return max(1, LIVE_BYTES // (vocabulary * 4 * _BUFFERS))
+def _row_bytes(vocabulary: int, element_size: int, compiled: bool) -> int:
+    """Of a block's row: its logits and what the passes over them need, and its share of the chunk's gradient."""
+    return vocabulary * (4 * (COMPILED_BUFFERS if compiled else EAGER_BUFFERS) + _BLOCKS * element_size)
 
 
-def live_bytes(rows: int, vocabulary: int) -> int:
+def _chunk(vocabulary: int, element_size: int, compiled: bool) -> int:
+    return max(1, LIVE_BYTES // _row_bytes(vocabulary, element_size, compiled))
+
+
+def live_bytes(rows: int, vocabulary: int, element_size: int, compiled: bool) -> int:
     """The most bytes that the chunks of `rows` tokens hold at once, beside the gradients of hidden states and weights."""
-    return min(rows, _chunk(vocabulary)) * vocabulary * 4 * _BUFFERS
+    return min(rows, _chunk(vocabulary, element_size, compiled)) * _row_bytes(vocabulary, element_size, compiled)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, temperature: float) -> Tensor:
-    """[n, V], logits / temperature, in at least fp32. A 16-bit result would carry 0.06 of error at |z| = 30, more than the gradient's tolerance."""
-    if hidden.is_cuda and hidden.dtype == weight.dtype != wide:
-        logits = torch.mm(hidden, weight.t(), out_dtype=wide).div_(temperature)
-        return logits if bias is None else logits.add_(bias.to(wide) / temperature)
-    # dividing the short side spares a pass over the logits
-    hidden, weight = hidden.to(wide) / temperature, weight.to(wide)
-    return hidden @ weight.t() if bias is None else torch.addmm(bias.to(wide) / temperature, hidden, weight.t())
+class _Logits:
+    """hidden [N, H] · weightᵀ [H, V] block by block: fp32 from 16-bit inputs on a GPU, their own dtype on a CPU.
+
+    torch's CPU GEMM has no fp32 result for bf16 inputs at bf16's rate; rounded logits put 1 % of noise into the gradient at |z| = 20 (LOG.md).
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, wide: torch.dtype, chunk: int) -> None:
+        same = hidden.dtype == weight.dtype
+        self.hidden, self.weight = (hidden, weight) if same else (hidden.to(wide), weight.to(wide))
+        self.out_dtype = wide if hidden.is_cuda and same and hidden.dtype != wide else None
+        # fresh pages for every block cost a CPU as much as a pass over it; a GPU's allocator keeps them
+        self.buffer = None if hidden.is_cuda else self.hidden.new_empty(min(chunk, len(hidden)), len(weight))
+
+    def __call__(self, part: slice) -> Tensor:
+        """[n, V]; on a CPU valid until the next call."""
+        hidden, weight = self.hidden[part], self.weight.t()
+        if self.out_dtype is not None:
+            return torch.mm(hidden, weight, out_dtype=self.out_dtype)
+        return torch.mm(hidden, weight, out=None if self.buffer is None else self.buffer[: len(hidden)])
 
 
 class _FusedVocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden, weight, bias, t_hidden, t_weight, t_bias, labels, token_mask, temperature, kl_weight, mlm_weight, kl_on, chunk, want
+        ctx,
+        hidden,
+        weight,
+        bias,
+        t_hidden,
+        t_weight,
+        t_bias,
+        labels,
+        token_mask,
+        temperature,
+        kl_weight,
+        mlm_weight,
+        kl_on,
+        chunk,
+        compiled,
+        want,
     ):
         wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+        losses_of = compiled_row_losses() if compiled else row_losses
         kl_sum = torch.zeros((), dtype=wide, device=hidden.device)
         mlm_sum = torch.zeros_like(kl_sum)
         # gradients stay unnormalised until backward knows the loss scale: 1/N inside would underflow in fp16.
-        # In units of KL's own factor its gradient is q − p, a pass less; not where masked-LM's would then leave fp16's range.
+        # In units of KL's own factor its gradient is q − p; not where masked-LM's would then leave fp16's range.
         kl_factor = temperature * kl_weight
         unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
-        d_hidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if want else None
-        d_weight = torch.zeros(weight.shape, dtype=wide, device=hidden.device) if want else None
-        d_bias = torch.zeros(weight.shape[0], dtype=wide, device=hidden.device) if want and bias is not None else None
-        for start in range(0, hidden.shape[0], chunk):
-            part = slice(start, start + chunk)
-            masked = labels[part] >= 0
-            real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
-            masked = masked & real
-            kl_rows = (masked if kl_on == "masked" else real).to(wide).unsqueeze(1)
-            scale_rows = token_mask is not None or kl_on == "masked" or unit != kl_factor
-            mlm_rows = masked.to(wide).unsqueeze(1)
-            target = labels[part].clamp(min=0).unsqueeze(1)
-            z = _logits(hidden[part], weight, bias, wide, temperature)
-            grad = None
-            if kl_weight != 0:
-                log_p = _logits(t_hidden[part], t_weight, t_bias, wide, temperature).log_softmax(-1)
-                log_q = z.log_softmax(-1)
-                p = log_p.exp()
-                # where, not a product: a padded row may hold anything, and 0 · inf is nan
-                row_kl = (log_p.sub_(log_q).mul_(p)).sum(-1, keepdim=True)
-                kl_sum += temperature**2 * torch.where(kl_rows > 0, row_kl, 0.0).sum()
+        factors = torch.tensor([kl_factor / unit, mlm_weight / unit], dtype=wide, device=hidden.device)
+        low = hidden.dtype
+        student = _Logits(hidden, weight, wide, chunk)
+        teacher = _Logits(t_hidden, t_weight, wide, chunk) if kl_weight != 0 else None
+        bias_wide = None if bias is None else bias.to(wide)
+        t_bias = None if t_bias is None else t_bias.to(wide)
+        rows = len(hidden)
+        d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want else None
+        d_weight = d_bias = None
+        gradient = torch.empty(min(rows, _BLOCKS * chunk), len(weight), dtype=low, device=hidden.device) if want else None
+        for first in range(0, rows, _BLOCKS * chunk):
+            last = min(rows, first + _BLOCKS * chunk)
+            for start in range(first, last, chunk):
+                part = slice(start, min(start + chunk, last))
+                masked = labels[part] >= 0
+                real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
+                masked = (masked & real).unsqueeze(1)
+                target = labels[part].clamp(min=0).unsqueeze(1)
+                slope = gradient[start - first : part.stop - first] if want else None
+                kl, mlm = losses_of(
+                    student(part),
+                    teacher(part) if teacher else None,
+                    bias_wide,
+                    t_bias,
+                    target,
+                    masked if kl_on == "masked" else real.unsqueeze(1),
+                    masked,
+                    factors[0],
+                    factors[1],
+                    temperature,
+                    slope,
+                )
+                mlm_sum += mlm.sum()
+                if kl is not None:
+                    kl_sum += kl.sum()
                 if want:
-                    grad = log_q.exp_().sub_(p)
-                    if scale_rows:
-                        grad.mul_(kl_rows * (kl_factor / unit))
-            at = masked.nonzero().squeeze(1) if z.device.type == "cpu" else None
-            if at is not None:
-                target, mlm_rows = target[at], mlm_rows[at]
-            log_z = ((z if at is None else z[at]) * temperature).log_softmax(-1)
-            mlm_sum -= torch.where(mlm_rows > 0, log_z.gather(1, target), 0.0).sum()
+                    at = target + torch.arange(0, slope.numel(), len(weight), device=target.device).unsqueeze(1)
+                    gradient_at = slope.take(at) - torch.where(masked, factors[1], 0.0)
+                    slope.put_(at, gradient_at.to(low))
             if want:
-                if grad is None:
-                    grad = torch.zeros_like(z)
-                if mlm_weight != 0:
-                    factor = mlm_rows * (mlm_weight / unit)
-                    d_mlm = log_z.exp_().scatter_add_(1, target, torch.full_like(mlm_rows, -1.0)).mul_(factor)
-                    grad = grad.add_(d_mlm) if at is None else grad.index_add_(0, at, d_mlm)
-                low = grad.to(hidden.dtype)
-                d_hidden[part] = low @ weight.to(low.dtype)
-                if low.dtype == wide:
-                    d_weight.addmm_(low.t(), hidden[part])
-                elif low.is_cuda:
-                    d_weight += torch.mm(low.t(), hidden[part], out_dtype=wide)
-                else:
-                    d_weight += low.t() @ hidden[part]
-                if d_bias is not None:
-                    d_bias += grad.sum(0)
+                slopes, part = gradient[: last - first], slice(first, last)
+                torch.mm(slopes, weight.to(low), out=d_hidden[part])
+                d_weight = _added(d_weight, _weight_gradient(slopes, hidden[part], wide), wide)
+                if bias is not None:
+                    d_bias = _added(d_bias, _weight_gradient(slopes, slopes.new_ones(len(slopes), 1), wide).squeeze(1), wide)
         if want:
             ctx.unit, ctx.dtypes = unit, (hidden.dtype, weight.dtype, bias.dtype if bias is not None else None)
-            ctx.save_for_backward(d_hidden, d_weight, d_bias)
+            ctx.save_for_backward(d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight,
+                                  torch.zeros_like(bias) if d_bias is None and bias is not None else d_bias)  # fmt: skip
         loss = kl_weight * kl_sum + mlm_weight * mlm_sum
         ctx.mark_non_differentiable(kl_sum, mlm_sum)
         return loss, kl_sum, mlm_sum
@@ -155,5 +190,23 @@ class _FusedVocabularyLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, _kl, _mlm):
         scale = grad_loss * ctx.unit
-        grads = [None if g is None else (g * scale).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return (*grads, *[None] * 11)
+        grads = [None if g is None else _scaled(g, scale).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return (*grads, *[None] * 12)
+
+
+def _weight_gradient(slopes: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
+    """slopesᵀ · hidden, [V, H], at least fp32 where the device's GEMM gives it."""
+    if slopes.is_cuda and slopes.dtype != wide:
+        return torch.mm(slopes.t(), hidden, out_dtype=wide)
+    return slopes.t() @ hidden
+
+
+def _added(total: Tensor | None, more: Tensor, wide: torch.dtype) -> Tensor:
+    """total + more, in `wide` as soon as there are two; total is overwritten."""
+    return more if total is None else total.to(wide).add_(more)
+
+
+def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+    if gradient.is_cuda:
+        return gradient.to(scale.dtype) * scale  # a 0-dim factor would be rounded to 16 bit, and overflow fp16
+    return gradient * scale.item()

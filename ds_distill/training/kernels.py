@@ -15,7 +15,12 @@ from ds_distill.console import say
 # The compiled files hold paths of the environment that built them: where two share torch's folder, each builds anew what the other built.
 if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(sys.prefix, "torch_inductor")))  # torch.compile's, else below /tmp
 STALE_SECONDS = 900  # no build of one optimizer takes this long
+
+
+def has_compiler() -> bool:
+    return bool(shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++"))
 
 
 def why_no_build() -> str | None:
@@ -23,7 +28,7 @@ def why_no_build() -> str | None:
     scripts = str(Path(sys.executable).parent)
     if scripts not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")  # ninja lies beside an interpreter that nobody activated
-    if not (shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")):
+    if not has_compiler():
         return "no C++ compiler"
     if not shutil.which("ninja"):
         return "no ninja"

@@ -18,6 +18,7 @@ from ds_distill.data.batches import BatchOrder
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training import checkpoint
+from ds_distill.training.compiled import compiles, rows_of_logits
 from ds_distill.training.engine import backward, make_engine, optimizer_step
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.finite import FiniteWatch
@@ -88,6 +89,9 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     t = recipe.training
     rank = torch.distributed.get_rank()
     steps = total_steps(recipe, order)
+    manifest = order.store.manifest
+    rows = rows_of_logits(recipe, steps * t.global_batch * manifest["sequence_length"] / order.world_size, teacher is not None)
+    objective.compiled = compiles(t, rows, manifest["vocab_size"], device)
     if t.gradient_checkpointing:
         objective.model.gradient_checkpointing_enable()
     engine = make_engine(objective, t, accumulation=order.accumulation, total_steps=steps, device=device, dtype=dtype)

@@ -15,13 +15,14 @@ class Objective(nn.Module):
     accumulation steps: means of means do (DistilBERT's own counts differ from block to block).
     """
 
-    def __init__(self, model: nn.Module, losses: Losses, world_size: int, teacher_width: int | None = None):
+    def __init__(self, model: nn.Module, losses: Losses, world_size: int, teacher_width: int | None = None, compiled: bool = False):
         """teacher_width: the teacher's hidden size; where it is not the model's, the cosine loss compares a learned projection of the model's
-        hidden states, which is trained and checkpointed, and no part of the model."""
+        hidden states, which is trained and checkpointed, and no part of the model. compiled: the vocabulary loss's passes as one kernel."""
         super().__init__()
         self.model = model
         self.losses = losses
         self.world_size = world_size
+        self.compiled = compiled
         self.family = family_of(model)
         parent, name = self.family.decoder_parent_and_name(model)
         setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
@@ -78,6 +79,7 @@ class Objective(nn.Module):
             mlm_weight=scale * x.mlm / max(masked, 1),
             kl_on=x.kl_on,
             token_mask=real_tokens.flatten() if real_tokens is not None else None,
+            compiled=self.compiled,
         )
         cosine_sum = torch.zeros_like(kl_sum)
         if teacher and x.cosine:

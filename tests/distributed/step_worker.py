@@ -85,7 +85,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
     dtype = getattr(torch, what.get("dtype", "float32"))
     for accumulation in what["accumulations"]:
         recipe.micro_batch = GLOBAL // world // accumulation
-        objective = Objective(copy.deepcopy(student), Losses(), world)
+        objective = Objective(copy.deepcopy(student), Losses(), world, compiled=what.get("compiled", False))
         assert isinstance(objective.model.vocab_projector, VocabularyProjection)
         if what.get("checkpointing"):
             objective.model.gradient_checkpointing_enable()

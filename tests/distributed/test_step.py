@@ -11,11 +11,14 @@ OPTIONS = [
     {"deepspeed": "zero2_offload"},
     {"deepspeed": "zero1", "optimizer": "torch"},
     {"deepspeed": "zero3", "optimizer": "torch", "checkpointing": True},
+    {"deepspeed": "zero0", "compiled": True},
+    {"deepspeed": "zero2", "compiled": True},
     {"deepspeed": "zero0", "freeze": True},
     {"deepspeed": "zero1", "freeze": True},
     {"deepspeed": "zero3", "freeze": True},
 ]
 BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in range(4)]
+BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "compiled": True}]
 
 
 def rows_of(world: int, cases: list[dict]) -> list[dict]:

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.machine import peak_bytes
 from ds_distill.losses import cosine_distance_sum, fused_vocabulary_loss
+from ds_distill.training.compiled import why_no_compile
 
 
 def closed_form(hs, ws, bs, ht, wt, bt, labels, temperature, a, b, kl_on, mask):
@@ -42,10 +43,11 @@ def relative(x, y):
     return float((x.double() - y.double()).norm() / y.double().norm().clamp(min=1e-300))
 
 
-def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk=None):
+def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk=None, compiled=False):
     leaves = [x if x is None else x.clone().requires_grad_() for x in tensors[:3]]
     loss, kl, mlm = fused_vocabulary_loss(
-        *leaves, *tensors[3:], labels, temperature=temperature, kl_weight=a, mlm_weight=b, kl_on=kl_on, token_mask=mask, chunk=chunk
+        *leaves, *tensors[3:], labels, temperature=temperature, kl_weight=a, mlm_weight=b, kl_on=kl_on, token_mask=mask, chunk=chunk,
+        compiled=compiled,
     )
     loss.backward()
     assert not kl.requires_grad and not mlm.requires_grad
@@ -82,6 +84,16 @@ def test_every_option_in_fp32(kl_on, weights, padding, bias):
 def test_any_chunking(chunk, temperature):
     tensors, labels, mask = problem(37, 997, 16, 16, padding=True)
     check(tensors, labels, mask, 1e-5, chunk=chunk, temperature=temperature)
+
+
+@pytest.mark.skipif(why_no_compile() is not None, reason=f"torch.compile: {why_no_compile()}")
+@pytest.mark.parametrize("options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_on": "masked"}, {"temperature": 1.0, "chunk": 7}])
+def test_compiled(options):
+    for padding, bias in ((False, True), (True, False)):
+        check(*problem(37, 211, 24, 32, padding=padding, bias=bias), 1e-5, compiled=True, **options)
+    tensors, labels, mask = problem(64, 503, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True)
+    check(tensors, labels, mask, 2e-2, compiled=True, **options)
+    check(*problem(33, 301, 16, 16, scale=1e4), 1e-5, compiled=True, **options)
 
 
 @pytest.mark.parametrize("masked", [0.0, 1.0])
