@@ -11,12 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from ds_distill.console import say
 from ds_distill.errors import UserError
 from ds_distill.training.ranks import from_every_rank, from_first_rank, on_first_rank
 from ds_distill.training.reshape import make_universal, plain_path
 
+FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
 MANIFEST = "manifest.json"  # what cut it (stage, ranks, precision), the parameters of each group, and size and checksum of every file
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's word → the recipe's
 _CHUNK = 2**24
@@ -50,6 +52,8 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
     shape = _shape(engine)
     with _full_disk_said(folder):
         engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step}, save_latest=False)
+        if engine.frozen_weights and rank == 0:
+            save_file(engine.frozen_weights, partial / "state" / FROZEN)
         torch.distributed.barrier()
         names = sorted(path.name for path in (partial / "state").iterdir())
         files = {name: _checksum(partial / "state" / name, flush=True) for name in names[rank::world]}

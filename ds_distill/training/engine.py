@@ -146,6 +146,8 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
     optimizer = make_optimizer(training, groups, device, offload)
     factor = linear_schedule(round(training.warmup * total_steps), total_steps)
 
+    # the engine rounds frozen parameters to 16 bit, and keeps fp32 masters of trained ones only
+    frozen = {name: p.detach().float().cpu().clone() for name, p in module.named_parameters() if not p.requires_grad and dtype != torch.float32}
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
@@ -154,6 +156,7 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
     )
     if dtype == torch.float32 and not engine.zero_optimization():
         _make_skippable(optimizer)
+    engine.frozen_weights = frozen
     engine.parameter_names = names  # a group each: what its flat fp32 masters are cut by
     if dtype == torch.float32 and not engine.zero_optimization() and torch.distributed.get_world_size() == 1:
         engine.enable_backward_allreduce = False  # alone, it would copy every gradient into a bucket and back

@@ -8,11 +8,12 @@ import torch
 from deepspeed.checkpoint.constants import SINGLE_PARTITION_OF_FP32_GROUPS
 from deepspeed.utils import safe_get_full_fp32_param
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ds_distill.errors import UserError
-from ds_distill.training.checkpoint import manifest_of
+from ds_distill.training.checkpoint import FROZEN, manifest_of
 from ds_distill.training.reshape import plain_path, quietly
 
 PREFIX = "model."  # the model's name in the module that the engine runs
@@ -25,9 +26,11 @@ def master_weights(engine) -> dict[str, Tensor]:
     weights = {}
     for name, parameter in model.named_parameters():
         full = masters.get(id(parameter))
+        if full is None:
+            full = engine.frozen_weights.get(f"{PREFIX}{name}")
         if full is None and parameter.requires_grad and engine.zero_optimization_stage() > 0:
             full = safe_get_full_fp32_param(parameter)
-        if full is None:  # fp32 at stage 0, or frozen: the parameter is its own master
+        if full is None:  # fp32: the parameter is its own master
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
                 full = parameter.detach().clone()
         weights[name] = full.detach().float().cpu().clone()
@@ -51,7 +54,7 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
         raise UserError(f"{folder}: no DeepSpeed checkpoint in it")
     # our own run's files, with its optimizer: not weights from outside
     state = torch.load(states[0], map_location="cpu", weights_only=False)
-    found = dict(state["module"])  # frozen parameters are nowhere else below stage 2
+    found = dict(state["module"])  # in fp32 training frozen parameters are nowhere else below stage 2
     names = manifest_of(folder)["groups"]
     parameters = {f"{PREFIX}{name}": parameter for name, parameter in model.named_parameters()}
     known = all(name in parameters or not name.startswith(PREFIX) for group in names for name in group)
@@ -71,6 +74,8 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
     else:
         masters = _cut(_group_masters(state.get("optimizer") or {}), groups)
     found |= {f"{PREFIX}{name}": masters[id(p)] for name, p in model.named_parameters() if id(p) in masters}
+    if (folder / FROZEN).is_file():
+        found |= load_file(folder / FROZEN)
     weights = {name: found.get(f"{PREFIX}{name}") for name, _ in model.named_parameters()}
     missing = [name for name, value in weights.items() if value is None or value.shape != model.get_parameter(name).shape]
     if missing:

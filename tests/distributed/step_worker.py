@@ -121,6 +121,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
         row = {"what": what, "accumulation": accumulation, "loss": loss_error, "total": total_error, "gradient": gradient_error,
                "norm": norm_error, "change": change_error, "teacher_untouched": teacher.fingerprint() == before, "skipped": engine.skipped_steps,
                "checkpoint_holds_masters": all(torch.equal(offline[k], weights[k]) for k in weights),
+               "frozen_kept": all(torch.equal(weights[k], p) for k, p in student.named_parameters() if not p.requires_grad),
                "masters_beyond_16_bit": any(not torch.equal(w, w.bfloat16().float()) for w in weights.values())}  # fmt: skip
         if what.get("overflow"):
             rate = engine.get_lr()

@@ -19,6 +19,7 @@ OPTIONS = [
 ]
 BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in range(4)]
 BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "compiled": True}]
+BF16 += [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True, "freeze": True} for stage in (0, 1, 3)]
 
 
 def rows_of(world: int, cases: list[dict]) -> list[dict]:
@@ -29,7 +30,7 @@ def rows_of(world: int, cases: list[dict]) -> list[dict]:
     assert [(row["what"], row["accumulation"]) for row in rows] == [(case, n) for case in cases for n in case["accumulations"]]
     for row in rows:
         assert row["teacher_untouched"] and row["skipped"] == 0, row
-        assert row["checkpoint_holds_masters"], row
+        assert row["checkpoint_holds_masters"] and row["frozen_kept"], row
     return rows
 
 
