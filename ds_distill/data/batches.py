@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -111,6 +112,7 @@ class BatchOrder:
                             "lower the global batch or prepare more text")
         self.store, self.masker, self.seed, self.by_length = store, masker, seed, by_length
         self.cut = Cut(store.manifest["pad_id"], store.manifest["sep_id"] if own_documents else None)
+        self.seconds_waited = 0.0
         self.global_batch, self.micro_batch, self.rank, self.world_size = global_batch, micro_batch, rank, world_size
         self.accumulation = global_batch // wave
         self._order = (-1, np.empty(0, np.int64))
@@ -162,6 +164,7 @@ class BatchOrder:
     def prefetch(self, first_step: int, last_step: int) -> Iterator[tuple[int, list[Batch], tuple[int, int]]]:
         """(step, this rank's batches, counts) for first_step ≤ step < last_step, made ahead in one background thread.
 
+        seconds_waited grows by the time that the caller had to wait for it.
         An exception of the thread is raised here, after the steps made before it.  Closing the iterator stops the thread.
         """
         made: queue.Queue = queue.Queue(maxsize=2)
@@ -187,7 +190,12 @@ class BatchOrder:
         thread = threading.Thread(target=work, name="batch-prefetch", daemon=True)
         thread.start()
         try:
-            while (item := made.get()) is not None:
+            while True:
+                began = time.perf_counter()
+                item = made.get()
+                self.seconds_waited += time.perf_counter() - began
+                if item is None:
+                    return
                 if isinstance(item, BaseException):
                     raise item
                 yield item

@@ -103,7 +103,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     state = {key: state[key] for key in ("history", "heldout", "tokens", "skipped")}
     writer = SummaryWriter(output / "tensorboard", purge_step=first + 1 if found else 0) if rank == 0 else None
     bar = progress(steps, title, "step", initial=first)
-    began, seconds, sums = time.perf_counter(), 0.0, torch.zeros(4, dtype=torch.float64, device=device)
+    began, seconds, logging, sums = time.perf_counter(), 0.0, 0.0, torch.zeros(4, dtype=torch.float64, device=device)
     tokens_before = state["tokens"]
     finite = FiniteWatch(order, t.max_skipped, folder, scaled=dtype == torch.float16)
     engine.train()
@@ -134,6 +134,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
             sums[3] = float(stop.asked)
             torch.distributed.all_reduce(sums)
             kl, mlm, cosine, asked = sums.tolist()
+            computed = time.perf_counter()
             real, masked = counts
             skipped = engine.skipped_steps > state["skipped"]
             if not skipped:
@@ -149,13 +150,15 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
             state["history"].append([done, state["tokens"], *(x if math.isfinite(x) else None for x in (total, kl, mlm, cosine))])
             if writer is not None:
                 log = {"loss/total": total, "loss/kl": kl, "loss/mlm": mlm, "loss/cosine": cosine, "train/lr": engine.get_lr()[0],
-                       "train/grad_norm": norm, "train/tokens_per_second": rate, "train/tokens": state["tokens"],
+                       "train/grad_norm": norm, "train/tokens_per_second": rate,
+                       "train/data_wait_share": order.seconds_waited / seconds, "train/tokens": state["tokens"],
                        "train/skipped_steps": state["skipped"], "train/peak_memory_gib": peak_memory(device) / 2**30}  # fmt: skip
                 for key, value in log.items():
                     if value is not None:
                         writer.add_scalar(key, value, done)
             bar.update(1)
             bar.set_postfix(loss=f"{total:.3f}", mlm=f"{mlm:.3f}", tok_s=f"{rate:.0f}", refresh=False)
+            logging += time.perf_counter() - computed
             last = done == steps
             if last or (t.evaluate_every and done % t.evaluate_every == 0):
                 measure(done)
@@ -175,8 +178,9 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     if teacher is not None:
         teacher.assert_frozen()
     rate = (state["tokens"] - tokens_before) / seconds if seconds else None
+    shares = {"data_wait_share": order.seconds_waited / seconds, "logging_share": logging / seconds} if seconds else {}
     costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]} if cost else {}
-    return engine, _summary(state, steps, rate, peak_memory(device)) | costs
+    return engine, _summary(state, steps, rate, peak_memory(device)) | shares | costs
 
 
 def _summary(state: dict, steps: int, rate: float | None, memory: int) -> dict:
