@@ -66,7 +66,7 @@ class Forecast:
         one, more = self.activations
         need = memory(self.student, count_parameters(self.teacher) if self.taught else 0, t, length=self.length, stage=stage, ranks=ranks,
                       dtype=self.dtype, teacher_dtype=self.teacher_dtype, accumulation=max(1, t.global_batch // (micro_batch * ranks)),
-                      activations=one + more * (micro_batch - 1), compiled=self.compiled)  # fmt: skip
+                      activations=one + more * (micro_batch - 1))  # fmt: skip
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
 

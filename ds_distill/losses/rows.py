@@ -5,8 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-EAGER_BUFFERS = 7  # [n, V] tensors alive at once, logits included
-COMPILED_BUFFERS = 2  # the logits
+TEMPORARIES = 5  # [n, V] tensors alive at once, on torch's own operators; compiled there are none
 
 
 def row_losses(
@@ -16,27 +15,28 @@ def row_losses(
     t_bias: Tensor | None,
     target: Tensor,
     kl_mask: Tensor,
-    mlm_mask: Tensor,
+    mlm_mask: Tensor | None,
     kl_factor: Tensor,
     mlm_factor: Tensor,
     temperature: float,
     slope: Tensor | None,
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Losses of n rows of logits; writes the gradient in the student's logits, all but the masked-LM target's −1, into `slope`.
 
-    z, t [n, V] the student's and teacher's products without biases (t None: no KL); biases [V]; target [n, 1] int64;
+    z, t [n, V] the student's and teacher's products without biases (t None: no KL; mlm_mask None: no masked-LM); biases [V]; target [n, 1] int64;
     kl_mask, mlm_mask [n, 1] bool, the rows that count; biases and factors (scalars on the device, the
     gradients' units) at least fp32.
-    slope [n, V] becomes kl_factor · (q − p) + mlm_factor · softmax(z); None where no gradient is wanted.
-    Returns (kl [n, 1], T² · KL(softmax(t/T) ‖ softmax(z/T)), or None; mlm [n, 1], −log softmax(z)_target), both 0 where masked out.
+    slope [n, V] becomes kl_factor · (q − p) + mlm_factor · softmax(z); it may be z itself, and is None where no gradient is wanted.
+    Returns (kl [n, 1], T² · KL(softmax(t/T) ‖ softmax(z/T)); mlm [n, 1], −log softmax(z)_target), 0 where masked out, None where left out.
     """
     wide = mlm_factor.dtype
     z = _peak_removed(z.to(wide) if bias is None else z + bias)
-    log_q = z / temperature if t is not None else None
-    log_z = _normalise_(z)
-    # where, not a product: a padded row may hold anything, and 0 · inf is nan
-    mlm = torch.where(mlm_mask, -log_z.gather(1, target), 0.0)
-    kl = total = None
+    kl = mlm = total = None
+    log_q = None if t is None else z / temperature
+    if mlm_mask is not None:
+        log_z = _normalise_(z)
+        # where, not a product: a padded row may hold anything, and 0 · inf is nan
+        mlm = torch.where(mlm_mask, -log_z.gather(1, target), 0.0)
     if t is not None:
         log_q = _normalise_(log_q)
         log_p = _normalise_(_peak_removed(t.to(wide) if t_bias is None else t + t_bias).div_(temperature))
@@ -48,8 +48,10 @@ def row_losses(
         if slope is not None:
             total = torch.where(kl_mask, difference.mul_(kl_factor), 0.0)
     if slope is not None:
-        mine = torch.where(mlm_mask, log_z.exp_().mul_(mlm_factor), 0.0)
-        slope.copy_(mine if total is None else total.add_(mine))
+        if mlm_mask is not None:
+            mine = torch.where(mlm_mask, log_z.exp_().mul_(mlm_factor), 0.0)
+            total = mine if total is None else total.add_(mine)
+        slope.copy_(total)
     return kl, mlm
 
 

@@ -4,13 +4,15 @@ At a 30 k vocabulary the logits of a batch are larger than everything else in th
 chunk here: each chunk's losses and gradients are finished while it is in memory, in the forward pass.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from ds_distill.losses.rows import COMPILED_BUFFERS, EAGER_BUFFERS, compiled_row_losses, row_losses
+from ds_distill.losses.rows import TEMPORARIES, compiled_row_losses, row_losses
 
-LIVE_BYTES = 256 * 2**20  # large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak
-_BLOCKS = 4  # blocks of logits a chunk: the weight's gradient is a pass over [V, H] each time, and is taken once a chunk
+LIVE_BYTES = 240 * 2**20  # large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak
+BLOCK = {"cpu": 2**21, "cuda": 2**25}  # logits of one call of row_losses: a CPU finds them in its cache again, a GPU wants to be filled
 
 
 def fused_vocabulary_loss(
@@ -63,25 +65,31 @@ def fused_vocabulary_loss(
         teacher_hidden = teacher_hidden[at] if teacher_hidden is not None else None
         labels, token_mask = labels[at], None
     if chunk is None:
-        chunk = _chunk(vocabulary, student_hidden.element_size(), compiled)
+        chunk = _chunk(vocabulary, student_hidden.element_size())
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
     return _FusedVocabularyLoss.apply(
         *inputs, *teacher, labels, token_mask, float(temperature), float(kl_weight), float(mlm_weight), kl_on, chunk, compiled, want
     )
 
 
-def _row_bytes(vocabulary: int, element_size: int, compiled: bool) -> int:
-    """Of a block's row: its logits and what the passes over them need, and its share of the chunk's gradient."""
-    return vocabulary * (4 * (COMPILED_BUFFERS if compiled else EAGER_BUFFERS) + _BLOCKS * element_size)
+def _row_bytes(vocabulary: int, element_size: int) -> int:
+    """Of a chunk's row: student's and teacher's logits; the gradient overwrites the student's."""
+    return 2 * vocabulary * element_size
 
 
-def _chunk(vocabulary: int, element_size: int, compiled: bool) -> int:
-    return max(1, LIVE_BYTES // _row_bytes(vocabulary, element_size, compiled))
+def _chunk(vocabulary: int, element_size: int) -> int:
+    return max(1, LIVE_BYTES // _row_bytes(vocabulary, element_size))
 
 
-def live_bytes(rows: int, vocabulary: int, element_size: int, compiled: bool) -> int:
+def _blocks(z: Tensor) -> Iterator[slice]:
+    rows = max(1, BLOCK[z.device.type] // z.shape[1])
+    return (slice(first, first + rows) for first in range(0, len(z), rows))
+
+
+def live_bytes(rows: int, vocabulary: int, element_size: int) -> int:
     """The most bytes that the chunks of `rows` tokens hold at once, beside the gradients of hidden states and weights."""
-    return min(rows, _chunk(vocabulary, element_size, compiled)) * _row_bytes(vocabulary, element_size, compiled)
+    block = min(rows * vocabulary, BLOCK["cpu"]) * 4 * TEMPORARIES
+    return min(rows, _chunk(vocabulary, element_size)) * _row_bytes(vocabulary, element_size) + block
 
 
 class _Logits:
@@ -133,47 +141,51 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         # In units of KL's own factor its gradient is q − p; not where masked-LM's would then leave fp16's range.
         kl_factor = temperature * kl_weight
         unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
-        factors = torch.tensor([kl_factor / unit, mlm_weight / unit], dtype=wide, device=hidden.device)
+        factors = torch.tensor([kl_factor / unit, mlm_weight / unit], dtype=wide, device=hidden.device).unbind()
         low = hidden.dtype
         student = _Logits(hidden, weight, wide, chunk)
         teacher = _Logits(t_hidden, t_weight, wide, chunk) if kl_weight != 0 else None
         bias_wide = None if bias is None else bias.to(wide)
         t_bias = None if t_bias is None else t_bias.to(wide)
-        rows = len(hidden)
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want else None
         d_weight = d_bias = None
-        gradient = torch.empty(min(rows, _BLOCKS * chunk), len(weight), dtype=low, device=hidden.device) if want else None
-        for first in range(0, rows, _BLOCKS * chunk):
-            last = min(rows, first + _BLOCKS * chunk)
-            for start in range(first, last, chunk):
-                part = slice(start, min(start + chunk, last))
-                masked = labels[part] >= 0
-                real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
-                masked = (masked & real).unsqueeze(1)
-                target = labels[part].clamp(min=0).unsqueeze(1)
-                slope = gradient[start - first : part.stop - first] if want else None
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            z, t = student(part), teacher(part) if teacher else None
+            slopes = None if not want else z if z.dtype == low else torch.empty_like(z, dtype=low)
+            masked = labels[part] >= 0
+            real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
+            masked, real = (masked & real).unsqueeze(1), real.unsqueeze(1)
+            target = labels[part].clamp(min=0).unsqueeze(1)
+            # a CPU visits the masked rows, some 15 %, apart; a GPU would have to wait to learn which they are
+            at = masked.squeeze(1).nonzero().squeeze(1) if z.device.type == "cpu" and t is not None else None
+            z_at = None if at is None else z[at]
+            for block in _blocks(z):
+                mine = z[block]
                 kl, mlm = losses_of(
-                    student(part),
-                    teacher(part) if teacher else None,
+                    mine,
+                    None if t is None else t[block],
                     bias_wide,
                     t_bias,
-                    target,
-                    masked if kl_on == "masked" else real.unsqueeze(1),
-                    masked,
-                    factors[0],
-                    factors[1],
+                    target[block],
+                    masked[block] if kl_on == "masked" else real[block],
+                    masked[block] if at is None else None,
+                    *factors,
                     temperature,
-                    slope,
+                    None if slopes is None else mine if slopes is z else slopes[block],  # the same object: torch.compile copies aliases
                 )
+                kl_sum += 0.0 if kl is None else kl.sum()
+                mlm_sum += 0.0 if mlm is None else mlm.sum()
+            for block in () if at is None else _blocks(z_at):
+                mine = z_at[block]
+                yes = torch.ones(len(mine), 1, dtype=torch.bool)
+                _, mlm = losses_of(mine, None, bias_wide, None, target[at[block]], yes, yes, *factors, temperature, mine if want else None)
                 mlm_sum += mlm.sum()
-                if kl is not None:
-                    kl_sum += kl.sum()
-                if want:
-                    at = target + torch.arange(0, slope.numel(), len(weight), device=target.device).unsqueeze(1)
-                    gradient_at = slope.take(at) - torch.where(masked, factors[1], 0.0)
-                    slope.put_(at, gradient_at.to(low))
+            if at is not None and want:
+                slopes.index_add_(0, at, z_at)
             if want:
-                slopes, part = gradient[: last - first], slice(first, last)
+                hit = target + torch.arange(0, slopes.numel(), len(weight), device=target.device).unsqueeze(1)
+                slopes.put_(hit, (slopes.take(hit) - torch.where(masked, factors[1], 0.0)).to(low))
                 torch.mm(slopes, weight.to(low), out=d_hidden[part])
                 d_weight = _added(d_weight, _weight_gradient(slopes, hidden[part], wide), wide)
                 if bias is not None:

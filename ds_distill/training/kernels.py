@@ -15,7 +15,6 @@ from ds_distill.console import say
 # The compiled files hold paths of the environment that built them: where two share torch's folder, each builds anew what the other built.
 if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(sys.prefix, "torch_inductor")))  # torch.compile's, else below /tmp
 STALE_SECONDS = 900  # no build of one optimizer takes this long
 
 

@@ -48,9 +48,9 @@ def test_memory_by_stage_is_the_papers_arithmetic():
 
 
 def test_live_bytes_of_the_loss():
-    assert live_bytes(10, 1000, 4, compiled=False) == 10 * 1000 * (7 * 4 + 4 * 4)
-    for size, compiled in ((4, False), (2, False), (2, True)):
-        assert 0.9 * LIVE_BYTES < live_bytes(10**6, 30_522, size, compiled) <= LIVE_BYTES
+    assert live_bytes(10, 1000, 2) == 10 * 1000 * (2 * 2 + 5 * 4)
+    for size in (2, 4):
+        assert 0.9 * LIVE_BYTES < live_bytes(10**6, 30_522, size) <= 1.2 * LIVE_BYTES
 
 
 def test_out_of_memory_says_what_to_lower():
