@@ -72,6 +72,7 @@ def main() -> int:
     parser.add_argument("--size", choices=SIZES, default="base", help="teacher: tiny 2 × 128, small 6 × 384, base 12 × 768 (default)")
     parser.add_argument("--vocabulary", type=int, default=30_522, help="vocabulary (default 30522)")
     parser.add_argument("--dropout", type=float, default=0.1, help="hidden and attention dropout of every contender (default 0.1)")
+    parser.add_argument("--zero", type=int, choices=range(4), help="the engine's ZeRO stage (default 1 in 16 bit, 0 in fp32)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="the engine's; auto as in training")
     parser.add_argument("--skip", nargs="*", choices=["reference_fp32", "reference_bf16", "engine", "gemms"], default=[], help="leave these out")
     parser.add_argument("--add", nargs="*", choices=["trainer", "plain_loop"], default=[], help="transformers.Trainer; a loop without DeepSpeed")
@@ -93,6 +94,8 @@ def main() -> int:
     batch = random_batch(config, args.sequences, args.length, device)
     training = Training(global_batch=args.sequences, micro_batch=args.sequences, precision=args.precision)
     dtype = precision_of(training, device)
+    stage = args.zero if args.zero is not None else int(dtype != torch.float32)  # DeepSpeed's stage 0 copies 16-bit gradients twice more
+    training.deepspeed = f"ds_configs/deepspeed/zero{stage}.json"
     frozen = Teacher(BertForMaskedLM(config).to(device=device, dtype=torch.float16 if device.type == "cuda" else dtype))
     frozen.model.load_state_dict(bert.state_dict())
     plain = bert.to(device).requires_grad_(False)
@@ -137,13 +140,13 @@ def main() -> int:
             result[f"engine_vs_{name}"] = round(ratio(seconds[name], seconds["engine"]), 3)
         if "gemms" in seconds:
             result["gemm_floor_share"] = round(ratio(seconds["gemms"], seconds["engine"]), 3)
-    result |= {"engine_dtype": str(dtype).removeprefix("torch."), "mflops_a_token": round(flops / 1e6, 1), "dropout": args.dropout}
+    result |= {"engine_dtype": str(dtype).removeprefix("torch."), "mflops_a_token": round(flops / 1e6, 1), "dropout": args.dropout, "zero": stage}
     result["peak_mb_of_a_step"] = {name: round(size / 1e6) for name, size in memory.items()}
     result |= {"spread": {name: round(max(times) / min(times), 2) for name, times in seconds.items()}, "first_step_only": once,
                "rounds": args.repeats, "shape": [args.sequences, args.length], "size": args.size, "threads": args.threads,
                "machine": describe(device)}  # fmt: skip
     print(f"{tokens} tokens a step ({args.sequences} × {args.length}), teacher {layers} × {hidden}, dropout {args.dropout}, {flops / 1e6:.0f} MFLOP a "
-          f"token, engine in {result['engine_dtype']}, {describe(device)}, {args.threads} threads\n")  # fmt: skip
+          f"token, engine in {result['engine_dtype']} at ZeRO {stage}, {describe(device)}, {args.threads} threads\n")  # fmt: skip
     print("| contender | tokens/s | engine against it | peak memory of a step (MB) | slowest round ÷ fastest |\n|---|---|---|---|---|")
     for name in seconds:
         against = f"{100 * result['gemm_floor_share']:.0f} % of it" if name == "gemms" and "engine" in seconds else result.get(f"engine_vs_{name}", "")

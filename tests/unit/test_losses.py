@@ -171,7 +171,7 @@ def test_cosine_against_closed_form():
 
 
 def test_memory_stays_bounded_at_the_vocabulary_of_xlm_r():
-    """Beside gradients of the inputs' own size, one chunk's 240 MB and a block's temporaries: the logits of these 1024 tokens alone would be 1 GB each."""
+    """Beside gradients of the inputs' own size, a chunk's 240 MB: the logits of these 1024 tokens alone would be 1 GB each."""
     rows, width, vocabulary = 1024, 16, 250_002
     make = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(rows, width, generator=make, requires_grad=True), torch.randn(vocabulary, width, generator=make, requires_grad=True)
