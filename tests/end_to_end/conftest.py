@@ -26,4 +26,4 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def common(world):
     return ["--corpus", world / "text.txt", "--data.sequence_length", 32, "--data.heldout_fraction", 0.05, "--training.global_batch", 8,
-            "--training.micro_batch", 4, "--training.max_tokens", 2560]  # fmt: skip
+            "--training.micro_batch", 4, "--training.max_tokens", 2560, "--training.precision", "fp32"]  # fmt: skip

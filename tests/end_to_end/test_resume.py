@@ -18,7 +18,7 @@ from tests.start import Process, start_ranks, wait_for
 QUICK = [(0, "bf16", 1), (1, "fp32", 2)]
 EVERY = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16"), (1, 2)))
 STEPS = 40
-OF_THE_MACHINE = ("tokens_per_second", "peak_memory_gib", "checkpoint/")  # all other logs are the run's
+OF_THE_MACHINE = ("tokens_per_second", "data_wait_share", "peak_memory_gib", "checkpoint/")  # all other logs are the run's
 
 
 class Job:
@@ -154,10 +154,12 @@ def test_killed_while_a_checkpoint_is_written(world, tmp_path, record_property, 
 
 
 @pytest.mark.promise("SIGTERM saves and leaves; the same command goes on, bit-equal")
-def test_asked_to_end(world, tmp_path):
-    undisturbed = Job(world, tmp_path / "undisturbed", 2, *shape(1, "fp32"))
+@pytest.mark.parametrize("precision, compiled", [("fp32", "off"), ("bf16", "on")])
+def test_asked_to_end(world, tmp_path, precision, compiled):
+    options = [*shape(1, precision), "--training.compile", compiled]
+    undisturbed = Job(world, tmp_path / "undisturbed", 2, *options)
     undisturbed.finish()
-    job = Job(world, tmp_path / "asked", 2, *shape(1, "fp32"), "--training.checkpoint_every", 1000)
+    job = Job(world, tmp_path / "asked", 2, *options, "--training.checkpoint_every", 1000)
     ranks = job.start()
     wait_for((job.output / "tensorboard").is_dir, *ranks)
     time.sleep(0.5)
