@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from benchmarks.console import alive, end, timed
 from benchmarks.machine import describe, peak_bytes
 from ds_distill.losses import fused_vocabulary_loss
-from ds_distill.models.teacher import choose_cpu_dtype
+from ds_distill.recipe import Training
 from ds_distill.training.compiled import why_no_compile
-from ds_distill.training.engine import device_of_rank
+from ds_distill.training.engine import device_of_rank, precision_of
+from ds_distill.training.ranks import start_distributed
 
 
 def inputs_of(rows: int, hidden: int, vocabulary: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -83,8 +84,9 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    start_distributed()
     device = device_of_rank()
-    dtype = torch.bfloat16 if device.type == "cuda" else choose_cpu_dtype()
+    dtype = precision_of(Training(), device)
     x = inputs_of(args.rows, args.hidden, args.vocabulary, device, dtype)
     jobs = {"products": bare(x), "fused": lambda: fused(x, False), "plain": lambda: plain(x)}
     if (reason := why_no_compile()) is None:

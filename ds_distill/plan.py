@@ -54,9 +54,6 @@ class Forecast:
         if t.gradient_checkpointing:
             self.student.gradient_checkpointing_enable()
         self.taught = bool(recipe.losses.kl or recipe.losses.cosine)
-        tokens = t.max_tokens or t.epochs * 1e9  # epochs without a number of tokens: a corpus, not a test
-        rows = rows_of_logits(recipe, tokens / torch.distributed.get_world_size(), self.taught)
-        self.compiled = compiles(t, rows, config.vocab_size, self.device)
         self.activations = activation_line(self.student, self.length, self.dtype, torch.device("cpu"))
 
     def memory(self, micro_batch: int, stage: int, ranks: int):
@@ -66,7 +63,7 @@ class Forecast:
         one, more = self.activations
         need = memory(self.student, count_parameters(self.teacher) if self.taught else 0, t, length=self.length, stage=stage, ranks=ranks,
                       dtype=self.dtype, teacher_dtype=self.teacher_dtype, accumulation=max(1, t.global_batch // (micro_batch * ranks)),
-                      activations=one + more * (micro_batch - 1))  # fmt: skip
+                      activations=one + more * (micro_batch - 1), device=self.device.type)  # fmt: skip
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
 
@@ -78,10 +75,12 @@ class Forecast:
         sizes = (size for size in range(share, 0, -1) if share % size == 0)
         return next((size for size in sizes if taken + self.memory(size, stage, ranks).peak <= HEADROOM * room), 0)
 
-    def rate(self, micro_batch: int) -> float:
-        """Tokens a second and rank, measured: forward and backward of two micro-batches of random tokens; the optimizer's step is left out."""
+    def rate(self, micro_batch: int, tokens: float) -> float:
+        """Tokens a second and rank, measured: forward and backward of two micro-batches of random tokens; the optimizer's step is left out.
+        tokens: a rank's, of the whole run; they decide whether it compiles."""
+        compiled = compiles(self.recipe.training, rows_of_logits(self.recipe, tokens, self.taught), self.student.config.vocab_size, self.device)
         objective = Objective(copy.deepcopy(self.student).to(self.device), self.recipe.losses, 1, self.teacher.config.hidden_size,
-                              self.compiled)  # fmt: skip
+                              compiled)  # fmt: skip
         frozen = Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype)) if self.taught else None
         ids = torch.randint(self.student.config.vocab_size // 2, self.student.config.vocab_size, (micro_batch, self.length), device=self.device)
         labels = torch.where(torch.rand(ids.shape, device=self.device) < self.recipe.data.mask_probability, ids, -100)
@@ -140,7 +139,7 @@ def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gi
         weights = recipe.data.weights or [1.0] * len(manifest["sources"])
         total = total or t.epochs * round(sum(w * s["tokens"]["train"] for w, s in zip(weights, manifest["sources"], strict=False)))
     measured = tokens_per_second is None
-    rate = forecast.rate(min(t.micro_batch, 4)) * ranks if measured else tokens_per_second
+    rate = forecast.rate(min(t.micro_batch, 4), (total or math.inf) / ranks) * ranks if measured else tokens_per_second
     flops = flops_a_token(forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length)
     return {
         "teacher_parameters": count_parameters(forecast.teacher), "student_parameters": count_parameters(forecast.student),

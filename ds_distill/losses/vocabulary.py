@@ -65,20 +65,21 @@ def fused_vocabulary_loss(
         teacher_hidden = teacher_hidden[at] if teacher_hidden is not None else None
         labels, token_mask = labels[at], None
     if chunk is None:
-        chunk = _chunk(vocabulary, student_hidden.element_size())
+        chunk = _chunk(vocabulary, student_hidden.element_size(), student_hidden.device.type)
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
     return _FusedVocabularyLoss.apply(
         *inputs, *teacher, labels, token_mask, float(temperature), float(kl_weight), float(mlm_weight), kl_on, chunk, compiled, want
     )
 
 
-def _row_bytes(vocabulary: int, element_size: int) -> int:
-    """Of a chunk's row: student's and teacher's logits; the gradient overwrites the student's."""
-    return 2 * vocabulary * element_size
+def _row_bytes(vocabulary: int, element_size: int, device: str) -> int:
+    """Of a chunk's row: student's and teacher's logits, which the gradient overwrites unless they are wider than it."""
+    logits = max(element_size, 4) if device == "cuda" else element_size
+    return vocabulary * (2 * logits + (element_size if logits > element_size else 0))
 
 
-def _chunk(vocabulary: int, element_size: int) -> int:
-    return max(1, LIVE_BYTES // _row_bytes(vocabulary, element_size))
+def _chunk(vocabulary: int, element_size: int, device: str) -> int:
+    return max(1, LIVE_BYTES // _row_bytes(vocabulary, element_size, device))
 
 
 def _blocks(z: Tensor) -> Iterator[slice]:
@@ -86,16 +87,17 @@ def _blocks(z: Tensor) -> Iterator[slice]:
     return (slice(first, first + rows) for first in range(0, len(z), rows))
 
 
-def live_bytes(rows: int, vocabulary: int, element_size: int) -> int:
-    """The most bytes that the chunks of `rows` tokens hold at once, beside the gradients of hidden states and weights."""
-    block = min(rows * vocabulary, BLOCK["cpu"]) * 4 * TEMPORARIES
-    return min(rows, _chunk(vocabulary, element_size)) * _row_bytes(vocabulary, element_size) + block
+def live_bytes(rows: int, vocabulary: int, element_size: int, device: str) -> int:
+    """The most bytes that the chunks of `rows` tokens hold at once, beside the gradients of hidden states and weights. device: its type."""
+    rows = min(rows, _chunk(vocabulary, element_size, device))
+    return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * TEMPORARIES
 
 
 class _Logits:
     """hidden [N, H] · weightᵀ [H, V] block by block: fp32 from 16-bit inputs on a GPU, their own dtype on a CPU.
 
-    torch's CPU GEMM has no fp32 result for bf16 inputs at bf16's rate; rounded logits put 1 % of noise into the gradient at |z| = 20 (LOG.md).
+    torch's CPU GEMM has no fp32 result for bf16 inputs at bf16's rate; rounded logits put 1 % of noise into the gradient at |z| = 20
+    (docs/PERFORMANCE.md).
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, wide: torch.dtype, chunk: int) -> None:
@@ -141,7 +143,7 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         # In units of KL's own factor its gradient is q − p; not where masked-LM's would then leave fp16's range.
         kl_factor = temperature * kl_weight
         unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
-        factors = torch.tensor([kl_factor / unit, mlm_weight / unit], dtype=wide, device=hidden.device).unbind()
+        factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)]  # filled, not copied: a copy would make a GPU wait
         low = hidden.dtype
         student = _Logits(hidden, weight, wide, chunk)
         teacher = _Logits(t_hidden, t_weight, wide, chunk) if kl_weight != 0 else None

@@ -49,9 +49,9 @@ class Memory:
 
 def memory(
     student: PreTrainedModel, teacher_parameters: int, training: Training, *, length: int, stage: int, ranks: int, dtype: torch.dtype,
-    teacher_dtype: torch.dtype, accumulation: int, activations: float,
+    teacher_dtype: torch.dtype, accumulation: int, activations: float, device: str,
 ) -> Memory:  # fmt: skip
-    """Memory of a rank at ZeRO `stage`. activations: bytes of one micro-batch, from `activation_bytes`.
+    """Memory of a rank at ZeRO `stage`. activations: bytes of one micro-batch, from `activation_bytes`. device: its type.
 
     Source: Rajbhandari et al. 2020, section 3 (Adam: 12 bytes a parameter beside 16-bit weights), and DeepSpeed's code for what it copies.
     """
@@ -68,7 +68,7 @@ def memory(
     bucket = int(training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", 5e8))
     config = student.config
     rows, width = training.micro_batch * length, family_of(student).measures(config)[2]
-    loss = live_bytes(rows, config.vocab_size, size) + 4 * rows * width + 4 * config.vocab_size * width
+    loss = live_bytes(rows, config.vocab_size, size, device) + 4 * rows * width + 4 * config.vocab_size * width
     kept = gradients if accumulation > 1 else 0.0
     return Memory(weights + gathered, gradients, masters + 8 * trained / shard, min(bucket, trained) * 4.0 if stage else 0.0,
                   teacher_parameters * teacher_dtype.itemsize, activations + kept, loss)  # fmt: skip

@@ -86,9 +86,10 @@ def test_any_chunking(chunk, temperature):
     check(tensors, labels, mask, 1e-5, chunk=chunk, temperature=temperature)
 
 
-@pytest.mark.skipif(why_no_compile() is not None, reason=f"torch.compile: {why_no_compile()}")
 @pytest.mark.parametrize("options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_on": "masked"}, {"temperature": 1.0, "chunk": 7}])
 def test_compiled(options):
+    if reason := why_no_compile():
+        pytest.skip(f"torch.compile: {reason}")
     for padding, bias in ((False, True), (True, False)):
         check(*problem(37, 211, 24, 32, padding=padding, bias=bias), 1e-5, compiled=True, **options)
     tensors, labels, mask = problem(64, 503, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True)

@@ -38,7 +38,7 @@ def test_memory_by_stage_is_the_papers_arithmetic():
 
     def of(stage, ranks, dtype):
         return memory(student, 10, Training(micro_batch=4), length=16, stage=stage, ranks=ranks, dtype=dtype, teacher_dtype=torch.float16,
-                      accumulation=1, activations=0.0)  # fmt: skip
+                      accumulation=1, activations=0.0, device="cpu")  # fmt: skip
 
     assert of(0, 8, torch.float32).optimizer == 8 * count and of(0, 8, torch.float32).weights == 4 * count
     assert of(1, 8, torch.bfloat16).optimizer == 12 * count / 8 and of(1, 8, torch.bfloat16).weights == 2 * count
@@ -48,9 +48,11 @@ def test_memory_by_stage_is_the_papers_arithmetic():
 
 
 def test_live_bytes_of_the_loss():
-    assert live_bytes(10, 1000, 2) == 10 * 1000 * (2 * 2 + 5 * 4)
+    assert live_bytes(10, 1000, 2, "cpu") == 10 * 1000 * (2 * 2 + 5 * 4)
+    assert live_bytes(10, 1000, 2, "cuda") == 10 * 1000 * (2 * 4 + 2 + 5 * 4)  # fp32 logits, and their gradient beside them
+    assert live_bytes(10, 1000, 4, "cuda") == 10 * 1000 * (2 * 4 + 5 * 4)
     for size in (2, 4):
-        assert 0.9 * LIVE_BYTES < live_bytes(10**6, 30_522, size) <= 1.2 * LIVE_BYTES
+        assert 0.9 * LIVE_BYTES < live_bytes(10**6, 30_522, size, "cpu") <= 1.2 * LIVE_BYTES
 
 
 def test_out_of_memory_says_what_to_lower():
