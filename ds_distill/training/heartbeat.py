@@ -50,14 +50,14 @@ class Heartbeat:
             try:
                 self.store.set(f"beat {self.rank}", str(count))
                 beat = self.store.get(f"beat {self.neighbour}")
-                verdict = self.store.check(["verdict"])
+                verdict = self.store.check(["verdict"]) and self.store.get("verdict")
             except RuntimeError:
                 continue  # _watch sees that no answer comes
             self.answered = time.monotonic()
             if beat != last or beat == b"gone":
                 last, self.heard = beat, self.answered
-            if verdict and not self.ended.is_set():
-                os._exit(_LOST)  # who gave the verdict has said it
+            if verdict and verdict != str(self.rank).encode() and not self.ended.is_set():
+                os._exit(_LOST)  # who gave the verdict says it, and ends by itself when it has
 
     def _watch(self) -> None:
         before = time.monotonic()
@@ -71,20 +71,25 @@ class Heartbeat:
             if now - self.heard > self.patience:
                 ask = threading.Thread(target=self._accuse, daemon=True)  # the store may be silent too, and asking block for ever
                 ask.start()
-                ask.join(2 * _EVERY)
-                self._give_up()
+                ask.join(5 * _EVERY)
+                self._give_up()  # not reached where the store answers
 
     def _accuse(self) -> None:
         if self.store.compare_set("verdict", "", str(self.rank)) == str(self.rank).encode():
-            self._say(f"rank {self.neighbour} (host {self.neighbour_host}) has given no sign of life for {self.patience:.0f} s")
+            self._say(self._silence())
         time.sleep(_EVERY)  # the others read the verdict from the store, which may end with this rank
         os._exit(_LOST)
 
     def _give_up(self) -> None:
-        # each host cut off says so once; on the first rank's own it is another that can
-        if os.environ.get("LOCAL_RANK", "0") == ("1" if self.first_host == socket.gethostname() else "0"):
+        # each host cut off says so once; on the first rank's own it is another that can, unless the first rank is there and only its store is silent
+        if self.rank == 0:
+            self._say(self._silence())
+        elif os.environ.get("LOCAL_RANK", "0") == ("1" if self.first_host == socket.gethostname() else "0"):
             self._say(f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: its host or the network is down")
         os._exit(_LOST)
+
+    def _silence(self) -> str:
+        return f"rank {self.neighbour} (host {self.neighbour_host}) has given no sign of life for {self.patience:.0f} s"
 
     def _say(self, what: str) -> None:
         print(f"\nds-distill: {what}. The run ends; the same command goes on from its last checkpoint", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""One rank that does nothing but give its sign of life. Arguments: patience and length of life in seconds."""
+"""One rank that does nothing but give its sign of life. Arguments: patience, length of life and how long a sentence takes, in seconds."""
 
 import os
 import sys
@@ -8,8 +8,16 @@ import torch
 
 from ds_distill.training.heartbeat import Heartbeat
 
+
+
+class Slow(Heartbeat):
+    def _say(self, what: str) -> None:
+        time.sleep(float(sys.argv[3]))  # a terminal that is slow to take it
+        super()._say(what)
+
+
 torch.distributed.init_process_group("gloo")
-heart = Heartbeat(patience=float(sys.argv[1]))
+heart = Slow(patience=float(sys.argv[1]))
 torch.distributed.barrier()
 print(f"alive {os.environ['RANK']} {os.getpid()}", flush=True)
 time.sleep(float(sys.argv[2]))

@@ -10,11 +10,11 @@ from tests.start import Process, start_ranks, wait_for
 
 @pytest.fixture
 def ranks():
-    """Three living ranks, started with (patience, life)."""
+    """Three living ranks, started with (patience, life, sentence)."""
     running = []
 
-    def start(patience: float, life: float) -> list[Process]:
-        running.extend(start_ranks(3, "tests.distributed.heartbeat_worker", patience, life))
+    def start(patience: float, life: float, sentence: float = 0) -> list[Process]:
+        running.extend(start_ranks(3, "tests.distributed.heartbeat_worker", patience, life, sentence))
         for rank in running:
             wait_for(rank.out.read, rank)  # it says that it lives
         return running
@@ -31,8 +31,9 @@ def sentences(ranks: list[Process], timeout: float) -> list[str]:
 
 
 @pytest.mark.promise("A rank that falls silent is named once, and all end")
-def test_a_stopped_rank_is_named_once_and_all_end(ranks):
-    zero, one, two = ranks(5, 600)
+@pytest.mark.parametrize("sentence", [0, 5], ids=["at once", "on a slow terminal"])
+def test_a_stopped_rank_is_named_once_and_all_end(ranks, sentence):
+    zero, one, two = ranks(5, 600, sentence)
     two.signal(signal.SIGSTOP)
     said = sentences([zero, one], 60)
     assert len(said) == 1 and "rank 2" in said[0] and "no sign of life for 5 s" in said[0] and "last checkpoint" in said[0]
