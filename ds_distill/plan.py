@@ -20,7 +20,7 @@ from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, resolve_model_folder
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.compiled import compiles, rows_of_logits
-from ds_distill.training.engine import device_of_rank, precision_of, stage_of
+from ds_distill.training.engine import device_of_rank, precision_of, zero_of
 from ds_distill.training.forecast import GIB, activation_line, flops_a_token, memory
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import start_distributed
@@ -39,6 +39,7 @@ class Forecast:
         self.recipe, t = recipe, recipe.training
         self.device = device_of_rank(t.device)
         self.dtype = precision_of(t, self.device)
+        self.stage = zero_of(t, self.dtype)["stage"]
         self.teacher_dtype = torch.float16 if self.device.type == "cuda" else self.dtype
         self.length = recipe.data.sequence_length
         config = AutoConfig.from_pretrained(resolve_model_folder(teacher), local_files_only=True)
@@ -105,7 +106,7 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
     forecast = Forecast(recipe, teacher)
     ranks = torch.distributed.get_world_size()
     room, taken = forecast.room()
-    smallest = torch.tensor(forecast.largest(stage_of(recipe.training), ranks, room, taken), device=forecast.device)
+    smallest = torch.tensor(forecast.largest(forecast.stage, ranks, room, taken), device=forecast.device)
     torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
     chosen = int(smallest)
     if not chosen:
@@ -119,7 +120,7 @@ def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gi
     """What the recipe takes on `ranks` devices of `memory_gib` GiB (this machine's when None). tokens: a prepared folder, which says how long an
     epoch is. tokens_per_second: of all ranks together; measured here on one rank, briefly, when None."""
     forecast = Forecast(recipe, teacher)
-    t, stage = copy.copy(recipe.training), stage_of(recipe.training)
+    t, stage = copy.copy(recipe.training), forecast.stage
     room, taken = forecast.room()
     room = memory_gib * GIB if memory_gib else room
     largest = forecast.largest(stage, ranks, room, taken)

@@ -102,9 +102,12 @@ def linear_schedule(warmup_steps: int, total_steps: int):
     return factor
 
 
-def stage_of(training: Training) -> int:
-    """The ZeRO stage that the recipe's DeepSpeed JSON asks for."""
-    return training.deepspeed_json().get("zero_optimization", {}).get("stage", 0)
+def zero_of(training: Training, dtype: torch.dtype) -> dict:
+    """The recipe's zero_optimization, stage 0 where its DeepSpeed JSON names none. Without a JSON stage 0 in fp32, which then keeps one copy of the
+    weights, and stage 1 in 16 bit: DeepSpeed's stage 0 there copies all gradients once more a step (docs/PERFORMANCE.md)."""
+    if training.deepspeed is None:
+        return {"stage": 0 if dtype == torch.float32 else 1}
+    return {"stage": 0} | training.deepspeed_json().get("zero_optimization", {})
 
 
 def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) -> dict:
@@ -114,7 +117,8 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
         if config.get(key, "auto") != "auto":
             raise UserError(f"{training.deepspeed}: {key} belongs to the recipe's training section; remove it there or say \"auto\"")
         config.pop(key, None)
-    stage = config.get("zero_optimization", {}).get("stage", 0)
+    config["zero_optimization"] = zero_of(training, dtype)
+    stage = config["zero_optimization"]["stage"]
     config |= {
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -137,8 +141,7 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
 def make_engine(module: nn.Module, training: Training, *, accumulation: int, total_steps: int, device: torch.device, dtype: torch.dtype):
     """Build the engine around the Objective `module` (fp32 on the CPU); returns a DeepSpeedEngine whose scheduler steps once an optimizer step."""
     config = deepspeed_config(training, accumulation, dtype)
-    zero = config.get("zero_optimization", {})
-    offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    offload = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
     module.to(device)
     rate = training.trunk_learning_rate
     groups = parameter_groups(module, training.weight_decay, None if rate is None else {module.trunk_name: rate})

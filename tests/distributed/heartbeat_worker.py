@@ -9,7 +9,6 @@ import torch
 from ds_distill.training.heartbeat import Heartbeat
 
 
-
 class Slow(Heartbeat):
     def _say(self, what: str) -> None:
         time.sleep(float(sys.argv[3]))  # a terminal that is slow to take it
