@@ -39,10 +39,11 @@ def reference_losses(
 
 
 def reference_step(
-    student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple, *, weights=(5.0, 2.0, 1.0), clip: float = 5.0
+    student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple, *, weights=(5.0, 2.0, 1.0), clip: float = 5.0,
+    kl_on: str = "all",
 ) -> tuple[float, float, float]:
     """One optimizer step on batch = (input_ids, labels, attention_mask); returns the three losses before it."""
-    losses = reference_losses(student, teacher, *batch)
+    losses = reference_losses(student, teacher, *batch, kl_on=kl_on)
     sum(w * x for w, x in zip(weights, losses, strict=True)).backward()
     if clip:
         nn.utils.clip_grad_norm_(student.parameters(), clip)

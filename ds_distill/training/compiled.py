@@ -4,15 +4,22 @@ import functools
 import importlib.util
 
 import torch
+from transformers import PretrainedConfig
 
 from ds_distill.console import say
+from ds_distill.models.body import compile_body
+from ds_distill.models.families import family_of_type
+from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.kernels import has_compiler
+from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import from_every_rank
 
-# Rows of logits a rank × vocabulary from which compiling pays. On two CPU cores 12 s at first, against 6.5 ns a logit (docs/PERFORMANCE.md),
-# 20 s here. A GPU's is a guess, not measured.
-PAYS = {"cpu": 3e9, "cuda": 1e12}
+# Compiling pays where it saves more than this many seconds: on two CPU cores it takes 25 s at first (docs/PERFORMANCE.md). What it saves there, in
+# seconds: a logit, and a token and layer's element of the hidden state and score of attention, with dropout. A GPU's share of it is a guess.
+PAYS = 40.0
+LOGIT, HIDDEN, SCORE = 6.5e-9, 28e-9, 20e-9
+GPU = 0.01
 
 
 @functools.cache
@@ -35,11 +42,41 @@ def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
     return tokens if taught and recipe.losses.kl_on == "all" else tokens * recipe.data.mask_probability
 
 
-def compiles(training: Training, rows: float, vocabulary: int, device: torch.device) -> bool:
-    """Collective: whether the step's passes between matrix products are compiled. rows: of logits, on this rank, in the whole run."""
-    if training.compile == "off" or (training.compile == "auto" and rows * vocabulary < PAYS[device.type]):
+def seconds_saved(recipe: Recipe, student: PretrainedConfig, tokens: float, length: int, taught: bool, device: torch.device) -> float:
+    """What compiling spares a run of `tokens` tokens a rank in sequences of `length`, roughly."""
+    depth, heads, hidden, _, _ = family_of_type(student.model_type).measures(student)
+    body = depth * (HIDDEN * hidden + SCORE * heads * length) * (1.0 if recipe.training.dropout else 0.25)
+    logits = student.vocab_size * rows_of_logits(recipe, tokens, taught)
+    return (logits * LOGIT + tokens * body) * (1.0 if device.type == "cpu" else GPU)
+
+
+def compiles(training: Training, saved: float, device: torch.device) -> bool:
+    """Collective: whether the step's passes between matrix products are compiled. saved: seconds of the whole run."""
+    if training.compile == "off" or (training.compile == "auto" and saved < PAYS):
         return False
     reasons = [reason for reason in from_every_rank(why_no_compile()) if reason]
     if reasons:
         say(f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, slower; training.compile = off is silent")
     return not reasons
+
+
+def compile_step(objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True) -> None:
+    """Have the vocabulary loss and, if `body`, the blocks of student and teacher compiled when they are first used."""
+    objective.compiled = True
+    if body:
+        for model in (objective.model, *([teacher.model] if teacher is not None else [])):
+            compile_body(model, device)
+
+
+def why_no_compiled_body(recipe: Recipe, stage: int) -> str | None:
+    """Why a run with this recipe at ZeRO `stage` leaves the blocks as they are, or None."""
+    if recipe.data.mode != "packed":
+        return "grouped batches have many shapes, each to be compiled anew"
+    return "ZeRO stage 3 gathers weights between the operators of a block" if stage == 3 else None
+
+
+def seconds_of_compiling() -> float:
+    """What torch.compile has taken in this process so far, its cache's reading included."""
+    import torch._dynamo  # two seconds, for those who compile
+
+    return sum(torch._dynamo.utils.calculate_time_spent().get(key, 0.0) for key in ("entire_frame_compile", "entire_backward_compile"))

@@ -18,8 +18,8 @@ from ds_distill.data.batches import BatchOrder
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training import checkpoint
-from ds_distill.training.compiled import compiles, rows_of_logits
-from ds_distill.training.engine import backward, make_engine, optimizer_step
+from ds_distill.training.compiled import compile_step, compiles, seconds_of_compiling, seconds_saved, why_no_compiled_body
+from ds_distill.training.engine import backward, make_engine, optimizer_step, zero_of
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.finite import FiniteWatch
 from ds_distill.training.objective import Objective
@@ -90,8 +90,11 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     rank = torch.distributed.get_rank()
     steps = total_steps(recipe, order)
     manifest = order.store.manifest
-    rows = rows_of_logits(recipe, steps * t.global_batch * manifest["sequence_length"] / order.world_size, teacher is not None)
-    objective.compiled = compiles(t, rows, manifest["vocab_size"], device)
+    length = manifest["sequence_length"]
+    saved = seconds_saved(recipe, objective.model.config, steps * t.global_batch * length / order.world_size, length, teacher is not None, device)
+    if compiles(t, saved, device):
+        compiling = seconds_of_compiling()
+        compile_step(objective, teacher, device, body=why_no_compiled_body(recipe, zero_of(t, dtype)["stage"]) is None)
     if t.gradient_checkpointing:
         objective.model.gradient_checkpointing_enable()
     engine = make_engine(objective, t, accumulation=order.accumulation, total_steps=steps, device=device, dtype=dtype)
@@ -180,6 +183,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     rate = (state["tokens"] - tokens_before) / seconds if seconds else None
     shares = {"data_wait_share": order.seconds_waited / seconds, "logging_share": logging / seconds} if seconds else {}
     costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]} if cost else {}
+    costs |= {"compile_seconds": round(seconds_of_compiling() - compiling, 1)} if objective.compiled else {}
     return engine, _summary(state, steps, rate, peak_memory(device)) | shares | costs
 
 

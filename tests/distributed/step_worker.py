@@ -22,6 +22,7 @@ from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint
+from ds_distill.training.compiled import compile_step
 from ds_distill.training.engine import backward, make_engine, optimizer_step, parameter_groups
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import start_distributed
@@ -85,7 +86,11 @@ def run_case(what: dict, rank: int, world: int) -> None:
     dtype = getattr(torch, what.get("dtype", "float32"))
     for accumulation in what["accumulations"]:
         recipe.micro_batch = GLOBAL // world // accumulation
-        objective = Objective(copy.deepcopy(student), Losses(), world, compiled=what.get("compiled", False))
+        objective = Objective(copy.deepcopy(student), Losses(), world)
+        frozen = teacher
+        if what.get("compiled"):
+            frozen = Teacher(copy.deepcopy(teacher.model))
+            compile_step(objective, frozen, torch.device("cpu"))
         assert isinstance(objective.model.vocab_projector, VocabularyProjection)
         if what.get("checkpointing"):
             objective.model.gradient_checkpointing_enable()
@@ -97,7 +102,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
             for micro in range(accumulation):
                 first = (micro * world + rank) * recipe.micro_batch
                 part = slice(first, first + recipe.micro_batch)
-                loss, sums = engine(ids[part], mask[part], labels[part], counts, teacher.targets(ids[part], mask[part]))
+                loss, sums = engine(ids[part], mask[part], labels[part], counts, frozen.targets(ids[part], mask[part]))
                 total += sums
                 backward(engine, loss)
                 if step == 0 and micro == accumulation - 1:

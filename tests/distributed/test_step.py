@@ -13,6 +13,7 @@ OPTIONS = [
     {"deepspeed": "zero3", "optimizer": "torch", "checkpointing": True},
     {"deepspeed": "zero0", "compiled": True},
     {"deepspeed": "zero2", "compiled": True},
+    {"deepspeed": "zero1", "compiled": True, "checkpointing": True},
     {"deepspeed": "zero0", "freeze": True},
     {"deepspeed": "zero1", "freeze": True},
     {"deepspeed": "zero3", "freeze": True},
