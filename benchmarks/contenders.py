@@ -19,6 +19,7 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training.compiled import compile_step, why_no_compile
 from ds_distill.training.engine import backward, make_engine, optimizer_step, precision_of, zero_of
+from ds_distill.training.memory import keep_freed_memory
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import start_distributed
 
@@ -148,6 +149,8 @@ def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     """The engine's module in a loop of bare PyTorch: the same precision, fp32 masters, clipping, torch's fused AdamW."""
     (teacher, student), training, (ids, labels), dtype = setting.models(device), setting.training, setting.batch(device), setting.dtype(device)
     frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
+    if device.type == "cpu":
+        keep_freed_memory()
     module = Objective(student, setting.losses, 1).to(device=device, dtype=dtype).train()
     if why_no_compile() is None:
         compile_step(module, frozen, device)

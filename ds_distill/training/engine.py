@@ -5,6 +5,7 @@ import os
 
 import deepspeed
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import nn
 
 from ds_distill.console import say
@@ -12,6 +13,7 @@ from ds_distill.errors import UserError
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.recipe import Training
 from ds_distill.training.kernels import build_fused_adam, make_resumable, why_no_apex, why_no_build
+from ds_distill.training.memory import keep_freed_memory
 from ds_distill.training.ranks import from_every_rank, from_first_rank
 
 OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
@@ -143,6 +145,8 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
     config = deepspeed_config(training, accumulation, dtype)
     offload = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
     module.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     rate = training.trunk_learning_rate
     groups = parameter_groups(module, training.weight_decay, None if rate is None else {module.trunk_name: rate})
     names = [group.pop("names") for group in groups]
@@ -161,7 +165,8 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
         _make_skippable(optimizer)
     engine.frozen_weights = frozen
     engine.parameter_names = names  # a group each: what its flat fp32 masters are cut by
-    if dtype == torch.float32 and not engine.zero_optimization() and torch.distributed.get_world_size() == 1:
+    alone = torch.distributed.get_world_size() == 1
+    if alone and (isinstance(engine.optimizer, BF16_Optimizer) or (dtype == torch.float32 and not engine.zero_optimization())):
         engine.enable_backward_allreduce = False  # alone, it would copy every gradient into a bucket and back
     return engine
 
