@@ -35,10 +35,10 @@ def inputs_of(rows: int, hidden: int, vocabulary: int, device: torch.device, dty
     }  # fmt: skip
 
 
-def fused(x: dict, compiled: bool) -> None:
+def fused(x: dict, passes: str) -> None:
     rows, masked = len(x["h"]), int((x["labels"] >= 0).sum())
     loss, *_ = fused_vocabulary_loss(x["h"], x["w"], x["b"], x["th"], x["tw"], x["tb"], x["labels"], temperature=2.0, kl_weight=5.0 / rows,
-                                     mlm_weight=2.0 / masked, compiled=compiled)  # fmt: skip
+                                     mlm_weight=2.0 / masked, passes=passes)  # fmt: skip
     loss.backward()
     clear(x)
 
@@ -88,9 +88,9 @@ def main() -> int:
     device = device_of_rank()
     dtype = precision_of(Training(), device)
     x = inputs_of(args.rows, args.hidden, args.vocabulary, device, dtype)
-    jobs = {"products": bare(x), "fused": lambda: fused(x, False), "plain": lambda: plain(x)}
+    jobs = {"products": bare(x), "fused": lambda: fused(x, "torch"), "plain": lambda: plain(x)}
     if (reason := why_no_compile()) is None:
-        jobs["fused_compiled"] = lambda: fused(x, True)
+        jobs["fused_compiled"] = lambda: fused(x, "compiled")
     else:
         print(f"not compiled: {reason}")
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
@@ -102,7 +102,7 @@ def main() -> int:
                 seconds[name].append(took)
     big = inputs_of(args.memory_rows, args.hidden, args.vocabulary, device, dtype)
     memory = {}
-    for name, job in {"fused": lambda: fused(big, "fused_compiled" in jobs), "plain": lambda: plain(big)}.items():
+    for name, job in {"fused": lambda: fused(big, "compiled" if "fused_compiled" in jobs else "torch"), "plain": lambda: plain(big)}.items():
         with alive(f"memory: {name}"):
             memory[name] = peak_bytes(job, device)
     end()

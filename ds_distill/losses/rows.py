@@ -1,6 +1,7 @@
 """What lies between the logits' matrix products: losses and gradients of a block of rows, to be compiled into one kernel."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -65,6 +66,11 @@ def _normalise_(z: Tensor) -> Tensor:
 
 
 @functools.cache
-def compiled_row_losses():
-    """row_losses as one kernel a block: C++ on a CPU, Triton on a GPU.  Compiles at its first call of a shape."""
-    return torch.compile(row_losses)
+def passes_of(name: str) -> Callable:
+    """row_losses on torch's operators ("torch"); as one kernel a block that torch.compile makes when a shape is new, C++ on a CPU, Triton on a GPU
+    ("compiled"); or as the Triton kernel written here ("triton")."""
+    if name == "triton":
+        from ds_distill.losses.triton_rows import triton_row_losses  # not everyone has Triton
+
+        return triton_row_losses
+    return {"torch": row_losses, "compiled": torch.compile(row_losses)}[name]

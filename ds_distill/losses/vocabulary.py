@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ds_distill.losses.rows import TEMPORARIES, compiled_row_losses, row_losses
+from ds_distill.losses.rows import TEMPORARIES, passes_of
 
 LIVE_BYTES = 240 * 2**20  # large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak
 BLOCK = {"cpu": 2**21, "cuda": 2**25}  # logits of one call of row_losses: a CPU finds them in its cache again, a GPU wants to be filled
@@ -30,13 +30,13 @@ def fused_vocabulary_loss(
     kl_on: str = "all",
     token_mask: Tensor | None = None,
     chunk: int | None = None,
-    compiled: bool = False,
+    passes: str = "torch",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Project both hidden states on the vocabulary; return the weighted loss and its two sums.
 
     student_hidden [N, H_student], teacher_hidden [N, H_teacher] (widths and dtypes may differ), weights [V, H], biases [V] or None,
     labels [N] int64 with −100 where not masked, token_mask [N] bool (False = padding), chunk: rows of logits at a time (None: by memory).
-    compiled: the passes over the logits as one compiled kernel (seconds, once a machine) instead of torch's operators.
+    passes: over the logits, on torch's operators, as one "compiled" kernel (seconds, once a machine), or, on a GPU, the "triton" kernel.
     kl_on: "all" (every real token) or "masked" (a different objective). With kl_weight 0 the teacher may be None.
     Returns (loss, kl_sum, mlm_sum), scalars in fp32 (float64 for float64 inputs), in nats and summed over tokens:
     loss = kl_weight · kl_sum + mlm_weight · mlm_sum, kl_sum = Σ T² · KL(softmax(t/T) ‖ softmax(z/T)), mlm_sum = Σ −log softmax(z)_y.
@@ -68,7 +68,7 @@ def fused_vocabulary_loss(
         chunk = _chunk(vocabulary, student_hidden.element_size(), student_hidden.device.type)
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
     return _FusedVocabularyLoss.apply(
-        *inputs, *teacher, labels, token_mask, float(temperature), float(kl_weight), float(mlm_weight), kl_on, chunk, compiled, want
+        *inputs, *teacher, labels, token_mask, float(temperature), float(kl_weight), float(mlm_weight), kl_on, chunk, passes, want
     )
 
 
@@ -132,11 +132,11 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         mlm_weight,
         kl_on,
         chunk,
-        compiled,
+        passes,
         want,
     ):
         wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-        losses_of = compiled_row_losses() if compiled else row_losses
+        losses_of = passes_of(passes)
         kl_sum = torch.zeros((), dtype=wide, device=hidden.device)
         mlm_sum = torch.zeros_like(kl_sum)
         # gradients stay unnormalised until backward knows the loss scale: 1/N inside would underflow in fp16.

@@ -60,9 +60,9 @@ def compiles(training: Training, saved: float, device: torch.device) -> bool:
     return not reasons
 
 
-def compile_step(objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True) -> None:
+def compile_step(objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, passes: str = "compiled") -> None:
     """Have the vocabulary loss and, if `body`, the blocks of student and teacher compiled when they are first used."""
-    objective.compiled = True
+    objective.passes = passes
     if body:
         for model in (objective.model, *([teacher.model] if teacher is not None else [])):
             compile_body(model, device)

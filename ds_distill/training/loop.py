@@ -183,7 +183,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     rate = (state["tokens"] - tokens_before) / seconds if seconds else None
     shares = {"data_wait_share": order.seconds_waited / seconds, "logging_share": logging / seconds} if seconds else {}
     costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]} if cost else {}
-    costs |= {"compile_seconds": round(seconds_of_compiling() - compiling, 1)} if objective.compiled else {}
+    costs |= {"compile_seconds": round(seconds_of_compiling() - compiling, 1)} if objective.passes != "torch" else {}
     return engine, _summary(state, steps, rate, peak_memory(device)) | shares | costs
 
 

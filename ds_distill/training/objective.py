@@ -15,14 +15,14 @@ class Objective(nn.Module):
     accumulation steps: means of means do (DistilBERT's own counts differ from block to block).
     """
 
-    def __init__(self, model: nn.Module, losses: Losses, world_size: int, teacher_width: int | None = None, compiled: bool = False):
+    def __init__(self, model: nn.Module, losses: Losses, world_size: int, teacher_width: int | None = None):
         """teacher_width: the teacher's hidden size; where it is not the model's, the cosine loss compares a learned projection of the model's
-        hidden states, which is trained and checkpointed, and no part of the model. compiled: the vocabulary loss's passes as one kernel."""
+        hidden states, which is trained and checkpointed, and no part of the model."""
         super().__init__()
         self.model = model
         self.losses = losses
         self.world_size = world_size
-        self.compiled = compiled
+        self.passes = "torch"  # how the vocabulary loss passes over its logits, see fused_vocabulary_loss
         self.family = family_of(model)
         parent, name = self.family.decoder_parent_and_name(model)
         setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
@@ -79,7 +79,7 @@ class Objective(nn.Module):
             mlm_weight=scale * x.mlm / max(masked, 1),
             kl_on=x.kl_on,
             token_mask=real_tokens.flatten() if real_tokens is not None else None,
-            compiled=self.compiled,
+            passes=self.passes,
         )
         cosine_sum = torch.zeros_like(kl_sum)
         if teacher and x.cosine:

@@ -3,27 +3,10 @@
 import pytest
 import torch
 
+from benchmarks.closed_form import relative, vocabulary_loss
 from benchmarks.machine import peak_bytes
 from ds_distill.losses import cosine_distance_sum, fused_vocabulary_loss
 from ds_distill.training.compiled import why_no_compile
-
-
-def closed_form(hs, ws, bs, ht, wt, bt, labels, temperature, a, b, kl_on, mask):
-    """Losses and gradients written out from the formula, without autograd."""
-    hs, ws, ht, wt = (x.double() for x in (hs, ws, ht, wt))
-    z = hs @ ws.T + (0 if bs is None else bs.double())
-    t = ht @ wt.T + (0 if bt is None else bt.double())
-    real = torch.ones(len(labels), dtype=torch.bool) if mask is None else mask
-    masked = (labels >= 0) & real
-    kl_rows = (masked if kl_on == "masked" else real).double()
-    p, q = (t / temperature).softmax(-1), (z / temperature).softmax(-1)
-    rows = p * ((t / temperature).log_softmax(-1) - (z / temperature).log_softmax(-1))
-    kl = temperature**2 * (rows.sum(-1) * kl_rows).sum()
-    mlm = -z.log_softmax(-1)[masked, labels[masked]].sum()
-    onehot = torch.zeros_like(z)
-    onehot[masked, labels[masked]] = 1
-    dz = a * temperature * (q - p) * kl_rows[:, None] + b * (z.softmax(-1) - onehot) * masked.double()[:, None]
-    return kl, mlm, dz @ ws, dz.T @ hs, dz.sum(0)
 
 
 def problem(rows, vocabulary, student, teacher, dtype=torch.float32, scale=1.0, masked=0.3, padding=False, bias=True, seed=0):
@@ -39,15 +22,11 @@ def problem(rows, vocabulary, student, teacher, dtype=torch.float32, scale=1.0, 
     return [x if x is None else x.to(dtype) for x in (hs, ws, bs, ht, wt, bt)], labels, mask
 
 
-def relative(x, y):
-    return float((x.double() - y.double()).norm() / y.double().norm().clamp(min=1e-300))
-
-
-def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk=None, compiled=False):
+def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk=None, passes="torch"):
     leaves = [x if x is None else x.clone().requires_grad_() for x in tensors[:3]]
     loss, kl, mlm = fused_vocabulary_loss(
         *leaves, *tensors[3:], labels, temperature=temperature, kl_weight=a, mlm_weight=b, kl_on=kl_on, token_mask=mask, chunk=chunk,
-        compiled=compiled,
+        passes=passes,
     )
     loss.backward()
     assert not kl.requires_grad and not mlm.requires_grad
@@ -58,7 +37,7 @@ def check(tensors, labels, mask, tolerance, **options):
     loss, kl, mlm, grads = run(tensors, labels, mask, **options)
     options.pop("chunk", None)
     t, a, b, on = (options.get(k, d) for k, d in (("temperature", 2.0), ("a", 5.0), ("b", 2.0), ("kl_on", "all")))
-    expected = closed_form(*tensors, labels, t, a, b, on, mask)
+    expected = vocabulary_loss(*tensors, labels, t, a, b, on, mask)
     for got, want in zip((kl, mlm) if a else (mlm,), expected[:2] if a else expected[1:2], strict=True):
         assert float(got) == pytest.approx(float(want), rel=tolerance, abs=1e-6)
     assert float(loss) == pytest.approx(a * float(expected[0]) + b * float(expected[1]), rel=tolerance, abs=1e-6)
@@ -91,10 +70,25 @@ def test_compiled(options):
     if reason := why_no_compile():
         pytest.skip(f"torch.compile: {reason}")
     for padding, bias in ((False, True), (True, False)):
-        check(*problem(37, 211, 24, 32, padding=padding, bias=bias), 1e-5, compiled=True, **options)
+        check(*problem(37, 211, 24, 32, padding=padding, bias=bias), 1e-5, passes="compiled", **options)
     tensors, labels, mask = problem(64, 503, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True)
-    check(tensors, labels, mask, 2e-2, compiled=True, **options)
-    check(*problem(33, 301, 16, 16, scale=1e4), 1e-5, compiled=True, **options)
+    check(tensors, labels, mask, 2e-2, passes="compiled", **options)
+    check(*problem(33, 301, 16, 16, scale=1e4), 1e-5, passes="compiled", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_on": "masked"}, {"temperature": 1.0, "chunk": 7}])
+def test_triton(options, monkeypatch):
+    """The kernel itself, in Triton's interpreter; block 64, so that a row has several and an incomplete last one."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU `python -m benchmarks.gpu_checks` runs it there")
+    from ds_distill.losses import triton_rows
+
+    monkeypatch.setattr(triton_rows, "BLOCK", 64)
+    for padding, bias in ((False, True), (True, False)):
+        check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes="triton", **options)
+    check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes="triton", **options)
+    check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, passes="triton", **options)
 
 
 @pytest.mark.parametrize("masked", [0.0, 1.0])

@@ -1,0 +1,33 @@
+"""The vocabulary loss and its gradients written out from the formula in float64, without autograd: what every fast path is held against."""
+
+import torch
+from torch import Tensor
+
+
+def vocabulary_loss(
+    hs: Tensor, ws: Tensor, bs: Tensor | None, ht: Tensor, wt: Tensor, bt: Tensor | None, labels: Tensor,
+    temperature: float, kl_weight: float, mlm_weight: float, kl_on: str, mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(kl_sum, mlm_sum, gradient in the student's hidden states, weight, bias), float64; arguments as of losses.fused_vocabulary_loss.
+
+    Source: Hinton et al. 2015, section 2.1; Sanh et al. 2019, section 2.
+    """
+    hs, ws, ht, wt = (x.detach().double() for x in (hs, ws, ht, wt))
+    z = hs @ ws.T + (0 if bs is None else bs.detach().double())
+    t = ht @ wt.T + (0 if bt is None else bt.detach().double())
+    real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
+    masked = (labels >= 0) & real
+    kl_rows = (masked if kl_on == "masked" else real).double()
+    p, q = (t / temperature).softmax(-1), (z / temperature).softmax(-1)
+    rows = p * ((t / temperature).log_softmax(-1) - (z / temperature).log_softmax(-1))
+    kl = temperature**2 * (rows.sum(-1) * kl_rows).sum()
+    mlm = -z.log_softmax(-1)[masked, labels[masked]].sum()
+    onehot = torch.zeros_like(z)
+    onehot[masked, labels[masked]] = 1
+    dz = kl_weight * temperature * (q - p) * kl_rows[:, None] + mlm_weight * (z.softmax(-1) - onehot) * masked.double()[:, None]
+    return kl, mlm, dz @ ws, dz.T @ hs, dz.sum(0)
+
+
+def relative(x: Tensor, y: Tensor) -> float:
+    """‖x − y‖ ÷ ‖y‖."""
+    return float((x.detach().double() - y.double()).norm() / y.double().norm().clamp(min=1e-300))

@@ -1,0 +1,6 @@
+import os
+from pathlib import Path
+
+# Read when triton is first imported, which torch and transformers do: without a GPU its kernels run in its interpreter.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ["TRITON_INTERPRET"] = "1"
