@@ -14,14 +14,15 @@ from benchmarks.console import alive, end
 
 
 class Contender:
-    """`make(setting)` runs in a new process (`ranks` of them, which make one job) and returns the step, a function that takes no arguments and
-    returns the seconds it took, or None when the clock is to say. environment: variables of the process, beside the benchmark's own."""
+    """`make(setting, device)` runs in a new process (`ranks` of them, which make one job, and `jobs` such jobs, which work at once and know nothing of
+    each other). It returns the step, a function that takes no arguments and returns the seconds it took, or None when the clock is to say, and a
+    dictionary of what it has to say. environment: variables of the process, beside the benchmark's own."""
 
-    def __init__(self, name: str, make: Callable, setting: object, *, ranks: int = 1, environment: dict[str, str] | None = None):
+    def __init__(self, name: str, make: Callable, setting: object, *, ranks: int = 1, jobs: int = 1, environment: dict[str, str] | None = None):
         self.name, self.seconds, self.memory, self.first, self.said = name, [], 0, 0.0, {}
         spawn, self.links, self.processes = multiprocessing.get_context("spawn"), [], []
-        port = str(_free_port())
-        for rank in range(ranks):
+        ports = [str(_free_port()) for _ in range(jobs)]
+        for port, rank in ((port, rank) for port in ports for rank in range(ranks)):
             here, there = spawn.Pipe()
             process = spawn.Process(target=_serve, args=(there, make, setting), name=f"{name} {rank}", daemon=True)
             job = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -32,7 +33,7 @@ class Contender:
             self.processes.append(process)
 
     def ask(self, what: str):
-        """What the job answers, the first rank's of several; of "step" the slowest rank's seconds."""
+        """What the first rank answers; of "step" the slowest rank's seconds."""
         for link in self.links:
             link.send(what)
         answers = [self._answer(link) for link in self.links]

@@ -3,7 +3,7 @@
     python -m benchmarks.training                           BERT-base teacher, DistilBERT student, 16 × 128 tokens, random weights
     python -m benchmarks.training --dropout 0               how near the step is to its bare matrix products
     python -m benchmarks.training --sequences 4 --length 512
-    python -m benchmarks.training --size small --skip trainer --report benchmarks/results/training-small
+    python -m benchmarks.training --add trainer plain_loop reference_fp32_huge_pages        in 24 GB of memory
 
 All run the same objective: KL (over all tokens, or with --objective masked over the masked ones: another objective, labelled), masked-LM, cosine,
 the same dropout, clipping, AdamW. Plain recipe and Trainer run as their users start them; "huge pages" rows have the allocator setting that the
@@ -37,6 +37,8 @@ ROWS = {
     "engine": ("engine", who.engine, HUGE_PAGES),
     "gemms": ("the step's matrix products alone", who.gemms, HUGE_PAGES),
 }
+
+MORE = ("trainer", "reference_fp32_huge_pages", "plain_loop")  # each takes gigabytes while the others work
 
 
 def add_setting(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_setting(parser)
     parser.add_argument("--repeats", type=int, default=5, help="rounds; each runs every contender once (default 5)")
-    parser.add_argument("--skip", nargs="*", choices=ROWS, default=[], help="leave these out")
+    parser.add_argument("--add", nargs="*", choices=MORE, default=[], help=f"also these: {', '.join(MORE)}")
     parser.add_argument("--only", nargs="*", choices=ROWS, default=[], help="only these")
     parser.add_argument("--patience", type=float, default=60, help="seconds a contender's first step may take to be asked again (default 60)")
     parser.add_argument("--profile", action="store_true", help="after the rounds, print where one engine step spends its time, by operator")
@@ -86,8 +88,10 @@ def main() -> int:
     args = parser.parse_args()
 
     setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    left_out = {*args.skip, *(ROWS.keys() - set(args.only or ROWS)), *(name for name in ROWS if device.type == "cuda" and "huge" in name)}
-    contenders = [Contender(name, make, setting, environment=own) for name, (_, make, own) in ROWS.items() if name not in left_out]
+    chosen = set(args.only) or ROWS.keys() - set(MORE) | set(args.add)
+    if device.type == "cuda":
+        chosen = {name for name in chosen if "huge" not in name}
+    contenders = [Contender(name, make, setting, environment=own) for name, (_, make, own) in ROWS.items() if name in chosen]
     try:
         take_turns(contenders, args.repeats, args.patience)
         profile = next((c.ask("profile") for c in contenders if c.name == "engine" and args.profile), None)

@@ -87,3 +87,27 @@ def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str
         + f"\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\nfingerprint `{fingerprint}`\n\n"
         "## Recipe\n\n```json\n" + json.dumps(recipe, indent=2) + "\n```\n"
     )  # fmt: skip
+
+
+def race_plot(curves: dict[str, list], path: Path) -> None:
+    """PNG of held-out figures over minutes of training, a row of panels for each held-out set; curves: label → [minutes, step, {set: [masked-LM loss,
+    KL, agreement]}] rows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sets = list(next(iter(curves.values()))[0][2])
+    figure, panels = plt.subplots(len(sets), 3, figsize=(13, 3.4 * len(sets)), layout="constrained", squeeze=False, sharex=True)
+    names = ("masked-LM loss (nats a masked token)", "KL from the teacher (nats a token)", "first guess is the teacher's (share)")
+    for line, name in zip(panels, sets, strict=True):
+        for number, (axes, what) in enumerate(zip(line, names, strict=True)):
+            for label, rows in curves.items():
+                axes.plot([row[0] for row in rows], [row[2][name][number] for row in rows], "o-", markersize=3, linewidth=1, label=label)
+            axes.set(ylabel=what, title=name or "the corpus's own held-out documents")
+            axes.grid(alpha=0.3)
+        line[0].legend()
+    for axes in panels[-1]:
+        axes.set(xlabel="minutes of training")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -99,7 +99,7 @@ def _masker(store: TokenStore, recipe: Recipe) -> Masker:
                   d.mask_smoothing, continues)  # fmt: skip
 
 
-def _stores(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str, Path]):
+def stores_of(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str, Path]):
     """(the training part, its order, what makes the batches of each held-out set)."""
     store = TokenStore.open(tokens, "train")
     found = from_every_rank(store.manifest["fingerprint"])
@@ -159,7 +159,7 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
     recipe = _fitting(recipe, teacher)
-    store, order, held = _stores(tokens, recipe, rank, world, heldout or {})
+    store, order, held = stores_of(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
     _check_fits(store, source.config, f"teacher {teacher}", teacher)
     with claimed(output, flat(recipe) | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume):
@@ -197,7 +197,7 @@ def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, t
     rank, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
-    store, order, held = _stores(tokens, recipe, rank, world, heldout or {})
+    store, order, held = stores_of(tokens, recipe, rank, world, heldout or {})
     t, folder = recipe.training, model if isinstance(model, str) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed)

@@ -1,0 +1,213 @@
+"""Speed and learning in one figure: who has learnt more after the same minutes on the same machine?
+
+    python -m benchmarks.race --minutes 20 --teacher DIR --corpus FILE… --heldout FILE… --output DIR
+
+The plain recipe (fp32, and under bf16 autocast) and the engine train the same student of the same teacher on the same batches with the same recipe
+(--config, by default ds_configs/small_real.yaml), one after another, each alone on the machine and started as its user would. Before it starts each
+is timed for some steps; the learning rate falls to zero over as many as fit the minutes. Training time alone counts, what the first step takes
+beyond the others (compiling) included; at --evaluations moments of it the student is measured, in fp32 by the plain definitions, on held-out text:
+masked-LM loss (nats a masked token), KL from the teacher's distribution at temperature 1 (nats a token), and how often its first guess at a masked
+token is the teacher's. A race that was broken off goes on from its last measurement when the same command is given again. The last line of standard
+output is JSON; race.json and race.png lie in the output folder.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.machine import describe
+from benchmarks.racers import RACERS
+from ds_distill.cli import build_parser, recipe_of
+from ds_distill.console import progress, say
+from ds_distill.errors import UserError
+from ds_distill.models.student import build_student
+from ds_distill.models.teacher import load_masked_lm
+from ds_distill.recipe import Recipe
+from ds_distill.report import race_plot, table
+from ds_distill.runs import heldout_sets, stores_of, tokens_for, with_tokens
+from ds_distill.training.ranks import start_distributed
+
+FIGURES = ("mlm_loss", "kl", "agreement")
+WARM, TIMED = 2, 5
+
+
+@torch.no_grad()
+def measured(student, teacher, batches) -> list[float]:
+    """[masked-LM loss, KL, agreement] of fp32 models in eval mode, as the module's text has them."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    tokens = masked = 0
+    for batch in batches:
+        real = torch.ones_like(batch.labels, dtype=torch.bool) if batch.attention_mask is None else batch.attention_mask.bool()
+        z, t = (m(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits for m in (student, teacher))
+        at = batch.labels >= 0
+        kl = F.kl_div(z[real].log_softmax(-1), t[real].log_softmax(-1), reduction="sum", log_target=True)
+        sums += torch.stack([F.cross_entropy(z[at], batch.labels[at], reduction="sum"), kl, (z[at].argmax(-1) == t[at].argmax(-1)).sum()]).double()
+        tokens, masked = tokens + int(real.sum()), masked + int(at.sum())
+    return [float(sums[0]) / masked, float(sums[1]) / tokens, float(sums[2]) / masked]
+
+
+def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path, held: dict[str, Path]) -> None:
+    """One racer's race, in this process: args.output/NAME/curve.json."""
+    start_distributed()
+    label, make, _ = RACERS[name]
+    folder, t = args.output / name, recipe.training
+    _, order, sets = stores_of(tokens, recipe, 0, 1, held)
+    teacher = load_masked_lm(args.teacher).eval()
+
+    def student():
+        return build_student(teacher, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed)
+
+    def begin(steps: int):
+        return make(copy.deepcopy(teacher), student(), recipe, steps)
+
+    def take(racer, step: int, batches, counts) -> float:
+        torch.manual_seed(1_000_003 * t.seed + step)
+        began = time.perf_counter()
+        racer.step(batches, counts)
+        return time.perf_counter() - began
+
+    file = folder / "pace.json"
+    if not file.is_file():
+        racer = begin(10**6)
+        say(f"{label}: timing its steps")
+        times = [take(racer, step, batches, counts) for step, batches, counts in order.prefetch(0, WARM + TIMED)]
+        pace = statistics.median(times[WARM:])
+        extra = max(0.0, times[0] - pace)
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"seconds_a_step": pace, "first_step_extra": extra, "steps": max(1, int((60 * args.minutes - extra) / pace))}))
+        del racer
+    pace = json.loads(file.read_text())
+    steps, limit = pace["steps"], 60 * args.minutes
+    racer, judge = begin(steps), student().eval()
+    state = racer.resume(folder / "checkpoint") or {"step": 0, "elapsed": pace["first_step_extra"], "rows": [], "tokens": 0}
+
+    def measure() -> None:
+        judge.load_state_dict(racer.weights(), strict=False)
+        state["rows"].append([state["elapsed"] / 60, state["step"], {set: measured(judge, teacher, batches_of()) for set, batches_of in sets.items()}])
+
+    if not state["rows"]:
+        measure()
+    bar = progress(steps, label, "step", initial=state["step"])
+    for step, batches, counts in order.prefetch(state["step"], steps):
+        state["elapsed"] += take(racer, step, batches, counts)
+        state["step"], state["tokens"] = step + 1, state["tokens"] + counts[0]
+        bar.update(1)
+        over = state["step"] == steps or state["elapsed"] >= limit
+        if over or state["elapsed"] >= len(state["rows"]) * limit / args.evaluations:
+            measure()
+            bar.set_postfix(minutes=f"{state['elapsed'] / 60:.1f}", mlm=f"{state['rows'][-1][2][''][0]:.3f}")
+            racer.save(folder / "checkpoint", state["step"], state)
+        if over:
+            break
+    bar.close()
+    (folder / "curve.json").write_text(json.dumps({**state, **pace}) + "\n")
+
+
+def at_minute(rows: list, minute: float, set: str, figure: int) -> float:
+    """A figure between two measurements, on the line through them; the last one's after the end."""
+    for (left, _, a), (right, _, b) in zip(rows, rows[1:], strict=False):
+        if minute <= right:
+            share = (minute - left) / (right - left) if right > left else 1.0
+            return a[set][figure] + share * (b[set][figure] - a[set][figure])
+    return rows[-1][2][set][figure]
+
+
+def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
+    """Against each plain recipe: at how many of the engine's measurements it is ahead on everything, and in which share of the plain recipe's time it
+    has reached the plain recipe's last masked-LM loss."""
+    found, engine = {}, curves["engine"]["rows"]
+    for name in curves.keys() - {"engine"}:
+        rows = curves[name]["rows"]
+        ahead = [
+            all((b[s][i] < at_minute(rows, minute, s, i)) == (i < 2) for s in sets for i in range(3)) for minute, _, b in engine[1:]
+        ]
+        when = {}
+        for s in sets:
+            last = rows[-1][2][s][0]
+            minute = next((m for m in (i * rows[-1][0] / 1000 for i in range(1001)) if at_minute(engine, m, s, 0) <= last), None)
+            when[s or "corpus"] = None if minute is None else round(minute / rows[-1][0], 3)
+        found[name] = {"ahead_at": f"{sum(ahead)} of {len(ahead)}", "share_of_its_time": when}
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20, help="of training for each (default 20)")
+    parser.add_argument("--teacher", required=True, help="folder of a masked-LM model")
+    parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
+    parser.add_argument("--heldout", nargs="*", default=[], help="further held-out texts")
+    parser.add_argument("--config", default="ds_configs/small_real.yaml", help="recipe (default ds_configs/small_real.yaml)")
+    parser.add_argument("--evaluations", type=int, default=20, help="measurements a racer (default 20)")
+    parser.add_argument("--blocks", type=int, default=64, help="held-out blocks a measurement and text (default 64)")
+    parser.add_argument("--output", type=Path, required=True, help="folder; a race in it goes on")
+    parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="who (default all)")
+    parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # the process of one
+    args = parser.parse_args()
+    try:
+        return race(args)
+    except UserError as error:
+        print(f"benchmarks.race: {error}", file=sys.stderr)
+        return 2
+
+
+def race(args: argparse.Namespace) -> int:
+    options = build_parser().parse_args(["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher])["distill"]
+    recipe = recipe_of(options)
+    recipe.check()
+    recipe.training.device, recipe.training.heldout_blocks = "cpu", args.blocks
+    asked = {"minutes": args.minutes, "evaluations": args.evaluations, "blocks": args.blocks, "recipe": recipe.as_dict(), "teacher": args.teacher}
+    file = args.output / "asked.json"
+    if file.is_file() and json.loads(file.read_text()) != json.loads(json.dumps(asked)):
+        raise UserError(f"{args.output} holds another race (other --minutes, --teacher, recipe, …): choose another --output")
+    if not args.racer:
+        start_distributed()
+    tokens = tokens_for(args.corpus, args.teacher, recipe, args.output / "tokens") if not args.racer else args.output / "tokens"
+    recipe = with_tokens(recipe, tokens)
+    if args.racer:
+        names = json.loads((args.output / "heldout.json").read_text())
+        run_racer(args.racer, recipe, args, tokens, {name: Path(path) for name, path in names.items()})
+        return 0
+    held = heldout_sets(args.heldout, tokens, recipe, args.output)
+    (args.output / "heldout.json").write_text(json.dumps({name: str(path) for name, path in held.items()}))
+    file.write_text(json.dumps(asked, indent=1) + "\n")
+    curves = {}
+    for name in args.racers:
+        curve = args.output / name / "curve.json"
+        if not curve.is_file():
+            own = os.environ | {"THP_MEM_ALLOC_ENABLE": RACERS[name][2]}
+            status = subprocess.run([sys.executable, "-m", "benchmarks.race", *sys.argv[1:], "--racer", name], env=own).returncode
+            if status:
+                return status
+        curves[name] = json.loads(curve.read_text())
+    sets = list(next(iter(curves.values()))["rows"][0][2])
+    rows = [
+        {"racer": RACERS[name][0], "steps": c["step"], "tokens": c["tokens"], "minutes": c["elapsed"] / 60, "s/step": c["seconds_a_step"],
+         "first": c["first_step_extra"], **{f"{s}/{f}": c["rows"][-1][2][s][i] for s in sets for i, f in enumerate(FIGURES)}}
+        for name, c in curves.items()
+    ]  # fmt: skip
+    columns = {"racer": "", "steps": "steps", "tokens": "tokens", "minutes": "minutes", "s/step": "s a step", "first": "first step's extra s"}
+    print("\n" + table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES}) + "\n")
+    result = {"minutes": args.minutes, "racers": rows, "machine": describe(torch.device("cpu"))}
+    if "engine" in curves:
+        result["engine_against"] = verdict(curves, sets)
+        for name, found in result["engine_against"].items():
+            when = ", ".join(f"{s} {'not reached' if share is None else f'{100 * share:.0f} %'}" for s, share in found["share_of_its_time"].items())
+            print(f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements; its last masked-LM loss in this share "
+                  f"of its time: {when}\n")  # fmt: skip
+    race_plot({RACERS[name][0]: c["rows"] for name, c in curves.items()}, args.output / "race.png")
+    (args.output / "race.json").write_text(json.dumps(result | {"curves": curves}, indent=1) + "\n")
+    print(json.dumps(result | {"plot": str(args.output / "race.png")}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""Who runs in benchmarks.race: each trains the same student on the same batches with the same recipe, in its own way."""
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from benchmarks.contenders import options_of
+from benchmarks.reference import reference_losses
+from ds_distill.data.batches import Batch
+from ds_distill.models.teacher import Teacher
+from ds_distill.recipe import Recipe
+from ds_distill.training import checkpoint
+from ds_distill.training.compiled import compile_step, compiles, seconds_saved
+from ds_distill.training.engine import backward, linear_schedule, make_engine, optimizer_step, parameter_groups, precision_of
+from ds_distill.training.objective import Objective
+from ds_distill.training.weights import master_weights
+
+
+class Plain:
+    """As the authors' code has it: fp32 weights (under bf16 autocast if asked), full logits, means of micro-batches, AdamW."""
+
+    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, autocast: bool):
+        t = recipe.training
+        self.teacher, self.student, self.recipe, self.autocast = teacher.requires_grad_(False).eval(), student.train(), recipe, autocast
+        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in parameter_groups(student, t.weight_decay)]
+        self.optimizer = torch.optim.AdamW(groups, **{key: value for key, value in options_of(t).items() if key != "weight_decay"})
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, linear_schedule(round(t.warmup * steps), steps))
+
+    def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
+        x, t = self.recipe.losses, self.recipe.training
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                losses = reference_losses(self.student, self.teacher, batch.input_ids, batch.labels, batch.attention_mask,
+                                          temperature=x.temperature, kl_on=x.kl_on)  # fmt: skip
+                loss = sum(w * value for w, value in zip((x.kl, x.mlm, x.cosine), losses, strict=True))
+            (loss / len(batches)).backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), t.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return self.student.state_dict()
+
+    def save(self, folder: Path, number: int, state: dict) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        own = {name: getattr(self, name).state_dict() for name in ("student", "optimizer", "schedule")}
+        torch.save(own | {"state": state}, folder / "writing")
+        os.replace(folder / "writing", folder / "state.pt")
+
+    def resume(self, folder: Path) -> dict | None:
+        if not (folder / "state.pt").is_file():
+            return None
+        found = torch.load(folder / "state.pt", weights_only=True)
+        for name in ("student", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(found[name])
+        return found["state"]
+
+
+class Engine:
+    """As ds-distill distill has it."""
+
+    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int):
+        t, cpu = recipe.training, torch.device("cpu")
+        dtype = precision_of(t, cpu)
+        self.teacher, self.objective = Teacher(copy.deepcopy(teacher).to(dtype)), Objective(student, recipe.losses, 1, teacher.config.hidden_size)
+        length = recipe.data.sequence_length
+        if compiles(t, seconds_saved(recipe, student.config, steps * t.global_batch * length, length, True, cpu), cpu):
+            compile_step(self.objective, self.teacher, cpu)
+        self.engine = make_engine(self.objective, t, accumulation=t.global_batch // t.micro_batch, total_steps=steps, device=cpu, dtype=dtype)
+        self.engine.train()
+
+    def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
+        for batch in batches:
+            targets = self.teacher.targets(batch.input_ids, batch.attention_mask)
+            loss, _ = self.engine(batch.input_ids, batch.attention_mask, batch.labels, counts, targets)
+            backward(self.engine, loss)
+            optimizer_step(self.engine)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return master_weights(self.engine)
+
+    def save(self, folder: Path, number: int, state: dict) -> None:
+        checkpoint.save(self.engine, folder, number, state, keep=1)
+
+    def resume(self, folder: Path) -> dict | None:
+        return checkpoint.resume(self.engine, folder)
+
+
+RACERS = {
+    "plain_fp32": ("plain recipe, fp32", lambda *a: Plain(*a, autocast=False), "0"),
+    "plain_bf16": ("plain recipe, bf16 autocast", lambda *a: Plain(*a, autocast=True), "0"),
+    "engine": ("engine", Engine, "1"),
+}  # label, maker, whether it has huge pages: as its user starts it

@@ -1,0 +1,115 @@
+"""From one rank to two, and on to N: what more ranks bring, and a projection whose assumptions are spelt out and held against the two.
+
+    python -m benchmarks.scaling                                     BERT-base teacher, DistilBERT student, 16 × 128 tokens a rank
+    python -m benchmarks.scaling --size small --sequences 4
+    python -m benchmarks.scaling --step 0.0137 --gigabytes-per-second 300 --ranks 8 64 512      a step and a network measured elsewhere
+
+Weak scaling: each rank has its own sequences. On a CPU a rank has one thread (--threads). Measured, taking turns: one rank; as many ranks alone at
+once, which tell each other nothing (they share caches, memory and turbo: no fault of the engine's); two ranks as one job; and the job's collectives
+alone, on the bytes of this ZeRO stage. Projected step of N ranks = ranks alone + bytes ÷ rate: a ring moves 2 (N − 1) ÷ N of all gradients (fp32) a
+rank, and (N − 1) ÷ N of the new weights; the rate of two ranks holds for all N; nothing overlaps with the backward pass, which is the worst case.
+Under --step the projection has only that step and rate. The last line of standard output is JSON.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from benchmarks import contenders as who
+from benchmarks.arena import Contender, ratio, take_turns
+from benchmarks.machine import describe
+from benchmarks.training import add_setting, setting_of
+from ds_distill.models.student import count_parameters
+from ds_distill.training.engine import zero_of
+from ds_distill.training.ranks import start_distributed
+
+
+def bytes_moved(parameters: int, stage: int, size: int, ranks: int) -> float:
+    """That a rank sends in a step: gradients all-reduced in fp32 (in the weights' `size` bytes at stage 0), from stage 1 weights all-gathered."""
+    around = (ranks - 1) / ranks
+    return around * (2 * parameters * (4 if stage else size) + (parameters * size if stage else 0))
+
+
+def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, dict]:
+    """What the ranks tell each other in a step, and nothing else."""
+    start_distributed()
+    dtype, ranks = setting.dtype(device), torch.distributed.get_world_size()
+    stage, count = zero_of(setting.training, dtype)["stage"], count_parameters(setting.models(torch.device("cpu"))[1])
+    gradients = torch.zeros(count, device=device, dtype=torch.float32 if stage else dtype)
+    part = torch.zeros(-(-count // ranks), device=device, dtype=dtype)
+    weights = part.new_zeros(ranks * len(part))
+
+    def step() -> None:
+        torch.distributed.all_reduce(gradients)
+        if stage:
+            torch.distributed.all_gather_into_tensor(weights, part)
+
+    return step, {"parameters": count, "stage": stage, "size": dtype.itemsize, "bytes": bytes_moved(count, stage, dtype.itemsize, ranks)}
+
+
+def measure(setting: who.Setting, rounds: int) -> dict:
+    """Seconds a step of one rank, two alone, two as a job, and the collectives; bytes a rank moves and their rate."""
+    own = {"THP_MEM_ALLOC_ENABLE": "1"}
+    one, alone, two, talk = contenders = [
+        Contender("one rank", who.engine, setting, environment=own), Contender("two alone", who.engine, setting, jobs=2, environment=own),
+        Contender("two ranks", who.engine, setting, ranks=2, environment=own), Contender("collectives", collectives, setting, ranks=2, environment=own),
+    ]  # fmt: skip
+    try:
+        take_turns(contenders, rounds)
+    finally:
+        for contender in contenders:
+            contender.stop()
+    seconds = {c.name: statistics.median(c.seconds) for c in contenders}
+    projected = [a + b for a, b in zip(alone.seconds, talk.seconds, strict=True)]
+    return talk.said | {
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "efficiency": round(ratio(one.seconds, two.seconds), 3), "efficiency_alone": round(ratio(one.seconds, alone.seconds), 3),
+        "projected_vs_measured": round(ratio(projected, two.seconds), 3), "gb_per_second": round(talk.said["bytes"] / seconds["collectives"] / 1e9, 3),
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_setting(parser)
+    parser.set_defaults(threads=1)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (default 5)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 64, 512], help="project to so many ranks (default 4 8 64 512)")
+    parser.add_argument("--step", type=float, help="seconds a step of one rank, measured elsewhere: nothing is measured here")
+    parser.add_argument("--gigabytes-per-second", type=float, help="with --step: what a rank sends, 10⁹ bytes a second")
+    args = parser.parse_args()
+    if (args.step is None) != (args.gigabytes_per_second is None):
+        parser.error("--step and --gigabytes-per-second belong together")
+    setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = setting.sequences * setting.length
+    if args.step is None:
+        found = measure(setting, args.repeats)
+        step, rate = found["seconds"]["two alone"], found["gb_per_second"]
+        print(f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) a rank, ZeRO {found['stage']}, "
+              f"{describe(device)}\n\n| | seconds a step | tokens/s | of one rank's rate a rank |\n|---|---|---|---|")  # fmt: skip
+        for name, ranks, share in (("one rank", 1, 1.0), ("two alone", 2, found["efficiency_alone"]), ("two ranks", 2, found["efficiency"])):
+            print(f"| {name} | {found['seconds'][name]} | {ranks * tokens / found['seconds'][name]:,.0f} | {100 * share:.0f} % |")
+        print(f"\nA rank sends {found['bytes'] / 1e6:,.0f} MB a step, alone {found['seconds']['collectives']} s, {rate} GB/s. Projected ÷ measured "
+              f"step of two ranks: {found['projected_vs_measured']}\n")  # fmt: skip
+    else:
+        count, size = count_parameters(setting.models(torch.device("cpu"))[1]), 4 if setting.precision == "fp32" else 2
+        found = {"parameters": count, "stage": setting.zero if setting.zero is not None else int(size == 2), "size": size}
+        step, rate = args.step, args.gigabytes_per_second
+    rows = []
+    for ranks in args.ranks:
+        moved = bytes_moved(found["parameters"], found["stage"], found["size"], ranks)
+        took = step + moved / rate / 1e9
+        rows.append({"ranks": ranks, "step": took, "tokens_per_second": ranks * tokens / took, "efficiency": step / took, "megabytes": moved / 1e6})
+    print(f"Projected from a step of {step:.4g} s and {rate:.4g} GB/s a rank, nothing overlapped:\n\n| ranks | MB a rank sends | seconds a step | "
+          "tokens/s | of a rank alone |\n|---|---|---|---|---|")  # fmt: skip
+    for row in rows:
+        print(f"| {row['ranks']} | {row['megabytes']:,.0f} | {row['step']:.4g} | {row['tokens_per_second']:,.0f} | {100 * row['efficiency']:.0f} % |")
+    print()
+    print(json.dumps(found | vars(setting) | {"projection": rows, "machine": describe(device)}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
