@@ -32,25 +32,28 @@ def row_losses(
     wide = mlm_factor.dtype
     z = _peak_removed(z.to(wide) if bias is None else z + bias)
     kl = mlm = total = None
-    log_q = None if t is None else z / temperature
     if mlm_mask is not None:
-        log_z = _normalise_(z)
+        e = z.exp()
+        sum_z = e.sum(-1, keepdim=True)
         # where, not a product: a padded row may hold anything, and 0 · inf is nan
-        mlm = torch.where(mlm_mask, -log_z.gather(1, target), 0.0)
-    if t is not None:
-        log_q = _normalise_(log_q)
-        log_p = _normalise_(_peak_removed(t.to(wide) if t_bias is None else t + t_bias).div_(temperature))
-        p = log_p.exp()
-        log_p.sub_(log_q).mul_(p)
-        difference = log_q.exp_().sub_(p)
-        # Σ (q − p) is 0, but for the rounding of the two normalisers, which it takes out of a small KL
-        kl = torch.where(kl_mask, temperature**2 * log_p.add_(difference).sum(-1, keepdim=True), 0.0)
+        mlm = torch.where(mlm_mask, sum_z.log() - z.gather(1, target), 0.0)
         if slope is not None:
-            total = torch.where(kl_mask, difference.mul_(kl_factor), 0.0)
+            total = torch.where(mlm_mask, e.mul_(mlm_factor / sum_z), 0.0)
+    if t is not None:
+        z = z / temperature
+        t = _peak_removed(t.to(wide) if t_bias is None else t + t_bias).div_(temperature)
+        # one exponential a logit: the probabilities are the normalisers' summands
+        q, p = z.exp(), t.exp()
+        sum_q, sum_p = q.sum(-1, keepdim=True), p.sum(-1, keepdim=True)
+        p.mul_(1 / sum_p)
+        q = q.mul_(1 / sum_q).sub_(p)
+        # Σ (q − p) is 0, but for the rounding of the two normalisers, which it takes out of a small KL
+        rows = t.sub_(z).add_((sum_q / sum_p).log_()).mul_(p).add_(q).sum(-1, keepdim=True)
+        kl = torch.where(kl_mask, temperature**2 * rows, 0.0)
+        if slope is not None:
+            mine = torch.where(kl_mask, q.mul_(kl_factor), 0.0)
+            total = mine if total is None else mine.add_(total)
     if slope is not None:
-        if mlm_mask is not None:
-            mine = torch.where(mlm_mask, log_z.exp_().mul_(mlm_factor), 0.0)
-            total = mine if total is None else total.add_(mine)
         slope.copy_(total)
     return kl, mlm
 
@@ -58,11 +61,6 @@ def row_losses(
 # torch's log_softmax guards against infinite maxima, which makes the compiled kernel three times slower
 def _peak_removed(z: Tensor) -> Tensor:
     return z - z.amax(-1, keepdim=True)
-
-
-def _normalise_(z: Tensor) -> Tensor:
-    """Of rows whose largest is about 0, log softmax, in place."""
-    return z.sub_(z.exp().sum(-1, keepdim=True).log_())
 
 
 @functools.cache
