@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 from ds_distill.console import say
 from ds_distill.models.body import compile_body
 from ds_distill.models.families import family_of_type
+from ds_distill.models.packed import pack_linears
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.kernels import has_compiler
@@ -61,8 +62,11 @@ def compiles(training: Training, saved: float, device: torch.device) -> bool:
 
 
 def compile_step(objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, passes: str = "compiled") -> None:
-    """Have the vocabulary loss and, if `body`, the blocks of student and teacher compiled when they are first used."""
+    """Have the vocabulary loss and, if `body`, the blocks of student and teacher compiled when they are first used; on a CPU the teacher's weights
+    are packed too."""
     objective.passes = passes
+    if teacher is not None and device.type == "cpu":
+        pack_linears(teacher.model)
     if body:
         for model in (objective.model, *([teacher.model] if teacher is not None else [])):
             compile_body(model, device)

@@ -1,6 +1,7 @@
 """Compiled blocks compute what the model's own do, and their dropout is dropout."""
 
 import copy
+import gc
 import json
 
 import pytest
@@ -9,7 +10,9 @@ from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForM
 
 from ds_distill.models.body import compile_body
 from ds_distill.models.dropout import CounterDropout, counter_dropout
+from ds_distill.models.packed import _PACKED, pack_linears
 from ds_distill.models.student import build_student
+from ds_distill.models.teacher import Teacher
 from ds_distill.training.compiled import why_no_compile
 
 CPU = torch.device("cpu")
@@ -112,3 +115,23 @@ def test_an_export_shows_no_trace(tmp_path):
     model.save_pretrained(tmp_path)
     assert "written_out" not in (tmp_path / "config.json").read_text()
     assert json.loads((tmp_path / "config.json").read_text())["dropout"] == 0.1
+
+
+def test_packed_weights_compute_what_plain_ones_do():
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    torch.manual_seed(0)
+    shape = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    plain = Teacher(BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32)).bfloat16())
+    packed = Teacher(copy.deepcopy(plain.model))
+    pack_linears(packed.model)
+    assert sum(type(m).__name__ == "_PackedLinear" for m in packed.model.modules()) == 12
+    ids = torch.randint(5, 61, (3, 24))
+    expected = plain.outputs(ids).hidden.float()
+    for teacher in (packed, Teacher(copy.deepcopy(packed.model))):
+        torch.testing.assert_close(teacher.outputs(ids).hidden.float(), expected, rtol=2e-2, atol=2e-2)
+        assert teacher.fingerprint() == plain.fingerprint()
+    entries = len(_PACKED)
+    del packed, teacher
+    gc.collect()
+    assert len(_PACKED) == entries - 12, "a packed copy outlives its model"
