@@ -1,5 +1,7 @@
 """A recipe's optimizer, schedule and DeepSpeed engine."""
 
+import contextlib
+import io
 import math
 import os
 
@@ -155,12 +157,13 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
 
     # the engine rounds frozen parameters to 16 bit, and keeps fp32 masters of trained ones only
     frozen = {name: p.detach().float().cpu().clone() for name, p in module.named_parameters() if not p.requires_grad and dtype != torch.float32}
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=optimizer,
-        lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
-        config=config,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # its 16-bit optimizer prints memory figures, past its own logger
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, factor),
+            config=config,
+        )
     if dtype == torch.float32 and not engine.zero_optimization():
         _make_skippable(optimizer)
     engine.frozen_weights = frozen
