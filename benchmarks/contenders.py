@@ -23,7 +23,7 @@ from ds_distill.training.memory import keep_freed_memory
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import start_distributed
 
-SIZES = {"tiny": (2, 128), "small": (6, 384), "base": (12, 768)}  # the teacher's layers and width; the student has half the layers
+SIZES = {"tiny": (2, 128), "demo": (4, 128), "small": (6, 384), "base": (12, 768)}  # the teacher's layers and width; the student has half the layers
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Setting:
     threads: int = 2
     precision: str = "auto"
     zero: int | None = None
+    passes: str = "compiled"  # "torch": nothing is compiled; "triton": the Triton kernel in the vocabulary loss
 
     @property
     def training(self) -> Training:
@@ -79,6 +80,10 @@ class Setting:
 
     def frozen(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype) -> Teacher:
         return Teacher(teacher.to(torch.float16 if device.type == "cuda" else dtype))
+
+    def compile(self, objective: Objective, teacher: Teacher, device: torch.device, body: bool = True) -> None:
+        if self.passes != "torch" and why_no_compile() is None:
+            compile_step(objective, teacher, device, body=body, passes=self.passes)
 
 
 def options_of(training: Training) -> dict:
@@ -152,8 +157,7 @@ def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     if device.type == "cpu":
         keep_freed_memory()
     module = Objective(student, setting.losses, 1).to(device=device, dtype=dtype).train()
-    if why_no_compile() is None:
-        compile_step(module, frozen, device)
+    setting.compile(module, frozen, device)
     trained = [p for p in module.parameters() if p.requires_grad]
     masters = [p.detach().float().clone().requires_grad_() for p in trained] if dtype != torch.float32 else trained
     optimizer = torch.optim.AdamW(masters, fused=True, **options_of(training))
@@ -180,8 +184,7 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     (teacher, student), training, (ids, labels), dtype = setting.models(device), setting.training, setting.batch(device), setting.dtype(device)
     frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
     objective = Objective(student, setting.losses, torch.distributed.get_world_size())
-    if why_no_compile() is None:
-        compile_step(objective, frozen, device, body=zero_of(training, dtype)["stage"] < 3)
+    setting.compile(objective, frozen, device, body=zero_of(training, dtype)["stage"] < 3)
     runner = make_engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
     runner.train()
 

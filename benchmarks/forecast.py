@@ -1,9 +1,9 @@
-"""The memory that `ds-distill plan` foretells, against what a run then takes.
+"""The memory that `ds-distill plan` foretells, against what a run then takes; and which share of the run's time it waited for batches and wrote logs.
 
     python -m benchmarks.forecast                          a 6 × 384 teacher with 30,522 pieces, several batches and ZeRO stages
     python -m benchmarks.forecast --hidden 768 --layers 12 --cases 16x1x0 8x2x2
 
-A case is micro-batch × ranks × ZeRO stage, at a global batch of 32 sequences of 128 tokens. Each is planned and run for three steps with random
+A case is micro-batch × ranks × ZeRO stage, at a global batch of 32 sequences of 128 tokens. Each is planned and run for --steps steps with random
 weights on a small text; the run's figure is the most that its first rank held. The last line of standard output is JSON.
 """
 
@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=384, help="hidden size (default 384)")
     parser.add_argument("--heads", type=int, default=12, help="attention heads (default 12)")
     parser.add_argument("--vocabulary", type=int, default=30_522, help="pieces (default 30522)")
+    parser.add_argument("--steps", type=int, default=3, help="of each run (default 3)")
     parser.add_argument("--cases", nargs="+", default=["16x1x0", "32x1x0", "4x1x0", "16x1x1", "16x1x2", "16x1x3", "8x2x0", "8x2x2"], help="see above")
     args = parser.parse_args()
     rows = []
@@ -49,17 +50,20 @@ def main() -> int:
         BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(teacher)
         draw = random.Random(0)
         text.write_text("\n\n".join(" ".join(draw.choices(words[5:], k=200)) for _ in range(400)))
-        print("| micro-batch | ranks | ZeRO stage | foretold (GiB) | taken (GiB) | error |\n|---|---|---|---|---|---|")
+        print("| micro-batch | ranks | ZeRO stage | foretold (GiB) | taken (GiB) | error | waiting for batches | logging |\n" + "|---" * 8 + "|")
         for case in args.cases:
             print(f"\r{case} …", end="", file=sys.stderr, flush=True)
             micro, ranks, stage = map(int, case.split("x"))
             options = ["--teacher", teacher, "--training.micro_batch", micro, "--training.global_batch", 32, "--data.sequence_length", 128,
-                       "--training.max_tokens", 3 * 32 * 128, "--training.heldout_blocks", 8]  # fmt: skip
+                       "--training.max_tokens", args.steps * 32 * 128, "--training.heldout_blocks", 8]  # fmt: skip
             options += ["--training.deepspeed", ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"]
             foretold = run("plan", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]["peak"]
-            taken = run("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)["peak_memory_gib"]
-            rows.append({"case": case, "foretold_gib": round(foretold, 3), "taken_gib": round(taken, 3), "error": round(foretold / taken - 1, 3)})
-            print(f"\r| {micro} | {ranks} | {stage} | {foretold:.2f} | {taken:.2f} | {foretold / taken - 1:+.1%} |")
+            found = run("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
+            taken, shares = found["peak_memory_gib"], {key: round(found[key], 5) for key in ("data_wait_share", "logging_share")}
+            error = round(foretold / taken - 1, 3)
+            rows.append({"case": case, "foretold_gib": round(foretold, 3), "taken_gib": round(taken, 3), "error": error} | shares)
+            print(f"\r| {micro} | {ranks} | {stage} | {foretold:.2f} | {taken:.2f} | {error:+.1%} | {shares['data_wait_share']:.2%} | "
+                  f"{shares['logging_share']:.2%} |")  # fmt: skip
     worst = max(rows, key=lambda row: abs(row["error"]))
     print(f"\nlargest error: {worst['error']:+.1%} ({worst['case']})")
     print(json.dumps({"rows": rows, "largest_error": worst["error"]}))

@@ -81,6 +81,7 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, default=30_522, help="vocabulary (default 30522)")
     parser.add_argument("--repeats", type=int, default=9, help="rounds (default 9)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--triton", action="store_true", help="on a GPU, also the kernel written in Triton")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -93,6 +94,8 @@ def main() -> int:
         jobs["fused_compiled"] = lambda: fused(x, "compiled")
     else:
         print(f"not compiled: {reason}")
+    if args.triton:
+        jobs["fused_triton"] = lambda: fused(x, "triton")
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(-2, args.repeats):
         for name, job in jobs.items():

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from benchmarks.machine import describe
 from benchmarks.racers import RACERS
-from ds_distill.cli import build_parser, recipe_of
+from ds_distill.cli import build_parser, quieten, recipe_of
 from ds_distill.console import progress, say
 from ds_distill.errors import UserError
 from ds_distill.models.student import build_student
@@ -160,6 +160,7 @@ def main() -> int:
 
 
 def race(args: argparse.Namespace) -> int:
+    quieten(False)
     options = build_parser().parse_args(["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher])["distill"]
     recipe = recipe_of(options)
     recipe.check()

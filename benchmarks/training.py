@@ -14,8 +14,10 @@ first_step_extra_s: what the engine's first step took beyond the others, compili
 """
 
 import argparse
+import datetime
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ import torch
 from benchmarks import contenders as who
 from benchmarks.arena import Contender, ratio, take_turns
 from benchmarks.machine import describe
+from ds_distill.report import bars_plot, table
 from ds_distill.training.forecast import flops_a_token
 
 SMALL_PAGES, HUGE_PAGES = ({"THP_MEM_ALLOC_ENABLE": value} for value in "01")
@@ -52,23 +55,25 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objective", choices=["all", "masked"], default="all", help="rows of the KL; masked is another objective (default all)")
     parser.add_argument("--zero", type=int, choices=range(4), help="the engine's ZeRO stage (default 1 in 16 bit, 0 in fp32)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="the engine's; auto as in training")
+    parser.add_argument("--passes", choices=["compiled", "triton", "torch"], default="compiled",
+                        help="the engine's: compiled (default), with the Triton kernel on a GPU, or on torch's own operators")  # fmt: skip
 
 
 def setting_of(args: argparse.Namespace) -> who.Setting:
     return who.Setting(**{name: getattr(args, name) for name in who.Setting.__dataclass_fields__})
 
 
-def measured(contenders: list[Contender], setting: who.Setting) -> dict:
-    """The figures of contenders that took their turns."""
+def measured(contenders: list[Contender], setting: who.Setting, ranks: int) -> dict:
+    """The figures of contenders that took their turns; the engine's step is that of `ranks` times the tokens."""
     tokens = setting.sequences * setting.length
-    seconds = {c.name: c.seconds for c in contenders}
+    seconds = {c.name: [s / (ranks if c.name == "engine" else 1) for s in c.seconds] for c in contenders}
     result = {name: round(tokens / statistics.median(times), 1) for name, times in seconds.items()}
     engine = next((c for c in contenders if c.name == "engine"), None)
     if engine:
         for name in seconds.keys() - {"engine", "gemms"}:
-            result[f"engine_vs_{name}"] = round(ratio(seconds[name], engine.seconds), 3)
-        if "gemms" in seconds:
-            result["gemm_floor_share"] = round(ratio(seconds["gemms"], engine.seconds), 3)
+            result[f"engine_vs_{name}"] = round(ratio(seconds[name], seconds["engine"]), 3)
+        if "gemms" in seconds and ranks == 1:
+            result["gemm_floor_share"] = round(ratio(seconds["gemms"], seconds["engine"]), 3)
         result |= {"engine_dtype": engine.said["dtype"], "zero": engine.said["zero"],
                    "first_step_extra_s": round(engine.first - statistics.median(engine.seconds), 1)}  # fmt: skip
     result["peak_mb_of_a_step"] = {c.name: round(c.memory / 1e6) for c in contenders}
@@ -84,14 +89,16 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=ROWS, default=[], help="only these")
     parser.add_argument("--patience", type=float, default=60, help="seconds a contender's first step may take to be asked again (default 60)")
     parser.add_argument("--profile", action="store_true", help="after the rounds, print where one engine step spends its time, by operator")
-    parser.add_argument("--output", type=Path, help="write the JSON here too")
+    parser.add_argument("--ranks", type=int, default=1, help="of the engine's job, each with its own sequences and threads (default 1)")
+    parser.add_argument("--report", type=Path, help="folder for training.md, training.png and training.json")
     args = parser.parse_args()
 
     setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = set(args.only) or ROWS.keys() - set(MORE) | set(args.add)
     if device.type == "cuda":
         chosen = {name for name in chosen if "huge" not in name}
-    contenders = [Contender(name, make, setting, environment=own) for name, (_, make, own) in ROWS.items() if name in chosen]
+    contenders = [Contender(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=own)
+                  for name, (_, make, own) in ROWS.items() if name in chosen]  # fmt: skip
     try:
         take_turns(contenders, args.repeats, args.patience)
         profile = next((c.ask("profile") for c in contenders if c.name == "engine" and args.profile), None)
@@ -100,28 +107,50 @@ def main() -> int:
             contender.stop()
 
     once = [c.name for c in contenders if c.first > args.patience]
-    layers, hidden = who.SIZES[setting.size]
     teacher, student = (c.config for c in setting.models(torch.device("cpu")))
-    flops, tokens = flops_a_token(teacher, student, setting.length), setting.sequences * setting.length
-    result = measured(contenders, setting) | {"mflops_a_token": round(flops / 1e6, 1), "first_step_only": once, "rounds": args.repeats}
-    result |= {key: value for key, value in vars(setting).items() if key not in ("precision", "zero")} | {"machine": describe(device)}
+    flops = flops_a_token(teacher, student, setting.length)
+    result = measured(contenders, setting, args.ranks) | {"mflops_a_token": round(flops / 1e6, 1), "first_step_only": once, "rounds": args.repeats}
+    result |= {key: value for key, value in vars(setting).items() if key not in ("precision", "zero")} | {"ranks": args.ranks}
+    result |= {"machine": describe(device), "date": datetime.date.today().isoformat()}
     if profile:
         print(profile)
-    kl = "all tokens" if setting.objective == "all" else "MASKED TOKENS ONLY, another objective"
-    print(f"{tokens} tokens a step ({setting.sequences} × {setting.length}), teacher {layers} × {hidden}, dropout {setting.dropout}, KL over {kl}, "
-          f"{flops / 1e6:.0f} MFLOP a token, engine in {result.get('engine_dtype')} at ZeRO {result.get('zero')}, {result['machine']}, "
-          f"{setting.threads} threads\n")  # fmt: skip
-    print("| contender | tokens/s | engine against it | peak memory of a step (MB) | slowest round ÷ fastest |\n|---|---|---|---|---|")
-    for c in contenders:
-        against = f"{100 * result['gemm_floor_share']:.0f} % of it" if c.name == "gemms" and "zero" in result else result.get(f"engine_vs_{c.name}", "")
-        print(f"| {ROWS[c.name][0]}{' (its first step only)' if c.name in once else ''} | {result[c.name]:,} | {against} | "
-              f"{result['peak_mb_of_a_step'][c.name]:,} | {result['spread'][c.name]} |")  # fmt: skip
-    print()
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
+    title, text = heading(result), table(rows_of(contenders, result), COLUMNS)
+    print(f"{title}\n\n{text}\n")
+    if args.report:
+        args.report.mkdir(parents=True, exist_ok=True)
+        words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(args.report)))
+        page = f"# Training throughput, {result['date']}\n\n{title}\n\n`python -m benchmarks.training {words}`, medians of {args.repeats} rounds\n\n"
+        (args.report / "training.md").write_text(page + f"{text}\n\n![tokens a second](training.png)\n")
+        (args.report / "training.json").write_text(json.dumps(result, indent=2) + "\n")
+        bars_plot({ROWS[c.name][0]: result[c.name] for c in contenders}, "tokens a second", args.report / "training.png", marked=ROWS["engine"][0])
     print(json.dumps(result))
     return 0
+
+
+COLUMNS = {"contender": "contender", "rate": "tokens/s", "against": "engine against it", "memory": "peak memory of a step (MB)",
+           "spread": "slowest round ÷ fastest"}  # fmt: skip
+
+
+def heading(result: dict) -> str:
+    """What was measured, in a sentence."""
+    layers, hidden = who.SIZES[result["size"]]
+    kl = "all tokens" if result["objective"] == "all" else "MASKED TOKENS ONLY, another objective"
+    sequences, length, threads = (result[key] for key in ("sequences", "length", "threads"))
+    engine = f"engine in {result['engine_dtype']} at ZeRO {result['zero']}, {result['ranks']} rank(s), " if "zero" in result else ""
+    return (f"{sequences * length} tokens a step ({sequences} × {length}), teacher {layers} × {hidden}, dropout {result['dropout']}, KL over {kl}, "
+            f"{result['mflops_a_token']:.0f} MFLOP a token, {engine}{result['machine']}, {threads} threads")  # fmt: skip
+
+
+def rows_of(contenders: list[Contender], result: dict) -> list[dict]:
+    rows = []
+    for c in contenders:
+        against = result.get(f"engine_vs_{c.name}")
+        if c.name == "gemms" and "gemm_floor_share" in result:
+            against = f"{100 * result['gemm_floor_share']:.0f} % of it"
+        label = ROWS[c.name][0] + (" (its first step only)" if c.name in result["first_step_only"] else "")
+        rows.append({"contender": label, "rate": f"{result[c.name]:,.1f}", "against": against, "memory": result["peak_mb_of_a_step"][c.name],
+                     "spread": f"{result['spread'][c.name]:.2f}"})  # fmt: skip
+    return rows
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 
 from ds_distill.data.prepare import cores
 from ds_distill.models.teacher import choose_cpu_dtype
+from ds_distill.models.varlen import why_no_varlen
 from ds_distill.training.compiled import why_no_compile
 from ds_distill.training.kernels import is_built, why_no_apex, why_no_build
 
@@ -47,6 +48,7 @@ def kernels() -> list[dict]:
     cuda = torch.cuda.is_available()
     no_gpu = None if cuda else "no GPU"
     no_build, no_compile = why_no_build(), why_no_compile()
+    no_varlen = why_no_varlen(torch.device("cuda" if cuda else "cpu"), torch.bfloat16)
     adam = no_build or ("compiled, in the cache" if is_built() else "will be compiled by the first run, about a minute")
     triton = no_gpu or (None if importlib.util.find_spec("triton") else "triton is not installed")
     return [
@@ -58,7 +60,8 @@ def kernels() -> list[dict]:
         _row("torch.compile", no_compile is None, no_compile or "one kernel a block of logits, in runs long enough to earn it back (training.compile)"),
         _row("Triton", triton is None and no_compile is None, triton or "torch.compile writes the kernels of a GPU with it"),
         _row("scaled-dot-product attention", True, "torch's flash kernel" + ("" if cuda else " for the CPU; with dropout its plain one")),
-        _row("varlen attention", False, "documents of a packed block are told apart by a mask (data.attend_across_documents = false)"),
+        _row("varlen attention", no_varlen is None, (f"{no_varlen}: a mask tells" if no_varlen else "the kernel tells") + " the documents of a packed "
+             "block apart (data.attend_across_documents = false)" + ("" if no_varlen else "; a student with attention dropout has the mask")),
         _row("DeepSpeedTransformerLayer", False, "CUDA kernels of 2020 for BERT training, without today's flash attention: not used"),
     ]
 

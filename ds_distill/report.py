@@ -111,3 +111,20 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
         axes.set(xlabel="minutes of training")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def bars_plot(values: dict[str, float], what: str, path: Path, marked: str | None = None) -> None:
+    """PNG of a horizontal bar a label, in the order given, with its value; `marked`: the label of the bar that stands out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.45 * len(values)), layout="constrained")
+    bars = axes.barh(list(values), list(values.values()), color=["tab:blue" if label == marked else "lightgray" for label in values])
+    axes.bar_label(bars, labels=[f"{value:,.4g}" if value < 100 else f"{value:,.0f}" for value in values.values()], padding=4)
+    axes.invert_yaxis()
+    axes.set(xlabel=what, xlim=(0, 1.12 * max(values.values())))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

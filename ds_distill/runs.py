@@ -92,7 +92,7 @@ def with_tokens(recipe: Recipe, tokens: Path) -> Recipe:
     return recipe
 
 
-def _masker(store: TokenStore, recipe: Recipe) -> Masker:
+def masker_of(store: TokenStore, recipe: Recipe) -> Masker:
     m, d = store.manifest, recipe.data
     continues = continuing_pieces(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
     return Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed, d.mask_probability,
@@ -106,7 +106,7 @@ def stores_of(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[st
     other = next((number for number, fingerprint in enumerate(found) if fingerprint != found[0]), None)
     if other is not None:
         raise UserError(f"{tokens}: rank {other} has other tokens there than the first; copy that folder from the first rank's host")
-    masker = _masker(store, recipe)
+    masker = masker_of(store, recipe)
     t, d = recipe.training, recipe.data
     own = not d.attend_across_documents
     order = BatchOrder(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world,
@@ -255,7 +255,7 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
     _, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     heldout, train_store = TokenStore.open(tokens, "heldout"), TokenStore.open(tokens, "train")
-    masker, t, own = _masker(train_store, recipe), recipe.training, not recipe.data.attend_across_documents
+    masker, t, own = masker_of(train_store, recipe), recipe.training, not recipe.data.attend_across_documents
     rows = []
     for name in [*models, *([None] if untrained else [])]:
         origin = name or models[0]

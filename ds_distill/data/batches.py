@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,17 +24,24 @@ _STREAM = 0x6F726465  # "orde": keeps the permutation apart from every other use
 @dataclass
 class Batch:
     """input_ids [B, L] long; labels [B, L] long, -100 where unmasked; token_mask [B, L] bool, false on padding, None without any;
-    document_ids [B, L] long where each document of a packed block is a context of its own, else None."""
+    where each document of a packed block is a context of its own, document_ids [B, L] long and document_starts, see starts_of; else None."""
 
     input_ids: Tensor
     labels: Tensor
     token_mask: Tensor | None
     document_ids: Tensor | None = None
+    document_starts: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
-        tensors = (self.input_ids, self.labels, self.token_mask, self.document_ids)
-        return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in tensors))
+        """The same batch on `device`; from pinned memory the copy does not make the caller wait."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU can read by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(*(None if x is None else change(x) for x in vars(self).values()))
 
     @property
     def attention_mask(self) -> Tensor | None:
@@ -74,7 +81,19 @@ def make_batch(store: TokenStore, masker: Masker, entries: np.ndarray, epoch: in
         torch.from_numpy(labels),
         torch.from_numpy(np.arange(width) < lengths[:, None]) if padded else None,
         None if documents is None else torch.from_numpy(documents),
+        None if documents is None else torch.from_numpy(starts_of(documents)),
     )
+
+
+def starts_of(documents: np.ndarray) -> np.ndarray:
+    """Where each document of [B, L] ids begins in the flattened batch, int32, as variable-length attention wants it; padding counts as a document.
+    B · L ends it and fills up to a power of two, at least 64: few lengths, so that little is compiled anew."""
+    new = np.ones(documents.shape, bool)
+    new[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = np.flatnonzero(new)
+    out = np.full(max(64, 1 << len(starts).bit_length()), documents.size, np.int32)
+    out[: len(starts)] = starts
+    return out
 
 
 class BatchOrder:
@@ -161,8 +180,8 @@ class BatchOrder:
         sequences = self.entries_of(step) % len(self.store)
         return int(self.store.lengths(sequences).sum()), int(self.masker.masked_counts(self.store.maskable(sequences)).sum())
 
-    def prefetch(self, first_step: int, last_step: int) -> Iterator[tuple[int, list[Batch], tuple[int, int]]]:
-        """(step, this rank's batches, counts) for first_step ≤ step < last_step, made ahead in one background thread.
+    def prefetch(self, first_step: int, last_step: int, pin: bool = False) -> Iterator[tuple[int, list[Batch], tuple[int, int]]]:
+        """(step, this rank's batches, counts) for first_step ≤ step < last_step, made ahead in one background thread; `pin`: for a GPU.
 
         seconds_waited grows by the time that the caller had to wait for it.
         An exception of the thread is raised here, after the steps made before it.  Closing the iterator stops the thread.
@@ -182,7 +201,8 @@ class BatchOrder:
                 for step in range(first_step, last_step):
                     if stop.is_set():
                         return
-                    put((step, self.micro_batches(step), self.counts(step)))
+                    batches = self.micro_batches(step)
+                    put((step, [batch.pinned() for batch in batches] if pin else batches, self.counts(step)))
                 put(None)
             except BaseException as error:  # whatever it is, the consumer must not wait for ever
                 put(error)

@@ -18,13 +18,12 @@ def pack_linears(model: PreTrainedModel) -> None:
     not change any more. Where torch was built without oneDNN nothing changes."""
     if not torch.backends.mkldnn.is_available():
         return
-    for module in list(family_of(model).part(model, "layers").modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16:
-                child.__class__ = _PackedLinear
-                weight = child.weight.detach()
-                _PACKED[weight.data_ptr()] = weight, torch.ops.mkldnn._reorder_linear_weight(weight)
-                weakref.finalize(child, _PACKED.pop, weight.data_ptr(), None)
+    for linear in family_of(model).part(model, "layers").modules():
+        if type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
+            linear.__class__ = _PackedLinear
+            weight = linear.weight.detach()
+            _PACKED[weight.data_ptr()] = weight, torch.ops.mkldnn._reorder_linear_weight(weight)
+            weakref.finalize(linear, _PACKED.pop, weight.data_ptr(), None)
 
 
 class _PackedLinear(nn.Linear):

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ds_distill.console import progress
 from ds_distill.data.batches import BatchOrder
 from ds_distill.errors import UserError
+from ds_distill.models.varlen import use_varlen, why_no_varlen
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training import checkpoint
 from ds_distill.training.compiled import compile_step, compiles, seconds_of_compiling, seconds_saved, why_no_compiled_body
@@ -95,6 +96,9 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     if compiles(t, saved, device):
         compiling = seconds_of_compiling()
         compile_step(objective, teacher, device, body=why_no_compiled_body(recipe, zero_of(t, dtype)["stage"]) is None)
+    varlen = order.cut.separator is not None and why_no_varlen(device, dtype) is None
+    for model in (objective.model, *([teacher.model] if teacher is not None else [])) if varlen else ():
+        use_varlen(model)
     if t.gradient_checkpointing:
         objective.model.gradient_checkpointing_enable()
     engine = make_engine(objective, t, accumulation=order.accumulation, total_steps=steps, device=device, dtype=dtype)
@@ -122,14 +126,15 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     if not found:
         measure(0)
     with Stop() as stop:
-        for step, batches, counts in order.prefetch(first, steps):
+        for step, batches, counts in order.prefetch(first, steps, pin=device.type == "cuda"):
             sums.zero_()
             parts_of = []
             for micro, batch in enumerate(batches):
                 batch = batch.to(device)
                 torch.manual_seed(micro_step_seed(t.seed, step, micro, rank))
-                target = teacher.targets(batch.input_ids, batch.attention_mask) if teacher is not None else None
-                loss, parts = engine(batch.input_ids, batch.attention_mask, batch.labels, counts, target)
+                mask, starts = batch.attention_mask, batch.document_starts if varlen else None
+                target = teacher.targets(batch.input_ids, mask, starts) if teacher is not None else None
+                loss, parts = engine(batch.input_ids, mask, batch.labels, counts, target, starts)
                 sums[:3] += parts
                 parts_of.append(parts)
                 backward(engine, loss)

@@ -44,15 +44,18 @@ class Objective(nn.Module):
         labels: Tensor,
         counts: tuple[int, int] | None = None,
         teacher: tuple | None = None,
+        document_starts: Tensor | None = None,
     ):
         """input_ids, labels [B, L] int64; attention_mask [B, L] or [B, 1, L, L] bool, a real token always sees itself and padding never does,
         or None where all are real; counts: real and masked tokens of the global batch.
 
         teacher: (hidden [B, L, H], head_hidden [B, L, H], decoder_weight [V, H], decoder_bias [V] or None), or None for masked-LM only.
+        document_starts: of a batch whose documents do not see each other, see data.batches.starts_of; beside the mask, for models.varlen.
         Returns (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached sums [kl, mlm, cosine].
         Without counts it evaluates instead, and returns [masked-LM loss, correct predictions, tokens] summed over the masked tokens.
         """
-        hidden = self.family.part(self.model, "trunk")(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        more = {} if document_starts is None else {"cu_seq_lens_q": document_starts}
+        hidden = self.family.part(self.model, "trunk")(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
         projection = self.family.part(self.model, "decoder")
         if counts is None:
             at = labels >= 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ds_distill.data.batches import BatchOrder, heldout_batches
+from ds_distill.data.batches import BatchOrder, heldout_batches, starts_of
 from ds_distill.data.masking import IGNORED, Masker, masked_count
 from ds_distill.data.shard import ShardWriter
 from ds_distill.data.store import TokenStore
@@ -274,3 +274,12 @@ def test_a_flipped_bit_is_named_with_file_and_offset():
     damaged.sequence(2)
     with pytest.raises(UserError, match=r"train-0.bin: damaged at byte 192 \(checksum of sequence 3\)"):
         damaged.sequence(3)
+
+
+def test_where_documents_start():
+    store = store_of([[np.array([2, 10, 11, 3, 12, 13, 3]), np.array([2, 14, 3])]])
+    starts = next(heldout_batches(store, make_masker(store), 2, own_documents=True)).document_starts
+    assert starts.dtype == torch.int32 and starts.tolist() == [0, 4, 7, 10] + [14] * 60  # the padding of the second is a document too
+    many = np.arange(200).reshape(2, 100)
+    assert starts_of(many).tolist() == [*range(200)] + [200] * 56
+    assert next(heldout_batches(store, make_masker(store), 2)).document_starts is None

@@ -1,0 +1,51 @@
+"""Attention within the documents of a packed block by torch's variable-length flash kernel, instead of a mask of tokens × tokens."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+try:  # no other release of torch has it under this name
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+_NAME = "within_documents"
+
+
+def why_no_varlen(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernel cannot serve a model of this dtype on this device, or None."""
+    if device.type != "cuda":
+        return "no GPU"
+    if varlen_attn is None:
+        return "this torch has no torch.nn.attention.varlen"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the GPU is older than Ampere"
+    return None if dtype in (torch.float16, torch.bfloat16) else "the model is in fp32"
+
+
+def use_varlen(model: PreTrainedModel) -> None:
+    """Have `model` use the kernel where its trunk is given document_starts (as cu_seq_lens_q, beside the mask) and attention drops nothing:
+    the kernel has no dropout, so a student with attention dropout keeps the mask while it trains."""
+    model.set_attn_implementation(_NAME)
+
+
+def within_documents(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
+    """query, key, value [B, heads, L, d] in 16 bit; starts [n + 1] int32, where each document begins in the flattened [B · L] batch, then B · L as
+    often as it fills up. Returns [B, L, heads, d]."""
+    batch, heads, length, size = query.shape
+    flat = (x.transpose(1, 2).reshape(batch * length, heads, size) for x in (query, key, value))
+    return varlen_attn(*flat, starts, starts, length, length).view(batch, length, heads, size)
+
+
+def _attention(module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
+               cu_seq_lens_q: Tensor | None = None, **_) -> tuple[Tensor, None]:  # fmt: skip
+    usual = scaling is None or abs(scaling * query.shape[-1] ** 0.5 - 1) < 1e-6  # older releases of the kernel know one scale
+    if cu_seq_lens_q is not None and not dropout and usual:
+        return within_documents(query, key, value, cu_seq_lens_q), None
+    return scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
