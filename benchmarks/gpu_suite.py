@@ -11,6 +11,8 @@ gpu_suite.md and gpu_suite.json lie in the report's folder; what matters is prin
 import argparse
 import datetime
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +26,7 @@ from ds_distill.report import table
 from ds_distill.training.kernels import build_ahead
 
 SPARE = 15  # seconds kept for the report
+LONGEST = 180  # seconds of one part: a part that hangs leaves time to the others
 STEP = ("benchmarks.training", "--size", "base")
 AT_128, AT_512 = ("--sequences", "128", "--length", "128"), ("--sequences", "32", "--length", "512")
 FEW = ("--only", "engine", "--repeats", "10")
@@ -31,11 +34,11 @@ FEW = ("--only", "engine", "--repeats", "10")
 # name, what it is, arguments; in the order of importance
 PARTS = (
     ("checks", "numerics of every kernel, ZeRO 0–3, fp32, bf16, fp16", ("benchmarks.gpu_checks",)),
-    ("step_128", "step, 128 × 128 tokens",
-     (*STEP, *AT_128, "--only", "reference_fp32", "reference_bf16", "plain_loop", "engine", "gemms", "--profile")),
+    ("step_128", "step, 128 × 128 tokens", (*STEP, *AT_128, "--only", "reference_bf16", "plain_loop", "engine", "gemms", "--profile")),
     ("step_512", "step, 32 × 512 tokens", (*STEP, *AT_512, "--only", "reference_bf16", "engine", "gemms")),
     ("head", "vocabulary loss, 16,384 tokens: its bodies, its products, its memory",
      ("benchmarks.head", "--rows", "16384", "--memory-rows", "16384", "--triton")),
+    ("step_fp32", "step, against the plain recipe in fp32", (*STEP, *AT_128, "--only", "reference_fp32", "engine")),
     ("large", "step, 512 × 128 tokens", (*STEP, "--sequences", "512", "--length", "128", *FEW)),
     ("triton", "step with the Triton kernel", (*STEP, *AT_128, *FEW, "--passes", "triton")),
     ("no_dropout", "step without dropout", (*STEP, *AT_128, "--only", "engine", "gemms", "--dropout", "0")),
@@ -53,21 +56,25 @@ def rehearsed(arguments: tuple[str, ...]) -> list[str]:
     """The same command, small enough for a CPU and in its precisions."""
     small = [SMALL.get(before, argument) for before, argument in zip(("", *arguments), arguments, strict=False)]
     small += ["--vocabulary", "2000"] if arguments[0] != "benchmarks.gpu_checks" else []
-    return ["bf16" if argument == "fp16" else argument for argument in small if argument != "--triton"]
+    return [{"fp16": "bf16", "triton": "compiled"}.get(argument, argument) for argument in small if argument != "--triton"]
 
 
 def run(arguments: list[str], seconds: float) -> dict:
     """A part's JSON, or {"why": …}; with "said", what it printed before it, and "seconds"."""
     began = time.monotonic()
+    job = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=seconds)
+        out, log = job.communicate(timeout=seconds)
+        why = f"exit status {job.returncode}"
     except subprocess.TimeoutExpired:
-        return {"why": f"not done after {seconds:.0f} s", "seconds": round(seconds, 1)}
-    lines = done.stdout.strip().splitlines()
+        os.killpg(job.pid, signal.SIGKILL)  # its contenders too: they would keep the GPU's memory
+        out, log = job.communicate()
+        why = f"not done after {seconds:.0f} s"
+    lines = out.strip().splitlines()
     try:
         found = json.loads(lines[-1])
     except (IndexError, ValueError):
-        found = {"why": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:300], "log": done.stderr[-4000:]}
+        found, lines = {"why": f"{why}: {(log.strip().splitlines() or [''])[-1][:300]}", "log": log[-4000:]}, [*lines, ""]
     return found | {"said": "\n".join(lines[:-1]).strip(), "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -127,7 +134,7 @@ def main() -> int:
             found[name] = {"why": "no time left"}
         else:
             with alive(f"{name}: {title}"[:48]):
-                found[name] = run(rehearsed(arguments) if args.rehearse else list(arguments), left)
+                found[name] = run(rehearsed(arguments) if args.rehearse else list(arguments), min(left, LONGEST))
     end()
     machine, day = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu")), datetime.date.today().isoformat()
     columns = {"step": "BERT-base → DistilBERT, KL over all tokens", "tokens/s": "tokens/s", "share": "of the square product's rate", "memory": "MB",

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from ds_distill.training.memory import give_back_freed_memory
+
 
 def describe(device: torch.device) -> str:
     """Processor or GPU, cores, and torch's version, in words."""
@@ -33,6 +35,7 @@ def peak_bytes(job: Callable[[], object], device: torch.device) -> int:
         job()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    give_back_freed_memory()  # else what an earlier run left to the process would count as there before
     process, done, peak = psutil.Process(), threading.Event(), 0
     before = process.memory_info().rss
 

@@ -91,7 +91,9 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     state = racer.resume(folder / "checkpoint") or {"step": 0, "elapsed": pace["first_step_extra"], "rows": [], "tokens": 0}
 
     def measure() -> None:
-        judge.load_state_dict(racer.weights(), strict=False)
+        missing, unexpected = judge.load_state_dict(racer.weights(), strict=False)
+        if unexpected or set(missing) - set(judge.all_tied_weights_keys):
+            raise RuntimeError(f"{label}: weights {unexpected} are not the student's, {missing} are missing")
         state["rows"].append([state["elapsed"] / 60, state["step"], {set: measured(judge, teacher, batches_of()) for set, batches_of in sets.items()}])
 
     if not state["rows"]:
@@ -164,6 +166,8 @@ def race(args: argparse.Namespace) -> int:
     options = build_parser().parse_args(["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher])["distill"]
     recipe = recipe_of(options)
     recipe.check()
+    if recipe.data.mode != "packed" or not recipe.data.attend_across_documents:
+        raise UserError("the race is for packed batches whose documents see each other (data.mode, data.attend_across_documents)")
     recipe.training.device, recipe.training.heldout_blocks = "cpu", args.blocks
     asked = {"minutes": args.minutes, "evaluations": args.evaluations, "blocks": args.blocks, "recipe": recipe.as_dict(), "teacher": args.teacher}
     file = args.output / "asked.json"

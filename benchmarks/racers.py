@@ -62,7 +62,7 @@ class Plain:
 
 
 class Engine:
-    """As ds-distill distill has it."""
+    """As ds-distill distill has it, of packed batches and below ZeRO stage 3."""
 
     def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int):
         t, cpu = recipe.training, torch.device("cpu")

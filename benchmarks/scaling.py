@@ -82,6 +82,10 @@ def main() -> int:
     args = parser.parse_args()
     if (args.step is None) != (args.gigabytes_per_second is None):
         parser.error("--step and --gigabytes-per-second belong together")
+    if args.zero in (2, 3):
+        parser.error("--zero: 0 or 1; the bytes that stages 2 and 3 move are not in this projection")
+    if args.step is None and torch.cuda.device_count() == 1:
+        parser.error("two ranks need two GPUs; --step and --gigabytes-per-second project from a step measured on one")
     setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokens = setting.sequences * setting.length
     if args.step is None:

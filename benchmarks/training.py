@@ -6,11 +6,13 @@
     python -m benchmarks.training --add trainer plain_loop reference_fp32_huge_pages        in 24 GB of memory
 
 All run the same objective: KL (over all tokens, or with --objective masked over the masked ones: another objective, labelled), masked-LM, cosine,
-the same dropout, clipping, AdamW. Plain recipe and Trainer run as their users start them; "huge pages" rows have the allocator setting that the
-engine gives itself (THP_MEM_ALLOC_ENABLE, CPU only). Machines are noisy, so contenders take turns and ratios are medians of ratios within a round.
+the same dropout, clipping, AdamW. Plain recipe and Trainer run as their users start them, without TF32 and with an fp32 teacher; "huge pages" rows
+have the allocator settings that the engine gives itself (THP_MEM_ALLOC_ENABLE, and keeping what is freed; CPU only). Machines are noisy, so
+contenders take turns and ratios are medians of ratios within a round.
 "gemms" are the step's matrix products alone, on its exact shapes, in the engine's precision (gemm_floor_share: their time as a share of the
 engine's). A contender whose first step takes longer than --patience is not asked again: that step is its measurement, and the output says so.
-first_step_extra_s: what the engine's first step took beyond the others, compiling included. The last line of standard output is JSON.
+first_step_extra_s: what the engine's first step took beyond the others, compiling, or reading what was compiled before, included. The last line of
+standard output is JSON.
 """
 
 import argparse
@@ -41,6 +43,7 @@ ROWS = {
     "gemms": ("the step's matrix products alone", who.gemms, HUGE_PAGES),
 }
 
+COMPILING = ("plain_loop", "engine", "gemms")  # their first step says nothing of the others
 MORE = ("trainer", "reference_fp32_huge_pages", "plain_loop")  # each takes gigabytes while the others work
 
 
@@ -99,14 +102,19 @@ def main() -> int:
         chosen = {name for name in chosen if "huge" not in name}
     contenders = [Contender(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=own)
                   for name, (_, make, own) in ROWS.items() if name in chosen]  # fmt: skip
+    profile = None
     try:
-        take_turns(contenders, args.repeats, args.patience)
-        profile = next((c.ask("profile") for c in contenders if c.name == "engine" and args.profile), None)
+        take_turns(contenders, args.repeats, args.patience, COMPILING)
+        if args.profile and (engine := next((c for c in contenders if c.name == "engine"), None)):
+            try:
+                profile = engine.ask("profile")
+            except RuntimeError as error:  # a profiler that does not work here is no reason to lose the figures
+                print(f"no profile: {error}", file=sys.stderr)
     finally:
         for contender in contenders:
             contender.stop()
 
-    once = [c.name for c in contenders if c.first > args.patience]
+    once = [c.name for c in contenders if c.first > args.patience and c.name not in COMPILING]
     teacher, student = (c.config for c in setting.models(torch.device("cpu")))
     flops = flops_a_token(teacher, student, setting.length)
     result = measured(contenders, setting, args.ranks) | {"mflops_a_token": round(flops / 1e6, 1), "first_step_only": once, "rounds": args.repeats}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TEMPORARIES = 5  # [n, V] tensors alive at once, on torch's own operators; compiled there are none
+TEMPORARIES = 7  # [n, V] tensors alive at once, on torch's own operators; compiled there are none
 
 
 def row_losses(

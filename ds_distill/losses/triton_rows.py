@@ -38,11 +38,11 @@ def _kernel(z_at, t_at, bias_at, t_bias_at, target_at, kl_mask_at, mlm_mask_at, 
         peak = new
     if masked:
         target = tl.load(target_at + row)
-        z = tl.load(z_at + row * z_row + target).to(tl.float32)
+        hit = tl.load(z_at + row * z_row + target).to(tl.float32)
         if biased:
-            z += tl.load(bias_at + target)
+            hit += tl.load(bias_at + target)
         counts = tl.load(mlm_mask_at + row) != 0
-        tl.store(mlm_at + row, tl.where(counts, peak + tl.log(total) - z, 0.0))
+        tl.store(mlm_at + row, tl.where(counts, peak + tl.log(total) - hit, 0.0))
     kl = tl.zeros((), tl.float32)
     for start in range(0, vocabulary, block):
         at = start + columns

@@ -19,6 +19,8 @@ def compile_body(model: PreTrainedModel, device: torch.device) -> None:
     compiled code (torch.compiler.set_stance("force_eager")) the model computes as before.
     """
     blocks = family_of(model).part(model, "layers")
+    # all blocks of teacher and student are one piece of code to torch, which falls back to eager after eight kinds
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     if device.type == "cpu":
         model.set_attn_implementation(_NAME)
         for module in list(model.modules()):

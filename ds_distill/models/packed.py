@@ -15,8 +15,8 @@ _PACKED: dict[int, tuple[Tensor, Tensor]] = {}
 
 def pack_linears(model: PreTrainedModel) -> None:
     """Give the blocks' linear layers of a frozen bf16 model on a CPU packed copies of their weights; the plain weights and their names stay, and must
-    not change any more. Where torch was built without oneDNN nothing changes."""
-    if not torch.backends.mkldnn.is_available():
+    not change any more. Where oneDNN is not built in, or has no bf16 on this processor, nothing changes."""
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
     for linear in family_of(model).part(model, "layers").modules():
         if type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:

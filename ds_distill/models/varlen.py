@@ -14,14 +14,16 @@ except ImportError:
 _NAME = "within_documents"
 
 
-def why_no_varlen(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernel cannot serve a model of this dtype on this device, or None."""
+def why_no_varlen(device: torch.device, dtype: torch.dtype, head_size: int = 64) -> str | None:
+    """Why the kernel cannot serve a model of this dtype and size of attention heads on this device, or None."""
     if device.type != "cuda":
         return "no GPU"
     if varlen_attn is None:
         return "this torch has no torch.nn.attention.varlen"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than Ampere"
+    if head_size % 8 or head_size > 256:
+        return f"attention heads of {head_size}: the kernel wants a multiple of 8, at most 256"
     return None if dtype in (torch.float16, torch.bfloat16) else "the model is in fp32"
 
 

@@ -178,7 +178,8 @@ def load(engine, path: Path) -> dict:
     stages = {now["ZeRO stage"], before["ZeRO stage"]}
     if 0 in stages and len(stages) > 1:
         raise UserError(f"{path} was written with ZeRO stage {before['ZeRO stage']}, this run has {now['ZeRO stage']}; stages 1, 2 and 3 go on from "
-                        "each other, stage 0 does not: go on with the training.deepspeed it began with, or choose another --output")  # fmt: skip
+                        "each other, stage 0 does not: go on with training.deepspeed = "
+                        f"ds_configs/deepspeed/zero{before['ZeRO stage']}.json, or choose another --output")  # fmt: skip
     kept = [{key: group[key] for key in ("weight_decay", "initial_lr") if key in group} for group in engine.optimizer.param_groups]
     if before == now or 0 in stages:  # stage 0 keeps everything on every rank
         loaded, state = _load(engine, path)

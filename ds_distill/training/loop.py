@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ds_distill.console import progress
 from ds_distill.data.batches import BatchOrder
 from ds_distill.errors import UserError
+from ds_distill.models.families import head_size
 from ds_distill.models.varlen import use_varlen, why_no_varlen
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training import checkpoint
@@ -96,8 +97,9 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     if compiles(t, saved, device):
         compiling = seconds_of_compiling()
         compile_step(objective, teacher, device, body=why_no_compiled_body(recipe, zero_of(t, dtype)["stage"]) is None)
-    varlen = order.cut.separator is not None and why_no_varlen(device, dtype) is None
-    for model in (objective.model, *([teacher.model] if teacher is not None else [])) if varlen else ():
+    models = (objective.model, *([teacher.model] if teacher is not None else []))
+    varlen = order.cut.separator is not None and all(why_no_varlen(device, dtype, head_size(model)) is None for model in models)
+    for model in models if varlen else ():
         use_varlen(model)
     if t.gradient_checkpointing:
         objective.model.gradient_checkpointing_enable()

@@ -14,3 +14,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for key, value in _MALLOPT.values():
             mallopt(key, value)
+
+
+def give_back_freed_memory() -> None:
+    """The contrary, once: what is free goes back to the system now."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -1,5 +1,10 @@
 """The fused vocabulary loss against a closed form in float64."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +12,8 @@ from benchmarks.closed_form import relative, vocabulary_loss
 from benchmarks.machine import peak_bytes
 from ds_distill.losses import cosine_distance_sum, fused_vocabulary_loss
 from ds_distill.training.compiled import why_no_compile
+
+ROOT = Path(__file__).parents[2]
 
 
 def problem(rows, vocabulary, student, teacher, dtype=torch.float32, scale=1.0, masked=0.3, padding=False, bias=True, seed=0):
@@ -89,6 +96,13 @@ def test_triton(options, monkeypatch):
         check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes="triton", **options)
     check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes="triton", **options)
     check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, passes="triton", **options)
+
+
+def test_triton_compiles_for_a_gpu():
+    pytest.importorskip("triton")
+    own = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "tests.unit.triton_worker"], capture_output=True, text=True, env=own, cwd=ROOT)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 12, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("masked", [0.0, 1.0])

@@ -82,12 +82,15 @@ def test_compiled_blocks_compute_what_the_models_own_do():
         assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in own.named_parameters()]
 
 
-def test_the_gradient_of_compiled_dropout_is_its_derivative():
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_of_compiled_dropout_is_its_derivative(checkpointing):
     """Under one seed the loss is a smooth function of the weights: central differences, and not those without dropout."""
     needs_compile()
     ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
     model = students(0.2)[0]
     compile_body(model, CPU)
+    if checkpointing:  # what is computed again in the backward pass must drop the same
+        model.gradient_checkpointing_enable()
 
     def loss(seed: int = 5) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -109,6 +112,20 @@ def test_the_gradient_of_compiled_dropout_is_its_derivative():
     assert again == float(loss().detach()) and again != other
 
 
+def test_bf16_is_no_further_from_fp32_than_the_models_own_attention():
+    """Scores are a bf16 product here, where torch's kernel keeps them in fp32."""
+    needs_compile()
+    torch.manual_seed(0)
+    shape = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 96}
+    bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=64, initializer_range=0.3)).eval()  # sharp attention
+    ids = torch.randint(5, 61, (4, 64))
+    compiled, own = copy.deepcopy(bert).bfloat16(), copy.deepcopy(bert).bfloat16()
+    compile_body(compiled, CPU)
+    with torch.no_grad():
+        exact, there, here = (m.base_model(input_ids=ids).last_hidden_state.float() for m in (bert, own, compiled))
+    assert (here - exact).norm() < 1.25 * (there - exact).norm()
+
+
 def test_an_export_shows_no_trace(tmp_path):
     model = students(0.1)[0]
     compile_body(model, CPU)
@@ -118,8 +135,8 @@ def test_an_export_shows_no_trace(tmp_path):
 
 
 def test_packed_weights_compute_what_plain_ones_do():
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("torch was built without oneDNN")
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bf16 in oneDNN here")
     torch.manual_seed(0)
     shape = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     plain = Teacher(BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32)).bfloat16())

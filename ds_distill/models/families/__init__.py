@@ -16,6 +16,12 @@ def family_of(model: PreTrainedModel) -> Family:
     return family_of_type(model.config.model_type)
 
 
+def head_size(model: PreTrainedModel) -> int:
+    """Width of one attention head."""
+    _, heads, width, *_ = family_of(model).measures(model.config)
+    return width // heads
+
+
 def family_of_type(model_type: str | None) -> Family:
     """The family of a `config.model_type`.  Raises UserError for one that is not in the table."""
     if model_type not in FAMILIES:
