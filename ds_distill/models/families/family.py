@@ -18,6 +18,7 @@ class Family:
     trunk: gives `last_hidden_state` from input_ids and attention_mask. layers, embeddings: the encoder's blocks; the owner of the embedding tables.
     decoder: the vocabulary `nn.Linear`. head: dense layer and norm before it. transform: (model, hidden [..., H]) → [..., H], that head.
     block: within a block, the modules in the order query, key, value, attention output, its norm, inner and outer feed-forward, its norm.
+    activation: within a block, the module between inner and outer feed-forward.
     sizes: the config's names of depth, heads, width, feed-forward width and activation. dropouts: of its hidden and attention dropout.
     token_types: whether it adds a token-type embedding. eps: the LayerNorm's where the config cannot say, else None.
     first_position: position of the first token, from the config.
@@ -32,6 +33,7 @@ class Family:
     head: tuple[str, str]
     transform: Callable[[PreTrainedModel, Tensor], Tensor]
     block: tuple[str, ...]
+    activation: str = "intermediate.intermediate_act_fn"
     sizes: tuple[str, str, str, str, str] = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "hidden_act")
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     token_types: bool = True
@@ -46,6 +48,11 @@ class Family:
     def part(self, model: PreTrainedModel, what: str) -> nn.Module:
         """The module at the path named `what` ("trunk", "layers", "embeddings", "decoder")."""
         return model.get_submodule(getattr(self, what))
+
+    @property
+    def inner(self) -> str:
+        """Within a block, the inner feed-forward."""
+        return self.block[5]
 
     def positions(self, config) -> int:
         """How many tokens a sequence may have."""
