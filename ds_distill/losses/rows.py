@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TEMPORARIES = 7  # [n, V] tensors alive at once, on torch's own operators; compiled there are none
+# [n, V] tensors alive at once, on torch's own operators; compiled there are none. A CPU has masked-LM's apart.
+TEMPORARIES = {"cpu": 5, "cuda": 7}
 
 
 def row_losses(

@@ -90,7 +90,7 @@ def _blocks(z: Tensor) -> Iterator[slice]:
 def live_bytes(rows: int, vocabulary: int, element_size: int, device: str) -> int:
     """The most bytes that the chunks of `rows` tokens hold at once, beside the gradients of hidden states and weights. device: its type."""
     rows = min(rows, _chunk(vocabulary, element_size, device))
-    return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * TEMPORARIES
+    return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * TEMPORARIES[device]
 
 
 class _Logits:

@@ -29,7 +29,7 @@ def pack_linears(model: PreTrainedModel) -> None:
         inner = block.get_submodule(family.inner)
         if isinstance(inner, _PackedLinear) and family.measures(model.config)[4] == "gelu":
             inner.after = "gelu"  # of the products while they are in fp32
-            block.set_submodule(family.activation, nn.Identity())
+            block.set_submodule(family.activation, nn.Identity().eval())
 
 
 class _PackedLinear(nn.Linear):

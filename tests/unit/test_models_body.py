@@ -148,6 +148,7 @@ def test_packed_weights_compute_what_plain_ones_do():
     for teacher in (packed, Teacher(copy.deepcopy(packed.model))):
         torch.testing.assert_close(teacher.outputs(ids).hidden.float(), expected, rtol=2e-2, atol=2e-2)
         assert teacher.fingerprint() == plain.fingerprint()
+        teacher.assert_frozen()
     entries = len(_PACKED)
     del packed, teacher
     gc.collect()

@@ -49,8 +49,8 @@ def test_memory_by_stage_is_the_papers_arithmetic():
 
 def test_live_bytes_of_the_loss():
     assert live_bytes(10, 1000, 2, "cpu") == 10 * 1000 * (2 * 2 + 5 * 4)
-    assert live_bytes(10, 1000, 2, "cuda") == 10 * 1000 * (2 * 4 + 2 + 5 * 4)  # fp32 logits, and their gradient beside them
-    assert live_bytes(10, 1000, 4, "cuda") == 10 * 1000 * (2 * 4 + 5 * 4)
+    assert live_bytes(10, 1000, 2, "cuda") == 10 * 1000 * (2 * 4 + 2 + 7 * 4)  # fp32 logits, and their gradient beside them
+    assert live_bytes(10, 1000, 4, "cuda") == 10 * 1000 * (2 * 4 + 7 * 4)
     for size in (2, 4):
         assert 0.9 * LIVE_BYTES < live_bytes(10**6, 30_522, size, "cpu") <= 1.2 * LIVE_BYTES
 
