@@ -19,7 +19,7 @@ class Contender:
     dictionary of what it has to say. environment: variables of the process, beside the benchmark's own."""
 
     def __init__(self, name: str, make: Callable, setting: object, *, ranks: int = 1, jobs: int = 1, environment: dict[str, str] | None = None):
-        self.name, self.seconds, self.memory, self.first, self.said = name, [], 0, 0.0, {}
+        self.name, self.seconds, self.memory, self.first, self.once, self.said = name, [], 0, 0.0, False, {}
         spawn, self.links, self.processes = multiprocessing.get_context("spawn"), [], []
         ports = [str(_free_port()) for _ in range(jobs)]
         for port, rank in ((port, rank) for port in ports for rank in range(ranks)):
@@ -59,10 +59,10 @@ class Contender:
 
 def take_turns(contenders: list[Contender], rounds: int, patience: float = float("inf"), compiling: tuple[str, ...] = ()) -> None:
     """Fill in each contender's seconds (one a round), its peak memory of a step in bytes and the seconds of its first step. One whose first step
-    takes longer than `patience` seconds is not asked again: that step is its measurement; not so where the name is in `compiling`."""
+    takes longer than `patience` seconds is not asked again (`once`): that step is its measurement; not so where the name is in `compiling`."""
     for number in range(-1, rounds):
         for contender in contenders:
-            if number >= 0 and contender.first > patience and contender.name not in compiling:
+            if contender.once:
                 continue
             with alive(f"{'warm-up' if number < 0 else f'round {number + 1} of {rounds}'}: {contender.name}"):
                 if number >= 0:
@@ -72,7 +72,8 @@ def take_turns(contenders: list[Contender], rounds: int, patience: float = float
                 began = time.perf_counter()
                 contender.memory = contender.ask("memory")
                 contender.first = time.perf_counter() - began
-                if contender.first > patience and contender.name not in compiling:
+                contender.once = contender.first > patience and contender.name not in compiling
+                if contender.once:
                     contender.seconds = [contender.first]
                 else:
                     contender.memory = contender.ask("memory")  # the first step also allocates the optimizer's state

@@ -114,7 +114,7 @@ def main() -> int:
         for contender in contenders:
             contender.stop()
 
-    once = [c.name for c in contenders if c.first > args.patience and c.name not in COMPILING]
+    once = [c.name for c in contenders if c.once]
     teacher, student = (c.config for c in setting.models(torch.device("cpu")))
     flops = flops_a_token(teacher, student, setting.length)
     result = measured(contenders, setting, args.ranks) | {"mflops_a_token": round(flops / 1e6, 1), "first_step_only": once, "rounds": args.repeats}

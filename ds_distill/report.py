@@ -4,15 +4,21 @@ import json
 from pathlib import Path
 
 
+def _pyplot():
+    import matplotlib  # here, since every --help would wait for it
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
 def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -> None:
     """PNG of the training losses and the held-out losses over tokens.
 
     history: [step, tokens, total, kl, mlm, cosine] a step; heldout: by name of the set, [step, tokens, loss, accuracy] an evaluation.
     """
-    import matplotlib  # here, since every --help would wait for it
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = _pyplot()
 
     taught = any(row[3] or row[5] for row in history)
     figure, panels = plt.subplots(1, 1 + taught, figsize=(6 + 4 * taught, 4.5), layout="constrained", squeeze=False)
@@ -37,10 +43,7 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
 
 def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
     """PNG of several runs' held-out losses over tokens, a panel for each held-out set; runs: label → set → [step, tokens, loss, accuracy] rows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = _pyplot()
 
     kinds = list(dict.fromkeys(kind for sets in runs.values() for kind in sets))
     figure, panels = plt.subplots(1, len(kinds), figsize=(4.5 * len(kinds), 4.5), layout="constrained", squeeze=False, sharey=True)
@@ -92,10 +95,7 @@ def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str
 def race_plot(curves: dict[str, list], path: Path) -> None:
     """PNG of held-out figures over minutes of training, a row of panels for each held-out set; curves: label → [minutes, step, {set: [masked-LM loss,
     KL, agreement]}] rows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = _pyplot()
 
     sets = list(next(iter(curves.values()))[0][2])
     figure, panels = plt.subplots(len(sets), 3, figsize=(13, 3.4 * len(sets)), layout="constrained", squeeze=False, sharex=True)
@@ -115,10 +115,7 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
 
 def bars_plot(values: dict[str, float], what: str, path: Path, marked: str | None = None) -> None:
     """PNG of a horizontal bar a label, in the order given, with its value; `marked`: the label of the bar that stands out."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = _pyplot()
 
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.45 * len(values)), layout="constrained")
     bars = axes.barh(list(values), list(values.values()), color=["tab:blue" if label == marked else "lightgray" for label in values])

@@ -9,6 +9,15 @@ BLOCK = 4096  # logits at once
 
 
 @triton.jit
+def _logits(products_at, bias_at, at, inside, biased: tl.constexpr):
+    """fp32 logits at the columns `at` of a row, −∞ where not inside."""
+    x = tl.load(products_at + at, inside, float("-inf")).to(tl.float32)
+    if biased:
+        x += tl.load(bias_at + at, inside, 0.0)
+    return x
+
+
+@triton.jit
 def _kernel(z_at, t_at, bias_at, t_bias_at, target_at, kl_mask_at, mlm_mask_at, slope_at, kl_at, mlm_at, kl_factor_at, mlm_factor_at,
             vocabulary, z_row, t_row, slope_row, temperature,
             taught: tl.constexpr, masked: tl.constexpr, biased: tl.constexpr, t_biased: tl.constexpr, wanted: tl.constexpr,
@@ -21,17 +30,13 @@ def _kernel(z_at, t_at, bias_at, t_bias_at, target_at, kl_mask_at, mlm_mask_at, 
     for start in range(0, vocabulary, block):
         at = start + columns
         inside = at < vocabulary
-        z = tl.load(z_at + row * z_row + at, inside, low).to(tl.float32)
-        if biased:
-            z += tl.load(bias_at + at, inside, 0.0)
+        z = _logits(z_at + row * z_row, bias_at, at, inside, biased)
         new = tl.maximum(peak, tl.max(z, 0))
         if masked:
             total = total * tl.exp(peak - new) + tl.sum(tl.exp(z - new), 0)
         if taught:
             soft_total = soft_total * tl.exp((peak - new) / temperature) + tl.sum(tl.exp((z - new) / temperature), 0)
-            t = tl.load(t_at + row * t_row + at, inside, low).to(tl.float32)
-            if t_biased:
-                t += tl.load(t_bias_at + at, inside, 0.0)
+            t = _logits(t_at + row * t_row, t_bias_at, at, inside, t_biased)
             t_new = tl.maximum(t_peak, tl.max(t, 0))
             t_total = t_total * tl.exp((t_peak - t_new) / temperature) + tl.sum(tl.exp((t - t_new) / temperature), 0)
             t_peak = t_new
@@ -47,14 +52,10 @@ def _kernel(z_at, t_at, bias_at, t_bias_at, target_at, kl_mask_at, mlm_mask_at, 
     for start in range(0, vocabulary, block):
         at = start + columns
         inside = at < vocabulary
-        z = tl.load(z_at + row * z_row + at, inside, low).to(tl.float32)
-        if biased:
-            z += tl.load(bias_at + at, inside, 0.0)
+        z = _logits(z_at + row * z_row, bias_at, at, inside, biased)
         slope = tl.zeros((block,), tl.float32)
         if taught:
-            t = tl.load(t_at + row * t_row + at, inside, low).to(tl.float32)
-            if t_biased:
-                t += tl.load(t_bias_at + at, inside, 0.0)
+            t = _logits(t_at + row * t_row, t_bias_at, at, inside, t_biased)
             log_q = (z - peak) / temperature - tl.log(soft_total)
             log_p = (t - t_peak) / temperature - tl.log(t_total)
             p, q = tl.exp(log_p), tl.exp(log_q)

@@ -4,7 +4,7 @@ product is 4 to 9 % faster, and gelu comes with it (docs/PERFORMANCE.md)."""
 import weakref
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from transformers import PreTrainedModel
 
 from ds_distill.models.families import family_of
@@ -38,7 +38,7 @@ class _PackedLinear(nn.Linear):
 
 
 # an operation of its own, since torch.compile does not know tensors in oneDNN's layout
-@torch.library.custom_op("ds_distill::packed_linear", mutates_args=())
+@library.custom_op("ds_distill::packed_linear", mutates_args=())
 def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, after: str) -> Tensor:
     found = _PACKED.get(weight.data_ptr())
     if found is None:  # a copy of the model
