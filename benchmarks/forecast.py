@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--hidden", type=int, default=384, help="hidden size (default 384)")
     parser.add_argument("--heads", type=int, default=12, help="attention heads (default 12)")
     parser.add_argument("--vocabulary", type=int, default=30_522, help="pieces (default 30522)")
-    parser.add_argument("--steps", type=int, default=3, help="of each run (default 3)")
+    parser.add_argument("--steps", type=int, default=6, help="of each run (default 6)")
     parser.add_argument("--cases", nargs="+", default=["16x1x0", "32x1x0", "4x1x0", "16x1x1", "16x1x2", "16x1x3", "8x2x0", "8x2x2"], help="see above")
     args = parser.parse_args()
     rows = []

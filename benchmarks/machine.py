@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from ds_distill.losses.vocabulary import forget_kept_memory
 from ds_distill.training.memory import give_back_freed_memory
 
 
@@ -35,6 +36,7 @@ def peak_bytes(job: Callable[[], object], device: torch.device) -> int:
         job()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    forget_kept_memory()
     give_back_freed_memory()  # else what an earlier run left to the process would count as there before
     process, done, peak = psutil.Process(), threading.Event(), 0
     before = process.memory_info().rss

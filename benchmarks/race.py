@@ -14,7 +14,6 @@ output is JSON; race.json and race.png lie in the output folder.
 import argparse
 import copy
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -188,8 +187,7 @@ def race(args: argparse.Namespace) -> int:
     for name in args.racers:
         curve = args.output / name / "curve.json"
         if not curve.is_file():
-            own = os.environ | {"THP_MEM_ALLOC_ENABLE": RACERS[name][2]}
-            status = subprocess.run([sys.executable, "-m", "benchmarks.race", *sys.argv[1:], "--racer", name], env=own).returncode
+            status = subprocess.run([sys.executable, "-m", "benchmarks.race", *sys.argv[1:], "--racer", name]).returncode
             if status:
                 return status
         curves[name] = json.loads(curve.read_text())

@@ -92,7 +92,7 @@ class Engine:
 
 
 RACERS = {
-    "plain_fp32": ("plain recipe, fp32", lambda *a: Plain(*a, autocast=False), "0"),
-    "plain_bf16": ("plain recipe, bf16 autocast", lambda *a: Plain(*a, autocast=True), "0"),
-    "engine": ("engine", Engine, "1"),
-}  # label, maker, whether it has huge pages: as its user starts it
+    "plain_fp32": ("plain recipe, fp32", lambda *a: Plain(*a, autocast=False)),
+    "plain_bf16": ("plain recipe, bf16 autocast", lambda *a: Plain(*a, autocast=True)),
+    "engine": ("engine", Engine),
+}  # label, maker

@@ -52,10 +52,9 @@ def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, d
 
 def measure(setting: who.Setting, rounds: int) -> dict:
     """Seconds a step of one rank, two alone, two as a job, and the collectives; bytes a rank moves and their rate."""
-    own = {"THP_MEM_ALLOC_ENABLE": "1"}
     one, alone, two, talk = contenders = [
-        Contender("one rank", who.engine, setting, environment=own), Contender("two alone", who.engine, setting, jobs=2, environment=own),
-        Contender("two ranks", who.engine, setting, ranks=2, environment=own), Contender("collectives", collectives, setting, ranks=2, environment=own),
+        Contender("one rank", who.engine, setting), Contender("two alone", who.engine, setting, jobs=2),
+        Contender("two ranks", who.engine, setting, ranks=2), Contender("collectives", collectives, setting, ranks=2),
     ]  # fmt: skip
     try:
         take_turns(contenders, rounds)

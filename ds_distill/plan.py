@@ -16,6 +16,7 @@ from ds_distill.console import is_first, say
 from ds_distill.data.store import TokenStore
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of_type
+from ds_distill.models.packed import packed_bytes
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, resolve_model_folder
 from ds_distill.recipe import Recipe, Training
@@ -27,7 +28,7 @@ from ds_distill.training.ranks import start_distributed
 
 HEADROOM = 0.9  # of the device's memory: allocators keep some for themselves
 # On a CPU, measured (python -m benchmarks.forecast): thread pools and GEMM buffers, and what glibc's heap keeps of freed activations
-CPU_LIBRARIES, CPU_HEAP = 0.13 * GIB, 0.3
+CPU_LIBRARIES, CPU_HEAP = 0.13 * GIB, 0.45
 
 
 class Forecast:
@@ -55,6 +56,9 @@ class Forecast:
         if t.gradient_checkpointing:
             self.student.gradient_checkpointing_enable()
         self.taught = bool(recipe.losses.kl or recipe.losses.cosine)
+        self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
+        if self.teacher_dtype == torch.bfloat16 and t.compile != "off":
+            self.teacher_bytes += packed_bytes(self.teacher)
         self.activations = activation_line(self.student, self.length, self.dtype, torch.device("cpu"))
 
     def memory(self, micro_batch: int, stage: int, ranks: int):
@@ -62,8 +66,8 @@ class Forecast:
         t = copy.copy(self.recipe.training)
         t.micro_batch = micro_batch
         one, more = self.activations
-        need = memory(self.student, count_parameters(self.teacher) if self.taught else 0, t, length=self.length, stage=stage, ranks=ranks,
-                      dtype=self.dtype, teacher_dtype=self.teacher_dtype, accumulation=max(1, t.global_batch // (micro_batch * ranks)),
+        need = memory(self.student, self.teacher_bytes if self.taught else 0, t, length=self.length, stage=stage, ranks=ranks,
+                      dtype=self.dtype, accumulation=max(1, t.global_batch // (micro_batch * ranks)),
                       activations=one + more * (micro_batch - 1), device=self.device.type)  # fmt: skip
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))

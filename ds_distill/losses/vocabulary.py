@@ -4,6 +4,7 @@ At a 30 k vocabulary the logits of a batch are larger than everything else in th
 chunk here: each chunk's losses and gradients are finished while it is in memory, in the forward pass.
 """
 
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,7 @@ from ds_distill.losses.rows import TEMPORARIES, passes_of
 
 LIVE_BYTES = 240 * 2**20  # large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak
 BLOCK = {"cpu": 2**21, "cuda": 2**25}  # logits of one call of row_losses: a CPU finds them in its cache again, a GPU wants to be filled
+_kept = threading.local()  # on a CPU, by model: the logits' memory, from one step to the next; fresh pages for it cost as much as a pass over them
 
 
 def fused_vocabulary_loss(
@@ -93,6 +95,22 @@ def live_bytes(rows: int, vocabulary: int, element_size: int, device: str) -> in
     return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * TEMPORARIES[device]
 
 
+def forget_kept_memory() -> None:
+    """Give back the memory of logits, up to LIVE_BYTES, that this thread keeps for its next call on a CPU."""
+    _kept.__dict__.clear()
+
+
+def _kept_memory(model: str, rows: int, vocabulary: int, like: Tensor) -> Tensor:
+    """[rows, vocabulary] of like's dtype, with whatever lies there."""
+    flat = getattr(_kept, model, None)
+    if flat is None or flat.dtype != like.dtype or flat.numel() < rows * vocabulary:
+        setattr(_kept, model, None)  # before there is another
+        with torch.inference_mode(False):  # else an evaluation's could not serve the next training step
+            flat = like.new_empty(rows * vocabulary)
+        setattr(_kept, model, flat)
+    return flat[: rows * vocabulary].view(rows, vocabulary)
+
+
 class _Logits:
     """hidden [N, H] · weightᵀ [H, V] block by block: fp32 from 16-bit inputs on a GPU, their own dtype on a CPU.
 
@@ -100,12 +118,11 @@ class _Logits:
     (docs/PERFORMANCE.md).
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, wide: torch.dtype, chunk: int) -> None:
+    def __init__(self, model: str, hidden: Tensor, weight: Tensor, wide: torch.dtype, chunk: int) -> None:
         same = hidden.dtype == weight.dtype
         self.hidden, self.weight = (hidden, weight) if same else (hidden.to(wide), weight.to(wide))
         self.out_dtype = wide if hidden.is_cuda and same and hidden.dtype != wide else None
-        # fresh pages for every block cost a CPU as much as a pass over it; a GPU's allocator keeps them
-        self.buffer = None if hidden.is_cuda else self.hidden.new_empty(min(chunk, len(hidden)), len(weight))
+        self.buffer = None if hidden.is_cuda else _kept_memory(model, min(chunk, len(hidden)), len(weight), self.hidden)
 
     def __call__(self, part: slice) -> Tensor:
         """[n, V]; on a CPU valid until the next call."""
@@ -145,8 +162,8 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
         factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)]  # filled, not copied: a copy would make a GPU wait
         low = hidden.dtype
-        student = _Logits(hidden, weight, wide, chunk)
-        teacher = _Logits(t_hidden, t_weight, wide, chunk) if kl_weight != 0 else None
+        student = _Logits("student", hidden, weight, wide, chunk)
+        teacher = _Logits("teacher", t_hidden, t_weight, wide, chunk) if kl_weight != 0 else None
         bias_wide = None if bias is None else bias.to(wide)
         t_bias = None if t_bias is None else t_bias.to(wide)
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want else None

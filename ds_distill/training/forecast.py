@@ -48,10 +48,10 @@ class Memory:
 
 
 def memory(
-    student: PreTrainedModel, teacher_parameters: int, training: Training, *, length: int, stage: int, ranks: int, dtype: torch.dtype,
-    teacher_dtype: torch.dtype, accumulation: int, activations: float, device: str,
+    student: PreTrainedModel, teacher: float, training: Training, *, length: int, stage: int, ranks: int, dtype: torch.dtype, accumulation: int,
+    activations: float, device: str,
 ) -> Memory:  # fmt: skip
-    """Memory of a rank at ZeRO `stage`. activations: bytes of one micro-batch, from `activation_bytes`. device: its type.
+    """Memory of a rank at ZeRO `stage`. teacher: its bytes. activations: bytes of one micro-batch, from `activation_bytes`. device: its type.
 
     Source: Rajbhandari et al. 2020, section 3 (Adam: 12 bytes a parameter beside 16-bit weights), and DeepSpeed's code for what it copies.
     """
@@ -69,9 +69,9 @@ def memory(
     config = student.config
     rows, width = training.micro_batch * length, family_of(student).measures(config)[2]
     loss = live_bytes(rows, config.vocab_size, size, device) + 4 * rows * width + 4 * config.vocab_size * width
-    kept = gradients if accumulation > 1 else 0.0
-    return Memory(weights + gathered, gradients, masters + 8 * trained / shard, min(bucket, trained) * 4.0 if stage else 0.0,
-                  teacher_parameters * teacher_dtype.itemsize, activations + kept, loss)  # fmt: skip
+    buffers = min(bucket, trained) * 4.0 if stage else 0.0
+    kept = (gradients if accumulation > 1 else 0.0) + (buffers if stage >= 2 else 0.0)
+    return Memory(weights + gathered, gradients, masters + 8 * trained / shard, buffers, teacher, activations + kept, loss)
 
 
 def activation_bytes(student: PreTrainedModel, sequences: int, length: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -3,13 +3,14 @@
 import ctypes
 import sys
 
-# malloc.h of glibc: not one mapping an allocation, the heap never trimmed, grown by 64 MiB, one heap for all threads
-_MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20), "M_ARENA_MAX": (-8, 1)}
+# malloc.h of glibc: from 32 MiB on (its most) a mapping an allocation, else the heap's holes add up, to half a step's memory more in ten steps;
+# the heap never trimmed, grown by 16 MiB, one for all threads
+_MALLOPT = {"M_MMAP_THRESHOLD": (-3, 32 << 20), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 16 << 20), "M_ARENA_MAX": (-8, 1)}
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep what it frees for its next allocation. A step frees and takes gigabytes, all of whose pages the system would else map
-    and clear anew: a tenth of a step on a CPU (docs/PERFORMANCE.md). Only with glibc; elsewhere nothing changes."""
+    """Have this process keep what it frees for its next allocation, but for the largest blocks. A step frees and takes gigabytes, whose pages the
+    system would else map and clear anew (docs/PERFORMANCE.md). Only with glibc; elsewhere nothing changes."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for key, value in _MALLOPT.values():
