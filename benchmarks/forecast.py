@@ -57,11 +57,13 @@ def main() -> int:
             options = ["--teacher", teacher, "--training.micro_batch", micro, "--training.global_batch", 32, "--data.sequence_length", 128,
                        "--training.max_tokens", args.steps * 32 * 128, "--training.heldout_blocks", 8]  # fmt: skip
             options += ["--training.deepspeed", ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"]
-            foretold = run("plan", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]["peak"]
+            parts = run("plan", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
+            foretold = parts["peak"]
             found = run("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
             taken, shares = found["peak_memory_gib"], {key: round(found[key], 5) for key in ("data_wait_share", "logging_share")}
             error = round(foretold / taken - 1, 3)
-            rows.append({"case": case, "foretold_gib": round(foretold, 3), "taken_gib": round(taken, 3), "error": error} | shares)
+            rows.append({"case": case, "foretold_gib": round(foretold, 3), "taken_gib": round(taken, 3), "error": error} | shares
+                        | {"foretold": {key: round(value, 3) for key, value in parts.items() if isinstance(value, float)}})  # fmt: skip
             print(f"\r| {micro} | {ranks} | {stage} | {foretold:.2f} | {taken:.2f} | {error:+.1%} | {shares['data_wait_share']:.2%} | "
                   f"{shares['logging_share']:.2%} |")  # fmt: skip
     worst = max(rows, key=lambda row: abs(row["error"]))
