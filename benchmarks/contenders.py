@@ -105,7 +105,7 @@ def _reference(setting: Setting, device: torch.device, autocast: bool) -> tuple[
     (teacher, student), training, (ids, labels) = setting.models(device), setting.training, setting.batch(device)
     optimizer = torch.optim.AdamW(student.parameters(), **options_of(training))
     if device.type == "cpu" and os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
-        keep_freed_memory()  # as the engine does
+        keep_freed_memory(largest=True)  # its logits too, or this would not be the best for it
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):

@@ -7,8 +7,8 @@
 
 All run the same objective: KL (over all tokens, or with --objective masked over the masked ones: another objective, labelled), masked-LM, cosine,
 the same dropout, clipping, AdamW. Plain recipe and Trainer run as their users start them, without TF32 and with an fp32 teacher; "huge pages" rows
-and the products have the best allocator settings that a user could give them (THP_MEM_ALLOC_ENABLE, and keeping what is freed; CPU only). Machines
-are noisy, so contenders take turns and ratios are medians of ratios within a round.
+have the best allocator settings that a user could give them (THP_MEM_ALLOC_ENABLE, and keeping all that is freed; CPU only), the products have huge
+pages too. Machines are noisy, so contenders take turns and ratios are medians of ratios within a round.
 "gemms" are the step's matrix products alone, on its exact shapes, in the engine's precision (gemm_floor_share: their time as a share of the
 engine's). A contender whose first step takes longer than --patience is not asked again: that step is its measurement, and the output says so.
 first_step_extra_s: what the engine's first step took beyond the others, compiling, or reading what was compiled before, included. The last line of

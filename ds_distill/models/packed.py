@@ -16,7 +16,7 @@ _PACKED: dict[int, tuple[Tensor, Tensor]] = {}
 def pack_linears(model: PreTrainedModel) -> None:
     """Give the blocks' linear layers of a frozen bf16 model on a CPU packed copies of their weights; the plain weights and their names stay, and must
     not change any more. Where oneDNN is not built in, or has no bf16 on this processor, nothing changes."""
-    if not can_pack():
+    if not _can_pack():
         return
     family = family_of(model)
     for block in family.part(model, "layers"):
@@ -32,7 +32,7 @@ def pack_linears(model: PreTrainedModel) -> None:
             block.set_submodule(family.activation, nn.Identity().eval())
 
 
-def can_pack() -> bool:
+def _can_pack() -> bool:
     """Whether oneDNN is built in and has bf16 on this processor."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -40,7 +40,7 @@ def can_pack() -> bool:
 def packed_bytes(model: PreTrainedModel) -> int:
     """What the packed copies take beside a bf16 model."""
     blocks = family_of(model).part(model, "layers")
-    return sum(2 * module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear)) if can_pack() else 0
+    return sum(2 * module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear)) if _can_pack() else 0
 
 
 class _PackedLinear(nn.Linear):

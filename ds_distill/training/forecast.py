@@ -69,6 +69,7 @@ def memory(
     config = student.config
     rows, width = training.micro_batch * length, family_of(student).measures(config)[2]
     loss = live_bytes(rows, config.vocab_size, size, device) + 4 * rows * width + 4 * config.vocab_size * width
+    # measured on CPUs: from stage 2 on what holds a bucket is there in the next forward too
     buffers = min(bucket, trained) * 4.0 if stage else 0.0
     kept = (gradients if accumulation > 1 else 0.0) + (buffers if stage >= 2 else 0.0)
     return Memory(weights + gathered, gradients, masters + 8 * trained / shard, buffers, teacher, activations + kept, loss)

@@ -3,17 +3,18 @@
 import ctypes
 import sys
 
-# malloc.h of glibc: from 32 MiB on (its most) a mapping an allocation, else the heap's holes add up, to half a step's memory more in ten steps;
-# the heap never trimmed, grown by 16 MiB, one for all threads
-_MALLOPT = {"M_MMAP_THRESHOLD": (-3, 32 << 20), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 16 << 20), "M_ARENA_MAX": (-8, 1)}
+# malloc.h of glibc: the heap never trimmed, grown by 16 MiB, one for all threads
+_MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 16 << 20), "M_ARENA_MAX": (-8, 1)}
+# from 32 MiB on (its most) a mapping an allocation, else the heap's holes add up, to half a step's memory more in ten steps; or not one mapping
+_LARGEST = {False: {"M_MMAP_THRESHOLD": (-3, 32 << 20)}, True: {"M_MMAP_MAX": (-4, 0)}}
 
 
-def keep_freed_memory() -> None:
-    """Have this process keep what it frees for its next allocation, but for the largest blocks. A step frees and takes gigabytes, whose pages the
-    system would else map and clear anew (docs/PERFORMANCE.md). Only with glibc; elsewhere nothing changes."""
+def keep_freed_memory(largest: bool = False) -> None:
+    """Have this process keep what it frees for its next allocation; the largest blocks only if asked to. A step frees and takes gigabytes, whose
+    pages the system would else map and clear anew (docs/PERFORMANCE.md). Only with glibc; elsewhere nothing changes."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for key, value in _MALLOPT.values():
+        for key, value in (_MALLOPT | _LARGEST[largest]).values():
             mallopt(key, value)
 
 

@@ -11,6 +11,7 @@ import torch
 from benchmarks.closed_form import relative, vocabulary_loss
 from benchmarks.machine import peak_bytes
 from ds_distill.losses import cosine_distance_sum, fused_vocabulary_loss
+from ds_distill.losses.vocabulary import forget_kept_memory
 from ds_distill.training.compiled import why_no_compile
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +178,21 @@ def test_cosine_against_closed_form():
     gradient = -(td / (ns * nt) - cos * sd / ns**2) * mask.unsqueeze(-1)
     assert float(value.detach()) == pytest.approx(float(((1 - cos.squeeze(-1)) * mask).sum()), rel=1e-5)
     assert relative(leaf.grad, gradient) <= 1e-5
+
+
+def test_kept_memory_serves_other_sizes_and_dtypes_and_follows_an_evaluation():
+    """The logits' memory stays between calls on a CPU: after other vocabularies, dtypes and inference mode, results are those of fresh memory."""
+    small, large = problem(6, 40, 8, 16), problem(20, 90, 8, 16, seed=1)
+    forget_kept_memory()
+    fresh = run(*small)
+    forget_kept_memory()
+    with torch.inference_mode():
+        fused_vocabulary_loss(*large[0], large[1], temperature=2.0, kl_weight=5.0, mlm_weight=2.0)
+    for tensors, labels, mask in (large, small, problem(6, 40, 8, 16, dtype=torch.float64, seed=2), large):
+        check(tensors, labels, mask, 1e-5)
+    loss, kl, mlm, grads = run(*small)
+    assert torch.equal(loss, fresh[0]) and torch.equal(kl, fresh[1]) and torch.equal(mlm, fresh[2])
+    assert all(torch.equal(a, b) for a, b in zip(grads, fresh[3], strict=True))
 
 
 def test_memory_stays_bounded_at_the_vocabulary_of_xlm_r():
