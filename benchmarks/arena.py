@@ -10,21 +10,23 @@ import time
 import traceback
 from collections.abc import Callable
 
-from benchmarks.console import alive, end
+from ds_distill.console import alive
 
 
 class Contender:
     """`make(setting, device)` runs in a new process (`ranks` of them, which make one job, and `jobs` such jobs, which work at once and know nothing of
     each other). It returns the step, a function that takes no arguments and returns the seconds it took, or None when the clock is to say, and a
-    dictionary of what it has to say. environment: variables of the process, beside the benchmark's own."""
+    dictionary of what it has to say. environment: variables of the process, beside the benchmark's own. serve: the process itself, (link, make,
+    setting): reads questions from the link until "stop", and answers (True, what) or (False, why not)."""
 
-    def __init__(self, name: str, make: Callable, setting: object, *, ranks: int = 1, jobs: int = 1, environment: dict[str, str] | None = None):
+    def __init__(self, name: str, make: Callable, setting: object, *, ranks: int = 1, jobs: int = 1, environment: dict[str, str] | None = None,
+                 serve: Callable | None = None):  # fmt: skip
         self.name, self.seconds, self.memory, self.first, self.once, self.said = name, [], 0, 0.0, False, {}
         spawn, self.links, self.processes = multiprocessing.get_context("spawn"), [], []
         ports = [str(_free_port()) for _ in range(jobs)]
         for port, rank in ((port, rank) for port in ports for rank in range(ranks)):
             here, there = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(there, make, setting), name=f"{name} {rank}", daemon=True)
+            process = spawn.Process(target=serve or _serve, args=(there, make, setting), name=f"{name} {rank}", daemon=True)
             job = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             with _environment(job | (environment or {})):
                 process.start()
@@ -32,7 +34,7 @@ class Contender:
             self.links.append(here)
             self.processes.append(process)
 
-    def ask(self, what: str):
+    def ask(self, what):
         """What the first rank answers; of "step" the slowest rank's seconds."""
         for link in self.links:
             link.send(what)
@@ -77,7 +79,6 @@ def take_turns(contenders: list[Contender], rounds: int, patience: float = float
                     contender.seconds = [contender.first]
                 else:
                     contender.memory = contender.ask("memory")  # the first step also allocates the optimizer's state
-    end()
 
 
 def ratio(theirs: list[float], mine: list[float]) -> float:
@@ -88,7 +89,7 @@ def ratio(theirs: list[float], mine: list[float]) -> float:
 def _serve(link, make: Callable, setting: object) -> None:
     import torch
 
-    from benchmarks.console import timed
+    from benchmarks.clock import timed
     from benchmarks.machine import peak_bytes
     from ds_distill.training.engine import device_of_rank
 
@@ -120,7 +121,7 @@ def _profiled(step: Callable[[], object], device) -> str:
     """One step's time by operator, its own without what it calls, as a table."""
     import torch
 
-    from benchmarks.console import timed
+    from benchmarks.clock import timed
 
     activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with torch.profiler.profile(activities=activities) as profile:

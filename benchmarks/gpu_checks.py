@@ -18,8 +18,8 @@ from unittest import mock
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from benchmarks.clock import timed
 from benchmarks.closed_form import relative, vocabulary_loss
-from benchmarks.console import timed
 from benchmarks.contenders import options_of
 from benchmarks.machine import describe
 from benchmarks.reference import reference_step

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.console import alive, end
 from benchmarks.machine import describe
+from ds_distill.console import alive
 from ds_distill.report import table
 from ds_distill.training.kernels import build_ahead
 
@@ -135,7 +135,6 @@ def main() -> int:
         else:
             with alive(f"{name}: {title}"[:48]):
                 found[name] = run(rehearsed(arguments) if args.rehearse else list(arguments), min(left, LONGEST))
-    end()
     machine, day = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu")), datetime.date.today().isoformat()
     columns = {"step": "BERT-base → DistilBERT, KL over all tokens", "tokens/s": "tokens/s", "share": "of the square product's rate", "memory": "MB",
                "fp32": "× plain recipe fp32", "bf16": "× bf16 autocast", "floor": "of its products' rate", "first": "first step's extra s"}  # fmt: skip

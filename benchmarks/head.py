@@ -15,8 +15,9 @@ import statistics
 import torch
 import torch.nn.functional as F
 
-from benchmarks.console import alive, end, timed
+from benchmarks.clock import timed
 from benchmarks.machine import describe, peak_bytes
+from ds_distill.console import alive
 from ds_distill.losses import fused_vocabulary_loss
 from ds_distill.recipe import Training
 from ds_distill.training.compiled import why_no_compile
@@ -108,7 +109,6 @@ def main() -> int:
     for name, job in {"fused": lambda: fused(big, "compiled" if "fused_compiled" in jobs else "torch"), "plain": lambda: plain(big)}.items():
         with alive(f"memory: {name}"):
             memory[name] = peak_bytes(job, device)
-    end()
     ratio = {name: statistics.median(a / b for a, b in zip(took, seconds["products"], strict=True)) for name, took in seconds.items()}
     result = {
         "milliseconds": {name: round(1e3 * statistics.median(took), 1) for name, took in seconds.items()},

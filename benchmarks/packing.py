@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.console import alive, end
 from benchmarks.machine import describe
 from benchmarks.racers import Engine
 from ds_distill.cli import quieten
+from ds_distill.console import alive
 from ds_distill.data.batches import BatchOrder
 from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import load_tokenizer
@@ -92,7 +92,6 @@ def measure(args: argparse.Namespace) -> dict:
                     spent[name] = seconds + took, real + counts[0], positions + sum(part.input_ids.numel() for part in parts)
         for ahead in batches.values():
             ahead.close()
-    end()
     rates = {name: real / seconds for name, (seconds, real, _) in spent.items()}
     padding = {name: 1 - real / positions for name, (_, real, positions) in spent.items()}
     rows = {}

@@ -130,7 +130,7 @@ def main() -> int:
         page = f"# Training throughput, {result['date']}\n\n{title}\n\n`python -m benchmarks.training {words}`, medians of {args.repeats} rounds\n\n"
         (args.report / "training.md").write_text(page + f"{text}\n\n![tokens a second](training.png)\n")
         (args.report / "training.json").write_text(json.dumps(result, indent=2) + "\n")
-        bars_plot({ROWS[c.name][0]: result[c.name] for c in contenders}, "tokens a second", args.report / "training.png", marked=ROWS["engine"][0])
+        bars_plot({ROWS[c.name][0]: result[c.name] for c in contenders}, "tokens a second", args.report / "training.png", marked=(ROWS["engine"][0],))
     print(json.dumps(result))
     return 0
 

@@ -18,40 +18,48 @@ from ds_distill.training.ranks import from_every_rank, on_first_rank
 def claimed(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output", first: Callable | None = None):
     """Collective: bind `output` to one run, and to this job while it lasts. UserError where it holds another run, naming what differs, where
     another job is at it, or where it cannot be written. first: done before anything is compared, such as emptying the folder."""
-    file, lock = output / "run.json", contextlib.ExitStack()
-
-    def bind() -> None:
-        output.mkdir(parents=True, exist_ok=True)
-        held = lock.enter_context(open(output / ".lock", "a+"))
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held.seek(0)
-            who = held.read().strip() or "unknown"
-            raise UserError(f"{output}: another job is at it ({who}): wait for it, or choose another --output") from None
-        held.truncate(0)
-        held.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        held.flush()
-        if first:
-            first()
-        if not file.is_file():
-            file.write_text(json.dumps(identity, indent=2) + "\n")
-            return
-        try:
-            before = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}): {remedy}") from error
-        changed = [key for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)]
-        if changed:
-            detail = "; ".join(f"{key} was {before.get(key)}, is {identity.get(key)}" for key in changed[:3])
-            raise UserError(f"{output} holds another run ({detail}): {remedy}")
-        if resume == "never":
-            raise UserError(f"{output} holds this run already: training.resume = auto goes on with it")
-
-    with lock:
-        on_first_rank(bind)
-        _check_shared(file)
+    with contextlib.ExitStack() as lock:
+        on_first_rank(lambda: _bind(output, identity, lock, resume, remedy, first))
+        _check_shared(output / "run.json")
         yield
+
+
+@contextlib.contextmanager
+def claimed_alone(output: Path, identity: dict, remedy: str = "choose another --output"):
+    """As `claimed`, by a process that is no rank of a job."""
+    with contextlib.ExitStack() as lock:
+        _bind(output, identity, lock, "auto", remedy, None)
+        yield
+
+
+def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str, remedy: str, first: Callable | None) -> None:
+    file = output / "run.json"
+    output.mkdir(parents=True, exist_ok=True)
+    held = lock.enter_context(open(output / ".lock", "a+"))
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.seek(0)
+        who = held.read().strip() or "unknown"
+        raise UserError(f"{output}: another job is at it ({who}): wait for it, or choose another --output") from None
+    held.truncate(0)
+    held.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    held.flush()
+    if first:
+        first()
+    if not file.is_file():
+        file.write_text(json.dumps(identity, indent=2) + "\n")
+        return
+    try:
+        before = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): {remedy}") from error
+    changed = [key for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)]
+    if changed:
+        detail = "; ".join(f"{key} was {before.get(key)}, is {identity.get(key)}" for key in changed[:3])
+        raise UserError(f"{output} holds another run ({detail}): {remedy}")
+    if resume == "never":
+        raise UserError(f"{output} holds this run already: training.resume = auto goes on with it")
 
 
 def _check_shared(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands: parse, call one function, print."""
+"""The command line: parse, execute, say what went wrong."""
 
 import difflib
 import json
@@ -8,13 +8,14 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
+from ds_distill.commands import EVALUATED_IN, ROOMS, execute
 from ds_distill.console import end_bars, is_first, say, say_once
 from ds_distill.errors import UserError
-from ds_distill.recipe import Data, Losses, Recipe, Student, Training
-from ds_distill.report import table, write_summary
+from ds_distill.finetune.settings import Tuning
+from ds_distill.report import write_summary
 
-ROOMS = {"data": Data, "student": Student, "losses": Losses, "training": Training}
 DEMO = Path(__file__).parents[1] / "ds_configs" / "demo.yaml"
 COMMANDS = {
     "run": "the whole road on text of this machine: tokenizer, teacher, student, baseline, table (what ./launch.sh does), or a recipe's distill",
@@ -23,16 +24,18 @@ COMMANDS = {
     "distill": "train a student of a teacher",
     "plan": "before a run: parameters, memory by ZeRO stage, steps, hours, whether it fits and what to change",
     "evaluate": "held-out masked-LM loss and accuracy of Hugging Face folders, best first",
-    "export": "a run's checkpoint → a Hugging Face folder",
+    "export": "a run's checkpoint → a Hugging Face folder; either → ONNX, int8, OpenVINO, torch.export, compared with PyTorch",
+    "finetune": "an encoder on a task of GLUE, SQuAD or IMDb, several seeds, with or without a fine-tuned teacher",
+    "study": "a plan of students and tasks: distils and fine-tunes each, going on where it stopped",
+    "report": "studies and benchmark reports → one page, laid out as the paper's tables",
     "env": "versions, devices, and which fused kernels run here",
 }
+WITHOUT_RECIPE = ("export", "finetune", "study", "report", "env")
 MODEL = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 768, "max_position_embeddings": 128}
 
 INPUTS = ("txt, jsonl, csv, tsv, parquet files (.gz, .zst too), folders and patterns of them, hub data sets hf:NAME[:CONFIG][@SPLIT][#COLUMN]; "
           "FILE#COLUMN names a file's column")  # fmt: skip
 
-
-EVALUATED_IN = Path("runs/evaluate")
 
 
 def build_parser():
@@ -56,7 +59,7 @@ def build_parser():
         sub.add_argument("--debug", action="store_true", help="show the traceback of a mistake, and the libraries' own output")
         _add_arguments(sub, name)
         sub.add_argument("--output", type=str | None, default="runs/demo" if name == "run" else None, help="folder for everything the command makes")
-        if name not in ("export", "env"):
+        if name not in WITHOUT_RECIPE:
             for room, kind in ROOMS.items():
                 sub.add_argument(f"--{room}", type=kind, default=kind())
         commands.add_subcommand(name, sub, help=purpose)
@@ -73,7 +76,7 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--corpus_megabytes", type=float, default=6.0, help="how much of this machine's documentation to read")
         sub.add_argument("--vocabulary", type=int, default=8192, help="tokens of the tokenizer trained on it")
         sub.add_argument("--teacher_tokens", type=int, default=1_000_000, help="tokens the small teacher is pretrained on")
-    elif name not in ("export", "env"):
+    elif name not in WITHOUT_RECIPE:
         sub.add_argument("--corpus", "--input", type=str, nargs="+", default=[], help=INPUTS)
     if name in ("run", "pretrain"):
         sub.add_argument("--model", type=dict[str, int], default=MODEL, help="sizes of the BERT to pretrain, transformers' BertConfig")
@@ -95,6 +98,36 @@ def _add_arguments(sub, name: str) -> None:
     if name == "export":
         sub.add_argument("--run", type=str | None, default=None, help="the --output folder of distill or pretrain")
         sub.add_argument("--step", type=int | None, default=None, help="optimizer step of the checkpoint; the newest when not given")
+        sub.add_argument(
+            "--model", type=str | None, default=None, help="instead of --run, a Hugging Face folder, fine-tuned ones too; --output may be it"
+        )
+        sub.add_argument("--format", type=str, nargs="+", default=["hf"], help="hf, onnx, onnx-int8, openvino-int8, torch-export; one or more")
+        sub.add_argument("--text", type=str, nargs="+", default=[], help="what formats are compared with PyTorch on; a sample of ours if not given")
+        sub.add_argument("--data", type=str | None, default=None, help="labelled examples of a fine-tuned model: its score before and after")
+        sub.add_argument("--encoder", action="store_true", help="formats without the head: last hidden states, for embedding servers")
+    if name == "finetune":
+        sub.add_argument("--task", type=str | None, default=None, help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, imdb, squad or squad_v2")
+        sub.add_argument("--model", type=str | None, default=None, help="Hugging Face folder of a pretrained encoder")
+        sub.add_argument("--teacher", type=str | None, default=None, help="folder of a teacher fine-tuned on the task: the second distillation")
+        sub.add_argument("--data", type=str | None, default=None, help="folder with train.* and validation.* (jsonl, tsv, csv, "
+                         "parquet, .gz; SQuAD's JSON), in the hub's columns or GLUE's own layout; from the hub when not given")  # fmt: skip
+        sub.add_argument("--seeds", type=int, default=1, help="how many, from 0 on; figures are medians")
+        sub.add_argument("--grid", type=str, nargs="+", default=[], help="settings to try, all combinations: lr=2e-5,5e-5 epochs=3,5")
+        sub.add_argument("--tuning", type=Tuning, default=Tuning(), help="how a run is trained")
+    if name == "study":
+        sub.add_argument("--base", type=str, default="ds_configs/small_real.yaml", help="recipe of every student")
+        sub.add_argument("--students", type=dict[str, dict[str, Any]], default={"distilled": {}}, help="a name, and what differs from base")
+        sub.add_argument("--teacher", type=str | None, default=None, help="folder of a masked-LM teacher")
+        sub.add_argument("--corpus", type=str, nargs="+", default=[], help=INPUTS)
+        sub.add_argument("--heldout", type=str, nargs="+", default=[], help="further held-out texts")
+        sub.add_argument("--data", type=str | None, default=None, help="folder with a folder a task, each as for finetune; from the hub when not given")
+        sub.add_argument("--tasks", type=list[str], default=["rte"], help="as for finetune")
+        sub.add_argument("--seeds", type=int, default=3, help="of each fine-tuning")
+        sub.add_argument("--teacher_too", type=bool, default=True, help="fine-tune the teacher as well")
+        sub.add_argument("--second", type=list[str], default=[], help="students that are also fine-tuned with the fine-tuned teacher")
+        sub.add_argument("--tuning", type=dict[str, Any], default={}, help="settings of the fine-tunings; a task's own under its name")
+    if name == "report":
+        sub.add_argument("folders", type=str, nargs="+", help="--output of a study, --report of benchmarks.table3 or benchmarks.inference")
 
 
 def known_keys(parser) -> list[str]:
@@ -152,6 +185,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(argv)
         command, options = options.subcommand, options[options.subcommand]
+        if command == "export":
+            options.output = options.output or options.model
+        if command == "report":
+            options.output = options.output or str(Path(options.folders[0]) / "report")
         if command not in ("evaluate", "env", "plan") and not options.output:
             raise UserError("--output is missing: the folder for everything the command makes")
         if "training" in options and options.training.device == "cpu":
@@ -184,88 +221,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def recipe_of(options) -> Recipe:
-    """The recipe in parsed options; a section with nothing under it has the defaults."""
-    rooms = {room: kind() if options[room] is None else options[room] for room, kind in ROOMS.items()}
-    return Recipe(**{room: value if isinstance(value, ROOMS[room]) else ROOMS[room](**vars(value)) for room, value in rooms.items()})
-
-
 def _lost_another(error: RuntimeError) -> bool:
     """Whether a collective broke off because of another process: gloo's errors are plain RuntimeErrors."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or any(words in str(error).lower() for words in ("by peer", "gloo/transport", "nccl"))
-
-
-def execute(command: str, options) -> dict:
-    """Run a parsed command; returns its summary. The libraries are imported only here: --help and mistakes need not wait for them."""
-    from ds_distill import demo, environment, plan, runs
-    from ds_distill.data.sources import pieces_of
-    from ds_distill.data.tokenizer import load_tokenizer
-
-    if command == "env":
-        return _print_environment(environment.describe())
-    output = Path(options.output) if options.output else None
-    if command == "export":
-        if not options.run:
-            raise UserError("--run is missing: the --output folder of distill or pretrain")
-        return runs.export_run(Path(options.run), output, options.step)
-    recipe = recipe_of(options)
-    recipe.check()
-    if command == "plan":
-        if not options.teacher:
-            raise UserError("--teacher is missing")
-        if options.tokens:
-            recipe = runs.with_tokens(recipe, Path(options.tokens))
-        found = plan.plan(recipe, options.teacher, options.tokens, options.ranks, options.memory_gib, options.tokens_per_second)
-        plan.show(found)
-        return found
-    if command == "run" and not options.teacher:
-        if options.heldout or options.tokens:
-            raise UserError("--teacher is missing: --heldout and --tokens are for a teacher of yours; the demo makes its own")
-        return demo.run(recipe, dict(options.model), output, corpus=options.corpus, megabytes=options.corpus_megabytes,
-                        vocabulary=options.vocabulary, teacher_tokens=options.teacher_tokens, fresh=options.fresh)  # fmt: skip
-    if command == "prepare":
-        if not options.tokenizer or not options.corpus:
-            raise UserError("prepare needs --tokenizer and --corpus")
-        pieces_of(options.corpus, column=recipe.data.column, streaming=recipe.data.streaming)  # a wrong path is said before a wrong tokenizer
-        manifest = runs.prepare_tokens(options.corpus, load_tokenizer(options.tokenizer), output, recipe)
-        kept = ("mode", "blocks", "real_tokens", "documents", "found", "unknown_share", "sources", "fingerprint")
-        return {"output": str(output), **{key: manifest[key] for key in kept}}
-    if command == "pretrain":
-        options.tokenizer = options.tokenizer or options["from"]
-    source = {"run": "teacher", "distill": "teacher", "pretrain": "tokenizer", "evaluate": "model"}[command]
-    if not options[source]:
-        raise UserError(f"--{source} is missing")
-    tokens = options.get("tokens")
-    if not tokens and not options.corpus:
-        raise UserError("--corpus (text) is missing; or --tokens, made by prepare")
-    if not tokens:
-        tokenizer = options[source][0] if command == "evaluate" else options[source]
-        tokens = runs.tokens_for(options.corpus, tokenizer, recipe, (output or EVALUATED_IN) / "tokens", bound=output)
-    recipe = runs.with_tokens(recipe, Path(tokens))
-    if command != "evaluate":
-        held = runs.heldout_sets(options.heldout, Path(tokens), recipe, output)
-    if command in ("run", "distill"):
-        return runs.distill(recipe, options.teacher, Path(tokens), output, heldout=held)
-    if command == "pretrain":
-        return runs.pretrain(recipe, options["from"] or dict(options.model), Path(tokens), output, heldout=held)
-    rows = runs.evaluate_folders(options.model, Path(tokens), recipe, options.untrained)
-    if is_first():
-        print(table(rows, EVALUATED))
-    return rows[0] if len(rows) == 1 else {"models": rows}
-
-
-EVALUATED = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)", "heldout_mlm_accuracy": "accuracy"}
-
-
-def _print_environment(found: dict) -> dict:
-    if is_first():
-        versions = [{"package": package, "version": version} for package, version in found["versions"].items()]
-        print(table(versions, {"package": "package", "version": "version"}))
-        devices = [{"what": key.replace("_", " ").replace("gib", "GiB"), "value": ", ".join(value) or None if isinstance(value, list) else value}
-                   for key, value in found["devices"].items()]  # fmt: skip
-        print("\n" + table(devices, {"what": "device", "value": ""}))
-        rows = [{"kernel": row["kernel"], "active": "yes" if row["active"] else "no", "why": row["why"]} for row in found["kernels"]]
-        print("\n" + table(rows, {"kernel": "fused kernel", "active": "active", "why": "why"}) + "\n")
-    return found

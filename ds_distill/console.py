@@ -1,7 +1,9 @@
 """What a person at the terminal sees: one voice, the first rank's, on standard error. Standard output belongs to results."""
 
+import contextlib
 import os
 import sys
+import threading
 import time
 
 from tqdm import tqdm
@@ -47,3 +49,26 @@ def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tq
     scaled = unit in ("B", "char", "token")
     return tqdm(total=total, initial=initial, desc=what, unit=unit if unit == "B" else f" {unit}", unit_scale=scaled, file=sys.stderr,
                 disable=not is_first(), mininterval=0.5, dynamic_ncols=True)  # fmt: skip
+
+
+@contextlib.contextmanager
+def alive(what: str):
+    """Show `what` and the seconds it has taken so far, on the first rank's line, for work that has no measure of its progress."""
+    done, began = threading.Event(), time.monotonic()
+
+    def show() -> None:
+        while True:
+            print(f"\r{what}, {time.monotonic() - began:.0f} s  ".ljust(50), end="", file=sys.stderr, flush=True)
+            if done.wait(2):
+                return
+
+    shower = threading.Thread(target=show, daemon=True)
+    if is_first():
+        shower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if is_first():
+            shower.join()
+            print("\r".ljust(51) + "\r", end="", file=sys.stderr, flush=True)

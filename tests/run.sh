@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PY=$(./launch.sh --setup-only)
 stamp="$("$PY" -c "import sys; print(sys.prefix)")/.requirements-dev"
-wanted=$(cat requirements.txt requirements-dev.txt | cksum)
+wanted=$(cat requirements.txt requirements-deploy.txt requirements-dev.txt | cksum)
 if [[ ! -f "$stamp" || "$(<"$stamp")" != "$wanted" ]]; then
     echo "tests/run.sh: installing requirements-dev.txt ..." >&2
     "$PY" -m pip --disable-pip-version-check install --quiet -r requirements-dev.txt

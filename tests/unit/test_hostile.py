@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ds_distill.cli import ROOMS, build_parser, recipe_of
+from ds_distill.cli import build_parser
+from ds_distill.commands import ROOMS, recipe_of
 from ds_distill.data.sources import pieces_of, read
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError

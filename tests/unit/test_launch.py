@@ -85,7 +85,7 @@ def test_starts_ranks_and_passes_their_failure_on(checkout: Path):
     assert (said["RANK"], said["WORLD_SIZE"]) == ("0", "1")
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-gpu.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-deploy.txt", "requirements-dev.txt", "requirements-gpu.txt"])
 def test_requirements_are_pinned(name: str):
     for line in (ROOT / name).read_text().splitlines():
         requirement = line.split("#")[0].strip()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ds_distill.cli import ROOMS, build_parser
+from ds_distill.cli import build_parser
+from ds_distill.commands import ROOMS
 from ds_distill.data.sources import _HUB
 from ds_distill.models.student import resolve_layer_map
 from ds_distill.recipe import Recipe

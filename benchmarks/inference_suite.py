@@ -1,0 +1,267 @@
+"""What benchmarks.inference does: exports the models, starts a process for each row, lets all take turns, and reckons."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
+
+from benchmarks.arena import Contender, ratio
+from benchmarks.bodies import BODIES, Row, make, serve
+from benchmarks.inference_page import show
+from benchmarks.machine import describe
+from ds_distill.console import alive, progress, say
+from ds_distill.errors import UserError
+from ds_distill.export.compare import CLEAR, first_choices, text_batches, torch_runner
+from ds_distill.export.graph import write_onnx
+from ds_distill.export.int8 import write_onnx_int8, write_openvino_int8
+from ds_distill.export.source import Source, load_source
+
+BASE, STUDENT, TEACHER = "BERT-base", "student", "teacher"
+MIX = "mix"
+
+
+@dataclass
+class Measured:
+    """One row's figures: by case, the latencies of each round; and what its process said."""
+
+    row: Row
+    latencies: dict[str, list[list[float]]] = field(default_factory=dict)
+    joules: dict[str, list[float | None]] = field(default_factory=dict)
+    said: dict = field(default_factory=dict)
+
+    def median(self, case: str) -> float:
+        return statistics.median(self.all(case))
+
+    def all(self, case: str) -> list[float]:
+        return [value for part in self.latencies[case] for value in part]
+
+    def medians(self, case: str) -> list[float]:
+        return [statistics.median(part) for part in self.latencies[case]]
+
+
+def model_folders(args: argparse.Namespace, scratch: Path) -> dict[str, Path]:
+    """Label → Hugging Face folder; models that are not given are made with random weights, at BERT-base's and DistilBERT's sizes."""
+    torch.manual_seed(0)
+    folders = {BASE: scratch / "bert-base"}
+    BertForMaskedLM(BertConfig()).save_pretrained(folders[BASE])
+    if args.teacher:
+        folders[TEACHER] = Path(args.teacher)
+    folders[STUDENT] = Path(args.student) if args.student else scratch / "distilbert"
+    if not args.student:
+        DistilBertForMaskedLM(DistilBertConfig()).save_pretrained(folders[STUDENT])
+    return folders
+
+
+def prepare(folders: dict[str, Path], head: str, bodies: list[str], scratch: Path, text: list[str]) -> dict[str, tuple[Source, Path]]:
+    """Label → (source, folder of the exported files that the bodies need)."""
+    made = {}
+    for label, folder in folders.items():
+        files = scratch / "files" / label / head
+        files.mkdir(parents=True, exist_ok=True)
+        source = load_source(str(folder), head, for_speed=True)
+        (files / "inputs.txt").write_text(" ".join(source.inputs))
+        wanted = {BODIES[body].file for body in bodies}
+        with alive(f"exporting {label}, {head}"):
+            if any(wanted):
+                write_onnx(source, files / "fp32.onnx")
+            if "int8.onnx" in wanted:
+                write_onnx_int8(files / "fp32.onnx", files / "int8.onnx")
+            if "openvino.xml" in wanted:
+                write_openvino_int8(files / "fp32.onnx", files / "openvino.xml", source.width)
+            if "dynamic.onnx" in wanted or "static.onnx" in wanted:
+                _onnxruntimes_own(source, files, wanted, text)
+        made[label] = source, files
+    return made
+
+
+def _onnxruntimes_own(source: Source, files: Path, wanted: set, text: list[str]) -> None:
+    """onnxruntime.quantization on the fp32 file: dynamic as its documentation recommends for transformers, static calibrated on text."""
+    import logging
+
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            batches = text_batches(source, text, sequences=16, batch=1) if source.tokenizer else []
+            random = [{name: value.numpy() for name, value in source.sample().items()}]
+            self.feeds = iter([batch.inputs for batch in batches] or random)
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    logging.disable(logging.WARNING)
+    if "dynamic.onnx" in wanted:
+        quantize_dynamic(files / "fp32.onnx", files / "dynamic.onnx", op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+    if "static.onnx" in wanted:
+        quantize_static(files / "fp32.onnx", files / "static.onnx", Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=["MatMul"],
+                        per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                        extra_options={"MatMulConstBOnly": True})  # fmt: skip
+
+
+def reference_choices(source: Source, batches: list) -> tuple[np.ndarray, np.ndarray]:
+    """PyTorch's first choices in fp32 of all masked tokens, and which of them are clear."""
+    run = torch_runner(source)
+    parts = [first_choices(run(batch.inputs)[0][batch.at]) for batch in batches]
+    return np.concatenate([choice for choice, _ in parts]), np.concatenate([clear for _, clear in parts])
+
+
+def cases_of(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[str, list[list[int]]]:
+    """Name → batches, each the lengths of its sequences. `lengths`: of real sequences, for the mix."""
+    grid = [(batch, length) for length in args.lengths for batch in args.batches]
+    if head != args.heads[0]:
+        grid = [(batch, length) for batch, length in grid if length == 128 and batch in (min(args.batches), max(args.batches))] or grid
+    cases = {f"{batch} × {length}": [[length] * batch] for batch, length in grid}
+    for batch in (args.batches[0], args.batches[-1]) if lengths else ():
+        cases[f"{batch} × {MIX}"] = [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
+    return cases
+
+
+def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.Namespace, batches: dict[str, list]) -> list[Measured]:
+    """All rows in turns. batches: by model, what first choices are asked of."""
+    contenders, found = [], []
+    try:
+        for row in rows:
+            contender = Contender(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": str(row.threads), "CUDA_VISIBLE_DEVICES": ""}
+                                  if not BODIES[row.body].gpu else None)  # fmt: skip
+            contenders.append(contender)
+            with alive(f"loading {row.name}"):
+                try:
+                    found.append(Measured(row, said=contender.ask("start")))
+                except RuntimeError as error:
+                    contenders.remove(contender)
+                    say(f"not measured: {row.name}: {str(error).strip().splitlines()[-1]}")
+        with progress(args.rounds * len(found), f"{rows[0].head}, {rows[0].threads} threads", "turn") as bar:
+            for number in range(args.rounds):
+                for contender, one in zip(contenders, found, strict=True):
+                    bar.set_postfix_str(one.row.name)
+                    time.sleep(0.1)  # the one before lets go of its cores
+                    take_turn(contender, one, cases, args)
+                    if number == 0:
+                        if one.row.model in batches:
+                            one.said["choices"] = contender.ask(("choices", batches[one.row.model]))
+                    bar.update()
+    finally:
+        for contender in contenders:
+            contender.stop()
+    return found
+
+
+def take_turn(contender: Contender, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:
+    for case, batches in cases.items():
+        if sum(sum(part) for part in one.latencies.get(case, [])) > args.patience:
+            continue  # slow: it has had its time
+        answer = contender.ask(("time", case, batches, args.seconds))
+        one.latencies.setdefault(case, []).append(answer["latencies"])
+        one.joules.setdefault(case, []).append(answer["joules"])
+        if "peak_bytes" not in one.said:  # of the first case, batch 1, before larger ones
+            one.said["peak_bytes"] = contender.ask(("peak_bytes",))
+
+
+def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: dict[str, tuple[Source, Path]], choices: dict[str, tuple]) -> list[dict]:
+    """A dictionary a row and case: what the report and the JSON show."""
+    by = {(one.row.model, one.row.body): one for one in found}
+    out = []
+    for one in found:
+        source, files = sources[one.row.model]
+        file = BODIES[one.row.body].file
+        parameters = sum(p.numel() for p in source.model.parameters())
+        width = 2 if "16" in one.row.body else 4
+        size = sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*")) if file else width * parameters
+        fixed = {"model": one.row.model, "body": one.row.body, "head": one.row.head, "threads": one.row.threads, "parameters": parameters,
+                 "file_mb": size / 1e6, "load_s": one.said["load_seconds"], "peak_mb": one.said["peak_bytes"] / 1e6}  # fmt: skip
+        if "choices" in one.said:
+            same = np.concatenate(one.said["choices"]) == choices[one.row.model][0]
+            clear = choices[one.row.model][1]
+            fixed |= {"agreement": float(same.mean()), "positions": len(same)}
+            fixed |= {"clear_agreement": float(same[clear].mean()), "clear_share": float(clear.mean())}
+        for case, batches in cases.items():
+            if case not in one.latencies:
+                continue
+            values, median = one.all(case), one.median(case)
+            sequences, tokens = statistics.mean(map(len, batches)), statistics.mean(map(sum, batches))
+            seconds = statistics.mean(values) if case.endswith(MIX) else median
+            spent = [used for used in one.joules[case] if used is not None]
+            entry = fixed | {"case": case, "calls": len(values), "p50_ms": 1e3 * median,
+                             "p95_ms": 1e3 * float(np.quantile(values, 0.95)) if len(values) >= 20 else None,
+                             "p99_ms": 1e3 * float(np.quantile(values, 0.99)) if len(values) >= 100 else None,
+                             "sequences_s": sequences / seconds, "tokens_s": tokens / seconds,
+                             "joules_a_sequence": sum(spent) / (len(values) * sequences) if spent else None}  # fmt: skip
+            others = {"vs_base_eager": (BASE, "eager_fp32"), "vs_base_onnx": (BASE, "onnx_fp32"), "vs_base_same_body": (BASE, one.row.body),
+                      "vs_teacher_same_body": (TEACHER, one.row.body)}  # fmt: skip
+            for key, other in ((key, by.get(who)) for key, who in others.items()):
+                if other is not None and case in other.latencies:
+                    theirs, mine = other.medians(case), one.medians(case)
+                    rounds = min(len(theirs), len(mine))
+                    entry[key] = ratio(theirs[:rounds], mine[:rounds])
+            out.append(entry)
+    return out
+
+
+def summary(entries: list[dict]) -> dict:
+    """The figures that matter: the student's, at one and 32 sequences of 128 tokens, encoder only, all threads."""
+    most = max(entry["threads"] for entry in entries)
+    found: dict = {}
+    mine = [entry for entry in entries if entry["model"] == STUDENT]
+    for case in ("1 × 128", "32 × 128"):
+        rows = [entry for entry in mine if entry["case"] == case and entry["head"] == "encoder" and entry["threads"] == most]
+        key = f"batch_{case.split()[0]}"
+        if same := {row["body"]: round(row["vs_base_same_body"], 3) for row in rows if "vs_base_same_body" in row}:
+            found[f"{key}_vs_base_same_body"] = same
+        eight = [row for row in rows if BODIES[row["body"]].int8]
+        if eight:
+            best = min(eight, key=lambda row: row["p50_ms"])
+            found[f"{key}_best_int8"] = best["body"]
+            found |= {f"{key}_best_int8_{name}": round(best[name], 3) for name in ("vs_base_eager", "vs_base_onnx") if name in best}
+    for name in ("agreement", "clear_agreement"):
+        if agreed := {entry["body"]: round(entry[name], 4) for entry in mine if name in entry}:
+            found[name] = agreed
+    base = next((entry["file_mb"] for entry in entries if (entry["model"], entry["body"], entry["head"]) == (BASE, "onnx_fp32", "masked-lm")), None)
+    if base:
+        shares = {entry["body"]: round(entry["file_mb"] / base, 4) for entry in mine if entry["head"] == "masked-lm" and BODIES[entry["body"]].int8}
+        found["file_share_of_base"] = shares
+    return found
+
+
+def run(args: argparse.Namespace, scratch: Path) -> int:
+    cores = len(os.sched_getaffinity(0))
+    bodies = args.bodies or [name for name, body in BODIES.items() if torch.cuda.is_available() or not body.gpu]
+    folders = model_folders(args, scratch)
+    entries: list[dict] = []
+    for head in args.heads:
+        sources = prepare(folders, head, bodies, scratch, args.text)
+        lengths, batches, choices = [], {}, {}
+        if args.text:
+            reader = sources[STUDENT if args.student else TEACHER][0] if args.student or args.teacher else None
+            if reader is None:
+                raise UserError("--text needs --student or --teacher: their tokenizer reads it")
+            read = text_batches(reader, args.text, sequences=args.sequences, length=max(args.lengths), batch=1)
+            lengths = [int(batch.inputs["attention_mask"].sum()) for batch in read]
+            if head == "masked-lm":
+                for label in (TEACHER, STUDENT):
+                    if label in sources and folders[label] != scratch / "distilbert":
+                        batches[label] = text_batches(sources[label][0], args.text, sequences=args.sequences)
+                        with alive(f"first choices of {label}, PyTorch in fp32"):
+                            choices[label] = reference_choices(sources[label][0], batches[label])
+        for threads in args.threads or ([1, cores] if head == "encoder" and not args.quick else [cores]):
+            cases = cases_of(args, head, lengths)
+            if threads == 1 and cores > 1:
+                cases = {case: value for case, value in cases.items() if case.startswith("1 ×")}
+            rows = [Row(label, body, head, threads, folders[label], sources[label][1]) for label in folders for body in bodies]
+            entries += figures(measure(rows, cases, args, batches if threads != 1 else {}), cases, sources, choices)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result = {"summary": summary(entries), "machine": describe(device), "date": datetime.date.today().isoformat(), "rounds": args.rounds,
+              "clear": CLEAR,
+              "student": args.student or "DistilBERT's size, random weights", "teacher": args.teacher, "rows": entries}  # fmt: skip
+    show(result, args.report, Path(args.student) if args.card and args.student else None)
+    print(json.dumps({key: value for key, value in result.items() if key != "rows"} | {"rows": len(entries)} if args.report else result))
+    return 0

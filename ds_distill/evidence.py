@@ -1,0 +1,153 @@
+"""The report of studies, laid out as the paper's tables 1 to 4 (Sanh et al. 2019), with the paper's own figures in their own rows, marked as such."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+from ds_distill.errors import UserError
+from ds_distill.finetune.study import SECOND, TEACHER, folder_of
+from ds_distill.finetune.tasks import TASKS
+from ds_distill.report import Section, comparison_plot, table, write_page
+
+GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+OTHERS = ("imdb", "squad", "squad_v2")
+PAPER = {  # tables 1 and 2; per cent
+    "BERT-base, the paper's": dict(zip((*GLUE, "imdb", "squad"), (56.3, 84.7, 88.6, 91.8, 89.6, 69.3, 92.7, 89.0, 53.5, 93.46, 88.5), strict=True)),
+    "DistilBERT, the paper's": dict(zip((*GLUE, "imdb", "squad"), (51.3, 82.2, 87.5, 89.2, 88.5, 59.9, 91.3, 86.9, 56.3, 92.82, 85.8), strict=True)),
+    "DistilBERT, second distillation, the paper's": {"squad": 86.9},
+}
+ABLATION = {"without KL": -2.96, "without cosine": -1.46, "without masked LM": -0.31, "random start": -3.69}  # table 4, of the GLUE mean
+NOT_RUN = "not run"
+
+
+def score(found: dict | None) -> str:
+    """A task's median in per cent with the spread of its seeds, lowest to highest."""
+    if not found:
+        return NOT_RUN
+    values = [100 * seed[found["metric"]] for seed in found["seeds"]]
+    middle = 100 * found["metrics"][found["metric"]]
+    return f"{middle:.1f}" if len(values) == 1 else f"{middle:.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+def mean_of(row: dict, tasks: list[str]) -> float | None:
+    """Mean of the medians over `tasks` in per cent; None where one has not been run."""
+    if not tasks or any(task not in row["tasks"] for task in tasks):
+        return None
+    return statistics.mean(100 * row["tasks"][task]["metrics"][row["tasks"][task]["metric"]] for task in tasks)
+
+
+def means_by_seed(row: dict, tasks: list[str]) -> list[float]:
+    """The mean over `tasks` of each seed, in per cent."""
+    seeds = min((len(row["tasks"][task]["seeds"]) for task in tasks), default=0)
+    return [statistics.mean(100 * row["tasks"][task]["seeds"][i][row["tasks"][task]["metric"]] for task in tasks) for i in range(seeds)]
+
+
+def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
+    """Tables 1 and 2: a row a model, what it keeps of its teacher; and the paper's rows."""
+    teacher = next((row for row in rows if row["model"] == TEACHER), None)
+    sections = []
+    for heading, names in (("Scores on GLUE's dev sets", GLUE), ("IMDb and SQuAD", OTHERS)):
+        here = [task for task in names if task in tasks]
+        if not here:
+            continue
+        lines = []
+        for row in rows:
+            mean, its = mean_of(row, here), mean_of(teacher, here) if teacher else None
+            lines.append({"model": row["model"], "mean": NOT_RUN if mean is None else f"{mean:.1f}",
+                          "kept": f"{100 * mean / its:.1f} %" if mean is not None and its else NOT_RUN}
+                         | {task: score(row["tasks"].get(task)) for task in here})  # fmt: skip
+        marked = tuple(i for i, row in enumerate(rows) if row["model"] not in (TEACHER,) and "without" not in row["model"])
+        for name, values in PAPER.items():
+            shown = {task: f"{values[task]:.1f}" if task in values else "–" for task in here}
+            both = [values[task] for task in here if task in values]
+            lines.append({"model": name, "mean": f"{statistics.mean(both):.1f}" if len(both) == len(here) else "–", "kept": "–"} | shown)
+        columns = {"model": "model", "mean": "mean", "kept": "of the teacher's mean"} | {task: f"{task} ({TASKS[task].metrics[0]})" for task in here}
+        text = "Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own teacher and data, for comparison."
+        sections.append(Section(heading, text, lines, columns, marked))
+    return sections
+
+
+def ablation_table(rows: list[dict], tasks: list[str]) -> Section | None:
+    """Table 4: each student's mean less the first one's, with the spread of that difference over seeds."""
+    students = [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(SECOND)]
+    if len(students) < 3:
+        return None
+    first, lines = students[0], []
+    for row in students:
+        mean, whole = mean_of(row, tasks), mean_of(first, tasks)
+        line = {"student": row["model"], "loss": f"{row['heldout_mlm_loss']:.3f}" if "heldout_mlm_loss" in row else NOT_RUN}
+        line["mean"] = NOT_RUN if mean is None else f"{mean:.1f}"
+        if row is not first:
+            line["difference"] = NOT_RUN if mean is None or whole is None else f"{mean - whole:+.2f}"
+            if mean is not None and whole is not None:
+                gaps = [a - b for a, b in zip(means_by_seed(row, tasks), means_by_seed(first, tasks), strict=False)]
+                line["spread"] = f"{min(gaps):+.2f} to {max(gaps):+.2f}" if gaps else NOT_RUN
+            line["paper"] = f"{ABLATION[row['model']]:+.2f}" if row["model"] in ABLATION else "–"
+        lines.append(line)
+    columns = {"student": "student", "loss": "held-out MLM loss (nats)", "mean": f"mean of {', '.join(tasks)}",
+               "difference": f"less {first['model']}'s", "spread": "by seed", "paper": "the paper's difference, of GLUE's mean"}  # fmt: skip
+    return Section("Ablation", "The same student, tokens, batches and masks; one thing taken away at a time.", lines, columns, (0,))
+
+
+def curves(study: Path, names: list[str], picture: Path) -> Section | None:
+    """Held-out losses over tokens of the students' pretraining."""
+    found = {}
+    for name in names:
+        file = study / "students" / folder_of(name) / "curves.json"
+        if file.is_file():
+            heldout = json.loads(file.read_text())["heldout"]
+            found[name] = {key or "the corpus's own documents": rows for key, rows in heldout.items()}
+    if not found:
+        return None
+    comparison_plot(found, picture)
+    return Section("Learning curves", "", pictures={"Held-out masked-LM loss over tokens, by text.": picture})
+
+
+def report(folders: list[str], output: Path) -> dict:
+    """output/report.html and .md of the studies and benchmark reports in `folders`. Raises UserError where there is nothing to report."""
+    sections: list[Section] = []
+    output.mkdir(parents=True, exist_ok=True)
+    for number, folder in enumerate(map(Path, folders)):
+        made = len(sections)
+        if (folder / "study.json").is_file():
+            sections += of_study(folder, output / f"curves_{number}.png")
+        for name in ("table3.json", "inference.json"):
+            if (folder / name).is_file():
+                sections.append(of_benchmark(json.loads((folder / name).read_text()), name))
+        if len(sections) == made:
+            raise UserError(f"{folder}: neither a study (study.json) nor a benchmark's report (table3.json, inference.json); give the --output of one")
+    write_page(output, "report", "What the student keeps", f"Made from {', '.join(f'`{folder}`' for folder in folders)}.", sections)
+    for section in sections:
+        if section.rows:
+            print(f"\n{section.heading}\n\n{table(section.rows, section.columns)}")
+    return {"report": str(output / "report.html"), "markdown": str(output / "report.md"), "sections": [section.heading for section in sections]}
+
+
+def of_study(folder: Path, picture: Path) -> list[Section]:
+    plan = json.loads((folder / "study.json").read_text())
+    file = folder / "summary.json"
+    if not file.is_file():
+        raise UserError(f"{folder}: the study has not finished; give its command again")
+    rows = json.loads(file.read_text())["rows"]
+    sections = task_tables(rows, plan["tasks"])
+    if ablation := ablation_table(rows, plan["tasks"]):
+        sections.append(ablation)
+    if learning := curves(folder, list(plan["students"]), picture):
+        sections.append(learning)
+    sizes = {task: row["tasks"][task]["examples"] for row in rows for task in row["tasks"] if "examples" in row["tasks"][task]}
+    if sizes:
+        lines = [{"task": task, "train": found["train"], "dev": found["dev"], "one": f"{100 / found['dev']:.2f}"} for task, found in sizes.items()]
+        columns = {"task": "task", "train": "training examples", "dev": "dev examples", "one": "one dev example is worth (points)"}
+        sections.append(Section("How large the sets are", "Differences of a few examples are noise; that is why there are seeds.", lines, columns))
+    return sections
+
+
+def of_benchmark(found: dict, name: str) -> Section:
+    if name == "table3.json":
+        lines = [row | {key: f"{row[key]:.{digits}f}" for key, digits in (("parameters", 1), ("seconds", 1), ("share", 3))} for row in found["rows"]]
+        columns = {"model": "model", "body": "body", "parameters": "parameters (M)", "seconds": "time (s)", "share": "of BERT-base's"}
+        return Section("Size and speed", f"A full pass over STS-B's dev set, one thread, one sequence at a time; {found['machine']}.", lines, columns)
+    lines = [{"figure": key.replace("_", " "), "value": json.dumps(value).replace('"', "")} for key, value in found["summary"].items()]
+    return Section("Inference", found["machine"], lines, {"figure": "figure", "value": "value"})

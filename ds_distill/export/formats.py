@@ -1,0 +1,173 @@
+"""Deployable formats of a Hugging Face folder: each is written, loaded by its own runtime, and compared with PyTorch on text before it is published."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ds_distill.console import alive, say
+from ds_distill.errors import UserError
+from ds_distill.export.compare import Batch, compare, dev_score, text_batches, torch_runner
+from ds_distill.export.graph import OPSET, write_onnx, write_program
+from ds_distill.export.int8 import write_onnx_int8, write_openvino_int8
+from ds_distill.export.runtimes import Runner, load_onnx, load_openvino, load_program
+from ds_distill.export.source import Source, copy_description, load_source
+from ds_distill.report import put_section, table
+
+EXACT = 1e-4  # share of the largest output that fp32 formats may differ from PyTorch by: sums in another order
+SEQUENCES = 64
+
+
+@dataclass
+class Job:
+    """What the formats of one export share. graph: the fp32 ONNX file, traced once."""
+
+    source: Source
+    batches: list[Batch]
+    scratch: Path
+
+    @cached_property
+    def graph(self) -> Path:
+        file = self.scratch / "fp32.onnx"
+        with alive("tracing the model"):
+            write_onnx(self.source, file)
+        return file
+
+
+@dataclass(frozen=True)
+class Format:
+    """file: in the output folder, named so that what loads such folders finds it. needs: modules. exact: must equal PyTorch.
+
+    write: (job, file) makes it; load: the file's own runtime; runtime: its name, with what it must be told.
+    """
+
+    file: str
+    runtime: str
+    needs: tuple[str, ...]
+    exact: bool
+    write: Callable[[Job, Path], object]
+    load: Callable[[Path], Runner]
+    example: str
+
+
+FORMATS = {
+    "onnx": Format(
+        "onnx/model.onnx", f"ONNX Runtime, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), True,
+        lambda job, file: shutil.copyfile(job.graph, file), load_onnx, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+    ),
+    "onnx-int8": Format(
+        "onnx/model_quantized.onnx", f"ONNX Runtime, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), False,
+        lambda job, file: write_onnx_int8(job.graph, file), load_onnx, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+    ),
+    "openvino-int8": Format(
+        "openvino/openvino_model.xml", "OpenVINO", ("onnx", "onnxscript", "openvino", "nncf"), False,
+        lambda job, file: write_openvino_int8(job.graph, file, job.source.width), load_openvino,
+        'openvino.compile_model({file!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})(dict(x))[0]',
+    ),
+    "torch-export": Format(
+        "torch/model.pt2", "torch.export", (), True, lambda job, file: write_program(job.source, file), load_program,
+        "torch.export.load({file!r}).module()(**x)[{first!r}]",
+    ),
+}  # fmt: skip
+
+
+def formats_of(names: list[str]) -> dict[str, Format]:
+    """The formats of these names. Raises UserError for a name that is none, and for a module that is not there."""
+    for name in names:
+        if name not in FORMATS:
+            near = difflib.get_close_matches(name, ["hf", *FORMATS], n=1, cutoff=0.3)
+            raise UserError(f"--format {name}: no such format{f'; did you mean {near[0]}?' if near else ''} (hf, {', '.join(FORMATS)})")
+        missing = [module for module in FORMATS[name].needs if importlib.util.find_spec(module) is None]
+        if missing:
+            raise UserError(f"--format {name} needs {', '.join(missing)}: pip install -r requirements-deploy.txt")
+    return {name: FORMATS[name] for name in names}
+
+
+def export_formats(model: str, names: list[str], output: Path, *, text: list[str], data: str | None = None, encoder: bool = False) -> dict:
+    """Write formats of the Hugging Face folder `model` into `output` (which may be that folder); returns the summary, figures by format.
+
+    text: what the formats are compared on, as for prepare; the sample of this package if empty. data: labelled examples for a classification
+    head, whose score is given before and after. encoder: without its head.
+    A file takes its place only when its runtime has loaded it and, of an fp32 format, has given PyTorch's numbers (RuntimeError otherwise).
+    """
+    formats = formats_of(names)
+    source = load_source(model, "encoder" if encoder else None)
+    if data and source.head != "classification":
+        raise UserError(f"--data: {model} has the head {source.head}; labelled examples are for a classification head")
+    batches = text_batches(source, text, sequences=SEQUENCES)
+    output.mkdir(parents=True, exist_ok=True)
+    partial = output / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    rows, job = {}, Job(source, batches, partial)
+    try:
+        before = dev_score(source, torch_runner(source), Path(data), "dev score, PyTorch") if data else None
+        for name, format in formats.items():
+            began = time.perf_counter()
+            file = partial / format.file
+            file.parent.mkdir(exist_ok=True)
+            with alive(f"writing {name}"):
+                format.write(job, file)
+                run = format.load(file)
+            seconds = time.perf_counter() - began
+            figures = compare(source, run, batches, f"comparing {name}")
+            if format.exact and not figures["max_difference"] <= EXACT * figures["max_output"]:
+                raise RuntimeError(f"{name}: outputs differ from PyTorch's by {figures['max_difference']:.2g} of {figures['max_output']:.2g}")
+            if data:
+                figures |= {"dev_score_pytorch": before, "dev_score": dev_score(source, run, Path(data), f"dev score, {name}")}
+            size = sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
+            rows[name] = {"file": format.file, "megabytes": size / 1e6, "seconds": seconds} | figures
+            del run  # OpenVINO keeps the file open
+            (output / format.file).parent.mkdir(exist_ok=True)
+            for part in sorted(file.parent.glob(f"{file.stem}.*")):  # .bin before the .xml that needs it
+                os.replace(part, (output / format.file).parent / part.name)
+            (output / f"example_{name.replace('-', '_')}.py").write_text(example(source, format))
+            say(f"{name}: {output / format.file}, {size / 1e6:,.1f} MB, {seconds:.0f} s")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if output.resolve() != source.folder.resolve():
+        copy_description(source, output)
+    compared = "this package's sample text" if not text else " ".join(text)
+    put_section(output / "README.md", "Formats",
+                f"Compared with PyTorch in fp32 on {compared}; each has an example (`example_*.py`) to be run in this folder.\n\n"
+                + formats_table(rows))  # fmt: skip
+    return {"output": str(output), "head": source.head, "inputs": source.inputs, "compared_on": compared, "formats": rows}
+
+
+def example(source: Source, format: Format) -> str:
+    """Three lines that use the file, to be run in the folder."""
+    module = format.example.split(".")[0]
+    words = f"the capital of france is {source.tokenizer.mask_token}." if source.head == "masked-lm" else "a text to look at"
+    kind = "pt" if module == "torch" else "np"
+    types = "" if "token_type_ids" in source.inputs else ", return_token_type_ids=False"
+    first = {"encoder": "last_hidden_state", "question-answering": "start_logits"}.get(source.head, "logits")
+    call = format.example.format(file=format.file, first=first)
+    shown = {"masked-lm": f"tokenizer.decode({call}.argmax(-1)[0])", "question-answering": f"{call}.argmax(-1)"}.get(source.head, call)
+    return (
+        f"import {module}, transformers; tokenizer = transformers.AutoTokenizer.from_pretrained('.')\n"
+        f'x = tokenizer("{words}", return_tensors="{kind}"{types})\n'
+        f"print({shown})\n"
+    )
+
+
+COLUMNS = {"format": "format", "runtime": "runtime", "file": "file", "megabytes": "MB", "max_difference": "max difference", "max_output": "of at most",
+           "agreement": "first choices as PyTorch's", "positions": "choices", "clear_agreement": "of clear ones", "loss_pytorch": "loss, PyTorch",
+           "loss": "loss", "dev_score_pytorch": "dev score, PyTorch",
+           "dev_score": "dev score"}  # fmt: skip
+
+
+def formats_table(rows: dict[str, dict]) -> str:
+    """What there is, and how far it is from PyTorch in fp32."""
+    shown = []
+    for name, row in rows.items():
+        line = {"format": name, "runtime": FORMATS[name].runtime} | row
+        line |= {key: f"{row[key]:.2g}" for key in ("max_difference", "max_output") if key in row}
+        shown.append(line | {key: f"{100 * row[key]:.2f} %" for key in ("agreement", "clear_agreement") if key in row})
+    return table(shown, {key: heading for key, heading in COLUMNS.items() if any(key in line for line in shown)})

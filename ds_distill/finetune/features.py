@@ -1,0 +1,83 @@
+"""A task's examples as a model reads them, and a model's outputs for all of them: the same for training, evaluation and the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ds_distill.console import progress
+from ds_distill.finetune.examples import Examples
+
+
+class Features(Dataset):
+    """inputs: token lists by name; labels: what the model's forward takes, by name; teacher: its outputs a row (arrays whose last axis is classes or
+    tokens), or None."""
+
+    def __init__(self, inputs: dict[str, list[list[int]]], labels: dict[str, list], teacher: list[np.ndarray] | None = None):
+        self.inputs, self.labels, self.teacher = inputs, labels, teacher
+
+    def __len__(self) -> int:
+        return len(self.inputs["input_ids"])
+
+    def __getitem__(self, row: int) -> dict:
+        out = {name: values[row] for name, values in self.inputs.items()} | {name: values[row] for name, values in self.labels.items()}
+        return out if self.teacher is None else out | {"teacher": self.teacher[row]}
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(ids) for ids in self.inputs["input_ids"]]
+
+
+def features_of(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> Features:
+    """Examples of one or two texts, cut to `length` tokens."""
+    encoded = tokenizer(*examples.texts, truncation=True, max_length=length)
+    return Features({name: encoded[name] for name in tokenizer.model_input_names if name in encoded}, {"labels": examples.labels})
+
+
+@dataclass
+class Collator:
+    """Rows of Features → tensors, padded to the longest. A teacher's outputs over tokens are padded with -inf: no probability."""
+
+    tokenizer: PreTrainedTokenizerBase
+    takes: tuple[str, ...]  # inputs of the model
+
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        inputs = [{name: row[name] for name in self.takes if name in row} for row in rows]
+        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+        for name in ("labels", "start_positions", "end_positions"):
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
+        if "teacher" in rows[0]:
+            width = max(row["teacher"].shape[-1] for row in rows)
+            padded = [np.pad(row["teacher"], [(0, 0)] * (row["teacher"].ndim - 1) + [(0, width - row["teacher"].shape[-1])], constant_values=-np.inf)
+                      for row in rows]  # fmt: skip
+            batch["teacher"] = torch.from_numpy(np.stack(padded)).float()
+        return batch
+
+
+@torch.inference_mode()
+def outputs_of(model: PreTrainedModel, features: Features, collator: Collator, batch: int, what: str) -> list[np.ndarray]:
+    """A row's output, fp32: [classes], or [2, tokens] of answer starts and ends. Rows of like length go together, so little is padding."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    lengths = features.lengths
+    order, found = np.argsort(lengths, kind="stable"), [np.empty(0)] * len(lengths)
+    with progress(len(order), what, "example") as bar:
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            inputs = collator([{name: values[row] for name, values in features.inputs.items()} for row in rows])
+            out = model(**{name: value.to(device) for name, value in inputs.items()})
+            if hasattr(out, "logits"):
+                values = out.logits.float().cpu().numpy()
+            else:
+                values = torch.stack([out.start_logits, out.end_logits], dim=1).float().cpu().numpy()
+            for row, value in zip(rows, values, strict=True):
+                found[row] = value[..., : lengths[row]] if value.ndim == 2 else value
+            bar.update(len(rows))
+    model.train(was_training)
+    return found

@@ -1,0 +1,69 @@
+"""How a fine-tuning run is trained, and the grid of such settings."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from ds_distill.errors import UserError
+
+
+@dataclass
+class Tuning:
+    """How one run is trained.
+
+    Args:
+        learning_rate: Peak; linear warm-up, then linear to zero. DistilBERT's authors take 5e-5 for SQuAD.
+        epochs: Passes over the training set.
+        batch: Examples a step.
+        length: Tokens an example; SQuAD has 384, in parts that overlap by 128, as the authors' code has it.
+        warmup: Share of the steps that warm up.
+        weight_decay: AdamW's, never on a bias or a norm.
+        max_examples: Training examples used, the first so many; 0: all.
+        temperature: Of the teacher's soft targets; the authors' 2.
+        hard: Weight of the labels' loss where there is a teacher; the authors' 0.5.
+        soft: Weight of the soft targets' loss; the authors' 0.5.
+        hidden: Weight of 1 − cos of the last hidden states, of teacher and student of one width; above 0 the teacher runs in every step.
+        precision: "auto": bf16 autocast on CUDA, on CPU where a probe shows it faster, else fp32. Weights stay fp32.
+    """
+
+    learning_rate: float = 5e-5
+    epochs: float = 3.0
+    batch: int = 32
+    length: int = 128
+    warmup: float = 0.06
+    weight_decay: float = 0.0
+    max_examples: int = 0
+    temperature: float = 2.0
+    hard: float = 0.5
+    soft: float = 0.5
+    hidden: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def check(self) -> None:
+        """UserError for a value that makes no sense."""
+        for name in ("learning_rate", "epochs", "batch", "length", "temperature"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"tuning.{name} = {getattr(self, name)}: must be above 0")
+        for name in ("warmup", "weight_decay", "max_examples", "hard", "soft", "hidden"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"tuning.{name} = {getattr(self, name)}: must not be below 0")
+
+
+def grid_of(settings: Tuning, grid: list[str]) -> list[Tuning]:
+    """The settings with every combination of `NAME=VALUE,VALUE…` in their place; `lr` is short for learning_rate."""
+    kinds, axes = {field.name: type(getattr(settings, field.name)) for field in fields(settings)}, []
+    for entry in grid:
+        name, _, values = entry.partition("=")
+        name = {"lr": "learning_rate"}.get(name, name)
+        if name not in kinds or not values:
+            raise UserError(f"--grid {entry}: NAME=VALUE,VALUE… with a name of {', '.join(kinds)}")
+        try:
+            axes.append([(name, kinds[name](value)) for value in values.split(",")])
+        except ValueError:
+            raise UserError(f"--grid {entry}: {values} are not values of {name}") from None
+    points = [replace(settings, **dict(point)) for point in itertools.product(*axes)]
+    for point in points:
+        point.check()
+    return points

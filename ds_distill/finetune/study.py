@@ -1,0 +1,146 @@
+"""A study: students that differ in something, each distilled and then fine-tuned on tasks, step by step, going on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ds_distill.console import progress, say
+from ds_distill.errors import UserError
+from ds_distill.finetune.tasks import task_of
+from ds_distill.report import write_summary
+
+TEACHER, SECOND = "teacher", "second distillation"
+
+
+@dataclass
+class Study:
+    """A plan. students: a name → the dotted settings in which it differs from the recipe `base`. teacher_too: fine-tune the teacher as well.
+    second: students that are also fine-tuned with the fine-tuned teacher. tuning: settings of every fine-tuning, by name; a task's under its name."""
+
+    base: str
+    teacher: str
+    corpus: list[str]
+    heldout: list[str]
+    data: str | None
+    students: dict[str, dict]
+    tasks: list[str]
+    seeds: int = 3
+    teacher_too: bool = True
+    second: list[str] = field(default_factory=list)
+    tuning: dict = field(default_factory=dict)
+
+    def check(self) -> None:
+        for name in self.tasks:
+            task_of(name)
+        for name in self.second:
+            if name not in self.students:
+                raise UserError(f"second: {name}: not among the students ({', '.join(self.students)})")
+        if self.second and not self.teacher_too:
+            raise UserError("second: the second distillation needs the fine-tuned teacher: teacher_too must be true")
+        if not self.students:
+            raise UserError("students is empty: name at least one, `distilled: {}`")
+        for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
+            if not value:
+                raise UserError(f"{key} is missing")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a study. needs: folders whose summary tells where the model (and the teacher) is that it starts from."""
+
+    what: str
+    output: Path
+    words: tuple[str, ...]
+    model: str | Path | None = None
+    teacher: Path | None = None
+
+    def command(self) -> list[str]:
+        """As it is typed; what earlier steps made is looked up now."""
+        own = ["--model", str(_made(self.model))] if self.model else []
+        return [*self.words, *own, *(["--teacher", str(_made(self.teacher))] if self.teacher else []), "--output", str(self.output)]
+
+
+def _made(where: str | Path) -> str | Path:
+    return json.loads((where / "summary.json").read_text())["export"] if isinstance(where, Path) else where
+
+
+def folder_of(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def steps_of(study: Study, output: Path) -> list[Step]:
+    """What is to be done, in order."""
+    text = ["--corpus", *study.corpus, *(["--heldout", *study.heldout] if study.heldout else [])]
+    steps = []
+    for name, changes in study.students.items():
+        settings = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
+        steps.append(Step(f"distil {name}", output / "students" / folder_of(name),
+                          ("distill", "--config", study.base, "--teacher", study.teacher, *text, *settings)))  # fmt: skip
+    for task in study.tasks:
+        own = {**{k: v for k, v in study.tuning.items() if k not in study.tasks}, **study.tuning.get(task, {})}
+        words = ("finetune", "--task", task, "--seeds", str(study.seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
+                 *(word for key, value in own.items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
+        folder = output / "tasks" / task
+        if study.teacher_too:
+            steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, study.teacher))
+        for name in study.students:
+            student = output / "students" / folder_of(name)
+            steps.append(Step(f"{task}, {name}", folder / folder_of(name), words, student))
+            if name in study.second:
+                steps.append(Step(f"{task}, {name}, {SECOND}", folder / folder_of(f"{name}, {SECOND}"), words, student, folder / TEACHER))
+    return steps
+
+
+def run_study(study: Study, output: Path) -> dict:
+    """Do what is not done yet, each step in a process of its own; returns the summary, a row a model."""
+    study.check()
+    output.mkdir(parents=True, exist_ok=True)
+    plan = output / "study.json"
+    asked = json.loads(json.dumps(asdict(study)))
+    if plan.is_file() and (before := json.loads(plan.read_text())) != asked:
+        changed = [key for key in asked if before.get(key) != asked[key]]
+        grown = all(key in ("students", "tasks", "second") and _only_more(before[key], asked[key]) for key in changed)
+        if not grown:
+            raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
+    plan.write_text(json.dumps(asked, indent=2) + "\n")
+    steps = steps_of(study, output)
+    with progress(len(steps), "study", "step") as bar:
+        for step in steps:
+            bar.set_postfix_str(step.what)
+            if not (step.output / "summary.json").is_file():
+                say(f"\nstudy: {step.what}: ds-distill {' '.join(step.command())}")
+                status = subprocess.run([sys.executable, "-m", "ds_distill", *step.command()], stdout=subprocess.DEVNULL).returncode
+                if status:
+                    raise UserError(f"study: {step.what} ended with status {status}; the same command goes on from there")
+            bar.update()
+    rows = rows_of(study, output)
+    write_summary({"rows": rows}, output)
+    return {"output": str(output), "rows": rows}
+
+
+def _only_more(before, now) -> bool:
+    """Whether a study has only been added to."""
+    return all(now.get(key) == value for key, value in before.items()) if isinstance(before, dict) else set(before) <= set(now)
+
+
+def rows_of(study: Study, output: Path) -> list[dict]:
+    """A row a model: held-out figures of its pretraining, and each task's score with its seeds; what has not been run is not in it."""
+    rows: list[dict] = []
+    names = [*([TEACHER] if study.teacher_too else []), *study.students]
+    for name in [*names, *(f"{student}, {SECOND}" for student in study.second)]:
+        row: dict = {"model": name, "tasks": {}}
+        made = output / "students" / folder_of(name) / "summary.json"
+        if made.is_file():
+            row |= {key: value for key, value in json.loads(made.read_text()).items() if "heldout" in key or key in ("tokens", "parameters")}
+        for task in study.tasks:
+            file = output / "tasks" / task / folder_of(name) / "summary.json"
+            if file.is_file():
+                found = json.loads(file.read_text())
+                row["tasks"][task] = {key: found[key] for key in ("metric", "metrics", "seeds", "examples")}
+        rows.append(row)
+    return rows

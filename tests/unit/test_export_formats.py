@@ -1,0 +1,192 @@
+"""Deployable formats: each loaded by its own runtime, compared with PyTorch, its example run."""
+
+import json
+import runpy
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForMaskedLM
+
+from ds_distill.data.tokenizer import train_wordpiece
+from ds_distill.errors import UserError
+from ds_distill.export.compare import SAMPLE, compare, text_batches, torch_runner
+from ds_distill.export.formats import FORMATS, export_formats
+from ds_distill.export.graph import OPSET
+from ds_distill.export.int8 import quantised
+from ds_distill.export.source import load_source
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """A DistilBERT folder with a tokenizer; its weights are large enough that its outputs differ from token to token."""
+    folder = tmp_path_factory.mktemp("student")
+    tokenizer = train_wordpiece(SAMPLE.read_text().splitlines(), 400, folder)
+    torch.manual_seed(0)
+    model = DistilBertForMaskedLM(
+        DistilBertConfig(vocab_size=len(tokenizer), dim=64, hidden_dim=128, n_heads=4, n_layers=2, max_position_embeddings=64)
+    )
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(student, tmp_path_factory):
+    """(output folder, summary) of all formats."""
+    output = tmp_path_factory.mktemp("exported")
+    return output, export_formats(str(student), list(FORMATS), output, text=[])
+
+
+@pytest.fixture(scope="module")
+def classifier(student, tmp_path_factory):
+    """A BERT classifier of pairs with token types, and labelled examples."""
+    folder = tmp_path_factory.mktemp("classifier")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(student / file, folder)
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64, num_labels=3
+    )
+    model = BertForSequenceClassification(config)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    lines = [line for line in SAMPLE.read_text().splitlines() if line][:12]
+    rows = [{"sentence1": a, "sentence2": b[:60], "label": i % 3, "idx": i} for i, (a, b) in enumerate(zip(lines, lines[::-1], strict=True))]
+    (folder / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_runs_in_its_own_runtime_at_any_shape(exported, student, name):
+    output, summary = exported
+    assert summary["formats"][name]["positions"] > 100
+    source, run = load_source(str(student)), FORMATS[name].load(output / FORMATS[name].file)
+    for shape in ((1, 7), (3, 20), (2, 64)):
+        ids = np.random.default_rng(0).integers(5, 400, shape)
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        inputs["attention_mask"][-1, shape[1] // 2 :] = 0  # what is masked must not matter
+        inputs["attention_mask"][0] = 1
+        mine, its = run(inputs)[0], torch_runner(source)(inputs)[0]
+        real = inputs["attention_mask"] == 1
+        error = np.abs(mine - its)[real].max() / np.abs(its)[real].max()
+        assert error < (1e-5 if FORMATS[name].exact else 0.05)
+        if not FORMATS[name].exact:
+            assert error > 1e-5, "not quantised at all"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_example_beside_it_runs(exported, name, monkeypatch, capsys):
+    output, _ = exported
+    monkeypatch.chdir(output)
+    file = output / f"example_{name.replace('-', '_')}.py"
+    assert len(file.read_text().splitlines()) == 3
+    runpy.run_path(str(file))
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_onnx_file_says_what_it_is(exported):
+    output, _ = exported
+    model = onnx.load(output / "onnx" / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [OPSET]
+    for value in (*model.graph.input, *model.graph.output):
+        assert [axis.dim_param for axis in value.type.tensor_type.shape.dim][:2] == ["batch", "sequence"]
+    assert str(SAMPLE.parents[2]) not in (output / "onnx" / "model.onnx").read_bytes().decode("latin-1"), "paths of this machine in the file"
+
+
+def test_the_vocabulary_matrix_is_in_the_files_once(exported):
+    """Embedding and projection share it: fp32 in one file, int8 in the others, and no second copy."""
+    output, summary = exported
+    table = 400 * 64
+    kept = [entry for entry in onnx.load(output / "onnx" / "model.onnx").graph.initializer if np.prod(entry.dims) == table]
+    assert len(kept) == 1
+    for name, most in (("onnx-int8", 0.45), ("openvino-int8", 0.8)):  # small as it is, the graph itself weighs
+        assert summary["formats"][name]["megabytes"] < most * summary["formats"]["onnx"]["megabytes"]
+    large = [entry for entry in onnx.load(output / "onnx" / "model_quantized.onnx").graph.initializer if np.prod(entry.dims) == table]
+    assert [entry.data_type for entry in large] == [onnx.TensorProto.INT8]
+
+
+def test_the_folder_has_what_loads_it_and_says_what_was_compared(exported):
+    output, summary = exported
+    assert {"config.json", "tokenizer.json", "README.md", "onnx", "openvino", "torch"} <= {file.name for file in output.iterdir()}
+    assert not (output / ".partial").exists()
+    card = (output / "README.md").read_text()
+    assert "## Formats" in card and "model_quantized.onnx" in card and summary["compared_on"] in card
+
+
+def test_a_fine_tuned_folder_keeps_its_dev_score(classifier):
+    """BERT, with token types; into the folder itself."""
+    summary = export_formats(str(classifier), ["onnx", "openvino-int8"], classifier, text=[], data=str(classifier / "dev.jsonl"))
+    assert summary["head"] == "classification" and summary["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
+    row = summary["formats"]["onnx"]
+    assert row["dev_score"] == row["dev_score_pytorch"] and 0 <= row["dev_score"] <= 1 and row["agreement"] == 1
+    assert (classifier / "onnx" / "model.onnx").is_file() and (classifier / "model.safetensors").is_file()
+
+
+def test_an_encoder_gives_hidden_states(student, tmp_path):
+    summary = export_formats(str(student), ["onnx"], tmp_path, text=[], encoder=True)
+    run = FORMATS["onnx"].load(tmp_path / "onnx" / "model.onnx")
+    assert summary["head"] == "encoder" and run({"input_ids": np.ones((2, 9), np.int64), "attention_mask": np.ones((2, 9), np.int64)})[0].shape == (
+        2,
+        9,
+        64,
+    )
+
+
+def test_a_format_that_differs_is_not_published(student, tmp_path, monkeypatch):
+    broken = FORMATS["onnx"].__class__(
+        **{**vars(FORMATS["onnx"]), "load": lambda file: lambda inputs: [np.zeros((*inputs["input_ids"].shape, 400), np.float32)]}
+    )
+    monkeypatch.setitem(FORMATS, "onnx", broken)
+    with pytest.raises(RuntimeError, match="onnx: outputs differ"):
+        export_formats(str(student), ["onnx"], tmp_path / "out", text=[])
+    assert not (tmp_path / "out" / "onnx").exists() and not (tmp_path / "out" / ".partial").exists()
+
+
+def test_mistakes_are_said(student, classifier, tmp_path):
+    for arguments, words in (
+        ((str(student), ["onx"]), "did you mean onnx"),
+        ((str(tmp_path), ["onnx"]), "no config.json"),
+        ((str(student), ["onnx"], "data"), "labelled examples are for a classification head"),
+    ):
+        with pytest.raises(UserError, match=words):
+            export_formats(*arguments[:2], tmp_path / "o", text=[], data=str(classifier / "dev.jsonl") if len(arguments) > 2 else None)
+    (tmp_path / "bad.jsonl").write_text('{"text": "a", "other": 1}\n')
+    with pytest.raises(UserError, match="needs `label`"):
+        export_formats(str(classifier), ["onnx"], tmp_path / "o", text=[], data=str(tmp_path / "bad.jsonl"))
+
+
+def test_agreement_counts_first_choices(student):
+    source = load_source(str(student))
+    batches = text_batches(source, [], sequences=8)
+    masked = sum(int(batch.at.sum()) for batch in batches)
+    share = masked / sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    assert 0.1 < share < 0.2 and all((batch.inputs["input_ids"][batch.at] == source.tokenizer.mask_token_id).all() for batch in batches)
+    exact = compare(source, torch_runner(source), batches, "same")
+    assert exact["clear_agreement"] == 1 and 0 < exact["clear_positions"] <= masked and exact["loss"] == exact["loss_pytorch"] > 1
+    assert exact["agreement"] == 1 and exact["max_difference"] == 0 and exact["positions"] == masked and exact["accuracy"] == exact["accuracy_pytorch"]
+
+    def half(inputs):  # every second sequence's choices are another token
+        logits = torch_runner(source)(inputs)[0].copy()
+        logits[::2, :, 7] = 1e4
+        return [logits]
+
+    wrong = sum(int(batch.at[::2].sum()) for batch in batches)
+    assert abs(compare(source, half, batches, "half")["agreement"] - (1 - wrong / masked)) < 0.02  # 7 may have been the choice before
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1), st.floats(1e-6, 1e6))
+def test_codes_are_the_nearest(rows, columns, axis, scale):
+    weight = (np.random.default_rng(rows * 41 + columns).normal(size=(rows, columns)) * scale).astype(np.float32)
+    codes, scales = quantised(weight, axis)
+    assert codes.dtype == np.int8 and scales.shape == (weight.shape[axis],) and np.abs(codes.astype(int)).max() <= 127
+    own = np.expand_dims(scales, 1 - axis)
+    assert (np.abs(codes * own - weight) <= own * 0.5001 + 1e-12).all()

@@ -1,0 +1,163 @@
+"""Tasks, their data, scores and losses: by hand, and against scikit-learn and scipy."""
+
+import gzip
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import f1_score, matthews_corrcoef
+
+from ds_distill.errors import UserError
+from ds_distill.finetune.examples import load_examples, read_examples, split_files
+from ds_distill.finetune.losses import hidden_loss, soft_loss
+from ds_distill.finetune.metrics import best_threshold, exact_match, normalised, overlap_f1, scores
+from ds_distill.finetune.settings import Tuning, grid_of
+from ds_distill.finetune.tasks import TASKS, task_of
+
+
+def logits(classes):
+    return np.eye(max(classes) + 1)[list(classes)]
+
+
+def test_scores_by_hand():
+    labels, predicted = np.array([1, 1, 1, 0, 0, 1]), logits([1, 1, 0, 0, 1, 1])  # 3 true positives, 1 false, 1 true negative, 1 missed
+    found = scores(("accuracy", "f1", "matthews"), predicted, labels)
+    assert found["accuracy"] == pytest.approx(4 / 6) and found["f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
+    assert found["matthews"] == pytest.approx((3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2))
+    numbers = np.array([[1.0], [2.0], [3.0], [10.0]])
+    found = scores(("pearson", "spearman"), numbers, np.array([1.0, 2.0, 3.0, 4.0]))
+    assert found["spearman"] == pytest.approx(1.0) and found["pearson"] == pytest.approx(14 / math.sqrt(50 * 5))
+    assert scores(("pearson",), np.zeros((3, 1)), np.array([1.0, 2.0, 3.0])) == {"pearson": 0.0}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 40), st.integers(0, 1000))
+def test_scores_are_the_libraries(size, seed):
+    g = np.random.default_rng(seed)
+    labels, outputs = g.integers(0, 2, size), g.normal(size=(size, 2))
+    found = scores(("accuracy", "f1", "matthews"), outputs, labels)
+    predicted = outputs.argmax(1)
+    assert found["f1"] == f1_score(labels, predicted, zero_division=0) and found["matthews"] == matthews_corrcoef(labels, predicted)
+    assert found["accuracy"] == (predicted == labels).mean()
+    values, gold = g.normal(size=(size, 1)), g.normal(size=size)
+    found = scores(("pearson", "spearman"), values, gold)
+    assert found == {"pearson": pearsonr(values[:, 0], gold)[0], "spearman": spearmanr(values[:, 0], gold)[0]}
+
+
+def test_squads_rules_by_hand():
+    assert normalised("The  Eiffel-Tower, a tower!") == "eiffeltower tower"
+    assert exact_match("the tower", ["A Tower."]) == 1 and exact_match("tower", ["towers"]) == 0
+    assert exact_match("", []) == 1 and exact_match("x", []) == 0 and overlap_f1("", []) == 1 and overlap_f1("x", []) == 0
+    assert overlap_f1("in the old town", ["the old town hall"]) == pytest.approx(2 * (2 / 3) * (2 / 3) / (4 / 3))  # old, town of three words each
+    assert overlap_f1("new new york", ["new york"]) == pytest.approx(2 * (2 / 3) * 1 / (5 / 3))
+    assert overlap_f1("b", ["a b", "b"]) == 1.0
+
+
+def test_the_threshold_of_no_answer_is_the_best():
+    score, answerable, nothing = [1.0, 0.5, 0.0, 0.0], [True, True, False, False], [-5.0, 1.0, 0.0, 3.0]
+    best, threshold = best_threshold(score, answerable, nothing)
+    every = [sum((s if n <= t else 0.0) if a else float(n > t) for s, a, n in zip(score, answerable, nothing, strict=True)) / 4
+             for t in (-math.inf, *nothing)]  # fmt: skip
+    assert best == max(every) == 0.75 and threshold == -5.0
+
+
+def test_the_soft_loss_and_its_gradient_are_the_closed_form():
+    g = torch.Generator().manual_seed(0)
+    z, t = (torch.randn(5, 2, 7, generator=g, dtype=torch.float64) * 3 for _ in range(2))
+    t[1, :, 4:], t[3, 0, 6:] = float("-inf"), float("-inf")  # padding
+    z = z.float().requires_grad_()
+    loss = soft_loss(z, t.float(), 2.0)
+    loss.backward()
+    gone = t.isinf()
+    p, q = (t / 2).softmax(-1), z.detach().double().masked_fill(gone, float("-inf")).div(2).softmax(-1)
+    expected = 4 * (p * (p.clamp_min(1e-300).log() - q.clamp_min(1e-300).log())).sum(-1).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(z.grad.double(), 2 * (q - p) / 10, atol=1e-7) and (z.grad[gone] == 0).all()  # T · (q − p) a row, over 10 rows
+
+
+def test_the_hidden_loss_leaves_padding_out():
+    student, teacher = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [5.0, 5.0]]]), torch.tensor([[[2.0, 0.0], [0.0, 3.0], [-5.0, -5.0]]])
+    assert hidden_loss(student, teacher, torch.tensor([[1, 1, 0]])).item() == pytest.approx(0.5)
+
+
+ROW = {"jsonl": lambda rows: "\n".join(map(json.dumps, rows)),
+       "csv": lambda rows: "\n".join([",".join(rows[0]), *(",".join(f'"{v}"' for v in row.values()) for row in rows)]),
+       "tsv": lambda rows: "\n".join(["\t".join(rows[0]), *("\t".join(str(v) for v in row.values()) for row in rows)])}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROW)
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_of_every_kind_say_the_same(tmp_path, kind, packed):
+    rows = [{"sentence1": "one, two", "sentence2": 'it \'s "quoted', "label": 1, "idx": 0}, {"sentence1": "ü", "sentence2": "b", "label": 0, "idx": 1}]
+    if kind == "csv":
+        rows[0]["sentence2"] = "it 's quoted"
+    text = ROW[kind](rows).encode()
+    (tmp_path / f"train.{kind}{'.gz' if packed else ''}").write_bytes(gzip.compress(text) if packed else text)
+    found = load_examples(task_of("rte"), "train", str(tmp_path))
+    assert found.texts == [["one, two", "ü"], [rows[0]["sentence2"], "b"]] and found.labels == [1, 0]
+
+
+@pytest.mark.parametrize(("task", "name", "text", "texts", "labels"), [
+    ("cola", "dev.tsv", "gj04\t1\t\tA book.\nks08\t0\t*\tBook a.\n", [["A book.", "Book a."]], [1, 0]),
+    ("sst2", "dev.tsv", "sentence\tlabel\nfine film\t1\n", [["fine film"]], [1]),
+    ("mrpc", "dev.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t6\tHe said \"no\n\t".rstrip("\t") + "0\t7\t8\ta\tb\n", None, None),
+    ("mrpc", "dev.tsv", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t6\tHe said \"no\tHe did\n0\t7\t8\ta\tb\n",
+     [['He said "no', "a"], ["He did", "b"]], [1, 0]),
+    ("stsb", "dev.tsv", "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n0\tg\tf\ty\t1\tn\tn\tA\tB\t3.8\n",
+     [["A"], ["B"]], [3.8]),
+    ("qqp", "dev.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tWhy?\tHow?\t0\n", [["Why?"], ["How?"]], [0]),
+    ("mnli", "dev_matched.tsv", "index\tpromptID\tpairID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n0\t1\t1n\tg\tA\tB\tneutral\tneutral\n",
+     [["A"], ["B"]], [1]),
+    ("qnli", "dev.tsv", "index\tquestion\tsentence\tlabel\n0\tQ\tS\tnot_entailment\n", [["Q"], ["S"]], [1]),
+    ("wnli", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\tA\tB\t1\n", [["A"], ["B"]], [1]),
+])  # fmt: skip
+def test_glues_own_layout(tmp_path, task, name, text, texts, labels):
+    (tmp_path / name).write_text(text)
+    [file] = split_files(tmp_path, task_of(task).validation[0])
+    if texts is None:  # a broken line
+        with pytest.raises(UserError, match=r"dev\.tsv, line 2: 4 columns"):
+            read_examples(task_of(task), file)
+        return
+    found = read_examples(task_of(task), file)
+    assert found.texts == texts and found.labels == labels
+
+
+@pytest.mark.parametrize(("row", "words"), [
+    ({"sentence": "a", "label": 2}, "line 2: label 2 is none of sst2's: 0 (negative), 1 (positive)"),
+    ({"sentence": "a", "label": -1}, "the hub's test splits have no labels"),
+    ({"sentence": "a"}, "line 2: no column label"),
+    ({"text": "a", "label": 1}, "line 2: no text in column sentence"),
+    ({"sentence": None, "label": 1}, "line 2: no text in column sentence"),
+    ("not json", "line 2: not JSON"),
+])  # fmt: skip
+def test_bad_rows_are_said_with_file_and_line(tmp_path, row, words):
+    file = tmp_path / "train.jsonl"
+    file.write_text(json.dumps({"sentence": "a", "label": "positive"}) + "\n" + (row if isinstance(row, str) else json.dumps(row)) + "\n")
+    with pytest.raises(UserError) as error:
+        read_examples(task_of("sst2"), file)
+    assert words in str(error.value) and str(file) in str(error.value)
+
+
+def test_missing_files_are_said(tmp_path):
+    with pytest.raises(UserError, match=r"validation_matched\.\* or dev_matched\.\*.*it holds none"):
+        load_examples(task_of("mnli"), "validation_matched", str(tmp_path))
+    (tmp_path / "train.tsv").write_text("")
+    (tmp_path / "train.csv").write_text("")
+    with pytest.raises(UserError, match="it holds train.csv, train.tsv"):
+        load_examples(task_of("sst2"), "train", str(tmp_path))
+    with pytest.raises(UserError, match="did you mean sst2"):
+        task_of("SST-2")
+    assert len(TASKS) == 12 and TASKS["mnli"].validation == ("validation_matched", "validation_mismatched")
+
+
+def test_the_grid():
+    points = grid_of(Tuning(batch=8), ["lr=1e-5,2e-5", "epochs=2,3"])
+    assert [(p.learning_rate, p.epochs, p.batch) for p in points] == [(1e-5, 2.0, 8), (1e-5, 3.0, 8), (2e-5, 2.0, 8), (2e-5, 3.0, 8)]
+    for wrong in ("rate=1", "lr", "lr=fast", "lr=-1"):
+        with pytest.raises(UserError):
+            grid_of(Tuning(), [wrong])

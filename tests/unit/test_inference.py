@@ -1,0 +1,110 @@
+"""The inference suite: its figures from known times, and itself on a tiny model."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+from benchmarks import energy
+from benchmarks.bodies import Row, inputs_of
+from benchmarks.inference_page import show
+from benchmarks.inference_suite import BASE, STUDENT, Measured, cases_of, figures, measure, prepare, reference_choices, summary
+from benchmarks.small_device import least_megabytes
+from ds_distill.data.tokenizer import train_wordpiece
+from ds_distill.export.compare import CLEAR, SAMPLE, text_batches
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = train_wordpiece(SAMPLE.read_text().splitlines(), 300, folder)
+    torch.manual_seed(0)
+    DistilBertForMaskedLM(DistilBertConfig(vocab_size=len(tokenizer), dim=32, hidden_dim=64, n_heads=2, n_layers=1)).save_pretrained(folder)
+    return folder
+
+
+def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path):
+    args = Namespace(heads=["masked-lm"], batches=[1, 2], lengths=[32, 128], rounds=2, seconds=0.01, patience=100.0)
+    bodies = ["eager_fp32", "eager_bf16", "onnx_fp32", "onnx_int8", "openvino_int8"]
+    sources = prepare({STUDENT: tiny}, "masked-lm", bodies, tmp_path, [])
+    source, files = sources[STUDENT]
+    batches = text_batches(source, [], sequences=8)
+    choices = {STUDENT: reference_choices(source, batches)}
+    cases = cases_of(args, "masked-lm", [20, 30, 25])
+    assert list(cases) == ["1 × 32", "2 × 32", "1 × 128", "2 × 128", "1 × mix", "2 × mix"] and cases["2 × mix"] == [[20, 30], [25]]
+    rows = [Row(STUDENT, body, "masked-lm", 1, tiny, files) for body in bodies]
+    entries = figures(measure(rows, cases, args, {STUDENT: batches}), cases, sources, choices)
+    assert len(entries) == len(bodies) * len(cases)
+    for entry in entries:
+        assert entry["p50_ms"] > 0 and entry["load_s"] > 0 and entry["peak_mb"] > 10 and entry["calls"] >= 2
+        assert entry["p95_ms"] is None or entry["calls"] >= 20
+    agreement = {entry["body"]: entry["agreement"] for entry in entries}
+    assert agreement["eager_fp32"] == agreement["onnx_fp32"] == 1.0 and agreement["onnx_int8"] > 0.5
+    sizes = {entry["body"]: entry["file_mb"] for entry in entries}
+    assert sizes["eager_bf16"] == sizes["eager_fp32"] / 2 and sizes["onnx_int8"] < sizes["onnx_fp32"]
+    result = {"student": "tiny", "teacher": None, "machine": "m", "date": "d", "rounds": 2, "clear": CLEAR, "rows": entries}
+    show(result, tmp_path / "report", None)
+    assert {"inference.md", "inference.html", "inference.json", "size_latency.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
+
+
+def test_figures_from_known_times(tmp_path):
+    def measured(model, body, *rounds):
+        return Measured(Row(model, body, "encoder", 2, tmp_path, tmp_path), {"1 × 128": list(rounds)}, {"1 × 128": [None] * len(rounds)},
+                        {"load_seconds": 1.0, "peak_bytes": 5e6})  # fmt: skip
+
+    found = [measured(BASE, "eager_fp32", [4.0, 4.0], [8.0, 8.0]), measured(STUDENT, "eager_fp32", [2.0, 2.0], [2.0, 2.0]),
+             measured(STUDENT, "openvino_int8", [0.5] * 30, [1.0] * 30)]  # fmt: skip
+    (tmp_path / "openvino.bin").write_bytes(b"0" * 2_000_000)
+    (tmp_path / "openvino.xml").write_bytes(b"")
+    source = type("", (), {"model": torch.nn.Linear(10, 10, bias=False)})()
+    entries = figures(found, {"1 × 128": [[128]]}, {BASE: (source, tmp_path), STUDENT: (source, tmp_path)}, {})
+    eager, eight = entries[1], entries[2]
+    assert eager["vs_base_eager"] == 3.0 and eager["p50_ms"] == 2000 and eager["p95_ms"] is None  # rounds: 2 and 4 times as fast
+    assert eight["vs_base_eager"] == 8.0 and eight["file_mb"] == 2.0 and eight["p95_ms"] == 1000 and eight["p99_ms"] is None
+    assert eight["sequences_s"] == 1 / 0.75 and "vs_base_same_body" not in eight and eager["vs_base_same_body"] == 3.0
+    assert summary(entries) == {"batch_1_vs_base_same_body": {"eager_fp32": 3.0}, "batch_1_best_int8": "openvino_int8",
+                                "batch_1_best_int8_vs_base_eager": 8.0}  # fmt: skip
+
+
+def test_padding_is_not_counted_as_tokens():
+    inputs = inputs_of([3, 5])
+    assert inputs["input_ids"].shape == (2, 5) and inputs["attention_mask"].sum() == 8 and (inputs["input_ids"][0, 3:] == 0).all()
+
+
+def test_energy_is_the_counters_or_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "RAPL", tmp_path)
+    monkeypatch.setattr(energy, "_gpus", list)
+    energy._counters.cache_clear()
+    assert energy.joules() is None
+    package = tmp_path / "intel-rapl:0"
+    package.mkdir()
+    (package / "max_energy_range_uj").write_text("1000000\n")
+    (package / "energy_uj").write_text("900000\n")
+    energy._counters.cache_clear()
+    before = energy.joules()
+    (package / "energy_uj").write_text("100000\n")  # it has gone round
+    assert energy.joules() - before == pytest.approx(0.2)
+    energy._counters.cache_clear()
+
+
+def test_the_least_memory_is_found():
+    row = Row("m", "onnx_fp32", "encoder", 1, Path(), Path())
+    asked = []
+
+    def tries(row, length, megabytes):
+        asked.append(megabytes)
+        return megabytes >= 203
+
+    assert least_megabytes(row, 32, tries=tries) == 208 and len(asked) < 12
+    assert least_megabytes(row, 32, most=100, tries=tries) is None
+
+
+def test_a_memory_limit_holds(tiny, tmp_path):
+    """A real process: what cannot fit does not run, what has room does."""
+    sources = prepare({STUDENT: tiny}, "encoder", ["onnx_fp32"], tmp_path, [])
+    row = Row(STUDENT, "onnx_fp32", "encoder", 1, tiny, sources[STUDENT][1])
+    from benchmarks.small_device import runs_within
+
+    assert runs_within(row, 16, 1024) and not runs_within(row, 16, 8)
