@@ -3,9 +3,9 @@
     python -m benchmarks.race --minutes 20 --teacher DIR --corpus FILE… --heldout FILE… --output DIR
 
 The plain recipe (fp32, and under bf16 autocast) and the engine train the same student of the same teacher on the same batches with the same recipe
-(--config, by default ds_configs/small_real.yaml), one after another, each alone on the machine and started as its user would. Before it starts each
-is timed for some steps; the learning rate falls to zero over as many as fit the minutes. Training time alone counts, what the first step takes
-beyond the others (compiling) included; at --evaluations moments of it the student is measured, in fp32 by the plain definitions, on held-out text:
+(--config, by default ds_configs/small_real.yaml), one after another, each alone on the machine and started as its user would. The learning rate
+follows the clock and is zero at the end of the minutes. Training time alone counts, what the first step takes beyond the others (compiling) included;
+at --evaluations moments of it the student is measured, in fp32 by the plain definitions, on held-out text:
 masked-LM loss (nats a masked token), KL from the teacher's distribution at temperature 1 (nats a token), and how often its first guess at a masked
 token is the teacher's. A race that was broken off goes on from its last measurement when the same command is given again. The last line of standard
 output is JSON; race.json and race.png lie in the output folder.
@@ -25,7 +25,8 @@ import torch.nn.functional as F
 
 from benchmarks.machine import describe
 from benchmarks.racers import RACERS
-from ds_distill.cli import build_parser, quieten, recipe_of
+from ds_distill.cli import build_parser, quieten
+from ds_distill.commands import recipe_of
 from ds_distill.console import progress, say
 from ds_distill.errors import UserError
 from ds_distill.models.student import build_student
@@ -65,8 +66,10 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     def student():
         return build_student(teacher, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed)
 
-    def begin(steps: int):
-        return make(copy.deepcopy(teacher), student(), recipe, steps)
+    limit, state = 60 * args.minutes, {"step": 0, "elapsed": 0.0, "rows": [], "tokens": 0}
+
+    def begin(steps: int, pace: float):
+        return make(copy.deepcopy(teacher), student(), recipe, steps, lambda: min(1.0, (state["elapsed"] + pace) / limit))
 
     def take(racer, step: int, batches, counts) -> float:
         torch.manual_seed(1_000_003 * t.seed + step)
@@ -76,18 +79,17 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
 
     file = folder / "pace.json"
     if not file.is_file():
-        racer = begin(10**6)
+        racer = begin(10**6, 0.0)
         say(f"{label}: timing its steps")
         times = [take(racer, step, batches, counts) for step, batches, counts in order.prefetch(0, WARM + TIMED)]
         pace = statistics.median(times[WARM:])
         extra = max(0.0, times[0] - pace)
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"seconds_a_step": pace, "first_step_extra": extra, "steps": max(1, int((60 * args.minutes - extra) / pace))}))
+        file.write_text(json.dumps({"seconds_a_step": pace, "first_step_extra": extra}))
         del racer
     pace = json.loads(file.read_text())
-    steps, limit = pace["steps"], 60 * args.minutes
-    racer, judge = begin(steps), student().eval()
-    state = racer.resume(folder / "checkpoint") or {"step": 0, "elapsed": 0.0, "rows": [], "tokens": 0}
+    racer, judge = begin(max(1, round(limit / pace["seconds_a_step"])), pace["seconds_a_step"]), student().eval()
+    state |= racer.resume(folder / "checkpoint") or {}
     begun = state["step"]
 
     def measure() -> None:
@@ -98,20 +100,20 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
 
     if not state["rows"]:
         measure()
-    bar = progress(steps, label, "step", initial=state["step"])
-    for step, batches, counts in order.prefetch(state["step"], steps):
+    bar = progress(round(limit), label, "s", initial=round(state["elapsed"]))
+    for step, batches, counts in order.prefetch(state["step"], 10**6):
+        if state["elapsed"] >= limit - pace["seconds_a_step"] / 2:
+            break
         seconds = take(racer, step, batches, counts)
         # a race that goes on compiles once more, which its racer has paid for already; its first start paid what the timing found
         state["elapsed"] += pace["seconds_a_step"] + (0 if begun else pace["first_step_extra"]) if step == begun else seconds
         state["step"], state["tokens"] = step + 1, state["tokens"] + counts[0]
-        bar.update(1)
-        over = state["step"] == steps or state["elapsed"] >= limit
+        bar.update(round(state["elapsed"]) - bar.n)
+        over = state["elapsed"] >= limit - pace["seconds_a_step"] / 2
         if over or state["elapsed"] >= len(state["rows"]) * limit / args.evaluations:
             measure()
-            bar.set_postfix(minutes=f"{state['elapsed'] / 60:.1f}", mlm=f"{state['rows'][-1][2][''][0]:.3f}")
+            bar.set_postfix(step=state["step"], mlm=f"{state['rows'][-1][2][''][0]:.3f}")
             racer.save(folder / "checkpoint", state["step"], state)
-        if over:
-            break
     bar.close()
     (folder / "curve.json").write_text(json.dumps({**state, **pace}) + "\n")
 

@@ -1,7 +1,11 @@
-"""Who runs in benchmarks.race: each trains the same student on the same batches with the same recipe, in its own way."""
+"""Who runs in benchmarks.race: each trains the same student on the same batches with the same recipe, in its own way.
+
+The schedule follows the clock: linear up, then linear to zero at the end of the time. Steps are what differs, and how long they will take is not known.
+"""
 
 import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,20 +19,25 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe
 from ds_distill.training import checkpoint
 from ds_distill.training.compiled import compile_step, compiles, seconds_saved
-from ds_distill.training.engine import backward, linear_schedule, make_engine, optimizer_step, parameter_groups, precision_of
+from ds_distill.training.engine import backward, make_engine, optimizer_step, parameter_groups, precision_of
 from ds_distill.training.objective import Objective
 from ds_distill.training.weights import master_weights
+
+
+def by_the_clock(warmup: float, share: Callable[[], float]) -> Callable[[int], float]:
+    """Factor of the peak rate, from the share of the time that will have passed after the coming step."""
+    return lambda step: min(share() / warmup if warmup else 1.0, max(0.0, 1 - share()) / (1 - warmup))
 
 
 class Plain:
     """As the authors' code has it: fp32 weights (under bf16 autocast if asked), full logits, means of micro-batches, AdamW."""
 
-    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, autocast: bool):
+    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float], autocast: bool):
         t = recipe.training
         self.teacher, self.student, self.recipe, self.autocast = teacher.requires_grad_(False).eval(), student.train(), recipe, autocast
         groups = [{key: group[key] for key in ("params", "weight_decay")} for group in parameter_groups(student, t.weight_decay)]
         self.optimizer = torch.optim.AdamW(groups, **{key: value for key, value in options_of(t).items() if key != "weight_decay"})
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, linear_schedule(round(t.warmup * steps), steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, by_the_clock(t.warmup, share))
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
         x, t = self.recipe.losses, self.recipe.training
@@ -62,9 +71,9 @@ class Plain:
 
 
 class Engine:
-    """As ds-distill distill has it, of packed batches and below ZeRO stage 3."""
+    """As ds-distill distill has it, of packed batches and below ZeRO stage 3. steps: about how many there will be, for what pays back within them."""
 
-    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int):
+    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float]):
         t, cpu = recipe.training, torch.device("cpu")
         dtype = precision_of(t, cpu)
         self.teacher, self.objective = Teacher(copy.deepcopy(teacher).to(dtype)), Objective(student, recipe.losses, 1, teacher.config.hidden_size)
@@ -73,6 +82,10 @@ class Engine:
             compile_step(self.objective, self.teacher, cpu)
         self.engine = make_engine(self.objective, t, accumulation=t.global_batch // t.micro_batch, total_steps=steps, device=cpu, dtype=dtype)
         self.engine.train()
+        schedule = self.engine.lr_scheduler
+        schedule.lr_lambdas = [by_the_clock(t.warmup, share)] * len(schedule.lr_lambdas)
+        for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(0)
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
         for batch in batches:
