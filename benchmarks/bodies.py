@@ -136,12 +136,11 @@ class Answers:
 
     def time(self, key, batches: list[list[int]], seconds: float) -> dict:
         """Latencies in seconds of going through `batches` (the lengths in each) again and again for `seconds`, once at least; the first time `key` is
-        asked for, one round more comes before and is not counted. joules: of all counted calls, or None."""
+        asked for, one call more comes before and is not counted. joules: of all counted calls, or None."""
         jobs = [self.call(lengths) for lengths in batches]
         if key not in self.warm:
             self.warm.add(key)
-            for job in jobs:
-                job()
+            jobs[0]()
         latencies: list[float] = []
         before, began = joules(), time.perf_counter()
         while not latencies or time.perf_counter() - began < seconds:

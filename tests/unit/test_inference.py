@@ -14,6 +14,7 @@ from benchmarks.inference_suite import BASE, STUDENT, Measured, cases_of, figure
 from benchmarks.small_device import least_megabytes
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.export.compare import CLEAR, SAMPLE, text_batches
+from ds_distill.export.source import load_source
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +109,18 @@ def test_a_memory_limit_holds(tiny, tmp_path):
     from benchmarks.small_device import runs_within
 
     assert runs_within(row, 16, 1024) and not runs_within(row, 16, 8)
+
+
+def test_rounding_is_what_int8_would_do(tiny):
+    """Against integer arithmetic, by hand; and a tied embedding keeps its values when the projection is rounded."""
+    from benchmarks.rounding import asymmetric, grouped, rounded, symmetric
+
+    x = torch.tensor([[1.0, -0.5, 0.251, 0.0], [0.0, 2.0, 4.0, 1.0]])
+    assert torch.allclose(symmetric(x, -1), torch.tensor([[127, -64, 32, 0], [0, 64, 127, 32]]) * x.abs().amax(-1, keepdim=True) / 127)
+    assert torch.allclose(asymmetric(x, -1)[1], torch.tensor([0, 128, 255, 64]) * 4 / 255)
+    assert asymmetric(x, -1)[0, 3] == 0 and (grouped(x, 2)[0, 2:] - x[0, 2:]).abs().max() < 1e-6
+    model = load_source(str(tiny), "masked-lm").model
+    before = model.get_input_embeddings().weight.clone()
+    rounded(model, "a scale a column", "a scale a token")
+    assert torch.equal(model.get_input_embeddings().weight, before) and not torch.equal(model.get_output_embeddings().weight, before)
+    assert model(torch.ones(1, 4, dtype=torch.long)).logits.isfinite().all()
