@@ -38,6 +38,7 @@ class Measured:
     latencies: dict[str, list[list[float]]] = field(default_factory=dict)
     joules: dict[str, list[float | None]] = field(default_factory=dict)
     said: dict = field(default_factory=dict)
+    ended: bool = False
 
     def median(self, case: str) -> float:
         return statistics.median(self.all(case))
@@ -121,7 +122,7 @@ def cases_of(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[st
     if head != args.heads[0]:
         grid = [(batch, length) for batch, length in grid if length == 128 and batch in (min(args.batches), max(args.batches))] or grid
     cases = {f"{batch} × {length}": [[length] * batch] for batch, length in grid}
-    for batch in (args.batches[0], args.batches[-1]) if lengths else ():
+    for batch in (args.batches[0], args.batches[-1]) if lengths and head == args.heads[0] else ():
         cases[f"{batch} × {MIX}"] = [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
     return cases
 
@@ -144,12 +145,17 @@ def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.N
             for number in range(args.rounds):
                 for contender, one in zip(contenders, found, strict=True):
                     bar.set_postfix_str(one.row.name)
-                    time.sleep(0.1)  # the one before lets go of its cores
-                    take_turn(contender, one, cases, args)
-                    if number == 0:
-                        if one.row.model in batches:
-                            one.said["choices"] = contender.ask(("choices", batches[one.row.model]))
                     bar.update()
+                    if one.ended:
+                        continue
+                    time.sleep(0.1)  # the one before lets go of its cores
+                    try:
+                        take_turn(contender, one, cases, args)
+                        if number == 0 and one.row.model in batches:
+                            one.said["choices"] = contender.ask(("choices", batches[one.row.model]))
+                    except RuntimeError as error:  # out of memory, say: what it has given stays, and the others go on
+                        one.ended = True
+                        say(f"\nended: {str(error).strip().splitlines()[-1]}")
     finally:
         for contender in contenders:
             contender.stop()

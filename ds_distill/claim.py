@@ -11,13 +11,14 @@ from pathlib import Path
 
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe
-from ds_distill.training.ranks import from_every_rank, on_first_rank
 
 
 @contextlib.contextmanager
 def claimed(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output", first: Callable | None = None):
     """Collective: bind `output` to one run, and to this job while it lasts. UserError where it holds another run, naming what differs, where
     another job is at it, or where it cannot be written. first: done before anything is compared, such as emptying the folder."""
+    from ds_distill.training.ranks import on_first_rank  # with it DeepSpeed, which a lone process need not wait for
+
     with contextlib.ExitStack() as lock:
         on_first_rank(lambda: _bind(output, identity, lock, resume, remedy, first))
         _check_shared(output / "run.json")
@@ -64,6 +65,8 @@ def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str,
 
 def _check_shared(file: Path) -> None:
     """Collective: UserError where a rank's host does not see what the first rank wrote."""
+    from ds_distill.training.ranks import from_every_rank
+
     deadline = time.monotonic() + 30  # a network file system may be that late
     while not file.is_file() and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -51,10 +51,10 @@ def build_parser():
             except RecursionError:
                 raise UserError("--config: the file refers to itself or nests without end") from None
 
-    parser = Parser(prog="ds-distill", description="Distil pretrained encoders into small ones during pretraining, on DeepSpeed.")
+    parser = Parser(prog="ds-distill", allow_abbrev=False, description="Distil pretrained encoders into small ones during pretraining, on DeepSpeed.")
     commands = parser.add_subcommands(required=True)
     for name, purpose in COMMANDS.items():
-        sub = Parser(description=purpose)
+        sub = Parser(description=purpose, allow_abbrev=False)
         sub.add_argument("--config", action="config", help="a recipe (YAML); later arguments override it")
         sub.add_argument("--debug", action="store_true", help="show the traceback of a mistake, and the libraries' own output")
         _add_arguments(sub, name)
@@ -193,12 +193,12 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--output is missing: the folder for everything the command makes")
         if "training" in options and options.training.device == "cpu":
             leave_gpus_alone()
-        say("loading torch and DeepSpeed …")
+        if command not in ("study", "report"):
+            say("loading torch and transformers …" if command == "finetune" else "loading torch and DeepSpeed …")
         quieten(debug)
         summary = execute(command, options)
-        from ds_distill.training.ranks import leave  # loaded by now
-
-        leave()
+        if ranks := sys.modules.get("ds_distill.training.ranks"):  # loaded by commands that have ranks
+            ranks.leave()
         if is_first() and (options.output or command == "evaluate"):
             write_summary(summary, Path(options.output or EVALUATED_IN))
     except (UserError, OSError) as error:

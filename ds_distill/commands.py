@@ -21,15 +21,7 @@ def recipe_of(options) -> Recipe:
 
 def execute(command: str, options) -> dict:
     """Run a parsed command; returns its summary. The libraries are imported only here: --help and mistakes need not wait for them."""
-    from ds_distill import demo, environment, plan, runs
-    from ds_distill.data.sources import pieces_of
-    from ds_distill.data.tokenizer import load_tokenizer
-
-    if command == "env":
-        return print_environment(environment.describe())
     output = Path(options.output) if options.output else None
-    if command == "export":
-        return export(options, output)
     if command == "finetune":
         return finetune(options, output)
     if command == "study":
@@ -40,6 +32,14 @@ def execute(command: str, options) -> dict:
         from ds_distill.evidence import report
 
         return report(options.folders, output)
+    from ds_distill import demo, environment, plan, runs
+    from ds_distill.data.sources import pieces_of
+    from ds_distill.data.tokenizer import load_tokenizer
+
+    if command == "env":
+        return print_environment(environment.describe())
+    if command == "export":
+        return export(options, output)
     recipe = recipe_of(options)
     recipe.check()
     if command == "plan":

@@ -73,8 +73,10 @@ def checked(question: Question, where: str) -> Question:
 def spans_of(questions: list[Question], tokenizer: PreTrainedTokenizerBase, length: int = LENGTH, stride: int = STRIDE) -> Spans:
     """Every question with every part of its context: parts of at most `length` tokens, question included, that overlap by `stride`."""
     longest = max(len(ids) for ids in tokenizer([q.question for q in questions], add_special_tokens=False)["input_ids"])
-    if longest + stride + 8 > length:
-        length = min(longest + stride + 8, tokenizer.model_max_length)
+    room = length - longest - 4  # special tokens: three of BERT's, four of RoBERTa's
+    if room < 8:
+        raise UserError(f"a question of {longest} tokens leaves no room for its context in {length}; leave it out, or give a model with more positions")
+    stride = min(stride, room // 2)
     encoded = tokenizer([q.question.lstrip() for q in questions], [q.context for q in questions], truncation="only_second", max_length=length,
                         stride=stride, return_overflowing_tokens=True, return_offsets_mapping=True)  # fmt: skip
     spans = Spans({name: encoded[name] for name in tokenizer.model_input_names if name in encoded})
@@ -149,6 +151,7 @@ def squad_scores(questions: list[Question], answers: list[Answer]) -> dict[str, 
     odds = [a.odds_of_nothing for a in answers]
     best_exact, _ = best_threshold(exact, answerable, odds)
     best_f1, threshold = best_threshold(f1, answerable, odds)
+    threshold = threshold if np.isfinite(threshold) else min(odds) - 1  # nothing is said to anybody
     said = [odd <= threshold for odd in odds]
     parts = {
         True: [s * score for s, score, has in zip(said, f1, answerable, strict=True) if has],

@@ -12,7 +12,6 @@ from pathlib import Path
 from ds_distill.console import progress, say
 from ds_distill.errors import UserError
 from ds_distill.finetune.tasks import task_of
-from ds_distill.report import write_summary
 
 TEACHER, SECOND = "teacher", "second distillation"
 
@@ -118,9 +117,7 @@ def run_study(study: Study, output: Path) -> dict:
                 if status:
                     raise UserError(f"study: {step.what} ended with status {status}; the same command goes on from there")
             bar.update()
-    rows = rows_of(study, output)
-    write_summary({"rows": rows}, output)
-    return {"output": str(output), "rows": rows}
+    return {"output": str(output), "rows": rows_of(study, output)}
 
 
 def _only_more(before, now) -> bool:

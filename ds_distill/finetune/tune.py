@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -32,7 +33,7 @@ from ds_distill.finetune.features import Collator, Features, features_of, output
 from ds_distill.finetune.losses import hidden_loss, second_distillation
 from ds_distill.finetune.metrics import scores
 from ds_distill.finetune.settings import Tuning
-from ds_distill.finetune.squad import Question, answers_of, checked, read_squad, spans_of, squad_scores
+from ds_distill.finetune.squad import LENGTH, Question, answers_of, checked, read_squad, spans_of, squad_scores
 from ds_distill.finetune.tasks import Task
 from ds_distill.models.families import family_of_type
 from ds_distill.models.teacher import choose_cpu_dtype, weights_fingerprint
@@ -48,30 +49,30 @@ class Sets:
     examples: int
 
 
-def read_sets(task: Task, tokenizer, data: str | None, settings: Tuning) -> Sets:
-    """Raises UserError for what is wrong in the files, with file and line, and where a split is missing."""
+def read_sets(task: Task, tokenizer, data: str | None, settings: Tuning, positions: int) -> Sets:
+    """positions: the most tokens a model reads. Raises UserError for what is wrong in the files, with file and line, and where a split is missing."""
     most = settings.max_examples or None
     if task.spans:
         train = _questions(task, "train", data)[:most]
         if not any(question.answers for question in train):
             raise UserError(f"--task {task.name}: no question of the training set has an answer")
-        spans = spans_of(train, tokenizer)
+        spans = spans_of(train, tokenizer, min(LENGTH, positions))
         features = Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends})
         dev = {}
         for split in task.validation:
             questions = _questions(task, split, data)
-            found = spans_of(questions, tokenizer)
+            found = spans_of(questions, tokenizer, min(LENGTH, positions))
             dev[split] = Features(found.inputs, {}), (questions, found)
         texts: list = [[q.id, q.question, q.answers] for q in train]
         count = len(train)
     else:
         train = load_examples(task, "train", data)
         train.texts, train.labels = [column[:most] for column in train.texts], train.labels[:most]
-        features = features_of(train, tokenizer, settings.length)
+        features = features_of(train, tokenizer, min(settings.length, positions))
         dev = {}
         for split in task.validation:
             examples = load_examples(task, split, data)
-            dev[split] = features_of(examples, tokenizer, settings.length), np.array(examples.labels)
+            dev[split] = features_of(examples, tokenizer, min(settings.length, positions)), np.array(examples.labels)
         texts, count = [train.texts, train.labels], len(train)
     digest = hashlib.sha256(json.dumps([task.name, features.inputs["input_ids"][:50], len(features), texts], default=list).encode()).hexdigest()
     return Sets(features, dev, digest[:16], count)
@@ -201,8 +202,9 @@ def finetune(
     tokenizer = load_tokenizer(Path(model).expanduser())
     if teacher:
         mentor = load_for_task(teacher, task, "teacher", tuned=True)
-    sets = read_sets(task, tokenizer, data, points[0])
+    torch.manual_seed(0)  # the new head's values are part of the run's identity
     student = load_for_task(model, task, "model", tuned=False)
+    sets = read_sets(task, tokenizer, data, points[0], family_of_type(student.config.model_type).positions(student.config))
     if teacher and points[0].hidden > 0 and mentor.config.hidden_size != student.config.hidden_size:
         raise UserError(
             f"tuning.hidden = {points[0].hidden}: teacher and student have widths {mentor.config.hidden_size} and {student.config.hidden_size}"
@@ -210,7 +212,8 @@ def finetune(
     device = _device()
     takes = tuple(name for name in tokenizer.model_input_names if name != "token_type_ids" or student.config.model_type == "bert")
     collator = Collator(tokenizer, takes)
-    identity = {"task": task.name, "model": weights_fingerprint(student)[:16], "data": sets.fingerprint}
+    identity = {"task": task.name, "model": weights_fingerprint(student)[:16], "data": sets.fingerprint,
+                "teacher": weights_fingerprint(mentor)[:16] if teacher else None}  # fmt: skip
     with claimed_alone(output, identity):
         if teacher:
             mentor = mentor.to(device).eval().requires_grad_(False)
@@ -257,7 +260,7 @@ def _one_run(task: Task, model: str, folder: Path, point: Tuning, seed: int, set
     )  # fmt: skip
     trainer = Tuner(model=network, args=arguments, train_dataset=sets.train, data_collator=collator, settings=point, task=task, teacher=mentor,
                     callbacks=[_Bar(bar, bar.n)])  # fmt: skip
-    trainer.remove_callback("PrinterCallback")
+    trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to results
     last = sorted((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     trainer.train(resume_from_checkpoint=str(last[-1]) if last else None)
     metrics = scored(task, network, sets, collator, 2 * point.batch, f"seed {seed}")

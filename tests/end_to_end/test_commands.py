@@ -36,6 +36,21 @@ def test_export_of_any_checkpoint(run, tmp_path):
     assert refused.returncode == 2 and "checkpoints of steps 8, 10" in refused.stderr
 
 
+def test_export_to_other_runtimes(run, world, tmp_path):
+    done = ds_distill("export", "--run", run, "--output", tmp_path / "out", "--format", "onnx", "onnx-int8", "--text", world / "text.txt")
+    summary = last_line(done)
+    assert summary["step"] == 10 and summary["formats"]["onnx"]["agreement"] == 1 and "| onnx-int8" in done.stdout
+    assert {"model.safetensors", "README.md", "onnx", "example_onnx.py"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "## Measured" in card and "## Formats" in card
+    more = last_line(ds_distill("export", "--model", tmp_path / "out", "--format", "torch-export"))
+    assert more["formats"]["torch-export"]["max_difference"] < 1e-4 and (tmp_path / "out" / "onnx" / "model.onnx").is_file()
+    mistakes = {("--format", "onnx-int4"): "did you mean onnx-int8", (): "is a Hugging Face folder already", ("--run", run): "one of --run"}
+    for words, said in mistakes.items():
+        refused = ds_distill("export", "--model", tmp_path / "out", *words)
+        assert refused.returncode == 2 and said in refused.stderr
+
+
 def test_evaluate_orders_models(run, world, tmp_path):
     done = ds_distill("evaluate", "--model", world / "teacher", run / "export", "--untrained", "--tokens", run / "tokens", "--output", tmp_path)
     rows = last_line(done)["models"]
