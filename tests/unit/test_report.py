@@ -1,5 +1,6 @@
 """Pages and model cards."""
 
+from ds_distill.evidence import ablation_table, task_tables
 from ds_distill.report import Section, points_plot, put_section, write_page
 
 
@@ -24,3 +25,31 @@ def test_a_section_is_put_once(tmp_path):
     put_section(card, "Formats", "two\n\n### detail\n\n3")
     put_section(card, "Measured", "4")
     assert card.read_text() == "# Card\n\n## Measured\n\n4\n\n## Formats\n\ntwo\n\n### detail\n\n3\n"
+
+
+def test_tables_of_a_study_by_hand():
+    def row(model, *seeds):
+        return {
+            "model": model,
+            "tasks": {"sst2": {"metric": "accuracy", "metrics": {"accuracy": sorted(seeds)[1]}, "seeds": [{"accuracy": s} for s in seeds]}},
+        }
+
+    rows = [
+        row("teacher", 0.8, 0.9, 0.8),
+        row("triple loss", 0.7, 0.8, 0.72),
+        row("without KL", 0.6, 0.75, 0.7),
+        {"model": "random start", "tasks": {}},
+    ]
+    [scores] = task_tables(rows, ["sst2"])
+    assert scores.rows[1] == {"model": "triple loss", "mean": "72.0", "kept": "90.0 %", "sst2": "72.0 (70.0–80.0)"}
+    assert scores.rows[3]["sst2"] == "not run" and scores.rows[5]["sst2"] == "91.3" and "the paper's" in scores.rows[5]["model"]
+    ablation = ablation_table(rows, ["sst2"])
+    assert ablation.rows[1] == {
+        "student": "without KL",
+        "loss": "not run",
+        "mean": "70.0",
+        "difference": "-2.00",
+        "spread": "-10.00 to -2.00",
+        "paper": "-2.96",
+    }
+    assert ablation.rows[2]["difference"] == "not run" and ablation.rows[2]["paper"] == "-3.69"
