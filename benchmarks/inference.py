@@ -63,7 +63,5 @@ def main() -> int:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-
-
 if __name__ == "__main__":
     raise SystemExit(main())
