@@ -60,8 +60,9 @@ class Contender:
 
 
 def take_turns(contenders: list[Contender], rounds: int, patience: float = float("inf"), compiling: tuple[str, ...] = ()) -> None:
-    """Fill in each contender's seconds (one a round), its peak memory of a step in bytes and the seconds of its first step. One whose first step
-    takes longer than `patience` seconds is not asked again (`once`): that step is its measurement; not so where the name is in `compiling`."""
+    """Fill in each contender's seconds (one a round, of a step after one that is not counted), its peak memory of a step in bytes and the seconds of
+    its first step. One whose first step takes longer than `patience` seconds is not asked again (`once`): that step is its measurement; not so where
+    the name is in `compiling`."""
     for number in range(-1, rounds):
         for contender in contenders:
             if contender.once:
@@ -110,6 +111,7 @@ def _serve(link, make: Callable, setting: object) -> None:
                 else:
                     said: list[float | None] = []
                     steps = 8 if device.type == "cuda" else 1  # a GPU's step alone would be its start from idling
+                    step()  # not counted: in a run a step comes after a step, not after other contenders' gigabytes
                     answer = timed(lambda: [said.append(step()) for _ in range(steps)], device) / steps  # noqa: B023
                     answer = said[-1] or answer
                 link.send((True, answer))

@@ -15,7 +15,8 @@ from benchmarks.energy import joules
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the benchmark, as its process is given it. folder: a Hugging Face folder; files: where `prepare` has put the exported ones."""
+    """One line of the benchmark, as its process is given it. folder: a Hugging Face folder; files: where `prepare` has put the exported ones.
+    positions: the most tokens that it reads."""
 
     model: str
     body: str
@@ -23,6 +24,7 @@ class Row:
     threads: int
     folder: Path
     files: Path
+    positions: int = 512
 
     @property
     def name(self) -> str:
@@ -32,11 +34,13 @@ class Row:
 @dataclass(frozen=True)
 class Body:
     """load: a Row → a function from inputs, int64 [B, L] by name, to the outputs. file: its file below Row.files; none: the folder's own weights.
-    int8, gpu: whether it computes in int8, whether it needs a GPU."""
+    width: bytes of a weight in memory, where there is no file; needs: a module that must be there. int8, gpu: whether it computes in int8, on a GPU."""
 
     label: str
     load: Callable[[Row], Callable]
     file: str | None = None
+    width: int = 4
+    needs: str | None = None
     int8: bool = False
     gpu: bool = False
 
@@ -44,12 +48,15 @@ class Body:
 def torch_body(row: Row, *, dtype: str = "float32", compiled: bool = False, device: str = "cpu") -> Callable:
     """As a user has it: from_pretrained, torch's own attention, inference mode."""
     import torch
+    from transformers import AutoConfig
 
     from ds_distill.export.source import HEADS
 
     torch.set_num_threads(row.threads)
     torch.manual_seed(0)  # heads that the folder lacks
-    model = HEADS[row.head][1].from_pretrained(row.folder, dtype=getattr(torch, dtype)).eval().to(device)
+    no_pooler = row.head == "encoder" and AutoConfig.from_pretrained(row.folder).model_type != "distilbert"  # as the exported files have it
+    own = {"add_pooling_layer": False} if no_pooler else {}
+    model = HEADS[row.head][1].from_pretrained(row.folder, dtype=getattr(torch, dtype), **own).eval().to(device)
     call = torch.compile(model, dynamic=True) if compiled else model
 
     def run(inputs: dict[str, np.ndarray]) -> list:
@@ -75,7 +82,11 @@ def openvino_body(row: Row, precision: str = "f32") -> Callable:
 
 
 def _torch(label: str, **how) -> Body:
-    return Body(label, lambda row: torch_body(row, **how), gpu=how.get("device") == "cuda")
+    return Body(label, lambda row: torch_body(row, **how), width=2 if "dtype" in how else 4, gpu=how.get("device") == "cuda")
+
+
+def _onnx(label: str, file: str, int8: bool = False) -> Body:
+    return Body(label, onnx_body, file, needs="onnxruntime", int8=int8)
 
 
 BODIES = {
@@ -83,13 +94,13 @@ BODIES = {
     "eager_bf16": _torch("PyTorch, bf16", dtype="bfloat16"),
     "compiled_fp32": _torch("torch.compile, fp32", compiled=True),
     "compiled_bf16": _torch("torch.compile, bf16", dtype="bfloat16", compiled=True),
-    "onnx_fp32": Body("ONNX Runtime, fp32", onnx_body, "fp32.onnx"),
-    "onnx_int8": Body("ONNX Runtime, int8, a scale a token", onnx_body, "int8.onnx", int8=True),
-    "onnx_dynamic": Body("ONNX Runtime's own int8, dynamic", onnx_body, "dynamic.onnx", int8=True),
-    "onnx_static": Body("ONNX Runtime's own int8, static", onnx_body, "static.onnx", int8=True),
-    "openvino_fp32": Body("OpenVINO, fp32", openvino_body, "fp32.onnx"),
-    "openvino_bf16": Body("OpenVINO, bf16", lambda row: openvino_body(row, "bf16"), "fp32.onnx"),
-    "openvino_int8": Body("OpenVINO, int8", openvino_body, "openvino.xml", int8=True),
+    "onnx_fp32": _onnx("ONNX Runtime, fp32", "fp32.onnx"),
+    "onnx_int8": _onnx("ONNX Runtime, int8, a scale a token", "int8.onnx", int8=True),
+    "onnx_dynamic": _onnx("ONNX Runtime's own int8, dynamic", "dynamic.onnx", int8=True),
+    "onnx_static": _onnx("ONNX Runtime's own int8, static", "static.onnx", int8=True),
+    "openvino_fp32": Body("OpenVINO, fp32", openvino_body, "fp32.onnx", needs="openvino"),
+    "openvino_bf16": Body("OpenVINO, bf16", lambda row: openvino_body(row, "bf16"), "fp32.onnx", needs="openvino"),
+    "openvino_int8": Body("OpenVINO, int8", openvino_body, "openvino.xml", needs="openvino", int8=True),
     "gpu_fp32": _torch("PyTorch, fp32, GPU", device="cuda"),
     "gpu_fp16": _torch("PyTorch, fp16, GPU", dtype="float16", device="cuda"),
     "gpu_bf16": _torch("PyTorch, bf16, GPU", dtype="bfloat16", device="cuda"),
@@ -125,30 +136,31 @@ def make(row: Row) -> tuple[Callable, dict]:
         return lambda: run(inputs)
 
     call([32])()
-    return Answers(run, call, names), {"load_seconds": time.perf_counter() - began}
+    return Answers(run, call, names, BODIES[row.body].gpu), {"load_seconds": time.perf_counter() - began}
 
 
 class Answers:
-    """run: the body; call: lengths → a function that runs it on such a batch."""
+    """run: the body; call: lengths → a function that runs it on such a batch; gpu: whether it computes on one."""
 
-    def __init__(self, run: Callable, call: Callable, names: list[str]):
-        self.run, self.call, self.names, self.warm = run, call, names, set()
+    def __init__(self, run: Callable, call: Callable, names: list[str], gpu: bool):
+        self.run, self.call, self.names, self.gpu, self.warm = run, call, names, gpu, set()
 
     def time(self, key, batches: list[list[int]], seconds: float) -> dict:
-        """Latencies in seconds of going through `batches` (the lengths in each) again and again for `seconds`, once at least; the first time `key` is
-        asked for, one call more comes before and is not counted. joules: of all counted calls, or None."""
+        """Latencies in seconds of going through `batches` (the lengths in each) again and again for `seconds`, once at least. The first time `key` is
+        asked for, all of them come before and are not counted, later the first: other rows have had the caches since. joules: of all counted calls, or
+        None."""
         jobs = [self.call(lengths) for lengths in batches]
-        if key not in self.warm:
-            self.warm.add(key)
-            jobs[0]()
+        for job in jobs[:1] if key in self.warm else jobs:
+            job()
+        self.warm.add(key)
         latencies: list[float] = []
-        before, began = joules(), time.perf_counter()
+        before, began = joules(self.gpu), time.perf_counter()
         while not latencies or time.perf_counter() - began < seconds:
             for job in jobs:
                 start = time.perf_counter()
                 job()
                 latencies.append(time.perf_counter() - start)
-        after = joules()
+        after = joules(self.gpu)
         return {"latencies": latencies, "joules": None if before is None or after is None else after - before}
 
     def choices(self, batches) -> list[np.ndarray]:

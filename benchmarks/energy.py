@@ -1,4 +1,4 @@
-"""Energy counters, where the machine has real ones: the processor packages' (RAPL) and the GPUs' (NVML)."""
+"""Energy counters, where the machine has real ones: the processor packages' (RAPL), and the GPU's (NVML) for what computes on it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from pathlib import Path
 RAPL = Path("/sys/class/powercap")
 
 
-def joules() -> float | None:
-    """Energy used so far by processor packages and GPUs together, since some time in the past; None where no counter can be read."""
-    found = [value for read in _counters() if (value := read()) is not None]
-    return sum(found) if found else None
+def joules(gpu: bool) -> float | None:
+    """Energy used so far, since some time in the past: by the processor packages, or by the first GPU alone; None where no counter can be read."""
+    found = [read() for read in _counters(gpu)]
+    return sum(found) if found and None not in found else None
 
 
 @functools.cache
-def _counters() -> list:
-    return [functools.partial(_Package(folder).read) for folder in sorted(RAPL.glob("intel-rapl:?"))] + _gpus()
+def _counters(gpu: bool) -> list:
+    if gpu:
+        return _gpu()
+    named = [folder for folder in sorted(RAPL.glob("intel-rapl:*")) if (folder / "name").is_file()]
+    # psys and the parts of a package count the same joules once more
+    return [_Package(folder).read for folder in named if (folder / "name").read_text().startswith("package")]
 
 
 class _Package:
@@ -35,12 +39,13 @@ class _Package:
         return (now + self.turns * most) / 1e6
 
 
-def _gpus() -> list:
+def _gpu() -> list:
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [lambda handle=handle: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3 for handle in handles]
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        return [lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3]
     except Exception:  # no library, no driver, no GPU, or one that does not count
         return []

@@ -13,13 +13,12 @@ of a masked token is that of PyTorch in fp32. The last line of standard output i
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
+import contextlib
 import tempfile
 from pathlib import Path
 
 from benchmarks.bodies import BODIES
-from ds_distill.errors import UserError
+from benchmarks.mistakes import one_sentence
 
 HEADS = ("encoder", "masked-lm", "classification")
 
@@ -49,18 +48,12 @@ def main() -> int:
     args = parser().parse_args()
     if args.quick:
         args.heads, args.batches, args.lengths, args.rounds = ["encoder"], [1, 32], [128], 3
-    scratch = args.work or Path(tempfile.mkdtemp(prefix="inference-"))
     # imported here: the rows' processes import this file too, and must not have torch's memory where they do not use it
     from benchmarks.inference_suite import run
 
-    try:
-        return run(args, scratch)
-    except UserError as error:
-        print(f"benchmarks.inference: {error}", file=sys.stderr)
-        return 2
-    finally:
-        if not args.work:
-            shutil.rmtree(scratch, ignore_errors=True)
+    own = contextlib.nullcontext(args.work) if args.work else tempfile.TemporaryDirectory(prefix="inference-", ignore_cleanup_errors=True)
+    with own as scratch, one_sentence("benchmarks.inference"):
+        return run(args, Path(scratch))
 
 
 if __name__ == "__main__":

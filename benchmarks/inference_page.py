@@ -53,7 +53,7 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
             section.pictures = {f"Latency of {case} tokens; the student in blue.": file}
         sections.append(section)
     one = [row for row in wide if row["case"] == ONE] or wide
-    text = f"The {first} alone, {most} threads; most memory of the process, libraries too, after sequences of the shortest length one at a time."
+    text = f"The {first} alone, {most} threads. Most memory: of the process, libraries too, on the host, after calls of {one[0]['peak_case']} tokens."
     columns = {key: name for key, name in SIZES.items() if key not in ("agreement", "clear")}
     sizes = Section("Size, memory, load time", text, [shown(row) for row in one], columns, _students(one))
     if folder:
@@ -72,7 +72,7 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
         sections.append(_section(f"{first}, real lengths, {mix.split()[0]} at a time, {most} threads", [r for r in wide if r["case"] == mix], text))
     for head in dict.fromkeys(row["head"] for row in rows if row["head"] != first):
         for case in (ONE, MANY):
-            here = [row for row in rows if row["head"] == head and row["case"] == case]
+            here = [row for row in rows if row["head"] == head and row["case"] == case and row["threads"] == most]
             if here:
                 sections.append(_section(f"With a {head} head, {case} tokens, {most} threads", here))
         agreeing = list({(row["model"], row["body"]): row for row in rows if row["head"] == head and "agreement" in row}.values())
@@ -110,26 +110,33 @@ def _shapes(heading: str, rows: list[dict], cases: list[str], text: str) -> Sect
     return Section(heading, text, list(lines.values()), {"model": "model", "body": "body"} | {case: case for case in cases}, marked)
 
 
-def show(result: dict, folder: Path | None, card: Path | None) -> None:
-    """Tables to standard output; with `folder` a page, plots and JSON; with `card` a section of that model folder's README.md."""
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-    sections = sections_of(result, folder)
-    lead = (f"Student: {result['student']}; teacher: {result['teacher'] or 'none'}; BERT-base: random weights. {result['machine']}, {result['date']}. "
-            f"All of a table take turns, {result['rounds']} rounds.")  # fmt: skip
-    for section in sections:
+def print_tables(result: dict) -> None:
+    """All tables, to standard output."""
+    for section in sections_of(result, None):
         print(f"\n{section.heading}\n\n{table(section.rows, section.columns)}")
     print()
-    if folder:
-        words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(folder)))
-        write_page(folder, "inference", "Inference", f"{lead}\n\n`python -m benchmarks.inference {words}`".replace(" `", " `"), sections)
-        (folder / "inference.json").write_text(json.dumps(result, indent=1) + "\n")
-    if card:
-        mine = [row for row in result["rows"] if row["model"] == "student" and row["head"] == "encoder" and row["case"] == ONE]
-        most = max(row["threads"] for row in mine)
-        rows = [shown(row) for row in mine if row["threads"] == most]
-        columns = {key: (COLUMNS | SIZES)[key] for key in ("body", "p50_ms", "sequences_s", "vs_base_eager", "vs_base_same_body", "file_mb", "peak_mb")}
-        text = (
-            f"Without its head, one sequence of 128 tokens, {most} threads, {result['machine']}, {result['date']} (`python -m benchmarks.inference`)."
-        )
-        put_section(card / "README.md", "Speed", f"{text}\n\n{table(rows, columns)}")
+
+
+def write_report(result: dict, folder: Path) -> None:
+    """folder/inference.json, .md, .html and plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(folder)))
+    lead = (f"Student: {result['student']}; teacher: {result['teacher'] or 'none'}; BERT-base: random weights. {result['machine']}, {result['date']}. "
+            f"All of a table take turns, {result['rounds']} rounds.")  # fmt: skip
+    if result["not_measured_yet"]:
+        lead += f" Not measured yet, or broken off: {', '.join(result['not_measured_yet'])}."
+    write_page(folder, "inference", "Inference", f"{lead}\n\n`python -m benchmarks.inference {words}`", sections_of(result, folder))
+    partial = folder / "inference.partial"
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(folder / "inference.json")
+
+
+def write_card(result: dict, model: Path) -> None:
+    """The section "Speed" of the student's README.md."""
+    mine = [row for row in result["rows"] if row["model"] == "student" and row["head"] == "encoder" and row["case"] == ONE]
+    most = max(row["threads"] for row in mine)
+    rows = [shown(row) for row in mine if row["threads"] == most]
+    columns = {key: (COLUMNS | SIZES)[key] for key in ("body", "p50_ms", "sequences_s", "vs_base_eager", "vs_base_same_body", "file_mb", "peak_mb")}
+    text = (f"Without its head, one sequence of 128 tokens, {most} threads, {result['machine']}, {result['date']} (`python -m benchmarks.inference`). "
+            f"Peak memory is the process's, after calls of {mine[0]['peak_case']} tokens.")  # fmt: skip
+    put_section(model / "README.md", "Speed", f"{text}\n\n{table(rows, columns)}")

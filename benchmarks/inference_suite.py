@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
+import math
 import os
 import statistics
 import time
@@ -17,7 +19,7 @@ from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBe
 
 from benchmarks.arena import Contender, ratio
 from benchmarks.bodies import BODIES, Row, make, serve
-from benchmarks.inference_page import show
+from benchmarks.inference_page import print_tables, write_card, write_report
 from benchmarks.machine import describe
 from ds_distill.console import alive, progress, say
 from ds_distill.errors import UserError
@@ -25,6 +27,7 @@ from ds_distill.export.compare import CLEAR, first_choices, text_batches, torch_
 from ds_distill.export.graph import write_onnx
 from ds_distill.export.int8 import write_onnx_int8, write_openvino_int8
 from ds_distill.export.source import Source, load_source
+from ds_distill.models.folder import resolve_model_folder
 
 BASE, STUDENT, TEACHER = "BERT-base", "student", "teacher"
 MIX, MIXED = "mix", 32  # real sequences whose lengths make the mix
@@ -56,8 +59,8 @@ def model_folders(args: argparse.Namespace, scratch: Path) -> dict[str, Path]:
     folders = {BASE: scratch / "bert-base"}
     BertForMaskedLM(BertConfig()).save_pretrained(folders[BASE])
     if args.teacher:
-        folders[TEACHER] = Path(args.teacher)
-    folders[STUDENT] = Path(args.student) if args.student else scratch / "distilbert"
+        folders[TEACHER] = resolve_model_folder(args.teacher, "--teacher")
+    folders[STUDENT] = resolve_model_folder(args.student, "--student") if args.student else scratch / "distilbert"
     if not args.student:
         DistilBertForMaskedLM(DistilBertConfig()).save_pretrained(folders[STUDENT])
     return folders
@@ -78,7 +81,7 @@ def prepare(folders: dict[str, Path], head: str, bodies: list[str], scratch: Pat
             if "int8.onnx" in wanted:
                 write_onnx_int8(files / "fp32.onnx", files / "int8.onnx")
             if "openvino.xml" in wanted:
-                write_openvino_int8(files / "fp32.onnx", files / "openvino.xml", source.width)
+                write_openvino_int8(files / "fp32.onnx", files / "openvino.xml", source.widths)
             if "dynamic.onnx" in wanted or "static.onnx" in wanted:
                 _onnxruntimes_own(source, files, wanted, text)
         made[label] = source, files
@@ -140,7 +143,8 @@ def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.N
                     found.append(Measured(row, said=contender.ask("start")))
                 except RuntimeError as error:
                     contenders.remove(contender)
-                    say(f"not measured: {row.name}: {str(error).strip().splitlines()[-1]}")
+                    contender.stop()
+                    say(f"\nnot measured: {row.name}: {str(error).strip().splitlines()[-1]}")
         with progress(args.rounds * len(found), f"{rows[0].head}, {rows[0].threads} threads", "turn") as bar:
             for number in range(args.rounds):
                 for contender, one in zip(contenders, found, strict=True):
@@ -166,11 +170,13 @@ def take_turn(contender: Contender, one: Measured, cases: dict[str, list[list[in
     for case, batches in cases.items():
         if sum(sum(part) for part in one.latencies.get(case, [])) > args.patience:
             continue  # slow: it has had its time
+        if max(max(lengths) for lengths in batches) > one.row.positions:
+            continue  # longer than it reads
         answer = contender.ask(("time", case, batches, args.seconds))
         one.latencies.setdefault(case, []).append(answer["latencies"])
         one.joules.setdefault(case, []).append(answer["joules"])
-        if "peak_bytes" not in one.said:  # of the first case, batch 1, before larger ones
-            one.said["peak_bytes"] = contender.ask(("peak_bytes",))
+        if "peak_bytes" not in one.said:  # of the first case, before larger ones
+            one.said |= {"peak_bytes": contender.ask(("peak_bytes",)), "peak_case": case}
 
 
 def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: dict[str, tuple[Source, Path]], choices: dict[str, tuple]) -> list[dict]:
@@ -181,10 +187,10 @@ def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: d
         source, files = sources[one.row.model]
         file = BODIES[one.row.body].file
         parameters = sum(p.numel() for p in source.model.parameters())
-        width = 2 if "16" in one.row.body else 4
-        size = sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*")) if file else width * parameters
+        size = sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*")) if file else BODIES[one.row.body].width * parameters
         fixed = {"model": one.row.model, "body": one.row.body, "head": one.row.head, "threads": one.row.threads, "parameters": parameters,
-                 "file_mb": size / 1e6, "load_s": one.said["load_seconds"], "peak_mb": one.said["peak_bytes"] / 1e6}  # fmt: skip
+                 "file_mb": size / 1e6, "load_s": one.said["load_seconds"], "peak_mb": one.said.get("peak_bytes", math.nan) / 1e6,
+                 "peak_case": one.said.get("peak_case")}  # fmt: skip
         if "choices" in one.said:
             same = np.concatenate(one.said["choices"]) == choices[one.row.model][0]
             clear = choices[one.row.model][1]
@@ -239,35 +245,64 @@ def summary(entries: list[dict]) -> dict:
 
 
 def run(args: argparse.Namespace, scratch: Path) -> int:
-    cores = len(os.sched_getaffinity(0))
     bodies = args.bodies or [name for name, body in BODIES.items() if torch.cuda.is_available() or not body.gpu]
+    missing = {name: BODIES[name].needs for name in bodies if BODIES[name].needs and importlib.util.find_spec(BODIES[name].needs) is None}
+    if missing and args.bodies:
+        raise UserError(f"--bodies {' '.join(missing)}: {', '.join(set(missing.values()))} is not installed: pip install -r requirements-deploy.txt")
+    if missing:
+        say(f"not measured, since {', '.join(set(missing.values()))} is not installed (requirements-deploy.txt): {', '.join(missing)}")
+    bodies = [name for name in bodies if name not in missing]
+    if args.text and not (args.student or args.teacher):
+        raise UserError("--text needs --student or --teacher: their tokenizer reads it")
+    if args.card and not (args.student and "encoder" in args.heads and 1 in args.batches and 128 in args.lengths):
+        raise UserError("--card is a student's encoder at one sequence of 128 tokens: give --student, and leave heads, batches and lengths so")
     folders = model_folders(args, scratch)
-    entries: list[dict] = []
-    for head in args.heads:
-        sources = prepare(folders, head, bodies, scratch, args.text)
-        lengths, batches, choices = [], {}, {}
-        if args.text:
-            reader = sources[STUDENT if args.student else TEACHER][0] if args.student or args.teacher else None
-            if reader is None:
-                raise UserError("--text needs --student or --teacher: their tokenizer reads it")
-            read = text_batches(reader, args.text, sequences=args.sequences, length=max(args.lengths), batch=1)
-            lengths = [int(batch.inputs["attention_mask"].sum()) for batch in read[:MIXED]]
-            if head == "masked-lm":
-                for label in (TEACHER, STUDENT):
-                    if label in sources and folders[label] != scratch / "distilbert":
-                        batches[label] = text_batches(sources[label][0], args.text, sequences=args.sequences)
-                        with alive(f"first choices of {label}, PyTorch in fp32"):
-                            choices[label] = reference_choices(sources[label][0], batches[label])
-        for threads in args.threads or ([1, cores] if head == "encoder" and not args.quick else [cores]):
-            cases = cases_of(args, head, lengths)
-            if threads == 1 and cores > 1:
-                cases = {case: value for case, value in cases.items() if case.startswith("1 ×")}
-            rows = [Row(label, body, head, threads, folders[label], sources[label][1]) for label in folders for body in bodies]
-            entries += figures(measure(rows, cases, args, batches if threads != 1 else {}), cases, sources, choices)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = {"summary": summary(entries), "machine": describe(device), "date": datetime.date.today().isoformat(), "rounds": args.rounds,
-              "clear": CLEAR,
-              "student": args.student or "DistilBERT's size, random weights", "teacher": args.teacher, "rows": entries}  # fmt: skip
-    show(result, args.report, Path(args.student) if args.card and args.student else None)
-    print(json.dumps({key: value for key, value in result.items() if key != "rows"} | {"rows": len(entries)} if args.report else result))
+    result = {"summary": {}, "machine": describe(device), "date": datetime.date.today().isoformat(), "rounds": args.rounds, "clear": CLEAR,
+              "student": args.student or "DistilBERT's size, random weights", "teacher": args.teacher, "not_measured_yet": list(args.heads),
+              "rows": []}  # fmt: skip
+    for head in args.heads:
+        result["rows"] += of_head(head, args, folders, bodies, scratch)
+        result["summary"] = summary(result["rows"])
+        result["not_measured_yet"].remove(head)
+        if args.report:  # after each: what has been measured stays where the next is broken off
+            write_report(result, args.report)
+    print_tables(result)
+    if args.card:
+        write_card(result, folders[STUDENT])
+    print(json.dumps(result | {"rows": len(result["rows"])} if args.report else result))
     return 0
+
+
+def of_head(head: str, args: argparse.Namespace, folders: dict[str, Path], bodies: list[str], scratch: Path) -> list[dict]:
+    """All figures of the models with this head."""
+    sources = prepare(folders, head, bodies, scratch, args.text)
+    lengths: list[int] = []
+    batches, choices = {}, {}
+    if args.text:
+        reader = sources[STUDENT if args.student else TEACHER][0]
+        if reader.tokenizer is None:
+            raise UserError(f"--text: {reader.folder} has no tokenizer to read it with")
+        read = text_batches(reader, args.text, sequences=args.sequences, length=max(args.lengths), batch=1)
+        lengths = [int(batch.inputs["attention_mask"].sum()) for batch in read[:MIXED]]
+    if args.text and head == "masked-lm":
+        for label in (label for label, given in ((TEACHER, args.teacher), (STUDENT, args.student)) if given):
+            if not sources[label][0].whole:
+                say(f"{label}: its masked-LM head is not in the folder: random, so its first choices are not compared")
+                continue
+            batches[label] = text_batches(sources[label][0], args.text, sequences=args.sequences)
+            with alive(f"first choices of {label}, PyTorch in fp32"):
+                choices[label] = reference_choices(sources[label][0], batches[label])
+    entries, cores = [], len(os.sched_getaffinity(0))
+    counts = list(dict.fromkeys(args.threads or ([1, cores] if head == "encoder" and not args.quick else [cores])))
+    for threads in counts:
+        cases = cases_of(args, head, lengths)
+        if threads == 1 and len(counts) > 1:
+            cases = {case: value for case, value in cases.items() if case.startswith("1 ×")}
+        rows = [Row(label, body, head, threads, folders[label], sources[label][1], sources[label][0].positions)
+                for label in folders for body in bodies]  # fmt: skip
+        for label in folders:
+            if left_out := [case for case, lengths in cases.items() if max(map(max, lengths)) > sources[label][0].positions]:
+                say(f"{label} has {sources[label][0].positions} positions: not measured: {', '.join(left_out)}")
+        entries += figures(measure(rows, cases, args, batches if threads == max(counts) else {}), cases, sources, choices)
+    return entries

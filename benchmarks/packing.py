@@ -10,7 +10,6 @@ the number of positions. Kept: the measured gain ÷ the promised one, over all s
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,13 +17,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe
+from benchmarks.mistakes import one_sentence
 from benchmarks.racers import Engine
 from ds_distill.cli import quieten
 from ds_distill.console import alive
 from ds_distill.data.batches import BatchOrder
 from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import load_tokenizer
-from ds_distill.errors import UserError
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Data, Recipe, Training
@@ -57,11 +56,8 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=32, help="lines a step (default 32)")
     parser.add_argument("--steps", type=int, default=16, help="steps of each, after two to warm up (default 16)")
     args = parser.parse_args()
-    try:
+    with one_sentence("benchmarks.packing"):
         result = measure(args)
-    except UserError as error:
-        print(f"benchmarks.packing: {error}", file=sys.stderr)
-        return 2
     rows = [{"batches": name, **row} for name, row in result["batches"].items()]
     print(f"At most {args.length} tokens a sequence, {args.sequences} lines a step, {result['machine']}\n")
     print(table(rows, {"batches": "batches", "padding": "padding", "tokens_per_second": "real tokens/s", "promised": "promised gain", "gain": "gain",

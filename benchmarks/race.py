@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.machine import describe
+from benchmarks.mistakes import one_sentence
 from benchmarks.racers import RACERS
 from ds_distill.cli import build_parser, quieten
 from ds_distill.commands import recipe_of
@@ -158,11 +159,8 @@ def main() -> int:
     parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="who (default all)")
     parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # the process of one
     args = parser.parse_args()
-    try:
+    with one_sentence("benchmarks.race"):
         return race(args)
-    except UserError as error:
-        print(f"benchmarks.race: {error}", file=sys.stderr)
-        return 2
 
 
 def race(args: argparse.Namespace) -> int:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.mistakes import one_sentence
 from ds_distill.console import progress
-from ds_distill.errors import UserError
 from ds_distill.export.compare import CLEAR, Batch, first_choices, text_batches
 from ds_distill.export.source import Source, load_source
 from ds_distill.report import table
@@ -83,13 +82,10 @@ def main() -> int:
     parser.add_argument("--text", nargs="+", default=[], help="text, as for ds-distill prepare (default: the package's sample)")
     parser.add_argument("--sequences", type=int, default=128, help="of the text (default 128)")
     args = parser.parse_args()
-    try:
+    with one_sentence("benchmarks.rounding"):
         source = load_source(args.model, "masked-lm")
         # one sequence at a time: a scale a tensor depends on what else is in it
         batches = text_batches(source, args.text, sequences=args.sequences, batch=1)
-    except UserError as error:
-        print(f"benchmarks.rounding: {error}", file=sys.stderr)
-        return 2
     reference = logits_of(source, batches, "fp32")
     choice, clear = first_choices(reference)
     best = np.partition(reference, -2, axis=-1)[:, -2:]

@@ -6,6 +6,7 @@ device that maps them from flash. A try is a process of its own that sets the li
 
 from __future__ import annotations
 
+import os
 import pickle
 import resource
 import subprocess
@@ -40,7 +41,8 @@ def runs_within(row: Row, length: int, megabytes: int) -> bool:
         pickle.dump((row, length, megabytes), file)
         file.flush()
         try:
-            done = subprocess.run([sys.executable, "-m", "benchmarks.small_device", file.name], capture_output=True, timeout=120)
+            done = subprocess.run([sys.executable, "-m", "benchmarks.small_device", file.name], capture_output=True, timeout=120,
+                                  env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
         except subprocess.TimeoutExpired:
             return False
     return done.returncode == 0 and done.stdout.strip().endswith(b"ran")

@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks.bodies import BODIES, Row, make, serve
+from benchmarks.mistakes import one_sentence
 from ds_distill.console import alive, progress
 from ds_distill.errors import UserError
 
@@ -34,7 +33,7 @@ COLUMNS = {"model": "model", "body": "body", "parameters": "parameters (M)", "se
 def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
     """Tokens of each example, as a classifier reads it."""
     from ds_distill.data.tokenizer import load_tokenizer
-    from ds_distill.export.compare import labelled
+    from ds_distill.export.dev import labelled
 
     texts, _ = labelled(data)
     encoded = load_tokenizer(tokenizer_folder)(*texts, truncation=True, max_length=most)
@@ -78,14 +77,8 @@ def main() -> int:
     parser.add_argument("--no-memory", action="store_true", help="leave the least memory out")
     parser.add_argument("--report", type=Path, help="folder for table3.md, table3.html and table3.json")
     args = parser.parse_args()
-    scratch = Path(tempfile.mkdtemp(prefix="table3-"))
-    try:
-        return run(args, scratch)
-    except UserError as error:
-        print(f"benchmarks.table3: {error}", file=sys.stderr)
-        return 2
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="table3-", ignore_cleanup_errors=True) as scratch, one_sentence("benchmarks.table3"):
+        return run(args, Path(scratch))
 
 
 def run(args: argparse.Namespace, scratch: Path) -> int:

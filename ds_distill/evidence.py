@@ -147,7 +147,10 @@ def of_study(folder: Path, picture: Path) -> list[Section]:
 def of_benchmark(found: dict, name: str) -> Section:
     if name == "table3.json":
         lines = [row | {key: f"{row[key]:.{digits}f}" for key, digits in (("parameters", 1), ("seconds", 1), ("share", 3))} for row in found["rows"]]
-        columns = {"model": "model", "body": "body", "parameters": "parameters (M)", "seconds": "time (s)", "share": "of BERT-base's"}
+        columns = {"model": "model", "body": "body", "parameters": "parameters (M)", "seconds": "time (s)", "share": "of BERT-base's",
+                   "memory": "runs within (MB)", "paper_parameters": "the paper's parameters (M)", "paper_seconds": "the paper's time (s)",
+                   "paper_share": "the paper's share"}  # fmt: skip
+        columns = {key: name for key, name in columns.items() if any(key in line for line in lines)}
         return Section("Size and speed", f"A full pass over STS-B's dev set, one thread, one sequence at a time; {found['machine']}.", lines, columns)
     lines = [{"figure": key.replace("_", " "), "value": json.dumps(value).replace('"', "")} for key, value in found["summary"].items()]
     return Section("Inference", found["machine"], lines, {"figure": "figure", "value": "value"})

@@ -16,9 +16,10 @@ from ds_distill.console import is_first, say
 from ds_distill.data.store import TokenStore
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of_type
+from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.packed import packed_bytes
 from ds_distill.models.student import build_student, count_parameters
-from ds_distill.models.teacher import Teacher, resolve_model_folder
+from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.compiled import compile_step, compiles, seconds_saved, why_no_compiled_body
 from ds_distill.training.engine import device_of_rank, precision_of, zero_of

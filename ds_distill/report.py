@@ -82,14 +82,19 @@ def _cell(value) -> str:
 def write_summary(summary: dict, folder: Path) -> None:
     """folder/summary.json: what the command's last line says."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    partial = folder / "summary.partial"  # whole or not at all: a study takes it for done
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    partial.replace(folder / "summary.json")
+
+
+MADE_WITH = "made with ds-distill"
 
 
 def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str:
     """The export's README.md: measured figures, recipe and data fingerprint."""
     figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n\n# {title}\n\nA masked language model made with ds-distill.\n\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n\n# {title}\n\nA masked language model {MADE_WITH}.\n\n"
         "## Measured\n\n" + table([{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"})
         + f"\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\nfingerprint `{fingerprint}`\n\n"
         "## Recipe\n\n```json\n" + json.dumps(recipe, indent=2) + "\n```\n"

@@ -20,8 +20,9 @@ from ds_distill.data.tokenizer import continuing_pieces, load_tokenizer, tokeniz
 from ds_distill.errors import UserError
 from ds_distill.export.hf import export
 from ds_distill.models.families import family_of_type
+from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.student import build_student, count_parameters
-from ds_distill.models.teacher import Teacher, load_masked_lm, resolve_model_folder, weights_fingerprint
+from ds_distill.models.teacher import Teacher, load_masked_lm, weights_fingerprint
 from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
 from ds_distill.report import loss_plot, model_card

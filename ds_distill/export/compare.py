@@ -72,15 +72,17 @@ def compare(source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarr
     """Figures of `run` (inputs by name → outputs in the model's order) against PyTorch in fp32.
 
     max_difference: of an output's value, where `at` is true; max_output: the largest there, its scale. agreement: share of equal first choices (of
-    tokens, classes, or answer starts and ends; none without a head). positions: how many choices. clear_agreement, clear_positions: of those whose two
-    best outputs PyTorch tells apart by CLEAR or more. Masked-LM only: loss (nats a masked token) and accuracy, and PyTorch's.
+    tokens, classes, or answer starts and ends; none without a head, nor of one number). positions: how many choices. clear_agreement, clear_positions:
+    of those whose two best outputs PyTorch tells apart by CLEAR or more. Masked-LM only: loss (nats a masked token) and accuracy, and PyTorch's.
     """
-    reference, worst, scale = torch_runner(source), 0.0, 0.0
+    reference, worst, scale, looked_at = torch_runner(source), 0.0, 0.0, 0
     sums: dict[str, float] = dict.fromkeys(("positions", "agreement", "clear_positions", "clear_agreement"), 0)
     for batch in progress_over(batches, what):
         for mine, its in zip(_looked_at(source.head, run(batch.inputs), batch), _looked_at(source.head, reference(batch.inputs), batch), strict=True):
-            worst, scale = max(worst, float(np.abs(mine - its).max(initial=0))), max(scale, float(np.abs(its).max(initial=0)))
-            if source.head == "encoder":
+            # maximum, unlike max, lets a nan through: no limit holds for it
+            worst, scale = float(np.maximum(worst, np.abs(mine - its).max(initial=0))), float(np.maximum(scale, np.abs(its).max(initial=0)))
+            looked_at += its.shape[0]
+            if source.head == "encoder" or its.shape[-1] == 1:  # no choice between hidden values, nor of one number
                 continue
             choice, clear = first_choices(its)
             same = mine.argmax(-1) == choice
@@ -89,6 +91,8 @@ def compare(source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarr
                 for name, logits in (("", mine), ("_pytorch", its)):
                     labels = batch.labels[batch.at]
                     _add(sums, **{f"loss{name}": _nats(logits, labels), f"accuracy{name}": (logits.argmax(-1) == labels).sum()})
+    if not looked_at:
+        raise UserError("--text: too little of it to compare anything on; give more")
     figures: dict = {"max_difference": worst, "max_output": scale}
     if not sums["positions"]:
         return figures
@@ -120,7 +124,7 @@ def _looked_at(head: str, outputs: list[np.ndarray], batch: Batch) -> list[np.nd
     if head == "classification":
         return [outputs[0]]
     if head == "question-answering":
-        return [np.where(batch.at, part, np.float32(0)) for part in outputs[:2]]
+        return [part[row, at][None] for part in outputs[:2] for row, at in enumerate(batch.at)]
     return [outputs[0][batch.at]]
 
 
@@ -129,37 +133,3 @@ def progress_over(batches: list, what: str) -> Iterable:
         for batch in batches:
             yield batch
             bar.update()
-
-
-def dev_score(source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], file: Path, what: str, batch: int = 8) -> float:
-    """Accuracy of a classification head on labelled examples, or Pearson's correlation where it gives one number.
-
-    file: jsonl, csv or tsv (.gz too) with a column `label` and one or two columns of text, as the hub's GLUE sets have them.
-    """
-    texts, labels = labelled(file)
-    found = []
-    for start in progress_over(list(range(0, len(labels), batch)), what):
-        padded = source.tokenizer(*[column[start : start + batch] for column in texts], truncation=True, padding=True, return_tensors="np",
-                                  max_length=source.positions)  # fmt: skip
-        found.append(run({name: padded[name].astype(np.int64) for name in source.inputs})[0])
-    logits = np.concatenate(found)
-    if logits.shape[-1] == 1:
-        return float(np.corrcoef(logits[:, 0], labels)[0, 1])
-    return float((logits.argmax(-1) == labels).mean())
-
-
-def labelled(file: Path) -> tuple[list[list[str]], np.ndarray]:
-    """(one or two columns of text, labels) of a file of examples."""
-    from datasets import load_dataset
-
-    if not file.is_file():
-        raise UserError(f"--data {file}: no such file; give examples with a column `label` and one or two of text")
-    kind = "json" if ".json" in file.name else "csv"
-    try:
-        rows = load_dataset(kind, data_files=str(file), split="train", **({"sep": "\t"} if ".tsv" in file.name else {}))
-    except Exception as error:  # the library answers a broken file with whatever breaks first
-        raise UserError(f"--data {file}: cannot be read as {kind} ({' '.join(str(error).split())[:200]})") from error
-    names = [name for name, feature in rows.features.items() if feature.dtype in ("string", "large_string") and name != "label"]
-    if "label" not in rows.features or not 1 <= len(names) <= 2:
-        raise UserError(f"--data {file}: columns {', '.join(rows.features)}: needs `label` and one or two of text")
-    return [list(rows[name]) for name in names], np.array(rows["label"])

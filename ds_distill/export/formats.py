@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
+import math
 import os
 import shutil
 import time
@@ -14,7 +16,8 @@ from pathlib import Path
 
 from ds_distill.console import alive, say
 from ds_distill.errors import UserError
-from ds_distill.export.compare import Batch, compare, dev_score, text_batches, torch_runner
+from ds_distill.export.compare import Batch, compare, text_batches, torch_runner
+from ds_distill.export.dev import dev_score
 from ds_distill.export.graph import OPSET, write_onnx, write_program
 from ds_distill.export.int8 import write_onnx_int8, write_openvino_int8
 from ds_distill.export.runtimes import Runner, load_onnx, load_openvino, load_program
@@ -68,7 +71,7 @@ FORMATS = {
     ),
     "openvino-int8": Format(
         "openvino/openvino_model.xml", "OpenVINO", ("onnx", "onnxscript", "openvino", "nncf"), False,
-        lambda job, file: write_openvino_int8(job.graph, file, job.source.width), load_openvino,
+        lambda job, file: write_openvino_int8(job.graph, file, job.source.widths), load_openvino,
         'openvino.compile_model({file!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})(dict(x))[0]',
     ),
     "torch-export": Format(
@@ -93,22 +96,22 @@ def formats_of(names: list[str]) -> dict[str, Format]:
 def export_formats(model: str, names: list[str], output: Path, *, text: list[str], data: str | None = None, encoder: bool = False) -> dict:
     """Write formats of the Hugging Face folder `model` into `output` (which may be that folder); returns the summary, figures by format.
 
-    text: what the formats are compared on, as for prepare; the sample of this package if empty. data: labelled examples for a classification
-    head, whose score is given before and after. encoder: without its head.
+    text: what the formats are compared on, as for prepare; the sample of this package if empty. data: labelled examples for a fine-tuned head, whose
+    score is given before and after. encoder: without its head.
     A file takes its place only when its runtime has loaded it and, of an fp32 format, has given PyTorch's numbers (RuntimeError otherwise).
     """
     formats = formats_of(names)
     source = load_source(model, "encoder" if encoder else None)
-    if data and source.head != "classification":
-        raise UserError(f"--data: {model} has the head {source.head}; labelled examples are for a classification head")
+    if encoder and output.resolve() == source.folder.resolve():
+        raise UserError(f"--encoder: {output} is for the files with its head; give an --output of its own")
     batches = text_batches(source, text, sequences=SEQUENCES)
-    output.mkdir(parents=True, exist_ok=True)
+    copy_description(source, output)
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     rows, job = {}, Job(source, batches, partial)
     try:
-        before = dev_score(source, torch_runner(source), Path(data), "dev score, PyTorch") if data else None
+        before = dev_score(source, torch_runner(source), Path(data), "dev score, PyTorch") if data else {}
         for name, format in formats.items():
             began = time.perf_counter()
             file = partial / format.file
@@ -118,10 +121,12 @@ def export_formats(model: str, names: list[str], output: Path, *, text: list[str
                 run = format.load(file)
             seconds = time.perf_counter() - began
             figures = compare(source, run, batches, f"comparing {name}")
-            if format.exact and not figures["max_difference"] <= EXACT * figures["max_output"]:
+            if not math.isfinite(figures["max_difference"]) or (format.exact and figures["max_difference"] > EXACT * figures["max_output"]):
                 raise RuntimeError(f"{name}: outputs differ from PyTorch's by {figures['max_difference']:.2g} of {figures['max_output']:.2g}")
             if data:
-                figures |= {"dev_score_pytorch": before, "dev_score": dev_score(source, run, Path(data), f"dev score, {name}")}
+                after = dev_score(source, run, Path(data), f"dev score, {name}")
+                figures |= {f"dev_{metric}_pytorch": value for metric, value in before.items()}
+                figures |= {f"dev_{metric}": value for metric, value in after.items()}
             size = sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
             rows[name] = {"file": format.file, "megabytes": size / 1e6, "seconds": seconds} | figures
             del run  # OpenVINO keeps the file open
@@ -132,13 +137,21 @@ def export_formats(model: str, names: list[str], output: Path, *, text: list[str
             say(f"{name}: {output / format.file}, {size / 1e6:,.1f} MB, {seconds:.0f} s")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    if output.resolve() != source.folder.resolve():
-        copy_description(source, output)
     compared = "this package's sample text" if not text else " ".join(text)
     put_section(output / "README.md", "Formats",
-                f"Compared with PyTorch in fp32 on {compared}; each has an example (`example_*.py`) to be run in this folder.\n\n"
-                + formats_table(rows))  # fmt: skip
+                "Compared with PyTorch in fp32 on text; each has an example (`example_*.py`) to be run in this folder.\n\n"
+                + formats_table(_kept(output, rows, compared)))  # fmt: skip
     return {"output": str(output), "head": source.head, "inputs": source.inputs, "compared_on": compared, "formats": rows}
+
+
+def _kept(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]:
+    """The figures of all formats that lie in `output`, those of earlier exports too (formats.json)."""
+    file = output / "formats.json"
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    kept |= {name: row | {"compared_on": compared} for name, row in rows.items()}
+    kept = {name: kept[name] for name in FORMATS if name in kept and (output / FORMATS[name].file).is_file()}
+    file.write_text(json.dumps(kept, indent=1) + "\n")
+    return kept
 
 
 def example(source: Source, format: Format) -> str:
@@ -159,8 +172,7 @@ def example(source: Source, format: Format) -> str:
 
 COLUMNS = {"format": "format", "runtime": "runtime", "file": "file", "megabytes": "MB", "max_difference": "max difference", "max_output": "of at most",
            "agreement": "first choices as PyTorch's", "positions": "choices", "clear_agreement": "of clear ones", "loss_pytorch": "loss, PyTorch",
-           "loss": "loss", "dev_score_pytorch": "dev score, PyTorch",
-           "dev_score": "dev score"}  # fmt: skip
+           "loss": "loss", "compared_on": "on"}  # fmt: skip
 
 
 def formats_table(rows: dict[str, dict]) -> str:
@@ -170,4 +182,5 @@ def formats_table(rows: dict[str, dict]) -> str:
         line = {"format": name, "runtime": FORMATS[name].runtime} | row
         line |= {key: f"{row[key]:.2g}" for key in ("max_difference", "max_output") if key in row}
         shown.append(line | {key: f"{100 * row[key]:.2f} %" for key in ("agreement", "clear_agreement") if key in row})
-    return table(shown, {key: heading for key, heading in COLUMNS.items() if any(key in line for line in shown)})
+    scores = {key: f"dev {key.removeprefix('dev_').replace('_pytorch', ', PyTorch')}" for line in shown for key in line if key.startswith("dev_")}
+    return table(shown, {key: heading for key, heading in (COLUMNS | scores).items() if any(key in line for line in shown)})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ds_distill.export.source import Source
 
-OPSET = 20  # of ONNX: the first with Gelu as one node, and what onnxruntime 1.17 (2024) and later read
+OPSET = 20  # of ONNX: the first with Gelu as one node, and what onnxruntime 1.18 (2024) and later read
 
 
 def write_onnx(source: Source, file: Path) -> None:

@@ -8,6 +8,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of
+from ds_distill.report import MADE_WITH
 
 
 def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, card: str) -> Path:
@@ -15,10 +16,11 @@ def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrai
 
     like: a model of the same class and config. The folder is reloaded and its logits compared with the weights' own before a rename
     publishes it. Raises RuntimeError if they differ, and UserError for an
-    `output` that holds anything but an earlier export.
+    `output` that holds anything but an earlier export of ours.
     """
-    if output.exists() and any(output.iterdir()) and not ((output / "config.json").is_file() and (output / "README.md").is_file()):
-        raise UserError(f"{output}: exists and is no export; choose another folder")
+    there = output / "README.md"
+    if output.exists() and any(output.iterdir()) and not (there.is_file() and MADE_WITH in there.read_text(encoding="utf-8", errors="replace")):
+        raise UserError(f"{output}: exists and is no export of ds-distill; choose another folder")
     model = type(like)(like.config)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
@@ -38,7 +40,10 @@ def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrai
         difference = (reloaded(ids).logits - model(ids).logits).abs().max().item()
     if difference != 0.0:
         raise RuntimeError(f"export: the reloaded folder's logits differ by {difference}")
+    aside = output.with_name(f".{output.name}.before")
+    shutil.rmtree(aside, ignore_errors=True)
     if output.exists():
-        shutil.rmtree(output)
+        os.replace(output, aside)
     os.replace(partial, output)
+    shutil.rmtree(aside, ignore_errors=True)
     return output

@@ -7,6 +7,7 @@ a weight too, and the vocabulary matrix, which is embedding and projection at on
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -135,10 +136,10 @@ class Rewriter:
         RemoveUnusedNodesPass()(self.ir.Model(self.graph, ir_version=10))
 
 
-def write_openvino_int8(graph: Path, file: Path, width: int) -> None:
+def write_openvino_int8(graph: Path, file: Path, widths: tuple[int, int]) -> None:
     """OpenVINO's files (.xml and .bin): int8 weights, a scale a column; activations in int8, a scale for each group of a token's values.
 
-    width: the hidden size; products whose rows a group does not divide would not be quantised.
+    widths: of the products' rows, the hidden size and that between; a product whose rows a group does not divide would not be quantised.
     """
     import nncf
     import openvino
@@ -146,6 +147,6 @@ def write_openvino_int8(graph: Path, file: Path, width: int) -> None:
     model = openvino.Core().read_model(str(graph))
     with silence():
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
-    group = max(size for size in range(1, GROUP + 1) if width % size == 0)
+    group = max(size for size in range(1, GROUP + 1) if math.gcd(*widths) % size == 0)
     model.set_rt_info(str(group), ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
     openvino.save_model(model, str(file), compress_to_fp16=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -19,9 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
-from ds_distill.models.families import family_of_type
+from ds_distill.models.families import family_of_type, inputs_of
+from ds_distill.models.folder import open_model_folder
 
 HEADS = {
     "masked-lm": ("ForMaskedLM", AutoModelForMaskedLM),
@@ -34,12 +33,13 @@ HEADS = {
 @dataclass
 class Source:
     """A folder, loaded. model: fp32, eval, on the CPU, with attention written out (exporters turn that into fewer nodes); head: a key of HEADS.
-    tokenizer: None only for a model of random weights, whose speed is all that is asked for."""
+    tokenizer: None only for a model whose speed is all that is asked for. whole: whether all weights were in the folder."""
 
     folder: Path
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     head: str
+    whole: bool = True
 
     @cached_property
     def positions(self) -> int:
@@ -47,16 +47,14 @@ class Source:
         return family_of_type(self.model.config.model_type).positions(self.model.config)
 
     @property
-    def width(self) -> int:
-        """The hidden size."""
-        return family_of_type(self.model.config.model_type).measures(self.model.config)[2]
+    def widths(self) -> tuple[int, int]:
+        """The hidden size, and that of the layers between."""
+        return family_of_type(self.model.config.model_type).measures(self.model.config)[2:4]
 
     @cached_property
     def inputs(self) -> list[str]:
         """Names of the inputs, each int64 [batch, sequence]: what the tokenizer gives and the model takes."""
-        taken = inspect.signature(self.model.forward).parameters
-        given = self.tokenizer.model_input_names if self.tokenizer else ("input_ids", "attention_mask")
-        return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in taken and name in given]
+        return inputs_of(self.model, self.tokenizer.model_input_names if self.tokenizer else ("input_ids", "attention_mask"))
 
     def sample(self) -> dict[str, torch.Tensor]:
         """Inputs to trace with: two sequences, since a size of one would be taken for a constant."""
@@ -71,16 +69,7 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     for_speed: a head that the weights lack gets random values, and there need be no tokenizer. Safetensors only, no remote code, no network.
     Raises UserError for a folder that holds no such model.
     """
-    folder = Path(path).expanduser()
-    if not (folder / "config.json").is_file():
-        raise UserError(f"--model {path}: no config.json there; give a Hugging Face folder, such as a run's export/")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"--model {path}: config.json cannot be used ({' '.join(str(error).split())[:200]})") from error
-    family_of_type(config.model_type)  # a UserError where it is none of ours
-    if not any(folder.glob("model*.safetensors")):
-        raise UserError(f"--model {path}: no model.safetensors there; save the model with save_pretrained")
+    folder, config = open_model_folder(path, "--model")
     kind = (config.architectures or [""])[0]
     head = head or next((name for name, (ending, _) in HEADS.items() if kind.endswith(ending)), None)
     if head is None:
@@ -95,12 +84,19 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
             f"--model {path}: the weights lack {sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} others of a {head} model"
         )
     tokenizer = None if for_speed and not (folder / "tokenizer_config.json").is_file() else load_tokenizer(folder)
-    return Source(folder, model.eval(), tokenizer, head)
+    return Source(folder, model.eval(), tokenizer, head, not info["missing_keys"])
 
 
 def copy_description(source: Source, output: Path) -> None:
-    """Config and tokenizer into `output`, beside the files that need them, unless they are there."""
-    if not (output / "config.json").is_file():
-        config = json.loads((source.folder / "config.json").read_text())
-        (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        source.tokenizer.save_pretrained(output)
+    """Config and tokenizer into `output`, beside the files that need them. Raises UserError where it holds another model's."""
+    if output.resolve() == source.folder.resolve():
+        return
+    config = json.loads((source.folder / "config.json").read_text())
+    if (output / "config.json").is_file():
+        same = json.loads((output / "config.json").read_text()) == config
+        if not same or tokenizer_fingerprint(load_tokenizer(output)) != tokenizer_fingerprint(source.tokenizer):
+            raise UserError(f"{output}: holds another model's config.json or tokenizer; choose another --output")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    source.tokenizer.save_pretrained(output)
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -6,15 +6,17 @@ import csv
 import gzip
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ds_distill.console import say
 from ds_distill.errors import UserError
 from ds_distill.finetune.tasks import Task
 
 KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
-OLD_NAMES = {"validation": "dev", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched"}
+OTHER_NAMES = {"validation": "dev", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched", "test": "validation"}  # IMDb's test
 
 
 @dataclass
@@ -29,12 +31,13 @@ class Examples:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """The file of a split in a folder: SPLIT.jsonl, .tsv, .csv, .parquet or .json, .gz and .zst too; GLUE's own dev* for validation*.
+    """The file of a split in a folder: SPLIT.jsonl, .tsv, .csv, .parquet or .json, .gz and .zst too; else GLUE's own dev* for validation*.
 
     Raises UserError where there is none, or more than one.
     """
-    names = [split, *([OLD_NAMES[split]] if split in OLD_NAMES else [])]
-    found = [file for file in sorted(folder.iterdir()) if file.name.split(".")[0] in names and _kind(file)] if folder.is_dir() else []
+    names = [split, *([OTHER_NAMES[split]] if split in OTHER_NAMES else [])]
+    by_name = [[file for file in sorted(folder.glob(f"{name}.*")) if kind_of(file)] for name in names]
+    found = next((files for files in by_name if files), [])
     if len(found) != 1:
         wanted = " or ".join(f"{name}.*" for name in names)
         there = f"it holds {', '.join(file.name for file in found)}" if found else "it holds none" if folder.is_dir() else "there is no such folder"
@@ -47,25 +50,30 @@ def load_examples(task: Task, split: str, data: str | None) -> Examples:
     if data:
         [file] = split_files(Path(data).expanduser(), split)
         return read_examples(task, file)
-    path, configuration = task.hub
+    rows = from_hub(task, split)
+    return Examples([list(rows[name]) for name in task.texts], list(rows["label"]))
+
+
+def from_hub(task: Task, split: str):
+    """A split as the hub, or its cache on this machine, has it."""
     from datasets import load_dataset
 
+    path, configuration = task.hub
     try:
-        rows = load_dataset(path, configuration, split=split)
+        return load_dataset(path, configuration, split=split)
     except Exception as error:  # no network, no such split: the library answers with whatever breaks first
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--task {task.name}: the hub's {path} cannot be had ({reason}); give --data DIR with train.* and {split}.*") from error
-    return Examples([list(rows[name]) for name in task.texts], list(rows["label"]))
 
 
 def read_examples(task: Task, file: Path) -> Examples:
     """All examples of a file. Raises UserError, with file and line, for a missing column, an unknown label or an empty file."""
     texts: list[list[str]] = [[] for _ in task.texts]
     labels: list = []
-    for line, row in rows_of(file, task.headless):
+    for line, row in rows_of(file, task.headless, short_rows_go=task.name == "qqp"):
         where = f"{file}, line {line}"
         row = {**row, **{hub: row[old] for old, hub in task.original if old in row}}
-        if "label" not in row and None not in row:
+        if "label" not in row:
             raise UserError(f"{where}: no column label; it has {', '.join(map(str, row))}")
         for column, name in zip(texts, task.texts, strict=True):
             if not isinstance(row.get(name), str):
@@ -80,9 +88,13 @@ def read_examples(task: Task, file: Path) -> Examples:
 def _label(task: Task, value, where: str) -> int | float:
     if task.regression:
         try:
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
-            raise UserError(f"{where}: label {value!r} is no number; {task.name} is scored from 0 to 5") from None
+            number = math.nan
+        if not 0 <= number <= 5:
+            hint = "; the hub's test splits have no labels" if number == -1 else ""
+            raise UserError(f"{where}: label {value!r}: {task.name} is scored by a number from 0 to 5{hint}")
+        return number
     if isinstance(value, str) and value in task.labels:
         return task.labels.index(value)
     number = int(value) if isinstance(value, str) and value.isdigit() or isinstance(value, float) and value.is_integer() else value
@@ -93,15 +105,23 @@ def _label(task: Task, value, where: str) -> int | float:
     raise UserError(f"{where}: label {value!r} is none of {task.name}'s: {known}{hint}")
 
 
-def rows_of(file: Path, headless: tuple[str, ...] = ()) -> Iterator[tuple[int, dict]]:
-    """(line, row) of a file; `headless`: names of a tsv's columns where its first line has none of them."""
-    kind = _kind(file)
+def rows_of(file: Path, headless: tuple[str, ...] = (), *, short_rows_go: bool = False) -> Iterator[tuple[int, dict]]:
+    """(line, row) of a file. headless: names of a tsv's columns where its first line has none of them. short_rows_go: leave out, and count, rows with
+    too few columns, which GLUE's own QQP has."""
+    try:
+        yield from _rows_of(file, headless, short_rows_go)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file}: cannot be read ({error}); it must be whole, in UTF-8") from error
+
+
+def _rows_of(file: Path, headless: tuple[str, ...], short_rows_go: bool) -> Iterator[tuple[int, dict]]:
+    kind, short = kind_of(file), 0
     if kind == ".parquet":
         import pyarrow.parquet
 
         try:
             yield from enumerate(pyarrow.parquet.read_table(file).to_pylist(), 1)
-        except (pyarrow.ArrowException, OSError) as error:
+        except pyarrow.ArrowException as error:
             raise UserError(f"{file}: cannot be read ({error})") from error
         return
     with opened(file) as stream:
@@ -125,12 +145,14 @@ def rows_of(file: Path, headless: tuple[str, ...] = ()) -> Iterator[tuple[int, d
                     names = list(headless) if headless and "label" not in row else row
                     if names is row:
                         continue
-                if len(row) != len(names) and row:
-                    # MNLI's files have a varying number of annotators' labels before the last, gold one
-                    if len(row) < len(names):
-                        raise UserError(f"{file}, line {table.line_num}: {len(row)} columns, its head has {len(names)} ({', '.join(names)})")
-                if row:
-                    yield table.line_num, dict(zip(names, row, strict=False))
+                if short_rows_go and 0 < len(row) < len(names):
+                    short += 1
+                elif row and len(row) != len(names):
+                    raise UserError(f"{file}, line {table.line_num}: {len(row)} columns, its head has {len(names)} ({', '.join(names)})")
+                elif row:
+                    yield table.line_num, dict(zip(names, row, strict=True))
+            if short:
+                say(f"{file}: {short} rows with too few columns left out")
 
 
 def opened(file: Path) -> io.TextIOBase:
@@ -144,6 +166,6 @@ def opened(file: Path) -> io.TextIOBase:
     return file.open(encoding="utf-8-sig", newline="")
 
 
-def _kind(file: Path) -> str | None:
+def kind_of(file: Path) -> str | None:
     suffixes = [suffix for suffix in file.suffixes if suffix not in (".gz", ".zst")]
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None

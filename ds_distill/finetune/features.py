@@ -12,6 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.console import progress
 from ds_distill.finetune.examples import Examples
+from ds_distill.models.families import inputs_of
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # made for all models; each takes its own
 
 
 class Features(Dataset):
@@ -35,19 +38,18 @@ class Features(Dataset):
 
 def features_of(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> Features:
     """Examples of one or two texts, cut to `length` tokens."""
-    encoded = tokenizer(*examples.texts, truncation=True, max_length=length)
-    return Features({name: encoded[name] for name in tokenizer.model_input_names if name in encoded}, {"labels": examples.labels})
+    encoded = tokenizer(*examples.texts, truncation=True, max_length=length, return_token_type_ids=True)
+    return Features({name: encoded[name] for name in INPUTS}, {"labels": examples.labels})
 
 
 @dataclass
 class Collator:
-    """Rows of Features → tensors, padded to the longest. A teacher's outputs over tokens are padded with -inf: no probability."""
+    """Rows of Features → tensors, padded to the longest, all INPUTS. A teacher's outputs over tokens are padded with -inf: no probability."""
 
     tokenizer: PreTrainedTokenizerBase
-    takes: tuple[str, ...]  # inputs of the model
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        inputs = [{name: row[name] for name in self.takes if name in row} for row in rows]
+        inputs = [{name: row[name] for name in INPUTS} for row in rows]
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
         for name in ("labels", "start_positions", "end_positions"):
             if name in rows[0]:
@@ -63,7 +65,7 @@ class Collator:
 @torch.inference_mode()
 def outputs_of(model: PreTrainedModel, features: Features, collator: Collator, batch: int, what: str) -> list[np.ndarray]:
     """A row's output, fp32: [classes], or [2, tokens] of answer starts and ends. Rows of like length go together, so little is padding."""
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, device, takes = model.training, next(model.parameters()).device, inputs_of(model, INPUTS)
     model.eval()
     lengths = features.lengths
     order, found = np.argsort(lengths, kind="stable"), [np.empty(0)] * len(lengths)
@@ -71,7 +73,7 @@ def outputs_of(model: PreTrainedModel, features: Features, collator: Collator, b
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             inputs = collator([{name: values[row] for name, values in features.inputs.items()} for row in rows])
-            out = model(**{name: value.to(device) for name, value in inputs.items()})
+            out = model(**{name: inputs[name].to(device) for name in takes})
             if hasattr(out, "logits"):
                 values = out.logits.float().cpu().numpy()
             else:

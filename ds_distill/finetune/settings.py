@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from ds_distill.errors import UserError
+
+PRECISIONS = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass
@@ -17,7 +19,7 @@ class Tuning:
         learning_rate: Peak; linear warm-up, then linear to zero. DistilBERT's authors take 5e-5 for SQuAD.
         epochs: Passes over the training set.
         batch: Examples a step.
-        length: Tokens an example; SQuAD has 384, in parts that overlap by 128, as the authors' code has it.
+        length: Tokens an example at most; 0: 128, and of SQuAD 384, in parts that overlap by 128, as the authors' code has it.
         warmup: Share of the steps that warm up.
         weight_decay: AdamW's, never on a bias or a norm.
         max_examples: Training examples used, the first so many; 0: all.
@@ -31,7 +33,7 @@ class Tuning:
     learning_rate: float = 5e-5
     epochs: float = 3.0
     batch: int = 32
-    length: int = 128
+    length: int = 0
     warmup: float = 0.06
     weight_decay: float = 0.0
     max_examples: int = 0
@@ -39,14 +41,16 @@ class Tuning:
     hard: float = 0.5
     soft: float = 0.5
     hidden: float = 0.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: PRECISIONS = "auto"
 
     def check(self) -> None:
         """UserError for a value that makes no sense."""
-        for name in ("learning_rate", "epochs", "batch", "length", "temperature"):
+        if self.precision not in get_args(PRECISIONS):
+            raise UserError(f"tuning.precision = {self.precision}: one of {', '.join(get_args(PRECISIONS))}")
+        for name in ("learning_rate", "epochs", "batch", "temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must be above 0")
-        for name in ("warmup", "weight_decay", "max_examples", "hard", "soft", "hidden"):
+        for name in ("length", "warmup", "weight_decay", "max_examples", "hard", "soft", "hidden"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must not be below 0")
 

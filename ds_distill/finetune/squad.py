@@ -1,8 +1,9 @@
-"""SQuAD: contexts longer than a model reads, cut into overlapping spans, and answers put together again (Devlin et al. 2019, section 4.2)."""
+"""SQuAD: its questions, contexts cut into overlapping spans that a model reads, and answers put together again (Devlin et al. 2019, section 4.2)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ds_distill.errors import UserError
-from ds_distill.finetune.examples import opened
+from ds_distill.finetune.examples import from_hub, kind_of, opened, rows_of, split_files
+from ds_distill.finetune.features import INPUTS
 from ds_distill.finetune.metrics import best_threshold, exact_match, overlap_f1
+from ds_distill.finetune.tasks import Task
 
 LENGTH, STRIDE = 384, 128  # the paper's and its authors' code
-LONGEST_ANSWER, N_BEST = 30, 20
+LONGEST_QUESTION, LONGEST_ANSWER, N_BEST = 64, 30, 20
 
 
 @dataclass(frozen=True)
@@ -43,27 +46,62 @@ class Spans:
     ends: list[int] = field(default_factory=list)
 
 
-def read_squad(file: Path) -> list[Question]:
-    """An official SQuAD JSON (1.1 or 2.0). Raises UserError, with the question's id, for an answer that is not where it is said to be."""
-    with opened(file) as stream:
-        try:
-            articles = json.load(stream)["data"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: not SQuAD's JSON ({error!r}); it has `data`, a list of articles with `paragraphs`") from error
+def load_questions(task: Task, split: str, data: str | None) -> list[Question]:
+    """A split of SQuAD, as load_examples: an official JSON file, or the hub's columns in any other kind of file.
+
+    Raises UserError, with the file and the question's id, for a part that is missing, an answer that is not where it is said to be, and for a question
+    of 1.1 that has none.
+    """
+    if data:
+        [file] = split_files(Path(data).expanduser(), split)
+        return questions_in(task, file)
+    return _questions(task, ((f"row {number}", row) for number, row in enumerate(from_hub(task, split))), task.hub[0])
+
+
+def questions_in(task: Task, file: Path) -> list[Question]:
+    """All questions of a file; errors as load_questions'."""
+    return _questions(task, official(file) if kind_of(file) == ".json" else ((f"line {line}", row) for line, row in rows_of(file)), str(file))
+
+
+def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> list[Question]:
     found = []
-    for article in articles:
-        for number, paragraph in enumerate(article.get("paragraphs", []), 1):
-            for entry in paragraph["qas"]:
-                where = f"{file}, {article.get('title', 'an article')!r}, paragraph {number}, question {entry.get('id')!r}"
-                answers = () if entry.get("is_impossible") else tuple((a["text"], a["answer_start"]) for a in entry.get("answers", []))
-                found.append(checked(Question(entry["id"], entry["question"], paragraph["context"], answers), where))
+    for place, entry in entries:
+        where = f"{source}, {place}, question {entry.get('id')!r}"
+        try:
+            answers = entry["answers"]
+            pairs = zip(answers["text"], answers["answer_start"], strict=True) if isinstance(answers, dict) else (
+                (answer["text"], answer["answer_start"]) for answer in answers)  # fmt: skip
+            question = Question(str(entry["id"]), entry["question"], entry["context"], () if entry.get("is_impossible") else tuple(pairs))
+        except (KeyError, TypeError, ValueError) as error:
+            need = "it needs id, question, context and answers (text, answer_start)"
+            raise UserError(f"{where}: {error} is missing or of the wrong kind; {need}") from None
+        if task.name == "squad" and not question.answers:
+            raise UserError(f"{where}: has no answer, as in SQuAD 2.0; use --task squad_v2")
+        found.append(checked(question, where))
     if not found:
-        raise UserError(f"{file}: no questions in it")
+        raise UserError(f"{source}: no questions in it")
     return found
 
 
+def official(file: Path) -> Iterator[tuple[str, dict]]:
+    """(place, question with its context) of an official SQuAD JSON."""
+    try:
+        with opened(file) as stream:
+            articles = json.load(stream)["data"]
+        for article in articles:
+            for number, paragraph in enumerate(article["paragraphs"], 1):
+                for entry in paragraph["qas"]:
+                    yield f"{article.get('title', 'an article')!r}, paragraph {number}", {"answers": [], **entry, "context": paragraph["context"]}
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not SQuAD's JSON ({error!r}); it has `data`, a list of articles with `paragraphs` of `context` and `qas`") from error
+
+
 def checked(question: Question, where: str) -> Question:
+    if not (isinstance(question.question, str) and isinstance(question.context, str)):
+        raise UserError(f"{where}: question or context is no text")
     for text, start in question.answers:
+        if not (isinstance(text, str) and isinstance(start, int)):
+            raise UserError(f"{where}: an answer needs a text and its first character, not {text!r} and {start!r}")
         if question.context[start : start + len(text)] != text:
             there = question.context[start : start + len(text)]
             raise UserError(f"{where}: the answer {text!r} is not at character {start} of its context, where there is {there!r}")
@@ -71,15 +109,16 @@ def checked(question: Question, where: str) -> Question:
 
 
 def spans_of(questions: list[Question], tokenizer: PreTrainedTokenizerBase, length: int = LENGTH, stride: int = STRIDE) -> Spans:
-    """Every question with every part of its context: parts of at most `length` tokens, question included, that overlap by `stride`."""
-    longest = max(len(ids) for ids in tokenizer([q.question for q in questions], add_special_tokens=False)["input_ids"])
-    room = length - longest - 4  # special tokens: three of BERT's, four of RoBERTa's
+    """Every question, cut to 64 tokens, with all parts of its context: parts of at most `length` tokens, question included, overlapping by `stride`."""
+    asked = [q.question.lstrip() for q in questions]
+    alone = tokenizer(asked, add_special_tokens=False, truncation=True, max_length=min(LONGEST_QUESTION, length // 2), return_offsets_mapping=True)
+    asked = [text[: offsets[-1][1]] if offsets else text for text, offsets in zip(asked, alone["offset_mapping"], strict=True)]
+    room = length - max(map(len, alone["input_ids"])) - 4  # special tokens: three of BERT's, four of RoBERTa's
     if room < 8:
-        raise UserError(f"a question of {longest} tokens leaves no room for its context in {length}; leave it out, or give a model with more positions")
-    stride = min(stride, room // 2)
-    encoded = tokenizer([q.question.lstrip() for q in questions], [q.context for q in questions], truncation="only_second", max_length=length,
-                        stride=stride, return_overflowing_tokens=True, return_offsets_mapping=True)  # fmt: skip
-    spans = Spans({name: encoded[name] for name in tokenizer.model_input_names if name in encoded})
+        raise UserError(f"{length} tokens leave no room for a context beside its question; give a longer tuning.length, or a model with more positions")
+    encoded = tokenizer(asked, [q.context for q in questions], truncation="only_second", max_length=length, stride=min(stride, room // 2),
+                        return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True)  # fmt: skip
+    spans = Spans({name: encoded[name] for name in INPUTS})
     for row, number in enumerate(encoded["overflow_to_sample_mapping"]):
         sequence = encoded.sequence_ids(row)
         offsets = [tuple(pair) if kind == 1 else None for pair, kind in zip(encoded["offset_mapping"][row], sequence, strict=True)]

@@ -9,9 +9,11 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import yaml
+
 from ds_distill.console import progress, say
 from ds_distill.errors import UserError
-from ds_distill.finetune.tasks import task_of
+from ds_distill.finetune.tasks import TASKS, task_of
 
 TEACHER, SECOND = "teacher", "second distillation"
 
@@ -43,6 +45,13 @@ class Study:
             raise UserError("second: the second distillation needs the fine-tuned teacher: teacher_too must be true")
         if not self.students:
             raise UserError("students is empty: name at least one, `distilled: {}`")
+        folders: dict[str, str] = {}
+        for name in [TEACHER, *self.students, *(f"{student}, {SECOND}" for student in self.second)]:
+            other = folders.setdefault(folder_of(name), name)
+            if other != name or (name == TEACHER and name in self.students):
+                raise UserError(f"students: {name!r} and {other!r} would share the folder {folder_of(name)}: rename one")
+        if not Path(self.base).is_file():
+            raise UserError(f"base: {self.base}: no such recipe")
         for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
             if not value:
                 raise UserError(f"{key} is missing")
@@ -81,7 +90,7 @@ def steps_of(study: Study, output: Path) -> list[Step]:
         steps.append(Step(f"distil {name}", output / "students" / folder_of(name),
                           ("distill", "--config", study.base, "--teacher", study.teacher, *text, *settings)))  # fmt: skip
     for task in study.tasks:
-        own = {**{k: v for k, v in study.tuning.items() if k not in study.tasks}, **study.tuning.get(task, {})}
+        own = {**{k: v for k, v in study.tuning.items() if k not in TASKS}, **study.tuning.get(task, {})}
         words = ("finetune", "--task", task, "--seeds", str(study.seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
                  *(word for key, value in own.items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
         folder = output / "tasks" / task
@@ -100,7 +109,7 @@ def run_study(study: Study, output: Path) -> dict:
     study.check()
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
-    asked = json.loads(json.dumps(asdict(study)))
+    asked = json.loads(json.dumps(asdict(study) | {"recipe": yaml.safe_load(Path(study.base).read_text())}))
     if plan.is_file() and (before := json.loads(plan.read_text())) != asked:
         changed = [key for key in asked if before.get(key) != asked[key]]
         grown = all(key in ("students", "tasks", "second") and _only_more(before[key], asked[key]) for key in changed)

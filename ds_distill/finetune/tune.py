@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -12,118 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
-from transformers import (
-    AutoConfig,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ds_distill.claim import claimed_alone
 from ds_distill.console import progress
-from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
-from ds_distill.finetune.examples import load_examples, split_files
-from ds_distill.finetune.features import Collator, Features, features_of, outputs_of
+from ds_distill.finetune.features import INPUTS, Collator, outputs_of
+from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.losses import hidden_loss, second_distillation
 from ds_distill.finetune.metrics import scores
+from ds_distill.finetune.sets import Data, Sets, load_data, sets_of, teacher_outputs
 from ds_distill.finetune.settings import Tuning
-from ds_distill.finetune.squad import LENGTH, Question, answers_of, checked, read_squad, spans_of, squad_scores
+from ds_distill.finetune.squad import answers_of, squad_scores
 from ds_distill.finetune.tasks import Task
-from ds_distill.models.families import family_of_type
+from ds_distill.models.families import family_of, inputs_of
+from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.teacher import choose_cpu_dtype, weights_fingerprint
 
-
-@dataclass
-class Sets:
-    """A task's data as one tokenizer reads it. dev: by name of the split, features and what they are scored with."""
-
-    train: Features
-    dev: dict[str, tuple[Features, object]]
-    fingerprint: str
-    examples: int
-
-
-def read_sets(task: Task, tokenizer, data: str | None, settings: Tuning, positions: int) -> Sets:
-    """positions: the most tokens a model reads. Raises UserError for what is wrong in the files, with file and line, and where a split is missing."""
-    most = settings.max_examples or None
-    if task.spans:
-        train = _questions(task, "train", data)[:most]
-        if not any(question.answers for question in train):
-            raise UserError(f"--task {task.name}: no question of the training set has an answer")
-        spans = spans_of(train, tokenizer, min(LENGTH, positions))
-        features = Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends})
-        dev = {}
-        for split in task.validation:
-            questions = _questions(task, split, data)
-            found = spans_of(questions, tokenizer, min(LENGTH, positions))
-            dev[split] = Features(found.inputs, {}), (questions, found)
-        texts: list = [[q.id, q.question, q.answers] for q in train]
-        count = len(train)
-    else:
-        train = load_examples(task, "train", data)
-        train.texts, train.labels = [column[:most] for column in train.texts], train.labels[:most]
-        features = features_of(train, tokenizer, min(settings.length, positions))
-        dev = {}
-        for split in task.validation:
-            examples = load_examples(task, split, data)
-            dev[split] = features_of(examples, tokenizer, min(settings.length, positions)), np.array(examples.labels)
-        texts, count = [train.texts, train.labels], len(train)
-    digest = hashlib.sha256(json.dumps([task.name, features.inputs["input_ids"][:50], len(features), texts], default=list).encode()).hexdigest()
-    return Sets(features, dev, digest[:16], count)
-
-
-def _questions(task: Task, split: str, data: str | None) -> list[Question]:
-    if data:
-        [file] = split_files(Path(data).expanduser(), split)
-        return read_squad(file)
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(task.hub[0], split=split)
-    except Exception as error:  # no network: the library answers with whatever breaks first
-        reason = f"the hub's {task.hub[0]} cannot be had ({' '.join(str(error).split())[:200]})"
-        raise UserError(f"--task {task.name}: {reason}; give --data DIR with train.json and {split}.json") from error
-    answers = [tuple(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True)) for row in rows]
-    questions = [Question(row["id"], row["question"], row["context"], found) for row, found in zip(rows, answers, strict=True)]
-    return [checked(question, f"{task.hub[0]}, {question.id}") for question in questions]
-
-
-def load_for_task(path: str, task: Task, what: str, *, tuned: bool) -> PreTrainedModel:
-    """An encoder with the head for `task`: as it is (`tuned`: it must have been fine-tuned on this very task), or a new one on a pretrained trunk."""
-    folder = Path(path).expanduser()
-    if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
-        raise UserError(f"--{what} {path}: no Hugging Face folder (config.json and model.safetensors) there")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    family_of_type(config.model_type)
-    kind, trained_on = (config.architectures or [""])[0], getattr(config, "finetuning_task", None)
-    right = "ForQuestionAnswering" if task.spans else "ForSequenceClassification"
-    if tuned and not kind.endswith(right):
-        raise UserError(f"--{what} {path}: a {kind or 'model without a head'}; the second distillation needs a teacher fine-tuned on {task.name}")
-    if trained_on and trained_on != task.name:
-        raise UserError(f"--{what} {path}: was fine-tuned on {trained_on}, not on {task.name}; give " +
-                        (f"one fine-tuned on {task.name}" if tuned else "the pretrained folder it came from"))  # fmt: skip
-    if not task.spans:
-        labels = (
-            {"num_labels": 1} if task.regression else {"id2label": dict(enumerate(task.labels)), "label2id": {n: i for i, n in enumerate(task.labels)}}
-        )
-        if tuned and config.num_labels != (1 if task.regression else len(task.labels)):
-            raise UserError(f"--{what} {path}: has {config.num_labels} labels, {task.name} has {1 if task.regression else len(task.labels)}")
-        for key, value in labels.items():
-            setattr(config, key, value)
-        config.problem_type = "regression" if task.regression else "single_label_classification"
-    config.finetuning_task = task.name
-    auto = AutoModelForQuestionAnswering if task.spans else AutoModelForSequenceClassification
-    return auto.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SAVE_EVERY = 200  # steps
 
 
 class Tuner(Trainer):
@@ -132,20 +38,20 @@ class Tuner(Trainer):
     def __init__(self, *arguments, settings: Tuning, task: Task, teacher: PreTrainedModel | None = None, **more):
         super().__init__(*arguments, **more)
         self.settings, self.task, self.teacher = settings, task, teacher
+        self.takes = inputs_of(self.model, INPUTS)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the micro-batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         s, targets = self.settings, inputs.pop("teacher", None)
-        outputs = model(**inputs, output_hidden_states=s.hidden > 0 and targets is not None)
+        read = {name: inputs.pop(name) for name in INPUTS}
+        outputs = model(**{name: read[name] for name in self.takes}, **inputs, output_hidden_states=s.hidden > 0 and targets is not None)
         loss = outputs.loss
         if targets is not None:
             loss = s.hard * loss + s.soft * second_distillation(outputs, targets, temperature=s.temperature, regression=self.task.regression)
             if s.hidden > 0:
                 with torch.no_grad():
-                    taught = self.teacher(
-                        **{k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "token_type_ids")}, output_hidden_states=True
-                    )
-                loss = loss + s.hidden * hidden_loss(outputs.hidden_states[-1], taught.hidden_states[-1], inputs["attention_mask"])
+                    taught = self.teacher(**{name: read[name] for name in inputs_of(self.teacher, INPUTS)}, output_hidden_states=True)
+                loss = loss + s.hidden * hidden_loss(outputs.hidden_states[-1], taught.hidden_states[-1], read["attention_mask"])
         return (loss, outputs) if return_outputs else loss
 
 
@@ -163,22 +69,6 @@ def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, b
     return found
 
 
-def teacher_outputs(teacher: PreTrainedModel, sets: Sets, collator: Collator, batch: int, folder: Path) -> list[np.ndarray]:
-    """The teacher's outputs for the training set, computed once and kept in `folder` by what it is and what it read."""
-    file = folder / f"{weights_fingerprint(teacher)[:16]}-{sets.fingerprint}.safetensors"
-    if not file.is_file():
-        outputs = outputs_of(teacher, sets.train, collator, batch, "the teacher's outputs")
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        save_file(
-            {"values": np.concatenate([o.reshape(-1) for o in outputs]).astype(np.float32), "sizes": np.array([o.size for o in outputs])}, partial
-        )
-        partial.replace(file)
-    kept = load_file(file)
-    parts = np.split(kept["values"], np.cumsum(kept["sizes"])[:-1])
-    return [part.reshape(2, -1) if sets.train.labels.get("start_positions") else part for part in parts]
-
-
 class _Bar(TrainerCallback):
     """The whole plan's bar, moved on by steps."""
 
@@ -191,6 +81,22 @@ class _Bar(TrainerCallback):
             self.bar.set_postfix(loss=f"{state.log_history[-1].get('loss', 0):.3f}")
 
 
+@dataclass
+class Plan:
+    """What all runs of a plan have in common. sets: by (length, max_examples), with the teacher's outputs where there is one."""
+
+    task: Task
+    model: str
+    output: Path
+    sets: dict[tuple[int, int], Sets]
+    collator: Collator
+    teacher: PreTrainedModel | None
+    device: torch.device
+
+    def sets_of(self, point: Tuning) -> Sets:
+        return self.sets[point.length, point.max_examples]
+
+
 def finetune(
     task: Task, model: str, output: Path, *, points: list[Tuning], seeds: list[int], teacher: str | None = None, data: str | None = None
 ) -> dict:
@@ -199,45 +105,63 @@ def finetune(
     Returns the summary: `metric` (the task's first), its median over seeds at the best point, `metrics` (medians), `seeds` (each run's), and the folder
     of the model that stands for it, the one at the median. Source of seeds and median: Sanh et al. 2019, section 3.
     """
-    tokenizer = load_tokenizer(Path(model).expanduser())
-    if teacher:
-        mentor = load_for_task(teacher, task, "teacher", tuned=True)
+    tokenizer = load_tokenizer(resolve_model_folder(model, "--model"))
+    mentor = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
     torch.manual_seed(0)  # the new head's values are part of the run's identity
     student = load_for_task(model, task, "model", tuned=False)
-    sets = read_sets(task, tokenizer, data, points[0], family_of_type(student.config.model_type).positions(student.config))
-    if teacher and points[0].hidden > 0 and mentor.config.hidden_size != student.config.hidden_size:
-        raise UserError(
-            f"tuning.hidden = {points[0].hidden}: teacher and student have widths {mentor.config.hidden_size} and {student.config.hidden_size}"
-        )
-    device = _device()
-    takes = tuple(name for name in tokenizer.model_input_names if name != "token_type_ids" or student.config.model_type == "bert")
-    collator = Collator(tokenizer, takes)
-    identity = {"task": task.name, "model": weights_fingerprint(student)[:16], "data": sets.fingerprint,
-                "teacher": weights_fingerprint(mentor)[:16] if teacher else None}  # fmt: skip
+    positions = family_of(student).positions(student.config)
+    if teacher and mentor:
+        _check_reads_the_same(teacher, mentor, student, tokenizer)
+        positions = min(positions, family_of(mentor).positions(mentor.config))
+        widths = mentor.config.hidden_size, student.config.hidden_size
+        if widths[0] != widths[1] and any(point.hidden > 0 for point in points):
+            raise UserError(f"tuning.hidden = {max(point.hidden for point in points)}: teacher and student have widths {widths[0]} and {widths[1]}")
+    read = load_data(task, data)
+    identity = {"task": task.name, "model": weights_fingerprint(student)[:16], "data": read.fingerprint,
+                "teacher": weights_fingerprint(mentor)[:16] if mentor else None}  # fmt: skip
     with claimed_alone(output, identity):
-        if teacher:
-            mentor = mentor.to(device).eval().requires_grad_(False)
-            own = tuple(name for name in tokenizer.model_input_names if name != "token_type_ids" or mentor.config.model_type == "bert")
-            sets.train.teacher = teacher_outputs(mentor, sets, Collator(tokenizer, own), 2 * points[0].batch, output / "teacher")
-        results = _run_all(task, model, output, points, seeds, sets, collator, mentor if teacher else None)
-    gold = [len(gold[0]) if task.spans else len(gold) for _, gold in sets.dev.values()]
-    return summary_of(task, results, output, model, teacher) | {"examples": {"train": sets.examples, "dev": gold[0]}}
+        results = _run_all(_plan(read, model, output, points, tokenizer, positions, mentor), points, seeds)
+    return summary_of(task, results, output, model, teacher) | {"examples": read.counts}
 
 
-def _run_all(task, model, output, points, seeds, sets, collator, mentor) -> list[dict]:
-    steps = [math.ceil(len(sets.train) / point.batch) * point.epochs for point in points]
-    results = []
-    with progress(int(sum(steps)) * len(seeds), task.name, "step") as bar:
+def _check_reads_the_same(path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """UserError where the teacher's token ids mean something else."""
+    folder = resolve_model_folder(path, "--teacher")
+    other = (folder / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer)
+    if other or teacher.config.vocab_size < student.config.vocab_size:
+        raise UserError(f"--teacher {path}: its tokenizer is not the student's; give a teacher of the same vocabulary")
+
+
+def _plan(data: Data, model: str, output: Path, points: list[Tuning], tokenizer, positions: int, mentor: PreTrainedModel | None) -> Plan:
+    device, collator = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"), Collator(tokenizer)
+    if mentor is not None:
+        mentor = mentor.to(device).eval().requires_grad_(False)
+    sets = {}
+    for point in points:
+        key = point.length, point.max_examples
+        if key not in sets:
+            sets[key] = sets_of(data, tokenizer, point, positions)
+            if mentor is not None:
+                sets[key].train.teacher = teacher_outputs(mentor, sets[key].train, collator, 2 * point.batch, output / "teacher")
+    return Plan(data.task, model, output, sets, collator, mentor, device)
+
+
+def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
+    steps = [math.ceil(math.ceil(len(plan.sets_of(point).train) / point.batch) * point.epochs) for point in points]
+    results, done = [], 0
+    with progress(sum(steps) * len(seeds), plan.task.name, "step") as bar:
         for point, length in zip(points, steps, strict=True):
             for seed in seeds:
-                folder = output / ",".join([f"{name}={value}" for name, value in _differing(point, points).items()] + [f"seed={seed}"])
+                folder = plan.output / ",".join([f"{name}={value}" for name, value in _differing(point, points).items()] + [f"seed={seed}"])
                 result = folder / "result.json"
-                if result.is_file() and json.loads(result.read_text())["tuning"] == asdict(point):
+                _begin(folder, point, plan.device)
+                if result.is_file():
                     results.append(json.loads(result.read_text()))
-                    bar.update(int(length))
-                    continue
-                results.append(_one_run(task, model, folder, point, seed, sets, collator, mentor, bar))
-                result.write_text(json.dumps(results[-1], indent=2) + "\n")
+                else:
+                    results.append(_one_run(plan, folder, point, seed, bar))
+                    _write(result, results[-1])
+                done += length
+                bar.update(done - bar.n)
     return results
 
 
@@ -246,29 +170,51 @@ def _differing(point: Tuning, points: list[Tuning]) -> dict:
     return {name: value for name, value in mine.items() if len({asdict(other)[name] for other in points}) > 1}
 
 
-def _one_run(task: Task, model: str, folder: Path, point: Tuning, seed: int, sets: Sets, collator: Collator, mentor, bar) -> dict:
-    torch.manual_seed(seed)
-    network = load_for_task(model, task, "model", tuned=False)
-    device = _device()
+def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
+    """Have folder/tuning.json say how the run is trained, "auto" decided once for all; what was there from other settings goes."""
+    file = folder / "tuning.json"
+    if file.is_file() and (before := json.loads(file.read_text())) and before["asked"] == asdict(point):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     bf16 = point.precision == "bf16" or point.precision == "auto" and (device.type == "cuda" or choose_cpu_dtype() == torch.bfloat16)
+    _write(file, {"asked": asdict(point), "precision": "bf16" if bf16 else "fp32"})
+
+
+def _write(file: Path, value: dict) -> None:
+    """Whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(file)
+
+
+def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
+    torch.manual_seed(seed)
+    network = load_for_task(plan.model, plan.task, "model", tuned=False)
+    precision, cpu, sets = json.loads((folder / "tuning.json").read_text())["precision"], plan.device.type == "cpu", plan.sets_of(point)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=point.batch, num_train_epochs=point.epochs,
-        learning_rate=point.learning_rate,
-        lr_scheduler_type="linear", warmup_steps=point.warmup, weight_decay=point.weight_decay, seed=seed, bf16=bf16, use_cpu=device.type == "cpu",
-        save_strategy="steps", save_steps=200, save_total_limit=1, logging_steps=20, eval_strategy="no", report_to="none", disable_tqdm=True,
-        remove_unused_columns=False, train_sampling_strategy="random",
+        learning_rate=point.learning_rate, lr_scheduler_type="linear", warmup_steps=point.warmup, weight_decay=point.weight_decay, seed=seed,
+        bf16=precision == "bf16", use_cpu=cpu, save_strategy="steps", save_steps=SAVE_EVERY, save_total_limit=1, logging_steps=20,
+        eval_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False, train_sampling_strategy="random",
     )  # fmt: skip
-    trainer = Tuner(model=network, args=arguments, train_dataset=sets.train, data_collator=collator, settings=point, task=task, teacher=mentor,
-                    callbacks=[_Bar(bar, bar.n)])  # fmt: skip
+    if not cpu and arguments.device.type == "cuda":
+        arguments._n_gpu = 1  # or Trainer would spread a batch over every GPU it sees, and multiply it
+    trainer = Tuner(model=network, args=arguments, train_dataset=sets.train, data_collator=plan.collator, settings=point, task=plan.task,
+                    teacher=plan.teacher, callbacks=[_Bar(bar, bar.n)])  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to results
-    last = sorted((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    trainer.train(resume_from_checkpoint=str(last[-1]) if last else None)
-    metrics = scored(task, network, sets, collator, 2 * point.batch, f"seed {seed}")
+    # Trainer writes trainer_state.json last
+    whole = [file.parent for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")]
+    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     network.save_pretrained(folder / "model")
-    collator.tokenizer.save_pretrained(folder / "model")
+    plan.collator.tokenizer.save_pretrained(folder / "model")
+    # what is scored is what the folder holds, in fp32: training's autocast stays with the network
+    final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(plan.device)
+    metrics = scored(plan.task, final, sets, plan.collator, 2 * point.batch, f"seed {seed}")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
-    return {"seed": seed, "tuning": asdict(point), "metrics": metrics, "losses": losses, "folder": str(folder / "model")}
+    return {"seed": seed, "tuning": asdict(point), "precision": precision, "metrics": metrics, "losses": losses, "folder": str(folder / "model")}
 
 
 def summary_of(task: Task, results: list[dict], output: Path, model: str, teacher: str | None) -> dict:

@@ -4,70 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from ds_distill.errors import UserError
-from ds_distill.models.families import FAMILIES, family_of, family_of_type
-
-
-def resolve_model_folder(path: str) -> Path:
-    """The folder of a checkpoint: `path` itself, or the local Hugging Face cache's copy of the hub model of that name.
-
-    Never touches the network: hundreds of ranks must not each download.  Raises UserError where neither exists.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UserError(f"teacher = {path}: a file; give the folder that holds config.json and model.safetensors")
-    try:
-        return Path(snapshot_download(path, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
-        raise UserError(
-            f"teacher = {path}: no such folder, and no model of that name in the Hugging Face cache; "
-            f"correct the path, or fetch a hub model once with `hf download {path}`"
-        ) from None
-
-
-def _check_folder(path: str, folder: Path) -> None:
-    """Refuses what from_pretrained would answer with a puzzle, before anything is allocated."""
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise UserError(f"teacher = {path}: no config.json in the folder; give a folder written by save_pretrained")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        model_type = config.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"teacher = {path}: config.json is not a JSON object ({error}); save the model again") from None
-    if model_type not in FAMILIES:
-        raise UserError(f"teacher = {path}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}")
-    if config.get("is_decoder"):
-        raise UserError(f"teacher = {path}: is_decoder is true, a causal model; give a bidirectional encoder")
-    # transformers 5 dropped relative positions and would load such a checkpoint as if they were absolute
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        kind = config["position_embedding_type"]
-        raise UserError(f"teacher = {path}: position_embedding_type is {kind!r}; give a teacher with absolute positions")
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"teacher = {path}: {index.name} cannot be read ({error}); save the model again") from None
-        if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-            raise UserError(f"teacher = {path}: {index.name} names {strange[0]!r}, outside of the folder; save the model again")
-    if not any(folder.glob("model*.safetensors")):
-        pickled = sorted(file.name for file in folder.glob("*.bin"))
-        found = f"only {', '.join(pickled)}, and pickled weights are not loaded" if pickled else "no weights"
-        raise UserError(f"teacher = {path}: {found}; save the model with save_pretrained, which writes model.safetensors")
+from ds_distill.models.families import family_of, family_of_type
+from ds_distill.models.folder import open_model_folder
 
 
 def _check_size(path: str, folder: Path, config: PretrainedConfig) -> None:
@@ -94,12 +42,7 @@ def load_masked_lm(path: str, *, new_head: bool = False, dropout: float | None =
     Raises UserError for a missing folder, a missing or unfit config, pickled weights, and weights that the checkpoint lacks
     (transformers would fill them with noise: a headless teacher teaches noise).
     """
-    folder = resolve_model_folder(path)
-    _check_folder(path, folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise UserError(f"teacher = {path}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it") from error
+    folder, config = open_model_folder(path)
     _check_size(path, folder, config)
     if dropout is not None:
         for key in family_of_type(config.model_type).dropouts:

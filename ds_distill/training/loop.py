@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from ds_distill.console import progress
@@ -163,9 +164,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
                        "train/grad_norm": norm, "train/tokens_per_second": rate,
                        "train/data_wait_share": order.seconds_waited / seconds, "train/tokens": state["tokens"],
                        "train/skipped_steps": state["skipped"], "train/peak_memory_gib": peak_memory(device) / 2**30}  # fmt: skip
-                for key, value in log.items():
-                    if value is not None:
-                        writer.add_scalar(key, value, done)
+                _log(writer, log, done)
             bar.update(1)
             bar.set_postfix(loss=f"{total:.3f}", mlm=f"{mlm:.3f}", tok_s=f"{rate:.0f}", refresh=False)
             logging += time.perf_counter() - computed
@@ -192,6 +191,12 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]} if cost else {}
     costs |= {"compile_seconds": round(seconds_of_compiling() - compiling, 1)} if objective.passes != "torch" else {}
     return engine, _summary(state, steps, rate, peak_memory(device)) | shares | costs
+
+
+def _log(writer: SummaryWriter, values: dict[str, float | None], step: int) -> None:
+    """All of a step's scalars as one event: add_scalar for each takes 1 % of a step of 60 ms."""
+    found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
+    writer.file_writer.add_summary(Summary(value=found), step)
 
 
 def _summary(state: dict, steps: int, rate: float | None, memory: int) -> dict:

@@ -92,7 +92,9 @@ SQUAD = {"f1", "exact_match", "threshold", "has_answer_f1", "no_answer_f1"}
 def test_numbers_and_answers(world, tasks, tmp_path, task, metrics):
     words = ("finetune", "--task", task, "--model", world / "teacher", "--data", tasks / task, *QUICK, "--tuning.epochs", 30)
     first = last_line(ds_distill(*words, "--output", tmp_path / "first"))
-    assert set(first["metrics"]) == metrics and first["metrics"][first["metric"]] > 0.3
+    assert set(first["metrics"]) == metrics
+    learnt = "has_answer_f1" if task == "squad_v2" else first["metric"]
+    assert first["metrics"][learnt] > 0.3, "nothing said scores 0"
     auto = AutoModelForQuestionAnswering if task == "squad_v2" else AutoModelForSequenceClassification
     auto.from_pretrained(first["export"])
     second = last_line(ds_distill(*words, "--teacher", first["export"], "--output", tmp_path / "second"))

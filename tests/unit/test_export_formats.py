@@ -10,11 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForSequenceClassification, DistilBertConfig, DistilBertForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.compare import SAMPLE, compare, text_batches, torch_runner
+from ds_distill.export.dev import dev_score
 from ds_distill.export.formats import FORMATS, export_formats
 from ds_distill.export.graph import OPSET
 from ds_distill.export.int8 import quantised
@@ -126,8 +135,77 @@ def test_a_fine_tuned_folder_keeps_its_dev_score(classifier):
     summary = export_formats(str(classifier), ["onnx", "openvino-int8"], classifier, text=[], data=str(classifier / "dev.jsonl"))
     assert summary["head"] == "classification" and summary["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
     row = summary["formats"]["onnx"]
-    assert row["dev_score"] == row["dev_score_pytorch"] and 0 <= row["dev_score"] <= 1 and row["agreement"] == 1
+    assert row["dev_accuracy"] == row["dev_accuracy_pytorch"] and 0 <= row["dev_accuracy"] <= 1 and row["agreement"] == 1
     assert (classifier / "onnx" / "model.onnx").is_file() and (classifier / "model.safetensors").is_file()
+
+
+def test_a_number_is_exported_and_a_nan_is_no_agreement(student, tmp_path):
+    """STS-B's head gives one number, between which there is no first choice."""
+    source = load_source(str(student))
+    torch.manual_seed(2)
+    config = source.model.config
+    config.num_labels, config.problem_type = 1, "regression"
+    DistilBertForSequenceClassification(config).save_pretrained(tmp_path)
+    source.tokenizer.save_pretrained(tmp_path)
+    row = export_formats(str(tmp_path), ["onnx"], tmp_path, text=[])["formats"]["onnx"]
+    assert row["max_difference"] < 1e-4 and "agreement" not in row
+    one = load_source(str(tmp_path))
+    found = compare(one, lambda inputs: [np.full((len(inputs["input_ids"]), 1), np.nan, np.float32)], text_batches(one, [], sequences=4), "nan")
+    assert np.isnan(found["max_difference"])
+
+
+def test_robertas_are_exported(tmp_path):
+    """Positions that begin behind the padding's id, and token types that the tokenizer does not give."""
+    tokenizer = train_wordpiece(SAMPLE.read_text().splitlines(), 400, tmp_path)
+    torch.manual_seed(3)
+    RobertaForMaskedLM(RobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+                                     max_position_embeddings=66, pad_token_id=tokenizer.pad_token_id)).save_pretrained(tmp_path)  # fmt: skip
+    summary = export_formats(str(tmp_path), ["onnx", "onnx-int8"], tmp_path, text=[])
+    assert summary["formats"]["onnx"]["agreement"] == 1
+
+
+def test_another_models_folder_is_left_alone(student, classifier, exported, tmp_path):
+    with pytest.raises(UserError, match="holds another model's config.json"):
+        export_formats(str(student), ["torch-export"], classifier, text=[])
+    with pytest.raises(UserError, match="give an --output of its own"):
+        export_formats(str(student), ["torch-export"], student, text=[], encoder=True)
+    output, _ = exported
+    again = tmp_path / "again"
+    shutil.copytree(output, again)
+    export_formats(str(student), ["torch-export"], again, text=[])
+    card = (again / "README.md").read_text()
+    assert all(name in card for name in FORMATS), "what earlier exports have found stays"
+    (again / "onnx" / "model.onnx").unlink()
+    export_formats(str(student), ["torch-export"], again, text=[])
+    assert "| onnx " not in (again / "README.md").read_text()
+
+
+def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_path):
+    from transformers import AutoConfig, BertForQuestionAnswering
+
+    source = load_source(str(classifier))
+    source.model.config.finetuning_task = "cola"
+    score = dev_score(source, torch_runner(source), classifier / "dev.jsonl", "cola")
+    assert set(score) == {"matthews"}
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(classifier)
+    config.num_labels = 2
+    BertForQuestionAnswering(config).save_pretrained(tmp_path)
+    source.tokenizer.save_pretrained(tmp_path)
+    context = "village near the coast"
+    first = context[: source.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][0][1]]
+    asked = {"id": "1", "question": "Where?", "answers": [{"text": first, "answer_start": 0}]}
+    (tmp_path / "dev.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [asked]}]}]}))
+    summary = export_formats(str(tmp_path), ["onnx"], tmp_path, text=[], data=str(tmp_path / "dev.json"))
+    row = summary["formats"]["onnx"]
+    assert 0 <= row["dev_f1"] == row["dev_f1_pytorch"] <= 1 and "dev f1, PyTorch" in (tmp_path / "README.md").read_text()
+
+    def perfect(inputs):  # the answer is the context's first token
+        starts = np.zeros(inputs["input_ids"].shape, np.float32)
+        starts[:, inputs["token_type_ids"][0].argmax()] = 9
+        return [starts, starts]
+
+    assert dev_score(load_source(str(tmp_path)), perfect, tmp_path / "dev.json", "perfect") == {"f1": 1.0}
 
 
 def test_an_encoder_gives_hidden_states(student, tmp_path):
@@ -154,7 +232,7 @@ def test_mistakes_are_said(student, classifier, tmp_path):
     for arguments, words in (
         ((str(student), ["onx"]), "did you mean onnx"),
         ((str(tmp_path), ["onnx"]), "no config.json"),
-        ((str(student), ["onnx"], "data"), "labelled examples are for a classification head"),
+        ((str(student), ["onnx"], "data"), "labelled examples are for a classification or question-answering head"),
     ):
         with pytest.raises(UserError, match=words):
             export_formats(*arguments[:2], tmp_path / "o", text=[], data=str(classifier / "dev.jsonl") if len(arguments) > 2 else None)

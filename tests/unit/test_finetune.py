@@ -143,6 +143,36 @@ def test_bad_rows_are_said_with_file_and_line(tmp_path, row, words):
     assert words in str(error.value) and str(file) in str(error.value)
 
 
+def test_unreadable_files_and_numbers_out_of_range_are_said(tmp_path):
+    pair = {"sentence1": "a", "sentence2": "b"}
+    for label in (-1, 5.5, "nan", None):
+        (tmp_path / "train.jsonl").write_text(json.dumps(pair | {"label": label}))
+        with pytest.raises(UserError, match=r"train\.jsonl, line 1: label .* from 0 to 5"):
+            load_examples(task_of("stsb"), "train", str(tmp_path))
+    (tmp_path / "train.jsonl").write_bytes(b'{"sentence": "\xff", "label": 1}')
+    with pytest.raises(UserError, match="cannot be read"):
+        load_examples(task_of("sst2"), "train", str(tmp_path))
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b'{"sentence": "a", "label": 1}' * 99)[:-9])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_examples(task_of("sst2"), "train", str(tmp_path))
+
+
+def test_rows_that_qqp_is_known_for_are_left_out_and_counted(tmp_path, capsys):
+    (tmp_path / "dev.tsv").write_text("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tWhy?\n1\t2\t3\tWhy?\tHow?\t1\n")
+    assert load_examples(task_of("qqp"), "validation", str(tmp_path)).labels == [1] and "1 rows with too few columns" in capsys.readouterr().err
+    (tmp_path / "dev.tsv").write_text("index\tquestion\tsentence\tlabel\n0\tQ\tS\tentailment\tmore\n")
+    with pytest.raises(UserError, match="line 2: 5 columns, its head has 4"):
+        load_examples(task_of("qnli"), "validation", str(tmp_path))
+
+
+def test_imdbs_test_may_be_called_validation(tmp_path):
+    (tmp_path / "validation.csv").write_text("text,label\nfine,pos\n".replace("pos", "1"))
+    assert load_examples(task_of("imdb"), "test", str(tmp_path)).texts == [["fine"]]
+    (tmp_path / "test.csv").write_text("text,label\nbad,0\n")
+    assert load_examples(task_of("imdb"), "test", str(tmp_path)).texts == [["bad"]]
+
+
 def test_missing_files_are_said(tmp_path):
     with pytest.raises(UserError, match=r"validation_matched\.\* or dev_matched\.\*.*it holds none"):
         load_examples(task_of("mnli"), "validation_matched", str(tmp_path))
@@ -158,6 +188,6 @@ def test_missing_files_are_said(tmp_path):
 def test_the_grid():
     points = grid_of(Tuning(batch=8), ["lr=1e-5,2e-5", "epochs=2,3"])
     assert [(p.learning_rate, p.epochs, p.batch) for p in points] == [(1e-5, 2.0, 8), (1e-5, 3.0, 8), (2e-5, 2.0, 8), (2e-5, 3.0, 8)]
-    for wrong in ("rate=1", "lr", "lr=fast", "lr=-1"):
+    for wrong in ("rate=1", "lr", "lr=fast", "lr=-1", "precision=fp16"):
         with pytest.raises(UserError):
             grid_of(Tuning(), [wrong])

@@ -8,7 +8,8 @@ import pytest
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.compare import SAMPLE
-from ds_distill.finetune.squad import Question, answers_of, read_squad, spans_of, squad_scores
+from ds_distill.finetune.squad import Question, answers_of, load_questions, spans_of, squad_scores
+from ds_distill.finetune.tasks import task_of
 
 CONTEXT = " ".join(SAMPLE.read_text().split()[:150])
 
@@ -80,17 +81,41 @@ def test_an_answer_never_ends_before_it_starts_nor_outside_the_context(tokenizer
     assert answer.best and all(text in CONTEXT and text for _, text in answer.best)
 
 
+def test_long_questions_are_cut_and_no_room_is_said(tokenizer):
+    asked = [question("near", ask="what is " * 90)]
+    spans = spans_of(asked, tokenizer, length=128, stride=16)
+    assert all(sum(pair is None for pair in offsets) <= 64 + 3 for offsets in spans.offsets) and any(start for start in spans.starts)
+    assert {len(ids) for ids in spans.inputs["token_type_ids"]} == {len(ids) for ids in spans.inputs["input_ids"]}
+    with pytest.raises(UserError, match="20 tokens leave no room"):
+        spans_of(asked, tokenizer, length=20)
+
+
 def test_the_official_file_and_its_mistakes(tmp_path):
-    def write(answers, **more):
+    def write(answers, task="squad_v2", **more):
         entry = {"id": "x1", "question": "Who?", "answers": answers} | more
         article = {"title": "T", "paragraphs": [{"context": "Ann ran.", "qas": [entry]}]}
         (tmp_path / "train.json").write_text(json.dumps({"version": "2", "data": [article]}))
-        return read_squad(tmp_path / "train.json")
+        return load_questions(task_of(task), "train", str(tmp_path))
 
     assert write([{"text": "Ann", "answer_start": 0}])[0].golds == ["Ann"]
     assert write([], is_impossible=True)[0].answers == ()
-    with pytest.raises(UserError, match="paragraph 1, question 'x1'.*'Ann' is not at character 4 .* there is 'ran'"):
+    with pytest.raises(UserError, match="'T', paragraph 1, question 'x1'.*'Ann' is not at character 4 .* there is 'ran'"):
         write([{"text": "Ann", "answer_start": 4}])
-    (tmp_path / "train.json").write_text("[]")
-    with pytest.raises(UserError, match="not SQuAD's JSON"):
-        read_squad(tmp_path / "train.json")
+    for answers, more, words in (([], {"task": "squad"}, "use --task squad_v2"), ([{"text": "Ann"}], {}, "'answer_start' is missing"),
+                                 ([{"text": "Ann", "answer_start": "0"}], {}, "needs a text and its first character"),
+                                 ([], {"question": None}, "question or context is no text")):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            write(answers, **more)
+    for text in ("[]", "{", json.dumps({"data": [{"title": "T"}]}), json.dumps({"data": [{"paragraphs": [{"qas": []}]}]})):
+        (tmp_path / "train.json").write_text(text)
+        with pytest.raises(UserError, match="train.json: (not SQuAD's JSON|no questions)"):
+            load_questions(task_of("squad"), "train", str(tmp_path))
+
+
+def test_the_hubs_columns_are_read_too(tmp_path):
+    row = {"id": "7", "title": "T", "context": "Ann ran.", "question": "Who?", "answers": {"text": ["Ann"], "answer_start": [0]}}
+    (tmp_path / "validation.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"answers": {"text": ["ran"], "answer_start": [1]}}))
+    with pytest.raises(UserError, match="validation.jsonl, line 2, question '7'"):
+        load_questions(task_of("squad"), "validation", str(tmp_path))
+    (tmp_path / "validation.jsonl").write_text(json.dumps(row))
+    assert load_questions(task_of("squad"), "validation", str(tmp_path)) == [Question("7", "Who?", "Ann ran.", (("Ann", 0),))]

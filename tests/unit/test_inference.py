@@ -9,7 +9,7 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from benchmarks import energy
 from benchmarks.bodies import Row, inputs_of
-from benchmarks.inference_page import show
+from benchmarks.inference_page import print_tables, write_report
 from benchmarks.inference_suite import BASE, STUDENT, Measured, cases_of, figures, measure, prepare, reference_choices, summary
 from benchmarks.small_device import least_megabytes
 from ds_distill.data.tokenizer import train_wordpiece
@@ -26,18 +26,18 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path):
-    args = Namespace(heads=["masked-lm"], batches=[1, 2], lengths=[32, 128], rounds=2, seconds=0.01, patience=100.0)
+def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
+    args = Namespace(heads=["masked-lm"], batches=[1, 2], lengths=[32, 128, 1024], rounds=2, seconds=0.01, patience=100.0)
     bodies = ["eager_fp32", "eager_bf16", "onnx_fp32", "onnx_int8", "openvino_int8"]
     sources = prepare({STUDENT: tiny}, "masked-lm", bodies, tmp_path, [])
     source, files = sources[STUDENT]
     batches = text_batches(source, [], sequences=8)
     choices = {STUDENT: reference_choices(source, batches)}
     cases = cases_of(args, "masked-lm", [20, 30, 25])
-    assert list(cases) == ["1 × 32", "2 × 32", "1 × 128", "2 × 128", "1 × mix", "2 × mix"] and cases["2 × mix"] == [[20, 30], [25]]
+    assert list(cases) == [*(f"{n} × {length}" for length in (32, 128, 1024) for n in (1, 2)), "1 × mix", "2 × mix"] and cases["2 × mix"] == [[20, 30], [25]]
     rows = [Row(STUDENT, body, "masked-lm", 1, tiny, files) for body in bodies]
     entries = figures(measure(rows, cases, args, {STUDENT: batches}), cases, sources, choices)
-    assert len(entries) == len(bodies) * len(cases)
+    assert len(entries) == len(bodies) * (len(cases) - 2), "1024 is more than it reads"
     for entry in entries:
         assert entry["p50_ms"] > 0 and entry["load_s"] > 0 and entry["peak_mb"] > 10 and entry["calls"] >= 2
         assert entry["p95_ms"] is None or entry["calls"] >= 20
@@ -45,15 +45,19 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path):
     assert agreement["eager_fp32"] == agreement["onnx_fp32"] == 1.0 and agreement["onnx_int8"] > 0.5
     sizes = {entry["body"]: entry["file_mb"] for entry in entries}
     assert sizes["eager_bf16"] == sizes["eager_fp32"] / 2 and sizes["onnx_int8"] < sizes["onnx_fp32"]
-    result = {"student": "tiny", "teacher": None, "machine": "m", "date": "d", "rounds": 2, "clear": CLEAR, "rows": entries}
-    show(result, tmp_path / "report", None)
+    result = {"not_measured_yet": ["classification"], "student": "tiny", "teacher": None, "machine": "m", "date": "d", "rounds": 2, "clear": CLEAR,
+              "rows": entries}  # fmt: skip
+    write_report(result, tmp_path / "report")
+    print_tables(result)
+    assert "broken off: classification" in (tmp_path / "report" / "inference.md").read_text()
+    assert "first choices as PyTorch's fp32" in capsys.readouterr().out
     assert {"inference.md", "inference.html", "inference.json", "size_latency.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
 
 
 def test_figures_from_known_times(tmp_path):
     def measured(model, body, *rounds):
         return Measured(Row(model, body, "encoder", 2, tmp_path, tmp_path), {"1 × 128": list(rounds)}, {"1 × 128": [None] * len(rounds)},
-                        {"load_seconds": 1.0, "peak_bytes": 5e6})  # fmt: skip
+                        {"load_seconds": 1.0, "peak_bytes": 5e6, "peak_case": "1 × 128"})  # fmt: skip
 
     found = [measured(BASE, "eager_fp32", [4.0, 4.0], [8.0, 8.0]), measured(STUDENT, "eager_fp32", [2.0, 2.0], [2.0, 2.0]),
              measured(STUDENT, "openvino_int8", [0.5] * 30, [1.0] * 30)]  # fmt: skip
@@ -76,17 +80,19 @@ def test_padding_is_not_counted_as_tokens():
 
 def test_energy_is_the_counters_or_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "RAPL", tmp_path)
-    monkeypatch.setattr(energy, "_gpus", list)
     energy._counters.cache_clear()
-    assert energy.joules() is None
-    package = tmp_path / "intel-rapl:0"
-    package.mkdir()
-    (package / "max_energy_range_uj").write_text("1000000\n")
-    (package / "energy_uj").write_text("900000\n")
+    assert energy.joules(False) is None
+    for number, name in enumerate(("package-0", "psys", "package-0")):  # psys counts the package too, and so does a package's own part
+        package = tmp_path / ("intel-rapl:0:0" if number == 2 else f"intel-rapl:{number}")
+        package.mkdir()
+        (package / "name").write_text(f"{name if number < 2 else 'core'}\n")
+        (package / "max_energy_range_uj").write_text("1000000\n")
+        (package / "energy_uj").write_text("900000\n")
     energy._counters.cache_clear()
-    before = energy.joules()
-    (package / "energy_uj").write_text("100000\n")  # it has gone round
-    assert energy.joules() - before == pytest.approx(0.2)
+    before = energy.joules(False)
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")  # it has gone round
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("950000\n")
+    assert energy.joules(False) - before == pytest.approx(0.2)
     energy._counters.cache_clear()
 
 

@@ -1,5 +1,8 @@
 """The families of encoders, one file each: adding one more is a file here, a line below, and its tests."""
 
+import inspect
+from collections.abc import Iterable
+
 from transformers import PreTrainedModel
 
 from ds_distill.errors import UserError
@@ -20,6 +23,12 @@ def head_size(model: PreTrainedModel) -> int:
     """Width of one attention head."""
     _, heads, width, *_ = family_of(model).measures(model.config)
     return width // heads
+
+
+def inputs_of(model: PreTrainedModel, given: Iterable[str]) -> list[str]:
+    """Names of the inputs, each int64 [B, L], that the model takes of those that are given."""
+    taken, given = inspect.signature(model.forward).parameters, set(given)
+    return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in taken and name in given]
 
 
 def family_of_type(model_type: str | None) -> Family:

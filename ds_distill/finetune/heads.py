@@ -1,0 +1,72 @@
+"""An encoder's folder with the head for a task: a new one on a pretrained trunk, or the one that was fine-tuned for it."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
+
+from ds_distill.errors import UserError
+from ds_distill.finetune.tasks import Task
+from ds_distill.models.folder import open_model_folder
+
+
+def plain(name: object) -> str:
+    """A name as it is compared: SST-2 is sst2."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
+
+def load_for_task(path: str, task: Task, option: str, *, tuned: bool) -> PreTrainedModel:
+    """fp32 on the CPU. tuned: the head must be there, fine-tuned on this very task; else it is new (torch's generator), or the one that a folder
+    fine-tuned on the task has. option: of the command line, for messages.
+
+    Raises UserError for a folder without such a model, of another task, with other labels, or without all of its weights.
+    """
+    given = f"--{option} {path}"
+    folder, config = open_model_folder(path, f"--{option}")
+    kind, trained_on = (config.architectures or [""])[0], getattr(config, "finetuning_task", None)
+    has_head = kind.endswith("ForQuestionAnswering" if task.spans else "ForSequenceClassification")
+    remedy = f"give one fine-tuned on {task.name}" if tuned else "give the pretrained folder it came from"
+    if tuned and not has_head:
+        raise UserError(f"{given}: a {kind or 'model without a head'}; the second distillation needs a teacher fine-tuned on {task.name}")
+    if trained_on and plain(trained_on) != plain(task.name):
+        raise UserError(f"{given}: was fine-tuned on {trained_on}, not on {task.name}; {remedy}")
+    order = None
+    if task.spans:
+        config.num_labels = 2
+    else:
+        wanted = 1 if task.regression else len(task.labels)
+        theirs = [plain(config.id2label[i]) for i in sorted(config.id2label)]
+        named = not all(re.fullmatch(r"label\d+", name) for name in theirs)  # else they are the hub's ids
+        ours = [plain(name) for name in task.labels]
+        if has_head and (len(theirs) != wanted or (named and ours and sorted(theirs) != sorted(ours))):
+            raise UserError(f"{given}: its labels are {', '.join(config.id2label.values())}, those of {task.name} are "
+                            f"{', '.join(task.labels) or 'one number'}; {remedy}")  # fmt: skip
+        order = [theirs.index(name) for name in ours] if has_head and named and ours and theirs != ours else None
+        config.num_labels = wanted
+        if task.labels:
+            config.id2label, config.label2id = dict(enumerate(task.labels)), {name: i for i, name in enumerate(task.labels)}
+        config.problem_type = "regression" if task.regression else "single_label_classification"
+    config.finetuning_task = task.name
+    auto = AutoModelForQuestionAnswering if task.spans else AutoModelForSequenceClassification
+    model, info = auto.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
+                                       trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)  # fmt: skip
+    if info["mismatched_keys"]:
+        raise UserError(f"{given}: config.json and weights differ in the shape of {sorted(map(str, info['mismatched_keys']))[0]}; restore config.json")
+    trunk = model.base_model_prefix + "."
+    # a pooler is part of BERT's head for sentences: masked-LM models come without
+    missing = sorted(key for key in info["missing_keys"] if has_head or (key.startswith(trunk) and ".pooler." not in key))
+    if missing:
+        raise UserError(f"{given}: the weights lack {missing[0]}{f' and {len(missing) - 1} others' if missing[1:] else ''}; give a complete checkpoint")
+    if order:
+        _reorder(model, order)
+    return model
+
+
+@torch.no_grad()
+def _reorder(model: PreTrainedModel, order: list[int]) -> None:
+    """Have output i be what was output order[i]: every family's last linear layer gives the labels."""
+    last = [part for part in model.modules() if isinstance(part, torch.nn.Linear)][-1]
+    for parameter in (last.weight, last.bias):
+        parameter.copy_(parameter[order])

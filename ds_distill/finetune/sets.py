@@ -1,0 +1,87 @@
+"""A task's data, read once, and as one tokenizer and one length have it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ds_distill.errors import UserError
+from ds_distill.finetune.examples import Examples, load_examples
+from ds_distill.finetune.features import Collator, Features, features_of, outputs_of
+from ds_distill.finetune.settings import Tuning
+from ds_distill.finetune.squad import LENGTH, Question, load_questions, spans_of
+from ds_distill.finetune.tasks import Task
+from ds_distill.models.teacher import weights_fingerprint
+
+SENTENCES = 128  # tokens of an example that is not SQuAD's, unless tuning.length says otherwise
+
+
+@dataclass
+class Data:
+    """train, and dev by the name of its split: Examples, or lists of Questions. fingerprint: of all of it."""
+
+    task: Task
+    train: Examples | list[Question]
+    dev: dict[str, Examples | list[Question]]
+    fingerprint: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples of the training set and of the first dev set."""
+        return {"train": len(self.train), "dev": len(next(iter(self.dev.values())))}
+
+
+def load_data(task: Task, folder: str | None) -> Data:
+    """Raises UserError for what is wrong in the files, with file and line, and where a split is missing."""
+    load = load_questions if task.spans else load_examples
+    train, dev = load(task, "train", folder), {split: load(task, split, folder) for split in task.validation}
+    if task.spans and not any(question.answers for question in train):
+        raise UserError(f"--task {task.name}: no question of the training set has an answer")
+    digest = _digest([task.name, *([vars(q) for q in part] if task.spans else [part.texts, part.labels] for part in (train, *dev.values()))])
+    return Data(task, train, dev, digest)
+
+
+@dataclass
+class Sets:
+    """A task's data as a model reads it. dev: by name of the split, features and what they are scored with: labels, or (questions, spans)."""
+
+    train: Features
+    dev: dict[str, tuple[Features, object]]
+
+
+def sets_of(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, positions: int) -> Sets:
+    """positions: the most tokens that the models read."""
+    most, length = settings.max_examples or None, min(settings.length or (LENGTH if data.task.spans else SENTENCES), positions)
+    if data.task.spans:
+        spans = spans_of(data.train[:most], tokenizer, length)
+        dev = {split: (questions, spans_of(questions, tokenizer, length)) for split, questions in data.dev.items()}
+        train = Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends})
+        return Sets(train, {split: (Features(found.inputs, {}), (questions, found)) for split, (questions, found) in dev.items()})
+    train = Examples([column[:most] for column in data.train.texts], data.train.labels[:most])
+    return Sets(features_of(train, tokenizer, length),
+                {split: (features_of(part, tokenizer, length), np.array(part.labels)) for split, part in data.dev.items()})  # fmt: skip
+
+
+def teacher_outputs(teacher: PreTrainedModel, features: Features, collator: Collator, batch: int, folder: Path) -> list[np.ndarray]:
+    """The teacher's outputs for `features`, fp32, computed once and kept in `folder` by what it is and what it read."""
+    file = folder / f"{weights_fingerprint(teacher)[:16]}-{_digest(features.inputs)}.safetensors"
+    if not file.is_file():
+        outputs = outputs_of(teacher, features, collator, batch, "the teacher's outputs")
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        values, sizes = np.concatenate([o.reshape(-1) for o in outputs]).astype(np.float32), np.array([o.size for o in outputs])
+        save_file({"values": values, "sizes": sizes}, partial)
+        partial.replace(file)
+    kept = load_file(file)
+    parts = np.split(kept["values"], np.cumsum(kept["sizes"])[:-1])
+    return [part.reshape(2, -1) if "start_positions" in features.labels else part for part in parts]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -1,0 +1,50 @@
+"""`python -m benchmarks.race` on a tiny teacher: what it prints, and that a race which was broken off goes on."""
+
+import json
+
+import torch
+
+from tests.start import Process
+
+MINUTES = 0.05
+
+
+def race(world, output, *more):
+    config = output.parent / "recipe.yaml"
+    config.write_text("data: {sequence_length: 32, heldout_fraction: 0.05}\n"
+                      "training: {global_batch: 8, micro_batch: 4, learning_rate: 1.0e-3, precision: fp32, compile: 'off'}\n")  # fmt: skip
+    words = ["--minutes", MINUTES, "--teacher", world / "teacher", "--corpus", world / "text.txt", "--config", config, "--evaluations", 2,
+             "--blocks", 2, "--racers", "plain_bf16", "engine", "--output", output, *more]  # fmt: skip
+    return Process("benchmarks.race", *words).wait()
+
+
+def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
+    folder = tmp_path / "race"
+    done = race(world, folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert "ahead on every figure at" in done.stdout and (folder / "race.png").is_file()
+    for row in result["racers"]:
+        assert row["minutes"] >= MINUTES - row["s/step"] / 120 and row["steps"] > 2
+    for name in ("plain_bf16", "engine"):
+        rows = json.loads((folder / name / "curve.json").read_text())["rows"]
+        # no training, halfway, and the end; the small model learns the corpus's few words
+        assert len(rows) == 3 and rows[0][0] == 0 and rows[-1][2][""][0] < rows[0][2][""][0]
+        assert set(rows[0][2]) == {""} and all(kl >= 0 and 0 <= same <= 1 for _, _, sets in rows for _, kl, same in sets.values())
+
+    other = race(world, folder, "--minutes", 1)
+    assert other.returncode == 2 and "holds another race" in other.stderr
+
+    # as if broken off at half of its time
+    curve, kept = folder / "plain_bf16" / "curve.json", folder / "plain_bf16" / "checkpoint" / "state.pt"
+    before = json.loads(curve.read_text())
+    saved = torch.load(kept, weights_only=True)
+    saved["state"] |= {"elapsed": 30 * MINUTES, "rows": before["rows"][:2]}
+    torch.save(saved, kept)
+    curve.unlink()
+    again = race(world, folder)
+    assert again.returncode == 0, again.stderr[-3000:]
+    after = json.loads(curve.read_text())
+    assert after["rows"][:2] == before["rows"][:2] and after["step"] > before["step"]
+    assert after["elapsed"] >= 60 * MINUTES - after["seconds_a_step"] / 2 and after["seconds_a_step"] == before["seconds_a_step"]
+    assert json.loads((folder / "engine" / "curve.json").read_text())["step"] == result["racers"][1]["steps"], "who has finished does not run again"

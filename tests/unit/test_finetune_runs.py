@@ -1,0 +1,174 @@
+"""Heads, data as models read it, and runs that are broken off: in one process, on tiny models."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, DistilBertConfig, DistilBertForMaskedLM
+
+from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
+from ds_distill.errors import UserError
+from ds_distill.export.compare import SAMPLE
+from ds_distill.finetune import tune
+from ds_distill.finetune.features import INPUTS, Collator, outputs_of
+from ds_distill.finetune.heads import load_for_task
+from ds_distill.finetune.losses import hidden_loss, soft_loss
+from ds_distill.finetune.sets import load_data, sets_of, teacher_outputs
+from ds_distill.finetune.settings import Tuning
+from ds_distill.finetune.tasks import task_of
+from ds_distill.models.families import inputs_of
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """bert/ and distilbert/, masked-LM models of one tokenizer; mnli/ and rte/, tasks."""
+    folder = tmp_path_factory.mktemp("runs")
+    lines = SAMPLE.read_text().splitlines()
+    torch.manual_seed(0)
+    for name in ("bert", "distilbert"):
+        tokenizer = train_wordpiece(lines, 300, folder / name)
+        model = (BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SIZES)) if name == "bert" else
+                 DistilBertForMaskedLM(DistilBertConfig(vocab_size=len(tokenizer), dim=32, hidden_dim=64, n_heads=2, n_layers=1,
+                                                        max_position_embeddings=64)))  # fmt: skip
+        model.save_pretrained(folder / name)
+    words = [line.split() for line in lines if len(line.split()) > 6]
+    for task, first, second, labels in (("mnli", "premise", "hypothesis", 3), ("rte", "sentence1", "sentence2", 2)):
+        (folder / task).mkdir()
+        for split in ("train", *task_of(task).validation):
+            rows = [{first: " ".join(w[: 3 + i % 4]), second: " ".join(w[-3:]), "label": i % labels} for i, w in enumerate((words * 40)[:40])]
+            (folder / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def classifier(world, path, **config):
+    torch.manual_seed(1)
+    vocabulary = len(load_tokenizer(world / "bert"))
+    BertForSequenceClassification(BertConfig(vocab_size=vocabulary, **SIZES, **config)).save_pretrained(path)
+    return str(path)
+
+
+def test_a_teachers_labels_are_put_in_the_tasks_order(world, tmp_path):
+    theirs = {0: "CONTRADICTION", 1: "neutral", 2: "Entailment"}
+    path = classifier(world, tmp_path / "t", id2label=theirs, label2id={name: i for i, name in theirs.items()})
+    ids = torch.arange(5, 15).view(1, -1)
+    plain = BertForSequenceClassification.from_pretrained(path).eval()(ids).logits
+    ours = load_for_task(path, task_of("mnli"), "teacher", tuned=True).eval()
+    assert torch.equal(ours(ids).logits, plain[:, [2, 1, 0]]) and ours.config.id2label[0] == "entailment"
+
+
+@pytest.mark.parametrize(("config", "task", "tuned", "words"), [
+    ({"num_labels": 3}, "rte", True, "its labels are LABEL_0, LABEL_1, LABEL_2, those of rte are entailment, not_entailment"),
+    ({"num_labels": 3}, "rte", False, "give the pretrained folder it came from"),
+    ({"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}, "rte", True, "its labels are negative, positive"),
+    ({"num_labels": 2}, "stsb", False, "those of stsb are one number"),
+    ({"num_labels": 2}, "squad", True, "needs a teacher fine-tuned on squad"),
+    ({"num_labels": 2, "finetuning_task": "SST-2"}, "rte", True, "was fine-tuned on SST-2, not on rte"),
+])  # fmt: skip
+def test_a_folder_of_another_task_is_refused(world, tmp_path, config, task, tuned, words):
+    with pytest.raises(UserError, match=words):
+        load_for_task(classifier(world, tmp_path / "t", **config), task_of(task), "teacher", tuned=tuned)
+
+
+def test_names_are_compared_as_people_write_them(world, tmp_path):
+    path = classifier(world, tmp_path / "t", num_labels=2, finetuning_task="SST-2")
+    assert load_for_task(path, task_of("sst2"), "teacher", tuned=True).config.finetuning_task == "sst2"
+
+
+def test_weights_that_are_missing_are_not_made_up(world, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "t"
+    classifier(world, path, num_labels=2)
+    weights = load_file(path / "model.safetensors")
+    for key in ("classifier.weight", "bert.encoder.layer.0.output.dense.weight"):
+        save_file({name: value for name, value in weights.items() if name != key}, path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match=f"the weights lack {key}"):
+            load_for_task(str(path), task_of("rte"), "teacher", tuned=True)
+
+
+def test_each_model_gets_its_own_inputs(world):
+    """A DistilBERT student has no token types, its BERT teacher has, and they matter to it."""
+    task, tokenizer = task_of("rte"), load_tokenizer(world / "distilbert")
+    sets, collator = sets_of(load_data(task, str(world / "rte")), tokenizer, Tuning(), 64), Collator(tokenizer)
+    teacher, student = (load_for_task(str(world / name), task, "model", tuned=False) for name in ("bert", "distilbert"))
+    assert inputs_of(teacher, INPUTS) == list(INPUTS) and inputs_of(student, INPUTS) == list(INPUTS[:2])
+    row = sets.train[0]
+    found = outputs_of(teacher, sets.train, collator, 8, "t")[0]
+    with torch.no_grad():
+        one = teacher.eval()(**{name: torch.tensor([row[name]]) for name in INPUTS}).logits[0].numpy()
+        flat = teacher(**{name: torch.tensor([row[name]]) for name in INPUTS[:2]}).logits[0].numpy()
+    assert 1 in row["token_type_ids"] and np.allclose(found, one, atol=1e-5) and not np.allclose(flat, one, atol=1e-4)
+
+
+def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path):
+    task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
+    data, collator = load_data(task, str(world / "rte")), Collator(tokenizer)
+    teacher = load_for_task(str(world / "bert"), task, "model", tuned=False)
+    short, long = (sets_of(data, tokenizer, Tuning(length=length), 64).train for length in (8, 0))
+    kept = [teacher_outputs(teacher, features, collator, 4, tmp_path) for features in (short, long, short)]
+    assert len(list(tmp_path.iterdir())) == 2 and all(np.array_equal(a, b) for a, b in zip(kept[0], kept[2], strict=True))
+    assert not np.allclose(kept[0][0], kept[1][0], atol=1e-6)
+
+
+def test_the_loss_is_the_weighted_sum(world, tmp_path):
+    task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
+    settings = Tuning(hard=0.3, soft=0.6, hidden=0.5, temperature=3.0)
+    sets, collator = sets_of(load_data(task, str(world / "rte")), tokenizer, settings, 64), Collator(tokenizer)
+    teacher, student = (load_for_task(str(world / name), task, "model", tuned=False).eval() for name in ("bert", "distilbert"))
+    sets.train.teacher = teacher_outputs(teacher, sets.train, collator, 4, tmp_path / "teacher")
+    arguments = tune.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
+    trainer = tune.Tuner(model=student, args=arguments, data_collator=collator, settings=settings, task=task, teacher=teacher)
+    batch = collator([sets.train[i] for i in range(6)])
+    with torch.no_grad():
+        found = trainer.compute_loss(student, dict(batch))
+        mine = student(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
+        its = teacher(**{name: batch[name] for name in INPUTS}, output_hidden_states=True)
+        expected = (0.3 * torch.nn.functional.cross_entropy(mine.logits, batch["labels"]) + 0.6 * soft_loss(mine.logits, its.logits, 3.0)
+                    + 0.5 * hidden_loss(mine.hidden_states[-1], its.hidden_states[-1], batch["attention_mask"]))  # fmt: skip
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "SAVE_EVERY", 5)
+    point = Tuning(epochs=4, batch=8, learning_rate=1e-3, precision="fp32")  # 5 steps an epoch
+
+    def run(name, points):
+        return tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / name, points=points, seeds=[0], data=str(world / "rte"))
+
+    whole = run("whole", [point])
+    step = tune._Bar.on_step_end
+    with monkeypatch.context() as patch:
+        patch.setattr(tune._Bar, "on_step_end", lambda self, args, state, control, **more:
+                      (_ for _ in ()).throw(KeyboardInterrupt) if state.global_step == 12 else step(self, args, state, control, **more))  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            run("broken", [point])
+    left = tmp_path / "broken" / "seed=0"
+    assert (left / "checkpoints" / "checkpoint-10" / "trainer_state.json").is_file() and not (left / "result.json").exists()
+    (left / "checkpoints" / "checkpoint-15").mkdir()  # killed while it was written
+    assert run("broken", [point])["metrics"] == whole["metrics"]
+    results = [json.loads((tmp_path / name / "seed=0" / "result.json").read_text()) for name in ("whole", "broken")]
+    assert results[0]["losses"] == results[1]["losses"]
+
+    # the same folder with other settings starts from the beginning
+    other = run("broken", [Tuning(epochs=2, batch=8, learning_rate=1e-4, precision="fp32")])
+    assert other["tuning"]["learning_rate"] == 1e-4 and json.loads((left / "tuning.json").read_text())["asked"]["epochs"] == 2
+
+
+def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
+    read = []
+    real = tune.Tuner
+    monkeypatch.setattr(tune, "Tuner", lambda **more: read.append((len(more["train_dataset"]), max(more["train_dataset"].lengths))) or real(**more))
+    points = [Tuning(epochs=1, batch=8, length=length, max_examples=most, precision="fp32") for length, most in ((8, 16), (0, 0))]
+    found = tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte"))
+    assert read[0] == (16, 8) and read[1][0] == 40 and read[1][1] > 8 and len(found["grid"]) == 2
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
+    classifier(world, tmp_path / "t", num_labels=2)
+    train_wordpiece(SAMPLE.read_text().splitlines(), 200, tmp_path / "t")
+    with pytest.raises(UserError, match="its tokenizer is not the student's"):
+        tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "out", points=[Tuning()], seeds=[0], teacher=str(tmp_path / "t"),
+                      data=str(world / "rte"))  # fmt: skip
