@@ -8,11 +8,12 @@ follows the clock and is zero at the end of the minutes. Training time alone cou
 at --evaluations moments of it the student is measured, in fp32 by the plain definitions, on held-out text:
 masked-LM loss (nats a masked token), KL from the teacher's distribution at temperature 1 (nats a token), and how often its first guess at a masked
 token is the teacher's. A race that was broken off goes on from its last measurement when the same command is given again. The last line of standard
-output is JSON; race.json and race.png lie in the output folder.
+output is JSON; race.md, race.json and race.png lie in the output folder.
 """
 
 import argparse
 import copy
+import datetime
 import json
 import statistics
 import subprocess
@@ -129,20 +130,20 @@ def at_minute(rows: list, minute: float, set: str, figure: int) -> float:
 
 
 def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
-    """Against each plain recipe: at how many of the engine's measurements it is ahead on everything, and in which share of the plain recipe's time it
-    has reached the plain recipe's last masked-LM loss."""
+    """Against each plain recipe: at how many of the engine's measurements it is ahead on everything, and on each figure on every text, and in which
+    share of the plain recipe's time it has reached the plain recipe's last masked-LM loss."""
     found, engine = {}, curves["engine"]["rows"]
     for name in curves.keys() - {"engine"}:
         rows = curves[name]["rows"]
-        ahead = [
-            all((b[s][i] < at_minute(rows, minute, s, i)) == (i < 2) for s in sets for i in range(3)) for minute, _, b in engine[1:]
-        ]
+        # a row a measurement, a column a figure: agreement is better where it is larger
+        ahead = [[all((b[s][i] < at_minute(rows, minute, s, i)) == (i < 2) for s in sets) for i in range(3)] for minute, _, b in engine[1:]]
         when = {}
         for s in sets:
             last = rows[-1][2][s][0]
             minute = next((m for m in (i * rows[-1][0] / 1000 for i in range(1001)) if at_minute(engine, m, s, 0) <= last), None)
             when[s or "corpus"] = None if minute is None else round(minute / rows[-1][0], 3)
-        found[name] = {"ahead_at": f"{sum(ahead)} of {len(ahead)}", "share_of_its_time": when}
+        each = {figure: f"{sum(row[i] for row in ahead)} of {len(ahead)}" for i, figure in enumerate(FIGURES)}
+        found[name] = {"ahead_at": f"{sum(map(all, ahead))} of {len(ahead)}", "ahead_by_figure": each, "share_of_its_time": when}
     return found
 
 
@@ -201,14 +202,20 @@ def race(args: argparse.Namespace) -> int:
         for name, c in curves.items()
     ]  # fmt: skip
     columns = {"racer": "", "steps": "steps", "tokens": "tokens", "minutes": "minutes", "s/step": "s a step", "first": "first step's extra s"}
-    print("\n" + table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES}) + "\n")
-    result = {"minutes": args.minutes, "racers": rows, "machine": describe(torch.device("cpu"))}
+    result = {"minutes": args.minutes, "blocks": args.blocks, "racers": rows, "machine": describe(torch.device("cpu")),
+              "date": datetime.date.today().isoformat()}  # fmt: skip
+    lines = [f"{args.minutes:g} minutes of training each, alone on the machine; {args.blocks} held-out blocks a text; {result['machine']}, "
+             f"{result['date']}",
+             table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES})]  # fmt: skip
     if "engine" in curves:
         result["engine_against"] = verdict(curves, sets)
         for name, found in result["engine_against"].items():
             when = ", ".join(f"{s} {'not reached' if share is None else f'{100 * share:.0f} %'}" for s, share in found["share_of_its_time"].items())
-            print(f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements; its last masked-LM loss in this share "
-                  f"of its time: {when}\n")  # fmt: skip
+            each = ", ".join(f"{figure} {count}" for figure, count in found["ahead_by_figure"].items())
+            lines.append(f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements ({each}); its last masked-LM "
+                         f"loss in this share of its time: {when}")  # fmt: skip
+    print("\n" + "\n\n".join(lines) + "\n")
+    (args.output / "race.md").write_text("# Race\n\n" + "\n\n".join([*lines, "![figures over minutes](race.png)"]) + "\n")
     race_plot({RACERS[name][0]: c["rows"] for name, c in curves.items()}, args.output / "race.png")
     (args.output / "race.json").write_text(json.dumps(result | {"curves": curves}, indent=1) + "\n")
     print(json.dumps(result | {"plot": str(args.output / "race.png")}))
