@@ -163,13 +163,13 @@ class Answers:
         after = joules(self.gpu)
         return {"latencies": latencies, "joules": None if before is None or after is None else after - before}
 
-    def choices(self, batches) -> list[np.ndarray]:
-        """First choices of tokens where the batches (export.compare's) are masked."""
+    def choices(self, batches: list[tuple[dict[str, np.ndarray], np.ndarray]]) -> list[np.ndarray]:
+        """First choices of tokens; batches: (inputs by name, where they are masked)."""
         found = []
-        for batch in batches:
-            logits = self.run({name: batch.inputs[name] for name in self.names})[0]
+        for inputs, at in batches:
+            logits = self.run({name: inputs[name] for name in self.names})[0]
             logits = logits if isinstance(logits, np.ndarray) else logits.float().cpu().numpy()
-            found.append(logits[batch.at].argmax(-1))
+            found.append(logits[at].argmax(-1))
         return found
 
     def peak_bytes(self) -> int:

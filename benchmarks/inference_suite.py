@@ -156,7 +156,8 @@ def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.N
                     try:
                         take_turn(contender, one, cases, args)
                         if number == 0 and one.row.model in batches:
-                            one.said["choices"] = contender.ask(("choices", batches[one.row.model]))
+                            # arrays only: a Batch would have its process import this package, and torch
+                            one.said["choices"] = contender.ask(("choices", [(batch.inputs, batch.at) for batch in batches[one.row.model]]))
                     except RuntimeError as error:  # out of memory, say: what it has given stays, and the others go on
                         one.ended = True
                         say(f"\nended: {str(error).strip().splitlines()[-1]}")

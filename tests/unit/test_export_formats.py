@@ -235,10 +235,10 @@ def test_mistakes_are_said(student, classifier, tmp_path):
         ((str(student), ["onnx"], "data"), "labelled examples are for a classification or question-answering head"),
     ):
         with pytest.raises(UserError, match=words):
-            export_formats(*arguments[:2], tmp_path / "o", text=[], data=str(classifier / "dev.jsonl") if len(arguments) > 2 else None)
+            export_formats(*arguments[:2], tmp_path / "a", text=[], data=str(classifier / "dev.jsonl") if len(arguments) > 2 else None)
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "other": 1}\n')
     with pytest.raises(UserError, match="needs `label`"):
-        export_formats(str(classifier), ["onnx"], tmp_path / "o", text=[], data=str(tmp_path / "bad.jsonl"))
+        export_formats(str(classifier), ["onnx"], tmp_path / "b", text=[], data=str(tmp_path / "bad.jsonl"))
 
 
 def test_agreement_counts_first_choices(student):
