@@ -295,7 +295,7 @@ def of_head(head: str, args: argparse.Namespace, folders: dict[str, Path], bodie
             with alive(f"first choices of {label}, PyTorch in fp32"):
                 choices[label] = reference_choices(sources[label][0], batches[label])
     entries, cores = [], len(os.sched_getaffinity(0))
-    counts = list(dict.fromkeys(args.threads or ([1, cores] if head == "encoder" and not args.quick else [cores])))
+    counts = list(dict.fromkeys(args.threads or ([cores, 1] if head == "encoder" and not args.quick else [cores])))
     for threads in counts:
         cases = cases_of(args, head, lengths)
         if threads == 1 and len(counts) > 1:
