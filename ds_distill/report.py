@@ -128,7 +128,7 @@ def bars_plot(values: dict[str, float], what: str, path: Path, marked: tuple[str
 
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.45 * len(values)), layout="constrained")
     bars = axes.barh(list(values), list(values.values()), color=["tab:blue" if label in marked else "lightgray" for label in values])
-    axes.bar_label(bars, labels=[f"{value:,.4g}" if value < 100 else f"{value:,.0f}" for value in values.values()], padding=4)
+    axes.bar_label(bars, labels=[f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in values.values()], padding=4)
     axes.invert_yaxis()
     axes.set(xlabel=what, xlim=(0, 1.12 * max(values.values())))
     axes.spines[["top", "right"]].set_visible(False)
