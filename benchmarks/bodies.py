@@ -50,12 +50,11 @@ def torch_body(row: Row, *, dtype: str = "float32", compiled: bool = False, devi
     import torch
     from transformers import AutoConfig
 
-    from ds_distill.export.source import HEADS
+    from ds_distill.export.source import HEADS, without_pooler
 
     torch.set_num_threads(row.threads)
     torch.manual_seed(0)  # heads that the folder lacks
-    no_pooler = row.head == "encoder" and AutoConfig.from_pretrained(row.folder).model_type != "distilbert"  # as the exported files have it
-    own = {"add_pooling_layer": False} if no_pooler else {}
+    own = without_pooler(row.head, AutoConfig.from_pretrained(row.folder).model_type)  # as the exported files have it
     model = HEADS[row.head][1].from_pretrained(row.folder, dtype=getattr(torch, dtype), **own).eval().to(device)
     call = torch.compile(model, dynamic=True) if compiled else model
 

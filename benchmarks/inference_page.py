@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from benchmarks.bodies import BODIES
-from ds_distill.report import Section, bars_plot, points_plot, put_section, table, write_page
+from ds_distill.report import Section, bars_plot, points_plot, put_section, table, write_json, write_page
 
 ONE, MANY = "1 × 128", "32 × 128"
 COLUMNS = {
@@ -126,9 +125,7 @@ def write_report(result: dict, folder: Path) -> None:
     if result["not_measured_yet"]:
         lead += f" Not measured yet, or broken off: {', '.join(result['not_measured_yet'])}."
     write_page(folder, "inference", "Inference", f"{lead}\n\n`python -m benchmarks.inference {words}`", sections_of(result, folder))
-    partial = folder / "inference.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(folder / "inference.json")
+    write_json(folder / "inference.json", result)
 
 
 def write_card(result: dict, model: Path) -> None:

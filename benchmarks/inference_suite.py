@@ -6,7 +6,6 @@ import argparse
 import datetime
 import importlib.util
 import json
-import math
 import os
 import statistics
 import time
@@ -190,7 +189,8 @@ def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: d
         parameters = sum(p.numel() for p in source.model.parameters())
         size = sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*")) if file else BODIES[one.row.body].width * parameters
         fixed = {"model": one.row.model, "body": one.row.body, "head": one.row.head, "threads": one.row.threads, "parameters": parameters,
-                 "file_mb": size / 1e6, "load_s": one.said["load_seconds"], "peak_mb": one.said.get("peak_bytes", math.nan) / 1e6,
+                 "file_mb": size / 1e6, "load_s": one.said["load_seconds"],
+                 "peak_mb": one.said["peak_bytes"] / 1e6 if "peak_bytes" in one.said else None,
                  "peak_case": one.said.get("peak_case")}  # fmt: skip
         if "choices" in one.said:
             same = np.concatenate(one.said["choices"]) == choices[one.row.model][0]

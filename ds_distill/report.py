@@ -79,12 +79,17 @@ def _cell(value) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def write_json(file: Path, value: dict) -> None:
+    """Whole or not at all: what finds the file takes it for done."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.replace(file)
+
+
 def write_summary(summary: dict, folder: Path) -> None:
     """folder/summary.json: what the command's last line says."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "summary.partial"  # whole or not at all: a study takes it for done
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    partial.replace(folder / "summary.json")
+    write_json(folder / "summary.json", summary)
 
 
 MADE_WITH = "made with ds-distill"

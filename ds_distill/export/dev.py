@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ds_distill.errors import UserError
 from ds_distill.export.compare import progress_over
+from ds_distill.export.runtimes import Runner
 from ds_distill.export.source import Source
 from ds_distill.finetune.features import INPUTS
 from ds_distill.finetune.metrics import scores
 from ds_distill.finetune.squad import LENGTH, answers_of, questions_in, spans_of, squad_scores
 from ds_distill.finetune.tasks import TASKS
 
-Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
-
-def dev_score(source: Source, run: Run, file: Path, what: str, batch: int = 8) -> dict[str, float]:
+def dev_score(source: Source, run: Runner, file: Path, what: str, batch: int = 8) -> dict[str, float]:
     """{metric: score}: the first metric of the task that the folder was fine-tuned on; where config.json names none, accuracy, or Pearson's
     correlation of one number.
 
@@ -46,7 +44,7 @@ def dev_score(source: Source, run: Run, file: Path, what: str, batch: int = 8) -
     return scores((task.metrics[0] if task else "pearson" if logits.shape[-1] == 1 else "accuracy",), logits, labels)
 
 
-def _squad_score(source: Source, run: Run, file: Path, what: str, batch: int) -> dict[str, float]:
+def _squad_score(source: Source, run: Runner, file: Path, what: str, batch: int) -> dict[str, float]:
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give SQuAD's JSON")
     questions = questions_in(TASKS["squad_v2"], file)  # 1.1 as well: all of its questions have answers

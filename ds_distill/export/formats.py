@@ -22,7 +22,7 @@ from ds_distill.export.graph import OPSET, write_onnx, write_program
 from ds_distill.export.int8 import write_onnx_int8, write_openvino_int8
 from ds_distill.export.runtimes import Runner, load_onnx, load_openvino, load_program
 from ds_distill.export.source import Source, copy_description, load_source
-from ds_distill.report import put_section, table
+from ds_distill.report import put_section, table, write_json
 
 EXACT = 1e-4  # share of the largest output that fp32 formats may differ from PyTorch by: sums in another order
 SEQUENCES = 64
@@ -105,13 +105,13 @@ def export_formats(model: str, names: list[str], output: Path, *, text: list[str
     if encoder and output.resolve() == source.folder.resolve():
         raise UserError(f"--encoder: {output} is for the files with its head; give an --output of its own")
     batches = text_batches(source, text, sequences=SEQUENCES)
+    before = dev_score(source, torch_runner(source), Path(data), "dev score, PyTorch") if data else {}
     copy_description(source, output)
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     rows, job = {}, Job(source, batches, partial)
     try:
-        before = dev_score(source, torch_runner(source), Path(data), "dev score, PyTorch") if data else {}
         for name, format in formats.items():
             began = time.perf_counter()
             file = partial / format.file
@@ -150,7 +150,7 @@ def _kept(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]
     kept = json.loads(file.read_text()) if file.is_file() else {}
     kept |= {name: row | {"compared_on": compared} for name, row in rows.items()}
     kept = {name: kept[name] for name in FORMATS if name in kept and (output / FORMATS[name].file).is_file()}
-    file.write_text(json.dumps(kept, indent=1) + "\n")
+    write_json(file, kept)
     return kept
 
 

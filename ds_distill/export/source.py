@@ -74,10 +74,9 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     head = head or next((name for name, (ending, _) in HEADS.items() if kind.endswith(ending)), None)
     if head is None:
         raise UserError(f"--model {path}: architectures = [{kind!r}] in config.json: exported are models with the heads {', '.join(HEADS)}")
-    own = {"add_pooling_layer": False} if head == "encoder" and config.model_type != "distilbert" else {}
     model, info = HEADS[head][1].from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, local_files_only=True, trust_remote_code=False,
-        output_loading_info=True, **own,
+        output_loading_info=True, **without_pooler(head, config.model_type),
     )  # fmt: skip
     if info["missing_keys"] and not for_speed:
         raise UserError(
@@ -85,6 +84,11 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
         )
     tokenizer = None if for_speed and not (folder / "tokenizer_config.json").is_file() else load_tokenizer(folder)
     return Source(folder, model.eval(), tokenizer, head, not info["missing_keys"])
+
+
+def without_pooler(head: str, model_type: str) -> dict[str, bool]:
+    """What from_pretrained is told, so that an encoder has no pooler, whose weights masked-LM models lack; DistilBERT never has one."""
+    return {"add_pooling_layer": False} if head == "encoder" and model_type != "distilbert" else {}
 
 
 def copy_description(source: Source, output: Path) -> None:

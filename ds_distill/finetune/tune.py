@@ -28,6 +28,7 @@ from ds_distill.finetune.tasks import Task
 from ds_distill.models.families import family_of, inputs_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.teacher import choose_cpu_dtype, weights_fingerprint
+from ds_distill.report import write_json
 
 SAVE_EVERY = 200  # steps
 
@@ -159,7 +160,7 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
                     results.append(json.loads(result.read_text()))
                 else:
                     results.append(_one_run(plan, folder, point, seed, bar))
-                    _write(result, results[-1])
+                    write_json(result, results[-1])
                 done += length
                 bar.update(done - bar.n)
     return results
@@ -178,14 +179,7 @@ def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     bf16 = point.precision == "bf16" or point.precision == "auto" and (device.type == "cuda" or choose_cpu_dtype() == torch.bfloat16)
-    _write(file, {"asked": asdict(point), "precision": "bf16" if bf16 else "fp32"})
-
-
-def _write(file: Path, value: dict) -> None:
-    """Whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(file)
+    write_json(file, {"asked": asdict(point), "precision": "bf16" if bf16 else "fp32"})
 
 
 def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
