@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.console import progress
 from ds_distill.finetune.examples import Examples
 from ds_distill.models.families import inputs_of
 
+MEGABATCH = 50  # batches whose rows are sorted together, as transformers has it
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # made for all models; each takes its own
 
 
@@ -34,6 +35,32 @@ class Features(Dataset):
     @property
     def lengths(self) -> list[int]:
         return [len(ids) for ids in self.inputs["input_ids"]]
+
+
+class ByLength(Sampler):
+    """The order of an epoch's rows, a pure function of (seed, epoch): random, but batches hold rows of like length, so that little is padding.
+
+    The rows of every 50 batches of a random order are sorted by length, cut into batches, and the batches shuffled; a short batch comes last.
+    In random order half to two thirds of GLUE's tokens are padding, so 5 %.
+    """
+
+    def __init__(self, lengths: list[int], batch: int, seed: int):
+        self.lengths, self.batch, self.seed, self.epoch = np.array(lengths), batch, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer calls it before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        random, rows, size = np.random.default_rng([self.seed, self.epoch]), len(self.lengths), MEGABATCH * self.batch
+        order = random.permutation(rows)
+        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in np.split(order, range(size, rows, size))])
+        whole = rows // self.batch * self.batch
+        batches = random.permutation(order[:whole].reshape(-1, self.batch))
+        return iter([*batches.reshape(-1).tolist(), *order[whole:].tolist()])
 
 
 def features_of(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> Features:

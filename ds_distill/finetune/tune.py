@@ -17,7 +17,7 @@ from ds_distill.claim import claimed_alone
 from ds_distill.console import progress
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
-from ds_distill.finetune.features import INPUTS, Collator, outputs_of
+from ds_distill.finetune.features import INPUTS, ByLength, Collator, outputs_of
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.losses import hidden_loss, second_distillation
 from ds_distill.finetune.metrics import scores
@@ -41,6 +41,9 @@ class Tuner(Trainer):
         self.settings, self.task, self.teacher = settings, task, teacher
         self.takes = inputs_of(self.model, INPUTS)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the micro-batch
+
+    def _get_train_sampler(self, train_dataset=None):
+        return ByLength(self.train_dataset.lengths, self.settings.batch, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         s, targets = self.settings, inputs.pop("teacher", None)
@@ -190,7 +193,7 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=point.batch, num_train_epochs=point.epochs,
         learning_rate=point.learning_rate, lr_scheduler_type="linear", warmup_steps=point.warmup, weight_decay=point.weight_decay, seed=seed,
         bf16=precision == "bf16", use_cpu=cpu, save_strategy="steps", save_steps=SAVE_EVERY, save_total_limit=1, logging_steps=20,
-        eval_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False, train_sampling_strategy="random",
+        eval_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
     if not cpu and arguments.device.type == "cuda":
         arguments._n_gpu = 1  # or Trainer would spread a batch over every GPU it sees, and multiply it
