@@ -34,7 +34,8 @@ class Row:
 @dataclass(frozen=True)
 class Body:
     """load: a Row → a function from inputs, int64 [B, L] by name, to the outputs. file: its file below Row.files; none: the folder's own weights.
-    width: bytes of a weight in memory, where there is no file; needs: a module that must be there. int8, gpu: whether it computes in int8, on a GPU."""
+    width: bytes of a weight in memory, where there is no file; needs: a module that must be there. int8, gpu: whether it computes in int8, on a GPU;
+    vnni: whether its products need a processor that adds them in 32 bits."""
 
     label: str
     load: Callable[[Row], Callable]
@@ -43,6 +44,7 @@ class Body:
     needs: str | None = None
     int8: bool = False
     gpu: bool = False
+    vnni: bool = False
 
 
 def torch_body(row: Row, *, dtype: str = "float32", compiled: bool = False, device: str = "cpu") -> Callable:
@@ -84,8 +86,8 @@ def _torch(label: str, **how) -> Body:
     return Body(label, lambda row: torch_body(row, **how), width=2 if "dtype" in how else 4, gpu=how.get("device") == "cuda")
 
 
-def _onnx(label: str, file: str, int8: bool = False) -> Body:
-    return Body(label, onnx_body, file, needs="onnxruntime", int8=int8)
+def _onnx(label: str, file: str, int8: bool = False, vnni: bool = False) -> Body:
+    return Body(label, onnx_body, file, needs="onnxruntime", int8=int8, vnni=vnni)
 
 
 BODIES = {
@@ -95,6 +97,7 @@ BODIES = {
     "compiled_bf16": _torch("torch.compile, bf16", dtype="bfloat16", compiled=True),
     "onnx_fp32": _onnx("ONNX Runtime, fp32", "fp32.onnx"),
     "onnx_int8": _onnx("ONNX Runtime, int8, a scale a token", "int8.onnx", int8=True),
+    "onnx_int8_vnni": _onnx("ONNX Runtime, int8, a scale a token, for VNNI", "int8_vnni.onnx", int8=True, vnni=True),
     "onnx_dynamic": _onnx("ONNX Runtime's own int8, dynamic", "dynamic.onnx", int8=True),
     "onnx_static": _onnx("ONNX Runtime's own int8, static", "static.onnx", int8=True),
     "openvino_fp32": Body("OpenVINO, fp32", openvino_body, "fp32.onnx", needs="openvino"),

@@ -24,7 +24,7 @@ from ds_distill.console import alive, progress, say
 from ds_distill.errors import UserError
 from ds_distill.export.compare import CLEAR, first_choices, text_batches, torch_runner
 from ds_distill.export.graph import write_onnx
-from ds_distill.export.int8 import write_onnx_int8, write_openvino_int8
+from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
 from ds_distill.export.source import Source, load_source
 from ds_distill.models.folder import resolve_model_folder
 
@@ -79,6 +79,8 @@ def prepare(folders: dict[str, Path], head: str, bodies: list[str], scratch: Pat
                 write_onnx(source, files / "fp32.onnx")
             if "int8.onnx" in wanted:
                 write_onnx_int8(files / "fp32.onnx", files / "int8.onnx")
+            if "int8_vnni.onnx" in wanted:
+                write_onnx_int8(files / "fp32.onnx", files / "int8_vnni.onnx", FULL)
             if "openvino.xml" in wanted:
                 write_openvino_int8(files / "fp32.onnx", files / "openvino.xml", source.widths)
             if "dynamic.onnx" in wanted or "static.onnx" in wanted:
@@ -253,6 +255,9 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     if missing:
         say(f"not measured, since {', '.join(set(missing.values()))} is not installed (requirements-deploy.txt): {', '.join(missing)}")
     bodies = [name for name in bodies if name not in missing]
+    if any(BODIES[name].vnni for name in bodies) and (reason := why_not_full()):
+        say(f"not measured, since {reason}: {', '.join(name for name in bodies if BODIES[name].vnni)}")
+        bodies = [name for name in bodies if not BODIES[name].vnni]
     if args.text and not (args.student or args.teacher):
         raise UserError("--text needs --student or --teacher: their tokenizer reads it")
     if args.card and not (args.student and "encoder" in args.heads and 1 in args.batches and 128 in args.lengths):

@@ -23,9 +23,9 @@ from ds_distill.export.source import Source, load_source
 from ds_distill.report import table
 
 
-def symmetric(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """x rounded to 127 steps each way of the largest value along `dim`."""
-    step = x.abs().amax(dim, keepdim=True).clamp_min(1e-12) / 127
+def symmetric(x: Tensor, dim: int | tuple[int, ...], steps: int = 127) -> Tensor:
+    """x rounded to so many steps each way of the largest value along `dim`."""
+    step = x.abs().amax(dim, keepdim=True).clamp_min(1e-12) / steps
     return (x / step).round() * step
 
 
@@ -42,7 +42,11 @@ def grouped(x: Tensor, size: int) -> Tensor:
     return symmetric(x.unflatten(-1, (-1, size)), -1).flatten(-2)
 
 
-WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"a scale a column": lambda w: symmetric(w, 1), "a scale for 32": lambda w: grouped(w, 32)}
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a scale a column": lambda w: symmetric(w, 1),
+    "a scale a column, 7 bits": lambda w: symmetric(w, 1, 63),
+    "a scale for 32": lambda w: grouped(w, 32),
+}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "a scale a tensor": lambda x: asymmetric(x, tuple(range(x.dim()))),
     "a scale a token": lambda x: symmetric(x, -1),
@@ -50,7 +54,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "a scale for 32": lambda x: grouped(x, 32),
 }
 ROWS = [(None, None), *((w, None) for w in WEIGHTS), *((None, a) for a in ACTIVATIONS), *(("a scale a column", a) for a in ACTIVATIONS),
-        ("a scale for 32", "a scale for 32")]  # fmt: skip
+        ("a scale a column, 7 bits", "a scale a token, asymmetric"), ("a scale for 32", "a scale for 32")]  # fmt: skip
 
 
 def rounded(model: nn.Module, weights: str | None, activations: str | None) -> list:

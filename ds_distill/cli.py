@@ -101,7 +101,7 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument(
             "--model", type=str | None, default=None, help="instead of --run, a Hugging Face folder, fine-tuned ones too; --output may be it"
         )
-        sub.add_argument("--format", type=str, nargs="+", default=["hf"], help="hf, onnx, onnx-int8, openvino-int8, torch-export; one or more")
+        sub.add_argument("--format", type=str, nargs="+", default=["hf"], help="hf, onnx, onnx-int8, onnx-int8-vnni, openvino-int8, torch-export")
         sub.add_argument("--text", type=str, nargs="+", default=[], help="what formats are compared with PyTorch on; a sample of ours if not given")
         sub.add_argument("--data", type=str | None, default=None, help="labelled examples of a fine-tuned model: its score before and after")
         sub.add_argument("--encoder", action="store_true", help="formats without the head: last hidden states, for embedding servers")

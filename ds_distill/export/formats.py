@@ -19,7 +19,7 @@ from ds_distill.errors import UserError
 from ds_distill.export.compare import Batch, compare, text_batches, torch_runner
 from ds_distill.export.dev import dev_score
 from ds_distill.export.graph import OPSET, write_onnx, write_program
-from ds_distill.export.int8 import write_onnx_int8, write_openvino_int8
+from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
 from ds_distill.export.runtimes import Runner, load_onnx, load_openvino, load_program
 from ds_distill.export.source import Source, copy_description, load_source
 from ds_distill.report import put_section, table, write_json
@@ -48,7 +48,7 @@ class Job:
 class Format:
     """file: in the output folder, named so that what loads such folders finds it. needs: modules. exact: must equal PyTorch.
 
-    write: (job, file) makes it; load: the file's own runtime; runtime: its name, with what it must be told.
+    write: (job, file) makes it; load: the file's own runtime; runtime: its name, with what it must be told; why_not: why this machine cannot run it.
     """
 
     file: str
@@ -58,6 +58,7 @@ class Format:
     write: Callable[[Job, Path], object]
     load: Callable[[Path], Runner]
     example: str
+    why_not: Callable[[], str | None] = lambda: None
 
 
 FORMATS = {
@@ -68,6 +69,11 @@ FORMATS = {
     "onnx-int8": Format(
         "onnx/model_quantized.onnx", f"ONNX Runtime, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), False,
         lambda job, file: write_onnx_int8(job.graph, file), load_onnx, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+    ),
+    "onnx-int8-vnni": Format(
+        "onnx/model_qint8_avx512_vnni.onnx", f"ONNX Runtime, opset {OPSET}, on a processor with VNNI", ("onnx", "onnxscript", "onnxruntime"), False,
+        lambda job, file: write_onnx_int8(job.graph, file, FULL), load_onnx, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        why_not_full,
     ),
     "openvino-int8": Format(
         "openvino/openvino_model.xml", "OpenVINO", ("onnx", "onnxscript", "openvino", "nncf"), False,
@@ -82,7 +88,7 @@ FORMATS = {
 
 
 def formats_of(names: list[str]) -> dict[str, Format]:
-    """The formats of these names. Raises UserError for a name that is none, and for a module that is not there."""
+    """The formats of these names. Raises UserError for a name that is none, a module that is not there, and what this machine cannot run."""
     for name in names:
         if name not in FORMATS:
             near = difflib.get_close_matches(name, ["hf", *FORMATS], n=1, cutoff=0.3)
@@ -90,6 +96,8 @@ def formats_of(names: list[str]) -> dict[str, Format]:
         missing = [module for module in FORMATS[name].needs if importlib.util.find_spec(module) is None]
         if missing:
             raise UserError(f"--format {name} needs {', '.join(missing)}: pip install -r requirements-deploy.txt")
+        if reason := FORMATS[name].why_not():
+            raise UserError(f"--format {name} cannot be compared here: {reason}; export it where it is to run, or take onnx-int8")
     return {name: FORMATS[name] for name in names}
 
 

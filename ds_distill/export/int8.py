@@ -1,8 +1,11 @@
 """The same graph with int8 matrices.
 
 Activations are quantised too, while the model runs. One scale for a whole tensor, as ONNX Runtime's own quantizer has it, loses much: a few tokens'
-outliers set the scale of all. Here each token has a scale of its own (Dettmers et al. 2022, section 2.1; Yao et al. 2022, section 4.2), each column of
-a weight too, and the vocabulary matrix, which is embedding and projection at once, is kept once, a scale a token.
+outliers set the scale of all. Here each token has a range of its own (Dettmers et al. 2022, section 2.1; Yao et al. 2022, section 4.2), each column of
+a weight a scale, and the vocabulary matrix, which is embedding and projection at once, is kept once, a scale a token.
+
+Without VNNI (vpdpbusd) x86 adds pairs of products up in 16 bits (vpmaddubsw), and 2 · 255 · 127 does not fit: sums are cut off without a word, while
+2 · 255 · 63 fits. So weights have SAFE steps each way in a file that is to be right everywhere, FULL in one for processors with VNNI or ARM's like of it.
 """
 
 from __future__ import annotations
@@ -14,34 +17,55 @@ import numpy as np
 
 from ds_distill.export.graph import silence
 
-GELU_LEAST = 0.17  # Gelu(x) > -0.17: what it gives is shifted by this before it is quantised, so no code is spent on signs it hardly has
+FULL, SAFE = 127, 63
 LARGE = 1_000_000  # values of a table that is looked up, from which it is worth its codes: vocabularies, not positions
 GROUP = 384  # OpenVINO: a token's activations are scaled in groups of at most so many; 128 takes 1.2 times as long, 32 half as long again
 
 
-def quantised(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int8 codes, fp32 scales along `axis`): symmetric, so that codes · scales is nearest to `weight` [rows, columns]."""
-    scales = np.maximum(np.abs(weight).max(axis=1 - axis), 1e-12).astype(np.float32) / 127
+def quantised(weight: np.ndarray, axis: int, steps: int = FULL) -> tuple[np.ndarray, np.ndarray]:
+    """(int8 codes of -steps to steps, fp32 scales along `axis`): so that codes · scales is nearest to `weight` [rows, columns]."""
+    scales = np.maximum(np.abs(weight).max(axis=1 - axis), 1e-12).astype(np.float32) / steps
     return np.rint(weight / np.expand_dims(scales, 1 - axis)).astype(np.int8), scales
 
 
-def write_onnx_int8(graph: Path, file: Path) -> None:
-    """`graph`, an fp32 ONNX file, with every product by a constant matrix, and every large table, in int8. Standard operators only."""
+def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
+    """`graph`, an fp32 ONNX file, with every product by a constant matrix, and every large table, in int8. Standard operators only.
+
+    steps: FULL or SAFE, of the weights.
+    """
     import onnx_ir
 
     model = onnx_ir.load(graph)
-    Rewriter(model.graph).run()
+    Rewriter(model.graph, steps).run()
     onnx_ir.save(model, file)
+
+
+def why_not_full() -> str | None:
+    """Why ONNX Runtime cannot run a file of FULL steps on this processor, or None: it is asked for a product whose sums do not fit 16 bits."""
+    import onnx_ir
+    import onnxruntime
+
+    rows, matrix, whole = (onnx_ir.Value(name=name) for name in ("rows", "matrix", "whole"))
+    for value, kind in ((rows, onnx_ir.DataType.UINT8), (matrix, onnx_ir.DataType.INT8), (whole, onnx_ir.DataType.INT32)):
+        value.type, value.shape = onnx_ir.TensorType(kind), onnx_ir.Shape((64, 64))
+    product = onnx_ir.node("MatMulInteger", inputs=(rows, matrix), outputs=(whole,))
+    graph = onnx_ir.Graph((rows, matrix), (whole,), nodes=(product,), opset_imports={"": 20}, name="product")
+    proto = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=10)).SerializeToString()
+    session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"rows": np.full((64, 64), 255, np.uint8), "matrix": np.full((64, 64), FULL, np.int8)})[0]
+    if (found == 64 * 255 * FULL).all():
+        return None
+    return "this processor adds products of bytes up in 16 bits (it has no VNNI), where they are cut off"
 
 
 class Rewriter:
     """One pass over an ONNX graph."""
 
-    def __init__(self, graph):
+    def __init__(self, graph, steps: int):
         import onnx_ir
 
-        self.ir, self.graph = onnx_ir, graph
-        self.rows: dict = {}  # an activation → its codes and scales, shared by the products that read it
+        self.ir, self.graph, self.steps = onnx_ir, graph, steps
+        self.rows: dict = {}  # an activation → its codes, steps and least values, shared by the products that read it
         self.tables: dict = {}  # a table → its codes and scales
         self.number = 0
 
@@ -56,47 +80,41 @@ class Rewriter:
         self.drop_unused()
 
     def matrix_of(self, value):
-        """(codes [K, N], scales [N]) of a constant right-hand side, or of a table that is transposed; None for another value."""
+        """(codes [K, N], scales [N], column sums [N]) of a constant right-hand side, or of a table that is transposed; None for another value."""
         if value.const_value is not None and len(value.shape) == 2:
-            codes, scales = quantised(value.const_value.numpy(), axis=1)
-            return self.constant("matrix", codes), self.constant("scales", scales)
+            codes, scales = quantised(value.const_value.numpy(), axis=1, steps=self.steps)
+            return self.constant("matrix", codes), self.constant("scales", scales), self.constant("sums", codes.sum(axis=0, dtype=np.float32) * scales)
         producer = value.producer()
         if producer is not None and producer.op_type == "Transpose" and producer.inputs[0].const_value is not None:
             codes, scales = self.codes_of(producer.inputs[0])
-            return self.add(producer, "Transpose", codes, perm=[1, 0]), scales
+            sums = codes.const_value.numpy().sum(axis=1, dtype=np.float32) * scales.const_value.numpy()
+            return self.add(producer, "Transpose", codes, perm=[1, 0]), scales, self.constant("sums", sums)
         return None
 
     def codes_of(self, table):
         """(codes [V, H], scales [V]) of a table, once."""
         if table not in self.tables:
-            codes, scales = quantised(table.const_value.numpy(), axis=0)
+            codes, scales = quantised(table.const_value.numpy(), axis=0, steps=self.steps)
             self.tables[table] = self.constant("table", codes), self.constant("table_scales", scales)
         return self.tables[table]
 
-    def product(self, node, codes, scales) -> None:
-        left, token_scales, zero, shift = self.quantised_rows(node.inputs[0], node)
-        whole = self.add(node, "MatMulInteger", left, codes, zero)
-        scaled = self.add(node, "Mul", self.add(node, "Cast", whole, to=self.ir.DataType.FLOAT), scales)
-        result = self.add(node, "Mul", scaled, token_scales)
-        if shift:  # taken off again: the same for all tokens
-            column_sums = codes.const_value.numpy().astype(np.float32).sum(axis=0) * scales.const_value.numpy()
-            result = self.add(node, "Add", result, self.constant("shift", (-shift * column_sums).astype(np.float32)))
-        self.replace(node, result)
+    def product(self, node, codes, scales, sums) -> None:
+        """x W = step · (codes of x) (codes of W) · scales + least · (column sums of W)."""
+        left, step, least = self.quantised_rows(node.inputs[0], node)
+        whole = self.add(node, "Cast", self.add(node, "MatMulInteger", left, codes), to=self.ir.DataType.FLOAT)
+        scaled = self.add(node, "Mul", self.add(node, "Mul", whole, scales), step)
+        self.replace(node, self.add(node, "Add", scaled, self.add(node, "Mul", least, sums)))
 
     def quantised_rows(self, value, before):
-        """(codes uint8 [..., K], scales [..., 1], zero point, what was added to the values first)."""
+        """(codes [..., K] of 0 to 255, step [..., 1], least [..., 1]): value = step · codes + least, a token at a time."""
         if value not in self.rows:
-            producer = value.producer()
-            shift = GELU_LEAST if producer is not None and producer.op_type == "Gelu" else 0.0
-            levels, zero = (255.0, 0) if shift else (127.0, 128)
-            shifted = self.add(before, "Add", value, self.constant("least", np.float32(shift))) if shift else value
-            size = shifted if shift else self.add(before, "Abs", value)
-            largest = self.add(before, "ReduceMax", size, self.constant("last", np.array([-1], np.int64)), keepdims=1)
-            token_scales = self.add(before, "Mul", self.add(before, "Max", largest, self.constant("tiny", np.float32(1e-12))),
-                                    self.constant("step", np.float32(1 / levels)))  # fmt: skip
-            zero_point = self.constant("zero", np.uint8(zero))
-            codes = self.add(before, "QuantizeLinear", self.add(before, "Div", shifted, token_scales), self.constant("one", np.float32(1)), zero_point)
-            self.rows[value] = codes, token_scales, zero_point, shift
+            last = self.constant("last", np.array([-1], np.int64))
+            least, most = (self.add(before, operator, value, last, keepdims=1) for operator in ("ReduceMin", "ReduceMax"))
+            width = self.add(before, "Max", self.add(before, "Sub", most, least), self.constant("tiny", np.float32(1e-12)))
+            step = self.add(before, "Mul", width, self.constant("steps", np.float32(1 / 255)))
+            counted = self.add(before, "Div", self.add(before, "Sub", value, least), step)
+            codes = self.add(before, "QuantizeLinear", counted, self.constant("one", np.float32(1)), self.constant("zero", np.uint8(0)))
+            self.rows[value] = codes, step, least
         return self.rows[value]
 
     def lookup(self, node, codes, scales) -> None:

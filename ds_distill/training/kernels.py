@@ -1,8 +1,11 @@
 """Compiled optimizers, DeepSpeed's and apex's: whether this machine can have them, and if not, why."""
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -10,12 +13,13 @@ from pathlib import Path
 
 import torch
 
-from ds_distill.console import say
+from ds_distill.console import alive, say
 
 # The compiled files hold paths of the environment that built them: where two share torch's folder, each builds anew what the other built.
 if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
 STALE_SECONDS = 900  # no build of one optimizer takes this long
+COMPILING = "optimizer: compiling DeepSpeed's FusedAdam, once an environment, about a minute (training.optimizer = torch does without)"
 
 
 def has_compiler() -> bool:
@@ -46,11 +50,14 @@ def build_fused_adam() -> str | None:
         return reason
     from deepspeed.ops.op_builder import FusedAdamBuilder
 
-    if not is_built():
-        say("optimizer: compiling DeepSpeed's FusedAdam, once an environment, about a minute (training.optimizer = torch does without)")
-    _drop_stale_lock()
     try:
-        FusedAdamBuilder().load(verbose=False)
+        with _one_builds(_build_folder()):
+            if is_built():
+                FusedAdamBuilder().load(verbose=False)
+            else:
+                say(COMPILING)
+                with alive("compiling"):
+                    FusedAdamBuilder().load(verbose=False)
     except Exception as error:  # compilers fail in as many ways as there are; torch's own optimizer is at hand
         return (str(error).splitlines() or [type(error).__name__])[0][:200]
     return None
@@ -74,14 +81,31 @@ def build_ahead() -> None:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _drop_stale_lock() -> None:
-    """torch's build lock outlives a build that was killed, and every later build would wait for it for ever."""
-    lock = _build_folder() / "lock"
-    try:
-        if time.time() - lock.stat().st_mtime > STALE_SECONDS:
-            lock.unlink(missing_ok=True)
-    except FileNotFoundError:
-        pass
+@contextlib.contextmanager
+def _one_builds(folder: Path):
+    """Hold the build in `folder` for this process.
+
+    torch's own lock, a file, outlives a build that was killed, and every later build would wait for it for ever. Here a builder holds a lock that dies
+    with it and says on which host it is: a file left by this host's last builder is nobody's.
+    """
+    lock = folder / "lock"
+    if is_built() and not lock.exists():
+        yield  # it is only loaded, by all at once
+        return
+    with open(folder / "builder", "a+") as builder:
+        try:
+            fcntl.flock(builder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with alive("waiting for another process that compiles the optimizer"):
+                fcntl.flock(builder, fcntl.LOCK_EX)
+        builder.seek(0)
+        with contextlib.suppress(FileNotFoundError):
+            if builder.read() == socket.gethostname() or time.time() - lock.stat().st_mtime > STALE_SECONDS:
+                lock.unlink()
+        builder.truncate(0)
+        builder.write(socket.gethostname())
+        builder.flush()
+        yield
 
 
 def make_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

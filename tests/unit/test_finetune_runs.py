@@ -12,7 +12,7 @@ from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.compare import SAMPLE
 from ds_distill.finetune import tune
-from ds_distill.finetune.features import INPUTS, Collator, outputs_of
+from ds_distill.finetune.features import INPUTS, ByLength, Collator, outputs_of
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.losses import hidden_loss, soft_loss
 from ds_distill.finetune.sets import load_data, sets_of, teacher_outputs
@@ -128,6 +128,19 @@ def test_the_loss_is_the_weighted_sum(world, tmp_path):
         expected = (0.3 * torch.nn.functional.cross_entropy(mine.logits, batch["labels"]) + 0.6 * soft_loss(mine.logits, its.logits, 3.0)
                     + 0.5 * hidden_loss(mine.hidden_states[-1], its.hidden_states[-1], batch["attention_mask"]))  # fmt: skip
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
+    lengths, batch = np.random.default_rng(0).integers(5, 128, 1003), 8
+    order = ByLength(lengths, batch, seed=1)
+    first = list(order)
+    assert sorted(first) == list(range(1003)) and list(order) == first == list(ByLength(lengths, batch, seed=1))
+    assert first != list(ByLength(lengths, batch, seed=2))
+    order.set_epoch(1)
+    assert list(order) != first and list(order) == list(order)
+    longest = [max(lengths[first[start : start + batch]]) for start in range(0, 1003, batch)]
+    assert sum(longest) * batch < 1.1 * sum(lengths) and len({*longest[:20]}) > 10  # the batches themselves are in no order
+    assert sorted(ByLength([7, 7, 9], 8, seed=0)) == [0, 1, 2]
 
 
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
