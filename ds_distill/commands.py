@@ -107,7 +107,7 @@ def export(options, output: Path) -> dict:
 def finetune(options, output: Path) -> dict:
     from ds_distill.finetune import tune
     from ds_distill.finetune.settings import grid_of
-    from ds_distill.finetune.tasks import task_of
+    from ds_distill.tasks.catalog import task_of
 
     for key in ("task", "model"):
         if not options[key]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ds_distill.errors import UserError
 from ds_distill.finetune.study import SECOND, TEACHER, folder_of
-from ds_distill.finetune.tasks import TASKS
 from ds_distill.report import Section, comparison_plot, table, write_page
+from ds_distill.tasks.catalog import TASKS
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 OTHERS = ("imdb", "squad", "squad_v2")

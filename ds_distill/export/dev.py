@@ -10,10 +10,10 @@ from ds_distill.errors import UserError
 from ds_distill.export.compare import progress_over
 from ds_distill.export.runtimes import Runner
 from ds_distill.export.source import Source
-from ds_distill.finetune.features import INPUTS
-from ds_distill.finetune.metrics import scores
-from ds_distill.finetune.squad import LENGTH, answers_of, questions_in, spans_of, squad_scores
-from ds_distill.finetune.tasks import TASKS
+from ds_distill.models.families import INPUTS
+from ds_distill.tasks.catalog import TASKS
+from ds_distill.tasks.metrics import scores
+from ds_distill.tasks.squad import LENGTH, answers_of, questions_in, spans_of, squad_scores
 
 
 def dev_score(source: Source, run: Runner, file: Path, what: str, batch: int = 8) -> dict[str, float]:

@@ -5,7 +5,7 @@ outliers set the scale of all. Here each token has a range of its own (Dettmers 
 a weight a scale, and the vocabulary matrix, which is embedding and projection at once, is kept once, a scale a token.
 
 Without VNNI (vpdpbusd) x86 adds pairs of products up in 16 bits (vpmaddubsw), and 2 · 255 · 127 does not fit: sums are cut off without a word, while
-2 · 255 · 63 fits. So weights have SAFE steps each way in a file that is to be right everywhere, FULL in one for processors with VNNI or ARM's like of it.
+2 · 255 · 63 fits. So weights have SAFE steps each way in a file that is to be right everywhere, FULL in one for processors with VNNI or what ARM has.
 """
 
 from __future__ import annotations

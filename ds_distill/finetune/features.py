@@ -11,11 +11,10 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.console import progress
-from ds_distill.finetune.examples import Examples
-from ds_distill.models.families import inputs_of
+from ds_distill.models.families import INPUTS, inputs_of
+from ds_distill.tasks.examples import Examples
 
 MEGABATCH = 50  # batches whose rows are sorted together, as transformers has it
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # made for all models; each takes its own
 
 
 class Features(Dataset):

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
 from ds_distill.errors import UserError
-from ds_distill.finetune.tasks import Task
 from ds_distill.models.folder import open_model_folder
+from ds_distill.tasks.catalog import Task
 
 
 def plain(name: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.errors import UserError
-from ds_distill.finetune.examples import Examples, load_examples
 from ds_distill.finetune.features import Collator, Features, features_of, outputs_of
 from ds_distill.finetune.settings import Tuning
-from ds_distill.finetune.squad import LENGTH, Question, load_questions, spans_of
-from ds_distill.finetune.tasks import Task
 from ds_distill.models.teacher import weights_fingerprint
+from ds_distill.tasks.catalog import Task
+from ds_distill.tasks.examples import Examples, load_examples
+from ds_distill.tasks.squad import LENGTH, Question, load_questions, spans_of
 
 SENTENCES = 128  # tokens of an example that is not SQuAD's, unless tuning.length says otherwise
 
@@ -43,8 +44,8 @@ def load_data(task: Task, folder: str | None) -> Data:
     train, dev = load(task, "train", folder), {split: load(task, split, folder) for split in task.validation}
     if task.spans and not any(question.answers for question in train):
         raise UserError(f"--task {task.name}: no question of the training set has an answer")
-    digest = _digest([task.name, *([vars(q) for q in part] if task.spans else [part.texts, part.labels] for part in (train, *dev.values()))])
-    return Data(task, train, dev, digest)
+    rows = (row for part in (train, *dev.values()) for row in (map(vars, part) if task.spans else zip(*part.texts, part.labels, strict=True)))
+    return Data(task, train, dev, _digest(task.name, len(train), rows))
 
 
 @dataclass
@@ -70,7 +71,7 @@ def sets_of(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, po
 
 def teacher_outputs(teacher: PreTrainedModel, features: Features, collator: Collator, batch: int, folder: Path) -> list[np.ndarray]:
     """The teacher's outputs for `features`, fp32, computed once and kept in `folder` by what it is and what it read."""
-    file = folder / f"{weights_fingerprint(teacher)[:16]}-{_digest(features.inputs)}.safetensors"
+    file = folder / f"{weights_fingerprint(teacher)[:16]}-{_digest(zip(*features.inputs.values(), strict=True))}.safetensors"
     if not file.is_file():
         outputs = outputs_of(teacher, features, collator, batch, "the teacher's outputs")
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,5 +84,10 @@ def teacher_outputs(teacher: PreTrainedModel, features: Features, collator: Coll
     return [part.reshape(2, -1) if "start_positions" in features.labels else part for part in parts]
 
 
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+def _digest(*values: object) -> str:
+    """Of values; what can be gone through, an iterator, a row at a time."""
+    digest = hashlib.sha256()
+    for value in values:
+        for row in value if isinstance(value, Iterator) else (value,):
+            digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()[:16]

@@ -13,7 +13,7 @@ import yaml
 
 from ds_distill.console import progress, say
 from ds_distill.errors import UserError
-from ds_distill.finetune.tasks import TASKS, task_of
+from ds_distill.tasks.catalog import TASKS, task_of
 
 TEACHER, SECOND = "teacher", "second distillation"
 

@@ -17,18 +17,18 @@ from ds_distill.claim import claimed_alone
 from ds_distill.console import progress
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
-from ds_distill.finetune.features import INPUTS, ByLength, Collator, outputs_of
+from ds_distill.finetune.features import ByLength, Collator, outputs_of
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.losses import hidden_loss, second_distillation
-from ds_distill.finetune.metrics import scores
 from ds_distill.finetune.sets import Data, Sets, load_data, sets_of, teacher_outputs
 from ds_distill.finetune.settings import Tuning
-from ds_distill.finetune.squad import answers_of, squad_scores
-from ds_distill.finetune.tasks import Task
-from ds_distill.models.families import family_of, inputs_of
+from ds_distill.models.families import INPUTS, family_of, inputs_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.teacher import choose_cpu_dtype, weights_fingerprint
 from ds_distill.report import write_json
+from ds_distill.tasks.catalog import Task
+from ds_distill.tasks.metrics import scores
+from ds_distill.tasks.squad import answers_of, squad_scores
 
 SAVE_EVERY = 200  # steps
 

@@ -13,11 +13,11 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from ds_distill.errors import UserError
-from ds_distill.finetune.examples import load_examples, read_examples, split_files
 from ds_distill.finetune.losses import hidden_loss, soft_loss
-from ds_distill.finetune.metrics import best_threshold, exact_match, normalised, overlap_f1, scores
 from ds_distill.finetune.settings import Tuning, grid_of
-from ds_distill.finetune.tasks import TASKS, task_of
+from ds_distill.tasks.catalog import TASKS, task_of
+from ds_distill.tasks.examples import load_examples, read_examples, split_files
+from ds_distill.tasks.metrics import best_threshold, exact_match, normalised, overlap_f1, scores
 
 
 def logits(classes):

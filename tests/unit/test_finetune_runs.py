@@ -12,13 +12,13 @@ from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.compare import SAMPLE
 from ds_distill.finetune import tune
-from ds_distill.finetune.features import INPUTS, ByLength, Collator, outputs_of
+from ds_distill.finetune.features import ByLength, Collator, outputs_of
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.losses import hidden_loss, soft_loss
 from ds_distill.finetune.sets import load_data, sets_of, teacher_outputs
 from ds_distill.finetune.settings import Tuning
-from ds_distill.finetune.tasks import task_of
-from ds_distill.models.families import inputs_of
+from ds_distill.models.families import INPUTS, inputs_of
+from ds_distill.tasks.catalog import task_of
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
 

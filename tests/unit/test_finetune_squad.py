@@ -8,8 +8,8 @@ import pytest
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.compare import SAMPLE
-from ds_distill.finetune.squad import Question, answers_of, load_questions, spans_of, squad_scores
-from ds_distill.finetune.tasks import task_of
+from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.squad import Question, answers_of, load_questions, spans_of, squad_scores
 
 CONTEXT = " ".join(SAMPLE.read_text().split()[:150])
 

@@ -25,10 +25,13 @@ def head_size(model: PreTrainedModel) -> int:
     return width // heads
 
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what tokenizers make; each model takes its own
+
+
 def inputs_of(model: PreTrainedModel, given: Iterable[str]) -> list[str]:
     """Names of the inputs, each int64 [B, L], that the model takes of those that are given."""
     taken, given = inspect.signature(model.forward).parameters, set(given)
-    return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in taken and name in given]
+    return [name for name in INPUTS if name in taken and name in given]
 
 
 def family_of_type(model_type: str | None) -> Family:

@@ -11,10 +11,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ds_distill.errors import UserError
-from ds_distill.finetune.examples import from_hub, kind_of, opened, rows_of, split_files
-from ds_distill.finetune.features import INPUTS
-from ds_distill.finetune.metrics import best_threshold, exact_match, overlap_f1
-from ds_distill.finetune.tasks import Task
+from ds_distill.models.families import INPUTS
+from ds_distill.tasks.catalog import Task
+from ds_distill.tasks.examples import from_hub, kind_of, opened, rows_of, split_files
+from ds_distill.tasks.metrics import best_threshold, exact_match, overlap_f1
 
 LENGTH, STRIDE = 384, 128  # the paper's and its authors' code
 LONGEST_QUESTION, LONGEST_ANSWER, N_BEST = 64, 30, 20

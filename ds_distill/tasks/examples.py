@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ds_distill.console import say
 from ds_distill.errors import UserError
-from ds_distill.finetune.tasks import Task
+from ds_distill.tasks.catalog import Task
 
 KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 OTHER_NAMES = {"validation": "dev", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched", "test": "validation"}  # IMDb's test
