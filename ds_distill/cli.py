@@ -126,6 +126,7 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--teacher_too", type=bool, default=True, help="fine-tune the teacher as well")
         sub.add_argument("--second", type=list[str], default=[], help="students that are also fine-tuned with the fine-tuned teacher")
         sub.add_argument("--tuning", type=dict[str, Any], default={}, help="settings of the fine-tunings; a task's own under its name")
+        sub.add_argument("--launch", type=str, default="", help="starts each distillation: './launch.sh', 'deepspeed --hostfile HOSTS launch.sh'")
     if name == "report":
         sub.add_argument("folders", type=str, nargs="+", help="--output of a study, --report of benchmarks.table3 or benchmarks.inference")
 

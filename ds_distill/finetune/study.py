@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -21,7 +23,8 @@ TEACHER, SECOND = "teacher", "second distillation"
 @dataclass
 class Study:
     """A plan. students: a name → the dotted settings in which it differs from the recipe `base`. teacher_too: fine-tune the teacher as well.
-    second: students that are also fine-tuned with the fine-tuned teacher. tuning: settings of every fine-tuning, by name; a task's under its name."""
+    second: students that are also fine-tuned with the fine-tuned teacher. tuning: settings of every fine-tuning, by name; a task's under its name.
+    launch: the command that a distillation is started with, several processes or hosts of it; empty: this process's Python."""
 
     base: str
     teacher: str
@@ -34,6 +37,7 @@ class Study:
     teacher_too: bool = True
     second: list[str] = field(default_factory=list)
     tuning: dict = field(default_factory=dict)
+    launch: str = ""
 
     def check(self) -> None:
         for name in self.tasks:
@@ -55,6 +59,8 @@ class Study:
         for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
             if not value:
                 raise UserError(f"{key} is missing")
+        if self.launch and not shutil.which(shlex.split(self.launch)[0]):
+            raise UserError(f"--launch {self.launch}: no such command; ./launch.sh is this project's, for all GPUs of a machine")
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,17 @@ def folder_of(name: str) -> str:
 
 
 def steps_of(study: Study, output: Path) -> list[Step]:
-    """What is to be done, in order."""
-    text = ["--corpus", *study.corpus, *(["--heldout", *study.heldout] if study.heldout else [])]
+    """What is to be done, in order. Students that read text the same way share its tokens."""
+    tokens, recipe, corpus = output / "tokens", ("--config", study.base), ("--corpus", *study.corpus)
+    heldout, own = (("--heldout", *study.heldout) if study.heldout else ()), {name for name, changes in study.students.items() if _reads(changes)}
     steps = []
+    if own != set(study.students):
+        steps.append(Step("prepare the text", tokens, ("prepare", *recipe, "--tokenizer", study.teacher, *corpus)))
     for name, changes in study.students.items():
         settings = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
+        text = corpus if name in own else ("--tokens", str(tokens))
         steps.append(Step(f"distil {name}", output / "students" / folder_of(name),
-                          ("distill", "--config", study.base, "--teacher", study.teacher, *text, *settings)))  # fmt: skip
+                          ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings)))  # fmt: skip
     for task in study.tasks:
         own = {**{k: v for k, v in study.tuning.items() if k not in TASKS}, **study.tuning.get(task, {})}
         words = ("finetune", "--task", task, "--seeds", str(study.seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
@@ -104,12 +114,18 @@ def steps_of(study: Study, output: Path) -> list[Step]:
     return steps
 
 
+def _reads(changes: dict) -> bool:
+    """Whether a student's settings change what its tokens are, not only which of them are masked."""
+    return any(key.startswith("data.") and not key.startswith("data.mask") and key != "data.whole_word_masking" for key in changes)
+
+
 def run_study(study: Study, output: Path) -> dict:
     """Do what is not done yet, each step in a process of its own; returns the summary, a row a model."""
     study.check()
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
     asked = json.loads(json.dumps(asdict(study) | {"recipe": yaml.safe_load(Path(study.base).read_text())}))
+    del asked["launch"]  # how it is run may change
     if plan.is_file() and (before := json.loads(plan.read_text())) != asked:
         changed = [key for key in asked if before.get(key) != asked[key]]
         grown = all(key in ("students", "tasks", "second") and _only_more(before[key], asked[key]) for key in changed)
@@ -121,8 +137,11 @@ def run_study(study: Study, output: Path) -> dict:
         for step in steps:
             bar.set_postfix_str(step.what)
             if not (step.output / "summary.json").is_file():
-                say(f"\nstudy: {step.what}: ds-distill {' '.join(step.command())}")
-                status = subprocess.run([sys.executable, "-m", "ds_distill", *step.command()], stdout=subprocess.DEVNULL).returncode
+                starter, words, shown = [sys.executable, "-m", "ds_distill"], step.command(), "ds-distill"
+                if study.launch and words[0] == "distill":
+                    starter, words, shown = shlex.split(study.launch), words[1:], study.launch  # launch.sh has no other command
+                say(f"\nstudy: {step.what}: {shown} {shlex.join(words)}")
+                status = subprocess.run([*starter, *words], stdout=subprocess.DEVNULL).returncode
                 if status:
                     raise UserError(f"study: {step.what} ended with status {status}; the same command goes on from there")
             bar.update()

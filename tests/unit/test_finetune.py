@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from ds_distill.errors import UserError
 from ds_distill.finetune.losses import hidden_loss, soft_loss
 from ds_distill.finetune.settings import Tuning, grid_of
+from ds_distill.finetune.study import Study, steps_of
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
 from ds_distill.tasks.metrics import best_threshold, exact_match, normalised, overlap_f1, scores
@@ -191,3 +192,14 @@ def test_the_grid():
     for wrong in ("rate=1", "lr", "lr=fast", "lr=-1", "precision=fp16"):
         with pytest.raises(UserError):
             grid_of(Tuning(), [wrong])
+
+
+def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
+    students = {"a": {}, "longer": {"data.sequence_length": 64}, "masks": {"data.mask_probability": 0.3}}
+    study = Study("base.yaml", "TEACHER", ["text.txt"], ["held.txt"], None, students, ["rte"], teacher_too=False)
+    prepare, *distil = steps_of(study, tmp_path)[:4]
+    assert prepare.words[0] == "prepare" and prepare.output == tmp_path / "tokens" and "TEACHER" in prepare.words
+    assert [("--tokens" in step.words, "--corpus" in step.words) for step in distil] == [(True, False), (False, True), (True, False)]
+    assert all("held.txt" in step.words for step in distil)
+    study.students = {"longer": students["longer"]}
+    assert [step.words[0] for step in steps_of(study, tmp_path)] == ["distill", "finetune"]
