@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from ds_distill.errors import UserError
-from ds_distill.finetune.study import SECOND, TEACHER, folder_of
+from ds_distill.finetune.study import SECOND, TEACHER, Study, folder_of, rows_of
 from ds_distill.report import Section, comparison_plot, table, write_page
 from ds_distill.tasks.catalog import TASKS
 
@@ -19,7 +19,7 @@ PAPER = {  # tables 1 and 2; per cent
     "DistilBERT, second distillation, the paper's": {"squad": 86.9},
 }
 ABLATION = {"without KL": -2.96, "without cosine": -1.46, "without masked LM": -0.31, "random start": -3.69}  # table 4, of the GLUE mean
-NOT_RUN = "not run"
+NOT_RUN, OWN = "not run", "the corpus's own documents"
 
 
 def score(found: dict | None) -> str:
@@ -38,6 +38,15 @@ def mean_of(row: dict, tasks: list[str]) -> float | None:
     return statistics.mean(100 * row["tasks"][task]["metrics"][row["tasks"][task]["metric"]] for task in tasks)
 
 
+def kept(row: dict, teacher: dict | None, tasks: list[str]) -> str:
+    """A model's mean as a share of its teacher's, over the tasks that both were run on; how many, where not all."""
+    both = [task for task in tasks if teacher and task in row["tasks"] and task in teacher["tasks"]]
+    mean, its = mean_of(row, both), mean_of(teacher, both) if teacher else None
+    if mean is None or not its:
+        return NOT_RUN
+    return f"{100 * mean / its:.1f} %" + (f", of {', '.join(both)}" if len(both) < len(tasks) else "")
+
+
 def means_by_seed(row: dict, tasks: list[str]) -> list[float]:
     """The mean over `tasks` of each seed, in per cent."""
     seeds = min((len(row["tasks"][task]["seeds"]) for task in tasks), default=0)
@@ -54,16 +63,20 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
             continue
         lines = []
         for row in rows:
-            mean, its = mean_of(row, here), mean_of(teacher, here) if teacher else None
-            lines.append({"model": row["model"], "mean": NOT_RUN if mean is None else f"{mean:.1f}",
-                          "kept": f"{100 * mean / its:.1f} %" if mean is not None and its else NOT_RUN}
+            mean = mean_of(row, here)
+            lines.append({"model": row["model"], "parameters": f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else "–",
+                          "mean": NOT_RUN if mean is None else f"{mean:.1f}", "kept": kept(row, teacher, here)}
                          | {task: score(row["tasks"].get(task)) for task in here})  # fmt: skip
         marked = tuple(i for i, row in enumerate(rows) if row["model"] not in (TEACHER,) and "without" not in row["model"])
         for name, values in PAPER.items():
             shown = {task: f"{values[task]:.1f}" if task in values else "–" for task in here}
             both = [values[task] for task in here if task in values]
-            lines.append({"model": name, "mean": f"{statistics.mean(both):.1f}" if len(both) == len(here) else "–", "kept": "–"} | shown)
-        columns = {"model": "model", "mean": "mean", "kept": "of the teacher's mean"} | {task: f"{task} ({TASKS[task].metrics[0]})" for task in here}
+            if not both:
+                continue
+            whole = f"{statistics.mean(both):.1f}" if len(both) == len(here) else "–"
+            lines.append({"model": name, "parameters": "110" if name.startswith("BERT") else "66", "mean": whole, "kept": "–"} | shown)
+        columns = {"model": "model", "parameters": "parameters (M)", "mean": "mean", "kept": "of the teacher's mean"}
+        columns |= {task: f"{task} ({TASKS[task].metrics[0]})" for task in here}
         text = "Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own teacher and data, for comparison."
         sections.append(Section(heading, text, lines, columns, marked))
     return sections
@@ -91,18 +104,23 @@ def ablation_table(rows: list[dict], tasks: list[str]) -> Section | None:
     return Section("Ablation", "The same student, tokens, batches and masks; one thing taken away at a time.", lines, columns, (0,))
 
 
-def curves(study: Path, names: list[str], picture: Path) -> Section | None:
-    """Held-out losses over tokens of the students' pretraining."""
-    found = {}
-    for name in names:
-        file = study / "students" / folder_of(name) / "curves.json"
+def curves(study: Path, rows: list[dict], picture: Path) -> Section | None:
+    """The students' pretraining: held-out losses at its end, and over tokens."""
+    found, lines = {}, []
+    for row in rows:
+        file = study / "students" / folder_of(row["model"]) / "curves.json"
         if file.is_file():
             heldout = json.loads(file.read_text())["heldout"]
-            found[name] = {key or "the corpus's own documents": rows for key, rows in heldout.items()}
+            found[row["model"]] = {key or OWN: points for key, points in heldout.items()}
+            lines.append({"model": row["model"], "tokens": f"{row['tokens']:,}", OWN: f"{row['heldout_mlm_loss']:.3f}"}
+                         | {name: f"{figures['mlm_loss']:.3f}" for name, figures in row.get("heldout_sets", {}).items()})  # fmt: skip
     if not found:
         return None
     comparison_plot(found, picture)
-    return Section("Learning curves", "", pictures={"Held-out masked-LM loss over tokens, by text.": picture})
+    texts = [key for key in lines[0] if key not in ("model", "tokens")]
+    columns = {"model": "student", "tokens": "tokens read"} | {text: f"loss, {text}" for text in texts}
+    return Section("Pretraining", "Held-out masked-LM loss at the end, nats a masked token.", lines, columns,
+                   pictures={"Held-out masked-LM loss over tokens, by text.": picture})  # fmt: skip
 
 
 def report(folders: list[str], output: Path) -> dict:
@@ -126,15 +144,13 @@ def report(folders: list[str], output: Path) -> dict:
 
 
 def of_study(folder: Path, picture: Path) -> list[Section]:
+    """Of what has been run so far."""
     plan = json.loads((folder / "study.json").read_text())
-    file = folder / "summary.json"
-    if not file.is_file():
-        raise UserError(f"{folder}: the study has not finished; give its command again")
-    rows = json.loads(file.read_text())["rows"]
+    rows = rows_of(Study(**{name: value for name, value in plan.items() if name in Study.__dataclass_fields__}), folder)
     sections = task_tables(rows, plan["tasks"])
     if ablation := ablation_table(rows, plan["tasks"]):
         sections.append(ablation)
-    if learning := curves(folder, list(plan["students"]), picture):
+    if learning := curves(folder, rows, picture):
         sections.append(learning)
     sizes = {task: row["tasks"][task]["examples"] for row in rows for task in row["tasks"] if "examples" in row["tasks"][task]}
     if sizes:

@@ -167,5 +167,7 @@ def rows_of(study: Study, output: Path) -> list[dict]:
             if file.is_file():
                 found = json.loads(file.read_text())
                 row["tasks"][task] = {key: found[key] for key in ("metric", "metrics", "seeds", "examples")}
+                if "parameters" in found:
+                    row.setdefault("parameters", found["parameters"])
         rows.append(row)
     return rows

@@ -134,6 +134,6 @@ def test_a_study_goes_on_and_is_reported(world, tasks, common, tmp_path):
     assert again["rows"] == summary["rows"] and {file: file.stat().st_mtime_ns for file in kept} == kept, "nothing is done twice"
     made = last_line(ds_distill("report", tmp_path / "study", "--output", tmp_path / "page"))
     page = (tmp_path / "page" / "report.html").read_text()
-    assert "DistilBERT, the paper" in page and "of the teacher" in page and "Learning curves" in made["sections"] and "data:image/png" in page
+    assert "DistilBERT, the paper" in page and "of the teacher" in page and "Pretraining" in made["sections"] and "data:image/png" in page
     missing = ds_distill("report", tmp_path)
     assert missing.returncode == 2 and "neither a study" in missing.stderr

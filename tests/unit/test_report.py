@@ -41,7 +41,10 @@ def test_tables_of_a_study_by_hand():
         {"model": "random start", "tasks": {}},
     ]
     [scores] = task_tables(rows, ["sst2"])
-    assert scores.rows[1] == {"model": "triple loss", "mean": "72.0", "kept": "90.0 %", "sst2": "72.0 (70.0–80.0)"}
+    assert scores.rows[1] == {"model": "triple loss", "parameters": "–", "mean": "72.0", "kept": "90.0 %", "sst2": "72.0 (70.0–80.0)"}
+    rows[1]["parameters"] = 17.4e6
+    [partly] = task_tables(rows, ["rte", "sst2"])  # what has not been run is said, and counts for nothing
+    assert partly.rows[1] | {"parameters": "17.4", "mean": "not run", "kept": "90.0 %, of sst2", "rte": "not run"} == partly.rows[1]
     assert scores.rows[3]["sst2"] == "not run" and scores.rows[5]["sst2"] == "91.3" and "the paper's" in scores.rows[5]["model"]
     ablation = ablation_table(rows, ["sst2"])
     assert ablation.rows[1] == {
