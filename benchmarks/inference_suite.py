@@ -65,6 +65,22 @@ def model_folders(args: argparse.Namespace, scratch: Path) -> dict[str, Path]:
     return folders
 
 
+def runnable(asked: list[str]) -> list[str]:
+    """The bodies that are asked for; UserError where one cannot run here. Of none, all that can: what cannot, and why, is said."""
+    bodies = asked or [name for name, body in BODIES.items() if torch.cuda.is_available() or not body.gpu]
+    reasons = {}
+    for name in bodies:
+        if BODIES[name].needs and importlib.util.find_spec(BODIES[name].needs) is None:
+            reasons[name] = f"{BODIES[name].needs} is not installed: pip install -r requirements-deploy.txt"
+        elif BODIES[name].vnni and (reason := why_not_full()):
+            reasons[name] = reason
+    for name, reason in reasons.items():
+        if asked:
+            raise UserError(f"--bodies {name}: {reason}")
+        say(f"not measured: {name}: {reason}")
+    return [name for name in bodies if name not in reasons]
+
+
 def prepare(folders: dict[str, Path], head: str, bodies: list[str], scratch: Path, text: list[str]) -> dict[str, tuple[Source, Path]]:
     """Label → (source, folder of the exported files that the bodies need)."""
     made = {}
@@ -248,16 +264,7 @@ def summary(entries: list[dict]) -> dict:
 
 
 def run(args: argparse.Namespace, scratch: Path) -> int:
-    bodies = args.bodies or [name for name, body in BODIES.items() if torch.cuda.is_available() or not body.gpu]
-    missing = {name: BODIES[name].needs for name in bodies if BODIES[name].needs and importlib.util.find_spec(BODIES[name].needs) is None}
-    if missing and args.bodies:
-        raise UserError(f"--bodies {' '.join(missing)}: {', '.join(set(missing.values()))} is not installed: pip install -r requirements-deploy.txt")
-    if missing:
-        say(f"not measured, since {', '.join(set(missing.values()))} is not installed (requirements-deploy.txt): {', '.join(missing)}")
-    bodies = [name for name in bodies if name not in missing]
-    if any(BODIES[name].vnni for name in bodies) and (reason := why_not_full()):
-        say(f"not measured, since {reason}: {', '.join(name for name in bodies if BODIES[name].vnni)}")
-        bodies = [name for name in bodies if not BODIES[name].vnni]
+    bodies = runnable(args.bodies)
     if args.text and not (args.student or args.teacher):
         raise UserError("--text needs --student or --teacher: their tokenizer reads it")
     if args.card and not (args.student and "encoder" in args.heads and 1 in args.batches and 128 in args.lengths):

@@ -84,7 +84,7 @@ def main() -> int:
 def run(args: argparse.Namespace, scratch: Path) -> int:
     import torch
 
-    from benchmarks.inference_suite import model_folders, prepare
+    from benchmarks.inference_suite import model_folders, prepare, runnable
     from benchmarks.machine import describe
     from benchmarks.small_device import least_megabytes
     from ds_distill.report import Section, table, write_page
@@ -92,6 +92,7 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     reader = args.tokenizer or args.student or args.teacher
     if not reader:
         raise UserError("--tokenizer is missing: the folder of a tokenizer (or give --student or --teacher)")
+    runnable(args.bodies)
     lengths = lengths_of(args.data, reader, 512)
     folders = model_folders(args, scratch)
     sources = prepare(folders, "classification", args.bodies, scratch, [])

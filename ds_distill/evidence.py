@@ -39,7 +39,7 @@ def mean_of(row: dict, tasks: list[str]) -> float | None:
 
 
 def kept(row: dict, teacher: dict | None, tasks: list[str]) -> str:
-    """A model's mean as a share of its teacher's, over the tasks that both were run on; how many, where not all."""
+    """A model's mean as a share of its teacher's, over the tasks that both were run on; which, where not all."""
     both = [task for task in tasks if teacher and task in row["tasks"] and task in teacher["tasks"]]
     mean, its = mean_of(row, both), mean_of(teacher, both) if teacher else None
     if mean is None or not its:
@@ -109,7 +109,7 @@ def curves(study: Path, rows: list[dict], picture: Path) -> Section | None:
     found, lines = {}, []
     for row in rows:
         file = study / "students" / folder_of(row["model"]) / "curves.json"
-        if file.is_file():
+        if file.is_file() and "heldout_mlm_loss" in row:  # the summary comes last
             heldout = json.loads(file.read_text())["heldout"]
             found[row["model"]] = {key or OWN: points for key, points in heldout.items()}
             lines.append({"model": row["model"], "tokens": f"{row['tokens']:,}", OWN: f"{row['heldout_mlm_loss']:.3f}"}

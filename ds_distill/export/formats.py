@@ -97,7 +97,7 @@ def formats_of(names: list[str]) -> dict[str, Format]:
         if missing:
             raise UserError(f"--format {name} needs {', '.join(missing)}: pip install -r requirements-deploy.txt")
         if reason := FORMATS[name].why_not():
-            raise UserError(f"--format {name} cannot be compared here: {reason}; export it where it is to run, or take onnx-int8")
+            raise UserError(f"--format {name} cannot be compared here: {reason}; export it where it is to run, or without -vnni")
     return {name: FORMATS[name] for name in names}
 
 

@@ -10,6 +10,7 @@ Without VNNI (vpdpbusd) x86 adds pairs of products up in 16 bits (vpmaddubsw), a
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def quantised(weight: np.ndarray, axis: int, steps: int = FULL) -> tuple[np.ndar
 
 
 def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
-    """`graph`, an fp32 ONNX file, with every product by a constant matrix, and every large table, in int8. Standard operators only.
+    """`graph`, an fp32 ONNX file, with every MatMul by a constant matrix, and every large table, in int8. Standard operators only.
 
     steps: FULL or SAFE, of the weights.
     """
@@ -40,6 +41,7 @@ def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
     onnx_ir.save(model, file)
 
 
+@functools.cache
 def why_not_full() -> str | None:
     """Why ONNX Runtime cannot run a file of FULL steps on this processor, or None: it is asked for a product whose sums do not fit 16 bits."""
     import onnx_ir
@@ -76,7 +78,7 @@ class Rewriter:
         for node in list(self.graph):
             table = node.inputs[0] if node.op_type == "Gather" else None
             if table is not None and (table in self.tables or table.const_value is not None and table.const_value.size > LARGE):
-                self.lookup(node, *self.codes_of(table))
+                self.lookup(node, *self.codes_of(table, FULL))  # unless a product reads it too: then it has its codes already
         self.drop_unused()
 
     def matrix_of(self, value):
@@ -86,15 +88,15 @@ class Rewriter:
             return self.constant("matrix", codes), self.constant("scales", scales), self.constant("sums", codes.sum(axis=0, dtype=np.float32) * scales)
         producer = value.producer()
         if producer is not None and producer.op_type == "Transpose" and producer.inputs[0].const_value is not None:
-            codes, scales = self.codes_of(producer.inputs[0])
+            codes, scales = self.codes_of(producer.inputs[0], self.steps)
             sums = codes.const_value.numpy().sum(axis=1, dtype=np.float32) * scales.const_value.numpy()
             return self.add(producer, "Transpose", codes, perm=[1, 0]), scales, self.constant("sums", sums)
         return None
 
-    def codes_of(self, table):
+    def codes_of(self, table, steps: int):
         """(codes [V, H], scales [V]) of a table, once."""
         if table not in self.tables:
-            codes, scales = quantised(table.const_value.numpy(), axis=0, steps=self.steps)
+            codes, scales = quantised(table.const_value.numpy(), axis=0, steps=steps)
             self.tables[table] = self.constant("table", codes), self.constant("table_scales", scales)
         return self.tables[table]
 

@@ -14,7 +14,7 @@ from ds_distill.console import progress
 from ds_distill.models.families import INPUTS, inputs_of
 from ds_distill.tasks.examples import Examples
 
-MEGABATCH = 50  # batches whose rows are sorted together, as transformers has it
+MEGABATCH = 50  # batches whose rows are sorted together, as in transformers' LengthGroupedSampler
 
 
 class Features(Dataset):
@@ -39,8 +39,8 @@ class Features(Dataset):
 class ByLength(Sampler):
     """The order of an epoch's rows, a pure function of (seed, epoch): random, but batches hold rows of like length, so that little is padding.
 
-    The rows of every 50 batches of a random order are sorted by length, cut into batches, and the batches shuffled; a short batch comes last.
-    In random order half to two thirds of GLUE's tokens are padding, so 5 %.
+    Of a random order, the rows of 50 batches at a time (of a small set: of a quarter of it) are sorted by length and cut into batches, and the batches
+    shuffled. Rows that fill no batch come last, as drawn. In random order half to two thirds of a batch is padding, so a few per cent.
     """
 
     def __init__(self, lengths: list[int], batch: int, seed: int):
@@ -54,12 +54,12 @@ class ByLength(Sampler):
         self.epoch = epoch
 
     def __iter__(self):
-        random, rows, size = np.random.default_rng([self.seed, self.epoch]), len(self.lengths), MEGABATCH * self.batch
-        order = random.permutation(rows)
-        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in np.split(order, range(size, rows, size))])
-        whole = rows // self.batch * self.batch
-        batches = random.permutation(order[:whole].reshape(-1, self.batch))
-        return iter([*batches.reshape(-1).tolist(), *order[whole:].tolist()])
+        random, rows = np.random.default_rng([self.seed, self.epoch]), len(self.lengths)
+        order, whole = random.permutation(rows), rows // self.batch * self.batch
+        size = self.batch * max(1, min(MEGABATCH, rows // (4 * self.batch)))
+        parts = np.split(order[:whole], range(size, whole, size))
+        batches = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts]).reshape(-1, self.batch)
+        return iter([*random.permutation(batches).reshape(-1).tolist(), *order[whole:].tolist()])
 
 
 def features_of(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> Features:

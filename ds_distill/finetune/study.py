@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -18,6 +19,9 @@ from ds_distill.errors import UserError
 from ds_distill.tasks.catalog import TASKS, task_of
 
 TEACHER, SECOND = "teacher", "second distillation"
+ROOMS = ("data.", "student.", "losses.", "training.")
+READ = ("data.mode", "data.sequence_length", "data.heldout_fraction", "data.column", "data.streaming", "data.workers", "training.seed")  # by prepare
+TOKENS = READ[:4]  # what decides the tokens of a text; the seed, which of its documents are held out: the base's
 
 
 @dataclass
@@ -42,6 +46,10 @@ class Study:
     def check(self) -> None:
         for name in self.tasks:
             task_of(name)
+        for name, changes in self.students.items():
+            for key in changes:
+                if not key.startswith(ROOMS):
+                    raise UserError(f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what a student may differ in")
         for name in self.second:
             if name not in self.students:
                 raise UserError(f"second: {name}: not among the students ({', '.join(self.students)})")
@@ -59,7 +67,11 @@ class Study:
         for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
             if not value:
                 raise UserError(f"{key} is missing")
-        if self.launch and not shutil.which(shlex.split(self.launch)[0]):
+        try:
+            starter = shlex.split(self.launch)
+        except ValueError as error:
+            raise UserError(f"--launch {self.launch}: {error}") from None
+        if starter and not shutil.which(starter[0]):
             raise UserError(f"--launch {self.launch}: no such command; ./launch.sh is this project's, for all GPUs of a machine")
 
 
@@ -89,20 +101,20 @@ def folder_of(name: str) -> str:
 
 def steps_of(study: Study, output: Path) -> list[Step]:
     """What is to be done, in order. Students that read text the same way share its tokens."""
-    tokens, recipe, corpus = output / "tokens", ("--config", study.base), ("--corpus", *study.corpus)
-    heldout, own = (("--heldout", *study.heldout) if study.heldout else ()), {name for name, changes in study.students.items() if _reads(changes)}
-    steps = []
-    if own != set(study.students):
-        steps.append(Step("prepare the text", tokens, ("prepare", *recipe, "--tokenizer", study.teacher, *corpus)))
+    recipe, corpus, tokens = ("--config", study.base), ("--corpus", *study.corpus), output / "tokens"
+    heldout = ("--heldout", *study.heldout) if study.heldout else ()
+    steps, shared = [], [name for name, changes in study.students.items() if not any(key in TOKENS for key in changes)]
     for name, changes in study.students.items():
         settings = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
-        text = corpus if name in own else ("--tokens", str(tokens))
+        text = ("--tokens", str(tokens)) if name in shared else corpus
         steps.append(Step(f"distil {name}", output / "students" / folder_of(name),
                           ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings)))  # fmt: skip
+    if any(not (output / "students" / folder_of(name) / "summary.json").is_file() for name in shared):
+        steps.insert(0, Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base))))
     for task in study.tasks:
-        own = {**{k: v for k, v in study.tuning.items() if k not in TASKS}, **study.tuning.get(task, {})}
+        tuning = {**{k: v for k, v in study.tuning.items() if k not in TASKS}, **study.tuning.get(task, {})}
         words = ("finetune", "--task", task, "--seeds", str(study.seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
-                 *(word for key, value in own.items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
+                 *(word for key, value in tuning.items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
         folder = output / "tasks" / task
         if study.teacher_too:
             steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, study.teacher))
@@ -114,9 +126,11 @@ def steps_of(study: Study, output: Path) -> list[Step]:
     return steps
 
 
-def _reads(changes: dict) -> bool:
-    """Whether a student's settings change what its tokens are, not only which of them are masked."""
-    return any(key.startswith("data.") and not key.startswith("data.mask") and key != "data.whole_word_masking" for key in changes)
+def _reading(base: str) -> list[str]:
+    """The base recipe's settings that prepare reads, as words: a recipe may also hold a teacher and texts, which prepare does not take."""
+    recipe = yaml.safe_load(Path(base).read_text()) or {}
+    found = {key: (recipe.get(key.split(".")[0]) or {}).get(key.split(".")[1]) for key in READ}
+    return [word for key, value in found.items() if value is not None for word in (f"--{key}", str(value))]
 
 
 def run_study(study: Study, output: Path) -> dict:
@@ -137,15 +151,25 @@ def run_study(study: Study, output: Path) -> dict:
         for step in steps:
             bar.set_postfix_str(step.what)
             if not (step.output / "summary.json").is_file():
-                starter, words, shown = [sys.executable, "-m", "ds_distill"], step.command(), "ds-distill"
-                if study.launch and words[0] == "distill":
-                    starter, words, shown = shlex.split(study.launch), words[1:], study.launch  # launch.sh has no other command
-                say(f"\nstudy: {step.what}: {shown} {shlex.join(words)}")
-                status = subprocess.run([*starter, *words], stdout=subprocess.DEVNULL).returncode
+                words = step.command()
+                launched = study.launch and words[0] == "distill"
+                say(f"\nstudy: {step.what}: {study.launch if launched else 'ds-distill'} {shlex.join(words[1:] if launched else words)}")
+                # launch.sh has no command but this
+                status = _run([*shlex.split(study.launch), *words[1:]] if launched else [sys.executable, "-m", "ds_distill", *words])
                 if status:
                     raise UserError(f"study: {step.what} ended with status {status}; the same command goes on from there")
             bar.update()
     return {"output": str(output), "rows": rows_of(study, output)}
+
+
+def _run(words: list[str]) -> int:
+    """Its exit status. launch.sh takes this Python, unless told otherwise."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={"DS_DISTILL_PYTHON": sys.executable, **os.environ})
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # it has been asked as well, and saves before it ends
+        process.wait()
+        raise
 
 
 def _only_more(before, now) -> bool:

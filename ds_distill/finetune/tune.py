@@ -34,7 +34,7 @@ SAVE_EVERY = 200  # steps
 
 
 class Tuner(Trainer):
-    """Trainer with a teacher's soft targets, when a batch has them."""
+    """Trainer with batches of like length, and with a teacher's soft targets when a batch has them."""
 
     def __init__(self, *arguments, settings: Tuning, task: Task, teacher: PreTrainedModel | None = None, **more):
         super().__init__(*arguments, **more)
@@ -121,9 +121,9 @@ def finetune(
         if widths[0] != widths[1] and any(point.hidden > 0 for point in points):
             raise UserError(f"tuning.hidden = {max(point.hidden for point in points)}: teacher and student have widths {widths[0]} and {widths[1]}")
     read = load_data(task, data)
-    identity = {"task": task.name, "model": weights_fingerprint(student)[:16], "data": read.fingerprint,
+    identity = {"task": task.name, "order": "by length", "model": weights_fingerprint(student)[:16], "data": read.fingerprint,
                 "teacher": weights_fingerprint(mentor)[:16] if mentor else None}  # fmt: skip
-    with claimed_alone(output, identity):
+    with claimed_alone(output, identity, remedy="remove it, or choose another --output"):
         results = _run_all(_plan(read, model, output, points, tokenizer, positions, mentor), points, seeds)
     return summary_of(task, results, output, model, teacher) | {"examples": read.counts, "parameters": student.num_parameters()}
 

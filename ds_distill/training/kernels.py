@@ -83,29 +83,37 @@ def build_ahead() -> None:
 
 @contextlib.contextmanager
 def _one_builds(folder: Path):
-    """Hold the build in `folder` for this process.
+    """Hold the build in `folder`: alone while it is to be built, with others while it is only loaded. RuntimeError where another's build failed.
 
-    torch's own lock, a file, outlives a build that was killed, and every later build would wait for it for ever. Here a builder holds a lock that dies
-    with it and says on which host it is: a file left by this host's last builder is nobody's.
+    torch's own lock, a file, outlives a process that was killed, and every later one would wait for it for ever. Here a process holds a lock that dies
+    with it: who has it alone, and is on the host of the one that had it so last, can be sure that a file left there is nobody's.
     """
     lock = folder / "lock"
-    if is_built() and not lock.exists():
-        yield  # it is only loaded, by all at once
-        return
     with open(folder / "builder", "a+") as builder:
-        try:
-            fcntl.flock(builder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with alive("waiting for another process that compiles the optimizer"):
-                fcntl.flock(builder, fcntl.LOCK_EX)
-        builder.seek(0)
-        with contextlib.suppress(FileNotFoundError):
-            if builder.read() == socket.gethostname() or time.time() - lock.stat().st_mtime > STALE_SECONDS:
-                lock.unlink()
-        builder.truncate(0)
-        builder.write(socket.gethostname())
-        builder.flush()
+        loads = is_built() and not lock.exists()
+        waited = _acquire(builder, fcntl.LOCK_SH if loads else fcntl.LOCK_EX)
+        if not loads:
+            if waited and not is_built() and not lock.exists():  # one that is killed leaves its lock
+                raise RuntimeError("another process could not compile it")
+            builder.seek(0)
+            with contextlib.suppress(FileNotFoundError):
+                if builder.read() == socket.gethostname() or time.time() - lock.stat().st_mtime > STALE_SECONDS:
+                    lock.unlink()
+            builder.truncate(0)
+            builder.write(socket.gethostname())
+            builder.flush()
         yield
+
+
+def _acquire(file, how: int) -> bool:
+    """Whether it had to be waited for."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        with alive("waiting for another process that compiles the optimizer"):
+            fcntl.flock(file, how)
+        return True
 
 
 def make_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

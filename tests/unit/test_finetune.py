@@ -3,15 +3,18 @@
 import gzip
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from ds_distill.cli import build_parser
 from ds_distill.errors import UserError
 from ds_distill.finetune.losses import hidden_loss, soft_loss
 from ds_distill.finetune.settings import Tuning, grid_of
@@ -195,11 +198,33 @@ def test_the_grid():
 
 
 def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text("teacher: A\nheldout: [b.txt]\ndata: {sequence_length: 96, mask_probability: 0.2}\n")
     students = {"a": {}, "longer": {"data.sequence_length": 64}, "masks": {"data.mask_probability": 0.3}}
-    study = Study("base.yaml", "TEACHER", ["text.txt"], ["held.txt"], None, students, ["rte"], teacher_too=False)
+    study = Study(str(base), "TEACHER", ["text.txt"], ["held.txt"], None, students, ["rte"], teacher_too=False)
     prepare, *distil = steps_of(study, tmp_path)[:4]
-    assert prepare.words[0] == "prepare" and prepare.output == tmp_path / "tokens" and "TEACHER" in prepare.words
+    assert prepare.words == ("prepare", "--tokenizer", "TEACHER", "--corpus", "text.txt", "--data.sequence_length", "96")
+    assert prepare.output == tmp_path / "tokens"
     assert [("--tokens" in step.words, "--corpus" in step.words) for step in distil] == [(True, False), (False, True), (True, False)]
     assert all("held.txt" in step.words for step in distil)
-    study.students = {"longer": students["longer"]}
-    assert [step.words[0] for step in steps_of(study, tmp_path)] == ["distill", "finetune"]
+    for name in ("a", "masks"):
+        (tmp_path / "students" / name).mkdir(parents=True)
+        (tmp_path / "students" / name / "summary.json").touch()
+    assert [step.words[0] for step in steps_of(study, tmp_path)][:3] == ["distill"] * 3, "all that share the tokens have read them"
+
+
+@pytest.mark.parametrize("config", sorted(map(str, Path("ds_configs").glob("*.yaml"))))
+def test_every_recipe_can_be_a_studys_base(tmp_path, config):
+    prepare = steps_of(Study(config, "TEACHER", ["text.txt"], [], None, {"a": {}}, ["rte"]), tmp_path)[0]
+    options = build_parser().parse_args([*prepare.words, "--output", "x"])
+    assert options.prepare.data.sequence_length == yaml.safe_load(Path(config).read_text())["data"]["sequence_length"]
+
+
+@pytest.mark.parametrize("launch, changes, words", [
+    ("deepspede launch.sh", {}, "--launch deepspede launch.sh: no such command"),
+    ("deepspeed 'launch.sh", {}, "No closing quotation"),
+    ("", {"corpus": "half.txt"}, "students: a: corpus: a dotted setting"),
+])  # fmt: skip
+def test_a_studys_mistakes_are_said(launch, changes, words):
+    with pytest.raises(UserError, match=words):
+        Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], None, {"a": changes}, ["rte"], launch=launch).check()

@@ -144,23 +144,27 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
 
 
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "SAVE_EVERY", 5)
+    monkeypatch.setattr(tune, "SAVE_EVERY", 4)
     point = Tuning(epochs=4, batch=8, learning_rate=1e-3, precision="fp32")  # 5 steps an epoch
+    epochs, order = [], ByLength.__iter__
+    monkeypatch.setattr(ByLength, "__iter__", lambda self: epochs.append(self.epoch) or order(self))
 
     def run(name, points):
         return tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / name, points=points, seeds=[0], data=str(world / "rte"))
 
     whole = run("whole", [point])
+    assert sorted({*epochs}) == [0, 1, 2, 3]
     step = tune._Bar.on_step_end
     with monkeypatch.context() as patch:
         patch.setattr(tune._Bar, "on_step_end", lambda self, args, state, control, **more:
-                      (_ for _ in ()).throw(KeyboardInterrupt) if state.global_step == 12 else step(self, args, state, control, **more))  # fmt: skip
+                      (_ for _ in ()).throw(KeyboardInterrupt) if state.global_step == 14 else step(self, args, state, control, **more))  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             run("broken", [point])
     left = tmp_path / "broken" / "seed=0"
-    assert (left / "checkpoints" / "checkpoint-10" / "trainer_state.json").is_file() and not (left / "result.json").exists()
-    (left / "checkpoints" / "checkpoint-15").mkdir()  # killed while it was written
-    assert run("broken", [point])["metrics"] == whole["metrics"]
+    assert (left / "checkpoints" / "checkpoint-12" / "trainer_state.json").is_file() and not (left / "result.json").exists()
+    (left / "checkpoints" / "checkpoint-16").mkdir()  # killed while it was written
+    epochs.clear()
+    assert run("broken", [point])["metrics"] == whole["metrics"] and sorted({*epochs}) == [2, 3], "it goes on in the middle of the third"
     weights = [load_file(tmp_path / name / "seed=0" / "model" / "model.safetensors") for name in ("whole", "broken")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
