@@ -104,7 +104,7 @@ def ablation_table(rows: list[dict], tasks: list[str]) -> Section | None:
     return Section("Ablation", "The same student, tokens, batches and masks; one thing taken away at a time.", lines, columns, (0,))
 
 
-def curves(study: Path, rows: list[dict], picture: Path) -> Section | None:
+def pretraining(study: Path, rows: list[dict], picture: Path) -> Section | None:
     """The students' pretraining: held-out losses at its end, and over tokens."""
     found, lines = {}, []
     for row in rows:
@@ -150,8 +150,8 @@ def of_study(folder: Path, picture: Path) -> list[Section]:
     sections = task_tables(rows, plan["tasks"])
     if ablation := ablation_table(rows, plan["tasks"]):
         sections.append(ablation)
-    if learning := curves(folder, rows, picture):
-        sections.append(learning)
+    if section := pretraining(folder, rows, picture):
+        sections.append(section)
     sizes = {task: row["tasks"][task]["examples"] for row in rows for task in row["tasks"] if "examples" in row["tasks"][task]}
     if sizes:
         lines = [{"task": task, "train": found["train"], "dev": found["dev"],

@@ -9,17 +9,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
 from ds_distill.console import progress, say
 from ds_distill.errors import UserError
+from ds_distill.recipe import Recipe
 from ds_distill.tasks.catalog import TASKS, task_of
 
 TEACHER, SECOND = "teacher", "second distillation"
-ROOMS = ("data.", "student.", "losses.", "training.")
+ROOMS = tuple(f"{room.name}." for room in fields(Recipe))
 READ = ("data.mode", "data.sequence_length", "data.heldout_fraction", "data.column", "data.streaming", "data.workers", "training.seed")  # by prepare
 TOKENS = READ[:4]  # what decides the tokens of a text; the seed, which of its documents are held out: the base's
 

@@ -19,7 +19,6 @@ from ds_distill.console import alive, say
 if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
 STALE_SECONDS = 900  # no build of one optimizer takes this long
-COMPILING = "optimizer: compiling DeepSpeed's FusedAdam, once an environment, about a minute (training.optimizer = torch does without)"
 
 
 def has_compiler() -> bool:
@@ -52,12 +51,10 @@ def build_fused_adam() -> str | None:
 
     try:
         with _one_builds(_build_folder()):
-            if is_built():
+            if not (built := is_built()):
+                say("optimizer: compiling DeepSpeed's FusedAdam, once an environment, about a minute (training.optimizer = torch does without)")
+            with contextlib.nullcontext() if built else alive("compiling"):
                 FusedAdamBuilder().load(verbose=False)
-            else:
-                say(COMPILING)
-                with alive("compiling"):
-                    FusedAdamBuilder().load(verbose=False)
     except Exception as error:  # compilers fail in as many ways as there are; torch's own optimizer is at hand
         return (str(error).splitlines() or [type(error).__name__])[0][:200]
     return None

@@ -1,6 +1,8 @@
 """The compiled optimizers' build: who holds it."""
 
+import contextlib
 import multiprocessing
+import os
 import socket
 import time
 
@@ -25,42 +27,63 @@ def test_the_lock_of_a_build_that_was_killed_is_nobodys(folder, monkeypatch, hos
         assert (folder / "lock").exists() != gone and (folder / "builder").read_text() == socket.gethostname()
 
 
-def together(folder, count: int, before=lambda: None, after=lambda: None) -> list[str]:
-    """What several processes saw that are within the lock for a while: "alone", "together", or the error's words."""
+@pytest.fixture
+def waiting(tmp_path, monkeypatch):
+    """The files of processes that have found the lock taken."""
 
-    def build(number: int) -> None:
-        try:
-            with kernels._one_builds(folder):
-                before()
-                others = list(folder.glob("at-it-*"))
-                (folder / f"at-it-{number}").touch()
-                time.sleep(0.3)
-                others += [file for file in folder.glob("at-it-*") if file.name != f"at-it-{number}"]
-                (folder / f"at-it-{number}").unlink()
-                after()
-                (folder / f"said-{number}").write_text("together" if others else "alone")
-        except RuntimeError as error:
-            (folder / f"said-{number}").write_text(str(error))
+    @contextlib.contextmanager
+    def alive(what):
+        (tmp_path / f"waits-{os.getpid()}").touch()
+        yield
 
-    several = [multiprocessing.get_context("fork").Process(target=build, args=(number,)) for number in range(count)]
+    monkeypatch.setattr(kernels, "alive", alive)
+    return lambda: list(tmp_path.glob("waits-*"))
+
+
+def exits_of(job, count: int) -> list[int]:
+    several = [multiprocessing.get_context("fork").Process(target=job) for _ in range(count)]
     for process in several:
         process.start()
     for process in several:
-        process.join(30)
-    return sorted(file.read_text() for file in folder.glob("said-*"))
+        process.join(60)
+    return sorted(process.exitcode for process in several)
 
 
-def test_one_builds_and_the_others_load(folder):
-    said = together(folder, 3, after=(folder / "fused_adam.so").touch)
-    assert said == ["alone", "alone", "alone"], "who had to wait has the lock alone"
-    assert together(folder, 3) == ["together"] * 3
+def until(condition) -> None:
+    while not condition():
+        time.sleep(0.01)
 
 
-def test_a_build_that_failed_is_not_tried_by_every_rank(folder):
-    assert together(folder, 3) == ["alone", *["another process could not compile it"] * 2]
+def test_one_builds_and_the_others_load(folder, waiting):
+    def build() -> None:
+        with kernels._one_builds(folder):
+            until(lambda: len(waiting()) == 2)
+            (folder / "at-it").touch(exist_ok=False)
+            (folder / "fused_adam.so").touch()
+            (folder / "at-it").unlink()
+
+    assert exits_of(build, 3) == [0, 0, 0], "who had to wait has the lock alone"
+    met = multiprocessing.get_context("fork").Barrier(3)
+
+    def load() -> None:
+        with kernels._one_builds(folder):
+            met.wait(60)
+
+    assert exits_of(load, 3) == [0, 0, 0], "what is built is loaded by all at once"
 
 
-def test_a_live_loaders_lock_is_left_alone(folder):
+def test_a_build_that_failed_is_not_tried_by_every_rank(folder, waiting):
+    def build() -> None:
+        try:
+            with kernels._one_builds(folder):
+                until(lambda: len(waiting()) == 2)
+        except RuntimeError as error:
+            raise SystemExit(3 if "another process could not compile it" in str(error) else 1) from None
+
+    assert exits_of(build, 3) == [0, 3, 3]
+
+
+def test_a_live_loaders_lock_is_left_alone(folder, waiting):
     """torch's lock is there while a process loads, too: another must wait for it, and not take it for a dead one's."""
     (folder / "fused_adam.so").touch()
     (folder / "builder").write_text(socket.gethostname())
@@ -68,14 +91,13 @@ def test_a_live_loaders_lock_is_left_alone(folder):
     def load() -> None:
         with kernels._one_builds(folder):
             (folder / "lock").touch()
-            time.sleep(0.6)
+            until(waiting)
             (folder / "lock").unlink()  # fails where another took it away
 
     loader = multiprocessing.get_context("fork").Process(target=load)
     loader.start()
-    while not (folder / "lock").exists():
-        time.sleep(0.01)
+    until((folder / "lock").exists)
     with kernels._one_builds(folder):
         assert not (folder / "lock").exists()
-    loader.join(30)
+    loader.join(60)
     assert loader.exitcode == 0
