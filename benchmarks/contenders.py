@@ -192,10 +192,13 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     runner.train()
 
     def step() -> None:
+        before = runner.skipped_steps
         loss, sums = runner(ids, None, labels, counts, frozen.targets(ids))
         backward(runner, loss)
         optimizer_step(runner)
         sums.tolist()  # the loop reads the losses too
+        if runner.skipped_steps > before:
+            step()  # fp16 is finding its scale, in the first call: without an optimizer step it was none
 
     return step, {"dtype": str(dtype).removeprefix("torch."), "zero": zero_of(training, dtype)["stage"]}
 

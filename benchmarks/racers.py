@@ -18,9 +18,9 @@ from ds_distill.data.batches import Batch
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe
 from ds_distill.training import checkpoint
-from ds_distill.training.compiled import compile_step, compiles, seconds_saved
-from ds_distill.training.engine import backward, make_engine, optimizer_step, parameter_groups, precision_of
+from ds_distill.training.engine import parameter_groups, precision_of
 from ds_distill.training.objective import Objective
+from ds_distill.training.step import Step
 from ds_distill.training.weights import master_weights
 
 
@@ -76,23 +76,18 @@ class Engine:
     def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float]):
         t, cpu = recipe.training, torch.device("cpu")
         dtype = precision_of(t, cpu)
-        self.teacher, self.objective = Teacher(copy.deepcopy(teacher).to(dtype)), Objective(student, recipe.losses, 1, teacher.config.hidden_size)
-        length = recipe.data.sequence_length
-        if compiles(t, seconds_saved(recipe, student.config, steps * t.global_batch * length, length, True, cpu), cpu):
-            compile_step(self.objective, self.teacher, cpu)
-        self.engine = make_engine(self.objective, t, accumulation=t.global_batch // t.micro_batch, total_steps=steps, device=cpu, dtype=dtype)
-        self.engine.train()
+        frozen, objective = Teacher(copy.deepcopy(teacher).to(dtype)), Objective(student, recipe.losses, 1, teacher.config.hidden_size)
+        self.take = Step(objective, frozen, recipe, steps=steps, accumulation=t.global_batch // t.micro_batch, length=recipe.data.sequence_length,
+                         documents=False, device=cpu, dtype=dtype)  # fmt: skip
+        self.engine, self.number = self.take.engine, 0
         schedule = self.engine.lr_scheduler
         schedule.lr_lambdas = [by_the_clock(t.warmup, share)] * len(schedule.lr_lambdas)
         for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["lr"] = base * factor(0)
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
-        for batch in batches:
-            targets = self.teacher.targets(batch.input_ids, batch.attention_mask)
-            loss, _ = self.engine(batch.input_ids, batch.attention_mask, batch.labels, counts, targets)
-            backward(self.engine, loss)
-            optimizer_step(self.engine)
+        self.take(self.number, batches, counts)
+        self.number += 1
 
     def weights(self) -> dict[str, torch.Tensor]:
         return master_weights(self.engine)
@@ -101,7 +96,9 @@ class Engine:
         checkpoint.save(self.engine, folder, number, state, keep=1)
 
     def resume(self, folder: Path) -> dict | None:
-        return checkpoint.resume(self.engine, folder)
+        found = checkpoint.resume(self.engine, folder)
+        self.number = found["step"] if found else 0
+        return found
 
 
 RACERS = {

@@ -156,12 +156,13 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         losses_of = passes_of(passes)
         kl_sum = torch.zeros((), dtype=wide, device=hidden.device)
         mlm_sum = torch.zeros_like(kl_sum)
-        # gradients stay unnormalised until backward knows the loss scale: 1/N inside would underflow in fp16.
-        # In units of KL's own factor its gradient is q − p; not where masked-LM's would then leave fp16's range.
-        kl_factor = temperature * kl_weight
-        unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
-        factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)]  # filled, not copied: a copy would make a GPU wait
         low = hidden.dtype
+        kl_factor, unit = temperature * kl_weight, 1.0
+        if low == torch.float16:
+            # gradients stay unnormalised until backward knows the loss scale: 1/N inside would underflow.
+            # In units of KL's own factor its gradient is q − p; not where masked-LM's would then leave fp16's range.
+            unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
+        factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)]  # filled, not copied: a copy would make a GPU wait
         student = _Logits("student", hidden, weight, wide, chunk)
         teacher = _Logits("teacher", t_hidden, t_weight, wide, chunk) if kl_weight != 0 else None
         bias_wide = None if bias is None else bias.to(wide)
@@ -202,6 +203,7 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                 mlm_sum += mlm.sum()
             if at is not None and want:
                 slopes.index_add_(0, at, z_at)
+            z_at = mine = None  # the products below want much memory
             if want:
                 hit = target + torch.arange(0, slopes.numel(), len(weight), device=target.device).unsqueeze(1)
                 slopes.put_(hit, (slopes.take(hit) - torch.where(masked, factors[1], 0.0)).to(low))
@@ -221,7 +223,7 @@ class _FusedVocabularyLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, _kl, _mlm):
         scale = grad_loss * ctx.unit
-        grads = [None if g is None else _scaled(g, scale).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        grads = [None if g is None else _scaled(g, scale, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
         return (*grads, *[None] * 12)
 
 
@@ -237,7 +239,12 @@ def _added(total: Tensor | None, more: Tensor, wide: torch.dtype) -> Tensor:
     return more if total is None else total.to(wide).add_(more)
 
 
-def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     if gradient.is_cuda:
-        return gradient.to(scale.dtype) * scale  # a 0-dim factor would be rounded to 16 bit, and overflow fp16
-    return gradient * scale.item()
+        return (gradient.to(scale.dtype) * scale).to(dtype)  # a 0-dim factor would be rounded to 16 bit, and overflow fp16
+    if gradient.dtype == dtype:
+        return gradient if scale.item() == 1.0 else gradient * scale.item()
+    out, rows = torch.empty_like(gradient, dtype=dtype), max(1, BLOCK["cpu"] * len(gradient) // gradient.numel())
+    for part, into in zip(gradient.split(rows), out.split(rows), strict=True):  # a whole product in fp32 would be as large as the gradient
+        into.copy_(part * scale.item())
+    return out

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
@@ -17,15 +16,12 @@ from torch.utils.tensorboard import SummaryWriter
 from ds_distill.console import progress
 from ds_distill.data.batches import BatchOrder
 from ds_distill.errors import UserError
-from ds_distill.models.families import head_size
-from ds_distill.models.varlen import use_varlen, why_no_varlen
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training import checkpoint
-from ds_distill.training.compiled import compile_step, compiles, seconds_of_compiling, seconds_saved, why_no_compiled_body
-from ds_distill.training.engine import backward, make_engine, optimizer_step, zero_of
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.finite import FiniteWatch
 from ds_distill.training.objective import Objective
+from ds_distill.training.step import Step
 
 
 def total_steps(recipe: Recipe, order: BatchOrder) -> int:
@@ -35,11 +31,6 @@ def total_steps(recipe: Recipe, order: BatchOrder) -> int:
         mean = manifest["real_tokens"]["train"] / manifest["blocks"]["train"] if manifest["mode"] == "grouped" else manifest["sequence_length"]
         return math.ceil(recipe.training.max_tokens / (recipe.training.global_batch * mean))
     return recipe.training.epochs * order.steps_per_epoch
-
-
-def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:
-    """Dropout's seed: resume is bit-equal because nothing but these four numbers decides it."""
-    return int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -92,19 +83,9 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     t = recipe.training
     rank = torch.distributed.get_rank()
     steps = total_steps(recipe, order)
-    manifest = order.store.manifest
-    length = manifest["sequence_length"]
-    saved = seconds_saved(recipe, objective.model.config, steps * t.global_batch * length / order.world_size, length, teacher is not None, device)
-    if compiles(t, saved, device):
-        compiling = seconds_of_compiling()
-        compile_step(objective, teacher, device, body=why_no_compiled_body(recipe, zero_of(t, dtype)["stage"]) is None)
-    models = (objective.model, *([teacher.model] if teacher is not None else []))
-    varlen = order.cut.separator is not None and all(why_no_varlen(device, dtype, head_size(model)) is None for model in models)
-    for model in models if varlen else ():
-        use_varlen(model)
-    if t.gradient_checkpointing:
-        objective.model.gradient_checkpointing_enable()
-    engine = make_engine(objective, t, accumulation=order.accumulation, total_steps=steps, device=device, dtype=dtype)
+    take = Step(objective, teacher, recipe, steps=steps, accumulation=order.accumulation, length=order.store.manifest["sequence_length"],
+                documents=order.cut.separator is not None, device=device, dtype=dtype)  # fmt: skip
+    engine = take.engine
     state = {"history": [], "heldout": {name: [] for name in heldout}, "tokens": 0, "skipped": 0}
     first, folder, cost = 0, output / "checkpoints", None
     found = checkpoint.resume(engine, folder)
@@ -113,10 +94,9 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     state = {key: state[key] for key in ("history", "heldout", "tokens", "skipped")}
     writer = SummaryWriter(output / "tensorboard", purge_step=first + 1 if found else 0) if rank == 0 else None
     bar = progress(steps, title, "step", initial=first)
-    began, seconds, logging, sums = time.perf_counter(), 0.0, 0.0, torch.zeros(4, dtype=torch.float64, device=device)
+    began, seconds, logging = time.perf_counter(), 0.0, 0.0
     tokens_before = state["tokens"]
     finite = FiniteWatch(order, t.max_skipped, folder, scaled=dtype == torch.float16)
-    engine.train()
 
     def measure(done: int) -> None:
         for name, batches_of in heldout.items():
@@ -130,19 +110,8 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
         measure(0)
     with Stop() as stop:
         for step, batches, counts in order.prefetch(first, steps, pin=device.type == "cuda"):
-            sums.zero_()
-            parts_of = []
-            for micro, batch in enumerate(batches):
-                batch = batch.to(device)
-                torch.manual_seed(micro_step_seed(t.seed, step, micro, rank))
-                mask, starts = batch.attention_mask, batch.document_starts if varlen else None
-                target = teacher.targets(batch.input_ids, mask, starts) if teacher is not None else None
-                loss, parts = engine(batch.input_ids, mask, batch.labels, counts, target, starts)
-                sums[:3] += parts
-                parts_of.append(parts)
-                backward(engine, loss)
-                norm = optimizer_step(engine)
-            sums[3] = float(stop.asked)
+            parts_of, norm = take(step, batches, counts)
+            sums = torch.nn.functional.pad(torch.stack(parts_of).double().sum(0), (0, 1), value=float(stop.asked))
             torch.distributed.all_reduce(sums)
             kl, mlm, cosine, asked = sums.tolist()
             computed = time.perf_counter()
@@ -189,7 +158,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     rate = (state["tokens"] - tokens_before) / seconds if seconds else None
     shares = {"data_wait_share": order.seconds_waited / seconds, "logging_share": logging / seconds} if seconds else {}
     costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]} if cost else {}
-    costs |= {"compile_seconds": round(seconds_of_compiling() - compiling, 1)} if objective.passes != "torch" else {}
+    costs |= {"compile_seconds": round(take.compile_seconds, 1)} if take.compile_seconds is not None else {}
     return engine, _summary(state, steps, rate, peak_memory(device)) | shares | costs
 
 

@@ -1,0 +1,64 @@
+"""One optimizer step: teacher, student's losses and engine, compiled where it pays, over the micro-batches of a global batch."""
+
+import numpy as np
+import torch
+
+from ds_distill.data.batches import Batch
+from ds_distill.models.families import head_size
+from ds_distill.models.teacher import Teacher
+from ds_distill.models.varlen import use_varlen, why_no_varlen
+from ds_distill.recipe import Recipe
+from ds_distill.training.compiled import compile_step, compiles, seconds_of_compiling, seconds_saved, why_no_compiled_body
+from ds_distill.training.engine import backward, make_engine, optimizer_step, zero_of
+from ds_distill.training.objective import Objective
+
+
+def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:
+    """Dropout's seed: resume is bit-equal because nothing but these four numbers decides it."""
+    return int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Step:
+    """The recipe's step. `engine` is its DeepSpeedEngine, in training mode, whose scheduler steps once an optimizer step."""
+
+    def __init__(self, objective: Objective, teacher: Teacher | None, recipe: Recipe, *, steps: int, accumulation: int, length: int, documents: bool,
+                 device: torch.device, dtype: torch.dtype):  # fmt: skip
+        """Collective. teacher: None for masked-LM only. steps: of the whole run, which the schedule ends with and compiling has to pay back within.
+        length: of a sequence, tokens; documents: whether the batches say where their documents start, since these do not see each other."""
+        t, ranks = recipe.training, torch.distributed.get_world_size()
+        saved = seconds_saved(recipe, objective.model.config, steps * t.global_batch * length / ranks, length, teacher is not None, device)
+        self._compiled_before = None
+        if compiles(t, saved, device):
+            self._compiled_before = seconds_of_compiling()
+            compile_step(objective, teacher, device, body=why_no_compiled_body(recipe, zero_of(t, dtype)["stage"]) is None)
+        models = (objective.model, *([teacher.model] if teacher is not None else []))
+        self.varlen = documents and all(why_no_varlen(device, dtype, head_size(model)) is None for model in models)
+        for model in models if self.varlen else ():
+            use_varlen(model)
+        if t.gradient_checkpointing:
+            objective.model.gradient_checkpointing_enable()
+        self.teacher, self.device, self.seed, self.rank = teacher, device, t.seed, torch.distributed.get_rank()
+        self.engine = make_engine(objective, t, accumulation=accumulation, total_steps=steps, device=device, dtype=dtype)
+        self.engine.train()
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """What compiling has taken so far, its cache's reading included; None where nothing is compiled."""
+        return None if self._compiled_before is None else seconds_of_compiling() - self._compiled_before
+
+    def __call__(self, step: int, batches: list[Batch], counts: tuple[int, int]) -> tuple[list[torch.Tensor], float | None]:
+        """Take optimizer step number `step` (0-based) on this rank's micro-batches; counts: real and masked tokens of the global batch.
+
+        Returns (this rank's summed losses [kl, mlm, cosine] of each micro-batch, on the device, the norm of the global gradient before clipping).
+        """
+        parts_of, norm = [], None
+        for micro, batch in enumerate(batches):
+            batch = batch.to(self.device)
+            torch.manual_seed(micro_step_seed(self.seed, step, micro, self.rank))
+            mask, starts = batch.attention_mask, batch.document_starts if self.varlen else None
+            target = self.teacher.targets(batch.input_ids, mask, starts) if self.teacher is not None else None
+            loss, parts = self.engine(batch.input_ids, mask, batch.labels, counts, target, starts)
+            parts_of.append(parts)
+            backward(self.engine, loss)
+            norm = optimizer_step(self.engine)
+        return parts_of, norm
