@@ -24,10 +24,10 @@ class Contender:
         self.name, self.seconds, self.memory, self.first, self.once, self.said = name, [], 0, 0.0, False, {}
         spawn, self.links, self.processes = multiprocessing.get_context("spawn"), [], []
         ports = [str(_free_port()) for _ in range(jobs)]
-        for port, rank in ((port, rank) for port in ports for rank in range(ranks)):
+        for number, (port, rank) in enumerate((port, rank) for port in ports for rank in range(ranks)):
             here, there = spawn.Pipe()
             process = spawn.Process(target=serve or _serve, args=(there, make, setting), name=f"{name} {rank}", daemon=True)
-            job = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            job = {"RANK": str(rank), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             with _environment(job | (environment or {})):
                 process.start()
             there.close()

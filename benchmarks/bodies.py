@@ -34,21 +34,24 @@ class Row:
 @dataclass(frozen=True)
 class Body:
     """load: a Row → a function from inputs, int64 [B, L] by name, to the outputs. file: its file below Row.files; none: the folder's own weights.
-    width: bytes of a weight in memory, where there is no file; needs: a module that must be there. int8, gpu: whether it computes in int8, on a GPU;
-    vnni: whether its products need a processor that adds them in 32 bits."""
+    width: bytes of a weight in memory, where there is no file, and linear of a linear layer's, if they differ; needs: a module that must be there,
+    install: what brings it. int8, gpu: whether it computes in int8, on a GPU; vnni: whether its products need a processor that adds them in 32 bits."""
 
     label: str
     load: Callable[[Row], Callable]
     file: str | None = None
     width: int = 4
+    linear: int | None = None
     needs: str | None = None
+    install: str = "pip install -r requirements-deploy.txt"
     int8: bool = False
     gpu: bool = False
     vnni: bool = False
 
 
-def torch_body(row: Row, *, dtype: str = "float32", compiled: bool = False, device: str = "cpu") -> Callable:
-    """As a user has it: from_pretrained, torch's own attention, inference mode."""
+def torch_body(row: Row, *, dtype: str = "float32", compiled: bool = False, device: str = "cpu", int8: bool = False) -> Callable:
+    """As a user has it: from_pretrained, torch's own attention, inference mode. int8: by torchao, a scale a token and an output, as its documentation
+    has it for CPUs."""
     import torch
     from transformers import AutoConfig
 
@@ -58,6 +61,11 @@ def torch_body(row: Row, *, dtype: str = "float32", compiled: bool = False, devi
     torch.manual_seed(0)  # heads that the folder lacks
     own = without_pooler(row.head, AutoConfig.from_pretrained(row.folder).model_type)  # as the exported files have it
     model = HEADS[row.head][1].from_pretrained(row.folder, dtype=getattr(torch, dtype), **own).eval().to(device)
+    if int8:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        quantize_(model, Int8DynamicActivationInt8WeightConfig())
+        torch._inductor.config.freezing = True  # weights as constants, which its patterns for int8 products need
     call = torch.compile(model, dynamic=True) if compiled else model
 
     def run(inputs: dict[str, np.ndarray]) -> list:
@@ -103,11 +111,13 @@ BODIES = {
     "openvino_fp32": Body("OpenVINO, fp32", openvino_body, "fp32.onnx", needs="openvino"),
     "openvino_bf16": Body("OpenVINO, bf16", lambda row: openvino_body(row, "bf16"), "fp32.onnx", needs="openvino"),
     "openvino_int8": Body("OpenVINO, int8", openvino_body, "openvino.xml", needs="openvino", int8=True),
+    "torchao_int8": Body("torchao, int8, torch.compile", lambda row: torch_body(row, compiled=True, int8=True), linear=1, needs="torchao",
+                         install="pip install torchao, which no format here needs", int8=True),
     "gpu_fp32": _torch("PyTorch, fp32, GPU", device="cuda"),
     "gpu_fp16": _torch("PyTorch, fp16, GPU", dtype="float16", device="cuda"),
     "gpu_bf16": _torch("PyTorch, bf16, GPU", dtype="bfloat16", device="cuda"),
     "gpu_compiled": _torch("torch.compile, fp16, GPU", dtype="float16", compiled=True, device="cuda"),
-}
+}  # fmt: skip
 
 
 def inputs_of(lengths: list[int], vocabulary: int = 200) -> dict[str, np.ndarray]:

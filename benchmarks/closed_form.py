@@ -1,5 +1,8 @@
 """The vocabulary loss and its gradients written out from the formula in float64, without autograd: what every fast path is held against."""
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +29,11 @@ def vocabulary_loss(
     onehot[masked, labels[masked]] = 1
     dz = kl_weight * temperature * (q - p) * kl_rows[:, None] + mlm_weight * (z.softmax(-1) - onehot) * masked.double()[:, None]
     return kl, mlm, dz @ ws, dz.T @ hs, dz.sum(0)
+
+
+def worst(errors: Iterable[float]) -> float:
+    """The largest; nan where one is nan, which Python's max may let through."""
+    return float(np.max(list(errors)))
 
 
 def relative(x: Tensor, y: Tensor) -> float:

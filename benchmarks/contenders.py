@@ -15,14 +15,16 @@ from transformers.utils import logging
 
 from benchmarks.floor import gemm_contender
 from benchmarks.reference import reference_losses, reference_step
+from ds_distill.data.batches import Batch
+from ds_distill.memory import keep_freed_memory
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
-from ds_distill.recipe import Losses, Training
+from ds_distill.recipe import Data, Losses, Recipe, Training
 from ds_distill.training.compiled import compile_step, why_no_compile
-from ds_distill.training.engine import backward, make_engine, optimizer_step, precision_of, zero_of
-from ds_distill.training.memory import keep_freed_memory
+from ds_distill.training.engine import precision_of, zero_of
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import start_distributed
+from ds_distill.training.step import Step
 
 SIZES = {"tiny": (2, 128), "demo": (4, 128), "small": (6, 384), "base": (12, 768)}  # the teacher's layers and width; the student has half the layers
 
@@ -187,18 +189,22 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     (teacher, student), training, (ids, labels), dtype = setting.models(device), setting.training, setting.batch(device), setting.dtype(device)
     frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
     objective = Objective(student, setting.losses, torch.distributed.get_world_size())
-    setting.compile(objective, frozen, device, body=zero_of(training, dtype)["stage"] < 3)
-    runner = make_engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
-    runner.train()
+    training.compile = "off" if setting.passes == "torch" else "auto"  # many steps: it pays, where it works
+    recipe = Recipe(training=training, losses=setting.losses, data=Data(sequence_length=setting.length))
+    take = Step(objective, frozen, recipe, steps=10**9, accumulation=1, length=setting.length, documents=False, device=device, dtype=dtype)
+    if setting.passes == "triton" and take.compile_seconds is not None:
+        objective.passes = "triton"
+    batches = [Batch(ids, labels, None)]
 
     def step() -> None:
-        before = runner.skipped_steps
-        loss, sums = runner(ids, None, labels, counts, frozen.targets(ids))
-        backward(runner, loss)
-        optimizer_step(runner)
-        sums.tolist()  # the loop reads the losses too
-        if runner.skipped_steps > before:
-            step()  # fp16 is finding its scale, in the first call: without an optimizer step it was none
+        for number in range(30):
+            before = take.engine.skipped_steps
+            parts, _ = take(number, batches, counts)
+            torch.stack(parts).tolist()  # the loop reads the losses too
+            if take.engine.skipped_steps == before:
+                return
+            # fp16 is finding its scale, in the first call: without an optimizer's step it was none
+        raise RuntimeError("no step of 30 had a finite gradient")
 
     return step, {"dtype": str(dtype).removeprefix("torch."), "zero": zero_of(training, dtype)["stage"]}
 

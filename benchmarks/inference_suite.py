@@ -17,7 +17,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
 from benchmarks.arena import Contender, ratio
-from benchmarks.bodies import BODIES, Row, make, serve
+from benchmarks.bodies import BODIES, Body, Row, make, serve
 from benchmarks.inference_page import print_tables, write_card, write_report
 from benchmarks.machine import describe
 from ds_distill.console import alive, progress, say
@@ -71,7 +71,9 @@ def runnable(asked: list[str]) -> list[str]:
     reasons = {}
     for name in bodies:
         if BODIES[name].needs and importlib.util.find_spec(BODIES[name].needs) is None:
-            reasons[name] = f"{BODIES[name].needs} is not installed: pip install -r requirements-deploy.txt"
+            reasons[name] = f"{BODIES[name].needs} is not installed: {BODIES[name].install}"
+        elif BODIES[name].gpu and not torch.cuda.is_available():
+            reasons[name] = "torch sees no GPU here"
         elif BODIES[name].vnni and (reason := why_not_full()):
             reasons[name] = reason
     for name, reason in reasons.items():
@@ -197,6 +199,12 @@ def take_turn(contender: Contender, one: Measured, cases: dict[str, list[list[in
             one.said |= {"peak_bytes": contender.ask(("peak_bytes",)), "peak_case": case}
 
 
+def in_memory(model: torch.nn.Module, body: Body) -> int:
+    """Bytes of the weights as a body without a file has them."""
+    linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+    return body.width * sum(p.numel() for p in model.parameters()) + linear * (0 if body.linear is None else body.linear - body.width)
+
+
 def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: dict[str, tuple[Source, Path]], choices: dict[str, tuple]) -> list[dict]:
     """A dictionary a row and case: what the report and the JSON show."""
     by = {(one.row.model, one.row.body): one for one in found}
@@ -205,7 +213,7 @@ def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: d
         source, files = sources[one.row.model]
         file = BODIES[one.row.body].file
         parameters = sum(p.numel() for p in source.model.parameters())
-        size = sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*")) if file else BODIES[one.row.body].width * parameters
+        size = sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*")) if file else in_memory(source.model, BODIES[one.row.body])
         fixed = {"model": one.row.model, "body": one.row.body, "head": one.row.head, "threads": one.row.threads, "parameters": parameters,
                  "file_mb": size / 1e6, "load_s": one.said["load_seconds"],
                  "peak_mb": one.said["peak_bytes"] / 1e6 if "peak_bytes" in one.said else None,
@@ -276,6 +284,8 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
               "rows": []}  # fmt: skip
     for head in args.heads:
         result["rows"] += of_head(head, args, folders, bodies, scratch)
+        if not result["rows"]:
+            raise UserError("nothing was measured: see above why")
         result["summary"] = summary(result["rows"])
         result["not_measured_yet"].remove(head)
         if args.report:  # after each: what has been measured stays where the next is broken off
@@ -310,7 +320,7 @@ def of_head(head: str, args: argparse.Namespace, folders: dict[str, Path], bodie
     counts = list(dict.fromkeys(args.threads or ([cores, 1] if head == "encoder" and not args.quick else [cores])))
     for threads in counts:
         cases = cases_of(args, head, lengths)
-        if threads == 1 and len(counts) > 1:
+        if threads == 1 and not args.threads and len(counts) > 1:
             cases = {case: value for case, value in cases.items() if case.startswith("1 ×")}
         rows = [Row(label, body, head, threads, folders[label], sources[label][1], sources[label][0].positions)
                 for label in folders for body in bodies]  # fmt: skip

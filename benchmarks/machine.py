@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from ds_distill.errors import UserError
 from ds_distill.losses.vocabulary import forget_kept_memory
-from ds_distill.training.memory import give_back_freed_memory
+from ds_distill.memory import give_back_freed_memory
 
 
 def describe(device: torch.device) -> str:
@@ -24,6 +25,12 @@ def describe(device: torch.device) -> str:
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
         name = f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def on_cpu_only() -> None:
+    """UserError where torch sees a GPU: for benchmarks whose plain recipe and engine are both on the CPU."""
+    if torch.cuda.is_available():
+        raise UserError("this benchmark is for CPUs; start it with CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu before it")
 
 
 def peak_bytes(job: Callable[[], object], device: torch.device) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, on_cpu_only
 from benchmarks.mistakes import one_sentence
 from benchmarks.racers import Engine
 from ds_distill.cli import quieten
@@ -68,12 +68,13 @@ def main() -> int:
 
 def measure(args: argparse.Namespace) -> dict:
     quieten(False)
+    on_cpu_only()
     start_distributed()
     teacher = load_masked_lm(args.teacher)
     recipe = Recipe(training=Training(global_batch=args.sequences, micro_batch=args.sequences, compile="off"), data=Data(sequence_length=args.length))
     with tempfile.TemporaryDirectory() as folder:
         kinds = orders(args, Path(folder))
-        engine = Engine(teacher, build_student(teacher), recipe, steps=10**6)
+        engine = Engine(teacher, build_student(teacher), recipe, steps=10**6, share=lambda: 0.5)
         spent = dict.fromkeys(kinds, (0.0, 0, 0))  # seconds, real tokens, positions
         batches = {name: order.prefetch(0, args.steps + 2) for name, order in kinds.items()}
         for number in range(args.steps + 2):

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, on_cpu_only
 from benchmarks.mistakes import one_sentence
 from benchmarks.racers import RACERS
 from ds_distill.cli import build_parser, quieten
@@ -87,8 +87,9 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
 
     limit, state = 60 * args.minutes, {"step": 0, "elapsed": 0.0, "rows": [], "tokens": 0}
 
-    def begin(steps: int, pace: float):
-        return make(copy.deepcopy(teacher), student(), recipe, steps, lambda: min(1.0, (state["elapsed"] + pace) / limit))
+    def begin(pace: float):
+        # as if there were many steps: the race compiles where that works, and pays for it
+        return make(copy.deepcopy(teacher), student(), recipe, 10**6, lambda: min(1.0, (state["elapsed"] + pace) / limit))
 
     def take(racer, step: int, batches, counts) -> float:
         torch.manual_seed(1_000_003 * t.seed + step)
@@ -98,7 +99,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
 
     file = folder / "pace.json"
     if not file.is_file():
-        racer = begin(10**6, 0.0)
+        racer = begin(0.0)
         say(f"{label}: timing its steps")
         times = [take(racer, step, batches, counts) for step, batches, counts in order.prefetch(0, WARM + TIMED)]
         pace = statistics.median(times[WARM:])
@@ -107,7 +108,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
         file.write_text(json.dumps({"seconds_a_step": pace, "first_step_extra": extra}))
         del racer
     pace = json.loads(file.read_text())
-    racer, judge = begin(max(1, round(limit / pace["seconds_a_step"])), pace["seconds_a_step"]), student().eval()
+    racer, judge = begin(pace["seconds_a_step"]), student().eval()
     state |= racer.resume(folder / "checkpoint") or {}
     begun, guesses = state["step"], {set: [] for set in sets}
 
@@ -185,16 +186,21 @@ def main() -> int:
 
 def race(args: argparse.Namespace) -> int:
     quieten(False)
+    on_cpu_only()
     options = build_parser().parse_args(["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher])["distill"]
     recipe = recipe_of(options)
     recipe.check()
     if recipe.data.mode != "packed" or not recipe.data.attend_across_documents:
         raise UserError("the race is for packed batches whose documents see each other (data.mode, data.attend_across_documents)")
+    if recipe.student.hidden or recipe.student.freeze_positions or recipe.training.micro_batch == "auto":
+        raise UserError("the race is for students of their teacher's width, all of them trained, and for a micro-batch that is a number "
+                        "(student.hidden, student.freeze_positions, training.micro_batch)")  # fmt: skip
     recipe.training.device, recipe.training.heldout_blocks = "cpu", args.blocks
-    asked = {"minutes": args.minutes, "evaluations": args.evaluations, "blocks": args.blocks, "recipe": recipe.as_dict(), "teacher": args.teacher}
+    asked = {"minutes": args.minutes, "evaluations": args.evaluations, "blocks": args.blocks, "recipe": recipe.as_dict(), "teacher": args.teacher,
+             "corpus": args.corpus, "heldout": args.heldout}  # fmt: skip
     file = args.output / "asked.json"
     if file.is_file() and json.loads(file.read_text()) != json.loads(json.dumps(asked)):
-        raise UserError(f"{args.output} holds another race (other --minutes, --teacher, recipe, …): choose another --output")
+        raise UserError(f"{args.output} holds another race (other --minutes, --teacher, --corpus, recipe, …): choose another --output")
     if not args.racer:
         start_distributed()
     tokens = tokens_for(args.corpus, args.teacher, recipe, args.output / "tokens") if not args.racer else args.output / "tokens"

@@ -25,7 +25,7 @@ from ds_distill.training.weights import master_weights
 
 
 def by_the_clock(warmup: float, share: Callable[[], float]) -> Callable[[int], float]:
-    """Factor of the peak rate, from the share of the time that will have passed after the coming step."""
+    """Factor of the peak rate, from the share of the time that has passed; a step behind, since a step's own time is known after it."""
     return lambda step: min(share() / warmup if warmup else 1.0, max(0.0, 1 - share()) / (1 - warmup))
 
 
@@ -47,7 +47,8 @@ class Plain:
                                           temperature=x.temperature, kl_on=x.kl_on)  # fmt: skip
                 loss = sum(w * value for w, value in zip((x.kl, x.mlm, x.cosine), losses, strict=True))
             (loss / len(batches)).backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), t.clip)
+        if t.clip:
+            nn.utils.clip_grad_norm_(self.student.parameters(), t.clip)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()

@@ -64,9 +64,9 @@ def measure(setting: who.Setting, rounds: int) -> dict:
     seconds = {c.name: statistics.median(c.seconds) for c in contenders}
     projected = [a + b for a, b in zip(alone.seconds, talk.seconds, strict=True)]
     return talk.said | {
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "seconds": seconds, "gb_per_second": talk.said["bytes"] / seconds["collectives"] / 1e9,
         "efficiency": round(ratio(one.seconds, two.seconds), 3), "efficiency_alone": round(ratio(one.seconds, alone.seconds), 3),
-        "projected_vs_measured": round(ratio(projected, two.seconds), 3), "gb_per_second": round(talk.said["bytes"] / seconds["collectives"] / 1e9, 3),
+        "projected_vs_measured": round(ratio(projected, two.seconds), 3),
     }  # fmt: skip
 
 
@@ -93,9 +93,9 @@ def main() -> int:
         print(f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) a rank, ZeRO {found['stage']}, "
               f"{describe(device)}\n\n| | seconds a step | tokens/s | of one rank's rate a rank |\n|---|---|---|---|")  # fmt: skip
         for name, ranks, share in (("one rank", 1, 1.0), ("two alone", 2, found["efficiency_alone"]), ("two ranks", 2, found["efficiency"])):
-            print(f"| {name} | {found['seconds'][name]} | {ranks * tokens / found['seconds'][name]:,.0f} | {100 * share:.0f} % |")
-        print(f"\nA rank sends {found['bytes'] / 1e6:,.0f} MB a step, alone {found['seconds']['collectives']} s, {rate} GB/s. Projected ÷ measured "
-              f"step of two ranks: {found['projected_vs_measured']}\n")  # fmt: skip
+            print(f"| {name} | {found['seconds'][name]:.4g} | {ranks * tokens / found['seconds'][name]:,.0f} | {100 * share:.0f} % |")
+        print(f"\nA rank sends {found['bytes'] / 1e6:,.0f} MB a step, alone {found['seconds']['collectives']:.4g} s, {rate:.3g} GB/s. Projected ÷ "
+              f"measured step of two ranks: {found['projected_vs_measured']}\n")  # fmt: skip
     else:
         count, size = count_parameters(setting.models(torch.device("cpu"))[1]), 4 if setting.precision == "fp32" else 2
         found = {"parameters": count, "stage": setting.zero if setting.zero is not None else int(size == 2), "size": size}

@@ -168,6 +168,7 @@ def of_benchmark(found: dict, name: str) -> Section:
                    "memory": "runs within (MB)", "paper_parameters": "the paper's parameters (M)", "paper_seconds": "the paper's time (s)",
                    "paper_share": "the paper's share"}  # fmt: skip
         columns = {key: name for key, name in columns.items() if any(key in line for line in lines)}
-        return Section("Size and speed", f"A full pass over STS-B's dev set, one thread, one sequence at a time; {found['machine']}.", lines, columns)
+        about = f"A full pass over {found['examples']:,} examples of {found['data']}, one thread, one at a time; {found['machine']}."
+        return Section("Size and speed", about, lines, columns)
     lines = [{"figure": key.replace("_", " "), "value": json.dumps(value).replace('"', "")} for key, value in found["summary"].items()]
     return Section("Inference", found["machine"], lines, {"figure": "figure", "value": "value"})

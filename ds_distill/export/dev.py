@@ -11,7 +11,8 @@ from ds_distill.export.compare import progress_over
 from ds_distill.export.runtimes import Runner
 from ds_distill.export.source import Source
 from ds_distill.models.families import INPUTS
-from ds_distill.tasks.catalog import TASKS
+from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task
+from ds_distill.tasks.examples import KINDS, kind_of, read_examples, rows_of
 from ds_distill.tasks.metrics import scores
 from ds_distill.tasks.squad import LENGTH, answers_of, questions_in, spans_of, squad_scores
 
@@ -20,27 +21,30 @@ def dev_score(source: Source, run: Runner, file: Path, what: str, batch: int = 8
     """{metric: score}: the first metric of the task that the folder was fine-tuned on; where config.json names none, accuracy, or Pearson's
     correlation of one number.
 
-    file: of a classifier a jsonl, csv or tsv (.gz too) with a column `label` and one or two of text, as the hub's GLUE sets have them; of a model that
-    answers questions SQuAD's JSON. Raises UserError for other files, and for a folder with neither head.
+    file: of a classifier examples as finetune reads them, in the task's columns where config.json names a task, else with a column `label` and one or
+    two of text; of a model that answers questions SQuAD's JSON. An example has as many tokens as it had in fine-tuning, if the folder says so.
+    Raises UserError for other files, and for a folder with neither head.
     """
     if source.head == "question-answering":
         return _squad_score(source, run, file, what, batch)
     if source.head != "classification":
         raise UserError(f"--data: {source.folder} has the head {source.head}; labelled examples are for a classification or question-answering head")
-    texts, labels = labelled(file)
-    if labels.dtype.kind not in "iuf":
-        ids = source.model.config.label2id
-        unknown = next((label for label in labels if label not in ids), None)
+    config = source.model.config
+    task = TASKS.get(getattr(config, "finetuning_task", None))
+    texts, labels = labelled(file, task)
+    if task and set(task.labels) <= config.label2id.keys():  # which may have them in another order
+        labels = np.array([config.label2id[name] for name in task.labels])[labels] if task.labels else labels
+    elif labels.dtype.kind not in "iuf":
+        unknown = next((label for label in labels if label not in config.label2id), None)
         if unknown is not None:
-            raise UserError(f"--data {file}: label {unknown!r} is none of the model's ({', '.join(ids)})")
-        labels = np.array([ids[label] for label in labels])
+            raise UserError(f"--data {file}: label {unknown!r} is none of the model's ({', '.join(config.label2id)})")
+        labels = np.array([config.label2id[label] for label in labels])
     found = []
     for start in progress_over(list(range(0, len(labels), batch)), what):
         padded = source.tokenizer(*[column[start : start + batch] for column in texts], truncation=True, padding=True, return_tensors="np",
-                                  max_length=source.positions)  # fmt: skip
+                                  max_length=_length(source, source.positions))  # fmt: skip
         found.append(run({name: padded[name].astype(np.int64) for name in source.inputs})[0])
     logits = np.concatenate(found)
-    task = TASKS.get(getattr(source.model.config, "finetuning_task", None))
     return scores((task.metrics[0] if task else "pearson" if logits.shape[-1] == 1 else "accuracy",), logits, labels)
 
 
@@ -48,7 +52,7 @@ def _squad_score(source: Source, run: Runner, file: Path, what: str, batch: int)
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give SQuAD's JSON")
     questions = questions_in(TASKS["squad_v2"], file)  # 1.1 as well: all of its questions have answers
-    spans = spans_of(questions, source.tokenizer, min(LENGTH, source.positions))
+    spans = spans_of(questions, source.tokenizer, _length(source, LENGTH))
     starts, ends = [], []
     for first in progress_over(list(range(0, len(spans.question), batch)), what):
         rows = [{name: spans.inputs[name][row] for name in INPUTS} for row in range(first, min(first + batch, len(spans.question)))]
@@ -58,18 +62,35 @@ def _squad_score(source: Source, run: Runner, file: Path, what: str, batch: int)
     return {"f1": squad_scores(questions, answers_of(questions, spans, starts, ends))["f1"]}
 
 
-def labelled(file: Path) -> tuple[list[list[str]], np.ndarray]:
-    """(one or two columns of text, labels) of a file of examples."""
-    from datasets import load_dataset
+def _length(source: Source, otherwise: int) -> int:
+    return min(getattr(source.model.config, LENGTH_KEY, None) or otherwise, source.positions)
 
+
+def labelled(file: Path, task: Task | None = None) -> tuple[list[list[str]], np.ndarray]:
+    """(one or two columns of text, labels: ids where a task says what they are) of a file of examples."""
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give examples with a column `label` and one or two of text")
-    kind = "json" if ".json" in file.name else "csv"
+    if kind_of(file) is None:
+        raise UserError(f"--data {file}: one of {', '.join(KINDS)} (.gz and .zst too) is needed")
+    if task and not task.spans:
+        found = read_examples(task, file)
+        return found.texts, np.array(found.labels)
+    rows = [row for _, row in rows_of(file)]
+    if not rows:
+        raise UserError(f"--data {file}: no examples in it")
+    names = [name for name, value in rows[0].items() if isinstance(value, str) and name != "label"]
+    if "label" not in rows[0] or not 1 <= len(names) <= 2:
+        raise UserError(f"--data {file}: columns {', '.join(rows[0])}: needs `label` and one or two of text")
+    whole = [row for row in rows if row.keys() >= {*names, "label"}]
+    if len(whole) < len(rows):
+        raise UserError(f"--data {file}: {len(rows) - len(whole)} of its {len(rows)} rows lack one of {', '.join(names)}, label")
+    return [[row[name] for row in rows] for name in names], _numbers([row["label"] for row in rows])
+
+
+def _numbers(labels: list) -> np.ndarray:
+    """As numbers where all are: csv and tsv have them as text."""
     try:
-        rows = load_dataset(kind, data_files=str(file), split="train", **({"sep": "\t"} if ".tsv" in file.name else {}))
-    except Exception as error:  # the library answers a broken file with whatever breaks first
-        raise UserError(f"--data {file}: cannot be read as {kind} ({' '.join(str(error).split())[:200]})") from error
-    names = [name for name, feature in rows.features.items() if feature.dtype in ("string", "large_string") and name != "label"]
-    if "label" not in rows.features or not 1 <= len(names) <= 2:
-        raise UserError(f"--data {file}: columns {', '.join(rows.features)}: needs `label` and one or two of text")
-    return [list(rows[name]) for name in names], np.array(rows["label"])
+        found = np.array([float(label) for label in labels])
+    except (TypeError, ValueError):
+        return np.array([str(label) for label in labels])
+    return found.astype(np.int64) if (found == found.round()).all() else found

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from ds_distill.console import alive, say
 from ds_distill.errors import UserError
 from ds_distill.export.compare import Batch, compare, text_batches, torch_runner
@@ -22,6 +24,7 @@ from ds_distill.export.graph import OPSET, write_onnx, write_program
 from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
 from ds_distill.export.runtimes import Runner, load_onnx, load_openvino, load_program
 from ds_distill.export.source import Source, copy_description, load_source
+from ds_distill.memory import peak_memory
 from ds_distill.report import put_section, table, write_json
 
 EXACT = 1e-4  # share of the largest output that fp32 formats may differ from PyTorch by: sums in another order
@@ -149,7 +152,8 @@ def export_formats(model: str, names: list[str], output: Path, *, text: list[str
     put_section(output / "README.md", "Formats",
                 "Compared with PyTorch in fp32 on text; each has an example (`example_*.py`) to be run in this folder.\n\n"
                 + formats_table(_kept(output, rows, compared)))  # fmt: skip
-    return {"output": str(output), "head": source.head, "inputs": source.inputs, "compared_on": compared, "formats": rows}
+    return {"output": str(output), "head": source.head, "inputs": source.inputs, "compared_on": compared, "formats": rows,
+            "peak_megabytes": round(peak_memory(torch.device("cpu")) / 1e6)}  # fmt: skip
 
 
 def _kept(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]:

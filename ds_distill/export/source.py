@@ -20,7 +20,7 @@ from transformers import (
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of_type, inputs_of
-from ds_distill.models.folder import open_model_folder
+from ds_distill.models.folder import listed, load_model, open_model_folder
 
 HEADS = {
     "masked-lm": ("ForMaskedLM", AutoModelForMaskedLM),
@@ -74,16 +74,12 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     head = head or next((name for name, (ending, _) in HEADS.items() if kind.endswith(ending)), None)
     if head is None:
         raise UserError(f"--model {path}: architectures = [{kind!r}] in config.json: exported are models with the heads {', '.join(HEADS)}")
-    model, info = HEADS[head][1].from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, local_files_only=True, trust_remote_code=False,
-        output_loading_info=True, **without_pooler(head, config.model_type),
-    )  # fmt: skip
-    if info["missing_keys"] and not for_speed:
-        raise UserError(
-            f"--model {path}: the weights lack {sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} others of a {head} model"
-        )
+    model, missing = load_model(HEADS[head][1], folder, config, f"--model {path}", attn_implementation="eager",
+                                **without_pooler(head, config.model_type))  # fmt: skip
+    if missing and not for_speed:
+        raise UserError(f"--model {path}: the weights lack {listed(missing)} of a {head} model; give a complete checkpoint")
     tokenizer = None if for_speed and not (folder / "tokenizer_config.json").is_file() else load_tokenizer(folder)
-    return Source(folder, model.eval(), tokenizer, head, not info["missing_keys"])
+    return Source(folder, model.eval(), tokenizer, head, not missing)
 
 
 def without_pooler(head: str, model_type: str) -> dict[str, bool]:

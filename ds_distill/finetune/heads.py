@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
 from ds_distill.errors import UserError
-from ds_distill.models.folder import open_model_folder
+from ds_distill.models.folder import listed, load_model, open_model_folder
 from ds_distill.tasks.catalog import Task
 
 
@@ -50,15 +50,12 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool) -> PreTrai
         config.problem_type = "regression" if task.regression else "single_label_classification"
     config.finetuning_task = task.name
     auto = AutoModelForQuestionAnswering if task.spans else AutoModelForSequenceClassification
-    model, info = auto.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                                       trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)  # fmt: skip
-    if info["mismatched_keys"]:
-        raise UserError(f"{given}: config.json and weights differ in the shape of {sorted(map(str, info['mismatched_keys']))[0]}; restore config.json")
+    model, lacking = load_model(auto, folder, config, given)
     trunk = model.base_model_prefix + "."
     # a pooler is part of BERT's head for sentences: masked-LM models come without
-    missing = sorted(key for key in info["missing_keys"] if has_head or (key.startswith(trunk) and ".pooler." not in key))
+    missing = [key for key in lacking if has_head or (key.startswith(trunk) and ".pooler." not in key)]
     if missing:
-        raise UserError(f"{given}: the weights lack {missing[0]}{f' and {len(missing) - 1} others' if missing[1:] else ''}; give a complete checkpoint")
+        raise UserError(f"{given}: the weights lack {listed(missing)}; give a complete checkpoint")
     if order:
         _reorder(model, order)
     return model

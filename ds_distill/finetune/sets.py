@@ -50,10 +50,12 @@ def load_data(task: Task, folder: str | None) -> Data:
 
 @dataclass
 class Sets:
-    """A task's data as a model reads it. dev: by name of the split, features and what they are scored with: labels, or (questions, spans)."""
+    """A task's data as a model reads it. dev: by name of the split, features and what they are scored with: labels, or (questions, spans). length: the
+    most tokens of an example, or of a question's span."""
 
     train: Features
     dev: dict[str, tuple[Features, object]]
+    length: int
 
 
 def sets_of(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, positions: int) -> Sets:
@@ -63,10 +65,11 @@ def sets_of(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, po
         spans = spans_of(data.train[:most], tokenizer, length)
         dev = {split: (questions, spans_of(questions, tokenizer, length)) for split, questions in data.dev.items()}
         train = Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends})
-        return Sets(train, {split: (Features(found.inputs, {}), (questions, found)) for split, (questions, found) in dev.items()})
+        return Sets(train, {split: (Features(found.inputs, {}), (questions, found)) for split, (questions, found) in dev.items()}, length)
     train = Examples([column[:most] for column in data.train.texts], data.train.labels[:most])
     return Sets(features_of(train, tokenizer, length),
-                {split: (features_of(part, tokenizer, length), np.array(part.labels)) for split, part in data.dev.items()})  # fmt: skip
+                {split: (features_of(part, tokenizer, length), np.array(part.labels)) for split, part in data.dev.items()},
+                length)  # fmt: skip
 
 
 def teacher_outputs(teacher: PreTrainedModel, features: Features, collator: Collator, batch: int, folder: Path) -> list[np.ndarray]:

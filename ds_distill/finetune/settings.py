@@ -19,7 +19,7 @@ class Tuning:
         learning_rate: Peak; linear warm-up, then linear to zero. DistilBERT's authors take 5e-5 for SQuAD.
         epochs: Passes over the training set.
         batch: Examples a step.
-        length: Tokens an example at most; 0: 128, and of SQuAD 384, in parts that overlap by 128, as the authors' code has it.
+        length: Tokens an example at most; 0: 128, and of SQuAD 384, in parts that overlap by 128, as in transformers' run_qa.
         warmup: Share of the steps that warm up.
         weight_decay: AdamW's, never on a bias or a norm.
         max_examples: Training examples used, the first so many; 0: all.
@@ -50,6 +50,8 @@ class Tuning:
         for name in ("learning_rate", "epochs", "batch", "temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must be above 0")
+        if self.warmup >= 1:
+            raise UserError(f"tuning.warmup = {self.warmup}: a share of the steps, below 1")
         for name in ("length", "warmup", "weight_decay", "max_examples", "hard", "soft", "hidden"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must not be below 0")

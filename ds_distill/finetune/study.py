@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -16,11 +17,15 @@ import yaml
 
 from ds_distill.console import progress, say
 from ds_distill.errors import UserError
+from ds_distill.finetune.settings import Tuning
 from ds_distill.recipe import Recipe
 from ds_distill.tasks.catalog import TASKS, task_of
+from ds_distill.tasks.examples import split_files
 
 TEACHER, SECOND = "teacher", "second distillation"
 ROOMS = tuple(f"{room.name}." for room in fields(Recipe))
+SETTINGS = tuple(f"{room.name}.{setting.name}" for room in fields(Recipe) for setting in fields(getattr(Recipe(), room.name)))
+TUNING = tuple(setting.name for setting in fields(Tuning))
 READ = ("data.mode", "data.sequence_length", "data.heldout_fraction", "data.column", "data.streaming", "data.workers", "training.seed")  # by prepare
 TOKENS = READ[:4]  # what decides the tokens of a text; the seed, which of its documents are held out: the base's
 
@@ -44,13 +49,29 @@ class Study:
     tuning: dict = field(default_factory=dict)
     launch: str = ""
 
+    def tuning_of(self, task: str) -> dict:
+        """The settings of a task's fine-tunings."""
+        return {**{key: value for key, value in self.tuning.items() if key not in TASKS}, **self.tuning.get(task, {})}
+
     def check(self) -> None:
+        """UserError for what would end the study hours later, too: a task without files, a setting that there is not."""
         for name in self.tasks:
-            task_of(name)
+            task, tuning = task_of(name), self.tuning_of(name)
+            for key in tuning:
+                if key not in TUNING:
+                    raise UserError(f"tuning: {key}: no such setting{_near(key, TUNING)} ({', '.join(TUNING)})")
+            try:
+                Tuning(**tuning).check()
+            except TypeError as error:
+                raise UserError(f"tuning of {name}: {tuning}: not all of these are numbers ({error})") from None
+            for split in ("train", *task.validation) if self.data else ():
+                split_files(Path(self.data).expanduser() / name, split)
         for name, changes in self.students.items():
             for key in changes:
                 if not key.startswith(ROOMS):
                     raise UserError(f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what a student may differ in")
+                if key not in SETTINGS:
+                    raise UserError(f"students: {name}: {key}: no such setting{_near(key, SETTINGS)}")
         for name in self.second:
             if name not in self.students:
                 raise UserError(f"second: {name}: not among the students ({', '.join(self.students)})")
@@ -96,6 +117,11 @@ def _made(where: str | Path) -> str | Path:
     return json.loads((where / "summary.json").read_text())["export"] if isinstance(where, Path) else where
 
 
+def _near(word: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def folder_of(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
@@ -113,9 +139,8 @@ def steps_of(study: Study, output: Path) -> list[Step]:
     if any(not (output / "students" / folder_of(name) / "summary.json").is_file() for name in shared):
         steps.insert(0, Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base))))
     for task in study.tasks:
-        tuning = {**{k: v for k, v in study.tuning.items() if k not in TASKS}, **study.tuning.get(task, {})}
         words = ("finetune", "--task", task, "--seeds", str(study.seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
-                 *(word for key, value in tuning.items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
+                 *(word for key, value in study.tuning_of(task).items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
         folder = output / "tasks" / task
         if study.teacher_too:
             steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, study.teacher))

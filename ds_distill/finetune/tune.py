@@ -26,7 +26,7 @@ from ds_distill.models.families import INPUTS, family_of, inputs_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.teacher import choose_cpu_dtype, weights_fingerprint
 from ds_distill.report import write_json
-from ds_distill.tasks.catalog import Task
+from ds_distill.tasks.catalog import LENGTH_KEY, Task
 from ds_distill.tasks.metrics import scores
 from ds_distill.tasks.squad import answers_of, squad_scores
 
@@ -175,10 +175,18 @@ def _differing(point: Tuning, points: list[Tuning]) -> dict:
 
 
 def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
-    """Have folder/tuning.json say how the run is trained, "auto" decided once for all; what was there from other settings goes."""
+    """Have folder/tuning.json say how the run is trained, "auto" decided once for all; what was begun with other settings goes.
+
+    Raises UserError where a run with other settings has ended: its model stays.
+    """
     file = folder / "tuning.json"
-    if file.is_file() and (before := json.loads(file.read_text())) and before["asked"] == asdict(point):
-        return
+    if file.is_file():
+        before = asdict(Tuning()) | json.loads(file.read_text())["asked"]
+        changed = [f"tuning.{name} was {value}, is {now}" for name, now in asdict(point).items() if (value := before[name]) != now]
+        if not changed:
+            return
+        if (folder / "result.json").is_file():
+            raise UserError(f"{folder} holds another run ({'; '.join(changed)}): choose another --output, or remove it")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     bf16 = point.precision == "bf16" or point.precision == "auto" and (device.type == "cuda" or choose_cpu_dtype() == torch.bfloat16)
@@ -204,6 +212,7 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     whole = [file.parent for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")]
     last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
+    setattr(network.config, LENGTH_KEY, sets.length)  # what scores the folder later reads examples as it did
     network.save_pretrained(folder / "model")
     plan.collator.tokenizer.save_pretrained(folder / "model")
     # what is scored is what the folder holds, in fp32: training's autocast stays with the network

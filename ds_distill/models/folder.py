@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
-from transformers import AutoConfig, PretrainedConfig
+from safetensors import SafetensorError
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ds_distill.errors import UserError
 from ds_distill.models.families import FAMILIES
@@ -71,3 +73,41 @@ def open_model_folder(path: str, option: str = "teacher =") -> tuple[Path, Pretr
         return folder, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise UserError(f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it") from error
+
+
+def load_model(auto: type, folder: Path, config: PretrainedConfig, given: str, **how) -> tuple[PreTrainedModel, list[str]]:
+    """(the model of an opened folder, fp32 on the CPU, the weights that the folder lacks, sorted). auto: the AutoModel class of its head; how: more of
+    from_pretrained's arguments.
+
+    Raises UserError, beginning with `given`, for a config that describes no model, or another than the weights are of, and for weights that cannot
+    be read.
+    """
+    _check_size(auto, folder, config, given)
+    try:
+        model, info = auto.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
+                                           trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True, **how)  # fmt: skip
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{given}: the weights cannot be read ({error}); copy or save the model again") from error
+    if mismatched := sorted(str(entry[0]) for entry in info["mismatched_keys"]):
+        raise UserError(f"{given}: config.json and weights differ in the shape of {listed(mismatched)}; restore the right config.json")
+    return model, sorted(info["missing_keys"])
+
+
+def _check_size(auto: type, folder: Path, config: PretrainedConfig, given: str) -> None:
+    """UserError where config.json describes a model that cannot be built, or one that the weights are far too small for: it would be allocated
+    all the same, and filled with noise."""
+    if not 1 <= config.num_hidden_layers <= 1000:
+        raise UserError(f"{given}: {config.num_hidden_layers} layers in config.json; restore the right one")
+    try:
+        with torch.device("meta"):
+            wanted = sum(parameter.numel() for parameter in auto.from_config(config, trust_remote_code=False).parameters())
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, KeyError, AssertionError) as error:
+        raise UserError(f"{given}: config.json describes no model ({' '.join(str(error).split())[:200]}); restore it") from error
+    there = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    if wanted > 4 * there + 2**20:  # a byte a parameter is the least, and a trunk may lack its head
+        raise UserError(f"{given}: config.json describes {wanted:,} parameters, the weights hold {there:,} bytes; restore the right one")
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -6,31 +6,14 @@ import functools
 import hashlib
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of, family_of_type
-from ds_distill.models.folder import open_model_folder
-
-
-def _check_size(path: str, folder: Path, config: PretrainedConfig) -> None:
-    """UserError where config.json describes a model that cannot be built, or one that the weights are far too small for: it would be allocated
-    all the same, and filled with noise."""
-    if not 1 <= config.num_hidden_layers <= 1000:
-        raise UserError(f"teacher = {path}: {config.num_hidden_layers} layers in config.json; restore the right one")
-    try:
-        with torch.device("meta"):
-            wanted = sum(parameter.numel() for parameter in AutoModelForMaskedLM.from_config(config, trust_remote_code=False).parameters())
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, KeyError, AssertionError) as error:
-        raise UserError(f"teacher = {path}: config.json describes no model ({' '.join(str(error).split())[:200]}); restore it") from error
-    there = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
-    if wanted > 4 * there + 2**20:  # a byte a parameter is the least, and a trunk may lack its head
-        raise UserError(f"teacher = {path}: config.json describes {wanted:,} parameters, the weights hold {there:,} bytes; restore the right one")
+from ds_distill.models.folder import listed, load_model, open_model_folder
 
 
 def load_masked_lm(path: str, *, new_head: bool = False, dropout: float | None = None) -> PreTrainedModel:
@@ -43,43 +26,18 @@ def load_masked_lm(path: str, *, new_head: bool = False, dropout: float | None =
     (transformers would fill them with noise: a headless teacher teaches noise).
     """
     folder, config = open_model_folder(path)
-    _check_size(path, folder, config)
     if dropout is not None:
         for key in family_of_type(config.model_type).dropouts:
             setattr(config, key, dropout)
-    try:
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # answered below, as a UserError that names the tensors
-            output_loading_info=True,
-        )
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"teacher = {path}: the weights cannot be read ({error}); copy or save the model again") from error
-    mismatched = sorted(str(entry[0]) for entry in info["mismatched_keys"])
-    if mismatched:
-        raise UserError(
-            f"teacher = {path}: config.json and weights differ in the shape of {_listed(mismatched)}; restore the right config.json"
-        )
-    missing = sorted(info["missing_keys"])
+    model, missing = load_model(AutoModelForMaskedLM, folder, config, f"teacher = {path}", attn_implementation="sdpa")
     prefix = model.base_model_prefix + "."
     head = [key for key in missing if not key.startswith(prefix)]
     if head and not new_head:
-        raise UserError(f"teacher = {path}: no masked-LM head, the checkpoint lacks {_listed(head)}; give a ...ForMaskedLM checkpoint, or one "
+        raise UserError(f"teacher = {path}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, or one "
                         f"that `ds-distill pretrain --from {path}` has given a head")  # fmt: skip
     if trunk := sorted(set(missing) - set(head)):
-        raise UserError(f"teacher = {path}: the checkpoint lacks {_listed(trunk)}; give a complete checkpoint")
+        raise UserError(f"teacher = {path}: the checkpoint lacks {listed(trunk)}; give a complete checkpoint")
     return model.eval()
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 @dataclass(frozen=True)

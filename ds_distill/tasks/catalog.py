@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from ds_distill.errors import UserError
 
+LENGTH_KEY = "finetuning_length"  # in a fine-tuned folder's config.json, beside finetuning_task: the most tokens of an example
+
 
 @dataclass(frozen=True)
 class Task:

@@ -16,7 +16,7 @@ from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import from_hub, kind_of, opened, rows_of, split_files
 from ds_distill.tasks.metrics import best_threshold, exact_match, overlap_f1
 
-LENGTH, STRIDE = 384, 128  # the paper's and its authors' code
+LENGTH, STRIDE = 384, 128  # tokens of a span and, as in transformers' run_qa, that the next one repeats; the authors' code moves on by 128
 LONGEST_QUESTION, LONGEST_ANSWER, N_BEST = 64, 30, 20
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from ds_distill.console import say
 from ds_distill.errors import UserError
+from ds_distill.memory import keep_freed_memory
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.recipe import Training
 from ds_distill.training.kernels import build_fused_adam, make_resumable, why_no_apex, why_no_build
-from ds_distill.training.memory import keep_freed_memory
 from ds_distill.training.ranks import from_every_rank, from_first_rank
 
 OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",

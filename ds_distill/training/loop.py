@@ -2,9 +2,7 @@
 
 import contextlib
 import math
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ds_distill.console import progress
 from ds_distill.data.batches import BatchOrder
 from ds_distill.errors import UserError
+from ds_distill.memory import peak_memory
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training import checkpoint
 from ds_distill.training.evaluation import evaluate
@@ -31,14 +30,6 @@ def total_steps(recipe: Recipe, order: BatchOrder) -> int:
         mean = manifest["real_tokens"]["train"] / manifest["blocks"]["train"] if manifest["mode"] == "grouped" else manifest["sequence_length"]
         return math.ceil(recipe.training.max_tokens / (recipe.training.global_batch * mean))
     return recipe.training.epochs * order.steps_per_epoch
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes this rank has held so far: the allocator's on CUDA, the process's resident set on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 class Stop:

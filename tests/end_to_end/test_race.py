@@ -1,4 +1,4 @@
-"""`python -m benchmarks.race` on a tiny teacher: what it prints, and that a race which was broken off goes on."""
+"""`python -m benchmarks.race` on a tiny teacher: what it prints, and that a race which was broken off goes on; `python -m benchmarks.packing`."""
 
 import json
 
@@ -34,6 +34,8 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
 
     other = race(world, folder, "--minutes", 1)
     assert other.returncode == 2 and "holds another race" in other.stderr
+    other = race(world, folder, "--heldout", world / "text.txt")
+    assert other.returncode == 2 and "holds another race" in other.stderr
 
     # as if broken off at half of its time
     curve, kept = folder / "plain_bf16" / "curve.json", folder / "plain_bf16" / "checkpoint" / "state.pt"
@@ -48,3 +50,12 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     assert after["rows"][:2] == before["rows"][:2] and after["step"] > before["step"]
     assert after["elapsed"] >= 60 * MINUTES - after["seconds_a_step"] / 2 and after["seconds_a_step"] == before["seconds_a_step"]
     assert json.loads((folder / "engine" / "curve.json").read_text())["step"] == result["racers"][1]["steps"], "who has finished does not run again"
+
+
+def test_packing_says_what_it_brings(world):
+    done = Process("benchmarks.packing", "--teacher", world / "teacher", "--corpus", world / "text.txt", "--length", 32, "--sequences", 4,
+                   "--steps", 2).wait()  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])["batches"]
+    assert list(found) == ["padded", "grouped", "packed"] and found["padded"]["gain"] == found["padded"]["promised"] == 1
+    assert found["packed"]["padding"] == "0.0 %" and all(row["tokens_per_second"] > 0 for row in found.values())

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import gpu_checks, gpu_suite
 from benchmarks.arena import Contender, ratio, take_turns
+from benchmarks.closed_form import worst
 from benchmarks.race import at_minute, verdict
 from benchmarks.scaling import bytes_moved
 
@@ -49,6 +50,11 @@ def test_a_contender_that_fails_is_named_with_its_reason():
 def test_ratios_are_within_a_round():
     assert ratio([2.0, 4.0, 60.0], [1.0, 2.0, 20.0]) == 2.0
     assert ratio([6.0], [1.0, 2.0, 3.0]) == 3.0
+
+
+def test_a_nan_is_the_worst_of_errors():
+    assert worst(iter((1e-6, 3e-6, 2e-6))) == 3e-6
+    assert all(not worst(errors) <= 1.0 for errors in ((1e-6, float("nan")), (float("nan"), 1e-6)))
 
 
 def test_bytes_that_a_rank_sends():

@@ -228,3 +228,17 @@ def test_every_recipe_can_be_a_studys_base(tmp_path, config):
 def test_a_studys_mistakes_are_said(launch, changes, words):
     with pytest.raises(UserError, match=words):
         Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], None, {"a": changes}, ["rte"], launch=launch).check()
+
+
+@pytest.mark.parametrize("what, words", [
+    ({"tuning": {"epoch": 2}}, "tuning: epoch: no such setting; did you mean epochs?"),
+    ({"tuning": {"rte": {"learning_rates": 1e-4}}}, "did you mean learning_rate?"),
+    ({"tuning": {"batch": "many"}}, "tuning of rte: .*not all of these are numbers"),
+    ({"tuning": {"warmup": 1}}, "tuning.warmup = 1: a share of the steps, below 1"),
+    ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
+    ({"data": "nowhere"}, "--data nowhere/rte: one file train"),
+])  # fmt: skip
+def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
+    plan = {"students": {"a": {}}, "tasks": ["rte"], "data": None} | what
+    with pytest.raises(UserError, match=words):
+        Study(base="ds_configs/small_real.yaml", teacher="T", corpus=["text.txt"], heldout=[], **plan).check()

@@ -168,8 +168,12 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
     weights = [load_file(tmp_path / name / "seed=0" / "model" / "model.safetensors") for name in ("whole", "broken")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
-    # the same folder with other settings starts from the beginning
-    other = run("broken", [Tuning(epochs=2, batch=8, learning_rate=1e-4, precision="fp32")])
+    # with other settings what has ended stays, and what has not starts from the beginning
+    others = [Tuning(epochs=2, batch=8, learning_rate=1e-4, precision="fp32")]
+    with pytest.raises(UserError, match=r"holds another run \(tuning.learning_rate was 0.001, is 0.0001; tuning.epochs was 4, is 2\)"):
+        run("broken", others)
+    (left / "result.json").unlink()
+    other = run("broken", others)
     assert other["tuning"]["learning_rate"] == 1e-4 and json.loads((left / "tuning.json").read_text())["asked"]["epochs"] == 2
 
 

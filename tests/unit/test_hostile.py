@@ -21,7 +21,10 @@ from ds_distill.commands import ROOMS, recipe_of
 from ds_distill.data.sources import pieces_of, read
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
+from ds_distill.export.source import load_source
+from ds_distill.finetune.heads import load_for_task
 from ds_distill.models.teacher import load_masked_lm
+from ds_distill.tasks.catalog import task_of
 from tests.start import ROOT
 from tests.unit.test_models_teacher import tiny_bert
 
@@ -87,8 +90,9 @@ def header(tensors: dict, length: int | None = None, data: bytes = b"") -> bytes
 ])  # fmt: skip
 def test_lying_tensor_headers(folder, content):
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(UserError):
-        load_masked_lm(str(folder))
+    for load in (load_masked_lm, load_source, lambda path: load_for_task(path, task_of("rte"), "model", tuned=False)):
+        with pytest.raises(UserError):
+            load(str(folder))
 
 
 @pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
@@ -110,6 +114,10 @@ def test_a_config_that_asks_for_more_than_there_is(folder, changes):
     change(folder / "config.json", **changes)
     with pytest.raises(UserError):
         load_masked_lm(str(folder))
+    with pytest.raises(UserError):
+        load_source(str(folder))
+    with pytest.raises(UserError):
+        load_for_task(str(folder), task_of("rte"), "model", tuned=False)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 

@@ -8,11 +8,12 @@ import torch
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from benchmarks import energy
-from benchmarks.bodies import Row, inputs_of
+from benchmarks.bodies import BODIES, Row, inputs_of
 from benchmarks.inference_page import print_tables, write_report
-from benchmarks.inference_suite import BASE, STUDENT, Measured, cases_of, figures, measure, prepare, reference_choices, summary
+from benchmarks.inference_suite import BASE, STUDENT, Measured, cases_of, figures, measure, prepare, reference_choices, runnable, summary
 from benchmarks.small_device import least_megabytes
 from ds_distill.data.tokenizer import train_wordpiece
+from ds_distill.errors import UserError
 from ds_distill.export.compare import CLEAR, SAMPLE, text_batches
 from ds_distill.export.source import load_source
 
@@ -53,6 +54,13 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
     assert "broken off: classification" in (tmp_path / "report" / "inference.md").read_text()
     assert "masked-lm, 2 × 128 tokens" not in (shown := capsys.readouterr().out) and "masked-lm, every shape, 1 threads" in shown
     assert {"inference.md", "inference.html", "inference.json", "size_latency.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
+
+
+def test_a_body_that_cannot_run_here_is_refused_when_asked_for():
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--bodies gpu_fp16: torch sees no GPU here"):
+            runnable(["eager_fp32", "gpu_fp16"])
+    assert "eager_fp32" in runnable([]) and all(torch.cuda.is_available() or not BODIES[name].gpu for name in runnable([]))
 
 
 def test_figures_from_known_times(tmp_path):

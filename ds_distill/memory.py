@@ -1,7 +1,10 @@
-"""What the C library does with memory that is given back to it."""
+"""How much memory this process has taken, and what the C library does with what is given back to it."""
 
 import ctypes
+import resource
 import sys
+
+import torch
 
 # malloc.h of glibc: the heap never trimmed, grown by 16 MiB, one for all threads
 _MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 16 << 20), "M_ARENA_MAX": (-8, 1)}
@@ -23,3 +26,11 @@ def give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process has held so far: the allocator's on CUDA, the resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
