@@ -18,7 +18,7 @@ from benchmarks.reference import reference_losses, reference_step
 from ds_distill.data.batches import Batch
 from ds_distill.memory import keep_freed_memory
 from ds_distill.models.student import build_student
-from ds_distill.models.teacher import Teacher
+from ds_distill.models.teacher import Teacher, teacher_dtype
 from ds_distill.recipe import Data, Losses, Recipe, Training
 from ds_distill.training.compiled import compile_step, why_no_compile
 from ds_distill.training.engine import precision_of, zero_of
@@ -47,7 +47,8 @@ class Setting:
     @property
     def training(self) -> Training:
         own = None if self.zero is None else f"ds_configs/deepspeed/zero{self.zero}.json"
-        return Training(global_batch=self.sequences, micro_batch=self.sequences, precision=self.precision, deepspeed=own)
+        return Training(global_batch=self.sequences, micro_batch=self.sequences, precision=self.precision, deepspeed=own,
+                        compile="off" if self.passes == "torch" else "auto")  # fmt: skip
 
     @property
     def losses(self) -> Losses:
@@ -82,11 +83,11 @@ class Setting:
         return precision_of(self.training, device)
 
     def frozen(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype) -> Teacher:
-        return Teacher(teacher.to(torch.float16 if device.type == "cuda" else dtype))
+        return Teacher(teacher.to(teacher_dtype(device, dtype)))
 
-    def compile(self, objective: Objective, teacher: Teacher, device: torch.device, body: bool = True) -> None:
+    def compile(self, objective: Objective, teacher: Teacher, device: torch.device) -> None:
         if self.passes != "torch" and why_no_compile() is None:
-            compile_step(objective, teacher, device, body=body, passes=self.passes)
+            compile_step(objective, teacher, device, passes=self.passes)
 
 
 def options_of(training: Training) -> dict:
@@ -189,8 +190,8 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     (teacher, student), training, (ids, labels), dtype = setting.models(device), setting.training, setting.batch(device), setting.dtype(device)
     frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
     objective = Objective(student, setting.losses, torch.distributed.get_world_size())
-    training.compile = "off" if setting.passes == "torch" else "auto"  # many steps: it pays, where it works
     recipe = Recipe(training=training, losses=setting.losses, data=Data(sequence_length=setting.length))
+    # many steps, so that compiling pays where it works
     take = Step(objective, frozen, recipe, steps=10**9, accumulation=1, length=setting.length, documents=False, device=device, dtype=dtype)
     if setting.passes == "triton" and take.compile_seconds is not None:
         objective.passes = "triton"

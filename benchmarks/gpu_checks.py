@@ -26,7 +26,7 @@ from benchmarks.reference import reference_step
 from ds_distill.losses import fused_vocabulary_loss
 from ds_distill.models.body import compile_body
 from ds_distill.models.student import build_student
-from ds_distill.models.teacher import Teacher
+from ds_distill.models.teacher import Teacher, teacher_dtype
 from ds_distill.models.varlen import why_no_varlen, within_documents
 from ds_distill.recipe import Losses, Training
 from ds_distill.report import table
@@ -48,11 +48,6 @@ def precisions(device: torch.device) -> list[torch.dtype]:
     return [torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])]
 
 
-def taught(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The teacher's dtype beside a student's."""
-    return torch.float16 if device.type == "cuda" else dtype
-
-
 def bodies(device: torch.device) -> dict[str, str | None]:
     """The vocabulary loss's bodies, and why one is not to be had here."""
     no_triton = None if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1" else "Triton's kernel needs a GPU or TRITON_INTERPRET=1"
@@ -65,7 +60,7 @@ def vocabulary(device: torch.device) -> Iterator[Row]:
     for dtype in precisions(device):
         make = lambda *shape, scale=1.0: (torch.randn(*shape, device=device) * scale).to(dtype)  # noqa: E731, B023
         h, w, b = make(rows, hidden), make(size, hidden, scale=0.1), make(size)
-        th, tw, tb = (x.to(taught(device, dtype)) for x in (make(rows, hidden), make(size, hidden, scale=0.1), make(size)))
+        th, tw, tb = (x.to(teacher_dtype(device, dtype)) for x in (make(rows, hidden), make(size, hidden, scale=0.1), make(size)))
         labels = torch.where(torch.rand(rows, device=device) < 0.15, torch.randint(size, (rows,), device=device), -100)
         for on, mask in (("all", None), ("masked", None), ("all", torch.rand(rows, device=device) < 0.7)):
             expected = vocabulary_loss(h, w, b, th, tw, tb, labels, 2.0, 5.0, 2.0, on, mask)
@@ -144,7 +139,7 @@ def engine_steps(device: torch.device) -> Iterator[Row]:
     expected = [sum(w * x for w, x in zip(weights, reference_step(plain, teacher, optimizer, (ids, labels, None)), strict=True)) for _ in range(3)]
     for stage in range(4):
         for dtype in precisions(device):
-            what, low = f"three steps, ZeRO {stage}, {short(dtype)}", taught(device, dtype)
+            what, low = f"three steps, ZeRO {stage}, {short(dtype)}", teacher_dtype(device, dtype)
             limit = 3e-2 if dtype != torch.float32 else 1e-4 if low == dtype else 5e-3
             training = Training(global_batch=8, micro_batch=8, warmup=0.0, learning_rate=1e-3, deepspeed=f"ds_configs/deepspeed/zero{stage}.json")
             frozen = Teacher(copy.deepcopy(teacher).to(low))

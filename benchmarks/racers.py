@@ -80,15 +80,14 @@ class Engine:
         frozen, objective = Teacher(copy.deepcopy(teacher).to(dtype)), Objective(student, recipe.losses, 1, teacher.config.hidden_size)
         self.take = Step(objective, frozen, recipe, steps=steps, accumulation=t.global_batch // t.micro_batch, length=recipe.data.sequence_length,
                          documents=False, device=cpu, dtype=dtype)  # fmt: skip
-        self.engine, self.number = self.take.engine, 0
+        self.engine = self.take.engine
         schedule = self.engine.lr_scheduler
         schedule.lr_lambdas = [by_the_clock(t.warmup, share)] * len(schedule.lr_lambdas)
         for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["lr"] = base * factor(0)
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
-        self.take(self.number, batches, counts)
-        self.number += 1
+        self.take(self.engine.global_steps, batches, counts)
 
     def weights(self) -> dict[str, torch.Tensor]:
         return master_weights(self.engine)
@@ -97,9 +96,7 @@ class Engine:
         checkpoint.save(self.engine, folder, number, state, keep=1)
 
     def resume(self, folder: Path) -> dict | None:
-        found = checkpoint.resume(self.engine, folder)
-        self.number = found["step"] if found else 0
-        return found
+        return checkpoint.resume(self.engine, folder)
 
 
 RACERS = {

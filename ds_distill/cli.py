@@ -12,7 +12,7 @@ from typing import Any
 
 from ds_distill.commands import EVALUATED_IN, ROOMS, execute
 from ds_distill.console import end_bars, is_first, say, say_once
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, did_you_mean
 from ds_distill.finetune.settings import Tuning
 from ds_distill.report import write_summary
 
@@ -145,9 +145,8 @@ def explain(message: str, keys: list[str]) -> str:
     unknown = re.search(r"nrecognized arguments: --?([\w.]+)", message) or re.search(r"does not accept option '([\w.]+)'", message)
     if unknown:
         every = keys + [f"{room}.{key}" for room, kind in ROOMS.items() for key in kind.__dataclass_fields__]
-        near = difflib.get_close_matches(unknown[1], every, n=1, cutoff=0.4)
-        near = near or difflib.get_close_matches(unknown[1].split(".")[-1], [key.split(".")[-1] for key in every], n=1, cutoff=0.5)
-        return f"{unknown[1]}: no such key" + (f"; did you mean {near[0]}?" if near else "") + " (--help lists all)"
+        near = did_you_mean(unknown[1], every) or did_you_mean(unknown[1].split(".")[-1], [key.split(".")[-1] for key in every], 0.5)
+        return f"{unknown[1]}: no such key{near} (--help lists all)"
     wrong = re.match(r'Parser key "([\w.]+)": (.*)', message)
     if wrong:
         return f"{wrong[1]}: {wrong[2]}"

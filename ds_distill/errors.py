@@ -1,2 +1,12 @@
+import difflib
+from collections.abc import Iterable
+
+
 class UserError(Exception):
     """A mistake the user can put right: one sentence that names the key or file, the value and the remedy."""
+
+
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:
+    """What an error that names `word` goes on with: the nearest of `known`, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -19,7 +19,7 @@ from ds_distill.models.families import family_of_type
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.packed import packed_bytes
 from ds_distill.models.student import build_student, count_parameters
-from ds_distill.models.teacher import Teacher
+from ds_distill.models.teacher import Teacher, teacher_dtype
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.compiled import compile_step, compiles, seconds_saved, why_no_compiled_body
 from ds_distill.training.engine import device_of_rank, precision_of, zero_of
@@ -42,7 +42,7 @@ class Forecast:
         self.device = device_of_rank(t.device)
         self.dtype = precision_of(t, self.device)
         self.stage = zero_of(t, self.dtype)["stage"]
-        self.teacher_dtype = torch.float16 if self.device.type == "cuda" else self.dtype
+        self.teacher_dtype = teacher_dtype(self.device, self.dtype)
         self.length = recipe.data.sequence_length
         config = AutoConfig.from_pretrained(resolve_model_folder(teacher), local_files_only=True)
         positions = family_of_type(config.model_type).positions(config)

@@ -22,7 +22,7 @@ from ds_distill.export.hf import export
 from ds_distill.models.families import family_of_type
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.student import build_student, count_parameters
-from ds_distill.models.teacher import Teacher, load_masked_lm, weights_fingerprint
+from ds_distill.models.teacher import Teacher, load_masked_lm, teacher_dtype, weights_fingerprint
 from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
 from ds_distill.report import loss_plot, model_card
@@ -171,7 +171,7 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
         objective = Objective(student, recipe.losses, world, teacher_width=source.config.hidden_size)
         frozen = None
         if recipe.losses.kl or recipe.losses.cosine:
-            frozen = Teacher(source.to(device=device, dtype=torch.float16 if device.type == "cuda" else dtype))
+            frozen = Teacher(source.to(device=device, dtype=teacher_dtype(device, dtype)))
         del source
         with memory_explained(t):
             engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import math
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ds_distill.console import alive, say
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, did_you_mean
 from ds_distill.export.compare import Batch, compare, text_batches, torch_runner
 from ds_distill.export.dev import dev_score
 from ds_distill.export.graph import OPSET, write_onnx, write_program
@@ -94,8 +93,7 @@ def formats_of(names: list[str]) -> dict[str, Format]:
     """The formats of these names. Raises UserError for a name that is none, a module that is not there, and what this machine cannot run."""
     for name in names:
         if name not in FORMATS:
-            near = difflib.get_close_matches(name, ["hf", *FORMATS], n=1, cutoff=0.3)
-            raise UserError(f"--format {name}: no such format{f'; did you mean {near[0]}?' if near else ''} (hf, {', '.join(FORMATS)})")
+            raise UserError(f"--format {name}: no such format{did_you_mean(name, ('hf', *FORMATS), 0.3)} (hf, {', '.join(FORMATS)})")
         missing = [module for module in FORMATS[name].needs if importlib.util.find_spec(module) is None]
         if missing:
             raise UserError(f"--format {name} needs {', '.join(missing)}: pip install -r requirements-deploy.txt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from ds_distill.console import progress, say
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, did_you_mean
 from ds_distill.finetune.settings import Tuning
 from ds_distill.recipe import Recipe
 from ds_distill.tasks.catalog import TASKS, task_of
@@ -59,7 +58,7 @@ class Study:
             task, tuning = task_of(name), self.tuning_of(name)
             for key in tuning:
                 if key not in TUNING:
-                    raise UserError(f"tuning: {key}: no such setting{_near(key, TUNING)} ({', '.join(TUNING)})")
+                    raise UserError(f"tuning: {key}: no such setting{did_you_mean(key, TUNING)} ({', '.join(TUNING)})")
             try:
                 Tuning(**tuning).check()
             except TypeError as error:
@@ -71,7 +70,7 @@ class Study:
                 if not key.startswith(ROOMS):
                     raise UserError(f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what a student may differ in")
                 if key not in SETTINGS:
-                    raise UserError(f"students: {name}: {key}: no such setting{_near(key, SETTINGS)}")
+                    raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
         for name in self.second:
             if name not in self.students:
                 raise UserError(f"second: {name}: not among the students ({', '.join(self.students)})")
@@ -115,11 +114,6 @@ class Step:
 
 def _made(where: str | Path) -> str | Path:
     return json.loads((where / "summary.json").read_text())["export"] if isinstance(where, Path) else where
-
-
-def _near(word: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def folder_of(name: str) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, did_you_mean
 
 LENGTH_KEY = "finetuning_length"  # in a fine-tuned folder's config.json, beside finetuning_task: the most tokens of an example
 
@@ -64,6 +63,5 @@ TASKS = {
 def task_of(name: str) -> Task:
     """The task of this name. Raises UserError, with the nearest, for another."""
     if name not in TASKS:
-        near = difflib.get_close_matches(name.lower().replace("-", ""), TASKS, n=1, cutoff=0.4)
-        raise UserError(f"--task {name}: no such task{f'; did you mean {near[0]}?' if near else ''} ({', '.join(TASKS)})")
+        raise UserError(f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS)} ({', '.join(TASKS)})")
     return TASKS[name]

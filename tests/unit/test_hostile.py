@@ -28,6 +28,8 @@ from ds_distill.tasks.catalog import task_of
 from tests.start import ROOT
 from tests.unit.test_models_teacher import tiny_bert
 
+LOADERS = (load_masked_lm, load_source, lambda path: load_for_task(path, task_of("rte"), "model", tuned=False))
+
 
 class Payload:
     """What a pickle may do: write the file `mark`."""
@@ -90,7 +92,7 @@ def header(tensors: dict, length: int | None = None, data: bytes = b"") -> bytes
 ])  # fmt: skip
 def test_lying_tensor_headers(folder, content):
     (folder / "model.safetensors").write_bytes(content)
-    for load in (load_masked_lm, load_source, lambda path: load_for_task(path, task_of("rte"), "model", tuned=False)):
+    for load in LOADERS:
         with pytest.raises(UserError):
             load(str(folder))
 
@@ -112,12 +114,9 @@ def test_an_index_does_not_lead_out_of_its_folder(folder, name):
 def test_a_config_that_asks_for_more_than_there_is(folder, changes):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     change(folder / "config.json", **changes)
-    with pytest.raises(UserError):
-        load_masked_lm(str(folder))
-    with pytest.raises(UserError):
-        load_source(str(folder))
-    with pytest.raises(UserError):
-        load_for_task(str(folder), task_of("rte"), "model", tuned=False)
+    for load in LOADERS:
+        with pytest.raises(UserError):
+            load(str(folder))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
