@@ -11,4 +11,5 @@ if [[ ! -f "$stamp" || "$(<"$stamp")" != "$wanted" ]]; then
     "$PY" -m pip --disable-pip-version-check install --quiet -r requirements-dev.txt
     echo "$wanted" >"$stamp"
 fi
-exec "$PY" -m pytest -q "$@"
+# A file's tests stay together, for what they share; the files that take longest come first. Much of a test is waiting for the processes that it starts.
+exec "$PY" -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
