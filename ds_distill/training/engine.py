@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import os
+from collections.abc import Iterator
 
 import deepspeed
 import torch
@@ -158,7 +159,8 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
 
     # the engine rounds frozen parameters to 16 bit, and keeps fp32 masters of trained ones only
     frozen = {name: p.detach().float().cpu().clone() for name, p in module.named_parameters() if not p.requires_grad and dtype != torch.float32}
-    with contextlib.redirect_stdout(io.StringIO()):  # its 16-bit optimizer prints memory figures, past its own logger
+    zeros = _no_step_of_zeros(optimizer) if config["zero_optimization"]["stage"] == 0 else contextlib.nullcontext()
+    with contextlib.redirect_stdout(io.StringIO()), zeros:  # its 16-bit optimizer prints memory figures, past its own logger
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
@@ -173,6 +175,19 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
     if alone and (isinstance(engine.optimizer, BF16_Optimizer) or (dtype == torch.float32 and not engine.zero_optimization())):
         engine.enable_backward_allreduce = False  # alone, it would copy every gradient into a bucket and back
     return engine
+
+
+@contextlib.contextmanager
+def _no_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """DeepSpeed's stage 0 in 16 bit has its optimizer take a step of zeros while it is made, so that its memory is there: that step must neither decay
+    the weights nor count in Adam's bias correction, where it makes the first real step a quarter too small."""
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    yield
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    optimizer.state.clear()
 
 
 def _make_skippable(optimizer: torch.optim.Optimizer) -> None:

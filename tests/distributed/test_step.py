@@ -55,7 +55,8 @@ def assert_equals_reference(row: dict) -> None:
 
 def test_bf16_follows_reference_and_keeps_fp32_masters():
     for row in rows_of(2, BF16):
-        assert row["total"] <= 2e-2 and row["gradient"] <= 5e-2 and row["norm"] <= 5e-2, row
+        # a step of zeros that counts for Adam, as DeepSpeed's stage 0 takes one, would make it 1.2e-2
+        assert row["total"] <= 8e-3 and row["gradient"] <= 5e-2 and row["norm"] <= 5e-2, row
         assert row["masters_beyond_16_bit"], row
         # an overflowed step changes neither weights nor schedule, and is counted
         assert row["overflow"] == [1, True, True], row
