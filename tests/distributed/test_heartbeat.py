@@ -9,8 +9,8 @@ from tests.start import Process, start_ranks, wait_for
 
 
 @pytest.fixture
-def ranks():
-    """Three living ranks, started with (patience, life, sentence)."""
+def ranks(world):
+    """Three living ranks, started with (patience, life, sentence). After `world` the libraries are loaded: only the ranks are waited for."""
     running = []
 
     def start(patience: float, life: float, sentence: float = 0) -> list[Process]:
