@@ -37,15 +37,18 @@ class Contender:
     def ask(self, what):
         """What the first rank answers; of "step" the slowest rank's seconds."""
         for link in self.links:
-            link.send(what)
-        answers = [self._answer(link) for link in self.links]
+            with contextlib.suppress(OSError):  # one that has ended says so below
+                link.send(what)
+        answers = [self._answer(number) for number in range(len(self.links))]
         return max(answers) if what == "step" else answers[0]
 
-    def _answer(self, link):
+    def _answer(self, number: int):
         try:
-            fine, answer = link.recv()
-        except EOFError:
-            fine, answer = False, "its process has ended"
+            fine, answer = self.links[number].recv()
+        except (EOFError, OSError):
+            self.processes[number].join(10)
+            code = self.processes[number].exitcode
+            fine, answer = False, f"its process has ended ({'killed, as where memory runs out' if code == -9 else f'exit status {code}'})"
         if not fine:
             raise RuntimeError(f"{self.name}: {answer}")
         return answer

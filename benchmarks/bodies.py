@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -79,15 +81,15 @@ def torch_body(row: Row, *, dtype: str = "float32", compiled: bool = False, devi
 
 
 def onnx_body(row: Row) -> Callable:
-    from ds_distill.export.runtimes import load_onnx
+    from ds_distill.export.runtimes import OnnxRunner
 
-    return load_onnx(row.files / BODIES[row.body].file, row.threads)
+    return OnnxRunner(row.files / BODIES[row.body].file, row.threads)
 
 
 def openvino_body(row: Row, precision: str = "f32") -> Callable:
-    from ds_distill.export.runtimes import load_openvino
+    from ds_distill.export.runtimes import OpenvinoRunner
 
-    return load_openvino(row.files / BODIES[row.body].file, row.threads, precision)
+    return OpenvinoRunner(row.files / BODIES[row.body].file, row.threads, precision)
 
 
 def _torch(label: str, **how) -> Body:
@@ -183,6 +185,12 @@ class Answers:
             logits = logits if isinstance(logits, np.ndarray) else logits.float().cpu().numpy()
             found.append(logits[at].argmax(-1))
         return found
+
+    def rest(self) -> None:
+        """Give back the memory of the calls so far: all rows are there at once, and most of it is the largest case's."""
+        getattr(self.run, "rest", lambda: None)()
+        if sys.platform == "linux":
+            getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)  # not ds_distill.memory's, which brings torch along
 
     def peak_bytes(self) -> int:
         """Most memory this process has had, its libraries included."""

@@ -197,6 +197,7 @@ def take_turn(contender: Contender, one: Measured, cases: dict[str, list[list[in
         one.joules.setdefault(case, []).append(answer["joules"])
         if "peak_bytes" not in one.said:  # of the first case, before larger ones
             one.said |= {"peak_bytes": contender.ask(("peak_bytes",)), "peak_case": case}
+    contender.ask(("rest",))
 
 
 def in_memory(model: torch.nn.Module, body: Body) -> int:

@@ -21,7 +21,7 @@ from ds_distill.export.compare import Batch, compare, text_batches, torch_runner
 from ds_distill.export.dev import dev_score
 from ds_distill.export.graph import OPSET, write_onnx, write_program
 from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
-from ds_distill.export.runtimes import Runner, load_onnx, load_openvino, load_program
+from ds_distill.export.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
 from ds_distill.export.source import Source, copy_description, load_source
 from ds_distill.memory import peak_memory
 from ds_distill.report import put_section, table, write_json
@@ -66,20 +66,20 @@ class Format:
 FORMATS = {
     "onnx": Format(
         "onnx/model.onnx", f"ONNX Runtime, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), True,
-        lambda job, file: shutil.copyfile(job.graph, file), load_onnx, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        lambda job, file: shutil.copyfile(job.graph, file), OnnxRunner, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
     ),
     "onnx-int8": Format(
         "onnx/model_quantized.onnx", f"ONNX Runtime, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), False,
-        lambda job, file: write_onnx_int8(job.graph, file), load_onnx, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        lambda job, file: write_onnx_int8(job.graph, file), OnnxRunner, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
     ),
     "onnx-int8-vnni": Format(
         "onnx/model_qint8_avx512_vnni.onnx", f"ONNX Runtime, opset {OPSET}, on a processor with VNNI", ("onnx", "onnxscript", "onnxruntime"), False,
-        lambda job, file: write_onnx_int8(job.graph, file, FULL), load_onnx, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        lambda job, file: write_onnx_int8(job.graph, file, FULL), OnnxRunner, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
         why_not_full,
     ),
     "openvino-int8": Format(
         "openvino/openvino_model.xml", "OpenVINO", ("onnx", "onnxscript", "openvino", "nncf"), False,
-        lambda job, file: write_openvino_int8(job.graph, file, job.source.widths), load_openvino,
+        lambda job, file: write_openvino_int8(job.graph, file, job.source.widths), OpenvinoRunner,
         'openvino.compile_model({file!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})(dict(x))[0]',
     ),
     "torch-export": Format(

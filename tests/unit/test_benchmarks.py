@@ -47,6 +47,18 @@ def test_a_contender_that_fails_is_named_with_its_reason():
         contender.stop()
 
 
+def test_a_contender_that_is_killed_is_said_to_be():
+    contender = Contender("large", make, SimpleNamespace(threads=1, seconds=0.25, broken=False))
+    try:
+        contender.processes[0].kill()
+        contender.processes[0].join()
+        for _ in range(2):  # its link is noticed to be broken by the first answer, or by the next question
+            with pytest.raises(RuntimeError, match="large: its process has ended .killed, as where memory runs out"):
+                contender.ask("step")
+    finally:
+        contender.stop()
+
+
 def test_ratios_are_within_a_round():
     assert ratio([2.0, 4.0, 60.0], [1.0, 2.0, 20.0]) == 2.0
     assert ratio([6.0], [1.0, 2.0, 3.0]) == 3.0

@@ -28,7 +28,7 @@ from ds_distill.export.dev import dev_score
 from ds_distill.export.formats import FORMATS, export_formats
 from ds_distill.export.graph import OPSET
 from ds_distill.export.int8 import FULL, SAFE, quantised, why_not_full, write_onnx_int8
-from ds_distill.export.runtimes import load_onnx
+from ds_distill.export.runtimes import OnnxRunner
 from ds_distill.export.source import load_source
 
 
@@ -115,7 +115,7 @@ def test_sums_of_products_are_right_or_said_to_be_wrong(tmp_path, steps):
     write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", steps)
     x = np.ones((3, 64), np.float32)
     x[:, ::7] = -2
-    found, expected = load_onnx(tmp_path / "int8.onnx")({"x": x})[0], x.sum(axis=1, keepdims=True).repeat(8, axis=1)
+    found, expected = OnnxRunner(tmp_path / "int8.onnx")({"x": x})[0], x.sum(axis=1, keepdims=True).repeat(8, axis=1)
     right = np.allclose(found, expected, rtol=1e-4, atol=1e-3)
     assert right == (steps == SAFE or why_not_full() is None), found[0, 0]
 

@@ -1,5 +1,6 @@
 """The inference suite: its figures from known times, and itself on a tiny model."""
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import torch
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from benchmarks import energy
-from benchmarks.bodies import BODIES, Row, inputs_of
+from benchmarks.arena import Contender
+from benchmarks.bodies import BODIES, Row, inputs_of, make, serve
 from benchmarks.inference_page import print_tables, write_report
 from benchmarks.inference_suite import BASE, STUDENT, Measured, cases_of, figures, measure, prepare, reference_choices, runnable, summary
 from benchmarks.small_device import least_megabytes
@@ -115,6 +117,29 @@ def test_the_least_memory_is_found():
 
     assert least_megabytes(row, 32, tries=tries) == 208 and len(asked) < 12
     assert least_megabytes(row, 32, most=100, tries=tries) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+@pytest.mark.parametrize("body", ["onnx_fp32", "openvino_fp32"])
+def test_rest_gives_memory_back(tiny, tmp_path, body):
+    """A real process, asked for a large batch: all rows of a benchmark are there at once, and must not keep what their largest case took."""
+    sources = prepare({STUDENT: tiny}, "masked-lm", [body], tmp_path, [])
+    row = Row(STUDENT, body, "masked-lm", 1, tiny, sources[STUDENT][1])
+    contender = Contender("rests", make, row, serve=serve)
+    try:
+        contender.ask("start")
+
+        def resident() -> int:
+            return int(next(line for line in Path(f"/proc/{contender.processes[0].pid}/status").read_text().splitlines() if "VmRSS" in line).split()[1])
+
+        contender.ask(("time", "small", [[16]], 0.0))
+        before = resident()
+        contender.ask(("time", "large", [[512] * 128], 0.0))
+        contender.ask(("rest",))
+        peak = contender.ask(("peak_bytes",)) / 1024
+        assert peak - before > 100_000 and resident() - before < (peak - before) / 3
+    finally:
+        contender.stop()
 
 
 def test_a_memory_limit_holds(tiny, tmp_path):
