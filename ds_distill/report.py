@@ -144,18 +144,30 @@ def bars_plot(values: dict[str, float], what: str, path: Path, marked: tuple[str
 def points_plot(points: dict[str, tuple[float, float]], across: str, up: str, path: Path, marked: tuple[str, ...] = ()) -> None:
     """PNG of labelled points, both axes logarithmic; points: label → (x, y); marked: the labels that stand out."""
     plt = _pyplot()
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    middle = sorted(x for x, _ in points.values())[len(points) // 2] if points else 0
-    for label, (x, y) in points.items():
-        axes.plot(x, y, "o", color="tab:blue" if label in marked else "gray", markersize=6)
-        beside = {"xytext": (6, 3), "ha": "left"} if x <= middle else {"xytext": (-6, 3), "ha": "right"}
-        axes.annotate(label, (x, y), textcoords="offset points", fontsize=8, color="black" if label in marked else "dimgray", **beside)
+    figure, axes = plt.subplots(figsize=(10, max(4.5, 0.26 * len(points) + 1)), layout="constrained")
+    # points lie in clusters, where labels beside them would cover each other: a column at the right, in the points' own order, and a line to each
+    for place, (label, (x, y)) in enumerate(sorted(points.items(), key=lambda point: point[1][1])):
+        colour = "tab:blue" if label in marked else "gray"
+        axes.plot(x, y, "o", color=colour, markersize=6)
+        line = {"arrowstyle": "-", "color": colour, "alpha": 0.35, "relpos": (0, 0.5)}
+        axes.annotate(label, (x, y), xytext=(1.03, (place + 0.5) / len(points)), textcoords="axes fraction", fontsize=8, va="center",
+                      color="black" if label in marked else "dimgray", arrowprops=line)  # fmt: skip
     axes.set(xlabel=across, ylabel=up, xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(ScalarFormatter() if _within_a_decade(points, axis is axes.yaxis) else NullFormatter())
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _within_a_decade(points: dict[str, tuple[float, float]], up: bool) -> bool:
+    """Whether the axis has so few powers of ten that the numbers between them must be written too."""
+    values = [point[up] for point in points.values()]
+    return not values or max(values) < 15 * min(values)
 
 
 @dataclass

@@ -5,12 +5,13 @@ import time
 
 import pytest
 
-from tests.start import Process, start_ranks, wait_for
+from tests.start import Process, ds_distill, start_ranks, wait_for
 
 
 @pytest.fixture
-def ranks(world):
-    """Three living ranks, started with (patience, life, sentence). After `world` the libraries are loaded: only the ranks are waited for."""
+def ranks():
+    """Three living ranks, started with (patience, life, sentence)."""
+    assert ds_distill("--help").returncode == 0  # from now on the libraries are loaded: only the ranks are waited for
     running = []
 
     def start(patience: float, life: float, sentence: float = 0) -> list[Process]:
