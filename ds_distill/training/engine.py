@@ -187,7 +187,8 @@ def _no_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     yield
     for group, decay in zip(optimizer.param_groups, decays, strict=True):
         group["weight_decay"] = decay
-    optimizer.state.clear()
+    for state in optimizer.state.values():
+        state["step"] *= 0  # a number, or a tensor of one
 
 
 def _make_skippable(optimizer: torch.optim.Optimizer) -> None:
