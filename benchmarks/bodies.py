@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.energy import joules
+from ds_distill.memory import give_back_freed_memory
 
 
 @dataclass(frozen=True)
@@ -189,8 +188,7 @@ class Answers:
     def rest(self) -> None:
         """Give back the memory of the calls so far: all rows are there at once, and most of it is the largest case's."""
         getattr(self.run, "rest", lambda: None)()
-        if sys.platform == "linux":
-            getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)  # not ds_distill.memory's, which brings torch along
+        give_back_freed_memory()
 
     def peak_bytes(self) -> int:
         """Most memory this process has had, its libraries included."""

@@ -1,10 +1,14 @@
 """How much memory this process has taken, and what the C library does with what is given back to it."""
 
+from __future__ import annotations
+
 import ctypes
 import resource
 import sys
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # a process that only runs an exported file must not have torch's memory
+    import torch
 
 # malloc.h of glibc: the heap never trimmed, grown by 16 MiB, one for all threads
 _MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 16 << 20), "M_ARENA_MAX": (-8, 1)}
@@ -31,6 +35,8 @@ def give_back_freed_memory() -> None:
 def peak_memory(device: torch.device) -> int:
     """Most bytes this process has held so far: the allocator's on CUDA, the resident set on a CPU."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -187,8 +187,9 @@ def _no_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     yield
     for group, decay in zip(optimizer.param_groups, decays, strict=True):
         group["weight_decay"] = decay
-    for state in optimizer.state.values():
-        state["step"] *= 0  # a number, or a tensor of one
+    for holder in (*optimizer.state.values(), *optimizer.param_groups):  # apex counts in its groups
+        if "step" in holder:
+            holder["step"] *= 0  # a number, or a tensor of one
 
 
 def _make_skippable(optimizer: torch.optim.Optimizer) -> None:
