@@ -42,7 +42,7 @@ class Setting:
     threads: int = 2
     precision: str = "auto"
     zero: int | None = None
-    passes: str = "compiled"  # "torch": nothing is compiled; "triton": the Triton kernel in the vocabulary loss
+    passes: str = "auto"  # the kernel of the vocabulary loss, see compile_step; "torch": nothing is compiled
 
     @property
     def training(self) -> Training:
@@ -193,8 +193,8 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     recipe = Recipe(training=training, losses=setting.losses, data=Data(sequence_length=setting.length))
     # many steps, so that compiling pays where it works
     take = Step(objective, frozen, recipe, steps=10**9, accumulation=1, length=setting.length, documents=False, device=device, dtype=dtype)
-    if setting.passes == "triton" and take.compile_seconds is not None:
-        objective.passes = "triton"
+    if setting.passes != "auto" and take.compile_seconds is not None:
+        objective.passes = setting.passes
     batches = [Batch(ids, labels, None)]
 
     def step() -> None:

@@ -9,6 +9,7 @@ import argparse
 import copy
 import json
 import os
+import sys
 import time
 import traceback
 import warnings
@@ -224,20 +225,28 @@ def square_gemm(device: torch.device) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_checks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no check after this time (default: none)")
+    args = parser.parse_args()
+    began = time.monotonic()
     start_distributed()
     device = device_of_rank()
-    peak, rows = square_gemm(device), []
+    peak, rows, late = square_gemm(device), [], False
     for check in CHECKS:
         torch._dynamo.reset()  # a check's kinds of input are no later one's reason to fall back to eager
         try:
             for what, error, limit, why in check(device):
                 said = f"not measured: {why}" if error is None else "holds" if error <= limit else "DOES NOT HOLD"
                 rows.append({"check": what, "error": None if error is None else f"{error:.1e}", "limit": f"{limit:.0e}", "holds": said})
+                print(f"{time.monotonic() - began:5.0f} s  {what}: {rows[-1]['error']}, {said}", file=sys.stderr)
+                if late := time.monotonic() - began > args.seconds:
+                    break
         except Exception as error:  # one kernel that fails must not hide what the others do
             traceback.print_exc()
             said = f"DOES NOT RUN: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
             rows.append({"check": f"{check.__name__}, from here on", "error": None, "limit": "", "holds": said})
+        if late:
+            rows.append({"check": f"{check.__name__}, from here on, and later ones", "error": None, "limit": "", "holds": "not measured: no time left"})
+            break
     print(table(rows, {"check": "check", "error": "error", "limit": "limit", "holds": ""}) + "\n")
     broken = [row["check"] for row in rows if row["holds"].startswith("DOES")]
     print(json.dumps({"machine": describe(device), "device": device.type, "square_gemm": peak, "checks": rows, "broken": broken}))

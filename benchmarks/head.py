@@ -20,6 +20,7 @@ from benchmarks.clock import timed
 from benchmarks.machine import describe, peak_bytes
 from ds_distill.console import alive
 from ds_distill.losses import fused_vocabulary_loss
+from ds_distill.losses.vocabulary import columns
 from ds_distill.recipe import Training
 from ds_distill.training.compiled import why_no_compile
 from ds_distill.training.engine import device_of_rank, precision_of
@@ -61,14 +62,15 @@ def clear(x: dict) -> None:
 
 
 def bare(x: dict):
-    """The four products."""
+    """The four products, with the columns that make them fastest."""
     with torch.no_grad():
-        h, w = x["h"].detach(), x["w"].detach()
+        more = columns(len(x["w"]), x["w"].device.type) - len(x["w"])
+        h, w, tw = x["h"].detach(), *(torch.nn.functional.pad(x[name].detach(), (0, 0, 0, more)) for name in ("w", "tw"))
         g, out, dh, dw = torch.randn_like(h @ w.t()), h @ w.t(), torch.empty_like(h), torch.empty_like(w)
 
     def run() -> None:
         torch.mm(h, w.t(), out=out)
-        torch.mm(x["th"], x["tw"].t(), out=out)
+        torch.mm(x["th"], tw.t(), out=out)
         torch.mm(g, w, out=dh)
         torch.mm(g.t(), h, out=dw)
 

@@ -58,8 +58,8 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objective", choices=["all", "masked"], default="all", help="rows of the KL; masked is another objective (default all)")
     parser.add_argument("--zero", type=int, choices=range(4), help="the engine's ZeRO stage (default 1 in 16 bit, 0 in fp32)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="the engine's; auto as in training")
-    parser.add_argument("--passes", choices=["compiled", "triton", "torch"], default="compiled",
-                        help="the engine's: compiled (default), with the Triton kernel on a GPU, or on torch's own operators")  # fmt: skip
+    parser.add_argument("--passes", choices=["auto", "compiled", "triton", "torch"], default="auto",
+                        help="the vocabulary loss's kernel: auto as in training, or torch: nothing is compiled")  # fmt: skip
 
 
 def setting_of(args: argparse.Namespace) -> who.Setting:

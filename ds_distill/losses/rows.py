@@ -26,7 +26,7 @@ def row_losses(
     """Losses of n rows of logits; writes the gradient in the student's logits, all but the masked-LM target's −1, into `slope`.
 
     z, t [n, V] the student's and teacher's products without biases (t None: no KL; mlm_mask None: no masked-LM); biases [V]; target [n, 1] int64;
-    kl_mask, mlm_mask [n, 1] bool, the rows that count; biases and factors (scalars on the device, the gradients' units) at least fp32.
+    kl_mask, mlm_mask [n, 1] bool, the rows that count; factors (scalars on the device, the gradients' units) at least fp32, biases too where z is not.
     slope [n, V] becomes kl_factor · (q − p) + mlm_factor · softmax(z); it may be z itself, and is None where no gradient is wanted.
     Returns (kl [n, 1], T² · KL(softmax(t/T) ‖ softmax(z/T)); mlm [n, 1], −log softmax(z)_target), 0 where masked out, None where left out.
     """

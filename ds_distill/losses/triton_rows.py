@@ -5,71 +5,87 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 4096  # logits at once
+# Logits at once, and warps a row. Memory is the limit: a multiprocessor is full with one row, so that the second pass, which goes backwards, finds in
+# the GPU's cache some of what the first has read.
+BLOCK, WARPS = 8192, 16
 
 
 @triton.jit
-def _logits(products_at, bias_at, at, inside, biased: tl.constexpr):
+def _logits(products_at, bias_at, at, inside, biased: tl.constexpr, last: tl.constexpr):
     """fp32 logits at the columns `at` of a row, −∞ where not inside."""
-    x = tl.load(products_at + at, inside, float("-inf")).to(tl.float32)
+    x = tl.load(products_at + at, inside, float("-inf"), eviction_policy="evict_first" if last else "").to(tl.float32)
     if biased:
-        x += tl.load(bias_at + at, inside, 0.0)
+        x += tl.load(bias_at + at, inside, 0.0).to(tl.float32)
     return x
 
 
 @triton.jit
 def _kernel(z_at, t_at, bias_at, t_bias_at, target_at, kl_mask_at, mlm_mask_at, slope_at, kl_at, mlm_at, kl_factor_at, mlm_factor_at,
-            vocabulary, z_row, t_row, slope_row, temperature,
+            width, z_row, t_row, slope_row, temperature,
             taught: tl.constexpr, masked: tl.constexpr, biased: tl.constexpr, t_biased: tl.constexpr, wanted: tl.constexpr,
             block: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    z_at += row * z_row
+    t_at += row * t_row
+    slope_at += row * slope_row
     columns = tl.arange(0, block)
+    per_e = 1.4426950408889634  # log₂ e: exponentials and logarithms are in base 2, as the hardware's
+    soft = per_e / temperature
+    counts = False
+    if masked:
+        counts = tl.load(mlm_mask_at + row) != 0
     low = float("-inf")
     peak, t_peak = tl.full((), low, tl.float32), tl.full((), low, tl.float32)
     total, soft_total, t_total = tl.zeros((), tl.float32), tl.zeros((), tl.float32), tl.zeros((), tl.float32)
-    for start in range(0, vocabulary, block):
+    for start in range(0, width, block):
         at = start + columns
-        inside = at < vocabulary
-        z = _logits(z_at + row * z_row, bias_at, at, inside, biased)
+        inside = at < width
+        z = _logits(z_at, bias_at, at, inside, biased, False)
         new = tl.maximum(peak, tl.max(z, 0))
-        if masked:
-            total = total * tl.exp(peak - new) + tl.sum(tl.exp(z - new), 0)
+        if counts:  # some 15 % of the rows
+            total = total * tl.exp2((peak - new) * per_e) + tl.sum(tl.exp2((z - new) * per_e), 0)
         if taught:
-            soft_total = soft_total * tl.exp((peak - new) / temperature) + tl.sum(tl.exp((z - new) / temperature), 0)
-            t = _logits(t_at + row * t_row, t_bias_at, at, inside, t_biased)
+            soft_total = soft_total * tl.exp2((peak - new) * soft) + tl.sum(tl.exp2((z - new) * soft), 0)
+            t = _logits(t_at, t_bias_at, at, inside, t_biased, False)
             t_new = tl.maximum(t_peak, tl.max(t, 0))
-            t_total = t_total * tl.exp((t_peak - t_new) / temperature) + tl.sum(tl.exp((t - t_new) / temperature), 0)
+            t_total = t_total * tl.exp2((t_peak - t_new) * soft) + tl.sum(tl.exp2((t - t_new) * soft), 0)
             t_peak = t_new
         peak = new
+    own = tl.zeros((), tl.float32)
     if masked:
         target = tl.load(target_at + row)
-        hit = tl.load(z_at + row * z_row + target).to(tl.float32)
+        hit = tl.load(z_at + target).to(tl.float32)
         if biased:
-            hit += tl.load(bias_at + target)
-        counts = tl.load(mlm_mask_at + row) != 0
-        tl.store(mlm_at + row, tl.where(counts, peak + tl.log(total) - hit, 0.0))
-    kl = tl.zeros((), tl.float32)
-    for start in range(0, vocabulary, block):
-        at = start + columns
-        inside = at < vocabulary
-        z = _logits(z_at + row * z_row, bias_at, at, inside, biased)
+            hit += tl.load(bias_at + target).to(tl.float32)
+        mlm = tl.zeros((), tl.float32)
+        if counts:
+            mlm = peak + tl.log(total) - hit
+            own = tl.load(mlm_factor_at) / total
+        tl.store(mlm_at + row, mlm)
+    told = tl.load(kl_mask_at + row) != 0
+    factor = tl.load(kl_factor_at)
+    log_sum, t_log_sum = tl.log2(soft_total), tl.log2(t_total)
+    kl = tl.zeros((block,), tl.float32)
+    end = (width - 1) // block * block
+    for start in range(0, width, block):
+        at = end - start + columns
+        inside = at < width
+        z = _logits(z_at, bias_at, at, inside, biased, True)
         slope = tl.zeros((block,), tl.float32)
         if taught:
-            t = _logits(t_at + row * t_row, t_bias_at, at, inside, t_biased)
-            log_q = (z - peak) / temperature - tl.log(soft_total)
-            log_p = (t - t_peak) / temperature - tl.log(t_total)
-            p, q = tl.exp(log_p), tl.exp(log_q)
+            t = _logits(t_at, t_bias_at, at, inside, t_biased, True)
+            log_q, log_p = (z - peak) * soft - log_sum, (t - t_peak) * soft - t_log_sum
+            p, q = tl.exp2(log_p), tl.exp2(log_q)
             # Σ (q − p) is 0, but for the rounding of the two normalisers
-            kl += tl.sum(tl.where(inside, p * (log_p - log_q) + (q - p), 0.0), 0)
+            kl += tl.where(inside, p * ((log_p - log_q) / per_e) + (q - p), 0.0)
             if wanted:
-                slope = tl.where(tl.load(kl_mask_at + row) != 0, tl.load(kl_factor_at) * (q - p), 0.0)
+                slope = tl.where(told, factor * (q - p), 0.0)
         if wanted:
-            if masked:
-                own = tl.load(mlm_factor_at) * tl.exp(z - peak) / total
-                slope += tl.where(tl.load(mlm_mask_at + row) != 0, own, 0.0)
-            tl.store(slope_at + row * slope_row + at, slope.to(slope_at.dtype.element_ty), inside)
+            if counts:
+                slope += own * tl.exp2((z - peak) * per_e)
+            tl.store(slope_at + at, slope.to(slope_at.dtype.element_ty), inside, cache_modifier=".cs")
     if taught:
-        tl.store(kl_at + row, tl.where(tl.load(kl_mask_at + row) != 0, temperature * temperature * kl, 0.0))
+        tl.store(kl_at + row, tl.where(told, temperature * temperature * tl.sum(kl, 0), 0.0))
 
 
 def triton_row_losses(
@@ -86,7 +102,7 @@ def triton_row_losses(
     slope: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """As rows.row_losses, of fp32 or 16-bit logits; sums and exponentials in fp32. slope may be z: a row's pass reads what it then overwrites."""
-    n, vocabulary = z.shape
+    n, width = z.shape
     kl = None if t is None else z.new_empty(n, 1, dtype=torch.float32)
     mlm = None if mlm_mask is None else z.new_empty(n, 1, dtype=torch.float32)
     some = z  # in the place of what is absent, and not touched
@@ -94,8 +110,8 @@ def triton_row_losses(
         z, some if t is None else t, some if bias is None else bias, some if t_bias is None else t_bias, target,
         kl_mask.contiguous().view(torch.uint8), (kl_mask if mlm_mask is None else mlm_mask).contiguous().view(torch.uint8),
         some if slope is None else slope, some if kl is None else kl, some if mlm is None else mlm, kl_factor, mlm_factor,
-        vocabulary, z.stride(0), 0 if t is None else t.stride(0), 0 if slope is None else slope.stride(0), temperature,
+        width, z.stride(0), 0 if t is None else t.stride(0), 0 if slope is None else slope.stride(0), temperature,
         taught=t is not None, masked=mlm is not None, biased=bias is not None, t_biased=t_bias is not None, wanted=slope is not None,
-        block=min(BLOCK, triton.next_power_of_2(vocabulary)), num_warps=8,
+        block=min(BLOCK, triton.next_power_of_2(width)), num_warps=WARPS,
     )  # fmt: skip
     return kl, mlm

@@ -4,6 +4,7 @@ At a 30 k vocabulary the logits of a batch are larger than everything else in th
 chunk here: each chunk's losses and gradients are finished while it is in memory, in the forward pass.
 """
 
+import math
 import threading
 from collections.abc import Iterator
 
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from ds_distill.losses.rows import TEMPORARIES, passes_of
 
-LIVE_BYTES = 240 * 2**20  # large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak
+# large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak; a GPU also reads and writes the weight's gradient once a chunk
+LIVE_BYTES = {"cpu": 240 * 2**20, "cuda": 768 * 2**20}
 BLOCK = {"cpu": 2**21, "cuda": 2**25}  # logits of one call of row_losses: a CPU finds them in its cache again, a GPU wants to be filled
+LOWEST = {torch.float16: -65504.0}  # and else −1e30, the logit of a column that is no token: no probability, and finite, so that 0 times it is 0
+TILE = 128  # rows
 _kept = threading.local()  # on a CPU, by model: the logits' memory, from one step to the next; fresh pages for it cost as much as a pass over them
 
 
@@ -67,31 +71,41 @@ def fused_vocabulary_loss(
         teacher_hidden = teacher_hidden[at] if teacher_hidden is not None else None
         labels, token_mask = labels[at], None
     if chunk is None:
-        chunk = _chunk(vocabulary, student_hidden.element_size(), student_hidden.device.type)
+        chunk = _chunk(rows, vocabulary, student_hidden.element_size(), student_hidden.device.type)
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
     return _FusedVocabularyLoss.apply(
         *inputs, *teacher, labels, token_mask, float(temperature), float(kl_weight), float(mlm_weight), kl_on, chunk, passes, want
     )
 
 
+def columns(vocabulary: int, device: str) -> int:
+    """Of the logits. A GPU's fast matrix products want rows of whole 16 bytes, in the weight's gradient too: at 30,522 tokens they are 2 to 3 times as
+    fast as without (docs/PERFORMANCE.md)."""
+    return vocabulary if device == "cpu" or vocabulary % 8 == 0 else -(-vocabulary // 64) * 64
+
+
 def _row_bytes(vocabulary: int, element_size: int, device: str) -> int:
     """Of a chunk's row: student's and teacher's logits, which the gradient overwrites unless they are wider than it."""
     logits = max(element_size, 4) if device == "cuda" else element_size
-    return vocabulary * (2 * logits + (element_size if logits > element_size else 0))
+    return columns(vocabulary, device) * (2 * logits + (element_size if logits > element_size else 0))
 
 
-def _chunk(vocabulary: int, element_size: int, device: str) -> int:
-    return max(1, LIVE_BYTES // _row_bytes(vocabulary, element_size, device))
+def _chunk(rows: int, vocabulary: int, element_size: int, device: str) -> int:
+    """Rows of logits at a time, of `rows`; on a GPU in whole tiles of its matrix products, all chunks about as long."""
+    most = max(1, LIVE_BYTES[device] // _row_bytes(vocabulary, element_size, device))
+    if device == "cpu" or most < TILE:
+        return most
+    return TILE * math.ceil(rows / math.ceil(rows / (most - most % TILE)) / TILE) if rows else TILE
 
 
-def _blocks(z: Tensor) -> Iterator[slice]:
-    rows = max(1, BLOCK[z.device.type] // z.shape[1])
+def _blocks(z: Tensor, whole: bool) -> Iterator[slice]:
+    rows = len(z) if whole else max(1, BLOCK[z.device.type] // z.shape[1])
     return (slice(first, first + rows) for first in range(0, len(z), rows))
 
 
 def live_bytes(rows: int, vocabulary: int, element_size: int, device: str) -> int:
     """The most bytes that the chunks of `rows` tokens hold at once, beside the gradients of hidden states and weights. device: its type."""
-    rows = min(rows, _chunk(vocabulary, element_size, device))
+    rows = min(rows, _chunk(rows, vocabulary, element_size, device))
     return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * TEMPORARIES[device]
 
 
@@ -112,24 +126,29 @@ def _kept_memory(model: str, rows: int, vocabulary: int, like: Tensor) -> Tensor
 
 
 class _Logits:
-    """hidden [N, H] · weightᵀ [H, V] block by block: fp32 from 16-bit inputs on a GPU, their own dtype on a CPU.
+    """hidden [N, H] · weightᵀ [H, V] chunk by chunk, without the bias: fp32 from 16-bit inputs on a GPU, their own dtype on a CPU; [n, columns].
 
     torch's CPU GEMM has no fp32 result for bf16 inputs at bf16's rate; rounded logits put 1 % of noise into the gradient at |z| = 20
-    (docs/PERFORMANCE.md).
+    (docs/PERFORMANCE.md). bias: to be added to them, in their dtype or a smaller one; None where there is nothing to add.
     """
 
-    def __init__(self, model: str, hidden: Tensor, weight: Tensor, wide: torch.dtype, chunk: int) -> None:
-        same = hidden.dtype == weight.dtype
+    def __init__(self, model: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, chunk: int) -> None:
+        same, vocabulary = hidden.dtype == weight.dtype, len(weight)
+        more = columns(vocabulary, hidden.device.type) - vocabulary
+        self.bias = bias if bias is None or hidden.is_cuda else bias.to(wide)
+        if more:
+            weight = torch.nn.functional.pad(weight, (0, 0, 0, more))
+            bias = weight.new_zeros(vocabulary) if bias is None else self.bias
+            self.bias = torch.nn.functional.pad(bias, (0, more), value=LOWEST.get(bias.dtype, -1e30))
         self.hidden, self.weight = (hidden, weight) if same else (hidden.to(wide), weight.to(wide))
-        self.out_dtype = wide if hidden.is_cuda and same and hidden.dtype != wide else None
-        self.buffer = None if hidden.is_cuda else _kept_memory(model, min(chunk, len(hidden)), len(weight), self.hidden)
+        self.options = {"out_dtype": wide} if hidden.is_cuda and same and hidden.dtype != wide else {}
+        shape, dtype = (min(chunk, len(hidden)), vocabulary + more), self.options.get("out_dtype", self.hidden.dtype)
+        self.buffer = self.hidden.new_empty(shape, dtype=dtype) if hidden.is_cuda else _kept_memory(model, *shape, self.hidden)
 
     def __call__(self, part: slice) -> Tensor:
-        """[n, V]; on a CPU valid until the next call."""
-        hidden, weight = self.hidden[part], self.weight.t()
-        if self.out_dtype is not None:
-            return torch.mm(hidden, weight, out_dtype=self.out_dtype)
-        return torch.mm(hidden, weight, out=None if self.buffer is None else self.buffer[: len(hidden)])
+        """Valid until the next call."""
+        hidden = self.hidden[part]
+        return torch.mm(hidden, self.weight.t(), out=self.buffer[: len(hidden)], **self.options)
 
 
 class _FusedVocabularyLoss(torch.autograd.Function):
@@ -163,15 +182,16 @@ class _FusedVocabularyLoss(torch.autograd.Function):
             # In units of KL's own factor its gradient is q − p; not where masked-LM's would then leave fp16's range.
             unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
         factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)]  # filled, not copied: a copy would make a GPU wait
-        student = _Logits("student", hidden, weight, wide, chunk)
-        teacher = _Logits("teacher", t_hidden, t_weight, wide, chunk) if kl_weight != 0 else None
-        bias_wide = None if bias is None else bias.to(wide)
-        t_bias = None if t_bias is None else t_bias.to(wide)
+        student = _Logits("student", hidden, weight, bias, wide, chunk)
+        teacher = _Logits("teacher", t_hidden, t_weight, t_bias, wide, chunk) if kl_weight != 0 else None
+        t_bias = teacher.bias if teacher else None
+        whole = hidden.is_cuda and passes != "torch"  # a kernel a chunk; torch's operators hold several times its logits
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want else None
         d_weight = d_bias = None
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             z, t = student(part), teacher(part) if teacher else None
+            slopes = None  # the last chunk's, before there is another
             slopes = None if not want else z if z.dtype == low else torch.empty_like(z, dtype=low)
             masked = labels[part] >= 0
             real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
@@ -180,12 +200,12 @@ class _FusedVocabularyLoss(torch.autograd.Function):
             # a CPU visits the masked rows, some 15 %, apart; a GPU would have to wait to learn which they are
             at = masked.squeeze(1).nonzero().squeeze(1) if z.device.type == "cpu" and t is not None else None
             z_at = None if at is None else z[at]
-            for block in _blocks(z):
+            for block in _blocks(z, whole):
                 mine = z[block]
                 kl, mlm = losses_of(
                     mine,
                     None if t is None else t[block],
-                    bias_wide,
+                    student.bias,
                     t_bias,
                     target[block],
                     masked[block] if kl_on == "masked" else real[block],
@@ -196,22 +216,23 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                 )
                 kl_sum += 0.0 if kl is None else kl.sum()
                 mlm_sum += 0.0 if mlm is None else mlm.sum()
-            for block in () if at is None else _blocks(z_at):
+            for block in () if at is None else _blocks(z_at, whole):
                 mine = z_at[block]
                 yes = torch.ones(len(mine), 1, dtype=torch.bool)
-                _, mlm = losses_of(mine, None, bias_wide, None, target[at[block]], yes, yes, *factors, temperature, mine if want else None)
+                _, mlm = losses_of(mine, None, student.bias, None, target[at[block]], yes, yes, *factors, temperature, mine if want else None)
                 mlm_sum += mlm.sum()
             if at is not None and want:
                 slopes.index_add_(0, at, z_at)
             z_at = mine = None  # the products below want much memory
             if want:
-                hit = target + torch.arange(0, slopes.numel(), len(weight), device=target.device).unsqueeze(1)
+                hit = target + torch.arange(0, slopes.numel(), slopes.shape[1], device=target.device).unsqueeze(1)
                 slopes.put_(hit, (slopes.take(hit) - torch.where(masked, factors[1], 0.0)).to(low))
-                torch.mm(slopes, weight.to(low), out=d_hidden[part])
-                d_weight = _added(d_weight, _weight_gradient(slopes, hidden[part], wide), wide)
+                torch.mm(slopes, student.weight.to(low), out=d_hidden[part])
+                d_weight = _weight_gradient(d_weight, slopes, hidden[part], wide)
                 if bias is not None:
-                    d_bias = _added(d_bias, _weight_gradient(slopes, slopes.new_ones(len(slopes), 1), wide).squeeze(1), wide)
+                    d_bias = _bias_gradient(d_bias, slopes, wide)
         if want:
+            d_weight, d_bias = (None if d is None else d[: len(weight)] for d in (d_weight, d_bias))
             ctx.unit, ctx.dtypes = unit, (hidden.dtype, weight.dtype, bias.dtype if bias is not None else None)
             ctx.save_for_backward(d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight,
                                   torch.zeros_like(bias) if d_bias is None and bias is not None else d_bias)  # fmt: skip
@@ -227,11 +248,21 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         return (*grads, *[None] * 12)
 
 
-def _weight_gradient(slopes: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
-    """slopesᵀ · hidden, [V, H], at least fp32 where the device's GEMM gives it."""
-    if slopes.is_cuda and slopes.dtype != wide:
-        return torch.mm(slopes.t(), hidden, out_dtype=wide)
-    return slopes.t() @ hidden
+def _weight_gradient(total: Tensor | None, slopes: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
+    """total + slopesᵀ · hidden, [columns, H]; total is overwritten. At least fp32 where the device's GEMM gives it, or where there are two chunks."""
+    if not slopes.is_cuda:
+        return _added(total, slopes.t() @ hidden, wide)
+    options = {} if slopes.dtype == wide else {"out_dtype": wide}
+    if total is None:
+        return torch.mm(slopes.t(), hidden, **options)
+    return torch.addmm(total, slopes.t(), hidden, out=total, **options)
+
+
+def _bias_gradient(total: Tensor | None, slopes: Tensor, wide: torch.dtype) -> Tensor:
+    """total + the sum of slopes' rows, [columns]."""
+    if slopes.is_cuda:
+        return _added(total, slopes.sum(0, dtype=wide), wide)
+    return _added(total, (slopes.t() @ slopes.new_ones(len(slopes), 1)).squeeze(1), wide)  # much faster there than torch's sum
 
 
 def _added(total: Tensor | None, more: Tensor, wide: torch.dtype) -> Tensor:
@@ -241,7 +272,8 @@ def _added(total: Tensor | None, more: Tensor, wide: torch.dtype) -> Tensor:
 
 def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     if gradient.is_cuda:
-        return (gradient.to(scale.dtype) * scale).to(dtype)  # a 0-dim factor would be rounded to 16 bit, and overflow fp16
+        factor = scale.reshape([1] * gradient.dim())  # a 0-dim factor would be rounded to 16 bit, and overflow fp16
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
     if gradient.dtype == dtype:
         return gradient if scale.item() == 1.0 else gradient * scale.item()
     out, rows = torch.empty_like(gradient, dtype=dtype), max(1, BLOCK["cpu"] * len(gradient) // gradient.numel())

@@ -61,10 +61,10 @@ def compiles(training: Training, saved: float, device: torch.device) -> bool:
     return not reasons
 
 
-def compile_step(objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, passes: str = "compiled") -> None:
+def compile_step(objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, passes: str = "auto") -> None:
     """Have the vocabulary loss and, if `body`, the blocks of student and teacher compiled when they are first used; on a CPU the teacher's weights
-    are packed too."""
-    objective.passes = passes
+    are packed too. passes: the vocabulary loss's kernel, "auto" is on a GPU the one in Triton (docs/PERFORMANCE.md), else torch.compile's."""
+    objective.passes = passes if passes != "auto" else "triton" if device.type == "cuda" else "compiled"
     if teacher is not None and device.type == "cpu":
         pack_linears(teacher.model)
     if body:

@@ -169,6 +169,8 @@ def make_engine(module: nn.Module, training: Training, *, accumulation: int, tot
         )
     if dtype == torch.float32 and not engine.zero_optimization():
         _make_skippable(optimizer)
+    if device.type == "cuda" and isinstance(engine.optimizer, BF16_Optimizer):
+        batch_gradients(engine.optimizer)
     engine.frozen_weights = frozen
     engine.parameter_names = names  # a group each: what its flat fp32 masters are cut by
     alone = torch.distributed.get_world_size() == 1
@@ -190,6 +192,31 @@ def _no_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     for holder in (*optimizer.state.values(), *optimizer.param_groups):  # apex counts in its groups
         if "step" in holder:
             holder["step"] *= 0  # a number, or a tensor of one
+
+
+def batch_gradients(optimizer: BF16_Optimizer) -> None:
+    """Have gradients copied into fp32, measured and clipped a group at a time. DeepSpeed does it a parameter at a time: five hundred kernels a step,
+    too small for a GPU, which waits for the host meanwhile."""
+
+    @torch.no_grad()
+    def update_hp_grads(clear_lp_grads: bool = False) -> None:
+        for group, wide, there in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, optimizer.fp32_groups_has_gradients, strict=True):
+            mine = [number for number, p in enumerate(group) if p.grad is not None]
+            into, low = [wide[number] for number in mine], [group[number].grad.reshape(-1) for number in mine]
+            new = [torch.empty_like(x) for x in into] if any(there) else into
+            torch._foreach_copy_(new, low)
+            if new is not into:
+                torch._foreach_add_(into, new)
+            for number in mine:
+                there[number], group[number]._hp_grad = True, wide[number]
+            if clear_lp_grads:
+                torch._foreach_zero_(low)
+
+    def get_grads_for_norm(for_clipping: bool = False):
+        whole = optimizer.fp32_groups_actual_gradients_flat
+        return whole if for_clipping else (whole, {})
+
+    optimizer.update_hp_grads, optimizer.get_grads_for_norm = update_hp_grads, get_grads_for_norm
 
 
 def _make_skippable(optimizer: torch.optim.Optimizer) -> None:
@@ -218,4 +245,7 @@ def backward(engine, loss: torch.Tensor) -> None:
     """engine.backward for a loss that is already divided by the global batch's counts."""
     # DeepSpeed 0.19 divides by the accumulation steps in a hook on the forward's output unless backward's own hook ran before it; on the very
     # same tensor (stage 0 in fp32, scale_wrt_gas=False) it runs after, so the gradient would be divided. A new tensor restores the order.
-    engine.backward(loss * 1.0, scale_wrt_gas=False)
+    scale = 1.0
+    if engine.fp16_enabled() and not engine.zero_optimization():
+        scale = engine.optimizer.loss_scale  # stage 0 divides its gradients by it, but DeepSpeed 0.19 multiplies the loss at the other stages only
+    engine.backward(loss * scale, scale_wrt_gas=False)

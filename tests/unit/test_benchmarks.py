@@ -117,9 +117,11 @@ def test_verdicts_follow_the_figures():
     found = nothing | {"checks": checks, "step_128": step, "head": head}
     numerics, goal, kernel = gpu_suite.verdicts(found)
     assert "all limits hold" in numerics and "1 of 2 not measured" in numerics
-    assert "650,000 tokens/s, 51 %: met" in goal and "1.20×" in kernel and "should be the default" in kernel
-    assert "not met" in gpu_suite.verdicts(found | {"step_128": step | {"engine": 5e5}})[1]
-    assert "stays the default" in gpu_suite.verdicts(found | {"head": {"milliseconds": {"fused_compiled": 10.5, "fused_triton": 10.0}}})[2]
+    assert "650,000 tokens/s and 51 % with 128 × 128 tokens a step (met, met)" in goal and "512" not in goal
+    assert "1.20×" in kernel and "it stays the default" in kernel
+    assert "(not met, not met)" in gpu_suite.verdicts(found | {"step_128": step | {"engine": 4.5e5}})[1]
+    head = {"milliseconds": {"fused_compiled": 10.5, "fused_triton": 10.0}}
+    assert "torch.compile should be the default" in gpu_suite.verdicts(found | {"head": head})[2]
     assert "DO NOT HOLD: varlen" in gpu_suite.verdicts(found | {"checks": checks | {"broken": ["varlen"]}})[0]
     rows = gpu_suite.summary_rows(found)
     assert rows[0]["tokens/s"] == 650_000 and rows[0]["share"] == "51 %" and rows[1]["tokens/s"] == "not measured: no time left"

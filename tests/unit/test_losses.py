@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.closed_form import relative, vocabulary_loss
 from benchmarks.machine import peak_bytes
-from ds_distill.losses import cosine_distance_sum, fused_vocabulary_loss
-from ds_distill.losses.vocabulary import forget_kept_memory
+from ds_distill.losses import cosine_distance_sum, fused_vocabulary_loss, vocabulary
+from ds_distill.losses.vocabulary import columns, forget_kept_memory
 from ds_distill.training.compiled import why_no_compile
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +97,25 @@ def test_triton(options, monkeypatch):
         check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes="triton", **options)
     check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes="triton", **options)
     check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, passes="triton", **options)
+
+
+@pytest.mark.parametrize("passes", ["torch", "compiled", "triton"])
+@pytest.mark.parametrize("options", [{}, {"kl_on": "masked", "chunk": 7}])
+def test_columns_that_are_no_tokens(passes, options, monkeypatch):
+    """As on a GPU, which has the logits' rows in whole 16 bytes."""
+    if passes == "compiled" and (reason := why_no_compile()):
+        pytest.skip(f"torch.compile: {reason}")
+    if passes == "triton":
+        pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU `python -m benchmarks.gpu_checks` runs it there")
+    monkeypatch.setattr(vocabulary, "columns", lambda tokens, device: columns(tokens, "cuda"))
+    assert columns(211, "cuda") == 256 and columns(30_522, "cuda") == 30_528 and columns(1000, "cuda") == 1000 and columns(211, "cpu") == 211
+    for padding, bias in ((False, True), (True, False)):
+        check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes=passes, **options)
+    check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes=passes, **options)
+    check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, passes=passes, **options)
+    forget_kept_memory()
 
 
 def test_triton_compiles_for_a_gpu():

@@ -52,7 +52,7 @@ def test_live_bytes_of_the_loss():
     assert live_bytes(10, 1000, 2, "cuda") == 10 * 1000 * (2 * 4 + 2 + 7 * 4)  # fp32 logits, and their gradient beside them
     assert live_bytes(10, 1000, 4, "cuda") == 10 * 1000 * (2 * 4 + 7 * 4)
     for size in (2, 4):
-        assert 0.9 * LIVE_BYTES < live_bytes(10**6, 30_522, size, "cpu") <= 1.2 * LIVE_BYTES
+        assert 0.9 * LIVE_BYTES["cpu"] < live_bytes(10**6, 30_522, size, "cpu") <= 1.2 * LIVE_BYTES["cpu"]
 
 
 def test_out_of_memory_says_what_to_lower():
