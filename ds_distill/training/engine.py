@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import deepspeed
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
 from ds_distill.console import say
@@ -238,6 +239,8 @@ def optimizer_step(engine) -> float | None:
     engine.step()
     if norm is None:
         norm = engine.get_global_grad_norm()
+        if norm is not None and isinstance(engine.optimizer, FP16_UnfusedOptimizer):
+            norm /= engine.optimizer.loss_scale  # it alone tells the norm of the scaled gradient
     return None if norm is None else float(norm)
 
 

@@ -1,18 +1,21 @@
 """One rank: the engine's step against benchmarks/reference.py, case after case. Prints a JSON line a case and accumulation on rank 0.
 
 Arguments, one a case: {"deepspeed": name in ds_configs/deepspeed, "dtype": "float32", "optimizer": "auto", "accumulations": [1, 2],
-"checkpointing": false, "freeze": false, "overflow": false}
+"checkpointing": false, "freeze": false, "overflow": false, "batched": false}
 """
 
+import contextlib
 import copy
 import json
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
 from transformers import BertConfig, BertForMaskedLM
 
@@ -23,7 +26,7 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint
 from ds_distill.training.compiled import compile_step
-from ds_distill.training.engine import backward, make_engine, optimizer_step, parameter_groups
+from ds_distill.training.engine import backward, batch_gradients, deepspeed_config, make_engine, optimizer_step, parameter_groups
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import start_distributed
 from ds_distill.training.weights import checkpoint_weights, master_weights
@@ -57,6 +60,17 @@ def random_bert() -> BertForMaskedLM:
 def relative(mine: dict, other: dict) -> float:
     difference = sum(float((mine[k].double() - other[k].double()).square().sum()) for k in other)
     return (difference / sum(float(other[k].double().square().sum()) for k in other)) ** 0.5
+
+
+@contextlib.contextmanager
+def fp16_on_a_cpu():
+    """DeepSpeed refuses it there, though all of it works; with a loss scale that nothing overflows at."""
+    config = lambda *arguments: (made := deepspeed_config(*arguments)) | {"fp16": made["fp16"] | {"initial_scale_power": 8}}  # noqa: E731
+    here = get_accelerator()
+    dtypes = [*here.supported_dtypes(), torch.float16]
+    with (mock.patch.object(here, "is_fp16_supported", lambda: True), mock.patch.object(here, "supported_dtypes", lambda: dtypes),
+          mock.patch("ds_distill.training.engine.deepspeed_config", config)):  # fmt: skip
+        yield
 
 
 def run_case(what: dict, rank: int, world: int) -> None:
@@ -95,6 +109,8 @@ def run_case(what: dict, rank: int, world: int) -> None:
         if what.get("checkpointing"):
             objective.model.gradient_checkpointing_enable()
         engine = make_engine(objective, recipe, accumulation=accumulation, total_steps=STEPS, device=torch.device("cpu"), dtype=dtype)
+        if what.get("batched"):
+            batch_gradients(engine.optimizer)
         loss_error, total_error, gradient_error, norm_error = 0.0, 0.0, None, None
         for step, (ids, labels, mask) in enumerate(batches()):
             counts = int(mask.sum()), int((labels >= 0).sum())
@@ -146,6 +162,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
 
 if __name__ == "__main__":
     place = start_distributed()
-    for case in sys.argv[1:]:
-        run_case(json.loads(case), *place)
+    for case in map(json.loads, sys.argv[1:]):
+        with fp16_on_a_cpu() if case.get("dtype") == "float16" else contextlib.nullcontext():
+            run_case(case, *place)
     deepspeed.comm.destroy_process_group()

@@ -21,6 +21,9 @@ OPTIONS = [
 BF16 = [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True} for stage in range(4)]
 BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "compiled": True}]
 BF16 += [{"deepspeed": f"zero{stage}", "dtype": "bfloat16", "overflow": True, "freeze": True} for stage in (0, 1, 3)]
+BF16 += [{"deepspeed": "zero1", "dtype": "bfloat16", "overflow": True, "freeze": True, "batched": True}]  # as on a GPU
+FP16 = [{"deepspeed": f"zero{stage}", "dtype": "float16"} for stage in range(4)]
+FP16 += [{"deepspeed": "zero0", "dtype": "float16", "optimizer": "torch"}]
 
 
 def rows_of(world: int, cases: list[dict]) -> list[dict]:
@@ -60,3 +63,9 @@ def test_bf16_follows_reference_and_keeps_fp32_masters():
         assert row["masters_beyond_16_bit"], row
         # an overflowed step changes neither weights nor schedule, and is counted
         assert row["overflow"] == [1, True, True], row
+
+
+def test_fp16_follows_reference():
+    for row in rows_of(1, FP16):
+        # a loss that is not scaled, as DeepSpeed's stage 0 leaves it, makes the norm 256 times too small
+        assert row["total"] <= 2e-3 and row["norm"] <= 5e-3 and row["change"] <= 0.1, row
