@@ -33,7 +33,7 @@ from ds_distill.recipe import Losses, Training
 from ds_distill.report import table
 from ds_distill.training.compiled import compile_step, why_no_compile
 from ds_distill.training.engine import backward, device_of_rank, make_engine, optimizer_step
-from ds_distill.training.kernels import build_fused_adam
+from ds_distill.training.kernels import build_fused_adam, first_line
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import start_distributed
 
@@ -242,7 +242,7 @@ def main() -> int:
                     break
         except Exception as error:  # one kernel that fails must not hide what the others do
             traceback.print_exc()
-            said = f"DOES NOT RUN: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+            said = f"DOES NOT RUN: {first_line(error)}"
             rows.append({"check": f"{check.__name__}, from here on", "error": None, "limit": "", "holds": said})
         if late:
             rows.append({"check": f"{check.__name__}, from here on, and later ones", "error": None, "limit": "", "holds": "not measured: no time left"})

@@ -1,7 +1,6 @@
 """What this machine has: versions, devices, and which fused kernels a run would use here, or why not."""
 
 import importlib.metadata
-import importlib.util
 import platform
 
 import psutil
@@ -10,7 +9,7 @@ import torch
 from ds_distill.data.prepare import cores
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.models.varlen import why_no_varlen
-from ds_distill.training.compiled import why_no_compile
+from ds_distill.training.compiled import why_no_compile, why_no_triton
 from ds_distill.training.kernels import is_built, why_no_apex, why_no_build
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "jsonargparse", "tensorboard", "apex", "triton")
@@ -46,11 +45,10 @@ def _devices() -> dict:
 def kernels() -> list[dict]:
     """Each fused kernel, whether a run here uses it, and why or why not."""
     cuda = torch.cuda.is_available()
-    no_gpu = None if cuda else "no GPU"
     no_build, no_compile = why_no_build(), why_no_compile()
-    no_varlen = why_no_varlen(torch.device("cuda" if cuda else "cpu"), torch.bfloat16)
+    device = torch.device("cuda" if cuda else "cpu")
+    no_varlen, no_triton = why_no_varlen(device, torch.bfloat16), why_no_triton(device)
     adam = no_build or ("compiled, in the cache" if is_built() else "will be compiled by the first run, about a minute")
-    triton = no_gpu or (None if importlib.util.find_spec("triton") else "triton is not installed")
     return [
         _row("DeepSpeed FusedAdam", no_build is None, adam + ("" if cuda else "; its C++ body on the CPU")),
         _row("torch fused AdamW", no_build is not None, "takes over where DeepSpeed's cannot be built; training.optimizer = torch chooses it"),
@@ -58,7 +56,7 @@ def kernels() -> list[dict]:
         _row("apex FusedLAMB, FusedLayerNorm", False, why_no_apex() or "installed; not used: torch's LayerNorm is fused too"),
         _row("fused vocabulary loss", True, "chunk by chunk" + (", GEMMs in 16 bit with fp32 results" if cuda else "")),
         _row("torch.compile", no_compile is None, no_compile or "one kernel a block of logits, in runs long enough to earn it back (training.compile)"),
-        _row("Triton", triton is None and no_compile is None, triton or "torch.compile writes the kernels of a GPU with it"),
+        _row("Triton", no_triton is None, no_triton or "the vocabulary loss's kernel on a GPU, and what torch.compile writes its own with"),
         _row("scaled-dot-product attention", True, "torch's flash kernel" + ("" if cuda else " for the CPU; with dropout its plain one")),
         _row("varlen attention", no_varlen is None, (f"{no_varlen}: a mask tells" if no_varlen else "the kernel tells") + " the documents of a packed "
              "block apart (data.attend_across_documents = false)" + ("" if no_varlen else "; a student with attention dropout has the mask")),

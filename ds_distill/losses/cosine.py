@@ -1,6 +1,3 @@
-import functools
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -19,9 +16,3 @@ def cosine_distance_sum(student_hidden: Tensor, teacher_hidden: Tensor, token_ma
     if token_mask is not None:
         distance = distance * token_mask
     return distance.sum()
-
-
-@functools.cache
-def compiled_cosine_distance_sum() -> Callable:
-    """The same as few kernels, for a GPU."""
-    return torch.compile(cosine_distance_sum)

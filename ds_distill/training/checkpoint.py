@@ -20,6 +20,7 @@ from ds_distill.training.reshape import make_universal, plain_path
 
 FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
 MANIFEST = "manifest.json"  # what cut it (stage, ranks, precision), the parameters of each group, and size and checksum of every file
+OPTIMIZERS = {"FP16_Optimizer": "deepspeed", "FP16_UnfusedOptimizer": "torch"}  # DeepSpeed's wrappers in 16 bit at stage 0 → whose optimizer they wrap
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's word → the recipe's
 _CHUNK = 2**24
 
@@ -60,7 +61,8 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
     files = {name: facts for part in from_every_rank(files) for name, facts in part.items()}
     if rank == 0:
         versions = {package: version(package) for package in ("torch", "deepspeed", "transformers")}
-        manifest = {"step": step, "shape": shape, "groups": engine.parameter_names, "versions": versions, "files": dict(sorted(files.items()))}
+        manifest = {"step": step, "shape": shape, "wrapper": type(engine.optimizer).__name__, "groups": engine.parameter_names, "versions": versions,
+                    "files": dict(sorted(files.items()))}  # fmt: skip
         with _full_disk_said(folder), open(partial / "state" / MANIFEST, "w") as file:
             file.write(json.dumps(manifest, indent=1) + "\n")
             file.flush()
@@ -170,8 +172,9 @@ def resume(engine, folder: Path) -> dict | None:
 
 def load(engine, path: Path) -> dict:
     """Collective: put the engine back to `path`; returns the state given to save. Another ZeRO stage (1 to 3) or number of ranks goes through
-    DeepSpeed's universal checkpoint. UserError where the precision differs, or stage 0 and another."""
-    now, before = _shape(engine), manifest_of(path)["shape"]
+    DeepSpeed's universal checkpoint. UserError where the precision differs, or stage 0 and another, or at stage 0 in 16 bit the optimizer."""
+    now, manifest = _shape(engine), manifest_of(path)
+    before, wrapper = manifest["shape"], OPTIMIZERS.get(manifest.get("wrapper"))
     if before["precision"] != now["precision"]:
         raise UserError(f"{path} was written with precision {before['precision']}, this run has {now['precision']}: go on with "
                         f"training.precision = {PRECISIONS[before['precision']]}, or choose another --output")  # fmt: skip
@@ -180,6 +183,9 @@ def load(engine, path: Path) -> dict:
         raise UserError(f"{path} was written with ZeRO stage {before['ZeRO stage']}, this run has {now['ZeRO stage']}; stages 1, 2 and 3 go on from "
                         "each other, stage 0 does not: go on with training.deepspeed = "
                         f"ds_configs/deepspeed/zero{before['ZeRO stage']}.json, or choose another --output")  # fmt: skip
+    if wrapper and wrapper != OPTIMIZERS.get(type(engine.optimizer).__name__):
+        raise UserError(f"{path} was written with {wrapper}'s optimizer, this run has another one, and in 16 bit at stage 0 neither reads the other's "
+                        f"state: go on with training.optimizer = {wrapper}, or choose another --output")  # fmt: skip
     kept = [{key: group[key] for key in ("weight_decay", "initial_lr") if key in group} for group in engine.optimizer.param_groups]
     if before == now or 0 in stages:  # stage 0 keeps everything on every rank
         loaded, state = _load(engine, path)

@@ -12,15 +12,15 @@ from ds_distill.models.families import family_of_type
 from ds_distill.models.packed import pack_linears
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
-from ds_distill.training.kernels import has_compiler
+from ds_distill.training.kernels import first_line, has_compiler
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import from_every_rank
 
 # Compiling pays where it saves more than this many seconds: on two CPU cores it takes 25 s at first (docs/PERFORMANCE.md). What it saves there, in
-# seconds: a logit, and a token and layer's element of the hidden state and score of attention, with dropout. A GPU's share of it is a guess.
+# seconds: a logit, and a token and layer's element of the hidden state and score of attention, with dropout. A GPU's share is the logit's, on an H100.
 PAYS = 40.0
 LOGIT, HIDDEN, SCORE = 6.5e-9, 28e-9, 20e-9
-GPU = 0.01
+GPU = 0.02
 
 
 @functools.cache
@@ -34,8 +34,17 @@ def why_no_compile() -> str | None:
         with torch.no_grad():
             torch.compile(lambda x: (x + 1).sum())(torch.zeros(64, device="cuda" if torch.cuda.is_available() else "cpu"))
     except Exception as error:  # compilers fail in as many ways as there are
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return first_line(error)
     return None
+
+
+def why_no_triton(device: torch.device) -> str | None:
+    """Why the vocabulary loss's kernel in Triton cannot run here, or None. It takes two seconds to compile, and so always pays."""
+    if device.type != "cuda":
+        return "no GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return None if has_compiler() else "no C++ compiler"
 
 
 def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
@@ -62,8 +71,10 @@ def compiles(training: Training, saved: float, device: torch.device) -> bool:
 
 
 def compile_step(objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, passes: str = "auto") -> None:
-    """Have the vocabulary loss and, if `body`, the blocks of student and teacher compiled when they are first used; on a CPU the teacher's weights
+    """Have the losses and, if `body`, the blocks of student and teacher compiled when they are first used; on a CPU the teacher's weights
     are packed too. passes: the vocabulary loss's kernel, "auto" is on a GPU the one in Triton (docs/PERFORMANCE.md), else torch.compile's."""
+    if device.type == "cuda":
+        objective.distance = torch.compile(objective.distance)
     objective.passes = passes if passes != "auto" else "triton" if device.type == "cuda" else "compiled"
     if teacher is not None and device.type == "cpu":
         pack_linears(teacher.model)

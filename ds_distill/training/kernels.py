@@ -18,6 +18,7 @@ from ds_distill.console import alive, say
 # The compiled files hold paths of the environment that built them: where two share torch's folder, each builds anew what the other built.
 if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix, "torch_extensions")))
+FAILED = "failed: "
 STALE_SECONDS = 900  # no build of one optimizer takes this long
 
 
@@ -56,7 +57,7 @@ def build_fused_adam() -> str | None:
             with contextlib.nullcontext() if built else alive("compiling"):
                 FusedAdamBuilder().load(verbose=False)
     except Exception as error:  # compilers fail in as many ways as there are; torch's own optimizer is at hand
-        return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        return first_line(error)
     return None
 
 
@@ -83,23 +84,39 @@ def _one_builds(folder: Path):
     """Hold the build in `folder`: alone while it is to be built, with others while it is only loaded. RuntimeError where another's build failed.
 
     torch's own lock, a file, outlives a process that was killed, and every later one would wait for it for ever. Here a process holds a lock that dies
-    with it: who has it alone, and is on the host of the one that had it so last, can be sure that a file left there is nobody's.
+    with it: who has it alone, and is on the host of the one that had it so last, can be sure that a file left there is nobody's. The lock's file says
+    which host that was, or why its build failed; of one that was killed it says the host.
     """
     lock = folder / "lock"
     with open(folder / "builder", "a+") as builder:
         loads = is_built() and not lock.exists()
         waited = _acquire(builder, fcntl.LOCK_SH if loads else fcntl.LOCK_EX)
         if not loads:
-            if waited and not is_built() and not lock.exists():  # one that is killed leaves its lock
-                raise RuntimeError("another process could not compile it")
             builder.seek(0)
+            last = builder.read()
+            if waited and last.startswith(FAILED):
+                raise RuntimeError(f"another process could not compile it: {last.removeprefix(FAILED)}")
             with contextlib.suppress(FileNotFoundError):
-                if builder.read() == socket.gethostname() or time.time() - lock.stat().st_mtime > STALE_SECONDS:
+                if last == socket.gethostname() or time.time() - lock.stat().st_mtime > STALE_SECONDS:
                     lock.unlink()
-            builder.truncate(0)
-            builder.write(socket.gethostname())
-            builder.flush()
-        yield
+            _write(builder, socket.gethostname())
+        try:
+            yield
+        except Exception as error:
+            if not loads:
+                _write(builder, FAILED + first_line(error))
+            raise
+
+
+def _write(builder, what: str) -> None:
+    builder.truncate(0)
+    builder.write(what)
+    builder.flush()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, shortened to a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _acquire(file, how: int) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ds_distill.losses import VocabularyProjection, compiled_cosine_distance_sum, cosine_distance_sum
+from ds_distill.losses import VocabularyProjection, cosine_distance_sum
 from ds_distill.models.families import family_of
 from ds_distill.recipe import Losses
 
@@ -22,7 +22,8 @@ class Objective(nn.Module):
         self.model = model
         self.losses = losses
         self.world_size = world_size
-        self.passes = "torch"  # of the losses: how the vocabulary's passes over its logits, see fused_vocabulary_loss
+        self.passes = "torch"  # how the vocabulary loss passes over its logits, see fused_vocabulary_loss
+        self.distance = cosine_distance_sum
         self.family = family_of(model)
         parent, name = self.family.decoder_parent_and_name(model)
         setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
@@ -86,8 +87,7 @@ class Objective(nn.Module):
         )
         cosine_sum = torch.zeros_like(kl_sum)
         if teacher and x.cosine:
-            distance = compiled_cosine_distance_sum() if self.passes != "torch" and hidden.is_cuda else cosine_distance_sum
-            cosine = distance(hidden if self.widen is None else self.widen(hidden), t_hidden, real_tokens)
+            cosine = self.distance(hidden if self.widen is None else self.widen(hidden), t_hidden, real_tokens)
             loss = loss + cosine * (scale * x.cosine / real)
             cosine_sum = cosine.detach()
         return loss, torch.stack([kl_sum, mlm_sum, cosine_sum])

@@ -1,6 +1,7 @@
 """One rank: train, save, go on; or load what another shape saved, and go on. Prints a JSON line {name: losses} on rank 0.
 
 Arguments: a folder; then "train STAGE DTYPE" or "load STAGE DTYPE NAME" for each case, NAME that of a case that trained (stage-dtype-ranks).
+"other" instead of "load": with torch's optimizer, which shall be refused.
 """
 
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ds_distill.errors import UserError
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
@@ -34,11 +36,18 @@ def main() -> None:
                 parameter.data.normal_(0, 0.2)
         micro = GLOBAL // world // (2 if kind == "train" else 1)
         recipe = Training(global_batch=GLOBAL, micro_batch=micro, learning_rate=1e-3, warmup=0.2, weight_decay=0.1,
-                          deepspeed=f"ds_configs/deepspeed/zero{stage}.json")  # fmt: skip
+                          optimizer="torch" if kind == "other" else "auto", deepspeed=f"ds_configs/deepspeed/zero{stage}.json")  # fmt: skip
         accumulation = GLOBAL // world // micro
         engine = make_engine(Objective(student, Losses(), world), recipe, accumulation=accumulation, total_steps=STEPS,
                              device=torch.device("cpu"), dtype=getattr(torch, dtype))  # fmt: skip
         key, first = f"{stage}-{dtype}-{world}", 0
+        if kind == "other":
+            try:
+                checkpoint.resume(engine, folder / name[0])
+            except UserError as error:
+                print(json.dumps({"case": f"{name[0]} other", "refused": str(error)}))
+            engine.destroy()
+            continue
         if name:
             first = checkpoint.resume(engine, folder / name[0])["step"]
             key = f"{name[0]} → {key}"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ds_distill.training.kernels import build_fused_adam
 from tests.start import run_ranks
 
 
@@ -31,3 +32,11 @@ def test_another_shape_goes_on_alike(tmp_path, record_property):
         tolerance = 1e-5 if "float32" in key else 2e-2
         assert row["losses"] == pytest.approx(origin["losses"], rel=tolerance), key
         assert row["rate"] == origin["rate"] and row["decays"] == origin["decays"] == [0.0, 0.1], key
+
+
+def test_another_optimizer_in_16_bit_at_stage_0_is_refused_in_a_sentence(tmp_path):
+    if reason := build_fused_adam():
+        pytest.skip(f"DeepSpeed's FusedAdam: {reason}")
+    rows = rows_of(1, tmp_path, ["train 0 bfloat16", "other 0 bfloat16 0-bfloat16-1"])
+    refused = rows["0-bfloat16-1 other"]["refused"]
+    assert "was written with deepspeed's optimizer" in refused and "training.optimizer = deepspeed" in refused

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import time
 
@@ -77,10 +78,25 @@ def test_a_build_that_failed_is_not_tried_by_every_rank(folder, waiting):
         try:
             with kernels._one_builds(folder):
                 until(lambda: len(waiting()) == 2)
+                raise RuntimeError("no such header")
         except RuntimeError as error:
-            raise SystemExit(3 if "another process could not compile it" in str(error) else 1) from None
+            raise SystemExit({"no such header": 0, "another process could not compile it: no such header": 3}.get(str(error), 1)) from None
 
     assert exits_of(build, 3) == [0, 3, 3]
+    with kernels._one_builds(folder):
+        assert (folder / "builder").read_text() == socket.gethostname(), "who did not wait for it tries again"
+
+
+def test_a_build_that_was_killed_before_it_began_did_not_fail(folder, waiting):
+    def build() -> None:
+        with kernels._one_builds(folder):
+            if not (folder / "first").exists():
+                (folder / "first").touch()
+                until(lambda: len(waiting()) == 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            (folder / "fused_adam.so").touch()
+
+    assert exits_of(build, 3) == [-signal.SIGKILL, 0, 0]
 
 
 def test_a_live_loaders_lock_is_left_alone(folder, waiting):
