@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -183,13 +184,20 @@ def run_study(study: Study, output: Path) -> dict:
 
 
 def _run(words: list[str]) -> int:
-    """Its exit status. launch.sh takes this Python, unless told otherwise."""
+    """Its exit status. launch.sh takes this Python, unless told otherwise. UserError where SIGTERM, which is passed on, ended it."""
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={"DS_DISTILL_PYTHON": sys.executable, **os.environ})
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: (asked.append(number), process.terminate()))
     try:
-        return process.wait()
+        status = process.wait()
     except KeyboardInterrupt:  # it has been asked as well, and saves before it ends
         process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if asked:
+        raise UserError("study: ended by SIGTERM; the same command goes on from there")
+    return status
 
 
 def _only_more(before, now) -> bool:
