@@ -230,23 +230,21 @@ def main() -> int:
     began = time.monotonic()
     start_distributed()
     device = device_of_rank()
-    peak, rows, late = square_gemm(device), [], False
+    peak, rows = square_gemm(device), []
     for check in CHECKS:
+        if time.monotonic() - began > args.seconds:
+            rows.append({"check": f"{check.__name__}, and what follows it", "error": None, "limit": "", "holds": "not measured: no time left"})
+            break
         torch._dynamo.reset()  # a check's kinds of input are no later one's reason to fall back to eager
         try:
             for what, error, limit, why in check(device):
                 said = f"not measured: {why}" if error is None else "holds" if error <= limit else "DOES NOT HOLD"
                 rows.append({"check": what, "error": None if error is None else f"{error:.1e}", "limit": f"{limit:.0e}", "holds": said})
                 print(f"{time.monotonic() - began:5.0f} s  {what}: {rows[-1]['error']}, {said}", file=sys.stderr)
-                if late := time.monotonic() - began > args.seconds:
-                    break
         except Exception as error:  # one kernel that fails must not hide what the others do
             traceback.print_exc()
             said = f"DOES NOT RUN: {first_line(error)}"
             rows.append({"check": f"{check.__name__}, from here on", "error": None, "limit": "", "holds": said})
-        if late:
-            rows.append({"check": f"{check.__name__}, from here on, and later ones", "error": None, "limit": "", "holds": "not measured: no time left"})
-            break
     print(table(rows, {"check": "check", "error": "error", "limit": "limit", "holds": ""}) + "\n")
     broken = [row["check"] for row in rows if row["holds"].startswith("DOES")]
     print(json.dumps({"machine": describe(device), "device": device.type, "square_gemm": peak, "checks": rows, "broken": broken}))

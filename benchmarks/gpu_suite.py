@@ -33,7 +33,7 @@ FEW = ("--only", "engine", "--repeats", "10")
 
 # name, what it is, arguments; in the order of importance
 PARTS = (
-    ("checks", "numerics of every kernel, ZeRO 0–3, fp32, bf16, fp16", ("benchmarks.gpu_checks", "--seconds", str(LONGEST - 20))),
+    ("checks", "numerics of every kernel, ZeRO 0–3, fp32, bf16, fp16", ("benchmarks.gpu_checks", "--seconds", str(LONGEST - 60))),
     ("step_128", "step, 128 × 128 tokens", (*STEP, *AT_128, "--only", "reference_bf16", "plain_loop", "engine", "gemms", "--profile")),
     ("large", "step, 512 × 128 tokens", (*STEP, "--sequences", "512", "--length", "128", *FEW)),
     ("head", "vocabulary loss, 16,384 tokens: its bodies, its products, its memory",
@@ -56,7 +56,7 @@ def rehearsed(arguments: tuple[str, ...]) -> list[str]:
     """The same command, small enough for a CPU and in its precisions."""
     small = [SMALL.get(before, argument) for before, argument in zip(("", *arguments), arguments, strict=False)]
     small += ["--vocabulary", "2000"] if arguments[0] != "benchmarks.gpu_checks" else []
-    return [{"fp16": "bf16", "triton": "compiled"}.get(argument, argument) for argument in small if argument != "--triton"]
+    return [{"fp16": "bf16"}.get(argument, argument) for argument in small if argument != "--triton"]
 
 
 def run(arguments: list[str], seconds: float) -> dict:

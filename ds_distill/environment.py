@@ -55,7 +55,7 @@ def kernels() -> list[dict]:
         _row("apex FusedAdam", False, why_no_apex() or "installed; training.optimizer = apex chooses it"),
         _row("apex FusedLAMB, FusedLayerNorm", False, why_no_apex() or "installed; not used: torch's LayerNorm is fused too"),
         _row("fused vocabulary loss", True, "chunk by chunk" + (", GEMMs in 16 bit with fp32 results" if cuda else "")),
-        _row("torch.compile", no_compile is None, no_compile or "one kernel a block of logits, in runs long enough to earn it back (training.compile)"),
+        _row("torch.compile", no_compile is None, no_compile or "what lies between matrix products, where a run earns it back (training.compile)"),
         _row("Triton", no_triton is None, no_triton or "the vocabulary loss's kernel on a GPU, and what torch.compile writes its own with"),
         _row("scaled-dot-product attention", True, "torch's flash kernel" + ("" if cuda else " for the CPU; with dropout its plain one")),
         _row("varlen attention", no_varlen is None, (f"{no_varlen}: a mask tells" if no_varlen else "the kernel tells") + " the documents of a packed "

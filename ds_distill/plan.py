@@ -21,7 +21,7 @@ from ds_distill.models.packed import packed_bytes
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, teacher_dtype
 from ds_distill.recipe import Recipe, Training
-from ds_distill.training.compiled import compile_step, compiles, seconds_saved, why_no_compiled_body
+from ds_distill.training.compiled import choose_kernels
 from ds_distill.training.engine import device_of_rank, precision_of, zero_of
 from ds_distill.training.forecast import GIB, activation_line, flops_a_token, memory
 from ds_distill.training.objective import Objective
@@ -84,11 +84,9 @@ class Forecast:
     def rate(self, micro_batch: int, tokens: float) -> float:
         """Tokens a second and rank, measured: forward and backward of two micro-batches of random tokens; the optimizer's step is left out.
         tokens: a rank's, of the whole run; they decide whether it compiles."""
-        saved = seconds_saved(self.recipe, self.student.config, tokens, self.length, self.taught, self.device)
         objective = Objective(copy.deepcopy(self.student).to(self.device), self.recipe.losses, 1, self.teacher.config.hidden_size)
         frozen = Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype)) if self.taught else None
-        if compiles(self.recipe.training, saved, self.device):
-            compile_step(objective, frozen, self.device, body=why_no_compiled_body(self.recipe, self.stage) is None)
+        choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
         ids = torch.randint(self.student.config.vocab_size // 2, self.student.config.vocab_size, (micro_batch, self.length), device=self.device)
         labels = torch.where(torch.rand(ids.shape, device=self.device) < self.recipe.data.mask_probability, ids, -100)
         objective.to(self.dtype)

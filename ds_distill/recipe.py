@@ -68,6 +68,7 @@ class Training:
         precision: "auto": bf16 on CUDA, on CPU bf16 where a probe shows it faster, else fp32.
         optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once an environment, about a minute), else torch's fused AdamW.
         compile: Whether torch.compile makes kernels of what lies between the matrix products: "auto" where the run is long enough to earn it back.
+            On a GPU the vocabulary loss has its kernel in Triton either way, but with "off".
         deepspeed: Path of a DeepSpeed JSON (ds_configs/deepspeed/), which owns zero_optimization only. Without one ZeRO stage 0 in fp32 and
             stage 1 in 16 bit, where it is faster even on one rank.
         gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.

@@ -185,9 +185,18 @@ def run_study(study: Study, output: Path) -> dict:
 
 def _run(words: list[str]) -> int:
     """Its exit status. launch.sh takes this Python, unless told otherwise. UserError where SIGTERM, which is passed on, ended it."""
+    asked, started = [], []
+
+    def end(number: int, _) -> None:
+        asked.append(number)
+        for process in started:
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, end)
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={"DS_DISTILL_PYTHON": sys.executable, **os.environ})
-    asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: (asked.append(number), process.terminate()))
+    started.append(process)
+    if asked:
+        process.terminate()
     try:
         status = process.wait()
     except KeyboardInterrupt:  # it has been asked as well, and saves before it ends

@@ -66,6 +66,7 @@ def _kernel(z_at, t_at, bias_at, t_bias_at, target_at, kl_mask_at, mlm_mask_at, 
     factor = tl.load(kl_factor_at)
     log_sum, t_log_sum = tl.log2(soft_total), tl.log2(t_total)
     kl = tl.zeros((block,), tl.float32)
+    tl.debug_barrier()  # slope may be z, and every warp reads the target's logit
     end = (width - 1) // block * block
     for start in range(0, width, block):
         at = end - start + columns

@@ -103,14 +103,15 @@ def _blocks(z: Tensor, whole: bool) -> Iterator[slice]:
     return (slice(first, first + rows) for first in range(0, len(z), rows))
 
 
-def live_bytes(rows: int, vocabulary: int, element_size: int, device: str) -> int:
-    """The most bytes that the chunks of `rows` tokens hold at once, beside the gradients of hidden states and weights. device: its type."""
+def live_bytes(rows: int, vocabulary: int, element_size: int, device: str, passes: str = "torch") -> int:
+    """The most bytes that the chunks of `rows` tokens hold at once, beside hidden states, weights and their gradients. device: its type."""
     rows = min(rows, _chunk(rows, vocabulary, element_size, device))
-    return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * TEMPORARIES[device]
+    temporaries = TEMPORARIES[device] if passes == "torch" else 0
+    return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * temporaries
 
 
 def forget_kept_memory() -> None:
-    """Give back the memory of logits, up to LIVE_BYTES, that this thread keeps for its next call on a CPU."""
+    """Give back the memory of logits, up to LIVE_BYTES["cpu"], that this thread keeps for its next call on a CPU."""
     _kept.__dict__.clear()
 
 
@@ -129,7 +130,7 @@ class _Logits:
     """hidden [N, H] · weightᵀ [H, V] chunk by chunk, without the bias: fp32 from 16-bit inputs on a GPU, their own dtype on a CPU; [n, columns].
 
     torch's CPU GEMM has no fp32 result for bf16 inputs at bf16's rate; rounded logits put 1 % of noise into the gradient at |z| = 20
-    (docs/PERFORMANCE.md). bias: to be added to them, in their dtype or a smaller one; None where there is nothing to add.
+    (docs/PERFORMANCE.md). bias: to be added to them, at least fp32 on a CPU, as it was given on a GPU; None where there is nothing to add.
     """
 
     def __init__(self, model: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, chunk: int) -> None:
@@ -138,7 +139,7 @@ class _Logits:
         self.bias = bias if bias is None or hidden.is_cuda else bias.to(wide)
         if more:
             weight = torch.nn.functional.pad(weight, (0, 0, 0, more))
-            bias = weight.new_zeros(vocabulary) if bias is None else self.bias
+            bias = weight.new_zeros(vocabulary, dtype=weight.dtype if hidden.is_cuda else wide) if bias is None else self.bias
             self.bias = torch.nn.functional.pad(bias, (0, more), value=LOWEST.get(bias.dtype, -1e30))
         self.hidden, self.weight = (hidden, weight) if same else (hidden.to(wide), weight.to(wide))
         self.options = {"out_dtype": wide} if hidden.is_cuda and same and hidden.dtype != wide else {}

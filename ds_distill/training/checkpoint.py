@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from safetensors.torch import save_file
 
 from ds_distill.console import say
@@ -20,7 +22,6 @@ from ds_distill.training.reshape import make_universal, plain_path
 
 FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
 MANIFEST = "manifest.json"  # what cut it (stage, ranks, precision), the parameters of each group, and size and checksum of every file
-OPTIMIZERS = {"FP16_Optimizer": "deepspeed", "FP16_UnfusedOptimizer": "torch"}  # DeepSpeed's wrappers in 16 bit at stage 0 → whose optimizer they wrap
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's word → the recipe's
 _CHUNK = 2**24
 
@@ -61,7 +62,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
     files = {name: facts for part in from_every_rank(files) for name, facts in part.items()}
     if rank == 0:
         versions = {package: version(package) for package in ("torch", "deepspeed", "transformers")}
-        manifest = {"step": step, "shape": shape, "wrapper": type(engine.optimizer).__name__, "groups": engine.parameter_names, "versions": versions,
+        manifest = {"step": step, "shape": shape, "optimizer": _optimizer(engine), "groups": engine.parameter_names, "versions": versions,
                     "files": dict(sorted(files.items()))}  # fmt: skip
         with _full_disk_said(folder), open(partial / "state" / MANIFEST, "w") as file:
             file.write(json.dumps(manifest, indent=1) + "\n")
@@ -84,6 +85,13 @@ def _shape(engine) -> dict:
     """What DeepSpeed's files of a checkpoint are cut by."""
     precision = str(next(engine.module.parameters()).dtype).removeprefix("torch.")
     return {"ZeRO stage": engine.zero_optimization_stage(), "ranks": torch.distributed.get_world_size(), "precision": precision}
+
+
+def _optimizer(engine) -> str | None:
+    """Whose Adam it is, in the recipe's word, where its state is its own: in 16 bit at stage 0. Else None."""
+    if engine.zero_optimization() or not isinstance(engine.optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer)):
+        return None
+    return type(engine.optimizer.optimizer).__module__.partition(".")[0]
 
 
 def _check_room(engine, folder: Path) -> None:
@@ -174,7 +182,7 @@ def load(engine, path: Path) -> dict:
     """Collective: put the engine back to `path`; returns the state given to save. Another ZeRO stage (1 to 3) or number of ranks goes through
     DeepSpeed's universal checkpoint. UserError where the precision differs, or stage 0 and another, or at stage 0 in 16 bit the optimizer."""
     now, manifest = _shape(engine), manifest_of(path)
-    before, wrapper = manifest["shape"], OPTIMIZERS.get(manifest.get("wrapper"))
+    before, optimizer = manifest["shape"], manifest.get("optimizer")
     if before["precision"] != now["precision"]:
         raise UserError(f"{path} was written with precision {before['precision']}, this run has {now['precision']}: go on with "
                         f"training.precision = {PRECISIONS[before['precision']]}, or choose another --output")  # fmt: skip
@@ -183,9 +191,9 @@ def load(engine, path: Path) -> dict:
         raise UserError(f"{path} was written with ZeRO stage {before['ZeRO stage']}, this run has {now['ZeRO stage']}; stages 1, 2 and 3 go on from "
                         "each other, stage 0 does not: go on with training.deepspeed = "
                         f"ds_configs/deepspeed/zero{before['ZeRO stage']}.json, or choose another --output")  # fmt: skip
-    if wrapper and wrapper != OPTIMIZERS.get(type(engine.optimizer).__name__):
-        raise UserError(f"{path} was written with {wrapper}'s optimizer, this run has another one, and in 16 bit at stage 0 neither reads the other's "
-                        f"state: go on with training.optimizer = {wrapper}, or choose another --output")  # fmt: skip
+    if optimizer and optimizer != _optimizer(engine):
+        raise UserError(f"{path} was written with {optimizer}'s optimizer, this run has {_optimizer(engine)}'s; in 16 bit at stage 0 neither reads "
+                        f"the other's state: go on with training.optimizer = {optimizer}, or choose another --output")  # fmt: skip
     kept = [{key: group[key] for key in ("weight_decay", "initial_lr") if key in group} for group in engine.optimizer.param_groups]
     if before == now or 0 in stages:  # stage 0 keeps everything on every rank
         loaded, state = _load(engine, path)

@@ -17,7 +17,7 @@ from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import from_every_rank
 
 # Compiling pays where it saves more than this many seconds: on two CPU cores it takes 25 s at first (docs/PERFORMANCE.md). What it saves there, in
-# seconds: a logit, and a token and layer's element of the hidden state and score of attention, with dropout. A GPU's share is the logit's, on an H100.
+# seconds: a logit, and a token and layer's element of the hidden state and score of attention, with dropout. A GPU's share of the latter is a guess.
 PAYS = 40.0
 LOGIT, HIDDEN, SCORE = 6.5e-9, 28e-9, 20e-9
 GPU = 0.02
@@ -39,12 +39,8 @@ def why_no_compile() -> str | None:
 
 
 def why_no_triton(device: torch.device) -> str | None:
-    """Why the vocabulary loss's kernel in Triton cannot run here, or None. It takes two seconds to compile, and so always pays."""
-    if device.type != "cuda":
-        return "no GPU"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    return None if has_compiler() else "no C++ compiler"
+    """Why the vocabulary loss's kernel in Triton cannot run here, or None. Triton compiles as torch.compile does, which writes its kernels with it."""
+    return why_no_compile() if device.type == "cuda" else "no GPU"
 
 
 def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
@@ -53,11 +49,11 @@ def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
 
 
 def seconds_saved(recipe: Recipe, student: PretrainedConfig, tokens: float, length: int, taught: bool, device: torch.device) -> float:
-    """What compiling spares a run of `tokens` tokens a rank in sequences of `length`, roughly."""
+    """What compiling spares a run of `tokens` tokens a rank in sequences of `length`, roughly. The logits' kernel is Triton's on a GPU, either way."""
     depth, heads, hidden, _, _ = family_of_type(student.model_type).measures(student)
     body = depth * (HIDDEN * hidden + SCORE * heads * length) * (1.0 if recipe.training.dropout else 0.25)
     logits = student.vocab_size * rows_of_logits(recipe, tokens, taught)
-    return (logits * LOGIT + tokens * body) * (1.0 if device.type == "cpu" else GPU)
+    return logits * LOGIT + tokens * body if device.type == "cpu" else tokens * body * GPU
 
 
 def compiles(training: Training, saved: float, device: torch.device) -> bool:
@@ -68,6 +64,19 @@ def compiles(training: Training, saved: float, device: torch.device) -> bool:
     if reasons:
         say(f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, slower; training.compile = off is silent")
     return not reasons
+
+
+def choose_kernels(objective: Objective, teacher: Teacher | None, recipe: Recipe, tokens: float, *, length: int, stage: int,
+                   device: torch.device) -> bool:  # fmt: skip
+    """Collective: compile the step where that pays in a run of `tokens` tokens a rank, and return whether; the vocabulary loss's kernel in Triton takes
+    two seconds to compile and always pays."""
+    saved = seconds_saved(recipe, objective.model.config, tokens, length, teacher is not None, device)
+    if compiles(recipe.training, saved, device):
+        compile_step(objective, teacher, device, body=why_no_compiled_body(recipe, stage) is None)
+        return True
+    if recipe.training.compile != "off" and why_no_triton(device) is None:
+        objective.passes = "triton"
+    return False
 
 
 def compile_step(objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, passes: str = "auto") -> None:

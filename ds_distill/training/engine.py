@@ -202,22 +202,36 @@ def batch_gradients(optimizer: BF16_Optimizer) -> None:
     @torch.no_grad()
     def update_hp_grads(clear_lp_grads: bool = False) -> None:
         for group, wide, there in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, optimizer.fp32_groups_has_gradients, strict=True):
-            mine = [number for number, p in enumerate(group) if p.grad is not None]
-            into, low = [wide[number] for number in mine], [group[number].grad.reshape(-1) for number in mine]
-            new = [torch.empty_like(x) for x in into] if any(there) else into
-            torch._foreach_copy_(new, low)
-            if new is not into:
-                torch._foreach_add_(into, new)
-            for number in mine:
-                there[number], group[number]._hp_grad = True, wide[number]
-            if clear_lp_grads:
-                torch._foreach_zero_(low)
+            first = not any(there)
+            for mine in _pieces(group):
+                into, low = [wide[number] for number in mine], [group[number].grad for number in mine]
+                new = into if first else [torch.empty_like(x) for x in into]
+                torch._foreach_copy_(new, [x.reshape(-1) for x in low])
+                if not first:
+                    torch._foreach_add_(into, new)
+                for number in mine:
+                    there[number], group[number]._hp_grad = True, wide[number]
+                if clear_lp_grads:
+                    torch._foreach_zero_(low)
 
     def get_grads_for_norm(for_clipping: bool = False):
         whole = optimizer.fp32_groups_actual_gradients_flat
         return whole if for_clipping else (whole, {})
 
     optimizer.update_hp_grads, optimizer.get_grads_for_norm = update_hp_grads, get_grads_for_norm
+
+
+def _pieces(group: list[nn.Parameter]) -> Iterator[list[int]]:
+    """Numbers of the parameters that have a gradient, some 64 MB of fp32 at a time."""
+    piece, elements = [], 0
+    for number, p in enumerate(group):
+        if p.grad is not None:
+            piece, elements = [*piece, number], elements + p.numel()
+        if elements >= 2**24:
+            yield piece
+            piece, elements = [], 0
+    if piece:
+        yield piece
 
 
 def _make_skippable(optimizer: torch.optim.Optimizer) -> None:
@@ -236,12 +250,11 @@ def optimizer_step(engine) -> float | None:
         # alone here DeepSpeed computes the norm for clipping and throws it away
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
         engine.optimizer.overflow = not math.isfinite(norm)
+    scale = engine.optimizer.loss_scale if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else 1.0  # it alone tells the scaled gradient's norm
     engine.step()
     if norm is None:
         norm = engine.get_global_grad_norm()
-        if norm is not None and isinstance(engine.optimizer, FP16_UnfusedOptimizer):
-            norm /= engine.optimizer.loss_scale  # it alone tells the norm of the scaled gradient
-    return None if norm is None else float(norm)
+    return None if norm is None else float(norm) / scale
 
 
 def backward(engine, loss: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ds_distill.losses.vocabulary import live_bytes
+from ds_distill.losses.vocabulary import columns, live_bytes
 from ds_distill.models.families import family_of, family_of_type
 from ds_distill.recipe import Training
 
@@ -68,7 +68,10 @@ def memory(
     bucket = int(training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", 5e8))
     config = student.config
     rows, width = training.micro_batch * length, family_of(student).measures(config)[2]
-    loss = live_bytes(rows, config.vocab_size, size, device) + 4 * rows * width + 4 * config.vocab_size * width
+    passes = "torch" if device == "cpu" or training.compile == "off" else "triton"  # compiled, a CPU's temporaries are spared: not relied on
+    loss = live_bytes(rows, config.vocab_size, size, device, passes) + 4 * rows * width + 4 * config.vocab_size * width
+    if (wider := columns(config.vocab_size, device)) != config.vocab_size:
+        loss += 2 * size * wider * width  # copies of both weights
     # measured on CPUs: from stage 2 on what holds a bucket is there in the next forward too
     buffers = min(bucket, trained) * 4.0 if stage else 0.0
     kept = (gradients if accumulation > 1 else 0.0) + (buffers if stage >= 2 else 0.0)

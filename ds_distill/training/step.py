@@ -8,7 +8,7 @@ from ds_distill.models.families import head_size
 from ds_distill.models.teacher import Teacher
 from ds_distill.models.varlen import use_varlen, why_no_varlen
 from ds_distill.recipe import Recipe
-from ds_distill.training.compiled import compile_step, compiles, seconds_of_compiling, seconds_saved, why_no_compiled_body, why_no_triton
+from ds_distill.training.compiled import choose_kernels, seconds_of_compiling
 from ds_distill.training.engine import backward, make_engine, optimizer_step, zero_of
 from ds_distill.training.objective import Objective
 
@@ -26,13 +26,9 @@ class Step:
         """Collective. teacher: None for masked-LM only. steps: of the whole run, which the schedule ends with and compiling has to pay back within.
         length: of a sequence, tokens; documents: whether the batches say where their documents start, since these do not see each other."""
         t, ranks = recipe.training, torch.distributed.get_world_size()
-        saved = seconds_saved(recipe, objective.model.config, steps * t.global_batch * length / ranks, length, teacher is not None, device)
-        self._compiled_before = None
-        if compiles(t, saved, device):
-            self._compiled_before = seconds_of_compiling()
-            compile_step(objective, teacher, device, body=why_no_compiled_body(recipe, zero_of(t, dtype)["stage"]) is None)
-        elif t.compile != "off" and why_no_triton(device) is None:
-            objective.passes = "triton"
+        tokens, stage = steps * t.global_batch * length / ranks, zero_of(t, dtype)["stage"]
+        compiled = choose_kernels(objective, teacher, recipe, tokens, length=length, stage=stage, device=device)
+        self._compiled_before = seconds_of_compiling() if compiled else None
         models = (objective.model, *([teacher.model] if teacher is not None else []))
         self.varlen = documents and all(why_no_varlen(device, dtype, head_size(model)) is None for model in models)
         for model in models if self.varlen else ():
