@@ -10,9 +10,9 @@ from ds_distill.losses.vocabulary import columns
 from ds_distill.models.families import family_of_type
 
 
-def products(config: PretrainedConfig, sequences: int, length: int, device: str = "cpu", *, trained: bool) -> list[tuple[Callable, int]]:
+def products(config: PretrainedConfig, sequences: int, length: int, device: str, *, trained: bool) -> list[tuple[Callable, int]]:
     """(product, how often) of a masked-LM model's forward and, if trained, backward: x · wᵀ, g · w and gᵀ · x of its linear layers, and
-    attention's batched [B · heads, L, d]. A product, given a function that makes a tensor of a shape, returns what multiplies."""
+    attention's batched [B · heads, L, d]. A product, given a function that makes a tensor of a shape, returns what multiplies. device: its type."""
     depth, heads, hidden, feed_forward, _ = family_of_type(config.model_type).measures(config)
     tokens, vocabulary, size = sequences * length, columns(config.vocab_size, device), hidden // heads
     linears = [(hidden, hidden, 4 * depth + 1), (hidden, feed_forward, depth), (feed_forward, hidden, depth), (hidden, vocabulary, 1)]

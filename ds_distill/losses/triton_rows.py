@@ -12,7 +12,7 @@ BLOCK, WARPS = 8192, 16
 
 @triton.jit
 def _logits(products_at, bias_at, at, inside, biased: tl.constexpr, last: tl.constexpr):
-    """fp32 logits at the columns `at` of a row, −∞ where not inside."""
+    """fp32 logits at the columns `at` of a row, −∞ where not inside. last: nobody reads them again, the GPU's cache may forget them."""
     x = tl.load(products_at + at, inside, float("-inf"), eviction_policy="evict_first" if last else "").to(tl.float32)
     if biased:
         x += tl.load(bias_at + at, inside, 0.0).to(tl.float32)

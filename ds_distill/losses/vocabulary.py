@@ -16,7 +16,7 @@ from ds_distill.losses.rows import TEMPORARIES, passes_of
 # large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak; a GPU also reads and writes the weight's gradient once a chunk
 LIVE_BYTES = {"cpu": 240 * 2**20, "cuda": 768 * 2**20}
 BLOCK = {"cpu": 2**21, "cuda": 2**25}  # logits of one call of row_losses: a CPU finds them in its cache again, a GPU wants to be filled
-LOWEST = {torch.float16: -65504.0}  # and else −1e30, the logit of a column that is no token: no probability, and finite, so that 0 times it is 0
+LOWEST = {torch.float16: -65504.0}  # bias of a column that is no token, else −1e30: no probability, and finite, so that 0 times its logit is 0
 TILE = 128  # rows
 _kept = threading.local()  # on a CPU, by model: the logits' memory, from one step to the next; fresh pages for it cost as much as a pass over them
 

@@ -5,7 +5,6 @@ import json
 import math
 import multiprocessing
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from ds_distill.finetune.study import Study, _run, steps_of
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
 from ds_distill.tasks.metrics import best_threshold, exact_match, normalised, overlap_f1, scores
+from tests.start import wait_for
 
 
 def logits(classes):
@@ -264,8 +264,7 @@ time.sleep(60)
 
     process = multiprocessing.get_context("fork").Process(target=study)
     process.start()
-    while not (tmp_path / "ready").exists():
-        time.sleep(0.01)
+    wait_for((tmp_path / "ready").exists)
     process.terminate()
     process.join(60)
     assert process.exitcode == 5 and (tmp_path / "saved").exists()
