@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
-from ds_distill.console import progress, say
 from ds_distill.errors import UserError, did_you_mean
+from ds_distill.finetune.schedule import Step, folder_of, run_steps
 from ds_distill.finetune.settings import Tuning
 from ds_distill.recipe import Recipe
 from ds_distill.tasks.catalog import TASKS, task_of
@@ -34,7 +29,8 @@ TOKENS = READ[:4]  # what decides the tokens of a text; the seed, which of its d
 class Study:
     """A plan. students: a name → the dotted settings in which it differs from the recipe `base`. teacher_too: fine-tune the teacher as well.
     second: students that are also fine-tuned with the fine-tuned teacher. tuning: settings of every fine-tuning, by name; a task's under its name.
-    launch: the command that a distillation is started with, several processes or hosts of it; empty: this process's Python."""
+    launch: the command that a distillation is started with, several processes or hosts of it; empty: this process's Python. jobs: steps side by side,
+    but for a distillation that `launch` starts."""
 
     base: str
     teacher: str
@@ -48,6 +44,7 @@ class Study:
     second: list[str] = field(default_factory=list)
     tuning: dict = field(default_factory=dict)
     launch: str = ""
+    jobs: int = 1
 
     def tuning_of(self, task: str) -> dict:
         """The settings of a task's fine-tunings."""
@@ -93,57 +90,36 @@ class Study:
             starter = shlex.split(self.launch)
         except ValueError as error:
             raise UserError(f"--launch {self.launch}: {error}") from None
+        if self.jobs < 1:
+            raise UserError(f"--jobs {self.jobs}: how many steps run side by side, 1 or more")
         if starter and not shutil.which(starter[0]):
             raise UserError(f"--launch {self.launch}: no such command; ./launch.sh is this project's, for all GPUs of a machine")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of a study. needs: folders whose summary tells where the model (and the teacher) is that it starts from."""
-
-    what: str
-    output: Path
-    words: tuple[str, ...]
-    model: str | Path | None = None
-    teacher: Path | None = None
-
-    def command(self) -> list[str]:
-        """As it is typed; what earlier steps made is looked up now."""
-        own = ["--model", str(_made(self.model))] if self.model else []
-        return [*self.words, *own, *(["--teacher", str(_made(self.teacher))] if self.teacher else []), "--output", str(self.output)]
-
-
-def _made(where: str | Path) -> str | Path:
-    return json.loads((where / "summary.json").read_text())["export"] if isinstance(where, Path) else where
-
-
-def folder_of(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def steps_of(study: Study, output: Path) -> list[Step]:
     """What is to be done, in order. Students that read text the same way share its tokens."""
     recipe, corpus, tokens = ("--config", study.base), ("--corpus", *study.corpus), output / "tokens"
     heldout = ("--heldout", *study.heldout) if study.heldout else ()
-    steps, shared = [], [name for name, changes in study.students.items() if not any(key in TOKENS for key in changes)]
+    shared = [name for name, changes in study.students.items() if not any(key in TOKENS for key in changes)]
+    unread = any(not (output / "students" / folder_of(name) / "summary.json").is_file() for name in shared)
+    steps = [Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base)))] if unread else []
     for name, changes in study.students.items():
         settings = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
         text = ("--tokens", str(tokens)) if name in shared else corpus
         steps.append(Step(f"distil {name}", output / "students" / folder_of(name),
-                          ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings)))  # fmt: skip
-    if any(not (output / "students" / folder_of(name) / "summary.json").is_file() for name in shared):
-        steps.insert(0, Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base))))
+                          ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
+                          after=(tokens,) if unread and name in shared else (), starter=study.launch))  # fmt: skip
     for task in study.tasks:
         words = ("finetune", "--task", task, "--seeds", str(study.seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
                  *(word for key, value in study.tuning_of(task).items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
         folder = output / "tasks" / task
         if study.teacher_too:
-            steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, study.teacher))
+            steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher))
         for name in study.students:
             student = output / "students" / folder_of(name)
-            steps.append(Step(f"{task}, {name}", folder / folder_of(name), words, student))
+            steps.append(Step(f"{task}, {name}", folder / folder_of(name), words, model=student))
             if name in study.second:
-                steps.append(Step(f"{task}, {name}, {SECOND}", folder / folder_of(f"{name}, {SECOND}"), words, student, folder / TEACHER))
+                steps.append(Step(f"{task}, {name}, {SECOND}", folder / folder_of(f"{name}, {SECOND}"), words, model=student, teacher=folder / TEACHER))
     return steps
 
 
@@ -155,58 +131,20 @@ def _reading(base: str) -> list[str]:
 
 
 def run_study(study: Study, output: Path) -> dict:
-    """Do what is not done yet, each step in a process of its own; returns the summary, a row a model."""
+    """Do what is not done yet; returns the summary, a row a model."""
     study.check()
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
     asked = json.loads(json.dumps(asdict(study) | {"recipe": yaml.safe_load(Path(study.base).read_text())}))
-    del asked["launch"]  # how it is run may change
+    del asked["launch"], asked["jobs"]  # how it is run may change
     if plan.is_file() and (before := json.loads(plan.read_text())) != asked:
         changed = [key for key in asked if before.get(key) != asked[key]]
         grown = all(key in ("students", "tasks", "second") and _only_more(before[key], asked[key]) for key in changed)
         if not grown:
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     plan.write_text(json.dumps(asked, indent=2) + "\n")
-    steps = steps_of(study, output)
-    with progress(len(steps), "study", "step") as bar:
-        for step in steps:
-            bar.set_postfix_str(step.what)
-            if not (step.output / "summary.json").is_file():
-                words = step.command()
-                launched = study.launch and words[0] == "distill"
-                say(f"\nstudy: {step.what}: {study.launch if launched else 'ds-distill'} {shlex.join(words[1:] if launched else words)}")
-                # launch.sh has no command but this
-                status = _run([*shlex.split(study.launch), *words[1:]] if launched else [sys.executable, "-m", "ds_distill", *words])
-                if status:
-                    raise UserError(f"study: {step.what} ended with status {status}; the same command goes on from there")
-            bar.update()
+    run_steps(steps_of(study, output), study.jobs, output / "logs")
     return {"output": str(output), "rows": rows_of(study, output)}
-
-
-def _run(words: list[str]) -> int:
-    """Its exit status. launch.sh takes this Python, unless told otherwise. UserError where SIGTERM, which is passed on, ended it."""
-    asked, started = [], []
-
-    def end(number: int, _) -> None:
-        asked.append(number)
-        for process in started:
-            process.terminate()
-
-    before = signal.signal(signal.SIGTERM, end)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={"DS_DISTILL_PYTHON": sys.executable, **os.environ})
-    started.append(process)
-    if asked:
-        process.terminate()
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:  # it has been asked as well, and saves before it ends
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if asked:
-        raise UserError("study: ended by SIGTERM; the same command goes on from there")
-    return status
 
 
 def _only_more(before, now) -> bool:

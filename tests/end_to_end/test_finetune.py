@@ -66,6 +66,7 @@ def test_a_plan_goes_on_run_by_run(tuned, world, tasks):
     output, summary = tuned
     results = sorted(output.glob("*/result.json"))
     assert len(results) == 4
+    assert "sst2" in (tmp_path / "study" / "logs" / "sst2_without_KL.log").read_text(), "side by side each speaks to a file of its own"
     kept = {file: file.stat().st_mtime_ns for file in results[1:]}
     results[0].unlink()
     again = last_line(ds_distill("finetune", "--task", "sst2", "--model", world / "teacher", "--data", tasks / "sst2", "--output", output, "--seeds", 2,
@@ -123,9 +124,10 @@ def test_a_study_goes_on_and_is_reported(world, tasks, common, tmp_path):
     plan.write_text(f"base: {base}\nstudents:\n  without KL: {{losses.kl: 0}}\ntasks: [sst2]\nseeds: 1\nsecond: [without KL]\n"
                     "tuning: {epochs: 4, batch: 16, learning_rate: 3.0e-3, precision: fp32}\n")  # fmt: skip
     words = ("study", "--config", plan, "--teacher", world / "teacher", "--corpus", world / "text.txt", "--data", tasks, "--output", tmp_path / "study")
-    summary = last_line(ds_distill(*words, "--launch", ROOT / "launch.sh"))
+    summary = last_line(ds_distill(*words, "--launch", ROOT / "launch.sh", "--jobs", 2))
     assert [row["model"] for row in summary["rows"]] == ["teacher", "without KL", "without KL, second distillation"]
     assert all("sst2" in row["tasks"] for row in summary["rows"]) and summary["rows"][1]["heldout_mlm_loss"] > 0
+    assert "sst2" in (tmp_path / "study" / "logs" / "sst2_without_KL.log").read_text(), "side by side each speaks to a file of its own"
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "study").rglob("summary.json") if file.parent != tmp_path / "study"}
     again = last_line(ds_distill(*words))
     assert again["rows"] == summary["rows"] and {file: file.stat().st_mtime_ns for file in kept} == kept, "nothing is done twice"

@@ -3,8 +3,6 @@
 import gzip
 import json
 import math
-import multiprocessing
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +18,10 @@ from ds_distill.cli import build_parser
 from ds_distill.errors import UserError
 from ds_distill.finetune.losses import hidden_loss, soft_loss
 from ds_distill.finetune.settings import Tuning, grid_of
-from ds_distill.finetune.study import Study, _run, steps_of
+from ds_distill.finetune.study import Study, steps_of
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
 from ds_distill.tasks.metrics import best_threshold, exact_match, normalised, overlap_f1, scores
-from tests.start import wait_for
 
 
 def logits(classes):
@@ -245,26 +242,3 @@ def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
     plan = {"students": {"a": {}}, "tasks": ["rte"], "data": None} | what
     with pytest.raises(UserError, match=words):
         Study(base="ds_configs/small_real.yaml", teacher="T", corpus=["text.txt"], heldout=[], **plan).check()
-
-
-def test_a_study_that_is_ended_ends_its_step(tmp_path):
-    program = f"""
-import pathlib, signal, sys, time
-folder = pathlib.Path({str(tmp_path)!r})
-signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit(0)))
-(folder / "ready").touch()
-time.sleep(60)
-"""
-
-    def study() -> None:
-        try:
-            _run([sys.executable, "-c", program])
-        except UserError as error:
-            raise SystemExit(5 if "SIGTERM" in str(error) else 1) from None
-
-    process = multiprocessing.get_context("fork").Process(target=study)
-    process.start()
-    wait_for((tmp_path / "ready").exists)
-    process.terminate()
-    process.join(60)
-    assert process.exitcode == 5 and (tmp_path / "saved").exists()

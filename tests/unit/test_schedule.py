@@ -1,0 +1,104 @@
+"""A study's steps: side by side, in order of need, ended together."""
+
+import json
+import multiprocessing
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ds_distill.errors import UserError
+from ds_distill.finetune.schedule import Step, run_steps
+from tests.start import wait_for
+
+HEAD = """
+import json, os, pathlib, signal, sys, time
+out = pathlib.Path(sys.argv[-1]); room = out.parent; out.mkdir()
+def wait(name):
+    for _ in range(2400):
+        if (room / name).exists(): return
+        time.sleep(0.05)
+    sys.exit(9)
+"""
+SAVE = 'signal.signal(signal.SIGTERM, lambda *_: ((out / "saved").touch(), sys.exit(0)))\n'
+END = '\n(out / "summary.json").write_text(json.dumps({"export": str(out), "threads": os.environ.get("OMP_NUM_THREADS"), "argv": sys.argv[1:]}))\n'
+
+
+@dataclass(frozen=True)
+class Program(Step):
+    """A step that is a Python program, told its folder as a command is."""
+
+    program: str = ""
+
+    def started_as(self) -> list[str]:
+        return [sys.executable, "-c", HEAD + self.program + END, *self.command()]
+
+
+def step(folder: Path, what: str, program: str = "", **more) -> Program:
+    return Program(what, folder / what, ("word",), program=program, **more)
+
+
+def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    first = step(tmp_path, "first", 'wait("second")')  # each waits for the other: one at a time they would never end
+    second = step(tmp_path, "second", 'wait("first"); print("hello", file=sys.stderr)')
+    third = step(tmp_path, "third", model=tmp_path / "first", teacher=tmp_path / "second")
+    fourth = step(tmp_path, "fourth", after=(tmp_path / "third",))
+    run_steps([fourth, third, first, second], 2, tmp_path / "logs")
+    assert all(one.done for one in (first, second, third, fourth))
+    started = {name: json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "third")}
+    assert started["third"]["argv"][1:5] == ["--model", str(tmp_path / "first"), "--teacher", str(tmp_path / "second")]
+    assert started["first"]["threads"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert (tmp_path / "logs/second.log").read_text() == "hello\n"
+    run_steps([fourth, third, first, second], 2, tmp_path / "logs")  # nothing is done twice: their folders are there
+
+
+def test_what_takes_the_machine_runs_alone(tmp_path):
+    before, after = step(tmp_path, "before", "time.sleep(0.5)"), step(tmp_path, "after", 'if not (room / "whole/summary.json").exists(): sys.exit(6)')
+    whole = step(tmp_path, "whole", 'time.sleep(0.5)\nif not (room / "before/summary.json").exists(): sys.exit(5)', starter="launcher")
+    run_steps([before, whole, after], 3, tmp_path / "logs")
+    assert [one.done for one in (before, whole, after)] == [True] * 3
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_step_that_fails_ends_the_others(tmp_path, capsys, jobs):
+    other = step(tmp_path, "other", SAVE + f'(out / "ready").touch()\nif {jobs} == 2: time.sleep(240)')
+    wrong = step(tmp_path, "wrong", 'wait("other/ready"); print("it went wrong", file=sys.stderr); sys.exit(3)')
+    with pytest.raises(UserError, match="study: wrong ended with status 3; the same command goes on"):
+        run_steps([other, wrong], jobs, tmp_path / "logs")
+    assert (tmp_path / "other/saved").exists() == (jobs == 2)
+    assert ("it went wrong" in capsys.readouterr().err) == (jobs == 2)  # alone it speaks for itself, past Python's capture
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ending_a_study_ends_its_steps(tmp_path, jobs):
+    program = SAVE + '(out / "ready").touch()\ntime.sleep(240)'
+    steps = [step(tmp_path, f"step{number}", program) for number in range(jobs)]
+
+    def study() -> None:
+        try:
+            run_steps(steps, jobs, tmp_path / "logs")
+        except UserError as error:
+            raise SystemExit(5 if "SIGTERM" in str(error) else 1) from None
+
+    process = multiprocessing.get_context("fork").Process(target=study)
+    process.start()
+    wait_for(lambda: all((one.output / "ready").exists() for one in steps))
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 5 and all((one.output / "saved").exists() for one in steps)
+
+
+def test_a_step_whose_start_is_gone_is_said(tmp_path):
+    with pytest.raises(UserError, match="study: lost: what it starts from is not there"):
+        run_steps([step(tmp_path, "lost", model=tmp_path / "removed")], 1, tmp_path / "logs")
+
+
+def test_a_step_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    say = '(out / "gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])'
+    steps = [step(tmp_path, "a", f'{say}; wait("b/gpu")'), step(tmp_path, "b", f'{say}; wait("a/gpu")')]
+    run_steps(steps, 2, tmp_path / "logs")
+    assert [(one.output / "gpu").read_text() for one in steps] == ["4", "6"]
