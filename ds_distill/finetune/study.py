@@ -160,7 +160,8 @@ def rows_of(study: Study, output: Path) -> list[dict]:
         row: dict = {"model": name, "tasks": {}}
         made = output / "students" / folder_of(name) / "summary.json"
         if made.is_file():
-            row |= {key: value for key, value in json.loads(made.read_text()).items() if "heldout" in key or key in ("tokens", "parameters")}
+            keys = ("tokens", "tokens_per_second", "parameters")
+            row |= {key: value for key, value in json.loads(made.read_text()).items() if "heldout" in key or key in keys}
         for task in study.tasks:
             file = output / "tasks" / task / folder_of(name) / "summary.json"
             if file.is_file():

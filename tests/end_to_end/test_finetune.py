@@ -66,7 +66,6 @@ def test_a_plan_goes_on_run_by_run(tuned, world, tasks):
     output, summary = tuned
     results = sorted(output.glob("*/result.json"))
     assert len(results) == 4
-    assert "sst2" in (tmp_path / "study" / "logs" / "sst2_without_KL.log").read_text(), "side by side each speaks to a file of its own"
     kept = {file: file.stat().st_mtime_ns for file in results[1:]}
     results[0].unlink()
     again = last_line(ds_distill("finetune", "--task", "sst2", "--model", world / "teacher", "--data", tasks / "sst2", "--output", output, "--seeds", 2,

@@ -1,6 +1,6 @@
 """Pages and model cards."""
 
-from ds_distill.evidence import ablation_table, task_tables
+from ds_distill.evidence import ablation_table, kept_table, task_tables
 from ds_distill.report import Section, points_plot, put_section, write_page
 
 
@@ -46,6 +46,10 @@ def test_tables_of_a_study_by_hand():
     [partly] = task_tables(rows, ["rte", "sst2"])  # what has not been run is said, and counts for nothing
     assert partly.rows[1] | {"parameters": "17.4", "mean": "not run", "kept": "90.0 %, of sst2", "rte": "not run"} == partly.rows[1]
     assert scores.rows[3]["sst2"] == "not run" and scores.rows[5]["sst2"] == "91.3" and "the paper's" in scores.rows[5]["model"]
+    kept = kept_table(rows, ["rte", "sst2"])
+    assert kept.rows[0] == {"model": "triple loss", "all": "90.0 %, of sst2", "rte": "not run", "sst2": "90.0 %"}
+    assert kept_table(rows, ["sst2"]) is None and kept_table(rows[1:], ["rte", "sst2"]) is None, "nothing that the tables do not say"
+    assert ablation_table(rows, ["sst2"], alike=False).heading == "One student against another"
     ablation = ablation_table(rows, ["sst2"])
     assert ablation.rows[1] == {
         "student": "without KL",
