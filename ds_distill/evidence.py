@@ -94,8 +94,14 @@ def kept_table(rows: list[dict], tasks: list[str]) -> Section | None:
     return Section("What is kept of the teacher's scores", text, lines, columns)
 
 
-def ablation_table(rows: list[dict], tasks: list[str], alike: bool = True) -> Section | None:
-    """Table 4: each student's mean less the first one's, with the spread of that difference over seeds. alike: but for losses and start."""
+def differ_in(students: dict[str, dict]) -> set[str]:
+    """The settings that are not the same for all students of a plan."""
+    keys = {key for changes in students.values() for key in changes}
+    return {key for key in keys if any(changes.get(key) != next(iter(students.values())).get(key) for changes in students.values())}
+
+
+def ablation_table(rows: list[dict], tasks: list[str], differing: set[str]) -> Section | None:
+    """Table 4: each student's mean less the first one's, with the spread of that difference over seeds. differing: settings that differ."""
     students = [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(SECOND)]
     if len(students) < 3:
         return None
@@ -115,30 +121,32 @@ def ablation_table(rows: list[dict], tasks: list[str], alike: bool = True) -> Se
                "difference": f"against {first['model']}", "spread": "by seed"}  # fmt: skip
     if any(row["model"] in ABLATION for row in students):
         columns["paper"] = "the paper's difference, of GLUE's mean"
-    if alike:
+    if all(key.startswith("losses.") or key == "student.layers" for key in differing):
         return Section("Ablation", "The same student, tokens, batches and masks; one thing taken away at a time.", lines, columns, (0,))
-    return Section("One student against another", "They differ in more than losses and start: the plan says in what.", lines, columns, (0,))
+    return Section("One student against another", f"They differ in {', '.join(sorted(differing))}.", lines, columns, (0,))
 
 
 def pretraining(study: Path, rows: list[dict], picture: Path) -> Section | None:
     """The students' pretraining: held-out losses at its end, and over tokens."""
-    found, lines, first = {}, [], 0.0
+    found, lines, first = {}, [], None
     for row in rows:
         file = study / "students" / folder_of(row["model"]) / "curves.json"
         if file.is_file() and "heldout_mlm_loss" in row:  # the summary comes last
             heldout = json.loads(file.read_text())["heldout"]
             found[row["model"]] = {key or OWN: points for key, points in heldout.items()}
-            seconds = row["tokens"] / row["tokens_per_second"]
+            rate = row.get("tokens_per_second")  # none where a run was only ended, all its steps done before
+            seconds = row["tokens"] / rate if rate else None
             first = first or seconds
             losses = {OWN: row["heldout_mlm_loss"]} | {name: figures["mlm_loss"] for name, figures in row.get("heldout_sets", {}).items()}
-            lines.append({"model": row["model"], "tokens": f"{row['tokens']:,}", "time": f"{seconds / first:.2f}"}
+            lines.append({"model": row["model"], "tokens": f"{row['tokens']:,}", "time": f"{seconds / first:.2f}" if seconds else "–"}
                          | {name: f"{loss:.3f}" for name, loss in losses.items()})  # fmt: skip
     if not found:
         return None
     comparison_plot(found, picture)
     texts = [key for key in lines[0] if key not in ("model", "tokens", "time")]
-    columns = {"model": "student", "tokens": "tokens read", "time": "time, of the first's"} | {text: f"loss, {text}" for text in texts}
-    return Section("Pretraining", "Held-out masked-LM loss at the end, nats a masked token.", lines, columns,
+    columns = {"model": "student", "tokens": "tokens read", "time": "time (first = 1)"} | {text: f"loss, {text}" for text in texts}
+    text = "Held-out masked-LM loss at the end, nats a masked token. Times are as each was run, with what ran beside it."
+    return Section("Pretraining", text, lines, columns,
                    pictures={"Held-out masked-LM loss over tokens, by text.": picture})  # fmt: skip
 
 
@@ -167,8 +175,7 @@ def of_study(folder: Path, picture: Path) -> list[Section]:
     plan = json.loads((folder / "study.json").read_text())
     rows = rows_of(Study(**{name: value for name, value in plan.items() if name in Study.__dataclass_fields__}), folder)
     sections = [section for section in (kept_table(rows, plan["tasks"]),) if section] + task_tables(rows, plan["tasks"])
-    alike = all(key.startswith(("losses.", "student.")) for changes in plan["students"].values() for key in changes)
-    if ablation := ablation_table(rows, plan["tasks"], alike):
+    if ablation := ablation_table(rows, plan["tasks"], differ_in(plan["students"])):
         sections.append(ablation)
     if section := pretraining(folder, rows, picture):
         sections.append(section)

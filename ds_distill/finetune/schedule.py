@@ -1,4 +1,4 @@
-"""A study's steps, each in a process of its own, so many side by side, begun when what they start from is there and ended together."""
+"""A study's steps, each in a process of its own, as many at a time as asked, begun when what they start from is there and ended together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ds_distill.console import progress, say
 from ds_distill.errors import UserError
 
 TAIL = 4  # lines of a failed step's log that are said
+LATE = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,12 @@ class Step:
         return (self.output / "summary.json").is_file()
 
     @property
+    def needs(self) -> list[Path]:
+        return [*self.after, *(folder for folder in (self.model, self.teacher) if isinstance(folder, Path))]
+
+    @property
     def ready(self) -> bool:
-        needs = (*self.after, *(folder for folder in (self.model, self.teacher) if isinstance(folder, Path)))
-        return all((folder / "summary.json").is_file() for folder in needs)
+        return all((folder / "summary.json").is_file() for folder in self.needs)
 
     def command(self) -> list[str]:
         """As it is typed; what earlier steps made is looked up now."""
@@ -63,36 +66,36 @@ def folder_of(name: str) -> str:
 
 
 def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
-    """Do all that is not done. One at a time they write to the terminal; side by side each to a file in `logs`, with its share of the cores, and
-    on a machine with GPUs one of these, in turn.
+    """Do all that is not done. One at a time they write to the terminal; side by side each to a file in `logs`, with its share of the cores and, on
+    a machine with GPUs, one of these, in turn.
 
-    UserError where a step ends with another status than 0, or SIGTERM comes: what runs is then asked to save and to end, and waited for.
+    UserError where a step fails or SIGTERM comes. What runs is then ended and waited for: a distillation saves first, others go on from what they keep.
     """
     waiting = [step for step in steps if not step.done]
-    slots: list[tuple[Step, subprocess.Popen] | None] = [None] * jobs
+    jobs, running = max(1, min(jobs, len(waiting))), dict[int, tuple[Step, subprocess.Popen]]()  # by slot
     with _sigterm() as asked, progress(len(steps), "study", "step", initial=len(steps) - len(waiting)) as bar:
         try:
-            while waiting or any(slots):
-                _fill(slots, waiting, logs)
-                bar.set_postfix_str(", ".join(slot[0].what for slot in slots if slot), refresh=jobs > 1)
-                _wait(lambda: bool(asked) or any(slot and slot[1].poll() is not None for slot in slots), bar.refresh if jobs > 1 else None)
+            while waiting or running:
+                _start_more(running, waiting, jobs, logs)
+                bar.set_postfix_str(", ".join(step.what for step, _ in running.values()))
+                shown = time.monotonic()
+                while not asked and all(process.poll() is None for _, process in running.values()):
+                    time.sleep(0.1)
+                    if jobs > 1 and sys.stderr.isatty() and time.monotonic() - shown > 2:
+                        bar.refresh()
+                        shown = time.monotonic()
                 if asked:
                     raise UserError("study: ended by SIGTERM; the same command goes on from there")
-                for number, slot in enumerate(slots):
-                    if slot and slot[1].poll() is not None:
-                        slots[number] = None
-                        if slot[1].returncode:
-                            _tell_end_of(slot[0], logs if jobs > 1 else None)
-                            raise UserError(f"study: {slot[0].what} ended with status {slot[1].returncode}; the same command goes on from there")
+                for slot, (step, process) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[slot]
+                        _check(step, process.returncode, _log_of(step, logs) if jobs > 1 else None)
                         bar.update()
-        except BaseException as error:
-            for slot in slots:
-                # Ctrl-C has reached the whole terminal: a second signal would cut their saving short
-                if slot and not isinstance(error, KeyboardInterrupt):
-                    slot[1].terminate()
-            for slot in slots:
-                if slot:
-                    slot[1].wait()
+        except BaseException:
+            for _, process in running.values():
+                process.terminate()
+            for _, process in running.values():
+                process.wait()
             raise
 
 
@@ -107,56 +110,62 @@ def _sigterm():
         signal.signal(signal.SIGTERM, before)
 
 
-def _fill(slots: list, waiting: list[Step], logs: Path) -> None:
-    """Start what is ready, in order, while a slot is free."""
+def _start_more(running: dict, waiting: list[Step], jobs: int, logs: Path) -> None:
+    """Start what is ready, in order, while there is room. What has a starter waits for all before it, and all after it wait for it."""
     for step in list(waiting):
-        alone = any(slot and slot[0].starter for slot in slots) or (step.starter and any(slots))
-        if None not in slots or alone:
+        alone = step.starter and running or any(other.starter for other, _ in running.values())
+        if len(running) == jobs or alone:
             return
         if step.ready:
-            number = slots.index(None)
-            slots[number] = step, _start(step, number, len(slots), logs)
+            slot = next(number for number in range(jobs) if number not in running)
+            running[slot] = step, _start(step, slot, jobs, logs)
             waiting.remove(step)
-    if not any(slots):
-        raise UserError(f"study: {waiting[0].what}: what it starts from is not there; remove {waiting[0].output.parent}, or choose another --output")
+    if not running:
+        raise UserError(f"study: {waiting[0].what}: what it starts from is not there: {', '.join(map(str, waiting[0].needs))}")
+
+
+def _log_of(step: Step, logs: Path) -> Path:
+    return logs / f"{folder_of(step.what)}.log"
 
 
 def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
-    words, log = step.started_as(), None
-    typed = f"\nstudy: {step.what}: {shlex.join(words if step.starter else ['ds-distill', *words[3:]])}"
+    words = step.started_as()
+    typed = f"study: {step.what}: {shlex.join(words if step.starter else ['ds-distill', *words[3:]])}"
     environment = {"DS_DISTILL_PYTHON": sys.executable, **os.environ}  # launch.sh takes this Python, unless told otherwise
-    if jobs > 1:
-        logs.mkdir(parents=True, exist_ok=True)
-        log = logs / f"{folder_of(step.what)}.log"
-        typed += f"\n  (what it says: {log})"
-        if not step.starter:
-            environment |= _share(slot, jobs)
-    say(typed)
-    with open(log, "a") if log else contextlib.nullcontext() as errors:
-        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+    if jobs == 1:
+        say(f"\n{typed}")
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
+    if not step.starter:
+        environment |= _share(slot, jobs)
+    logs.mkdir(parents=True, exist_ok=True)
+    with open(_log_of(step, logs), "a") as log:
+        log.write(f"{typed}\n")
+        say(f"\n{typed}\n  (what it says: {log.name})")
+        log.flush()
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log, env=environment)
 
 
 def _share(slot: int, jobs: int) -> dict[str, str]:
     """Of the cores, and a GPU where there are any."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from ds_distill.data.prepare import cores
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     gpus = visible.split(",") if visible else [str(device) for device in range(torch.cuda.device_count())]
-    share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
+    share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
     return share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 
 
-def _wait(until: Callable[[], bool], show: Callable[[], object] | None) -> None:
-    shown = time.monotonic()
-    while not until():
+def _check(step: Step, status: int, log: Path | None) -> None:
+    """UserError unless the step is done. Launchers may end with 0 where a rank was killed, and a folder shared by hosts may show a file late."""
+    deadline = time.monotonic() + LATE
+    while status == 0 and not step.done and time.monotonic() < deadline:
         time.sleep(0.1)
-        if show and time.monotonic() - shown > 2:
-            show()
-            shown = time.monotonic()
-
-
-def _tell_end_of(step: Step, logs: Path | None) -> None:
-    if logs:
-        said = (logs / f"{folder_of(step.what)}.log").read_text(errors="replace").replace("\r", "\n").splitlines()
+    if step.done:
+        return
+    if log:
+        said = log.read_text(errors="replace").replace("\r", "\n").splitlines()
         say("\n" + "\n".join([line for line in said if line.strip()][-TAIL:]))
+    why = f"ended with status {status}" if status else f"ended without {step.output / 'summary.json'}"
+    raise UserError(f"study: {step.what} {why}{f' ({log})' if log else ''}; the same command goes on from there")

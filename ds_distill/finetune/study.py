@@ -69,6 +69,8 @@ class Study:
                     raise UserError(f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what a student may differ in")
                 if key not in SETTINGS:
                     raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
+        if twice := {name for name in self.tasks if self.tasks.count(name) > 1}:
+            raise UserError(f"tasks: {', '.join(sorted(twice))}: named twice")
         for name in self.second:
             if name not in self.students:
                 raise UserError(f"second: {name}: not among the students ({', '.join(self.students)})")

@@ -206,6 +206,7 @@ def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
     assert prepare.words == ("prepare", "--tokenizer", "TEACHER", "--corpus", "text.txt", "--data.sequence_length", "96")
     assert prepare.output == tmp_path / "tokens"
     assert [("--tokens" in step.words, "--corpus" in step.words) for step in distil] == [(True, False), (False, True), (True, False)]
+    assert [step.after for step in distil] == [(tmp_path / "tokens",), (), (tmp_path / "tokens",)]
     assert all("held.txt" in step.words for step in distil)
     for name in ("a", "masks"):
         (tmp_path / "students" / name).mkdir(parents=True)
@@ -237,6 +238,8 @@ def test_a_studys_mistakes_are_said(launch, changes, words):
     ({"tuning": {"warmup": 1}}, "tuning.warmup = 1: a share of the steps, below 1"),
     ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
     ({"data": "nowhere"}, "--data nowhere/rte: one file train"),
+    ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: named twice"),
+    ({"jobs": 0}, "--jobs 0: how many steps run side by side, 1 or more"),
 ])  # fmt: skip
 def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
     plan = {"students": {"a": {}}, "tasks": ["rte"], "data": None} | what

@@ -1,6 +1,6 @@
 """Pages and model cards."""
 
-from ds_distill.evidence import ablation_table, kept_table, task_tables
+from ds_distill.evidence import ablation_table, differ_in, kept_table, task_tables
 from ds_distill.report import Section, points_plot, put_section, write_page
 
 
@@ -49,8 +49,11 @@ def test_tables_of_a_study_by_hand():
     kept = kept_table(rows, ["rte", "sst2"])
     assert kept.rows[0] == {"model": "triple loss", "all": "90.0 %, of sst2", "rte": "not run", "sst2": "90.0 %"}
     assert kept_table(rows, ["sst2"]) is None and kept_table(rows[1:], ["rte", "sst2"]) is None, "nothing that the tables do not say"
-    assert ablation_table(rows, ["sst2"], alike=False).heading == "One student against another"
-    ablation = ablation_table(rows, ["sst2"])
+    plan = {"a": {"losses.kl": 5, "training.clip": 1}, "b": {"losses.kl": 0, "training.clip": 1}, "c": {"training.clip": 1}}
+    assert differ_in(plan) == {"losses.kl"}, "what all students have in common is no difference"
+    ablation = ablation_table(rows, ["sst2"], {"losses.kl", "student.layers"})
+    assert ablation.heading == "Ablation"
+    assert "They differ in losses.kl, training.clip." == ablation_table(rows, ["sst2"], {"losses.kl", "training.clip"}).text
     assert ablation.rows[1] == {
         "student": "without KL",
         "loss": "not run",
