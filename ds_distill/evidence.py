@@ -53,9 +53,18 @@ def means_by_seed(row: dict, tasks: list[str]) -> list[float]:
     return [statistics.mean(100 * row["tasks"][task]["seeds"][i][row["tasks"][task]["metric"]] for task in tasks) for i in range(seeds)]
 
 
+def teacher_of(rows: list[dict]) -> dict | None:
+    return next((row for row in rows if row["model"] == TEACHER), None)
+
+
+def headings(tasks: list[str]) -> dict[str, str]:
+    """A column a task, with the metric that is shown."""
+    return {task: f"{task} ({TASKS[task].metrics[0]})" for task in tasks}
+
+
 def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
     """Tables 1 and 2: a row a model, what it keeps of its teacher; and the paper's rows."""
-    teacher = next((row for row in rows if row["model"] == TEACHER), None)
+    teacher = teacher_of(rows)
     sections = []
     for heading, names in (("Scores on GLUE's dev sets", GLUE), ("IMDb and SQuAD", OTHERS)):
         here = [task for task in names if task in tasks]
@@ -76,7 +85,7 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
             whole = f"{statistics.mean(both):.1f}" if len(both) == len(here) else "–"
             lines.append({"model": name, "parameters": "110" if name.startswith("BERT") else "66", "mean": whole, "kept": "–"} | shown)
         columns = {"model": "model", "parameters": "parameters (M)", "mean": "mean", "kept": "of the teacher's mean"}
-        columns |= {task: f"{task} ({TASKS[task].metrics[0]})" for task in here}
+        columns |= headings(here)
         text = "Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own teacher and data, for comparison."
         sections.append(Section(heading, text, lines, columns, marked))
     return sections
@@ -84,20 +93,20 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
 
 def kept_table(rows: list[dict], tasks: list[str]) -> Section | None:
     """Each model's score as a share of its teacher's, over all tasks and on each."""
-    teacher = next((row for row in rows if row["model"] == TEACHER), None)
+    teacher = teacher_of(rows)
     if teacher is None or len(tasks) < 2:
         return None
     lines = [{"model": row["model"], "all": kept(row, teacher, tasks)} | {task: kept(row, teacher, [task]) for task in tasks}
              for row in rows if row is not teacher]  # fmt: skip
-    columns = {"model": "model", "all": "of the mean of all tasks"} | {task: f"{task} ({TASKS[task].metrics[0]})" for task in tasks}
+    columns = {"model": "model", "all": "of the mean of all tasks"} | headings(tasks)
     text = "A model's score as a share of its teacher's, medians over seeds; the paper's DistilBERT keeps 97 % of BERT-base's mean on GLUE."
     return Section("What is kept of the teacher's scores", text, lines, columns)
 
 
 def differ_in(students: dict[str, dict]) -> set[str]:
     """The settings that are not the same for all students of a plan."""
-    keys = {key for changes in students.values() for key in changes}
-    return {key for key in keys if any(changes.get(key) != next(iter(students.values())).get(key) for changes in students.values())}
+    first, *others = students.values()
+    return {key for changes in others for key in first | changes if changes.get(key) != first.get(key)}
 
 
 def ablation_table(rows: list[dict], tasks: list[str], differing: set[str]) -> Section | None:

@@ -110,7 +110,7 @@ def steps_of(study: Study, output: Path) -> list[Step]:
         text = ("--tokens", str(tokens)) if name in shared else corpus
         steps.append(Step(f"distil {name}", output / "students" / folder_of(name),
                           ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
-                          after=(tokens,) if unread and name in shared else (), starter=study.launch))  # fmt: skip
+                          after=(tokens,) if name in shared else (), starter=study.launch))  # fmt: skip
     for task in study.tasks:
         words = ("finetune", "--task", task, "--seeds", str(study.seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
                  *(word for key, value in study.tuning_of(task).items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
