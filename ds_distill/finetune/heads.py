@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
 from ds_distill.errors import UserError
+from ds_distill.models.families import family_of_type
 from ds_distill.models.folder import listed, load_model, open_model_folder
 from ds_distill.tasks.catalog import Task
 
@@ -17,9 +18,9 @@ def plain(name: object) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
-def load_for_task(path: str, task: Task, option: str, *, tuned: bool) -> PreTrainedModel:
+def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: float = -1.0) -> PreTrainedModel:
     """fp32 on the CPU. tuned: the head must be there, fine-tuned on this very task; else it is new (torch's generator), or the one that a folder
-    fine-tuned on the task has. option: of the command line, for messages.
+    fine-tuned on the task has. option: of the command line, for messages. dropout: hidden and attention; the config's own if below 0.
 
     Raises UserError for a folder without such a model, of another task, with other labels, or without all of its weights.
     """
@@ -32,6 +33,8 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool) -> PreTrai
         raise UserError(f"{given}: a {kind or 'model without a head'}; the second distillation needs a teacher fine-tuned on {task.name}")
     if trained_on and plain(trained_on) != plain(task.name):
         raise UserError(f"{given}: was fine-tuned on {trained_on}, not on {task.name}; {remedy}")
+    if dropout >= 0:
+        family_of_type(config.model_type).set_dropout(config, dropout)
     order = None
     if task.spans:
         config.num_labels = 2

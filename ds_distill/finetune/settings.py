@@ -23,6 +23,7 @@ class Tuning:
         warmup: Share of the steps that warm up.
         weight_decay: AdamW's, never on a bias or a norm.
         max_examples: Training examples used, the first so many; 0: all.
+        dropout: Hidden and attention dropout while it is fine-tuned; below 0: what the folder's config says, so what it was pretrained with.
         temperature: Of the teacher's soft targets; the authors' 2.
         hard: Weight of the labels' loss where there is a teacher; the authors' 0.5.
         soft: Weight of the soft targets' loss; the authors' 0.5.
@@ -37,6 +38,7 @@ class Tuning:
     warmup: float = 0.06
     weight_decay: float = 0.0
     max_examples: int = 0
+    dropout: float = -1.0
     temperature: float = 2.0
     hard: float = 0.5
     soft: float = 0.5
@@ -50,8 +52,9 @@ class Tuning:
         for name in ("learning_rate", "epochs", "batch", "temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must be above 0")
-        if self.warmup >= 1:
-            raise UserError(f"tuning.warmup = {self.warmup}: a share of the steps, below 1")
+        for name, what in (("warmup", "a share of the steps"), ("dropout", "a share of the values")):
+            if getattr(self, name) >= 1:
+                raise UserError(f"tuning.{name} = {getattr(self, name)}: {what}, below 1")
         for name in ("length", "warmup", "weight_decay", "max_examples", "hard", "soft", "hidden"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must not be below 0")

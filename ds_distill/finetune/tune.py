@@ -22,6 +22,7 @@ from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.losses import hidden_loss, second_distillation
 from ds_distill.finetune.sets import Data, Sets, load_data, sets_of, teacher_outputs
 from ds_distill.finetune.settings import Tuning
+from ds_distill.memory import keep_freed_memory
 from ds_distill.models.families import INPUTS, family_of, inputs_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.teacher import choose_cpu_dtype, weights_fingerprint
@@ -195,8 +196,12 @@ def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
 
 def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     torch.manual_seed(seed)
-    network = load_for_task(plan.model, plan.task, "model", tuned=False)
+    network = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
     precision, cpu, sets = json.loads((folder / "tuning.json").read_text())["precision"], plan.device.type == "cpu", plan.sets_of(point)
+    if cpu:
+        keep_freed_memory()
+        if precision == "bf16":  # written out it takes 5 to 24 % off a step (docs/PERFORMANCE.md); in fp32 torch's own attention is no slower
+            network.set_attn_implementation("eager")
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=point.batch, num_train_epochs=point.epochs,
         learning_rate=point.learning_rate, lr_scheduler_type="linear", warmup_steps=point.warmup, weight_decay=point.weight_decay, seed=seed,

@@ -27,8 +27,7 @@ def load_masked_lm(path: str, *, new_head: bool = False, dropout: float | None =
     """
     folder, config = open_model_folder(path)
     if dropout is not None:
-        for key in family_of_type(config.model_type).dropouts:
-            setattr(config, key, dropout)
+        family_of_type(config.model_type).set_dropout(config, dropout)
     model, missing = load_model(AutoModelForMaskedLM, folder, config, f"teacher = {path}", attn_implementation="sdpa")
     prefix = model.base_model_prefix + "."
     head = [key for key in missing if not key.startswith(prefix)]

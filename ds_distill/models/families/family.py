@@ -40,6 +40,11 @@ class Family:
     eps: float | None = None
     first_position: Callable[[object], int] = lambda config: 0
 
+    def set_dropout(self, config, dropout: float) -> None:
+        """Have a model that is made from `config` drop this share of hidden states and of attention."""
+        for key in self.dropouts:
+            setattr(config, key, dropout)
+
     def decoder_parent_and_name(self, model: PreTrainedModel) -> tuple[nn.Module, str]:
         """The module that owns the vocabulary projection, and its attribute name there."""
         parent, _, name = self.decoder.rpartition(".")
