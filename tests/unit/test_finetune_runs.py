@@ -186,6 +186,26 @@ def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
     assert read[0] == (16, 8) and read[1][0] == 40 and read[1][1] > 8 and len(found["grid"]) == 2
 
 
+def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch):
+    seen, real = [], tune.Tuner
+
+    def note(model, **more):
+        block = model.bert.encoder.layer[0]
+        seen.append((block.output.dropout.p, block.attention.self.dropout.p, model.config._attn_implementation))
+        return real(model=model, **more)
+
+    monkeypatch.setattr(tune, "Tuner", note)
+    settings = [("own", -1.0, "fp32"), ("none", 0.0, "bf16"), ("much", 0.3, "fp32")]
+    for name, dropout, precision in settings:
+        tune.finetune(task_of("rte"), str(world / "bert"), tmp_path / name, seeds=[0], data=str(world / "rte"),
+                      points=[Tuning(epochs=1, batch=20, max_examples=20, dropout=dropout, precision=precision)])  # fmt: skip
+    assert [dropouts for *dropouts, _ in seen] == [[0.1, 0.1], [0.0, 0.0], [0.3, 0.3]]
+    if not torch.cuda.is_available():
+        assert [attention for *_, attention in seen] == ["sdpa", "eager", "sdpa"]
+    kept = json.loads((tmp_path / "much" / "seed=0" / "model" / "config.json").read_text())
+    assert kept["hidden_dropout_prob"] == kept["attention_probs_dropout_prob"] == 0.3 and "_attn_implementation" not in kept
+
+
 def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
     classifier(world, tmp_path / "t", num_labels=2)
     train_wordpiece(SAMPLE.read_text().splitlines(), 200, tmp_path / "t")
