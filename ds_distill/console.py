@@ -51,6 +51,15 @@ def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tq
                 disable=not is_first(), mininterval=0.5, dynamic_ncols=True)  # fmt: skip
 
 
+def skip(bar: tqdm, amount: int) -> None:
+    """Move the bar on over what an earlier start has done: no part of its rate."""
+    if not bar.disable:
+        bar.initial += amount
+        bar.last_print_n += amount
+        bar.n += amount
+        bar.refresh()
+
+
 @contextlib.contextmanager
 def alive(what: str):
     """Show `what` and the seconds it has taken so far, on the first rank's line, for work that has no measure of its progress."""

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ds_distill.claim import claimed_alone
-from ds_distill.console import progress
+from ds_distill.console import progress, skip
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
 from ds_distill.finetune.features import ByLength, Collator, outputs_of
@@ -79,6 +79,9 @@ class _Bar(TrainerCallback):
 
     def __init__(self, bar, base: int):
         self.bar, self.base = bar, base
+
+    def on_train_begin(self, args, state, control, **more):
+        skip(self.bar, state.global_step)
 
     def on_step_end(self, args, state, control, **more):
         self.bar.update(self.base + state.global_step - self.bar.n)
@@ -153,7 +156,7 @@ def _plan(data: Data, model: str, output: Path, points: list[Tuning], tokenizer,
 
 def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
     steps = [math.ceil(math.ceil(len(plan.sets_of(point).train) / point.batch) * point.epochs) for point in points]
-    results, done = [], 0
+    results = []
     with progress(sum(steps) * len(seeds), plan.task.name, "step") as bar:
         for point, length in zip(points, steps, strict=True):
             for seed in seeds:
@@ -162,11 +165,10 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
                 _begin(folder, point, plan.device)
                 if result.is_file():
                     results.append(json.loads(result.read_text()))
+                    skip(bar, length)
                 else:
                     results.append(_one_run(plan, folder, point, seed, bar))
                     write_json(result, results[-1])
-                done += length
-                bar.update(done - bar.n)
     return results
 
 

@@ -146,7 +146,8 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "SAVE_EVERY", 4)
     point = Tuning(epochs=4, batch=8, learning_rate=1e-3, precision="fp32")  # 5 steps an epoch
-    epochs, order = [], ByLength.__iter__
+    epochs, order, bars, progress = [], ByLength.__iter__, [], tune.progress
+    monkeypatch.setattr(tune, "progress", lambda *arguments: bars.append(progress(*arguments)) or bars[-1])
     monkeypatch.setattr(ByLength, "__iter__", lambda self: epochs.append(self.epoch) or order(self))
 
     def run(name, points):
@@ -165,6 +166,9 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
     (left / "checkpoints" / "checkpoint-16").mkdir()  # killed while it was written
     epochs.clear()
     assert run("broken", [point])["metrics"] == whole["metrics"] and sorted({*epochs}) == [2, 3], "it goes on in the middle of the third"
+    assert (bars[-1].initial, bars[-1].n, bars[-1].total) == (12, 20, 20), "what was done before is in the bar, not in its rate"
+    run("broken", [point])
+    assert (bars[-1].initial, bars[-1].n) == (20, 20)
     weights = [load_file(tmp_path / name / "seed=0" / "model" / "model.safetensors") for name in ("whole", "broken")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
