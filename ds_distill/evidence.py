@@ -192,7 +192,7 @@ def of_study(folder: Path, picture: Path) -> list[Section]:
     if sizes:
         lines = [{"task": task, "train": found["train"], "dev": found["dev"],
                   "one": f"{100 / found['dev']:.2f}" if TASKS[task].metrics[0] == "accuracy" else "–"} for task, found in sizes.items()]  # fmt: skip
-        columns = {"task": "task", "train": "training examples", "dev": "dev examples", "one": "one dev example is worth (points)"}
+        columns = {"task": "task", "train": "training examples used", "dev": "dev examples", "one": "one dev example is worth (points)"}
         sections.append(Section("How large the sets are", "Differences of a few examples are noise; that is why there are seeds.", lines, columns))
     return sections
 

@@ -215,12 +215,13 @@ p { max-width: 48rem; }
 code { font-size: 0.9em; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; }
 figcaption { color: var(--soft); font-size: 0.9rem; }
-img { max-width: 100%; height: auto; }
+img { max-width: 100%; min-width: 40rem; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 600; }
 th, td { padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td:first-child { white-space: nowrap; }
+td:first-child { min-width: 8rem; }
+@media (min-width: 40rem) { td:first-child { white-space: nowrap; } }
 .number { text-align: right; }
 .mark { background: var(--mark); }
 """
@@ -230,7 +231,7 @@ def _section_html(section: Section) -> str:
     out = [f"<section>\n<h2>{_inline(section.heading)}</h2>", _paragraphs(section.text)]
     if section.rows:
         cells = [[_cell(row.get(key)) for key in section.columns] for row in section.rows]
-        number = [all(re.match(r"[-+−–\d]", line[i]) for line in cells) for i in range(len(section.columns))]
+        number = [all(re.match(r"[-+−–\d]|not run", line[i]) for line in cells) for i in range(len(section.columns))]
         kind = [' class="number"' if is_number else "" for is_number in number]
         head = "".join(f"<th{k}>{_inline(text)}</th>" for k, text in zip(kind, section.columns.values(), strict=True))
         lines = []
@@ -240,7 +241,8 @@ def _section_html(section: Section) -> str:
         out.append(f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n' + "\n".join(lines) + "\n</tbody></table></div>")
     for caption, file in section.pictures.items():
         data = base64.b64encode(file.read_bytes()).decode()
-        out.append(f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{_inline(caption)}</figcaption></figure>')
+        image = f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
+        out.append(f'<figure class="wide">{image}<figcaption>{_inline(caption)}</figcaption></figure>')
     return "\n".join(part for part in out if part) + "\n</section>\n"
 
 

@@ -129,7 +129,9 @@ def finetune(
                 "teacher": weights_fingerprint(mentor)[:16] if mentor else None}  # fmt: skip
     with claimed_alone(output, identity, remedy="remove it, or choose another --output"):
         results = _run_all(_plan(read, model, output, points, tokenizer, positions, mentor), points, seeds)
-    return summary_of(task, results, output, model, teacher) | {"examples": read.counts, "parameters": student.num_parameters()}
+    found = summary_of(task, results, output, model, teacher)
+    used = min(read.counts["train"], found["tuning"]["max_examples"] or read.counts["train"])
+    return found | {"examples": read.counts | {"train": used}, "parameters": student.num_parameters()}
 
 
 def _check_reads_the_same(path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -201,8 +201,9 @@ def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch
     monkeypatch.setattr(tune, "Tuner", note)
     settings = [("own", -1.0, "fp32"), ("none", 0.0, "bf16"), ("much", 0.3, "fp32")]
     for name, dropout, precision in settings:
-        tune.finetune(task_of("rte"), str(world / "bert"), tmp_path / name, seeds=[0], data=str(world / "rte"),
-                      points=[Tuning(epochs=1, batch=20, max_examples=20, dropout=dropout, precision=precision)])  # fmt: skip
+        point = Tuning(epochs=1, batch=20, max_examples=20, dropout=dropout, precision=precision)
+        found = tune.finetune(task_of("rte"), str(world / "bert"), tmp_path / name, points=[point], seeds=[0], data=str(world / "rte"))
+        assert found["examples"] == {"train": 20, "dev": 40}
     assert [dropouts for *dropouts, _ in seen] == [[0.1, 0.1], [0.0, 0.0], [0.3, 0.3]]
     if not torch.cuda.is_available():
         assert [attention for *_, attention in seen] == ["sdpa", "eager", "sdpa"]
