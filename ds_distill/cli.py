@@ -55,7 +55,7 @@ def build_parser():
     commands = parser.add_subcommands(required=True)
     for name, purpose in COMMANDS.items():
         sub = Parser(description=purpose, allow_abbrev=False)
-        sub.add_argument("--config", action="config", help="a recipe (YAML); later arguments override it")
+        sub.add_argument("--config", action="config", help="any of these options from a YAML file; later arguments override it")
         sub.add_argument("--debug", action="store_true", help="show the traceback of a mistake, and the libraries' own output")
         _add_arguments(sub, name)
         sub.add_argument("--output", type=str | None, default="runs/demo" if name == "run" else None, help="folder for everything the command makes")
@@ -69,7 +69,7 @@ def build_parser():
 def _add_arguments(sub, name: str) -> None:
     """What only this command takes."""
     if name in ("run", "distill", "plan"):
-        sub.add_argument("--teacher", type=str | None, default=None, help="folder of a BERT masked-LM")
+        sub.add_argument("--teacher", type=str | None, default=None, help="BERT, RoBERTa, XLM-R or DistilBERT masked-LM: folder or cached name")
     if name == "run":
         sub.add_argument("--corpus", type=str, nargs="*", default=[], help="as for prepare; none: texts found on this machine")
         sub.add_argument("--fresh", action="store_true", help="start over instead of going on with what is there")
@@ -109,13 +109,13 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--task", type=str | None, default=None, help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, imdb, squad or squad_v2")
         sub.add_argument("--model", type=str | None, default=None, help="Hugging Face folder of a pretrained encoder")
         sub.add_argument("--teacher", type=str | None, default=None, help="folder of a teacher fine-tuned on the task: the second distillation")
-        sub.add_argument("--data", type=str | None, default=None, help="folder with train.* and validation.* (jsonl, tsv, csv, "
-                         "parquet, .gz; SQuAD's JSON), in the hub's columns or GLUE's own layout; from the hub when not given")  # fmt: skip
+        sub.add_argument("--data", type=str | None, default=None, help="folder with train.* and validation.* or dev.* (jsonl, json, "
+                         "tsv, csv, parquet; .gz, .zst; SQuAD's own), the hub's columns or GLUE's layout; from the hub when not given")  # fmt: skip
         sub.add_argument("--seeds", type=int, default=1, help="how many, from 0 on; figures are medians")
         sub.add_argument("--grid", type=str, nargs="+", default=[], help="settings to try, all combinations: lr=2e-5,5e-5 epochs=3,5")
         sub.add_argument("--tuning", type=Tuning, default=Tuning(), help="how a run is trained")
     if name == "study":
-        sub.add_argument("--base", type=str, default="ds_configs/small_real.yaml", help="recipe of every student")
+        sub.add_argument("--base", type=str, default="ds_configs/small_real.yaml", help="recipe of every student, from here or the checkout")
         sub.add_argument("--students", type=dict[str, dict[str, Any]], default={"distilled": {}}, help="a name, and what differs from base")
         sub.add_argument("--teacher", type=str | None, default=None, help="folder of a masked-LM teacher")
         sub.add_argument("--corpus", type=str, nargs="+", default=[], help=INPUTS)

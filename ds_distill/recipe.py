@@ -10,6 +10,11 @@ from ds_distill.errors import UserError
 CHECKOUT = Path(__file__).parents[1]
 
 
+def shipped(path: str) -> Path:
+    """A file that a recipe or a plan names: from here or, as those that ship with the project, from the checkout, wherever the command starts."""
+    return next((file for file in (Path(path), CHECKOUT / path) if file.is_file()), Path(path))
+
+
 @dataclass
 class Losses:
     """Weights of the triple loss (Sanh et al. 2019, section 2; values from the authors' code).
@@ -107,8 +112,8 @@ class Training:
     resume: Literal["auto", "never"] = "auto"
 
     def deepspeed_file(self) -> Path:
-        """The DeepSpeed JSON: a path from here, or from the checkout, wherever the command starts."""
-        return next((path for path in (Path(self.deepspeed), CHECKOUT / self.deepspeed) if path.is_file()), Path(self.deepspeed))
+        """The DeepSpeed JSON, from here or from the checkout."""
+        return shipped(self.deepspeed)
 
     def deepspeed_json(self) -> dict:
         """What the DeepSpeed JSON says; nothing where there is none."""

@@ -13,7 +13,7 @@ import yaml
 from ds_distill.errors import UserError, did_you_mean
 from ds_distill.finetune.schedule import Step, folder_of, run_steps
 from ds_distill.finetune.settings import Tuning
-from ds_distill.recipe import Recipe
+from ds_distill.recipe import CHECKOUT, Recipe, shipped
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import split_files
 
@@ -45,6 +45,9 @@ class Study:
     tuning: dict = field(default_factory=dict)
     launch: str = ""
     jobs: int = 1
+
+    def __post_init__(self) -> None:
+        self.base = str(shipped(self.base))
 
     def tuning_of(self, task: str) -> dict:
         """The settings of a task's fine-tunings."""
@@ -84,7 +87,7 @@ class Study:
             if other != name or (name == TEACHER and name in self.students):
                 raise UserError(f"students: {name!r} and {other!r} would share the folder {folder_of(name)}: rename one")
         if not Path(self.base).is_file():
-            raise UserError(f"base: {self.base}: no such recipe")
+            raise UserError(f"base: {self.base}: no such recipe, here or in {CHECKOUT}")
         for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
             if not value:
                 raise UserError(f"{key} is missing")

@@ -204,7 +204,7 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     precision, cpu, sets = json.loads((folder / "tuning.json").read_text())["precision"], plan.device.type == "cpu", plan.sets_of(point)
     if cpu:
         keep_freed_memory()
-        if precision == "bf16":  # written out it takes 5 to 24 % off a step (docs/PERFORMANCE.md); in fp32 torch's own attention is no slower
+        if precision == "bf16":  # written out it takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26); in fp32 torch's own is no slower
             network.set_attn_implementation("eager")
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=point.batch, num_train_epochs=point.epochs,

@@ -31,12 +31,13 @@ class Examples:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """The file of a split in a folder: SPLIT.jsonl, .tsv, .csv, .parquet or .json, .gz and .zst too; else GLUE's own dev* for validation*.
+    """The file of a split in a folder: SPLIT.jsonl, .tsv, .csv, .parquet or .json, .gz and .zst too, SQuAD's SPLIT-v1.1.json; else their own
+    dev* for validation*.
 
     Raises UserError where there is none, or more than one.
     """
     names = [split, *([OTHER_NAMES[split]] if split in OTHER_NAMES else [])]
-    by_name = [[file for file in sorted(folder.glob(f"{name}.*")) if kind_of(file)] for name in names]
+    by_name = [[file for file in sorted([*folder.glob(f"{name}.*"), *folder.glob(f"{name}-v*.json*")]) if kind_of(file)] for name in names]
     found = next((files for files in by_name if files), [])
     if len(found) != 1:
         wanted = " or ".join(f"{name}.*" for name in names)

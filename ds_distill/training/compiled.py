@@ -16,7 +16,7 @@ from ds_distill.training.kernels import first_line, has_compiler
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import from_every_rank
 
-# Compiling pays where it saves more than this many seconds: on two CPU cores it takes 25 s at first (docs/PERFORMANCE.md). What it saves there, in
+# Compiling pays where it saves more than this many seconds: on two CPU cores it takes 25 s at first, blocks and loss. What it saves there, in
 # seconds: a logit, and a token and layer's element of the hidden state and score of attention, with dropout. A GPU's share of the latter is a guess.
 PAYS = 40.0
 LOGIT, HIDDEN, SCORE = 6.5e-9, 28e-9, 20e-9

@@ -131,6 +131,22 @@ def test_glues_own_layout(tmp_path, task, name, text, texts, labels):
     assert found.texts == texts and found.labels == labels
 
 
+def test_squads_own_file_names(tmp_path):
+    for name in ("train-v1.1.json", "dev-v1.1.json"):
+        (tmp_path / name).write_text("{}")
+    assert [split_files(tmp_path, split)[0].name for split in ("train", "validation")] == ["train-v1.1.json", "dev-v1.1.json"]
+    (tmp_path / "train-v2.0.json").write_text("{}")
+    with pytest.raises(UserError, match="it holds train-v1.1.json, train-v2.0.json"):
+        split_files(tmp_path, "train")
+
+
+def test_a_plans_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"]).check()
+    with pytest.raises(UserError, match="base: ds_configs/few.yaml: no such recipe, here or in /"):
+        Study("ds_configs/few.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"]).check()
+
+
 @pytest.mark.parametrize(("row", "words"), [
     ({"sentence": "a", "label": 2}, "line 2: label 2 is none of sst2's: 0 (negative), 1 (positive)"),
     ({"sentence": "a", "label": -1}, "the hub's test splits have no labels"),
