@@ -81,6 +81,7 @@ def test_ending_a_study_ends_its_steps(tmp_path, jobs, number):
     steps = [step(tmp_path, f"step{number}", program) for number in range(jobs)]
 
     def study() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
         try:
             run_steps(steps, jobs, tmp_path / "logs")
         except UserError as error:
