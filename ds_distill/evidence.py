@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ds_distill.errors import UserError
 from ds_distill.finetune.study import SECOND, TEACHER, Study, folder_of, rows_of
-from ds_distill.report import Section, comparison_plot, table, write_page
+from ds_distill.report import NOT_RUN, Section, comparison_plot, table, write_page
 from ds_distill.tasks.catalog import TASKS
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
@@ -19,7 +19,7 @@ PAPER = {  # tables 1 and 2; per cent
     "DistilBERT, second distillation, the paper's": {"squad": 86.9},
 }
 ABLATION = {"without KL": -2.96, "without cosine": -1.46, "without masked LM": -0.31, "random start": -3.69}  # table 4, of the GLUE mean
-NOT_RUN, OWN = "not run", "the corpus's own documents"
+OWN = "the corpus's own documents"
 
 
 def score(found: dict | None) -> str:

@@ -71,6 +71,9 @@ def table(rows: list[dict], columns: dict[str, str]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+NOT_RUN = "not run"  # what stands in a cell that is still to be measured
+
+
 def _cell(value) -> str:
     if value is None:
         return "–"
@@ -231,7 +234,7 @@ def _section_html(section: Section) -> str:
     out = [f"<section>\n<h2>{_inline(section.heading)}</h2>", _paragraphs(section.text)]
     if section.rows:
         cells = [[_cell(row.get(key)) for key in section.columns] for row in section.rows]
-        number = [all(re.match(r"[-+−–\d]|not run", line[i]) for line in cells) for i in range(len(section.columns))]
+        number = [all(re.match(rf"[-+−–\d]|{NOT_RUN}", line[i]) for line in cells) for i in range(len(section.columns))]
         kind = [' class="number"' if is_number else "" for is_number in number]
         head = "".join(f"<th{k}>{_inline(text)}</th>" for k, text in zip(kind, section.columns.values(), strict=True))
         lines = []

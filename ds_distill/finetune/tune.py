@@ -77,14 +77,14 @@ def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, b
 class _Bar(TrainerCallback):
     """The whole plan's bar, moved on by steps."""
 
-    def __init__(self, bar, base: int):
-        self.bar, self.base = bar, base
+    def __init__(self, bar):
+        self.bar = bar
 
     def on_train_begin(self, args, state, control, **more):
         skip(self.bar, state.global_step)
 
     def on_step_end(self, args, state, control, **more):
-        self.bar.update(self.base + state.global_step - self.bar.n)
+        self.bar.update()
         if state.log_history:
             self.bar.set_postfix(loss=f"{state.log_history[-1].get('loss', 0):.3f}")
 
@@ -144,6 +144,8 @@ def _check_reads_the_same(path: str, teacher: PreTrainedModel, student: PreTrain
 
 def _plan(data: Data, model: str, output: Path, points: list[Tuning], tokenizer, positions: int, mentor: PreTrainedModel | None) -> Plan:
     device, collator = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"), Collator(tokenizer)
+    if device.type == "cpu":
+        keep_freed_memory()
     if mentor is not None:
         mentor = mentor.to(device).eval().requires_grad_(False)
     sets = {}
@@ -202,10 +204,8 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     torch.manual_seed(seed)
     network = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
     precision, cpu, sets = json.loads((folder / "tuning.json").read_text())["precision"], plan.device.type == "cpu", plan.sets_of(point)
-    if cpu:
-        keep_freed_memory()
-        if precision == "bf16":  # written out it takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26); in fp32 torch's own is no slower
-            network.set_attn_implementation("eager")
+    if cpu and precision == "bf16":  # written out it takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26); in fp32 torch's own is no slower
+        network.set_attn_implementation("eager")
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), per_device_train_batch_size=point.batch, num_train_epochs=point.epochs,
         learning_rate=point.learning_rate, lr_scheduler_type="linear", warmup_steps=point.warmup, weight_decay=point.weight_decay, seed=seed,
@@ -215,7 +215,7 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     if not cpu and arguments.device.type == "cuda":
         arguments._n_gpu = 1  # or Trainer would spread a batch over every GPU it sees, and multiply it
     trainer = Tuner(model=network, args=arguments, train_dataset=sets.train, data_collator=plan.collator, settings=point, task=plan.task,
-                    teacher=plan.teacher, callbacks=[_Bar(bar, bar.n)])  # fmt: skip
+                    teacher=plan.teacher, callbacks=[_Bar(bar)])  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to results
     # Trainer writes trainer_state.json last
     whole = [file.parent for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")]
