@@ -8,6 +8,8 @@ import yaml
 from ds_distill.cli import build_parser
 from ds_distill.commands import ROOMS
 from ds_distill.data.sources import _HUB
+from ds_distill.evidence import ABLATION, differ_in
+from ds_distill.finetune.study import Study
 from ds_distill.models.student import resolve_layer_map
 from ds_distill.recipe import Recipe
 
@@ -46,3 +48,15 @@ def test_the_baseline_differs_in_the_teacher_alone():
 def test_the_readme_names_every_recipe():
     text = (FOLDER.parent / "README.md").read_text()
     assert [name for name in RECIPES if name not in text] == []
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (FOLDER / "studies").glob("*.yaml")))
+def test_plan(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    options = build_parser().parse_args(["study", "--config", str(FOLDER / "studies" / name), "--teacher", "T", "--corpus", "text.txt"]).study
+    study = Study(**{key: options[key] for key in Study.__dataclass_fields__})
+    study.check()
+    assert len(study.tasks) >= 2 and study.seeds >= 3, "differences of one task or seed are noise"
+    if name == "ablation.yaml":
+        assert {key.split(".")[0] for key in differ_in(study.students)} == {"losses", "student"}, "one part of the recipe at a time"
+        assert {"triple loss", "without distillation", *ABLATION} == set(study.students), "the paper's table 4, and what the teacher is worth"
