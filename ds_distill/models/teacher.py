@@ -149,20 +149,24 @@ def choose_cpu_dtype() -> torch.dtype:
 
     A measurement may come out differently on two ranks: with several, one rank asks and tells the others.
     """
-    return torch.bfloat16 if _gemm_seconds(torch.float32) > 1.2 * _gemm_seconds(torch.bfloat16) else torch.float32
+    seconds = _product_seconds((torch.float32, torch.bfloat16))
+    return torch.bfloat16 if seconds[torch.float32] > 1.2 * seconds[torch.bfloat16] else torch.float32
 
 
 @torch.no_grad()
-def _gemm_seconds(dtype: torch.dtype, budget: float = 0.3) -> float:
-    """The fastest of up to 20 products within `budget` seconds, after two to warm up."""
-    left, right = torch.full((512, 768), 0.5, dtype=dtype), torch.full((768, 768), 0.5, dtype=dtype)
-    best, end = float("inf"), time.perf_counter() + budget
-    for repeat in range(22):
-        start = time.perf_counter()
-        torch.nn.functional.linear(left, right)
-        now = time.perf_counter()
-        if repeat >= 2 or now > end:
-            best = min(best, now - start)
-        if now > end:
-            break
+def _product_seconds(dtypes: tuple[torch.dtype, ...], budget: float = 0.6) -> dict[torch.dtype, float]:
+    """The fastest product in each dtype, taken in turn for `budget` seconds, three times at least."""
+    operands = {dtype: (torch.full((512, 768), 0.5, dtype=dtype), torch.full((768, 768), 0.5, dtype=dtype)) for dtype in dtypes}
+    best, end, rounds = dict.fromkeys(dtypes, float("inf")), time.perf_counter() + budget, 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other on a busy machine: the ratio was then anything from 0.5 to 10
+    try:
+        while rounds < 3 or time.perf_counter() < end:
+            for dtype, (left, right) in operands.items():
+                start = time.perf_counter()
+                torch.nn.functional.linear(left, right)
+                best[dtype] = min(best[dtype], time.perf_counter() - start)
+            rounds += 1
+    finally:
+        torch.set_num_threads(threads)
     return best

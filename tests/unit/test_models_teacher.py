@@ -197,3 +197,9 @@ def test_missing_parts_are_refused(folder, tmp_path):
 def test_choose_cpu_dtype_is_one_of_two_and_stays():
     assert choose_cpu_dtype() in (torch.float32, torch.bfloat16)
     assert choose_cpu_dtype() is choose_cpu_dtype()
+
+
+def test_the_probe_leaves_the_threads_as_they_were():
+    before = torch.get_num_threads()
+    choose_cpu_dtype.__wrapped__()
+    assert torch.get_num_threads() == before
