@@ -11,17 +11,25 @@ from pathlib import Path
 
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe
+from ds_distill.report import write_json
+
+DECIDED = ("training.precision", "training.optimizer")  # "auto" may become what it was: a checkpoint tells, and refuses another
 
 
 @contextlib.contextmanager
 def claimed(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output", first: Callable | None = None):
     """Collective: bind `output` to one run, and to this job while it lasts. UserError where it holds another run, naming what differs, where
     another job is at it, or where it cannot be written. first: done before anything is compared, such as emptying the folder."""
-    from ds_distill.training.ranks import on_first_rank  # with it DeepSpeed, which a lone process need not wait for
+    from ds_distill.training.ranks import from_every_rank, on_first_rank, start_distributed  # with it DeepSpeed, which a lone process need not wait for
 
+    start_distributed()
+    ranks = from_every_rank(identity)
+    for rank, its in enumerate(ranks):
+        if changed := _changed(ranks[0], its):
+            raise UserError(f"rank {rank} was given another run than the first ({changed}): every host needs the same recipe, teacher and code")
     with contextlib.ExitStack() as lock:
         on_first_rank(lambda: _bind(output, identity, lock, resume, remedy, first))
-        _check_shared(output / "run.json")
+        check_shared(output / "run.json")
         yield
 
 
@@ -49,21 +57,26 @@ def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str,
     if first:
         first()
     if not file.is_file():
-        file.write_text(json.dumps(identity, indent=2) + "\n")
+        write_json(file, identity)
         return
     try:
         before = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}): {remedy}") from error
-    changed = [key for key in sorted(before.keys() | identity.keys()) if before.get(key) != identity.get(key)]
-    if changed:
-        detail = "; ".join(f"{key} was {before.get(key)}, is {identity.get(key)}" for key in changed[:3])
-        raise UserError(f"{output} holds another run ({detail}): {remedy}")
+    if changed := _changed(before, identity):
+        raise UserError(f"{output} holds another run ({changed}): {remedy}")
     if resume == "never":
         raise UserError(f"{output} holds this run already: training.resume = auto goes on with it")
 
 
-def _check_shared(file: Path) -> None:
+def _changed(before: dict, now: dict) -> str:
+    """What makes two identities two runs, in words; nothing for one and the same."""
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    keys = [key for key in keys if not (key in DECIDED and "auto" in (before.get(key), now.get(key)))]
+    return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys[:3])
+
+
+def check_shared(file: Path) -> None:
     """Collective: UserError where a rank's host does not see what the first rank wrote."""
     from ds_distill.training.ranks import from_every_rank
 

@@ -68,8 +68,9 @@ def build_parser():
 
 def _add_arguments(sub, name: str) -> None:
     """What only this command takes."""
-    if name in ("run", "distill", "plan"):
-        sub.add_argument("--teacher", type=str | None, default=None, help="BERT, RoBERTa, XLM-R or DistilBERT masked-LM: folder or cached name")
+    if name in ("run", "distill", "plan", "prepare"):
+        sub.add_argument("--teacher", type=str | None, default=None, help="BERT, RoBERTa, XLM-R or DistilBERT masked-LM: folder or cached name"
+                         + ("; its tokenizer is taken where --tokenizer is not given" if name == "prepare" else ""))  # fmt: skip
     if name == "run":
         sub.add_argument("--corpus", type=str, nargs="*", default=[], help="as for prepare; none: texts found on this machine")
         sub.add_argument("--fresh", action="store_true", help="start over instead of going on with what is there")
@@ -185,7 +186,10 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["run"] and not any(word.split("=")[0] in ("--config", "--teacher") for word in argv):
         argv[1:1] = ["--config", str(DEMO)]
     try:
-        options = build_parser().parse_args(argv)
+        try:
+            options = build_parser().parse_args(argv)
+        except UnicodeDecodeError as error:
+            raise UserError(f"--config: not UTF-8 text ({error}); save the recipe as UTF-8") from error
         command, options = options.subcommand, options[options.subcommand]
         if command == "export":
             options.output = options.output or options.model
@@ -193,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
             options.output = options.output or str(Path(options.folders[0]) / "report")
         if command not in ("evaluate", "env", "plan") and not options.output:
             raise UserError("--output is missing: the folder for everything the command makes")
-        if "training" in options and options.training.device == "cpu":
+        if options.get("training") and options.training.device == "cpu":
             leave_gpus_alone()
         if command not in ("study", "report"):
             say("loading torch and transformers …" if command == "finetune" else "loading torch and DeepSpeed …")

@@ -35,6 +35,7 @@ def execute(command: str, options) -> dict:
     from ds_distill import demo, environment, plan, runs
     from ds_distill.data.sources import pieces_of
     from ds_distill.data.tokenizer import load_tokenizer
+    from ds_distill.models.folder import resolve_model_folder
 
     if command == "env":
         return print_environment(environment.describe())
@@ -56,10 +57,11 @@ def execute(command: str, options) -> dict:
         return demo.run(recipe, dict(options.model), output, corpus=options.corpus, megabytes=options.corpus_megabytes,
                         vocabulary=options.vocabulary, teacher_tokens=options.teacher_tokens, fresh=options.fresh)  # fmt: skip
     if command == "prepare":
-        if not options.tokenizer or not options.corpus:
-            raise UserError("prepare needs --tokenizer and --corpus")
+        if not (options.tokenizer or options.teacher) or not options.corpus:
+            raise UserError("prepare needs --tokenizer, or a recipe with a teacher, and --corpus")
         pieces_of(options.corpus, column=recipe.data.column, streaming=recipe.data.streaming)  # a wrong path is said before a wrong tokenizer
-        manifest = runs.prepare_tokens(options.corpus, load_tokenizer(options.tokenizer), output, recipe)
+        tokenizer = load_tokenizer(options.tokenizer or resolve_model_folder(options.teacher))
+        manifest = runs.prepare_tokens(options.corpus, tokenizer, output, recipe)
         kept = ("mode", "blocks", "real_tokens", "documents", "found", "unknown_share", "sources", "fingerprint")
         return {"output": str(output), **{key: manifest[key] for key in kept}}
     if command == "pretrain":
@@ -71,7 +73,11 @@ def execute(command: str, options) -> dict:
     if not tokens and not options.corpus:
         raise UserError("--corpus (text) is missing; or --tokens, made by prepare")
     if not tokens:
-        tokenizer = options[source][0] if command == "evaluate" else options[source]
+        tokenizer = options[source]
+        if command in ("run", "distill"):
+            tokenizer = runs.teacher_folder(tokenizer, recipe)
+        elif command == "evaluate":
+            tokenizer = str(resolve_model_folder(tokenizer[0], "--model"))
         tokens = runs.tokens_for(options.corpus, tokenizer, recipe, (output or EVALUATED_IN) / "tokens", bound=output)
     recipe = runs.with_tokens(recipe, Path(tokens))
     if command != "evaluate":

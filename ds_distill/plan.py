@@ -10,13 +10,13 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM
 
 from ds_distill.console import is_first, say
 from ds_distill.data.store import TokenStore
 from ds_distill.errors import UserError
-from ds_distill.models.families import family_of_type
-from ds_distill.models.folder import resolve_model_folder
+from ds_distill.models.families import check_positions
+from ds_distill.models.folder import config_of, resolve_model_folder
 from ds_distill.models.packed import packed_bytes
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, teacher_dtype
@@ -44,10 +44,8 @@ class Forecast:
         self.stage = zero_of(t, self.dtype)["stage"]
         self.teacher_dtype = teacher_dtype(self.device, self.dtype)
         self.length = recipe.data.sequence_length
-        config = AutoConfig.from_pretrained(resolve_model_folder(teacher), local_files_only=True)
-        positions = family_of_type(config.model_type).positions(config)
-        if self.length > positions:
-            raise UserError(f"data.sequence_length = {self.length}: teacher {teacher} has {positions} positions")
+        config = config_of(resolve_model_folder(teacher), f"teacher = {teacher}")
+        check_positions(config, self.length, f"teacher {teacher}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(t.seed)
             self.teacher = AutoModelForMaskedLM.from_config(config).eval()

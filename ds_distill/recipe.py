@@ -116,8 +116,11 @@ class Training:
         return shipped(self.deepspeed)
 
     def deepspeed_json(self) -> dict:
-        """What the DeepSpeed JSON says; nothing where there is none."""
-        return json.loads(self.deepspeed_file().read_text()) if self.deepspeed else {}
+        """What the DeepSpeed JSON says; nothing where there is none. UserError where it is not JSON."""
+        try:
+            return json.loads(self.deepspeed_file().read_text()) if self.deepspeed else {}
+        except ValueError as error:
+            raise UserError(f"training.deepspeed = {self.deepspeed}: not JSON ({error})") from error
 
 
 @dataclass
@@ -174,6 +177,7 @@ class Recipe:
             ("training.weight_decay", t.weight_decay, 0, 10),
             ("training.clip", t.clip, 0, 1e9),
             ("training.dropout", t.dropout, 0, 0.99),
+            ("training.seed", t.seed, 0, 2**63 - 1),
             ("training.max_skipped", t.max_skipped, 1, 10**9),
             ("training.checkpoint_every", t.checkpoint_every, 0, 10**9),
             ("training.keep_checkpoints", t.keep_checkpoints, 1, 10**6),
@@ -183,6 +187,7 @@ class Recipe:
             ("data.heldout_fraction", d.heldout_fraction, 0, 0.5),
             ("data.workers", d.workers, 0, 4096),
             ("data.mask_probability", d.mask_probability, 0.01, 0.9),
+            *((f"data.weights[{index}]", weight, 0, 1e6) for index, weight in enumerate(d.weights or ())),
             ("losses.kl", x.kl, 0, 1e6),
             ("losses.mlm", x.mlm, 0, 1e6),
             ("losses.cosine", x.cosine, 0, 1e6),
@@ -199,6 +204,7 @@ class Recipe:
             raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
         if t.deepspeed and not t.deepspeed_file().is_file():
             raise UserError(f"training.deepspeed = {t.deepspeed}: no such file, here or in {CHECKOUT} (see ds_configs/deepspeed/)")
+        t.deepspeed_json()
 
     def as_dict(self) -> dict:
         return asdict(self)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
-from ds_distill.claim import claimed, flat
-from ds_distill.console import is_first, progress
+from ds_distill.claim import check_shared, claimed, flat
+from ds_distill.console import is_first, progress, say
 from ds_distill.data.batches import BatchOrder, heldout_batches
 from ds_distill.data.masking import Masker
 from ds_distill.data.prepare import prepare
@@ -19,9 +19,9 @@ from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import continuing_pieces, load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
 from ds_distill.export.hf import export
-from ds_distill.models.families import family_of_type
-from ds_distill.models.folder import resolve_model_folder
-from ds_distill.models.student import build_student, count_parameters
+from ds_distill.models.families import check_positions, family_of_type
+from ds_distill.models.folder import open_model_folder, resolve_model_folder
+from ds_distill.models.student import build_student, count_parameters, resolve_layer_map
 from ds_distill.models.teacher import Teacher, load_masked_lm, teacher_dtype, weights_fingerprint
 from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
@@ -49,6 +49,14 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
                        streaming=d.streaming, progress=show)  # fmt: skip
 
 
+def teacher_folder(teacher: str, recipe: Recipe) -> str:
+    """The folder of a teacher, which the recipe fits by all that its config tells: said before a corpus is prepared for hours. UserError where not."""
+    folder, config = open_model_folder(teacher)
+    resolve_layer_map(recipe.student.layers, family_of_type(config.model_type).measures(config)[0], recipe.student.depth)
+    check_positions(config, recipe.data.sequence_length, f"teacher {teacher}")
+    return str(folder)
+
+
 def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None,
                bound: Path | None = None) -> Path:  # fmt: skip
     """Collective: tokens of `corpus` in `folder`, made by the first rank unless they are there, from the same text in the same way.
@@ -59,19 +67,22 @@ def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder:
     def make() -> None:
         d, file = recipe.data, folder / "manifest.json"
         pieces = pieces_of(corpus, column=d.column, streaming=d.streaming)  # before the tokenizer: a wrong path is said first
+        tokenizer = load_tokenizer(tokenizer_folder)
         asked = {"corpus": described(corpus, pieces), "mode": d.mode, "sequence_length": d.sequence_length, "seed": recipe.training.seed,
-                 "heldout_fraction": d.heldout_fraction if heldout_fraction is None else heldout_fraction}  # fmt: skip
+                 "heldout_fraction": d.heldout_fraction if heldout_fraction is None else heldout_fraction,
+                 "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}  # fmt: skip
         made = json.loads(file.read_text()) if file.is_file() else None
         changed = {key: f"was {made.get(key)}, is {value}" for key, value in asked.items() if made.get(key) != value} if made else {}
         if made and not changed:
             return
         if made and bound and (bound / "run.json").is_file():
-            names = {"corpus": "--corpus", "seed": "training.seed"}
+            names = {"corpus": "--corpus", "seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
             detail = "; ".join(f"{names.get(key, 'data.' + key)} {how}" for key, how in changed.items())
             raise UserError(f"{bound} holds another run ({detail}): choose another --output")
-        prepare_tokens(corpus, load_tokenizer(tokenizer_folder), folder, recipe, heldout_fraction)
+        prepare_tokens(corpus, tokenizer, folder, recipe, heldout_fraction)
 
     on_first_rank(make)
+    check_shared(folder / "manifest.json")
     return folder
 
 
@@ -88,8 +99,11 @@ def heldout_sets(files: list[str], tokens: Path, recipe: Recipe, output: Path) -
 def with_tokens(recipe: Recipe, tokens: Path) -> Recipe:
     """The recipe as the prepared folder has it: mode and sequence length were decided there."""
     manifest = TokenStore.open(tokens, "train").manifest
-    recipe = copy.deepcopy(recipe)
-    recipe.data.mode, recipe.data.sequence_length = manifest["mode"], manifest["sequence_length"]
+    recipe, d = copy.deepcopy(recipe), recipe.data
+    for key in ("mode", "sequence_length"):
+        if getattr(d, key) != manifest[key]:
+            say(f"data.{key} is {manifest[key]}, as {tokens} was prepared, not {getattr(d, key)}")
+            setattr(recipe.data, key, manifest[key])
     return recipe
 
 
@@ -98,6 +112,14 @@ def masker_of(store: TokenStore, recipe: Recipe) -> Masker:
     continues = continuing_pieces(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
     return Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed, d.mask_probability,
                   d.mask_smoothing, continues)  # fmt: skip
+
+
+def heldout_part(tokens: Path) -> TokenStore:
+    """The held-out part of a prepared folder. UserError where it is empty."""
+    part = TokenStore.open(tokens, "heldout")
+    if not len(part):
+        raise UserError(f"{tokens}: no held-out text; give a data.heldout_fraction above 0, and more than one document")
+    return part
 
 
 def stores_of(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str, Path]):
@@ -112,10 +134,7 @@ def stores_of(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[st
     own = not d.attend_across_documents
     order = BatchOrder(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world,
                        weights=d.weights, by_length=store.manifest["mode"] == "grouped", own_documents=own)  # fmt: skip
-    sets = {name: TokenStore.open(path, "heldout") for name, path in {"": tokens, **more}.items()}
-    for held in sets.values():
-        if not len(held):
-            raise UserError(f"{held.path}: no held-out text; give a data.heldout_fraction above 0, and more than one document")
+    sets = {name: heldout_part(path) for name, path in {"": tokens, **more}.items()}
     heldout = {name: partial(heldout_batches, part, masker, t.micro_batch, t.heldout_blocks, own) for name, part in sets.items()}
     return store, order, heldout
 
@@ -132,7 +151,8 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
         summary["plot"] = str(output / "loss.png")
         manifest = TokenStore.open(tokens, "heldout").manifest
         card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"])
-        export(weights, engine.module.model.cpu(), load_tokenizer(tokens / "tokenizer"), output / "export", card)
+        with checkpoint.full_disk_said(output):
+            export(weights, engine.module.model.cpu(), load_tokenizer(tokens / "tokenizer"), output / "export", card)
     torch.distributed.barrier()
     engine.destroy()
     return summary
@@ -142,9 +162,7 @@ def _check_fits(store: TokenStore, config, what: str, folder: str | None = None)
     """UserError where a model cannot read the tokens: pieces, positions and, for one from a folder that has a tokenizer, what the ids mean."""
     if store.manifest["vocab_size"] > config.vocab_size:
         raise UserError(f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own")
-    positions = family_of_type(config.model_type).positions(config)
-    if store.manifest["sequence_length"] > positions:
-        raise UserError(f"data.sequence_length = {store.manifest['sequence_length']}: {what} has {positions} positions")
+    check_positions(config, store.manifest["sequence_length"], what)
     home = resolve_model_folder(folder) if folder else None
     if home and (home / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]:
         raise UserError(f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}")
@@ -179,6 +197,11 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
         return _finish(engine, summary, recipe, tokens, output, title)
 
 
+def _check_micro_batch(recipe: Recipe) -> None:
+    if recipe.training.micro_batch == "auto":
+        raise UserError("training.micro_batch = auto: for distill only; give a number")
+
+
 def _fitting(recipe: Recipe, teacher: str) -> Recipe:
     """Collective: the recipe with a number for training.micro_batch = auto, the largest that fits."""
     if recipe.training.micro_batch != "auto":
@@ -193,8 +216,7 @@ def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, t
     """Collective: train with masked-LM only. model: sizes of a BERT with random weights (BertConfig's), or the folder of an encoder to go on
     with, which is given a masked-LM head if it has none. training.trunk_learning_rate: of all but the head; 0 leaves it as it is."""
     recipe.check()
-    if recipe.training.micro_batch == "auto":
-        raise UserError("training.micro_batch = auto: for distill only; give pretrain a number")
+    _check_micro_batch(recipe)
     rank, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
@@ -253,9 +275,10 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
 
     untrained: also the first one's architecture with random weights, which is what knowing nothing costs.
     """
+    _check_micro_batch(recipe)
     _, world = start_distributed()
     device = device_of_rank(recipe.training.device)
-    heldout, train_store = TokenStore.open(tokens, "heldout"), TokenStore.open(tokens, "train")
+    heldout, train_store = heldout_part(tokens), TokenStore.open(tokens, "train")
     masker, t, own = masker_of(train_store, recipe), recipe.training, not recipe.data.attend_across_documents
     rows = []
     for name in [*models, *([None] if untrained else [])]:

@@ -71,9 +71,15 @@ def pieces_of(inputs: list[str], *, column: str = "text", streaming: bool = True
 
 
 def described(inputs: list[str], pieces: list[Piece]) -> list[list]:
-    """What tells one corpus from another: each input as an absolute path, and the bytes that were found there."""
-    sizes = [sum(piece.size for piece in pieces if piece.source == source) for source in range(len(inputs))]
-    return [[given if given.startswith("hf:") else str(Path(given).expanduser().absolute()), size] for given, size in zip(inputs, sizes, strict=True)]
+    """What tells one corpus from another: each input as an absolute path, the bytes that were found there, and the column that is read, unless it is
+    the usual one or named in the input."""
+    found = []
+    for source, given in enumerate(inputs):
+        own = [piece for piece in pieces if piece.source == source]
+        columns = {piece.column for piece in own if piece.kind != "text" and not given.endswith(f"#{piece.column}")} - {"text"}
+        where = given if given.startswith("hf:") else str(Path(given).expanduser().absolute())
+        found.append([where, sum(piece.size for piece in own), *sorted(columns)])
+    return found
 
 
 def documents(inputs: list[str]) -> Iterator[str]:
@@ -137,7 +143,7 @@ def _file_pieces(source: int, file: Path, column: str) -> list[Piece]:
         step = max(1, round(groups * PIECE_BYTES / max(size, 1)))
         cuts = [*range(0, groups, step), groups]
         return [Piece(source, str(file), kind, column, a, b, size * (b - a) // groups) for a, b in pairwise(cuts)]
-    whole = file.suffix in PACKED or kind == "csv"  # a quoted field of a csv may hold anything, line ends too
+    whole = file.suffix.lower() in PACKED or kind == "csv"  # a quoted field of a csv may hold anything, line ends too
     cuts = [0, *([] if whole else _cuts(file, size, kind)), size]
     return [Piece(source, str(file), kind, column, a, b, b - a) for a, b in pairwise(cuts)]
 
@@ -189,9 +195,10 @@ class _Counting(io.RawIOBase):
 
 def _open(piece: Piece, tick: Callable[[int], None]) -> BinaryIO:
     raw = io.BufferedReader(_Counting(piece, tick), 1 << 18)
-    if piece.path.endswith(".gz"):
+    packed = Path(piece.path).suffix.lower()
+    if packed == ".gz":
         return gzip.GzipFile(fileobj=raw)
-    if piece.path.endswith(".zst"):
+    if packed == ".zst":
         import pyarrow
 
         return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 18)
@@ -238,13 +245,15 @@ def _read_jsonl(piece: Piece, tick) -> Iterator[tuple[str, bool]]:
                 row = json.loads(text)
             except ValueError as error:
                 raise UserError(f"{where}: not JSON ({error}); one JSON object a line is expected") from error
+            if isinstance(row, list):
+                raise UserError(f"{where}: a JSON array; one JSON object a line is expected")
             yield _column(row, piece.column, where, piece), bad
 
 
 def _read_csv(piece: Piece, tick) -> Iterator[tuple[str, bool]]:
     csv.field_size_limit(1 << 30)
     with io.TextIOWrapper(_open(piece, tick), encoding="utf-8-sig", errors="replace", newline="") as stream:
-        rows = csv.DictReader(stream, delimiter="\t" if ".tsv" in Path(piece.path).suffixes else ",")
+        rows = csv.DictReader(stream, delimiter="\t" if ".tsv" in piece.path.lower() else ",")
         for number, row in enumerate(rows, 1):
             text = _column(row, piece.column, f"{piece.path}, row {number}", piece)
             yield text, "\ufffd" in text

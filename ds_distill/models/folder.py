@@ -42,6 +42,23 @@ def open_model_folder(path: str, option: str = "teacher =") -> tuple[Path, Pretr
     that is no bidirectional encoder with absolute positions, pickled or absent weights, and an index that names files outside of the folder.
     """
     folder, given = resolve_model_folder(path, option), f"{option} {path}"
+    config = config_of(folder, given)
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{given}: {index.name} cannot be read ({error}); save the model again") from None
+        if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+            raise UserError(f"{given}: {index.name} names {strange[0]!r}, outside of the folder; save the model again")
+    if not any(folder.glob("model*.safetensors")):
+        pickled = sorted(file.name for file in folder.glob("*.bin"))
+        found = f"only {', '.join(pickled)}, and pickled weights are not loaded" if pickled else "no weights"
+        raise UserError(f"{given}: {found}; save the model with save_pretrained, which writes model.safetensors")
+    return folder, config
+
+
+def config_of(folder: Path, given: str) -> PretrainedConfig:
+    """The config of an encoder of a known family. Raises UserError, beginning with `given`, where there is none, or an unfit one."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{given}: no config.json in the folder; give a folder written by save_pretrained, such as a run's export/")
@@ -58,19 +75,8 @@ def open_model_folder(path: str, option: str = "teacher =") -> tuple[Path, Pretr
     if config.get("position_embedding_type", "absolute") != "absolute":
         kind = config["position_embedding_type"]
         raise UserError(f"{given}: position_embedding_type is {kind!r}; give a model with absolute positions")
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{given}: {index.name} cannot be read ({error}); save the model again") from None
-        if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-            raise UserError(f"{given}: {index.name} names {strange[0]!r}, outside of the folder; save the model again")
-    if not any(folder.glob("model*.safetensors")):
-        pickled = sorted(file.name for file in folder.glob("*.bin"))
-        found = f"only {', '.join(pickled)}, and pickled weights are not loaded" if pickled else "no weights"
-        raise UserError(f"{given}: {found}; save the model with save_pretrained, which writes model.safetensors")
     try:
-        return folder, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise UserError(f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it") from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ds_distill.console import say
@@ -28,7 +29,7 @@ _CHUNK = 2**24
 
 def all_of(folder: Path) -> dict[int, Path]:
     """The published checkpoints in `folder`, by optimizer step, oldest first."""
-    return {int(path.name.removeprefix("step-")): path for path in sorted(folder.glob("step-*"))}
+    return {int(path.name.removeprefix("step-")): path for path in sorted(folder.glob("step-*")) if path.name.removeprefix("step-").isdecimal()}
 
 
 def manifest_of(path: Path) -> dict:
@@ -52,7 +53,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
         partial.mkdir(parents=True)
     _check_room(engine, folder)
     shape = _shape(engine)
-    with _full_disk_said(folder):
+    with full_disk_said(folder):
         engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step}, save_latest=False)
         if engine.frozen_weights and rank == 0:
             save_file(engine.frozen_weights, partial / "state" / FROZEN)
@@ -64,7 +65,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
         versions = {package: version(package) for package in ("torch", "deepspeed", "transformers")}
         manifest = {"step": step, "shape": shape, "optimizer": _optimizer(engine), "groups": engine.parameter_names, "versions": versions,
                     "files": dict(sorted(files.items()))}  # fmt: skip
-        with _full_disk_said(folder), open(partial / "state" / MANIFEST, "w") as file:
+        with full_disk_said(folder), open(partial / "state" / MANIFEST, "w") as file:
             file.write(json.dumps(manifest, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -114,11 +115,11 @@ def _check_room(engine, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _full_disk_said(folder: Path):
-    """A write that breaks off for want of room is a UserError: torch's own is a RuntimeError about positions in a file."""
+def full_disk_said(folder: Path):
+    """A write that breaks off for want of room is a UserError: torch's own is a RuntimeError about positions in a file, safetensors' one of its own."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT) if isinstance(error, OSError) else shutil.disk_usage(folder).free < 2**20
         if not full:
             raise
@@ -204,8 +205,8 @@ def load(engine, path: Path) -> dict:
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to go on from the one before")
     # from a universal checkpoint, and always at stage 3, DeepSpeed copies one group's hyper-parameters onto all
-    for group, own in zip(engine.optimizer.param_groups, kept, strict=True):
-        group.update(own)
+    for group, own, rate in zip(engine.optimizer.param_groups, kept, engine.lr_scheduler.get_last_lr(), strict=True):
+        group.update(own, lr=rate)
     return state
 
 
@@ -219,7 +220,7 @@ def _load_converted(engine, path: Path) -> tuple:
 
     def convert() -> None:
         shutil.rmtree(converted, ignore_errors=True)
-        with _full_disk_said(path.parent):
+        with full_disk_said(path.parent):
             make_universal(path, converted)
 
     on_first_rank(convert)

@@ -65,7 +65,8 @@ def memory(
     gradients = {0: size * trained, 1: size * trained, 2: 4 * trained / ranks, 3: 4 * trained / ranks}[stage]
     if size == 2 and stage == 1:
         gradients += 4 * trained / ranks  # accumulated in fp32
-    bucket = int(training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", 5e8))
+    asked = training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", "auto")
+    bucket = 500_000_000 if asked == "auto" else int(asked)  # DeepSpeed's own
     config = student.config
     rows, width = training.micro_batch * length, family_of(student).measures(config)[2]
     passes = "torch" if device == "cpu" or training.compile == "off" else "triton"  # compiled, a CPU's temporaries are spared: not relied on

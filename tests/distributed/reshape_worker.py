@@ -35,7 +35,7 @@ def main() -> None:
             for parameter in student.parameters():
                 parameter.data.normal_(0, 0.2)
         micro = GLOBAL // world // (2 if kind == "train" else 1)
-        recipe = Training(global_batch=GLOBAL, micro_batch=micro, learning_rate=1e-3, warmup=0.2, weight_decay=0.1,
+        recipe = Training(global_batch=GLOBAL, micro_batch=micro, learning_rate=1e-3, warmup=0.2, weight_decay=0.1, trunk_learning_rate=2e-4,
                           optimizer="torch" if kind == "other" else "auto", deepspeed=f"ds_configs/deepspeed/zero{stage}.json")  # fmt: skip
         accumulation = GLOBAL // world // micro
         engine = make_engine(Objective(student, Losses(), world), recipe, accumulation=accumulation, total_steps=STEPS,
@@ -62,12 +62,14 @@ def main() -> None:
                 backward(engine, loss)
                 optimizer_step(engine)
             torch.distributed.all_reduce(total)
+            if step == BEFORE:
+                rates = engine.get_lr()
             losses.append(float(5 * total[0] / counts[0] + 2 * total[1] / counts[1] + total[2] / counts[0]))
             if not name and step + 1 == BEFORE:
                 checkpoint.save(engine, folder / key, BEFORE, {}, keep=1)
         decays = sorted({group["weight_decay"] for group in engine.optimizer.param_groups})
         if rank == 0:
-            print(json.dumps({"case": key, "losses": losses if name else losses[BEFORE:], "decays": decays, "rate": engine.get_lr()[0]}))
+            print(json.dumps({"case": key, "losses": losses if name else losses[BEFORE:], "decays": decays, "rates": rates}))
         engine.destroy()
 
 

@@ -6,8 +6,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, RobertaConfig, RobertaForMaskedLM, RobertaTokenizer, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaTokenizer,
+    pipeline,
+)
 
+from ds_distill.data.tokenizer import train_wordpiece
 from tests.start import ds_distill
 
 
@@ -59,6 +70,20 @@ def test_evaluate_orders_models(run, world, tmp_path):
     assert len(rows) == 3 and losses == sorted(losses)
     assert json.loads((tmp_path / "summary.json").read_text()) == {"models": rows}
     assert "| model" in done.stdout
+
+
+def test_evaluate_reads_a_text_anew_for_another_vocabulary(world, tmp_path):
+    text = ["--corpus", world / "text.txt", "--data.sequence_length", 32, "--data.heldout_fraction", 0.5, "--output", tmp_path / "out"]
+    train_wordpiece(["another text with other words in it " * 20], 256, tmp_path / "other")
+    BertForMaskedLM(BertConfig(vocab_size=256, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+                               intermediate_size=64)).save_pretrained(tmp_path / "other")  # fmt: skip
+    counts = []
+    for model in (world / "teacher", tmp_path / "other"):
+        assert last_line(ds_distill("evaluate", "--model", model, *text))["heldout_mlm_loss"] > 0
+        counts.append(json.loads((tmp_path / "out" / "tokens" / "manifest.json").read_text())["real_tokens"])
+    assert counts[0] != counts[1]
+    none = ds_distill("evaluate", "--model", world / "teacher", *text, "--data.heldout_fraction", 0)
+    assert none.returncode == 2 and "no held-out text; give a data.heldout_fraction above 0" in none.stderr
 
 
 def test_prepare_says_what_it_made(world, tmp_path):

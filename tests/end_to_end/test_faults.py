@@ -229,17 +229,19 @@ def test_what_no_conversion_bridges_is_refused(run, tmp_path):
     assert again.returncode == 0, again.stderr[-3000:]
 
 
-@pytest.mark.promise("Hosts that do not see one output folder, or have other tokens, are named")
+@pytest.mark.promise("Hosts that do not see one output folder, or have other tokens or another recipe, are named")
 @pytest.mark.parametrize("differs, words", [("--tokens", ["rank 1 has other tokens"]),
+                                            ("--losses.kl", ["rank 1 was given another run", "losses.kl was 5.0, is 3.0"]),
                                             pytest.param("--output", ["file system"], marks=pytest.mark.long)])  # fmt: skip
 def test_ranks_that_do_not_share(world, common, run, tmp_path, differs, words):
     other = ds_distill("prepare", "--tokenizer", world / "teacher", "--corpus", world / "text.txt", "--output", tmp_path / "other",
                        "--data.sequence_length", 32, "--data.heldout_fraction", 0.1)  # fmt: skip
     assert other.returncode == 0, other.stderr[-3000:]
-    same = {"--tokens": run[0] / "tokens", "--output": tmp_path / "out"}
+    same = {"--tokens": run[0] / "tokens", "--output": tmp_path / "out", "--losses.kl": 5}
+    others = {"--tokens": tmp_path / "other", "--output": tmp_path / "other", "--losses.kl": 3}
 
     def own(rank: int) -> list:
-        return [word for key, value in same.items() for word in (key, tmp_path / "other" if rank and key == differs else value)]
+        return [word for key, value in same.items() for word in (key, others[key] if rank and key == differs else value)]
 
     ranks = start_ranks(2, "ds_distill", "distill", "--teacher", world / "teacher", *common[2:], own=own)
     results = [rank.wait(90) for rank in ranks]

@@ -51,6 +51,9 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         assert code != 0, words
         assert "Traceback" not in errors, f"{words}: {errors[-1500:]}"
         assert len(said) == 1 and words.lower() in said[0].lower(), f"{words}: {errors[-800:]}"
+        if words in ("head", "4 layers, 0 to 3", "positions"):
+            prepared = (tmp_path / f"out{number}" / "tokens").exists()
+            assert prepared == (words == "head"), f"{words}: told from the teacher's config, before a corpus is prepared"
     record_property("mistakes", len(cases))
 
 

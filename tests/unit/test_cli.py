@@ -1,8 +1,11 @@
 import os
 
+import pytest
 import yaml
 
 from ds_distill import cli
+from ds_distill.commands import recipe_of
+from ds_distill.recipe import Training
 
 
 def test_run_without_a_recipe_takes_the_embedded_default(monkeypatch):
@@ -27,3 +30,32 @@ def test_device_cpu_hides_the_gpus_before_torch_is_loaded(monkeypatch):
     monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
     assert cli.main(["run", "--training.device", "cpu"]) == 0
     assert seen["CUDA_VISIBLE_DEVICES"] == "" and seen["DS_ACCELERATOR"] == "cpu"
+
+
+def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch):
+    (tmp_path / "recipe.yaml").write_text("training:\nlosses:\n  kl: 3\n")
+    seen = {}
+    monkeypatch.setattr(cli, "execute", lambda command, options: seen.update(recipe=recipe_of(options)) or {})
+    monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
+    assert cli.main(["distill", "--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path)]) == 0
+    assert seen["recipe"].losses.kl == 3 and seen["recipe"].training == Training()
+
+
+@pytest.mark.parametrize("given, words", [
+    (["--training.seed", "-1"], "training.seed = -1: must be between 0"),
+    (["--data.weights", "[.nan, 1]"], "data.weights[0] = nan: must be between 0"),
+    (["--training.deepspeed", "commas.json"], "training.deepspeed = commas.json: not JSON"),
+    (["--config", "latin.yaml"], "--config: not UTF-8 text"),
+])  # fmt: skip
+def test_what_would_end_in_a_traceback_is_one_sentence(tmp_path, monkeypatch, capsys, given, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "commas.json").write_text('{"zero_optimization": {"stage": 1,}}')
+    (tmp_path / "latin.yaml").write_bytes("# größer\ntraining: {}\n".encode("latin-1"))
+    assert cli.main(["distill", "--teacher", "T", "--corpus", "x", "--output", "out", *given]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert f"ds-distill: {words}" in said[-1]
+
+
+def test_prepare_takes_a_recipe_with_a_teacher():
+    options = cli.build_parser().parse_args(["prepare", "--config", str(cli.DEMO.with_name("distilbert_base.yaml")), "--output", "tokens"]).prepare
+    assert options.teacher and options.corpus and not options.tokenizer and options.data.sequence_length == 512

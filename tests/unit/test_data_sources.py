@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from ds_distill.data import sources
-from ds_distill.data.sources import documents, pieces_of, read
+from ds_distill.data.sources import described, documents, pieces_of, read
 from ds_distill.errors import UserError
 
 TEXTS = ["The first document.", "A second, with a comma\nand a line end.", "Third: \"quoted\" and ünïcode 中文"]
@@ -30,7 +30,7 @@ def write(path, kind):
     else:
         data = "\n\n".join(TEXTS) if kind == "txt" else "\n".join(map(json.dumps, rows)) + "\n"
     data = data.encode()
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         data = gzip.compress(data)
     if path.suffix == ".zst":
         with pyarrow.CompressedOutputStream(str(path), "zstd") as stream:
@@ -42,10 +42,10 @@ def write(path, kind):
 KINDS = ("txt", "jsonl", "csv", "tsv")
 
 
-@pytest.mark.parametrize("ending", [*KINDS, "parquet", *(f"{kind}.{packed}" for kind in KINDS for packed in ("gz", "zst"))])
+@pytest.mark.parametrize("ending", [*KINDS, "parquet", *(f"{kind}.{packed}" for kind in KINDS for packed in ("gz", "zst")), "txt.GZ", "TSV", "tsv.GZ"])
 def test_every_kind_of_file_gives_the_same_documents(tmp_path, ending):
     path = tmp_path / f"data.{ending}"
-    write(path, ending.split(".")[0])
+    write(path, ending.split(".")[0].lower())
     assert list(documents([str(path)])) == TEXTS
     (piece,) = pieces_of([str(path)])
     seen = []
@@ -158,8 +158,19 @@ def test_damage_is_named_with_its_place(tmp_path):
         list(documents([str(path)]))
     for name, data, said in (("a.jsonl", '{"text": "x"}\n{"text": ', "a.jsonl, line 2: not JSON"),
                              ("b.jsonl", '{"body": "x"}\n', "no column 'text', it has body"),
+                             ("f.jsonl", '[{"text": "x"}]\n', "f.jsonl, line 1: a JSON array; one JSON object a line"),
                              ("c.csv", "a,b\n1,2\n", "no column 'text', it has a, b"), ("d.parquet", "PAR", "d.parquet: cannot be read"),
                              ("e.txt.zst", "no zstd", "e.txt.zst: cannot be read")):  # fmt: skip
         (tmp_path / name).write_text(data)
         with pytest.raises(UserError, match=said):
             list(documents([str(tmp_path / name)]))
+
+
+def test_the_column_tells_one_corpus_from_another(tmp_path):
+    write(tmp_path / "data.jsonl", "jsonl")
+    (tmp_path / "data.txt").write_text("text")
+    found = {}
+    for column in ("text", "other"):
+        inputs = [str(tmp_path / "data.jsonl"), str(tmp_path / "data.txt"), f"{tmp_path / 'data.jsonl'}#text"]
+        found[column] = [entry[2:] for entry in described(inputs, pieces_of(inputs, column=column))]
+    assert found == {"text": [[], [], []], "other": [["other"], [], []]}

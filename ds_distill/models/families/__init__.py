@@ -39,3 +39,10 @@ def family_of_type(model_type: str | None) -> Family:
     if model_type not in FAMILIES:
         raise UserError(f"model_type = {model_type!r}: not a supported encoder; use one of: {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
+
+
+def check_positions(config, length: int, what: str) -> None:
+    """UserError where `what`, a model of this config, cannot read sequences of `length` tokens."""
+    positions = family_of_type(config.model_type).positions(config)
+    if length > positions:
+        raise UserError(f"data.sequence_length = {length}: {what} has {positions} positions")
