@@ -222,6 +222,12 @@ def main(argv: list[str] | None = None) -> int:
         say_once("lost", "\nds-distill: another rank has ended or cannot be reached, this one ends with it; the same command goes on from the last "
                          "checkpoint")  # fmt: skip
         return 2
+    except KeyboardInterrupt:  # distillations answer it themselves
+        if debug:
+            raise
+        end_bars()
+        say("\nds-distill: interrupted; what is done is kept, and the same command goes on from there")
+        return 130
     if is_first():
         print(json.dumps(summary), flush=True)
     return 0

@@ -20,6 +20,9 @@ PAPER = {  # tables 1 and 2; per cent
 }
 ABLATION = {"without KL": -2.96, "without cosine": -1.46, "without masked LM": -0.31, "random start": -3.69}  # table 4, of the GLUE mean
 OWN = "the corpus's own documents"
+# what decides which tokens are held out, and which of them are masked
+HELDOUT = ("data.mode", "data.sequence_length", "data.heldout_fraction", "data.column", "data.mask_probability", "data.mask_smoothing",
+           "data.whole_word_masking", "data.attend_across_documents", "training.seed", "training.heldout_blocks")
 
 
 def score(found: dict | None) -> str:
@@ -42,8 +45,10 @@ def kept(row: dict, teacher: dict | None, tasks: list[str]) -> str:
     """A model's mean as a share of its teacher's, over the tasks that both were run on; which, where not all."""
     both = [task for task in tasks if teacher and task in row["tasks"] and task in teacher["tasks"]]
     mean, its = mean_of(row, both), mean_of(teacher, both) if teacher else None
-    if mean is None or not its:
+    if mean is None or its is None:
         return NOT_RUN
+    if its <= 0:
+        return "–"
     return f"{100 * mean / its:.1f} %" + (f", of {', '.join(both)}" if len(both) < len(tasks) else "")
 
 
@@ -66,6 +71,7 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
     """Tables 1 and 2: a row a model, what it keeps of its teacher; and the paper's rows."""
     teacher = teacher_of(rows)
     sections = []
+    precisions = {seed["precision"] for row in rows for found in row["tasks"].values() for seed in found["seeds"] if "precision" in seed}
     for heading, names in (("Scores on GLUE's dev sets", GLUE), ("IMDb and SQuAD", OTHERS)):
         here = [task for task in names if task in tasks]
         if not here:
@@ -86,7 +92,10 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
             lines.append({"model": name, "parameters": "110" if name.startswith("BERT") else "66", "mean": whole, "kept": "–"} | shown)
         columns = {"model": "model", "parameters": "parameters (M)", "mean": "mean", "kept": "of the teacher's mean"}
         columns |= headings(here)
-        text = "Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own teacher and data, for comparison."
+        text = ("Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own teacher and data, for comparison; it "
+                "does not say which of a task's metrics they are.")  # fmt: skip
+        if len(precisions) > 1:
+            text += f" Not all were fine-tuned in one precision, but some in each of {', '.join(sorted(precisions))}."
         sections.append(Section(heading, text, lines, columns, marked))
     return sections
 
@@ -109,8 +118,15 @@ def differ_in(students: dict[str, dict]) -> set[str]:
     return {key for changes in others for key in first | changes if changes.get(key) != first.get(key)}
 
 
-def ablation_table(rows: list[dict], tasks: list[str], differing: set[str]) -> Section | None:
-    """Table 4: each student's mean less the first one's, with the spread of that difference over seeds. differing: settings that differ."""
+def taken_away(students: dict[str, dict]) -> bool:
+    """Whether the students of a plan are the first of them, each without something: a loss, or its teacher's layers."""
+    first, *others = students.values()
+    changed = [(key, changes.get(key)) for changes in others for key in first | changes if changes.get(key) != first.get(key)]
+    return all((key.startswith("losses.") and value == 0) or (key == "student.layers" and value == "random") for key, value in changed)
+
+
+def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) -> Section | None:
+    """Table 4: each student's mean less the first one's, with the spread of that difference over seeds. plan: the settings of each."""
     students = [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(SECOND)]
     if len(students) < 3:
         return None
@@ -130,13 +146,13 @@ def ablation_table(rows: list[dict], tasks: list[str], differing: set[str]) -> S
                "difference": f"against {first['model']}", "spread": "by seed"}  # fmt: skip
     if any(row["model"] in ABLATION for row in students):
         columns["paper"] = "the paper's difference, of GLUE's mean"
-    if all(key.startswith("losses.") or key == "student.layers" for key in differing):
+    if taken_away(plan):
         return Section("Ablation", "The same student, tokens, batches and masks; one thing taken away at a time.", lines, columns, (0,))
-    return Section("One student against another", f"They differ in {', '.join(sorted(differing))}.", lines, columns, (0,))
+    return Section("One student against another", f"They differ in {', '.join(sorted(differ_in(plan)))}.", lines, columns, (0,))
 
 
-def pretraining(study: Path, rows: list[dict], picture: Path) -> Section | None:
-    """The students' pretraining: held-out losses at its end, and over tokens."""
+def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, dict]) -> Section | None:
+    """The students' pretraining: held-out losses at its end, and over tokens. plan: the settings of each."""
     found, lines, first = {}, [], None
     for row in rows:
         file = study / "students" / folder_of(row["model"]) / "curves.json"
@@ -155,6 +171,8 @@ def pretraining(study: Path, rows: list[dict], picture: Path) -> Section | None:
     texts = [key for key in lines[0] if key not in ("model", "tokens", "time")]
     columns = {"model": "student", "tokens": "tokens read", "time": "time (first = 1)"} | {text: f"loss, {text}" for text in texts}
     text = "Held-out masked-LM loss at the end, nats a masked token. Times are as each was run, with what ran beside it."
+    if unlike := sorted(key for key in differ_in(plan) if key in HELDOUT):
+        text += f" Not one and the same text under the same masks: they differ in {', '.join(unlike)}, so the losses do not compare them."
     return Section("Pretraining", text, lines, columns,
                    pictures={"Held-out masked-LM loss over tokens, by text.": picture})  # fmt: skip
 
@@ -162,16 +180,19 @@ def pretraining(study: Path, rows: list[dict], picture: Path) -> Section | None:
 def report(folders: list[str], output: Path) -> dict:
     """output/report.html and .md of the studies and benchmark reports in `folders`. Raises UserError where there is nothing to report."""
     sections: list[Section] = []
-    output.mkdir(parents=True, exist_ok=True)
     for number, folder in enumerate(map(Path, folders)):
         made = len(sections)
         if (folder / "study.json").is_file():
+            output.mkdir(parents=True, exist_ok=True)
             sections += of_study(folder, output / f"curves_{number}.png")
         for name in ("table3.json", "inference.json"):
             if (folder / name).is_file():
                 sections.append(of_benchmark(json.loads((folder / name).read_text()), name))
         if len(sections) == made:
             raise UserError(f"{folder}: neither a study (study.json) nor a benchmark's report (table3.json, inference.json); give the --output of one")
+        if len(folders) > 1:
+            for section in sections[made:]:
+                section.heading += f" ({folder})"
     write_page(output, "report", "What the student keeps", f"Made from {', '.join(f'`{folder}`' for folder in folders)}.", sections)
     for section in sections:
         if section.rows:
@@ -184,9 +205,9 @@ def of_study(folder: Path, picture: Path) -> list[Section]:
     plan = json.loads((folder / "study.json").read_text())
     rows = rows_of(Study(**{name: value for name, value in plan.items() if name in Study.__dataclass_fields__}), folder)
     sections = [section for section in (kept_table(rows, plan["tasks"]),) if section] + task_tables(rows, plan["tasks"])
-    if ablation := ablation_table(rows, plan["tasks"], differ_in(plan["students"])):
+    if ablation := ablation_table(rows, plan["tasks"], plan["students"]):
         sections.append(ablation)
-    if section := pretraining(folder, rows, picture):
+    if section := pretraining(folder, rows, picture, plan["students"]):
         sections.append(section)
     sizes = {task: row["tasks"][task]["examples"] for row in rows for task in row["tasks"] if "examples" in row["tasks"][task]}
     if sizes:

@@ -26,6 +26,7 @@ from ds_distill.models.teacher import Teacher, load_masked_lm, teacher_dtype, we
 from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
 from ds_distill.report import loss_plot, model_card
+from ds_distill.room import full_disk_said
 from ds_distill.training import checkpoint
 from ds_distill.training.engine import device_of_rank, precision_of
 from ds_distill.training.evaluation import evaluate
@@ -151,7 +152,7 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
         summary["plot"] = str(output / "loss.png")
         manifest = TokenStore.open(tokens, "heldout").manifest
         card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"])
-        with checkpoint.full_disk_said(output):
+        with full_disk_said(output):
             export(weights, engine.module.model.cpu(), load_tokenizer(tokens / "tokenizer"), output / "export", card)
     torch.distributed.barrier()
     engine.destroy()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 
+from ds_distill.console import say
 from ds_distill.errors import UserError
 from ds_distill.export.compare import progress_over
 from ds_distill.export.runtimes import Runner
 from ds_distill.export.source import Source
 from ds_distill.models.families import INPUTS
-from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task
+from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, plain
 from ds_distill.tasks.examples import KINDS, kind_of, read_examples, rows_of
 from ds_distill.tasks.metrics import scores
 from ds_distill.tasks.squad import LENGTH, answers_of, questions_in, spans_of, squad_scores
@@ -30,7 +32,8 @@ def dev_score(source: Source, run: Runner, file: Path, what: str, batch: int = 8
     if source.head != "classification":
         raise UserError(f"--data: {source.folder} has the head {source.head}; labelled examples are for a classification or question-answering head")
     config = source.model.config
-    task = TASKS.get(getattr(config, "finetuning_task", None))
+    trained_on = plain(getattr(config, "finetuning_task", None))
+    task = next((task for task in TASKS.values() if plain(task.name) == trained_on), None)
     texts, labels = labelled(file, task)
     if task and set(task.labels) <= config.label2id.keys():  # which may have them in another order
         labels = np.array([config.label2id[name] for name in task.labels])[labels] if task.labels else labels
@@ -78,12 +81,15 @@ def labelled(file: Path, task: Task | None = None) -> tuple[list[list[str]], np.
     rows = [row for _, row in rows_of(file)]
     if not rows:
         raise UserError(f"--data {file}: no examples in it")
-    names = [name for name, value in rows[0].items() if isinstance(value, str) and name != "label"]
+    # csv and tsv have numbers as text: an index is not read; nor are a label's names beside it
+    names = [name for name, value in rows[0].items() if isinstance(value, str) and not name.startswith("label")]
+    names = [name for name in names if not all(re.fullmatch(r"[-+\d.e]*", str(row.get(name, ""))) for row in rows)]
     if "label" not in rows[0] or not 1 <= len(names) <= 2:
         raise UserError(f"--data {file}: columns {', '.join(rows[0])}: needs `label` and one or two of text")
     whole = [row for row in rows if row.keys() >= {*names, "label"}]
     if len(whole) < len(rows):
         raise UserError(f"--data {file}: {len(rows) - len(whole)} of its {len(rows)} rows lack one of {', '.join(names)}, label")
+    say(f"--data {file}: read as text: {', '.join(names)}")
     return [[row[name] for row in rows] for name in names], _numbers([row["label"] for row in rows])
 
 

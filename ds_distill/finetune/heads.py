@@ -10,17 +10,12 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of_type
 from ds_distill.models.folder import listed, load_model, open_model_folder
-from ds_distill.tasks.catalog import Task
-
-
-def plain(name: object) -> str:
-    """A name as it is compared: SST-2 is sst2."""
-    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+from ds_distill.tasks.catalog import Task, plain
 
 
 def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: float = -1.0) -> PreTrainedModel:
     """fp32 on the CPU. tuned: the head must be there, fine-tuned on this very task; else it is new (torch's generator), or the one that a folder
-    fine-tuned on the task has. option: of the command line, for messages. dropout: hidden and attention; the config's own if below 0.
+    fine-tuned on the task has. option: of the command line, for messages. dropout: hidden, attention and before the head; the config's own if below 0.
 
     Raises UserError for a folder without such a model, of another task, with other labels, or without all of its weights.
     """
@@ -34,7 +29,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     if trained_on and plain(trained_on) != plain(task.name):
         raise UserError(f"{given}: was fine-tuned on {trained_on}, not on {task.name}; {remedy}")
     if dropout >= 0:
-        family_of_type(config.model_type).set_dropout(config, dropout)
+        family_of_type(config.model_type).set_dropout(config, dropout, heads=True)
     order = None
     if task.spans:
         config.num_labels = 2

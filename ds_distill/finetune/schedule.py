@@ -58,7 +58,11 @@ class Step:
 
 
 def _made(where: str | Path) -> str | Path:
-    return json.loads((where / "summary.json").read_text())["export"] if isinstance(where, Path) else where
+    """The model that a step made: in its folder as that is called now, not as it was called from wherever the step was started."""
+    if not isinstance(where, Path):
+        return where
+    made = json.loads((where / "summary.json").read_text())
+    return where / (os.path.relpath(made["export"], made["output"]) if "output" in made else "export")
 
 
 def folder_of(name: str) -> str:
@@ -69,11 +73,12 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
     """Do all that is not done. One at a time they write to the terminal; side by side each to a file in `logs`, with its share of the cores and, on
     a machine with GPUs, one of these, in turn.
 
-    UserError where a step fails or SIGTERM comes. What runs is then ended and waited for: a distillation saves first, others go on from what they keep.
+    UserError where a step fails or SIGTERM comes, KeyboardInterrupt at Ctrl-C. What runs is then ended and waited for: a distillation saves first,
+    others go on from what they keep.
     """
     waiting = [step for step in steps if not step.done]
     jobs, running = max(1, min(jobs, len(waiting))), dict[int, tuple[Step, subprocess.Popen]]()  # by slot
-    with _sigterm() as asked, progress(len(steps), "study", "step", initial=len(steps) - len(waiting)) as bar:
+    with _asked_to_end() as asked, progress(len(steps), "study", "step", initial=len(steps) - len(waiting)) as bar:
         try:
             while waiting or running:
                 _start_more(running, waiting, jobs, logs)
@@ -84,6 +89,8 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
                     if jobs > 1 and sys.stderr.isatty() and time.monotonic() - shown > 2:
                         bar.refresh()
                         shown = time.monotonic()
+                if signal.SIGINT in asked:
+                    raise KeyboardInterrupt
                 if asked:
                     raise UserError("study: ended by SIGTERM; the same command goes on from there")
                 for slot, (step, process) in list(running.items()):
@@ -100,14 +107,22 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm():
-    """A list that SIGTERM fills."""
+def _asked_to_end():
+    """A list that SIGTERM and the first Ctrl-C fill: an exception at any moment could come between a step's start and its being known."""
     asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+
+    def ask(number: int, _) -> None:
+        asked.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+
+    heard = [signal.SIGTERM, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else [])]  # ignored where a shell has it so
+    before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start_more(running: dict, waiting: list[Step], jobs: int, logs: Path) -> None:

@@ -67,6 +67,10 @@ def sets_of(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, po
         train = Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends})
         return Sets(train, {split: (Features(found.inputs, {}), (questions, found)) for split, (questions, found) in dev.items()}, length)
     train = Examples([column[:most] for column in data.train.texts], data.train.labels[:most])
+    if absent := set(data.train.labels) - set(train.labels) if data.task.labels else ():
+        names = ", ".join(data.task.labels[label] for label in sorted(absent))
+        raise UserError(f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none that is {names}: the set is "
+                        "in order; take more, or all, or give --data in random order")  # fmt: skip
     return Sets(features_of(train, tokenizer, length),
                 {split: (features_of(part, tokenizer, length), np.array(part.labels)) for split, part in data.dev.items()},
                 length)  # fmt: skip

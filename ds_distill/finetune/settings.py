@@ -23,7 +23,8 @@ class Tuning:
         warmup: Share of the steps that warm up.
         weight_decay: AdamW's, never on a bias or a norm.
         max_examples: Training examples used, the first so many; 0: all.
-        dropout: Hidden and attention dropout while it is fine-tuned; below 0: what the folder's config says, so what it was pretrained with.
+        dropout: Hidden and attention dropout while it is fine-tuned, and before the head; below 0: what the folder's config says, so what it was
+            pretrained with, and the head what its family has (DistilBERT's 0.2 for classes, 0.1 for spans).
         temperature: Of the teacher's soft targets; the authors' 2.
         hard: Weight of the labels' loss where there is a teacher; the authors' 0.5.
         soft: Weight of the soft targets' loss; the authors' 0.5.
@@ -49,6 +50,9 @@ class Tuning:
         """UserError for a value that makes no sense."""
         if self.precision not in get_args(PRECISIONS):
             raise UserError(f"tuning.precision = {self.precision}: one of {', '.join(get_args(PRECISIONS))}")
+        for name in ("batch", "length", "max_examples"):
+            if not isinstance(getattr(self, name), int):
+                raise UserError(f"tuning.{name} = {getattr(self, name)}: must be a whole number")
         for name in ("learning_rate", "epochs", "batch", "temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must be above 0")

@@ -51,7 +51,7 @@ class Study:
 
     def tuning_of(self, task: str) -> dict:
         """The settings of a task's fine-tunings."""
-        return {**{key: value for key, value in self.tuning.items() if key not in TASKS}, **self.tuning.get(task, {})}
+        return {**{key: value for key, value in self.tuning.items() if key not in TASKS}, **(self.tuning.get(task) or {})}
 
     def check(self) -> None:
         """UserError for what would end the study hours later, too: a task without files, a setting that there is not."""
@@ -109,7 +109,7 @@ def steps_of(study: Study, output: Path) -> list[Step]:
     unread = any(not (output / "students" / folder_of(name) / "summary.json").is_file() for name in shared)
     steps = [Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base)))] if unread else []
     for name, changes in study.students.items():
-        settings = [word for key, value in changes.items() for word in (f"--{key}", str(value))]
+        settings = [word for key, value in changes.items() for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))]
         text = ("--tokens", str(tokens)) if name in shared else corpus
         steps.append(Step(f"distil {name}", output / "students" / folder_of(name),
                           ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),

@@ -27,6 +27,7 @@ from ds_distill.models.families import INPUTS, family_of, inputs_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.teacher import choose_cpu_dtype, weights_fingerprint
 from ds_distill.report import write_json
+from ds_distill.room import full_disk_said, full_memory_said
 from ds_distill.tasks.catalog import LENGTH_KEY, Task
 from ds_distill.tasks.metrics import scores
 from ds_distill.tasks.squad import answers_of, squad_scores
@@ -65,6 +66,8 @@ def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, b
     found: dict[str, float] = {}
     for number, (split, (features, gold)) in enumerate(sets.dev.items()):
         outputs = outputs_of(model, features, collator, batch, f"{what}, {split}")
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise UserError(f"{what}: the model's outputs are no numbers, it has diverged; a lower tuning.learning_rate in another --output")
         if task.spans:
             questions, spans = gold
             part = squad_scores(questions, answers_of(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs]))
@@ -154,7 +157,8 @@ def _plan(data: Data, model: str, output: Path, points: list[Tuning], tokenizer,
         if key not in sets:
             sets[key] = sets_of(data, tokenizer, point, positions)
             if mentor is not None:
-                sets[key].train.teacher = teacher_outputs(mentor, sets[key].train, collator, 2 * point.batch, output / "teacher")
+                with full_disk_said(output):
+                    sets[key].train.teacher = teacher_outputs(mentor, sets[key].train, collator, 2 * point.batch, output / "teacher")
     return Plan(data.task, model, output, sets, collator, mentor, device)
 
 
@@ -168,9 +172,11 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
                 result = folder / "result.json"
                 _begin(folder, point, plan.device)
                 if result.is_file():
-                    results.append(json.loads(result.read_text()))
+                    results.append(json.loads(result.read_text()) | {"folder": str(folder / "model")})  # it may have been moved since
                     skip(bar, length)
-                else:
+                    continue
+                smaller = f"tuning.batch = {point.batch}: try {max(1, point.batch // 2)}, or a shorter tuning.length"
+                with full_disk_said(folder), full_memory_said(smaller):
                     results.append(_one_run(plan, folder, point, seed, bar))
                     write_json(result, results[-1])
     return results
@@ -244,6 +250,6 @@ def summary_of(task: Task, results: list[dict], output: Path, model: str, teache
     dev = {name: statistics.median(run["metrics"][name] for run in best) for name in best[0]["metrics"]}
     points = [{"tuning": runs[0]["tuning"], metric: statistics.median(run["metrics"][metric] for run in runs)} for runs in by_point.values()]
     return {"task": task.name, "metric": metric, metric: dev[metric], "metrics": dev,
-            "seeds": [{"seed": run["seed"], **run["metrics"]} for run in best],
+            "seeds": [{"seed": run["seed"], **run["metrics"], "precision": run["precision"]} for run in best],
             "tuning": best[0]["tuning"], "grid": points if len(points) > 1 else [], "model": model, "teacher": teacher, "export": middle["folder"],
             "output": str(output)}  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ds_distill.errors import UserError, did_you_mean
@@ -58,6 +59,11 @@ TASKS = {
         Task("squad_v2", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad_v2", None)),
     )
 }  # fmt: skip
+
+
+def plain(name: object) -> str:
+    """A name as it is compared: SST-2 is sst2."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
 def task_of(name: str) -> Task:

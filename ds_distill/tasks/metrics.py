@@ -27,7 +27,7 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     def score(predicted: np.ndarray, labels: np.ndarray) -> float:
         import scipy.stats
 
-        if np.ptp(predicted) == 0:  # a constant correlates with nothing; scipy says nan
+        if np.ptp(predicted) == 0 or np.ptp(labels) == 0:  # a constant correlates with nothing; scipy says nan
             return 0.0
         return float(getattr(scipy.stats, name)(predicted, labels)[0])
 

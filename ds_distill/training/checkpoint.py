@@ -1,7 +1,5 @@
 """Checkpoints that are complete or absent: DeepSpeed writes beside, checksums follow, a rename publishes."""
 
-import contextlib
-import errno
 import json
 import os
 import shutil
@@ -13,11 +11,11 @@ from pathlib import Path
 import torch
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ds_distill.console import say
 from ds_distill.errors import UserError
+from ds_distill.room import full_disk_said
 from ds_distill.training.ranks import from_every_rank, from_first_rank, on_first_rank
 from ds_distill.training.reshape import make_universal, plain_path
 
@@ -112,18 +110,6 @@ def _check_room(engine, folder: Path) -> None:
                         f"make room there{kept}")  # fmt: skip
 
     on_first_rank(look)
-
-
-@contextlib.contextmanager
-def full_disk_said(folder: Path):
-    """A write that breaks off for want of room is a UserError: torch's own is a RuntimeError about positions in a file, safetensors' one of its own."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT) if isinstance(error, OSError) else shutil.disk_usage(folder).free < 2**20
-        if not full:
-            raise
-        raise UserError(f"{folder}: the disk is full; make room there, and the same command goes on from the last checkpoint") from error
 
 
 def _checksum(file: Path, flush: bool = False) -> tuple[int, int]:

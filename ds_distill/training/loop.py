@@ -1,6 +1,5 @@
 """The training loop: batches in, engine steps, logs out."""
 
-import contextlib
 import math
 import signal
 import time
@@ -16,6 +15,7 @@ from ds_distill.data.batches import BatchOrder
 from ds_distill.errors import UserError
 from ds_distill.memory import peak_memory
 from ds_distill.recipe import Recipe, Training
+from ds_distill.room import full_memory_said
 from ds_distill.training import checkpoint
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.finite import FiniteWatch
@@ -48,20 +48,14 @@ class Stop:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
 def memory_explained(training: Training):
     """Where memory ends, a UserError that says which setting to lower."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
-            raise
-        size = training.micro_batch
-        ways = [f"training.micro_batch = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
-        ways += [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
-        ways.append("in a new --output a higher ZeRO stage (training.deepspeed)")
-        raise UserError(f"out of memory at training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what "
-                        "takes it. With one of the first, the run goes on from its last checkpoint") from error  # fmt: skip
+    size = training.micro_batch
+    ways = [f"training.micro_batch = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
+    ways += [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
+    ways.append("in a new --output a higher ZeRO stage (training.deepspeed)")
+    return full_memory_said(f"training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what takes it. With one of the "
+                            "first, the run goes on from its last checkpoint")  # fmt: skip
 
 
 def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, Callable], recipe: Recipe, output: Path, device, dtype, title: str):

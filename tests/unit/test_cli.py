@@ -59,3 +59,12 @@ def test_what_would_end_in_a_traceback_is_one_sentence(tmp_path, monkeypatch, ca
 def test_prepare_takes_a_recipe_with_a_teacher():
     options = cli.build_parser().parse_args(["prepare", "--config", str(cli.DEMO.with_name("distilbert_base.yaml")), "--output", "tokens"]).prepare
     assert options.teacher and options.corpus and not options.tokenizer and options.data.sequence_length == 512
+
+
+def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
+    def interrupted(command, options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "execute", interrupted)
+    assert cli.main(["finetune", "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("ds-distill: interrupted; what is done is kept, and the same command goes on from there\n")

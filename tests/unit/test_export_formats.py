@@ -24,7 +24,7 @@ from transformers import (
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.compare import SAMPLE, compare, text_batches, torch_runner
-from ds_distill.export.dev import dev_score
+from ds_distill.export.dev import dev_score, labelled
 from ds_distill.export.formats import FORMATS, export_formats
 from ds_distill.export.graph import OPSET
 from ds_distill.export.int8 import FULL, SAFE, quantised, why_not_full, write_onnx_int8
@@ -310,3 +310,15 @@ def test_codes_are_the_nearest(rows, columns, axis, scale, steps):
     assert codes.dtype == np.int8 and scales.shape == (weight.shape[axis],) and np.abs(codes.astype(int)).max() <= steps
     own = np.expand_dims(scales, 1 - axis)
     assert (np.abs(codes * own - weight) <= own * 0.5001 + 1e-12).all()
+
+
+@pytest.mark.parametrize("name, lines, texts", [
+    ("indexed.csv", ["idx,sentence,label", "0,a fine film,1", "1,a bad film,0"], [["a fine film", "a bad film"]]),
+    ("named.jsonl", ['{"text": "a fine film", "label": 1, "label_text": "good"}', '{"text": "7", "label": 0, "label_text": "bad"}'],
+     [["a fine film", "7"]]),
+    ("pairs.tsv", ["id\tfirst\tsecond\tlabel", "3.5\tone\ttwo\t0"], [["one"], ["two"]]),
+])  # fmt: skip
+def test_an_index_or_a_labels_name_is_not_read_as_text(tmp_path, capsys, name, lines, texts):
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    assert labelled(tmp_path / name)[0] == texts
+    assert "read as text: " in capsys.readouterr().err

@@ -250,8 +250,9 @@ def test_a_studys_mistakes_are_said(launch, changes, words):
 @pytest.mark.parametrize("what, words", [
     ({"tuning": {"epoch": 2}}, "tuning: epoch: no such setting; did you mean epochs?"),
     ({"tuning": {"rte": {"learning_rates": 1e-4}}}, "did you mean learning_rate?"),
-    ({"tuning": {"batch": "many"}}, "tuning of rte: .*not all of these are numbers"),
+    ({"tuning": {"learning_rate": "fast"}}, "tuning of rte: .*not all of these are numbers"),
     ({"tuning": {"warmup": 1}}, "tuning.warmup = 1: a share of the steps, below 1"),
+    ({"tuning": {"batch": 2.5}}, "tuning.batch = 2.5: must be a whole number"),
     ({"tuning": {"dropout": 1}}, "tuning.dropout = 1: a share of the values, below 1"),
     ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
     ({"data": "nowhere"}, "--data nowhere/rte: one file train"),

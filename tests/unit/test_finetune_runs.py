@@ -211,6 +211,39 @@ def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch
     assert kept["hidden_dropout_prob"] == kept["attention_probs_dropout_prob"] == 0.3 and "_attn_implementation" not in kept
 
 
+@pytest.mark.parametrize("name, task, head", [("distilbert", "rte", "dropout"), ("distilbert", "squad", "qa_outputs"), ("bert", "rte", "dropout")])
+def test_dropout_is_before_the_head_too(world, name, task, head):
+    for dropout in (-1.0, 0.3):
+        model = load_for_task(str(world / name), task_of(task), "model", tuned=False, dropout=dropout)
+        own = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert hasattr(model, head) and (own == {0.3} if dropout > 0 else own != {0.3})
+
+
+def test_the_first_examples_of_a_set_in_order_are_refused(world, tmp_path):
+    rows = [json.dumps({"sentence": f"word {i}", "label": int(i >= 20)}) for i in range(40)]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match="tuning.max_examples = 20: the first 20 training examples of sst2 have none that is positive"):
+        tune.finetune(task_of("sst2"), str(world / "bert"), tmp_path / "out", points=[Tuning(max_examples=20)], seeds=[0], data=str(tmp_path))
+
+
+def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
+    def run(output):
+        point = Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")
+        return tune.finetune(task_of("rte"), str(world / "bert"), output, points=[point], seeds=[0], data=str(world / "rte"))
+
+    assert run(tmp_path / "first")["seeds"][0]["precision"] == "fp32"
+    (tmp_path / "first").rename(tmp_path / "second")
+    assert run(tmp_path / "second")["export"] == str(tmp_path / "second" / "seed=0" / "model")
+
+
+def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "outputs_of", lambda *_: [np.array([np.nan, 0.0], dtype=np.float32)] * 40)
+    with pytest.raises(UserError, match="seed 0: the model's outputs are no numbers, it has diverged"):
+        tune.finetune(task_of("rte"), str(world / "bert"), tmp_path, points=[Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")], seeds=[0],
+                      data=str(world / "rte"))  # fmt: skip
+
+
 def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
     classifier(world, tmp_path / "t", num_labels=2)
     train_wordpiece(SAMPLE.read_text().splitlines(), 200, tmp_path / "t")

@@ -1,6 +1,6 @@
 """Pages and model cards."""
 
-from ds_distill.evidence import ablation_table, differ_in, kept_table, task_tables
+from ds_distill.evidence import ablation_table, differ_in, kept, kept_table, task_tables
 from ds_distill.report import Section, points_plot, put_section, write_page
 
 
@@ -46,14 +46,24 @@ def test_tables_of_a_study_by_hand():
     [partly] = task_tables(rows, ["rte", "sst2"])  # what has not been run is said, and counts for nothing
     assert partly.rows[1] | {"parameters": "17.4", "mean": "not run", "kept": "90.0 %, of sst2", "rte": "not run"} == partly.rows[1]
     assert scores.rows[3]["sst2"] == "not run" and scores.rows[5]["sst2"] == "91.3" and "the paper's" in scores.rows[5]["model"]
-    kept = kept_table(rows, ["rte", "sst2"])
-    assert kept.rows[0] == {"model": "triple loss", "all": "90.0 %, of sst2", "rte": "not run", "sst2": "90.0 %"}
+    shares = kept_table(rows, ["rte", "sst2"])
+    assert shares.rows[0] == {"model": "triple loss", "all": "90.0 %, of sst2", "rte": "not run", "sst2": "90.0 %"}
+    zero = [row("teacher", 0.0, 0.0, 0.0), row("student", 0.1, 0.1, 0.1)]
+    assert kept(zero[1], zero[0], ["sst2"]) == "–", "no share of nothing"
+    for run, precision in zip(zero, ("bf16", "fp32"), strict=True):
+        for seed in run["tasks"]["sst2"]["seeds"]:
+            seed["precision"] = precision
+    assert "some in each of bf16, fp32" in task_tables(zero, ["sst2"])[0].text and "precision" not in scores.text
     assert kept_table(rows, ["sst2"]) is None and kept_table(rows[1:], ["rte", "sst2"]) is None, "nothing that the tables do not say"
     plan = {"a": {"losses.kl": 5, "training.clip": 1}, "b": {"losses.kl": 0, "training.clip": 1}, "c": {"training.clip": 1}}
     assert differ_in(plan) == {"losses.kl"}, "what all students have in common is no difference"
-    ablation = ablation_table(rows, ["sst2"], {"losses.kl", "student.layers"})
+    plan = {"triple loss": {"training.clip": 1}, "without KL": {"training.clip": 1, "losses.kl": 0},
+            "random": {"training.clip": 1, "student.layers": "random"}}  # fmt: skip
+    ablation = ablation_table(rows, ["sst2"], plan)
     assert ablation.heading == "Ablation"
-    assert "They differ in losses.kl, training.clip." == ablation_table(rows, ["sst2"], {"losses.kl", "training.clip"}).text
+    for other in ({"losses.kl": 3, "training.clip": 1}, {"student.layers": [0, 1], "training.clip": 1}, {"losses.kl": 0}):
+        compared = ablation_table(rows, ["sst2"], plan | {"other": other})
+        assert compared.heading == "One student against another" and compared.text.startswith("They differ in losses.kl, student.layers")
     assert ablation.rows[1] == {
         "student": "without KL",
         "loss": "not run",

@@ -25,7 +25,9 @@ def wait(name):
     sys.exit(9)
 """
 SAVE = 'signal.signal(signal.SIGTERM, lambda *_: ((out / "saved").touch(), sys.exit(0)))\n'
-END = '\n(out / "summary.json").write_text(json.dumps({"export": str(out), "threads": os.environ.get("OMP_NUM_THREADS"), "argv": sys.argv[1:]}))\n'
+END = """
+(out / "summary.json").write_text(json.dumps({"threads": os.environ.get("OMP_NUM_THREADS"), "argv": sys.argv[1:]}))
+"""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,18 @@ def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
     run_steps([fourth, third, first, second], 2, tmp_path / "logs")
     assert all(one.done for one in (first, second, third, fourth))
     started = {name: json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "third")}
-    assert started["third"]["argv"][1:5] == ["--model", str(tmp_path / "first"), "--teacher", str(tmp_path / "second")]
+    assert started["third"]["argv"][1:5] == ["--model", str(tmp_path / "first" / "export"), "--teacher", str(tmp_path / "second" / "export")]
     assert started["first"]["threads"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
     assert (tmp_path / "logs/second.log").read_text().endswith("\nhello\n")
     run_steps([fourth, third, first, second], 2, tmp_path / "logs")  # nothing is done twice: their folders are there
+
+
+def test_a_model_is_looked_for_where_its_folder_is_now(tmp_path):
+    for name, made in (("student", {"export": "runs/student/export"}), ("tuned", {"export": "runs/tuned/seed=1/model", "output": "runs/tuned"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(made))
+    words = Step("tune", tmp_path / "out", ("finetune",), model=tmp_path / "student", teacher=tmp_path / "tuned").command()
+    assert words[1:5] == ["--model", str(tmp_path / "student" / "export"), "--teacher", str(tmp_path / "tuned" / "seed=1" / "model")]
 
 
 def test_what_takes_the_machine_runs_alone(tmp_path):

@@ -16,6 +16,7 @@ DISTILBERT = Family(
     activation="ffn.activation",
     sizes=("n_layers", "n_heads", "dim", "hidden_dim", "activation"),
     dropouts=("dropout", "attention_dropout"),
+    head_dropouts=("seq_classif_dropout", "qa_dropout"),
     token_types=False,
     eps=1e-12,
 )  # fmt: skip

@@ -20,6 +20,7 @@ class Family:
     block: within a block, the modules in the order query, key, value, attention output, its norm, inner and outer feed-forward, its norm.
     activation: within a block, the module between inner and outer feed-forward.
     sizes: the config's names of depth, heads, width, feed-forward width and activation. dropouts: of its hidden and attention dropout.
+    head_dropouts: of the heads that tasks put on it.
     token_types: whether it adds a token-type embedding. eps: the LayerNorm's where the config cannot say, else None.
     first_position: position of the first token, from the config.
     """
@@ -36,13 +37,14 @@ class Family:
     activation: str = "intermediate.intermediate_act_fn"
     sizes: tuple[str, str, str, str, str] = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "hidden_act")
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    head_dropouts: tuple[str, ...] = ("classifier_dropout",)
     token_types: bool = True
     eps: float | None = None
     first_position: Callable[[object], int] = lambda config: 0
 
-    def set_dropout(self, config, dropout: float) -> None:
-        """Have a model that is made from `config` drop this share of hidden states and of attention."""
-        for key in self.dropouts:
+    def set_dropout(self, config, dropout: float, heads: bool = False) -> None:
+        """Have a model that is made from `config` drop this share of hidden states and of attention; heads: before a task's head as well."""
+        for key in (*self.dropouts, *(self.head_dropouts if heads else ())):
             setattr(config, key, dropout)
 
     def decoder_parent_and_name(self, model: PreTrainedModel) -> tuple[nn.Module, str]:
