@@ -52,6 +52,7 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
 
 def teacher_folder(teacher: str, recipe: Recipe) -> str:
     """The folder of a teacher, which the recipe fits by all that its config tells: said before a corpus is prepared for hours. UserError where not."""
+    start_distributed()  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
     folder, config = open_model_folder(teacher)
     resolve_layer_map(recipe.student.layers, family_of_type(config.model_type).measures(config)[0], recipe.student.depth)
     check_positions(config, recipe.data.sequence_length, f"teacher {teacher}")
