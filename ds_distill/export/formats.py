@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import json
 import math
@@ -116,6 +118,42 @@ def export_formats(model: str, names: list[str], output: Path, *, text: list[str
     batches = text_batches(source, text, sequences=SEQUENCES)
     before = dev_score(source, torch_runner(source), Path(data), "dev score, PyTorch") if data else {}
     copy_description(source, output)
+    with _alone(output):
+        _check_head(output, source)
+        rows = _written(source, formats, batches, output, data, before)
+        compared = "this package's sample text" if not text else " ".join(text)
+        put_section(output / "README.md", "Formats",
+                    "Compared with PyTorch in fp32 on text; each has an example (`example_*.py`) to be run in this folder.\n\n"
+                    + formats_table(_kept(output, rows, compared)))  # fmt: skip
+    return {"output": str(output), "head": source.head, "inputs": source.inputs, "compared_on": compared, "formats": rows,
+            "peak_megabytes": round(peak_memory(torch.device("cpu")) / 1e6)}  # fmt: skip
+
+
+@contextlib.contextmanager
+def _alone(output: Path):
+    """One export at a time in a folder: they share its scratch and its tables. UserError where another is at it."""
+    held = os.open(output, os.O_RDONLY)  # the folder itself: what is exported may be published as it lies
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{output}: another export is at it; wait for it, or choose another --output") from None
+        yield
+    finally:
+        os.close(held)
+
+
+def _check_head(output: Path, source: Source) -> None:
+    """UserError where the files that lie in `output` have another head."""
+    others = {row.get("head", source.head) for row in _formats_in(output).values()} - {source.head}
+    if others:
+        raise UserError(f"{output}: holds files with the head {', '.join(others)}, these would have {source.head}; choose another --output")
+
+
+def _written(
+    source: Source, formats: dict[str, Format], batches: list[Batch], output: Path, data: str | None, before: dict[str, float]
+) -> dict[str, dict]:  # fmt: skip
+    """The files, each in its place once it has been compared; a row of figures each. before: PyTorch's scores on `data`."""
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -137,7 +175,7 @@ def export_formats(model: str, names: list[str], output: Path, *, text: list[str
                 figures |= {f"dev_{metric}_pytorch": value for metric, value in before.items()}
                 figures |= {f"dev_{metric}": value for metric, value in after.items()}
             size = sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
-            rows[name] = {"file": format.file, "megabytes": size / 1e6, "seconds": seconds} | figures
+            rows[name] = {"file": format.file, "head": source.head, "megabytes": size / 1e6, "seconds": seconds} | figures
             del run  # OpenVINO keeps the file open
             (output / format.file).parent.mkdir(exist_ok=True)
             for part in sorted(file.parent.glob(f"{file.stem}.*")):  # .bin before the .xml that needs it
@@ -146,21 +184,21 @@ def export_formats(model: str, names: list[str], output: Path, *, text: list[str
             say(f"{name}: {output / format.file}, {size / 1e6:,.1f} MB, {seconds:.0f} s")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    compared = "this package's sample text" if not text else " ".join(text)
-    put_section(output / "README.md", "Formats",
-                "Compared with PyTorch in fp32 on text; each has an example (`example_*.py`) to be run in this folder.\n\n"
-                + formats_table(_kept(output, rows, compared)))  # fmt: skip
-    return {"output": str(output), "head": source.head, "inputs": source.inputs, "compared_on": compared, "formats": rows,
-            "peak_megabytes": round(peak_memory(torch.device("cpu")) / 1e6)}  # fmt: skip
+    return rows
+
+
+def _formats_in(output: Path) -> dict[str, dict]:
+    """The rows of earlier exports into `output`, of files that still lie there."""
+    file = output / "formats.json"
+    rows = json.loads(file.read_text()) if file.is_file() else {}
+    return {name: row for name, row in rows.items() if name in FORMATS and (output / FORMATS[name].file).is_file()}
 
 
 def _kept(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]:
     """The figures of all formats that lie in `output`, those of earlier exports too (formats.json)."""
-    file = output / "formats.json"
-    kept = json.loads(file.read_text()) if file.is_file() else {}
-    kept |= {name: row | {"compared_on": compared} for name, row in rows.items()}
-    kept = {name: kept[name] for name in FORMATS if name in kept and (output / FORMATS[name].file).is_file()}
-    write_json(file, kept)
+    found = _formats_in(output) | {name: row | {"compared_on": compared} for name, row in rows.items()}
+    kept = {name: found[name] for name in FORMATS if name in found}
+    write_json(output / "formats.json", kept)
     return kept
 
 

@@ -25,7 +25,7 @@ from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.compare import SAMPLE, compare, text_batches, torch_runner
 from ds_distill.export.dev import dev_score, labelled
-from ds_distill.export.formats import FORMATS, export_formats
+from ds_distill.export.formats import FORMATS, _alone, export_formats
 from ds_distill.export.graph import OPSET
 from ds_distill.export.int8 import FULL, SAFE, quantised, why_not_full, write_onnx_int8
 from ds_distill.export.runtimes import OnnxRunner
@@ -248,6 +248,15 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
         return [starts, starts]
 
     assert dev_score(load_source(str(tmp_path)), perfect, tmp_path / "dev.json", "perfect") == {"f1": 1.0}
+
+
+def test_exports_into_one_folder_do_not_mix(student, tmp_path):
+    with _alone(student), pytest.raises(UserError, match="another export is at it"):
+        export_formats(str(student), ["torch-export"], student, text=[])
+    export_formats(str(student), ["torch-export"], tmp_path, text=[])
+    with pytest.raises(UserError, match="holds files with the head masked-lm, these would have encoder; choose another --output"):
+        export_formats(str(student), ["onnx"], tmp_path, text=[], encoder=True)
+    export_formats(str(student), ["torch-export"], tmp_path, text=[])
 
 
 def test_an_encoder_gives_hidden_states(student, tmp_path):
