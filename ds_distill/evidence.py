@@ -90,7 +90,7 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
                 continue
             whole = f"{statistics.mean(both):.1f}" if len(both) == len(here) else "–"
             lines.append({"model": name, "parameters": "110" if name.startswith("BERT") else "66", "mean": whole, "kept": "–"} | shown)
-        columns = {"model": "model", "parameters": "parameters (M)", "mean": "mean", "kept": "of the teacher's mean"}
+        columns = {"model": "model", "parameters": "parameters (M)", "mean": "mean"} | ({"kept": "of the teacher's mean"} if teacher else {})
         columns |= headings(here)
         text = ("Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own teacher and data, for comparison; it "
                 "does not say which of a task's metrics they are.")  # fmt: skip

@@ -41,6 +41,7 @@ def test_tables_of_a_study_by_hand():
         {"model": "random start", "tasks": {}},
     ]
     [scores] = task_tables(rows, ["sst2"])
+    assert "kept" in scores.columns and "kept" not in task_tables(rows[1:], ["sst2"])[0].columns, "a plan without the teacher has no share of it"
     assert scores.rows[1] == {"model": "triple loss", "parameters": "–", "mean": "72.0", "kept": "90.0 %", "sst2": "72.0 (70.0–80.0)"}
     rows[1]["parameters"] = 17.4e6
     [partly] = task_tables(rows, ["rte", "sst2"])  # what has not been run is said, and counts for nothing
