@@ -82,7 +82,8 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
             lines.append({"model": row["model"], "parameters": f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else "–",
                           "mean": NOT_RUN if mean is None else f"{mean:.1f}", "kept": kept(row, teacher, here)}
                          | {task: score(row["tasks"].get(task)) for task in here})  # fmt: skip
-        marked = tuple(i for i, row in enumerate(rows) if row["model"] not in (TEACHER,) and "without" not in row["model"])
+        first = next((row["model"] for row in rows if row is not teacher), "")  # the student that the study is about
+        marked = tuple(i for i, row in enumerate(rows) if row["model"] in (first, f"{first}, {SECOND}"))
         for name, values in PAPER.items():
             shown = {task: f"{values[task]:.1f}" if task in values else "–" for task in here}
             both = [values[task] for task in here if task in values]

@@ -226,6 +226,7 @@ th, td { padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid var(--line); 
 td:first-child { min-width: 8rem; }
 @media (min-width: 40rem) { td:first-child { white-space: nowrap; } }
 .number { text-align: right; }
+td.number { white-space: nowrap; }
 .mark { background: var(--mark); }
 """
 
