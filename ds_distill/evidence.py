@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from ds_distill.errors import UserError
-from ds_distill.finetune.study import SECOND, TEACHER, Study, folder_of, rows_of
+from ds_distill.finetune.study import SECOND, TEACHER, TOKENS, Study, folder_of, rows_of
 from ds_distill.report import NOT_RUN, Section, comparison_plot, table, write_page
 from ds_distill.tasks.catalog import TASKS
 
@@ -21,8 +21,8 @@ PAPER = {  # tables 1 and 2; per cent
 ABLATION = {"without KL": -2.96, "without cosine": -1.46, "without masked LM": -0.31, "random start": -3.69}  # table 4, of the GLUE mean
 OWN = "the corpus's own documents"
 # what decides which tokens are held out, and which of them are masked
-HELDOUT = ("data.mode", "data.sequence_length", "data.heldout_fraction", "data.column", "data.mask_probability", "data.mask_smoothing",
-           "data.whole_word_masking", "data.attend_across_documents", "training.seed", "training.heldout_blocks")
+HELDOUT = (*TOKENS, "data.mask_probability", "data.mask_smoothing", "data.whole_word_masking", "data.attend_across_documents", "training.seed",
+           "training.heldout_blocks")  # fmt: skip
 
 
 def score(found: dict | None) -> str:
@@ -122,8 +122,11 @@ def differ_in(students: dict[str, dict]) -> set[str]:
 def taken_away(students: dict[str, dict]) -> bool:
     """Whether the students of a plan are the first of them, each without something: a loss, or its teacher's layers."""
     first, *others = students.values()
-    changed = [(key, changes.get(key)) for changes in others for key in first | changes if changes.get(key) != first.get(key)]
-    return all((key.startswith("losses.") and value == 0) or (key == "student.layers" and value == "random") for key, value in changed)
+
+    def without(key: str, value) -> bool:
+        return value == 0 if key.startswith("losses.") else key == "student.layers" and value == "random"
+
+    return all(changes.get(key) == first.get(key) or without(key, changes.get(key)) for key in differ_in(students) for changes in others)
 
 
 def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) -> Section | None:

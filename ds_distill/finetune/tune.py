@@ -172,13 +172,12 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
                 result = folder / "result.json"
                 _begin(folder, point, plan.device)
                 if result.is_file():
-                    results.append(json.loads(result.read_text()) | {"folder": str(folder / "model")})  # it may have been moved since
                     skip(bar, length)
-                    continue
-                smaller = f"tuning.batch = {point.batch}: try {max(1, point.batch // 2)}, or a shorter tuning.length"
-                with full_disk_said(folder), full_memory_said(smaller):
-                    results.append(_one_run(plan, folder, point, seed, bar))
-                    write_json(result, results[-1])
+                else:
+                    smaller = f"tuning.batch = {point.batch}: try {max(1, point.batch // 2)}, or a shorter tuning.length"
+                    with full_disk_said(folder), full_memory_said(smaller):
+                        write_json(result, _one_run(plan, folder, point, seed, bar))
+                results.append(json.loads(result.read_text()) | {"folder": str(folder / "model")})  # not kept: what was made may be moved
     return results
 
 
@@ -235,7 +234,7 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     metrics = scored(plan.task, final, sets, plan.collator, 2 * point.batch, f"seed {seed}")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
-    return {"seed": seed, "tuning": asdict(point), "precision": precision, "metrics": metrics, "losses": losses, "folder": str(folder / "model")}
+    return {"seed": seed, "tuning": asdict(point), "precision": precision, "metrics": metrics, "losses": losses}
 
 
 def summary_of(task: Task, results: list[dict], output: Path, model: str, teacher: str | None) -> dict:
