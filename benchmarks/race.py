@@ -27,13 +27,13 @@ import torch.nn.functional as F
 from benchmarks.machine import describe, on_cpu_only
 from benchmarks.mistakes import one_sentence
 from benchmarks.racers import RACERS
-from ds_distill.cli import build_parser, quieten
-from ds_distill.commands import recipe_of
+from ds_distill.cli import quieten
 from ds_distill.console import progress, say
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import load_masked_lm
+from ds_distill.parser import build_parser, recipe_of
 from ds_distill.recipe import Recipe
 from ds_distill.report import race_plot, table
 from ds_distill.runs import heldout_sets, stores_of, tokens_for, with_tokens

@@ -5,18 +5,11 @@ from pathlib import Path
 from ds_distill.console import is_first
 from ds_distill.errors import UserError
 from ds_distill.finetune.settings import Tuning
-from ds_distill.recipe import Data, Losses, Recipe, Student, Training
+from ds_distill.parser import check_command, recipe_of
 from ds_distill.report import table
 
-ROOMS = {"data": Data, "student": Student, "losses": Losses, "training": Training}
 EVALUATED_IN = Path("runs/evaluate")
 EVALUATED = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)", "heldout_mlm_accuracy": "accuracy"}
-
-
-def recipe_of(options) -> Recipe:
-    """The recipe in parsed options; a section with nothing under it has the defaults."""
-    rooms = {room: kind() if options[room] is None else options[room] for room, kind in ROOMS.items()}
-    return Recipe(**{room: value if isinstance(value, ROOMS[room]) else ROOMS[room](**vars(value)) for room, value in rooms.items()})
 
 
 def execute(command: str, options) -> dict:
@@ -27,7 +20,7 @@ def execute(command: str, options) -> dict:
     if command == "study":
         from ds_distill.finetune.study import Study, run_study
 
-        return run_study(Study(**{name: options[name] for name in Study.__dataclass_fields__}), output)
+        return run_study(Study(**{name: options[name] for name in Study.__dataclass_fields__}), output, check_command)
     if command == "report":
         from ds_distill.evidence import report
 

@@ -18,9 +18,10 @@ import ds_distill.demo
 import ds_distill.environment
 import ds_distill.evidence
 import ds_distill.finetune.tune
+import ds_distill.parser
 import ds_distill.plan
 import ds_distill.runs  # noqa: F401
 from ds_distill.training.kernels import build_fused_adam
 
-ds_distill.cli.build_parser()  # imports the parser's library
+ds_distill.parser.build_parser()  # imports the parser's library
 build_fused_adam()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -135,9 +136,15 @@ def _reading(base: str) -> list[str]:
     return [word for key, value in found.items() if value is not None for word in (f"--{key}", str(value))]
 
 
-def run_study(study: Study, output: Path) -> dict:
-    """Do what is not done yet; returns the summary, a row a model."""
+def run_study(study: Study, output: Path, check_command: Callable[[list[str]], None]) -> dict:
+    """Do what is not done yet; returns the summary, a row a model. check_command: raises UserError for the words of a command that would be refused,
+    which else were said only when its turn comes."""
     study.check()
+    for step in steps_of(study, output):
+        try:
+            check_command([*step.words, "--output", str(step.output)])
+        except UserError as error:
+            raise UserError(f"{step.what}: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
     asked = json.loads(json.dumps(asdict(study) | {"recipe": yaml.safe_load(Path(study.base).read_text())}))

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ds_distill import cli
-from ds_distill.commands import recipe_of
+from ds_distill.parser import build_parser, recipe_of
 from ds_distill.recipe import Training
 
 
@@ -57,7 +57,7 @@ def test_what_would_end_in_a_traceback_is_one_sentence(tmp_path, monkeypatch, ca
 
 
 def test_prepare_takes_a_recipe_with_a_teacher():
-    options = cli.build_parser().parse_args(["prepare", "--config", str(cli.DEMO.with_name("distilbert_base.yaml")), "--output", "tokens"]).prepare
+    options = build_parser().parse_args(["prepare", "--config", str(cli.DEMO.with_name("distilbert_base.yaml")), "--output", "tokens"]).prepare
     assert options.teacher and options.corpus and not options.tokenizer and options.data.sequence_length == 512
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from ds_distill.cli import build_parser
 from ds_distill.errors import UserError
 from ds_distill.finetune.losses import hidden_loss, soft_loss
 from ds_distill.finetune.settings import Tuning, grid_of
-from ds_distill.finetune.study import Study, steps_of
+from ds_distill.finetune.study import Study, run_study, steps_of
+from ds_distill.parser import build_parser, check_command
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
 from ds_distill.tasks.metrics import best_threshold, exact_match, normalised, overlap_f1, scores
@@ -263,3 +263,16 @@ def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
     plan = {"students": {"a": {}}, "tasks": ["rte"], "data": None} | what
     with pytest.raises(UserError, match=words):
         Study(base="ds_configs/small_real.yaml", teacher="T", corpus=["text.txt"], heldout=[], **plan).check()
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"losses.kl_on": "maskd"}, "distil b: losses.kl_on: .*maskd"),
+    ({"training.epochs": "many"}, "distil b: training.epochs: .*many"),
+    ({"losses.temperature": 0}, "distil b: losses.temperature = 0"),
+    ({"training.global_batch": 7}, "distil b: training.global_batch = 7"),
+])  # fmt: skip
+def test_a_value_that_a_student_cannot_have_is_said_before_another_is_distilled(tmp_path, changes, words):
+    study = Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], None, {"a": {}, "b": changes}, ["rte"])
+    with pytest.raises(UserError, match=words):
+        run_study(study, tmp_path / "out", check_command)
+    assert not (tmp_path / "out").exists()

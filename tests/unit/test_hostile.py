@@ -16,14 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ds_distill.cli import build_parser
-from ds_distill.commands import ROOMS, recipe_of
 from ds_distill.data.sources import pieces_of, read
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.source import load_source
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.models.teacher import load_masked_lm
+from ds_distill.parser import ROOMS, build_parser, recipe_of
 from ds_distill.tasks.catalog import task_of
 from tests.start import ROOT
 from tests.unit.test_models_teacher import tiny_bert

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ds_distill.cli import build_parser
-from ds_distill.commands import ROOMS
 from ds_distill.data.sources import _HUB
 from ds_distill.evidence import ABLATION, differ_in
 from ds_distill.finetune.study import Study
 from ds_distill.models.student import resolve_layer_map
+from ds_distill.parser import ROOMS, build_parser
 from ds_distill.recipe import Recipe
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
