@@ -26,6 +26,7 @@ def execute(command: str, options) -> dict:
 
         return report(options.folders, output)
     from ds_distill import demo, environment, plan, runs
+    from ds_distill.data.batches import check_weights
     from ds_distill.data.sources import pieces_of
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.models.folder import resolve_model_folder
@@ -36,6 +37,8 @@ def execute(command: str, options) -> dict:
         return export(options, output)
     recipe = recipe_of(options)
     recipe.check()
+    if recipe.data.weights and options.corpus and command not in ("evaluate", "plan"):
+        check_weights(recipe.data.weights, len(options.corpus))
     if command == "plan":
         if not options.teacher:
             raise UserError("--teacher is missing")
@@ -49,6 +52,8 @@ def execute(command: str, options) -> dict:
             raise UserError("--teacher is missing: --heldout and --tokens are for a teacher of yours; the demo makes its own")
         return demo.run(recipe, dict(options.model), output, corpus=options.corpus, megabytes=options.corpus_megabytes,
                         vocabulary=options.vocabulary, teacher_tokens=options.teacher_tokens, fresh=options.fresh)  # fmt: skip
+    if command == "run" and options.fresh:
+        raise UserError("--fresh: of the job without --teacher only; choose another --output, or remove the folder")
     if command == "prepare":
         if not (options.tokenizer or options.teacher) or not options.corpus:
             raise UserError("prepare needs --tokenizer, or a recipe with a teacher, and --corpus")
@@ -65,6 +70,8 @@ def execute(command: str, options) -> dict:
     tokens = options.get("tokens")
     if not tokens and not options.corpus:
         raise UserError("--corpus (text) is missing; or --tokens, made by prepare")
+    if command != "evaluate":
+        runs.check_ranks(recipe)
     if not tokens:
         tokenizer = options[source]
         if command in ("run", "distill"):

@@ -27,7 +27,9 @@ COLUMNS = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "he
 
 def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabytes: float, vocabulary: int, teacher_tokens: int, fresh: bool) -> dict:
     """Collective: corpus → tokenizer → teacher → student → the same student without a teacher → table; returns the summary."""
-    start_distributed()
+    _, ranks = start_distributed()
+    recipe = copy.deepcopy(recipe)
+    recipe.training.global_batch = -(-recipe.training.global_batch // ranks) * ranks  # this recipe is nobody's choice: it runs on any number
     if is_first():
         build_ahead()
 

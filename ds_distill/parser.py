@@ -64,12 +64,13 @@ def _add_arguments(sub, name: str) -> None:
                          + ("; its tokenizer is taken where --tokenizer is not given" if name == "prepare" else ""))  # fmt: skip
     if name == "run":
         sub.add_argument("--corpus", type=str, nargs="*", default=[], help="as for prepare; none: texts found on this machine")
-        sub.add_argument("--fresh", action="store_true", help="start over instead of going on with what is there")
+        sub.add_argument("--fresh", action="store_true", help="without --teacher: start over instead of going on with what is there")
         sub.add_argument("--corpus_megabytes", type=float, default=6.0, help="how much of this machine's documentation to read")
         sub.add_argument("--vocabulary", type=int, default=8192, help="tokens of the tokenizer trained on it")
         sub.add_argument("--teacher_tokens", type=int, default=1_000_000, help="tokens the small teacher is pretrained on")
     elif name not in WITHOUT_RECIPE:
-        sub.add_argument("--corpus", "--input", type=str, nargs="+", default=[], help=INPUTS)
+        only = "as for prepare; not read here: how long an epoch is, --tokens tells" if name == "plan" else INPUTS
+        sub.add_argument("--corpus", "--input", type=str, nargs="+", default=[], help=only)
     if name in ("run", "pretrain"):
         sub.add_argument("--model", type=dict[str, int], default=MODEL, help="sizes of the BERT to pretrain, transformers' BertConfig")
     if name == "pretrain":
@@ -78,12 +79,17 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--tokenizer", type=str | None, default=None, help="folder with the tokenizer")
     if name == "plan":
         sub.add_argument("--ranks", type=int, default=1, help="devices in all")
-        sub.add_argument("--memory_gib", type=float | None, default=None, help="memory of a device; this machine's when not given")
+        sub.add_argument("--memory_gib", type=float | None, default=None, help="memory of a device; this machine's when not given. Precision and "
+                         "rate are this machine's in any case: ask where there is such a device")  # fmt: skip
         sub.add_argument("--tokens_per_second", type=float | None, default=None, help="of all ranks together; measured here, briefly, when not given")
     if name in ("run", "pretrain", "distill", "evaluate", "plan"):
         sub.add_argument("--tokens", type=str | None, default=None, help="folder made by prepare (instead of --corpus)")
     if name in ("run", "pretrain", "distill"):
         sub.add_argument("--heldout", type=str, nargs="+", default=[], help="further held-out texts, each measured on its own along the way")
+    if name in ("prepare", "evaluate", "plan"):
+        sub.add_argument("--heldout", type=str, nargs="+", default=[], help="a recipe's, for distill; not read here")
+    if name in ("pretrain", "evaluate"):
+        sub.add_argument("--teacher", type=str | None, default=None, help="a recipe's, for distill; not read here")
     if name == "evaluate":
         sub.add_argument("--model", type=str, nargs="+", default=[], help="Hugging Face folders")
         sub.add_argument("--untrained", action="store_true", help="also the first one's architecture with random weights")
@@ -113,10 +119,11 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--corpus", type=str, nargs="+", default=[], help=INPUTS)
         sub.add_argument("--heldout", type=str, nargs="+", default=[], help="further held-out texts")
         sub.add_argument("--data", type=str | None, default=None, help="folder with a folder a task, each as for finetune; from the hub when not given")
-        sub.add_argument("--tasks", type=list[str], default=["rte"], help="as for finetune")
+        sub.add_argument("--tasks", type=list[str], default=["rte"], help="'[rte, sst2]', names as for finetune")
         sub.add_argument("--seeds", type=int, default=3, help="of each fine-tuning")
         sub.add_argument("--teacher_too", type=bool, default=True, help="fine-tune the teacher as well")
-        sub.add_argument("--second", type=list[str], default=[], help="students that are also fine-tuned with the fine-tuned teacher")
+        sub.add_argument("--second", type=list[str], default=[], help="'[distilled]': students that are also fine-tuned with the fine-tuned "
+                         "teacher")  # fmt: skip
         sub.add_argument("--tuning", type=dict[str, Any], default={}, help="settings of the fine-tunings; a task's own under its name")
         sub.add_argument("--launch", type=str, default="", help="starts each distillation: './launch.sh', 'deepspeed --hostfile HOSTS launch.sh'")
         sub.add_argument("--jobs", type=int, default=1, help="steps side by side, each with its share of the cores, or a GPU, in turn where "

@@ -73,10 +73,7 @@ class Forecast:
 
     def largest(self, stage: int, ranks: int, room: float, taken: float) -> int:
         """The largest micro-batch that divides the global batch over the ranks and fits, 0 if none does."""
-        share, uneven = divmod(self.recipe.training.global_batch, ranks)
-        if uneven:
-            raise UserError(f"training.global_batch = {self.recipe.training.global_batch}: cannot be shared evenly among {ranks} ranks")
-        sizes = (size for size in range(share, 0, -1) if share % size == 0)
+        sizes = self.recipe.training.micro_batches(ranks)
         return next((size for size in sizes if taken + self.memory(size, stage, ranks).peak <= HEADROOM * room), 0)
 
     def rate(self, micro_batch: int, tokens: float) -> float:
@@ -126,8 +123,7 @@ def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gi
     room, taken = forecast.room()
     room = memory_gib * GIB if memory_gib else room
     largest = forecast.largest(stage, ranks, room, taken)
-    if t.micro_batch == "auto":
-        t.micro_batch = max(largest, 1)
+    t.micro_batch = max(largest, 1) if t.micro_batch == "auto" else t.micro_batch_of(ranks)
     rows = []
     for at in range(4):
         need = forecast.memory(t.micro_batch, at, ranks)

@@ -57,7 +57,8 @@ class Training:
 
     Args:
         global_batch: Sequences an optimizer step, over all ranks and accumulation steps.
-        micro_batch: Sequences a rank and forward pass; accumulation follows from it. "auto": for distill, the most that fit the memory.
+        micro_batch: Sequences a rank and forward pass, at most: the largest number that divides a rank's share of the global batch, which
+            accumulation follows from. "auto": for distill, the most that fit the memory.
         max_tokens: Stop after this many tokens; 0: after `epochs`.
         epochs: Passes over the data where max_tokens is 0.
         learning_rate: Peak; linear warm-up, then linear to zero.
@@ -105,11 +106,23 @@ class Training:
     deepspeed: str | None = None
     gradient_checkpointing: bool = False
     max_skipped: int = 20
-    checkpoint_every: int = 0
+    checkpoint_every: int = 500
     keep_checkpoints: int = 2
-    evaluate_every: int = 0
+    evaluate_every: int = 500
     heldout_blocks: int = 256
     resume: Literal["auto", "never"] = "auto"
+
+    def micro_batches(self, ranks: int) -> list[int]:
+        """What divides a rank's share of the global batch, the largest first. UserError where the ranks have no equal shares."""
+        share, rest = divmod(self.global_batch, ranks)
+        if rest:
+            nearest = " or ".join(str(count * ranks) for count in (share, share + 1) if count)
+            raise UserError(f"training.global_batch = {self.global_batch}: not to be shared evenly among {ranks} ranks; use {nearest}")
+        return [size for size in range(share, 0, -1) if share % size == 0]
+
+    def micro_batch_of(self, ranks: int) -> int:
+        """The micro-batch, given as a number, that so many ranks run."""
+        return next(size for size in self.micro_batches(ranks) if size <= self.micro_batch)
 
     def deepspeed_file(self) -> Path:
         """The DeepSpeed JSON, from here or from the checkout."""
@@ -196,10 +209,6 @@ class Recipe:
         for key, value, low, high in limits:
             if value is None or not low <= value <= high:
                 raise UserError(f"{key} = {value}: must be between {low} and {high:g}")
-        if t.micro_batch != "auto" and t.global_batch % t.micro_batch:
-            valid = [b for b in range(1, t.global_batch + 1) if t.global_batch % b == 0]
-            nearest = min(valid, key=lambda b: abs(b - t.micro_batch))
-            raise UserError(f"training.global_batch = {t.global_batch} is not divisible by micro_batch = {t.micro_batch}: try {nearest}")
         if x.kl == x.mlm == x.cosine == 0:
             raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
         if t.deepspeed and not t.deepspeed_file().is_file():

@@ -50,9 +50,14 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
                        streaming=d.streaming, progress=show)  # fmt: skip
 
 
+def check_ranks(recipe: Recipe) -> None:
+    """Collective: UserError where these ranks cannot share the global batch, said before a corpus is prepared for hours."""
+    _, ranks = start_distributed()  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
+    recipe.training.micro_batches(ranks)
+
+
 def teacher_folder(teacher: str, recipe: Recipe) -> str:
     """The folder of a teacher, which the recipe fits by all that its config tells: said before a corpus is prepared for hours. UserError where not."""
-    start_distributed()  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
     folder, config = open_model_folder(teacher)
     resolve_layer_map(recipe.student.layers, family_of_type(config.model_type).measures(config)[0], recipe.student.depth)
     check_positions(config, recipe.data.sequence_length, f"teacher {teacher}")
@@ -179,7 +184,7 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     rank, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
-    recipe = _fitting(recipe, teacher)
+    recipe = _fitting(recipe, teacher, world)
     store, order, held = stores_of(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
     _check_fits(store, source.config, f"teacher {teacher}", teacher)
@@ -204,12 +209,13 @@ def _check_micro_batch(recipe: Recipe) -> None:
         raise UserError("training.micro_batch = auto: for distill only; give a number")
 
 
-def _fitting(recipe: Recipe, teacher: str) -> Recipe:
-    """Collective: the recipe with a number for training.micro_batch = auto, the largest that fits."""
-    if recipe.training.micro_batch != "auto":
-        return recipe
-    recipe = copy.deepcopy(recipe)
-    recipe.training.micro_batch = choose_micro_batch(recipe, teacher)
+def _fitting(recipe: Recipe, teacher: str | None, ranks: int) -> Recipe:
+    """Collective: the recipe with the micro-batch that these ranks run."""
+    recipe, asked = copy.deepcopy(recipe), recipe.training.micro_batch
+    t = recipe.training
+    t.micro_batch = choose_micro_batch(recipe, teacher) if asked == "auto" else t.micro_batch_of(ranks)
+    if asked not in ("auto", t.micro_batch):
+        say(f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is {t.global_batch // ranks}")
     return recipe
 
 
@@ -222,6 +228,7 @@ def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, t
     rank, world = start_distributed()
     device = device_of_rank(recipe.training.device)
     dtype = precision_of(recipe.training, device)
+    recipe = _fitting(recipe, None, world)
     store, order, held = stores_of(tokens, recipe, rank, world, heldout or {})
     t, folder = recipe.training, model if isinstance(model, str) else None
     with torch.random.fork_rng(devices=[]):

@@ -96,6 +96,12 @@ def starts_of(documents: np.ndarray) -> np.ndarray:
     return out
 
 
+def check_weights(weights: list[float], sources: int) -> None:
+    """UserError where data.weights are not for so many sources."""
+    if len(weights) != sources or min(weights) < 0:
+        raise UserError(f"data.weights = {weights}: one number, at least 0, for each of the corpus's {sources} sources")
+
+
 class BatchOrder:
     """Batches of one rank.  Step k's sequences are a slice of the epoch's global order, the same at any world size.
 
@@ -122,8 +128,7 @@ class BatchOrder:
             )
         self._sources = store.sources()
         self.weights = list(weights or [1.0] * len(self._sources))
-        if len(self.weights) != len(self._sources) or min(self.weights) < 0:
-            raise UserError(f"data.weights = {self.weights}: one number, at least 0, for each of the corpus's {len(self._sources)} sources")
+        check_weights(self.weights, len(self._sources))
         self.entries = sum(round(weight * len(part)) for weight, part in zip(self.weights, self._sources, strict=True))
         self.steps_per_epoch = self.entries // global_batch
         if not self.steps_per_epoch:

@@ -75,17 +75,18 @@ def _wordpieces(words: Counter[str], size: int) -> list[str]:
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer with mask, padding, [CLS] and [SEP] tokens from a folder (or a hub name); UserError otherwise."""
+    """Load a fast tokenizer with mask, padding, [CLS] and [SEP] tokens from a folder, or the local cache's of a hub name; UserError
+    otherwise."""
     name = str(path)
     looks_local = isinstance(path, Path) or name.startswith(("/", ".", "~")) or name.count("/") > 1
     if looks_local and not Path(name).expanduser().is_dir():
         raise UserError(f"{name}: no such tokenizer folder; give a folder saved with save_pretrained, or a model's name")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(Path(name).expanduser()), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(Path(name).expanduser()), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the libraries answer a broken file with whatever breaks first
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"{name}: no tokenizer can be loaded from it ({reason}); "
-                        "give a folder that holds tokenizer.json and tokenizer_config.json") from error
+                        "give a folder that holds tokenizer.json and tokenizer_config.json, or fetch a hub model once with `hf download`") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json); convert it with transformers and save it again")
     for kind in ("mask", "pad", "cls", "sep"):

@@ -35,7 +35,7 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         "head": ["--teacher", headless, *common],
         "4 layers, 0 to 3": [*teacher, *common, "--student.layers", "[0, 9]"],
         "positions": [*teacher, *common, "--data.sequence_length", 64],
-        "not divisible": [*teacher, *common, "--training.micro_batch", 3],
+        "data.weights = [1.0, 2.0]: one number": [*teacher, *common, "--data.weights", "[1, 2]"],
         "empty": [*teacher, *common, "--corpus", empty],
         "train-00000.bin: expected": [*teacher, "--tokens", broken, *common[2:]],
         "no GPU": [*teacher, *common, "--training.precision", "fp16"],
@@ -51,9 +51,9 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         assert code != 0, words
         assert "Traceback" not in errors, f"{words}: {errors[-1500:]}"
         assert len(said) == 1 and words.lower() in said[0].lower(), f"{words}: {errors[-800:]}"
-        if words in ("head", "4 layers, 0 to 3", "positions"):
+        if words.startswith(("head", "4 layers, 0 to 3", "positions", "data.weights")):
             prepared = (tmp_path / f"out{number}" / "tokens").exists()
-            assert prepared == (words == "head"), f"{words}: told from the teacher's config, before a corpus is prepared"
+            assert prepared == (words == "head"), f"{words}: told before a corpus is prepared"
     record_property("mistakes", len(cases))
 
 

@@ -269,7 +269,7 @@ def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
     ({"losses.kl_on": "maskd"}, "distil b: losses.kl_on: .*maskd"),
     ({"training.epochs": "many"}, "distil b: training.epochs: .*many"),
     ({"losses.temperature": 0}, "distil b: losses.temperature = 0"),
-    ({"training.global_batch": 7}, "distil b: training.global_batch = 7"),
+    ({"training.learning_rate": -1}, "distil b: training.learning_rate = -1"),
 ])  # fmt: skip
 def test_a_value_that_a_student_cannot_have_is_said_before_another_is_distilled(tmp_path, changes, words):
     study = Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], None, {"a": {}, "b": changes}, ["rte"])

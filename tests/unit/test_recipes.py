@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 from ds_distill.data.sources import _HUB
+from ds_distill.errors import UserError
 from ds_distill.evidence import ABLATION, differ_in
 from ds_distill.finetune.study import Study
 from ds_distill.models.student import resolve_layer_map
-from ds_distill.parser import ROOMS, build_parser
-from ds_distill.recipe import Recipe
+from ds_distill.parser import ROOMS, build_parser, check_command
+from ds_distill.recipe import Recipe, Training
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
 RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
@@ -59,3 +60,26 @@ def test_plan(name, monkeypatch, tmp_path):
     if name == "ablation.yaml":
         assert {key.split(".")[0] for key in differ_in(study.students)} == {"losses", "student"}, "one part of the recipe at a time"
         assert {"triple loss", "without distillation", *ABLATION} == set(study.students), "the paper's table 4, and what the teacher is worth"
+
+
+def test_every_small_recipe_runs_on_any_usual_number_of_gpus():
+    for file in ("few_tokens.yaml", "small_real.yaml", "baseline_no_teacher.yaml", "distilbert_base.yaml"):
+        training = Training(**yaml.safe_load((FOLDER / file).read_text())["training"])
+        for ranks in (1, 2, 4, 8, 16):
+            micro = training.micro_batch_of(ranks)
+            assert training.global_batch % (micro * ranks) == 0 and 1 <= micro <= training.micro_batch
+
+
+def test_the_micro_batch_is_what_divides_a_ranks_share():
+    training = Training(global_batch=32, micro_batch=12)
+    assert [training.micro_batch_of(ranks) for ranks in (1, 2, 4, 8, 32)] == [8, 8, 8, 4, 1]
+    for ranks, nearest in ((3, "30 or 33"), (64, "64")):
+        with pytest.raises(UserError, match=f"training.global_batch = 32: not to be shared evenly among {ranks} ranks; use {nearest}"):
+            training.micro_batches(ranks)
+
+
+@pytest.mark.parametrize("command", ["prepare", "pretrain", "distill", "plan", "evaluate"])
+def test_one_recipe_serves_all_commands(command, tmp_path):
+    recipe = yaml.safe_load((FOLDER / "distilbert_base.yaml").read_text()) | {"heldout": ["held.txt"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    check_command([command, "--config", str(tmp_path / "recipe.yaml"), "--output", "out"])

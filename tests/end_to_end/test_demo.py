@@ -1,0 +1,35 @@
+"""The main job, on any number of ranks: text → tokenizer → teacher → student → baseline → table; and again from what is there."""
+
+import json
+
+from transformers import AutoModelForMaskedLM
+
+from tests.start import start_ranks
+
+
+def demo(output, text, *more):
+    """On three ranks, whose shares of 8 sequences are not whole; how the first one ended, and what they said."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 32}
+    ranks = start_ranks(3, "ds_distill", "run", "--corpus", text, "--output", output, "--model", json.dumps(sizes), "--vocabulary", 300,
+                        "--teacher_tokens", 1500, "--data.sequence_length", 32, "--data.heldout_fraction", 0.05, "--training.global_batch", 8,
+                        "--training.micro_batch", 8, "--training.max_tokens", 1500, *more)  # fmt: skip
+    try:
+        ends = [rank.wait() for rank in ranks]
+        return ends[0], "".join(end.stderr for end in ends)
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def test_the_main_job_on_three_ranks(world, tmp_path):
+    done, said = demo(tmp_path / "out", world / "text.txt")
+    assert done.returncode == 0, said[-3000:]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["model"] for row in summary["rows"]] == ["teacher", "student at start", "student, distilled", "student, no teacher"]
+    assert "micro-batch: 3 sequences, not 8: a rank's share of the global batch is 3" in said
+    distilled, half = summary["rows"][2], AutoModelForMaskedLM.from_pretrained(summary["export"])
+    assert distilled["tokens"] >= 1500 and half.config.n_layers == 2 and f"{distilled['heldout_mlm_loss']:.3f}" in done.stdout
+    again, said = demo(tmp_path / "out", world / "text.txt")
+    assert again.returncode == 0 and said.count("finished before, reused") == 3
+    other, said = demo(tmp_path / "out", world / "text.txt", "--training.max_tokens", 3000)
+    assert other.returncode == 2 and "holds another run (training.max_tokens" in said and "--fresh starts over" in said
