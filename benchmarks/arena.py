@@ -63,9 +63,9 @@ class Contender:
 
 
 def take_turns(contenders: list[Contender], rounds: int, patience: float = float("inf"), compiling: tuple[str, ...] = ()) -> None:
-    """Fill in each contender's seconds (one a round, of a step after one that is not counted), its peak memory of a step in bytes and the seconds of
-    its first step. One whose first step takes longer than `patience` seconds is not asked again (`once`): that step is its measurement; not so where
-    the name is in `compiling`."""
+    """Fill in each contender's seconds (one a round, of a step after one that is not counted), its peak memory in bytes (models, optimizer and step)
+    and the seconds of its first step. One whose first step takes longer than `patience` seconds is not asked again (`once`): that step is its
+    measurement; not so where the name is in `compiling`."""
     for number in range(-1, rounds):
         for contender in contenders:
             if contender.once:
@@ -94,7 +94,7 @@ def _serve(link, make: Callable, setting: object) -> None:
     import torch
 
     from benchmarks.clock import timed
-    from benchmarks.machine import peak_bytes
+    from benchmarks.machine import bytes_in_use, peak_bytes
     from ds_distill.training.engine import device_of_rank
 
     step = None
@@ -105,10 +105,11 @@ def _serve(link, make: Callable, setting: object) -> None:
                     torch.set_num_threads(setting.threads)
                     torch.manual_seed(0)
                     device = device_of_rank()
+                    before = bytes_in_use(device)  # what one contender keeps between steps another takes anew in each
                     step, answer = make(setting, device)
                     gc.collect()
                 elif what == "memory":
-                    answer = peak_bytes(step, device)
+                    answer = peak_bytes(step, device, before)
                 elif what == "profile":
                     answer = _profiled(step, device)
                 else:

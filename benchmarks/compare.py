@@ -11,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks.mistakes import make_folder, one_sentence
+from ds_distill.errors import UserError
 from ds_distill.report import comparison_plot, table
 
 
@@ -19,7 +21,7 @@ def held_out(folder: Path) -> dict[str, list]:
     try:
         return {name or "own": rows for name, rows in json.loads((folder / "curves.json").read_text())["heldout"].items()}
     except (OSError, ValueError, KeyError) as error:
-        raise SystemExit(f"benchmarks.compare: {folder} is no finished run (curves.json: {error})") from error
+        raise UserError(f"{folder} is no finished run (curves.json: {error}): give the --output folder of distill or pretrain") from error
 
 
 def main() -> int:
@@ -27,9 +29,15 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs; the first is compared with each other")
     parser.add_argument("--output", type=Path, required=True, help="what the files' names begin with")
     args = parser.parse_args()
+    with one_sentence("benchmarks.compare"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
     runs = {folder.name: held_out(folder) for folder in args.runs}
     if len(runs) < len(args.runs):
-        raise SystemExit("benchmarks.compare: two of the folders have one name; rename one")
+        raise UserError(f"two of the folders have one name (they are {', '.join(map(str, args.runs))}); rename one")
+    make_folder("--output", args.output.parent)
     first, *others = runs
     rows, ahead = [], {}
     for name, sets in runs.items():
@@ -45,12 +53,11 @@ def main() -> int:
         columns |= {f"{kind} start": f"{kind}: loss at start", f"{kind} end": "at the end", f"{kind} accuracy": "accuracy"}
     text = table(rows, columns) + "\n\n" + "\n".join(
         f"- {first} ahead of {key}: at {won} of {count} measurements" for key, (won, count) in sorted(ahead.items())) + "\n"  # fmt: skip
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    print(text)
+    print(json.dumps({"runs": rows, "ahead": ahead}), flush=True)
     Path(f"{args.output}_table.md").write_text(text)
     comparison_plot(runs, Path(f"{args.output}.png"))
-    print(text)
     print(f"written: {args.output}.png, {args.output}_table.md", file=sys.stderr)
-    print(json.dumps({"runs": rows, "ahead": ahead}))
     return 0
 
 

@@ -1,5 +1,5 @@
 """The step's matrix products alone, on its exact shapes (a GPU's logits have columns more, see losses.vocabulary.columns, and are faster with them):
-no step in the same precision can be faster."""
+as plain products: the engine's CPU teacher has its weights packed for them, which is 4 to 9 % faster in its quarter of the step."""
 
 from collections.abc import Callable
 

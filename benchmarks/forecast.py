@@ -18,16 +18,20 @@ from pathlib import Path
 
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
+from benchmarks.mistakes import one_sentence, why_it_ended
+from ds_distill.console import alive
+from ds_distill.errors import UserError
+
 ROOT = Path(__file__).parents[1]
 
 
-def run(*words, ranks: int = 1) -> dict:
+def said_by(*words, ranks: int = 1) -> dict:
     """The last line of a command, or of launch.sh where there are several ranks."""
     environment = os.environ | {"DS_DISTILL_PYTHON": sys.executable, "DS_DISTILL_RANKS": str(ranks), "PYTHONPATH": str(ROOT)}
     start = [sys.executable, "-m", "ds_distill", *words] if ranks == 1 else [str(ROOT / "launch.sh"), *words[1:]]
     done = subprocess.run(list(map(str, start)), env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"benchmarks.forecast: {done.stderr.strip()[-600:]}")
+        raise UserError(f"{words[0]} failed: {why_it_ended(done.returncode, done.stderr)}")
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
@@ -40,6 +44,11 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=6, help="of each run (default 6)")
     parser.add_argument("--cases", nargs="+", default=["16x1x0", "32x1x0", "4x1x0", "16x1x1", "16x1x2", "16x1x3", "8x2x0", "8x2x2"], help="see above")
     args = parser.parse_args()
+    with one_sentence("benchmarks.forecast"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         teacher, text = Path(folder, "teacher"), Path(folder, "text.txt")
@@ -52,19 +61,19 @@ def main() -> int:
         text.write_text("\n\n".join(" ".join(draw.choices(words[5:], k=200)) for _ in range(400)))
         print("| micro-batch | ranks | ZeRO stage | foretold (GiB) | taken (GiB) | error | waiting for batches | logging |\n" + "|---" * 8 + "|")
         for case in args.cases:
-            print(f"\r{case} …", end="", file=sys.stderr, flush=True)
             micro, ranks, stage = map(int, case.split("x"))
             options = ["--teacher", teacher, "--training.micro_batch", micro, "--training.global_batch", 32, "--data.sequence_length", 128,
                        "--training.max_tokens", args.steps * 32 * 128, "--training.heldout_blocks", 8]  # fmt: skip
             options += ["--training.deepspeed", ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"]
-            parts = run("plan", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
+            with alive(case):
+                parts = said_by("plan", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
+                found = said_by("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
             foretold = parts["peak"]
-            found = run("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
             taken, shares = found["peak_memory_gib"], {key: round(found[key], 5) for key in ("data_wait_share", "logging_share")}
             error = round(foretold / taken - 1, 3)
             rows.append({"case": case, "foretold_gib": round(foretold, 3), "taken_gib": round(taken, 3), "error": error} | shares
                         | {"foretold": {key: round(value, 3) for key, value in parts.items() if isinstance(value, float)}})  # fmt: skip
-            print(f"\r| {micro} | {ranks} | {stage} | {foretold:.2f} | {taken:.2f} | {error:+.1%} | {shares['data_wait_share']:.2%} | "
+            print(f"| {micro} | {ranks} | {stage} | {foretold:.2f} | {taken:.2f} | {error:+.1%} | {shares['data_wait_share']:.2%} | "
                   f"{shares['logging_share']:.2%} |")  # fmt: skip
     worst = max(rows, key=lambda row: abs(row["error"]))
     print(f"\nlargest error: {worst['error']:+.1%} ({worst['case']})")

@@ -2,11 +2,13 @@
 
     python -m benchmarks.gpu_checks
 
-Prints a table of errors and their limits; the last line of standard output is JSON. Exit status 1 where a limit does not hold.
+Prints a table of errors and their limits; the last line of standard output is JSON. Exit status 1 where a limit does not hold, and on a GPU also where
+a check was not made: for lack of time, or because its kernel is not to be had.
 """
 
 import argparse
 import copy
+import functools
 import json
 import os
 import sys
@@ -14,6 +16,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from unittest import mock
 
 import torch
@@ -23,6 +26,7 @@ from benchmarks.clock import timed
 from benchmarks.closed_form import relative, vocabulary_loss, worst
 from benchmarks.contenders import options_of
 from benchmarks.machine import describe
+from benchmarks.mistakes import one_sentence
 from benchmarks.reference import reference_step
 from ds_distill.losses import fused_vocabulary_loss
 from ds_distill.models.body import compile_body
@@ -38,7 +42,26 @@ from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import start_distributed
 
 ROUNDED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-Row = tuple[str, float | None, float, str]  # what, error, limit, why it was not measured
+NO_TIME = "no time left"
+
+
+class NotMade(Exception):
+    """Why a check has no result here."""
+
+
+def unless(reason: str | None) -> None:
+    if reason:
+        raise NotMade(reason)
+
+
+@dataclass
+class Check:
+    """measure: its error, and what else there is to say; NotMade where it cannot be made. Nothing is computed before, so that what no time is left for
+    can be counted."""
+
+    what: str
+    limit: float
+    measure: Callable[[], tuple[float, str]]
 
 
 def short(dtype: torch.dtype) -> str:
@@ -55,27 +78,37 @@ def bodies(device: torch.device) -> dict[str, str | None]:
     return {"torch": None, "compiled": why_no_compile(), "triton": no_triton}
 
 
-def vocabulary(device: torch.device) -> Iterator[Row]:
-    """Sums and gradients of the fused loss, over several chunks, against the closed form in float64; the teacher as in a run."""
-    rows, hidden, size, chunk = (2048, 768, 30_522, 600) if device.type == "cuda" else (37, 32, 503, 16)
+def vocabulary(device: torch.device) -> Iterator[Check]:
+    """Sums and gradients of the fused loss, over several chunks, against the closed form in float64."""
+    reasons = bodies(device)
     for dtype in precisions(device):
-        make = lambda *shape, scale=1.0: (torch.randn(*shape, device=device) * scale).to(dtype)  # noqa: E731, B023
-        h, w, b = make(rows, hidden), make(size, hidden, scale=0.1), make(size)
-        th, tw, tb = (x.to(teacher_dtype(device, dtype)) for x in (make(rows, hidden), make(size, hidden, scale=0.1), make(size)))
-        labels = torch.where(torch.rand(rows, device=device) < 0.15, torch.randint(size, (rows,), device=device), -100)
-        for on, mask in (("all", None), ("masked", None), ("all", torch.rand(rows, device=device) < 0.7)):
-            expected = vocabulary_loss(h, w, b, th, tw, tb, labels, 2.0, 5.0, 2.0, on, mask)
-            for passes, reason in bodies(device).items():
-                what = f"vocabulary loss, {passes}, {short(dtype)}, KL on {on}{', padding' if mask is not None else ''}"
-                if reason:
-                    yield what, None, ROUNDED[dtype], reason
-                    continue
-                leaves = [x.clone().requires_grad_() for x in (h, w, b)]
-                loss, kl, mlm = fused_vocabulary_loss(*leaves, th, tw, tb, labels, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, kl_on=on,
-                                                      token_mask=mask, chunk=chunk, passes=passes)  # fmt: skip
-                loss.backward()
-                found = (kl, mlm, *(x.grad for x in leaves))
-                yield what, worst(relative(a, e) for a, e in zip(found, expected, strict=True)), ROUNDED[dtype], ""
+        for on, padding in (("all", False), ("masked", False), ("all", True)):
+            problem = functools.cache(functools.partial(vocabulary_problem, device, dtype, on, padding))  # the bodies' own is the same
+            for passes, reason in reasons.items():
+                yield Check(f"vocabulary loss, {passes}, {short(dtype)}, KL on {on}{', padding' if padding else ''}", ROUNDED[dtype],
+                            functools.partial(vocabulary_error, problem, passes, reason))  # fmt: skip
+
+
+def vocabulary_problem(device: torch.device, dtype: torch.dtype, on: str, padding: bool) -> tuple:
+    """(student's tensors, the teacher's and labels, the fused loss's options, what the closed form makes of them); the teacher as in a run."""
+    rows, hidden, size, chunk = (2048, 768, 30_522, 600) if device.type == "cuda" else (37, 32, 503, 16)
+    make = lambda *shape, scale=1.0: (torch.randn(*shape, device=device) * scale).to(dtype)  # noqa: E731
+    leaves = make(rows, hidden), make(size, hidden, scale=0.1), make(size)
+    teacher = (x.to(teacher_dtype(device, dtype)) for x in (make(rows, hidden), make(size, hidden, scale=0.1), make(size)))
+    given = *teacher, torch.where(torch.rand(rows, device=device) < 0.15, torch.randint(size, (rows,), device=device), -100)
+    mask = torch.rand(rows, device=device) < 0.7 if padding else None
+    expected = vocabulary_loss(*leaves, *given, 2.0, 5.0, 2.0, on, mask)
+    return leaves, given, {"kl_on": on, "token_mask": mask, "chunk": chunk}, expected
+
+
+def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | None) -> tuple[float, str]:
+    unless(reason)
+    leaves, given, options, expected = problem()
+    leaves = [x.clone().requires_grad_() for x in leaves]
+    loss, kl, mlm = fused_vocabulary_loss(*leaves, *given, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, passes=passes, **options)
+    loss.backward()
+    found = (kl, mlm, *(x.grad for x in leaves))
+    return worst(relative(a, e) for a, e in zip(found, expected, strict=True)), ""
 
 
 def tiny_teacher(device: torch.device) -> BertForMaskedLM:
@@ -91,11 +124,13 @@ def batch(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, torch.where(torch.rand(8, 64, device=device) < 0.15, ids, -100)
 
 
-def compiled_blocks(device: torch.device) -> Iterator[Row]:
+def compiled_blocks(device: torch.device) -> Iterator[Check]:
+    yield Check("compiled blocks, fp32", 1e-4, functools.partial(compiled_blocks_error, device))
+
+
+def compiled_blocks_error(device: torch.device) -> tuple[float, str]:
     """Hidden states and gradients of compiled blocks against the model's own, fp32."""
-    if reason := why_no_compile():
-        yield "compiled blocks, fp32", None, 1e-4, reason
-        return
+    unless(why_no_compile())
     ids, _ = batch(device)
     own = build_student(tiny_teacher(device), dropout=0.0).to(device)
     compiled = copy.deepcopy(own)
@@ -106,66 +141,79 @@ def compiled_blocks(device: torch.device) -> Iterator[Row]:
         hidden.sin().sum().backward()
         gradients = torch.cat([p.grad.flatten() for p in model.base_model.parameters()])  # as one: a key's bias has none but rounding
         outputs.append([hidden, gradients])
-    yield "compiled blocks, fp32", worst(relative(a, b.detach()) for a, b in zip(outputs[1], outputs[0], strict=True)), 1e-4, ""
+    return worst(relative(a, b.detach()) for a, b in zip(outputs[1], outputs[0], strict=True)), ""
 
 
-def varlen(device: torch.device) -> Iterator[Row]:
-    """Attention within documents against softmax under a mask in fp32: output and gradients."""
+def varlen(device: torch.device) -> Iterator[Check]:
     for dtype in precisions(device)[1:]:
-        what = f"attention within documents, {short(dtype)}"
-        if reason := why_no_varlen(device, dtype):
-            yield what, None, ROUNDED[dtype], reason
-            continue
-        length, starts = 256, [0, 3, 100, 256, 300, 512, 700, 768]
-        document = torch.bucketize(torch.arange(4 * length), torch.tensor(starts), right=True).view(4, length).to(device)
-        mask = (document[:, None, :, None] == document[:, None, None, :])
-        padded = torch.tensor(starts + [4 * length] * (64 - len(starts)), dtype=torch.int32, device=device)
-        q, k, v, g = (torch.randn(4, 8, length, 64, device=device).to(dtype) for _ in range(4))
-        outputs = []
-        for kernel in (True, False):
-            x = [(t if kernel else t.float()).clone().requires_grad_() for t in (q, k, v)]
-            out = within_documents(*x, padded).transpose(1, 2) if kernel else torch.nn.functional.scaled_dot_product_attention(*x, mask)
-            out.backward(g.to(out.dtype))
-            outputs.append([out, *(t.grad for t in x)])
-        yield what, worst(relative(a, b.detach()) for a, b in zip(*outputs, strict=True)), ROUNDED[dtype], ""
+        yield Check(f"attention within documents, {short(dtype)}", ROUNDED[dtype], functools.partial(varlen_error, device, dtype))
 
 
-def engine_steps(device: torch.device) -> Iterator[Row]:
-    """Losses of three steps of the engine, at each ZeRO stage and precision, against the plain recipe's in fp32."""
+def varlen_error(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """Attention within documents against softmax under a mask in fp32: output and gradients."""
+    unless(why_no_varlen(device, dtype))
+    length, starts = 256, [0, 3, 100, 256, 300, 512, 700, 768]
+    document = torch.bucketize(torch.arange(4 * length), torch.tensor(starts), right=True).view(4, length).to(device)
+    mask = (document[:, None, :, None] == document[:, None, None, :])
+    padded = torch.tensor(starts + [4 * length] * (64 - len(starts)), dtype=torch.int32, device=device)
+    q, k, v, g = (torch.randn(4, 8, length, 64, device=device).to(dtype) for _ in range(4))
+    outputs = []
+    for kernel in (True, False):
+        x = [(t if kernel else t.float()).clone().requires_grad_() for t in (q, k, v)]
+        out = within_documents(*x, padded).transpose(1, 2) if kernel else torch.nn.functional.scaled_dot_product_attention(*x, mask)
+        out.backward(g.to(out.dtype))
+        outputs.append([out, *(t.grad for t in x)])
+    return worst(relative(a, b.detach()) for a, b in zip(*outputs, strict=True)), ""
+
+
+def engine_steps(device: torch.device) -> Iterator[Check]:
+    plain = functools.cache(functools.partial(plain_steps, device))
+    for stage in range(4):
+        for dtype in precisions(device):
+            limit = 3e-2 if dtype != torch.float32 else 1e-4 if teacher_dtype(device, dtype) == dtype else 5e-3
+            yield Check(f"three steps, ZeRO {stage}, {short(dtype)}", limit, functools.partial(engine_steps_error, plain, device, stage, dtype))
+
+
+def plain_steps(device: torch.device) -> tuple:
+    """(teacher, student, batch, losses of three steps of the plain recipe in fp32)."""
     teacher, (ids, labels) = tiny_teacher(device), batch(device)
-    counts, weights = (labels.numel(), int((labels >= 0).sum())), (5.0, 2.0, 1.0)
     student = build_student(teacher, dropout=0.0)
     plain = copy.deepcopy(student).to(device)
     optimizer = torch.optim.AdamW(plain.parameters(), **options_of(Training(learning_rate=1e-3)))
-    expected = [sum(w * x for w, x in zip(weights, reference_step(plain, teacher, optimizer, (ids, labels, None)), strict=True)) for _ in range(3)]
-    for stage in range(4):
-        for dtype in precisions(device):
-            what, low = f"three steps, ZeRO {stage}, {short(dtype)}", teacher_dtype(device, dtype)
-            limit = 3e-2 if dtype != torch.float32 else 1e-4 if low == dtype else 5e-3
-            training = Training(global_batch=8, micro_batch=8, warmup=0.0, learning_rate=1e-3, deepspeed=f"ds_configs/deepspeed/zero{stage}.json")
-            frozen = Teacher(copy.deepcopy(teacher).to(low))
-            objective = Objective(copy.deepcopy(student), Losses(), 1)
-            if why_no_compile() is None:
-                compile_step(objective, frozen, device, body=stage < 3)
-            engine = make_engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
-            engine.train()
-            found: list[float] = []
-            while len(found) < 3 and engine.skipped_steps < 30:  # fp16 finds its loss scale by steps that overflow
-                skipped = engine.skipped_steps
-                loss, _ = engine(ids, None, labels, counts, frozen.targets(ids))
-                backward(engine, loss)
-                optimizer_step(engine)
-                if engine.skipped_steps == skipped:
-                    found.append(float(loss.detach()))
-            engine.destroy()
-            yield what, worst(abs(a / b - 1) for a, b in zip(found, expected, strict=True)), limit, ""
+    steps = [reference_step(plain, teacher, optimizer, (ids, labels, None)) for _ in range(3)]
+    return teacher, student, (ids, labels), [sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True)) for losses in steps]
 
 
-def host_syncs(device: torch.device) -> Iterator[Row]:
+def engine_steps_error(plain: Callable[[], tuple], device: torch.device, stage: int, dtype: torch.dtype) -> tuple[float, str]:
+    """Losses of three steps of the engine against the plain recipe's."""
+    teacher, student, (ids, labels), expected = plain()
+    counts = labels.numel(), int((labels >= 0).sum())
+    training = Training(global_batch=8, micro_batch=8, warmup=0.0, learning_rate=1e-3, deepspeed=f"ds_configs/deepspeed/zero{stage}.json")
+    frozen = Teacher(copy.deepcopy(teacher).to(teacher_dtype(device, dtype)))
+    objective = Objective(copy.deepcopy(student), Losses(), 1)
+    if why_no_compile() is None:
+        compile_step(objective, frozen, device, body=stage < 3)
+    engine = make_engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
+    engine.train()
+    found: list[float] = []
+    while len(found) < 3 and engine.skipped_steps < 30:  # fp16 finds its loss scale by steps that overflow
+        skipped = engine.skipped_steps
+        loss, _ = engine(ids, None, labels, counts, frozen.targets(ids))
+        backward(engine, loss)
+        optimizer_step(engine)
+        if engine.skipped_steps == skipped:
+            found.append(float(loss.detach()))
+    engine.destroy()
+    return worst(abs(a / b - 1) for a, b in zip(found, expected, strict=True)), ""
+
+
+def host_syncs(device: torch.device) -> Iterator[Check]:
+    yield Check("host waits in a micro-step", 0, functools.partial(host_waits, device))
+
+
+def host_waits(device: torch.device) -> tuple[float, str]:
     """How often a micro-step, forward and backward, makes the host wait for the GPU."""
-    if device.type != "cuda":
-        yield "host waits in a micro-step", None, 0, "no GPU"
-        return
+    unless("no GPU" if device.type != "cuda" else None)
     teacher, (ids, labels) = tiny_teacher(device), batch(device)
     frozen, counts = Teacher(teacher.half()), (labels.numel(), int((labels >= 0).sum()))
     objective = Objective(build_student(teacher, dropout=0.1), Losses(), 1)
@@ -187,15 +235,17 @@ def host_syncs(device: torch.device) -> Iterator[Row]:
         if micro == 4:
             waits = [str(w.message) for w in caught if "synchroniz" in str(w.message)]
     engine.destroy()
-    yield f"host waits in a micro-step{': ' + waits[0][:80] if waits else ''}", len(waits), 0, ""
+    return len(waits), f": {waits[0][:80]}" if waits else ""
 
 
-def adam(device: torch.device) -> Iterator[Row]:
+def adam(device: torch.device) -> Iterator[Check]:
+    yield Check("DeepSpeed FusedAdam", 1e-5, functools.partial(adam_error, device))
+
+
+def adam_error(device: torch.device) -> tuple[float, str]:
     """DeepSpeed's FusedAdam against torch's fused AdamW, ten steps."""
     began = time.perf_counter()
-    if reason := build_fused_adam():
-        yield "DeepSpeed FusedAdam", None, 1e-5, reason
-        return
+    unless(build_fused_adam())
     from deepspeed.ops.adam import FusedAdam
 
     built = time.perf_counter() - began
@@ -208,10 +258,10 @@ def adam(device: torch.device) -> Iterator[Row]:
         optimizer.step()
         seconds.append(timed(lambda: [optimizer.step() for _ in range(9)], device))  # noqa: B023
         after.append(weight.detach() - start)
-    yield f"DeepSpeed FusedAdam (built in {built:.0f} s; {seconds[0] / seconds[1]:.2f} × the time of torch's)", relative(*after), 1e-5, ""
+    return relative(*after), f" (built in {built:.0f} s; {seconds[0] / seconds[1]:.2f} × the time of torch's)"
 
 
-CHECKS: tuple[Callable[[torch.device], Iterator[Row]], ...] = (vocabulary, compiled_blocks, varlen, adam, host_syncs, engine_steps)
+CHECKS: tuple[Callable[[torch.device], Iterator[Check]], ...] = (vocabulary, compiled_blocks, varlen, adam, host_syncs, engine_steps)
 
 
 def square_gemm(device: torch.device) -> dict:
@@ -223,32 +273,45 @@ def square_gemm(device: torch.device) -> dict:
     return {"size": size, "tflops": round(2 * size**3 / took / 1e12, 3)}
 
 
+def results(device: torch.device, seconds: float) -> list[dict]:
+    """A row a check, made or not; none begins after `seconds`."""
+    began, rows = time.monotonic(), []
+    for family in CHECKS:
+        torch._dynamo.reset()  # a check's kinds of input are no later one's reason to fall back to eager
+        for check in family(device):
+            row = {"check": check.what, "error": None, "limit": f"{check.limit:.0e}"}
+            try:
+                unless(NO_TIME if time.monotonic() - began > seconds else None)
+                error, more = check.measure()
+                row |= {"check": check.what + more, "error": f"{error:.1e}", "holds": "holds" if error <= check.limit else "DOES NOT HOLD"}
+            except NotMade as reason:
+                row |= {"holds": f"not made: {reason}", "why": str(reason)}
+            except Exception as error:  # one kernel that fails must not hide what the others do
+                traceback.print_exc()
+                row["holds"] = f"DOES NOT RUN: {first_line(error)}"
+            print(f"{time.monotonic() - began:5.0f} s  {row['check']}: {row['error']}, {row['holds']}", file=sys.stderr)
+            rows.append(row)
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_checks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no check after this time (default: none)")
     args = parser.parse_args()
-    began = time.monotonic()
+    with one_sentence("benchmarks.gpu_checks"):
+        return report(args.seconds)
+
+
+def report(seconds: float) -> int:
     start_distributed()
     device = device_of_rank()
-    peak, rows = square_gemm(device), []
-    for check in CHECKS:
-        if time.monotonic() - began > args.seconds:
-            rows.append({"check": f"{check.__name__}, and what follows it", "error": None, "limit": "", "holds": "not measured: no time left"})
-            break
-        torch._dynamo.reset()  # a check's kinds of input are no later one's reason to fall back to eager
-        try:
-            for what, error, limit, why in check(device):
-                said = f"not measured: {why}" if error is None else "holds" if error <= limit else "DOES NOT HOLD"
-                rows.append({"check": what, "error": None if error is None else f"{error:.1e}", "limit": f"{limit:.0e}", "holds": said})
-                print(f"{time.monotonic() - began:5.0f} s  {what}: {rows[-1]['error']}, {said}", file=sys.stderr)
-        except Exception as error:  # one kernel that fails must not hide what the others do
-            traceback.print_exc()
-            said = f"DOES NOT RUN: {first_line(error)}"
-            rows.append({"check": f"{check.__name__}, from here on", "error": None, "limit": "", "holds": said})
+    peak, rows = square_gemm(device), results(device, seconds)
     print(table(rows, {"check": "check", "error": "error", "limit": "limit", "holds": ""}) + "\n")
     broken = [row["check"] for row in rows if row["holds"].startswith("DOES")]
-    print(json.dumps({"machine": describe(device), "device": device.type, "square_gemm": peak, "checks": rows, "broken": broken}))
-    return bool(broken)
+    not_made = {row["check"]: row["why"] for row in rows if "why" in row}
+    print(json.dumps({"machine": describe(device), "device": device.type, "square_gemm": peak, "checks": rows, "broken": broken,
+                      "not_made": not_made}))  # fmt: skip
+    return int(bool(broken or not_made and device.type == "cuda"))
 
 
 if __name__ == "__main__":

@@ -5,28 +5,34 @@
 
 Each part is another benchmark of this folder in a process of its own, in the order of importance; a part that fails or for which no time is left is
 reported as such and the others go on. Needs torch, transformers, triton and DeepSpeed, neither datasets nor an argument parser beyond Python's.
-gpu_suite.md and gpu_suite.json lie in the report's folder; what matters is printed last, and the very last line is JSON.
+gpu_suite.md and gpu_suite.json lie in the report's folder, written anew after each part; what matters is printed last, and the very last line is JSON.
+Exit status 1 where a part or, on a GPU, a check has no result, or a limit does not hold.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 
-from benchmarks.machine import describe
+from benchmarks.mistakes import make_folder, one_sentence, why_it_ended
 from ds_distill.console import alive
-from ds_distill.report import table
+from ds_distill.errors import UserError
+from ds_distill.report import table, write_json
 from ds_distill.training.kernels import build_ahead
 
 SPARE = 15  # seconds kept for the report
 LONGEST = 180  # seconds of one part: a part that hangs leaves time to the others
+NOT_ASKED, NOT_REACHED = "not asked for", "not reached"
 STEP = ("benchmarks.training", "--size", "base")
 AT_128, AT_512 = ("--sequences", "128", "--length", "128"), ("--sequences", "32", "--length", "512")
 FEW = ("--only", "engine", "--repeats", "10")
@@ -65,19 +71,27 @@ def run(arguments: list[str], seconds: float) -> dict:
     job = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         out, log = job.communicate(timeout=seconds)
-        why = f"exit status {job.returncode}"
+        why = why_it_ended(job.returncode, log)
     except subprocess.TimeoutExpired:
-        os.killpg(job.pid, signal.SIGKILL)  # its contenders too: they would keep the GPU's memory
+        end(job)
         out, log = job.communicate()
         why = f"not done after {seconds:.0f} s"
+    finally:
+        end(job)
     lines = out.strip().splitlines()
     try:
         found = json.loads(lines[-1])
     except (IndexError, ValueError):
-        found, lines = {"why": f"{why}: {(log.strip().splitlines() or [''])[-1][:300]}"}, [*lines, ""]
+        found, lines = {"why": why}, [*lines, ""]
     if job.returncode:
         found["log"] = log[-4000:]  # the tracebacks of what did not run
     return found | {"said": "\n".join(lines[:-1]).strip(), "seconds": round(time.monotonic() - began, 1)}
+
+
+def end(job: subprocess.Popen) -> None:
+    """All of a part's group: its contenders would keep the GPU's memory, and Ctrl-C does not reach them."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(job.pid, signal.SIGKILL)
 
 
 def summary_rows(found: dict[str, dict]) -> list[dict]:
@@ -92,7 +106,7 @@ def summary_rows(found: dict[str, dict]) -> list[dict]:
         share = rate and peak and rate * part["mflops_a_token"] / 1e6 / peak
         rows.append({
             "step": title, "tokens/s": round(rate) if rate else f"not measured: {part.get('why')}", "share": share and f"{100 * share:.0f} %",
-            "memory": part.get("peak_mb_of_a_step", {}).get("engine"), "fp32": part.get("engine_vs_reference_fp32"),
+            "memory": part.get("peak_mb", {}).get("engine"), "fp32": part.get("engine_vs_reference_fp32"),
             "bf16": part.get("engine_vs_reference_bf16"), "floor": part.get("gemm_floor_share"), "first": part.get("first_step_extra_s"),
         })  # fmt: skip
     return rows
@@ -100,12 +114,8 @@ def summary_rows(found: dict[str, dict]) -> list[dict]:
 
 def verdicts(found: dict[str, dict]) -> list[str]:
     """What follows from the figures, a sentence each."""
-    said, checks, head = [], found["checks"], found["head"]
-    if "checks" in checks:
-        broken = checks["broken"]
-        said.append(f"Numerics: {'all limits hold' if not broken else 'DO NOT HOLD: ' + ', '.join(broken)}; "
-                    f"{sum(row['error'] is None for row in checks['checks'])} of {len(checks['checks'])} not measured.")  # fmt: skip
-    goals = []
+    checks, head = found["checks"], found["head"]
+    said, goals = [numerics(checks)], []
     for name, title in (("step_128", "128 × 128"), ("large", "512 × 128")):
         if (rate := found[name].get("engine")) and "square_gemm" in checks:
             share = rate * found[name]["mflops_a_token"] / 1e6 / checks["square_gemm"]["tflops"]
@@ -117,7 +127,50 @@ def verdicts(found: dict[str, dict]) -> list[str]:
         gain = ms["fused_compiled"] / ms["fused_triton"]
         said.append(f"Triton kernel against torch.compile in the vocabulary loss: {gain:.2f}×, so "
                     f"{'it stays the default on a GPU' if gain >= 1.1 else 'torch.compile should be the default'} (1.10× is asked for).")  # fmt: skip
-    return said or ["Nothing was measured."]
+    return said
+
+
+def numerics(checks: dict) -> str:
+    """What the checks say; that all limits hold only where all of them were made."""
+    if "checks" not in checks:
+        return f"Numerics: NOT CHECKED: {checks['why']}."
+    count, broken, not_made = len(checks["checks"]), checks["broken"], checks["not_made"]
+    reasons = "; ".join(f"{number} × {reason}" for reason, number in Counter(not_made.values()).items())
+    said = [f"{len(broken)} of {count} limits DO NOT HOLD: {', '.join(broken)}"] if broken else []
+    if not_made:
+        said.append(f"{len(not_made)} of {count} checks NOT MADE ({reasons})")
+        said += [] if broken else [f"the limits of the other {count - len(not_made)} hold"]
+    return f"Numerics: {'; '.join(said) or f'all {count} limits hold'}."
+
+
+def without_result(found: dict[str, dict]) -> list[str]:
+    """The parts and checks that make the exit status 1. On a CPU there are kernels that cannot run: checks that are not made are none of them."""
+    checks = found["checks"]
+    not_made = list(checks.get("not_made", ())) if checks.get("device") == "cuda" else []
+    return [name for name, part in found.items() if part.get("why", NOT_ASKED) != NOT_ASKED] + checks.get("broken", []) + not_made
+
+
+def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds: float) -> str:
+    """gpu_suite.md and gpu_suite.json; returns what matters."""
+    machine = next((part["machine"] for part in found.values() if "machine" in part), "no part has said on which machine")
+    day, command = datetime.date.today().isoformat(), shlex.join(["python", "-m", "benchmarks.gpu_suite", *sys.argv[1:]])
+    columns = {"step": "BERT-base → DistilBERT, KL over all tokens", "tokens/s": "tokens/s", "share": "of the square product's rate", "memory": "MB",
+               "fp32": "× plain recipe fp32", "bf16": "× bf16 autocast", "floor": "of its products' rate", "first": "first step's extra s"}  # fmt: skip
+    conclusion = table(summary_rows(found), columns) + "\n\n" + "\n".join(f"- {line}" for line in verdicts(found))
+    kind = "REHEARSAL on a CPU, small sizes: no figure counts" if rehearsal else machine
+    to_come = [name for name, part in found.items() if part.get("why") == NOT_REACHED]
+    cut_off = f" BROKEN OFF, or still at it, before: {', '.join(to_come)}." if to_come else ""
+    pages = [f"# GPU suite, {day}\n\n{kind}. `{command}`, {seconds:.0f} s.{cut_off}\n\n{conclusion}"]
+    for name, title, arguments in PARTS:
+        part = found[name]
+        pages.append(f"## {title}\n\n`python -m {' '.join(arguments)}`, {part.get('seconds', 0)} s\n\n"
+                     + (part.get("said") or f"not measured: {part.get('why')}\n\n```\n{part.get('log', '')}\n```"))  # fmt: skip
+    page, partial = folder / "gpu_suite.md", folder / "gpu_suite.md.partial"
+    partial.write_text("\n\n".join(pages) + "\n")
+    partial.replace(page)
+    write_json(folder / "gpu_suite.json", {"date": day, "machine": machine, "command": command, "rehearsal": rehearsal, "verdicts": verdicts(found),
+                                           "parts": found})  # fmt: skip
+    return conclusion
 
 
 def main() -> int:
@@ -127,38 +180,33 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="small and on a CPU: no measurement")
     parser.add_argument("--only", nargs="*", choices=[name for name, *_ in PARTS], default=[], help="only these parts")
     args = parser.parse_args()
+    with one_sentence("benchmarks.gpu_suite"):
+        return suite(args)
+
+
+def suite(args: argparse.Namespace) -> int:
     if not torch.cuda.is_available() and not args.rehearse:
-        print("benchmarks.gpu_suite: torch sees no GPU here; --rehearse shows on a CPU that the suite works", file=sys.stderr)
-        return 2
-    began, found = time.monotonic(), {}
+        raise UserError("torch sees no GPU here; --rehearse shows on a CPU that the suite works")
+    make_folder("--report", args.report)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the part too, as Ctrl-C does
+    began = time.monotonic()
+    found = {name: {"why": NOT_ASKED if args.only and name not in args.only else NOT_REACHED} for name, *_ in PARTS}
     build_ahead()  # DeepSpeed's FusedAdam, while the first part runs
+    conclusion = ""
     for name, title, arguments in PARTS:
+        if found[name]["why"] == NOT_ASKED:
+            continue
         left = 60 * args.minutes - SPARE - (time.monotonic() - began)
-        if args.only and name not in args.only:
-            found[name] = {"why": "not asked for"}
-        elif left < 20:
+        if left < 20:
             found[name] = {"why": "no time left"}
         else:
             with alive(f"{name}: {title}"[:48]):
                 found[name] = run(rehearsed(arguments) if args.rehearse else list(arguments), min(left, LONGEST))
-    machine, day = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu")), datetime.date.today().isoformat()
-    columns = {"step": "BERT-base → DistilBERT, KL over all tokens", "tokens/s": "tokens/s", "share": "of the square product's rate", "memory": "MB",
-               "fp32": "× plain recipe fp32", "bf16": "× bf16 autocast", "floor": "of its products' rate", "first": "first step's extra s"}  # fmt: skip
-    conclusion = table(summary_rows(found), columns) + "\n\n" + "\n".join(f"- {line}" for line in verdicts(found))
-    kind = "REHEARSAL on a CPU, small sizes: no figure counts" if args.rehearse else machine
-    pages = [f"# GPU suite, {day}\n\n{kind}. `python -m benchmarks.gpu_suite`, {time.monotonic() - began:.0f} s.\n\n{conclusion}"]
-    for name, title, arguments in PARTS:
-        part = found[name]
-        pages.append(f"## {title}\n\n`python -m {' '.join(arguments)}`, {part.get('seconds', 0)} s\n\n"
-                     + (part.get("said") or f"not measured: {part.get('why')}\n\n```\n{part.get('log', '')}\n```"))  # fmt: skip
-    args.report.mkdir(parents=True, exist_ok=True)
-    (args.report / "gpu_suite.md").write_text("\n\n".join(pages) + "\n")
-    result = {"date": day, "machine": machine, "rehearsal": args.rehearse, "verdicts": verdicts(found), "parts": found}
-    (args.report / "gpu_suite.json").write_text(json.dumps(result, indent=1) + "\n")
+        conclusion = write_report(args.report, found, args.rehearse, time.monotonic() - began)  # anew: a cut-off loses only the part in progress
     print(conclusion + "\n")
-    failed = [name for name, part in found.items() if "why" in part and part["why"] != "not asked for"] + found["checks"].get("broken", [])
+    failed = without_result(found)
     print(json.dumps({"report": str(args.report / "gpu_suite.md"), "rehearsal": args.rehearse, "not_measured_or_broken": failed}))
-    return bool(failed)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

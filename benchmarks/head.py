@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from benchmarks.clock import timed
 from benchmarks.machine import describe, peak_bytes
+from benchmarks.mistakes import one_sentence
 from ds_distill.console import alive
 from ds_distill.losses import fused_vocabulary_loss
 from ds_distill.losses.vocabulary import columns
@@ -87,6 +88,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--triton", action="store_true", help="on a GPU, also the kernel written in Triton")
     args = parser.parse_args()
+    with one_sentence("benchmarks.head"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     start_distributed()

@@ -9,6 +9,7 @@ from benchmarks.bodies import BODIES
 from ds_distill.report import Section, bars_plot, points_plot, put_section, table, write_json, write_page
 
 ONE, MANY = "1 × 128", "32 × 128"
+FEW = 3  # rounds below which a ratio says how many it is of: one that is slow at a shape is not asked again
 COLUMNS = {
     "model": "model", "body": "body", "p50_ms": "p50 (ms)", "p95_ms": "p95", "p99_ms": "p99", "sequences_s": "sequences/s", "tokens_s": "tokens/s",
     "vs_base_eager": "× BERT-base, PyTorch fp32", "vs_base_onnx": "× BERT-base, ONNX Runtime fp32", "vs_base_same_body": "× BERT-base, same body",
@@ -25,7 +26,8 @@ def shown(entry: dict) -> dict:
         value = entry.get(key)
         out[key] = None if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
     for key in ("vs_base_eager", "vs_base_onnx", "vs_base_same_body", "vs_teacher_same_body"):
-        out[key] = None if entry.get(key) is None else f"{entry[key]:.2f}"
+        rounds = entry.get(f"{key}_rounds", FEW)
+        out[key] = None if entry.get(key) is None else f"{entry[key]:.2f}" + (f" (of {rounds})" if rounds < FEW else "")
     joules = entry.get("joules_a_sequence")
     out["energy"] = "no counter" if joules is None else f"{joules:.3g}"
     out["parameters_m"] = f"{entry['parameters'] / 1e6:.1f}"
@@ -121,7 +123,7 @@ def write_report(result: dict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(folder)))
     lead = (f"Student: {result['student']}; teacher: {result['teacher'] or 'none'}; BERT-base: random weights. {result['machine']}, {result['date']}. "
-            f"All of a table take turns, {result['rounds']} rounds.")  # fmt: skip
+            f"All of a table take turns, {result['rounds']} rounds; the slow at a shape fewer, and a ratio of one or two says so.")  # fmt: skip
     if result["not_measured_yet"]:
         lead += f" Not measured yet, or broken off: {', '.join(result['not_measured_yet'])}."
     write_page(folder, "inference", "Inference", f"{lead}\n\n`python -m benchmarks.inference {words}`", sections_of(result, folder))

@@ -242,7 +242,7 @@ def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: d
                 if other is not None and case in other.latencies:
                     theirs, mine = other.medians(case), one.medians(case)
                     rounds = min(len(theirs), len(mine))
-                    entry[key] = ratio(theirs[:rounds], mine[:rounds])
+                    entry |= {key: ratio(theirs[:rounds], mine[:rounds]), f"{key}_rounds": rounds}
             out.append(entry)
     return out
 

@@ -33,20 +33,27 @@ def on_cpu_only() -> None:
         raise UserError("this benchmark is for CPUs; start it with CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu before it")
 
 
-def peak_bytes(job: Callable[[], object], device: torch.device) -> int:
-    """Most memory in use while `job` runs, above what was in use before: CUDA's own counter, or the resident set sampled every 2 ms."""
+def bytes_in_use(device: torch.device) -> int:
+    """By CUDA's own counter, or this process's resident set."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
+        return torch.cuda.memory_allocated(device)
+    forget_kept_memory()
+    give_back_freed_memory()  # else what an earlier run left to the process would count as there before
+    return psutil.Process().memory_info().rss
+
+
+def peak_bytes(job: Callable[[], object], device: torch.device, before: int | None = None) -> int:
+    """Most memory in use while `job` runs, above `before`, or what was in use just before: CUDA's own counter, or the resident set every 2 ms."""
+    found = bytes_in_use(device)
+    before = found if before is None else before
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         job()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    forget_kept_memory()
-    give_back_freed_memory()  # else what an earlier run left to the process would count as there before
     process, done, peak = psutil.Process(), threading.Event(), 0
-    before = process.memory_info().rss
 
     def watch() -> None:
         nonlocal peak

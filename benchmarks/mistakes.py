@@ -1,20 +1,47 @@
 """How a benchmark ends where it cannot go on."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+from ds_distill.console import end_bars
 from ds_distill.errors import UserError
 
 
 @contextlib.contextmanager
 def one_sentence(program: str) -> Iterator[None]:
-    """A UserError within becomes one sentence and status 2, Ctrl-C status 130."""
+    """A UserError or OSError within becomes one sentence and status 2, Ctrl-C status 130."""
     try:
         yield
-    except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        # a full or read-only disk is the user's to put right too
+        said = error if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
+        end_bars()
+        print(f"{program}: {said}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
+        end_bars()
         print(f"\n{program}: stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def make_folder(option: str, folder: Path | None) -> None:
+    """The folder that `option` names, if any: made before the measurement, which would be lost where it cannot be."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {folder}: {error.strerror}; choose another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {folder}: not writable; choose another folder")
+
+
+def why_it_ended(status: int, log: str) -> str:
+    """Of a process that failed, in a line: the signal that killed it, or the last line that it said."""
+    if status < 0:
+        return f"killed by signal {-status}{', as where memory runs out' if status == -9 else ''}"
+    lines = log.strip().splitlines() or [f"exit status {status}"]
+    return lines[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")[:300]

@@ -8,7 +8,7 @@ follows the clock and is zero at the end of the minutes. Training time alone cou
 at --evaluations moments of it the student is measured, in fp32 by the plain definitions, on held-out text:
 masked-LM loss (nats a masked token), how often its first guess at a masked token is the teacher's, and, on every eighth batch of it, KL from the
 teacher's distribution at temperature 1 (nats a token). A race that was broken off goes on from its last measurement when the same command is given
-again. The last line of standard output is JSON; race.md, race.json and race.png lie in the output folder.
+again on the same machine. The last line of standard output is JSON; race.md, race.json and race.png lie in the output folder.
 """
 
 import argparse
@@ -19,13 +19,14 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.machine import describe, on_cpu_only
-from benchmarks.mistakes import one_sentence
+from benchmarks.mistakes import make_folder, one_sentence
 from benchmarks.racers import RACERS
 from ds_distill.cli import quieten
 from ds_distill.console import progress, say
@@ -35,7 +36,7 @@ from ds_distill.models.student import build_student
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.parser import build_parser, recipe_of
 from ds_distill.recipe import Recipe
-from ds_distill.report import race_plot, table
+from ds_distill.report import race_plot, table, write_json
 from ds_distill.runs import heldout_sets, stores_of, tokens_for, with_tokens
 from ds_distill.training.ranks import start_distributed
 
@@ -85,7 +86,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     def student():
         return build_student(teacher, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed)
 
-    limit, state = 60 * args.minutes, {"step": 0, "elapsed": 0.0, "rows": [], "tokens": 0}
+    limit, state = 60 * args.minutes, {"step": 0, "elapsed": 0.0, "rows": [], "tokens": 0, "masked_tokens": {}}
 
     def begin(pace: float):
         # as if there were many steps: the race compiles where that works, and pays for it
@@ -105,11 +106,12 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
         pace = statistics.median(times[WARM:])
         extra = max(0.0, times[0] - pace)
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"seconds_a_step": pace, "first_step_extra": extra}))
+        write_json(file, {"seconds_a_step": pace, "first_step_extra": extra})
         del racer
     pace = json.loads(file.read_text())
     racer, judge = begin(pace["seconds_a_step"]), student().eval()
-    state |= racer.resume(folder / "checkpoint") or {}
+    found = racer.resume(folder / "checkpoint") or {}
+    state |= {key: found[key] for key in state if key in found}  # DeepSpeed's own comes with it
     begun, guesses = state["step"], {set: [] for set in sets}
 
     def measure() -> None:
@@ -118,6 +120,8 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
             raise RuntimeError(f"{label}: weights {unexpected} are not the student's, {missing} are missing")
         figures = {set: measured(judge, teacher, batches_of(), guesses[set]) for set, batches_of in sets.items()}
         state["rows"].append([state["elapsed"] / 60, state["step"], figures])
+        # kept with the rows: a start that has only the curve left to write measures nothing itself
+        state["masked_tokens"] = {set: sum(map(len, found)) for set, found in guesses.items()}
 
     if not state["rows"]:
         measure()
@@ -136,8 +140,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
             bar.set_postfix(step=state["step"], mlm=f"{state['rows'][-1][2][''][0]:.3f}")
             racer.save(folder / "checkpoint", state["step"], state)
     bar.close()
-    masked = {set: sum(map(len, found)) for set, found in guesses.items()}
-    (folder / "curve.json").write_text(json.dumps({**state, **pace, "masked_tokens": masked}) + "\n")
+    write_json(folder / "curve.json", {**state, **pace})
 
 
 def at_minute(rows: list, minute: float, set: str, figure: int) -> float:
@@ -165,6 +168,20 @@ def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
         each = {figure: f"{sum(row[i] for row in ahead)} of {len(ahead)}" for i, figure in enumerate(FIGURES)}
         found[name] = {"ahead_at": f"{sum(map(all, ahead))} of {len(ahead)}", "ahead_by_figure": each, "share_of_its_time": when}
     return found
+
+
+def conditions() -> dict:
+    """What else minutes of one racer must have in common with another's."""
+    return {"machine": describe(torch.device("cpu")), "threads": torch.get_num_threads(), **{name: version(name) for name in ("torch", "deepspeed")}}
+
+
+def refuse_another(folder: Path, kept: dict, now: dict) -> None:
+    """UserError where `folder` holds a race that was asked for otherwise, or measured under other conditions."""
+    before, here = kept.pop("on", {}), now.pop("on")
+    if kept != now:
+        raise UserError(f"{folder} holds another race (other --minutes, --teacher, --corpus, recipe, …): choose another --output")
+    if other := [f"{name} {before.get(name, 'not kept')}, here {value}" for name, value in here.items() if before.get(name) != value]:
+        raise UserError(f"{folder} holds a race under other conditions ({'; '.join(other)}), whose minutes bring more or less: choose another --output")
 
 
 def main() -> int:
@@ -195,12 +212,13 @@ def race(args: argparse.Namespace) -> int:
     if recipe.student.hidden or recipe.student.freeze_positions or recipe.training.micro_batch == "auto":
         raise UserError("the race is for students of their teacher's width, all of them trained, and for a micro-batch that is a number "
                         "(student.hidden, student.freeze_positions, training.micro_batch)")  # fmt: skip
+    make_folder("--output", args.output)
     recipe.training.device, recipe.training.heldout_blocks = "cpu", args.blocks
     asked = {"minutes": args.minutes, "evaluations": args.evaluations, "blocks": args.blocks, "recipe": recipe.as_dict(), "teacher": args.teacher,
              "corpus": args.corpus, "heldout": args.heldout}  # fmt: skip
-    file = args.output / "asked.json"
-    if file.is_file() and json.loads(file.read_text()) != json.loads(json.dumps(asked)):
-        raise UserError(f"{args.output} holds another race (other --minutes, --teacher, --corpus, recipe, …): choose another --output")
+    file, here = args.output / "asked.json", conditions()
+    if file.is_file():
+        refuse_another(args.output, json.loads(file.read_text()), json.loads(json.dumps({**asked, "on": here})))
     if not args.racer:
         start_distributed()
     tokens = tokens_for(args.corpus, args.teacher, recipe, args.output / "tokens") if not args.racer else args.output / "tokens"
@@ -210,8 +228,8 @@ def race(args: argparse.Namespace) -> int:
         run_racer(args.racer, recipe, args, tokens, {name: Path(path) for name, path in names.items()})
         return 0
     held = heldout_sets(args.heldout, tokens, recipe, args.output)
-    (args.output / "heldout.json").write_text(json.dumps({name: str(path) for name, path in held.items()}))
-    file.write_text(json.dumps(asked, indent=1) + "\n")
+    write_json(args.output / "heldout.json", {name: str(path) for name, path in held.items()})
+    write_json(file, {**asked, "on": here})
     curves = {}
     for name in args.racers:
         curve = args.output / name / "curve.json"
@@ -227,11 +245,10 @@ def race(args: argparse.Namespace) -> int:
         for name, c in curves.items()
     ]  # fmt: skip
     columns = {"racer": "", "steps": "steps", "tokens": "tokens", "minutes": "minutes", "s/step": "s a step", "first": "first step's extra s"}
-    result = {"minutes": args.minutes, "blocks": args.blocks, "racers": rows, "machine": describe(torch.device("cpu")),
-              "date": datetime.date.today().isoformat()}  # fmt: skip
+    result = {"minutes": args.minutes, "blocks": args.blocks, "racers": rows, **here, "date": datetime.date.today().isoformat()}
     masked = ", ".join(f"{count:,}" for count in next(iter(curves.values()))["masked_tokens"].values())
     lines = [f"{args.minutes:g} minutes of training each, alone on the machine; measured on {masked} masked tokens a text; {result['machine']}, "
-             f"{result['date']}",
+             f"{result['threads']} threads, DeepSpeed {result['deepspeed']}, {result['date']}",
              table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES})]  # fmt: skip
     if "engine" in curves:
         result["engine_against"] = verdict(curves, sets)
@@ -241,10 +258,10 @@ def race(args: argparse.Namespace) -> int:
             lines.append(f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements ({each}); its last masked-LM "
                          f"loss in this share of its time: {when}")  # fmt: skip
     print("\n" + "\n\n".join(lines) + "\n")
+    print(json.dumps(result | {"plot": str(args.output / "race.png")}), flush=True)
     (args.output / "race.md").write_text("# Race\n\n" + "\n\n".join([*lines, "![figures over minutes](race.png)"]) + "\n")
     race_plot({RACERS[name][0]: c["rows"] for name, c in curves.items()}, args.output / "race.png")
-    (args.output / "race.json").write_text(json.dumps(result | {"curves": curves}, indent=1) + "\n")
-    print(json.dumps(result | {"plot": str(args.output / "race.png")}))
+    write_json(args.output / "race.json", result | {"curves": curves})
     return 0
 
 

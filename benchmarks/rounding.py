@@ -87,9 +87,13 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=128, help="of the text (default 128)")
     args = parser.parse_args()
     with one_sentence("benchmarks.rounding"):
-        source = load_source(args.model, "masked-lm")
-        # one sequence at a time: a scale a tensor depends on what else is in it
-        batches = text_batches(source, args.text, sequences=args.sequences, batch=1)
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    source = load_source(args.model, "masked-lm")
+    # one sequence at a time: a scale a tensor depends on what else is in it
+    batches = text_batches(source, args.text, sequences=args.sequences, batch=1)
     reference = logits_of(source, batches, "fp32")
     choice, clear = first_choices(reference)
     best = np.partition(reference, -2, axis=-1)[:, -2:]

@@ -21,7 +21,8 @@ import torch
 from benchmarks import contenders as who
 from benchmarks.arena import Contender, ratio, take_turns
 from benchmarks.machine import describe
-from benchmarks.training import add_setting, setting_of
+from benchmarks.mistakes import one_sentence
+from benchmarks.training import add_setting, check, setting_of
 from ds_distill.models.student import count_parameters
 from ds_distill.training.engine import zero_of
 from ds_distill.training.ranks import start_distributed
@@ -85,9 +86,15 @@ def main() -> int:
         parser.error("--zero: 0 or 1; the bytes that stages 2 and 3 move are not in this projection")
     if args.step is None and torch.cuda.device_count() == 1:
         parser.error("two ranks need two GPUs; --step and --gigabytes-per-second project from a step measured on one")
+    with one_sentence("benchmarks.scaling"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
     setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokens = setting.sequences * setting.length
     if args.step is None:
+        check(setting, device)
         found = measure(setting, args.repeats)
         step, rate = found["seconds"]["two alone"], found["gb_per_second"]
         print(f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) a rank, ZeRO {found['stage']}, "

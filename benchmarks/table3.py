@@ -2,9 +2,9 @@
 
     python -m benchmarks.table3 --data validation.jsonl.gz --student DIR --teacher DIR [--report DIR]
 
-One thread. Any file of examples will do, a column `label` and one or two of text; a student with random weights takes as long as a trained one. Rows
-take turns, a tenth of the file each. The last column stands for a small device: the least memory it runs in (benchmarks/small_device.py). The last line
-of standard output is JSON.
+One thread. Any file of examples will do, a column `label` and one or two of text, cut at 512 tokens or what the shortest model reads; a student with
+random weights takes as long as a trained one. Rows take turns, a tenth of the file each. The last column stands for a small device: the least memory it
+runs in (benchmarks/small_device.py). The last line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.bodies import BODIES, Row, make, serve
-from benchmarks.mistakes import one_sentence
+from benchmarks.mistakes import make_folder, one_sentence
 from ds_distill.console import alive, progress
 from ds_distill.errors import UserError
 
@@ -25,6 +25,8 @@ from ds_distill.errors import UserError
 BASE, STUDENT = "BERT-base", "student"
 PAPER = {BASE: (110, 668), STUDENT: (66, 410)}  # millions of parameters, seconds: table 3, on an Intel Xeon E5-2690 v3
 PARTS = 10
+LONGEST = 512  # tokens of an example: BERT's
+CPU_BODIES = [name for name, body in BODIES.items() if not body.gpu]
 COLUMNS = {"model": "model", "body": "body", "parameters": "parameters (M)", "seconds": "inference time (s)", "share": "of BERT-base's",
            "paper_parameters": "paper: parameters (M)", "paper_seconds": "paper: time (s)", "paper_share": "paper: of BERT-base's",
            "memory": "runs within (MB)"}  # fmt: skip
@@ -38,6 +40,15 @@ def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
     texts, _ = labelled(data)
     encoded = load_tokenizer(tokenizer_folder)(*texts, truncation=True, max_length=most)
     return [len(ids) for ids in encoded["input_ids"]]
+
+
+def cut(lengths: list[int], positions: dict[str, int]) -> tuple[list[int], str]:
+    """The lengths that all models read, and what there is to say of it; positions: by model, the most tokens that it reads."""
+    shortest = min(positions, key=positions.get)
+    most = min(LONGEST, positions[shortest])
+    count = sum(length > most for length in lengths)
+    why = f", the positions of {shortest}; {count:,} were longer" if most < LONGEST else ""
+    return [min(length, most) for length in lengths], f"cut at {most} tokens{why}"
 
 
 def passes(rows: list[Row], lengths: list[int]) -> dict[str, float]:
@@ -73,7 +84,7 @@ def main() -> int:
     parser.add_argument("--teacher", help="Hugging Face folder of its teacher, measured too")
     parser.add_argument("--tokenizer", help="folder of the tokenizer that reads the examples (default: the student's or the teacher's)")
     parser.add_argument("--bodies", nargs="+", choices=BODIES, default=["eager_fp32", "openvino_int8", "onnx_int8"], metavar="BODY",
-                        help=f"the student's; of {', '.join(BODIES)} (default: eager_fp32 openvino_int8 onnx_int8)")  # fmt: skip
+                        help=f"the student's; of {', '.join(CPU_BODIES)} (default: eager_fp32 openvino_int8 onnx_int8)")  # fmt: skip
     parser.add_argument("--no-memory", action="store_true", help="leave the least memory out")
     parser.add_argument("--report", type=Path, help="folder for table3.md, table3.html and table3.json")
     args = parser.parse_args()
@@ -87,15 +98,19 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     from benchmarks.inference_suite import model_folders, prepare, runnable
     from benchmarks.machine import describe
     from benchmarks.small_device import least_megabytes
-    from ds_distill.report import Section, table, write_page
+    from ds_distill.report import Section, table, write_json, write_page
 
     reader = args.tokenizer or args.student or args.teacher
     if not reader:
         raise UserError("--tokenizer is missing: the folder of a tokenizer (or give --student or --teacher)")
+    if on_gpu := [body for body in args.bodies if body not in CPU_BODIES]:
+        raise UserError(f"--bodies {' '.join(on_gpu)}: table 3 is of a CPU; choose of {', '.join(CPU_BODIES)}")
     runnable(args.bodies)
-    lengths = lengths_of(args.data, reader, 512)
+    make_folder("--report", args.report)
+    lengths = lengths_of(args.data, reader, LONGEST)
     folders = model_folders(args, scratch)
     sources = prepare(folders, "classification", args.bodies, scratch, [])
+    lengths, cut_at = cut(lengths, {label: source.positions for label, (source, _) in sources.items()})
     rows = [Row(label, body, "classification", 1, folders[label], sources[label][1])
             for label in folders for body in (args.bodies if label == STUDENT else ["eager_fp32"])]  # fmt: skip
     seconds = passes(rows, lengths)
@@ -111,14 +126,15 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
         if not args.no_memory:
             line["memory"] = least_megabytes(row, min(128, max(lengths)))
         lines.append(line)
-    result = {"data": args.data.name, "examples": len(lengths), "tokens": sum(lengths), "machine": describe(torch.device("cpu")),
+    result = {"data": args.data.name, "examples": len(lengths), "tokens": sum(lengths), "cut": cut_at, "machine": describe(torch.device("cpu")),
               "date": datetime.date.today().isoformat(), "student": args.student or "DistilBERT's size, random weights",
               "teacher": args.teacher, "rows": lines}  # fmt: skip
     shown = [line | {"parameters": f"{line['parameters']:.1f}", "seconds": f"{line['seconds']:.1f}"} for line in lines]
     columns = {key: name for key, name in COLUMNS.items() if any(key in line for line in lines)}
-    text = (f"{args.data.name}, {len(lengths):,} examples, {sum(lengths):,} tokens, one at a time, one thread, with a classification head; "
+    text = (f"{args.data.name}, {len(lengths):,} examples, {sum(lengths):,} tokens ({cut_at}), one at a time, one thread, with a classification head; "
             f"{result['machine']}, {result['date']}. The least memory is for a sequence of {min(128, max(lengths))} tokens.")  # fmt: skip
     print(f"\n{text}\n\n{table(shown, columns)}\n")
+    print(json.dumps(result), flush=True)
     if args.report:
         marked = tuple(i for i, line in enumerate(lines) if line["model"] == STUDENT)
         write_page(
@@ -128,8 +144,7 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
             "`python -m benchmarks.table3`; the paper's seconds are of STS-B's",
             [Section("Table 3", text, shown, columns, marked)],
         )
-        (args.report / "table3.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+        write_json(args.report / "table3.json", result)
     return 0
 
 

@@ -27,7 +27,9 @@ import torch
 from benchmarks import contenders as who
 from benchmarks.arena import Contender, ratio, take_turns
 from benchmarks.machine import describe
-from ds_distill.report import bars_plot, table
+from benchmarks.mistakes import make_folder, one_sentence
+from ds_distill.errors import UserError
+from ds_distill.report import bars_plot, table, write_json
 from ds_distill.training.forecast import flops_a_token
 
 SMALL_PAGES, HUGE_PAGES = ({"THP_MEM_ALLOC_ENABLE": value} for value in "01")
@@ -66,6 +68,14 @@ def setting_of(args: argparse.Namespace) -> who.Setting:
     return who.Setting(**{name: getattr(args, name) for name in who.Setting.__dataclass_fields__})
 
 
+def check(setting: who.Setting, device: torch.device) -> None:
+    """UserError for a setting that the contenders' processes could only fail at."""
+    if setting.vocabulary <= 1000:
+        raise UserError(f"--vocabulary {setting.vocabulary}: the batch's tokens are drawn from piece 1000 on; give more than 1000")
+    if setting.precision == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16: this machine has no GPU; use bf16, fp32 or auto")
+
+
 def measured(contenders: list[Contender], setting: who.Setting, ranks: int) -> dict:
     """The figures of contenders that took their turns; the engine's step is that of `ranks` times the tokens."""
     tokens = setting.sequences * setting.length
@@ -79,7 +89,7 @@ def measured(contenders: list[Contender], setting: who.Setting, ranks: int) -> d
             result["gemm_floor_share"] = round(ratio(seconds["gemms"], seconds["engine"]), 3)
         result |= {"engine_dtype": engine.said["dtype"], "zero": engine.said["zero"],
                    "first_step_extra_s": round(engine.first - statistics.median(engine.seconds), 1)}  # fmt: skip
-    result["peak_mb_of_a_step"] = {c.name: round(c.memory / 1e6) for c in contenders}
+    result["peak_mb"] = {c.name: round(c.memory / 1e6) for c in contenders}
     result["spread"] = {name: round(max(times) / min(times), 2) for name, times in seconds.items()}
     return result
 
@@ -95,8 +105,14 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1, help="of the engine's job, each with its own sequences and threads (default 1)")
     parser.add_argument("--report", type=Path, help="folder for training.md, training.png and training.json")
     args = parser.parse_args()
+    with one_sentence("benchmarks.training"):
+        return run(args)
 
+
+def run(args: argparse.Namespace) -> int:
     setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check(setting, device)
+    make_folder("--report", args.report)
     chosen = set(args.only) or ROWS.keys() - set(MORE) | set(args.add)
     if device.type == "cuda":
         chosen = {name for name in chosen if "huge" not in name}
@@ -124,18 +140,17 @@ def main() -> int:
         print(profile)
     title, text = heading(result), table(rows_of(contenders, result), COLUMNS)
     print(f"{title}\n\n{text}\n")
+    print(json.dumps(result), flush=True)
     if args.report:
-        args.report.mkdir(parents=True, exist_ok=True)
         words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(args.report)))
         page = f"# Training throughput, {result['date']}\n\n{title}\n\n`python -m benchmarks.training {words}`, medians of {args.repeats} rounds\n\n"
         (args.report / "training.md").write_text(page + f"{text}\n\n![tokens a second](training.png)\n")
-        (args.report / "training.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.report / "training.json", result)
         bars_plot({ROWS[c.name][0]: result[c.name] for c in contenders}, "tokens a second", args.report / "training.png", marked=(ROWS["engine"][0],))
-    print(json.dumps(result))
     return 0
 
 
-COLUMNS = {"contender": "contender", "rate": "tokens/s", "against": "engine against it", "memory": "peak memory of a step (MB)",
+COLUMNS = {"contender": "contender", "rate": "tokens/s", "against": "engine against it", "memory": "peak memory, models and all (MB)",
            "spread": "slowest round ÷ fastest"}  # fmt: skip
 
 
@@ -156,7 +171,7 @@ def rows_of(contenders: list[Contender], result: dict) -> list[dict]:
         if c.name == "gemms" and "gemm_floor_share" in result:
             against = f"{100 * result['gemm_floor_share']:.0f} % of it"
         label = ROWS[c.name][0] + (" (its first step only)" if c.name in result["first_step_only"] else "")
-        rows.append({"contender": label, "rate": f"{result[c.name]:,.1f}", "against": against, "memory": result["peak_mb_of_a_step"][c.name],
+        rows.append({"contender": label, "rate": f"{result[c.name]:,.1f}", "against": against, "memory": result["peak_mb"][c.name],
                      "spread": f"{result['spread'][c.name]:.2f}"})  # fmt: skip
     return rows
 

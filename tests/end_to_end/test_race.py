@@ -37,6 +37,22 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     other = race(world, folder, "--heldout", world / "text.txt")
     assert other.returncode == 2 and "holds another race" in other.stderr
 
+    # as if begun with more threads
+    asked = folder / "asked.json"
+    kept = asked.read_text()
+    asked.write_text(kept.replace('"threads": 1', '"threads": 64'))
+    other = race(world, folder)
+    assert other.returncode == 2 and "under other conditions (threads 64, here 1)" in other.stderr and "another --output" in other.stderr
+    asked.write_text(kept)
+
+    # as if killed between its last checkpoint and its curve
+    curve = folder / "engine" / "curve.json"
+    whole = curve.read_text()
+    curve.unlink()
+    again = race(world, folder)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert curve.read_text() == whole and min(json.loads(whole)["masked_tokens"].values()) > 0
+
     # as if broken off at half of its time
     curve, kept = folder / "plain_bf16" / "curve.json", folder / "plain_bf16" / "checkpoint" / "state.pt"
     before = json.loads(curve.read_text())

@@ -1,6 +1,5 @@
 """What the benchmarks compute from their measurements, and that contenders are processes of their own."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,13 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from benchmarks import gpu_checks, gpu_suite
 from benchmarks.arena import Contender, ratio, take_turns
 from benchmarks.closed_form import worst
-from benchmarks.race import at_minute, verdict
+from benchmarks.race import at_minute, refuse_another, verdict
 from benchmarks.scaling import bytes_moved
+from ds_distill.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,48 +84,21 @@ def test_the_race_is_read_off_its_curves():
     assert slower["plain"]["ahead_at"] == "0 of 2" and slower["plain"]["share_of_its_time"] == {"corpus": None}
 
 
+def test_a_race_goes_on_only_where_its_minutes_compare():
+    asked, here = {"minutes": 20, "corpus": ["a.txt"]}, {"machine": "a Xeon", "threads": 2, "torch": "2.11", "deepspeed": "0.18"}
+    now = lambda **other: {**asked, "on": here | other}  # noqa: E731
+    refuse_another(Path("R"), now(), now())
+    with pytest.raises(UserError, match="R holds a race under other conditions .threads 2, here 4; torch 2.11, here 2.12.*choose another --output"):
+        refuse_another(Path("R"), now(), now(threads=4, torch="2.12"))
+    with pytest.raises(UserError, match="machine not kept, here a Xeon"):
+        refuse_another(Path("R"), dict(asked), now())
+    with pytest.raises(UserError, match="holds another race"):
+        refuse_another(Path("R"), now(), now() | {"minutes": 1})
+
+
 def test_the_benchmarks_of_the_step_need_neither_datasets_nor_an_argument_parser():
     """A bare GPU machine has torch, transformers and a DeepSpeed wheel."""
     code = ("import sys\nsys.modules |= dict.fromkeys(('datasets', 'jsonargparse', 'pyarrow'))\n"
             "import benchmarks.gpu_suite, benchmarks.gpu_checks, benchmarks.training, benchmarks.head, benchmarks.scaling")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_without_a_gpu_the_suite_refuses_and_a_rehearsal_reports(tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU: run the suite itself")
-    start = [sys.executable, "-m", "benchmarks.gpu_suite", "--report", str(tmp_path)]
-    refused = subprocess.run(start, capture_output=True, text=True, cwd=ROOT)
-    assert refused.returncode == 2 and "no GPU" in refused.stderr and not list(tmp_path.iterdir())
-    done = subprocess.run([*start, "--rehearse", "--only", "head"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    page, found = (tmp_path / "gpu_suite.md").read_text(), json.loads((tmp_path / "gpu_suite.json").read_text())
-    assert "REHEARSAL" in page and found["rehearsal"] and found["parts"]["head"]["milliseconds"]["fused"] > 0
-    assert json.loads(done.stdout.splitlines()[-1])["not_measured_or_broken"] == []
-    assert page.count("not measured: not asked for") >= len(gpu_suite.PARTS) - 1
-
-
-def test_verdicts_follow_the_figures():
-    checks = {"square_gemm": {"tflops": 800.0}, "broken": [], "checks": [{"error": "1e-6"}, {"error": None}]}
-    nothing = {name: {"why": "no time left"} for name, *_ in gpu_suite.PARTS}
-    assert gpu_suite.verdicts(nothing) == ["Nothing was measured."]
-    step = {"engine": 650_000.0, "mflops_a_token": 628.7, "gemm_floor_share": 0.8, "peak_mb_of_a_step": {"engine": 5000}, "first_step_extra_s": 30.0}
-    head = {"milliseconds": {"fused_compiled": 12.0, "fused_triton": 10.0}}
-    found = nothing | {"checks": checks, "step_128": step, "head": head}
-    numerics, goal, kernel = gpu_suite.verdicts(found)
-    assert "all limits hold" in numerics and "1 of 2 not measured" in numerics
-    assert "650,000 tokens/s and 51 % with 128 × 128 tokens a step (met, met)" in goal and "512" not in goal
-    assert "1.20×" in kernel and "it stays the default" in kernel
-    assert "(not met, not met)" in gpu_suite.verdicts(found | {"step_128": step | {"engine": 4.5e5}})[1]
-    head = {"milliseconds": {"fused_compiled": 10.5, "fused_triton": 10.0}}
-    assert "torch.compile should be the default" in gpu_suite.verdicts(found | {"head": head})[2]
-    assert "DO NOT HOLD: varlen" in gpu_suite.verdicts(found | {"checks": checks | {"broken": ["varlen"]}})[0]
-    rows = gpu_suite.summary_rows(found)
-    assert rows[0]["tokens/s"] == 650_000 and rows[0]["share"] == "51 %" and rows[1]["tokens/s"] == "not measured: no time left"
-
-
-@pytest.mark.parametrize("check", [gpu_checks.vocabulary, gpu_checks.compiled_blocks, gpu_checks.varlen, gpu_checks.host_syncs])
-def test_checks_hold_here_or_say_why_they_were_not_made(check):
-    for what, error, limit, why in check(torch.device("cpu")):
-        assert (error is None) == bool(why) and (error is None or error <= limit), what

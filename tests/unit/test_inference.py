@@ -11,7 +11,7 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 from benchmarks import energy
 from benchmarks.arena import Contender
 from benchmarks.bodies import BODIES, Row, inputs_of, make, serve
-from benchmarks.inference_page import print_tables, write_report
+from benchmarks.inference_page import print_tables, shown, write_report
 from benchmarks.inference_suite import BASE, STUDENT, Measured, cases_of, figures, measure, prepare, reference_choices, runnable, summary
 from benchmarks.small_device import least_megabytes
 from ds_distill.data.tokenizer import train_wordpiece
@@ -54,7 +54,7 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
     write_report(result, tmp_path / "report")
     print_tables(result)
     assert "broken off: classification" in (tmp_path / "report" / "inference.md").read_text()
-    assert "masked-lm, 2 × 128 tokens" not in (shown := capsys.readouterr().out) and "masked-lm, every shape, 1 threads" in shown
+    assert "masked-lm, 2 × 128 tokens" not in (said := capsys.readouterr().out) and "masked-lm, every shape, 1 threads" in said
     assert {"inference.md", "inference.html", "inference.json", "size_latency.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
 
 
@@ -77,6 +77,7 @@ def test_figures_from_known_times(tmp_path):
     source = type("", (), {"model": torch.nn.Linear(10, 10, bias=False)})()
     entries = figures(found, {"1 × 128": [[128]]}, {BASE: (source, tmp_path), STUDENT: (source, tmp_path)}, {})
     eager, eight = entries[1], entries[2]
+    assert eager["vs_base_eager_rounds"] == 2 and shown(eager)["vs_base_eager"] == "3.00 (of 2)"
     assert eager["vs_base_eager"] == 3.0 and eager["p50_ms"] == 2000 and eager["p95_ms"] is None  # rounds: 2 and 4 times as fast
     assert eight["vs_base_eager"] == 8.0 and eight["file_mb"] == 2.0 and eight["p95_ms"] == 1000 and eight["p99_ms"] is None
     assert eight["sequences_s"] == 1 / 0.75 and "vs_base_same_body" not in eight and eager["vs_base_same_body"] == 3.0
