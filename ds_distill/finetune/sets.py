@@ -66,7 +66,7 @@ def sets_of(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, po
         dev = {split: (questions, spans_of(questions, tokenizer, length)) for split, questions in data.dev.items()}
         train = Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends})
         return Sets(train, {split: (Features(found.inputs, {}), (questions, found)) for split, (questions, found) in dev.items()}, length)
-    train = Examples([column[:most] for column in data.train.texts], data.train.labels[:most])
+    train = data.train[:most]
     if absent := set(data.train.labels) - set(train.labels) if data.task.labels else ():
         names = ", ".join(data.task.labels[label] for label in sorted(absent))
         raise UserError(f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none that is {names}: the set is "

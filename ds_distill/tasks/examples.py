@@ -29,6 +29,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, part: slice) -> Examples:
+        return Examples([column[part] for column in self.texts], self.labels[part])
+
 
 def split_files(folder: Path, split: str) -> list[Path]:
     """The file of a split in a folder: SPLIT.jsonl, .tsv, .csv, .parquet or .json, .gz and .zst too, SQuAD's SPLIT-v1.1.json; else their own

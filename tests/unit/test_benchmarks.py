@@ -7,12 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.arena import Contender, ratio, take_turns
 from benchmarks.closed_form import worst
+from benchmarks.layers import Cut, choices_of, without_each
 from benchmarks.race import at_minute, refuse_another, verdict
 from benchmarks.scaling import bytes_moved
 from ds_distill.errors import UserError
+from ds_distill.models.families import family_of
+from tests.unit.test_models_teacher import tiny_bert, tiny_distilbert
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,3 +106,24 @@ def test_the_benchmarks_of_the_step_need_neither_datasets_nor_an_argument_parser
             "import benchmarks.gpu_suite, benchmarks.gpu_checks, benchmarks.training, benchmarks.head, benchmarks.scaling")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("tiny", [tiny_bert, tiny_distilbert])
+def test_the_layers_that_a_score_needs(tiny):
+    """The score: what the layers are worth that the model runs through, each worth its place in `worth`."""
+    model, worth, runs = tiny(4), [1.0, 8.0, 2.0, 4.0], []
+    values = {id(layer): worth[i] for i, layer in enumerate(family_of(model).part(model, "layers"))}
+
+    def measure(what):
+        passed = []
+        hooks = [layer.register_forward_hook(lambda layer, *_: passed.append(values[id(layer)])) for layer in family_of(model).part(model, "layers")]
+        model(torch.arange(5, 15).view(1, -1))
+        [hook.remove() for hook in hooks]
+        runs.append(what)
+        return sum(passed)
+
+    cut = Cut(model, measure)
+    assert cut.score((0, 1, 2, 3)) == 15 and without_each(cut, (0, 1, 2, 3)) == [(14, (1, 2, 3)), (7, (0, 2, 3)), (13, (0, 1, 3)), (11, (0, 1, 2))]
+    assert choices_of(cut, 2, 100)[:2] == [(12, (1, 3)), (10, (1, 2))] and len(choices_of(cut, 2, 100)) == 6
+    assert choices_of(cut, 2, 5) == [(12, (1, 3)), (10, (1, 2)), (6, (2, 3))], "without the first, and then of three"
+    assert len(runs) == len(set(runs)) == 1 + 4 + 6 and runs[0] == "layers 0, 1, 2, 3"
