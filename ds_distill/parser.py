@@ -1,6 +1,7 @@
 """What the command line takes: its commands, their options, and what is said of a wrong one."""
 
 import difflib
+import functools
 import re
 from typing import Any
 
@@ -162,8 +163,11 @@ def recipe_of(options) -> Recipe:
     return Recipe(**{room: value if isinstance(value, ROOMS[room]) else ROOMS[room](**vars(value)) for room, value in rooms.items()})
 
 
+_parser = functools.cache(build_parser)  # a study checks many
+
+
 def check_command(words: list[str]) -> None:
     """UserError where a command, as typed, would be refused for its words or its recipe's numbers."""
-    options = build_parser().parse_args(words)
+    options = _parser().parse_args(words)
     if options.subcommand not in WITHOUT_RECIPE:
         recipe_of(options[options.subcommand]).check()
