@@ -42,6 +42,9 @@ def build_parser():
                 return super().parse_args(*arguments, **options)
             except RecursionError:
                 raise UserError("--config: the file refers to itself or nests without end") from None
+            except RuntimeError as error:
+                # jsonargparse goes over what it takes for a list, and changes it
+                raise UserError(f"--config: keys stand where a list belongs ({error}): write corpus: [FILE, FILE]") from error
 
     parser = Parser(prog="ds-distill", allow_abbrev=False, description="Distil pretrained encoders into small ones during pretraining, on DeepSpeed.")
     commands = parser.add_subcommands(required=True)

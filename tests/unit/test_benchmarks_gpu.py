@@ -67,7 +67,7 @@ def test_a_part_ends_with_the_suite(tmp_path, number):
              "gpu_suite.build_ahead = lambda: None\n"
              "raise SystemExit(gpu_suite.main())")  # fmt: skip
     job = subprocess.Popen([sys.executable, "-c", suite, "--rehearse", "--report", str(tmp_path / "report")], cwd=ROOT, env=environment_of(),
-                           stderr=subprocess.PIPE, text=True)  # fmt: skip
+                           stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     try:
         wait_for(lambda: pids.is_file() and pids.read_text().endswith(" "), job, seconds=60)
         job.send_signal(number)
