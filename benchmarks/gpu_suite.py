@@ -27,7 +27,7 @@ import torch
 from benchmarks.mistakes import make_folder, one_sentence, why_it_ended
 from ds_distill.console import alive
 from ds_distill.errors import UserError
-from ds_distill.report import table, write_json
+from ds_distill.report import table, write_json, write_whole
 from ds_distill.training.kernels import build_ahead
 
 SPARE = 15  # seconds kept for the report
@@ -165,9 +165,7 @@ def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds:
         part = found[name]
         pages.append(f"## {title}\n\n`python -m {' '.join(arguments)}`, {part.get('seconds', 0)} s\n\n"
                      + (part.get("said") or f"not measured: {part.get('why')}\n\n```\n{part.get('log', '')}\n```"))  # fmt: skip
-    page, partial = folder / "gpu_suite.md", folder / "gpu_suite.md.partial"
-    partial.write_text("\n\n".join(pages) + "\n")
-    partial.replace(page)
+    write_whole(folder / "gpu_suite.md", "\n\n".join(pages) + "\n")
     write_json(folder / "gpu_suite.json", {"date": day, "machine": machine, "command": command, "rehearsal": rehearsal, "verdicts": verdicts(found),
                                            "parts": found})  # fmt: skip
     return conclusion

@@ -91,8 +91,9 @@ def run(args: argparse.Namespace) -> int:
     if args.examples < 2:
         raise UserError(f"--examples {args.examples}: at least 2")
     data = load_data(task, args.data)
+    data.train = data.train[:1]  # nothing is trained
     data.dev = {split: part[: args.examples] for split, part in data.dev.items()}
-    sets = sets_of(data, tokenizer, Tuning(max_examples=0), family_of(model).positions(model.config))
+    sets = sets_of(data, tokenizer, Tuning(), family_of(model).positions(model.config))
     collator, first = Collator(tokenizer), task.metrics[0]
     cut = Cut(model, lambda what: scored(task, model, sets, collator, 32, what)[first])
     every = tuple(range(depth))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ds_distill.console import end_bars
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, sentence_of
 
 
 @contextlib.contextmanager
@@ -16,10 +16,8 @@ def one_sentence(program: str) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        # a full or read-only disk is the user's to put right too
-        said = error if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
         end_bars()
-        print(f"{program}: {said}", file=sys.stderr)
+        print(f"{program}: {sentence_of(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         end_bars()

@@ -172,7 +172,7 @@ def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
 
 def conditions() -> dict:
     """What else minutes of one racer must have in common with another's."""
-    return {"machine": describe(torch.device("cpu")), "threads": torch.get_num_threads(), **{name: version(name) for name in ("torch", "deepspeed")}}
+    return {"machine": describe(torch.device("cpu")), "threads": torch.get_num_threads(), "deepspeed": version("deepspeed")}
 
 
 def refuse_another(folder: Path, kept: dict, now: dict) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ds_distill.commands import EVALUATED_IN, execute
 from ds_distill.console import end_bars, is_first, say, say_once
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, sentence_of
 from ds_distill.parser import build_parser
 from ds_distill.report import write_summary
 
@@ -68,10 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if debug:
             raise
-        # a full or read-only disk is the user's to put right too
-        said = error if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
+        said = sentence_of(error)
         end_bars()
-        say_once(str(said), f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}")
+        say_once(said, f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}")
         return 2
     except RuntimeError as error:
         if debug or not _lost_another(error):

@@ -6,6 +6,11 @@ class UserError(Exception):
     """A mistake the user can put right: one sentence that names the key or file, the value and the remedy."""
 
 
+def sentence_of(error: UserError | OSError) -> str:
+    """What is said of it: a full or read-only disk is the user's to put right too."""
+    return str(error) if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
+
+
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:
     """What an error that names `word` goes on with: the nearest of `known`, or nothing where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)

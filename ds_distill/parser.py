@@ -43,8 +43,10 @@ def build_parser():
             except RecursionError:
                 raise UserError("--config: the file refers to itself or nests without end") from None
             except RuntimeError as error:
+                if "changed size" not in str(error):
+                    raise
                 # jsonargparse goes over what it takes for a list, and changes it
-                raise UserError(f"--config: keys stand where a list belongs ({error}): write corpus: [FILE, FILE]") from error
+                raise UserError("--config: keys stand where a list belongs: write corpus: [FILE, FILE]") from error
 
     parser = Parser(prog="ds-distill", allow_abbrev=False, description="Distil pretrained encoders into small ones during pretraining, on DeepSpeed.")
     commands = parser.add_subcommands(required=True)

@@ -112,12 +112,17 @@ class Training:
     heldout_blocks: int = 256
     resume: Literal["auto", "never"] = "auto"
 
-    def micro_batches(self, ranks: int) -> list[int]:
-        """What divides a rank's share of the global batch, the largest first. UserError where the ranks have no equal shares."""
+    def share_of(self, ranks: int) -> int:
+        """A rank's sequences of the global batch. UserError where the ranks have no equal shares."""
         share, rest = divmod(self.global_batch, ranks)
         if rest:
             nearest = " or ".join(str(count * ranks) for count in (share, share + 1) if count)
             raise UserError(f"training.global_batch = {self.global_batch}: not to be shared evenly among {ranks} ranks; use {nearest}")
+        return share
+
+    def micro_batches(self, ranks: int) -> list[int]:
+        """What divides a rank's share, the largest first."""
+        share = self.share_of(ranks)
         return [size for size in range(share, 0, -1) if share % size == 0]
 
     def micro_batch_of(self, ranks: int) -> int:

@@ -82,11 +82,15 @@ def _cell(value) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def write_json(file: Path, value: dict) -> None:
+def write_whole(file: Path, text: str) -> None:
     """Whole or not at all: what finds the file takes it for done."""
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(text)
     partial.replace(file)
+
+
+def write_json(file: Path, value: dict) -> None:
+    write_whole(file, json.dumps(value, indent=2) + "\n")
 
 
 def write_summary(summary: dict, folder: Path) -> None:

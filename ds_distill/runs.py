@@ -53,7 +53,7 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
 def check_ranks(recipe: Recipe) -> None:
     """Collective: UserError where these ranks cannot share the global batch, said before a corpus is prepared for hours."""
     _, ranks = start_distributed()  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
-    recipe.training.micro_batches(ranks)
+    recipe.training.share_of(ranks)
 
 
 def teacher_folder(teacher: str, recipe: Recipe) -> str:
@@ -215,7 +215,7 @@ def _fitting(recipe: Recipe, teacher: str | None, ranks: int) -> Recipe:
     t = recipe.training
     t.micro_batch = choose_micro_batch(recipe, teacher) if asked == "auto" else t.micro_batch_of(ranks)
     if asked not in ("auto", t.micro_batch):
-        say(f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is {t.global_batch // ranks}")
+        say(f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is {t.share_of(ranks)}")
     return recipe
 
 

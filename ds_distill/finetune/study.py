@@ -140,7 +140,8 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], N
     """Do what is not done yet; returns the summary, a row a model. check_command: raises UserError for the words of a command that would be refused,
     which else were said only when its turn comes."""
     study.check()
-    for step in steps_of(study, output):
+    steps = steps_of(study, output)
+    for step in steps:
         try:
             check_command([*step.words, "--output", str(step.output)])
         except UserError as error:
@@ -155,7 +156,7 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], N
         if not grown:
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     plan.write_text(json.dumps(asked, indent=2) + "\n")
-    run_steps(steps_of(study, output), study.jobs, output / "logs")
+    run_steps(steps, study.jobs, output / "logs")
     return {"output": str(output), "rows": rows_of(study, output)}
 
 
