@@ -207,7 +207,7 @@ def report(folders: list[str], output: Path) -> dict:
 def of_study(folder: Path, picture: Path) -> list[Section]:
     """Of what has been run so far."""
     plan = json.loads((folder / "study.json").read_text())
-    rows = rows_of(Study(**{name: value for name, value in plan.items() if name in Study.__dataclass_fields__}), folder)
+    rows = rows_of(Study.of(plan), folder)
     sections = [section for section in (kept_table(rows, plan["tasks"]),) if section] + task_tables(rows, plan["tasks"])
     if ablation := ablation_table(rows, plan["tasks"], plan["students"]):
         sections.append(ablation)

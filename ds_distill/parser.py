@@ -130,7 +130,8 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--teacher_too", type=bool, default=True, help="fine-tune the teacher as well")
         sub.add_argument("--second", type=list[str], default=[], help="'[distilled]': students that are also fine-tuned with the fine-tuned "
                          "teacher")  # fmt: skip
-        sub.add_argument("--tuning", type=dict[str, Any], default={}, help="settings of the fine-tunings; a task's own under its name")
+        sub.add_argument("--tuning", type=dict[str, Any], default={}, help="settings of the fine-tunings; a task's own under its name, "
+                         "seeds among them")  # fmt: skip
         sub.add_argument("--launch", type=str, default="", help="starts each distillation: './launch.sh', 'deepspeed --hostfile HOSTS launch.sh'")
         sub.add_argument("--jobs", type=int, default=1, help="steps side by side, each with its share of the cores, or a GPU, in turn where "
                          "there are fewer; what --launch starts runs alone")  # fmt: skip

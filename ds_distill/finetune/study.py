@@ -29,7 +29,8 @@ TOKENS = READ[:4]  # what decides the tokens of a text; the seed, which of its d
 @dataclass
 class Study:
     """A plan. students: a name → the dotted settings in which it differs from the recipe `base`. teacher_too: fine-tune the teacher as well.
-    second: students that are also fine-tuned with the fine-tuned teacher. tuning: settings of every fine-tuning, by name; a task's under its name.
+    second: students that are also fine-tuned with the fine-tuned teacher. tuning: settings of every fine-tuning, by name; a task's under its name, and
+    its own number of seeds there.
     launch: the command that a distillation is started with, several processes or hosts of it; empty: this process's Python. jobs: steps side by side,
     but for a distillation that `launch` starts."""
 
@@ -50,14 +51,22 @@ class Study:
     def __post_init__(self) -> None:
         self.base = str(shipped(self.base))
 
-    def tuning_of(self, task: str) -> dict:
-        """The settings of a task's fine-tunings."""
-        return {**{key: value for key, value in self.tuning.items() if key not in TASKS}, **(self.tuning.get(task) or {})}
+    @classmethod
+    def of(cls, plan: dict) -> Study:
+        """What study.json holds."""
+        return cls(**{name: value for name, value in plan.items() if name in cls.__dataclass_fields__})
+
+    def tuning_of(self, task: str) -> tuple[int, dict]:
+        """How many seeds a task's fine-tunings have, and their settings."""
+        found = {"seeds": self.seeds} | {key: value for key, value in self.tuning.items() if key not in TASKS} | (self.tuning.get(task) or {})
+        return found.pop("seeds"), found
 
     def check(self) -> None:
         """UserError for what would end the study hours later, too: a task without files, a setting that there is not."""
         for name in self.tasks:
-            task, tuning = task_of(name), self.tuning_of(name)
+            task, (seeds, tuning) = task_of(name), self.tuning_of(name)
+            if type(seeds) is not int or seeds < 1:
+                raise UserError(f"seeds of {name}: {seeds!r}: a whole number, 1 or more")
             for key in tuning:
                 if key not in TUNING:
                     raise UserError(f"tuning: {key}: no such setting{did_you_mean(key, TUNING)} ({', '.join(TUNING)})")
@@ -116,8 +125,9 @@ def steps_of(study: Study, output: Path) -> list[Step]:
                           ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
                           after=(tokens,) if name in shared else (), starter=study.launch))  # fmt: skip
     for task in study.tasks:
-        words = ("finetune", "--task", task, "--seeds", str(study.seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
-                 *(word for key, value in study.tuning_of(task).items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
+        seeds, tuning = study.tuning_of(task)
+        words = ("finetune", "--task", task, "--seeds", str(seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
+                 *(word for key, value in tuning.items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
         folder = output / "tasks" / task
         if study.teacher_too:
             steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher))
@@ -151,18 +161,20 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], N
     asked = json.loads(json.dumps(asdict(study) | {"recipe": yaml.safe_load(Path(study.base).read_text())}))
     del asked["launch"], asked["jobs"]  # how it is run may change
     if plan.is_file() and (before := json.loads(plan.read_text())) != asked:
-        changed = [key for key in asked if before.get(key) != asked[key]]
-        grown = all(key in ("students", "tasks", "second") and _only_more(before[key], asked[key]) for key in changed)
-        if not grown:
+        if changed := _changed(before, asked):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     plan.write_text(json.dumps(asked, indent=2) + "\n")
     run_steps(steps, study.jobs, output / "logs")
     return {"output": str(output), "rows": rows_of(study, output)}
 
 
-def _only_more(before, now) -> bool:
-    """Whether a study has only been added to."""
-    return all(now.get(key) == value for key, value in before.items()) if isinstance(before, dict) else set(before) <= set(now)
+def _changed(before: dict, now: dict) -> list[str]:
+    """The keys under which what a plan held is not what it was. Students, tasks with their tuning, and second distillations may be added."""
+    earlier, later = Study.of(before), Study.of(now)
+    kept = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "second")}
+    kept["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
+    kept["tuning"] = all(earlier.tuning_of(task) == later.tuning_of(task) for task in earlier.tasks)
+    return [key for key in now if before.get(key) != now[key] and not kept.get(key)]
 
 
 def rows_of(study: Study, output: Path) -> list[dict]:

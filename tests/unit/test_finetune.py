@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from ds_distill.errors import UserError
 from ds_distill.finetune.losses import hidden_loss, soft_loss
 from ds_distill.finetune.settings import Tuning, grid_of
-from ds_distill.finetune.study import Study, run_study, steps_of
+from ds_distill.finetune.study import Study, _changed, run_study, steps_of
 from ds_distill.parser import build_parser, check_command
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
@@ -230,6 +231,27 @@ def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
     assert [step.words[0] for step in steps_of(study, tmp_path)][:3] == ["distill"] * 3, "all that share the tokens have read them"
 
 
+def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
+    tuning = {"learning_rate": 1e-4, "squad": {"learning_rate": 3e-4, "seeds": 1}}
+    study = Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte", "squad"], teacher_too=False, tuning=tuning)
+    rte, squad = steps_of(study, tmp_path)[-2:]
+    assert rte.words[3:] == ("--seeds", "3", "--tuning.learning_rate", "0.0001")
+    assert squad.words[3:] == ("--seeds", "1", "--tuning.learning_rate", "0.0003")
+
+
+@pytest.mark.parametrize("before, now, changed", [
+    ({}, {"tasks": ["rte", "squad"], "tuning": {"epochs": 3, "squad": {"seeds": 1}}}, []),
+    ({}, {"students": {"a": {}, "b": {"losses.kl": 0}}, "second": ["a"]}, []),
+    ({}, {"tuning": {"epochs": 3, "rte": {"seeds": 1}}}, ["tuning"]),
+    ({}, {"tuning": {"epochs": 4, "rte": {"epochs": 3}}}, []),
+    ({"tasks": ["rte", "squad"]}, {"tuning": {"epochs": 3, "squad": {"seeds": 1}}, "tasks": ["rte"]}, ["tasks", "tuning"]),
+    ({}, {"seeds": 5, "students": {"a": {"losses.kl": 0}}}, ["students", "seeds"]),
+])  # fmt: skip
+def test_a_study_may_grow_but_what_it_held_stays(before, now, changed):
+    plan = asdict(Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], tuning={"epochs": 3}))
+    assert _changed(plan | before, plan | before | now) == changed
+
+
 @pytest.mark.parametrize("config", sorted(map(str, Path("ds_configs").glob("*.yaml"))))
 def test_every_recipe_can_be_a_studys_base(tmp_path, config):
     prepare = steps_of(Study(config, "TEACHER", ["text.txt"], [], None, {"a": {}}, ["rte"]), tmp_path)[0]
@@ -254,6 +276,8 @@ def test_a_studys_mistakes_are_said(launch, changes, words):
     ({"tuning": {"warmup": 1}}, "tuning.warmup = 1: a share of the steps, below 1"),
     ({"tuning": {"batch": 2.5}}, "tuning.batch = 2.5: must be a whole number"),
     ({"tuning": {"dropout": 1}}, "tuning.dropout = 1: a share of the values, below 1"),
+    ({"seeds": 0}, "seeds of rte: 0: a whole number, 1 or more"),
+    ({"tuning": {"rte": {"seeds": "two"}}}, "seeds of rte: 'two': a whole number, 1 or more"),
     ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
     ({"data": "nowhere"}, "--data nowhere/rte: one file train"),
     ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: named twice"),
