@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -50,6 +51,9 @@ class Tuning:
         """UserError for a value that makes no sense."""
         if self.precision not in get_args(PRECISIONS):
             raise UserError(f"tuning.precision = {self.precision}: one of {', '.join(get_args(PRECISIONS))}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"tuning.{name} = {value}: must be a finite number")
         for name in ("batch", "length", "max_examples"):
             if not isinstance(getattr(self, name), int):
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must be a whole number")
@@ -72,8 +76,10 @@ def grid_of(settings: Tuning, grid: list[str]) -> list[Tuning]:
         name = {"lr": "learning_rate"}.get(name, name)
         if name not in kinds or not values:
             raise UserError(f"--grid {entry}: NAME=VALUE,VALUE… with a name of {', '.join(kinds)}")
+        if any(name == axis[0][0] for axis in axes):
+            raise UserError(f"--grid {entry}: {name} is there twice; all of its values belong into one {name}=VALUE,VALUE…")
         try:
-            axes.append([(name, kinds[name](value)) for value in values.split(",")])
+            axes.append([(name, value) for value in dict.fromkeys(kinds[name](value) for value in values.split(","))])
         except ValueError:
             raise UserError(f"--grid {entry}: {values} are not values of {name}") from None
     points = [replace(settings, **dict(point)) for point in itertools.product(*axes)]

@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import math
+import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from ds_distill.errors import UserError
 from ds_distill.tasks.catalog import Task
 
 KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
+UNREADABLE = (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error)
 OTHER_NAMES = {"validation": "dev", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched", "test": "validation"}  # IMDb's test
 
 
@@ -34,13 +37,14 @@ class Examples:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """The file of a split in a folder: SPLIT.jsonl, .tsv, .csv, .parquet or .json, .gz and .zst too, SQuAD's SPLIT-v1.1.json; else their own
-    dev* for validation*.
+    """The file of a split in a folder: SPLIT.jsonl, .tsv, .csv, .parquet or .json, .gz and .zst too, SQuAD's SPLIT-v1.1.json, a hub download's
+    SPLIT-00000-of-00001.parquet; else their own dev* for validation*.
 
     Raises UserError where there is none, or more than one.
     """
     names = [split, *([OTHER_NAMES[split]] if split in OTHER_NAMES else [])]
-    by_name = [[file for file in sorted([*folder.glob(f"{name}.*"), *folder.glob(f"{name}-v*.json*")]) if kind_of(file)] for name in names]
+    patterns = "{}.*", "{}-v*.json*", "{}-*-of-*.parquet"
+    by_name = [[file for file in sorted(file for pattern in patterns for file in folder.glob(pattern.format(name))) if kind_of(file)] for name in names]
     found = next((files for files in by_name if files), [])
     if len(found) != 1:
         wanted = " or ".join(f"{name}.*" for name in names)
@@ -67,7 +71,8 @@ def from_hub(task: Task, split: str):
         return load_dataset(path, configuration, split=split)
     except Exception as error:  # no network, no such split: the library answers with whatever breaks first
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--task {task.name}: the hub's {path} cannot be had ({reason}); give --data DIR with train.* and {split}.*") from error
+        raise UserError(f"--task {task.name}: the hub's {path} cannot be had ({reason}); give --data DIR with train.* and "
+                        f"{', '.join(f'{name}.*' for name in task.validation)}") from error
 
 
 def read_examples(task: Task, file: Path) -> Examples:
@@ -101,11 +106,11 @@ def _label(task: Task, value, where: str) -> int | float:
         return number
     if isinstance(value, str) and value in task.labels:
         return task.labels.index(value)
-    number = int(value) if isinstance(value, str) and value.isdigit() or isinstance(value, float) and value.is_integer() else value
+    number = int(value) if isinstance(value, str) and value.isdecimal() or isinstance(value, float) and value.is_integer() else value
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(task.labels):
         return number
     known = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
-    hint = "; the hub's test splits have no labels" if number == -1 else ""
+    hint = "; the hub's test splits have no labels" if number in (-1, "-1") else ""
     raise UserError(f"{where}: label {value!r} is none of {task.name}'s: {known}{hint}")
 
 
@@ -114,7 +119,7 @@ def rows_of(file: Path, headless: tuple[str, ...] = (), *, short_rows_go: bool =
     too few columns, which GLUE's own QQP has."""
     try:
         yield from _rows_of(file, headless, short_rows_go)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except UNREADABLE as error:
         raise UserError(f"{file}: cannot be read ({error}); it must be whole, in UTF-8") from error
 
 
@@ -142,11 +147,12 @@ def _rows_of(file: Path, headless: tuple[str, ...], short_rows_go: bool) -> Iter
                 yield line, row
         else:
             # GLUE's own files quote nothing: a lone " in a sentence would swallow the lines behind it
+            csv.field_size_limit(sys.maxsize)  # a context may be longer than the library's 131,072 characters
             table = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(stream)
             names: list[str] | None = None
             for row in table:
                 if names is None:
-                    names = list(headless) if headless and "label" not in row else row
+                    names = list(headless) if headless and kind == ".tsv" and len(row) == len(headless) and "label" not in row else row
                     if names is row:
                         continue
                 if short_rows_go and 0 < len(row) < len(names):

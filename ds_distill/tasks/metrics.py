@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
 
 def _matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
     from sklearn.metrics import matthews_corrcoef
@@ -51,7 +53,7 @@ def scores(names: tuple[str, ...], outputs: np.ndarray, labels: np.ndarray) -> d
 
 def normalised(answer: str) -> str:
     """Lower case, without punctuation, articles and extra white space: SQuAD's evaluation script."""
-    answer = "".join(character for character in answer.lower() if character not in set(string.punctuation))
+    answer = answer.lower().translate(PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", answer).split())
 
 

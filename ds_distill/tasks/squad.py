@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from ds_distill.errors import UserError
 from ds_distill.models.families import INPUTS
 from ds_distill.tasks.catalog import Task
-from ds_distill.tasks.examples import from_hub, kind_of, opened, rows_of, split_files
+from ds_distill.tasks.examples import UNREADABLE, from_hub, kind_of, opened, rows_of, split_files
 from ds_distill.tasks.metrics import best_threshold, exact_match, overlap_f1
 
 LENGTH, STRIDE = 384, 128  # tokens of a span and, as in transformers' run_qa, that the next one repeats; the authors' code moves on by 128
+NEEDED = "it needs id, question, context and answers: their texts and, as many, answer_start"
 LONGEST_QUESTION, LONGEST_ANSWER, N_BEST = 64, 30, 20
 
 
@@ -60,6 +61,8 @@ def load_questions(task: Task, split: str, data: str | None) -> list[Question]:
 
 def questions_in(task: Task, file: Path) -> list[Question]:
     """All questions of a file; errors as load_questions'."""
+    if kind_of(file) in (".csv", ".tsv"):
+        raise UserError(f"{file}: answers are lists, which {kind_of(file)} has not; give SQuAD's own JSON, jsonl or parquet")
     return _questions(task, official(file) if kind_of(file) == ".json" else ((f"line {line}", row) for line, row in rows_of(file)), str(file))
 
 
@@ -72,9 +75,10 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
             pairs = zip(answers["text"], answers["answer_start"], strict=True) if isinstance(answers, dict) else (
                 (answer["text"], answer["answer_start"]) for answer in answers)  # fmt: skip
             question = Question(str(entry["id"]), entry["question"], entry["context"], () if entry.get("is_impossible") else tuple(pairs))
-        except (KeyError, TypeError, ValueError) as error:
-            need = "it needs id, question, context and answers (text, answer_start)"
-            raise UserError(f"{where}: {error} is missing or of the wrong kind; {need}") from None
+        except KeyError as error:
+            raise UserError(f"{where}: {error} is missing; {NEEDED}") from None
+        except (TypeError, ValueError):
+            raise UserError(f"{where}: answers is {str(entry['answers'])[:80]!r}; {NEEDED}") from None
         if task.name == "squad" and not question.answers:
             raise UserError(f"{where}: has no answer, as in SQuAD 2.0; use --task squad_v2")
         found.append(checked(question, where))
@@ -92,7 +96,7 @@ def official(file: Path) -> Iterator[tuple[str, dict]]:
             for number, paragraph in enumerate(article["paragraphs"], 1):
                 for entry in paragraph["qas"]:
                     yield f"{article.get('title', 'an article')!r}, paragraph {number}", {"answers": [], **entry, "context": paragraph["context"]}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*UNREADABLE, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not SQuAD's JSON ({error!r}); it has `data`, a list of articles with `paragraphs` of `context` and `qas`") from error
 
 
@@ -102,6 +106,8 @@ def checked(question: Question, where: str) -> Question:
     for text, start in question.answers:
         if not (isinstance(text, str) and isinstance(start, int)):
             raise UserError(f"{where}: an answer needs a text and its first character, not {text!r} and {start!r}")
+        if not text or start < 0:
+            raise UserError(f"{where}: the answer {text!r} at character {start}; a question without an answer has no answers: an empty list of each")
         if question.context[start : start + len(text)] != text:
             there = question.context[start : start + len(text)]
             raise UserError(f"{where}: the answer {text!r} is not at character {start} of its context, where there is {there!r}")

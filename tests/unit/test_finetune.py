@@ -23,6 +23,7 @@ from ds_distill.parser import build_parser, check_command
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
 from ds_distill.tasks.metrics import best_threshold, exact_match, normalised, overlap_f1, scores
+from ds_distill.tasks.squad import load_questions
 
 
 def logits(classes):
@@ -118,6 +119,7 @@ def test_files_of_every_kind_say_the_same(tmp_path, kind, packed):
     ("qqp", "dev.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tWhy?\tHow?\t0\n", [["Why?"], ["How?"]], [0]),
     ("mnli", "dev_matched.tsv", "index\tpromptID\tpairID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n0\t1\t1n\tg\tA\tB\tneutral\tneutral\n",
      [["A"], ["B"]], [1]),
+    ("rte", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tnot_entailment\n", [["A"], ["B"]], [1]),
     ("qnli", "dev.tsv", "index\tquestion\tsentence\tlabel\n0\tQ\tS\tnot_entailment\n", [["Q"], ["S"]], [1]),
     ("wnli", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\tA\tB\t1\n", [["A"], ["B"]], [1]),
 ])  # fmt: skip
@@ -155,6 +157,8 @@ def test_a_plans_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
     ({"text": "a", "label": 1}, "line 2: no text in column sentence"),
     ({"sentence": None, "label": 1}, "line 2: no text in column sentence"),
     ("not json", "line 2: not JSON"),
+    ({"sentence": "a", "label": "-1"}, "the hub's test splits have no labels"),
+    ({"sentence": "a", "label": "²"}, "label '²' is none of sst2's"),
 ])  # fmt: skip
 def test_bad_rows_are_said_with_file_and_line(tmp_path, row, words):
     file = tmp_path / "train.jsonl"
@@ -174,9 +178,43 @@ def test_unreadable_files_and_numbers_out_of_range_are_said(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_examples(task_of("sst2"), "train", str(tmp_path))
     (tmp_path / "train.jsonl").unlink()
-    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b'{"sentence": "a", "label": 1}' * 99)[:-9])
-    with pytest.raises(UserError, match="cannot be read"):
-        load_examples(task_of("sst2"), "train", str(tmp_path))
+    packed = gzip.compress(b'{"sentence": "a", "label": 1}' * 99)
+    for task, name in (("sst2", "train.jsonl.gz"), ("squad", "train.json.gz")):
+        for broken in (packed[:-9], packed[:12] + bytes(8) + packed[20:]):
+            (tmp_path / name).write_bytes(broken)
+            with pytest.raises(UserError, match=f"{name}: (cannot be read|not SQuAD's JSON)"):
+                (load_questions if task == "squad" else load_examples)(task_of(task), "train", str(tmp_path))
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(("name", "text", "columns"), [
+    ("dev.tsv", "sentence\tgold\nA book.\t1\n", "sentence, gold"),
+    ("validation.csv", "text,acceptable,mark,sentence\nA book.,1,,\n", "text, acceptable, mark, sentence"),
+])  # fmt: skip
+def test_a_head_is_said_as_it_is(tmp_path, name, text, columns):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"line 2: no column label; it has {columns}"):
+        load_examples(task_of("cola"), "validation", str(tmp_path))
+
+
+def test_a_field_may_be_long(tmp_path):
+    (tmp_path / "train.csv").write_text(f"text,label\n{'word ' * 40_000},1\n")
+    assert len(load_examples(task_of("imdb"), "train", str(tmp_path)).texts[0][0]) == 200_000
+
+
+def test_a_hub_download_is_found(tmp_path):
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"")
+    assert split_files(tmp_path, "train")[0].name == "train-00000-of-00001.parquet"
+    (tmp_path / "train-00001-of-00002.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match="it holds train-00000-of-00001.parquet, train-00001-of-00002.parquet"):
+        split_files(tmp_path, "train")
+
+
+def test_what_the_hub_cannot_give_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no network")))
+    with pytest.raises(UserError, match=r"the hub's nyu-mll/glue cannot be had \(no network\); give --data DIR with train.\* and "
+                                        r"validation_matched.\*, validation_mismatched"):  # fmt: skip
+        load_examples(task_of("mnli"), "train", None)
 
 
 def test_rows_that_qqp_is_known_for_are_left_out_and_counted(tmp_path, capsys):
@@ -209,6 +247,12 @@ def test_missing_files_are_said(tmp_path):
 def test_the_grid():
     points = grid_of(Tuning(batch=8), ["lr=1e-5,2e-5", "epochs=2,3"])
     assert [(p.learning_rate, p.epochs, p.batch) for p in points] == [(1e-5, 2.0, 8), (1e-5, 3.0, 8), (2e-5, 2.0, 8), (2e-5, 3.0, 8)]
+    assert grid_of(Tuning(), ["lr=1e-5,0.00001"]) == [Tuning(learning_rate=1e-5)], "one point, once"
+    with pytest.raises(UserError, match="--grid learning_rate=2: learning_rate is there twice"):
+        grid_of(Tuning(), ["lr=1", "learning_rate=2"])
+    for value in (math.inf, math.nan):
+        with pytest.raises(UserError, match="tuning.epochs = .* a finite number"):
+            Tuning(epochs=value).check()
     for wrong in ("rate=1", "lr", "lr=fast", "lr=-1", "precision=fp16"):
         with pytest.raises(UserError):
             grid_of(Tuning(), [wrong])

@@ -103,6 +103,9 @@ def test_the_official_file_and_its_mistakes(tmp_path):
         write([{"text": "Ann", "answer_start": 4}])
     for answers, more, words in (([], {"task": "squad"}, "use --task squad_v2"), ([{"text": "Ann"}], {}, "'answer_start' is missing"),
                                  ([{"text": "Ann", "answer_start": "0"}], {}, "needs a text and its first character"),
+                                 ([{"text": "", "answer_start": 0}], {}, "'' at character 0; .* an empty list of each"),
+                                 ([{"text": "ran", "answer_start": -4}], {}, "'ran' at character -4"),
+                                 ("Ann", {}, "answers is 'Ann'; it needs"),
                                  ([], {"question": None}, "question or context is no text")):  # fmt: skip
         with pytest.raises(UserError, match=words):
             write(answers, **more)
@@ -117,5 +120,10 @@ def test_the_hubs_columns_are_read_too(tmp_path):
     (tmp_path / "validation.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"answers": {"text": ["ran"], "answer_start": [1]}}))
     with pytest.raises(UserError, match="validation.jsonl, line 2, question '7'"):
         load_questions(task_of("squad"), "validation", str(tmp_path))
+    (tmp_path / "validation.csv").write_text("id,question,context,answers")
+    (tmp_path / "validation.jsonl").unlink()
+    with pytest.raises(UserError, match="validation.csv: answers are lists, which .csv has not"):
+        load_questions(task_of("squad"), "validation", str(tmp_path))
+    (tmp_path / "validation.csv").unlink()
     (tmp_path / "validation.jsonl").write_text(json.dumps(row))
     assert load_questions(task_of("squad"), "validation", str(tmp_path)) == [Question("7", "Who?", "Ann ran.", (("Ann", 0),))]
