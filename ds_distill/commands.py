@@ -120,9 +120,10 @@ def finetune(options, output: Path) -> dict:
             raise UserError(f"--{key} is missing")
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: at least one")
-    tuning = options.tuning if isinstance(options.tuning, Tuning) else Tuning(**vars(options.tuning))
+    tuning = options.tuning or Tuning()  # a file may have nothing under it
+    tuning = tuning if isinstance(tuning, Tuning) else Tuning(**vars(tuning))
     tuning.check()
-    summary = tune.finetune(task_of(options.task), options.model, output, points=grid_of(tuning, options.grid), seeds=list(range(options.seeds)),
+    summary = tune.finetune(task_of(options.task), options.model, output, points=grid_of(tuning, options.grid or []), seeds=list(range(options.seeds)),
                        teacher=options.teacher, data=options.data)  # fmt: skip
     rows = [{"seed": str(row["seed"])} | row for row in summary["seeds"]]
     print(table(rows + [{"seed": "median"} | summary["metrics"]], {"seed": "seed"} | {name: name.replace("_", " ") for name in summary["metrics"]}))

@@ -116,7 +116,8 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--data", type=str | None, default=None, help="folder with train.* and validation.* or dev.* (jsonl, json, "
                          "tsv, csv, parquet; .gz, .zst; SQuAD's own), the hub's columns or GLUE's layout; from the hub when not given")  # fmt: skip
         sub.add_argument("--seeds", type=int, default=1, help="how many, from 0 on; figures are medians")
-        sub.add_argument("--grid", type=str, nargs="+", default=[], help="settings to try, all combinations: lr=2e-5,5e-5 epochs=3,5")
+        sub.add_argument("--grid", type=str, nargs="+", default=[], help="settings to try, all combinations: lr=2e-5,5e-5 epochs=3,5; "
+                         "in a file a list, ['lr=2e-5,5e-5']")  # fmt: skip
         sub.add_argument("--tuning", type=Tuning, default=Tuning(), help="how a run is trained")
     if name == "study":
         sub.add_argument("--base", type=str, default="ds_configs/small_real.yaml", help="recipe of every student, from here or the checkout")

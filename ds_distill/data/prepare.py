@@ -24,7 +24,7 @@ import numpy as np
 from ds_distill.data.pieces import SPLITS, Format, PieceWorker
 from ds_distill.data.shard import INDEX, Packer
 from ds_distill.data.sources import Piece, described, pieces_of
-from ds_distill.data.tokenizer import plain_backend, tokenizer_fingerprint
+from ds_distill.data.tokenizer import plain_backend, save_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
 
 MODES = ("packed", "grouped")
@@ -219,7 +219,7 @@ def _assemble(inputs: list[str], pieces: list[Piece], building: Path, form: Form
     every = np.concatenate(hashes)
     report["duplicate"] = len(every) - len(np.unique(every))
     np.save(data / "token_counts.npy", counts)
-    tokenizer.save_pretrained(str(data / "tokenizer"))
+    save_tokenizer(tokenizer, data / "tokenizer")
     digest = hashlib.sha256("".join(shard["sha256"] for split in SPLITS for shard in shards[split]).encode())
     digest.update(tokenizer_fingerprint(tokenizer).encode())
     manifest = {

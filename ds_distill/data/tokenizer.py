@@ -95,6 +95,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """As it was loaded: a call that cuts or pads leaves that in tokenizer.json, and a reader other than transformers would go on cutting."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(str(folder))
+
+
 def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """A copy of the Rust tokenizer that neither cuts nor pads, and reads '[MASK]' in a text as text."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())

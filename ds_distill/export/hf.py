@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ds_distill.data.tokenizer import save_tokenizer
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of
 from ds_distill.report import MADE_WITH
@@ -31,7 +32,7 @@ def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrai
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    save_tokenizer(tokenizer, partial)
     (partial / "README.md").write_text(card)
     reloaded = AutoModelForMaskedLM.from_pretrained(partial, use_safetensors=True).eval()
     length = min(32, family_of(model).positions(model.config))

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of_type, inputs_of
 from ds_distill.models.folder import listed, load_model, open_model_folder
@@ -98,5 +98,5 @@ def copy_description(source: Source, output: Path) -> None:
             raise UserError(f"{output}: holds another model's config.json or tokenizer; choose another --output")
         return
     output.mkdir(parents=True, exist_ok=True)
-    source.tokenizer.save_pretrained(output)
+    save_tokenizer(source.tokenizer, output)
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -26,6 +26,8 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     remedy = f"give one fine-tuned on {task.name}" if tuned else "give the pretrained folder it came from"
     if tuned and not has_head:
         raise UserError(f"{given}: a {kind or 'model without a head'}; the second distillation needs a teacher fine-tuned on {task.name}")
+    if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):
+        raise UserError(f"{given}: a {kind}, fine-tuned for another kind of task than {task.name}; {remedy}")
     if trained_on and plain(trained_on) != plain(task.name):
         raise UserError(f"{given}: was fine-tuned on {trained_on}, not on {task.name}; {remedy}")
     if dropout >= 0:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import yaml
 
+from ds_distill.console import alive
 from ds_distill.errors import UserError, did_you_mean
 from ds_distill.finetune.schedule import Step, folder_of, run_steps
 from ds_distill.finetune.settings import Tuning
 from ds_distill.recipe import CHECKOUT, Recipe, shipped
+from ds_distill.report import write_json
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import split_files
 
@@ -63,6 +65,8 @@ class Study:
 
     def check(self) -> None:
         """UserError for what would end the study hours later, too: a task without files, a setting that there is not."""
+        if odd := [name for name, own in self.tuning.items() if name in TASKS and not isinstance(own or {}, dict)]:
+            raise UserError(f"tuning: {odd[0]}: {self.tuning[odd[0]]!r}: a task's settings go by name, such as {{epochs: 3}}")
         for name in self.tasks:
             task, (seeds, tuning) = task_of(name), self.tuning_of(name)
             if type(seeds) is not int or seeds < 1:
@@ -163,9 +167,20 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], N
     if plan.is_file() and (before := json.loads(plan.read_text())) != asked:
         if changed := _changed(before, asked):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
-    plan.write_text(json.dumps(asked, indent=2) + "\n")
+    _read_tasks(study, steps)
+    write_json(plan, asked)
     run_steps(steps, study.jobs, output / "logs")
     return {"output": str(output), "rows": rows_of(study, output)}
+
+
+def _read_tasks(study: Study, steps: list[Step]) -> None:
+    """UserError for what is wrong in a task's files, which else were said only when its turn comes."""
+    from ds_distill.finetune.sets import load_data  # with it torch, which a report need not wait for
+
+    for task in study.tasks:
+        if any(step.words[:3] == ("finetune", "--task", task) and not step.done for step in steps):
+            with alive(f"reading {task}"):
+                load_data(task_of(task), str(Path(study.data).expanduser() / task) if study.data else None)
 
 
 def _changed(before: dict, now: dict) -> list[str]:
@@ -174,6 +189,7 @@ def _changed(before: dict, now: dict) -> list[str]:
     kept = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "second")}
     kept["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
     kept["tuning"] = all(earlier.tuning_of(task) == later.tuning_of(task) for task in earlier.tasks)
+    kept["base"] = True  # where it lies; what it says is under `recipe`
     return [key for key in now if before.get(key) != now[key] and not kept.get(key)]
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from ds_distill.claim import claimed_alone
 from ds_distill.console import progress, skip
-from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
 from ds_distill.finetune.features import ByLength, Collator, outputs_of
 from ds_distill.finetune.heads import load_for_task
@@ -157,7 +157,7 @@ def _plan(data: Data, model: str, output: Path, points: list[Tuning], tokenizer,
         if key not in sets:
             sets[key] = sets_of(data, tokenizer, point, positions)
             if mentor is not None:
-                with full_disk_said(output):
+                with full_disk_said(output), full_memory_said(_smaller(point)):
                     sets[key].train.teacher = teacher_outputs(mentor, sets[key].train, collator, 2 * point.batch, output / "teacher")
     return Plan(data.task, model, output, sets, collator, mentor, device)
 
@@ -174,11 +174,14 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
                 if result.is_file():
                     skip(bar, length)
                 else:
-                    smaller = f"tuning.batch = {point.batch}: try {max(1, point.batch // 2)}, or a shorter tuning.length"
-                    with full_disk_said(folder), full_memory_said(smaller):
+                    with full_disk_said(folder), full_memory_said(_smaller(point)):
                         write_json(result, _one_run(plan, folder, point, seed, bar))
                 results.append(json.loads(result.read_text()) | {"folder": str(folder / "model")})  # not kept: what was made may be moved
     return results
+
+
+def _smaller(point: Tuning) -> str:
+    return f"tuning.batch = {point.batch}: try {max(1, point.batch // 2)}, or a shorter tuning.length"
 
 
 def _differing(point: Tuning, points: list[Tuning]) -> dict:
@@ -228,7 +231,7 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     setattr(network.config, LENGTH_KEY, sets.length)  # what scores the folder later reads examples as it did
     network.save_pretrained(folder / "model")
-    plan.collator.tokenizer.save_pretrained(folder / "model")
+    save_tokenizer(plan.collator.tokenizer, folder / "model")
     # what is scored is what the folder holds, in fp32: training's autocast stays with the network
     final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(plan.device)
     metrics = scored(plan.task, final, sets, plan.collator, 2 * point.batch, f"seed {seed}")

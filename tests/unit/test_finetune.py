@@ -289,6 +289,7 @@ def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
     ({}, {"tuning": {"epochs": 3, "rte": {"seeds": 1}}}, ["tuning"]),
     ({}, {"tuning": {"epochs": 4, "rte": {"epochs": 3}}}, []),
     ({"tasks": ["rte", "squad"]}, {"tuning": {"epochs": 3, "squad": {"seeds": 1}}, "tasks": ["rte"]}, ["tasks", "tuning"]),
+    ({}, {"base": "/elsewhere/few_tokens.yaml"}, []),
     ({}, {"seeds": 5, "students": {"a": {"losses.kl": 0}}}, ["students", "seeds"]),
 ])  # fmt: skip
 def test_a_study_may_grow_but_what_it_held_stays(before, now, changed):
@@ -320,6 +321,7 @@ def test_a_studys_mistakes_are_said(launch, changes, words):
     ({"tuning": {"warmup": 1}}, "tuning.warmup = 1: a share of the steps, below 1"),
     ({"tuning": {"batch": 2.5}}, "tuning.batch = 2.5: must be a whole number"),
     ({"tuning": {"dropout": 1}}, "tuning.dropout = 1: a share of the values, below 1"),
+    ({"tuning": {"rte": 3}}, "tuning: rte: 3: a task's settings go by name"),
     ({"seeds": 0}, "seeds of rte: 0: a whole number, 1 or more"),
     ({"tuning": {"rte": {"seeds": "two"}}}, "seeds of rte: 'two': a whole number, 1 or more"),
     ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
@@ -344,3 +346,13 @@ def test_a_value_that_a_student_cannot_have_is_said_before_another_is_distilled(
     with pytest.raises(UserError, match=words):
         run_study(study, tmp_path / "out", check_command)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_in_a_tasks_files_is_said_before_a_student_is_distilled(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / "rte").mkdir(exist_ok=True)
+        (tmp_path / "rte" / f"{split}.jsonl").write_text(json.dumps({"sentence1": "a", "sentence2": "b", "label": int(split == "train") + 1}))
+    study = Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], str(tmp_path), {"a": {}}, ["rte"])
+    with pytest.raises(UserError, match="train.jsonl, line 1: label 2 is none of rte's"):
+        run_study(study, tmp_path / "out", check_command)
+    assert list((tmp_path / "out").iterdir()) == []

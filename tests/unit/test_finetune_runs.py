@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, DistilBertConfig, DistilBertForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
@@ -66,6 +74,7 @@ def test_a_teachers_labels_are_put_in_the_tasks_order(world, tmp_path):
     ({"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}, "rte", True, "its labels are negative, positive"),
     ({"num_labels": 2}, "stsb", False, "those of stsb are one number"),
     ({"num_labels": 2}, "squad", True, "needs a teacher fine-tuned on squad"),
+    ({"num_labels": 2}, "squad", False, "a BertForSequenceClassification, fine-tuned for another kind of task than squad"),
     ({"num_labels": 2, "finetuning_task": "SST-2"}, "rte", True, "was fine-tuned on SST-2, not on rte"),
 ])  # fmt: skip
 def test_a_folder_of_another_task_is_refused(world, tmp_path, config, task, tuned, words):
@@ -102,13 +111,23 @@ def test_each_model_gets_its_own_inputs(world):
     assert 1 in row["token_type_ids"] and abs(found - one).max() < 1e-6 < abs(flat - one).max() / 10
 
 
-def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path):
+def test_a_model_with_one_token_type_is_given_none():
+    """RoBERTas whose tokenizer is of BERT's kind: its pairs have a second type, for which there is no embedding."""
+    sizes = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    one, two = (RobertaForSequenceClassification(RobertaConfig(**sizes, type_vocab_size=types)) for types in (1, 2))
+    assert inputs_of(one, INPUTS) == list(INPUTS[:2]) and inputs_of(two, INPUTS) == list(INPUTS)
+
+
+def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("ds_distill.finetune.sets.outputs_of", lambda *given: asked.append(1) or outputs_of(*given))
     task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
     data, collator = load_data(task, str(world / "rte")), Collator(tokenizer)
     teacher = load_for_task(str(world / "bert"), task, "model", tuned=False)
     short, long = (sets_of(data, tokenizer, Tuning(length=length), 64).train for length in (8, 0))
     kept = [teacher_outputs(teacher, features, collator, 4, tmp_path) for features in (short, long, short)]
-    assert len(list(tmp_path.iterdir())) == 2 and all(np.array_equal(a, b) for a, b in zip(kept[0], kept[2], strict=True))
+    assert len(asked) == len(list(tmp_path.iterdir())) == 2, "once each"
+    assert all(np.array_equal(a, b) for a, b in zip(kept[0], kept[2], strict=True))
     assert not np.allclose(kept[0][0], kept[1][0], atol=1e-6)
 
 
@@ -188,6 +207,8 @@ def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
     points = [Tuning(epochs=1, batch=8, length=length, max_examples=most, precision="fp32") for length, most in ((8, 16), (0, 0))]
     found = tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte"))
     assert read[0] == (16, 8) and read[1][0] == 40 and read[1][1] > 8 and len(found["grid"]) == 2
+    for file in (tmp_path / "grid").glob("*/model/tokenizer.json"):
+        assert json.loads(file.read_text())["truncation"] is None, "how long an example was is the run's, not the tokenizer's"
 
 
 def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Pages and model cards."""
 
-from ds_distill.evidence import ablation_table, differ_in, kept, kept_table, task_tables
+import json
+
+from ds_distill.evidence import ablation_table, differ_in, kept, kept_table, other_metrics, pretraining, task_tables
 from ds_distill.report import Section, points_plot, put_section, write_page
 
 
@@ -74,3 +76,23 @@ def test_tables_of_a_study_by_hand():
         "paper": "-2.96",
     }
     assert ablation.rows[2]["difference"] == "not run" and ablation.rows[2]["paper"] == "-3.69"
+
+
+def test_what_a_task_is_also_scored_by():
+    runs = [{"f1": 0.5, "exact_match": 0.4, "threshold": 1.0}, {"f1": 0.6, "exact_match": 0.45, "threshold": 2.0}, {"f1": 0.7, "exact_match": 0.5}]
+    found = {"metric": "f1", "metrics": {"f1": 0.6, "exact_match": 0.45, "threshold": 1.5}, "seeds": runs}
+    section = other_metrics([{"model": "a", "tasks": {"squad": found}}, {"model": "b", "tasks": {}}], ["sst2", "squad"])
+    assert section.columns == {"model": "model", "squad exact_match": "squad (exact match)"}
+    assert [row["squad exact_match"] for row in section.rows] == ["45.0 (40.0–50.0)", "not run", "81.2", "77.7", "79.1"]
+    assert other_metrics([{"model": "a", "tasks": {}}], ["squad"]) is None
+
+
+def test_a_student_that_is_not_distilled_yet_is_said_to_be(tmp_path):
+    (tmp_path / "students" / "a").mkdir(parents=True)
+    (tmp_path / "students" / "a" / "curves.json").write_text(json.dumps({"heldout": {"": [[0, 0, 5.0], [1, 10, 4.0]]}}))
+    rows = [{"model": "teacher", "tasks": {}}, {"model": "b", "tasks": {}},
+            {"model": "a", "tasks": {}, "tokens": 10, "tokens_per_second": 5.0, "heldout_mlm_loss": 4.0, "heldout_sets": {"book": {"mlm_loss": 4.5}}},
+            {"model": "a, second distillation", "tasks": {}}]  # fmt: skip
+    section = pretraining(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
+    assert [row["model"] for row in section.rows] == ["b", "a"] and section.rows[1]["book"] == "4.500"
+    assert {section.rows[0][key] for key in section.columns if key != "model"} == {"not run"}

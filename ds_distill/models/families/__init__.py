@@ -29,8 +29,11 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what tokenizers ma
 
 
 def inputs_of(model: PreTrainedModel, given: Iterable[str]) -> list[str]:
-    """Names of the inputs, each int64 [B, L], that the model takes of those that are given."""
+    """Names of the inputs, each int64 [B, L], that the model takes of those that are given; token types only where it has more than one, as RoBERTas
+    that came with BERT's kind of tokenizer have not."""
     taken, given = inspect.signature(model.forward).parameters, set(given)
+    if getattr(model.config, "type_vocab_size", 2) < 2:
+        given.discard("token_type_ids")
     return [name for name in INPUTS if name in taken and name in given]
 
 
