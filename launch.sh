@@ -79,10 +79,19 @@ make_environment() {
     has_driver || build=cpu
     PY="$VENV/bin/python"
     wanted="$build $HERE $(cat "$HERE/requirements.txt" "$HERE/pyproject.toml" | cksum)"
-    if [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && "$PY" -c "" 2>/dev/null; then return; fi
+    is_ready() { [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && "$PY" -c "" 2>/dev/null; }
+    if is_ready; then return; fi
 
+    # of several starts, from several hosts on a shared file system too, one makes it
+    if type -P flock >/dev/null && { exec 9>"$HERE/.venv.lock"; } 2>/dev/null; then
+        flock -n 9 || { say "another start is making .venv, waiting for it"; flock 9; }
+        if is_ready; then exec 9>&-; return; fi
+    fi
     SECONDS=0
-    if ! { has_module "$PY" pip && "$PY" -c ""; } 2>/dev/null; then
+    local moved=
+    # the scripts of an environment name the place where it was made; one that is only linked to is another checkout's
+    if [[ -f "$stamp" && ! -L "$VENV" && "$(<"$stamp")" != *" $HERE "* ]]; then moved=yes; fi
+    if [[ -n "$moved" ]] || ! { has_module "$PY" pip && "$PY" -c ""; } 2>/dev/null; then
         local base
         base=$(find_python)
         say "making .venv with $base"
@@ -101,6 +110,7 @@ make_environment() {
     stop_ticker
     trap - INT
     echo "$wanted" >"$stamp"
+    { exec 9>&-; } 2>/dev/null
     say "environment ready after ${SECONDS} s"
 }
 

@@ -3,10 +3,10 @@
 import importlib.metadata
 import platform
 
-import psutil
 import torch
 
 from ds_distill.data.prepare import cores
+from ds_distill.memory import memory_limit
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.models.varlen import why_no_varlen
 from ds_distill.training.compiled import why_no_compile, why_no_triton
@@ -38,7 +38,7 @@ def _devices() -> dict:
         "cpu_cores": cores(),
         "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
         "cpu_precision": str(choose_cpu_dtype()).removeprefix("torch."),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(memory_limit() / 2**30, 1),
     }
 
 

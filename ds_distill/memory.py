@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a process that only runs an exported file must not have torch's memory
@@ -30,6 +32,17 @@ def give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def memory_limit() -> int:
+    """Bytes that processes here may have: the machine's, or less where a container allows less."""
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # version 2, version 1
+        with contextlib.suppress(OSError, ValueError):  # "max"
+            limits.append(int(Path(file).read_text()))
+    return min(limits)
 
 
 def peak_memory(device: torch.device) -> int:

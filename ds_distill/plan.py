@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoModelForMaskedLM
 from ds_distill.console import is_first, say
 from ds_distill.data.store import TokenStore
 from ds_distill.errors import UserError
+from ds_distill.memory import memory_limit
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import config_of, resolve_model_folder
 from ds_distill.models.packed import packed_bytes
@@ -96,8 +98,8 @@ class Forecast:
         """(bytes of memory that a rank here may use, bytes already taken by the process itself, 0 on a GPU)."""
         if self.device.type == "cuda":
             return float(torch.cuda.get_device_properties(self.device).total_memory), 0.0
-        local = max(1, torch.distributed.get_world_size())
-        return psutil.virtual_memory().total / local, self.process + CPU_LIBRARIES
+        local = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or torch.distributed.get_world_size())
+        return memory_limit() / max(1, local), self.process + CPU_LIBRARIES
 
 
 def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
@@ -118,6 +120,9 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
 def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gib: float | None, tokens_per_second: float | None) -> dict:
     """What the recipe takes on `ranks` devices of `memory_gib` GiB (this machine's when None). tokens: a prepared folder, which says how long an
     epoch is. tokens_per_second: of all ranks together; measured here on one rank, briefly, when None."""
+    for key, value in (("--ranks", ranks), ("--memory_gib", memory_gib), ("--tokens_per_second", tokens_per_second)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{key} {value}: must be above 0")
     forecast = Forecast(recipe, teacher)
     t, stage = copy.copy(recipe.training), forecast.stage
     room, taken = forecast.room()

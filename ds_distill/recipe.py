@@ -71,7 +71,7 @@ class Training:
         dropout: Hidden and attention dropout of the trained model.
         seed: Order, masks, dropout and random starts follow from it.
         device: "auto" takes a GPU where there is one; "cuda" insists on it, "cpu" leaves it alone.
-        precision: "auto": bf16 on CUDA, on CPU bf16 where a probe shows it faster, else fp32.
+        precision: "auto": bf16 on CUDA (fp16 on GPUs before Ampere), on CPU bf16 where a probe shows it faster, else fp32.
         optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once an environment, about a minute), else torch's fused AdamW.
         compile: Whether torch.compile makes kernels of what lies between the matrix products: "auto" where the run is long enough to earn it back.
             On a GPU the vocabulary loss has its kernel in Triton either way, but with "off".
@@ -134,11 +134,17 @@ class Training:
         return shipped(self.deepspeed)
 
     def deepspeed_json(self) -> dict:
-        """What the DeepSpeed JSON says; nothing where there is none. UserError where it is not JSON."""
+        """What the DeepSpeed JSON says; nothing where there is none. UserError where it is not JSON, or has no ZeRO stage where one belongs."""
         try:
-            return json.loads(self.deepspeed_file().read_text()) if self.deepspeed else {}
+            said = json.loads(self.deepspeed_file().read_text()) if self.deepspeed else {}
         except ValueError as error:
             raise UserError(f"training.deepspeed = {self.deepspeed}: not JSON ({error})") from error
+        zero = said.get("zero_optimization", {}) if isinstance(said, dict) else None
+        if not isinstance(zero, dict) or not isinstance(zero.get("offload_optimizer", {}), dict):
+            raise UserError(f"training.deepspeed = {self.deepspeed}: must be an object, and so zero_optimization and its offload_optimizer, if there")
+        if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3) or isinstance(stage, bool):
+            raise UserError(f"training.deepspeed = {self.deepspeed}: zero_optimization.stage = {json.dumps(stage)}: must be 0, 1, 2 or 3")
+        return said
 
 
 @dataclass
@@ -193,6 +199,8 @@ class Recipe:
             ("training.trunk_learning_rate", t.trunk_learning_rate or 0, 0, 10),
             ("training.warmup", t.warmup, 0, 1),
             ("training.weight_decay", t.weight_decay, 0, 10),
+            *((f"training.betas[{index}]", beta, 0, 0.99999) for index, beta in enumerate(t.betas)),
+            ("training.eps", t.eps, 1e-15, 1),
             ("training.clip", t.clip, 0, 1e9),
             ("training.dropout", t.dropout, 0, 0.99),
             ("training.seed", t.seed, 0, 2**63 - 1),
@@ -205,6 +213,7 @@ class Recipe:
             ("data.heldout_fraction", d.heldout_fraction, 0, 0.5),
             ("data.workers", d.workers, 0, 4096),
             ("data.mask_probability", d.mask_probability, 0.01, 0.9),
+            ("data.mask_smoothing", d.mask_smoothing, 0, 5),
             *((f"data.weights[{index}]", weight, 0, 1e6) for index, weight in enumerate(d.weights or ())),
             ("losses.kl", x.kl, 0, 1e6),
             ("losses.mlm", x.mlm, 0, 1e6),

@@ -56,6 +56,13 @@ class PieceWorker:
     def __init__(self, form: Format):
         self.form = form
         self.encoder = Encoder(Tokenizer.from_str(form.tokenizer))
+        self.from_text = self._special_from_text()
+
+    def _special_from_text(self) -> np.ndarray:
+        """Special ids that plain text can have: XLM-R's <s>, <pad> and <mask> are pieces of its own vocabulary, BERT's and RoBERTa's are not."""
+        special = [i for i in self.form.special_ids if i != self.form.unknown_id]
+        texts = [self.encoder.tokenizer.id_to_token(i) for i in special]
+        return np.array([i for i, ids in zip(special, self.encoder(texts), strict=True) if i in ids], np.uint32)
 
     def __call__(self, piece: Piece, folder: Path, tick: Callable[[int], None] = lambda _: None) -> None:
         """Write the folder: a shard a split, report.json and arrays.npz (what is left over of each split, token counts of the train split,
@@ -88,6 +95,10 @@ class PieceWorker:
         encoded = iter(self.encoder([text for texts in units for text in texts]))
         for document, texts in zip(batch, units, strict=True):
             ids = [next(encoded) for _ in texts]
+            if len(self.from_text):  # a [SEP] or a padding that a web page spells out would be taken for ours
+                kept = [part[~np.isin(part, self.from_text)] for part in ids]
+                report["special"] += sum(map(len, ids)) - sum(map(len, kept))
+                ids = kept
             tokens = sum(map(len, ids))
             number = _hash(form.seed, document.text)
             report["characters"] += len(document.text)

@@ -7,6 +7,7 @@ import glob
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -120,7 +121,7 @@ def kind_of(name: str) -> str | None:
 def _files(given: str) -> list[Path]:
     path = Path(given).expanduser()
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if kind_of(p.name) and p.is_file())
+        found = sorted(file for file in _below(path) if kind_of(file.name) and file.is_file())
         if not found:
             raise UserError(f"{given}: the folder holds no {', '.join(KINDS)} file (.gz and .zst too); name files or a pattern such as '{given}/*.md'")
         return found
@@ -132,6 +133,19 @@ def _files(given: str) -> list[Path]:
             raise UserError(f"{given}: no file matches this pattern; check it from the folder the command starts in ({Path.cwd()})")
         return found
     raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """What lies in a folder and the folders in it, linked ones too, each once; nothing whose name begins with a dot."""
+    seen: set[tuple[int, int]] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        facts = os.stat(here)
+        if (facts.st_dev, facts.st_ino) in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
 def _file_pieces(source: int, file: Path, column: str) -> list[Piece]:
@@ -243,7 +257,7 @@ def _read_jsonl(piece: Piece, tick) -> Iterator[tuple[str, bool]]:
             where = f"{piece.path}, line {number}" + (f" after byte {piece.start}" if piece.start else "")
             try:
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not JSON ({error}); one JSON object a line is expected") from error
             if isinstance(row, list):
                 raise UserError(f"{where}: a JSON array; one JSON object a line is expected")
@@ -253,7 +267,8 @@ def _read_jsonl(piece: Piece, tick) -> Iterator[tuple[str, bool]]:
 def _read_csv(piece: Piece, tick) -> Iterator[tuple[str, bool]]:
     csv.field_size_limit(1 << 30)
     with io.TextIOWrapper(_open(piece, tick), encoding="utf-8-sig", errors="replace", newline="") as stream:
-        rows = csv.DictReader(stream, delimiter="\t" if ".tsv" in piece.path.lower() else ",")
+        tabs = ".tsv" in [suffix.lower() for suffix in Path(piece.path).suffixes]
+        rows = csv.DictReader(stream, delimiter="\t" if tabs else ",")
         for number, row in enumerate(rows, 1):
             text = _column(row, piece.column, f"{piece.path}, row {number}", piece)
             yield text, "\ufffd" in text

@@ -90,7 +90,7 @@ def build_student(
         depth = len(layer_map)
     else:
         depth = default_depth(teacher_layers) if num_layers is None else num_layers
-    hidden, head = hidden or width, width // heads
+    hidden, head = width if hidden is None else hidden, width // heads
     if not head <= hidden <= width or hidden % head:
         raise UserError(f"student.hidden = {hidden}: give a multiple of the teacher's head size {head}, at most its width {width}")
     if not 0.0 <= dropout < 1.0:

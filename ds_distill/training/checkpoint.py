@@ -56,7 +56,8 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
         if engine.frozen_weights and rank == 0:
             save_file(engine.frozen_weights, partial / "state" / FROZEN)
         torch.distributed.barrier()
-        names = sorted(path.name for path in (partial / "state").iterdir())
+        # a network file system may show a host another's files late: each knows its own
+        names = sorted({name for seen in from_every_rank([path.name for path in (partial / "state").iterdir()]) for name in seen})
         files = {name: _checksum(partial / "state" / name, flush=True) for name in names[rank::world]}
     files = {name: facts for part in from_every_rank(files) for name, facts in part.items()}
     if rank == 0:
@@ -86,11 +87,19 @@ def _shape(engine) -> dict:
     return {"ZeRO stage": engine.zero_optimization_stage(), "ranks": torch.distributed.get_world_size(), "precision": precision}
 
 
-def _optimizer(engine) -> str | None:
-    """Whose Adam it is, in the recipe's word, where its state is its own: in 16 bit at stage 0. Else None."""
-    if engine.zero_optimization() or not isinstance(engine.optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer)):
-        return None
-    return type(engine.optimizer.optimizer).__module__.partition(".")[0]
+def _optimizer(engine) -> str:
+    """Whose Adam it is, in the recipe's word."""
+    return type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__module__.partition(".")[0]
+
+
+def _check_reads(engine, path: Path, before: str | None) -> None:
+    """UserError where the run's optimizer cannot go on with the state of `before`, another's: a fused one never with torch's, which counts its steps
+    elsewhere, and in 16 bit at stage 0 none with any other's."""
+    now = _optimizer(engine)
+    own = not engine.zero_optimization() and isinstance(engine.optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer))
+    if before and before != now and (own or before == "torch"):
+        raise UserError(f"{path} was written with {before}'s optimizer, whose state this run's, {now}'s, does not read: go on with "
+                        f"training.optimizer = {before}, or choose another --output")  # fmt: skip
 
 
 def _check_room(engine, folder: Path) -> None:
@@ -167,9 +176,9 @@ def resume(engine, folder: Path) -> dict | None:
 
 def load(engine, path: Path) -> dict:
     """Collective: put the engine back to `path`; returns the state given to save. Another ZeRO stage (1 to 3) or number of ranks goes through
-    DeepSpeed's universal checkpoint. UserError where the precision differs, or stage 0 and another, or at stage 0 in 16 bit the optimizer."""
+    DeepSpeed's universal checkpoint. UserError where the precision differs, or stage 0 and another, or the optimizer's state is not to be read."""
     now, manifest = _shape(engine), manifest_of(path)
-    before, optimizer = manifest["shape"], manifest.get("optimizer")
+    before = manifest["shape"]
     if before["precision"] != now["precision"]:
         raise UserError(f"{path} was written with precision {before['precision']}, this run has {now['precision']}: go on with "
                         f"training.precision = {PRECISIONS[before['precision']]}, or choose another --output")  # fmt: skip
@@ -178,9 +187,7 @@ def load(engine, path: Path) -> dict:
         raise UserError(f"{path} was written with ZeRO stage {before['ZeRO stage']}, this run has {now['ZeRO stage']}; stages 1, 2 and 3 go on from "
                         "each other, stage 0 does not: go on with training.deepspeed = "
                         f"ds_configs/deepspeed/zero{before['ZeRO stage']}.json, or choose another --output")  # fmt: skip
-    if optimizer and optimizer != _optimizer(engine):
-        raise UserError(f"{path} was written with {optimizer}'s optimizer, this run has {_optimizer(engine)}'s; in 16 bit at stage 0 neither reads "
-                        f"the other's state: go on with training.optimizer = {optimizer}, or choose another --output")  # fmt: skip
+    _check_reads(engine, path, manifest.get("optimizer"))
     kept = [{key: group[key] for key in ("weight_decay", "initial_lr") if key in group} for group in engine.optimizer.param_groups]
     if before == now or 0 in stages:  # stage 0 keeps everything on every rank
         loaded, state = _load(engine, path)

@@ -1,7 +1,7 @@
 """One rank: train, save, go on; or load what another shape saved, and go on. Prints a JSON line {name: losses} on rank 0.
 
 Arguments: a folder; then "train STAGE DTYPE" or "load STAGE DTYPE NAME" for each case, NAME that of a case that trained (stage-dtype-ranks).
-"other" instead of "load": with torch's optimizer, which shall be refused.
+"refuse" instead of "load": which shall be refused. "train/torch": with torch's optimizer; so with the others.
 """
 
 import json
@@ -28,6 +28,7 @@ def main() -> None:
     rank, world = start_distributed()
     for case in cases:
         kind, stage, dtype, *name = case.split()
+        kind, _, optimizer = kind.partition("/")
         bert = random_bert()
         teacher = Teacher(bert)
         student = build_student(bert, layers=[0, 3], dropout=0.0)
@@ -36,16 +37,16 @@ def main() -> None:
                 parameter.data.normal_(0, 0.2)
         micro = GLOBAL // world // (2 if kind == "train" else 1)
         recipe = Training(global_batch=GLOBAL, micro_batch=micro, learning_rate=1e-3, warmup=0.2, weight_decay=0.1, trunk_learning_rate=2e-4,
-                          optimizer="torch" if kind == "other" else "auto", deepspeed=f"ds_configs/deepspeed/zero{stage}.json")  # fmt: skip
+                          optimizer=optimizer or "auto", deepspeed=f"ds_configs/deepspeed/zero{stage}.json")  # fmt: skip
         accumulation = GLOBAL // world // micro
         engine = make_engine(Objective(student, Losses(), world), recipe, accumulation=accumulation, total_steps=STEPS,
                              device=torch.device("cpu"), dtype=getattr(torch, dtype))  # fmt: skip
         key, first = f"{stage}-{dtype}-{world}", 0
-        if kind == "other":
+        if kind == "refuse":
             try:
                 checkpoint.resume(engine, folder / name[0])
             except UserError as error:
-                print(json.dumps({"case": f"{name[0]} other", "refused": str(error)}))
+                print(json.dumps({"case": "refused", "refused": str(error)}))
             engine.destroy()
             continue
         if name:

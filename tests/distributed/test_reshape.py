@@ -34,9 +34,18 @@ def test_another_shape_goes_on_alike(tmp_path, record_property):
         assert row["rates"] == origin["rates"] and len(set(row["rates"])) == 2 and row["decays"] == origin["decays"] == [0.0, 0.1], key
 
 
-def test_another_optimizer_in_16_bit_at_stage_0_is_refused_in_a_sentence(tmp_path):
+@pytest.mark.parametrize(("stage", "dtype", "before", "now"), [
+    (0, "bfloat16", "auto", "torch"), (0, "float32", "torch", "auto"), (1, "bfloat16", "torch", "auto"),
+])  # fmt: skip
+def test_an_optimizer_that_cannot_go_on_with_anothers_state_says_so(tmp_path, stage, dtype, before, now):
     if reason := build_fused_adam():
         pytest.skip(f"DeepSpeed's FusedAdam: {reason}")
-    rows = rows_of(1, tmp_path, ["train 0 bfloat16", "other 0 bfloat16 0-bfloat16-1"])
-    refused = rows["0-bfloat16-1 other"]["refused"]
-    assert "was written with deepspeed's optimizer" in refused and "training.optimizer = deepspeed" in refused
+    wrote = "deepspeed" if before == "auto" else before
+    rows = rows_of(1, tmp_path, [f"train/{before} {stage} {dtype}", f"refuse/{now} {stage} {dtype} {stage}-{dtype}-1"])
+    assert f"was written with {wrote}'s optimizer" in rows["refused"]["refused"] and f"training.optimizer = {wrote}" in rows["refused"]["refused"]
+
+
+def test_torchs_optimizer_goes_on_with_deepspeeds_state(tmp_path):
+    """Where a cluster's node has no compiler."""
+    rows = rows_of(1, tmp_path, ["train 1 float32", "load/torch 1 float32 1-float32-1"])
+    assert rows["1-float32-1 → 1-float32-1"]["losses"] == pytest.approx(rows["1-float32-1"]["losses"], rel=1e-5)

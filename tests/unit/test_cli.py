@@ -45,11 +45,19 @@ def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch)
     (["--training.seed", "-1"], "training.seed = -1: must be between 0"),
     (["--data.weights", "[.nan, 1]"], "data.weights[0] = nan: must be between 0"),
     (["--training.deepspeed", "commas.json"], "training.deepspeed = commas.json: not JSON"),
+    (["--training.deepspeed", "list.json"], "training.deepspeed = list.json: must be an object"),
+    (["--training.deepspeed", "null.json"], "training.deepspeed = null.json: must be an object, and so zero_optimization"),
+    (["--training.deepspeed", "auto.json"], 'training.deepspeed = auto.json: zero_optimization.stage = "auto": must be 0, 1, 2 or 3'),
+    (["--training.betas", "[0.9, 1.0]"], "training.betas[1] = 1.0: must be between 0 and 0.99999"),
+    (["--training.eps", "0"], "training.eps = 0.0: must be between 1e-15"),
+    (["--data.mask_smoothing", ".nan"], "data.mask_smoothing = nan: must be between 0 and 5"),
     (["--config", "latin.yaml"], "--config: not UTF-8 text"),
 ])  # fmt: skip
 def test_what_would_end_in_a_traceback_is_one_sentence(tmp_path, monkeypatch, capsys, given, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "commas.json").write_text('{"zero_optimization": {"stage": 1,}}')
+    for name, said in (("list", "[1]"), ("null", '{"zero_optimization": null}'), ("auto", '{"zero_optimization": {"stage": "auto"}}')):
+        (tmp_path / f"{name}.json").write_text(said)
     (tmp_path / "latin.yaml").write_bytes("# größer\ntraining: {}\n".encode("latin-1"))
     assert cli.main(["distill", "--teacher", "T", "--corpus", "x", "--output", "out", *given]) == 2
     said = capsys.readouterr().err.splitlines()

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ds_distill.data import sources
 from ds_distill.data.encode import Encoder
@@ -230,6 +230,23 @@ def test_remembered_words_give_the_librarys_ids(kind):
     crossing = Tokenizer(models.BPE(vocab={"a": 0, " ": 1, "b": 2, "a ": 3, "a b": 4}, merges=[("a", " "), ("a ", "b")]))
     encoder = Encoder(crossing)
     assert [ids.tolist() for ids in encoder(["a b", "b a b"])] == [[4], [2, 1, 4]] and not encoder.remembers
+
+
+def test_special_tokens_that_a_text_spells_out_are_left_out(tmp_path):
+    """XLM-R's <s> and <mask> are pieces of its own vocabulary: a page with <s>…</s> in it would bring our separators."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    pieces = [(word, -float(i)) for i, word in enumerate([*special, "▁", *(f"▁{word}" for word in WORDS), *"<>/smaskpd"])]
+    backend = Tokenizer(models.Unigram(list(dict(pieces).items()), unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    names = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    text = " ".join(WORDS)
+    plain = run(tokenizer, tmp_path / "plain", [text] * 9)
+    marked = run(tokenizer, tmp_path / "marked", [text.replace(" ", " <s></s><pad> <mask> ", 1)] * 9)
+    for split in ("train", "heldout"):
+        for ids in sequences(tmp_path / "marked", split):
+            assert set(ids[1:-1]).isdisjoint({0, 1, 4}), "a </s> between documents is ours"
+    assert marked["found"]["special"] == 4 * 9 and plain["found"]["special"] == 0
 
 
 def test_manifest_is_reproducible_and_complete(tokenizer, tmp_path):

@@ -174,3 +174,23 @@ def test_the_column_tells_one_corpus_from_another(tmp_path):
         inputs = [str(tmp_path / "data.jsonl"), str(tmp_path / "data.txt"), f"{tmp_path / 'data.jsonl'}#text"]
         found[column] = [entry[2:] for entry in described(inputs, pieces_of(inputs, column=column))]
     assert found == {"text": [[], [], []], "other": [["other"], [], []]}
+
+
+def test_a_folder_is_read_with_its_links_and_without_what_is_hidden(tmp_path):
+    """DIR is what DIR/**/*.txt would be; a link back up is not followed for ever."""
+    real, corpus = tmp_path / "elsewhere", tmp_path / "corpus.tsv.d"
+    for folder in (real, corpus / "sub", corpus / ".ipynb_checkpoints"):
+        folder.mkdir(parents=True)
+    (real / "linked.txt").write_text("by a link")
+    (corpus / "sub" / "a.csv").write_text("id,text\n1,in a folder\n")  # a comma's file, whatever the folder is called
+    (corpus / "sub" / "._a.txt").write_bytes(bytes(9))
+    (corpus / ".ipynb_checkpoints" / "b.txt").write_text("hidden")
+    (corpus / "wiki").symlink_to(real)
+    (real / "up").symlink_to(corpus)
+    assert sorted(documents([str(corpus)])) == ["by a link", "in a folder"]
+
+
+def test_a_line_of_brackets_is_no_json(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": ' + "[" * 200_000)
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: not JSON"):
+        list(documents([str(tmp_path / "a.jsonl")]))

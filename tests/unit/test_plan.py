@@ -1,12 +1,18 @@
 """Forecasts: what is counted by hand, and what a run then shows."""
 
+import math
+from types import SimpleNamespace
+
+import psutil
 import pytest
 import torch
 
 from ds_distill.errors import UserError
 from ds_distill.losses.vocabulary import LIVE_BYTES, live_bytes
+from ds_distill.memory import memory_limit
 from ds_distill.models.student import build_student
-from ds_distill.recipe import Training
+from ds_distill.plan import plan
+from ds_distill.recipe import Recipe, Training
 from ds_distill.training.forecast import activation_bytes, flops_a_token, memory
 from ds_distill.training.loop import memory_explained
 from tests.unit.test_models_teacher import tiny_bert, tiny_roberta
@@ -67,3 +73,18 @@ def test_out_of_memory_says_what_to_lower():
     with pytest.raises(RuntimeError, match="shape"):
         with memory_explained(Training()):
             torch.zeros(3).view(2)
+
+
+def test_memory_is_what_a_container_allows(monkeypatch):
+    files = {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}
+    monkeypatch.setattr("ds_distill.memory.Path", lambda file: SimpleNamespace(read_text=lambda: files[file]))
+    assert memory_limit() == psutil.virtual_memory().total
+    files["/sys/fs/cgroup/memory.max"] = f"{2**30}\n"
+    assert memory_limit() == 2**30
+
+
+@pytest.mark.parametrize("key, value", [("ranks", 0), ("ranks", -1), ("tokens_per_second", 0.0), ("memory_gib", math.nan)])
+def test_a_plan_for_nothing_is_refused(key, value):
+    given = {"ranks": 1, "memory_gib": None, "tokens_per_second": None, key: value}
+    with pytest.raises(UserError, match=f"--{key} {value}: must be above 0"):
+        plan(Recipe(), "T", None, **given)
