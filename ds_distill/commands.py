@@ -48,6 +48,7 @@ def execute(command: str, options) -> dict:
         plan.show(found)
         return found
     if command == "run" and not options.teacher:
+        runs.check_encoder(dict(options.model), recipe)
         if options.heldout or options.tokens:
             raise UserError("--teacher is missing: --heldout and --tokens are for a teacher of yours; the demo makes its own")
         return demo.run(recipe, dict(options.model), output, corpus=options.corpus, megabytes=options.corpus_megabytes,
@@ -64,6 +65,7 @@ def execute(command: str, options) -> dict:
         return {"output": str(output), **{key: manifest[key] for key in kept}}
     if command == "pretrain":
         options.tokenizer = options.tokenizer or options["from"]
+        runs.check_encoder(options["from"] or dict(options.model), recipe)
     source = {"run": "teacher", "distill": "teacher", "pretrain": "tokenizer", "evaluate": "model"}[command]
     if not options[source]:
         raise UserError(f"--{source} is missing")
@@ -71,7 +73,9 @@ def execute(command: str, options) -> dict:
     if not tokens and not options.corpus:
         raise UserError("--corpus (text) is missing; or --tokens, made by prepare")
     if command != "evaluate":
-        runs.check_ranks(recipe)
+        runs.check_machine(recipe)
+        if not tokens and not recipe.data.heldout_fraction:
+            raise UserError("data.heldout_fraction = 0: a run is measured on text of its own corpus that it does not read; give a share above 0")
     if not tokens:
         tokenizer = options[source]
         if command in ("run", "distill"):

@@ -17,7 +17,7 @@ from ds_distill.data.prepare import prepare
 from ds_distill.data.sources import described, pieces_of
 from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import continuing_pieces, load_tokenizer, tokenizer_fingerprint
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, did_you_mean
 from ds_distill.export.hf import export
 from ds_distill.models.families import check_positions, family_of_type
 from ds_distill.models.folder import open_model_folder, resolve_model_folder
@@ -28,7 +28,7 @@ from ds_distill.recipe import Recipe
 from ds_distill.report import loss_plot, model_card
 from ds_distill.room import full_disk_said
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import device_of_rank, precision_of
+from ds_distill.training.engine import deepspeed_config, device_of_rank, precision_of
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.loop import memory_explained, train
 from ds_distill.training.objective import Objective
@@ -50,10 +50,14 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
                        streaming=d.streaming, progress=show)  # fmt: skip
 
 
-def check_ranks(recipe: Recipe) -> None:
-    """Collective: UserError where these ranks cannot share the global batch, said before a corpus is prepared for hours."""
+def check_machine(recipe: Recipe) -> None:
+    """Collective: UserError where these ranks cannot share the global batch, or not run it as asked: said before a corpus is prepared for hours."""
     _, ranks = start_distributed()  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
     recipe.training.share_of(ranks)
+    device = device_of_rank(recipe.training.device)
+    if recipe.training.precision != "auto":  # which is measured
+        precision_of(recipe.training, device)
+    deepspeed_config(recipe.training, 1, torch.float32)
 
 
 def teacher_folder(teacher: str, recipe: Recipe) -> str:
@@ -62,6 +66,29 @@ def teacher_folder(teacher: str, recipe: Recipe) -> str:
     resolve_layer_map(recipe.student.layers, family_of_type(config.model_type).measures(config)[0], recipe.student.depth)
     check_positions(config, recipe.data.sequence_length, f"teacher {teacher}")
     return str(folder)
+
+
+def check_encoder(model: dict | str, recipe: Recipe) -> None:
+    """UserError where there can be no such encoder to pretrain, or it cannot read the recipe's sequences; model: as for `pretrain`."""
+    if isinstance(model, str):
+        check_positions(open_model_folder(model, "--from")[1], recipe.data.sequence_length, f"--from {model}")
+        return
+    known = BertConfig().to_dict()
+    for key, value in model.items():
+        if key in ("vocab_size", "pad_token_id"):
+            raise UserError(f"--model {key}: the tokenizer says which; leave it out")
+        if key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            raise UserError(f"--model {key}: training.dropout says how much; leave it out")
+        if key not in known:
+            raise UserError(f"--model {key}: no such size of a BERT{did_you_mean(key, known)}")
+        if value < 1:
+            raise UserError(f"--model {key} = {value}: must be 1 or more")
+    try:
+        with torch.device("meta"):
+            config = BertForMaskedLM(BertConfig(**model)).config
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"--model {model}: no BERT has these sizes ({error})") from error
+    check_positions(config, recipe.data.sequence_length, "the model")
 
 
 def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None,

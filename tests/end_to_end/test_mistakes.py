@@ -41,6 +41,7 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         "no GPU": [*teacher, *common, "--training.precision", "fp16"],
         "sees no GPU": [*teacher, *common, "--training.device", "cuda"],
         "tokenizer is not the one": [*teacher, "--tokens", other, *common[2:]],
+        "data.heldout_fraction = 0": [*teacher, *common, "--data.heldout_fraction", 0],
         "training.optimizer = apex": [*teacher, *common, "--training.optimizer", "apex"],
         "room there": [*teacher, *common, "--output", empty / "under a file"],
     }
@@ -51,9 +52,16 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         assert code != 0, words
         assert "Traceback" not in errors, f"{words}: {errors[-1500:]}"
         assert len(said) == 1 and words.lower() in said[0].lower(), f"{words}: {errors[-800:]}"
-        if words.startswith(("head", "4 layers, 0 to 3", "positions", "data.weights")):
+        if words.startswith(("head", "4 layers, 0 to 3", "positions", "data.weights", "no GPU", "sees no GPU", "data.heldout")):
             prepared = (tmp_path / f"out{number}" / "tokens").exists()
             assert prepared == (words == "head"), f"{words}: told before a corpus is prepared"
+    sizes = ["pretrain", "--tokenizer", world / "teacher", *common, "--output", tmp_path / "sizes"]
+    for words, size in (("did you mean num_attention_heads?", "num_atention_heads: 4"), ("no BERT has these sizes", "num_attention_heads: 5"),
+                        ("num_hidden_layers = 0: must be 1 or more", "num_hidden_layers: 0"), ("the tokenizer says which", "vocab_size: 7"),
+                        ("the model has 8 positions", "max_position_embeddings: 8")):  # fmt: skip
+        done = ds_distill(*sizes, "--model", f"{{{size}}}")
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr[-800:]
+    assert not (tmp_path / "sizes" / "tokens").exists()
     record_property("mistakes", len(cases))
 
 
