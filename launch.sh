@@ -88,10 +88,8 @@ make_environment() {
         if is_ready; then exec 9>&-; return; fi
     fi
     SECONDS=0
-    local moved=
     # the scripts of an environment name the place where it was made; one that is only linked to is another checkout's
-    if [[ -f "$stamp" && ! -L "$VENV" && "$(<"$stamp")" != *" $HERE "* ]]; then moved=yes; fi
-    if [[ -n "$moved" ]] || ! { has_module "$PY" pip && "$PY" -c ""; } 2>/dev/null; then
+    if [[ -f "$stamp" && ! -L "$VENV" && "$(<"$stamp")" != *" $HERE "* ]] || ! { has_module "$PY" pip && "$PY" -c ""; } 2>/dev/null; then
         local base
         base=$(find_python)
         say "making .venv with $base"
@@ -110,7 +108,7 @@ make_environment() {
     stop_ticker
     trap - INT
     echo "$wanted" >"$stamp"
-    { exec 9>&-; } 2>/dev/null
+    exec 9>&-
     say "environment ready after ${SECONDS} s"
 }
 

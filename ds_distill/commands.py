@@ -5,7 +5,7 @@ from pathlib import Path
 from ds_distill.console import is_first
 from ds_distill.errors import UserError
 from ds_distill.finetune.settings import Tuning
-from ds_distill.parser import check_command, recipe_of
+from ds_distill.parser import check_command, recipe_of, section_of
 from ds_distill.report import table
 
 EVALUATED_IN = Path("runs/evaluate")
@@ -124,8 +124,7 @@ def finetune(options, output: Path) -> dict:
             raise UserError(f"--{key} is missing")
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: at least one")
-    tuning = options.tuning or Tuning()  # a file may have nothing under it
-    tuning = tuning if isinstance(tuning, Tuning) else Tuning(**vars(tuning))
+    tuning = section_of(options.tuning, Tuning)
     tuning.check()
     summary = tune.finetune(task_of(options.task), options.model, output, points=grid_of(tuning, options.grid or []), seeds=list(range(options.seeds)),
                        teacher=options.teacher, data=options.data)  # fmt: skip

@@ -64,6 +64,11 @@ def teacher_of(rows: list[dict]) -> dict | None:
     return next((row for row in rows if row["model"] == TEACHER), None)
 
 
+def students_of(rows: list[dict]) -> list[dict]:
+    """The rows of what was distilled, once each: without the teacher and second distillations."""
+    return [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(f", {SECOND}")]
+
+
 def headings(tasks: list[str]) -> dict[str, str]:
     """A column a task, with the metric that is shown."""
     return {task: f"{task} ({TASKS[task].metrics[0]})" for task in tasks}
@@ -151,7 +156,7 @@ def taken_away(students: dict[str, dict]) -> bool:
 
 def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) -> Section | None:
     """Table 4: each student's mean less the first one's, with the spread of that difference over seeds. plan: the settings of each."""
-    students = [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(SECOND)]
+    students = students_of(rows)
     if len(students) < 3:
         return None
     first, lines = students[0], []
@@ -180,9 +185,7 @@ def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) ->
 def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, dict]) -> Section | None:
     """The students' pretraining: held-out losses at its end, and over tokens. plan: the settings of each."""
     found, lines, first = {}, [], None
-    for row in rows:
-        if row["model"] == TEACHER or row["model"].endswith(f", {SECOND}"):
-            continue
+    for row in students_of(rows):
         file = study / "students" / folder_of(row["model"]) / "curves.json"
         if file.is_file() and "heldout_mlm_loss" in row:  # the summary comes last
             heldout = json.loads(file.read_text())["heldout"]

@@ -165,9 +165,15 @@ def explain(message: str, keys: list[str]) -> str:
 
 
 def recipe_of(options) -> Recipe:
-    """The recipe in parsed options; a section with nothing under it has the defaults."""
-    rooms = {room: kind() if options[room] is None else options[room] for room, kind in ROOMS.items()}
-    return Recipe(**{room: value if isinstance(value, ROOMS[room]) else ROOMS[room](**vars(value)) for room, value in rooms.items()})
+    """The recipe in parsed options."""
+    return Recipe(**{room: section_of(options[room], kind) for room, kind in ROOMS.items()})
+
+
+def section_of(value, kind: type):
+    """A parsed section as its dataclass; the defaults where a file has nothing under its name."""
+    if value is None:
+        return kind()
+    return value if isinstance(value, kind) else kind(**vars(value))
 
 
 _parser = functools.cache(build_parser)  # a study checks many

@@ -146,8 +146,8 @@ def _rows_of(file: Path, headless: tuple[str, ...], short_rows_go: bool) -> Iter
                     raise UserError(f"{file}, line {line}: not a JSON object")
                 yield line, row
         else:
+            csv.field_size_limit(sys.maxsize)  # a text may be longer than the library's 131,072 characters
             # GLUE's own files quote nothing: a lone " in a sentence would swallow the lines behind it
-            csv.field_size_limit(sys.maxsize)  # a context may be longer than the library's 131,072 characters
             table = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(stream)
             names: list[str] | None = None
             for row in table:
