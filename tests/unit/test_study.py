@@ -1,0 +1,119 @@
+"""A study's plan: what it does, how it may grow, and which mistakes are said before its first step."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ds_distill.errors import UserError
+from ds_distill.finetune.study import Study, _changed, run_study, steps_of
+from ds_distill.parser import build_parser, check_command
+
+
+def test_a_plans_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"]).check()
+    with pytest.raises(UserError, match="base: ds_configs/few.yaml: no such recipe, here or in /"):
+        Study("ds_configs/few.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"]).check()
+
+
+def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text("teacher: A\nheldout: [b.txt]\ndata: {sequence_length: 96, mask_probability: 0.2}\n")
+    students = {"a": {}, "longer": {"data.sequence_length": 64}, "masks": {"data.mask_probability": 0.3}}
+    study = Study(str(base), "TEACHER", ["text.txt"], ["held.txt"], None, students, ["rte"], teacher_too=False)
+    prepare, *distil = steps_of(study, tmp_path)[:4]
+    assert prepare.words == ("prepare", "--tokenizer", "TEACHER", "--corpus", "text.txt", "--data.sequence_length", "96")
+    assert prepare.output == tmp_path / "tokens"
+    assert [("--tokens" in step.words, "--corpus" in step.words) for step in distil] == [(True, False), (False, True), (True, False)]
+    assert [step.after for step in distil] == [(tmp_path / "tokens",), (), (tmp_path / "tokens",)]
+    assert all("held.txt" in step.words for step in distil)
+    for name in ("a", "masks"):
+        (tmp_path / "students" / name).mkdir(parents=True)
+        (tmp_path / "students" / name / "summary.json").touch()
+    assert [step.words[0] for step in steps_of(study, tmp_path)][:3] == ["distill"] * 3, "all that share the tokens have read them"
+
+
+def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
+    tuning = {"learning_rate": 1e-4, "squad": {"learning_rate": 3e-4, "seeds": 1}}
+    study = Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte", "squad"], teacher_too=False, tuning=tuning)
+    rte, squad = steps_of(study, tmp_path)[-2:]
+    assert rte.words[3:] == ("--seeds", "3", "--tuning.learning_rate", "0.0001")
+    assert squad.words[3:] == ("--seeds", "1", "--tuning.learning_rate", "0.0003")
+
+
+@pytest.mark.parametrize("before, now, changed", [
+    ({}, {"tasks": ["rte", "squad"], "tuning": {"epochs": 3, "squad": {"seeds": 1}}}, []),
+    ({}, {"students": {"a": {}, "b": {"losses.kl": 0}}, "second": ["a"]}, []),
+    ({}, {"tuning": {"epochs": 3, "rte": {"seeds": 1}}}, ["tuning"]),
+    ({}, {"tuning": {"epochs": 4, "rte": {"epochs": 3}}}, []),
+    ({"tasks": ["rte", "squad"]}, {"tuning": {"epochs": 3, "squad": {"seeds": 1}}, "tasks": ["rte"]}, ["tasks", "tuning"]),
+    ({}, {"base": "/elsewhere/few_tokens.yaml"}, []),
+    ({}, {"seeds": 5, "students": {"a": {"losses.kl": 0}}}, ["students", "seeds"]),
+])  # fmt: skip
+def test_a_study_may_grow_but_what_it_held_stays(before, now, changed):
+    plan = asdict(Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], tuning={"epochs": 3}))
+    assert _changed(plan | before, plan | before | now) == changed
+
+
+@pytest.mark.parametrize("config", sorted(map(str, Path("ds_configs").glob("*.yaml"))))
+def test_every_recipe_can_be_a_studys_base(tmp_path, config):
+    prepare = steps_of(Study(config, "TEACHER", ["text.txt"], [], None, {"a": {}}, ["rte"]), tmp_path)[0]
+    options = build_parser().parse_args([*prepare.words, "--output", "x"])
+    assert options.prepare.data.sequence_length == yaml.safe_load(Path(config).read_text())["data"]["sequence_length"]
+
+
+@pytest.mark.parametrize("launch, changes, words", [
+    ("deepspede launch.sh", {}, "--launch deepspede launch.sh: no such command"),
+    ("deepspeed 'launch.sh", {}, "No closing quotation"),
+    ("", {"corpus": "half.txt"}, "students: a: corpus: a dotted setting"),
+])  # fmt: skip
+def test_a_studys_mistakes_are_said(launch, changes, words):
+    with pytest.raises(UserError, match=words):
+        Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], None, {"a": changes}, ["rte"], launch=launch).check()
+
+
+@pytest.mark.parametrize("what, words", [
+    ({"tuning": {"epoch": 2}}, "tuning: epoch: no such setting; did you mean epochs?"),
+    ({"tuning": {"rte": {"learning_rates": 1e-4}}}, "did you mean learning_rate?"),
+    ({"tuning": {"learning_rate": "fast"}}, "tuning of rte: .*not all of these are numbers"),
+    ({"tuning": {"warmup": 1}}, "tuning.warmup = 1: a share of the steps, below 1"),
+    ({"tuning": {"batch": 2.5}}, "tuning.batch = 2.5: must be a whole number"),
+    ({"tuning": {"dropout": 1}}, "tuning.dropout = 1: a share of the values, below 1"),
+    ({"tuning": {"rte": 3}}, "tuning: rte: 3: a task's settings go by name"),
+    ({"seeds": 0}, "seeds of rte: 0: a whole number, 1 or more"),
+    ({"tuning": {"rte": {"seeds": "two"}}}, "seeds of rte: 'two': a whole number, 1 or more"),
+    ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
+    ({"data": "nowhere"}, "--data nowhere/rte: one file train"),
+    ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: named twice"),
+    ({"jobs": 0}, "--jobs 0: how many steps run side by side, 1 or more"),
+])  # fmt: skip
+def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
+    plan = {"students": {"a": {}}, "tasks": ["rte"], "data": None} | what
+    with pytest.raises(UserError, match=words):
+        Study(base="ds_configs/small_real.yaml", teacher="T", corpus=["text.txt"], heldout=[], **plan).check()
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"losses.kl_on": "maskd"}, "distil b: losses.kl_on: .*maskd"),
+    ({"training.epochs": "many"}, "distil b: training.epochs: .*many"),
+    ({"losses.temperature": 0}, "distil b: losses.temperature = 0"),
+    ({"training.learning_rate": -1}, "distil b: training.learning_rate = -1"),
+])  # fmt: skip
+def test_a_value_that_a_student_cannot_have_is_said_before_another_is_distilled(tmp_path, changes, words):
+    study = Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], None, {"a": {}, "b": changes}, ["rte"])
+    with pytest.raises(UserError, match=words):
+        run_study(study, tmp_path / "out", check_command)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_in_a_tasks_files_is_said_before_a_student_is_distilled(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / "rte").mkdir(exist_ok=True)
+        (tmp_path / "rte" / f"{split}.jsonl").write_text(json.dumps({"sentence1": "a", "sentence2": "b", "label": int(split == "train") + 1}))
+    study = Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], str(tmp_path), {"a": {}}, ["rte"])
+    with pytest.raises(UserError, match="train.jsonl, line 1: label 2 is none of rte's"):
+        run_study(study, tmp_path / "out", check_command)
+    assert list((tmp_path / "out").iterdir()) == []
