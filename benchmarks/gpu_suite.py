@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.bodies import BODIES
 from benchmarks.mistakes import make_folder, one_sentence, why_it_ended
 from ds_distill.console import alive
 from ds_distill.errors import UserError
@@ -36,6 +37,7 @@ NOT_ASKED, NOT_REACHED = "not asked for", "not reached"
 STEP = ("benchmarks.training", "--size", "base")
 AT_128, AT_512 = ("--sequences", "128", "--length", "128"), ("--sequences", "32", "--length", "512")
 FEW = ("--only", "engine", "--repeats", "10")
+INFERENCE = ("benchmarks.inference", "--heads", "encoder", "--batches", "1", "32", "--lengths", "128", "--threads", "1", "--rounds", "3")
 
 # name, what it is, arguments; in the order of importance
 PARTS = (
@@ -46,6 +48,7 @@ PARTS = (
      ("benchmarks.head", "--rows", "16384", "--memory-rows", "16384", "--triton")),
     ("step_512", "step, 32 × 512 tokens", (*STEP, *AT_512, "--only", "reference_bf16", "engine", "gemms")),
     ("step_fp32", "step, against the plain recipe in fp32", (*STEP, *AT_128, "--only", "reference_fp32", "engine")),
+    ("inference", "inference, DistilBERT's size and BERT-base's", (*INFERENCE, "--bodies", "gpu_fp32", "gpu_fp16", "gpu_compiled")),
     ("compiled", "step with torch.compile's kernel in the vocabulary loss", (*STEP, *AT_128, *FEW, "--passes", "compiled")),
     ("eager", "step without compiling", (*STEP, *AT_128, *FEW, "--passes", "torch")),
     ("no_dropout", "step without dropout", (*STEP, *AT_128, "--only", "engine", "gemms", "--dropout", "0")),
@@ -54,15 +57,17 @@ PARTS = (
     ("zero3", "step at ZeRO 3", (*STEP, *AT_128, *FEW, "--zero", "3")),
     ("zero0", "step at ZeRO 0", (*STEP, *AT_128, *FEW, "--zero", "0")),
 )  # fmt: skip
-SMALL = {"--size": "tiny", "--sequences": "4", "--length": "32", "--rows": "256", "--memory-rows": "256", "--repeats": "2"}
+SMALL = {"--size": "tiny", "--sequences": "4", "--length": "32", "--rows": "256", "--memory-rows": "256", "--repeats": "2",
+         "--lengths": "32", "--rounds": "1"}  # fmt: skip
+ON_A_CPU = {"fp16": "bf16", "gpu_fp32": "eager_fp32", "gpu_fp16": "eager_bf16", "gpu_compiled": "compiled_fp32"}
 GOAL_RATE, GOAL_SHARE = 0.6e6, 0.45  # tokens/s on one H100 with KL over all tokens, and share of the square product's rate
 
 
 def rehearsed(arguments: tuple[str, ...]) -> list[str]:
     """The same command, small enough for a CPU and in its precisions."""
     small = [SMALL.get(before, argument) for before, argument in zip(("", *arguments), arguments, strict=False)]
-    small += ["--vocabulary", "2000"] if arguments[0] != "benchmarks.gpu_checks" else []
-    return [{"fp16": "bf16"}.get(argument, argument) for argument in small if argument != "--triton"]
+    small += ["--vocabulary", "2000"] if "--size" in arguments or "--rows" in arguments else []
+    return [ON_A_CPU.get(argument, argument) for argument in small if argument != "--triton"]
 
 
 def run(arguments: list[str], seconds: float) -> dict:
@@ -127,6 +132,10 @@ def verdicts(found: dict[str, dict]) -> list[str]:
         gain = ms["fused_compiled"] / ms["fused_triton"]
         said.append(f"Triton kernel against torch.compile in the vocabulary loss: {gain:.2f}×, so "
                     f"{'it stays the default on a GPU' if gain >= 1.1 else 'torch.compile should be the default'} (1.10× is asked for).")  # fmt: skip
+    for batch in ("1", "32"):
+        if ratios := found["inference"].get("summary", {}).get(f"batch_{batch}_vs_base_same_body"):
+            said.append(f"DistilBERT's size against BERT-base's at {batch} × 128 tokens, encoder: "
+                        f"{', '.join(f'{value:.2f}× in {BODIES[body].label}' for body, value in ratios.items())}.")  # fmt: skip
     return said
 
 
@@ -163,8 +172,9 @@ def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds:
     pages = [f"# GPU suite, {day}\n\n{kind}. `{command}`, {seconds:.0f} s.{cut_off}\n\n{conclusion}"]
     for name, title, arguments in PARTS:
         part = found[name]
+        log = f"\n\n```\n{part['log']}\n```" if part.get("log") else ""
         pages.append(f"## {title}\n\n`python -m {' '.join(arguments)}`, {part.get('seconds', 0)} s\n\n"
-                     + (part.get("said") or f"not measured: {part.get('why')}\n\n```\n{part.get('log', '')}\n```"))  # fmt: skip
+                     + (part.get("said") or f"not measured: {part.get('why')}{log}"))  # fmt: skip
     write_whole(folder / "gpu_suite.md", "\n\n".join(pages) + "\n")
     write_json(folder / "gpu_suite.json", {"date": day, "machine": machine, "command": command, "rehearsal": rehearsal, "verdicts": verdicts(found),
                                            "parts": found})  # fmt: skip

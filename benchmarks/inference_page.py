@@ -36,25 +36,29 @@ def shown(entry: dict) -> dict:
     return out
 
 
+def counted(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
 def sections_of(result: dict, folder: Path | None) -> list[Section]:
     rows = result["rows"]
     most = max(row["threads"] for row in rows)
-    first = rows[0]["head"]
+    first, threads = rows[0]["head"], counted(most)
     wide = [row for row in rows if row["head"] == first and row["threads"] == most]
     sections = []
     for case in (ONE, MANY):
         here = [row for row in wide if row["case"] == case]
         if not here:
             continue
-        section = _section(f"{first}, {case} tokens, {most} threads", here)
+        section = _section(f"{first}, {case} tokens, {threads}", here)
         if folder:
             file = folder / f"latency_{case.split()[0]}.png"
             bars_plot({label(row): row["p50_ms"] for row in here}, f"p50 of a call of {case} tokens (ms)", file,
                       marked=tuple(label(row) for row in here if row["model"] == "student"))  # fmt: skip
             section.pictures = {f"Latency of {case} tokens; the student in blue.": file}
         sections.append(section)
-    one = [row for row in wide if row["case"] == ONE] or wide
-    text = f"The {first} alone, {most} threads. Most memory: of the process, libraries too, on the host, after calls of {one[0]['peak_case']} tokens."
+    one = [row for row in wide if row["case"] == ONE] or [row for row in wide if row["case"] == wide[0]["case"]]
+    text = f"The {first} alone, {threads}. Most memory: of the process, libraries too, on the host, after calls of {one[0]['peak_case']} tokens."
     columns = {key: name for key, name in SIZES.items() if key not in ("agreement", "clear")}
     sizes = Section("Size, memory, load time", text, [shown(row) for row in one], columns, _students(one))
     if folder:
@@ -64,18 +68,18 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
         sizes.pictures = {"File size and latency; the student in blue.": file}
     sections.append(sizes)
     cases = [case for case in dict.fromkeys(row["case"] for row in wide) if "mix" not in case]
-    sections.append(_shapes(f"{first}, every shape, {most} threads", wide, cases, "p50 of a call in ms; sequences × tokens of each."))
+    sections.append(_shapes(f"{first}, every shape, {threads}", wide, cases, "p50 of a call in ms; sequences × tokens of each."))
     if alone := [row for row in rows if row["head"] == first and row["threads"] == 1 != most]:
         cases = [case for case in dict.fromkeys(row["case"] for row in alone) if "mix" not in case]
         sections.append(_shapes(f"{first}, one thread", alone, cases, "p50 of a call in ms."))
     for mix in dict.fromkeys(row["case"] for row in wide if "mix" in row["case"]):
         text = "Sequences as the text has them, padded to the longest of a batch; sequences and tokens a second count real ones only."
-        sections.append(_section(f"{first}, real lengths, {mix.split()[0]} at a time, {most} threads", [r for r in wide if r["case"] == mix], text))
+        sections.append(_section(f"{first}, real lengths, {mix.split()[0]} at a time, {threads}", [r for r in wide if r["case"] == mix], text))
     for head in dict.fromkeys(row["head"] for row in rows if row["head"] != first):
         for case in (ONE, MANY):
             here = [row for row in rows if row["head"] == head and row["case"] == case and row["threads"] == most]
             if here:
-                sections.append(_section(f"With a {head} head, {case} tokens, {most} threads", here))
+                sections.append(_section(f"With a {head} head, {case} tokens, {threads}", here))
         agreeing = list({(row["model"], row["body"]): row for row in rows if row["head"] == head and "agreement" in row}.values())
         if agreeing:
             positions = agreeing[0]["positions"]
@@ -136,6 +140,6 @@ def write_card(result: dict, model: Path) -> None:
     most = max(row["threads"] for row in mine)
     rows = [shown(row) for row in mine if row["threads"] == most]
     columns = {key: (COLUMNS | SIZES)[key] for key in ("body", "p50_ms", "sequences_s", "vs_base_eager", "vs_base_same_body", "file_mb", "peak_mb")}
-    text = (f"Without its head, one sequence of 128 tokens, {most} threads, {result['machine']}, {result['date']} (`python -m benchmarks.inference`). "
+    text = (f"Without its head, one sequence of 128 tokens, {counted(most)}, {result['machine']}, {result['date']} (`python -m benchmarks.inference`). "
             f"Peak memory is the process's, after calls of {mine[0]['peak_case']} tokens.")  # fmt: skip
     put_section(model / "README.md", "Speed", f"{text}\n\n{table(rows, columns)}")

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.machine import describe
 from benchmarks.mistakes import one_sentence, why_it_ended
 from ds_distill.console import alive
-from ds_distill.data.sources import documents
+from ds_distill.data.documents import documents
 from ds_distill.errors import UserError
 from ds_distill.report import table
 

@@ -106,6 +106,9 @@ def test_verdicts_follow_the_figures():
     assert "(not met, not met)" in gpu_suite.verdicts(found | {"step_128": step | {"engine": 4.5e5}})[1]
     head = {"milliseconds": {"fused_compiled": 10.5, "fused_triton": 10.0}}
     assert "torch.compile should be the default" in gpu_suite.verdicts(found | {"head": head})[2]
+    inference = {"summary": {"batch_32_vs_base_same_body": {"gpu_fp16": 1.98, "gpu_compiled": 2.0}}}
+    assert gpu_suite.verdicts(found | {"inference": inference})[3] == ("DistilBERT's size against BERT-base's at 32 × 128 tokens, encoder: "
+                                                                       "1.98× in PyTorch, fp16, GPU, 2.00× in torch.compile, fp16, GPU.")  # fmt: skip
     rows = gpu_suite.summary_rows(found)
     assert rows[0]["tokens/s"] == 650_000 and rows[0]["share"] == "51 %" and rows[1]["tokens/s"] == "not measured: no time left"
     assert rows[0]["memory"] == 5000

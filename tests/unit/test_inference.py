@@ -11,7 +11,7 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 from benchmarks import energy
 from benchmarks.arena import Contender
 from benchmarks.bodies import BODIES, Row, inputs_of, make, serve
-from benchmarks.inference_page import print_tables, shown, write_report
+from benchmarks.inference_page import print_tables, sections_of, shown, write_report
 from benchmarks.inference_suite import BASE, STUDENT, Measured, cases_of, figures, measure, prepare, reference_choices, runnable, summary
 from benchmarks.small_device import least_megabytes
 from ds_distill.data.tokenizer import train_wordpiece
@@ -54,7 +54,7 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
     write_report(result, tmp_path / "report")
     print_tables(result)
     assert "broken off: classification" in (tmp_path / "report" / "inference.md").read_text()
-    assert "masked-lm, 2 × 128 tokens" not in (said := capsys.readouterr().out) and "masked-lm, every shape, 1 threads" in said
+    assert "masked-lm, 2 × 128 tokens" not in (said := capsys.readouterr().out) and "masked-lm, every shape, 1 thread" in said
     assert {"inference.md", "inference.html", "inference.json", "size_latency.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
 
 
@@ -83,6 +83,9 @@ def test_figures_from_known_times(tmp_path):
     assert eight["sequences_s"] == 1 / 0.75 and "vs_base_same_body" not in eight and eager["vs_base_same_body"] == 3.0
     assert summary(entries) == {"batch_1_vs_base_same_body": {"eager_fp32": 3.0}, "batch_1_best_int8": "openvino_int8",
                                 "batch_1_best_int8_vs_base_eager": 8.0}  # fmt: skip
+    for cases in (("1 × 128", "32 × 128"), ("1 × 32", "32 × 32")):  # with the case that sizes are told of, and without
+        sizes = sections_of({"rows": [entry | {"case": case} for case in cases for entry in entries]}, None)[-2]
+        assert sizes.heading.startswith("Size") and [row["body"] for row in sizes.rows] == [BODIES[entry["body"]].label for entry in entries]
 
 
 def test_padding_is_not_counted_as_tokens():
