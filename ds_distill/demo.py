@@ -12,7 +12,8 @@ from ds_distill import runs
 from ds_distill.claim import claimed, flat
 from ds_distill.console import is_first, progress, say
 from ds_distill.data.corpus import embedded_documents
-from ds_distill.data.sources import pieces_of, read
+from ds_distill.data.documents import read
+from ds_distill.data.sources import pieces_of
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Recipe

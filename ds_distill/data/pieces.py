@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from ds_distill.data.documents import Document, read
 from ds_distill.data.encode import Encoder
 from ds_distill.data.shard import Grouper, Packer, ShardWriter
-from ds_distill.data.sources import Document, Piece, read
+from ds_distill.data.sources import Piece
 
 SPLITS = ("train", "heldout")
 DOCUMENTS_A_BATCH = 128

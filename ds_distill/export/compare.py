@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ds_distill.console import progress
-from ds_distill.data.sources import documents, pieces_of
+from ds_distill.data.documents import documents
+from ds_distill.data.sources import pieces_of
 from ds_distill.errors import UserError
 from ds_distill.export.source import Source
 

@@ -10,7 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from ds_distill.data import sources
-from ds_distill.data.sources import described, documents, pieces_of, read
+from ds_distill.data.documents import documents, read
+from ds_distill.data.sources import described, pieces_of
 from ds_distill.errors import UserError
 
 TEXTS = ["The first document.", "A second, with a comma\nand a line end.", "Third: \"quoted\" and ünïcode 中文"]

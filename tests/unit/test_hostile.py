@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ds_distill.data.sources import pieces_of, read
+from ds_distill.data.documents import read
+from ds_distill.data.sources import pieces_of
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.source import load_source
@@ -132,7 +133,8 @@ def test_a_broken_tokenizer(folder, file, content):
 
 READ = """
 import resource, sys
-from ds_distill.data.sources import pieces_of, read
+from ds_distill.data.documents import read
+from ds_distill.data.sources import pieces_of
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 count = longest = 0
 for piece in pieces_of([sys.argv[1]]):
