@@ -28,7 +28,7 @@ from ds_distill.models.student import build_student
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Data, Recipe, Training
 from ds_distill.report import table
-from ds_distill.runs import masker_of, prepare_tokens
+from ds_distill.tokens import masker_of, prepare_tokens
 from ds_distill.training.ranks import start_distributed
 
 

@@ -37,7 +37,7 @@ from ds_distill.models.teacher import load_masked_lm
 from ds_distill.parser import build_parser, recipe_of
 from ds_distill.recipe import Recipe
 from ds_distill.report import race_plot, table, write_json
-from ds_distill.runs import heldout_sets, stores_of, tokens_for, with_tokens
+from ds_distill.tokens import heldout_sets, stores_of, tokens_for, with_tokens
 from ds_distill.training.ranks import start_distributed
 
 FIGURES = ("mlm_loss", "kl", "agreement")

@@ -1,7 +1,6 @@
 """An output folder is one run's, and one job's at a time; its first rank writes for all."""
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ds_distill.errors import UserError
+from ds_distill.locks import hold
 from ds_distill.recipe import Recipe
 from ds_distill.report import write_json
 
@@ -45,12 +45,8 @@ def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str,
     file = output / "run.json"
     output.mkdir(parents=True, exist_ok=True)
     held = lock.enter_context(open(output / ".lock", "a+"))
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        held.seek(0)
-        who = held.read().strip() or "unknown"
-        raise UserError(f"{output}: another job is at it ({who}): wait for it, or choose another --output") from None
+    held.seek(0)
+    hold(held, output, lambda: f"another job ({held.read().strip() or 'unknown'})")
     held.truncate(0)
     held.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     held.flush()

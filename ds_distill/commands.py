@@ -30,6 +30,7 @@ def execute(command: str, options) -> dict:
     from ds_distill.data.sources import pieces_of
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.models.folder import resolve_model_folder
+    from ds_distill.tokens import heldout_sets, prepare_tokens, tokens_for, with_tokens
 
     if command == "env":
         return print_environment(environment.describe())
@@ -43,7 +44,7 @@ def execute(command: str, options) -> dict:
         if not options.teacher:
             raise UserError("--teacher is missing")
         if options.tokens:
-            recipe = runs.with_tokens(recipe, Path(options.tokens))
+            recipe = with_tokens(recipe, Path(options.tokens))
         found = plan.plan(recipe, options.teacher, options.tokens, options.ranks, options.memory_gib, options.tokens_per_second)
         plan.show(found)
         return found
@@ -60,7 +61,7 @@ def execute(command: str, options) -> dict:
             raise UserError("prepare needs --tokenizer, or a recipe with a teacher, and --corpus")
         pieces_of(options.corpus, column=recipe.data.column, streaming=recipe.data.streaming)  # a wrong path is said before a wrong tokenizer
         tokenizer = load_tokenizer(options.tokenizer or resolve_model_folder(options.teacher))
-        manifest = runs.prepare_tokens(options.corpus, tokenizer, output, recipe)
+        manifest = prepare_tokens(options.corpus, tokenizer, output, recipe)
         kept = ("mode", "blocks", "real_tokens", "documents", "found", "unknown_share", "sources", "fingerprint")
         return {"output": str(output), **{key: manifest[key] for key in kept}}
     if command == "pretrain":
@@ -82,10 +83,10 @@ def execute(command: str, options) -> dict:
             tokenizer = runs.teacher_folder(tokenizer, recipe)
         elif command == "evaluate":
             tokenizer = str(resolve_model_folder(tokenizer[0], "--model"))
-        tokens = runs.tokens_for(options.corpus, tokenizer, recipe, (output or EVALUATED_IN) / "tokens", bound=output)
-    recipe = runs.with_tokens(recipe, Path(tokens))
+        tokens = tokens_for(options.corpus, tokenizer, recipe, (output or EVALUATED_IN) / "tokens", bound=output)
+    recipe = with_tokens(recipe, Path(tokens))
     if command != "evaluate":
-        held = runs.heldout_sets(options.heldout, Path(tokens), recipe, output)
+        held = heldout_sets(options.heldout, Path(tokens), recipe, output)
     if command in ("run", "distill"):
         return runs.distill(recipe, options.teacher, Path(tokens), output, heldout=held)
     if command == "pretrain":

@@ -18,6 +18,7 @@ from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Recipe
 from ds_distill.report import table, write_summary
+from ds_distill.tokens import prepare_tokens
 from ds_distill.training.kernels import build_ahead
 from ds_distill.training.ranks import on_first_rank, start_distributed
 
@@ -86,7 +87,7 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
     pieces = pieces_of(corpus)
     with progress(sum(piece.size for piece in pieces), "tokenizer", "B") as bar:
         tokenizer = train_wordpiece((d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer")
-    manifest = runs.prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
+    manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
     say(f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} tokens to train on, "
         f"{time.perf_counter() - began:.0f} s")  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -26,6 +25,7 @@ from ds_distill.data.shard import INDEX, Packer
 from ds_distill.data.sources import Piece, described, pieces_of
 from ds_distill.data.tokenizer import plain_backend, save_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
+from ds_distill.locks import hold
 
 MODES = ("packed", "grouped")
 
@@ -62,10 +62,7 @@ def prepare(
     building = output.parent / f".{output.name}.building"
     building.mkdir(parents=True, exist_ok=True)
     with (building / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{output}: another process is preparing it; wait for it, or choose another --output") from None
+        hold(lock, output, lambda: "another process")
         _go_on_or_start(building, pieces, form)
         _tokenize(pieces, building, form, workers or cores(), progress)
         manifest = _assemble(inputs, pieces, building, form, tokenizer)

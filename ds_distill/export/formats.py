@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import json
 import math
@@ -25,6 +24,7 @@ from ds_distill.export.graph import OPSET, write_onnx, write_program
 from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
 from ds_distill.export.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
 from ds_distill.export.source import Source, copy_description, load_source
+from ds_distill.locks import hold
 from ds_distill.memory import peak_memory
 from ds_distill.report import put_section, table, write_json
 
@@ -134,10 +134,7 @@ def _alone(output: Path):
     """One export at a time in a folder: they share its scratch and its tables. UserError where another is at it."""
     held = os.open(output, os.O_RDONLY)  # the folder itself: what is exported may be published as it lies
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{output}: another export is at it; wait for it, or choose another --output") from None
+        hold(held, output, lambda: "another export")
         yield
     finally:
         os.close(held)

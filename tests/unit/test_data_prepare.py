@@ -168,7 +168,7 @@ def test_two_calls_on_one_folder(tokenizer, tmp_path):
     building.mkdir()
     with (building / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is preparing it"):
+        with pytest.raises(UserError, match="another process is at it"):
             run(tokenizer, tmp_path / "d", some_documents(9))
 
 
