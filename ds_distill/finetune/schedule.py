@@ -23,8 +23,8 @@ LATE = 10.0  # seconds
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a study, done when its `output` has a summary. after: folders that have to have theirs first. starter: what runs it in place of
-    this process's Python; such a step takes the whole machine, or several, and runs alone."""
+    """One command of a study, done when its `output` has a summary, of as many seeds where it has any. after: folders that have to have theirs first.
+    starter: what runs it in place of this process's Python; such a step takes the whole machine, or several, and runs alone."""
 
     what: str
     output: Path
@@ -33,10 +33,12 @@ class Step:
     model: str | Path | None = None
     teacher: Path | None = None
     starter: str = ""
+    seeds: int = 0
 
     @property
     def done(self) -> bool:
-        return (self.output / "summary.json").is_file()
+        file = self.output / "summary.json"
+        return file.is_file() and (not self.seeds or len(json.loads(file.read_text())["seeds"]) >= self.seeds)
 
     @property
     def needs(self) -> list[Path]:
@@ -131,7 +133,8 @@ def _start_more(running: dict, waiting: list[Step], jobs: int, logs: Path) -> No
         alone = step.starter and running or any(other.starter for other, _ in running.values())
         if len(running) == jobs or alone:
             return
-        if step.ready:
+        at_work = {other.output for other in (*waiting, *(other for other, _ in running.values()))}  # a summary of fewer seeds may be there
+        if step.ready and at_work.isdisjoint(step.needs):
             slot = next(number for number in range(jobs) if number not in running)
             running[slot] = step, _start(step, slot, jobs, logs)
             waiting.remove(step)

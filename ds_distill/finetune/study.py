@@ -134,12 +134,13 @@ def steps_of(study: Study, output: Path) -> list[Step]:
                  *(word for key, value in tuning.items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
         folder = output / "tasks" / task
         if study.teacher_too:
-            steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher))
+            steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher, seeds=seeds))
         for name in study.students:
             student = output / "students" / folder_of(name)
-            steps.append(Step(f"{task}, {name}", folder / folder_of(name), words, model=student))
+            steps.append(Step(f"{task}, {name}", folder / folder_of(name), words, model=student, seeds=seeds))
             if name in study.second:
-                steps.append(Step(f"{task}, {name}, {SECOND}", folder / folder_of(f"{name}, {SECOND}"), words, model=student, teacher=folder / TEACHER))
+                steps.append(Step(f"{task}, {name}, {SECOND}", folder / folder_of(f"{name}, {SECOND}"), words, model=student, teacher=folder / TEACHER,
+                                  seeds=seeds))  # fmt: skip
     return steps
 
 
@@ -184,11 +185,12 @@ def _read_tasks(study: Study, steps: list[Step]) -> None:
 
 
 def _changed(before: dict, now: dict) -> list[str]:
-    """The keys under which what a plan held is not what it was. Students, tasks with their tuning, and second distillations may be added."""
+    """The keys under which what a plan held is not what it was. Students, tasks with their tuning, seeds and second distillations may be added."""
     earlier, later = Study.of(before), Study.of(now)
     kept = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "second")}
     kept["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
-    kept["tuning"] = all(earlier.tuning_of(task) == later.tuning_of(task) for task in earlier.tasks)
+    pairs = [(earlier.tuning_of(task), later.tuning_of(task)) for task in earlier.tasks]
+    kept["tuning"] = kept["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
     kept["base"] = True  # where it lies; what it says is under `recipe`
     return [key for key in now if before.get(key) != now[key] and not kept.get(key)]
 

@@ -59,6 +59,21 @@ def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
     run_steps([fourth, third, first, second], 2, tmp_path / "logs")  # nothing is done twice: their folders are there
 
 
+def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch):
+    """Though the summary of fewer is there."""
+    (tmp_path / "teacher").mkdir()
+    summary = tmp_path / "teacher" / "summary.json"
+    summary.write_text(json.dumps({"seeds": [0]}))
+    more = f"import json, pathlib, time; time.sleep(1); pathlib.Path({str(summary)!r}).write_text(json.dumps({{'seeds': [0, 1]}}))"
+    monkeypatch.setattr(Step, "started_as", lambda self: [sys.executable, "-c", more])
+    teacher = Step("teacher", summary.parent, ("word",), seeds=2)
+    enough = 'if len(json.loads((room / "teacher/summary.json").read_text())["seeds"]) < 2: sys.exit(4)'
+    student = step(tmp_path, "student", enough, teacher=summary.parent)
+    assert not teacher.done and student.ready
+    run_steps([teacher, student], 2, tmp_path / "logs")
+    assert teacher.done and student.done
+
+
 def test_a_model_is_looked_for_where_its_folder_is_now(tmp_path):
     for name, made in (("student", {"export": "runs/student/export"}), ("tuned", {"export": "runs/tuned/seed=1/model", "output": "runs/tuned"})):
         (tmp_path / name).mkdir()

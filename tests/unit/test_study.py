@@ -42,6 +42,7 @@ def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
     rte, squad = steps_of(study, tmp_path)[-2:]
     assert rte.words[3:] == ("--seeds", "3", "--tuning.learning_rate", "0.0001")
     assert squad.words[3:] == ("--seeds", "1", "--tuning.learning_rate", "0.0003")
+    assert (rte.seeds, squad.seeds) == (3, 1)
 
 
 @pytest.mark.parametrize("before, now, changed", [
@@ -51,7 +52,10 @@ def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
     ({}, {"tuning": {"epochs": 4, "rte": {"epochs": 3}}}, []),
     ({"tasks": ["rte", "squad"]}, {"tuning": {"epochs": 3, "squad": {"seeds": 1}}, "tasks": ["rte"]}, ["tasks", "tuning"]),
     ({}, {"base": "/elsewhere/few_tokens.yaml"}, []),
-    ({}, {"seeds": 5, "students": {"a": {"losses.kl": 0}}}, ["students", "seeds"]),
+    ({}, {"seeds": 5, "students": {"a": {"losses.kl": 0}}}, ["students"]),
+    ({}, {"seeds": 2}, ["seeds"]),
+    ({"tuning": {"rte": {"seeds": 1}}}, {"tuning": {"rte": {"seeds": 3}}}, []),
+    ({"tuning": {"rte": {"seeds": 1}}}, {"tuning": {"rte": {"seeds": 3, "epochs": 2}}}, ["tuning"]),
 ])  # fmt: skip
 def test_a_study_may_grow_but_what_it_held_stays(before, now, changed):
     plan = asdict(Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], tuning={"epochs": 3}))
