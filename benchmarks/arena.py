@@ -11,13 +11,14 @@ import traceback
 from collections.abc import Callable
 
 from ds_distill.console import alive
+from ds_distill.errors import UserError
 
 
 class Contender:
     """`make(setting, device)` runs in a new process (`ranks` of them, which make one job, and `jobs` such jobs, which work at once and know nothing of
     each other). It returns the step, a function that takes no arguments and returns the seconds it took, or None when the clock is to say, and a
     dictionary of what it has to say. environment: variables of the process, beside the benchmark's own. serve: the process itself, (link, make,
-    setting): reads questions from the link until "stop", and answers (True, what) or (False, why not)."""
+    setting): reads questions from the link until "stop", and answers (True, what), (False, why not) or, of a mistake, (None, the sentence)."""
 
     def __init__(self, name: str, make: Callable, setting: object, *, ranks: int = 1, jobs: int = 1, environment: dict[str, str] | None = None,
                  serve: Callable | None = None):  # fmt: skip
@@ -49,6 +50,8 @@ class Contender:
             self.processes[number].join(10)
             code = self.processes[number].exitcode
             fine, answer = False, f"its process has ended ({'killed, as where memory runs out' if code == -9 else f'exit status {code}'})"
+        if fine is None:
+            raise UserError(f"{self.name}: {answer}")
         if not fine:
             raise RuntimeError(f"{self.name}: {answer}")
         return answer
@@ -119,6 +122,8 @@ def _serve(link, make: Callable, setting: object) -> None:
                     answer = timed(lambda: [said.append(step()) for _ in range(steps)], device) / steps  # noqa: B023
                     answer = said[-1] or answer
                 link.send((True, answer))
+            except UserError as error:
+                link.send((None, str(error)))
             except Exception:  # the benchmark itself says it, with its name
                 link.send((False, traceback.format_exc()))
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from ds_distill.claim import claimed, flat
-from ds_distill.console import is_first, progress, say
+from ds_distill.console import is_first, progress, say_once
 from ds_distill.data.batches import heldout_batches
 from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -143,7 +143,8 @@ def _fitting(recipe: Recipe, teacher: str | None, ranks: int) -> Recipe:
     t = recipe.training
     t.micro_batch = choose_micro_batch(recipe, teacher) if asked == "auto" else t.micro_batch_of(ranks)
     if asked not in ("auto", t.micro_batch):
-        say(f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is {t.share_of(ranks)}")
+        line = f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is {t.share_of(ranks)}"
+        say_once(line, line)  # for all the runs of a job
     return recipe
 
 

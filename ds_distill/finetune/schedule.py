@@ -170,7 +170,7 @@ def _share(slot: int, jobs: int) -> dict[str, str]:
     from ds_distill.data.prepare import cores
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    gpus = visible.split(",") if visible else [str(device) for device in range(torch.cuda.device_count())]
+    gpus = [name for name in visible.split(",") if name] or [str(device) for device in range(torch.cuda.device_count())]
     share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
     return share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 

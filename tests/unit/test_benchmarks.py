@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def make(setting, device):
     """A contender whose step takes what the setting says."""
     if setting.broken:
-        raise ValueError("no such shape")
+        raise setting.broken
     return lambda: setting.seconds, {"rank": os.environ["RANK"], "world": os.environ["WORLD_SIZE"], "pages": os.environ["PAGES"], "pid": os.getpid()}
 
 
@@ -40,10 +40,12 @@ def test_contenders_are_processes_with_an_environment_of_their_own():
     assert not any(process.is_alive() for process in contender.processes)
 
 
-def test_a_contender_that_fails_is_named_with_its_reason():
-    contender = Contender("odd", make, SimpleNamespace(threads=1, broken=True))
+@pytest.mark.parametrize("broken, raised, said", [(ValueError("no such shape"), RuntimeError, "odd: Traceback(?s:.*)no such shape"),
+                                                  (UserError("give another"), UserError, "odd: give another$")])  # fmt: skip
+def test_a_contender_that_fails_is_named_with_its_reason(broken, raised, said):
+    contender = Contender("odd", make, SimpleNamespace(threads=1, broken=broken))
     try:
-        with pytest.raises(RuntimeError, match="odd.*(?s:.*)no such shape"):
+        with pytest.raises(raised, match=said):
             take_turns([contender], 1)
     finally:
         contender.stop()

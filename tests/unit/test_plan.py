@@ -12,7 +12,7 @@ from ds_distill.losses.vocabulary import LIVE_BYTES, live_bytes
 from ds_distill.memory import memory_limit
 from ds_distill.models.student import build_student
 from ds_distill.plan import plan
-from ds_distill.recipe import Recipe, Training
+from ds_distill.recipe import Data, Recipe, Student, Training
 from ds_distill.training.forecast import activation_bytes, flops_a_token, memory
 from ds_distill.training.loop import memory_explained
 from tests.unit.test_models_teacher import tiny_bert, tiny_roberta
@@ -88,3 +88,10 @@ def test_a_plan_for_nothing_is_refused(key, value):
     given = {"ranks": 1, "memory_gib": None, "tokens_per_second": None, key: value}
     with pytest.raises(UserError, match=f"--{key} {value}: must be above 0"):
         plan(Recipe(), "T", None, **given)
+
+
+def test_a_plan_for_layers_that_there_are_not_is_refused(tmp_path):
+    tiny_bert(4).config.save_pretrained(tmp_path)
+    recipe = Recipe(student=Student(layers=[0, 9]), data=Data(sequence_length=16))
+    with pytest.raises(UserError, match=r"student.layers\[1\] = 9: the teacher has 4 layers"):
+        plan(recipe, str(tmp_path), None, 1, None, 1000.0)

@@ -137,7 +137,7 @@ def test_a_step_whose_start_is_gone_is_said(tmp_path):
 
 
 def test_a_step_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,")
     say = '(out / "gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])'
     steps = [step(tmp_path, "a", f'{say}; wait("b/gpu")'), step(tmp_path, "b", f'{say}; wait("a/gpu")')]
     run_steps(steps, 2, tmp_path / "logs")
