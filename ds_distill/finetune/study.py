@@ -198,8 +198,8 @@ def _changed(before: dict, now: dict) -> list[str]:
 def rows_of(study: Study, output: Path) -> list[dict]:
     """A row a model: held-out figures of its pretraining, and each task's score with its seeds; what has not been run is not in it."""
     rows: list[dict] = []
-    names = [*([TEACHER] if study.teacher_too else []), *study.students]
-    for name in [*names, *(f"{student}, {SECOND}" for student in study.second)]:
+    names = [name for student in study.students for name in (student, *([f"{student}, {SECOND}"] if student in study.second else []))]
+    for name in [*([TEACHER] if study.teacher_too else []), *names]:
         row: dict = {"model": name, "tasks": {}}
         made = output / "students" / folder_of(name) / "summary.json"
         if made.is_file():
