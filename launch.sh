@@ -192,7 +192,7 @@ def start_launcher(ranks: str, argv: list[str]) -> None:
     if accelerator.device_name() == "cpu":
         devices = [str(device) for device in range(1 if ranks == "all" else int(ranks))]
     else:
-        devices = visible.split(",") if visible else [str(device) for device in range(accelerator.device_count())]
+        devices = [name.strip() for name in visible.split(",") if name.strip()] or [str(device) for device in range(accelerator.device_count())]
         if ranks != "all" and int(ranks) > len(devices):
             raise SystemExit(f"launch.sh: DS_DISTILL_RANKS = {ranks}: this machine shows {len(devices)} GPUs")
         devices = devices if ranks == "all" else devices[: int(ranks)]

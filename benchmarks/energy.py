@@ -42,9 +42,11 @@ class _Package:
 def _gpu() -> list:
     try:
         import pynvml
+        import torch
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        # by its name: NVML's numbers are of all GPUs, torch's of those that CUDA_VISIBLE_DEVICES names
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         return [lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3]
     except Exception:  # no library, no driver, no GPU, or one that does not count

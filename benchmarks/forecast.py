@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-from benchmarks.mistakes import one_sentence, why_it_ended
+from benchmarks.mistakes import count, one_sentence, why_it_ended
 from ds_distill.console import alive
 from ds_distill.errors import UserError
 
@@ -37,13 +38,15 @@ def said_by(*words, ranks: int = 1) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.forecast", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=6, help="the teacher's layers (default 6)")
-    parser.add_argument("--hidden", type=int, default=384, help="hidden size (default 384)")
-    parser.add_argument("--heads", type=int, default=12, help="attention heads (default 12)")
-    parser.add_argument("--vocabulary", type=int, default=30_522, help="pieces (default 30522)")
-    parser.add_argument("--steps", type=int, default=6, help="of each run (default 6)")
+    parser.add_argument("--layers", type=count, default=6, help="the teacher's layers (default 6)")
+    parser.add_argument("--hidden", type=count, default=384, help="hidden size (default 384)")
+    parser.add_argument("--heads", type=count, default=12, help="attention heads (default 12)")
+    parser.add_argument("--vocabulary", type=count, default=30_522, help="pieces (default 30522)")
+    parser.add_argument("--steps", type=count, default=6, help="of each run (default 6)")
     parser.add_argument("--cases", nargs="+", default=["16x1x0", "32x1x0", "4x1x0", "16x1x1", "16x1x2", "16x1x3", "8x2x0", "8x2x2"], help="see above")
     args = parser.parse_args()
+    if odd := [case for case in args.cases if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[0-3]", case)]:
+        parser.error(f"--cases {odd[0]}: micro-batch, ranks and ZeRO stage are asked for, such as 16x1x2")
     with one_sentence("benchmarks.forecast"):
         return run(args)
 

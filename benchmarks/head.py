@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from benchmarks.clock import timed
 from benchmarks.machine import describe, peak_bytes
-from benchmarks.mistakes import one_sentence
+from benchmarks.mistakes import count, one_sentence
 from ds_distill.console import alive
 from ds_distill.losses import fused_vocabulary_loss
 from ds_distill.losses.vocabulary import columns
@@ -80,12 +80,12 @@ def bare(x: dict):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.head", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2048, help="tokens whose time is taken (default 2048)")
-    parser.add_argument("--memory-rows", type=int, default=8192, help="tokens whose memory is taken (default 8192)")
-    parser.add_argument("--hidden", type=int, default=768, help="hidden size (default 768)")
-    parser.add_argument("--vocabulary", type=int, default=30_522, help="vocabulary (default 30522)")
-    parser.add_argument("--repeats", type=int, default=7, help="rounds (default 7)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--rows", type=count, default=2048, help="tokens whose time is taken (default 2048)")
+    parser.add_argument("--memory-rows", type=count, default=8192, help="tokens whose memory is taken (default 8192)")
+    parser.add_argument("--hidden", type=count, default=768, help="hidden size (default 768)")
+    parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary (default 30522)")
+    parser.add_argument("--repeats", type=count, default=7, help="rounds (default 7)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
     parser.add_argument("--triton", action="store_true", help="on a GPU, also the kernel written in Triton")
     args = parser.parse_args()
     with one_sentence("benchmarks.head"):

@@ -63,7 +63,7 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
     sizes = Section("Size, memory, load time", text, [shown(row) for row in one], columns, _students(one))
     if folder:
         file = folder / "size_latency.png"
-        points_plot({label(row): (row["file_mb"], row["p50_ms"]) for row in one}, "file (MB)", f"p50 of {ONE} tokens (ms)", file,
+        points_plot({label(row): (row["file_mb"], row["p50_ms"]) for row in one}, "file (MB)", f"p50 of {one[0]['case']} tokens (ms)", file,
                     marked=tuple(label(row) for row in one if row["model"] == "student"))  # fmt: skip
         sizes.pictures = {"File size and latency; the student in blue.": file}
     sections.append(sizes)

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBe
 
 from benchmarks.arena import Contender, ratio
 from benchmarks.bodies import BODIES, Body, Row, make, serve
-from benchmarks.inference_page import print_tables, write_card, write_report
+from benchmarks.inference_page import ONE, print_tables, write_card, write_report
 from benchmarks.machine import describe
 from ds_distill.console import alive, progress, say
 from ds_distill.errors import UserError
@@ -223,7 +223,7 @@ def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: d
             same = np.concatenate(one.said["choices"]) == choices[one.row.model][0]
             clear = choices[one.row.model][1]
             fixed |= {"agreement": float(same.mean()), "positions": len(same)}
-            fixed |= {"clear_agreement": float(same[clear].mean()), "clear_share": float(clear.mean())}
+            fixed |= {"clear_share": float(clear.mean())} | ({"clear_agreement": float(same[clear].mean())} if clear.any() else {})
         for case, batches in cases.items():
             if case not in one.latencies:
                 continue
@@ -293,7 +293,10 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
             write_report(result, args.report)
     print_tables(result)
     if args.card:
-        write_card(result, folders[STUDENT])
+        if any(row["model"] == STUDENT and row["head"] == "encoder" and row["case"] == ONE for row in result["rows"]):
+            write_card(result, folders[STUDENT])
+        else:
+            say(f"--card: nothing to write: {STUDENT}'s encoder was not measured at {ONE} tokens")
     print(json.dumps(result | {"rows": len(result["rows"])} if args.report else result))
     return 0
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from benchmarks.mistakes import one_sentence
+from benchmarks.mistakes import count, one_sentence
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.errors import UserError
 from ds_distill.finetune.features import Collator
@@ -71,10 +71,10 @@ def main() -> int:
     parser.add_argument("--task", required=True, help="as for ds-distill finetune")
     parser.add_argument("--model", required=True, help="folder fine-tuned on the task: the teacher of a student to be")
     parser.add_argument("--data", help="the task's files, as for ds-distill finetune; from the hub when not given")
-    parser.add_argument("--keep", type=int, help="layers of a choice (default half of them)")
-    parser.add_argument("--examples", type=int, default=400, help="of the dev set, the first (default 400)")
-    parser.add_argument("--most", type=int, default=100, help="choices that are all measured (default 100)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--keep", type=count, help="layers of a choice (default half of them)")
+    parser.add_argument("--examples", type=count, default=400, help="of the dev set, the first (default 400)")
+    parser.add_argument("--most", type=count, default=100, help="choices that are all measured (default 100)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
     args = parser.parse_args()
     with one_sentence("benchmarks.layers"):
         return run(args)

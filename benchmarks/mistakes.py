@@ -1,6 +1,8 @@
-"""How a benchmark ends where it cannot go on."""
+"""What a benchmark does not take, and how it ends where it cannot go on."""
 
+import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +25,24 @@ def one_sentence(program: str) -> Iterator[None]:
         end_bars()
         print(f"\n{program}: stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def count(text: str) -> int:
+    """An option's value of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 1 or more")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    """An option's value above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0")
+    return value
 
 
 def make_folder(option: str, folder: Path | None) -> None:

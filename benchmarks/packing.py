@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe, on_cpu_only
-from benchmarks.mistakes import one_sentence
+from benchmarks.mistakes import count, one_sentence
 from benchmarks.racers import Engine
 from ds_distill.cli import quieten
 from ds_distill.console import alive
@@ -52,9 +52,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True, help="folder of a masked-LM model with its tokenizer")
     parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
-    parser.add_argument("--length", type=int, default=512, help="tokens a sequence at most (default 512, the paper's)")
-    parser.add_argument("--sequences", type=int, default=32, help="lines a step (default 32)")
-    parser.add_argument("--steps", type=int, default=16, help="steps of each, after two to warm up (default 16)")
+    parser.add_argument("--length", type=count, default=512, help="tokens a sequence at most (default 512, the paper's)")
+    parser.add_argument("--sequences", type=count, default=32, help="lines a step (default 32)")
+    parser.add_argument("--steps", type=count, default=16, help="steps of each, after two to warm up (default 16)")
     args = parser.parse_args()
     with one_sentence("benchmarks.packing"):
         result = measure(args)

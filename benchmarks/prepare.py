@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import describe
-from benchmarks.mistakes import one_sentence, why_it_ended
+from benchmarks.mistakes import amount, count, one_sentence, why_it_ended
 from ds_distill.console import alive
 from ds_distill.data.documents import documents
 from ds_distill.errors import UserError
@@ -85,8 +85,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="folder with a fast tokenizer")
     parser.add_argument("--text", required=True, nargs="+", help="text files, folders, patterns")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of the speed comparison (default 3)")
-    parser.add_argument("--sizes", type=float, nargs="*", default=[], help="corpus sizes in MB for the memory table")
+    parser.add_argument("--rounds", type=count, default=3, help="rounds of the speed comparison (default 3)")
+    parser.add_argument("--sizes", type=amount, nargs="*", default=[], help="corpus sizes in MB for the memory table")
     args = parser.parse_args()
     with one_sentence("benchmarks.prepare"):
         return run(args)

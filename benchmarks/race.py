@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.machine import describe, on_cpu_only
-from benchmarks.mistakes import make_folder, one_sentence
+from benchmarks.mistakes import amount, count, make_folder, one_sentence
 from benchmarks.racers import RACERS
 from ds_distill.cli import quieten
 from ds_distill.console import progress, say
@@ -186,13 +186,13 @@ def refuse_another(folder: Path, kept: dict, now: dict) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=20, help="of training for each (default 20)")
+    parser.add_argument("--minutes", type=amount, default=20, help="of training for each (default 20)")
     parser.add_argument("--teacher", required=True, help="folder of a masked-LM model")
     parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
     parser.add_argument("--heldout", nargs="*", default=[], help="further held-out texts")
     parser.add_argument("--config", default="ds_configs/small_real.yaml", help="recipe (default ds_configs/small_real.yaml)")
-    parser.add_argument("--evaluations", type=int, default=20, help="measurements a racer (default 20)")
-    parser.add_argument("--blocks", type=int, default=512, help="held-out blocks a measurement and text (default 512)")
+    parser.add_argument("--evaluations", type=count, default=20, help="measurements a racer (default 20)")
+    parser.add_argument("--blocks", type=count, default=512, help="held-out blocks a measurement and text (default 512)")
     parser.add_argument("--output", type=Path, required=True, help="folder; a race in it goes on")
     parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="who (default all)")
     parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # the process of one

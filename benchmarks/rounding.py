@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.mistakes import one_sentence
+from benchmarks.mistakes import count, one_sentence
 from ds_distill.console import progress
 from ds_distill.export.compare import CLEAR, Batch, first_choices, text_batches
 from ds_distill.export.source import Source, load_source
@@ -84,7 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rounding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hugging Face folder with a masked-LM head")
     parser.add_argument("--text", nargs="+", default=[], help="text, as for ds-distill prepare (default: the package's sample)")
-    parser.add_argument("--sequences", type=int, default=128, help="of the text (default 128)")
+    parser.add_argument("--sequences", type=count, default=128, help="of the text (default 128)")
     args = parser.parse_args()
     with one_sentence("benchmarks.rounding"):
         return run(args)
@@ -109,11 +109,12 @@ def run(args: argparse.Namespace) -> int:
         logits = logits_of(source, batches, name)
         same = logits.argmax(-1) == choice
         error = float(np.sqrt(np.mean((logits - reference) ** 2)))
-        rows.append({"rounding": name, "agreement": float(same.mean()), "clear_agreement": float(same[clear].mean()), "error": error})
+        rows.append({"rounding": name, "agreement": float(same.mean()), "error": error}
+                    | ({"clear_agreement": float(same[clear].mean())} if clear.any() else {}))  # fmt: skip
     columns = {"rounding": "rounded operands", "agreement": "first choices as in fp32", "clear_agreement": f"of those clear by {CLEAR} nats",
                "error": "RMS error of a logit"}  # fmt: skip
     shares = ("agreement", "clear_agreement")
-    print(table([row | {key: f"{100 * row[key]:.2f} %" for key in shares} | {"error": f"{row['error']:.4f}"} for row in rows], columns))
+    print(table([row | {key: f"{100 * row[key]:.2f} %" for key in shares if key in row} | {"error": f"{row['error']:.4f}"} for row in rows], columns))
     print(f"\n{len(choice):,} masked tokens, {100 * clear.mean():.0f} % of them clear. The two best of a token differ by less than "
           + ", ".join(f"{value:.4f} for {share}" for share, value in margins.items()) + "\n")  # fmt: skip
     print(json.dumps({"positions": len(choice), "clear_share": float(clear.mean()), "margins": margins, "rows": rows}))

@@ -21,7 +21,7 @@ import torch
 from benchmarks import contenders as who
 from benchmarks.arena import Contender, ratio, take_turns
 from benchmarks.machine import describe
-from benchmarks.mistakes import one_sentence
+from benchmarks.mistakes import amount, count, one_sentence
 from benchmarks.training import add_setting, check, setting_of
 from ds_distill.models.student import count_parameters
 from ds_distill.training.engine import zero_of
@@ -38,9 +38,9 @@ def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, d
     """What the ranks tell each other in a step, and nothing else."""
     start_distributed()
     dtype, ranks = setting.dtype(device), torch.distributed.get_world_size()
-    stage, count = zero_of(setting.training, dtype)["stage"], count_parameters(setting.models(torch.device("cpu"))[1])
-    gradients = torch.zeros(count, device=device, dtype=torch.float32 if stage else dtype)
-    part = torch.zeros(-(-count // ranks), device=device, dtype=dtype)
+    stage, numbers = zero_of(setting.training, dtype)["stage"], count_parameters(setting.models(torch.device("cpu"))[1])
+    gradients = torch.zeros(numbers, device=device, dtype=torch.float32 if stage else dtype)
+    part = torch.zeros(-(-numbers // ranks), device=device, dtype=dtype)
     weights = part.new_zeros(ranks * len(part))
 
     def step() -> None:
@@ -48,7 +48,7 @@ def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, d
         if stage:
             torch.distributed.all_gather_into_tensor(weights, part)
 
-    return step, {"parameters": count, "stage": stage, "size": dtype.itemsize, "bytes": bytes_moved(count, stage, dtype.itemsize, ranks)}
+    return step, {"parameters": numbers, "stage": stage, "size": dtype.itemsize, "bytes": bytes_moved(numbers, stage, dtype.itemsize, ranks)}
 
 
 def measure(setting: who.Setting, rounds: int) -> dict:
@@ -75,10 +75,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_setting(parser)
     parser.set_defaults(threads=1)
-    parser.add_argument("--repeats", type=int, default=5, help="rounds (default 5)")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 64, 512], help="project to so many ranks (default 4 8 64 512)")
-    parser.add_argument("--step", type=float, help="seconds a step of one rank, measured elsewhere: nothing is measured here")
-    parser.add_argument("--gigabytes-per-second", type=float, help="with --step: what a rank sends, 10⁹ bytes a second")
+    parser.add_argument("--repeats", type=count, default=5, help="rounds (default 5)")
+    parser.add_argument("--ranks", type=count, nargs="+", default=[4, 8, 64, 512], help="project to so many ranks (default 4 8 64 512)")
+    parser.add_argument("--step", type=amount, help="seconds a step of one rank, measured elsewhere: nothing is measured here")
+    parser.add_argument("--gigabytes-per-second", type=amount, help="with --step: what a rank sends, 10⁹ bytes a second")
     args = parser.parse_args()
     if (args.step is None) != (args.gigabytes_per_second is None):
         parser.error("--step and --gigabytes-per-second belong together")

@@ -27,7 +27,7 @@ import torch
 from benchmarks import contenders as who
 from benchmarks.arena import Contender, ratio, take_turns
 from benchmarks.machine import describe
-from benchmarks.mistakes import make_folder, one_sentence
+from benchmarks.mistakes import count, make_folder, one_sentence
 from ds_distill.errors import UserError
 from ds_distill.report import bars_plot, table, write_json
 from ds_distill.training.forecast import flops_a_token
@@ -51,11 +51,11 @@ MORE = ("trainer", "reference_fp32_huge_pages", "plain_loop")  # each takes giga
 
 def add_setting(parser: argparse.ArgumentParser) -> None:
     """The options of a Setting."""
-    parser.add_argument("--sequences", type=int, default=16, help="sequences a step (default 16)")
-    parser.add_argument("--length", type=int, default=128, help="tokens a sequence (default 128)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--sequences", type=count, default=16, help="sequences a step (default 16)")
+    parser.add_argument("--length", type=count, default=128, help="tokens a sequence (default 128)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
     parser.add_argument("--size", choices=who.SIZES, default="base", help="teacher: tiny 2 × 128, small 6 × 384, base 12 × 768 (default)")
-    parser.add_argument("--vocabulary", type=int, default=30_522, help="vocabulary (default 30522)")
+    parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary (default 30522)")
     parser.add_argument("--dropout", type=float, default=0.1, help="hidden and attention dropout of every contender (default 0.1)")
     parser.add_argument("--objective", choices=["all", "masked"], default="all", help="rows of the KL; masked is another objective (default all)")
     parser.add_argument("--zero", type=int, choices=range(4), help="the engine's ZeRO stage (default 1 in 16 bit, 0 in fp32)")
@@ -97,12 +97,12 @@ def measured(contenders: list[Contender], setting: who.Setting, ranks: int) -> d
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_setting(parser)
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; each runs every contender once (default 5)")
+    parser.add_argument("--repeats", type=count, default=5, help="rounds; each runs every contender once (default 5)")
     parser.add_argument("--add", nargs="*", choices=MORE, default=[], help=f"also these: {', '.join(MORE)}")
     parser.add_argument("--only", nargs="*", choices=ROWS, default=[], help="only these")
     parser.add_argument("--patience", type=float, default=60, help="seconds a contender's first step may take to be asked again (default 60)")
     parser.add_argument("--profile", action="store_true", help="after the rounds, print where one engine step spends its time, by operator")
-    parser.add_argument("--ranks", type=int, default=1, help="of the engine's job, each with its own sequences and threads (default 1)")
+    parser.add_argument("--ranks", type=count, default=1, help="of the engine's job, each with its own sequences and threads (default 1)")
     parser.add_argument("--report", type=Path, help="folder for training.md, training.png and training.json")
     args = parser.parse_args()
     with one_sentence("benchmarks.training"):

@@ -99,12 +99,18 @@ def execute(command: str, options) -> dict:
 
 def export(options, output: Path) -> dict:
     from ds_distill import runs
+    from ds_distill.data.sources import pieces_of
     from ds_distill.export.formats import export_formats, formats_of, formats_table
 
     if bool(options.run) == bool(options.model):
         raise UserError("export needs one of --run, the --output folder of distill or pretrain, and --model, a Hugging Face folder")
     formats = [name for name in options.format if name != "hf"]
     formats_of(formats)  # a wrong name is said before the work begins
+    if options.run and (options.encoder or options.data):
+        option = "--encoder" if options.encoder else "--data"
+        raise UserError(f"{option}: not with --run, whose model has a masked-LM head; give what was exported, or fine-tuned, as --model")
+    if options.text:
+        pieces_of(options.text)  # a wrong path is said before the run's model is written
     if options.model and not formats:
         raise UserError(f"--model {options.model} is a Hugging Face folder already: give a --format")
     summary = runs.export_run(Path(options.run), output, options.step) if options.run else {}

@@ -1,5 +1,8 @@
+"""Mistakes that are the user's to put right, and how they are said."""
+
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -9,6 +12,14 @@ class UserError(Exception):
 def sentence_of(error: UserError | OSError) -> str:
     """What is said of it: a full or read-only disk is the user's to put right too."""
     return str(error) if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
+
+
+def at_home(path: str) -> Path:
+    """`path` with ~ and ~NAME for what they stand for. UserError for the home of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {str(error).rstrip('.')}; write the folder out") from None
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:

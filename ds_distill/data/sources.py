@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, at_home
 
 KINDS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 PACKED = (".gz", ".zst")
@@ -47,7 +47,7 @@ def pieces_of(inputs: list[str], *, column: str = "text", streaming: bool = True
             pieces += _hub_pieces(source, given, column, streaming)
             continue
         name, wanted = given, column
-        if "#" in given and not Path(given).expanduser().exists():
+        if "#" in given and not at_home(given).exists():
             name, wanted = given.rsplit("#", 1)
         for file in _files(name):
             pieces += _file_pieces(source, file, wanted)
@@ -63,7 +63,7 @@ def described(inputs: list[str], pieces: list[Piece]) -> list[list]:
     for source, given in enumerate(inputs):
         own = [piece for piece in pieces if piece.source == source]
         columns = {piece.column for piece in own if piece.kind != "text" and not given.endswith(f"#{piece.column}")} - {"text"}
-        where = given if given.startswith("hf:") else str(Path(given).expanduser().absolute())
+        where = given if given.startswith("hf:") else str(at_home(given).absolute())
         found.append([where, sum(piece.size for piece in own), *sorted(columns)])
     return found
 
@@ -75,7 +75,7 @@ def kind_of(name: str) -> str | None:
 
 
 def _files(given: str) -> list[Path]:
-    path = Path(given).expanduser()
+    path = at_home(given)
     if path.is_dir():
         found = sorted(file for file in _below(path) if kind_of(file.name) and file.is_file())
         if not found:

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, at_home
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MIN_VOCAB, MAX_ALPHABET = 200, 1000
@@ -79,10 +79,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     otherwise."""
     name = str(path)
     looks_local = isinstance(path, Path) or name.startswith(("/", ".", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).expanduser().is_dir():
+    if looks_local and not at_home(name).is_dir():
         raise UserError(f"{name}: no such tokenizer folder; give a folder saved with save_pretrained, or a model's name")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(Path(name).expanduser()), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(at_home(name)), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the libraries answer a broken file with whatever breaks first
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"{name}: no tokenizer can be loaded from it ({reason}); "

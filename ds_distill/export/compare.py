@@ -74,7 +74,7 @@ def compare(source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarr
 
     max_difference: of an output's value, where `at` is true; max_output: the largest there, its scale. agreement: share of equal first choices (of
     tokens, classes, or answer starts and ends; none without a head, nor of one number). positions: how many choices. clear_agreement, clear_positions:
-    of those whose two best outputs PyTorch tells apart by CLEAR or more. Masked-LM only: loss (nats a masked token) and accuracy, and PyTorch's.
+    of those, if any, whose two best outputs PyTorch tells apart by CLEAR or more. Masked-LM only: loss (nats a masked token), accuracy, and PyTorch's.
     """
     reference, worst, scale, looked_at = torch_runner(source), 0.0, 0.0, 0
     sums: dict[str, float] = dict.fromkeys(("positions", "agreement", "clear_positions", "clear_agreement"), 0)
@@ -97,9 +97,11 @@ def compare(source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarr
     figures: dict = {"max_difference": worst, "max_output": scale}
     if not sums["positions"]:
         return figures
+    if not sums["clear_positions"]:
+        del sums["clear_agreement"]
     for name, value in sums.items():
         count = name.endswith("positions")
-        figures[name] = int(value) if count else float(value / max(1, sums["clear_positions" if name.startswith("clear") else "positions"]))
+        figures[name] = int(value) if count else float(value / sums["clear_positions" if name.startswith("clear") else "positions"])
     return figures
 
 

@@ -40,8 +40,9 @@ def dev_score(source: Source, run: Runner, file: Path, what: str, batch: int = 8
     elif labels.dtype.kind not in "iuf":
         unknown = next((label for label in labels if label not in config.label2id), None)
         if unknown is not None:
-            raise UserError(f"--data {file}: label {unknown!r} is none of the model's ({', '.join(config.label2id)})")
+            raise UserError(f"--data {file}: label {str(unknown)!r} is none of the model's ({', '.join(config.label2id)})")
         labels = np.array([config.label2id[label] for label in labels])
+    _check_labels(file, labels, config.num_labels)
     found = []
     for start in progress_over(list(range(0, len(labels), batch)), what):
         padded = source.tokenizer(*[column[start : start + batch] for column in texts], truncation=True, padding=True, return_tensors="np",
@@ -49,6 +50,14 @@ def dev_score(source: Source, run: Runner, file: Path, what: str, batch: int = 8
         found.append(run({name: padded[name].astype(np.int64) for name in source.inputs})[0])
     logits = np.concatenate(found)
     return scores((task.metrics[0] if task else "pearson" if logits.shape[-1] == 1 else "accuracy",), logits, labels)
+
+
+def _check_labels(file: Path, labels: np.ndarray, outputs: int) -> None:
+    """UserError for a label that a model of so many outputs cannot have."""
+    fits = np.isfinite(labels) if outputs == 1 else np.isin(labels, np.arange(outputs))
+    if not fits.all():
+        wanted = "a number" if outputs == 1 else f"0 to {outputs - 1}, its classes"
+        raise UserError(f"--data {file}: label {labels[~fits][0]} of example {int(np.argmin(fits)) + 1}: the model's are {wanted}")
 
 
 def _squad_score(source: Source, run: Runner, file: Path, what: str, batch: int) -> dict[str, float]:
@@ -86,9 +95,9 @@ def labelled(file: Path, task: Task | None = None) -> tuple[list[list[str]], np.
     names = [name for name in names if not all(re.fullmatch(r"[-+\d.e]*", str(row.get(name, ""))) for row in rows)]
     if "label" not in rows[0] or not 1 <= len(names) <= 2:
         raise UserError(f"--data {file}: columns {', '.join(rows[0])}: needs `label` and one or two of text")
-    whole = [row for row in rows if row.keys() >= {*names, "label"}]
+    whole = [row for row in rows if "label" in row and all(isinstance(row.get(name), str) for name in names)]
     if len(whole) < len(rows):
-        raise UserError(f"--data {file}: {len(rows) - len(whole)} of its {len(rows)} rows lack one of {', '.join(names)}, label")
+        raise UserError(f"--data {file}: {len(rows) - len(whole)} of its {len(rows)} rows lack one of {', '.join(names)} (text) and label")
     say(f"--data {file}: read as text: {', '.join(names)}")
     return [[row[name] for row in rows] for name in names], _numbers([row["label"] for row in rows])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import math
 import os
 import shutil
@@ -23,7 +22,7 @@ from ds_distill.export.dev import dev_score
 from ds_distill.export.graph import OPSET, write_onnx, write_program
 from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
 from ds_distill.export.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
-from ds_distill.export.source import Source, copy_description, load_source
+from ds_distill.export.source import Source, copy_description, load_source, read_json
 from ds_distill.locks import hold
 from ds_distill.memory import peak_memory
 from ds_distill.report import put_section, table, write_json
@@ -187,7 +186,9 @@ def _written(
 def _formats_in(output: Path) -> dict[str, dict]:
     """The rows of earlier exports into `output`, of files that still lie there."""
     file = output / "formats.json"
-    rows = json.loads(file.read_text()) if file.is_file() else {}
+    rows = read_json(file) if file.is_file() else {}
+    if not isinstance(rows, dict):
+        raise UserError(f"{file}: no table of formats; remove it, or choose another --output")
     return {name: row for name, row in rows.items() if name in FORMATS and (output / FORMATS[name].file).is_file()}
 
 

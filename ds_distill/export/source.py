@@ -87,13 +87,21 @@ def without_pooler(head: str, model_type: str) -> dict[str, bool]:
     return {"add_pooling_layer": False} if head == "encoder" and model_type != "distilbert" else {}
 
 
+def read_json(file: Path) -> object:
+    """What a file of an output folder holds; UserError where it is damaged."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error}); remove it, or choose another --output") from None
+
+
 def copy_description(source: Source, output: Path) -> None:
     """Config and tokenizer into `output`, beside the files that need them. Raises UserError where it holds another model's."""
     if output.resolve() == source.folder.resolve():
         return
     config = json.loads((source.folder / "config.json").read_text())
     if (output / "config.json").is_file():
-        same = json.loads((output / "config.json").read_text()) == config
+        same = read_json(output / "config.json") == config
         if not same or tokenizer_fingerprint(load_tokenizer(output)) != tokenizer_fingerprint(source.tokenizer):
             raise UserError(f"{output}: holds another model's config.json or tokenizer; choose another --output")
         return

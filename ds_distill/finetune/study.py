@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from ds_distill.console import alive
-from ds_distill.errors import UserError, did_you_mean
+from ds_distill.errors import UserError, at_home, did_you_mean
 from ds_distill.finetune.schedule import Step, folder_of, run_steps
 from ds_distill.finetune.settings import Tuning
 from ds_distill.recipe import CHECKOUT, Recipe, shipped
@@ -79,7 +79,7 @@ class Study:
             except TypeError as error:
                 raise UserError(f"tuning of {name}: {tuning}: not all of these are numbers ({error})") from None
             for split in ("train", *task.validation) if self.data else ():
-                split_files(Path(self.data).expanduser() / name, split)
+                split_files(at_home(self.data) / name, split)
         for name, changes in self.students.items():
             for key in changes:
                 if not key.startswith(ROOMS):
@@ -181,7 +181,7 @@ def _read_tasks(study: Study, steps: list[Step]) -> None:
     for task in study.tasks:
         if any(step.words[:3] == ("finetune", "--task", task) and not step.done for step in steps):
             with alive(f"reading {task}"):
-                load_data(task_of(task), str(Path(study.data).expanduser() / task) if study.data else None)
+                load_data(task_of(task), str(at_home(study.data) / task) if study.data else None)
 
 
 def _changed(before: dict, now: dict) -> list[str]:

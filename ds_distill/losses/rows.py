@@ -36,7 +36,7 @@ def row_losses(
     if mlm_mask is not None:
         e = z.exp()
         sum_z = e.sum(-1, keepdim=True)
-        # where, not a product: a padded row may hold anything, and 0 · inf is nan
+        # where, not a product: a padded row's exponentials may be inf, and 0 · inf is nan
         mlm = torch.where(mlm_mask, sum_z.log() - z.gather(1, target), 0.0)
         if slope is not None:
             total = torch.where(mlm_mask, e.mul_(mlm_factor / sum_z), 0.0)

@@ -11,8 +11,8 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, S
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from ds_distill.errors import UserError
-from ds_distill.models.families import FAMILIES
+from ds_distill.errors import UserError, at_home
+from ds_distill.models.families import FAMILIES, family_of_type
 
 
 def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
@@ -21,7 +21,7 @@ def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
     option: what errors begin with, before the path. Never touches the network: hundreds of ranks must not each download.
     Raises UserError where neither exists.
     """
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -67,8 +67,10 @@ def config_of(folder: Path, given: str) -> PretrainedConfig:
         model_type = config.get("model_type")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{given}: config.json is not a JSON object ({error}); save the model again") from None
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{given}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}")
+    if "quantization_config" in config:
+        raise UserError(f"{given}: quantised weights (quantization_config in config.json); give the model in fp32 or 16 bit")
     if config.get("is_decoder"):
         raise UserError(f"{given}: is_decoder is true, a causal model; give a bidirectional encoder")
     # transformers 5 dropped relative positions and would load such a checkpoint as if they were absolute
@@ -76,9 +78,15 @@ def config_of(folder: Path, given: str) -> PretrainedConfig:
         kind = config["position_embedding_type"]
         raise UserError(f"{given}: position_embedding_type is {kind!r}; give a model with absolute positions")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        family = family_of_type(model_type)
+        if not all(isinstance(number, int) for number in (family.positions(found), *family.measures(found)[:4])):
+            raise ValueError("its sizes are no whole numbers")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UserError(f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it") from error
+    found._attn_implementation = None  # it may name a kernel on the hub, which is code
+    found.return_dict = True
+    return found
 
 
 def load_model(auto: type, folder: Path, config: PretrainedConfig, given: str, **how) -> tuple[PreTrainedModel, list[str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_distill.console import say
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, at_home
 from ds_distill.tasks.catalog import Task
 
 KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
@@ -56,7 +56,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 def load_examples(task: Task, split: str, data: str | None) -> Examples:
     """A split of `task` from the folder `data`, or from the hub (its cache, where there is no network) without one."""
     if data:
-        [file] = split_files(Path(data).expanduser(), split)
+        [file] = split_files(at_home(data), split)
         return read_examples(task, file)
     rows = from_hub(task, split)
     return Examples([list(rows[name]) for name in task.texts], list(rows["label"]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, at_home
 from ds_distill.models.families import INPUTS
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import UNREADABLE, from_hub, kind_of, opened, rows_of, split_files
@@ -54,7 +54,7 @@ def load_questions(task: Task, split: str, data: str | None) -> list[Question]:
     of 1.1 that has none.
     """
     if data:
-        [file] = split_files(Path(data).expanduser(), split)
+        [file] = split_files(at_home(data), split)
         return questions_in(task, file)
     return _questions(task, ((f"row {number}", row) for number, row in enumerate(from_hub(task, split))), task.hub[0])
 

@@ -56,6 +56,11 @@ def test_export_to_other_runtimes(run, world, tmp_path):
     assert "## Measured" in card and "## Formats" in card
     more = last_line(ds_distill("export", "--model", tmp_path / "out", "--format", "torch-export"))
     assert more["formats"]["torch-export"]["max_difference"] < 1e-4 and (tmp_path / "out" / "onnx" / "model.onnx").is_file()
+    again = last_line(ds_distill("export", "--run", run, "--output", tmp_path / "out", "--format", "torch-export"))
+    assert again["formats"].keys() == {"torch-export"} and (tmp_path / "out" / "onnx" / "model.onnx").is_file(), "the model is the same"
+    for words, said in ((("--encoder",), "--encoder: not with --run"), (("--data", "d"), "--data: not with --run"), (("--text", "no.txt"), "no.txt")):
+        refused = ds_distill("export", "--run", run, "--output", tmp_path / "new", "--format", "onnx", *words)
+        assert refused.returncode == 2 and said in refused.stderr and not (tmp_path / "new").exists()
     mistakes = {("--format", "onnx-int4"): "did you mean onnx-int8", (): "is a Hugging Face folder already", ("--run", run): "one of --run"}
     for words, said in mistakes.items():
         refused = ds_distill("export", "--model", tmp_path / "out", *words)

@@ -166,3 +166,15 @@ def test_table3_of_a_model_that_reads_less(monkeypatch, capsys, tmp_path):
     assert found == json.loads((tmp_path / "report" / "table3.json").read_text())
     assert found["cut"] == "cut at 64 tokens, the positions of student; 1 were longer"
     assert found["cut"] in (tmp_path / "report" / "table3.md").read_text()
+
+
+@pytest.mark.parametrize("module, words, said", [
+    ("scaling", ("--ranks", 0), "--ranks: '0': must be a whole number, 1 or more"),
+    ("scaling", ("--step", 1, "--gigabytes-per-second", 0), "--gigabytes-per-second: '0': must be a number above 0"),
+    ("forecast", ("--cases", "16-1"), "--cases 16-1: micro-batch, ranks and ZeRO stage are asked for"),
+    ("prepare", ("--tokenizer", "t", "--text", "x", "--rounds", 0), "--rounds: '0'"), ("head", ("--repeats", "0"), "--repeats: '0'"),
+    ("training", ("--repeats", -1), "--repeats: '-1'"), ("inference", ("--batches", 0), "--batches: '0'"),
+    ("race", ("--minutes", "nan"), "--minutes: 'nan': must be a number above 0"),
+])  # fmt: skip
+def test_a_number_that_measures_nothing_is_refused(monkeypatch, capsys, module, words, said):
+    assert said in said_by(monkeypatch, capsys, module, *words)

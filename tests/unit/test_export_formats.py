@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import runpy
 import shutil
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    AutoModelForMaskedLM,
     BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
@@ -21,15 +23,17 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from ds_distill.data.tokenizer import train_wordpiece
+from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.compare import SAMPLE, compare, text_batches, torch_runner
 from ds_distill.export.dev import dev_score, labelled
-from ds_distill.export.formats import FORMATS, _alone, export_formats
+from ds_distill.export.formats import FORMATS, _alone, export_formats, formats_table
 from ds_distill.export.graph import OPSET
+from ds_distill.export.hf import export
 from ds_distill.export.int8 import FULL, SAFE, quantised, why_not_full, write_onnx_int8
 from ds_distill.export.runtimes import OnnxRunner
 from ds_distill.export.source import load_source
+from ds_distill.report import MADE_WITH
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +313,55 @@ def test_agreement_counts_first_choices(student):
 
     wrong = sum(int(batch.at[::2].sum()) for batch in batches)
     assert abs(compare(source, half, batches, "half")["agreement"] - (1 - wrong / masked)) < 0.02  # 7 may have been the choice before
+
+
+def test_of_no_clear_choice_there_is_no_share(classifier):
+    """A head whose outputs lie near each other: 0 of 0 is neither all nor nothing."""
+    source = load_source(str(classifier))
+    source.model.classifier.weight.data *= 1e-3
+    source.model.classifier.bias.data.zero_()
+    found = compare(source, torch_runner(source), text_batches(source, [], sequences=8), "same")
+    assert found["agreement"] == 1 and found["clear_positions"] == 0 and "clear_agreement" not in found
+    assert "of clear ones" not in formats_table({"onnx": found})
+
+
+@pytest.mark.parametrize("labels, said", [
+    ([0, -1], "label -1 of example 2: the model's are 0 to 2, its classes"), ([4, 0], "label 4 of example 1"), ([0.5, 1], "label 0.5"),
+    ([0, math.nan], "label nan"), (["good", "bad"], "label 'good' is none of"),
+])  # fmt: skip
+def test_labels_that_a_model_cannot_have_are_no_score(classifier, tmp_path, labels, said):
+    (tmp_path / "dev.jsonl").write_text("\n".join(json.dumps({"text": "a film", "label": label}) for label in labels))
+    source = load_source(str(classifier))
+    with pytest.raises(UserError, match=said):
+        dev_score(source, torch_runner(source), tmp_path / "dev.jsonl", "score")
+
+
+@pytest.mark.parametrize("text", [None, 7])
+def test_a_row_whose_text_is_none_is_said(tmp_path, text):
+    (tmp_path / "dev.jsonl").write_text("\n".join(json.dumps({"text": value, "label": 0}) for value in ("a film", text)))
+    with pytest.raises(UserError, match="1 of its 2 rows lack one of text"):
+        labelled(tmp_path / "dev.jsonl")
+
+
+@pytest.mark.parametrize("file, content", [("formats.json", "{"), ("formats.json", "[]"), ("config.json", "{")])
+def test_a_damaged_file_of_the_output_is_said(student, tmp_path, file, content):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=f"{file}: .*; remove it, or choose another --output"):
+        export_formats(str(student), ["torch-export"], tmp_path, text=[])
+
+
+def test_a_second_export_of_a_model_keeps_what_was_made_of_it(student, tmp_path, capsys):
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(student), load_tokenizer(student)
+    weights = {name: value for name, value in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    card = f"{MADE_WITH}\n"
+    export(weights, model, tokenizer, tmp_path / "out", card)
+    (tmp_path / "out" / "formats.json").write_text("{}")
+    export(weights, model, tokenizer, tmp_path / "out", card + "again\n")
+    assert (tmp_path / "out" / "formats.json").is_file() and "gone" not in capsys.readouterr().err
+    weights = {name: value + 1 for name, value in weights.items()}
+    export(weights, model, tokenizer, tmp_path / "out", card)
+    assert not (tmp_path / "out" / "formats.json").exists() and "another model than before; gone with that: formats.json" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 1, "no folder is left beside it"
 
 
 @settings(max_examples=50, deadline=None)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,11 +23,12 @@ from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.source import load_source
 from ds_distill.finetune.heads import load_for_task
+from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.parser import ROOMS, build_parser, recipe_of
 from ds_distill.tasks.catalog import task_of
 from tests.start import ROOT
-from tests.unit.test_models_teacher import tiny_bert
+from tests.unit.test_models_teacher import tiny_bert, tiny_roberta
 
 LOADERS = (load_masked_lm, load_source, lambda path: load_for_task(path, task_of("rte"), "model", tuned=False))
 
@@ -121,6 +123,40 @@ def test_a_config_that_asks_for_more_than_there_is(folder, changes):
 
 
 @pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
+@pytest.mark.parametrize("changes", [
+    {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, {"quantization_config": "none"}, {"quantization_config": {}},
+    {"dtype": "foo"}, {"id2label": ["a"]}, {"model_type": ["bert"]}, {"num_hidden_layers": "2"}, {"num_hidden_layers": None},
+])  # fmt: skip
+def test_a_config_of_another_form(folder, changes):
+    change(folder / "config.json", **changes)
+    for load in LOADERS:
+        with pytest.raises(UserError, match="config.json|model_type"):
+            load(str(folder))
+
+
+@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
+@pytest.mark.parametrize("named", ["someone/kernel", "flash_attention_2"])
+def test_a_kernel_that_a_config_names_is_not_fetched(folder, named):
+    """transformers would look for it on the hub; what it finds there is code."""
+    change(folder / "config.json", attn_implementation=named, return_dict=False)
+    loaded = [load(str(folder)) for load in LOADERS]
+    assert [getattr(model, "model", model).config._attn_implementation for model in loaded] == ["sdpa", "eager", "sdpa"]
+    assert loaded[0](torch.tensor([[5, 6]])).logits.shape[:2] == (1, 2)
+
+
+def test_a_roberta_without_a_padding_piece(tmp_path):
+    tiny_roberta().save_pretrained(tmp_path)
+    change(tmp_path / "config.json", pad_token_id=None)
+    with pytest.raises(UserError, match="config.json cannot be used"):
+        load_masked_lm(str(tmp_path))
+
+
+def test_the_home_of_nobody():
+    for reader in (lambda path: resolve_model_folder(path), lambda path: pieces_of([path]), load_tokenizer):
+        with pytest.raises(UserError, match="~nobody-of-this-name/x: Could not determine home directory; write the folder out"):
+            reader("~nobody-of-this-name/x")
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["", "[]", "{}", "\0" * 50, '{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": [["b", "c"]]}}'])
 def test_a_broken_tokenizer(folder, file, content):

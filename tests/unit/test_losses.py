@@ -166,14 +166,20 @@ def test_padding_may_hold_anything():
     expected = run(tensors, labels, mask)
     tensors[0][~mask] = 1e30
     tensors[3][~mask] = 1e30
-    assert float(run(tensors, labels, mask)[0]) == pytest.approx(float(expected[0]), rel=1e-6)
+    found = run(tensors, labels, mask)
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-6)
+    for mine, theirs in zip(found[3], expected[3], strict=True):
+        assert relative(mine, theirs) <= 1e-6
 
 
-def test_no_gradient_is_computed_without_need():
+def test_no_gradient_is_computed_without_need(monkeypatch):
     tensors, labels, mask = problem(12, 31, 8, 8)
+    asked, own = [], vocabulary._weight_gradient
+    monkeypatch.setattr(vocabulary, "_weight_gradient", lambda *given: asked.append(given) or own(*given))
     with torch.no_grad():
         loss, _, _ = fused_vocabulary_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
-    assert not loss.requires_grad
+    assert not loss.requires_grad and not asked
+    assert float(run(tensors, labels, None, a=1.0, b=1.0)[0]) == float(loss) and asked
 
 
 def test_mistakes_are_named():
