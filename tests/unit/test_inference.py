@@ -11,8 +11,9 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 from benchmarks import energy
 from benchmarks.arena import Contender
 from benchmarks.bodies import BODIES, Row, inputs_of, make, serve
+from benchmarks.inference_figures import BASE, STUDENT, Measured, figures, summary
 from benchmarks.inference_page import print_tables, sections_of, shown, write_report
-from benchmarks.inference_suite import BASE, STUDENT, Measured, cases_of, figures, measure, prepare, reference_choices, runnable, summary
+from benchmarks.inference_suite import cases_of, measure, prepare, reference_choices, runnable
 from benchmarks.small_device import least_megabytes
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.errors import UserError
