@@ -1,6 +1,7 @@
 """Heads, data as models read it, and runs that are broken off: in one process, on tiny models."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -271,3 +272,12 @@ def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
     with pytest.raises(UserError, match="its tokenizer is not the student's"):
         tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "out", points=[Tuning()], seeds=[0], teacher=str(tmp_path / "t"),
                       data=str(world / "rte"))  # fmt: skip
+
+
+def test_what_batches_leave_behind_is_given_back(monkeypatch):
+    given = []
+    monkeypatch.setattr(tune, "give_back_freed_memory", lambda: given.append(at))
+    bar = tune._Bar(SimpleNamespace(update=lambda: None))
+    for at in range(1, 101):
+        bar.on_step_end(None, SimpleNamespace(global_step=at, log_history=[]), None)
+    assert given == [25, 50, 75, 100]
