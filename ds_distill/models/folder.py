@@ -69,7 +69,7 @@ def config_of(folder: Path, given: str) -> PretrainedConfig:
         raise UserError(f"{given}: config.json is not a JSON object ({error}); save the model again") from None
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{given}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}")
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise UserError(f"{given}: quantised weights (quantization_config in config.json); give the model in fp32 or 16 bit")
     if config.get("is_decoder"):
         raise UserError(f"{given}: is_decoder is true, a causal model; give a bidirectional encoder")
