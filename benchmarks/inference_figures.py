@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.arena import ratio
 from benchmarks.bodies import BODIES, Body, Row
+from ds_distill.export.compare import agreed
 from ds_distill.export.source import Source
 
 BASE, STUDENT, TEACHER = "BERT-base", "student", "teacher"
@@ -59,8 +60,7 @@ def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: d
         if "choices" in one.said:
             same = np.concatenate(one.said["choices"]) == choices[one.row.model][0]
             clear = choices[one.row.model][1]
-            fixed |= {"agreement": float(same.mean()), "positions": len(same)}
-            fixed |= {"clear_share": float(clear.mean())} | ({"clear_agreement": float(same[clear].mean())} if clear.any() else {})
+            fixed |= agreed(same, clear) | {"positions": len(same), "clear_share": float(clear.mean())}
         for case, batches in cases.items():
             if case not in one.latencies:
                 continue

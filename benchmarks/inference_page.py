@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.bodies import BODIES
+from ds_distill.console import say
 from ds_distill.report import Section, bars_plot, points_plot, put_section, table, write_json, write_page
 
 ONE, MANY = "1 × 128", "32 × 128"
@@ -137,6 +138,9 @@ def write_report(result: dict, folder: Path) -> None:
 def write_card(result: dict, model: Path) -> None:
     """The section "Speed" of the student's README.md."""
     mine = [row for row in result["rows"] if row["model"] == "student" and row["head"] == "encoder" and row["case"] == ONE]
+    if not mine:
+        say(f"--card: nothing to write: the student's encoder was not measured at {ONE} tokens")
+        return
     most = max(row["threads"] for row in mine)
     rows = [shown(row) for row in mine if row["threads"] == most]
     columns = {key: (COLUMNS | SIZES)[key] for key in ("body", "p50_ms", "sequences_s", "vs_base_eager", "vs_base_same_body", "file_mb", "peak_mb")}

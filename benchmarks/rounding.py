@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.mistakes import count, one_sentence
 from ds_distill.console import progress
-from ds_distill.export.compare import CLEAR, Batch, first_choices, text_batches
+from ds_distill.export.compare import CLEAR, Batch, agreed, first_choices, text_batches
 from ds_distill.export.source import Source, load_source
 from ds_distill.report import table
 
@@ -109,8 +109,7 @@ def run(args: argparse.Namespace) -> int:
         logits = logits_of(source, batches, name)
         same = logits.argmax(-1) == choice
         error = float(np.sqrt(np.mean((logits - reference) ** 2)))
-        rows.append({"rounding": name, "agreement": float(same.mean()), "error": error}
-                    | ({"clear_agreement": float(same[clear].mean())} if clear.any() else {}))  # fmt: skip
+        rows.append({"rounding": name, "error": error} | agreed(same, clear))
     columns = {"rounding": "rounded operands", "agreement": "first choices as in fp32", "clear_agreement": f"of those clear by {CLEAR} nats",
                "error": "RMS error of a logit"}  # fmt: skip
     shares = ("agreement", "clear_agreement")

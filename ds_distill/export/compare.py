@@ -111,6 +111,11 @@ def first_choices(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return outputs.argmax(-1), best[..., 1] - best[..., 0] >= CLEAR
 
 
+def agreed(same: np.ndarray, clear: np.ndarray) -> dict[str, float]:
+    """The shares of equal first choices: of all, agreement, and of the clear ones, where there are any, clear_agreement."""
+    return {"agreement": float(same.mean())} | ({"clear_agreement": float(same[clear].mean())} if clear.any() else {})
+
+
 def _add(sums: dict, **values) -> None:
     for name, value in values.items():
         sums[name] = sums.get(name, 0) + value

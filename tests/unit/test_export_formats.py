@@ -10,8 +10,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
@@ -26,12 +24,10 @@ from transformers import (
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
 from ds_distill.export.compare import SAMPLE, compare, text_batches, torch_runner
-from ds_distill.export.dev import dev_score, labelled
+from ds_distill.export.dev import dev_score
 from ds_distill.export.formats import FORMATS, _alone, export_formats, formats_table
 from ds_distill.export.graph import OPSET
 from ds_distill.export.hf import export
-from ds_distill.export.int8 import FULL, SAFE, quantised, why_not_full, write_onnx_int8
-from ds_distill.export.runtimes import OnnxRunner
 from ds_distill.export.source import load_source
 from ds_distill.report import MADE_WITH
 
@@ -107,21 +103,6 @@ def test_the_example_beside_it_runs(exported, name, monkeypatch, capsys):
     assert len(file.read_text().splitlines()) == 3
     runpy.run_path(str(file))
     assert capsys.readouterr().out.strip()
-
-
-@pytest.mark.parametrize("steps", [FULL, SAFE])
-def test_sums_of_products_are_right_or_said_to_be_wrong(tmp_path, steps):
-    """Weights all alike and activations at their most: what a processor that adds in 16 bits cuts off."""
-    weight = onnx.numpy_helper.from_array(np.ones((64, 8), np.float32), "weight")
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", width]) for name, width in (("x", 64), ("y", 8))]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])], "product", ends[:1], ends[1:], [weight])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10), tmp_path / "fp32.onnx")
-    write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", steps)
-    x = np.ones((3, 64), np.float32)
-    x[:, ::7] = -2
-    found, expected = OnnxRunner(tmp_path / "int8.onnx")({"x": x})[0], x.sum(axis=1, keepdims=True).repeat(8, axis=1)
-    right = np.allclose(found, expected, rtol=1e-4, atol=1e-3)
-    assert right == (steps == SAFE or why_not_full() is None), found[0, 0]
 
 
 def test_a_format_for_other_processors_is_refused(student, tmp_path, monkeypatch):
@@ -336,13 +317,6 @@ def test_labels_that_a_model_cannot_have_are_no_score(classifier, tmp_path, labe
         dev_score(source, torch_runner(source), tmp_path / "dev.jsonl", "score")
 
 
-@pytest.mark.parametrize("text", [None, 7])
-def test_a_row_whose_text_is_none_is_said(tmp_path, text):
-    (tmp_path / "dev.jsonl").write_text("\n".join(json.dumps({"text": value, "label": 0}) for value in ("a film", text)))
-    with pytest.raises(UserError, match="1 of its 2 rows lack one of text"):
-        labelled(tmp_path / "dev.jsonl")
-
-
 @pytest.mark.parametrize("file, content", [("formats.json", "{"), ("formats.json", "[]"), ("config.json", "{")])
 def test_a_damaged_file_of_the_output_is_said(student, tmp_path, file, content):
     (tmp_path / file).write_text(content)
@@ -362,25 +336,3 @@ def test_a_second_export_of_a_model_keeps_what_was_made_of_it(student, tmp_path,
     export(weights, model, tokenizer, tmp_path / "out", card)
     assert not (tmp_path / "out" / "formats.json").exists() and "another model than before; gone with that: formats.json" in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 1, "no folder is left beside it"
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1), st.floats(1e-6, 1e6), st.sampled_from([FULL, SAFE]))
-def test_codes_are_the_nearest(rows, columns, axis, scale, steps):
-    weight = (np.random.default_rng(rows * 41 + columns).normal(size=(rows, columns)) * scale).astype(np.float32)
-    codes, scales = quantised(weight, axis, steps)
-    assert codes.dtype == np.int8 and scales.shape == (weight.shape[axis],) and np.abs(codes.astype(int)).max() <= steps
-    own = np.expand_dims(scales, 1 - axis)
-    assert (np.abs(codes * own - weight) <= own * 0.5001 + 1e-12).all()
-
-
-@pytest.mark.parametrize("name, lines, texts", [
-    ("indexed.csv", ["idx,sentence,label", "0,a fine film,1", "1,a bad film,0"], [["a fine film", "a bad film"]]),
-    ("named.jsonl", ['{"text": "a fine film", "label": 1, "label_text": "good"}', '{"text": "7", "label": 0, "label_text": "bad"}'],
-     [["a fine film", "7"]]),
-    ("pairs.tsv", ["id\tfirst\tsecond\tlabel", "3.5\tone\ttwo\t0"], [["one"], ["two"]]),
-])  # fmt: skip
-def test_an_index_or_a_labels_name_is_not_read_as_text(tmp_path, capsys, name, lines, texts):
-    (tmp_path / name).write_text("\n".join(lines) + "\n")
-    assert labelled(tmp_path / name)[0] == texts
-    assert "read as text: " in capsys.readouterr().err
