@@ -17,10 +17,10 @@ from ds_distill.console import is_first, say
 from ds_distill.data.store import TokenStore
 from ds_distill.errors import UserError
 from ds_distill.memory import memory_limit
-from ds_distill.models.families import check_positions, family_of_type
+from ds_distill.models.families import check_positions
 from ds_distill.models.folder import config_of, resolve_model_folder
 from ds_distill.models.packed import packed_bytes
-from ds_distill.models.student import build_student, count_parameters, resolve_layer_map
+from ds_distill.models.student import build_student, count_parameters, layers_of
 from ds_distill.models.teacher import Teacher, teacher_dtype
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.compiled import choose_kernels
@@ -48,7 +48,7 @@ class Forecast:
         self.length = recipe.data.sequence_length
         config = config_of(resolve_model_folder(teacher), f"teacher = {teacher}")
         check_positions(config, self.length, f"teacher {teacher}")
-        layers = resolve_layer_map(recipe.student.layers, family_of_type(config.model_type).measures(config)[0], recipe.student.depth)
+        layers = layers_of(config, recipe.student.layers, recipe.student.depth)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(t.seed)
             self.teacher = AutoModelForMaskedLM.from_config(config).eval()

@@ -15,9 +15,9 @@ from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError, did_you_mean
 from ds_distill.export.hf import export
-from ds_distill.models.families import check_positions, family_of_type
+from ds_distill.models.families import check_positions
 from ds_distill.models.folder import open_model_folder, resolve_model_folder
-from ds_distill.models.student import build_student, count_parameters, resolve_layer_map
+from ds_distill.models.student import build_student, count_parameters, layers_of
 from ds_distill.models.teacher import Teacher, load_masked_lm, teacher_dtype, weights_fingerprint
 from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
@@ -46,7 +46,7 @@ def check_machine(recipe: Recipe) -> None:
 def teacher_folder(teacher: str, recipe: Recipe) -> str:
     """The folder of a teacher, which the recipe fits by all that its config tells: said before a corpus is prepared for hours. UserError where not."""
     folder, config = open_model_folder(teacher)
-    resolve_layer_map(recipe.student.layers, family_of_type(config.model_type).measures(config)[0], recipe.student.depth)
+    layers_of(config, recipe.student.layers, recipe.student.depth)
     check_positions(config, recipe.data.sequence_length, f"teacher {teacher}")
     return str(folder)
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, DistilBertConfig, PretrainedConfi
 
 from ds_distill.console import say
 from ds_distill.errors import UserError
-from ds_distill.models.families import FAMILIES, Family, family_of
+from ds_distill.models.families import FAMILIES, Family, family_of, family_of_type
 
 
 def resolve_layer_map(spec: str | Sequence[int], teacher_layers: int, student_layers: int | None = None) -> list[int] | None:
@@ -45,6 +45,11 @@ def resolve_layer_map(spec: str | Sequence[int], teacher_layers: int, student_la
             f"student.depth = {student_layers}: student.layers names {len(layers)}; leave depth out or make them agree"
         )
     return layers
+
+
+def layers_of(config: PretrainedConfig, spec: str | Sequence[int], student_layers: int | None = None) -> list[int] | None:
+    """As resolve_layer_map, of a teacher of this config."""
+    return resolve_layer_map(spec, family_of_type(config.model_type).measures(config)[0], student_layers)
 
 
 def default_depth(teacher_layers: int) -> int:
