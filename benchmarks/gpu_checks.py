@@ -37,7 +37,8 @@ from ds_distill.recipe import Losses, Training
 from ds_distill.report import table
 from ds_distill.training.compiled import compile_step, why_no_compile
 from ds_distill.training.engine import backward, device_of_rank, make_engine, optimizer_step
-from ds_distill.training.kernels import build_fused_adam, first_line
+from ds_distill.training.extensions import first_line
+from ds_distill.training.kernels import build_optimizer
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import start_distributed
 
@@ -245,7 +246,7 @@ def adam(device: torch.device) -> Iterator[Check]:
 def adam_error(device: torch.device) -> tuple[float, str]:
     """DeepSpeed's FusedAdam against torch's fused AdamW, ten steps."""
     began = time.perf_counter()
-    unless(build_fused_adam())
+    unless(build_optimizer())
     from deepspeed.ops.adam import FusedAdam
 
     built = time.perf_counter() - began

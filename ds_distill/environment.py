@@ -10,7 +10,8 @@ from ds_distill.memory import memory_limit
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.models.varlen import why_no_varlen
 from ds_distill.training.compiled import why_no_compile, why_no_triton
-from ds_distill.training.kernels import is_built, why_no_apex, why_no_build
+from ds_distill.training.extensions import is_built
+from ds_distill.training.kernels import why_no_apex, why_no_build
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "jsonargparse", "tensorboard", "apex", "triton")
 
@@ -48,7 +49,7 @@ def kernels() -> list[dict]:
     no_build, no_compile = why_no_build(), why_no_compile()
     device = torch.device("cuda" if cuda else "cpu")
     no_varlen, no_triton = why_no_varlen(device, torch.bfloat16), why_no_triton(device)
-    adam = no_build or ("compiled, in the cache" if is_built() else "will be compiled by the first run, about a minute")
+    adam = no_build or ("compiled, in the cache" if is_built("fused_adam") else "will be compiled by the first run, about a minute")
     return [
         _row("DeepSpeed FusedAdam", no_build is None, adam + ("" if cuda else "; its C++ body on the CPU")),
         _row("torch fused AdamW", no_build is not None, "takes over where DeepSpeed's cannot be built; training.optimizer = torch chooses it"),

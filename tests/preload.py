@@ -21,7 +21,7 @@ import ds_distill.finetune.tune
 import ds_distill.parser
 import ds_distill.plan
 import ds_distill.runs  # noqa: F401
-from ds_distill.training.kernels import build_fused_adam
+from ds_distill.training.kernels import build_optimizer
 
 ds_distill.parser.build_parser()  # imports the parser's library
-build_fused_adam()
+build_optimizer()

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-import ds_distill.training.kernels  # noqa: F401  (it says in the environment, which the processes get, where compiled optimizers lie)
-
 ROOT = Path(__file__).parents[1]
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["tests.preload"])

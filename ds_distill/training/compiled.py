@@ -12,7 +12,8 @@ from ds_distill.models.families import family_of_type
 from ds_distill.models.packed import pack_linears
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
-from ds_distill.training.kernels import first_line, has_compiler
+from ds_distill.training.extensions import first_line
+from ds_distill.training.kernels import has_compiler
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import from_every_rank
 

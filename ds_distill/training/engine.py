@@ -17,7 +17,7 @@ from ds_distill.errors import UserError
 from ds_distill.memory import keep_freed_memory
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.recipe import Training
-from ds_distill.training.kernels import build_fused_adam, make_resumable, why_no_apex, why_no_build
+from ds_distill.training.kernels import build_optimizer, make_resumable, why_no_apex
 from ds_distill.training.ranks import from_every_rank, from_first_rank
 
 OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
@@ -80,7 +80,7 @@ def make_optimizer(training: Training, groups: list[dict], device: torch.device,
 
         return FusedAdam(groups, adam_w_mode=True, **options)
     if choice in ("auto", "deepspeed"):
-        reason = _agreed(why_no_build() if offload else build_fused_adam())
+        reason = _agreed(build_optimizer(offload))
         if reason is None:
             from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 

@@ -10,6 +10,7 @@ import torch
 
 from ds_distill.console import is_first
 from ds_distill.errors import UserError
+from ds_distill.training.extensions import guard_extension_builds
 from ds_distill.training.heartbeat import Heartbeat
 
 _heartbeats: list[Heartbeat] = []  # the job's, where it has several ranks
@@ -25,6 +26,7 @@ def start_distributed() -> tuple[int, int]:
             # two lone runs on one machine must not meet on the default port
             os.environ["MASTER_PORT"] = _free_port()
         _skip_unused_build()
+        guard_extension_builds()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else every rank's first collective would be on GPU 0
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
