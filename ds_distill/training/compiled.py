@@ -12,6 +12,7 @@ from ds_distill.models.families import family_of_type
 from ds_distill.models.packed import pack_linears
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
+from ds_distill.training.compile_cache import remove_partial_libraries
 from ds_distill.training.extensions import first_line
 from ds_distill.training.kernels import has_compiler
 from ds_distill.training.objective import Objective
@@ -32,6 +33,8 @@ def why_no_compile() -> str | None:
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     try:
+        for file in remove_partial_libraries():
+            say(f"{file}: left half written by a process that was killed; it is compiled anew")
         with torch.no_grad():
             torch.compile(lambda x: (x + 1).sum())(torch.zeros(64, device="cuda" if torch.cuda.is_available() else "cpu"))
     except Exception as error:  # compilers fail in as many ways as there are

@@ -1,0 +1,29 @@
+"""Compilers that are killed: what they leave behind stops no later run."""
+
+import random
+import time
+
+import pytest
+
+from tests.start import Process, wait_for
+
+OFFLOAD = ["--training.deepspeed", "ds_configs/deepspeed/zero2_offload.json", "--training.compile", "off"]
+COMPILED = ["--training.optimizer", "torch", "--training.compile", "on"]
+
+
+@pytest.mark.long  # DeepSpeed's extensions take a minute each; unit tests kill a small one
+@pytest.mark.promise("A run that is killed while DeepSpeed or torch.compile compiles stops no later one")
+@pytest.mark.parametrize("variable, files, options", [("TORCH_EXTENSIONS_DIR", "**/build.ninja", OFFLOAD),
+                                                      ("TORCHINDUCTOR_CACHE_DIR", "??/*.cpp", COMPILED)])  # fmt: skip
+def test_killed_while_it_compiles(world, common, tmp_path, record_property, variable, files, options):
+    cache = tmp_path / "cache"
+    words = ["distill", "--teacher", world / "teacher", *common, *options, "--output", tmp_path / "out"]
+    for kills in range(1, 4):
+        run = Process("ds_distill", *words, **{variable: cache})
+        seen = set(cache.glob(files))
+        wait_for(lambda run=run, seen=seen: run.poll() is not None or set(cache.glob(files)) - seen)
+        time.sleep(random.uniform(0, 10))
+        run.kill()
+        record_property("kills", kills)
+    done = Process("ds_distill", *words, **{variable: cache}).wait()
+    assert done.returncode == 0, done.stderr[-3000:]
