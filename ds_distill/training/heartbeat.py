@@ -1,4 +1,7 @@
-"""A sign of life beside the collectives, whose own time limits are ten minutes and more: a lost rank or host ends the job within a minute."""
+"""A sign of life beside the collectives, whose own time limits are ten minutes and more: a lost rank or host ends the job within a minute.
+
+Ranks that live but do not get on are found too: where no rank notes progress for minutes, it is printed where each of them is.
+"""
 
 import os
 import socket
@@ -9,7 +12,11 @@ from datetime import timedelta
 
 import torch
 
+from ds_distill.liveness import main_thread_position, progress_count
+
 PATIENCE = 30.0  # seconds without a sign of life; a rank that is only slow still gives one
+STALLED = 300.0  # seconds in which no rank has noted progress: it is printed where each rank is
+GIVEN_UP = 3600.0  # and the job ends; what takes an hour without a measure of its progress does not occur in a job
 _EVERY = 2.0
 _LOST = 3  # exit status
 
@@ -17,11 +24,11 @@ _LOST = 3  # exit status
 class Heartbeat:
     """Two threads a rank: one speaks through the job's own store (no further port), one watches the clock, since speaking may block for ever.
 
-    A rank writes a count of its own and reads its neighbour's, so the store of a thousand ranks has three requests a rank in two seconds. Who finds
-    its neighbour silent says so for all. Only the monotonic clock counts: a jump of the time of day does nothing.
+    A rank writes a count of its own, reads its neighbour's and adds to the job's count of progress, so the store of a thousand ranks has four requests
+    per rank in two seconds. Who finds its neighbour silent says so for all. Only the monotonic clock counts: a jump of the time of day does nothing.
     """
 
-    def __init__(self, patience: float = PATIENCE):
+    def __init__(self, patience: float = PATIENCE, stalled: float = STALLED, given_up: float = GIVEN_UP):
         self.rank, self.world, self.patience = torch.distributed.get_rank(), torch.distributed.get_world_size(), patience
         self.neighbour = (self.rank + 1) % self.world
         store = torch.distributed.distributed_c10d._get_default_store()
@@ -31,7 +38,9 @@ class Heartbeat:
         self.first_host, self.neighbour_host = (self.store.get(f"host {rank}").decode() for rank in (0, self.neighbour))
         self.store.get(f"beat {self.neighbour}")
         self.ended = threading.Event()
-        self.answered = self.heard = time.monotonic()
+        self.stalled, self.given_up, self.reported = stalled, given_up, False
+        self.sent, self.total = 0, 0  # progress: this rank's part of the job's, and the job's
+        self.answered = self.heard = self.progressed = time.monotonic()
         for work in (self._speak, self._watch):
             threading.Thread(target=work, name=f"heartbeat{work.__name__}", daemon=True).start()
 
@@ -51,6 +60,7 @@ class Heartbeat:
                 self.store.set(f"beat {self.rank}", str(count))
                 beat = self.store.get(f"beat {self.neighbour}")
                 verdict = self.store.check(["verdict"]) and self.store.get("verdict")
+                self._look_at_progress()
             except RuntimeError:
                 continue  # _watch sees that no answer comes
             self.answered = time.monotonic()
@@ -59,12 +69,43 @@ class Heartbeat:
             if verdict and verdict != str(self.rank).encode() and not self.ended.is_set():
                 os._exit(_LOST)  # who gave the verdict says it, and ends by itself when it has
 
+    def _look_at_progress(self) -> None:
+        done, now = progress_count(), time.monotonic()
+        total = self.store.add("progress", done - self.sent)
+        self.sent = done
+        if total != self.total:
+            self.total, self.progressed, self.reported = total, now, False
+            return
+        silent = now - self.progressed
+        if silent > self.stalled:
+            self.store.set(f"place {self.rank}", main_thread_position())
+        if self.rank or silent <= self.stalled + 3 * _EVERY:  # until the others have written theirs
+            return
+        if silent > self.given_up:
+            if self.store.compare_set("verdict", "", "0") == b"0":
+                self._say(f"no rank has made progress for {silent / 60:.0f} min ({self._places()})")
+            time.sleep(_EVERY)
+            os._exit(_LOST)
+        if not self.reported:
+            self.reported = True
+            print(f"\nds-distill: no rank has made progress for {silent / 60:.0f} min: {self._places()}. The run ends if that lasts "
+                  f"{self.given_up / 60:.0f} min", file=sys.stderr, flush=True)  # fmt: skip
+
+    def _places(self) -> str:
+        """Where the ranks are, those at one place together."""
+        ranks_at: dict[str, list[str]] = {}
+        for rank in range(self.world):
+            key = f"place {rank}"
+            place = self.store.get(key).decode() if self.store.check([key]) else "at a place it has not told"
+            ranks_at.setdefault(place, []).append(str(rank))
+        return "; ".join(f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)} {place}" for place, ranks in ranks_at.items())
+
     def _watch(self) -> None:
         before = time.monotonic()
         while not self.ended.wait(1.0):
             now = time.monotonic()
             if now - before > 5:  # this process itself was stopped, or its machine: nobody else's silence
-                self.answered = self.heard = now
+                self.answered = self.heard = self.progressed = now
             before = now
             if now - self.answered > self.patience:
                 self._give_up()

@@ -1,4 +1,5 @@
-"""One rank that does nothing but give its sign of life. Arguments: patience, length of life and how long a sentence takes, in seconds."""
+"""One rank that does nothing but give its sign of life. Arguments: patience, length of life, how long a sentence takes, and
+after how long without progress that is reported, in seconds; the rank that stands still in the end, if any."""
 
 import os
 import sys
@@ -6,6 +7,7 @@ import time
 
 import torch
 
+from ds_distill.liveness import note_progress
 from ds_distill.training.heartbeat import Heartbeat
 
 
@@ -16,10 +18,22 @@ class Slow(Heartbeat):
 
 
 torch.distributed.init_process_group("gloo")
-heart = Slow(patience=float(sys.argv[1]))
+stalled = float(sys.argv[4])
+heart = Slow(patience=float(sys.argv[1]), stalled=stalled, given_up=2 * stalled + 10)
 torch.distributed.barrier()
 print(f"alive {os.environ['RANK']} {os.getpid()}", flush=True)
-time.sleep(float(sys.argv[2]))
+
+
+def stand_still() -> None:
+    time.sleep(600)
+
+
+for _ in range(round(float(sys.argv[2]) * 5)):
+    time.sleep(0.2)
+    if os.environ["RANK"] == "0":  # one rank's work of hours, for which the others wait, is the job's
+        note_progress()
+if sys.argv[5:] == [os.environ["RANK"]]:
+    stand_still()
 torch.distributed.barrier()
 heart.stop()
 print("end", flush=True)

@@ -1,5 +1,6 @@
 """A rank that is gone or stopped ends the job, with one sentence; one that is slow does not."""
 
+import re
 import signal
 import time
 
@@ -10,12 +11,12 @@ from tests.start import Process, ds_distill, start_ranks, wait_for
 
 @pytest.fixture
 def ranks():
-    """Three living ranks, started with (patience, life, sentence)."""
+    """Three living ranks, started with (patience, life, sentence, stalled, the rank that stands still)."""
     assert ds_distill("--help").returncode == 0  # from now on the libraries are loaded: only the ranks are waited for
     running = []
 
-    def start(patience: float, life: float, sentence: float = 0) -> list[Process]:
-        running.extend(start_ranks(3, "tests.distributed.heartbeat_worker", patience, life, sentence))
+    def start(patience: float, life: float, sentence: float = 0, stalled: float = 600, *still: int) -> list[Process]:
+        running.extend(start_ranks(3, "tests.distributed.heartbeat_worker", patience, life, sentence, stalled, *still))
         for rank in running:
             wait_for(rank.out.read, rank)  # it says that it lives
         return running
@@ -25,36 +26,48 @@ def ranks():
         rank.kill()
 
 
-def sentences(ranks: list[Process], timeout: float) -> list[str]:
-    deadline = time.monotonic() + timeout
-    errors = [rank.wait(deadline - time.monotonic()).stderr for rank in ranks]
+def sentences(ranks: list[Process]) -> list[str]:
+    errors = [rank.wait().stderr for rank in ranks]
     return [line for text in errors for line in text.splitlines() if line.startswith("ds-distill: ")]
 
 
 @pytest.mark.promise("A rank that falls silent is named once, and all end")
 @pytest.mark.parametrize("sentence", [0, 5], ids=["at once", "on a slow terminal"])
 def test_a_stopped_rank_is_named_once_and_all_end(ranks, sentence):
-    zero, one, two = ranks(5, 600, sentence)
+    zero, one, two = ranks(8, 600, sentence)
     two.signal(signal.SIGSTOP)
-    said = sentences([zero, one], 60)
-    assert len(said) == 1 and "rank 2" in said[0] and "no sign of life for 5 s" in said[0] and "last checkpoint" in said[0]
+    said = sentences([zero, one])
+    assert len(said) == 1 and "rank 2" in said[0] and "no sign of life for 8 s" in said[0] and "last checkpoint" in said[0]
     assert zero.poll() == one.poll() == 3
 
 
 @pytest.mark.promise("A rank that falls silent is named once, and all end")
 def test_the_loss_of_the_first_rank_is_noticed_without_its_store(ranks):
-    zero, one, two = ranks(5, 600)
+    zero, one, two = ranks(8, 600)
     zero.signal(signal.SIGSTOP)
-    said = sentences([one, two], 60)
+    said = sentences([one, two])
     assert len(said) == 1 and "no answer from the first rank" in said[0]
     assert one.poll() == two.poll() == 3
 
 
 @pytest.mark.promise("A slow rank is no loss")
 def test_a_slow_rank_and_a_proper_end_are_no_loss(ranks):
-    every = ranks(9, 9)
+    every = ranks(30, 9)
     every[1].signal(signal.SIGSTOP)
     time.sleep(6)
     every[1].signal(signal.SIGCONT)
-    assert not sentences(every, 120)
+    assert not sentences(every)
     assert [rank.poll() for rank in every] == [0, 0, 0]
+
+
+@pytest.mark.promise("A rank that lives but does not get on: it is printed where each rank is, and in the end the job ends")
+def test_a_rank_that_stands_still_is_reported_and_the_job_ends(ranks):
+    first, last = sentences(ranks(60, 1, 0, 4, 1))
+    assert "no rank has made progress for" in first and "no rank has made progress for" in last and "last checkpoint" in last
+    for said in (first, last):
+        assert re.search(r"rank 1 in stand_still \(tests/distributed/heartbeat_worker.py, line \d+\)", said), said
+        assert re.search(r"ranks 0, 2 in barrier \(torch/distributed/distributed_c10d.py, line \d+\)", said), said
+
+
+def test_progress_of_one_rank_is_progress_of_the_job(ranks):
+    assert not sentences(ranks(60, 12, 0, 8))
