@@ -1,6 +1,7 @@
 """Processes of a test: `python -m MODULE ARGUMENTS`, each its own, forked from one that has the libraries loaded."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import runpy
@@ -9,12 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+from tests.patience import kill_tree, wait_until
+
 ROOT = Path(__file__).parents[1]
+_PR_SET_PDEATHSIG = 1
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["tests.preload"])
 
@@ -27,6 +30,7 @@ def environment_of(**changes) -> dict[str, str]:
 
 def _run(module: str, arguments: list[str], environment: dict, out: str, err: str) -> None:
     os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # tests that are killed leave nothing behind
     for number, name in ((1, out), (2, err)):
         file = os.open(name, os.O_WRONLY)
         os.dup2(file, number)
@@ -59,16 +63,15 @@ class Process:
 
     def kill(self) -> None:
         """The process and all that it began."""
-        for end in (os.killpg, os.kill):  # it may not lead a group yet
-            with contextlib.suppress(ProcessLookupError):
-                end(self.pid, signal.SIGKILL)
+        kill_tree(self.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # what has lost its parent
         self._process.join()
 
-    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess:
-        self._process.join(timeout)
-        if self.poll() is None:
+    def wait(self) -> subprocess.CompletedProcess:
+        if reason := wait_until(lambda: self._process.join(0.05) or self.poll() is not None, [self.pid], pause=0):
             self.kill()
-            raise AssertionError(f"{self.words} still ran after {timeout} s:\n{self.err.read()[-3000:]}")
+            raise AssertionError(f"{self.words} {reason}:\n{self.err.read()[-3000:]}")
         texts = [Path(file.name).read_text() for file in (self.out, self.err)]
         return subprocess.CompletedProcess(self.words, self.poll(), *texts)
 
@@ -100,10 +103,14 @@ def run_ranks(world: int, module: str, *arguments) -> str:
     return results[0].stdout
 
 
-def wait_for(condition: Callable[[], object], *processes, seconds: float = 240, pause: float = 0.05) -> None:
-    """Until `condition` holds; fails where a process ends before."""
-    deadline = time.monotonic() + seconds
-    while not condition():
+def wait_for(condition: Callable[[], object], *processes, pause: float = 0.05) -> None:
+    """Until `condition` holds; fails where a process ends before, or hangs."""
+
+    def holds() -> bool:
+        if condition():
+            return True
         assert all(process.poll() is None for process in processes), "it ended before"
-        assert time.monotonic() < deadline
-        time.sleep(pause)
+        return False
+
+    reason = wait_until(holds, [process.pid for process in processes] or [os.getpid()], pause)
+    assert reason is None, f"waited in vain: a process {reason}"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.patience import communicate
 from tests.start import ROOT, ds_distill, environment_of, start_ranks, wait_for
 
 
@@ -168,10 +169,11 @@ class Endless:
         wait_for(lambda: self.newest > before + 5, self.job)
 
     def end(self) -> list[str]:
-        """It ends by itself within a minute, leaving nothing behind; returns what it said."""
+        """It ends by itself, leaving nothing behind; returns what it said."""
         began = time.monotonic()
-        _, errors = self.job.communicate(timeout=60)
-        assert time.monotonic() - began < 60 and self.job.returncode != 0
+        _, errors = communicate(self.job)
+        self.seconds_to_end = round(time.monotonic() - began)
+        assert self.job.returncode != 0
         assert "Traceback" not in errors and "frame #" not in errors, errors[-3000:]
         assert not ranks_of(self.job), "an orphan"
         return [line for line in errors.splitlines() if "ds-distill: " in line]
@@ -208,6 +210,7 @@ def test_slow_ranks_and_jumping_clocks_are_borne_and_a_killed_rank_is_not(endles
     before = one.newest
     os.kill(one.ranks[1], signal.SIGKILL)
     assert len(one.end()) == 1
+    record_property("seconds", one.seconds_to_end)
     assert one.newest >= before
 
 
@@ -244,6 +247,6 @@ def test_ranks_that_do_not_share(world, common, run, tmp_path, differs, words):
         return [word for key, value in same.items() for word in (key, others[key] if rank and key == differs else value)]
 
     ranks = start_ranks(2, "ds_distill", "distill", "--teacher", world / "teacher", *common[2:], own=own)
-    results = [rank.wait(90) for rank in ranks]
+    results = [rank.wait() for rank in ranks]
     said = "".join(done.stderr for done in results)  # of one sentence or, since here the paths differ too, of two
     assert all(done.returncode == 2 for done in results) and "Traceback" not in said and all(word in said for word in words), said[-2000:]

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import gpu_checks, gpu_suite
 from benchmarks.gpu_checks import Check
+from tests.patience import communicate
 from tests.start import environment_of, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -69,9 +70,10 @@ def test_a_part_ends_with_the_suite(tmp_path, number):
     job = subprocess.Popen([sys.executable, "-c", suite, "--rehearse", "--report", str(tmp_path / "report")], cwd=ROOT, env=environment_of(),
                            stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     try:
-        wait_for(lambda: pids.is_file() and pids.read_text().endswith(" "), job, seconds=60)
+        wait_for(lambda: pids.is_file() and pids.read_text().endswith(" "), job)
         job.send_signal(number)
-        assert job.wait(20) == 130 and job.stderr.read().strip().endswith("benchmarks.gpu_suite: stopped")
+        _, errors = communicate(job)
+        assert job.returncode == 130 and errors.strip().endswith("benchmarks.gpu_suite: stopped")
     finally:
         job.kill()
         job.stderr.close()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import patience
+
 ROOT = Path(__file__).resolve().parents[2]
 STUB_CLI = """
 import json, os
@@ -35,7 +37,7 @@ def checkout(tmp_path: Path) -> Path:
 def run(command: list, **variables: str) -> subprocess.CompletedProcess:
     ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "OMP_NUM_THREADS", "DS_DISTILL_RANKS", "DS_DISTILL_START"}
     env = {name: value for name, value in os.environ.items() if name not in ours} | variables
-    return subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True, timeout=300)
+    return patience.run(command, env=env)
 
 
 def test_is_valid_bash():

@@ -19,10 +19,7 @@ HEAD = """
 import json, os, pathlib, signal, sys, time
 out = pathlib.Path(sys.argv[-1]); room = out.parent; out.mkdir()
 def wait(name):
-    for _ in range(2400):
-        if (room / name).exists(): return
-        time.sleep(0.05)
-    sys.exit(9)
+    while not (room / name).exists(): time.sleep(0.05)
 """
 SAVE = 'signal.signal(signal.SIGTERM, lambda *_: ((out / "saved").touch(), sys.exit(0)))\n'
 END = """

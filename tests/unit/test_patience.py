@@ -1,0 +1,44 @@
+"""What waits for processes in tests: a hang is given up, a busy machine is not."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import patience
+
+
+def test_what_only_waits_is_given_up_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(patience, "IDLE_SECONDS", 3.0)
+    program = ("import subprocess, sys, time; child = subprocess.Popen(['sleep', '600'], process_group=0); "
+               "print(child.pid, file=sys.stderr, flush=True); time.sleep(600)")  # fmt: skip
+    with pytest.raises(AssertionError, match="hangs: for [34] s it has only waited") as error:
+        patience.run([sys.executable, "-c", program])
+    child = int(str(error.value).split("\n")[1])
+    deadline = time.monotonic() + 60
+    while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:  # until it is reaped
+        time.sleep(0.01)
+    assert not os.path.exists(f"/proc/{child}")
+
+
+@pytest.mark.parametrize("program", ["while True: pass", "import time\nwhile True: time.sleep(0.001); sum(range(20000))"], ids=["computes", "by turns"])
+def test_what_works_is_not_given_up(monkeypatch, program):
+    monkeypatch.setattr(patience, "IDLE_SECONDS", 2.0)
+    job = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        os.setpriority(os.PRIO_PROCESS, job.pid, 19)  # it gets little of a machine that does something else
+        watch = patience.HangWatch([job.pid])
+        for _ in range(5):
+            time.sleep(1)
+            assert watch.check() is None
+    finally:
+        patience.kill_tree(job.pid)
+        job.wait()
+
+
+def test_what_never_ends_is_given_up_by_what_it_has_computed(monkeypatch):
+    monkeypatch.setattr(patience, "MAX_CPU_SECONDS", 0.5)
+    with pytest.raises(AssertionError, match="has computed for"):
+        patience.run([sys.executable, "-c", "while True: pass"])
