@@ -13,6 +13,7 @@ import pytest
 from ds_distill.errors import UserError
 from ds_distill.finetune import schedule
 from ds_distill.finetune.schedule import Step, run_steps
+from tests.patience import wait_until
 from tests.start import wait_for
 
 HEAD = """
@@ -115,7 +116,7 @@ def test_ending_a_study_ends_its_steps(tmp_path, jobs, number):
     process.start()
     wait_for(lambda: all((one.output / "ready").exists() for one in steps))
     os.kill(process.pid, number)
-    process.join(60)
+    assert wait_until(lambda: not process.is_alive(), [process.pid]) is None
     assert process.exitcode == number and all((one.output / "saved").exists() for one in steps)
 
 
