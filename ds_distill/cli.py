@@ -7,13 +7,25 @@ import sys
 import warnings
 from pathlib import Path
 
+from ds_distill import __version__
 from ds_distill.commands import EVALUATED_IN, execute
 from ds_distill.console import end_bars, is_first, say, say_once
-from ds_distill.errors import UserError, sentence_of
-from ds_distill.parser import build_parser
+from ds_distill.encoding import restart_in_utf8, show_what_can_be_shown
+from ds_distill.errors import UserError, did_you_mean, sentence_of
+from ds_distill.parser import COMMANDS, build_parser
 from ds_distill.report import write_summary
+from ds_distill.run_folder import find_model
 
 DEMO = Path(__file__).parents[1] / "ds_configs" / "demo.yaml"
+FIRST_STEPS = """usage: ds-distill COMMAND [OPTIONS]
+
+  ds-distill run                                                    try it: a small teacher, a student, a table, in some minutes
+  ds-distill distill --teacher DIR --corpus FILE --output DIR       train a student of your teacher
+  ds-distill finetune --task sst2 --model DIR --output DIR          fine-tune it on a task
+  ds-distill export --model DIR --format onnx-int8                  make it ready to serve
+
+commands: {commands}
+ds-distill --help says what each is for, ds-distill COMMAND --help what it takes."""
 
 
 def leave_gpus_alone() -> None:
@@ -38,19 +50,26 @@ def quieten(debug: bool) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns its exit status. Mistakes are said once, by the first rank."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        restart_in_utf8()
+        argv = sys.argv[1:]
+    show_what_can_be_shown()
     argv = [word for word in argv if not word.startswith("--local_rank")]
+    if not argv:
+        print(FIRST_STEPS.format(commands=", ".join(COMMANDS)), file=sys.stderr)
+        return 2
+    if argv[0] in ("--version", "version") or argv[1:2] == ["--version"]:
+        print(f"ds-distill {__version__}")
+        return 0
     debug = "--debug" in argv
-    if argv[:1] == ["run"] and not any(word.split("=")[0] in ("--config", "--teacher") for word in argv):
-        argv[1:1] = ["--config", str(DEMO)]
     try:
         try:
-            options = build_parser().parse_args(argv)
-        except UnicodeDecodeError as error:
-            raise UserError(f"--config: not UTF-8 text ({error}); save the recipe as UTF-8") from error
+            options = build_parser().parse_args(_command_of(argv))
+        except SystemExit as ended:  # after --help
+            return ended.code or 0
         command, options = options.subcommand, options[options.subcommand]
-        if command == "export":
-            options.output = options.output or options.model
+        if command == "export" and options.model and not options.output:
+            options.output = str(_place_of(options.model))
         if command == "report":
             options.output = options.output or str(Path(options.folders[0]) / "report")
         if command not in ("evaluate", "env", "plan") and not options.output:
@@ -88,6 +107,31 @@ def main(argv: list[str] | None = None) -> int:
     if is_first():
         print(json.dumps(summary), flush=True)
     return 0
+
+
+def _command_of(argv: list[str]) -> list[str]:
+    """Return the words of a command as they are parsed. Raises UserError where they do not begin with one."""
+    first, *rest = argv
+    if first == "help":
+        return [*rest[:1], "--help"]
+    if first in ("-h", "--help"):
+        return argv
+    if first.startswith("-"):
+        raise UserError(f"{first}: a command comes first, such as ds-distill distill {first} …; the commands are {', '.join(COMMANDS)}")
+    if first not in COMMANDS:
+        raise UserError(f"{first}: no such command{did_you_mean(first, COMMANDS, 0.6)} (the commands are {', '.join(COMMANDS)})")
+    if first == "run" and rest[:1] and rest[0] in COMMANDS:
+        raise UserError(f"{rest[0]}: not expected after run, which is what launch.sh does: it distills where --teacher is given; leave the word out")
+    if first == "run" and not any(word.split("=")[0] in ("--config", "--teacher") for word in rest):
+        return [first, "--config", str(DEMO), *rest]
+    return argv
+
+
+def _place_of(model: str) -> Path:
+    """Return where `export --model` writes without --output: beside that model. Raises UserError for a model of the hub, which lies in a cache."""
+    if not Path(model).is_dir():
+        raise UserError(f"--model {model}: no such folder here; for a model of the hub's cache give --output too, a folder for what is made")
+    return find_model(Path(model))
 
 
 def _lost_another(error: RuntimeError) -> bool:

@@ -131,9 +131,12 @@ def finetune(options, output: Path) -> dict:
             raise UserError(f"--{key} is missing")
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: at least one")
+    seeds = list(range(options.first_seed, options.first_seed + options.seeds))
+    if not 0 <= seeds[0] <= seeds[-1] < 2**32:
+        raise UserError(f"--first_seed {options.first_seed}: seeds lie between 0 and 2^32 − 1")
     tuning = section_of(options.tuning, Tuning)
     tuning.check()
-    summary = tune.finetune(task_of(options.task), options.model, output, points=grid_of(tuning, options.grid or []), seeds=list(range(options.seeds)),
+    summary = tune.finetune(task_of(options.task), options.model, output, points=grid_of(tuning, options.grid or []), seeds=seeds,
                        teacher=options.teacher, data=options.data)  # fmt: skip
     rows = [{"seed": str(row["seed"])} | row for row in summary["seeds"]]
     print(table(rows + [{"seed": "median"} | summary["metrics"]], {"seed": "seed"} | {name: name.replace("_", " ") for name in summary["metrics"]}))

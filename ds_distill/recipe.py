@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ds_distill.errors import UserError
+from ds_distill.values import UserPath
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -103,7 +104,7 @@ class Training:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     optimizer: Literal["auto", "deepspeed", "torch", "apex"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    deepspeed: str | None = None
+    deepspeed: UserPath | None = None
     gradient_checkpointing: bool = False
     max_skipped: int = 20
     checkpoint_every: int = 500

@@ -56,7 +56,7 @@ class Step:
     def started_as(self) -> list[str]:
         words = self.command()
         # launch.sh has no command but distill
-        return [*shlex.split(self.starter), *words[1:]] if self.starter else [sys.executable, "-m", "ds_distill", *words]
+        return [*starter_words(self.starter), *words[1:]] if self.starter else [sys.executable, "-m", "ds_distill", *words]
 
 
 def _made(where: str | Path) -> str | Path:
@@ -67,8 +67,14 @@ def _made(where: str | Path) -> str | Path:
     return where / (os.path.relpath(made["export"], made["output"]) if "output" in made else "export")
 
 
+def starter_words(starter: str) -> list[str]:
+    """The words of a command that distillations are started with, ~ for what it stands for. ValueError for an open quote."""
+    return [os.path.expanduser(word) for word in shlex.split(starter)]
+
+
 def folder_of(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)
+    """A name as that of a folder, which leads nowhere else."""
+    return re.sub(r"[^\w.-]+|^\.+$", "_", name)
 
 
 def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:

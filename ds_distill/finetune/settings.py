@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, get_args, get_type_hints
 
 from ds_distill.errors import UserError
+from ds_distill.values import convert
 
 PRECISIONS = Literal["auto", "fp32", "bf16"]
 
@@ -70,18 +71,16 @@ class Tuning:
 
 def grid_of(settings: Tuning, grid: list[str]) -> list[Tuning]:
     """The settings with every combination of `NAME=VALUE,VALUE…` in their place; `lr` is short for learning_rate."""
-    kinds, axes = {field.name: type(getattr(settings, field.name)) for field in fields(settings)}, []
+    hints, axes = get_type_hints(Tuning), []
     for entry in grid:
         name, _, values = entry.partition("=")
         name = {"lr": "learning_rate"}.get(name, name)
-        if name not in kinds or not values:
-            raise UserError(f"--grid {entry}: NAME=VALUE,VALUE… with a name of {', '.join(kinds)}")
+        if name not in hints or not values:
+            raise UserError(f"--grid {entry}: NAME=VALUE,VALUE… with a name of {', '.join(hints)}")
         if any(name == axis[0][0] for axis in axes):
             raise UserError(f"--grid {entry}: {name} is there twice; all of its values belong into one {name}=VALUE,VALUE…")
-        try:
-            axes.append([(name, value) for value in dict.fromkeys(kinds[name](value) for value in values.split(","))])
-        except ValueError:
-            raise UserError(f"--grid {entry}: {values} are not values of {name}") from None
+        read = dict.fromkeys(convert(value, hints[name], f"--grid {entry}") for value in values.split(","))
+        axes.append([(name, value) for value in read])
     points = [replace(settings, **dict(point)) for point in itertools.product(*axes)]
     for point in points:
         point.check()

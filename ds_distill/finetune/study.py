@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -13,12 +13,13 @@ import yaml
 
 from ds_distill.console import alive
 from ds_distill.errors import UserError, at_home, did_you_mean
-from ds_distill.finetune.schedule import Step, folder_of, run_steps
+from ds_distill.finetune.schedule import Step, folder_of, run_steps, starter_words
 from ds_distill.finetune.settings import Tuning
 from ds_distill.recipe import CHECKOUT, Recipe, shipped
 from ds_distill.report import write_json
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import split_files
+from ds_distill.yaml_text import load_keys, load_yaml, read_recipe
 
 TEACHER, SECOND = "teacher", "second distillation"
 ROOMS = tuple(f"{room.name}." for room in fields(Recipe))
@@ -95,6 +96,8 @@ class Study:
             raise UserError("second: the second distillation needs the fine-tuned teacher: teacher_too must be true")
         if not self.students:
             raise UserError("students is empty: name at least one, `distilled: {}`")
+        if not all(name.strip() for name in self.students):
+            raise UserError("students: one has an empty name: write one")
         folders: dict[str, str] = {}
         for name in [TEACHER, *self.students, *(f"{student}, {SECOND}" for student in self.second)]:
             other = folders.setdefault(folder_of(name), name)
@@ -106,7 +109,7 @@ class Study:
             if not value:
                 raise UserError(f"{key} is missing")
         try:
-            starter = shlex.split(self.launch)
+            starter = starter_words(self.launch)
         except ValueError as error:
             raise UserError(f"--launch {self.launch}: {error}") from None
         if self.jobs < 1:
@@ -146,9 +149,20 @@ def steps_of(study: Study, output: Path) -> list[Step]:
 
 def _reading(base: str) -> list[str]:
     """The base recipe's settings that prepare reads, as words: a recipe may also hold a teacher and texts, which prepare does not take."""
-    recipe = yaml.safe_load(Path(base).read_text()) or {}
-    found = {key: (recipe.get(key.split(".")[0]) or {}).get(key.split(".")[1]) for key in READ}
-    return [word for key, value in found.items() if value is not None for word in (f"--{key}", str(value))]
+    where = f"base: {base}"
+    recipe = load_keys(read_recipe(Path(base), where), where)
+    sections = {room: section if isinstance(section, dict) else {} for room, section in recipe.items()}  # what is none is said with the recipe
+    found = {key: sections.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in READ}
+    return [word for key, value in found.items() if isinstance(value, str) for word in (f"--{key}", value)]
+
+
+def _kept_of(base: str) -> object:
+    """What study.json keeps of the base: as PyYAML reads it, since earlier studies were kept so; as text where PyYAML cannot."""
+    text = read_recipe(Path(base), f"base: {base}")
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return load_yaml(text, f"base: {base}")
 
 
 def run_study(study: Study, output: Path, check_command: Callable[[list[str]], None]) -> dict:
@@ -163,10 +177,10 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], N
             raise UserError(f"{step.what}: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
-    asked = json.loads(json.dumps(asdict(study) | {"recipe": yaml.safe_load(Path(study.base).read_text())}))
+    asked = json.loads(json.dumps(asdict(study) | {"recipe": _kept_of(study.base)}, default=str))
     del asked["launch"], asked["jobs"]  # how it is run may change
     if plan.is_file() and (before := json.loads(plan.read_text())) != asked:
-        if changed := _changed(before, asked):
+        if changed := _changed(_at_home(before), asked):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     _read_tasks(study, steps)
     write_json(plan, asked)
@@ -182,6 +196,13 @@ def _read_tasks(study: Study, steps: list[Step]) -> None:
         if any(step.words[:3] == ("finetune", "--task", task) and not step.done for step in steps):
             with alive(f"reading {task}"):
                 load_data(task_of(task), str(at_home(study.data) / task) if study.data else None)
+
+
+def _at_home(plan: dict) -> dict:
+    """The plan with ~ for what it stands for, which earlier ones kept as it was written."""
+    paths = {key: value if isinstance(value, list) else [value] for key in ("teacher", "data", "corpus", "heldout") if (value := plan.get(key))}
+    whole = {key: [os.path.expanduser(path) for path in value] for key, value in paths.items()}
+    return plan | {key: value if isinstance(plan[key], list) else value[0] for key, value in whole.items()}
 
 
 def _changed(before: dict, now: dict) -> list[str]:

@@ -13,17 +13,19 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ds_distill.errors import UserError, at_home
 from ds_distill.models.families import FAMILIES, family_of_type
+from ds_distill.run_folder import find_model
 
 
 def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
-    """The folder of a checkpoint: `path` itself, or the local Hugging Face cache's copy of the hub model of that name.
+    """The folder of a checkpoint: `path` itself, the model in it where it is the --output of a command that made one, or the local Hugging Face
+    cache's copy of the hub model of that name.
 
     option: what errors begin with, before the path. Never touches the network: hundreds of ranks must not each download.
     Raises UserError where neither exists.
     """
     folder = at_home(path)
     if folder.is_dir():
-        return folder
+        return find_model(folder)
     if folder.exists():
         raise UserError(f"{option} {path}: a file; give the folder that holds config.json and model.safetensors")
     try:

@@ -1,11 +1,15 @@
+import json
 import os
 
 import pytest
 import yaml
 
-from ds_distill import cli
-from ds_distill.parser import build_parser, recipe_of
+from ds_distill import __version__, cli
+from ds_distill.options import known_keys
+from ds_distill.parser import COMMANDS, build_parser, recipe_of
 from ds_distill.recipe import Training
+from ds_distill.run_folder import find_model
+from ds_distill.unknown_keys import OTHER_NAMES, say_unknown
 
 
 def test_run_without_a_recipe_takes_the_embedded_default(monkeypatch):
@@ -76,3 +80,137 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cli, "execute", interrupted)
     assert cli.main(["finetune", "--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith("ds-distill: interrupted; what is done is kept, and the same command goes on from there\n")
+
+
+def said_by(capsys, *words) -> str:
+    """The one sentence that a refused command ends with."""
+    assert cli.main(list(words)) == 2
+    out, err = capsys.readouterr()
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("ds-distill: ") and not out
+    return last.removeprefix("ds-distill: ")
+
+
+def test_without_a_word_it_says_what_to_type_first(capsys):
+    assert cli.main([]) == 2
+    out, err = capsys.readouterr()
+    assert not out and all(command in err for command in COMMANDS)
+    for line in err.splitlines():  # what it says can be typed
+        if line.startswith("  ds-distill "):
+            build_parser().parse_args(line.split("  ")[1].split()[1:])
+
+
+@pytest.mark.parametrize("words", [["--version"], ["version"], ["run", "--version"], ["finetune", "--version"]])
+def test_the_version(capsys, words):
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == f"ds-distill {__version__}\n"
+
+
+@pytest.mark.parametrize("asked, same", [(["help"], ["--help"]), (["help", "finetune"], ["finetune", "--help"]), (["-h"], ["--help"])])
+def test_help_by_other_words(capsys, asked, same):
+    assert cli.main(asked) == cli.main(same) == 0
+    out = capsys.readouterr().out
+    assert out[: len(out) // 2] == out[len(out) // 2 :] and out.startswith("usage: ds-distill")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("distil", "distil: no such command; did you mean distill?"),
+        ("--training.seed 3", "--training.seed: a command comes first"),
+        ("zzz", "zzz: no such command (the commands are run, "),
+        ("run distill --teacher t", "distill: not expected after run"),
+        ("distill help", "help: not expected here"),
+        ("distill --output my run", "run: not expected here; each value follows its option"),
+        ("distill --output --teacher t", "--output: a value belongs after it"),
+        ("report", "folders: missing"),
+        ("distill -o x", "o: no such key; write --output"),
+        ("distill --config none.yaml", "--config: File does not exist"),
+        ("distill --training 3", "training: 3: keys belong there"),
+        (
+            "finetune --first_seed 4294967295 --seeds 2 --task rte --model m --output o",
+            "--first_seed 4294967295: seeds lie between",
+        ),
+        (
+            "export --model acme/small --format onnx",
+            "--model acme/small: no such folder here; for a model of the hub's cache give --output too",
+        ),
+    ],
+)
+def test_a_mistake_in_the_first_words(capsys, monkeypatch, tmp_path, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert said_by(capsys, *words.split()).startswith(said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command, written, meant",
+    [
+        ("distill", "lr", "--training.learning_rate"),
+        ("finetune", "lr", "--tuning.learning_rate"),
+        ("distill", "max_tokens", "--training.max_tokens"),
+        ("distill", "max-tokens", "--training.max_tokens"),
+        ("distill", "training.max-tokens", "--training.max_tokens"),
+        ("distill", "seed", "--training.seed"),
+        ("finetune", "seed", "--first_seed, the first of as many as --seeds says"),
+        ("distill", "batch_size", "--training.global_batch or --training.micro_batch"),
+        ("finetune", "batch_size", "--tuning.batch"),
+        ("distill", "epochs", "--training.epochs"),
+        ("finetune", "num_train_epochs", "--tuning.epochs"),
+        ("distill", "output_dir", "--output"),
+        ("distill", "fp16", "--training.precision fp16"),
+        ("finetune", "bf16", "--tuning.precision bf16"),
+        ("evaluate", "learning_rate", "--training.learning_rate"),
+        ("pretrain", "mlm_probability", "--data.mask_probability"),
+        ("plan", "memory-gib", "--memory_gib"),
+        ("export", "model_name_or_path", "--model"),
+        ("distill", "training.lr", "--training.learning_rate"),
+        ("distill", "gradient_checkpointing", "--training.gradient_"),
+    ],
+)
+def test_a_short_or_foreign_name_is_answered_with_the_key(capsys, tmp_path, command, written, meant):
+    """One rule: it is not taken, so that one setting has one name, but the key is named exactly, with a value where one is meant."""
+    said = said_by(capsys, command, f"--{written}", "1", "--output", str(tmp_path))
+    assert said.startswith(f"{written}: no such key; ") and meant.removeprefix("--") in said, said
+    section, _, name = written.rpartition(".")
+    (tmp_path / "r.yaml").write_text(f"{section}: {{{name}: 1}}" if section else f"{name}: 1")
+    in_a_file = said_by(capsys, command, "--config", str(tmp_path / "r.yaml"))
+    assert in_a_file.startswith(f"{written}: no such key; "), in_a_file
+
+
+def test_every_key_is_named_where_only_its_last_part_is_written():
+    for command, sub in build_parser()._subcommands_action._name_parser_map.items():
+        keys = known_keys(sub)
+        for key in keys:
+            if (leaf := key.split(".")[-1]) not in keys:
+                assert f"write --{key}" in say_unknown(f"--{leaf}", keys) or f"or --{key}" in say_unknown(
+                    f"--{leaf}", keys
+                ), (command, key)
+
+
+def test_what_others_call_it_leads_to_keys_that_there_are():
+    keys = {key for sub in build_parser()._subcommands_action._name_parser_map.values() for key in known_keys(sub)}
+    for name, meant in OTHER_NAMES.items():
+        assert {key.split()[0] for key in meant} <= keys, name
+
+
+def test_the_model_in_an_output_folder(tmp_path):
+    run = tmp_path / "run"
+    for place in ("export", "distilled/export", "seed=1/model"):
+        (run / place).mkdir(parents=True)
+        (run / place / "config.json").write_text("{}")
+        assert find_model(run / place) == run / place
+    assert find_model(run) == run, "no summary says which"
+    for made, place in (
+        ("runs/run/export", "export"),
+        ("/long/ago/run/distilled/export", "distilled/export"),
+        ("x/../y/seed=1/model", "seed=1/model"),
+        ("elsewhere", "."),
+        ("", "."),
+    ):
+        (run / "summary.json").write_text(json.dumps({"export": made}))
+        assert find_model(run) == run / place
+    for damaged in ("", "[]", "{}", '{"export": 3}', "\0"):
+        (run / "summary.json").write_text(damaged)
+        assert find_model(run) == run
+    assert find_model(tmp_path / "nowhere") == tmp_path / "nowhere"
