@@ -70,6 +70,7 @@ install() {
     if ! quiet_pip "$@" >"$log" 2>&1; then
         stop_ticker
         tail -n 30 "$log" >&2
+        rm -f "$VENV/.installing"
         die "the installation failed (pip install $*)"
     fi
 }
@@ -79,7 +80,7 @@ make_environment() {
     has_driver || build=cpu
     PY="$VENV/bin/python"
     wanted="$build $HERE $(cat "$HERE/requirements.txt" "$HERE/pyproject.toml" | cksum)"
-    is_ready() { [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && "$PY" -c "" 2>/dev/null; }
+    is_ready() { [[ -f "$stamp" && ! -e "$VENV/.installing" && "$(<"$stamp")" == "$wanted" ]] && "$PY" -c "" 2>/dev/null; }
     if is_ready; then return; fi
 
     # of several starts, from several hosts on a shared file system too, one makes it
@@ -88,6 +89,10 @@ make_environment() {
         if is_ready; then exec 9>&-; return; fi
     fi
     SECONDS=0
+    if [[ -e "$VENV/.installing" && ! -L "$VENV" ]]; then
+        say "an installation into .venv was interrupted, making it anew"  # pip may take half a package for a whole one
+        rm -rf "$VENV"
+    fi
     # the scripts of an environment name the place where it was made; one that is only linked to is another checkout's
     if [[ -f "$stamp" && ! -L "$VENV" && "$(<"$stamp")" != *" $HERE "* ]] || ! { has_module "$PY" pip && "$PY" -c ""; } 2>/dev/null; then
         local base
@@ -95,6 +100,7 @@ make_environment() {
         say "making .venv with $base"
         "$base" -m venv --clear "$VENV" || die "$base -m venv failed"
     fi
+    touch "$VENV/.installing"
     start_ticker "installing requirements.txt into .venv"
     torch=$(grep -oE "^torch==[^ ]+" "$HERE/requirements.txt")
     if [[ $build == cuda && -f "$stamp" && "$(<"$stamp")" == cpu* ]]; then
@@ -108,6 +114,7 @@ make_environment() {
     stop_ticker
     trap - INT
     echo "$wanted" >"$stamp"
+    rm -f "$VENV/.installing"
     exec 9>&-
     say "environment ready after ${SECONDS} s"
 }

@@ -87,6 +87,21 @@ def test_starts_ranks_and_passes_their_failure_on(checkout: Path):
     assert (said["RANK"], said["WORLD_SIZE"]) == ("0", "1")
 
 
+def test_an_interrupted_installation_is_not_built_upon(checkout: Path, tmp_path: Path):
+    """pip may take what it had half installed for whole."""
+    tools = tmp_path / "tools"  # no Python among them, so that it stops where it would make a new environment
+    tools.mkdir()
+    for name in ("bash", "cat", "cksum", "dirname", "flock", "grep", "ls", "rm", "touch"):
+        (tools / name).symlink_to(shutil.which(name))
+    (checkout / "requirements.txt").write_text("torch==2.13.0\n")
+    (checkout / "pyproject.toml").touch()
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / ".installing").touch()
+    done = run([checkout / "launch.sh", "--setup-only"], PATH=str(tools), VIRTUAL_ENV="", CONDA_PREFIX="", DS_DISTILL_PYTHON="")
+    assert "an installation into .venv was interrupted" in done.stderr and "needs Python 3.11" in done.stderr, done.stderr
+    assert done.returncode == 1 and not (checkout / ".venv").exists()
+
+
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-deploy.txt", "requirements-dev.txt", "requirements-gpu.txt"])
 def test_requirements_are_pinned(name: str):
     for line in (ROOT / name).read_text().splitlines():
