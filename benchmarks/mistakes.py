@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ds_distill.console import end_bars
+from ds_distill.encoding import show_what_can_be_shown
 from ds_distill.errors import UserError, sentence_of
 
 
 @contextlib.contextmanager
 def one_sentence(program: str) -> Iterator[None]:
-    """A UserError or OSError within becomes one sentence and status 2, Ctrl-C status 130."""
+    """A UserError or OSError within becomes one sentence and status 2, Ctrl-C status 130; a terminal shows of both what it can."""
+    show_what_can_be_shown()
     try:
         yield
     except (UserError, OSError) as error:

@@ -44,10 +44,60 @@ def end_bars() -> None:
         bar.close()
 
 
+def on_terminal() -> bool:
+    """Return whether standard error is a terminal whose line can be written anew; else it is a file, a pipe or a log."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class _Pause:
+    """Says when a log needs another line that the work goes on: after 10 s, then ever more seldom, a hundred times in a day and a half."""
+
+    def __init__(self):
+        self.began = time.monotonic()
+        self.next = self.began + 10
+
+    def is_over(self) -> bool:
+        now = time.monotonic()
+        if now < self.next:
+            return False
+        self.next = now + max(30, (now - self.began) / 10)
+        return True
+
+
+class _Lines(tqdm):
+    """A bar for what is no terminal: whole lines, few of them, and one at the end."""
+
+    def __init__(self, *arguments, **options):
+        self.pause = _Pause()
+        super().__init__(*arguments, **options)
+
+    def __str__(self) -> str:
+        shown = self.format_dict | {"ncols": None}
+        if self.total:
+            shown["bar_format"] = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        return self.format_meter(**shown)
+
+    def display(self, msg=None, pos=None) -> bool:
+        if self.pause.is_over():
+            print(self, file=self.fp, flush=True)
+        return True
+
+    def clear(self, nolock=False) -> None:
+        """Nothing: what is written stays."""
+
+    def close(self) -> None:
+        if self.disable:
+            return
+        print(self, file=self.fp, flush=True)
+        self.disable = True
+        self._decr_instances(self)
+
+
 def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tqdm:
-    """A progress bar, silent on other ranks; unit "B" or "char" is scaled to k and M. Without a total it shows rate and time only."""
+    """A progress bar, or lines in a log, silent on other ranks; unit "B" or "char" is scaled to k and M. Without a total rate and time only."""
     scaled = unit in ("B", "char", "token")
-    return tqdm(total=total, initial=initial, desc=what, unit=unit if unit == "B" else f" {unit}", unit_scale=scaled, file=sys.stderr,
+    kind = tqdm if on_terminal() else _Lines
+    return kind(total=total, initial=initial, desc=what, unit=unit if unit == "B" else f" {unit}", unit_scale=scaled, file=sys.stderr,
                 disable=not is_first(), mininterval=0.5, dynamic_ncols=True)  # fmt: skip
 
 
@@ -62,12 +112,19 @@ def skip(bar: tqdm, amount: int) -> None:
 
 @contextlib.contextmanager
 def alive(what: str):
-    """Show `what` and the seconds it has taken so far, on the first rank's line, for work that has no measure of its progress."""
-    done, began = threading.Event(), time.monotonic()
+    """Show `what` and the seconds it has taken so far, on the first rank's line, for work that has no measure of its progress.
+
+    In a log a line now and then says so.
+    """
+    done, began, terminal, pause = threading.Event(), time.monotonic(), on_terminal(), _Pause()
 
     def show() -> None:
         while True:
-            print(f"\r{what}, {time.monotonic() - began:.0f} s  ".ljust(50), end="", file=sys.stderr, flush=True)
+            line = f"{what}, {time.monotonic() - began:.0f} s"
+            if terminal:
+                print(f"\r{line}  ".ljust(50), end="", file=sys.stderr, flush=True)
+            elif pause.is_over():
+                print(line, file=sys.stderr, flush=True)
             if done.wait(2):
                 return
 
@@ -80,4 +137,5 @@ def alive(what: str):
         done.set()
         if is_first():
             shower.join()
+        if is_first() and terminal:
             print("\r".ljust(51) + "\r", end="", file=sys.stderr, flush=True)

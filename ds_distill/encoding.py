@@ -1,4 +1,4 @@
-"""Terminals and file systems that are not UTF-8.
+"""Terminals and file systems that are not UTF-8, and standard output or error that somebody closed.
 
 What cannot be shown is replaced, and names of files are read as UTF-8.
 """
@@ -10,10 +10,15 @@ import sys
 
 
 def show_what_can_be_shown() -> None:
-    """Have standard output and error replace a character that their encoding lacks, instead of raising
-    UnicodeEncodeError."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's or a test's may be of another kind
+    """Have standard output and error replace a character that their encoding lacks, instead of raising an error.
+
+    What is written where one is closed (`2>&-`) goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):  # a notebook's or a test's may be of another kind
             stream.reconfigure(errors="replace")
 
 

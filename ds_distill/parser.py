@@ -34,6 +34,7 @@ INPUTS = ("txt, jsonl, csv, tsv, parquet files (.gz, .zst too), folders and patt
           "FILE#COLUMN names a file's column")  # fmt: skip
 
 
+@functools.cache  # a study checks many commands
 def build_parser():
     from ds_distill.options import Parser, RecipeFile, with_values
 
@@ -146,11 +147,8 @@ def section_of(value, kind: type):
     return value if isinstance(value, kind) else kind(**{key: vars(value)[key] for key in kind.__dataclass_fields__})
 
 
-_parser = functools.cache(build_parser)  # a study checks many
-
-
 def check_command(words: list[str]) -> None:
     """UserError where a command, as typed, would be refused for its words or its recipe's numbers."""
-    options = _parser().parse_args(words)
+    options = build_parser().parse_args(words)
     if options.subcommand not in WITHOUT_RECIPE:
         recipe_of(options[options.subcommand]).check()
