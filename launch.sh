@@ -11,9 +11,17 @@
 #   DS_DISTILL_RANKS=n                 ranks on this machine (default: one per GPU, one on a machine without)
 #
 # No triple quote and no backslash may stand in the bash part: Python reads it as a string.
+
+# Started by another shell (sh launch.sh), which reads on until here: bash takes over, and leaves the mode in which it is sh.
+if [ -z "${BASH_VERSION:-}" ]; then
+    command -v bash >/dev/null 2>&1 || { echo "launch.sh: needs bash, which is not installed" >&2; exit 127; }
+    exec bash "$0" "$@"
+fi
+set +o posix
 set -euo pipefail
 
-HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+SELF=$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null) || SELF=${BASH_SOURCE[0]}  # it may be a link to the checkout's
+HERE=$(CDPATH= cd -- "$(dirname -- "$SELF")" && pwd -P)
 VENV="$HERE/.venv"
 TICKER=
 
@@ -42,7 +50,8 @@ has_driver() { [[ -e /proc/driver/nvidia/version ]] || type -P nvidia-smi >/dev/
 # A container may see the driver of its host and none of its GPUs.
 has_gpu() {
     [[ "${DS_ACCELERATOR:-cuda}" == cuda ]] && has_driver || return 1
-    if [[ -n "${CUDA_VISIBLE_DEVICES+set}" && ( -z "$CUDA_VISIBLE_DEVICES" || "$CUDA_VISIBLE_DEVICES" == -1 ) ]]; then return 1; fi
+    # CUDA sees what is named before the first entry that names no GPU, such as -1 or nothing
+    if [[ -n "${CUDA_VISIBLE_DEVICES+set}" && ! "${CUDA_VISIBLE_DEVICES%%,*}" =~ ^[[:space:]]*([0-9]|GPU-|MIG-) ]]; then return 1; fi
     compgen -G "/dev/nvidia[0-9]*" >/dev/null || nvidia-smi -L 2>/dev/null | grep -q "^GPU "
 }
 
@@ -149,7 +158,7 @@ main() {
     if [[ "${1:-}" == --setup-only ]]; then echo "$PY"; exit; fi
     has_gpu || export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
     for argument in "$@"; do
-        case "$argument" in -h | --help) exec "$PY" "$HERE/launch.sh" "$@" ;; esac
+        case "$argument" in -h | --help | --version) exec "$PY" "$HERE/launch.sh" "$@" ;; esac
     done
     # DeepSpeed counts NUMA nodes as devices on a machine without GPUs: one rank there unless told otherwise.
     if [[ -z "${DS_DISTILL_RANKS:-}" ]] && ! has_gpu; then DS_DISTILL_RANKS=1; fi
@@ -168,7 +177,7 @@ import signal
 import socket
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 
 
 def quiet_libraries() -> None:
@@ -199,7 +208,10 @@ def start_launcher(ranks: str, argv: list[str]) -> None:
     if accelerator.device_name() == "cpu":
         devices = [str(device) for device in range(1 if ranks == "all" else int(ranks))]
     else:
-        devices = [name.strip() for name in visible.split(",") if name.strip()] or [str(device) for device in range(accelerator.device_count())]
+        from ds_distill.devices import visible_gpus
+
+        count = accelerator.device_count()
+        devices = visible_gpus(visible)[:count] or [str(device) for device in range(count)]
         if ranks != "all" and int(ranks) > len(devices):
             raise SystemExit(f"launch.sh: DS_DISTILL_RANKS = {ranks}: this machine shows {len(devices)} GPUs")
         devices = devices if ranks == "all" else devices[: int(ranks)]
@@ -216,6 +228,9 @@ def start_launcher(ranks: str, argv: list[str]) -> None:
 def main() -> None:
     if HERE not in sys.path:
         sys.path.insert(0, HERE)
+    from ds_distill.encoding import restart_in_utf8
+
+    restart_in_utf8()
     argv = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     quiet_libraries()
     ranks = os.environ.pop("DS_DISTILL_START", None)

@@ -14,7 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_distill.console import progress, say
+from ds_distill.console import on_terminal, progress, say
+from ds_distill.devices import visible_gpus
 from ds_distill.errors import UserError
 
 TAIL = 4  # lines of a failed step's log that are said
@@ -94,7 +95,7 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
                 shown = time.monotonic()
                 while not asked and all(process.poll() is None for _, process in running.values()):
                     time.sleep(0.1)
-                    if jobs > 1 and sys.stderr.isatty() and time.monotonic() - shown > 2:
+                    if jobs > 1 and on_terminal() and time.monotonic() - shown > 2:
                         bar.refresh()
                         shown = time.monotonic()
                 if signal.SIGINT in asked:
@@ -175,8 +176,7 @@ def _share(slot: int, jobs: int) -> dict[str, str]:
 
     from ds_distill.data.prepare import cores
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    gpus = [name for name in visible.split(",") if name] or [str(device) for device in range(torch.cuda.device_count())]
+    gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", "")) or [str(device) for device in range(torch.cuda.device_count())]
     share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
     return share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ds_distill.devices import visible_gpus
 from tests import patience
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,8 @@ def checkout(tmp_path: Path) -> Path:
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "cli.py").write_text(STUB_CLI)
+    for module in ("encoding.py", "devices.py"):
+        shutil.copy(ROOT / "ds_distill" / module, package)
     return tmp_path
 
 
@@ -100,6 +103,65 @@ def test_an_interrupted_installation_is_not_built_upon(checkout: Path, tmp_path:
     done = run([checkout / "launch.sh", "--setup-only"], PATH=str(tools), VIRTUAL_ENV="", CONDA_PREFIX="", DS_DISTILL_PYTHON="")
     assert "an installation into .venv was interrupted" in done.stderr and "needs Python 3.11" in done.stderr, done.stderr
     assert done.returncode == 1 and not (checkout / ".venv").exists()
+
+
+SHELLS = ["bash", "bash --posix", "sh", "dash", "zsh", "ksh", "mksh", "busybox sh", sys.executable]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_any_shell_may_start_it(checkout: Path, shell: str):
+    if not shutil.which(shell.split()[0]):
+        pytest.skip(f"no {shell} here")
+    done = run([*shell.split(), checkout / "launch.sh", "--help", "a b", "", "*"], DS_DISTILL_PYTHON=sys.executable)
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout)["argv"] == ["run", "--help", "a b", "", "*"]
+
+
+def test_a_shell_without_bash_says_what_it_needs(checkout: Path):
+    done = run([shutil.which("dash") or "sh", checkout / "launch.sh", "--help"], PATH="/nonexistent")
+    if not done.stdout:  # where sh is bash it goes on
+        assert (done.returncode, done.stderr) == (127, "launch.sh: needs bash, which is not installed\n")
+
+
+def test_it_is_found_through_links_and_from_anywhere(checkout: Path, tmp_path_factory, monkeypatch):
+    elsewhere = tmp_path_factory.mktemp("else where")
+    (elsewhere / "link").symlink_to(checkout / "launch.sh")
+    (elsewhere / "go").symlink_to("link")
+    spaced = elsewhere / "a check out"
+    shutil.copytree(checkout, spaced)
+    # a shell's CDPATH sends `cd name` elsewhere, and has it print where
+    (elsewhere / "decoy" / "a check out").mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    for command in (["bash", "go"], ["sh", "go"], ["./go"], [sys.executable, "go"], ["bash", "a check out/launch.sh"]):
+        done = run([*command, "--help"], DS_DISTILL_PYTHON=sys.executable, CDPATH=str(elsewhere / "decoy"))
+        assert done.returncode == 3, (command, done.stderr)
+        assert json.loads(done.stdout)["argv"] == ["run", "--help"]
+
+
+@pytest.mark.parametrize(
+    "visible, sees",
+    [("0", True), ("0,1,", True), (" 1", True), ("1,-1", True), ("GPU-8932f937", True), ("MIG-1/2", True)]
+    + [("", False), ("-1", False), ("-1,0", False), (",0", False), ("NoDevFiles", False), ("none", False)],
+)
+def test_which_gpus_are_visible_is_read_as_cuda_reads_it(checkout: Path, visible: str, sees: bool):
+    """The bash part, with a driver that shows GPUs, and the same question in Python."""
+    tools = checkout / "tools"
+    tools.mkdir()
+    for name, lines in (("nvidia-smi", 'echo "GPU 0: A100"'), ("python", 'echo "${DS_ACCELERATOR:-GPUs}"')):
+        (tools / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tools / name).chmod(0o755)
+    variables = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    variables |= {"PATH": f"{tools}:{os.environ['PATH']}", "DS_DISTILL_PYTHON": str(tools / "python"), "CUDA_VISIBLE_DEVICES": visible}
+    done = patience.run(["bash", str(checkout / "launch.sh")], env=variables)
+    assert done.stdout.splitlines()[-1] == ("GPUs" if sees else "cpu"), done.stderr
+    assert bool(visible_gpus(visible)) == sees
+
+
+def test_the_gpus_that_cuda_sees():
+    assert visible_gpus("0,-1,1") == ["0"] and visible_gpus(" 2 , 0") == ["2", "0"] and visible_gpus("0,,1") == ["0"]
+    assert visible_gpus("3,1,") == ["3", "1"] and visible_gpus("0,x,1") == ["0"]
+    assert visible_gpus("1,1") == [], "CUDA sees none where one is named twice"
+    assert visible_gpus("GPU-ab,MIG-cd/1/0") == ["GPU-ab", "MIG-cd/1/0"]
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-deploy.txt", "requirements-dev.txt", "requirements-gpu.txt"])

@@ -1,0 +1,16 @@
+"""Which GPUs a process may see."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+
+def visible_gpus(listed: str) -> list[str]:
+    """Return the GPUs that a value of CUDA_VISIBLE_DEVICES names, by index or identifier, as CUDA reads it.
+
+    CUDA stops at the first entry that names none, such as -1 or nothing, and sees none at all where one stands twice.
+    """
+    entries = (name.strip() for name in listed.split(","))
+    names = list(itertools.takewhile(lambda name: re.match(r"\d|GPU-|MIG-", name), entries))
+    return names if len(set(names)) == len(names) else []
