@@ -7,8 +7,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from ds_distill import __version__
-from ds_distill.commands import EVALUATED_IN, execute
+from ds_distill import __version__, job
+from ds_distill.arguments import EVALUATED_IN, check_arguments
+from ds_distill.commands import execute
 from ds_distill.console import end_bars, is_first, say, say_once
 from ds_distill.encoding import restart_in_utf8, show_what_can_be_shown
 from ds_distill.errors import UserError, did_you_mean, sentence_of
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     debug = "--debug" in argv
     try:
+        if argv[0] in COMMANDS and not job.settle(argv[0]):
+            return 0
         try:
             options = build_parser().parse_args(_command_of(argv))
         except SystemExit as ended:  # after --help
@@ -76,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--output is missing: the folder for everything the command makes")
         if options.get("training") and options.training.device == "cpu":
             leave_gpus_alone()
+        check_arguments(command, options)
         if command not in ("study", "report"):
             say("loading torch and transformers …" if command == "finetune" else "loading torch and DeepSpeed …")
         quieten(debug)

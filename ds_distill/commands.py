@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from ds_distill.arguments import EVALUATED_IN
 from ds_distill.console import is_first
-from ds_distill.errors import UserError
 from ds_distill.finetune.settings import Tuning
 from ds_distill.parser import check_command, recipe_of, section_of
+from ds_distill.recipe import Recipe
 from ds_distill.report import table
 
-EVALUATED_IN = Path("runs/evaluate")
 EVALUATED = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)", "heldout_mlm_accuracy": "accuracy"}
 
 
@@ -25,76 +25,65 @@ def execute(command: str, options) -> dict:
         from ds_distill.evidence import report
 
         return report(options.folders, output)
-    from ds_distill import demo, environment, plan, runs
-    from ds_distill.data.batches import check_weights
-    from ds_distill.data.sources import pieces_of
+    from ds_distill import checks, demo, environment, plan
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.models.folder import resolve_model_folder
-    from ds_distill.tokens import heldout_sets, prepare_tokens, tokens_for, with_tokens
+    from ds_distill.tokens import prepare_tokens, with_tokens
 
     if command == "env":
         return print_environment(environment.describe())
     if command == "export":
         return export(options, output)
     recipe = recipe_of(options)
-    recipe.check()
-    if recipe.data.weights and options.corpus and command not in ("evaluate", "plan"):
-        check_weights(recipe.data.weights, len(options.corpus))
     if command == "plan":
-        if not options.teacher:
-            raise UserError("--teacher is missing")
         if options.tokens:
             recipe = with_tokens(recipe, Path(options.tokens))
         found = plan.plan(recipe, options.teacher, options.tokens, options.ranks, options.memory_gib, options.tokens_per_second)
         plan.show(found)
         return found
     if command == "run" and not options.teacher:
-        runs.check_encoder(dict(options.model), recipe)
-        if options.heldout or options.tokens:
-            raise UserError("--teacher is missing: --heldout and --tokens are for a teacher of yours; the demo makes its own")
+        checks.check_encoder(dict(options.model), recipe)
         return demo.run(recipe, dict(options.model), output, corpus=options.corpus, megabytes=options.corpus_megabytes,
                         vocabulary=options.vocabulary, teacher_tokens=options.teacher_tokens, fresh=options.fresh)  # fmt: skip
-    if command == "run" and options.fresh:
-        raise UserError("--fresh: of the job without --teacher only; choose another --output, or remove the folder")
     if command == "prepare":
-        if not (options.tokenizer or options.teacher) or not options.corpus:
-            raise UserError("prepare needs --tokenizer, or a recipe with a teacher, and --corpus")
-        pieces_of(options.corpus, column=recipe.data.column, streaming=recipe.data.streaming)  # a wrong path is said before a wrong tokenizer
         tokenizer = load_tokenizer(options.tokenizer or resolve_model_folder(options.teacher))
         manifest = prepare_tokens(options.corpus, tokenizer, output, recipe)
         kept = ("mode", "blocks", "real_tokens", "documents", "found", "unknown_share", "sources", "fingerprint")
         return {"output": str(output), **{key: manifest[key] for key in kept}}
-    if command == "pretrain":
-        options.tokenizer = options.tokenizer or options["from"]
-        runs.check_encoder(options["from"] or dict(options.model), recipe)
-    source = {"run": "teacher", "distill": "teacher", "pretrain": "tokenizer", "evaluate": "model"}[command]
-    if not options[source]:
-        raise UserError(f"--{source} is missing")
-    tokens = options.get("tokens")
-    if not tokens and not options.corpus:
-        raise UserError("--corpus (text) is missing; or --tokens, made by prepare")
-    if command != "evaluate":
-        runs.check_machine(recipe)
-        if not tokens and not recipe.data.heldout_fraction:
-            raise UserError("data.heldout_fraction = 0: a run is measured on text of its own corpus that it does not read; give a share above 0")
+    return train_or_evaluate(command, options, recipe, output)
+
+
+def train_or_evaluate(command: str, options, recipe: Recipe, output: Path | None) -> dict:
+    """run with a teacher, distill, pretrain and evaluate: all that can be checked, then the tokens, which may take hours, then the work."""
+    from ds_distill import checks, runs
+    from ds_distill.tokens import heldout_sets, tokens_for, with_tokens
+
+    tokens, training = Path(options.tokens) if options.tokens else None, command != "evaluate"
+    if training:
+        checks.check_machine(recipe)
+    recipe = with_tokens(recipe, tokens) if tokens else recipe
+    checks.check_texts([] if tokens else options.corpus, options.heldout if training else [])
+    if command == "evaluate":
+        tokenizer = checks.check_evaluated(options.model, recipe, tokens)
+    elif command == "pretrain":
+        tokenizer = options.tokenizer
+        checks.check_encoder(options["from"] or dict(options.model), recipe, tokenizer, tokens)
+    else:
+        tokenizer = checks.check_teacher(options.teacher, recipe, tokens)
+    if training:
+        checks.check_engine(recipe)
     if not tokens:
-        tokenizer = options[source]
-        if command in ("run", "distill"):
-            tokenizer = runs.teacher_folder(tokenizer, recipe)
-        elif command == "evaluate":
-            tokenizer = str(resolve_model_folder(tokenizer[0], "--model"))
         tokens = tokens_for(options.corpus, tokenizer, recipe, (output or EVALUATED_IN) / "tokens", bound=output)
-    recipe = with_tokens(recipe, Path(tokens))
-    if command != "evaluate":
-        held = heldout_sets(options.heldout, Path(tokens), recipe, output)
-    if command in ("run", "distill"):
-        return runs.distill(recipe, options.teacher, Path(tokens), output, heldout=held)
+        recipe = with_tokens(recipe, tokens)
+    if not training:
+        rows = runs.evaluate_folders(options.model, tokens, recipe, options.untrained)
+        if is_first():
+            print(table(rows, EVALUATED))
+        return rows[0] if len(rows) == 1 else {"models": rows}
+    held = heldout_sets(options.heldout, tokens, recipe, output)
     if command == "pretrain":
-        return runs.pretrain(recipe, options["from"] or dict(options.model), Path(tokens), output, heldout=held)
-    rows = runs.evaluate_folders(options.model, Path(tokens), recipe, options.untrained)
-    if is_first():
-        print(table(rows, EVALUATED))
-    return rows[0] if len(rows) == 1 else {"models": rows}
+        return runs.pretrain(recipe, options["from"] or dict(options.model), tokens, output, heldout=held)
+    return runs.distill(recipe, options.teacher, tokens, output, heldout=held)
 
 
 def export(options, output: Path) -> dict:
@@ -102,17 +91,10 @@ def export(options, output: Path) -> dict:
     from ds_distill.data.sources import pieces_of
     from ds_distill.export.formats import export_formats, formats_of, formats_table
 
-    if bool(options.run) == bool(options.model):
-        raise UserError("export needs one of --run, the --output folder of distill or pretrain, and --model, a Hugging Face folder")
     formats = [name for name in options.format if name != "hf"]
     formats_of(formats)  # a wrong name is said before the work begins
-    if options.run and (options.encoder or options.data):
-        option = "--encoder" if options.encoder else "--data"
-        raise UserError(f"{option}: not with --run, whose model has a masked-LM head; give what was exported, or fine-tuned, as --model")
     if options.text:
-        pieces_of(options.text)  # a wrong path is said before the run's model is written
-    if options.model and not formats:
-        raise UserError(f"--model {options.model} is a Hugging Face folder already: give a --format")
+        pieces_of(options.text)  # a file that is no text is said before the run's model is written
     summary = runs.export_run(Path(options.run), output, options.step) if options.run else {}
     if formats and is_first():
         found = export_formats(options.model or str(output), formats, output, text=options.text, data=options.data, encoder=options.encoder)
@@ -126,17 +108,9 @@ def finetune(options, output: Path) -> dict:
     from ds_distill.finetune.settings import grid_of
     from ds_distill.tasks.catalog import task_of
 
-    for key in ("task", "model"):
-        if not options[key]:
-            raise UserError(f"--{key} is missing")
-    if options.seeds < 1:
-        raise UserError(f"--seeds {options.seeds}: at least one")
-    seeds = list(range(options.first_seed, options.first_seed + options.seeds))
-    if not 0 <= seeds[0] <= seeds[-1] < 2**32:
-        raise UserError(f"--first_seed {options.first_seed}: seeds lie between 0 and 2^32 − 1")
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     tuning = section_of(options.tuning, Tuning)
-    tuning.check()
-    summary = tune.finetune(task_of(options.task), options.model, output, points=grid_of(tuning, options.grid or []), seeds=seeds,
+    summary = tune.finetune(task_of(options.task), options.model, output, points=grid_of(tuning, options.grid or []), seeds=list(seeds),
                        teacher=options.teacher, data=options.data)  # fmt: skip
     rows = [{"seed": str(row["seed"])} | row for row in summary["seeds"]]
     print(table(rows + [{"seed": "median"} | summary["metrics"]], {"seed": "seed"} | {name: name.replace("_", " ") for name in summary["metrics"]}))

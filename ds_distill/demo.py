@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ds_distill import runs
+from ds_distill import checks, runs
 from ds_distill.claim import claimed, flat
 from ds_distill.console import is_first, progress, say
 from ds_distill.data.corpus import embedded_documents
@@ -32,6 +32,8 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
     _, ranks = start_distributed()
     recipe = copy.deepcopy(recipe)
     recipe.training.global_batch = -(-recipe.training.global_batch // ranks) * ranks  # this recipe is nobody's choice: it runs on any number
+    checks.check_machine(recipe)
+    checks.check_engine(recipe)
     if is_first():
         build_ahead()
 

@@ -1,6 +1,7 @@
 """The recipe of a run: the only place where a default lives."""
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,14 @@ CHECKOUT = Path(__file__).parents[1]
 def shipped(path: str) -> Path:
     """A file that a recipe or a plan names: from here or, as those that ship with the project, from the checkout, wherever the command starts."""
     return next((file for file in (Path(path), CHECKOUT / path) if file.is_file()), Path(path))
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object; ValueError where a key stands twice, of which the last would count unsaid."""
+    found = dict(pairs)
+    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"the key {twice[0]} stands twice in one object")
+    return found
 
 
 @dataclass
@@ -137,8 +146,9 @@ class Training:
     def deepspeed_json(self) -> dict:
         """What the DeepSpeed JSON says; nothing where there is none. UserError where it is not JSON, or has no ZeRO stage where one belongs."""
         try:
-            said = json.loads(self.deepspeed_file().read_text()) if self.deepspeed else {}
-        except ValueError as error:
+            text = self.deepspeed_file().read_text(encoding="utf-8-sig") if self.deepspeed else "{}"
+            said = json.loads(text, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"training.deepspeed = {self.deepspeed}: not JSON ({error})") from error
         zero = said.get("zero_optimization", {}) if isinstance(said, dict) else None
         if not isinstance(zero, dict) or not isinstance(zero.get("offload_optimizer", {}), dict):

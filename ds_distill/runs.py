@@ -8,16 +8,15 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
+from ds_distill.checks import check_fits
 from ds_distill.claim import claimed, flat
 from ds_distill.console import is_first, progress, say_once
 from ds_distill.data.batches import heldout_batches
 from ds_distill.data.store import TokenStore
-from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from ds_distill.errors import UserError, did_you_mean
+from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.errors import UserError
 from ds_distill.export.hf import export
-from ds_distill.models.families import check_positions
-from ds_distill.models.folder import open_model_folder, resolve_model_folder
-from ds_distill.models.student import build_student, count_parameters, layers_of
+from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, load_masked_lm, teacher_dtype, weights_fingerprint
 from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
@@ -25,53 +24,12 @@ from ds_distill.report import loss_plot, model_card
 from ds_distill.room import full_disk_said
 from ds_distill.tokens import heldout_part, masker_of, stores_of
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import deepspeed_config, device_of_rank, precision_of
+from ds_distill.training.engine import device_of_rank, precision_of
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.loop import memory_explained, train
 from ds_distill.training.objective import Objective
 from ds_distill.training.ranks import on_first_rank, start_distributed
 from ds_distill.training.weights import checkpoint_weights, master_weights
-
-
-def check_machine(recipe: Recipe) -> None:
-    """Collective: UserError where these ranks cannot share the global batch, or not run it as asked: said before a corpus is prepared for hours."""
-    _, ranks = start_distributed()  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
-    recipe.training.share_of(ranks)
-    device = device_of_rank(recipe.training.device)
-    if recipe.training.precision != "auto":  # which is measured
-        precision_of(recipe.training, device)
-    deepspeed_config(recipe.training, 1, torch.float32)
-
-
-def teacher_folder(teacher: str, recipe: Recipe) -> str:
-    """The folder of a teacher, which the recipe fits by all that its config tells: said before a corpus is prepared for hours. UserError where not."""
-    folder, config = open_model_folder(teacher)
-    layers_of(config, recipe.student.layers, recipe.student.depth)
-    check_positions(config, recipe.data.sequence_length, f"teacher {teacher}")
-    return str(folder)
-
-
-def check_encoder(model: dict | str, recipe: Recipe) -> None:
-    """UserError where there can be no such encoder to pretrain, or it cannot read the recipe's sequences; model: as for `pretrain`."""
-    if isinstance(model, str):
-        check_positions(open_model_folder(model, "--from")[1], recipe.data.sequence_length, f"--from {model}")
-        return
-    known = BertConfig().to_dict()
-    for key, value in model.items():
-        if key in ("vocab_size", "pad_token_id"):
-            raise UserError(f"--model {key}: the tokenizer says which; leave it out")
-        if key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            raise UserError(f"--model {key}: training.dropout says how much; leave it out")
-        if key not in known:
-            raise UserError(f"--model {key}: no such size of a BERT{did_you_mean(key, known)}")
-        if value < 1:
-            raise UserError(f"--model {key} = {value}: must be 1 or more")
-    try:
-        with torch.device("meta"):
-            config = BertForMaskedLM(BertConfig(**model)).config
-    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"--model {model}: no BERT has these sizes ({error})") from error
-    check_positions(config, recipe.data.sequence_length, "the model")
 
 
 def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, title: str) -> dict:
@@ -93,16 +51,6 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
     return summary
 
 
-def _check_fits(store: TokenStore, config, what: str, folder: str | None = None) -> None:
-    """UserError where a model cannot read the tokens: pieces, positions and, for one from a folder that has a tokenizer, what the ids mean."""
-    if store.manifest["vocab_size"] > config.vocab_size:
-        raise UserError(f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own")
-    check_positions(config, store.manifest["sequence_length"], what)
-    home = resolve_model_folder(folder) if folder else None
-    if home and (home / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]:
-        raise UserError(f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}")
-
-
 def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: str = "distil", heldout: dict[str, Path] | None = None) -> dict:
     """Collective: distil a student from the folder `teacher`. With losses.kl and losses.cosine 0 the same student is trained without it.
 
@@ -115,7 +63,7 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     recipe = _fitting(recipe, teacher, world)
     store, order, held = stores_of(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
-    _check_fits(store, source.config, f"teacher {teacher}", teacher)
+    check_fits(store, source.config, f"teacher {teacher}", teacher)
     with claimed(output, flat(recipe) | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume):
         t = recipe.training
         student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, hidden=recipe.student.hidden,
@@ -163,12 +111,12 @@ def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, t
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed)
         if folder:
-            encoder = load_masked_lm(folder, new_head=True, dropout=t.dropout).train()
+            encoder = load_masked_lm(folder, "--from", new_head=True, dropout=t.dropout).train()
         else:
             config = BertConfig(vocab_size=store.manifest["vocab_size"], hidden_dropout_prob=t.dropout, attention_probs_dropout_prob=t.dropout,
                                 pad_token_id=store.manifest["pad_id"], **model)  # fmt: skip
             encoder = BertForMaskedLM(config)
-    _check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
+    check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
     start = {"from": weights_fingerprint(encoder)[:16]} if folder else {"model": model}
     with claimed(output, flat(recipe) | {"data": store.manifest["fingerprint"]} | start, t.resume):
         _keep_model(encoder.config, tokens, output)
@@ -221,12 +169,12 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
     rows = []
     for name in [*models, *([None] if untrained else [])]:
         origin = name or models[0]
-        network = load_masked_lm(origin)
+        network = load_masked_lm(origin, "--model")
         if name is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(t.seed)
                 network = type(network)(network.config)
-        _check_fits(train_store, network.config, f"model {origin}", origin)
+        check_fits(train_store, network.config, f"model {origin}", origin)
         count = -(-min(t.heldout_blocks, len(heldout)) // t.micro_batch)
         with progress(count, name or "untrained", "batch") as bar:
             batches = (batch for batch in heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks, own) if bar.update() or True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ds_distill.data.masking import IGNORED, Masker
+from ds_distill.data.sources import check_weights
 from ds_distill.data.store import TokenStore
 from ds_distill.errors import UserError
 
@@ -94,12 +95,6 @@ def starts_of(documents: np.ndarray) -> np.ndarray:
     out = np.full(max(64, 1 << len(starts).bit_length()), documents.size, np.int32)
     out[: len(starts)] = starts
     return out
-
-
-def check_weights(weights: list[float], sources: int) -> None:
-    """UserError where data.weights are not for so many sources."""
-    if len(weights) != sources or min(weights) < 0:
-        raise UserError(f"data.weights = {weights}: one number, at least 0, for each of the corpus's {sources} sources")
 
 
 class BatchOrder:

@@ -46,14 +46,27 @@ def pieces_of(inputs: list[str], *, column: str = "text", streaming: bool = True
         if given.startswith("hf:"):
             pieces += _hub_pieces(source, given, column, streaming)
             continue
-        name, wanted = given, column
-        if "#" in given and not at_home(given).exists():
-            name, wanted = given.rsplit("#", 1)
+        name, wanted = _named(given)
         for file in _files(name):
-            pieces += _file_pieces(source, file, wanted)
+            pieces += _file_pieces(source, file, wanted or column)
     if not pieces:
         raise UserError("no text to read: name at least one file, folder, pattern or hf: data set")
     return pieces
+
+
+def check_inputs(inputs: list[str]) -> None:
+    """Raises UserError for a path, pattern or folder that yields no file, as pieces_of does, which also looks into the files and asks the hub."""
+    for given in inputs:
+        if given.startswith("hf:"):
+            _hub_parts(given)
+        else:
+            _files(_named(given)[0])
+
+
+def check_weights(weights: list[float], sources: int) -> None:
+    """UserError where data.weights are not for so many sources."""
+    if len(weights) != sources or min(weights) < 0:
+        raise UserError(f"data.weights = {weights}: one number, at least 0, for each of the corpus's {sources} sources")
 
 
 def described(inputs: list[str], pieces: list[Piece]) -> list[list]:
@@ -72,6 +85,12 @@ def kind_of(name: str) -> str | None:
     """The kind of a file by its name, compression aside; None for an unknown one."""
     suffixes = [s.lower() for s in Path(name).suffixes if s.lower() not in PACKED]
     return KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def _named(given: str) -> tuple[str, str | None]:
+    """(path, the column that it names, if it does) of an input that is not the hub's."""
+    name, mark, column = given.rpartition("#")
+    return (name, column) if mark and not at_home(given).exists() else (given, None)
 
 
 def _files(given: str) -> list[Path]:
@@ -153,15 +172,20 @@ def open_parquet(file: Path):
 
 
 def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[Piece]:
-    if not _HUB.match(given):
-        raise UserError(f"{given}: write hf:NAME, hf:NAME:CONFIG, hf:NAME@SPLIT or hf:NAME#COLUMN, in this order")
-    named = _HUB.match(given)["column"] or column
+    named = _hub_parts(given)["column"] or column
     data = open_hub(given, streaming)
     names = data.column_names or list(next(iter(data), {}))
     if named not in names:
         raise UserError(f"{given}: no column {named!r}, it has {', '.join(names)}; choose one: hf:NAME#COLUMN")
     shards = data.num_shards if streaming else max(1, len(data) // 100_000)
     return [Piece(source, given, "hub", named, shard, shards, 0, streaming) for shard in range(shards)]
+
+
+def _hub_parts(given: str) -> re.Match:
+    parts = _HUB.match(given)
+    if not parts:
+        raise UserError(f"{given}: write hf:NAME, hf:NAME:CONFIG, hf:NAME@SPLIT or hf:NAME#COLUMN, in this order")
+    return parts
 
 
 def open_hub(given: str, streaming: bool):

@@ -17,6 +17,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
 from ds_distill.errors import UserError, at_home
+from ds_distill.pointers import check_no_pointer
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MIN_VOCAB, MAX_ALPHABET = 200, 1000
@@ -81,6 +82,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     looks_local = isinstance(path, Path) or name.startswith(("/", ".", "~")) or name.count("/") > 1
     if looks_local and not at_home(name).is_dir():
         raise UserError(f"{name}: no such tokenizer folder; give a folder saved with save_pretrained, or a model's name")
+    for file in (*at_home(name).glob("*.json"), *at_home(name).glob("vocab*")):
+        check_no_pointer(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(at_home(name)), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the libraries answer a broken file with whatever breaks first

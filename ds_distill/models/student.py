@@ -88,8 +88,38 @@ def build_student(
     never trained.  With a random start, frozen positions are sinusoidal, which DistilBERT alone has.
     Raises UserError for an unfit layer map, width, dropout or an untied teacher decoder; warns of a LayerNorm eps that DistilBERT cannot have.
     """
-    family = family_of(teacher_model)
-    teacher_layers, heads, width, *_ = family.measures(teacher_model.config)
+    layer_map, config = plan_student(teacher_model.config, layers=layers, num_layers=num_layers, hidden=hidden, dropout=dropout,
+                                     freeze_positions=freeze_positions)  # fmt: skip
+    ours = FAMILIES[family_of(teacher_model).student]
+    if layer_map is not None:  # a random start copies nothing, so nothing need fit
+        check_tied(teacher_model)
+        _warn_of_eps(teacher_model, ours)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not restore
+        torch.random.default_generator.manual_seed(seed)
+        student = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").float()
+    if layer_map is not None:
+        _copy_weights(teacher_model, student, layer_map)
+    if freeze_positions:
+        ours.part(student, "embeddings").position_embeddings.weight.requires_grad_(False)
+    return student.train()
+
+
+def plan_student(
+    teacher: PretrainedConfig,
+    *,
+    layers: str | Sequence[int] = "every_other",
+    num_layers: int | None = None,
+    hidden: int | None = None,
+    dropout: float = 0.1,
+    freeze_positions: bool = False,
+) -> tuple[list[int] | None, PretrainedConfig]:
+    """(layer map as of `resolve_layer_map`, config) of the student that `build_student` makes of a teacher of this config.
+
+    Raises UserError for an unfit layer map, width or dropout.
+    """
+    family = family_of_type(teacher.model_type)
+    teacher_layers, heads, width, *_ = family.measures(teacher)
     layer_map = resolve_layer_map(layers, teacher_layers, num_layers)
     if layer_map is not None:
         depth = len(layer_map)
@@ -103,20 +133,10 @@ def build_student(
     ours = FAMILIES[family.student]
     if freeze_positions and layer_map is None and ours.name != "distilbert":
         raise UserError("student.freeze_positions with student.layers = random: frozen random positions carry nothing; start from layers")
-    if layer_map is not None:  # a random start copies nothing, so nothing need fit
-        _check_copyable(teacher_model, ours)
-    config = _config(teacher_model.config, family, ours, depth, hidden, dropout)
+    config = _config(teacher, family, ours, depth, hidden, dropout)
     if ours.name == "distilbert":
         config.sinusoidal_pos_embds = freeze_positions and layer_map is None
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not restore
-        torch.random.default_generator.manual_seed(seed)
-        student = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").float()
-    if layer_map is not None:
-        _copy_weights(teacher_model, student, layer_map)
-    if freeze_positions:
-        ours.part(student, "embeddings").position_embeddings.weight.requires_grad_(False)
-    return student.train()
+    return layer_map, config
 
 
 def _config(source: PretrainedConfig, theirs: Family, ours: Family, depth: int, hidden: int, dropout: float) -> PretrainedConfig:
@@ -132,8 +152,8 @@ def _config(source: PretrainedConfig, theirs: Family, ours: Family, depth: int, 
                             initializer_range=source.initializer_range, **changes)  # fmt: skip
 
 
-def _check_copyable(teacher: PreTrainedModel, ours: Family) -> None:
-    """Raises UserError for an untied decoder, warns of a LayerNorm eps that the student cannot have."""
+def check_tied(teacher: PreTrainedModel) -> None:
+    """Raises UserError for a decoder that is not its teacher's word embeddings: a student that starts from them has one matrix for both."""
     family = family_of(teacher)
     decoder, words = family.part(teacher, "decoder").weight, family.part(teacher, "embeddings").word_embeddings.weight
     if decoder is not words and not torch.equal(decoder, words):
@@ -141,7 +161,11 @@ def _check_copyable(teacher: PreTrainedModel, ours: Family) -> None:
             "teacher: its decoder is not tied to its word embeddings, the student's is; "
             "give a teacher with tied embeddings, or student.layers = random"
         )
-    eps = family.eps or teacher.config.layer_norm_eps
+
+
+def _warn_of_eps(teacher: PreTrainedModel, ours: Family) -> None:
+    """Say where the student cannot have its teacher's LayerNorm eps."""
+    eps = family_of(teacher).eps or teacher.config.layer_norm_eps
     if ours.eps and eps != ours.eps:
         say(f"warning: the teacher's layer_norm_eps is {eps:g}, {ours.name}'s is fixed at {ours.eps:g}: the student starts slightly off its teacher")
 

@@ -16,26 +16,31 @@ from ds_distill.models.families import family_of, family_of_type
 from ds_distill.models.folder import listed, load_model, open_model_folder
 
 
-def load_masked_lm(path: str, *, new_head: bool = False, dropout: float | None = None) -> PreTrainedModel:
+def load_masked_lm(
+    path: str, option: str = "teacher =", *, new_head: bool = False, dropout: float | None = None, hollow: bool = False
+) -> PreTrainedModel:
     """A complete masked-LM model on the CPU, fp32, eval, sdpa attention, from a folder or the local Hugging Face cache.
 
-    new_head: give a checkpoint without a masked-LM head a random one (torch's generator). dropout: hidden and attention; the config's own if None.
+    option: what errors begin with, before the path. new_head: give a checkpoint without a masked-LM head a random one (torch's generator).
+    dropout: hidden and attention; the config's own if None. hollow: without values, as of models.folder.load_model.
 
     Safetensors only, no remote code, no network.  LayerNorm's legacy names `gamma` and `beta` are renamed by transformers.
-    Raises UserError for a missing folder, a missing or unfit config, pickled weights, and weights that the checkpoint lacks
-    (transformers would fill them with noise: a headless teacher teaches noise).
+    Raises UserError for a missing folder, a missing or unfit config, pickled weights, values that are not finite, and weights that the checkpoint
+    lacks (transformers would fill them with noise: a headless teacher teaches noise).
     """
-    folder, config = open_model_folder(path)
+    folder, config = open_model_folder(path, option)
+    given = f"{option} {path}"
     if dropout is not None:
         family_of_type(config.model_type).set_dropout(config, dropout)
-    model, missing = load_model(AutoModelForMaskedLM, folder, config, f"teacher = {path}", attn_implementation="sdpa")
+    model, missing = load_model(AutoModelForMaskedLM, folder, config, given, hollow=hollow, attn_implementation="sdpa")
     prefix = model.base_model_prefix + "."
     head = [key for key in missing if not key.startswith(prefix)]
-    if head and not new_head:
-        raise UserError(f"teacher = {path}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, or one "
+    trunk = sorted(set(missing) - set(head))
+    if head and not new_head and not trunk:
+        raise UserError(f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, or one "
                         f"that `ds-distill pretrain --from {path}` has given a head")  # fmt: skip
-    if trunk := sorted(set(missing) - set(head)):
-        raise UserError(f"teacher = {path}: the checkpoint lacks {listed(trunk)}; give a complete checkpoint")
+    if trunk:
+        raise UserError(f"{given}: the checkpoint lacks {listed(trunk)}; give a complete checkpoint")
     return model.eval()
 
 

@@ -17,11 +17,9 @@ from ds_distill.errors import UserError
 from ds_distill.memory import keep_freed_memory
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.recipe import Training
+from ds_distill.training.deepspeed_json import without_recipes_own
 from ds_distill.training.kernels import build_optimizer, make_resumable, why_no_apex
 from ds_distill.training.ranks import from_every_rank, from_first_rank
-
-OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
-                   "scheduler", "fp16", "bf16")  # fmt: skip
 
 
 def device_of_rank(wanted: str = "auto") -> torch.device:
@@ -118,11 +116,7 @@ def zero_of(training: Training, dtype: torch.dtype) -> dict:
 
 def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) -> dict:
     """The DeepSpeed JSON with the recipe's own settings put in; a conflict is a UserError that names both."""
-    config = training.deepspeed_json()
-    for key in OWNED_BY_RECIPE:
-        if config.get(key, "auto") != "auto":
-            raise UserError(f"{training.deepspeed}: {key} belongs to the recipe's training section; remove it there or say \"auto\"")
-        config.pop(key, None)
+    config = without_recipes_own(str(training.deepspeed), training.deepspeed_json())
     config["zero_optimization"] = zero_of(training, dtype)
     stage = config["zero_optimization"]["stage"]
     config |= {

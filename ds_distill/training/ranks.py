@@ -1,8 +1,11 @@
 """The ranks of a job: joining and leaving it, and what they tell each other beside the training."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import deepspeed
@@ -10,6 +13,7 @@ import torch
 
 from ds_distill.console import is_first
 from ds_distill.errors import UserError
+from ds_distill.job import LONE
 from ds_distill.training.extensions import guard_extension_builds
 from ds_distill.training.heartbeat import Heartbeat
 
@@ -19,8 +23,7 @@ _heartbeats: list[Heartbeat] = []  # the job's, where it has several ranks
 def start_distributed() -> tuple[int, int]:
     """Join the job's process group (a lone process makes its own); returns (rank, world size)."""
     if not torch.distributed.is_initialized():
-        defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        for key, value in defaults.items():
+        for key, value in LONE.items():
             os.environ.setdefault(key, value)
         if os.environ["WORLD_SIZE"] == "1":
             # two lone runs on one machine must not meet on the default port
@@ -29,10 +32,26 @@ def start_distributed() -> tuple[int, int]:
         guard_extension_builds()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else every rank's first collective would be on GPU 0
-        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+        with _wait_said():
+            deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
         if torch.distributed.get_world_size() > 1:
             _heartbeats.append(Heartbeat())
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+@contextlib.contextmanager
+def _wait_said(seconds: float = 15.0) -> Iterator[None]:
+    """Say who is waited for, where joining takes longer than that: a rank that never comes is waited for without a word, for half an hour."""
+    rank, world, address, port = (os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    line = f"rank {rank} of {world} waits for the others at {address}:{port} (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment)"
+    timer = threading.Timer(seconds, print, (line,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    if os.environ["LOCAL_RANK"] == "0":  # one of a host
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def leave() -> None:

@@ -40,6 +40,7 @@ def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch)
     (tmp_path / "recipe.yaml").write_text("training:\nlosses:\n  kl: 3\n")
     seen = {}
     monkeypatch.setattr(cli, "execute", lambda command, options: seen.update(recipe=recipe_of(options)) or {})
+    monkeypatch.setattr(cli, "check_arguments", lambda command, options: None)
     monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
     assert cli.main(["distill", "--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path)]) == 0
     assert seen["recipe"].losses.kl == 3 and seen["recipe"].training == Training()
@@ -78,6 +79,7 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "execute", interrupted)
+    monkeypatch.setattr(cli, "check_arguments", lambda command, options: None)
     assert cli.main(["finetune", "--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith("ds-distill: interrupted; what is done is kept, and the same command goes on from there\n")
 

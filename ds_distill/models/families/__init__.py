@@ -1,15 +1,19 @@
 """The families of encoders, one file each: adding one more is a file here, a line below, and its tests."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Iterable
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING
 
 from ds_distill.errors import UserError
 from ds_distill.models.families.bert import BERT
 from ds_distill.models.families.distilbert import DISTILBERT
 from ds_distill.models.families.family import Family
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
+
+if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
+    from transformers import PreTrainedModel
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
 

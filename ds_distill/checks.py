@@ -1,0 +1,155 @@
+"""What can be told of a run before its corpus is prepared, for hours: whether these ranks can run it, whether its models and its tokens fit."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import traceback
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, PretrainedConfig
+
+from ds_distill.data.sources import check_inputs
+from ds_distill.data.store import TokenStore
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.errors import UserError, did_you_mean
+from ds_distill.models.families import check_positions
+from ds_distill.models.folder import open_model_folder, resolve_model_folder
+from ds_distill.models.student import check_tied, plan_student
+from ds_distill.models.teacher import load_masked_lm
+from ds_distill.models.tokenizer_fit import check_vocabulary
+from ds_distill.recipe import Recipe
+from ds_distill.training.deepspeed_json import check_deepspeed_json
+from ds_distill.training.engine import deepspeed_config, device_of_rank, make_engine, precision_of
+from ds_distill.training.ranks import on_first_rank, start_distributed
+
+MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": "csv"}  # section of a DeepSpeed JSON: its package
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Collective: UserError where these ranks cannot share the global batch, or not run it as asked, by the recipe and its DeepSpeed JSON."""
+    _, ranks = start_distributed()  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
+    recipe.training.share_of(ranks)
+    device = device_of_rank(recipe.training.device)
+    if recipe.training.precision != "auto":  # which is measured
+        precision_of(recipe.training, device)
+    said, given = recipe.training.deepspeed_json(), f"training.deepspeed = {recipe.training.deepspeed}"
+    check_deepspeed_json(given, said, deepspeed_config(recipe.training, 1, torch.float32))
+    for section, package in MONITORS.items():
+        if said.get(section, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
+            raise UserError(f"{given}: {section}.enabled = true: needs the package {package}; pip install {package}, or say false")
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Collective: UserError where DeepSpeed does not start with the recipe's optimizer and DeepSpeed JSON. A model of two numbers is started with them:
+    much of what DeepSpeed asks of its settings it asks nowhere else."""
+    t = copy.copy(recipe.training)
+    if t.deepspeed is None and t.optimizer in ("auto", "torch"):
+        return
+    t.trunk_learning_rate, t.micro_batch = None, 1
+    device = device_of_rank(t.device)
+    dtype = precision_of(t, device)
+    try:
+        make_engine(nn.Linear(1, 1), t, accumulation=1, total_steps=1, device=device, dtype=dtype).destroy()
+    except UserError:
+        raise
+    except Exception as error:  # DeepSpeed answers with whatever breaks first
+        words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
+        raise UserError(f"training.deepspeed = {t.deepspeed}: DeepSpeed does not start with it ({type(error).__name__}: {words})") from error
+
+
+def check_texts(corpus: list[str], heldout: list[str]) -> None:
+    """Collective: UserError for a text that is not there. The first rank alone need see them."""
+    on_first_rank(lambda: check_inputs([*corpus, *heldout]))
+
+
+def check_teacher(teacher: str, recipe: Recipe, tokens: Path | None = None) -> str:
+    """Collective: the folder of a teacher that the recipe can distil, whose tokenizer makes the tokens where none are prepared yet. UserError for what
+    does not fit."""
+    folder, config = open_model_folder(teacher)
+    s = recipe.student
+    start, _ = plan_student(config, layers=s.layers, num_layers=s.depth, hidden=s.hidden, dropout=recipe.training.dropout,
+                            freeze_positions=s.freeze_positions)  # fmt: skip
+    _check_reads(folder, config, f"teacher {teacher}", recipe, tokens or folder, prepared=bool(tokens))
+    _check_weights(teacher, "teacher =", tied=start is not None)
+    return str(folder)
+
+
+def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = None, tokens: Path | None = None) -> None:
+    """Collective for a folder. UserError where there can be no such encoder to pretrain, or it cannot read the recipe's sequences.
+
+    model: as for `pretrain`. tokenizer: the folder whose tokenizer makes the tokens where none are prepared yet.
+    """
+    if isinstance(model, str):
+        folder, config = open_model_folder(model, "--from")
+        home = folder if tokenizer == model else tokenizer
+        _check_reads(folder, config, f"--from {model}", recipe, tokens or home, prepared=bool(tokens))
+        _check_weights(model, "--from", new_head=True)
+        return
+    known = BertConfig().to_dict()
+    for key, value in model.items():
+        if key in ("vocab_size", "pad_token_id"):
+            raise UserError(f"--model {key}: the tokenizer says which; leave it out")
+        if key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            raise UserError(f"--model {key}: training.dropout says how much; leave it out")
+        if key not in known:
+            raise UserError(f"--model {key}: no such size of a BERT{did_you_mean(key, known)}")
+        if value < 1:
+            raise UserError(f"--model {key} = {value}: must be 1 or more")
+    try:
+        with torch.device("meta"):
+            config = BertForMaskedLM(BertConfig(**model)).config
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"--model {model}: no BERT has these sizes ({error})") from error
+    check_positions(config, recipe.data.sequence_length, "the model")
+
+
+def check_evaluated(models: list[str], recipe: Recipe, tokens: Path | None = None) -> str:
+    """Collective: the folder of the first of the models, whose tokenizer makes the tokens where none are prepared yet. UserError for one that does not
+    read them, or is not whole."""
+    first = resolve_model_folder(models[0], "--model")
+    for model in models:
+        folder, config = open_model_folder(model, "--model")
+        _check_reads(folder, config, f"model {model}", recipe, tokens or first, prepared=bool(tokens))
+    for model in models:
+        _check_weights(model, "--model")
+    return str(first)
+
+
+def check_fits(store: TokenStore, config: PretrainedConfig, what: str, folder: str | None = None) -> None:
+    """UserError where a model cannot read prepared tokens: pieces, positions and, for one from a folder that has a tokenizer, what the ids mean."""
+    if store.manifest["vocab_size"] > config.vocab_size:
+        raise UserError(f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own")
+    check_positions(config, store.manifest["sequence_length"], what)
+    home = resolve_model_folder(folder) if folder else None
+    if home and (home / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]:
+        raise UserError(f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}")
+
+
+def _check_reads(folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, source: Path | str, *, prepared: bool) -> None:
+    """UserError where a model cannot read the tokens of `source`: prepared ones, or those that the tokenizer there will make."""
+    if prepared:
+        check_fits(TokenStore.open(source, "train"), config, what, str(folder))
+        return
+    check_positions(config, recipe.data.sequence_length, what)
+    tokenizer = load_tokenizer(source)
+    check_vocabulary(tokenizer, config, what if source == folder else f"{what} with the tokenizer of {source}")
+    own = source == folder or not (folder / "tokenizer_config.json").is_file()
+    if not own and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer):
+        raise UserError(f"{what}: its tokenizer is not that of {source}, which would make the tokens")
+
+
+def _check_weights(path: str, option: str, *, new_head: bool = False, tied: bool = False) -> None:
+    """Collective: UserError where a masked-LM folder is not whole, in names and shapes on every rank's host, and in values, which the first rank alone
+    reads: many that read gigabytes at once would keep each other waiting."""
+    load_masked_lm(path, option, new_head=new_head, hollow=True)
+
+    def read() -> None:
+        with torch.random.fork_rng(devices=[]):  # a new head is drawn
+            model = load_masked_lm(path, option, new_head=new_head)
+        if tied:
+            check_tied(model)
+
+    on_first_rank(read)

@@ -1,0 +1,52 @@
+"""Names of weights as training code saves them: torch.compile, DistributedDataParallel, FSDP and modules of one's own put words before a model's own
+names, or between them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ds_distill.console import say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# what wrappers of a part of a model leave within a name: layer.0._orig_mod.output
+WITHIN = r"(?:\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
+
+
+def renaming(names: list[str], model: PreTrainedModel, given: str) -> dict[str, str] | None:
+    """from_pretrained's key_mapping, {pattern: replacement}, under which weights of these names are `model`'s; None where they are as they stand.
+
+    What it takes off is said once, with `given` before it.
+    """
+    prefix = _prefix(names, model)
+    wrapped = [re.findall(WITHIN, name.removeprefix(prefix)) for name in names]
+    most = max(map(len, wrapped), default=0)
+    if not prefix and not most:
+        return None
+    _say(given, tuple(sorted({prefix} - {""} | {word for words in wrapped for word in words})))
+    mapping = {f"^{re.escape(prefix)}": ""} if prefix else {}
+    return mapping | {f"(?#{turn}){WITHIN}": "" for turn in range(most)}  # each pattern is replaced once
+
+
+def _prefix(names: list[str], model: PreTrainedModel) -> str:
+    """What stands before the model's own names, with its dot. Nothing where two prefixes do alike: they are two models'."""
+    base = model.base_model_prefix + "."
+    own = set(model.state_dict())
+    own |= {base + name for name in own} | {name.removeprefix(base) for name in own}  # transformers finds these itself
+    found: Counter[str] = Counter()
+    for name in names:
+        for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
+            if re.sub(WITHIN, "", name[start:]) in own:
+                found[name[:start]] += 1
+    best = [prefix for prefix, count in found.items() if count == max(found.values())]
+    shortest = min(best, key=len, default="")
+    return shortest if all(prefix.startswith(shortest) for prefix in best) else ""
+
+
+@functools.cache
+def _say(given: str, words: tuple[str, ...]) -> None:
+    say(f"{given}: names of its weights are read without {', '.join(words)}, which the training code that saved it has put there")

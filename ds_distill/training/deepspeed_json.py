@@ -1,0 +1,168 @@
+"""A DeepSpeed JSON, read by DeepSpeed's own parser before anything is prepared: what it would answer with a traceback, or pass over in silence, is one
+sentence here."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from collections.abc import Iterator, KeysView
+
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.config_utils import DeepSpeedConfigModel
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from pydantic import ValidationError
+
+from ds_distill.errors import UserError, did_you_mean
+
+OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
+                   "scheduler", "fp16", "bf16", "bfloat16")  # fmt: skip
+ITS_OWN = {"optimizer": ("adamw", "adam"), "scheduler": ("warmupdecaylr",)}  # DeepSpeed's names of what the recipe does in any case
+BESIDE_PARSER = ("vocabulary_size", "sequence_parallel_size", "data_parallel_size")  # what DeepSpeed asks for elsewhere
+COMMENT = ("_", "#", "/")  # how keys begin that people write notes under, as JSON has no comments
+
+
+class Watched(dict):
+    """A dict that knows which of its keys have been asked for; the dicts in it do too.
+
+    asked: those keys, in the order of the last question. whole: whether somebody went through all of them.
+    """
+
+    def __init__(self, values: dict):
+        super().__init__({key: Watched(value) if isinstance(value, dict) else value for key, value in values.items()})
+        self.asked: dict[str, None] = {}
+        self.whole = False
+
+    def _ask(self, key: str) -> None:
+        self.asked.pop(key, None)
+        self.asked[key] = None
+
+    def __contains__(self, key: object) -> bool:
+        self._ask(key)
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str):
+        self._ask(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default=None):
+        self._ask(key)
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.whole = True
+        return super().__iter__()
+
+    def keys(self) -> KeysView:
+        return _Keys(self)  # of dict's own, `key in d.keys()` would go unseen
+
+    def items(self):
+        self.whole = True
+        return super().items()
+
+
+class _Keys(KeysView):
+    def __contains__(self, key: object) -> bool:
+        return key in self._mapping
+
+
+def without_recipes_own(given: str, said: dict) -> dict:
+    """What the JSON says, without the settings that the recipe owns, which it must leave open: "auto", or a section of "auto", as Hugging Face's JSONs
+    have them. UserError, beginning with `given`, for one that it decides."""
+    for key in OWNED_BY_RECIPE:
+        if key in said and (decided := _decided(key, said[key])) is not None:
+            raise UserError(f'{given}: {decided} belongs to the recipe\'s training section; remove it there or say "auto"')
+    return {key: value for key, value in said.items() if key not in OWNED_BY_RECIPE}
+
+
+def _decided(key: str, value: object) -> str | None:
+    """The dotted key and value of what one of the recipe's settings decides; None where it leaves all open, or says what is so without it."""
+    if value == "auto":
+        return None
+    if not isinstance(value, dict):
+        return f"{key} = {json.dumps(value)}"
+    known = {"fp16": DeepSpeedFP16Config, "bf16": DeepSpeedBF16Config, "bfloat16": DeepSpeedBF16Config}
+    usual = known[key]().model_dump() | {"enabled": "auto"} if key in known else {}
+    for name, inner in value.items():
+        if name == "params" and isinstance(inner, dict):
+            decided = next((f"params.{deep} = {json.dumps(x)}" for deep, x in inner.items() if x != "auto"), None)
+        elif inner == "auto" or (name in usual and inner == usual[name]) or (name == "type" and str(inner).lower() in ITS_OWN.get(key, ())):
+            decided = None
+        else:
+            decided = f"{name} = {json.dumps(inner)}"
+        if decided is not None:
+            return f"{key}.{decided}"
+    return None
+
+
+def check_deepspeed_json(given: str, said: dict, config: dict) -> None:
+    """UserError, beginning with `given`, for a key of the JSON that DeepSpeed does not read and for a value that it does not take.
+
+    said: what the JSON says. config: what DeepSpeed is given, the recipe's settings put in.
+    """
+    watched = Watched(config)
+    try:
+        DeepSpeedConfig(watched)
+    except ValidationError as error:
+        raise UserError(f"{given}: {_sentence_of(error, watched)}") from error
+    except Exception as error:  # its parser answers with whatever breaks first
+        place, value = _last_asked(watched)
+        words = " ".join(str(error).split())[:300]
+        if isinstance(error, AttributeError | TypeError | KeyError):
+            words = f"no value that DeepSpeed takes ({words})"
+        named = place.split(".")[-1] in words and isinstance(value, str | dict)
+        raise UserError(f"{given}: {words}" if named else f"{given}: {place} = {_shown(value)}: {words}") from error
+    known = {*watched.asked, *BESIDE_PARSER}
+    for key in said:
+        if key not in known and not key.startswith(COMMENT):
+            raise UserError(f"{given}: {key}: no key that DeepSpeed reads{did_you_mean(key, known, 0.6) or '; correct it, or take it out'}")
+        section = dict.get(watched, key)
+        # typed sections look at their keys themselves; of the others DeepSpeed may leave keys unread that it knows, so only what is near to one
+        # that it asked for is a slip
+        if isinstance(section, Watched) and section.asked and not section.whole:
+            for name in dict.keys(section) - section.asked.keys():
+                if near := difflib.get_close_matches(name, list(section.asked), n=1, cutoff=0.85):
+                    raise UserError(f"{given}: {key}.{name}: no key that DeepSpeed reads; did you mean {near[0]}?")
+
+
+def _sentence_of(error: ValidationError, watched: Watched) -> str:
+    """The first complaint of a typed section: dotted key, value, and what is wrong."""
+    first = error.errors()[0]
+    loc = [str(part) for part in first["loc"]]
+    # DeepSpeed puts the sections of its monitors together before it looks at them
+    place = ".".join(loc if loc and isinstance(dict.get(watched, loc[0]), Watched) else [_last_asked(watched)[0], *loc])
+    if first["type"] == "extra_forbidden":
+        return f"{place}: no key that DeepSpeed reads{did_you_mean(loc[-1], _fields(error.title, loc[:-1]), 0.6) or '; correct it, or take it out'}"
+    said = first["msg"].removeprefix("Assertion failed, ").removeprefix("Value error, ")
+    return f"{place} = {_shown(first['input'])}: {said[:1].lower()}{said[1:]}" if loc else f"{place}: {said}"
+
+
+def _fields(title: str, loc: list[str]) -> list[str]:
+    """The keys of a typed section of DeepSpeed's: of the class `title`, then of that of each key of `loc` in turn."""
+    classes = {kind.__name__: kind for kind in _kinds(DeepSpeedConfigModel)}
+    kind = classes.get(title)
+    for name in loc:
+        annotation = kind.model_fields[name].annotation if kind and name in kind.model_fields else None
+        kind = next((k for k in (annotation, *typing.get_args(annotation)) if isinstance(k, type) and issubclass(k, DeepSpeedConfigModel)), None)
+    return list(kind.model_fields) if kind else []
+
+
+def _kinds(kind: type) -> Iterator[type]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _kinds(below)
+
+
+def _last_asked(watched: Watched) -> tuple[str, object]:
+    """(dotted key, value) that DeepSpeed looked at last."""
+    place, value = [], watched
+    while isinstance(value, Watched) and value.asked and not (place and value.whole):  # DeepSpeed copies the outermost first
+        key = next(reversed(value.asked))
+        place.append(key)
+        value = dict.get(value, key)
+    return ".".join(place), value
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:80]} …"
