@@ -31,13 +31,14 @@ from benchmarks.racers import RACERS
 from ds_distill.cli import quieten
 from ds_distill.console import progress, say
 from ds_distill.errors import UserError
+from ds_distill.heldout import heldout_sets
 from ds_distill.models.families import family_of
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.parser import build_parser, recipe_of
 from ds_distill.recipe import Recipe
 from ds_distill.report import race_plot, table, write_json
-from ds_distill.tokens import heldout_sets, stores_of, tokens_for, with_tokens
+from ds_distill.tokens import stores_of, tokens_for, with_tokens
 from ds_distill.training.ranks import start_distributed
 
 FIGURES = ("mlm_loss", "kl", "agreement")

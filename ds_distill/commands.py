@@ -56,7 +56,8 @@ def execute(command: str, options) -> dict:
 def train_or_evaluate(command: str, options, recipe: Recipe, output: Path | None) -> dict:
     """run with a teacher, distill, pretrain and evaluate: all that can be checked, then the tokens, which may take hours, then the work."""
     from ds_distill import checks, runs
-    from ds_distill.tokens import heldout_sets, tokens_for, with_tokens
+    from ds_distill.heldout import heldout_sets
+    from ds_distill.tokens import tokens_for, with_tokens
 
     tokens, training = Path(options.tokens) if options.tokens else None, command != "evaluate"
     if training:

@@ -8,9 +8,10 @@ from pathlib import Path
 from ds_distill.claim import check_shared
 from ds_distill.console import progress, say
 from ds_distill.data.batches import BatchOrder, heldout_batches
+from ds_distill.data.content import content_fingerprint
 from ds_distill.data.masking import Masker
 from ds_distill.data.prepare import prepare
-from ds_distill.data.sources import described, pieces_of
+from ds_distill.data.sources import Piece, described, pieces_of
 from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import continuing_pieces, load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
@@ -33,27 +34,31 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
 
 
 def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None,
-               bound: Path | None = None) -> Path:  # fmt: skip
-    """Collective: tokens of `corpus` in `folder`, made by the first rank unless they are there, from the same text in the same way.
+               bound: Path | None = None, option: str = "--corpus") -> Path:  # fmt: skip
+    """Collective: tokens of `corpus` in `folder`, made by the first rank unless they are there, of the same text, wherever it lies, in the same way.
 
-    bound: folder of the run they are for; once it has begun, other text is a UserError.
+    bound: folder of the run they are for; once it has begun, other text is a UserError. option: where `corpus` was given.
     """
 
     def make() -> None:
         d, file = recipe.data, folder / "manifest.json"
         pieces = pieces_of(corpus, column=d.column, streaming=d.streaming)  # before the tokenizer: a wrong path is said first
         tokenizer = load_tokenizer(tokenizer_folder)
-        asked = {"corpus": described(corpus, pieces), "mode": d.mode, "sequence_length": d.sequence_length, "seed": recipe.training.seed,
+        asked = {"mode": d.mode, "sequence_length": d.sequence_length, "seed": recipe.training.seed,
                  "heldout_fraction": d.heldout_fraction if heldout_fraction is None else heldout_fraction,
                  "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}  # fmt: skip
-        made = json.loads(file.read_text()) if file.is_file() else None
-        changed = {key: f"was {made.get(key)}, is {value}" for key, value in asked.items() if made.get(key) != value} if made else {}
-        if made and not changed:
-            return
-        if made and bound and (bound / "run.json").is_file():
-            names = {"corpus": "--corpus", "seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
-            detail = "; ".join(f"{names.get(key, 'data.' + key)} {how}" for key, how in changed.items())
-            raise UserError(f"{bound} holds another run ({detail}): choose another --output")
+        if file.is_file():
+            made, names = json.loads(file.read_text()), {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
+            changed = [f"{names.get(key, f'data.{key}')} was {made.get(key)}, is {value}" for key, value in asked.items() if made.get(key) != value]
+            other = _other_text(made, corpus, pieces)
+            if not changed and not other:
+                return
+            if bound and (bound / "run.json").is_file():
+                remedy = "choose another --output"
+                if other and not changed and option == "--corpus":
+                    remedy += f"; --tokens {folder} instead of --corpus goes on with the text that it has"
+                differences = "; ".join([f"{option} {other}"] * bool(other) + changed)
+                raise UserError(f"{bound} holds another run ({differences}): {remedy}")
         prepare_tokens(corpus, tokenizer, folder, recipe, heldout_fraction)
 
     on_first_rank(make)
@@ -61,14 +66,15 @@ def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder:
     return folder
 
 
-def heldout_sets(files: list[str], tokens: Path, recipe: Recipe, output: Path) -> dict[str, Path]:
-    """Collective: further held-out texts, tokens of each under output/heldout, by the name of its file."""
-    sets: dict[str, Path] = {}
-    for file in files:
-        name = Path(file.rstrip("/")).name.split(".")[0] or "text"
-        name = name if name not in sets else f"{name}_{len(sets)}"
-        sets[name] = tokens_for([file], str(tokens / "tokenizer"), recipe, output / "heldout" / name, heldout_fraction=1.0)
-    return sets
+def _other_text(made: dict, corpus: list[str], pieces: list[Piece]) -> str | None:
+    """How a corpus differs from that of prepared data, in words; None where it is the same."""
+    before, now = made.get("corpus"), described(corpus, pieces)
+    if "content" not in made:  # as earlier versions prepared it
+        return None if before == now else f"was {before}, is {now}"
+    if made["content"] == content_fingerprint(pieces):
+        return None
+    same_size = [entry[1:] for entry in before] == [entry[1:] for entry in now]
+    return f"{', '.join(corpus)}: other text than before, of the same size" if same_size else f"was {before}, is {now}"
 
 
 def with_tokens(recipe: Recipe, tokens: Path) -> Recipe:

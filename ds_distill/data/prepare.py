@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ds_distill.data.content import content_fingerprint
 from ds_distill.data.pieces import SPLITS, Format, PieceWorker
 from ds_distill.data.shard import INDEX, Packer
 from ds_distill.data.sources import Piece, described, pieces_of
@@ -59,13 +60,14 @@ def prepare(
     pieces = pieces_of(inputs, column=column, streaming=streaming)
     form = Format(plain_backend(tokenizer).to_str(), len(tokenizer), tuple(sorted(set(tokenizer.all_special_ids))), tokenizer.cls_token_id,
                   tokenizer.sep_token_id, tokenizer.unk_token_id, mode, sequence_length, heldout_fraction, seed)  # fmt: skip
+    content = content_fingerprint(pieces)
     building = output.parent / f".{output.name}.building"
     building.mkdir(parents=True, exist_ok=True)
     with (building / "lock").open("w") as lock:
         hold(lock, output, lambda: "another process")
         _go_on_or_start(building, pieces, form)
         _tokenize(pieces, building, form, workers or cores(), progress)
-        manifest = _assemble(inputs, pieces, building, form, tokenizer)
+        manifest = _assemble(inputs, pieces, content, building, form, tokenizer)
         _publish(building / "data", output)
         shutil.rmtree(building)
     return manifest
@@ -171,7 +173,7 @@ def _work(piece: Piece, folder: Path) -> None:
 # --- assembly ------------------------------------------------------------------------------------------------------
 
 
-def _assemble(inputs: list[str], pieces: list[Piece], building: Path, form: Format, tokenizer) -> dict[str, Any]:
+def _assemble(inputs: list[str], pieces: list[Piece], content: str, building: Path, form: Format, tokenizer) -> dict[str, Any]:
     """The folder building/data out of the finished pieces."""
     data = building / "data"
     shutil.rmtree(data, ignore_errors=True)
@@ -226,7 +228,7 @@ def _assemble(inputs: list[str], pieces: list[Piece], building: Path, form: Form
         "documents": {split: report.pop(f"documents_{split}", 0) for split in SPLITS},
         "found": {key: report[key] for key in sorted(report)},
         "unknown_share": float(counts[form.unknown_id] / max(1, counts.sum())) if form.unknown_id is not None else 0.0,
-        "corpus": described(inputs, pieces), "seed": form.seed, "heldout_fraction": form.heldout_fraction,
+        "corpus": described(inputs, pieces), "content": content, "seed": form.seed, "heldout_fraction": form.heldout_fraction,
         **{f"{kind}_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")},
         "special_ids": list(form.special_ids), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "sources": sources, "shards": shards, "fingerprint": digest.hexdigest(),

@@ -33,10 +33,12 @@ class FiniteWatch:
         if not (self.scaled and math.isfinite(total)):
             say(f"\nstep {step + 1}: {what}: {'skipped' if skipped else 'the loss'}, {self.in_a_row} in a row of at most {self.at_most}")
         if self.in_a_row >= self.at_most:
+            remedy = "Lower training.learning_rate, use bf16 instead of fp16, or look at those sequences"
+            if "kl" in what and "mlm" not in what:
+                remedy = "The masked-LM loss, which is the student's alone, is finite: the teacher's outputs are not. Give another teacher"
             raise UserError(
-                f"step {step + 1}: {self.in_a_row} steps in a row were not finite (training.max_skipped), the last: {what}. Lower "
-                f"training.learning_rate, use bf16 instead of fp16, or look at those sequences. The checkpoints in {self.folder} are from before; "
-                "without the newest, the same command goes further back"
+                f"step {step + 1}: {self.in_a_row} steps in a row were not finite (training.max_skipped), the last: {what}. {remedy}. The checkpoints "
+                f"in {self.folder} are from before; without the newest, the same command goes further back"
             )
 
     def _where(self, step: int, parts: list[Tensor]) -> str:

@@ -85,14 +85,16 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
 
     def measure(done: int) -> None:
         for name, batches_of in heldout.items():
+            if state["heldout"].get(name) and state["heldout"][name][-1][0] == done:
+                continue  # by the start before this one
             figures = evaluate(engine, batches_of(), device)
             state["heldout"].setdefault(name, []).append([done, state["tokens"], *figures.values()])
             if writer is not None:
                 for key, value in figures.items():
                     writer.add_scalar(f"heldout{'_' if name else ''}{name}/{key.removeprefix('heldout_')}", value, done)
 
-    if not found:
-        measure(0)
+    if not found or first == steps:  # of a run that is through, texts that it had not been measured on
+        measure(first)
     with Stop() as stop:
         for step, batches, counts in order.prefetch(first, steps, pin=device.type == "cuda"):
             parts_of, norm = take(step, batches, counts)
@@ -156,7 +158,7 @@ def _log(writer: SummaryWriter, values: dict[str, float | None], step: int) -> N
 def _summary(state: dict, steps: int, rate: float | None, memory: int) -> dict:
     _, tokens, total, kl, mlm, cosine = state["history"][-1]
     curve = state["heldout"][""]
-    more = {name: {"mlm_loss": rows[-1][2], "mlm_accuracy": rows[-1][3]} for name, rows in state["heldout"].items() if name}
+    more = {name: {"mlm_loss": rows[-1][2], "mlm_accuracy": rows[-1][3]} for name, rows in state["heldout"].items() if name and rows[-1][0] == steps}
     return {
         "tokens": tokens, "steps": steps, "tokens_per_second": rate, "loss": total, "kl": kl, "mlm": mlm, "cosine": cosine,
         "heldout_mlm_loss": curve[-1][2], "heldout_mlm_accuracy": curve[-1][3], "start_heldout_mlm_loss": curve[0][2],
