@@ -1,25 +1,24 @@
-"""What can be told of a run before its corpus is prepared, for hours: whether these ranks can run it, whether its models and its tokens fit."""
+"""What the ranks of a job look at before its corpus is prepared, for hours: whether they can run the recipe, whether its texts and its models are there
+and fit."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, PretrainedConfig
+from transformers import BertConfig, BertForMaskedLM
 
 from ds_distill.data.sources import check_inputs
-from ds_distill.data.store import TokenStore
-from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError, did_you_mean
+from ds_distill.model_checks import check_reads, check_teacher_fits, check_whole
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import open_model_folder, resolve_model_folder
-from ds_distill.models.student import check_tied, plan_student
 from ds_distill.models.teacher import load_masked_lm
-from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.recipe import Recipe
 from ds_distill.training.deepspeed_json import check_deepspeed_json
 from ds_distill.training.engine import deepspeed_config, device_of_rank, make_engine, precision_of
@@ -68,12 +67,9 @@ def check_texts(corpus: list[str], heldout: list[str]) -> None:
 def check_teacher(teacher: str, recipe: Recipe, tokens: Path | None = None) -> str:
     """Collective: the folder of a teacher that the recipe can distil, whose tokenizer makes the tokens where none are prepared yet. UserError for what
     does not fit."""
-    folder, config = open_model_folder(teacher)
-    s = recipe.student
-    start, _ = plan_student(config, layers=s.layers, num_layers=s.depth, hidden=s.hidden, dropout=recipe.training.dropout,
-                            freeze_positions=s.freeze_positions)  # fmt: skip
-    _check_reads(folder, config, f"teacher {teacher}", recipe, tokens or folder, prepared=bool(tokens))
-    _check_weights(teacher, "teacher =", tied=start is not None)
+    folder, starts_from_it = check_teacher_fits(teacher, recipe, tokens)
+    # many ranks that read gigabytes at once would keep each other waiting
+    on_first_rank(lambda: check_whole(teacher, tied=starts_from_it))
     return str(folder)
 
 
@@ -84,9 +80,9 @@ def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = Non
     """
     if isinstance(model, str):
         folder, config = open_model_folder(model, "--from")
-        home = folder if tokenizer == model else tokenizer
-        _check_reads(folder, config, f"--from {model}", recipe, tokens or home, prepared=bool(tokens))
-        _check_weights(model, "--from", new_head=True)
+        check_reads(folder, config, f"--from {model}", recipe, tokens, folder if tokenizer == model else tokenizer)
+        load_masked_lm(model, "--from", new_head=True, hollow=True)
+        on_first_rank(lambda: check_whole(model, "--from", new_head=True))
         return
     known = BertConfig().to_dict()
     for key, value in model.items():
@@ -112,44 +108,7 @@ def check_evaluated(models: list[str], recipe: Recipe, tokens: Path | None = Non
     first = resolve_model_folder(models[0], "--model")
     for model in models:
         folder, config = open_model_folder(model, "--model")
-        _check_reads(folder, config, f"model {model}", recipe, tokens or first, prepared=bool(tokens))
-    for model in models:
-        _check_weights(model, "--model")
+        check_reads(folder, config, f"model {model}", recipe, tokens, first)
+        load_masked_lm(model, "--model", hollow=True)
+        on_first_rank(partial(check_whole, model, "--model"))
     return str(first)
-
-
-def check_fits(store: TokenStore, config: PretrainedConfig, what: str, folder: str | None = None) -> None:
-    """UserError where a model cannot read prepared tokens: pieces, positions and, for one from a folder that has a tokenizer, what the ids mean."""
-    if store.manifest["vocab_size"] > config.vocab_size:
-        raise UserError(f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own")
-    check_positions(config, store.manifest["sequence_length"], what)
-    home = resolve_model_folder(folder) if folder else None
-    if home and (home / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]:
-        raise UserError(f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}")
-
-
-def _check_reads(folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, source: Path | str, *, prepared: bool) -> None:
-    """UserError where a model cannot read the tokens of `source`: prepared ones, or those that the tokenizer there will make."""
-    if prepared:
-        check_fits(TokenStore.open(source, "train"), config, what, str(folder))
-        return
-    check_positions(config, recipe.data.sequence_length, what)
-    tokenizer = load_tokenizer(source)
-    check_vocabulary(tokenizer, config, what if source == folder else f"{what} with the tokenizer of {source}")
-    own = source == folder or not (folder / "tokenizer_config.json").is_file()
-    if not own and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer):
-        raise UserError(f"{what}: its tokenizer is not that of {source}, which would make the tokens")
-
-
-def _check_weights(path: str, option: str, *, new_head: bool = False, tied: bool = False) -> None:
-    """Collective: UserError where a masked-LM folder is not whole, in names and shapes on every rank's host, and in values, which the first rank alone
-    reads: many that read gigabytes at once would keep each other waiting."""
-    load_masked_lm(path, option, new_head=new_head, hollow=True)
-
-    def read() -> None:
-        with torch.random.fork_rng(devices=[]):  # a new head is drawn
-            model = load_masked_lm(path, option, new_head=new_head)
-        if tied:
-            check_tied(model)
-
-    on_first_rank(read)

@@ -147,8 +147,11 @@ def section_of(value, kind: type):
     return value if isinstance(value, kind) else kind(**{key: vars(value)[key] for key in kind.__dataclass_fields__})
 
 
-def check_command(words: list[str]) -> None:
-    """UserError where a command, as typed, would be refused for its words or its recipe's numbers."""
+def check_command(words: list[str]) -> Recipe | None:
+    """The recipe of a command as it is typed, if it has one. UserError where the command would be refused for its words or its recipe's numbers."""
     options = build_parser().parse_args(words)
-    if options.subcommand not in WITHOUT_RECIPE:
-        recipe_of(options[options.subcommand]).check()
+    if options.subcommand in WITHOUT_RECIPE:
+        return None
+    recipe = recipe_of(options[options.subcommand])
+    recipe.check()
+    return recipe

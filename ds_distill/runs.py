@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
-from ds_distill.checks import check_fits
 from ds_distill.claim import claimed, flat
 from ds_distill.console import is_first, progress, say_once
 from ds_distill.data.batches import heldout_batches
@@ -16,6 +15,7 @@ from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.errors import UserError
 from ds_distill.export.hf import export
+from ds_distill.model_checks import check_fits
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, load_masked_lm, teacher_dtype, weights_fingerprint
 from ds_distill.plan import choose_micro_batch

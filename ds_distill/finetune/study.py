@@ -165,14 +165,14 @@ def _kept_of(base: str) -> object:
         return load_yaml(text, f"base: {base}")
 
 
-def run_study(study: Study, output: Path, check_command: Callable[[list[str]], None]) -> dict:
-    """Do what is not done yet; returns the summary, a row a model. check_command: raises UserError for the words of a command that would be refused,
-    which else were said only when its turn comes."""
+def run_study(study: Study, output: Path, check_command: Callable[[list[str]], Recipe | None]) -> dict:
+    """Do what is not done yet; returns the summary, a row a model. check_command: returns the recipe of a command, if it has one; raises UserError for
+    words that would be refused, which else were said only when its turn comes."""
     study.check()
-    steps = steps_of(study, output)
+    steps, recipes = steps_of(study, output), {}
     for step in steps:
         try:
-            check_command([*step.words, "--output", str(step.output)])
+            recipes[step.what] = check_command([*step.words, "--output", str(step.output)])
         except UserError as error:
             raise UserError(f"{step.what}: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
@@ -183,9 +183,27 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], N
         if changed := _changed(_at_home(before), asked):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     _read_tasks(study, steps)
+    _check_teacher(study, [(step.what, recipes[step.what]) for step in steps if step.words[0] == "distill" and not step.done])
     write_json(plan, asked)
     run_steps(steps, study.jobs, output / "logs")
     return {"output": str(output), "rows": rows_of(study, output)}
+
+
+def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
+    """UserError for a teacher that a student cannot be made of, which else were said only when the text has been prepared. students: those that are not
+    there yet, (step, recipe)."""
+    if not students:
+        return
+    with alive("looking at the teacher"):
+        from ds_distill.model_checks import check_teacher_fits, check_whole  # with it torch, which a report need not wait for
+
+        started = []
+        for what, recipe in students:
+            try:
+                started.append(check_teacher_fits(study.teacher, recipe)[1])
+            except UserError as error:
+                raise UserError(f"{what}: {error}") from error
+        check_whole(study.teacher, tied=any(started))
 
 
 def _read_tasks(study: Study, steps: list[Step]) -> None:
