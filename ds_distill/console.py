@@ -8,6 +8,8 @@ import time
 
 from tqdm import tqdm
 
+from ds_distill.liveness import note_progress
+
 
 def is_first() -> bool:
     """Whether this process is the job's first rank, or the only process."""
@@ -64,7 +66,16 @@ class _Pause:
         return True
 
 
-class _Lines(tqdm):
+class _Bar(tqdm):
+    """A bar whose moves count as the process's progress, on ranks that do not show it too."""
+
+    def update(self, n: float = 1) -> bool | None:
+        if n:
+            note_progress()
+        return super().update(n)
+
+
+class _Lines(_Bar):
     """A bar for what is no terminal: whole lines, few of them, and one at the end."""
 
     def __init__(self, *arguments, **options):
@@ -96,7 +107,7 @@ class _Lines(tqdm):
 def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tqdm:
     """A progress bar, or lines in a log, silent on other ranks; unit "B" or "char" is scaled to k and M. Without a total rate and time only."""
     scaled = unit in ("B", "char", "token")
-    kind = tqdm if on_terminal() else _Lines
+    kind = _Bar if on_terminal() else _Lines
     return kind(total=total, initial=initial, desc=what, unit=unit if unit == "B" else f" {unit}", unit_scale=scaled, file=sys.stderr,
                 disable=not is_first(), mininterval=0.5, dynamic_ncols=True)  # fmt: skip
 

@@ -2,6 +2,8 @@ from collections.abc import Iterable
 
 import torch
 
+from ds_distill.liveness import note_progress
+
 
 def evaluate(run, batches: Iterable, device: torch.device) -> dict[str, float]:
     """Held-out masked-LM loss (nats a masked token) and top-1 accuracy (share).
@@ -16,6 +18,7 @@ def evaluate(run, batches: Iterable, device: torch.device) -> dict[str, float]:
         for batch in batches:
             batch = batch.to(device)
             total += run(batch.input_ids, batch.attention_mask, batch.labels).cpu()
+            note_progress()
     run.train(was_training)
     loss, correct, tokens = total.tolist()
     return {"heldout_mlm_loss": loss / max(tokens, 1), "heldout_mlm_accuracy": correct / max(tokens, 1)}

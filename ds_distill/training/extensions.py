@@ -169,7 +169,8 @@ def _acquire(lock, name: str) -> bool:
     if _try_lock(lock):
         return False
     deadline = time.monotonic() + MAX_WAIT_SECONDS
-    with alive(f"waiting for {_read(lock) or 'another process'}, which compiles {name}"):
+    say(f"waiting for {_read(lock) or 'another process'}, which compiles {name}")
+    with alive("waiting"):
         while not _try_lock(lock):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{_read(lock) or 'another process'} has been compiling {name} for "

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ds_distill import console
+from ds_distill import console, liveness
 from ds_distill.parser import COMMANDS
 from tests import patience
 from tests.start import ROOT, environment_of
@@ -149,3 +149,14 @@ def test_a_terminal_has_bars_unless_it_is_a_dumb_one(monkeypatch, term, bars):
         pass
     assert ("\r" in terminal.getvalue()) == bars
     assert ("compiling" in terminal.getvalue()) == bars
+
+
+def test_a_bar_that_moves_is_progress_on_ranks_that_do_not_show_it_too(monkeypatch, capsys):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with console.progress(10, "steps", "step") as bar:
+            before = liveness.progress_count()
+            bar.update(2)
+            assert liveness.progress_count() == before + 1
+            bar.update(0)  # a look without anything done
+            assert liveness.progress_count() == before + 1
