@@ -109,14 +109,15 @@ def check_paths(command: str, options) -> None:
     if command == "plan":
         read_config(resolve_model_folder(given["teacher"]), f"teacher = {given['teacher']}")
     elif command == "prepare":
-        check_tokenizer_folder(given["tokenizer"] or given["teacher"])
+        key = "tokenizer" if given["tokenizer"] else "teacher"
+        check_tokenizer_folder(given[key], f"--{key}")
     elif command in ("run", "distill", "study") and given["teacher"]:
         check_model_files(given["teacher"])
     elif command == "pretrain":
         if given["from"]:
             check_model_files(given["from"], "--from")
         if given["tokenizer"] != given["from"] and not given["tokens"]:
-            check_tokenizer_folder(given["tokenizer"])
+            check_tokenizer_folder(given["tokenizer"], "--tokenizer")
     elif command in ("evaluate", "export", "finetune"):
         for model in given["model"] if command == "evaluate" else [given["model"]] * bool(given["model"]):
             check_model_files(model, "--model")
@@ -133,10 +134,10 @@ def check_paths(command: str, options) -> None:
         check_writable(Path(options.output or EVALUATED_IN))
 
 
-def check_tokenizer_folder(path: str) -> None:
+def check_tokenizer_folder(path: str, option: str) -> None:
     """UserError where there is no folder and no cached hub model of this name."""
     if not at_home(path).is_dir():
-        resolve_model_folder(path, "--tokenizer")
+        resolve_model_folder(path, option)
 
 
 def check_writable(output: Path) -> None:

@@ -85,11 +85,11 @@ def _decided(key: str, value: object) -> str | None:
     usual = known[key]().model_dump() | {"enabled": "auto"} if key in known else {}
     for name, inner in value.items():
         if name == "params" and isinstance(inner, dict):
-            decided = next((f"params.{deep} = {json.dumps(x)}" for deep, x in inner.items() if x != "auto"), None)
+            decided = next((f"params.{_word(deep)} = {json.dumps(x)}" for deep, x in inner.items() if x != "auto"), None)
         elif inner == "auto" or (name in usual and inner == usual[name]) or (name == "type" and str(inner).lower() in ITS_OWN.get(key, ())):
             decided = None
         else:
-            decided = f"{name} = {json.dumps(inner)}"
+            decided = f"{_word(name)} = {json.dumps(inner)}"
         if decided is not None:
             return f"{key}.{decided}"
     return None
@@ -115,14 +115,14 @@ def check_deepspeed_json(given: str, said: dict, config: dict) -> None:
     known = {*watched.asked, *BESIDE_PARSER}
     for key in said:
         if key not in known and not key.startswith(COMMENT):
-            raise UserError(f"{given}: {key}: no key that DeepSpeed reads{did_you_mean(key, known, 0.6) or '; correct it, or take it out'}")
+            raise UserError(f"{given}: {_word(key)}: no key that DeepSpeed reads{did_you_mean(key, known, 0.6) or '; correct it, or take it out'}")
         section = dict.get(watched, key)
         # typed sections look at their keys themselves; of the others DeepSpeed may leave keys unread that it knows, so only what is near to one
         # that it asked for is a slip
         if isinstance(section, Watched) and section.asked and not section.whole:
             for name in dict.keys(section) - section.asked.keys():
                 if near := difflib.get_close_matches(name, list(section.asked), n=1, cutoff=0.85):
-                    raise UserError(f"{given}: {key}.{name}: no key that DeepSpeed reads; did you mean {near[0]}?")
+                    raise UserError(f"{given}: {key}.{_word(name)}: no key that DeepSpeed reads; did you mean {near[0]}?")
 
 
 def _sentence_of(error: ValidationError, watched: Watched) -> str:
@@ -130,7 +130,7 @@ def _sentence_of(error: ValidationError, watched: Watched) -> str:
     first = error.errors()[0]
     loc = [str(part) for part in first["loc"]]
     # DeepSpeed puts the sections of its monitors together before it looks at them
-    place = ".".join(loc if loc and isinstance(dict.get(watched, loc[0]), Watched) else [_last_asked(watched)[0], *loc])
+    place = _dotted(loc if loc and isinstance(dict.get(watched, loc[0]), Watched) else [_last_asked(watched)[0], *loc])
     if first["type"] == "extra_forbidden":
         return f"{place}: no key that DeepSpeed reads{did_you_mean(loc[-1], _fields(error.title, loc[:-1]), 0.6) or '; correct it, or take it out'}"
     said = first["msg"].removeprefix("Assertion failed, ").removeprefix("Value error, ")
@@ -160,7 +160,16 @@ def _last_asked(watched: Watched) -> tuple[str, object]:
         key = next(reversed(value.asked))
         place.append(key)
         value = dict.get(value, key)
-    return ".".join(place), value
+    return _dotted(place), value
+
+
+def _dotted(path: list[str]) -> str:
+    return ".".join(map(_word, path))
+
+
+def _word(key: str) -> str:
+    """A key as it is shown: in quotes where it is not a plain word."""
+    return key if key.strip() == key and key.isprintable() and key else json.dumps(key)
 
 
 def _shown(value: object) -> str:
