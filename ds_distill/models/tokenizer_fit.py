@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from ds_distill.console import say
 from ds_distill.errors import UserError
 
 
@@ -16,13 +17,17 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
 
     The largest id counts, not the number of tokens: ids may have gaps.
     """
-    ids = tokenizer.get_vocab()
+    ids, lacking = tokenizer.get_vocab(), _absent_from_vocab_txt(tokenizer)
     beyond = sorted((name for name, number in ids.items() if number >= config.vocab_size), key=ids.get)
     if not beyond:
+        for name in lacking:
+            say(f"warning: {given}: its vocab.txt lacks {name}, which is counted as token {ids[name]}; was the model trained so?")
         return
     said = f"{given}: its tokenizer has {max(ids.values()) + 1} tokens, the model {config.vocab_size}"
-    if cause := _fault_of_vocab_txt(Path(tokenizer.name_or_path), [name for name in beyond if name in tokenizer.all_special_tokens]):
-        raise UserError(f"{said}: {cause}")
+    if lacking and (Path(tokenizer.name_or_path) / "vocab.txt").read_bytes().startswith(codecs.BOM_UTF8):
+        raise UserError(f"{said}: vocab.txt begins with a byte-order mark, which makes its first line another token; save it as UTF-8 without one")
+    if lacking:
+        raise UserError(f"{said}: vocab.txt lacks {', '.join(lacking)}; put it back into the line of the id that the model learned it by")
     shown = ", ".join(beyond[:4]) + (" …" if len(beyond) > 4 else "")
     if set(beyond) <= tokenizer.get_added_vocab().keys():
         raise UserError(f"{said}: {shown} were added; call model.resize_token_embeddings(len(tokenizer)), train the new rows and save the model again, "
@@ -30,11 +35,10 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
     raise UserError(f"{said}: {shown} are beyond it, so it is another model's; save the model's own tokenizer in its folder")
 
 
-def _fault_of_vocab_txt(folder: Path, special: list[str]) -> str | None:
-    """What is wrong with a vocab.txt that is all that a folder has of a tokenizer. special: its special tokens that the model does not know."""
-    lines = folder / "vocab.txt"
-    if (folder / "tokenizer.json").is_file() or not lines.is_file():
-        return None
-    if lines.read_bytes().startswith(codecs.BOM_UTF8):
-        return "vocab.txt begins with a byte-order mark, which makes its first line another token; save it as UTF-8 without one"
-    return f"vocab.txt lacks {', '.join(special)}; put it back into the line of the id that the model learned it by" if special else None
+def _absent_from_vocab_txt(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Special tokens that the tokenizer had to add, where a vocab.txt without them is all that its folder has."""
+    folder = Path(tokenizer.name_or_path)
+    if not (folder / "vocab.txt").is_file() or any((folder / name).is_file() for name in ("tokenizer.json", "added_tokens.json")):
+        return []
+    written = (folder / "vocab.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+    return [token for token in tokenizer.all_special_tokens if token not in map(str.rstrip, written)]
