@@ -1,6 +1,5 @@
 """The command line: parse, execute, say what went wrong."""
 
-import json
 import logging
 import os
 import sys
@@ -14,7 +13,7 @@ from ds_distill.console import end_bars, is_first, say, say_once
 from ds_distill.encoding import restart_in_utf8, show_what_can_be_shown
 from ds_distill.errors import UserError, did_you_mean, sentence_of
 from ds_distill.parser import COMMANDS, build_parser
-from ds_distill.report import write_summary
+from ds_distill.report import json_text, write_summary
 from ds_distill.run_folder import find_model
 
 DEMO = Path(__file__).parents[1] / "ds_configs" / "demo.yaml"
@@ -109,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         say("\nds-distill: interrupted; what is done is kept, and the same command goes on from there")
         return 130
     if is_first():
-        print(json.dumps(summary), flush=True)
+        print(json_text(summary), flush=True)
     return 0
 
 

@@ -40,6 +40,15 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+TRACE = 0.01  # share of a whole up to which a loss is counted, but not said
+
+
+def say_share(count: int, total: int, line: str) -> None:
+    """Say `line` where it is about more than a trace: `count` of `total`."""
+    if count > TRACE * total:
+        say(line)
+
+
 def end_bars() -> None:
     """Leave the cursor on a line of its own, where a bar that will not finish has left it in the middle of one."""
     for bar in list(getattr(tqdm, "_instances", ())):

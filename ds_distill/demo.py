@@ -65,8 +65,10 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
             for name, figures in (("teacher", teacher), ("student at start", start), ("student, distilled", student),
                                   ("student, no teacher", baseline))]  # fmt: skip
     print("\n" + table(rows, COLUMNS))
-    ahead = baseline["heldout_mlm_loss"] - student["heldout_mlm_loss"]
-    print(f"\nDistilling was worth {ahead:.3f} nats on the held-out text." if ahead > 0 else
+    losses = baseline["heldout_mlm_loss"], student["heldout_mlm_loss"]
+    ahead = None if None in losses else losses[0] - losses[1]
+    print("\nWhat distilling was worth could not be measured." if ahead is None else
+          f"\nDistilling was worth {ahead:.3f} nats on the held-out text." if ahead > 0 else
           f"\nThe baseline without a teacher came out ahead, by {-ahead:.3f} nats.")  # fmt: skip
     print("The text is this machine's own documentation: figures are not comparable across machines.\n")
     for what, where in (("export", "distilled/export"), ("loss plot", "distilled/loss.png"), ("checkpoints", "distilled/checkpoints"),

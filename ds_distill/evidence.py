@@ -20,6 +20,7 @@ PAPER = {  # tables 1 and 2; per cent. BERT-base's MNLI is the authors' 84.7, wi
 }
 EXACT = {"BERT-base, the paper's": 81.2, "DistilBERT, the paper's": 77.7, "DistilBERT, second distillation, the paper's": 79.1}  # SQuAD 1.1, table 2
 ABLATION = {"without KL": -2.96, "without cosine": -1.46, "without masked LM": -0.31, "random start": -3.69}  # table 4, of the GLUE mean
+NOT_MEASURED = "–"  # what stands where there was nothing to measure a figure on
 OWN = "the corpus's own documents"
 # what decides which tokens are held out, and which of them are masked
 HELDOUT = (*TOKENS, "data.mask_probability", "data.mask_smoothing", "data.whole_word_masking", "data.attend_across_documents", "training.seed",
@@ -31,16 +32,28 @@ def score(found: dict | None, metric: str = "") -> str:
     if not found:
         return NOT_RUN
     metric = metric or found["metric"]
-    values = [100 * seed[metric] for seed in found["seeds"]]
-    middle = 100 * found["metrics"][metric]
-    return f"{middle:.1f}" if len(values) == 1 else f"{middle:.1f} ({min(values):.1f}–{max(values):.1f})"
+    middle, values = (
+        found["metrics"][metric],
+        [100 * seed[metric] for seed in found["seeds"] if seed[metric] is not None],
+    )
+    if middle is None:
+        return NOT_MEASURED
+    if len(found["seeds"]) == 1:
+        return f"{100 * middle:.1f}"
+    few = "" if len(values) == len(found["seeds"]) else f", {len(values)} of {len(found['seeds'])} seeds"
+    return f"{100 * middle:.1f} ({min(values):.1f}–{max(values):.1f}{few})"
 
 
 def mean_of(row: dict, tasks: list[str]) -> float | None:
-    """Mean of the medians over `tasks` in per cent; None where one has not been run."""
-    if not tasks or any(task not in row["tasks"] for task in tasks):
-        return None
-    return statistics.mean(100 * row["tasks"][task]["metrics"][row["tasks"][task]["metric"]] for task in tasks)
+    """Mean of the medians over `tasks` in per cent; None where one has not been run, or could not be measured."""
+    scores = [row["tasks"].get(task, {"metric": "", "metrics": {"": None}}) for task in tasks]
+    medians = [found["metrics"][found["metric"]] for found in scores]
+    return None if not tasks or None in medians else statistics.mean(100 * middle for middle in medians)
+
+
+def without_mean(row: dict | None, tasks: list[str]) -> str:
+    """What stands in the place of a mean that there is not."""
+    return NOT_MEASURED if row and tasks and all(task in row["tasks"] for task in tasks) else NOT_RUN
 
 
 def kept(row: dict, teacher: dict | None, tasks: list[str]) -> str:
@@ -48,16 +61,17 @@ def kept(row: dict, teacher: dict | None, tasks: list[str]) -> str:
     both = [task for task in tasks if teacher and task in row["tasks"] and task in teacher["tasks"]]
     mean, its = mean_of(row, both), mean_of(teacher, both) if teacher else None
     if mean is None or its is None:
-        return NOT_RUN
+        return without_mean(row, both)
     if its <= 0:
-        return "–"
+        return NOT_MEASURED
     return f"{100 * mean / its:.1f} %" + (f", of {', '.join(both)}" if len(both) < len(tasks) else "")
 
 
-def means_by_seed(row: dict, tasks: list[str]) -> list[float]:
-    """The mean over `tasks` of each seed, in per cent."""
+def means_by_seed(row: dict, tasks: list[str]) -> list[float | None]:
+    """The mean over `tasks` of each seed, in per cent; None where one of them could not be measured."""
     seeds = min((len(row["tasks"][task]["seeds"]) for task in tasks), default=0)
-    return [statistics.mean(100 * row["tasks"][task]["seeds"][i][row["tasks"][task]["metric"]] for task in tasks) for i in range(seeds)]
+    each = [[row["tasks"][task]["seeds"][i][row["tasks"][task]["metric"]] for task in tasks] for i in range(seeds)]
+    return [None if None in scores else statistics.mean(100 * score for score in scores) for scores in each]
 
 
 def teacher_of(rows: list[dict]) -> dict | None:
@@ -87,7 +101,8 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
         for row in rows:
             mean = mean_of(row, here)
             lines.append({"model": row["model"], "parameters": f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else "–",
-                          "mean": NOT_RUN if mean is None else f"{mean:.1f}", "kept": kept(row, teacher, here)}
+                          "mean": without_mean(row, here) if mean is None else f"{mean:.1f}",
+                          "kept": kept(row, teacher, here)}
                          | {task: score(row["tasks"].get(task)) for task in here})  # fmt: skip
         first = next((row["model"] for row in rows if row is not teacher), "")  # the student that the study is about
         marked = tuple(i for i, row in enumerate(rows) if row["model"] in (first, f"{first}, {SECOND}"))
@@ -138,6 +153,10 @@ def kept_table(rows: list[dict], tasks: list[str]) -> Section | None:
     return Section("What is kept of the teacher's scores", text, lines, columns)
 
 
+def in_nats(loss: float | None) -> str:
+    return NOT_MEASURED if loss is None else f"{loss:.3f}"
+
+
 def differ_in(students: dict[str, dict]) -> set[str]:
     """The settings that are not the same for all students of a plan."""
     first, *others = students.values()
@@ -162,12 +181,17 @@ def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) ->
     first, lines = students[0], []
     for row in students:
         mean, whole = mean_of(row, tasks), mean_of(first, tasks)
-        line = {"student": row["model"], "loss": f"{row['heldout_mlm_loss']:.3f}" if "heldout_mlm_loss" in row else NOT_RUN}
-        line["mean"] = NOT_RUN if mean is None else f"{mean:.1f}"
+        line = {
+            "student": row["model"],
+            "loss": in_nats(row["heldout_mlm_loss"]) if "heldout_mlm_loss" in row else NOT_RUN,
+        }
+        line["mean"] = without_mean(row, tasks) if mean is None else f"{mean:.1f}"
         if row is not first:
-            line["difference"] = NOT_RUN if mean is None or whole is None else f"{mean - whole:+.2f}"
+            line["difference"] = without_mean(row if mean is None else first, tasks)
             if mean is not None and whole is not None:
-                gaps = [a - b for a, b in zip(means_by_seed(row, tasks), means_by_seed(first, tasks), strict=False)]
+                line["difference"] = f"{mean - whole:+.2f}"
+                pairs = zip(means_by_seed(row, tasks), means_by_seed(first, tasks), strict=False)
+                gaps = [a - b for a, b in pairs if a is not None and b is not None]
                 line["spread"] = f"{min(gaps):+.2f} to {max(gaps):+.2f}" if len(gaps) > 1 else "one seed"
                 if len({len(row["tasks"][task]["seeds"]) for task in tasks}) > 1:
                     line["spread"] += f", the first {len(gaps)} of each task" if len(gaps) > 1 else " of each task"
@@ -195,7 +219,7 @@ def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, di
             first = first or seconds
             losses = {OWN: row["heldout_mlm_loss"]} | {name: figures["mlm_loss"] for name, figures in row.get("heldout_sets", {}).items()}
             lines.append({"model": row["model"], "tokens": f"{row['tokens']:,}", "time": f"{seconds / first:.2f}" if seconds else "–"}
-                         | {name: f"{loss:.3f}" for name, loss in losses.items()})  # fmt: skip
+                         | {name: in_nats(loss) for name, loss in losses.items()})  # fmt: skip
         else:
             lines.append({"model": row["model"], "tokens": NOT_RUN, "time": NOT_RUN})
     if not found:
@@ -247,11 +271,21 @@ def of_study(folder: Path, picture: Path) -> list[Section]:
         sections.append(ablation)
     if section := pretraining(folder, rows, picture, plan["students"]):
         sections.append(section)
-    sizes = {task: row["tasks"][task]["examples"] for row in rows for task in row["tasks"] if "examples" in row["tasks"][task]}
+    sizes = {task: found for row in rows for task, found in row["tasks"].items() if "examples" in found}
     if sizes:
-        lines = [{"task": task, "train": found["train"], "dev": found["dev"],
-                  "one": f"{100 / found['dev']:.2f}" if TASKS[task].metrics[0] == "accuracy" else "–"} for task, found in sizes.items()]  # fmt: skip
+        lines = []
+        for task, found in sizes.items():
+            train, dev = found["examples"]["train"], found["examples"]["dev"]
+            one = f"{100 / dev:.2f}" if TASKS[task].metrics[0] == "accuracy" else "–"
+            cut = sum(found["truncated"].values()) if "truncated" in found else None
+            gone = sum(count for causes in found.get("left_out", {}).values() for count in causes.values())
+            lines.append({"task": task, "train": train, "dev": dev, "one": one, "cut": cut, "gone": gone})
         columns = {"task": "task", "train": "training examples used", "dev": "dev examples", "one": "one dev example is worth (points)"}
+        columns |= {
+            key: heading
+            for key, heading in (("cut", "longer than what is read"), ("gone", "left out"))
+            if any(line[key] for line in lines)
+        }
         sections.append(Section("How large the sets are", "Differences of a few examples are noise; that is why there are seeds.", lines, columns))
     return sections
 

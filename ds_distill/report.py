@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ NOT_RUN = "not run"  # what stands in a cell that is still to be measured
 
 
 def _cell(value) -> str:
-    if value is None:
+    if value is None or isinstance(value, float) and not math.isfinite(value):
         return "–"
     if isinstance(value, float):
         return f"{value:.3f}"
@@ -89,8 +90,22 @@ def write_whole(file: Path, text: str) -> None:
     partial.replace(file)
 
 
+def json_text(value: object, indent: int | None = None) -> str:
+    """Return `value` as JSON that any reader takes. What is not a finite number has not been measured: null. (NaN and
+    Infinity, which Python writes, are no JSON.)"""
+    return json.dumps(_measured(value), indent=indent, allow_nan=False)
+
+
+def _measured(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _measured(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_measured(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(file: Path, value: dict) -> None:
-    write_whole(file, json.dumps(value, indent=2) + "\n")
+    write_whole(file, json_text(value, indent=2) + "\n")
 
 
 def write_summary(summary: dict, folder: Path) -> None:
@@ -109,7 +124,7 @@ def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str
         f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n\n# {title}\n\nA masked language model {MADE_WITH}.\n\n"
         "## Measured\n\n" + table([{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"})
         + f"\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\nfingerprint `{fingerprint}`\n\n"
-        "## Recipe\n\n```json\n" + json.dumps(recipe, indent=2) + "\n```\n"
+        "## Recipe\n\n```json\n" + json_text(recipe, indent=2) + "\n```\n"
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, load_masked_lm, teacher_dtype, weights_fingerprint
 from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
-from ds_distill.report import loss_plot, model_card
+from ds_distill.report import json_text, loss_plot, model_card
 from ds_distill.room import full_disk_said
 from ds_distill.tokens import heldout_part, masker_of, stores_of
 from ds_distill.training import checkpoint
@@ -39,7 +40,7 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
     summary["parameters"] = sum(x.numel() for x in weights.values())
     summary["export"] = str(output / "export")
     if is_first():
-        (output / "curves.json").write_text(json.dumps({"history": history, "heldout": heldout}) + "\n")
+        (output / "curves.json").write_text(json_text({"history": history, "heldout": heldout}) + "\n")
         loss_plot(history, heldout, output / "loss.png", title)
         summary["plot"] = str(output / "loss.png")
         manifest = TokenStore.open(tokens, "heldout").manifest
@@ -180,4 +181,4 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
             batches = (batch for batch in heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks, own) if bar.update() or True)
             figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
         rows.append({"model": name or f"{models[0]}, untrained", "parameters": count_parameters(network)} | figures)
-    return sorted(rows, key=lambda row: row["heldout_mlm_loss"])
+    return sorted(rows, key=lambda row: math.inf if row["heldout_mlm_loss"] is None else row["heldout_mlm_loss"])

@@ -248,7 +248,11 @@ def rows_of(study: Study, output: Path) -> list[dict]:
             file = output / "tasks" / task / folder_of(name) / "summary.json"
             if file.is_file():
                 found = json.loads(file.read_text())
-                row["tasks"][task] = {key: found[key] for key in ("metric", "metrics", "seeds", "examples")}
+                row["tasks"][task] = {
+                    key: found[key]
+                    for key in ("metric", "metrics", "seeds", "examples", "truncated", "left_out")
+                    if key in found
+                }
                 if "parameters" in found:
                     row.setdefault("parameters", found["parameters"])
         rows.append(row)

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterable
 
 import torch
@@ -5,8 +6,9 @@ import torch
 from ds_distill.liveness import note_progress
 
 
-def evaluate(run, batches: Iterable, device: torch.device) -> dict[str, float]:
-    """Held-out masked-LM loss (nats a masked token) and top-1 accuracy (share).
+def evaluate(run, batches: Iterable, device: torch.device) -> dict[str, float | None]:
+    """Held-out masked-LM loss (nats a masked token) and top-1 accuracy (share); None where no token is masked, or their
+    sum is no number.
 
     run: an engine or an Objective; batches: Batch objects with fixed masks. Every rank reads all batches, since ZeRO-3 needs equal calls.
     """
@@ -21,4 +23,8 @@ def evaluate(run, batches: Iterable, device: torch.device) -> dict[str, float]:
             note_progress()
     run.train(was_training)
     loss, correct, tokens = total.tolist()
-    return {"heldout_mlm_loss": loss / max(tokens, 1), "heldout_mlm_accuracy": correct / max(tokens, 1)}
+    measured = tokens > 0 and math.isfinite(loss)
+    return {
+        "heldout_mlm_loss": loss / tokens if measured else None,
+        "heldout_mlm_accuracy": correct / tokens if measured else None,
+    }

@@ -91,7 +91,10 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
             state["heldout"].setdefault(name, []).append([done, state["tokens"], *figures.values()])
             if writer is not None:
                 for key, value in figures.items():
-                    writer.add_scalar(f"heldout{'_' if name else ''}{name}/{key.removeprefix('heldout_')}", value, done)
+                    if value is not None:
+                        writer.add_scalar(
+                            f"heldout{'_' if name else ''}{name}/{key.removeprefix('heldout_')}", value, done
+                        )
 
     if not found or first == steps:  # of a run that is through, texts that it had not been measured on
         measure(first)

@@ -1,9 +1,33 @@
 """Pages and model cards."""
 
 import json
+import math
 
-from ds_distill.evidence import ablation_table, differ_in, kept, kept_table, other_metrics, pretraining, task_tables
-from ds_distill.report import Section, points_plot, put_section, write_page
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ds_distill.evidence import (
+    ablation_table,
+    differ_in,
+    kept,
+    kept_table,
+    mean_of,
+    other_metrics,
+    pretraining,
+    score,
+    task_tables,
+)
+from ds_distill.report import (
+    Section,
+    comparison_plot,
+    json_text,
+    loss_plot,
+    points_plot,
+    put_section,
+    table,
+    write_json,
+    write_page,
+)
 
 
 def test_a_page_says_the_same_in_markdown_and_html(tmp_path):
@@ -96,3 +120,85 @@ def test_a_student_that_is_not_distilled_yet_is_said_to_be(tmp_path):
     section = pretraining(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
     assert [row["model"] for row in section.rows] == ["b", "a"] and section.rows[1]["book"] == "4.500"
     assert {section.rows[0][key] for key in section.columns if key != "model"} == {"not run"}
+
+
+NUMBERS = (
+    st.floats(allow_nan=True, allow_infinity=True) | st.integers() | st.none() | st.booleans() | st.text(max_size=3)
+)
+VALUES = st.recursive(
+    NUMBERS,
+    lambda part: (
+        st.lists(part, max_size=3) | st.tuples(part, part) | st.dictionaries(st.text(max_size=3), part, max_size=3)
+    ),
+)
+
+
+@given(VALUES)
+def test_what_is_written_is_json_for_any_reader(value):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    def measured(part):
+        if isinstance(part, dict):
+            return {key: measured(value) for key, value in part.items()}
+        if isinstance(part, list | tuple):
+            return [measured(value) for value in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    assert json.loads(json_text(value), parse_constant=refuse) == measured(value)
+    assert json.loads(json_text(value, indent=2), parse_constant=refuse) == measured(value)
+
+
+def test_what_was_not_measured_is_no_number(tmp_path):
+    write_json(tmp_path / "summary.json", {"threshold": math.inf, "seeds": [{"loss": math.nan}]})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"threshold": None, "seeds": [{"loss": None}]}
+    assert table([{"a": math.nan, "b": None, "c": 0.0}], {"a": "a", "b": "b", "c": "c"}).splitlines()[-1].split() == [
+        "|",
+        "–",
+        "|",
+        "–",
+        "|",
+        "0.000",
+        "|",
+    ]
+    rows = [[0, 0, None, None], [1, 1000, 4.0, 0.1], [2, 2000, None, None]]
+    loss_plot(
+        [[1, 1000, 1.0, None, 4.0, 0.1], [2, 2000, None, 0.2, None, 0.1]], {"": rows}, tmp_path / "loss.png", "a run"
+    )
+    comparison_plot({"a": {"": rows}, "b": {"": rows[:1]}}, tmp_path / "runs.png")
+    assert (tmp_path / "loss.png").stat().st_size > 1000 and (tmp_path / "runs.png").stat().st_size > 1000
+
+
+def test_a_study_says_what_could_not_be_measured():
+    def row(model, task, middle, *seeds):
+        return {
+            "model": model,
+            "tasks": {
+                task: {"metric": "pearson", "metrics": {"pearson": middle}, "seeds": [{"pearson": s} for s in seeds]}
+            },
+        }
+
+    partly, never = row("a", "stsb", 0.5, None, 0.5, 0.6), row("b", "stsb", None, None, None)
+    assert (
+        score(partly["tasks"]["stsb"]) == "50.0 (50.0–60.0, 2 of 3 seeds)"
+        and score(never["tasks"]["stsb"]) == "–"
+        and score(None) == "not run"
+    )
+    assert (
+        mean_of(never, ["stsb"]) is None
+        and kept(never, partly, ["stsb"]) == "–"
+        and kept(partly, never, ["stsb"]) == "–"
+    )
+    [section] = task_tables([partly, never, {"model": "c", "tasks": {}}], ["stsb"])
+    assert [(line["mean"], line["stsb"]) for line in section.rows[:3]] == [
+        ("50.0", "50.0 (50.0–60.0, 2 of 3 seeds)"),
+        ("–", "–"),
+        ("not run", "not run"),
+    ]
+    students = [partly, never, row("c", "stsb", 0.4, 0.4, 0.3, 0.5)]
+    lines = ablation_table(students, ["stsb"], {"a": {}, "b": {"losses.kl": 0}, "c": {"losses.mlm": 0}}).rows
+    assert [line.get("difference") for line in lines] == [None, "–", "-10.00"] and lines[2][
+        "spread"
+    ] == "-20.00 to -10.00"
+    unread = students[0] | {"heldout_mlm_loss": None}
+    assert ablation_table([unread, *students[1:]], ["stsb"], {"a": {}, "b": {}, "c": {}}).rows[0]["loss"] == "–"
