@@ -29,6 +29,7 @@ from ds_distill.models.families import family_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.report import table
 from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.metrics import rank
 
 Choice = tuple[int, ...]
 
@@ -36,24 +37,24 @@ Choice = tuple[int, ...]
 class Cut:
     """A model with some of its layers, whose score `measure` returns; each choice is measured once."""
 
-    def __init__(self, model: PreTrainedModel, measure: Callable[[str], float]):
+    def __init__(self, model: PreTrainedModel, measure: Callable[[str], float | None]):
         owner, _, self.name = family_of(model).layers.rpartition(".")
-        self.owner, self.measure, self.scores = model.get_submodule(owner), measure, dict[Choice, float]()
+        self.owner, self.measure, self.scores = model.get_submodule(owner), measure, dict[Choice, float | None]()
         self.layers = list(getattr(self.owner, self.name))
 
-    def score(self, keep: Choice) -> float:
+    def score(self, keep: Choice) -> float | None:
         if keep not in self.scores:
             setattr(self.owner, self.name, nn.ModuleList([self.layers[i] for i in keep]))
             self.scores[keep] = self.measure(f"layers {', '.join(map(str, keep))}")
         return self.scores[keep]
 
 
-def without_each(cut: Cut, keep: Choice) -> list[tuple[float, Choice]]:
+def without_each(cut: Cut, keep: Choice) -> list[tuple[float | None, Choice]]:
     """Scores without one layer of `keep`, in the order of the layers."""
     return [(cut.score(rest), rest) for rest in (tuple(i for i in keep if i != out) for out in keep)]
 
 
-def choices_of(cut: Cut, count: int, most: int) -> list[tuple[float, Choice]]:
+def choices_of(cut: Cut, count: int, most: int) -> list[tuple[float | None, Choice]]:
     """(score, layers), best first, of every choice of `count` layers; where these are more than `most`, of the last that dropping one by one tried."""
     every = tuple(range(len(cut.layers)))
     if math.comb(len(every), count) <= most:
@@ -62,8 +63,12 @@ def choices_of(cut: Cut, count: int, most: int) -> list[tuple[float, Choice]]:
         keep = every
         while len(keep) > count:
             found = without_each(cut, keep)
-            keep = max(found)[1]
-    return sorted(found, reverse=True)
+            keep = max(found, key=_ranked)[1]
+    return sorted(found, key=_ranked, reverse=True)
+
+
+def _ranked(scored: tuple[float | None, Choice]) -> tuple[float, Choice]:
+    return rank(scored[0]), scored[1]
 
 
 def main() -> int:
@@ -101,7 +106,10 @@ def run(args: argparse.Namespace) -> int:
     rows = [{"layers": "all", "score": whole}, *({"layers": f"without {i}", "score": score} for i, (score, _) in enumerate(less))]
     rows += [{"layers": str(list(keep)), "score": score} for score, keep in choices]
     columns = {"layers": "layers", "score": f"{task.name}, {first}, {len(next(iter(data.dev.values())))} examples (%)"}
-    print(table([row | {"score": f"{100 * row['score']:.1f}"} for row in rows], columns) + "\n")
+    print(
+        table([row | {"score": None if row["score"] is None else f"{100 * row['score']:.1f}"} for row in rows], columns)
+        + "\n"
+    )
     print(json.dumps({"task": task.name, "metric": first, "all": whole, "without": [score for score, _ in less],
                       "choices": [{"layers": keep, "score": score} for score, keep in choices]}))  # fmt: skip
     return 0

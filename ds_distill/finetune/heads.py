@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -11,6 +9,7 @@ from ds_distill.errors import UserError
 from ds_distill.models.families import family_of_type
 from ds_distill.models.folder import listed, load_model, open_model_folder
 from ds_distill.tasks.catalog import Task, plain
+from ds_distill.tasks.labels import classes_of
 
 
 def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: float = -1.0) -> PreTrainedModel:
@@ -37,13 +36,12 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         config.num_labels = 2
     else:
         wanted = 1 if task.regression else len(task.labels)
-        theirs = [plain(config.id2label[i]) for i in sorted(config.id2label)]
-        named = not all(re.fullmatch(r"label\d+", name) for name in theirs)  # else they are the hub's ids
-        ours = [plain(name) for name in task.labels]
-        if has_head and (len(theirs) != wanted or (named and ours and sorted(theirs) != sorted(ours))):
-            raise UserError(f"{given}: its labels are {', '.join(config.id2label.values())}, those of {task.name} are "
+        theirs = [str(config.id2label[i]) for i in sorted(config.id2label)]
+        meant = classes_of(theirs, task.labels)  # numbers are the hub's ids
+        if has_head and (len(theirs) != wanted or (task.labels and meant is None)):
+            raise UserError(f"{given}: its labels are {', '.join(theirs)}, those of {task.name} are "
                             f"{', '.join(task.labels) or 'one number'}; {remedy}")  # fmt: skip
-        order = [theirs.index(name) for name in ours] if has_head and named and ours and theirs != ours else None
+        order = [meant.index(i) for i in range(wanted)] if has_head and meant and meant != list(range(wanted)) else None
         config.num_labels = wanted
         if task.labels:
             config.id2label, config.label2id = dict(enumerate(task.labels)), {name: i for i, name in enumerate(task.labels)}

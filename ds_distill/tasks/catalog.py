@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from dataclasses import dataclass
 
 from ds_distill.errors import UserError, did_you_mean
@@ -62,8 +62,10 @@ TASKS = {
 
 
 def plain(name: object) -> str:
-    """A name as it is compared: SST-2 is sst2."""
-    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+    """Return a name as it is compared, without case, spaces and marks: SST-2 is sst2. A name of nothing but marks stays
+    as it is."""
+    text = unicodedata.normalize("NFKC", str(name)).casefold()
+    return "".join(c for c in text if unicodedata.category(c)[0] in "LMN") or text
 
 
 def task_of(name: str) -> Task:

@@ -9,31 +9,39 @@ import json
 import math
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ds_distill.console import say
+from ds_distill.console import say_share
 from ds_distill.errors import UserError, at_home
 from ds_distill.tasks.catalog import Task
+from ds_distill.tasks.labels import class_of, number_of
 
 KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error)
 OTHER_NAMES = {"validation": "dev", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched", "test": "validation"}  # IMDb's test
+SHORT, UNDECIDED = (
+    "rows with too few columns",
+    "rows without a label (-)",
+)  # GLUE's own QQP has the first, MNLI and SNLI the second
 
 
 @dataclass
 class Examples:
-    """texts: one or two lists of strings; labels: ids, or floats for a number."""
+    """texts: one or two lists of strings; labels: ids, or floats for a number; left_out: how many rows are not in it,
+    by cause."""
 
     texts: list[list[str]]
     labels: list[int] | list[float]
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, part: slice) -> Examples:
-        return Examples([column[part] for column in self.texts], self.labels[part])
+        return Examples([column[part] for column in self.texts], self.labels[part], self.left_out)
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
@@ -59,7 +67,8 @@ def load_examples(task: Task, split: str, data: str | None) -> Examples:
         [file] = split_files(at_home(data), split)
         return read_examples(task, file)
     rows = from_hub(task, split)
-    return Examples([list(rows[name]) for name in task.texts], list(rows["label"]))
+    labels = [_label(task, label, f"{task.hub[0]}, {split}, row {row}") for row, label in enumerate(rows["label"])]
+    return Examples([list(rows[name]) for name in task.texts], labels)
 
 
 def from_hub(task: Task, split: str):
@@ -77,21 +86,38 @@ def from_hub(task: Task, split: str):
 
 def read_examples(task: Task, file: Path) -> Examples:
     """All examples of a file. Raises UserError, with file and line, for a missing column, an unknown label or an empty file."""
+    texts, labels, left_out = read_columns(task, file)
+    return Examples(texts, [_label(task, label, f"{file}, line {line}") for line, label in labels], left_out)
+
+
+def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[int, object]], Counter[str]]:
+    """(the task's columns of text, each row's line and label as the file has it, how many rows are left out by cause);
+    errors as read_examples'."""
     texts: list[list[str]] = [[] for _ in task.texts]
-    labels: list = []
-    for line, row in rows_of(file, task.headless, short_rows_go=task.name == "qqp"):
+    labels: list[tuple[int, object]] = []
+    left_out: Counter[str] = Counter()
+    for line, row in rows_of(file, task.headless, left_out if task.name == "qqp" else None):
         where = f"{file}, line {line}"
-        row = {**row, **{hub: row[old] for old, hub in task.original if old in row}}
+        row = {
+            hub: row[old] for old, hub in task.original if old in row
+        } | row  # a column of the hub's name is what it is called
         if "label" not in row:
             raise UserError(f"{where}: no column label; it has {', '.join(map(str, row))}")
+        if row["label"] == "-" and not task.regression:
+            left_out[UNDECIDED] += 1
+            continue
         for column, name in zip(texts, task.texts, strict=True):
             if not isinstance(row.get(name), str):
                 raise UserError(f"{where}: no text in column {name}, which {task.name} needs; the row has {', '.join(map(str, row))}")
             column.append(row[name])
-        labels.append(_label(task, row["label"], where))
+        labels.append((line, row["label"]))
     if not labels:
-        raise UserError(f"{file}: no examples in it")
-    return Examples(texts, labels)
+        raise UserError(
+            f"{file}: no examples in it{f', all {sum(left_out.values())} rows left out' if left_out else ''}"
+        )
+    for cause, count in left_out.items():
+        say_share(count, count + len(labels), f"{file}: {count} {cause} left out")
+    return texts, labels, left_out
 
 
 def _label(task: Task, value, where: str) -> int | float:
@@ -104,27 +130,27 @@ def _label(task: Task, value, where: str) -> int | float:
             hint = "; the hub's test splits have no labels" if number == -1 else ""
             raise UserError(f"{where}: label {value!r}: {task.name} is scored by a number from 0 to 5{hint}")
         return number
-    if isinstance(value, str) and value in task.labels:
-        return task.labels.index(value)
-    number = int(value) if isinstance(value, str) and value.isdecimal() or isinstance(value, float) and value.is_integer() else value
-    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(task.labels):
-        return number
-    known = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
-    hint = "; the hub's test splits have no labels" if number in (-1, "-1") else ""
-    raise UserError(f"{where}: label {value!r} is none of {task.name}'s: {known}{hint}")
+    found = class_of(value, task.labels)
+    if found is None:
+        known = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
+        hint = "; the hub's test splits have no labels" if number_of(value) == -1 else ""
+        raise UserError(f"{where}: label {value!r} is none of {task.name}'s: {known}{hint}")
+    return found
 
 
-def rows_of(file: Path, headless: tuple[str, ...] = (), *, short_rows_go: bool = False) -> Iterator[tuple[int, dict]]:
-    """(line, row) of a file. headless: names of a tsv's columns where its first line has none of them. short_rows_go: leave out, and count, rows with
-    too few columns, which GLUE's own QQP has."""
+def rows_of(
+    file: Path, headless: tuple[str, ...] = (), left_out: Counter[str] | None = None
+) -> Iterator[tuple[int, dict]]:
+    """(line, row) of a file. headless: names of a tsv's columns where its first line has none of them. left_out: where
+    rows with too few columns are counted, which are an error without it."""
     try:
-        yield from _rows_of(file, headless, short_rows_go)
+        yield from _rows_of(file, headless, left_out)
     except UNREADABLE as error:
         raise UserError(f"{file}: cannot be read ({error}); it must be whole, in UTF-8") from error
 
 
-def _rows_of(file: Path, headless: tuple[str, ...], short_rows_go: bool) -> Iterator[tuple[int, dict]]:
-    kind, short = kind_of(file), 0
+def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | None) -> Iterator[tuple[int, dict]]:
+    kind = kind_of(file)
     if kind == ".parquet":
         import pyarrow.parquet
 
@@ -138,12 +164,17 @@ def _rows_of(file: Path, headless: tuple[str, ...], short_rows_go: bool) -> Iter
             for line, text in enumerate(stream, 1):
                 if not text.strip():
                     continue
+                expected = "one JSON object a line is expected"
+                if text.lstrip().startswith("["):  # on one line or on many
+                    raise UserError(
+                        f"{file}, line {line}: a JSON array; {expected}, which `jq -c '.[]' {file.name}` makes of it"
+                    )
                 try:
                     row = json.loads(text)
                 except ValueError as error:
-                    raise UserError(f"{file}, line {line}: not JSON ({error}); one JSON object a line is expected") from error
+                    raise UserError(f"{file}, line {line}: not JSON ({error}); {expected}") from error
                 if not isinstance(row, dict):
-                    raise UserError(f"{file}, line {line}: not a JSON object")
+                    raise UserError(f"{file}, line {line}: not a JSON object, but {text.strip()[:40]}; {expected}")
                 yield line, row
         else:
             csv.field_size_limit(sys.maxsize)  # a text may be longer than the library's 131,072 characters
@@ -155,14 +186,12 @@ def _rows_of(file: Path, headless: tuple[str, ...], short_rows_go: bool) -> Iter
                     names = list(headless) if headless and kind == ".tsv" and len(row) == len(headless) and "label" not in row else row
                     if names is row:
                         continue
-                if short_rows_go and 0 < len(row) < len(names):
-                    short += 1
+                if left_out is not None and 0 < len(row) < len(names):
+                    left_out[SHORT] += 1
                 elif row and len(row) != len(names):
                     raise UserError(f"{file}, line {table.line_num}: {len(row)} columns, its head has {len(names)} ({', '.join(names)})")
                 elif row:
                     yield table.line_num, dict(zip(names, row, strict=True))
-            if short:
-                say(f"{file}: {short} rows with too few columns left out")
 
 
 def opened(file: Path) -> io.TextIOBase:

@@ -5,38 +5,49 @@ from __future__ import annotations
 import collections
 import math
 import re
+import statistics
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def _matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
+Measured = dict[str, float | None]  # None: not measured, since there was nothing to measure it on
+
+
+def _matthews(predicted: np.ndarray, labels: np.ndarray) -> float | None:
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(labels, predicted))
+    if np.ptp(labels) == 0:  # one class only: there is nothing to tell apart
+        return None
+    return float(matthews_corrcoef(labels, predicted))  # 0 where all is taken for one class, as GLUE has it
 
 
-def _f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+def _f1(predicted: np.ndarray, labels: np.ndarray) -> float | None:
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels, predicted))
+    if not (predicted == 1).any() and not (labels == 1).any():  # 0 of 0
+        return None
+    return float(f1_score(labels == 1, predicted == 1))
 
 
-def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    def score(predicted: np.ndarray, labels: np.ndarray) -> float:
+def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float | None]:
+    def score(predicted: np.ndarray, labels: np.ndarray) -> float | None:
         import scipy.stats
 
-        if np.ptp(predicted) == 0 or np.ptp(labels) == 0:  # a constant correlates with nothing; scipy says nan
-            return 0.0
-        return float(getattr(scipy.stats, name)(predicted, labels)[0])
+        if (
+            len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0
+        ):  # a constant correlates with nothing; scipy says nan
+            return None
+        found = float(getattr(scipy.stats, name)(predicted, labels)[0])
+        return found if math.isfinite(found) else None
 
     return score
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
     "accuracy": lambda predicted, labels: float((predicted == labels).mean()),
     "f1": _f1,  # of class 1
     "matthews": _matthews,
@@ -45,10 +56,22 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def scores(names: tuple[str, ...], outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def scores(names: tuple[str, ...], outputs: np.ndarray, labels: np.ndarray) -> Measured:
     """outputs: [examples, classes], or [examples, 1] for a number; labels: [examples]. Scores by name, as shares (not per cent)."""
     predicted = outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
-    return {name: METRICS[name](predicted, labels) for name in names}
+    return {name: METRICS[name](predicted, labels) if len(labels) else None for name in names}
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Return the median where what was not measured ranks lowest; None where it falls on that."""
+    ranked = sorted(values, key=rank)
+    middle = ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1]
+    return None if None in middle else statistics.mean(middle)
+
+
+def rank(score: float | None) -> float:
+    """Return what a score is ordered by: one that was not measured stands below all others."""
+    return -math.inf if score is None else score
 
 
 def normalised(answer: str) -> str:
@@ -80,13 +103,20 @@ def _overlap(words: list[str], gold: list[str]) -> float:
 def best_threshold(score: list[float], answerable: list[bool], no_answer: list[float]) -> tuple[float, float]:
     """(best mean score, threshold): a question whose `no_answer` is above the threshold is answered with nothing.
 
-    score: of the answer that is not nothing, a question. answerable: whether it has one: nothing scores 1 where it has none.
-    Source: SQuAD 2.0's evaluation script, find_best_thresh.
+    score: of the answer that is not nothing, a question. answerable: whether it has one: nothing scores 1 where it has
+    none. no_answer: infinite where there is no other answer than nothing. The threshold is -inf where nothing said to
+    anybody scores best.
+    Source: SQuAD 2.0's evaluation script, find_best_thresh; but questions of equal `no_answer` are all answered or all
+    not, as with any threshold.
     """
     total = best = float(sum(not has for has in answerable))  # nothing is said to anybody
-    threshold = -math.inf
-    for i in sorted(range(len(score)), key=lambda i: no_answer[i]):
+    threshold, order = (
+        -math.inf,
+        sorted((i for i in range(len(score)) if no_answer[i] < math.inf), key=lambda i: no_answer[i]),
+    )
+    for place, i in enumerate(order):
         total += score[i] if answerable[i] else -1.0
-        if total > best:
+        last_of_equals = place + 1 == len(order) or no_answer[order[place + 1]] > no_answer[i]
+        if last_of_equals and total > best:
             best, threshold = total, no_answer[i]
     return best / len(score), threshold

@@ -17,7 +17,7 @@ from ds_distill.finetune.losses import hidden_loss, soft_loss
 from ds_distill.finetune.settings import Tuning, grid_of
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
-from ds_distill.tasks.metrics import best_threshold, exact_match, normalised, overlap_f1, scores
+from ds_distill.tasks.metrics import best_threshold, exact_match, median, normalised, overlap_f1, scores
 from ds_distill.tasks.squad import load_questions
 
 
@@ -33,7 +33,29 @@ def test_scores_by_hand():
     numbers = np.array([[1.0], [2.0], [3.0], [10.0]])
     found = scores(("pearson", "spearman"), numbers, np.array([1.0, 2.0, 3.0, 4.0]))
     assert found["spearman"] == pytest.approx(1.0) and found["pearson"] == pytest.approx(14 / math.sqrt(50 * 5))
-    assert scores(("pearson",), np.zeros((3, 1)), np.array([1.0, 2.0, 3.0])) == {"pearson": 0.0}
+
+
+def test_a_score_over_nothing_is_not_measured():
+    """A constant correlates with nothing, one class cannot be told from another, and no example is neither right nor
+    wrong."""
+    for names, outputs, labels in (
+        (("pearson", "spearman"), np.zeros((3, 1)), np.array([1.0, 2.0, 3.0])),
+        (("pearson", "spearman"), np.eye(3)[:, :1], np.ones(3)),
+        (("pearson", "spearman"), np.ones((1, 1)), np.ones(1)),
+        (("matthews", "f1"), np.eye(2)[[0, 0, 0]], np.zeros(3, int)),
+        (("accuracy", "f1", "matthews", "pearson"), np.zeros((0, 2)), np.zeros(0)),
+    ):  # fmt: skip
+        assert scores(names, outputs, labels) == dict.fromkeys(names)
+    always = scores(("accuracy", "f1", "matthews"), np.eye(2)[[0, 0, 0, 0]], np.array([0, 1, 0, 0]))
+    assert always == {"accuracy": 0.75, "f1": 0.0, "matthews": 0.0}, (
+        "wrong is not unmeasured: GLUE's own 0 for one that always says the same"
+    )
+    assert (
+        median([0.3, None, 0.5]) == 0.3
+        and median([None, 0.5]) is None
+        and median([0.1, 0.2]) == pytest.approx(0.15)
+        and median([None]) is None
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -43,7 +65,9 @@ def test_scores_are_the_libraries(size, seed):
     labels, outputs = g.integers(0, 2, size), g.normal(size=(size, 2))
     found = scores(("accuracy", "f1", "matthews"), outputs, labels)
     predicted = outputs.argmax(1)
-    assert found["f1"] == f1_score(labels, predicted, zero_division=0) and found["matthews"] == matthews_corrcoef(labels, predicted)
+    one_class = len(set(labels)) == 1
+    assert found["matthews"] == (None if one_class else matthews_corrcoef(labels, predicted))
+    assert found["f1"] == (f1_score(labels, predicted) if 1 in labels or 1 in predicted else None)
     assert found["accuracy"] == (predicted == labels).mean()
     values, gold = g.normal(size=(size, 1)), g.normal(size=size)
     found = scores(("pearson", "spearman"), values, gold)
@@ -65,6 +89,29 @@ def test_the_threshold_of_no_answer_is_the_best():
     every = [sum((s if n <= t else 0.0) if a else float(n > t) for s, a, n in zip(score, answerable, nothing, strict=True)) / 4
              for t in (-math.inf, *nothing)]  # fmt: skip
     assert best == max(every) == 0.75 and threshold == -5.0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.4, 1.0]), st.booleans(), st.sampled_from([-1.0, 0.0, 0.5, 2.0, math.inf])),
+        min_size=1,
+        max_size=9,
+    )
+)
+def test_the_best_threshold_is_one_that_can_be_set(rows):
+    """Questions of equal odds are all answered or all not; where there is nothing but nothing to say, nothing is
+    said."""
+    score, answerable, nothing = zip(*rows, strict=True)
+    score = [s if has and odd < math.inf else 0.0 for s, has, odd in rows]
+
+    def at(limit):
+        return sum((s if odd <= limit else 0.0) if has else float(odd > limit or odd == math.inf)
+                   for s, has, odd in zip(score, answerable, nothing, strict=True)) / len(rows)  # fmt: skip
+
+    best, threshold = best_threshold(list(score), list(answerable), list(nothing))
+    limits = (-math.inf, *(odd for odd in nothing if odd < math.inf))
+    assert best == pytest.approx(max(map(at, limits))) == pytest.approx(at(threshold)) and threshold < math.inf
 
 
 def test_the_soft_loss_and_its_gradient_are_the_closed_form():
@@ -136,6 +183,77 @@ def test_squads_own_file_names(tmp_path):
     (tmp_path / "train-v2.0.json").write_text("{}")
     with pytest.raises(UserError, match="it holds train-v1.1.json, train-v2.0.json"):
         split_files(tmp_path, "train")
+
+
+@pytest.mark.parametrize(("task", "label", "number"), [
+    *(("sst2", label, 0) for label in (0, 0.0, "0", "0.0", False, "False", "false", "LABEL_0")),
+    *(("sst2", label, 0) for label in ("NEGATIVE", "Negative", " negative", "neg", "negativ")),
+    *(("sst2", label, 1) for label in (1, 1.0, "1.0", True, "True", "TRUE", "positive", "POS", "label 1")),
+    *(("mnli", label, 2) for label in ("CONTRADICTION", "contra", 2, "2", "LABEL_2")),
+    *(("rte", label, 1) for label in ("not_entailment", "Not Entailment", "NOT-ENTAILMENT", 1)),
+    ("rte", "ENTAILMENT", 0),
+    *(("sst2", label, None) for label in (2, -1, "2", 0.5, "0.5", "", "good", None, [0], "nan", "1 0", "ne")),
+    *(("rte", label, None) for label in (True, "false", "not")), ("mnli", True, None), ("mrpc", "equi", 1),
+])  # fmt: skip
+def test_a_label_is_understood_however_it_is_written(tmp_path, task, label, number):
+    file, texts = tmp_path / "dev.jsonl", dict.fromkeys(task_of(task).texts, "a text")
+    file.write_text(json.dumps(texts | {"label": label}))
+    if number is None:
+        with pytest.raises(UserError, match=f"line 1: label .* is none of {task}'s: 0 "):
+            read_examples(task_of(task), file)
+        return
+    assert read_examples(task_of(task), file).labels == [number]
+    if isinstance(label, str | float | bool):
+        file = tmp_path / "dev.csv"
+        file.write_text(",".join([*texts, "label"]) + "\n" + ",".join([*texts.values(), str(label)]) + "\n")
+        assert read_examples(task_of(task), file).labels == [number], "csv has everything as text"
+
+
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if not task.spans])
+def test_further_columns_change_nothing(tmp_path, task):
+    task = task_of(task)
+    rows = [{name: f"{name} {i}" for name in task.texts} | {"label": i % max(len(task.labels), 2)} for i in range(4)]
+    more = {"id": "review-1-q", "source": "a page", "html": "<p>x</p>", "date": "2024-05-01", "score": 0.25,
+            "Quality": 7, "gold_label": "x", "is_duplicate": "no", "label_text": "good", "tokens": ["a"],
+            "other text": "words"}  # fmt: skip
+    more |= {name: "another text" for name in ("sentence1", "sentence2", "text") if name not in task.texts}
+    for name, part in (
+        ("plain", rows),
+        ("before", [more | row for row in rows]),
+        ("after", [row | more for row in rows]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    plain, *others = (read_examples(task, tmp_path / f"{name}.jsonl") for name in ("plain", "before", "after"))
+    assert len(plain) == 4 and others == [plain, plain]
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"sentence": "a", "label": 1}]', '[\n  {"sentence": "a",\n "label": 1}\n]', "\n [\n"]
+)
+def test_an_array_of_json_is_said_with_what_to_do(tmp_path, text):
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(
+        UserError,
+        match=r"train.json, line \d: a JSON array; one JSON object a line is expected, which `jq -c '.\[\]' train.json",
+    ):
+        load_examples(task_of("sst2"), "train", str(tmp_path))
+
+
+def test_rows_on_which_nobody_agreed_are_left_out_and_counted(tmp_path, capsys):
+    rows = [{"premise": "a", "hypothesis": "b", "label": "neutral"}] * 300 + [
+        {"premise": "a", "hypothesis": "b", "label": "-"}
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = load_examples(task_of("mnli"), "train", str(tmp_path))
+    assert len(found) == 300 and found.left_out == {"rows without a label (-)": 1} and not capsys.readouterr().err, (
+        "a trace is counted only"
+    )
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows[-50:] + rows[-1:] * 9)))
+    assert load_examples(task_of("mnli"), "train", str(tmp_path)).left_out.total() == 10
+    assert capsys.readouterr().err.count("10 rows without a label (-) left out") == 1
+    (tmp_path / "train.jsonl").write_text(json.dumps(rows[-1]))
+    with pytest.raises(UserError, match="no examples in it, all 1 rows left out"):
+        load_examples(task_of("mnli"), "train", str(tmp_path))
 
 
 @pytest.mark.parametrize(("row", "words"), [

@@ -281,3 +281,35 @@ def test_what_batches_leave_behind_is_given_back(monkeypatch):
     for at in range(1, 101):
         bar.on_step_end(None, SimpleNamespace(global_step=at, log_history=[]), None)
     assert given == [25, 50, 75, 100]
+
+
+@pytest.mark.parametrize(("names", "task", "order"), [
+    (["POSITIVE", "NEGATIVE"], "sst2", [1, 0]), (["pos", "neg"], "sst2", [1, 0]),
+    (["LABEL_1", "LABEL_0"], "sst2", [1, 0]), (["1", "0"], "sst2", [1, 0]),
+    (["Positiv", "Negativ"], "sst2", [1, 0]), (["True", "False"], "mrpc", [1, 0]),
+    (["NOT EQUIVALENT", "Equivalent"], "mrpc", [0, 1]), (["neutral", "contradiction", "entailment"], "mnli", [2, 0, 1]),
+    (["LABEL_1", "LABEL_2"], "rte", [0, 1]), (["2", "3", "1"], "mnli", [2, 0, 1]),
+    (["ENTAILMENT", "not entailment"], "wnli", [1, 0]),
+])  # fmt: skip
+def test_a_head_is_put_in_order_whatever_its_labels_look_like(world, tmp_path, names, task, order):
+    path = classifier(
+        world, tmp_path / "t", id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
+    )
+    ids = torch.arange(5, 15).view(1, -1)
+    plain = BertForSequenceClassification.from_pretrained(path).eval()(ids).logits
+    ours = load_for_task(path, task_of(task), "teacher", tuned=True).eval()
+    assert torch.allclose(ours(ids).logits, plain[:, order], atol=1e-7, rtol=0) and list(
+        ours.config.id2label.values()
+    ) == list(task_of(task).labels)
+
+
+@pytest.mark.parametrize(("names", "task"), [
+    (["否定的", "肯定的"], "sst2"), (["négatif", "positif"], "sst2"), (["positive", "Positive"], "sst2"),
+    (["1", "5"], "sst2"),
+    (["True", "False"], "rte"), (["a", "b"], "rte"), (["yes", "entailment"], "rte"),
+])  # fmt: skip
+def test_a_head_whose_labels_are_not_certain_is_refused(world, tmp_path, names, task):
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    path = classifier(world, tmp_path / "t", **labels)
+    with pytest.raises(UserError, match=f"its labels are {', '.join(names)}, those of {task} are"):
+        load_for_task(path, task_of(task), "teacher", tuned=True)

@@ -1,0 +1,89 @@
+"""Which class a label stands for: files and models write one and the same label in many ways."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from ds_distill.tasks.catalog import plain
+
+LEAST_LETTERS = 3  # of a short form such as "neg"
+
+
+def class_of(label: object, names: Sequence[str]) -> int | None:
+    """Return the index in `names` of the class that `label` stands for; None where that is not certain.
+
+    A label may be a name, in any case and with any separators; a short form that only one name goes on from ("neg",
+    "contra"), or the long form of such a name; a class's number, as a number, as text (csv has nothing else) or as
+    transformers' LABEL_1; of two classes a truth value, true being 1.
+    """
+    return _class_of(label, tuple(names)) if isinstance(label, str | int | float) else None
+
+
+@functools.lru_cache(typed=True)  # a file has few labels, in many rows
+def _class_of(label: str | int | float, names: tuple[str, ...]) -> int | None:
+    found = class_by_name(label, names)
+    return class_by_number(label, names) if found is None else found
+
+
+def class_by_name(label: object, names: Sequence[str]) -> int | None:
+    """As class_of, for names only."""
+    text = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
+    same = [lambda name: str(name) == text, lambda name: plain(name) == plain(text)]
+    if number_of(label) is None:
+        same.append(lambda name: _goes_on(_folded(text), _folded(name)) or _goes_on(_folded(name), _folded(text)))
+    for is_same in same:
+        found = [index for index, name in enumerate(names) if is_same(name)]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def class_by_number(label: object, names: Sequence[str]) -> int | None:
+    """As class_of, for numbers and truth values only. Where class 1 is the negation of class 0, as not_entailment is, a
+    truth value says nothing."""
+    truth = label if isinstance(label, bool) else {"true": True, "false": False}.get(str(label).strip().casefold())
+    if truth is not None:
+        return int(truth) if len(names) == 2 and not plain(names[1]).endswith(plain(names[0])) else None
+    number, numbers = number_of(label), [number_of(name) for name in names]
+    if number is not None and None not in numbers:  # names that are numbers, in whatever order a model has them
+        return numbers.index(number) if numbers.count(number) == 1 else None
+    return number if number is not None and 0 <= number < len(names) else None
+
+
+def number_of(label: object) -> int | None:
+    """Return the whole number that `label` is, or names: 1, 1.0, "1", "1.0" and "LABEL_1" are all 1."""
+    if isinstance(label, bool):
+        return None
+    numbered = re.fullmatch(r"label[\s_-]*(\d+)", str(label).strip().casefold())
+    try:
+        number = float(numbered[1] if numbered else label)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(number) if math.isfinite(number) and number.is_integer() else None
+
+
+def classes_of(theirs: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """Return which of `names` each of a model's labels `theirs` stands for; None unless each of `names` is meant by
+    exactly one of them.
+
+    Labels that are numbered from 1 on are in the order of their numbers.
+    """
+    numbers = [number_of(name) for name in theirs]
+    if sorted(number or 0 for number in numbers) == list(range(1, len(theirs) + 1)):
+        found: list[int | None] = [number - 1 for number in numbers if number is not None]
+    else:
+        found = [class_of(name, names) for name in theirs]
+    return found if None not in found and sorted(found) == list(range(len(names))) else None
+
+
+def _folded(name: object) -> str:
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", str(name)).casefold()).strip()
+
+
+def _goes_on(short: str, long: str) -> bool:
+    """Whether `long` is `short` with more letters behind it."""
+    return len(short) >= LEAST_LETTERS and long.startswith(short) and long[len(short) :][:1].isalpha()
