@@ -12,17 +12,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.console import progress
 from ds_distill.models.families import INPUTS, inputs_of
+from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.examples import Examples
 
 MEGABATCH = 50  # batches whose rows are sorted together, as in transformers' LengthGroupedSampler
 
 
 class Features(Dataset):
-    """inputs: token lists by name; labels: what the model's forward takes, by name; teacher: its outputs a row (arrays whose last axis is classes or
-    tokens), or None."""
+    """inputs: token lists by name; labels: what the model's forward takes, by name; teacher: its outputs a row (arrays
+    whose last axis is classes or tokens), or None; cut: how many examples, or of SQuAD questions, were longer than what
+    is read of them."""
 
-    def __init__(self, inputs: dict[str, list[list[int]]], labels: dict[str, list], teacher: list[np.ndarray] | None = None):
-        self.inputs, self.labels, self.teacher = inputs, labels, teacher
+    def __init__(
+        self,
+        inputs: dict[str, list[list[int]]],
+        labels: dict[str, list],
+        teacher: list[np.ndarray] | None = None,
+        *,
+        cut: int = 0,
+    ):
+        self.inputs, self.labels, self.teacher, self.cut = inputs, labels, teacher, cut
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
@@ -34,6 +43,10 @@ class Features(Dataset):
     @property
     def lengths(self) -> list[int]:
         return [len(ids) for ids in self.inputs["input_ids"]]
+
+    def count(self, token: int | None) -> int:
+        """How often a token, by id, is in the inputs."""
+        return 0 if token is None else sum(ids.count(token) for ids in self.inputs["input_ids"])
 
 
 class ByLength(Sampler):
@@ -63,28 +76,45 @@ class ByLength(Sampler):
 
 
 def features_of(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> Features:
-    """Examples of one or two texts, cut to `length` tokens."""
-    encoded = tokenizer(*examples.texts, truncation=True, max_length=length, return_token_type_ids=True)
-    return Features({name: encoded[name] for name in INPUTS}, {"labels": examples.labels})
+    """Examples of one or two texts, cut to `length` tokens, at the side where the tokenizer cuts."""
+    encoded, cut = encode_rows(tokenizer, examples.texts, length)
+    return Features(encoded, {"labels": examples.labels}, cut=cut)
+
+
+def settle(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, length: int) -> None:
+    """Have `tokenizer`, in place, read a text by its own settings as `model` was trained: the inputs that the model
+    takes, cut to `length` tokens at the side where it cuts, padded on the right. Saved beside the model, it makes any
+    pipeline of the folder read so."""
+    settings = {
+        "model_max_length": length,
+        "model_input_names": inputs_of(model, INPUTS),
+        "padding_side": "right",
+        "truncation_side": tokenizer.truncation_side,
+    }
+    for name, value in settings.items():
+        setattr(tokenizer, name, value)
+    tokenizer.init_kwargs.update(settings)  # which is what save_pretrained writes
 
 
 @dataclass
 class Collator:
-    """Rows of Features → tensors, padded to the longest, all INPUTS. A teacher's outputs over tokens are padded with -inf: no probability."""
+    """Rows of Features → tensors, padded on the right to the longest, all INPUTS. A teacher's outputs over tokens are
+    padded with -inf: no probability."""
 
     tokenizer: PreTrainedTokenizerBase
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        inputs = [{name: row[name] for name in INPUTS} for row in rows]
-        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+        padded = pad_right([{name: row[name] for name in INPUTS} for row in rows], self.tokenizer.pad_token_id)
+        batch = {name: torch.from_numpy(values) for name, values in padded.items()}
         for name in ("labels", "start_positions", "end_positions"):
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])
         if "teacher" in rows[0]:
             width = max(row["teacher"].shape[-1] for row in rows)
-            padded = [np.pad(row["teacher"], [(0, 0)] * (row["teacher"].ndim - 1) + [(0, width - row["teacher"].shape[-1])], constant_values=-np.inf)
-                      for row in rows]  # fmt: skip
-            batch["teacher"] = torch.from_numpy(np.stack(padded)).float()
+            given = [row["teacher"] for row in rows]
+            missing = [[(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])] for values in given]
+            wide = [np.pad(values, pad, constant_values=-np.inf) for values, pad in zip(given, missing, strict=True)]
+            batch["teacher"] = torch.from_numpy(np.stack(wide)).float()
         return batch
 
 

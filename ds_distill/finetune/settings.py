@@ -21,7 +21,8 @@ class Tuning:
         learning_rate: Peak; linear warm-up, then linear to zero. DistilBERT's authors take 5e-5 for SQuAD.
         epochs: Passes over the training set.
         batch: Examples a step.
-        length: Tokens an example at most; 0: 128, and of SQuAD 384, in parts that overlap by 128, as in transformers' run_qa.
+        length: Tokens an example at most, never more than the model has positions; 0: 128, and of SQuAD 384, in parts that
+            overlap by 128, as in transformers' run_qa. The saved folder's tokenizer cuts at as many.
         warmup: Share of the steps that warm up.
         weight_decay: AdamW's, never on a bias or a norm.
         max_examples: Training examples used, the first so many; 0: all.

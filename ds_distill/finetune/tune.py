@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,11 @@ from ds_distill.claim import claimed_alone
 from ds_distill.console import progress, skip
 from ds_distill.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
-from ds_distill.finetune.features import ByLength, Collator, outputs_of
+from ds_distill.finetune.features import ByLength, Collator, outputs_of, settle
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.losses import hidden_loss, second_distillation
-from ds_distill.finetune.sets import Data, Sets, load_data, sets_of, teacher_outputs
+from ds_distill.finetune.notices import not_read, say_other_scale, say_what_is_not_read
+from ds_distill.finetune.sets import Data, Sets, dev_sets, load_data, sets_of, teacher_outputs
 from ds_distill.finetune.settings import Tuning
 from ds_distill.memory import give_back_freed_memory, keep_freed_memory
 from ds_distill.models.families import INPUTS, family_of, inputs_of
@@ -29,7 +29,7 @@ from ds_distill.models.teacher import choose_cpu_dtype, weights_fingerprint
 from ds_distill.report import write_json
 from ds_distill.room import full_disk_said, full_memory_said
 from ds_distill.tasks.catalog import LENGTH_KEY, Task
-from ds_distill.tasks.metrics import scores
+from ds_distill.tasks.metrics import Measured, median, rank, scores
 from ds_distill.tasks.squad import answers_of, squad_scores
 
 SAVE_EVERY = 200  # steps
@@ -63,9 +63,9 @@ class Tuner(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, batch: int, what: str) -> dict[str, float]:
+def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, batch: int, what: str) -> Measured:
     """The task's figures on its dev sets; of a second dev set with its name before them."""
-    found: dict[str, float] = {}
+    found: Measured = {}
     for number, (split, (features, gold)) in enumerate(sets.dev.items()):
         outputs = outputs_of(model, features, collator, batch, f"{what}, {split}")
         if not all(np.isfinite(output).all() for output in outputs):
@@ -100,13 +100,17 @@ class _Bar(TrainerCallback):
 class Plan:
     """What all runs of a plan have in common. sets: by (length, max_examples), with the teacher's outputs where there is one."""
 
-    task: Task
+    data: Data
     model: str
     output: Path
     sets: dict[tuple[int, int], Sets]
     collator: Collator
     teacher: PreTrainedModel | None
     device: torch.device
+
+    @property
+    def task(self) -> Task:
+        return self.data.task
 
     def sets_of(self, point: Tuning) -> Sets:
         return self.sets[point.length, point.max_examples]
@@ -135,10 +139,19 @@ def finetune(
     identity = {"task": task.name, "order": "by length", "model": weights_fingerprint(student)[:16], "data": read.fingerprint,
                 "teacher": weights_fingerprint(mentor)[:16] if mentor else None}  # fmt: skip
     with claimed_alone(output, identity, remedy="remove it, or choose another --output"):
-        results = _run_all(_plan(read, model, output, points, tokenizer, positions, mentor), points, seeds)
-    found = summary_of(task, results, output, model, teacher)
-    used = min(read.counts["train"], found["tuning"]["max_examples"] or read.counts["train"])
-    return found | {"examples": read.counts | {"train": used}, "parameters": student.num_parameters()}
+        plan = _plan(read, model, output, points, tokenizer, positions, mentor)
+        if teacher and task.regression:
+            say_other_scale(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
+        results = _run_all(plan, points, seeds)
+    found, best = summary_of(task, results, output, model, teacher)
+    sets = plan.sets_of(best)
+    used = min(read.counts["train"], best.max_examples or read.counts["train"])
+    return (
+        found
+        | {"examples": read.counts | {"train": used}}
+        | not_read(read, sets, tokenizer)
+        | {"parameters": student.num_parameters()}
+    )
 
 
 def _check_reads_the_same(path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -160,10 +173,11 @@ def _plan(data: Data, model: str, output: Path, points: list[Tuning], tokenizer,
         key = point.length, point.max_examples
         if key not in sets:
             sets[key] = sets_of(data, tokenizer, point, positions)
+            say_what_is_not_read(data, sets[key], point, positions, tokenizer)
             if mentor is not None:
                 with full_disk_said(output), full_memory_said(_smaller(point)):
                     sets[key].train.teacher = teacher_outputs(mentor, sets[key].train, collator, 2 * point.batch, output / "teacher")
-    return Plan(data.task, model, output, sets, collator, mentor, device)
+    return Plan(data, model, output, sets, collator, mentor, device)
 
 
 def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
@@ -180,7 +194,11 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
                 else:
                     with full_disk_said(folder), full_memory_said(_smaller(point)):
                         write_json(result, _one_run(plan, folder, point, seed, bar))
-                results.append(json.loads(result.read_text()) | {"folder": str(folder / "model")})  # not kept: what was made may be moved
+                # not kept: what was made may be moved
+                results.append(
+                    json.loads(result.read_text())
+                    | {"folder": str(folder / "model"), "length": plan.sets_of(point).length}
+                )
     return results
 
 
@@ -234,28 +252,51 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     setattr(network.config, LENGTH_KEY, sets.length)  # what scores the folder later reads examples as it did
+    settle(plan.collator.tokenizer, network, sets.length)
     network.save_pretrained(folder / "model")
     save_tokenizer(plan.collator.tokenizer, folder / "model")
-    # what is scored is what the folder holds, in fp32: training's autocast stays with the network
+    # what is scored is what the folder holds, its tokenizer with its settings, its weights in fp32: training's autocast
+    # stays with the network
     final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(plan.device)
-    metrics = scored(plan.task, final, sets, plan.collator, 2 * point.batch, f"seed {seed}")
+    reader = load_tokenizer(folder / "model")
+    as_read = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
+    metrics = scored(plan.task, final, as_read, Collator(reader), 2 * point.batch, f"seed {seed}")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
     return {"seed": seed, "tuning": asdict(point), "precision": precision, "metrics": metrics, "losses": losses}
 
 
-def summary_of(task: Task, results: list[dict], output: Path, model: str, teacher: str | None) -> dict:
-    """The best point of the grid by the median of the task's first metric."""
+def summary_of(task: Task, results: list[dict], output: Path, model: str, teacher: str | None) -> tuple[dict, Tuning]:
+    """(summary, the best point of the grid) by the median of the task's first metric. In the summary a tuning's length
+    is the one that was used."""
     metric = task.metrics[0]
     by_point: dict[str, list[dict]] = {}
     for result in results:
         by_point.setdefault(json.dumps(result["tuning"], sort_keys=True), []).append(result)
-    best = max(by_point.values(), key=lambda runs: statistics.median(run["metrics"][metric] for run in runs))
-    values = [run["metrics"][metric] for run in best]
-    middle = min(best, key=lambda run: abs(run["metrics"][metric] - statistics.median(values)))
-    dev = {name: statistics.median(run["metrics"][name] for run in best) for name in best[0]["metrics"]}
-    points = [{"tuning": runs[0]["tuning"], metric: statistics.median(run["metrics"][metric] for run in runs)} for runs in by_point.values()]
-    return {"task": task.name, "metric": metric, metric: dev[metric], "metrics": dev,
-            "seeds": [{"seed": run["seed"], **run["metrics"], "precision": run["precision"]} for run in best],
-            "tuning": best[0]["tuning"], "grid": points if len(points) > 1 else [], "model": model, "teacher": teacher, "export": middle["folder"],
-            "output": str(output)}  # fmt: skip
+    best = max(by_point.values(), key=lambda runs: rank(median(run["metrics"][metric] for run in runs)))
+    dev = {name: median(run["metrics"][name] for run in best) for name in best[0]["metrics"]}
+    measured = [run for run in best if run["metrics"][metric] is not None]
+    middle = (
+        best[0] if dev[metric] is None else min(measured, key=lambda run: abs(run["metrics"][metric] - dev[metric]))
+    )
+    points = [
+        {
+            "tuning": runs[0]["tuning"] | {"length": runs[0]["length"]},
+            metric: median(run["metrics"][metric] for run in runs),
+        }
+        for runs in by_point.values()
+    ]
+    summary = {
+        "task": task.name,
+        "metric": metric,
+        metric: dev[metric],
+        "metrics": dev,
+        "seeds": [{"seed": run["seed"], **run["metrics"], "precision": run["precision"]} for run in best],
+        "tuning": best[0]["tuning"] | {"length": best[0]["length"]},
+        "grid": points if len(points) > 1 else [],
+        "model": model,
+        "teacher": teacher,
+        "export": middle["folder"],
+        "output": str(output),
+    }
+    return summary, Tuning(**best[0]["tuning"])

@@ -1,0 +1,102 @@
+"""What a fine-tuning does not read, or reads otherwise than one may think: counted for the summary, said where it is
+more than a trace."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ds_distill.console import TRACE, say, say_share
+from ds_distill.finetune.features import Features
+from ds_distill.finetune.sets import Data, Sets, named
+from ds_distill.finetune.settings import Tuning
+from ds_distill.tasks.squad import LONGEST_QUESTION
+
+UNPLACED = "questions whose answer no part of the context holds"
+SAME_MEAN = 1.0  # how far the mean of a teacher's scores may lie off the labels'
+SAME_SLOPE = (0.5, 2.0)  # how much the labels may grow where its scores grow by one
+CLEAR = 0.3  # correlation from which that means something
+
+
+def not_read(data: Data, sets: Sets, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict]:
+    """Return what is not read, by set: examples that are cut (`truncated`), tokens that stand for what the vocabulary
+    does not hold (`unknown`), and rows or questions that are not used, by cause (`left_out`; sets and causes without
+    any are not in it)."""
+    left_out = data.left_out
+    if sets.unplaced:
+        left_out["train"] = left_out.get("train", {}) | {UNPLACED: sets.unplaced}
+    unknown = {name: part.count(tokenizer.unk_token_id) for name, part in sets.parts.items()}
+    return {
+        "truncated": {name: part.cut for name, part in sets.parts.items()},
+        "unknown": unknown,
+        "left_out": left_out,
+    }
+
+
+def say_what_is_not_read(
+    data: Data, sets: Sets, point: Tuning, positions: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Say how long an example is where another length was asked for, how many are cut to that, and how much of them is
+    unknown.
+
+    Args:
+        data: as it was read from the files.
+        sets: as `tokenizer` has it.
+        point: what was asked for.
+        positions: the most tokens that the models read.
+        tokenizer: its truncation side and unknown token are named.
+    """
+    name, length = data.task.name, sets.length
+    if point.length > length:
+        say(
+            f"tuning.length = {point.length}: the model has {positions} positions, "
+            f"{length} tokens of an example are read"
+        )
+    totals = {"train": min(len(data.train), point.max_examples or len(data.train))}
+    totals |= {named(split): len(part) for split, part in data.dev.items()}
+    cut, end = {part: features.cut for part, features in sets.parts.items()}, tokenizer.truncation_side
+    if any(cut[part] > TRACE * total for part, total in totals.items()):
+        what = "questions" if data.task.spans else "examples"  # contexts are read in parts
+        most = min(LONGEST_QUESTION, length // 2) if data.task.spans else length
+        more = f"; the model reads up to {positions} (tuning.length)" if most == length < positions else ""
+        say(f"{name}: {what} longer than {most} tokens are cut at their {end} end: {_shares(cut, totals)}{more}")
+    tokens = {part: sum(features.lengths) for part, features in sets.parts.items()}
+    unknown = {part: features.count(tokenizer.unk_token_id) for part, features in sets.parts.items()}
+    if any(unknown[part] > TRACE * total for part, total in tokens.items()):
+        say(
+            f"{name}: tokens of the texts are unknown to the tokenizer ({tokenizer.unk_token}): "
+            + _shares(unknown, tokens)
+        )
+    say_share(
+        sets.unplaced,
+        totals["train"],
+        f"{name}: {sets.unplaced:,} of {totals['train']:,} training {UNPLACED} are not trained on",
+    )
+
+
+def _shares(counts: dict[str, int], totals: dict[str, int]) -> str:
+    return ", ".join(f"{counts[part]:,} of {total:,} ({part})" for part, total in totals.items())
+
+
+def say_other_scale(given: str, train: Features) -> None:
+    """Say where a teacher's scores and the labels are of two scales, such as 0 to 1 and 0 to 5, both of which a student
+    would learn.
+
+    Args:
+        given: the option and the folder, for the line.
+        train: with the teacher's outputs and the labels, a number each.
+    """
+    scores, labels = np.array(train.teacher, np.float64).reshape(-1), np.array(train.labels["labels"], np.float64)
+    if len(scores) < 2 or np.ptp(labels) == 0:
+        return
+    alike = bool(np.ptp(scores)) and abs(np.corrcoef(scores, labels)[0, 1]) >= CLEAR
+    slope = np.cov(scores, labels)[0, 1] / scores.var(ddof=1) if alike else 1.0
+    if abs(scores.mean() - labels.mean()) > SAME_MEAN or not SAME_SLOPE[0] <= slope <= SAME_SLOPE[1]:
+        say(
+            f"{given}: its scores, {_range(scores)}, are of another scale than the labels, {_range(labels)}: "
+            "the student learns from both; give a teacher fine-tuned on labels of the same scale, or train without one"
+        )
+
+
+def _range(values: np.ndarray) -> str:
+    return f"{values.min():.2g} to {values.max():.2g} (mean {values.mean():.2g})"
