@@ -100,7 +100,9 @@ def _add_arguments(sub, name: str) -> None:
         sub.add_argument("--format", type=Name, nargs="+", default=["hf"], help="hf, onnx, onnx-int8, onnx-int8-vnni, openvino-int8, torch-export")
         sub.add_argument("--text", type=UserPath, nargs="+", default=[],
                          help="what formats are compared with PyTorch on; a sample of ours if not given")
-        sub.add_argument("--data", type=UserPath | None, default=None, help="labelled examples of a fine-tuned model: its score before and after")
+        sub.add_argument("--data", type=UserPath | None, default=None,
+                         help="labelled examples of a fine-tuned model: its score before and after; FILE#COLUMN or "
+                         "FILE#COLUMN,COLUMN names the text")  # fmt: skip
         sub.add_argument("--encoder", action="store_true", help="formats without the head: last hidden states, for embedding servers")
     if name == "finetune":
         sub.add_argument("--task", type=Name | None, default=None, help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, imdb, squad or squad_v2")

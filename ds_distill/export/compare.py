@@ -14,6 +14,7 @@ from ds_distill.data.documents import documents
 from ds_distill.data.sources import pieces_of
 from ds_distill.errors import UserError
 from ds_distill.export.source import Source
+from ds_distill.models.inputs import pad_right
 
 SAMPLE = Path(__file__).with_name("sample.txt")
 MASKED_SHARE = 0.15
@@ -37,7 +38,9 @@ def text_batches(source: Source, text: list[str], *, sequences: int, length: int
         pieces_of(text)  # a wrong path is a UserError here
     found: list[dict] = []
     for line in documents(text or [str(SAMPLE)]):
-        encoded = tokenizer(line, truncation=True, max_length=length, return_special_tokens_mask=True)
+        encoded = tokenizer(
+            line, truncation=True, max_length=length, return_special_tokens_mask=True, return_attention_mask=True
+        )
         if len(encoded["input_ids"]) >= min(12, length):
             found.append(encoded)
         if len(found) == sequences:
@@ -47,9 +50,11 @@ def text_batches(source: Source, text: list[str], *, sequences: int, length: int
     generator, batches = np.random.default_rng(0), []
     for start in range(0, len(found), batch):
         rows = [{key: row[key] for key in (*source.inputs, "special_tokens_mask")} for row in found[start : start + batch]]
-        padded = dict(tokenizer.pad(rows, return_tensors="np"))
-        special = padded.pop("special_tokens_mask").astype(bool) | (padded["attention_mask"] == 0)
-        inputs, labels = {key: value.astype(np.int64) for key, value in padded.items()}, padded["input_ids"].astype(np.int64)
+        inputs = pad_right(rows, tokenizer.pad_token_id)
+        special, labels = (
+            inputs.pop("special_tokens_mask").astype(bool) | (inputs["attention_mask"] == 0),
+            inputs["input_ids"],
+        )
         at = ~special
         if source.head == "masked-lm":
             at &= generator.random(at.shape) < MASKED_SHARE

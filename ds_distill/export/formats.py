@@ -18,7 +18,7 @@ import torch
 from ds_distill.console import alive, say
 from ds_distill.errors import UserError, did_you_mean
 from ds_distill.export.compare import Batch, compare, text_batches, torch_runner
-from ds_distill.export.dev import dev_score
+from ds_distill.export.dev import DevSet, dev_set
 from ds_distill.export.graph import OPSET, write_onnx, write_program
 from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
 from ds_distill.export.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
@@ -26,6 +26,7 @@ from ds_distill.export.source import Source, copy_description, load_source, read
 from ds_distill.locks import hold
 from ds_distill.memory import peak_memory
 from ds_distill.report import put_section, table, write_json
+from ds_distill.tasks.metrics import Measured
 
 EXACT = 1e-4  # share of the largest output that fp32 formats may differ from PyTorch by: sums in another order
 SEQUENCES = 64
@@ -115,17 +116,19 @@ def export_formats(model: str, names: list[str], output: Path, *, text: list[str
     if encoder and output.resolve() == source.folder.resolve():
         raise UserError(f"--encoder: {output} is for the files with its head; give an --output of its own")
     batches = text_batches(source, text, sequences=SEQUENCES)
-    before = dev_score(source, torch_runner(source), Path(data), "dev score, PyTorch") if data else {}
+    dev = dev_set(source, data) if data else None
+    before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
     copy_description(source, output)
     with _alone(output):
         _check_head(output, source)
-        rows = _written(source, formats, batches, output, data, before)
+        rows = _written(source, formats, batches, output, dev, before)
         compared = "this package's sample text" if not text else " ".join(text)
         put_section(output / "README.md", "Formats",
                     "Compared with PyTorch in fp32 on text; each has an example (`example_*.py`) to be run in this folder.\n\n"
                     + formats_table(_kept(output, rows, compared)))  # fmt: skip
     return {"output": str(output), "head": source.head, "inputs": source.inputs, "compared_on": compared, "formats": rows,
-            "peak_megabytes": round(peak_memory(torch.device("cpu")) / 1e6)}  # fmt: skip
+            "peak_megabytes": round(peak_memory(torch.device("cpu")) / 1e6),
+            **({"data": dev.about} if dev else {})}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -147,9 +150,10 @@ def _check_head(output: Path, source: Source) -> None:
 
 
 def _written(
-    source: Source, formats: dict[str, Format], batches: list[Batch], output: Path, data: str | None, before: dict[str, float]
+    source: Source, formats: dict[str, Format], batches: list[Batch], output: Path, dev: DevSet | None, before: Measured
 ) -> dict[str, dict]:  # fmt: skip
-    """The files, each in its place once it has been compared; a row of figures each. before: PyTorch's scores on `data`."""
+    """The files, each in its place once it has been compared; a row of figures each. before: PyTorch's scores on
+    `dev`."""
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -166,10 +170,10 @@ def _written(
             figures = compare(source, run, batches, f"comparing {name}")
             if not math.isfinite(figures["max_difference"]) or (format.exact and figures["max_difference"] > EXACT * figures["max_output"]):
                 raise RuntimeError(f"{name}: outputs differ from PyTorch's by {figures['max_difference']:.2g} of {figures['max_output']:.2g}")
-            if data:
-                after = dev_score(source, run, Path(data), f"dev score, {name}")
+            if dev:
                 figures |= {f"dev_{metric}_pytorch": value for metric, value in before.items()}
-                figures |= {f"dev_{metric}": value for metric, value in after.items()}
+                figures |= {f"dev_{metric}": value for metric, value in dev.score(run, f"dev score, {name}").items()}
+                figures["scored_on"] = str(dev)
             size = sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
             rows[name] = {"file": format.file, "head": source.head, "megabytes": size / 1e6, "seconds": seconds} | figures
             del run  # OpenVINO keeps the file open
@@ -229,4 +233,5 @@ def formats_table(rows: dict[str, dict]) -> str:
         line |= {key: f"{row[key]:.2g}" for key in ("max_difference", "max_output") if key in row}
         shown.append(line | {key: f"{100 * row[key]:.2f} %" for key in ("agreement", "clear_agreement") if key in row})
     scores = {key: f"dev {key.removeprefix('dev_').replace('_pytorch', ', PyTorch')}" for line in shown for key in line if key.startswith("dev_")}
-    return table(shown, {key: heading for key, heading in (COLUMNS | scores).items() if any(key in line for line in shown)})
+    headings = COLUMNS | scores | {"scored_on": "dev scores on"}
+    return table(shown, {key: heading for key, heading in headings.items() if any(key in line for line in shown)})

@@ -53,8 +53,11 @@ class Source:
 
     @cached_property
     def inputs(self) -> list[str]:
-        """Names of the inputs, each int64 [batch, sequence]: what the tokenizer gives and the model takes."""
-        return inputs_of(self.model, self.tokenizer.model_input_names if self.tokenizer else ("input_ids", "attention_mask"))
+        """Names of the inputs, each int64 [batch, sequence]: what the tokenizer gives and the model takes, and a mask
+        in any case, for batches."""
+        return inputs_of(
+            self.model, {"input_ids", "attention_mask", *(self.tokenizer.model_input_names if self.tokenizer else ())}
+        )
 
     def sample(self) -> dict[str, torch.Tensor]:
         """Inputs to trace with: two sequences, since a size of one would be taken for a constant."""

@@ -3,17 +3,30 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ds_distill.errors import UserError
-from ds_distill.export.dev import labelled
+from ds_distill.export.dev import _named_columns, labelled
+from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.columns import KNOWN, text_columns
 
 
-@pytest.mark.parametrize("name, lines, texts", [
-    ("indexed.csv", ["idx,sentence,label", "0,a fine film,1", "1,a bad film,0"], [["a fine film", "a bad film"]]),
-    ("named.jsonl", ['{"text": "a fine film", "label": 1, "label_text": "good"}', '{"text": "7", "label": 0, "label_text": "bad"}'],
-     [["a fine film", "7"]]),
-    ("pairs.tsv", ["id\tfirst\tsecond\tlabel", "3.5\tone\ttwo\t0"], [["one"], ["two"]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, lines, texts",
+    [
+        ("indexed.csv", ["idx,sentence,label", "0,a fine film,1", "1,a bad film,0"], [["a fine film", "a bad film"]]),
+        (
+            "named.jsonl",
+            [
+                '{"text": "a fine film", "label": 1, "label_text": "good"}',
+                '{"text": "7", "label": 0, "label_text": "bad"}',
+            ],
+            [["a fine film", "7"]],
+        ),
+        ("pairs.tsv", ["id\tfirst\tsecond\tlabel", "3.5\tone\ttwo\t0"], [["one"], ["two"]]),
+    ],
+)
 def test_an_index_or_a_labels_name_is_not_read_as_text(tmp_path, capsys, name, lines, texts):
     (tmp_path / name).write_text("\n".join(lines) + "\n")
     assert labelled(tmp_path / name)[0] == texts
@@ -22,6 +35,111 @@ def test_an_index_or_a_labels_name_is_not_read_as_text(tmp_path, capsys, name, l
 
 @pytest.mark.parametrize("text", [None, 7])
 def test_a_row_whose_text_is_none_is_said(tmp_path, text):
-    (tmp_path / "dev.jsonl").write_text("\n".join(json.dumps({"text": value, "label": 0}) for value in ("a film", text)))
+    (tmp_path / "dev.jsonl").write_text(
+        "\n".join(json.dumps({"text": value, "label": 0}) for value in ("a film", text))
+    )
     with pytest.raises(UserError, match="1 of its 2 rows lack one of text"):
         labelled(tmp_path / "dev.jsonl")
+
+
+BESIDE = {
+    "id": "review-000-q",
+    "idx": "7",
+    "Unnamed: 0": "3",
+    "source": "the morning paper",
+    "guid": "a-b-c",
+    "doc_id": "page one",
+    "url": "http x y",
+    "html": "<p>some words</p>",
+    "date": "1 May 2024",
+    "created": "2024-05-01T10:00:00",
+    "lang": "english",
+    "genre": "fiction",
+    "split": "dev",
+    "author": "Ann Smith",
+    "label_text": "good",
+    "labels": "good bad",
+    "gold_label": "x y",
+    "stars": "4.5",
+    "year": "2024",
+    "pairID": "31193n",
+    "text_id": "text no 4",
+    "sha256": "ab cd",
+    "review_date": "in May",
+    "filename": "one of many.txt",
+    "tokens": None,
+}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(KNOWN)), st.lists(st.sampled_from(sorted(BESIDE)), unique=True, max_size=5), st.randoms())
+def test_what_stands_beside_texts_is_not_read(texts, beside, random):
+    names = [*texts, *beside, "label"]
+    random.shuffle(names)
+    rows = [
+        {name: BESIDE.get(name, f"{i} words of {name}") if name != "label" else i % 2 for name in names}
+        for i in range(3)
+    ]
+    assert text_columns(rows, "--data FILE") == list(texts), "and a pair in the order in which a model reads it"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("text", "title"),
+        ("review", "summary"),
+        ("text", "topic"),
+        ("texto", "pregunta"),
+        ("source", "target"),
+        ("text", "sentence"),
+        ("premise", "hypothesis", "explanation"),
+        ("question", "text"),
+        ("sentence", "notes"),
+        ("text1", "text2", "text3"),
+        ("a", "c"),
+        ("source", "author"),
+    ],
+)
+def test_a_doubt_is_asked_for_with_the_columns(names):
+    rows = [{"id": "review-1", "label": 1} | {name: f"words of {name}" for name in names}]
+    with pytest.raises(
+        UserError,
+        match=f"its text may be in {', '.join(names)}; name the one or two columns .*: FILE#{names[0]},{names[1]}",
+    ):
+        text_columns(rows, "--data FILE")
+
+
+@pytest.mark.parametrize(
+    ("columns", "texts"),
+    [
+        ({"review": "fine words", "id": "4"}, ["review"]),
+        ({"frase1": "a b", "frase2": "c d"}, ["frase1", "frase2"]),
+        ({"id": "a", "inhalt": "b c"}, ["inhalt"]),
+        ({"s_b": "c d", "s_a": "a b", "date": "now"}, ["s_a", "s_b"]),
+        ({"sentence": "7"}, ["sentence"]),
+        ({"source": "a b"}, ["source"]),
+    ],
+)
+def test_where_there_is_no_doubt_nothing_is_asked(columns, texts):
+    assert text_columns([columns | {"label": "1"}], "--data FILE") == texts
+
+
+def test_columns_may_be_named(tmp_path):
+    (tmp_path / "dev#1.jsonl").write_text(json.dumps({"title": "t", "body": "b", "label": 1}))
+    for given_, columns in (
+        ("dev#1.jsonl", []),
+        ("dev.jsonl#title", ["title"]),
+        ("dev.jsonl#title,body", ["title", "body"]),
+    ):
+        assert _named_columns(str(tmp_path / given_)) == (tmp_path / given_.split("#t")[0], columns)
+    for wrong in ("dev.jsonl#", "dev.jsonl#a,b,c", "dev.jsonl#a,"):
+        with pytest.raises(UserError, match="behind the # stand one or two columns"):
+            _named_columns(str(tmp_path / wrong))
+    found = labelled(tmp_path / "dev#1.jsonl", None, ["body", "title"])
+    assert found.texts == [["b"], ["t"]] and labelled(tmp_path / "dev#1.jsonl", task_of("sst2"), ["title"]).texts == [
+        ["t"]
+    ]
+    with pytest.raises(UserError, match="no text in column boddy"):
+        labelled(tmp_path / "dev#1.jsonl", task_of("sst2"), ["boddy"])
+    with pytest.raises(UserError, match="no column boddy; its columns are title, body, label"):
+        labelled(tmp_path / "dev#1.jsonl", None, ["boddy"])

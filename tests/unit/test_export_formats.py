@@ -197,7 +197,8 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
 
     source = load_source(str(classifier))
     config = source.model.config
-    config.finetuning_task = "mrpc"
+    config.finetuning_task, config.id2label = "mrpc", {0: "not_equivalent", 1: "equivalent"}
+    source.model.classifier = torch.nn.Linear(32, 2)
     dev = tmp_path / "dev.tsv"  # of GLUE's own form: a lone quotation mark is one
     dev.write_text("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" + "".join(f'{i % 3 % 2}\t{i}\t{i}\t"one {i}\ttwo\n' for i in range(12)))
     assert set(dev_score(source, torch_runner(source), dev, "mrpc")) == {"f1"}
@@ -205,15 +206,16 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
 
     def first(inputs):  # always its label 0
         read.append(inputs["input_ids"].shape[1])
-        return [np.eye(3)[np.zeros(len(inputs["input_ids"]), int)]]
+        return [np.eye(2)[np.zeros(len(inputs["input_ids"]), int)]]
 
-    config.finetuning_task, config.finetuning_length = "rte", 5
+    config.finetuning_task, source.tokenizer.model_max_length = "rte", 5
     rows = [{"sentence1": "a b c d e f", "sentence2": "g h i", "label": int(i % 4 == 0)} for i in range(12)]
     (tmp_path / "rte.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for names, accuracy in ((["entailment", "not_entailment"], 0.75), (["not_entailment", "entailment"], 0.25), (["LABEL_0", "LABEL_1"], 0.75)):
-        config.label2id = {name: i for i, name in enumerate(names)}
+        config.id2label = dict(enumerate(names))  # which is all that a pipeline looks at
         assert dev_score(source, first, tmp_path / "rte.jsonl", "rte") == {"accuracy": accuracy}
-    assert set(read) == {5}, "as many tokens as in fine-tuning"
+    assert set(read) == {5}, "as many tokens as a pipeline reads"
+    source.tokenizer.model_max_length = 64
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(classifier)
     config.num_labels = 2

@@ -1,0 +1,79 @@
+"""Which columns of a file are the texts that a model reads, where no task says so: by their names, never by their
+place."""
+
+from __future__ import annotations
+
+import re
+
+from ds_distill.errors import UserError
+from ds_distill.tasks.catalog import TASKS
+
+# What data sets call their texts: one column, or two in the order in which a model reads them
+KNOWN = {task.texts for task in TASKS.values()} | {
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("sentence_a", "sentence_b"),
+    ("first", "second"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("question", "answer"),
+}
+NO_TEXT = re.compile(
+    r"(.*[^a-z])?(ids?|idx|index|[gu]uid|uid|key|hash|sha\d*|md5|url|uri|path|filename|gold|"
+    r"date|datetime|time|timestamp|((created|updated|published)(_at)?))|.*label.*"
+)
+# Beside texts of known names they are no texts either; beside others they may be: `source` and `target` are a pair, too
+ABOUT_TEXT = re.compile(
+    r"(.*[^a-z])?(source|origin|dataset|corpus|split|fold|file|html?|lang|language|locale|country|genre|domain|author|"
+    r"user|username|annotator|worker|license|version)"
+)
+NUMBER = re.compile(r"[-+\d.,:/e\s]*")  # or a date: csv and tsv have everything as text
+
+
+def text_columns(rows: list[dict], given: str) -> list[str]:
+    """Return the one or two columns of `rows` that hold the texts, in the order in which a model reads them.
+
+    Columns of numbers, ids, places, dates and labels are no texts. What is left is read where it is one column, or has
+    the names that data sets give to a text or to the two texts of a pair. Anything else is asked for: a text too much
+    or too little changes every output, and the score does not tell.
+
+    Args:
+        rows: the file's, all of them.
+        given: the option and the file, for the error.
+
+    Raises UserError, with the columns and the remedy, where that leaves a doubt.
+    """
+    names = dict.fromkeys(str(name) for row in rows for name in row)
+    texts = [name for name in names if _has_words(rows, name) and not NO_TEXT.fullmatch(_folded(name))]
+    for candidates in (texts, [name for name in texts if not ABOUT_TEXT.fullmatch(_folded(name))]):
+        if known := next((known for known in KNOWN if sorted(known) == sorted(candidates)), None):
+            return list(known)
+    if len(texts) == 1 or _are_numbered(texts):
+        return sorted(texts)
+    if not texts:
+        raise UserError(f"{given}: columns {', '.join(names)}: needs `label` and one or two of text")
+    raise UserError(
+        f"{given}: its text may be in {', '.join(texts)}; name the one or two columns that the model reads, "
+        "in their order: "
+        f"{given.rpartition(' ')[-1]}#{','.join(texts[:2])}"
+    )
+
+
+def _has_words(rows: list[dict], name: str) -> bool:
+    values = [row[name] for row in rows if isinstance(row.get(name), str)]
+    is_known = any(name in columns for columns in KNOWN)
+    return bool(values) and (is_known or not all(NUMBER.fullmatch(value) for value in values))
+
+
+def _folded(name: str) -> str:
+    """pairID as pair_id."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()
+
+
+def _are_numbered(names: list[str]) -> bool:
+    """Whether these are two names that differ in their last character, 1 and 2, or a and b."""
+    if len(names) != 2:
+        return False
+    (stem, first), (other, second) = ((name[:-1], name[-1:].casefold()) for name in sorted(names))
+    return stem == other and first + second in ("12", "ab")
