@@ -88,7 +88,7 @@ class _Lines(_Bar):
     """A bar for what is no terminal: whole lines, few of them, and one at the end."""
 
     def __init__(self, *arguments, **options):
-        self.pause = _Pause()
+        self.pause, self.said = _Pause(), -1
         super().__init__(*arguments, **options)
 
     def __str__(self) -> str:
@@ -100,6 +100,7 @@ class _Lines(_Bar):
     def display(self, msg=None, pos=None) -> bool:
         if self.pause.is_over():
             print(self, file=self.fp, flush=True)
+            self.said = self.n
         return True
 
     def clear(self, nolock=False) -> None:
@@ -108,7 +109,8 @@ class _Lines(_Bar):
     def close(self) -> None:
         if self.disable:
             return
-        print(self, file=self.fp, flush=True)
+        if self.n != self.said:
+            print(self, file=self.fp, flush=True)
         self.disable = True
         self._decr_instances(self)
 

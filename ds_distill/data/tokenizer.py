@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFa
 
 from ds_distill.errors import UserError, at_home
 from ds_distill.pointers import check_no_pointer
+from ds_distill.run_folder import find_model
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MIN_VOCAB, MAX_ALPHABET = 200, 1000
@@ -82,10 +83,11 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     looks_local = isinstance(path, Path) or name.startswith(("/", ".", "~")) or name.count("/") > 1
     if looks_local and not at_home(name).is_dir():
         raise UserError(f"{name}: no such tokenizer folder; give a folder saved with save_pretrained, or a model's name")
-    for file in (*at_home(name).glob("*.json"), *at_home(name).glob("vocab*")):
+    folder = find_model(at_home(name))
+    for file in (*folder.glob("*.json"), *folder.glob("vocab*")):
         check_no_pointer(file)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(at_home(name)), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the libraries answer a broken file with whatever breaks first
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"{name}: no tokenizer can be loaded from it ({reason}); "
