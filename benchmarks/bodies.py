@@ -140,7 +140,7 @@ def make(row: Row) -> tuple[Callable, dict]:
         import openvino  # noqa: F401
     else:
         import onnxruntime  # noqa: F401
-    names = (row.files / "inputs.txt").read_text().split()
+    names = (row.files / "inputs.txt").read_text(encoding="utf-8").split()
     began = time.perf_counter()
     run = BODIES[row.body].load(row)
 
@@ -192,7 +192,7 @@ class Answers:
 
     def peak_bytes(self) -> int:
         """Most memory this process has had, its libraries included."""
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024
         return 0

@@ -19,7 +19,7 @@ from ds_distill.report import comparison_plot, table
 def held_out(folder: Path) -> dict[str, list]:
     """By name of the set: [step, tokens, loss, accuracy] a measurement."""
     try:
-        return {name or "own": rows for name, rows in json.loads((folder / "curves.json").read_text())["heldout"].items()}
+        return {name or "own": rows for name, rows in json.loads((folder / "curves.json").read_text(encoding="utf-8"))["heldout"].items()}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} is no finished run (curves.json: {error}): give the --output folder of distill or pretrain") from error
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         f"- {first} ahead of {key}: at {won} of {count} measurements" for key, (won, count) in sorted(ahead.items())) + "\n"  # fmt: skip
     print(text)
     print(json.dumps({"runs": rows, "ahead": ahead}), flush=True)
-    Path(f"{args.output}_table.md").write_text(text)
+    Path(f"{args.output}_table.md").write_text(text, encoding="utf-8")
     comparison_plot(runs, Path(f"{args.output}.png"))
     print(f"written: {args.output}.png, {args.output}_table.md", file=sys.stderr)
     return 0

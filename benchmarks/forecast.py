@@ -30,7 +30,7 @@ def said_by(*words, ranks: int = 1) -> dict:
     """The last line of a command, or of launch.sh where there are several ranks."""
     environment = os.environ | {"DS_DISTILL_PYTHON": sys.executable, "DS_DISTILL_RANKS": str(ranks), "PYTHONPATH": str(ROOT)}
     start = [sys.executable, "-m", "ds_distill", *words] if ranks == 1 else [str(ROOT / "launch.sh"), *words[1:]]
-    done = subprocess.run(list(map(str, start)), env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(list(map(str, start)), env=environment, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         raise UserError(f"{words[0]} failed: {why_it_ended(done.returncode, done.stderr)}")
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(args.vocabulary - 5))]
         BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(teacher)
         draw = random.Random(0)
-        text.write_text("\n\n".join(" ".join(draw.choices(words[5:], k=200)) for _ in range(400)))
+        text.write_text("\n\n".join(" ".join(draw.choices(words[5:], k=200)) for _ in range(400)), encoding="utf-8")
         print("| micro-batch | ranks | ZeRO stage | foretold (GiB) | taken (GiB) | error | waiting for batches | logging |\n" + "|---" * 8 + "|")
         for case in args.cases:
             micro, ranks, stage = map(int, case.split("x"))

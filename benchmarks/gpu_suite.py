@@ -73,7 +73,8 @@ def rehearsed(arguments: tuple[str, ...]) -> list[str]:
 def run(arguments: list[str], seconds: float) -> dict:
     """A part's JSON, or {"why": …}; with "said", what it printed before it, and "seconds"."""
     began = time.monotonic()
-    job = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    job = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+                           errors="replace", start_new_session=True)
     try:
         out, log = job.communicate(timeout=seconds)
         why = why_it_ended(job.returncode, log)

@@ -68,7 +68,7 @@ def prepare(folders: dict[str, Path], head: str, bodies: list[str], scratch: Pat
         files = scratch / "files" / label / head
         files.mkdir(parents=True, exist_ok=True)
         source = load_source(str(folder), head, for_speed=True)
-        (files / "inputs.txt").write_text(" ".join(source.inputs))
+        (files / "inputs.txt").write_text(" ".join(source.inputs), encoding="utf-8")
         wanted = {BODIES[body].file for body in bodies}
         with alive(f"exporting {label}, {head}"):
             if any(wanted):

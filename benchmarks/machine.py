@@ -22,7 +22,8 @@ def describe(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
     else:
         info = Path("/proc/cpuinfo")
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+        lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         name = f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 

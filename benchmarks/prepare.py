@@ -60,7 +60,8 @@ ROWS = {
 def probe(program: str, *arguments) -> dict:
     """The JSON that a program prints, run alone on one core."""
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], env=environment, capture_output=True, encoding="utf-8",
+                          errors="replace", check=False)
     if done.returncode:
         raise UserError(why_it_ended(done.returncode, done.stderr))
     return json.loads(done.stdout.splitlines()[-1])
@@ -69,7 +70,7 @@ def probe(program: str, *arguments) -> dict:
 def grown(texts: list[str], megabytes: float, path: Path) -> None:
     """A text file of that size: copies of `texts`, every line with a number of its own."""
     size, number = 0, 0
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         while size < megabytes * 1e6:
             for text in texts:
                 lines = []
@@ -122,8 +123,8 @@ def run(args: argparse.Namespace) -> int:
 def speeds(args: argparse.Namespace, texts: list[str], megabytes: float, folder: Path) -> dict:
     """Megabytes a second of each of ROWS, and how many times faster prepare is than each other."""
     plain, rows = folder / "plain.txt", folder / "rows.json"
-    plain.write_text("\n\n".join(texts))
-    rows.write_text(json.dumps(texts))
+    plain.write_text("\n\n".join(texts), encoding="utf-8")
+    rows.write_text(json.dumps(texts), encoding="utf-8")
     seconds: dict[str, list[float]] = {name: [] for name in ROWS}
     for number in range(args.rounds):
         for name in ROWS:

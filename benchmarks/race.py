@@ -109,7 +109,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, {"seconds_a_step": pace, "first_step_extra": extra})
         del racer
-    pace = json.loads(file.read_text())
+    pace = json.loads(file.read_text(encoding="utf-8"))
     racer, judge = begin(pace["seconds_a_step"]), student().eval()
     found = racer.resume(folder / "checkpoint") or {}
     state |= {key: found[key] for key in state if key in found}  # DeepSpeed's own comes with it
@@ -219,13 +219,13 @@ def race(args: argparse.Namespace) -> int:
              "corpus": args.corpus, "heldout": args.heldout}  # fmt: skip
     file, here = args.output / "asked.json", conditions()
     if file.is_file():
-        refuse_another(args.output, json.loads(file.read_text()), json.loads(json.dumps({**asked, "on": here})))
+        refuse_another(args.output, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps({**asked, "on": here})))
     if not args.racer:
         start_distributed()
     tokens = tokens_for(args.corpus, args.teacher, recipe, args.output / "tokens") if not args.racer else args.output / "tokens"
     recipe = with_tokens(recipe, tokens)
     if args.racer:
-        names = json.loads((args.output / "heldout.json").read_text())
+        names = json.loads((args.output / "heldout.json").read_text(encoding="utf-8"))
         run_racer(args.racer, recipe, args, tokens, {name: Path(path) for name, path in names.items()})
         return 0
     held = heldout_sets(args.heldout, tokens, recipe, args.output)
@@ -238,7 +238,7 @@ def race(args: argparse.Namespace) -> int:
             status = subprocess.run([sys.executable, "-m", "benchmarks.race", *sys.argv[1:], "--racer", name]).returncode
             if status:
                 return status
-        curves[name] = json.loads(curve.read_text())
+        curves[name] = json.loads(curve.read_text(encoding="utf-8"))
     sets = list(next(iter(curves.values()))["rows"][0][2])
     rows = [
         {"racer": RACERS[name][0], "steps": c["step"], "tokens": c["tokens"], "minutes": c["elapsed"] / 60, "s/step": c["seconds_a_step"],
@@ -260,7 +260,7 @@ def race(args: argparse.Namespace) -> int:
                          f"loss in this share of its time: {when}")  # fmt: skip
     print("\n" + "\n\n".join(lines) + "\n")
     print(json.dumps(result | {"plot": str(args.output / "race.png")}), flush=True)
-    (args.output / "race.md").write_text("# Race\n\n" + "\n\n".join([*lines, "![figures over minutes](race.png)"]) + "\n")
+    (args.output / "race.md").write_text("# Race\n\n" + "\n\n".join([*lines, "![figures over minutes](race.png)"]) + "\n", encoding="utf-8")
     race_plot({RACERS[name][0]: c["rows"] for name, c in curves.items()}, args.output / "race.png")
     write_json(args.output / "race.json", result | {"curves": curves})
     return 0

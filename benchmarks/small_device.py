@@ -54,7 +54,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (megabytes * MEGABYTE,) * 2)
     from benchmarks.bodies import BODIES, inputs_of
 
-    names = (row.files / "inputs.txt").read_text().split()
+    names = (row.files / "inputs.txt").read_text(encoding="utf-8").split()
     run = BODIES[row.body].load(row)
     run({name: value for name, value in inputs_of([length]).items() if name in names})
     print("ran")

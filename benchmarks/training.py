@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(args.report)))
         page = f"# Training throughput, {result['date']}\n\n{title}\n\n`python -m benchmarks.training {words}`, medians of {args.repeats} rounds\n\n"
-        (args.report / "training.md").write_text(page + f"{text}\n\n![tokens a second](training.png)\n")
+        (args.report / "training.md").write_text(page + f"{text}\n\n![tokens a second](training.png)\n", encoding="utf-8")
         write_json(args.report / "training.json", result)
         bars_plot({ROWS[c.name][0]: result[c.name] for c in contenders}, "tokens a second", args.report / "training.png", marked=(ROWS["engine"][0],))
     return 0

@@ -44,7 +44,7 @@ def claimed_alone(output: Path, identity: dict, remedy: str = "choose another --
 def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str, remedy: str, first: Callable | None) -> None:
     file = output / "run.json"
     output.mkdir(parents=True, exist_ok=True)
-    held = lock.enter_context(open(output / ".lock", "a+"))
+    held = lock.enter_context(open(output / ".lock", "a+", encoding="utf-8"))
     held.seek(0)
     hold(held, output, lambda: f"another job ({held.read().strip() or 'unknown'})")
     held.truncate(0)
@@ -56,7 +56,7 @@ def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str,
         write_json(file, identity)
         return
     try:
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}): {remedy}") from error
     if changed := _changed(before, identity):

@@ -87,7 +87,7 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
         with progress(int(megabytes * 1e6), "corpus", "B") as bar:
             texts = embedded_documents(int(megabytes * 1e6), seed=recipe.training.seed, progress=lambda read: bar.update(read - bar.n))
         corpus = [str(output / "corpus.txt")]
-        Path(corpus[0]).write_text("\n\n".join(texts) + "\n")
+        Path(corpus[0]).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     pieces = pieces_of(corpus)
     with progress(sum(piece.size for piece in pieces), "tokenizer", "B") as bar:
         tokenizer = train_wordpiece((d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer")
@@ -107,7 +107,7 @@ def _once(folder: Path, job) -> dict:
     done = folder / "summary.json"
     if done.is_file() and (folder / "export").is_dir():
         say(f"{folder.name}: finished before, reused (--fresh starts over)")
-        return json.loads(done.read_text())
+        return json.loads(done.read_text(encoding="utf-8"))
     summary = job(folder)
     if is_first():
         write_summary(summary, folder)

@@ -212,7 +212,7 @@ def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, di
     for row in students_of(rows):
         file = study / "students" / folder_of(row["model"]) / "curves.json"
         if file.is_file() and "heldout_mlm_loss" in row:  # the summary comes last
-            heldout = json.loads(file.read_text())["heldout"]
+            heldout = json.loads(file.read_text(encoding="utf-8"))["heldout"]
             found[row["model"]] = {key or OWN: points for key, points in heldout.items()}
             rate = row.get("tokens_per_second")  # none where a run was only ended, all its steps done before
             seconds = row["tokens"] / rate if rate else None
@@ -245,7 +245,7 @@ def report(folders: list[str], output: Path) -> dict:
             sections += of_study(folder, output / f"curves_{number}.png")
         for name in ("table3.json", "inference.json"):
             if (folder / name).is_file():
-                sections.append(of_benchmark(json.loads((folder / name).read_text()), name))
+                sections.append(of_benchmark(json.loads((folder / name).read_text(encoding="utf-8")), name))
         if len(sections) == made and (folder / "study.json").is_file():
             raise UserError(f"{folder}: a study without tasks of which no student is there yet; the study's own command goes on")
         if len(sections) == made:
@@ -262,7 +262,7 @@ def report(folders: list[str], output: Path) -> dict:
 
 def of_study(folder: Path, picture: Path) -> list[Section]:
     """Of what has been run so far."""
-    plan = json.loads((folder / "study.json").read_text())
+    plan = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     rows = rows_of(Study.of(plan), folder)
     sections = [section for section in (kept_table(rows, plan["tasks"]),) if section] + task_tables(rows, plan["tasks"])
     if others := other_metrics(rows, plan["tasks"]):

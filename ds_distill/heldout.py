@@ -29,7 +29,7 @@ def heldout_names(texts: list[str], recipe: Recipe, folder: Path) -> dict[str, s
     A text that was measured before, and so has tokens in `folder`, is called as it was, also where it has been moved since. Another is called as its
     file, without the suffixes of its kind; where two would be called the same, with as many of the folders above as tell them apart.
     """
-    made = {file.parent.name: json.loads(file.read_text()) for file in sorted(folder.glob("*/manifest.json"))}
+    made = {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*/manifest.json"))}
     places = {manifest["corpus"][0][0]: name for name, manifest in made.items()}
     pieces = {text: pieces_of([text], column=recipe.data.column, streaming=recipe.data.streaming) for text in texts}
     given = {described([text], pieces[text])[0][0]: text for text in texts}

@@ -41,7 +41,7 @@ def memory_limit() -> int:
     limits = [psutil.virtual_memory().total]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # version 2, version 1
         with contextlib.suppress(OSError, ValueError):  # "max"
-            limits.append(int(Path(file).read_text()))
+            limits.append(int(Path(file).read_text(encoding="utf-8")))
     return min(limits)
 
 

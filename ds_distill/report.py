@@ -86,7 +86,7 @@ def _cell(value) -> str:
 def write_whole(file: Path, text: str) -> None:
     """Whole or not at all: what finds the file takes it for done."""
     partial = file.with_suffix(".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(file)
 
 
@@ -216,12 +216,12 @@ def write_page(folder: Path, name: str, title: str, lead: str, sections: list[Se
             *([table(section.rows, section.columns)] if section.rows else []),
         ]
         markdown += [f"![{caption}]({file.name})" for caption, file in section.pictures.items()]
-    (folder / f"{name}.md").write_text("\n\n".join(markdown) + "\n")
+    (folder / f"{name}.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
     body = f"<h1>{_inline(title)}</h1>\n{_paragraphs(lead)}" + "".join(map(_section_html, sections))
     (folder / f"{name}.html").write_text(
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
-    )
+    , encoding="utf-8")
 
 
 _STYLE = """
@@ -279,11 +279,11 @@ def _paragraphs(text: str) -> str:
 
 def put_section(card: Path, heading: str, text: str) -> None:
     """Write `## heading` and `text` into the Markdown file `card`, in the place of the section of that name if there is one; a new file otherwise."""
-    before = card.read_text() if card.is_file() else ""
+    before = card.read_text(encoding="utf-8") if card.is_file() else ""
     new = f"## {heading}\n\n{text.strip()}\n"
     there = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", before, flags=re.M | re.S)
     if there:
         after = before[: there.start()] + new + ("\n" if before[there.end() :] else "") + before[there.end() :]
     else:
         after = (before.rstrip("\n") + "\n\n" if before else "") + new
-    card.write_text(after)
+    card.write_text(after, encoding="utf-8")

@@ -40,7 +40,7 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
     summary["parameters"] = sum(x.numel() for x in weights.values())
     summary["export"] = str(output / "export")
     if is_first():
-        (output / "curves.json").write_text(json_text({"history": history, "heldout": heldout}) + "\n")
+        (output / "curves.json").write_text(json_text({"history": history, "heldout": heldout}) + "\n", encoding="utf-8")
         loss_plot(history, heldout, output / "loss.png", title)
         summary["plot"] = str(output / "loss.png")
         manifest = TokenStore.open(tokens, "heldout").manifest
@@ -150,7 +150,7 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
         raise UserError(f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, sorted(found)))}")
     model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(run / "model"))
     weights = checkpoint_weights(found[step], model)
-    identity = json.loads((run / "run.json").read_text())
+    identity = json.loads((run / "run.json").read_text(encoding="utf-8"))
     summary = {"step": step, "parameters": count_parameters(model), "export": str(output)}
     card = model_card(f"{run.resolve().name}, step {step}", {k: v for k, v in summary.items() if k != "export"}, identity, identity.get("data", ""))
     on_first_rank(lambda: export(weights, model, load_tokenizer(run / "model"), output, card))

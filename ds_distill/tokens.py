@@ -48,7 +48,7 @@ def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder:
                  "heldout_fraction": d.heldout_fraction if heldout_fraction is None else heldout_fraction,
                  "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}  # fmt: skip
         if file.is_file():
-            made, names = json.loads(file.read_text()), {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
+            made, names = json.loads(file.read_text(encoding="utf-8")), {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
             changed = [f"{names.get(key, f'data.{key}')} was {made.get(key)}, is {value}" for key, value in asked.items() if made.get(key) != value]
             other = _other_text(made, corpus, pieces)
             if not changed and not other:

@@ -86,7 +86,7 @@ class PieceWorker:
             report["sequences_unknown"] += maker.unknown
         shards = {split: writer.close() for split, writer in writers.items()}
         np.savez(partial / "arrays.npz", counts=writers["train"].counts, hashes=np.array(hashes, np.uint64), **rest)
-        (partial / "report.json").write_text(json.dumps({"report": report, "shards": shards, "words": self.encoder.remembers}))
+        (partial / "report.json").write_text(json.dumps({"report": report, "shards": shards, "words": self.encoder.remembers}), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
 

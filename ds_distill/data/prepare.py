@@ -63,7 +63,7 @@ def prepare(
     content = content_fingerprint(pieces)
     building = output.parent / f".{output.name}.building"
     building.mkdir(parents=True, exist_ok=True)
-    with (building / "lock").open("w") as lock:
+    with (building / "lock").open("w", encoding="utf-8") as lock:
         hold(lock, output, lambda: "another process")
         _go_on_or_start(building, pieces, form)
         _tokenize(pieces, building, form, workers or cores(), progress)
@@ -97,11 +97,11 @@ def _go_on_or_start(building: Path, pieces: list[Piece], form: Format) -> None:
     state = {p.path: [os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns] for p in pieces if p.kind != "hub"}
     plan = json.dumps([[asdict(piece) for piece in pieces], state, asdict(form)])
     file = building / "plan.json"
-    if not file.is_file() or file.read_text() != plan:
+    if not file.is_file() or file.read_text(encoding="utf-8") != plan:
         for old in building.iterdir():
             if old.is_dir():
                 shutil.rmtree(old)
-        file.write_text(plan)
+        file.write_text(plan, encoding="utf-8")
 
 
 # --- pieces, by many workers ---------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def _assemble(inputs: list[str], pieces: list[Piece], content: str, building: Pa
     rests: dict[tuple[int, str], list[np.ndarray]] = {}
     for number, piece in enumerate(pieces):
         folder = _folder(building, number)
-        found = json.loads((folder / "report.json").read_text())
+        found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         report.update(found["report"])
         sources[piece.source]["documents"] += sum(found["report"].get(f"documents_{split}", 0) for split in SPLITS)
         with np.load(folder / "arrays.npz") as arrays:
@@ -233,7 +233,7 @@ def _assemble(inputs: list[str], pieces: list[Piece], content: str, building: Pa
         "special_ids": list(form.special_ids), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "sources": sources, "shards": shards, "fingerprint": digest.hexdigest(),
     }  # fmt: skip
-    (data / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    (data / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
 
 

@@ -38,7 +38,7 @@ class TokenStore:
         path = Path(path)
         manifest_file = path / "manifest.json"
         try:
-            manifest = json.loads(manifest_file.read_text())
+            manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
             shards, dtype, vocabulary = manifest["shards"], np.dtype(manifest["dtype"]), manifest["vocab_size"]
         except FileNotFoundError as error:
             raise UserError(f"{path}: no prepared data here (manifest.json is missing); prepare the corpus first") from error

@@ -180,7 +180,7 @@ def _written(
             (output / format.file).parent.mkdir(exist_ok=True)
             for part in sorted(file.parent.glob(f"{file.stem}.*")):  # .bin before the .xml that needs it
                 os.replace(part, (output / format.file).parent / part.name)
-            (output / f"example_{name.replace('-', '_')}.py").write_text(example(source, format))
+            (output / f"example_{name.replace('-', '_')}.py").write_text(example(source, format), encoding="utf-8")
             say(f"{name}: {output / format.file}, {size / 1e6:,.1f} MB, {seconds:.0f} s")
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -35,7 +35,7 @@ def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrai
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     save_tokenizer(tokenizer, partial)
-    (partial / "README.md").write_text(card)
+    (partial / "README.md").write_text(card, encoding="utf-8")
     reloaded = AutoModelForMaskedLM.from_pretrained(partial, use_safetensors=True).eval()
     length = min(32, family_of(model).positions(model.config))
     ids = torch.arange(2 * length).remainder(model.config.vocab_size).view(2, length)

@@ -93,7 +93,7 @@ def without_pooler(head: str, model_type: str) -> dict[str, bool]:
 def read_json(file: Path) -> object:
     """What a file of an output folder holds; UserError where it is damaged."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: damaged ({error}); remove it, or choose another --output") from None
 
@@ -102,7 +102,7 @@ def copy_description(source: Source, output: Path) -> None:
     """Config and tokenizer into `output`, beside the files that need them. Raises UserError where it holds another model's."""
     if output.resolve() == source.folder.resolve():
         return
-    config = json.loads((source.folder / "config.json").read_text())
+    config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     if (output / "config.json").is_file():
         same = read_json(output / "config.json") == config
         if not same or tokenizer_fingerprint(load_tokenizer(output)) != tokenizer_fingerprint(source.tokenizer):
@@ -110,4 +110,4 @@ def copy_description(source: Source, output: Path) -> None:
         return
     output.mkdir(parents=True, exist_ok=True)
     save_tokenizer(source.tokenizer, output)
-    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -39,7 +39,7 @@ class Step:
     @property
     def done(self) -> bool:
         file = self.output / "summary.json"
-        return file.is_file() and (not self.seeds or len(json.loads(file.read_text())["seeds"]) >= self.seeds)
+        return file.is_file() and (not self.seeds or len(json.loads(file.read_text(encoding="utf-8"))["seeds"]) >= self.seeds)
 
     @property
     def needs(self) -> list[Path]:
@@ -64,7 +64,7 @@ def _made(where: str | Path) -> str | Path:
     """The model that a step made: in its folder as that is called now, not as it was called from wherever the step was started."""
     if not isinstance(where, Path):
         return where
-    made = json.loads((where / "summary.json").read_text())
+    made = json.loads((where / "summary.json").read_text(encoding="utf-8"))
     return where / (os.path.relpath(made["export"], made["output"]) if "output" in made else "export")
 
 
@@ -163,7 +163,7 @@ def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
     if not step.starter:
         environment |= _share(slot, jobs)
     logs.mkdir(parents=True, exist_ok=True)
-    with open(_log_of(step, logs), "a") as log:
+    with open(_log_of(step, logs), "a", encoding="utf-8") as log:
         log.write(f"{typed}\n")
         say(f"\n{typed}\n  (what it says: {log.name})")
         log.flush()
@@ -189,7 +189,7 @@ def _check(step: Step, status: int, log: Path | None) -> None:
     if step.done:
         return
     if log:
-        said = log.read_text(errors="replace").replace("\r", "\n").splitlines()
+        said = log.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
         say("\n" + "\n".join([line for line in said if line.strip()][-TAIL:]))
     why = f"ended with status {status}" if status else f"ended without {step.output / 'summary.json'}"
     raise UserError(f"study: {step.what} {why}{f' ({log})' if log else ''}; the same command goes on from there")

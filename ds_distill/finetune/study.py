@@ -179,7 +179,7 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     plan = output / "study.json"
     asked = json.loads(json.dumps(asdict(study) | {"recipe": _kept_of(study.base)}, default=str))
     del asked["launch"], asked["jobs"]  # how it is run may change
-    if plan.is_file() and (before := json.loads(plan.read_text())) != asked:
+    if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != asked:
         if changed := _changed(_at_home(before), asked):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     _read_tasks(study, steps)
@@ -243,11 +243,11 @@ def rows_of(study: Study, output: Path) -> list[dict]:
         made = output / "students" / folder_of(name) / "summary.json"
         if made.is_file():
             keys = ("tokens", "tokens_per_second", "parameters")
-            row |= {key: value for key, value in json.loads(made.read_text()).items() if "heldout" in key or key in keys}
+            row |= {key: value for key, value in json.loads(made.read_text(encoding="utf-8")).items() if "heldout" in key or key in keys}
         for task in study.tasks:
             file = output / "tasks" / task / folder_of(name) / "summary.json"
             if file.is_file():
-                found = json.loads(file.read_text())
+                found = json.loads(file.read_text(encoding="utf-8"))
                 row["tasks"][task] = {
                     key: found[key]
                     for key in ("metric", "metrics", "seeds", "examples", "truncated", "left_out")

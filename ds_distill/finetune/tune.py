@@ -196,7 +196,7 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
                         write_json(result, _one_run(plan, folder, point, seed, bar))
                 # not kept: what was made may be moved
                 results.append(
-                    json.loads(result.read_text())
+                    json.loads(result.read_text(encoding="utf-8"))
                     | {"folder": str(folder / "model"), "length": plan.sets_of(point).length}
                 )
     return results
@@ -218,7 +218,7 @@ def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
     """
     file = folder / "tuning.json"
     if file.is_file():
-        before = asdict(Tuning()) | json.loads(file.read_text())["asked"]
+        before = asdict(Tuning()) | json.loads(file.read_text(encoding="utf-8"))["asked"]
         changed = [f"tuning.{name} was {value}, is {now}" for name, now in asdict(point).items() if (value := before[name]) != now]
         if not changed:
             return
@@ -233,7 +233,7 @@ def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
 def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     torch.manual_seed(seed)
     network = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
-    precision, cpu, sets = json.loads((folder / "tuning.json").read_text())["precision"], plan.device.type == "cpu", plan.sets_of(point)
+    precision, cpu, sets = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["precision"], plan.device.type == "cpu", plan.sets_of(point)
     if cpu and precision == "bf16":  # written out it takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26); in fp32 torch's own is no slower
         network.set_attn_implementation("eager")
     arguments = TrainingArguments(

@@ -33,7 +33,7 @@ def all_of(folder: Path) -> dict[int, Path]:
 def manifest_of(path: Path) -> dict:
     """A checkpoint's manifest; UserError where it has none that can be read."""
     try:
-        return json.loads((path / MANIFEST).read_text())
+        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: its {MANIFEST} cannot be read ({error})") from error
 
@@ -64,7 +64,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
         versions = {package: version(package) for package in ("torch", "deepspeed", "transformers")}
         manifest = {"step": step, "shape": shape, "optimizer": _optimizer(engine), "groups": engine.parameter_names, "versions": versions,
                     "files": dict(sorted(files.items()))}  # fmt: skip
-        with full_disk_said(folder), open(partial / "state" / MANIFEST, "w") as file:
+        with full_disk_said(folder), open(partial / "state" / MANIFEST, "w", encoding="utf-8") as file:
             file.write(json.dumps(manifest, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
