@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,23 +110,53 @@ def write_json(file: Path, value: dict) -> None:
 
 
 def write_summary(summary: dict, folder: Path) -> None:
-    """folder/summary.json: what the command's last line says."""
+    """folder/summary.json: what the command's last line says. A model's folder may be published as it lies: there its own path is `.`"""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "config.json").is_file():
+        inside = {key: value for key, value in summary.items() if isinstance(value, str) and Path(value).is_relative_to(folder)}
+        summary = summary | {key: os.path.relpath(value, folder) for key, value in inside.items()}
     write_json(folder / "summary.json", summary)
 
 
 MADE_WITH = "made with ds-distill"
+PIPELINES = {"masked-lm": "fill-mask", "classification": "text-classification", "question-answering": "question-answering",
+             "encoder": "feature-extraction"}  # fmt: skip
+
+
+def front_matter(head: str, **more: str) -> str:
+    """The YAML that a model card begins with. head: a key of PIPELINES; more: further keys, such as the license where it is known."""
+    entries = {"library_name": "transformers", "pipeline_tag": PIPELINES[head]} | more
+    return "---\n" + "".join(f"{key}: {value}\n" for key, value in entries.items()) + "---\n\n"
 
 
 def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str:
     """The export's README.md: measured figures, recipe and data fingerprint."""
     figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n\n# {title}\n\nA masked language model {MADE_WITH}.\n\n"
+        front_matter("masked-lm") + f"# {title}\n\nA masked language model {MADE_WITH}.\n\n"
         "## Measured\n\n" + table([{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"})
         + f"\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\nfingerprint `{fingerprint}`\n\n"
-        "## Recipe\n\n```json\n" + json_text(recipe, indent=2) + "\n```\n"
+        "## Recipe\n\n```json\n" + json_text(_without_folders(recipe), indent=2) + "\n```\n"
     )  # fmt: skip
+
+
+def task_card(head: str, task: str, metrics: dict[str, float], settings: dict) -> str:
+    """The README.md of a fine-tuned folder: what the folder scores on the task's dev set, and how it was trained."""
+    rows = [{"metric": name.replace("_", " "), "value": value} for name, value in metrics.items()]
+    return (
+        front_matter(head) + f"# A model for {task}\n\nAn encoder fine-tuned on the task {task} with ds-distill.\n\n"
+        f"## Measured\n\n{table(rows, {'metric': 'on the dev set', 'value': 'value'})}\n\n"
+        "## Settings\n\n```json\n" + json_text(settings, indent=2) + "\n```\n"
+    )
+
+
+def _without_folders(value: object) -> object:
+    """A recipe's values as a published file may say them: of a path of this machine the name alone."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def race_plot(curves: dict[str, list], path: Path) -> None:

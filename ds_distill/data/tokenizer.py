@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
+from ds_distill.data.portable_tokenizer import make_portable
 from ds_distill.errors import UserError, at_home
 from ds_distill.pointers import check_no_pointer
 from ds_distill.run_folder import find_model
@@ -42,7 +43,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, output: Path) -> PreT
     if not words:
         raise UserError("the tokenizer's training texts hold no word; give text files with text in them")
     vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS + _wordpieces(words, vocab_size - len(SPECIAL_TOKENS)))}
-    BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=512).save_pretrained(str(output))
+    save_tokenizer(BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=512), output)
     return load_tokenizer(output)
 
 
@@ -101,10 +102,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """As it was loaded: a call that cuts or pads leaves that in tokenizer.json, and a reader other than transformers would go on cutting."""
+    """Write a tokenizer's files into `folder`, without the truncation and padding that a call leaves behind: they would go into tokenizer.json, and a
+    reader other than transformers would go on cutting. What tokenizer_config.json says holds in transformers 4 as well."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(folder))
+    make_portable(tokenizer, folder)
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:

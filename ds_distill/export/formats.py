@@ -21,10 +21,12 @@ from ds_distill.export.compare import Batch, compare, text_batches, torch_runner
 from ds_distill.export.dev import DevSet, dev_set
 from ds_distill.export.graph import OPSET, write_onnx, write_program
 from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
+from ds_distill.export.published import publish_model
 from ds_distill.export.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
-from ds_distill.export.source import Source, copy_description, load_source, read_json
+from ds_distill.export.source import Source, load_source, read_json
 from ds_distill.locks import hold
 from ds_distill.memory import peak_memory
+from ds_distill.models.saving import follow_umask
 from ds_distill.report import put_section, table, write_json
 from ds_distill.tasks.metrics import Measured
 
@@ -42,7 +44,7 @@ class Job:
 
     @cached_property
     def graph(self) -> Path:
-        file = self.scratch / "fp32.onnx"
+        file = self.scratch / "fp32" / "model.onnx"
         with alive("tracing the model"):
             write_onnx(self.source, file)
         return file
@@ -68,7 +70,7 @@ class Format:
 FORMATS = {
     "onnx": Format(
         "onnx/model.onnx", f"ONNX Runtime, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), True,
-        lambda job, file: shutil.copyfile(job.graph, file), OnnxRunner, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        lambda job, file: _copy_parts(job.graph, file), OnnxRunner, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
     ),
     "onnx-int8": Format(
         "onnx/model_quantized.onnx", f"ONNX Runtime, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), False,
@@ -89,6 +91,17 @@ FORMATS = {
         "torch.export.load({file!r}).module()(**x)[{first!r}]",
     ),
 }  # fmt: skip
+
+
+def parts_of(file: Path) -> list[Path]:
+    """A format's file and what lies beside it for it (OpenVINO's weights, those of an ONNX file beyond 2 GiB); the file itself comes last."""
+    return sorted(file.parent.glob(f"{file.stem}.*"), key=lambda part: part == file)
+
+
+def _copy_parts(graph: Path, file: Path) -> None:
+    """Copy an ONNX file and what lies beside it, under their names, which the file refers to."""
+    for part in parts_of(graph):
+        shutil.copyfile(part, file.parent / part.name)
 
 
 def formats_of(names: list[str]) -> dict[str, Format]:
@@ -118,11 +131,14 @@ def export_formats(model: str, names: list[str], output: Path, *, text: list[str
     batches = text_batches(source, text, sequences=SEQUENCES)
     dev = dev_set(source, data) if data else None
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
-    copy_description(source, output)
+    output.mkdir(parents=True, exist_ok=True)
     with _alone(output):
+        if encoder:  # whose config.json is not that of the same model with its head: the head is what is wrong, not the model
+            _check_head(output, source)
+        publish_model(source, output, Path(model).name)
         _check_head(output, source)
         rows = _written(source, formats, batches, output, dev, before)
-        compared = "this package's sample text" if not text else " ".join(text)
+        compared = ", ".join(Path(name).name for name in text) or "this package's sample text"  # a published page names no folder of this machine
         put_section(output / "README.md", "Formats",
                     "Compared with PyTorch in fp32 on text; each has an example (`example_*.py`) to be run in this folder.\n\n"
                     + formats_table(_kept(output, rows, compared)))  # fmt: skip
@@ -174,17 +190,27 @@ def _written(
                 figures |= {f"dev_{metric}_pytorch": value for metric, value in before.items()}
                 figures |= {f"dev_{metric}": value for metric, value in dev.score(run, f"dev score, {name}").items()}
                 figures["scored_on"] = str(dev)
-            size = sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
+            follow_umask(file.parent)
+            size = sum(part.stat().st_size for part in parts_of(file))
             rows[name] = {"file": format.file, "head": source.head, "megabytes": size / 1e6, "seconds": seconds} | figures
             del run  # OpenVINO keeps the file open
-            (output / format.file).parent.mkdir(exist_ok=True)
-            for part in sorted(file.parent.glob(f"{file.stem}.*")):  # .bin before the .xml that needs it
-                os.replace(part, (output / format.file).parent / part.name)
+            _publish(file, (output / format.file).parent)
             (output / f"example_{name.replace('-', '_')}.py").write_text(example(source, format), encoding="utf-8")
             say(f"{name}: {output / format.file}, {size / 1e6:,.1f} MB, {seconds:.0f} s")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return rows
+
+
+def _publish(file: Path, folder: Path) -> None:
+    """Move a format's file into `folder`, after all that it needs beside it; what an earlier export left there for a file of its name goes."""
+    folder.mkdir(exist_ok=True)
+    parts = [part.name for part in parts_of(file)]
+    for name in parts:
+        os.replace(file.parent / name, folder / name)
+    for part in parts_of(folder / file.name):
+        if part.name not in parts:
+            part.unlink()
 
 
 def _formats_in(output: Path) -> dict[str, dict]:
@@ -209,7 +235,8 @@ def example(source: Source, format: Format) -> str:
     module = format.example.split(".")[0]
     words = f"the capital of france is {source.tokenizer.mask_token}." if source.head == "masked-lm" else "a text to look at"
     kind = "pt" if module == "torch" else "np"
-    types = "" if "token_type_ids" in source.inputs else ", return_token_type_ids=False"
+    surplus = "token_type_ids" in source.tokenizer.model_input_names and "token_type_ids" not in source.inputs  # in a folder that is not ours
+    types = ", return_token_type_ids=False" if surplus else ""
     first = {"encoder": "last_hidden_state", "question-answering": "start_logits"}.get(source.head, "logits")
     call = format.example.format(file=format.file, first=first)
     shown = {"masked-lm": f"tokenizer.decode({call}.argmax(-1)[0])", "question-answering": f"{call}.argmax(-1)"}.get(source.head, call)

@@ -6,15 +6,20 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from ds_distill.export.source import Source
 
 OPSET = 20  # of ONNX: the first with Gelu as one node, and what onnxruntime 1.18 (2024) and later read
+# Bytes of weights that a file holds itself. Beyond 2 GiB protobuf cannot write it, so the weights then lie in a file beside it.
+LARGEST_FILE = 2**31 - 2**26
 
 
 def write_onnx(source: Source, file: Path) -> None:
-    """One file, fp32, opset 20; axes `batch` and `sequence` are free, `sequence` up to the model's positions. The tied matrix is in it once."""
+    """Write the fp32 graph, opset 20; axes `batch` and `sequence` are free, `sequence` up to the model's positions. The tied matrix is in it once."""
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from transformers.exporters import OnnxConfig, OnnxExporter
@@ -29,19 +34,50 @@ def write_onnx(source: Source, file: Path) -> None:
         for i, axis in enumerate(value.shape or ()):
             if isinstance(axis, onnx_ir.SymbolicDim) and axis.value in names:
                 value.shape[i] = names[axis.value]
+    save_graph(graph, file)
+
+
+def save_graph(graph, file: Path) -> None:
+    """Write an onnx_ir.Model, one file, or with its weights in `file`_data beside it where they are too large for one.
+
+    That is the name that ONNX Runtime's own tools give, and the one that transformers.js looks for. Readers find it by the name alone, so the two files
+    move together.
+    """
+    import onnx_ir
+
     file.parent.mkdir(parents=True, exist_ok=True)
-    onnx_ir.save(graph, file)
+    weights = sum(value.const_value.nbytes for part in graph.graphs() for value in part.initializers.values() if value.const_value is not None)
+    if weights > LARGEST_FILE:
+        onnx_ir.save(graph, file, external_data=f"{file.name}_data")
+    else:
+        onnx_ir.external_data.load_to_model(graph)  # of a graph that was read, weights may still lie in the file beside it
+        onnx_ir.save(graph, file)
 
 
 def write_program(source: Source, file: Path) -> None:
-    """torch.export's file (.pt2), with the same free axes."""
+    """Write torch.export's file (.pt2), with the same free axes. It gives a plain dictionary, so that torch alone can load it."""
     import torch
     from transformers.exporters import DynamoConfig, DynamoExporter
 
     with silence():
-        exported = DynamoExporter().export(source.model, source.sample(), DynamoConfig(dynamic_shapes=_free_axes(source)))
+        with _plain_outputs(source.model):
+            exported = DynamoExporter().export(source.model, source.sample(), DynamoConfig(dynamic_shapes=_free_axes(source)))
+        for part in exported.program.graph_module.modules():
+            for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+                node.meta.pop("stack_trace", None)  # which names the Python files of this machine
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.export.save(exported.program, str(file))
+
+
+@contextlib.contextmanager
+def _plain_outputs(model: PreTrainedModel) -> Iterator[None]:
+    """Have the model return a dictionary: transformers' output classes are registered with torch where transformers is imported, nowhere else."""
+    forward = model.forward
+    model.forward = lambda **inputs: dict(forward(**inputs).items())
+    try:
+        yield
+    finally:
+        del model.forward  # the class's own shows again
 
 
 def _free_axes(source: Source) -> dict:

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.console import say
-from ds_distill.data.tokenizer import save_tokenizer
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of
+from ds_distill.models.saving import save_model_folder
 from ds_distill.report import MADE_WITH
 
 
@@ -21,20 +21,15 @@ def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrai
     publishes it. Where the same model lies there already, the folder stays, with its card and what else was made of it; another model's goes, and what
     was made of that is named. Raises RuntimeError if the logits differ, and UserError for an `output` with anything but an earlier export of ours.
     """
+    output = Path(os.path.abspath(output))  # "." has no name to give its neighbors
     there = output / "README.md"
     if output.exists() and any(output.iterdir()) and not (there.is_file() and MADE_WITH in there.read_text(encoding="utf-8", errors="replace")):
         raise UserError(f"{output}: exists and is no export of ds-distill; choose another folder")
-    model = type(like)(like.config)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
-    if unexpected or set(missing) - tied:
-        raise RuntimeError(f"export: unexpected weights {unexpected}, missing weights {sorted(set(missing) - tied)}")
-    model.tie_weights()
-    model.eval()
+    model = type(like)(like.config).eval()
+    _load_weights(model, weights)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    save_tokenizer(tokenizer, partial)
+    save_model_folder(model, tokenizer, partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
     reloaded = AutoModelForMaskedLM.from_pretrained(partial, use_safetensors=True).eval()
     length = min(32, family_of(model).positions(model.config))
@@ -56,6 +51,18 @@ def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrai
     os.replace(partial, output)
     shutil.rmtree(aside, ignore_errors=True)
     return output
+
+
+def _load_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Load `weights` into `model`. Of a tied weight either name will do: which one comes first, and so stands for both, differs among the families.
+    Raises RuntimeError for a weight that is missing under all of its names, and for one that the model does not have."""
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    names_by_parameter: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_by_parameter.setdefault(id(parameter), []).append(name)
+    loaded = {other for names in names_by_parameter.values() if not weights.keys().isdisjoint(names) for other in names}
+    if unexpected or set(missing) - loaded:
+        raise RuntimeError(f"export: unexpected weights {unexpected}, missing weights {sorted(set(missing) - loaded)}")
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_distill.export.graph import silence
+from ds_distill.export.graph import save_graph, silence
 
 FULL, SAFE = 127, 63
 LARGE = 1_000_000  # values of a table that is looked up, from which it is worth its codes: vocabularies, not positions
@@ -38,7 +38,7 @@ def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
 
     model = onnx_ir.load(graph)
     Rewriter(model.graph, steps).run()
-    onnx_ir.save(model, file)
+    save_graph(model, file)
 
 
 @functools.cache

@@ -17,10 +17,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ds_distill.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_fingerprint
+from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.errors import UserError
 from ds_distill.models.families import family_of_type, inputs_of
 from ds_distill.models.folder import listed, load_model, open_model_folder
+from ds_distill.models.tokenizer_fit import check_vocabulary
 
 HEADS = {
     "masked-lm": ("ForMaskedLM", AutoModelForMaskedLM),
@@ -82,6 +83,8 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     if missing and not for_speed:
         raise UserError(f"--model {path}: the weights lack {listed(missing)} of a {head} model; give a complete checkpoint")
     tokenizer = None if for_speed and not (folder / "tokenizer_config.json").is_file() else load_tokenizer(folder)
+    if tokenizer:
+        check_vocabulary(tokenizer, config, f"--model {path}")
     return Source(folder, model.eval(), tokenizer, head, not missing)
 
 
@@ -96,18 +99,3 @@ def read_json(file: Path) -> object:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: damaged ({error}); remove it, or choose another --output") from None
-
-
-def copy_description(source: Source, output: Path) -> None:
-    """Config and tokenizer into `output`, beside the files that need them. Raises UserError where it holds another model's."""
-    if output.resolve() == source.folder.resolve():
-        return
-    config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    if (output / "config.json").is_file():
-        same = read_json(output / "config.json") == config
-        if not same or tokenizer_fingerprint(load_tokenizer(output)) != tokenizer_fingerprint(source.tokenizer):
-            raise UserError(f"{output}: holds another model's config.json or tokenizer; choose another --output")
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(source.tokenizer, output)
-    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -81,21 +81,6 @@ def features_of(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: 
     return Features(encoded, {"labels": examples.labels}, cut=cut)
 
 
-def settle(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, length: int) -> None:
-    """Have `tokenizer`, in place, read a text by its own settings as `model` was trained: the inputs that the model
-    takes, cut to `length` tokens at the side where it cuts, padded on the right. Saved beside the model, it makes any
-    pipeline of the folder read so."""
-    settings = {
-        "model_max_length": length,
-        "model_input_names": inputs_of(model, INPUTS),
-        "padding_side": "right",
-        "truncation_side": tokenizer.truncation_side,
-    }
-    for name, value in settings.items():
-        setattr(tokenizer, name, value)
-    tokenizer.init_kwargs.update(settings)  # which is what save_pretrained writes
-
-
 @dataclass
 class Collator:
     """Rows of Features → tensors, padded on the right to the longest, all INPUTS. A teacher's outputs over tokens are

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from ds_distill.claim import claimed_alone
 from ds_distill.console import progress, skip
-from ds_distill.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_fingerprint
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
-from ds_distill.finetune.features import ByLength, Collator, outputs_of, settle
+from ds_distill.finetune.features import ByLength, Collator, outputs_of
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.losses import hidden_loss, second_distillation
 from ds_distill.finetune.notices import not_read, say_other_scale, say_what_is_not_read
@@ -25,8 +25,10 @@ from ds_distill.finetune.settings import Tuning
 from ds_distill.memory import give_back_freed_memory, keep_freed_memory
 from ds_distill.models.families import INPUTS, family_of, inputs_of
 from ds_distill.models.folder import resolve_model_folder
+from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import choose_cpu_dtype, weights_fingerprint
-from ds_distill.report import write_json
+from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
+from ds_distill.report import task_card, write_json
 from ds_distill.room import full_disk_said, full_memory_said
 from ds_distill.tasks.catalog import LENGTH_KEY, Task
 from ds_distill.tasks.metrics import Measured, median, rank, scores
@@ -128,6 +130,7 @@ def finetune(
     mentor = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
     torch.manual_seed(0)  # the new head's values are part of the run's identity
     student = load_for_task(model, task, "model", tuned=False)
+    check_vocabulary(tokenizer, student.config, f"--model {model}")
     positions = family_of(student).positions(student.config)
     if teacher and mentor:
         _check_reads_the_same(teacher, mentor, student, tokenizer)
@@ -252,15 +255,17 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     setattr(network.config, LENGTH_KEY, sets.length)  # what scores the folder later reads examples as it did
-    settle(plan.collator.tokenizer, network, sets.length)
-    network.save_pretrained(folder / "model")
-    save_tokenizer(plan.collator.tokenizer, folder / "model")
+    fit_tokenizer(plan.collator.tokenizer, network, length=sets.length)
+    save_model_folder(network, plan.collator.tokenizer, folder / "model")
     # what is scored is what the folder holds, its tokenizer with its settings, its weights in fp32: training's autocast
     # stays with the network
     final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(plan.device)
     reader = load_tokenizer(folder / "model")
     as_read = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
     metrics = scored(plan.task, final, as_read, Collator(reader), 2 * point.batch, f"seed {seed}")
+    head = "question-answering" if plan.task.spans else "classification"
+    card = task_card(head, plan.task.name, metrics, {"seed": seed, "precision": precision, **asdict(point)})
+    (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
     return {"seed": seed, "tuning": asdict(point), "precision": precision, "metrics": metrics, "losses": losses}

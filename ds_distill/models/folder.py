@@ -26,24 +26,36 @@ def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
     """The folder of a checkpoint: `path` itself, the model in it where it is the --output of a command that made one, or the local Hugging Face
     cache's copy of the hub model of that name.
 
+    A folder without weights, such as one that earlier exports of the hub model have made, gives way to the cache's copy with them.
+
     option: what errors begin with, before the path. Never touches the network: hundreds of ranks must not each download.
     Raises UserError where neither exists.
     """
     folder = at_home(path)
-    if folder.is_dir():
-        return find_model(folder)
-    if folder.exists():
+    if folder.is_dir() and _has_weights(found := find_model(folder)):
+        return found
+    if folder.exists() and not folder.is_dir():
         raise UserError(f"{option} {path}: a file; give the folder that holds config.json and model.safetensors")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, local_files_only=True))
+        cached = Path(snapshot_download(path, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
-        raise UserError(
-            f"{option} {path}: no such folder, and no model of that name in the Hugging Face cache; "
-            f"correct the path, or fetch a hub model once with `hf download {path}`"
-        ) from None
+        cached = None
+    if folder.is_dir():
+        return cached if cached and _has_weights(cached) else find_model(folder)
+    if cached:
+        return cached
+    raise UserError(
+        f"{option} {path}: no such folder, and no model of that name in the Hugging Face cache; "
+        f"correct the path, or fetch a hub model once with `hf download {path}`"
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether there are weights of any kind, those that are refused for their kind too."""
+    return any(file.suffix in (".safetensors", ".bin", ".h5", ".msgpack") for file in folder.iterdir())
 
 
 def open_model_folder(path: str, option: str = "teacher =") -> tuple[Path, PretrainedConfig]:
@@ -167,7 +179,22 @@ def load_model(auto: type, folder: Path, config: PretrainedConfig, given: str, *
     model._weight_conversions = None  # else save_pretrained would write the names of the file that was read
     if not hollow:
         check_finite(model.named_parameters(), given)
-    return model, sorted(info["missing_keys"])
+    missing = set(info["missing_keys"])
+    _take_bias_from_head(model, missing)
+    return model, sorted(missing)
+
+
+def _take_bias_from_head(model: PreTrainedModel, missing: set[str]) -> None:
+    """Give an untied decoder the bias that transformers 4 has saved under the head's name alone, and take it out of `missing`, names of weights."""
+    import torch
+
+    if type(model).__name__.endswith("ForMaskedLM"):
+        decoder = family_of_type(model.config.model_type).decoder
+        head = decoder.rpartition(".")[0]
+        if f"{decoder}.bias" in missing and head and f"{head}.bias" not in missing:
+            with torch.no_grad():
+                model.get_parameter(f"{decoder}.bias").copy_(model.get_parameter(f"{head}.bias"))
+            missing.remove(f"{decoder}.bias")
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], given: str) -> None:

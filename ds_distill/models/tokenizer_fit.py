@@ -1,14 +1,38 @@
-"""Whether a tokenizer and the model beside it belong together."""
+"""A tokenizer and the model beside it: whether they belong together, and what the one must know of the other."""
 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.console import say
 from ds_distill.errors import UserError
+from ds_distill.models.families import INPUTS, family_of_type, inputs_of
+
+
+def fit_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, offered: Iterable[str] = INPUTS, length: int | None = None
+) -> None:
+    """Have `tokenizer`, in place, give the inputs that the model's forward takes, cut to the model's positions, and pad on the right.
+
+    A tokenizer that came with a teacher, or from elsewhere, may give token types that the student's forward refuses (transformers 4 does; 5 swallows
+    them), or promise more tokens than there are positions, which `truncation=True` goes by. Padding on the left would move a text's tokens to other
+    positions, and so change the answer with the texts beside it. The side on which it cuts stays.
+
+    Args:
+        tokenizer: changed in place; saved with the model, it says the same wherever the folder is loaded.
+        model: any head.
+        offered: the inputs to choose from.
+        length: the most tokens that the model was trained on, where a text is to be cut to them; None for what the tokenizer says.
+    """
+    positions = family_of_type(model.config.model_type).positions(model.config)
+    limit = length or tokenizer.model_max_length
+    tokenizer.model_max_length = int(min(limit, positions)) if limit and limit > 0 else positions
+    tokenizer.model_input_names = inputs_of(model, offered)
+    tokenizer.padding_side = "right"
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, given: str) -> None:

@@ -1,0 +1,111 @@
+"""The model itself beside its formats: an export into another folder than the model's own makes a folder that loads as a model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import safe_open
+from transformers import AutoModel
+
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.errors import UserError
+from ds_distill.export.sentence_embedding import write_sentence_transformers_files
+from ds_distill.export.source import Source, read_json
+from ds_distill.models.folder import config_of, load_model
+from ds_distill.models.saving import follow_umask, portable_config, save_model_folder
+from ds_distill.report import front_matter, write_json
+
+OF_A_TASK = ("finetuning_task", "finetuning_length", "id2label", "label2id", "problem_type")  # in a config.json; servers choose a pipeline by them
+
+
+def publish_model(source: Source, output: Path, name: str) -> None:
+    """Write weights (fp32), config.json, tokenizer and a model card of `source` into `output`, unless they lie there; of an encoder also the files that
+    sentence-transformers reads.
+
+    Args:
+        source: the model; where `output` is its own folder nothing is done.
+        output: an existing folder.
+        name: what the card calls the model.
+
+    Raises:
+        UserError: `output` holds another model's config.json, tokenizer or weights.
+    """
+    if output.resolve() == source.folder.resolve():
+        return
+    made = output / ".model.partial"
+    shutil.rmtree(made, ignore_errors=True)
+    try:
+        _write(source, made, name)
+        _check_same_model(made, output, source)
+        is_new = not (output / "config.json").is_file()
+        # config.json comes last: with it, the folder is a model
+        for file in sorted(made.rglob("*"), key=lambda file: file == made / "config.json"):
+            place = output / file.relative_to(made)
+            if file.is_file() and (not place.exists() or is_new and file.name != "README.md"):
+                place.parent.mkdir(exist_ok=True)
+                os.replace(file, place)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _write(source: Source, folder: Path, name: str) -> None:
+    model = source.model
+    if source.head == "encoder":
+        with_pooler, missing = load_model(AutoModel, source.folder, model.config, f"--model {source.folder}")
+        model = model if missing else with_pooler  # a pooler that the checkpoint has stays
+    save_model_folder(model, source.tokenizer, folder, source.inputs)
+    if source.head == "encoder":
+        config = read_json(folder / "config.json")
+        write_json(folder / "config.json", {key: value for key, value in config.items() if key not in OF_A_TASK})
+        write_sentence_transformers_files(source, folder)
+    (folder / "README.md").write_text(_card(source, name), encoding="utf-8")
+    follow_umask(folder)
+
+
+def _check_same_model(made: Path, output: Path, source: Source) -> None:
+    """Raise UserError where what lies in `output` is of another model than what was `made` for it."""
+    if (output / "config.json").is_file():
+        read_json(output / "config.json")  # damage is said
+        if _described(output) != _described(made) or tokenizer_fingerprint(load_tokenizer(output)) != tokenizer_fingerprint(source.tokenizer):
+            raise UserError(f"{output}: holds another model's config.json or tokenizer; choose another --output")
+    if (output / "model.safetensors").is_file() and not _same_weights(made / "model.safetensors", output / "model.safetensors"):
+        raise UserError(f"{output}: holds another model's model.safetensors; choose another --output")
+
+
+def _described(folder: Path) -> dict:
+    """What a folder's config.json says of its model, in the words of this release."""
+    config = portable_config(config_of(folder, str(folder)).to_dict())
+    return {key: value for key, value in config.items() if key not in ("dtype", "transformers_version")}
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    """Whether the weights that both files hold are equal, in fp32."""
+    with safe_open(one, "pt") as mine, safe_open(other, "pt") as its:
+        return all(torch.equal(mine.get_tensor(name).float(), its.get_tensor(name).float()) for name in set(mine.keys()) & set(its.keys()))
+
+
+def _card(source: Source, name: str) -> str:
+    """The source's own card for the same model; else a short one, with the license that the source's card names."""
+    file = source.folder / "README.md"
+    card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    given = _front_matter_of(card)
+    if given and source.head != "encoder":
+        return card
+    more = {"license": given["license"]} if isinstance(given.get("license"), str) else {}
+    what = f"The encoder of {name}, without its head." if source.head == "encoder" else f"{name}, in the formats below."
+    return front_matter(source.head, **more) + f"# {name}\n\n{what} Exported with ds-distill.\n"
+
+
+def _front_matter_of(card: str) -> dict:
+    """The YAML that a card begins with; empty where it has none, or none that can be read."""
+    if not card.startswith("---\n") or "\n---\n" not in card[4:]:
+        return {}
+    try:
+        found = yaml.safe_load(card[4 : card.index("\n---\n", 4)])
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}

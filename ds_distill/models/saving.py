@@ -1,0 +1,77 @@
+"""Writing a Hugging Face folder that works where it is used: in other releases of transformers, under other users, in other programs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ds_distill.data.tokenizer import save_tokenizer
+from ds_distill.models.families import INPUTS, family_of
+from ds_distill.models.tokenizer_fit import fit_tokenizer
+
+# What servers look for in config.json, and what DistilBERT calls it
+COMMON_SIZES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+
+
+def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, offered: Iterable[str] = INPUTS) -> None:
+    """Write weights (safetensors), config.json and the tokenizer, which is fitted to the model in place, into `folder`.
+
+    The folder then loads by its name alone, with the same answers in transformers 4.46 and later, and for every user that the umask lets read it.
+
+    Args:
+        model: any head; fp32, or transformers 5 computes in 16 bit what 4 makes fp32 while loading it.
+        tokenizer: see `fit_tokenizer`.
+        folder: made where it is missing.
+        offered: see `fit_tokenizer`.
+    """
+    with _bias_under_both_names(model):
+        model.save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(portable_config(json.loads(file.read_text(encoding="utf-8"))), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    fit_tokenizer(tokenizer, model, offered)
+    save_tokenizer(tokenizer, folder)
+    follow_umask(folder)
+
+
+@contextlib.contextmanager
+def _bias_under_both_names(model: PreTrainedModel) -> Iterator[None]:
+    """Have a masked-LM model save the bias of its decoder as the head's and as the decoder's own.
+
+    They are one parameter, but of a RoBERTa's transformers 4.46 reads only the decoder's name, later releases the head's. With an untied decoder they
+    are two parameters in transformers 5, which does not use the head's, and one in 4.
+    """
+    head, name = family_of(model).decoder_parent_and_name(model) if type(model).__name__.endswith("ForMaskedLM") else (None, "")
+    bias = getattr(head, "bias", None)
+    if bias is None:
+        yield
+        return
+    decoder = getattr(head, name)
+    own = decoder.bias
+    head.bias, decoder.bias = nn.Parameter(own.detach()), nn.Parameter(own.detach().clone())  # tensors that share memory are saved once
+    try:
+        yield
+    finally:
+        head.bias, decoder.bias = bias, own
+
+
+def portable_config(config: dict) -> dict:
+    """A config.json's content with the common names of a DistilBERT's sizes, and without what points at code or a folder that is not in it."""
+    kept = {key: value for key, value in config.items() if key not in ("auto_map", "_name_or_path")}
+    return kept | {common: config[own] for common, own in COMMON_SIZES.items() if own in config}
+
+
+def follow_umask(folder: Path) -> None:
+    """Give all files in `folder` the mode that a new file gets there: safetensors writes weights that only their owner can read."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and file.stat().st_mode & 0o777 != mode:
+            with contextlib.suppress(OSError):  # a file system without modes
+                file.chmod(mode)
