@@ -93,6 +93,8 @@ def change(source, target, what: str):
             "pad_token": "x",
         }
         (target / "tokenizer.json").write_text(json.dumps(state))
+        said = json.loads(file.read_text())  # which would come first
+        file.write_text(json.dumps({key: value for key, value in said.items() if not key.endswith("_side")}))
     else:
         file.write_text(json.dumps(json.loads(file.read_text()) | SETTINGS[what]))
     return target
