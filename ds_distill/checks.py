@@ -3,9 +3,9 @@ and fit."""
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import traceback
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ds_distill.model_checks import check_reads, check_teacher_fits, check_whole
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import open_model_folder, resolve_model_folder
 from ds_distill.models.teacher import load_masked_lm
-from ds_distill.recipe import Recipe
+from ds_distill.recipe import Recipe, Training
 from ds_distill.training.deepspeed_json import check_deepspeed_json
 from ds_distill.training.engine import deepspeed_config, device_of_rank, make_engine, precision_of
 from ds_distill.training.ranks import on_first_rank, start_distributed
@@ -34,8 +34,11 @@ def check_machine(recipe: Recipe) -> None:
     device = device_of_rank(recipe.training.device)
     if recipe.training.precision != "auto":  # which is measured
         precision_of(recipe.training, device)
-    said, given = recipe.training.deepspeed_json(), f"training.deepspeed = {recipe.training.deepspeed}"
-    check_deepspeed_json(given, said, deepspeed_config(recipe.training, 1, torch.float32))
+    if recipe.training.deepspeed is None:
+        return
+    t = _smallest(recipe.training)
+    said, given = t.deepspeed_json(), f"training.deepspeed = {t.deepspeed}"
+    check_deepspeed_json(given, said, deepspeed_config(t, 1, torch.float32))
     for section, package in MONITORS.items():
         if said.get(section, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
             raise UserError(f"{given}: {section}.enabled = true: needs the package {package}; pip install {package}, or say false")
@@ -44,10 +47,9 @@ def check_machine(recipe: Recipe) -> None:
 def check_engine(recipe: Recipe) -> None:
     """Collective: UserError where DeepSpeed does not start with the recipe's optimizer and DeepSpeed JSON. A model of two numbers is started with them:
     much of what DeepSpeed asks of its settings it asks nowhere else."""
-    t = copy.copy(recipe.training)
+    t = _smallest(recipe.training)
     if t.deepspeed is None and t.optimizer in ("auto", "torch"):
         return
-    t.trunk_learning_rate, t.micro_batch = None, 1
     device = device_of_rank(t.device)
     dtype = precision_of(t, device)
     try:
@@ -57,6 +59,11 @@ def check_engine(recipe: Recipe) -> None:
     except Exception as error:  # DeepSpeed answers with whatever breaks first
         words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
         raise UserError(f"training.deepspeed = {t.deepspeed}: DeepSpeed does not start with it ({type(error).__name__}: {words})") from error
+
+
+def _smallest(training: Training) -> Training:
+    """The same settings for a model that has no trunk, one sequence at a time."""
+    return replace(training, trunk_learning_rate=None, micro_batch=1)
 
 
 def check_texts(corpus: list[str], heldout: list[str]) -> None:

@@ -22,9 +22,9 @@ _heartbeats: list[Heartbeat] = []  # the job's, where it has several ranks
 
 def start_distributed() -> tuple[int, int]:
     """Join the job's process group (a lone process makes its own); returns (rank, world size)."""
+    for key, value in LONE.items():
+        os.environ.setdefault(key, value)
     if not torch.distributed.is_initialized():
-        for key, value in LONE.items():
-            os.environ.setdefault(key, value)
         if os.environ["WORLD_SIZE"] == "1":
             # two lone runs on one machine must not meet on the default port
             os.environ["MASTER_PORT"] = _free_port()

@@ -3,9 +3,10 @@
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ds_distill.data.tokenizer import train_wordpiece
-from tests.start import ds_distill
+from tests.start import ds_distill, start_ranks
 
 
 @pytest.mark.promise("Each mistake of a user is one sentence, without a traceback")
@@ -61,6 +62,23 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr[-800:]
     assert not (tmp_path / "sizes" / "tokens").exists()
     record_property("mistakes", len(cases))
+
+
+@pytest.mark.parametrize("what", ["weights", "corpus"])
+def test_what_the_first_rank_alone_looks_at_ends_all_with_one_sentence(world, common, tmp_path, what):
+    teacher, more = world / "teacher", []
+    if what == "weights":
+        teacher = shutil.copytree(teacher, tmp_path / "teacher")
+        weights = load_file(teacher / "model.safetensors")
+        weights["bert.encoder.layer.1.output.dense.bias"][0] = float("nan")
+        save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    else:
+        more = ["--corpus", tmp_path / "missing.txt"]
+    done = [rank.wait() for rank in start_ranks(2, "ds_distill", "distill", "--teacher", teacher, *common, *more, "--output", tmp_path / "out")]
+    said = [line for rank in done for line in rank.stderr.splitlines() if line.startswith("ds-distill: ")]
+    assert [rank.returncode for rank in done] == [2, 2] and len(said) == 1, [rank.stderr[-800:] for rank in done]
+    assert {"weights": "NaN or infinite values", "corpus": "missing.txt: no such file"}[what] in said[0]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.promise("Another corpus or recipe under a resumed run is refused, and the difference shown")

@@ -168,6 +168,16 @@ def test_models_of_two_tokenizers_are_told_apart_before_a_corpus_is_prepared(sou
     assert not (world / "out").exists()
 
 
+@pytest.mark.parametrize("more", [["--training.micro_batch", "auto"], ["--training.trunk_learning_rate", "0"]])
+def test_settings_of_a_run_alone_are_no_mistake(world, capsys, more):
+    from ds_distill.checks import check_engine, check_machine
+    from ds_distill.parser import check_command
+
+    recipe = check_command([str(word) for word in ["distill", "--teacher", world / "teacher", *common(world), *more]])
+    check_machine(recipe)
+    check_engine(recipe)
+
+
 def test_a_random_start_asks_for_no_tied_decoder(world, capsys):
     untie(world / "teacher")
     arguments = ["--student.layers", "random", "--training.optimizer", "torch", "--training.precision", "fp32", "--training.compile", "off"]
