@@ -95,6 +95,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
                         "give a folder that holds tokenizer.json and tokenizer_config.json, or fetch a hub model once with `hf download`") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json); convert it with transformers and save it again")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers 5 makes of a model's folder without a tokenizer's files
+        raise UserError(f"{name}: no tokenizer in it; give a folder that holds tokenizer.json, or vocab.txt")
     for kind in ("mask", "pad", "cls", "sep"):
         if getattr(tokenizer, f"{kind}_token_id") is None:
             raise UserError(f"{name}: the tokenizer has no {kind} token; masked language modelling needs one of a BERT-like encoder")

@@ -70,7 +70,10 @@ def _check_same_model(made: Path, output: Path, source: Source) -> None:
     """Raise UserError where what lies in `output` is of another model than what was `made` for it."""
     if (output / "config.json").is_file():
         read_json(output / "config.json")  # damage is said
-        if _described(output) != _described(made) or tokenizer_fingerprint(load_tokenizer(output)) != tokenizer_fingerprint(source.tokenizer):
+        same = _described(output) == _described(made)
+        if same and (output / "tokenizer.json").is_file():
+            same = tokenizer_fingerprint(load_tokenizer(output)) == tokenizer_fingerprint(source.tokenizer)
+        if not same:
             raise UserError(f"{output}: holds another model's config.json or tokenizer; choose another --output")
     if (output / "model.safetensors").is_file() and not _same_weights(made / "model.safetensors", output / "model.safetensors"):
         raise UserError(f"{output}: holds another model's model.safetensors; choose another --output")

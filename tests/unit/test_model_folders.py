@@ -190,6 +190,14 @@ def test_a_vocabulary_with_gaps_has_no_vocab_txt(tmp_path):
     assert not (tmp_path / "vocab.txt").exists() and load_tokenizer(tmp_path).get_vocab() == vocabulary
 
 
+@pytest.mark.parametrize("make", [bert, distilbert, roberta])
+def test_a_model_without_a_tokenizer_is_not_given_an_empty_one(tmp_path, make):
+    """transformers 5 makes one of special tokens alone, which reads every text as [UNK]."""
+    make(44).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no tokenizer in it; give a folder that holds tokenizer.json, or vocab.txt"):
+        load_tokenizer(tmp_path)
+
+
 @settings(max_examples=60, deadline=None)
 @given(length=st.one_of(st.integers(-1, 10**6), st.just(10**30), st.floats(1, 1e30)), side=st.sampled_from(["left", "right"]),
        names=st.sets(st.sampled_from(["input_ids", "token_type_ids", "attention_mask", "special_tokens_mask"])),
