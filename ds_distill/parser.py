@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_type_hints
 from ds_distill.finetune.settings import Tuning
 from ds_distill.recipe import Data, Losses, Recipe, Student, Training
 from ds_distill.tasks.catalog import TASKS
-from ds_distill.values import Name, UserPath, by_name
+from ds_distill.values import Name, OutputPath, UserPath, by_name
 
 COMMANDS = {
     "run": "the whole road on text of this machine: tokenizer, teacher, student, baseline, table (what ./launch.sh does), or a recipe's distill",
@@ -46,7 +46,7 @@ def build_parser():
         sub.add_argument("--debug", action="store_true", help="show the traceback of a mistake, and the libraries' own output")
         _add_arguments(sub, name)
         output = "runs/demo" if name == "run" else None
-        sub.add_argument("--output", type=UserPath | None, default=output, help="folder for everything the command makes")
+        sub.add_argument("--output", type=OutputPath | None, default=output, help="folder for everything the command makes")
         if name not in WITHOUT_RECIPE:
             for room, kind in ROOMS.items():
                 sub.add_argument(f"--{room}", type=kind, default=kind())

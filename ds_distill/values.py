@@ -68,7 +68,18 @@ def read_path(value: Any, key: str) -> str:
     return path
 
 
+def read_output(value: Any, key: str) -> str:
+    """Return a path to write to. Raises UserError also for a name that is not UTF-8, as libraries in Rust need it."""
+    path = read_path(value, key)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{key}: {path}: this name is not UTF-8; choose another") from None
+    return path
+
+
 UserPath = Annotated[str, Reader("path", read_path)]
+OutputPath = Annotated[str, Reader("path", read_output)]
 Name = Annotated[str, Reader("name", read_text)]  # never begins with a bracket, so that [a, b] is a list of them
 
 

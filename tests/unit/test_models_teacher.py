@@ -5,12 +5,26 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig, DistilBertForMaskedLM, RobertaForMaskedLM, XLMRobertaForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    RobertaForMaskedLM,
+    XLMRobertaForMaskedLM,
+)
 
+from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.errors import UserError
+from ds_distill.export.source import load_source
+from ds_distill.finetune.heads import load_for_task
 from ds_distill.models.families import family_of
+from ds_distill.models.folder import open_model_folder, resolve_model_folder
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher, choose_cpu_dtype, load_masked_lm
+from ds_distill.tasks.catalog import task_of
 
 
 def randomised(model, seed=1):
@@ -203,3 +217,21 @@ def test_the_probe_leaves_the_threads_as_they_were():
     before = torch.get_num_threads()
     choose_cpu_dtype.__wrapped__()
     assert torch.get_num_threads() == before
+
+
+def test_the_output_folder_of_a_run_stands_for_its_model(tmp_path):
+    """Wherever a model is asked for, also where the folder was moved since."""
+    run = tmp_path / "moved" / "run"
+    for place, task in (("export", False), ("seed=1/model", True)):
+        model = run / ("tuned" if task else "") / place
+        kind = BertForSequenceClassification if task else BertForMaskedLM
+        kind(tiny_bert(vocab_size=256).config).save_pretrained(model)
+        train_wordpiece(["the small model reads what a large one wrote"] * 3, 256, model)
+        (model.parents[1] if task else model.parent).joinpath("summary.json").write_text(json.dumps({"export": f"runs/run/{place}"}))
+    assert resolve_model_folder(str(run)) == run / "export" == open_model_folder(str(run), "--from")[0]
+    assert load_masked_lm(str(run)).config.hidden_size == 32
+    assert load_source(str(run)).head == "masked-lm" and load_source(str(run / "tuned")).folder == run / "tuned" / "seed=1" / "model"
+    assert load_for_task(str(run / "tuned"), task_of("sst2"), "teacher", tuned=True).num_labels == 2
+    assert len(load_tokenizer(str(run))) == len(load_tokenizer(run / "export"))
+    with pytest.raises(UserError, match="no config.json in the folder"):
+        open_model_folder(str(tmp_path / "moved"))

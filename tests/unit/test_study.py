@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ds_distill.errors import UserError
-from ds_distill.finetune.study import Study, _changed, run_study, steps_of
+from ds_distill.finetune.study import Study, _at_home, _changed, _kept_of, run_study, steps_of
 from ds_distill.parser import build_parser, check_command
 
 
@@ -121,3 +121,79 @@ def test_what_is_wrong_in_a_tasks_files_is_said_before_a_student_is_distilled(tm
     with pytest.raises(UserError, match="train.jsonl, line 1: label 2 is none of rte's"):
         run_study(study, tmp_path / "out", check_command)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["no", "2024", "1e3", "null", "..", ".", "...", "a/b", "-x", "läuft", "2024-01-01"])
+def test_a_student_of_any_name_has_a_folder_of_its_own(tmp_path, name):
+    study = Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {name: {}, "other": {}}, ["rte"])
+    study.check()
+    outputs = [step.output for step in steps_of(study, tmp_path)]
+    assert len(set(outputs)) == len(outputs)
+    for output in outputs:
+        assert tmp_path in output.resolve().parents, output
+    students = [step.output.name for step in steps_of(study, tmp_path) if step.words[0] == "distill"]
+    assert len(students) == 2 and not {"", ".", ".."} & set(students)
+
+
+def test_a_plan_in_words_of_yaml_is_the_same_as_in_others(tmp_path):
+    plan = """
+base: ds_configs/few_tokens.yaml
+teacher: 2024
+corpus: text.txt
+students: {no: {training.compile: off, training.max_tokens: 1M, losses.kl: 0, student.layers: [0, 2], data.column: 1e3}}
+tasks: rte
+second: no
+seeds: 2.0
+teacher_too: yes
+tuning: {learning_rate: 1e-4, batch: 1e1, rte: {seeds: 3, precision: bf16}}
+"""
+    (tmp_path / "plan.yaml").write_text(plan)
+    options = build_parser().parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
+    study = Study(**{key: options[key] for key in Study.__dataclass_fields__})
+    study.check()
+    changes = {"training.compile": "off", "training.max_tokens": 10**6, "losses.kl": 0, "student.layers": [0, 2], "data.column": "1e3"}
+    tuning = {"learning_rate": 1e-4, "batch": 10, "rte": {"seeds": 3, "precision": "bf16"}}
+    same = Study("ds_configs/few_tokens.yaml", "2024", ["text.txt"], [], None, {"no": changes}, ["rte"], 2, True, ["no"], tuning)
+    assert study == same
+    for step in steps_of(study, tmp_path):
+        check_command([*step.words, "--output", "x"])
+        if step.words[0] == "distill":
+            training = build_parser().parse_args([*step.words, "--output", "x"]).distill
+            assert (training.training.compile, training.training.max_tokens, training.data.column) == ("off", 10**6, "1e3")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("- a", "holds a list; keys belong there"), ("", "holds nothing"), ("data: {seed: 1, seed: 2}", "the key seed stands here for the second time")]
+    + [("data: 3", "prepare the text: no|data: 3: keys belong there"), ("größe: 1".encode("latin-1"), "base: .*: not UTF-8 text")],
+)
+def test_a_base_that_is_no_recipe_is_said(tmp_path, text, said):
+    base = tmp_path / "base.yaml"
+    base.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=said):
+        run_study(Study(str(base), "T", ["text.txt"], [], None, {"a": {}}, ["rte"]), tmp_path / "out", check_command)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_goes_on_where_its_paths_were_kept_as_written(tmp_path, monkeypatch):
+    """Earlier ones kept ~ in study.json; a recipe may hold what JSON has no word for."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    base = tmp_path / "base.yaml"
+    base.write_text("teacher: 2024-01-01\ntraining: {seed: 0x10, compile: off, learning_rate: 1e-4, gradient_checkpointing: no}\nheldout: [=, 1:99]\n")
+    kept = _kept_of(str(base))
+    json.dumps(kept, default=str)
+    plan = asdict(Study(str(base), f"{tmp_path}/t", [f"{tmp_path}/a", "hf:b"], [], None, {"a": {}}, ["rte"])) | {"recipe": kept}
+    assert _changed(_at_home(plan | {"teacher": "~/t", "corpus": ["~/a", "hf:b"]}), plan) == []
+    assert _changed(_at_home(plan | {"teacher": "~/u"}), plan) == ["teacher"]
+
+
+def test_a_starter_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "a home"))
+    starter = tmp_path / "a home" / "launch.sh"
+    starter.parent.mkdir()
+    starter.write_text("#!/bin/sh\n")
+    starter.chmod(0o755)
+    study = Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], launch="~/launch.sh --x ~/y")
+    study.check()
+    [distil] = [step for step in steps_of(study, tmp_path) if step.words[0] == "distill"]
+    assert distil.started_as()[:3] == [str(starter), "--x", f"{tmp_path}/a home/y"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ds_distill.errors import UserError
 from ds_distill.options import Value
 from ds_distill.parser import COMMANDS, build_parser
-from ds_distill.values import Name, UserPath, convert, read_number, read_whole_number
+from ds_distill.values import Name, OutputPath, UserPath, convert, read_number, read_whole_number
 from ds_distill.yaml_text import load_yaml
 
 PARSER = build_parser()
@@ -241,7 +241,12 @@ WORDS = (
 @pytest.mark.parametrize("word", WORDS)
 def test_a_word_of_yaml_is_the_word_that_was_written(tmp_path, word):
     for command in COMMANDS:
-        single = [key for hint in (str, Name, UserPath) for key in keys_with(hint, command) if key != "student.layers"]
+        single = [
+            key
+            for hint in (str, Name, UserPath, OutputPath)
+            for key in keys_with(hint, command)
+            if key != "student.layers"
+        ]
         several = [
             action.dest
             for action in values_of(command)
@@ -285,7 +290,7 @@ def test_home_in_every_path(tmp_path, monkeypatch):
     home = str(tmp_path / "my home")
     count = 0
     for command in COMMANDS:
-        single = keys_with(UserPath, command)
+        single = keys_with(UserPath, command) | keys_with(OutputPath, command)
         several = [action for action in values_of(command) if is_list(action) and UserPath in leaves(action._typehint)]
         count += len(single) + len(several)
         for written, meant in (
@@ -419,3 +424,12 @@ def test_sections_and_mappings_in_all_their_forms(tmp_path):
 def test_unions_are_known():
     """leaves() above sees into both kinds."""
     assert leaves(int | None) == leaves(Union[int, None]) == [int, types.NoneType]  # noqa: UP007
+
+
+def test_what_is_written_has_a_name_in_utf_8():
+    """What is read need not."""
+    odd = os.fsdecode(b"l\xe4uft")
+    for command in COMMANDS:
+        [output] = keys_with(OutputPath, command).values()
+        assert "this name is not UTF-8" in refused(command, output, odd)
+    assert PARSER.parse_args(["distill", "--corpus", odd]).distill.corpus == [odd]
