@@ -1,0 +1,110 @@
+"""Whether a client's numbers are PyTorch's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+# As shares of the largest value of the reference: sums in another order, and matrices and activations in 8 bits.
+TOLERANCES = {"hf": 1e-4, "onnx": 1e-4, "torch-export": 1e-4, "onnx-int8": 0.15, "openvino-int8": 0.15}
+VIEWS = ("logits", "scores", "mean", "unit_mean")
+
+
+class Wrong(Exception):
+    """An answer that is no answer: of another shape, not finite, empty, or not there at all."""
+
+
+def difference(view: str, found: object, reference: Mapping) -> float:
+    """Return the largest difference of one answer from PyTorch's, as a share of PyTorch's largest value.
+
+    Args:
+        view: One of VIEWS. "logits", "mean": a list of numbers; "unit_mean": the mean, brought to length 1; "scores": [key, score] pairs, best first.
+        found: What the client gave.
+        reference: PyTorch's views of the same input.
+
+    Raises:
+        Wrong: `found` cannot be compared.
+    """
+    if view == "scores":
+        return _score_difference(found, reference["scores"])
+    expected = reference["mean"] if view == "unit_mean" else reference[view]
+    if view == "unit_mean":
+        length = math.sqrt(sum(value * value for value in expected))
+        expected = [value / length for value in expected]
+    values = _numbers(found, view)
+    if len(values) != len(expected):
+        raise Wrong(f"{len(values)} numbers where PyTorch gives {len(expected)}")
+    return max(abs(mine - its) for mine, its in zip(values, expected, strict=True)) / max(map(abs, expected))
+
+
+def check_answers(answers: Mapping[str, Mapping], reference: Mapping[str, Mapping]) -> dict[str, float]:
+    """Return the largest difference of every input of the reference, by its name.
+
+    Raises:
+        Wrong: an input has no answer, or one that cannot be compared.
+    """
+    found = {}
+    for name, expected in reference.items():
+        views = answers.get(name)
+        if not views:
+            raise Wrong(f"no answer to the input {name}")
+        differences = []
+        for view, values in views.items():
+            if view not in VIEWS:
+                raise Wrong(f"{view}: an answer of no known kind")
+            try:
+                differences.append(difference(view, values, expected))
+            except Wrong as error:
+                raise Wrong(f"input {name}, {view}: {error}") from None
+        found[name] = max(differences)
+    return found
+
+
+def too_alike(reference: Mapping[str, Mapping]) -> str | None:
+    """Return why PyTorch's answers to different inputs could not tell which text a client has read; None where they can.
+
+    No two may be as near as ten times what an fp32 format may differ by, and some two must be farther apart than an int8 format may differ by.
+    """
+    names, apart = list(reference), []
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            shared = [
+                view for view in ("scores", "mean", "logits") if view in reference[one] and view in reference[other]
+            ]
+            distance = max(_distance(view, reference[one][view], reference[other][view]) for view in shared)
+            if distance < 10 * TOLERANCES["hf"]:
+                return f"the answers to {one} and {other} differ by {distance:.2g} of the largest value only"
+            apart.append(distance)
+    if max(apart) <= max(TOLERANCES.values()):
+        return f"all answers lie within {max(apart):.2g} of the largest value"
+    return None
+
+
+def _distance(view: str, one: Mapping | Sequence, other: Mapping | Sequence) -> float:
+    if view == "scores" and set(one) != set(other) or len(one) != len(other):
+        return math.inf
+    mine, its = (list(values.values()) if isinstance(values, Mapping) else values for values in (one, other))
+    return max(abs(a - b) for a, b in zip(mine, its, strict=True)) / max(map(abs, (*mine, *its)))
+
+
+def _score_difference(found: object, expected: Mapping[str, float]) -> float:
+    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+        raise Wrong("no scores")
+    keys = [str(key) for key, _ in found]
+    scores = _numbers([score for _, score in found], "scores")
+    unknown = [key for key in keys if key not in expected]
+    if unknown:
+        raise Wrong(f"a score for {unknown[0]}, where PyTorch has {', '.join(list(expected)[:5])}")
+    best = sorted(expected.values(), reverse=True)[: len(scores)]
+    own = max(abs(score - expected[key]) for key, score in zip(keys, scores, strict=True))
+    ranked = max(abs(score - its) for score, its in zip(sorted(scores, reverse=True), best, strict=True))
+    return max(own, ranked) / max(abs(value) for value in expected.values())
+
+
+def _numbers(found: object, view: str) -> list[float]:
+    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+        raise Wrong(f"no {view}")
+    values = [float("nan") if value is None else float(value) for value in found]
+    if not all(map(math.isfinite, values)):
+        raise Wrong("a number that is not finite")
+    return values

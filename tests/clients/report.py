@@ -1,0 +1,80 @@
+"""The table of the documents, made from the clients' results."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ds_distill.report import table
+from tests.clients.catalog import CLIENTS
+from tests.clients.compare import TOLERANCES
+
+BEGIN, END = "<!-- clients: written by python -m tests.clients -->", "<!-- clients: end -->"
+COLUMNS = {
+    "client": "client",
+    "way": "how it loads",
+    "exports": "exports",
+    "fp32": "largest difference, fp32",
+    "int8": "int8",
+    "outcome": "outcome",
+}
+
+
+def failures(rows: list[dict], unmade: dict[str, str]) -> list[str]:
+    """Return one line for each thing that makes the whole fail: exports that could not be made, and checks that failed."""
+    lines = [f"export {name}: {error}" for name, error in unmade.items()]
+    for row in rows:
+        failed: dict[str, list[str]] = {}
+        for check in row["checks"]:
+            if check["status"] == "failed":
+                failed.setdefault(check["error"], []).append(f"{check['export']} ({check['format']})")
+        lines += [f"{row['client']}: {', '.join(where)}: {error}" for error, where in failed.items()]
+        if not row["checks"] and row["not_run"] is None:
+            lines.append(f"{row['client']}: there was nothing to check")
+    return lines
+
+
+def summary_of(row: dict) -> dict[str, str]:
+    """Return a client's line of the table."""
+    client = CLIENTS[row["client"]]
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    line = {"client": f"{row['client']} ({versions})" if versions else row["client"], "way": client.way}
+    if row["not_run"] is not None:
+        return line | {"outcome": f"not run: {row['not_run']}"}
+    same = [check for check in row["checks"] if check["status"] == "same"]
+    line["exports"] = f"{len(same)} of {len(row['checks'])}"
+    if client.script != "shipped_examples.py":
+        for column, limit in (("fp32", TOLERANCES["hf"]), ("int8", TOLERANCES["onnx-int8"])):
+            found = [check["difference"] for check in same if TOLERANCES[check["format"]] == limit]
+            if found:
+                line[column] = f"{max(found):.1e}" if column == "fp32" else f"{100 * max(found):.1f} %"
+    parts = ["the same" if len(same) == len(row["checks"]) else ""]
+    for status, word in (("failed", "**failed**"), ("limit", "not possible")):
+        reasons: dict[str, list[str]] = {}
+        for check in row["checks"]:
+            if check["status"] == status:
+                reasons.setdefault(check["error"], []).append(f"{check['export']} {check['format']}")
+        parts += [f"{word}: {', '.join(where)}: {_cell(why)}" for why, where in reasons.items()]
+    notes = sorted({note for check in same for note in check["notes"]})
+    return line | {"outcome": "; ".join(filter(None, [*parts, *notes]))}
+
+
+def page_section(rows: list[dict], unmade: dict[str, str], head: str) -> str:
+    """Return the text between the markers: where and when, the table, and the exports that could not be made."""
+    lines = [head, "", table([summary_of(row) for row in rows], COLUMNS)]
+    if unmade:
+        lines += ["", *(f"- The export `{name}` could not be made: {_cell(error)}" for name, error in unmade.items())]
+    return "\n".join(lines)
+
+
+def write_section(page: Path, text: str) -> None:
+    """Put `text` between the markers of `page`. Raises ValueError where they are not there."""
+    before = page.read_text()
+    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+    if not pattern.search(before):
+        raise ValueError(f"{page}: lacks the lines {BEGIN} and {END}")
+    page.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", before))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,158 @@
+"""One client after another: its environment, its process, and what its numbers come to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.clients.catalog import ENVIRONMENTS, Client, checks_of
+from tests.clients.compare import TOLERANCES, Wrong, check_answers
+from tests.clients.environments import NotRun, interpreter, make_ready
+
+SCRIPTS = Path(__file__).parent / "scripts"
+NOT_RUN = "not run: "  # how a script's last line begins where it cannot run here
+
+
+def client_stamp(client: Client, exports_stamp: str) -> str:
+    """Return a digest of all that a client's results follow from: with another one it is run again."""
+    digest = hashlib.sha256(f"{exports_stamp} {client} {ENVIRONMENTS[client.environment]} {TOLERANCES}".encode())
+    for file in sorted(SCRIPTS.iterdir()):
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run_client(client: Client, environments: Path, folders: dict[str, Path], references: dict[str, dict], log: Path,
+               say: Callable[[str], None]) -> dict:  # fmt: skip
+    """Run a client on every export that it takes and that could be made.
+
+    Args:
+        client: Of the catalog.
+        environments: Where environments lie.
+        folders: The exports, by name.
+        references: PyTorch's inputs and answers, by the export's name.
+        log: File for what its process prints.
+        say: Shows a line of progress.
+
+    Returns:
+        {"client", "versions", "not_run": the reason or None, "checks": [{"export", "format", "status": "same", "failed" or "limit", "difference",
+        "error", "notes"}], "seconds"}.
+    """
+    began = time.monotonic()
+    row: dict = {"client": client.name, "versions": {}, "not_run": None, "checks": []}
+    try:
+        environment = ENVIRONMENTS[client.environment]
+        say(f"{client.name}: environment {environment.name}")
+        ready = make_ready(environment, environments)
+        with tempfile.TemporaryDirectory(prefix="ds-distill-clients-") as scratch:
+            found, ended = _run(client, ready, folders, references, Path(scratch), log)
+    except NotRun as error:
+        row["not_run"] = str(error)
+    else:
+        row["versions"] = found.get("versions", {})
+        row["checks"] = _judged(client, found.get("checks", []), folders, references, ended)
+    row["seconds"] = round(time.monotonic() - began)
+    return row
+
+
+def _run(
+    client: Client, ready: Path, folders: dict[str, Path], references: dict[str, dict], scratch: Path, log: Path
+) -> tuple[dict, str]:
+    """Return what the client's process wrote, and how it ended where it did not end well."""
+    scratch.chmod(0o755)
+    checks = []
+    for export, form in checks_of(client):
+        if export.name not in folders:
+            continue
+        folder = folders[export.name]
+        if client.own_copy:
+            copy = scratch / "folders" / export.name
+            folder = copy if copy.exists() else shutil.copytree(folder, copy)
+        checks.append({"export": export.name, "format": form, "task": export.task, "pairs": export.pairs, "folder": str(folder),
+                       "inputs": references[export.name]["inputs"]})  # fmt: skip
+    job, result = scratch / "job.json", scratch / "result.json"
+    job.write_text(json.dumps({"checks": checks}))
+    if client.in_page:
+        from tests.clients.page import run_page
+
+        served = {check["export"]: Path(check["folder"]) for check in checks}
+        ended = run_page(SCRIPTS / client.script, ready, job, result, served, log, client.minutes * 60)
+    else:
+        ended = _run_script(client, ready, job, result, log)
+    return (json.loads(result.read_text()) if result.is_file() else {}), ended
+
+
+def _run_script(client: Client, ready: Path, job: Path, result: Path, log: Path) -> str:
+    scratch = job.parent
+    script = SCRIPTS / client.script
+    if ENVIRONMENTS[client.environment].installer == "npm":  # packages are looked for beside the script
+        for file in SCRIPTS.glob("*.mjs"):
+            shutil.copy(file, ready)
+        script = ready / client.script
+    # the model hub is out of reach: what a folder lacks must not be looked for there, and a client that asks for it fails at once
+    variables = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(scratch / "hub"), "CUDA_VISIBLE_DEVICES": "",
+                              "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+    for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VIRTUAL_ENV"):
+        variables.pop(name, None)
+    command = [interpreter(ENVIRONMENTS[client.environment], ready), str(script), str(job), str(result)]
+    with log.open("w") as file:
+        try:
+            done = subprocess.run(command, cwd=scratch, env=variables, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                  timeout=client.minutes * 60)  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"stopped after {client.minutes:g} minutes"
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    if done.returncode and lines and lines[-1].startswith(NOT_RUN):
+        raise NotRun(lines[-1].removeprefix(NOT_RUN))
+    return f"its process ended with {done.returncode}: {(lines or ['no word why'])[-1]}" if done.returncode else ""
+
+
+def file_name(client: Client) -> str:
+    """Return a client's name as the name of a file."""
+    return client.name.lower().replace(" ", "-")
+
+
+def _judged(
+    client: Client, found: list[dict], folders: dict[str, Path], references: dict[str, dict], ended: str
+) -> list[dict]:
+    rows = {(row["export"], row["format"]): row for row in found}
+    judged = []
+    for export, form in checks_of(client):
+        if export.name in folders:
+            row = rows.get((export.name, form), {"errors": {"": ended or "no answer"}})
+            judged.append(
+                {"export": export.name, "format": form} | judge(client, form, row, references[export.name]["answers"])
+            )
+    return judged
+
+
+def judge(client: Client, form: str, row: dict, reference: dict[str, dict]) -> dict:
+    """Return the status of one check: "same" as PyTorch within the format's tolerance, "limit" of the client's own, or "failed"."""
+    notes = sorted(set(row.get("notes", [])))
+    errors = row.get("errors", {})
+    difference, error = None, None
+    if errors:
+        name, said = next(iter(errors.items()))
+        error = f"{said} (input {name})" if name and len(errors) < len(reference) else said
+    elif client.script == "shipped_examples.py":
+        difference = 0.0
+    else:
+        try:
+            difference = max(check_answers(row["answers"], reference).values())
+        except Wrong as wrong:
+            error = str(wrong)
+        else:
+            if difference > TOLERANCES[form]:
+                error = f"differs from PyTorch by {difference:.2g} of the largest value"
+    if error is None:
+        return {"status": "same", "difference": difference, "error": None, "notes": notes}
+    limit = next((limit for limit in client.limits if limit.covers(row.get("export", ""), form, error)), None)
+    status, said = ("limit", limit.why) if limit else ("failed", error)
+    return {"status": status, "difference": difference, "error": said, "notes": notes}

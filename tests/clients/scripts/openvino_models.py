@@ -1,0 +1,27 @@
+"""OpenVINO, by the line of docs/DEPLOY.md: its own format, and the ONNX files."""
+
+import openvino
+from checks import call, numbers, run_checks
+from transformers import AutoTokenizer
+
+FILES = {
+    "onnx": "onnx/model.onnx",
+    "onnx-int8": "onnx/model_quantized.onnx",
+    "openvino-int8": "openvino/openvino_model.xml",
+}
+
+
+def load(check):
+    tokenizer = AutoTokenizer.from_pretrained(check["folder"])
+    model = openvino.compile_model(
+        f"{check['folder']}/{FILES[check['format']]}", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+
+    def answer(given):
+        found = model(dict(call(tokenizer, given, return_tensors="np")))
+        return {"logits": numbers([found[i] for i in range(len(model.outputs))])}
+
+    return answer
+
+
+run_checks(load, ["openvino", "transformers"])

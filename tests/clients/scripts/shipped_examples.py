@@ -1,0 +1,19 @@
+"""The example beside each file, run in the folder by a process of its own: it must end well and print something."""
+
+import subprocess
+import sys
+
+from checks import run_checks
+
+SECONDS = 300
+
+
+def load(check):
+    file = f"example_{check['format'].replace('-', '_')}.py"
+    done = subprocess.run([sys.executable, file], cwd=check["folder"], capture_output=True, text=True, timeout=SECONDS)
+    if done.returncode or not done.stdout.strip():
+        raise RuntimeError(f"{file}: {(done.stderr.strip() or 'nothing printed').splitlines()[-1]}")
+    return lambda given: {"ran": [1.0]}
+
+
+run_checks(load, ["torch", "transformers", "onnxruntime", "openvino"])

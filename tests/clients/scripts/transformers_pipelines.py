@@ -1,0 +1,50 @@
+"""transformers: `pipeline` with its defaults, and the model called on what its tokenizer gives."""
+
+import torch
+import transformers
+from checks import call, numbers, run_checks
+from transformers import AutoTokenizer, pipeline
+from transformers_classes import AUTO
+
+
+def load(check):
+    folder, task = check["folder"], check["task"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = getattr(transformers, AUTO[task]).from_pretrained(folder)
+    name = "text-classification" if task == "regression" else task
+    # transformers 5 has no pipeline for questions any more
+    pipe = pipeline(name, folder) if name in transformers.pipelines.SUPPORTED_TASKS else None
+
+    def answer(given):
+        with torch.no_grad():
+            outputs = model(**call(tokenizer, given, return_tensors="pt"))
+        if task == "question-answering":
+            views = {"logits": numbers([outputs.start_logits, outputs.end_logits])}
+        else:
+            views = {"logits": numbers(outputs[0])}
+        if pipe is None:
+            return views
+        if task == "question-answering":
+            found = pipe(question=given["text"], context=given["pair"])
+            return views | {"scores": [[f"{found['start']}:{found['end']}", found["score"]]]}
+        try:
+            found = ask(given)
+        except (RuntimeError, IndexError):  # no pipeline of these cuts unless it is told to
+            cut = {"tokenizer_kwargs": {"truncation": True}} if task == "fill-mask" else {"truncation": True}
+            found = ask(given, **cut)
+            check["notes"].append("overlong text: with truncation=True")
+        if task == "feature-extraction":
+            return views | {"logits": numbers(torch.tensor(found))}
+        key = "token" if task == "fill-mask" else "label"
+        return views | {"scores": [[row[key], row["score"]] for row in found]}
+
+    def ask(given, **options):
+        found = pipe(
+            {"text": given["text"], "text_pair": given["pair"]} if "pair" in given else given["text"], **options
+        )
+        return [found] if isinstance(found, dict) else found
+
+    return answer
+
+
+run_checks(load, ["transformers", "torch"])
