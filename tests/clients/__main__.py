@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.machine import describe
 from tests.clients.catalog import CLIENTS, checks_of
@@ -57,6 +58,7 @@ def say(line: str) -> None:
 
 def main(words: list[str]) -> int:
     options = parse(words)
+    disable_progress_bar()
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
     clients = [client for name, client in CLIENTS.items() if not options.clients or name in options.clients]
     environments = options.environments.resolve()
@@ -78,10 +80,10 @@ def main(words: list[str]) -> int:
         kept = folder / "results" / f"{file_name(client)}.json"
         kept.parent.mkdir(exist_ok=True)
         mark = client_stamp(client, stamp)
-        row = json.loads(kept.read_text()) if kept.is_file() and not options.again else {}
+        row = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() and not options.again else {}
         if row.get("stamp") != mark or row["not_run"] is not None:
             row = run_client(client, environments, folders, references, kept.with_suffix(".log"), say) | {"stamp": mark}
-            kept.write_text(json.dumps(row, indent=1))
+            kept.write_text(json.dumps(row, indent=1), encoding="utf-8")
         rows.append(row)
         say(f"  {_outcome(row)}")
     head = f"Run on {datetime.date.today():%Y-%m-%d} with `python -m tests.clients`: {describe(torch.device('cpu'))}."
@@ -98,13 +100,13 @@ def main(words: list[str]) -> int:
 
 
 def _fresh(folder: Path, stamp: str) -> Path:
-    """Return `folder`, emptied where it holds another state of the product's exports; UserError-free: only what this program made is removed."""
+    """Return `folder`, emptied where another state of the product has made its exports; nobody else's folder is emptied."""
     made_by = folder / "made-by.txt"
-    if made_by.is_file() and made_by.read_text() != stamp:
+    if made_by.is_file() and made_by.read_text(encoding="utf-8") != stamp:
         say(f"{folder}: the product has changed since, its exports are made anew")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made_by.write_text(stamp)
+    made_by.write_text(stamp, encoding="utf-8")
     return folder
 
 

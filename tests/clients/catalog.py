@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.clients.environments import Environment, pinned
@@ -76,6 +77,7 @@ class Client:
         limits: What it cannot do.
         minutes: After which it is stopped.
         in_page: The script is a page for a browser.
+        cuts_last: It cuts overlong texts after [SEP] has been put at their end, with anybody's models.
         own_copy: It gets copies of the folders, with their modes, in a place that every user may enter.
     """
 
@@ -90,47 +92,86 @@ class Client:
     minutes: float = 15
     in_page: bool = False
     own_copy: bool = False
+    cuts_last: bool = False
 
     def takes(self, export: Export) -> bool:
         """Whether it is given this export."""
         return export.task in self.tasks and (not self.exports or export.name in self.exports)
 
 
-ONNX = ("onnx", "onnx-int8")
+ONNX, OPENVINO, TORCH_EXPORT = ("onnx", "onnx-int8"), ("openvino-int8",), ("torch-export",)
+VECTORS = ("fill-mask", "feature-extraction")
+SCORES = ("text-classification", "regression")
+PAIRS = ("pairs", "bert-pairs", "roberta-pairs", "regression")
+PIPELINE = "`pipeline` with its defaults, `AutoModel…`"
+ENCODE, CROSS_ENCODER = "sentence_transformers_encode.py", "sentence_transformers_cross_encoder.py"
 
-CLIENTS = {
-    client.name: client
-    for client in (
-        Client("transformers 4.46", "transformers-4.46", "transformers_pipelines.py", "`pipeline` with its defaults, `AutoModel…`"),
-        Client("transformers 4.57", "transformers-4.57", "transformers_pipelines.py", "`pipeline` with its defaults, `AutoModel…`"),
-        Client("transformers 5", "deploy", "transformers_pipelines.py", "`pipeline` with its defaults, `AutoModel…`"),
-        Client("another user", "deploy", "another_user.py", "as `nobody`: every file read, `AutoModel…`", own_copy=True),
-        Client("torch alone", "torch", "torch_alone.py", "`torch.export.load`, nothing else installed", formats=("torch-export",)),
-        Client("shipped examples", "deploy", "shipped_examples.py", "each `example_*.py`, in a process of its own",
-               formats=("onnx", "onnx-int8", "openvino-int8", "torch-export")),
-        Client("ONNX Runtime", "deploy", "onnxruntime_sessions.py", "`InferenceSession`", formats=ONNX),
-        Client("ONNX Runtime 1.18", "onnxruntime-1.18", "onnxruntime_sessions.py", "`InferenceSession`", formats=ONNX),
-        Client("OpenVINO", "deploy", "openvino_models.py", "`compile_model`", formats=("openvino-int8", *ONNX)),
-        Client("transformers.js in Node", "javascript", "transformers_js.mjs", "`pipeline` with its defaults; pairs by tokenizer and model", formats=ONNX),
-        Client("transformers.js in a page", "javascript", "transformers_js.html", "the same in headless Chromium, on WebAssembly", formats=ONNX,
-               in_page=True),
-        Client("onnxruntime-node", "javascript", "onnxruntime_node.mjs", "`InferenceSession.create`", formats=ONNX),
-        Client("sentence-transformers 6", "sentence-transformers", "sentence_transformers_encode.py", "`SentenceTransformer(FOLDER)`; pairs by `CrossEncoder`",
-               tasks=("fill-mask", "feature-extraction", "text-classification", "regression")),
-        Client("sentence-transformers 5", "optimum", "sentence_transformers_encode.py", "`SentenceTransformer(FOLDER)`; pairs by `CrossEncoder`",
-               tasks=("fill-mask", "feature-extraction", "text-classification", "regression")),
-        Client("sentence-transformers 5, backends", "optimum", "sentence_transformers_encode.py", '`SentenceTransformer(EMBEDDER, backend="onnx")`, "openvino"',
-               tasks=("feature-extraction",), formats=(*ONNX, "openvino-int8")),
-        Client("optimum-onnx", "optimum", "optimum_models.py", "`ORTModel…`", formats=ONNX),
-        Client("optimum-intel", "optimum", "optimum_models.py", '`OVModel…`, `subfolder="openvino"`', formats=("openvino-int8",)),
-        Client("fastembed", "fastembed", "fastembed_custom.py", "`TextEmbedding.add_custom_model`", tasks=("feature-extraction",), formats=ONNX),
-        Client("SetFit", "sentence-transformers", "setfit_trained.py", "loaded, trained, saved, loaded again", tasks=("fill-mask", "feature-extraction")),
-        Client("PEFT", "peft", "peft_lora.py", "LoRA put on, trained, saved, loaded again, merged", tasks=("text-classification", "regression")),
-        Client("spaCy", "spacy", "spacy_transformer.py", "spacy-transformers' pipe", tasks=("fill-mask", "feature-extraction")),
-        Client("ExecuTorch", "executorch", "executorch_lowered.py", "`torch/model.pt2` lowered to XNNPACK", formats=("torch-export",), minutes=40,
-               exports=("student", "roberta", "sentences", "bert-pairs", "questions", "encoder")),
+
+def _clients() -> Iterator[Client]:
+    """Yield the clients, cheap and widespread ones first."""
+    for version in ("4.46", "4.57"):
+        yield Client(f"transformers {version}", f"transformers-{version}", "transformers_pipelines.py", PIPELINE)
+    yield Client("transformers 5", "deploy", "transformers_pipelines.py", PIPELINE)
+    yield Client("another user", "deploy", "another_user.py", "`nobody` reads every file, `AutoModel…`", own_copy=True)
+    yield Client("torch alone", "torch", "torch_alone.py", "`torch.export.load`", formats=TORCH_EXPORT)
+    yield Client(
+        "shipped examples", "deploy", "shipped_examples.py", "`example_*.py`", formats=(*ONNX, *OPENVINO, *TORCH_EXPORT)
     )
-}  # fmt: skip
+    yield Client("ONNX Runtime", "deploy", "onnxruntime_sessions.py", "`InferenceSession`", formats=ONNX)
+    yield Client("ONNX Runtime 1.18", "onnxruntime-1.18", "onnxruntime_sessions.py", "`InferenceSession`", formats=ONNX)
+    yield Client("OpenVINO", "deploy", "openvino_models.py", "`compile_model`", formats=(*OPENVINO, *ONNX))
+    yield Client(
+        "transformers.js in Node",
+        "javascript",
+        "transformers_js.mjs",
+        "`pipeline` with its defaults",
+        formats=ONNX,
+        cuts_last=True,
+    )
+    yield Client(
+        "transformers.js in a page",
+        "javascript",
+        "transformers_js.html",
+        "the same, on WebAssembly",
+        formats=ONNX,
+        in_page=True,
+        cuts_last=True,
+    )
+    yield Client("onnxruntime-node", "javascript", "onnxruntime_node.mjs", "`InferenceSession.create`", formats=ONNX)
+    for version, environment in (("6", "sentence-transformers"), ("5", "optimum")):
+        name = f"sentence-transformers {version}"
+        yield Client(name, environment, ENCODE, "`SentenceTransformer(FOLDER)`", tasks=VECTORS)
+        yield Client(
+            f"{name}, pairs", environment, CROSS_ENCODER, "`CrossEncoder(FOLDER)`", tasks=SCORES, exports=PAIRS
+        )
+    yield Client(
+        "sentence-transformers 5, ONNX and OpenVINO",
+        "optimum",
+        ENCODE,
+        '`SentenceTransformer(FOLDER, backend="onnx")` and `"openvino"`',
+        tasks=("feature-extraction",),
+        formats=(*ONNX, *OPENVINO),
+    )
+    yield Client("optimum-onnx", "optimum", "optimum_models.py", "`ORTModel…`", formats=ONNX)
+    yield Client("optimum-intel", "optimum", "optimum_models.py", "`OVModel…`", formats=OPENVINO)
+    yield Client(
+        "fastembed", "fastembed", "fastembed_custom.py", "a custom model", tasks=("feature-extraction",), formats=ONNX
+    )
+    yield Client("SetFit", "sentence-transformers", "setfit_trained.py", "trained, saved, loaded again", tasks=VECTORS)
+    yield Client("PEFT", "peft", "peft_lora.py", "LoRA trained, saved, loaded again, merged", tasks=SCORES)
+    yield Client("spaCy", "spacy", "spacy_transformer.py", "spacy-transformers' pipe", tasks=VECTORS, cuts_last=True)
+    yield Client(
+        "ExecuTorch",
+        "executorch",
+        "executorch_lowered.py",
+        "`model.pt2` lowered to XNNPACK",
+        formats=TORCH_EXPORT,
+        exports=("student", "roberta", "sentences", "bert-pairs", "questions", "encoder"),  # a minute or so each
+        minutes=30,
+    )
+
+
+CLIENTS = {client.name: client for client in _clients()}
 
 
 def checks_of(client: Client) -> list[tuple[Export, str]]:

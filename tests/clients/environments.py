@@ -47,7 +47,7 @@ def pinned(package: str) -> str:
         KeyError: no requirements file pins it.
     """
     for file in ("requirements.txt", "requirements-deploy.txt", "requirements-dev.txt"):
-        found = re.search(rf"^{re.escape(package)}==[^\s#]+", (ROOT / file).read_text(), re.MULTILINE)
+        found = re.search(rf"^{re.escape(package)}==[^\s#]+", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
         if found:
             return found[0]
     raise KeyError(f"{package}: no requirements file pins it")
@@ -61,13 +61,13 @@ def make_ready(environment: Environment, root: Path) -> Path:
     """
     folder = root / environment.name
     stamp = folder / "made-from.txt"
-    if stamp.is_file() and stamp.read_text() == environment.stamp:
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == environment.stamp:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     install = _install_with_pip if environment.installer == "pip" else _install_with_npm
     install(environment, folder, root / f"{environment.name}.install.log")
-    stamp.write_text(environment.stamp)
+    stamp.write_text(environment.stamp, encoding="utf-8")
     return folder
 
 
@@ -97,7 +97,9 @@ def _install_with_pip(environment: Environment, folder: Path, log: Path) -> None
         "--disable-pip-version-check",
     ]
     constraints = folder / "constraints.txt"
-    constraints.write_text(pinned("torch") + "\n")  # one build for all, so that numbers differ by the clients alone
+    constraints.write_text(
+        pinned("torch") + "\n", encoding="utf-8"
+    )  # one build for all, so that numbers differ by the clients alone
     rest = [package for package in environment.packages if package != pinned("torch")]
     if len(rest) < len(environment.packages):
         try:  # the CPU build where the index has it, as launch.sh does; the general one brings gigabytes for GPUs

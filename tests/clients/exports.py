@@ -94,12 +94,12 @@ def make_exports(names: list[str], folder: Path, say: Callable[[str], None]) -> 
         if not done.is_file():
             say(f"making the export {name}")
             try:
-                done.write_text(str(_make(export, folder, made)))
+                done.write_text(str(_make(export, folder, made)), encoding="utf-8")
             except _CommandFailed as error:
                 failed[name] = str(error)
                 say(f"  failed: {error}")
                 return
-        made[name] = Path(done.read_text())
+        made[name] = Path(done.read_text(encoding="utf-8"))
 
     for name in names:
         make(name)
@@ -175,8 +175,8 @@ def _ds_distill(*arguments: object) -> str:
 
 def _write_text_and_tasks(folder: Path) -> None:
     """Write the corpus, and data in each task's own form whose label one word decides."""
-    lines = [line for line in SAMPLE.read_text().splitlines() if line.strip()]
-    (folder / "text.txt").write_text("\n\n".join(lines * 8) + "\n")
+    lines = [line for line in SAMPLE.read_text(encoding="utf-8").splitlines() if line.strip()]
+    (folder / "text.txt").write_text("\n\n".join(lines * 8) + "\n", encoding="utf-8")
     sentences = [sentence.strip() for line in lines for sentence in line.split(". ") if len(sentence) > 20]
     for split, count in (("train", 128), ("validation", 32)):
         rows: dict[str, list[dict]] = {"sst2": [], "rte": [], "stsb": []}
@@ -199,7 +199,9 @@ def _write_text_and_tasks(folder: Path) -> None:
             )
         for task, found in rows.items():
             (folder / "tasks" / task).mkdir(parents=True, exist_ok=True)
-            (folder / "tasks" / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, found)) + "\n")
+            (folder / "tasks" / task / f"{split}.jsonl").write_text(
+                "\n".join(map(json.dumps, found)) + "\n", encoding="utf-8"
+            )
         (folder / "tasks" / "squad").mkdir(parents=True, exist_ok=True)
         squad = {"version": "1.1", "data": [{"title": "sample", "paragraphs": questions}]}
-        (folder / "tasks" / "squad" / f"{split}.json").write_text(json.dumps(squad))
+        (folder / "tasks" / "squad" / f"{split}.json").write_text(json.dumps(squad), encoding="utf-8")

@@ -65,7 +65,7 @@ def run_page(
         output.write("\n".join(requests) + "\n")
     if not finished:
         return f"the page was not done after {seconds / 60:g} minutes"
-    return json.loads(result.read_text()).get("error", "")
+    return json.loads(result.read_text(encoding="utf-8")).get("error", "")
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 
 import torch
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     PretrainedConfig,
+    PreTrainedModel,
 )
 
 from tests.clients.exports import Export
@@ -31,7 +32,7 @@ CLASSES = {
     "question-answering": AutoModelForQuestionAnswering,
     "feature-extraction": AutoModel,
 }
-MOST_ANSWER_WORDS = 15  # the longest answer of transformers' pipeline
+MOST_ANSWER_TOKENS = 15  # the pipeline's
 
 
 def inputs_of(export: Export, mask: str) -> dict[str, dict[str, str]]:
@@ -66,57 +67,60 @@ def inputs_of(export: Export, mask: str) -> dict[str, dict[str, str]]:
 
 
 def reference_of(export: Export, folder: Path, model_folder: Path) -> dict:
-    """Return {"inputs": by name, "answers": by name, views of PyTorch's answer}.
+    """Return {"inputs": by name, "answers": by name}.
 
     Args:
         export: What `folder` is.
         folder: Where its tokenizer.json lies.
         model_folder: Where its weights lie: of an encoder the masked LM's folder, whose trunk it must equal.
 
-    Views: "logits", the model's first outputs, flat; "scores", what a pipeline reports, by its key; "mean", the mean of the last hidden states.
+    An input has the texts and, for clients without a tokenizer, "ids" and "type_ids". An answer has the views of `_views`; one to an overlong
+    text also has "cut_last", the same for a client that cuts the token ids after [SEP] has been put at their end.
     """
     config = AutoConfig.from_pretrained(model_folder)
-    extra = (
-        {"add_pooling_layer": False}
-        if export.task == "feature-extraction" and config.model_type != "distilbert"
-        else {}
-    )
-    model = CLASSES[export.task].from_pretrained(model_folder, use_safetensors=True, **extra).float().eval()
+    whole = export.task != "feature-extraction" or config.model_type == "distilbert"
+    options = {} if whole else {"add_pooling_layer": False}
+    model = CLASSES[export.task].from_pretrained(model_folder, use_safetensors=True, **options).float().eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     positions = _positions(config)
-    mask = "[MASK]" if tokenizer.token_to_id("[MASK]") is not None else "<mask>"
+    mask = next(token for token in ("[MASK]", "<mask>") if tokenizer.token_to_id(token) is not None)
     inputs, answers = inputs_of(export, mask), {}
     for name, given in inputs.items():
         tokenizer.enable_truncation(positions)
-        encoded = tokenizer.encode(given["text"], given.get("pair"))
-        if ("overlong" in name) != bool(encoded.overflowing):
-            raise AssertionError(f"{export.name}: the input {name} has {len(encoded.ids)} tokens of {positions}")
-        tensors = _tensors(encoded, config)
-        with torch.no_grad():
-            found = model(**tensors, output_hidden_states=True)
-        answer: dict = {"ids": encoded.ids}
+        cut = tokenizer.encode(given["text"], given.get("pair"))
+        tokenizer.no_truncation()
+        uncut = tokenizer.encode(given["text"], given.get("pair"))
+        if ("overlong" in name) != (len(uncut.ids) > positions):
+            raise AssertionError(f"{export.name}: the input {name} has {len(uncut.ids)} tokens of {positions}")
+        given["ids"], given["type_ids"] = cut.ids, cut.type_ids if config.model_type == "bert" else []
+        answers[name] = _views(export, model, cut.ids, cut.type_ids, tokenizer.token_to_id(mask))
         if export.task == "question-answering":
-            answer["logits"] = _flat(found.start_logits) + _flat(found.end_logits)
-            answer["scores"] = _best_span(model, tokenizer, given, positions, config)
-        elif export.task == "feature-extraction":
-            answer["logits"] = _flat(found.last_hidden_state)
-        else:
-            answer["logits"] = _flat(found.logits)
-        if export.task == "fill-mask":
-            at = encoded.ids.index(tokenizer.token_to_id(mask))
-            answer["scores"] = {str(token): score for token, score in enumerate(_flat(found.logits[0, at].softmax(-1)))}
-        if export.task == "text-classification":
-            answer["scores"] = {
-                config.id2label[label]: score for label, score in enumerate(_flat(found.logits[0].softmax(-1)))
-            }
-        if export.task == "regression":
-            answer["scores"] = {config.id2label[0]: found.logits.item()}
-        if export.task in ("fill-mask", "feature-extraction"):
-            answer["mean"] = _flat(found.hidden_states[-1][0].mean(0))
-        answers[name] = answer
-        given["ids"], given["type_ids"] = encoded.ids, encoded.type_ids if "token_type_ids" in tensors else []
+            answers[name]["answer"] = _best_answer(model, tokenizer, given, positions)
+        if len(uncut.ids) > positions:
+            ids, types = uncut.ids[:positions], uncut.type_ids[:positions]
+            answers[name]["cut_last"] = _views(export, model, ids, types, tokenizer.token_to_id(mask))
     return {"inputs": inputs, "answers": answers}
+
+
+def _views(export: Export, model: PreTrainedModel, ids: list[int], type_ids: list[int], mask: int) -> dict:
+    """Return PyTorch's answer as clients may give it: "logits", all of the model's outputs, flat; "scores", what a pipeline reports, by its key;
+    "mean", the mean of the last hidden states."""
+    with torch.no_grad():
+        found = model(**_tensors(ids, type_ids, model.config), output_hidden_states=True)
+    if export.task == "question-answering":
+        return {"logits": _flat(found.start_logits) + _flat(found.end_logits)}
+    views: dict = {"logits": _flat(found.last_hidden_state if export.task == "feature-extraction" else found.logits)}
+    names = model.config.id2label
+    if export.task == "fill-mask":
+        views["scores"] = dict(enumerate(_flat(found.logits[0, ids.index(mask)].softmax(-1))))
+    if export.task == "text-classification":
+        views["scores"] = {names[label]: score for label, score in enumerate(_flat(found.logits[0].softmax(-1)))}
+    if export.task == "regression":
+        views["scores"] = {names[0]: found.logits.item()}
+    if export.task in ("fill-mask", "feature-extraction"):
+        views["mean"] = _flat(found.hidden_states[-1][0].mean(0))
+    return views
 
 
 def write_reference(export: Export, folder: Path, model_folder: Path, file: Path) -> dict:
@@ -124,9 +128,9 @@ def write_reference(export: Export, folder: Path, model_folder: Path, file: Path
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(reference_of(export, folder, model_folder)))
+        partial.write_text(json.dumps(reference_of(export, folder, model_folder)), encoding="utf-8")
         partial.replace(file)
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _positions(config: PretrainedConfig) -> int:
@@ -134,40 +138,31 @@ def _positions(config: PretrainedConfig) -> int:
     return config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
 
 
-def _tensors(encoded: Encoding, config: PretrainedConfig) -> dict[str, torch.Tensor]:
-    tensors = {
-        "input_ids": torch.tensor([encoded.ids]),
-        "attention_mask": torch.ones(1, len(encoded.ids), dtype=torch.long),
-    }
-    if config.model_type == "bert":
-        tensors["token_type_ids"] = torch.tensor([encoded.type_ids])
-    return tensors
+def _tensors(ids: list[int], type_ids: list[int], config: PretrainedConfig) -> dict[str, torch.Tensor]:
+    tensors = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    return tensors | ({"token_type_ids": torch.tensor([type_ids])} if config.model_type == "bert" else {})
 
 
 def _flat(values: torch.Tensor) -> list[float]:
     return [float(value) for value in values.flatten()]
 
 
-def _best_span(
-    model, tokenizer: Tokenizer, given: dict[str, str], positions: int, config: PretrainedConfig
-) -> dict[str, float]:
-    """Return {"FIRST:LAST": score}, the characters of the likeliest answer, as transformers' pipeline finds it: in windows that overlap by half, over
-    the context's tokens and [CLS], with whole words."""
+def _best_answer(model: PreTrainedModel, tokenizer: Tokenizer, given: dict[str, str], positions: int) -> str:
+    """Return the likeliest answer, as transformers' pipeline finds it: in windows that overlap by half, in whole words of the context."""
     tokenizer.enable_truncation(positions, stride=positions // 2, strategy="only_second")
     first = tokenizer.encode(given["text"], given["pair"])
     best: tuple[float, str] = (-math.inf, "")
     for window in (first, *first.overflowing):
         with torch.no_grad():
-            found = model(**_tensors(window, config))
+            found = model(**_tensors(window.ids, window.type_ids, model.config))
         allowed = torch.tensor([sequence == 1 for sequence in window.sequence_ids])
-        allowed[0] = True
+        allowed[0] = True  # [CLS], which takes its share of the probability
         start, end = (
             logits[0].masked_fill(~allowed, -10000.0).softmax(-1) for logits in (found.start_logits, found.end_logits)
         )
         start[0] = end[0] = 0.0
-        scores = torch.triu(start[:, None] * end[None]).tril(MOST_ANSWER_WORDS - 1)
-        score, at = scores.max().item(), scores.argmax().item()
-        words = [window.token_to_word(position) for position in divmod(at, len(start))]
+        scores = torch.triu(start[:, None] * end[None]).tril(MOST_ANSWER_TOKENS - 1)
+        words = [window.token_to_word(position) for position in divmod(scores.argmax().item(), len(start))]
         spans = [window.word_to_chars(word, 1) for word in words]
-        best = max(best, (score, f"{spans[0][0]}:{spans[1][1]}"))
-    return {best[1]: best[0]}
+        best = max(best, (scores.max().item(), given["pair"][spans[0][0] : spans[1][1]]))
+    return best[1]

@@ -69,11 +69,11 @@ def page_section(rows: list[dict], unmade: dict[str, str], head: str) -> str:
 
 def write_section(page: Path, text: str) -> None:
     """Put `text` between the markers of `page`. Raises ValueError where they are not there."""
-    before = page.read_text()
+    before = page.read_text(encoding="utf-8")
     pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
     if not pattern.search(before):
         raise ValueError(f"{page}: lacks the lines {BEGIN} and {END}")
-    page.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", before))
+    page.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", before), encoding="utf-8")
 
 
 def _cell(text: str) -> str:

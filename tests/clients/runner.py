@@ -78,7 +78,7 @@ def _run(
         checks.append({"export": export.name, "format": form, "task": export.task, "pairs": export.pairs, "folder": str(folder),
                        "inputs": references[export.name]["inputs"]})  # fmt: skip
     job, result = scratch / "job.json", scratch / "result.json"
-    job.write_text(json.dumps({"checks": checks}))
+    job.write_text(json.dumps({"checks": checks}), encoding="utf-8")
     if client.in_page:
         from tests.clients.page import run_page
 
@@ -86,7 +86,7 @@ def _run(
         ended = run_page(SCRIPTS / client.script, ready, job, result, served, log, client.minutes * 60)
     else:
         ended = _run_script(client, ready, job, result, log)
-    return (json.loads(result.read_text()) if result.is_file() else {}), ended
+    return (json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}), ended
 
 
 def _run_script(client: Client, ready: Path, job: Path, result: Path, log: Path) -> str:
@@ -128,14 +128,15 @@ def _judged(
         if export.name in folders:
             row = rows.get((export.name, form), {"errors": {"": ended or "no answer"}})
             judged.append(
-                {"export": export.name, "format": form} | judge(client, form, row, references[export.name]["answers"])
+                {"export": export.name, "format": form}
+                | judge(client, export.name, form, row, references[export.name]["answers"])
             )
     return judged
 
 
-def judge(client: Client, form: str, row: dict, reference: dict[str, dict]) -> dict:
+def judge(client: Client, export: str, form: str, row: dict, reference: dict[str, dict]) -> dict:
     """Return the status of one check: "same" as PyTorch within the format's tolerance, "limit" of the client's own, or "failed"."""
-    notes = sorted(set(row.get("notes", [])))
+    notes = sorted({*row.get("notes", []), *(["overlong text: cut after [SEP] was added"] if client.cuts_last else [])})
     errors = row.get("errors", {})
     difference, error = None, None
     if errors:
@@ -145,7 +146,7 @@ def judge(client: Client, form: str, row: dict, reference: dict[str, dict]) -> d
         difference = 0.0
     else:
         try:
-            difference = max(check_answers(row["answers"], reference).values())
+            difference = max(check_answers(row["answers"], reference, client.cuts_last).values())
         except Wrong as wrong:
             error = str(wrong)
         else:
@@ -153,6 +154,6 @@ def judge(client: Client, form: str, row: dict, reference: dict[str, dict]) -> d
                 error = f"differs from PyTorch by {difference:.2g} of the largest value"
     if error is None:
         return {"status": "same", "difference": difference, "error": None, "notes": notes}
-    limit = next((limit for limit in client.limits if limit.covers(row.get("export", ""), form, error)), None)
+    limit = next((limit for limit in client.limits if limit.covers(export, form, error)), None)
     status, said = ("limit", limit.why) if limit else ("failed", error)
     return {"status": status, "difference": difference, "error": said, "notes": notes}

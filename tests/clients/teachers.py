@@ -31,7 +31,7 @@ MASK = AddedToken("<mask>", lstrip=True, special=True)
 
 def make_bert(folder: Path) -> None:
     """Write a BERT with a WordPiece tokenizer that promises 512 tokens, as bert-base-uncased's does."""
-    size = len(train_wordpiece(SAMPLE.read_text().splitlines(), VOCABULARY, folder))
+    size = len(train_wordpiece(SAMPLE.read_text(encoding="utf-8").splitlines(), VOCABULARY, folder))
     _save(BertForMaskedLM(BertConfig(vocab_size=size, max_position_embeddings=POSITIONS, **SIZES)), folder, seed=1)
 
 
@@ -86,7 +86,9 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path, kind: str, **settings) -
     fast.save_pretrained(str(folder))
     file = folder / "tokenizer_config.json"
     file.write_text(
-        file.read_text().replace('"TokenizersBackend"', f'"{kind}"').replace('"PreTrainedTokenizerFast"', f'"{kind}"')
+        file.read_text(encoding="utf-8")
+        .replace('"TokenizersBackend"', f'"{kind}"')
+        .replace('"PreTrainedTokenizerFast"', f'"{kind}"')
     )
 
 

@@ -18,7 +18,7 @@ def run_checks(load, packages):
             "text", maybe "pair", and PyTorch's "ids" and "type_ids".
         packages: Distributions whose versions are reported.
     """
-    job, result = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    job, result = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
     found = {"versions": {name: importlib.metadata.version(name) for name in packages}, "checks": []}
     for check in job["checks"]:
         row = {"export": check["export"], "format": check["format"], "answers": {}, "errors": {}, "notes": []}
@@ -35,7 +35,7 @@ def run_checks(load, packages):
                 except Exception as error:
                     row["errors"][name] = _said(error)
         found["checks"].append(row)
-        result.write_text(json.dumps(found))
+        result.write_text(json.dumps(found), encoding="utf-8")
 
 
 def numbers(values):
