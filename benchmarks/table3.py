@@ -37,7 +37,7 @@ def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.export.dev import labelled
 
-    texts, _ = labelled(data)
+    texts = labelled(data).texts
     encoded = load_tokenizer(tokenizer_folder)(*texts, truncation=True, max_length=most)
     return [len(ids) for ids in encoded["input_ids"]]
 
