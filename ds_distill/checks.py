@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
+from ds_distill.claim import check_claim, check_shared, flat
 from ds_distill.data.sources import check_inputs
 from ds_distill.errors import UserError, did_you_mean
 from ds_distill.model_checks import check_reads, check_teacher_fits, check_whole
@@ -69,6 +70,19 @@ def _smallest(training: Training) -> Training:
 def check_texts(corpus: list[str], heldout: list[str]) -> None:
     """Collective: UserError for a text that is not there. The first rank alone need see them."""
     on_first_rank(lambda: check_inputs([*corpus, *heldout]))
+
+
+def check_output(output: Path, recipe: Recipe) -> None:
+    """Collective: UserError where an output folder holds a run of another recipe, or a host does not see it."""
+    on_first_rank(lambda: check_claim(output, flat(recipe), recipe.training.resume))
+    if torch.distributed.get_world_size() > 1:
+        on_first_rank(lambda: _touch(output / ".lock"))
+        check_shared(output / ".lock")
+
+
+def _touch(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
 
 
 def check_teacher(teacher: str, recipe: Recipe, tokens: Path | None = None) -> str:

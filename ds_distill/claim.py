@@ -42,7 +42,6 @@ def claimed_alone(output: Path, identity: dict, remedy: str = "choose another --
 
 
 def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str, remedy: str, first: Callable | None) -> None:
-    file = output / "run.json"
     output.mkdir(parents=True, exist_ok=True)
     held = lock.enter_context(open(output / ".lock", "a+", encoding="utf-8"))
     held.seek(0)
@@ -52,13 +51,30 @@ def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str,
     held.flush()
     if first:
         first()
-    if not file.is_file():
-        write_json(file, identity)
+    before = _run_in(output, remedy)
+    if before is None:
+        write_json(output / "run.json", identity)
         return
+    _check_same(output, before, identity, resume, remedy)
+
+
+def check_claim(output: Path, identity: dict, resume: str) -> None:
+    """UserError where `claimed` will find another run in `output`, by the part of its identity that is known so far."""
+    before = _run_in(output, "choose another --output")
+    if before is not None:
+        _check_same(output, {key: before.get(key) for key in identity}, identity, resume, "choose another --output")
+
+
+def _run_in(output: Path, remedy: str) -> dict | None:
+    """The identity of the run in a folder, if there is one."""
+    file = output / "run.json"
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}): {remedy}") from error
+
+
+def _check_same(output: Path, before: dict, identity: dict, resume: str, remedy: str) -> None:
     if changed := _changed(before, identity):
         raise UserError(f"{output} holds another run ({changed}): {remedy}")
     if resume == "never":

@@ -25,7 +25,7 @@ def execute(command: str, options) -> dict:
         from ds_distill.evidence import report
 
         return report(options.folders, output)
-    from ds_distill import checks, demo, environment, plan
+    from ds_distill import checks, demo, environment, model_checks, plan
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.models.folder import resolve_model_folder
     from ds_distill.tokens import prepare_tokens, with_tokens
@@ -47,6 +47,8 @@ def execute(command: str, options) -> dict:
                         vocabulary=options.vocabulary, teacher_tokens=options.teacher_tokens, fresh=options.fresh)  # fmt: skip
     if command == "prepare":
         tokenizer = load_tokenizer(options.tokenizer or resolve_model_folder(options.teacher))
+        if options.teacher:
+            model_checks.warn_of_teacher(options.teacher, recipe, options.tokenizer)
         manifest = prepare_tokens(options.corpus, tokenizer, output, recipe)
         kept = ("mode", "blocks", "real_tokens", "documents", "found", "unknown_share", "sources", "fingerprint")
         return {"output": str(output), **{key: manifest[key] for key in kept}}
@@ -73,6 +75,7 @@ def train_or_evaluate(command: str, options, recipe: Recipe, output: Path | None
         tokenizer = checks.check_teacher(options.teacher, recipe, tokens)
     if training:
         checks.check_engine(recipe)
+        checks.check_output(output, recipe)
     if not tokens:
         tokens = tokens_for(options.corpus, tokenizer, recipe, (output or EVALUATED_IN) / "tokens", bound=output)
         recipe = with_tokens(recipe, tokens)

@@ -6,7 +6,8 @@ from ds_distill.console import say
 from ds_distill.errors import UserError
 
 SHARED = ("run", "pretrain", "distill")  # commands whose work several ranks do together; that of the others is one process's
-RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# the last: torchrun keeps the store in which ranks meet, a process that makes a group of its own must not look for it there
+RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
 LONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 # what DeepSpeed's launcher and torchrun set beside them: a rank's process was really started as one, which a pod's variables do not tell
 LAUNCHED = ("CROSS_RANK", "TORCHELASTIC_RUN_ID")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
+from ds_distill.console import say
 from ds_distill.data.store import TokenStore
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.errors import UserError
@@ -18,16 +19,16 @@ from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.recipe import Recipe
 
 
-def check_teacher_fits(teacher: str, recipe: Recipe, tokens: Path | None = None) -> tuple[Path, bool]:
+def check_teacher_fits(teacher: str, recipe: Recipe, tokens: Path | None = None, tokenizer: str | None = None) -> tuple[Path, bool]:
     """(folder of a teacher that the recipe can distil, whether the student starts from its weights), by all but the values of its weights.
 
-    tokens: prepared ones; None where the teacher's own tokenizer will make them. UserError for what does not fit.
+    tokens: prepared ones; None where a tokenizer will make them. tokenizer: whose folder, the teacher's own if None. UserError for what does not fit.
     """
     folder, config = open_model_folder(teacher)
     s = recipe.student
     start, _ = plan_student(config, layers=s.layers, num_layers=s.depth, hidden=s.hidden, dropout=recipe.training.dropout,
                             freeze_positions=s.freeze_positions)  # fmt: skip
-    check_reads(folder, config, f"teacher {teacher}", recipe, tokens, folder)
+    check_reads(folder, config, f"teacher {teacher}", recipe, tokens, tokenizer or folder)
     load_masked_lm(teacher, hollow=True)
     return folder, start is not None
 
@@ -41,6 +42,15 @@ def check_whole(path: str, option: str = "teacher =", *, new_head: bool = False,
         model = load_masked_lm(path, option, new_head=new_head)
     if tied:
         check_tied(model)
+
+
+def warn_of_teacher(teacher: str, recipe: Recipe, tokenizer: str | None) -> None:
+    """Say what will keep a teacher from being distilled by the recipe, for whom the tokens are prepared: it may still be put right meanwhile."""
+    try:
+        _, starts_from_it = check_teacher_fits(teacher, recipe, tokenizer=tokenizer)
+        check_whole(teacher, tied=starts_from_it)
+    except UserError as error:
+        say(f"warning: {error} (the tokens are prepared all the same, distill will not take this teacher)")
 
 
 def check_reads(folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, tokens: Path | None, tokenizer: Path | str) -> None:

@@ -8,8 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from ds_distill.claim import flat
 from ds_distill.cli import main
 from ds_distill.data.tokenizer import train_wordpiece
+from ds_distill.parser import check_command
 from tests.unit.test_models_teacher import FAMILIES, tiny_bert
 
 TEXT = ["the small model reads what a large one wrote and keeps most of it because both see every word of the text"] * 40
@@ -171,11 +173,35 @@ def test_models_of_two_tokenizers_are_told_apart_before_a_corpus_is_prepared(sou
 @pytest.mark.parametrize("more", [["--training.micro_batch", "auto"], ["--training.trunk_learning_rate", "0"]])
 def test_settings_of_a_run_alone_are_no_mistake(world, capsys, more):
     from ds_distill.checks import check_engine, check_machine
-    from ds_distill.parser import check_command
 
     recipe = check_command([str(word) for word in ["distill", "--teacher", world / "teacher", *common(world), *more]])
     check_machine(recipe)
     check_engine(recipe)
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--training.seed", 5], "holds another run (training.seed was 0, is 5)"), (["--losses.kl", 1], "holds another run (losses.kl was 5.0, is 1.0)"),
+    (["--training.resume", "never"], "holds this run already"),
+])  # fmt: skip
+def test_another_run_in_the_folder_is_told_before_a_corpus_is_prepared(world, capsys, more, words):
+    recipe = check_command([str(word) for word in ["distill", "--teacher", world / "teacher", *common(world)]])
+    (world / "out").mkdir()
+    (world / "out" / "run.json").write_text(json.dumps(flat(recipe) | {"data": "…", "teacher": "…"}))
+    refused(capsys, words, "distill", "--teacher", world / "teacher", *common(world), *more)
+    assert [file.name for file in (world / "out").iterdir()] == ["run.json"]
+
+
+def test_prepare_says_what_distill_will_not_take(world, capsys):
+    command = ["prepare", "--teacher", world / "teacher", *common(world)]
+    for what, words in (("NaN", "NaN or infinite"), ("added tokens", "were added"), ("two", None)):
+        if words:
+            ANY[what][0](world / "teacher")
+        else:
+            shutil.rmtree(world / "teacher")
+            train_wordpiece(TEXT, 200, world / "teacher")  # a tokenizer alone
+        assert main([str(word) for word in command]) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: teacher")]
+        assert len(said) == 1 and (words or "no config.json") in said[0] and "distill will not take this teacher" in said[0]
 
 
 def test_a_random_start_asks_for_no_tied_decoder(world, capsys):
