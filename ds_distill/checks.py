@@ -14,7 +14,8 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 from ds_distill.claim import check_claim, check_shared, flat
-from ds_distill.data.sources import check_inputs
+from ds_distill.data.documents import read
+from ds_distill.data.sources import check_inputs, pieces_of
 from ds_distill.errors import UserError, did_you_mean
 from ds_distill.model_checks import check_reads, check_teacher_fits, check_whole
 from ds_distill.models.families import check_positions
@@ -67,9 +68,18 @@ def _smallest(training: Training) -> Training:
     return replace(training, trunk_learning_rate=None, micro_batch=1)
 
 
-def check_texts(corpus: list[str], heldout: list[str]) -> None:
-    """Collective: UserError for a text that is not there. The first rank alone need see them."""
-    on_first_rank(lambda: check_inputs([*corpus, *heldout]))
+def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
+    """Collective: UserError for a text that is not there, and for a held-out one, which would be read last, with nothing in it. The first rank alone need
+    see them."""
+
+    def look() -> None:
+        check_inputs(corpus)
+        for text in heldout:
+            pieces = pieces_of([text], column=recipe.data.column, streaming=recipe.data.streaming)
+            if not any(document.text for piece in pieces for document in read(piece)):
+                raise UserError(f"--heldout {text}: holds no text; give a file that does, or leave it out")
+
+    on_first_rank(look)
 
 
 def check_output(output: Path, recipe: Recipe) -> None:

@@ -65,7 +65,7 @@ def train_or_evaluate(command: str, options, recipe: Recipe, output: Path | None
     if training:
         checks.check_machine(recipe)
     recipe = with_tokens(recipe, tokens) if tokens else recipe
-    checks.check_texts([] if tokens else options.corpus, options.heldout if training else [])
+    checks.check_texts([] if tokens else options.corpus, options.heldout if training else [], recipe)
     if command == "evaluate":
         tokenizer = checks.check_evaluated(options.model, recipe, tokens)
     elif command == "pretrain":

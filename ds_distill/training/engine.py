@@ -142,7 +142,7 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
 def make_engine(module: nn.Module, training: Training, *, accumulation: int, total_steps: int, device: torch.device, dtype: torch.dtype):
     """Build the engine around the Objective `module` (fp32 on the CPU); returns a DeepSpeedEngine whose scheduler steps once an optimizer step."""
     config = deepspeed_config(training, accumulation, dtype)
-    offload = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
+    offload = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") not in ("none", "auto")
     module.to(device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -31,7 +31,10 @@ def start_distributed() -> tuple[int, int]:
         _skip_unused_build()
         guard_extension_builds()
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else every rank's first collective would be on GPU 0
+            local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local >= there:
+                raise UserError(f"LOCAL_RANK = {local}: this machine shows {there} GPUs, 0 to {there - 1}; start as many ranks here, or fewer")
+            torch.cuda.set_device(local)  # else every rank's first collective would be on GPU 0
         with _wait_said():
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
         if torch.distributed.get_world_size() > 1:

@@ -114,6 +114,7 @@ SETTINGS = {  # of a run: arguments, what stands in d.json, and what is said
     "the recipe's in DeepSpeed's": ([], {"fp16": {"enabled": True}}, "belongs to the recipe's training section"),
     "offload": (["--training.optimizer", "torch"], {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "optimizer offload"),
     "heldout": (["--heldout", "nowhere.txt"], {}, "nowhere.txt: no such file"),
+    "empty heldout": (["--heldout", "/dev/null"], {}, "--heldout /dev/null: holds no text"),
     "corpus": (["--corpus", "nowhere.txt"], {}, "nowhere.txt: no such file"),
     "weights of sources": (["--data.weights", "[1, 2]"], {}, "data.weights = [1.0, 2.0]: one number"),
     "own part": (["--data.heldout_fraction", "0"], {}, "data.heldout_fraction = 0"),

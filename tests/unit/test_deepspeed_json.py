@@ -157,6 +157,11 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
     assert Training(deepspeed=str(tmp_path / "d.json")).deepspeed_json() == {"zero_optimization": {"stage": 1}}
 
 
+def test_an_offload_that_is_left_open_is_none(tmp_path):
+    said = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "auto"}}}
+    check_engine(recipe_with(tmp_path, said, precision="fp32", optimizer="torch"))
+
+
 @pytest.mark.parametrize("said, more, words", [
     ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, {}, "nvme_path"),
     ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}, {}, "Zenflow must be used with cpu offload"),
