@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -131,10 +132,10 @@ SCALARS: dict[type, Callable[[str], Any]] = {int: read_whole_number, float: read
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error shows it."""
-    text = " ".join(
-        ("nothing" if value is None else value if isinstance(value, str) and value else repr(value)).split()
-    )
+    """Return a value as an error shows it, of long texts and deep lists the beginning."""
+    if value is None:
+        return "nothing"
+    text = " ".join((value if isinstance(value, str) and value else reprlib.repr(value)).split())
     return text if len(text) < 200 else f"{text[:200]} …"
 
 

@@ -16,6 +16,9 @@ NULL = "tag:yaml.org,2002:null"
 LOOKS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "int", "float", "timestamp", "value", "merge")}
 
 
+MOST_ENTRIES = 10**6
+
+
 class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """Reads scalars and keys as text, only `null`, `~` and nothing at all as None."""
 
@@ -42,6 +45,17 @@ class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
 
 
+def _size(value: object, known: dict[int, int]) -> int:
+    """Return how many entries a value has when what is named by aliases is written out; known: of lists and mappings."""
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0  # one that holds itself
+        entries = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(entry, known) for entry in entries)
+    return known[id(value)]
+
+
 def load_yaml(text: str, where: str) -> object:
     """Return what the YAML document `text` holds: dict, list, str, or None for nothing.
 
@@ -49,7 +63,10 @@ def load_yaml(text: str, where: str) -> object:
     or nests without end.
     """
     try:
-        return yaml.load(text, Loader=_TextLoader)
+        found = yaml.load(text, Loader=_TextLoader)
+        if _size(found, {}) > MOST_ENTRIES:
+            raise UserError(f"{where}: aliases of aliases (*name) in it stand for millions of entries; write fewer")
+        return found
     except RecursionError:
         raise UserError(f"{where}: it nests without end") from None
     except yaml.YAMLError as error:

@@ -150,9 +150,8 @@ def test_which_gpus_are_visible_is_read_as_cuda_reads_it(checkout: Path, visible
     for name, lines in (("nvidia-smi", 'echo "GPU 0: A100"'), ("python", 'echo "${DS_ACCELERATOR:-GPUs}"')):
         (tools / name).write_text(f"#!/bin/sh\n{lines}\n")
         (tools / name).chmod(0o755)
-    variables = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
-    variables |= {"PATH": f"{tools}:{os.environ['PATH']}", "DS_DISTILL_PYTHON": str(tools / "python"), "CUDA_VISIBLE_DEVICES": visible}
-    done = patience.run(["bash", str(checkout / "launch.sh")], env=variables)
+    places = {"PATH": f"{tools}:{os.environ['PATH']}", "DS_DISTILL_PYTHON": str(tools / "python")}
+    done = run(["bash", checkout / "launch.sh"], **places, CUDA_VISIBLE_DEVICES=visible, DS_ACCELERATOR="")
     assert done.stdout.splitlines()[-1] == ("GPUs" if sees else "cpu"), done.stderr
     assert bool(visible_gpus(visible)) == sees
 

@@ -375,6 +375,15 @@ def test_a_file_that_cannot_be_meant_is_one_sentence(tmp_path, text, said):
     assert said in str(error.value) and "\n" not in str(error.value), error.value
 
 
+@pytest.mark.parametrize("place", ["students: {a: {q: ", "corpus: ", "teacher: ", "anything: "])
+def test_aliases_that_stand_for_more_than_there_is_room_for(tmp_path, place):
+    """Ten lines for nine to the power of thirteen."""
+    lists = "".join(f", &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 14))
+    (tmp_path / "r.yaml").write_text(f"{place}[&a0 [x]{lists}]{'}}' if '{' in place else ''}")
+    with pytest.raises(UserError, match="aliases of aliases"):
+        PARSER.parse_args(["study", "--config", str(tmp_path / "r.yaml")])
+
+
 def test_sections_and_mappings_in_all_their_forms(tmp_path):
     (tmp_path / "part.yaml").write_text("seed: 1k\ncompile: off\n")
     (tmp_path / "r.yaml").write_text(
