@@ -69,8 +69,10 @@ def _smallest(training: Training) -> Training:
 
 
 def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
-    """Collective: UserError for a text that is not there, and for a held-out one, which would be read last, with nothing in it. The first rank alone need
-    see them."""
+    """Collective: UserError for a text that is not there, and for a held-out one, which would be read last, with nothing in it.
+
+    The first rank alone need see them.
+    """
 
     def look() -> None:
         check_inputs(corpus)
