@@ -77,7 +77,7 @@ def test_out_of_memory_says_what_to_lower():
 
 def test_memory_is_what_a_container_allows(monkeypatch):
     files = {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}
-    monkeypatch.setattr("ds_distill.memory.Path", lambda file: SimpleNamespace(read_text=lambda: files[file]))
+    monkeypatch.setattr("ds_distill.memory.Path", lambda file: SimpleNamespace(read_text=lambda encoding: files[file]))
     assert memory_limit() == psutil.virtual_memory().total
     files["/sys/fs/cgroup/memory.max"] = f"{2**30}\n"
     assert memory_limit() == 2**30
