@@ -13,7 +13,8 @@ from ds_distill.data.masking import Masker
 from ds_distill.data.prepare import prepare
 from ds_distill.data.sources import Piece, described, pieces_of
 from ds_distill.data.store import TokenStore
-from ds_distill.data.tokenizer import continuing_pieces, load_tokenizer, tokenizer_fingerprint
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.data.words import words_of
 from ds_distill.errors import UserError
 from ds_distill.recipe import Recipe
 from ds_distill.training.ranks import from_every_rank, on_first_rank
@@ -90,9 +91,11 @@ def with_tokens(recipe: Recipe, tokens: Path) -> Recipe:
 
 def masker_of(store: TokenStore, recipe: Recipe) -> Masker:
     m, d = store.manifest, recipe.data
-    continues = continuing_pieces(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
+    words = words_of(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
+    if words is not None and not words.told:
+        say(f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each of its pieces is masked on its own")
     return Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed, d.mask_probability,
-                  d.mask_smoothing, continues)  # fmt: skip
+                  d.mask_smoothing, words)  # fmt: skip
 
 
 def heldout_part(tokens: Path) -> TokenStore:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import BertNormalizer
@@ -122,15 +121,15 @@ def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     return backend
 
 
-def continuing_pieces(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """bool [V], true for pieces that stand inside a word: ## of WordPiece, or no mark of a word's start (Ġ byte-level, ▁ SentencePiece)."""
-    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    kind = str(tokenizer.backend_tokenizer.pre_tokenizer)
-    if "ByteLevel" in kind:
-        return np.array([not piece.startswith(("Ġ", "Ċ")) for piece in pieces])
-    if "Metaspace" in kind:
-        return np.array([not piece.startswith("▁") for piece in pieces])
-    return np.array([piece.startswith("##") for piece in pieces])
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return 1 + the largest id. A vocabulary that holds a name twice has fewer names than ids: `len` counts names."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Return, in order, the ids that are never masked and never drawn: special tokens, and ids below the largest that no name has."""
+    unused = set(range(vocabulary_size(tokenizer))) - set(tokenizer.get_vocab().values())
+    return tuple(sorted(unused | set(tokenizer.all_special_ids)))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -1,5 +1,6 @@
 """Masks and order: pure functions of seed and step."""
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from ds_distill.data.batches import BatchOrder, heldout_batches, starts_of
 from ds_distill.data.masking import IGNORED, Masker, masked_count
 from ds_distill.data.shard import ShardWriter
 from ds_distill.data.store import TokenStore
+from ds_distill.data.whole_words import Words
 from ds_distill.errors import UserError
 
 VOCAB, LENGTH, SPECIAL, MASK = 100, 32, [0, 1, 2, 3, 4], 4
@@ -70,6 +72,18 @@ def test_a_block_without_enough_tokens_masks_none():
     store = make_store()
     inputs, labels = make_masker(store).mask(np.array([2, 9, 3, 0]), epoch=0, block=0)
     assert inputs.tolist() == [2, 9, 3, 0] and (labels == IGNORED).all()
+
+
+def test_masks_of_single_tokens_are_the_same_for_ever():
+    """A run that goes on after an update must draw the masks that it would have drawn before."""
+    counts, digest = np.arange(1000) ** 2 % 977, hashlib.sha256()
+    for seed, probability, smoothing in ((0, 0.15, 0.7), (7, 0.3, 0.0)):
+        masker = Masker(counts, SPECIAL, MASK, 1000, seed, probability, smoothing)
+        for block in range(5):
+            for epoch in (0, 1, 2**31):
+                for part in masker.mask((np.arange(64 + block) * 37 + block) % 1000, epoch=epoch, block=block):
+                    digest.update(part.astype("<i8").tobytes())
+    assert digest.hexdigest() == "3091beadaaa18aa8256798bbb9a089d28f2484ebeacc4833ae164d7fa1aeac6e"
 
 
 def test_eighty_ten_ten():
@@ -249,7 +263,7 @@ def test_documents_of_a_block_do_not_see_each_other():
 def test_whole_words_are_masked_together_and_the_count_is_exact():
     continues = np.zeros(VOCAB, bool)
     continues[60:] = True
-    masker = Masker(np.full(VOCAB, 100), SPECIAL, MASK, VOCAB, 0, continues=continues)
+    masker = Masker(np.full(VOCAB, 100), SPECIAL, MASK, VOCAB, 0, words=Words.of_continuing(continues))
     ids = np.array([2] + [20, 60, 61, 30, 40, 62] * 20 + [3])
     word = np.array([-1] + [x for i in range(20) for x in (3 * i, 3 * i, 3 * i, 3 * i + 1, 3 * i + 2, 3 * i + 2)] + [-1])
     masked_words = 0

@@ -1,0 +1,105 @@
+"""What the pieces of a vocabulary tell of where words begin, for every kind of tokenizer and script.
+
+A word is a run of letters and digits between white space, and each mark (punctuation, symbol, emoji) is a word of its own, as in BERT's own splitting;
+so "(don't" is four words under every tokenizer: ( don ' t. Scripts that put no space between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese,
+Tibetan …) tell nothing of words without a dictionary: there a piece of the vocabulary counts as a word, but no piece begins one inside a character. For
+BERT in Chinese, where a piece is a character, whole-word masking therefore is plain masking.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from ds_distill.data.tokenizer import vocabulary_size
+from ds_distill.data.whole_words import CLOSES, INHERITS, INSIDE, JOINS, OPENS, SPACED, Words
+
+_UNSPACED = (
+    (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3021, 0x3029),
+    (0x3031, 0x3035), (0x3038, 0x303B), (0x3040, 0x312F), (0x31A0, 0x31BF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA980, 0xA9DF),
+    (0xA9E0, 0xA9FF), (0xAA60, 0xAADF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF),
+)  # fmt: skip
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
+    """Return where a tokenizer's words begin: by ## (WordPiece), ▁ (SentencePiece), Ġ (byte-level) or </w>, and by the characters of its pieces."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, around = state["model"], json.dumps([state[key] for key in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    names = tokenizer.convert_ids_to_tokens(range(vocabulary_size(tokenizer)))
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+    byte_level, spaced = '"ByteLevel"' in around, "▁" in around
+    if model["type"] == "WordLevel" or not (byte_level or spaced or prefix or suffix):
+        return Words(np.full(len(names), SPACED, np.uint8), told=model["type"] == "WordLevel")
+    table = _byte_of_letter() if byte_level else {}
+    bits = np.zeros(len(names), np.uint8)
+    for number, name in enumerate(names):
+        name = name or ""
+        if byte_level:
+            data = bytes(table.get(letter, 0x20) for letter in name)
+        elif model.get("byte_fallback") and (byte := re.fullmatch("<0x([0-9A-F]{2})>", name)):
+            data = bytes.fromhex(byte[1])
+        else:
+            data = name.removeprefix(prefix).removesuffix(suffix).replace("▁", " " if spaced else "▁").encode()
+        bits[number] = _bits_of(data)
+        if prefix and not name.startswith(prefix):
+            bits[number] |= SPACED
+        if suffix and name.endswith(suffix):
+            bits[number] |= CLOSES
+        if byte_level and not data.strip():  # only a space belongs to what follows; further white space is pieces of its own there
+            bits[number] = SPACED | (JOINS if data.endswith(b" ") else CLOSES)
+    return Words(bits)
+
+
+def _bits_of(data: bytes) -> int:
+    """What the bytes of a piece tell, white space standing before it where it follows some."""
+    body = data.lstrip()
+    bits = SPACED if len(body) < len(data) else 0
+    if not body:
+        return bits | JOINS
+    leads = [place for place, byte in enumerate(body) if not 0x80 <= byte < 0xC0]
+    if not leads:
+        return bits | INSIDE | INHERITS
+    first, last = (_character(body[place:]) for place in (leads[0], leads[-1]))
+    if leads[0] > 0 or _is_combining(first):
+        bits |= INSIDE
+    elif _stands_alone(first):
+        bits |= OPENS
+    if last == "\u200d":
+        bits |= JOINS
+    elif _stands_alone(last) or (_is_combining(last) and _is_unspaced(last)):
+        bits |= CLOSES
+    return bits
+
+
+def _character(data: bytes) -> str:
+    """The character that bytes begin with; where they end inside it, one of the same kind."""
+    size = 1 if data[0] < 0x80 else 2 if data[0] < 0xE0 else 3 if data[0] < 0xF0 else 4
+    padding = b"\x90\x80\x80" if data[0] == 0xF0 else b"\xa0\x80" if data[0] == 0xE0 else b"\x80\x80\x80"
+    whole = data[:size] + padding[len(data[:size]) - 1 :]
+    if data[0] == 0xF0 and len(data) == 1:
+        whole = "🙂".encode()  # most of what begins so
+    return whole[:size].decode(errors="replace")[0]
+
+
+def _is_unspaced(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in _UNSPACED)
+
+
+def _is_combining(character: str) -> bool:
+    return unicodedata.category(character).startswith("M") or character == "\u200d" or "\U0001f3fb" <= character <= "\U0001f3ff"
+
+
+def _stands_alone(character: str) -> bool:
+    """Whether a character is a mark, or of a script without spaces."""
+    return unicodedata.category(character)[0] in "PS" or _is_unspaced(character)
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """The byte that a letter of a byte-level vocabulary stands for: itself if it can be printed, else the next one from U+0100 on."""
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + number): byte for number, byte in enumerate(others)}
