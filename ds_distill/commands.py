@@ -50,7 +50,7 @@ def execute(command: str, options) -> dict:
         if options.teacher:
             model_checks.warn_of_teacher(options.teacher, recipe, options.tokenizer)
         manifest = prepare_tokens(options.corpus, tokenizer, output, recipe)
-        kept = ("mode", "blocks", "real_tokens", "documents", "found", "unknown_share", "sources", "fingerprint")
+        kept = ("mode", "blocks", "real_tokens", "documents", "found", "characters", "remarks", "unknown_share", "sources", "fingerprint")
         return {"output": str(output), **{key: manifest[key] for key in kept}}
     return train_or_evaluate(command, options, recipe, output)
 

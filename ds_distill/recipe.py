@@ -1,6 +1,7 @@
 """The recipe of a run: the only place where a default lives."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -234,6 +235,10 @@ class Recipe:
         for key, value, low, high in limits:
             if value is None or not low <= value <= high:
                 raise UserError(f"{key} = {value}: must be between {low} and {high:g}")
+        tokens = d.sequence_length - 2  # [CLS] and [SEP] are never masked
+        if round(d.mask_probability * tokens) == 0:
+            raise UserError(f"data.mask_probability = {d.mask_probability}: of the {tokens} tokens of a sequence (data.sequence_length = "
+                            f"{d.sequence_length}) it masks none; {math.ceil(501 / tokens) / 1000} masks one")
         if x.kl == x.mlm == x.cosine == 0:
             raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
         if t.deepspeed and not t.deepspeed_file().is_file():

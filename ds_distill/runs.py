@@ -23,7 +23,7 @@ from ds_distill.plan import choose_micro_batch
 from ds_distill.recipe import Recipe
 from ds_distill.report import json_text, loss_plot, model_card
 from ds_distill.room import full_disk_said
-from ds_distill.tokens import heldout_part, masker_of, stores_of
+from ds_distill.tokens import heldout_part, masker_of, stores_of, text_facts
 from ds_distill.training import checkpoint
 from ds_distill.training.engine import device_of_rank, precision_of
 from ds_distill.training.evaluation import evaluate
@@ -43,6 +43,7 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
         (output / "curves.json").write_text(json_text({"history": history, "heldout": heldout}) + "\n", encoding="utf-8")
         loss_plot(history, heldout, output / "loss.png", title)
         summary["plot"] = str(output / "loss.png")
+        summary |= text_facts(tokens)
         manifest = TokenStore.open(tokens, "heldout").manifest
         card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"])
         with full_disk_said(output):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ds_distill.claim import check_shared
 from ds_distill.console import progress, say
+from ds_distill.data.accounting import TRACE
 from ds_distill.data.batches import BatchOrder, heldout_batches
 from ds_distill.data.content import content_fingerprint
-from ds_distill.data.masking import Masker
+from ds_distill.data.masking import Masker, masked_count
 from ds_distill.data.prepare import prepare
 from ds_distill.data.sources import Piece, described, pieces_of
 from ds_distill.data.store import TokenStore
@@ -21,7 +22,7 @@ from ds_distill.training.ranks import from_every_rank, on_first_rank
 
 
 def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None) -> dict:
-    """data.prepare with the recipe's settings; returns its manifest."""
+    """data.prepare with the recipe's settings, and say what of the text was lost; returns its manifest."""
     d = recipe.data
     with progress(None, "tokens", "B") as bar:
 
@@ -29,9 +30,20 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
             bar.total = total or None
             bar.update(done - bar.n)
 
-        return prepare(inputs, tokenizer, folder, mode=d.mode, sequence_length=d.sequence_length, seed=recipe.training.seed, workers=d.workers,
-                       heldout_fraction=d.heldout_fraction if heldout_fraction is None else heldout_fraction, column=d.column,
-                       streaming=d.streaming, progress=show)  # fmt: skip
+        manifest = prepare(
+            inputs, tokenizer, folder, mode=d.mode, sequence_length=d.sequence_length, seed=recipe.training.seed, workers=d.workers,
+            heldout_fraction=d.heldout_fraction if heldout_fraction is None else heldout_fraction, column=d.column, streaming=d.streaming,
+            progress=show,
+        )  # fmt: skip
+    for remark in manifest["remarks"]:
+        say(remark)
+    return manifest
+
+
+def text_facts(tokens: Path) -> dict:
+    """What a run's summary says of its text: what became of every character, and what was found in its documents."""
+    manifest = TokenStore.open(tokens, "heldout").manifest
+    return {key: manifest[key] for key in ("characters", "found") if key in manifest}
 
 
 def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None,
@@ -94,8 +106,24 @@ def masker_of(store: TokenStore, recipe: Recipe) -> Masker:
     words = words_of(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
     if words is not None and not words.told:
         say(f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each of its pieces is masked on its own")
-    return Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed, d.mask_probability,
-                  d.mask_smoothing, words)  # fmt: skip
+    masker = Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed, d.mask_probability,
+                    d.mask_smoothing, words)  # fmt: skip
+    _check_masked(store, masker)
+    return masker
+
+
+def _check_masked(store: TokenStore, masker: Masker) -> None:
+    """UserError where no sequence has a token masked; a line where some have not: they are too short for data.mask_probability."""
+    sequences = {int(tokens): count for tokens, count in store.manifest.get("maskable", {}).get(store.split, {}).items()}
+    never = [tokens for tokens in sequences if not masked_count(tokens, masker.probability)]
+    if not never:
+        return
+    total, count = sum(sequences.values()), sum(sequences[tokens] for tokens in never)
+    which = f"data.mask_probability = {masker.probability}: of the {total:,} {store.split} sequences of {store.path}"
+    if store.split == "train" and count == total:
+        raise UserError(f"{which} it masks no token, since none has more than {max(never)}; raise it, or prepare longer text")
+    if count > TRACE * total:
+        say(f"{which} it masks no token in {count:,}, those of {max(never)} tokens or fewer")
 
 
 def heldout_part(tokens: Path) -> TokenStore:
@@ -119,5 +147,7 @@ def stores_of(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[st
     order = BatchOrder(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world,
                        weights=d.weights, by_length=store.manifest["mode"] == "grouped", own_documents=own)  # fmt: skip
     sets = {name: heldout_part(path) for name, path in {"": tokens, **more}.items()}
+    for part in sets.values():
+        _check_masked(part, masker)
     heldout = {name: partial(heldout_batches, part, masker, t.micro_batch, t.heldout_blocks, own) for name, part in sets.items()}
     return store, order, heldout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import multiprocessing
 import random
@@ -39,8 +40,13 @@ def embedded_documents(max_bytes: int, seed: int = 0, *, progress: Callable[[int
     total = 0
     # fork: the workers only read files and match patterns, and a spawned one would run the launching script again.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    with multiprocessing.get_context(method).Pool(2) as pool:
-        for prose in pool.imap(_prose_of_file, _source_files(seed), chunksize=32):
+    with contextlib.ExitStack() as stack:
+        try:
+            pool = stack.enter_context(multiprocessing.get_context(method).Pool(2))
+            files = pool.imap(_prose_of_file, _source_files(seed), chunksize=32)
+        except OSError:  # no shared memory: /dev/shm is read-only, or missing
+            files = map(_prose_of_file, _source_files(seed))
+        for prose in files:
             for paragraphs in prose:
                 # Boilerplate is repeated paragraph by paragraph (parameters, licences): drop it there, not by document.
                 fresh = [p for p in dict.fromkeys(paragraphs) if p not in seen]

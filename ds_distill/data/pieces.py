@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 
 from ds_distill.data.documents import Document, read
 from ds_distill.data.encode import Encoder
+from ds_distill.data.findings import Findings
+from ds_distill.data.lost import Loss
 from ds_distill.data.shard import Grouper, Packer, ShardWriter
 from ds_distill.data.sources import Piece
 
@@ -56,18 +58,14 @@ class PieceWorker:
 
     def __init__(self, form: Format):
         self.form = form
-        self.encoder = Encoder(Tokenizer.from_str(form.tokenizer))
-        self.from_text = self._special_from_text()
-
-    def _special_from_text(self) -> np.ndarray:
-        """Special ids that plain text can have: XLM-R's <s>, <pad> and <mask> are pieces of its own vocabulary, BERT's and RoBERTa's are not."""
-        special = [i for i in self.form.special_ids if i != self.form.unknown_id]
-        texts = [self.encoder.tokenizer.id_to_token(i) for i in special]
-        return np.array([i for i, ids in zip(special, self.encoder(texts), strict=True) if i in ids], np.uint32)
+        self.encoder = Encoder(Tokenizer.from_str(form.tokenizer), form.unknown_id, form.special_ids)
 
     def __call__(self, piece: Piece, folder: Path, tick: Callable[[int], None] = lambda _: None) -> None:
         """Write the folder: a shard a split, report.json and arrays.npz (what is left over of each split, token counts of the train split,
-        a hash of every document). It has its name only when complete."""
+        a hash of every document). It has its name only when complete.
+
+        The report's `characters` say what became of each character that was read: "tokenized", or a cause; they sum to "read".
+        """
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -77,42 +75,58 @@ class PieceWorker:
             makers = {split: Packer(writer, form.sequence_length, form.cls_id, form.sep_id) for split, writer in writers.items()}
         else:
             makers = {split: Grouper(writer, form.sequence_length, form.cls_id, form.sep_id, form.unknown_id) for split, writer in writers.items()}
-        report, hashes, found = Counter(), array("Q"), read(piece, tick)
-        while batch := list(islice(found, DOCUMENTS_A_BATCH)):
-            self._add(batch, makers, report, hashes)
+        found, findings, hashes = Counter(), Findings(), array("Q")
+        documents = read(piece, tick, findings)
+        while batch := list(islice(documents, DOCUMENTS_A_BATCH)):
+            self._add(batch, makers, found, findings.characters, hashes)
         rest = {split: maker.rest() if form.mode == "packed" else np.empty(0, np.int64) for split, maker in makers.items()}
         for maker in makers.values() if form.mode == "grouped" else ():
-            report["sequences_too_short"] += maker.short
-            report["sequences_unknown"] += maker.unknown
+            found.update({"sequences_too_short": maker.short, "sequences_unknown": maker.unknown})
+            findings.characters.update(maker.lost)
+            findings.characters["tokenized"] -= sum(maker.lost.values())
         shards = {split: writer.close() for split, writer in writers.items()}
         np.savez(partial / "arrays.npz", counts=writers["train"].counts, hashes=np.array(hashes, np.uint64), **rest)
-        (partial / "report.json").write_text(json.dumps({"report": report, "shards": shards, "words": self.encoder.remembers}), encoding="utf-8")
+        report = {"found": found, "characters": findings.characters, "remarks": findings.remarks, "shards": shards,
+                  "examples": self.encoder.examples, "words": self.encoder.remembers}  # fmt: skip
+        (partial / "report.json").write_text(json.dumps(report), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
 
-    def _add(self, batch: list[Document], makers: dict, report: Counter, hashes: array) -> None:
+    def _add(self, batch: list[Document], makers: dict, found: Counter, characters: Counter, hashes: array) -> None:
         form = self.form
         units = [[d.text] if form.mode == "packed" else [line for line in d.text.split("\n") if line.strip()] for d in batch]
-        encoded = iter(self.encoder([text for texts in units for text in texts]))
-        for document, texts in zip(batch, units, strict=True):
-            ids = [next(encoded) for _ in texts]
-            if len(self.from_text):  # a [SEP] or a padding that a web page spells out would be taken for ours
-                kept = [part[~np.isin(part, self.from_text)] for part in ids]
-                report["special"] += sum(map(len, ids)) - sum(map(len, kept))
-                ids = kept
+        texts = [text for parts in units for text in parts]
+        encoded = self.encoder.encode(texts)
+        found["special"] += encoded.special
+        for cause, number in zip(Loss, encoded.lost.sum(0).tolist(), strict=True):
+            characters[cause.name.lower()] += number
+        kept = (np.fromiter(map(len, texts), np.int64, len(texts)) - encoded.lost.sum(1)).tolist()
+        end = read = in_lines = tokenized = 0
+        for document, parts in zip(batch, units, strict=True):
+            start, end = end, end + len(parts)
+            ids = encoded.ids[start:end]
             tokens = sum(map(len, ids))
             number = _hash(form.seed, document.text)
-            report["characters"] += len(document.text)
-            report["bad_utf8"] += document.bad_utf8
-            report["cut"] += document.cut
+            read += len(document.text)
+            in_lines += sum(map(len, parts))
+            found["bad_utf8"] += document.bad_utf8
+            found["cut"] += document.cut
             if not tokens:
-                report["empty"] += 1
+                found["empty"] += 1
+                characters["removed"] += sum(kept[start:end])
                 continue
             hashes.append(number)
-            report["short"] += tokens < SHORT_DOCUMENT
+            found["short"] += tokens < SHORT_DOCUMENT
             split = "heldout" if (number >> 11) / 2**53 < form.heldout_fraction else "train"
-            report[f"documents_{split}"] += 1
-            makers[split].add(ids[0] if form.mode == "packed" else ids)
+            found[f"documents_{split}"] += 1
+            tokenized += sum(kept[start:end])
+            if form.mode == "packed":
+                makers[split].add(ids[0])
+            else:
+                makers[split].add(ids, kept[start:end])
+        found["characters"] += read
+        characters["between_documents"] += read - in_lines  # line ends, where a line is a sequence
+        characters["tokenized"] += tokenized
 
 
 def _hash(seed: int, text: str) -> int:

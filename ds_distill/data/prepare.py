@@ -20,15 +20,18 @@ from typing import Any
 
 import numpy as np
 
+from ds_distill.console import say
+from ds_distill.data.accounting import Accounts
 from ds_distill.data.content import content_fingerprint
 from ds_distill.data.pieces import SPLITS, Format, PieceWorker
 from ds_distill.data.shard import INDEX, Packer
 from ds_distill.data.sources import Piece, described, pieces_of
-from ds_distill.data.tokenizer import plain_backend, save_tokenizer, tokenizer_fingerprint
+from ds_distill.data.tokenizer import plain_backend, save_tokenizer, special_ids, tokenizer_fingerprint, vocabulary_size
 from ds_distill.errors import UserError
 from ds_distill.locks import hold
 
 MODES = ("packed", "grouped")
+REPORT_VERSION = 2  # of what a finished piece says of itself
 
 
 def prepare(
@@ -52,14 +55,15 @@ def prepare(
     Writes a shard a piece and split (NAME.bin, NAME.idx), token_counts.npy (int64 [V], of the train split), tokenizer/ and manifest.json into a
     sibling folder that takes the name `output` once complete. Interrupted, the same call goes on with the pieces that are done. The result does
     not depend on the number of workers. A document is held out by a hash of (seed, text) alone, so that adding documents never moves others;
-    where that leaves one split empty and the other with two sequences or more, the last one changes sides.
+    where that leaves one split empty and the other with two sequences or more, the last one changes sides. The manifest's `characters` say what
+    became of every character that was read, its `remarks` what of that is worth a line to the user.
     Raises UserError for a corpus without a token, a setting out of range, a damaged file, and while another process prepares the same folder.
     """
     output = Path(output)
     _check(output, tokenizer, mode, sequence_length, heldout_fraction)
     pieces = pieces_of(inputs, column=column, streaming=streaming)
-    form = Format(plain_backend(tokenizer).to_str(), len(tokenizer), tuple(sorted(set(tokenizer.all_special_ids))), tokenizer.cls_token_id,
-                  tokenizer.sep_token_id, tokenizer.unk_token_id, mode, sequence_length, heldout_fraction, seed)  # fmt: skip
+    form = Format(plain_backend(tokenizer).to_str(), vocabulary_size(tokenizer), special_ids(tokenizer), tokenizer.cls_token_id, tokenizer.sep_token_id,
+                  tokenizer.unk_token_id, mode, sequence_length, heldout_fraction, seed)  # fmt: skip
     content = content_fingerprint(pieces)
     building = output.parent / f".{output.name}.building"
     building.mkdir(parents=True, exist_ok=True)
@@ -95,7 +99,7 @@ def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fra
 def _go_on_or_start(building: Path, pieces: list[Piece], form: Format) -> None:
     """Keep the finished pieces of an interrupted call with the same sources and settings; clear away those of any other."""
     state = {p.path: [os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns] for p in pieces if p.kind != "hub"}
-    plan = json.dumps([[asdict(piece) for piece in pieces], state, asdict(form)])
+    plan = json.dumps([REPORT_VERSION, [asdict(piece) for piece in pieces], state, asdict(form)])
     file = building / "plan.json"
     if not file.is_file() or file.read_text(encoding="utf-8") != plan:
         for old in building.iterdir():
@@ -116,16 +120,20 @@ def _tokenize(pieces: list[Piece], building: Path, form: Format, workers: int, p
     total = sum(piece.size for piece in pieces)
     before = total - sum(pieces[number].size for number in left)
     progress(before, total)
-    if min(workers, len(left)) <= 1:
+    # spawned, not forked: the calling process may hold threads and a GPU
+    context, workers = multiprocessing.get_context("spawn"), min(workers, len(left))
+    try:
+        read = context.Value("q", 0) if workers > 1 else None
+    except OSError as error:
+        say(f"{error.filename or 'shared memory'}: {error.strerror}; one worker prepares, not {workers}")
+        workers = 1
+    if workers <= 1:
         work = PieceWorker(form)
         for number in left:
             work(pieces[number], _folder(building, number), lambda read, b=before: progress(b + read, total))
             before += pieces[number].size
         return
-    # spawned, not forked: the calling process may hold threads and a GPU
-    context = multiprocessing.get_context("spawn")
-    read = context.Value("q", 0)
-    pool = ProcessPoolExecutor(min(workers, len(left)), context, _start_worker, (form, read))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (form, read))
     try:
         waiting = {pool.submit(_work, pieces[number], _folder(building, number)) for number in left}
         while waiting:
@@ -178,15 +186,16 @@ def _assemble(inputs: list[str], pieces: list[Piece], content: str, building: Pa
     data = building / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
-    counts, report, hashes = np.zeros(form.vocab_size, np.int64), Counter(), []
+    counts, accounts, hashes = np.zeros(form.vocab_size, np.int64), Accounts(), []
+    maskable = {split: Counter() for split in SPLITS}
     shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
     sources = [{"input": given, "documents": 0, "sequences": dict.fromkeys(SPLITS, 0), "tokens": dict.fromkeys(SPLITS, 0)} for given in inputs]
     rests: dict[tuple[int, str], list[np.ndarray]] = {}
     for number, piece in enumerate(pieces):
         folder = _folder(building, number)
-        found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        report.update(found["report"])
-        sources[piece.source]["documents"] += sum(found["report"].get(f"documents_{split}", 0) for split in SPLITS)
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        accounts.add(piece.path, piece.kind, report)
+        sources[piece.source]["documents"] += sum(report["found"].get(f"documents_{split}", 0) for split in SPLITS)
         with np.load(folder / "arrays.npz") as arrays:
             counts += arrays["counts"]
             hashes.append(arrays["hashes"])
@@ -194,29 +203,37 @@ def _assemble(inputs: list[str], pieces: list[Piece], content: str, building: Pa
                 if len(arrays[split]):
                     rests.setdefault((piece.source, split), []).append(arrays[split])
         for split in SPLITS:
-            if found["shards"][split]["sequences"]:
+            shard = report["shards"][split]
+            maskable[split].update({int(n): sequences for n, sequences in shard.pop("maskable").items()})
+            if shard["sequences"]:
                 name = f"{split}-{number:05d}"
                 for suffix in (".bin", ".idx"):
                     _link(folder / f"{split}{suffix}", data / f"{name}{suffix}")
-                shards[split].append(found["shards"][split] | {"file": name, "source": piece.source})
+                shards[split].append(shard | {"file": name, "source": piece.source})
     for (source, split), parts in sorted(rests.items()):
         writer = form.writer(data / f"{split}-rest-{source}")
         packer = Packer(writer, form.sequence_length, form.cls_id, form.sep_id)
         for part in parts:
             packer.add(part)
         packer.finish()
-        shards[split].append(writer.close() | {"source": source})
+        shard = writer.close() | {"source": source}
+        maskable[split].update(shard.pop("maskable"))
+        shards[split].append(shard)
         if split == "train":
             counts += writer.counts
+    remarks = accounts.sentences()
     if not any(shards.values()):
-        raise UserError(f"{', '.join(inputs)}: the corpus is empty (no document with a token in it); give files that hold text")
-    _even_out(data, shards, counts, form)
+        reasons = "; ".join(remarks)
+        raise UserError(f"{', '.join(inputs)}: the corpus is empty (no document with a token in it); {reasons or 'give files that hold text'}")
+    _even_out(data, shards, counts, maskable, form)
     for split in SPLITS:
         for shard in shards[split]:
             sources[shard["source"]]["sequences"][split] += shard["sequences"]
             sources[shard["source"]]["tokens"][split] += shard["tokens"]
     every = np.concatenate(hashes)
-    report["duplicate"] = len(every) - len(np.unique(every))
+    found = accounts.found()
+    found["duplicate"] = len(every) - len(np.unique(every))
+    known = counts.sum() - counts[[i for i in form.special_ids if i != form.unknown_id]].sum()
     np.save(data / "token_counts.npy", counts)
     save_tokenizer(tokenizer, data / "tokenizer")
     digest = hashlib.sha256("".join(shard["sha256"] for split in SPLITS for shard in shards[split]).encode())
@@ -225,9 +242,10 @@ def _assemble(inputs: list[str], pieces: list[Piece], content: str, building: Pa
         "mode": form.mode, "sequence_length": form.sequence_length, "vocab_size": form.vocab_size, "dtype": form.dtype.name,
         "blocks": {split: sum(shard["sequences"] for shard in shards[split]) for split in SPLITS},
         "real_tokens": {split: sum(shard["tokens"] for shard in shards[split]) for split in SPLITS},
-        "documents": {split: report.pop(f"documents_{split}", 0) for split in SPLITS},
-        "found": {key: report[key] for key in sorted(report)},
-        "unknown_share": float(counts[form.unknown_id] / max(1, counts.sum())) if form.unknown_id is not None else 0.0,
+        "documents": {split: found.pop(f"documents_{split}", 0) for split in SPLITS},
+        "found": {key: found[key] for key in sorted(found)}, "characters": accounts.characters(), "remarks": remarks,
+        "maskable": {split: {str(n): maskable[split][n] for n in sorted(maskable[split])} for split in SPLITS},
+        "unknown_share": float(counts[form.unknown_id] / max(1, known)) if form.unknown_id is not None else 0.0,
         "corpus": described(inputs, pieces), "content": content, "seed": form.seed, "heldout_fraction": form.heldout_fraction,
         **{f"{kind}_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")},
         "special_ids": list(form.special_ids), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
@@ -244,7 +262,7 @@ def _link(file: Path, name: Path) -> None:
         shutil.copyfile(file, name)
 
 
-def _even_out(data: Path, shards: dict[str, list[dict]], counts: np.ndarray, form: Format) -> None:
+def _even_out(data: Path, shards: dict[str, list[dict]], counts: np.ndarray, maskable: dict[str, Counter], form: Format) -> None:
     """A small corpus may leave one split empty: the other then gives its last sequence, if it has two."""
     for empty, full in (("heldout", "train"), ("train", "heldout")):
         wanted = 0 < form.heldout_fraction < 1 and not shards[empty]
@@ -261,7 +279,11 @@ def _even_out(data: Path, shards: dict[str, list[dict]], counts: np.ndarray, for
             if part:
                 writer = form.writer(data / name)
                 writer.add(part)
-                shards[split].append(writer.close() | {"source": last["source"]})
+                shard = writer.close() | {"source": last["source"]}
+                del shard["maskable"]
+                shards[split].append(shard)
+        maskable[full] -= Counter({int(rows[-1]["maskable"]): 1})
+        maskable[empty][int(rows[-1]["maskable"])] += 1
         counts += (1 if empty == "train" else -1) * np.bincount(sequences[-1], minlength=len(counts))
 
 

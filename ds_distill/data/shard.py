@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ class ShardWriter:
         self.stem, self.special, self.dtype = stem, special, dtype
         self.sequences = self.tokens = 0
         self.counts = np.zeros(len(special), np.int64)
+        self.maskable: Counter[int] = Counter()  # how many sequences have so many maskable ids
         self._digest = hashlib.sha256()
         self._ids, self._rows = stem.with_suffix(".bin").open("wb"), stem.with_suffix(".idx").open("wb")
 
@@ -33,6 +36,7 @@ class ShardWriter:
         rows = np.empty(len(sequences), INDEX)
         rows["start"], rows["length"] = self.tokens + ends - lengths, lengths
         rows["maskable"] = maskable[ends] - maskable[ends - lengths]
+        self.maskable.update(rows["maskable"].tolist())
         data, size = memoryview(ids.tobytes()), self.dtype.itemsize
         rows["crc"] = [zlib.crc32(data[size * (end - n) : size * end]) for end, n in zip(ends, lengths, strict=True)]
         for stream, written in ((self._ids, data), (self._rows, rows.tobytes())):
@@ -43,10 +47,11 @@ class ShardWriter:
         self.tokens += len(ids)
 
     def close(self) -> dict:
-        """What the manifest says of the shard."""
+        """What the manifest says of the shard, and `maskable`: how many sequences have so many maskable ids."""
         self._ids.close()
         self._rows.close()
-        return {"file": self.stem.name, "sequences": self.sequences, "tokens": self.tokens, "sha256": self._digest.hexdigest()}
+        return {"file": self.stem.name, "sequences": self.sequences, "tokens": self.tokens, "sha256": self._digest.hexdigest(),
+                "maskable": dict(self.maskable)}  # fmt: skip
 
 
 class Packer:
@@ -89,7 +94,7 @@ class Packer:
 class Grouper:
     """Lines → a sequence each, [CLS] line [SEP] of at most `length` ids; longer ones are cut into several (the authors' data).
 
-    Sequences of fewer than 12 ids, and those of which half or more are unknown, are dropped and counted.
+    Sequences of fewer than 12 ids, and those of which half or more are unknown, are dropped and counted, and their characters, in `lost`.
     """
 
     SHORT = 12
@@ -98,16 +103,26 @@ class Grouper:
         self.writer, self.body = writer, length - 2
         self.cls, self.sep, self.unknown_id = np.array([cls_id]), np.array([sep_id]), unknown_id
         self.short = self.unknown = 0
+        self.lost: Counter[str] = Counter()
 
-    def add(self, lines: list[np.ndarray]) -> None:
+    def add(self, lines: Sequence[np.ndarray], characters: Sequence[int]) -> None:
+        """Append the ids of lines. characters: how many of each line are in them; a part of a line that is cut has its share by number of ids."""
         kept = []
-        for line in lines:
+        for line, count in zip(lines, characters, strict=True):
+            if not len(line):
+                self.lost["removed"] += count
             for start in range(0, len(line), self.body):
                 ids = np.concatenate((self.cls, line[start : start + self.body], self.sep))
                 if len(ids) < self.SHORT:
                     self.short += 1
+                    self._lose("short_sequences", line, start, count)
                 elif self.unknown_id is not None and 2 * np.count_nonzero(ids == self.unknown_id) >= len(ids):
                     self.unknown += 1
+                    self._lose("unknown_sequences", line, start, count)
                 else:
                     kept.append(ids)
         self.writer.add(kept)
+
+    def _lose(self, cause: str, line: np.ndarray, start: int, characters: int) -> None:
+        stop = min(start + self.body, len(line))
+        self.lost[cause] += characters * stop // len(line) - characters * start // len(line)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import glob
-import os
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from ds_distill.data.encodings import check_text
+from ds_distill.data.files import COMPRESSED, KINDS, UNSUPPORTED, digest_of_copy, files_of, kind_of, saved_split, unreadable
 from ds_distill.errors import UserError, at_home
+from ds_distill.pointers import check_no_pointer
 
-KINDS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-PACKED = (".gz", ".zst")
-UNREAD = (".bz2", ".xz", ".zip", ".arrow", ".7z", ".tar", ".pdf", ".docx")
 PIECE_BYTES = 32 * 2**20
 DOCUMENT_CHARACTERS = 100_000  # a longer document is cut: a book of one paragraph must neither fill memory nor fall to one split whole
 _HUB = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<split>[^#]+))?(#(?P<column>.+))?$")
@@ -47,7 +46,7 @@ def pieces_of(inputs: list[str], *, column: str = "text", streaming: bool = True
             pieces += _hub_pieces(source, given, column, streaming)
             continue
         name, wanted = _named(given)
-        for file in _files(name):
+        for file in files_of(name, wanted):
             pieces += _file_pieces(source, file, wanted or column)
     if not pieces:
         raise UserError("no text to read: name at least one file, folder, pattern or hf: data set")
@@ -60,7 +59,7 @@ def check_inputs(inputs: list[str]) -> None:
         if given.startswith("hf:"):
             _hub_parts(given)
         else:
-            _files(_named(given)[0])
+            files_of(*_named(given))
 
 
 def check_weights(weights: list[float], sources: int) -> None:
@@ -76,15 +75,10 @@ def described(inputs: list[str], pieces: list[Piece]) -> list[list]:
     for source, given in enumerate(inputs):
         own = [piece for piece in pieces if piece.source == source]
         columns = {piece.column for piece in own if piece.kind != "text" and not given.endswith(f"#{piece.column}")} - {"text"}
-        where = given if given.startswith("hf:") else str(at_home(given).absolute())
+        piped = next((digest for piece in own if (digest := digest_of_copy(piece.path))), None)  # the number of a pipe tells nothing
+        where = given if given.startswith("hf:") else f"pipe {piped}" if piped else str(at_home(given).absolute())
         found.append([where, sum(piece.size for piece in own), *sorted(columns)])
     return found
-
-
-def kind_of(name: str) -> str | None:
-    """The kind of a file by its name, compression aside; None for an unknown one."""
-    suffixes = [s.lower() for s in Path(name).suffixes if s.lower() not in PACKED]
-    return KINDS.get(suffixes[-1]) if suffixes else None
 
 
 def _named(given: str) -> tuple[str, str | None]:
@@ -93,46 +87,26 @@ def _named(given: str) -> tuple[str, str | None]:
     return (name, column) if mark and not at_home(given).exists() else (given, None)
 
 
-def _files(given: str) -> list[Path]:
-    path = at_home(given)
-    if path.is_dir():
-        found = sorted(file for file in _below(path) if kind_of(file.name) and file.is_file())
-        if not found:
-            raise UserError(f"{given}: the folder holds no {', '.join(KINDS)} file (.gz and .zst too); name files or a pattern such as '{given}/*.md'")
-        return found
-    if path.exists():  # before globbing: a file's name may hold brackets
-        return [path]
-    if glob.has_magic(given):
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-        if not found:
-            raise UserError(f"{given}: no file matches this pattern; check it from the folder the command starts in ({Path.cwd()})")
-        return found
-    raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """What lies in a folder and the folders in it, linked ones too, each once; nothing whose name begins with a dot."""
-    seen: set[tuple[int, int]] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        facts = os.stat(here)
-        if (facts.st_dev, facts.st_ino) in seen:  # a link back up
-            folders.clear()
-            continue
-        seen.add((facts.st_dev, facts.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(here, name) for name in files if not name.startswith("."))
-
-
 def _file_pieces(source: int, file: Path, column: str) -> list[Piece]:
     kind, size = kind_of(file.name) or "text", file.stat().st_size
-    if file.suffix.lower() in UNREAD or (file.suffix.lower() not in PACKED and kind != "parquet" and b"\0" in file.open("rb").read(4096)):
+    check_no_pointer(file)
+    if file.suffix.lower() in UNSUPPORTED:
         raise UserError(f"{file}: not text; give {', '.join(KINDS)} files, plain, .gz or .zst")
     if kind == "parquet":
-        groups = open_parquet(file).num_row_groups
+        table = open_parquet(file)
+        groups = table.num_row_groups
+        _check_column(file, table.schema_arrow, column)
         step = max(1, round(groups * PIECE_BYTES / max(size, 1)))
         cuts = [*range(0, groups, step), groups]
         return [Piece(source, str(file), kind, column, a, b, size * (b - a) // groups) for a, b in pairwise(cuts)]
-    whole = file.suffix.lower() in PACKED or kind == "csv"  # a quoted field of a csv may hold anything, line ends too
+    if kind == "arrow":
+        _check_column(file, _arrow_reader(file).schema, column)
+        return [Piece(source, str(file), kind, column, 0, 1, size)]
+    try:
+        check_text(file, file.suffix)
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(file, error) from error
+    whole = file.suffix.lower() in COMPRESSED or kind == "csv"  # a quoted field of a csv may hold anything, line ends too
     cuts = [0, *([] if whole else _cuts(file, size, kind)), size]
     return [Piece(source, str(file), kind, column, a, b, b - a) for a, b in pairwise(cuts)]
 
@@ -168,11 +142,48 @@ def open_parquet(file: Path):
     try:
         return pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); replace the file or leave it out") from error
+        raise unreadable(file, error) from error
+
+
+def _arrow_reader(file: Path):
+    """Of Arrow's stream format, in which `datasets` writes, or its file format."""
+    import pyarrow
+
+    try:
+        source = pyarrow.memory_map(str(file))
+        if source.read(6) == b"ARROW1":
+            return pyarrow.ipc.open_file(source)
+        source.seek(0)
+        return pyarrow.ipc.open_stream(source)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise unreadable(file, error) from error
+
+
+def arrow_batches(file: Path) -> Iterator:
+    """The record batches of an Arrow file, mapped rather than read."""
+    reader = _arrow_reader(file)
+    return (reader.get_batch(i) for i in range(reader.num_record_batches)) if hasattr(reader, "num_record_batches") else iter(reader)
+
+
+def _check_column(file: Path, schema, column: str) -> None:
+    """UserError where a file of Arrow types has no such column, two of them, or one of something that is no text."""
+    from pyarrow import types
+
+    if schema.names.count(column) != 1:
+        how = "no" if column not in schema.names else "more than one"
+        raise UserError(f"{file}: {how} column {column!r}, it has {', '.join(schema.names) or 'none'}; choose one: {file}#COLUMN")
+    kind = schema.field(column).type
+    inner = kind.value_type if types.is_dictionary(kind) else kind
+    if not re.fullmatch(r"(large_)?(string|binary)(_view)?|fixed_size_binary.*|null", str(inner)):
+        what = "lists" if "list" in str(inner) else "objects" if types.is_nested(inner) else f"{inner} values"
+        raise UserError(f"{file}: column {column!r} holds {what}, not text; make it one string per row, or choose another column: {file}#COLUMN")
 
 
 def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[Piece]:
-    named = _hub_parts(given)["column"] or column
+    parts = _hub_parts(given)
+    named = parts["column"] or column
+    if (local := at_home(parts["name"])).is_dir() and (saved := saved_split(local, parts["split"])):
+        return [piece for file in saved for piece in _file_pieces(source, file, named)]
     data = open_hub(given, streaming)
     names = data.column_names or list(next(iter(data), {}))
     if named not in names:

@@ -1,0 +1,25 @@
+"""What reading a piece of a corpus has found beside its documents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Findings:
+    """characters: how many were read, and what became of them, by name. remarks: of each kind how many there were, and the first, a sentence for the
+    user."""
+
+    characters: Counter[str] = field(default_factory=Counter)
+    remarks: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def count(self, read: int, between_documents: int) -> None:
+        """Count characters that were read, and those of them that are in no document."""
+        self.characters["read"] += read
+        self.characters["between_documents"] += between_documents
+
+    def remark(self, kind: str, sentence: str, times: int = 1) -> None:
+        """Keep a sentence, or count it where there is one of its kind."""
+        number, first = self.remarks.get(kind, (0, sentence))
+        self.remarks[kind] = (number + times, first)
