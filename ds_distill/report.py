@@ -140,12 +140,14 @@ def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str
     )  # fmt: skip
 
 
-def task_card(head: str, task: str, metrics: dict[str, float], settings: dict) -> str:
-    """The README.md of a fine-tuned folder: what the folder scores on the task's dev set, and how it was trained."""
+def task_card(head: str, task: str, metrics: dict[str, float | None], settings: dict, remark: str = "") -> str:
+    """The README.md of a fine-tuned folder: what the folder scores on the task's dev set, and how it was trained.
+    remark: what is to be said of the scores."""
     rows = [{"metric": name.replace("_", " "), "value": value} for name, value in metrics.items()]
+    remark = f"{remark}\n\n" if remark else ""
     return (
         front_matter(head) + f"# A model for {task}\n\nAn encoder fine-tuned on the task {task} with ds-distill.\n\n"
-        f"## Measured\n\n{table(rows, {'metric': 'on the dev set', 'value': 'value'})}\n\n"
+        f"## Measured\n\n{table(rows, {'metric': 'on the dev set', 'value': 'value'})}\n\n{remark}"
         "## Settings\n\n```json\n" + json_text(settings, indent=2) + "\n```\n"
     )
 

@@ -20,7 +20,7 @@ from ds_distill.export.source import Source
 from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, plain
 from ds_distill.tasks.columns import text_columns
-from ds_distill.tasks.examples import KINDS, kind_of, read_columns, rows_of
+from ds_distill.tasks.examples import KINDS, kind_of, label_of, read_columns, rows_of
 from ds_distill.tasks.labels import class_by_name, class_by_number, class_of, classes_of, number_of
 from ds_distill.tasks.metrics import METRICS, Measured
 from ds_distill.tasks.squad import LENGTH, answers_of, questions_in, spans_of, squad_scores
@@ -42,7 +42,8 @@ class DevSet:
     def __str__(self) -> str:
         """What a model card says of them."""
         a = self.about
-        lost = [f"{a['truncated']:,} cut to {a['length']} tokens"] if a["truncated"] else []
+        cut = "questions cut" if self.source.head == "question-answering" else f"cut to {a['length']} tokens"
+        lost = [f"{a['truncated']:,} {cut}"] if a["truncated"] else []
         lost += [f"{a['unknown']:,} tokens unknown"] if a["unknown"] else []
         lost += [f"{count:,} {cause} left out" for cause, count in a["left_out"].items()]
         return ", ".join([f"{a['file']} ({', '.join(a['columns'])}): {a['examples']:,} examples", *lost])
@@ -155,16 +156,17 @@ def _judge(
     """(the metric, logits [examples, outputs] → its value) for labels as the file has them."""
     config = source.model.config
     if config.num_labels == 1:
-        gold = np.array([_number(label, file, row) for row, label in enumerate(labels, 1)])
-        metric = task.metrics[0] if task and task.regression else "pearson"
+        task = task if task and task.regression else None
+        places = [(label, f"--data {file}, example {row}") for row, label in enumerate(labels, 1)]
+        gold = np.array([label_of(task, *place) if task else _number(*place) for place in places])
+        metric = task.metrics[0] if task else "pearson"
         squashed = config.problem_type != "regression"  # a pipeline then gives the sigmoid of the one output
         return metric, lambda logits: METRICS[metric](
             1 / (1 + np.exp(-logits[:, 0])) if squashed else logits[:, 0], gold
         )
     names = [str(config.id2label[i]) for i in sorted(config.id2label)]
-    meant = (
-        classes_of(names, task.labels) if task and task.labels else None
-    )  # which of the task's classes an output stands for
+    # which of the task's classes an output stands for
+    meant = classes_of(names, task.labels) if task and task.labels else None
     if task and meant is None:
         say(
             f"--data {file}: the model's labels, {', '.join(names)}, are not all {task.name}'s: labels are taken for "
@@ -196,13 +198,13 @@ def _class(label: object, names: list[str], task: Task | None, meant: list[int] 
     return found
 
 
-def _number(label: object, file: Path, row: int) -> float:
+def _number(label: object, where: str) -> float:
     try:
         number = float(label)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"--data {file}: label {label} of example {row}: the model's are a number")
+        raise UserError(f"{where}: label {label}: the model's are a number")
     return number
 
 

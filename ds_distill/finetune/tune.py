@@ -19,7 +19,7 @@ from ds_distill.errors import UserError
 from ds_distill.finetune.features import ByLength, Collator, outputs_of
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.losses import hidden_loss, second_distillation
-from ds_distill.finetune.notices import not_read, say_other_scale, say_what_is_not_read
+from ds_distill.finetune.notices import not_read, said_of, say_other_scale, say_what_is_not_read
 from ds_distill.finetune.sets import Data, Sets, dev_sets, load_data, sets_of, teacher_outputs
 from ds_distill.finetune.settings import Tuning
 from ds_distill.memory import give_back_freed_memory, keep_freed_memory
@@ -264,7 +264,9 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     as_read = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
     metrics = scored(plan.task, final, as_read, Collator(reader), 2 * point.batch, f"seed {seed}")
     head = "question-answering" if plan.task.spans else "classification"
-    card = task_card(head, plan.task.name, metrics, {"seed": seed, "precision": precision, **asdict(point)})
+    trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
+    remark = said_of(not_read(plan.data, sets, reader))
+    card = task_card(head, plan.task.name, metrics, trained, remark)
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]

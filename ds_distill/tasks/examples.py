@@ -67,7 +67,7 @@ def load_examples(task: Task, split: str, data: str | None) -> Examples:
         [file] = split_files(at_home(data), split)
         return read_examples(task, file)
     rows = from_hub(task, split)
-    labels = [_label(task, label, f"{task.hub[0]}, {split}, row {row}") for row, label in enumerate(rows["label"])]
+    labels = [label_of(task, label, f"{task.hub[0]}, {split}, row {row}") for row, label in enumerate(rows["label"])]
     return Examples([list(rows[name]) for name in task.texts], labels)
 
 
@@ -87,7 +87,7 @@ def from_hub(task: Task, split: str):
 def read_examples(task: Task, file: Path) -> Examples:
     """All examples of a file. Raises UserError, with file and line, for a missing column, an unknown label or an empty file."""
     texts, labels, left_out = read_columns(task, file)
-    return Examples(texts, [_label(task, label, f"{file}, line {line}") for line, label in labels], left_out)
+    return Examples(texts, [label_of(task, label, f"{file}, line {line}") for line, label in labels], left_out)
 
 
 def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[int, object]], Counter[str]]:
@@ -120,7 +120,8 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
     return texts, labels, left_out
 
 
-def _label(task: Task, value, where: str) -> int | float:
+def label_of(task: Task, value: object, where: str) -> int | float:
+    """The class, or the number, of a label as a file has it. Raises UserError, beginning with `where`, for another."""
     if task.regression:
         try:
             number = float(value)

@@ -221,7 +221,7 @@ def _place(
     while first < last and question.context[last - 1].isspace():
         last -= 1
     inside = [i for i, pair in enumerate(offsets) if pair is not None and pair[0] < pair[1]]
-    if not inside or offsets[inside[0]][0] > first or offsets[inside[-1]][1] < last:
+    if first == last or not inside or offsets[inside[0]][0] > first or offsets[inside[-1]][1] < last:
         return 0, 0
     shared = [i for i in inside if offsets[i][1] > first and offsets[i][0] < last]
     return (shared[0], shared[-1]) if shared else (0, 0)

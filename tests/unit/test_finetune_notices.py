@@ -170,3 +170,21 @@ def test_a_teacher_of_another_scale_is_said(capsys, scale, offset, noise, is_sai
         "--teacher T: its scores, " in said and "another scale than the labels, 0." in said and said.count("\n") == 1
     ) == is_said
     assert is_said or not said
+
+
+def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_path):
+    data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
+    point = Tuning(length=12, **QUICK)
+    found = tune.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
+    card = (tmp_path / "a/seed=0/model/README.md").read_text()
+    assert (
+        "Not read: 5 examples cut to what the model reads (train), 5 examples cut to what the model reads (dev)."
+        in card
+    )
+    assert f"{found['accuracy']:.3f}" in card and '"length": 12' in card
+    data = write(tmp_path / "short", task_of("sst2"), ["a small village"] * 16)
+    tune.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[Tuning(**QUICK)], seeds=[0], data=data)
+    card = (tmp_path / "b/seed=0/model/README.md").read_text()
+    assert "Not read" not in card and f'"length": {POSITIONS}' in card, (
+        "the length that was used, not the 0 that was asked for"
+    )

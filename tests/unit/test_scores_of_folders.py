@@ -332,3 +332,14 @@ def test_answers_of_the_saved_folder_score_what_is_reported(folders, tmp_path, f
     assert dev_score(source, torch_runner(source), tmp_path / "squad_v2" / "validation.jsonl", "dev") == {
         "f1": found["f1"]
     }
+
+
+def test_labels_of_a_test_split_are_no_score(folders, tmp_path):
+    """The hub's test splits have -1 for every label."""
+    source = load_source(str(folders["bert"]), "classification", for_speed=True)
+    pair = {"sentence1": "a film", "sentence2": "a film"}
+    for task, labels in (("stsb", {0: "LABEL_0"}), ("mrpc", {0: "LABEL_0", 1: "LABEL_1"})):
+        source.model.config.id2label, source.model.config.finetuning_task = labels, task
+        (tmp_path / "dev.jsonl").write_text("\n".join(json.dumps(pair | {"label": label}) for label in (1, -1)))
+        with pytest.raises(UserError, match="label -1"):
+            dev_score(source, torch_runner(source), tmp_path / "dev.jsonl", "dev")
