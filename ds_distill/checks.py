@@ -36,9 +36,14 @@ def check_machine(recipe: Recipe) -> None:
     device = device_of_rank(recipe.training.device)
     if recipe.training.precision != "auto":  # which is measured
         precision_of(recipe.training, device)
-    if recipe.training.deepspeed is None:
+    check_deepspeed(recipe.training)
+
+
+def check_deepspeed(training: Training) -> None:
+    """UserError for what DeepSpeed's own parser does not read, or not take, in the DeepSpeed JSON, if there is one."""
+    if training.deepspeed is None:
         return
-    t = _smallest(recipe.training)
+    t = _smallest(training)
     said, given = t.deepspeed_json(), f"training.deepspeed = {t.deepspeed}"
     check_deepspeed_json(given, said, deepspeed_config(t, 1, torch.float32))
     for section, package in MONITORS.items():
@@ -55,12 +60,13 @@ def check_engine(recipe: Recipe) -> None:
     device = device_of_rank(t.device)
     dtype = precision_of(t, device)
     try:
-        make_engine(nn.Linear(1, 1), t, accumulation=1, total_steps=1, device=device, dtype=dtype).destroy()
+        make_engine(nn.Linear(1, 1), t, accumulation=1, total_steps=1, device=device, dtype=dtype, leave_out=tuple(MONITORS)).destroy()
     except UserError:
         raise
     except Exception as error:  # DeepSpeed answers with whatever breaks first
         words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
-        raise UserError(f"training.deepspeed = {t.deepspeed}: DeepSpeed does not start with it ({type(error).__name__}: {words})") from error
+        given = f"training.deepspeed = {t.deepspeed}" if t.deepspeed else f"training.optimizer = {t.optimizer}"
+        raise UserError(f"{given}: DeepSpeed does not start with it ({type(error).__name__}: {words})") from error
 
 
 def _smallest(training: Training) -> Training:

@@ -36,6 +36,7 @@ def execute(command: str, options) -> dict:
         return export(options, output)
     recipe = recipe_of(options)
     if command == "plan":
+        checks.check_deepspeed(recipe.training)
         if options.tokens:
             recipe = with_tokens(recipe, Path(options.tokens))
         found = plan.plan(recipe, options.teacher, options.tokens, options.ranks, options.memory_gib, options.tokens_per_second)

@@ -139,9 +139,14 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
     return config
 
 
-def make_engine(module: nn.Module, training: Training, *, accumulation: int, total_steps: int, device: torch.device, dtype: torch.dtype):
-    """Build the engine around the Objective `module` (fp32 on the CPU); returns a DeepSpeedEngine whose scheduler steps once an optimizer step."""
-    config = deepspeed_config(training, accumulation, dtype)
+def make_engine(
+    module: nn.Module, training: Training, *, accumulation: int, total_steps: int, device: torch.device, dtype: torch.dtype, leave_out: tuple = ()
+):
+    """Build the engine around the Objective `module` (fp32 on the CPU); returns a DeepSpeedEngine whose scheduler steps once an optimizer step.
+
+    leave_out: sections of the DeepSpeed JSON, such as its monitors, which write as soon as they are made.
+    """
+    config = {key: value for key, value in deepspeed_config(training, accumulation, dtype).items() if key not in leave_out}
     offload = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") not in ("none", "auto")
     module.to(device)
     if device.type == "cpu":

@@ -154,6 +154,11 @@ def test_settings_are_looked_at_before_a_corpus_is_prepared(world, capsys, what)
     assert not (world / "out").exists()
 
 
+def test_plan_looks_at_the_deepspeed_json(world, capsys):
+    to_json(world, {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 1}})
+    refused(capsys, "did you mean reduce_bucket_size?", "plan", "--teacher", world / "teacher", *common(world))
+
+
 @pytest.mark.promise("What can be told before a corpus is prepared is told before it is")
 @pytest.mark.parametrize("what", ANY)
 def test_an_encoder_to_go_on_with_and_one_to_evaluate_are_looked_at_first(world, capsys, what):

@@ -157,6 +157,11 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
     assert Training(deepspeed=str(tmp_path / "d.json")).deepspeed_json() == {"zero_optimization": {"stage": 1}}
 
 
+def test_a_monitor_writes_nothing_while_settings_are_looked_at(tmp_path):
+    check_engine(recipe_with(tmp_path, {"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "made"), "job_name": "x"}}, precision="fp32"))
+    assert not (tmp_path / "made").exists()
+
+
 def test_an_offload_that_is_left_open_is_none(tmp_path):
     said = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "auto"}}}
     check_engine(recipe_with(tmp_path, said, precision="fp32", optimizer="torch"))
