@@ -59,10 +59,10 @@ def _marked_encoding(head: bytes) -> str | None:
         return "UTF-16"
     if re.search(rb"\x1b\$[@B]", head):
         return "ISO-2022-JP"
-    half = len(head) // 2
-    zeros = {"UTF-16LE": head[1::2].count(0), "UTF-16BE": head[0::2].count(0)}
-    best = max(zeros, key=zeros.get)
-    return best if half > 1 and zeros[best] > 0.6 * half and min(zeros.values()) < 0.1 * half else None
+    for name, high, low in (("UTF-16LE", head[1::2], head[0::2]), ("UTF-16BE", head[0::2], head[1::2])):
+        if high.count(0) > 0.6 * len(high) and len(low.translate(None, _CONTROLS)) > 0.9 * len(low):
+            return name
+    return None
 
 
 def likely_encoding(lines: Iterable[bytes]) -> str | None:
@@ -76,7 +76,7 @@ def likely_encoding(lines: Iterable[bytes]) -> str | None:
     accented = 2 * sum(bool(re.search(rb"[A-Za-z]", word)) for word in words) > len(words)
     likelihoods = {name: _likelihood(sample, codec, letters) for letters, codecs in (_ACCENTED if accented else _ALPHABETS)
                    for name, codec in codecs.items()}  # fmt: skip
-    best = max(likelihoods, key=likelihoods.get)
+    best = max(likelihoods, key=lambda name: likelihoods[name] + (name == "WINDOWS-1252"))  # the usual one, where letters of several fit
     return best if likelihoods[best] > math.log(0.01) else None
 
 

@@ -109,24 +109,28 @@ class LossFinder:
     def _by_offsets(self, text: str, ids: list[int], encoding: Encoding) -> list[int]:
         if self._drops:
             return self._by_gaps(text, encoding)
-        codes = list(ids)
+        codes, lost = list(ids), 0
         for place, token in enumerate(ids):
             if token == self.unknown_id or token in self.special:
                 start, stop = encoding.token_to_chars(place)
-                codes[place] = self._note_on(token, text[max(start, encoding.token_to_chars(place - 1)[1]) if place else start : stop])
+                codes[place] = self._note_on(token, text[max(start, lost) : stop])
+                lost = stop
         return codes
 
     def _by_gaps(self, text: str, encoding: Encoding) -> list[int]:
-        codes, end = [], 0
+        codes, end, lost = [], 0, 0
         for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
             codes += self._dropped(text, end, start) if start > end else []
-            noted = token == self.unknown_id or token in self.special
-            codes.append(self._note_on(token, text[max(start, end) : stop]) if noted else token)
+            if token == self.unknown_id or token in self.special:
+                codes.append(self._note_on(token, text[max(start, lost) : stop]))
+                lost = stop
+            else:
+                codes.append(token)
             end = max(end, stop)
         return codes + self._dropped(text, end, len(text))
 
     def _note_on(self, token: int, span: str) -> int:
-        """In the place of an unknown or special token; span: characters that it alone stands for, since several tokens may stand for one."""
+        """In the place of an unknown or special token. span: the characters that it stands for; one that it shares with a known token is lost too."""
         if token in self.special:
             return self._note(Loss.SPECIAL_TOKENS, span)
         too_long = self._limit is not None and len(self._normalize(span)) > self._limit

@@ -75,14 +75,15 @@ def _bits_of(data: bytes) -> int:
     return bits
 
 
+# How a character goes on of which a piece has the first bytes only: as most that begin so. A letter, a letter (Vietnamese), a dash, kana, an emoji.
+_GOES_ON = {0xE0: b"\xa0\x80", 0xE1: b"\xba\x80", 0xE2: b"\x80\x94", 0xE3: b"\x81\x82", 0xF0: b"\x9f\x99\x82"}
+
+
 def _character(data: bytes) -> str:
-    """The character that bytes begin with; where they end inside it, one of the same kind."""
+    """The character that bytes begin with; where they end inside it, one of its kind."""
     size = 1 if data[0] < 0x80 else 2 if data[0] < 0xE0 else 3 if data[0] < 0xF0 else 4
-    padding = b"\x90\x80\x80" if data[0] == 0xF0 else b"\xa0\x80" if data[0] == 0xE0 else b"\x80\x80\x80"
-    whole = data[:size] + padding[len(data[:size]) - 1 :]
-    if data[0] == 0xF0 and len(data) == 1:
-        whole = "🙂".encode()  # most of what begins so
-    return whole[:size].decode(errors="replace")[0]
+    known = data[:size]
+    return (known + _GOES_ON.get(data[0], b"\x80\x80\x80")[len(known) - 1 :])[:size].decode(errors="replace")[0]
 
 
 def _is_unspaced(character: str) -> bool:
