@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from ds_distill.data.content import content_fingerprint
-from ds_distill.data.sources import KINDS, PACKED, described, pieces_of
+from ds_distill.data.files import COMPRESSED, KINDS
+from ds_distill.data.sources import described, pieces_of
 from ds_distill.recipe import Recipe
 from ds_distill.tokens import tokens_for
 from ds_distill.training.ranks import from_first_rank, on_first_rank
@@ -54,6 +55,6 @@ def _parts(place: str) -> list[str]:
     """The parts of a text's path, or of a hub data set's name, each fit for the name of a folder; without the suffixes of its kind."""
     *above, last = place.strip("/").split("/")
     name, mark, column = last.partition("#")
-    while Path(name).suffix.lower() in (*PACKED, *KINDS):
+    while Path(name).suffix.lower() in (*COMPRESSED, *KINDS):
         name = Path(name).stem
     return [re.sub(r"[^\w.#@+=-]+", "_", part).strip(".") or "text" for part in (*above, name + mark + column)]
