@@ -172,7 +172,7 @@ class Data:
         attend_across_documents: Whether the documents of a packed block see each other.
         mask_probability: Share of a sequence's real tokens that are masked.
         mask_smoothing: Masking probability ∝ count^−smoothing: rare tokens more often.
-        whole_word_masking: Mask all pieces of a word together.
+        whole_word_masking: Mask all pieces of a word together, each word with the same chance; in scripts without spaces a piece is a word.
         streaming: Read hub data sets while they are downloaded; false downloads them first, or takes the local cache.
         workers: Processes that prepare; 0: one a core.
     """
