@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ds_distill.training.kernels import build_fused_adam
+from ds_distill.training.kernels import build_optimizer
 from tests.start import run_ranks
 
 
@@ -38,7 +38,7 @@ def test_another_shape_goes_on_alike(tmp_path, record_property):
     (0, "bfloat16", "auto", "torch"), (0, "float32", "torch", "auto"), (1, "bfloat16", "torch", "auto"),
 ])  # fmt: skip
 def test_an_optimizer_that_cannot_go_on_with_anothers_state_says_so(tmp_path, stage, dtype, before, now):
-    if reason := build_fused_adam():
+    if reason := build_optimizer():
         pytest.skip(f"DeepSpeed's FusedAdam: {reason}")
     wrote = "deepspeed" if before == "auto" else before
     rows = rows_of(1, tmp_path, [f"train/{before} {stage} {dtype}", f"refuse/{now} {stage} {dtype} {stage}-{dtype}-1"])
