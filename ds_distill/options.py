@@ -26,7 +26,13 @@ RECIPE = "recipe"  # jsonargparse's name for our way to read YAML
 
 def _load(text: str, path: str = "") -> Any:
     """Return what a recipe holds, or what stands in place of one on the command line."""
-    return load_keys(text, f"--config {path}") if path else load_yaml(text, "--config")
+    if not path:
+        return load_yaml(text, "--config")
+    keys = load_keys(text, f"--config {path}")
+    for key, value in keys.items():
+        if key.startswith("config.") or (key == "config" and isinstance(value, dict | list)):
+            raise UserError(f"--config {path}: {key}: what belongs there is the name of another YAML file, as in config: base.yaml")
+    return keys
 
 
 set_loader(RECIPE, _load, (YAMLError,))

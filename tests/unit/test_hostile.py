@@ -241,7 +241,7 @@ def test_any_recipe_is_taken_or_answered(tmp_path, parser, record_property, chan
 
 @pytest.mark.promise("Recipes that mean harm or are simply wrong are answered with one sentence")
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.mkdir [MARK]", "training: !!python/name:os.system", "a: &a [*a]", "{" * 500, "\0", "- - -",
-                                  "x: " + "[" * 300 + "]" * 300, "corpus: {0: null}"])  # fmt: skip
+                                  "x: " + "[" * 300 + "]" * 300, "corpus: {0: null}", "config: {0: null}", "config.0: null"])  # fmt: skip
 def test_a_recipe_that_is_no_recipe(tmp_path, text):
     mark = tmp_path / "executed"
     (tmp_path / "r.yaml").write_text(text.replace("MARK", str(mark)))
