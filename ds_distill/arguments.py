@@ -17,6 +17,7 @@ from ds_distill.models.folder import check_model_files, read_config, resolve_mod
 from ds_distill.parser import WITHOUT_RECIPE, recipe_of, section_of
 from ds_distill.recipe import Recipe
 from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.columns import named_columns
 from ds_distill.tasks.examples import split_files
 
 TOKENIZER_OF = {"run": "teacher", "distill": "teacher", "pretrain": "tokenizer", "evaluate": "model"}  # the option whose tokenizer makes the tokens
@@ -126,7 +127,7 @@ def check_paths(command: str, options) -> None:
     if command == "finetune" and given["data"]:
         for split in ("train", *task_of(options.task).validation):
             split_files(at_home(given["data"]), split)
-    if command == "export" and given["data"] and not at_home(given["data"]).is_file():
+    if command == "export" and given["data"] and not named_columns(given["data"])[0].is_file():
         raise UserError(f"--data {given['data']}: no such file; give labelled examples, as for finetune")
     if command == "export" and given["run"] and not (at_home(given["run"]) / "model" / "config.json").is_file():
         raise UserError(f"--run {given['run']}: {NO_RUN}")

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ds_distill.console import say, say_share
-from ds_distill.errors import UserError, at_home
+from ds_distill.errors import UserError
 from ds_distill.export.compare import progress_over
 from ds_distill.export.runtimes import Runner
 from ds_distill.export.source import Source
 from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, plain
-from ds_distill.tasks.columns import text_columns
+from ds_distill.tasks.columns import named_columns, text_columns
 from ds_distill.tasks.examples import KINDS, kind_of, label_of, read_columns, rows_of
 from ds_distill.tasks.labels import class_by_name, class_by_number, class_of, classes_of, number_of
 from ds_distill.tasks.metrics import METRICS, Measured
@@ -71,7 +71,7 @@ def dev_set(source: Source, file: str | Path) -> DevSet:
     are cut as a pipeline cuts them when told to: to the tokenizer's model_max_length.
     Raises UserError for other files, and for a folder with neither head.
     """
-    path, columns = _named_columns(str(file))
+    path, columns = named_columns(str(file))
     if source.head == "question-answering":
         return _questions(source, path)
     if source.head != "classification":
@@ -131,17 +131,6 @@ def _about(
         "unknown": unknown,
         "left_out": dict(left_out),
     }
-
-
-def _named_columns(given: str) -> tuple[Path, list[str]]:
-    """(the file, the columns behind its #, if any)."""
-    if "#" not in given or at_home(given).exists():
-        return at_home(given), []
-    name, _, columns = given.rpartition("#")
-    found = columns.split(",")
-    if not 1 <= len(found) <= 2 or not all(found):
-        raise UserError(f"--data {given}: behind the # stand one or two columns of text, as in {name}#COLUMN,COLUMN")
-    return at_home(name), found
 
 
 def _length(source: Source) -> int:

@@ -4,8 +4,9 @@ place."""
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from ds_distill.errors import UserError
+from ds_distill.errors import UserError, at_home
 from ds_distill.tasks.catalog import TASKS
 
 # What data sets call their texts: one column, or two in the order in which a model reads them
@@ -29,6 +30,17 @@ ABOUT_TEXT = re.compile(
     r"user|username|annotator|worker|license|version)"
 )
 NUMBER = re.compile(r"[-+\d.,:/e\s]*")  # or a date: csv and tsv have everything as text
+
+
+def named_columns(given: str) -> tuple[Path, list[str]]:
+    """Return the file of labelled examples that `given` names, and the columns behind its #, if any."""
+    if "#" not in given or at_home(given).exists():
+        return at_home(given), []
+    name, _, columns = given.rpartition("#")
+    found = columns.split(",")
+    if not 1 <= len(found) <= 2 or not all(found):
+        raise UserError(f"--data {given}: behind the # stand one or two columns of text, as in {name}#COLUMN,COLUMN")
+    return at_home(name), found
 
 
 def text_columns(rows: list[dict], given: str) -> list[str]:

@@ -6,10 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ds_distill.arguments import check_paths
 from ds_distill.errors import UserError
-from ds_distill.export.dev import _named_columns, labelled
+from ds_distill.export.dev import labelled
+from ds_distill.parser import build_parser
 from ds_distill.tasks.catalog import task_of
-from ds_distill.tasks.columns import KNOWN, text_columns
+from ds_distill.tasks.columns import KNOWN, named_columns, text_columns
+from tests.tiny import save_encoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_encoder("bert", tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.mark.parametrize(
@@ -131,10 +139,10 @@ def test_columns_may_be_named(tmp_path):
         ("dev.jsonl#title", ["title"]),
         ("dev.jsonl#title,body", ["title", "body"]),
     ):
-        assert _named_columns(str(tmp_path / given_)) == (tmp_path / given_.split("#t")[0], columns)
+        assert named_columns(str(tmp_path / given_)) == (tmp_path / given_.split("#t")[0], columns)
     for wrong in ("dev.jsonl#", "dev.jsonl#a,b,c", "dev.jsonl#a,"):
         with pytest.raises(UserError, match="behind the # stand one or two columns"):
-            _named_columns(str(tmp_path / wrong))
+            named_columns(str(tmp_path / wrong))
     found = labelled(tmp_path / "dev#1.jsonl", None, ["body", "title"])
     assert found.texts == [["b"], ["t"]] and labelled(tmp_path / "dev#1.jsonl", task_of("sst2"), ["title"]).texts == [
         ["t"]
@@ -143,3 +151,31 @@ def test_columns_may_be_named(tmp_path):
         labelled(tmp_path / "dev#1.jsonl", task_of("sst2"), ["boddy"])
     with pytest.raises(UserError, match="no column boddy; its columns are title, body, label"):
         labelled(tmp_path / "dev#1.jsonl", None, ["boddy"])
+
+
+def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
+    """Before torch is loaded: the file must be there, the columns behind the # are no part of its name."""
+    (tmp_path / "dev.jsonl").write_text(json.dumps({"text": "t", "label": 1}))
+    for given_, there in (
+        ("dev.jsonl", True),
+        ("dev.jsonl#text", True),
+        ("dev.jsonl#a,b", True),
+        ("none.jsonl#text", False),
+    ):
+        words = [
+            "export",
+            "--model",
+            str(folder),
+            "--data",
+            str(tmp_path / given_),
+            "--output",
+            str(tmp_path / "o"),
+            "--format",
+            "onnx",
+        ]
+        options = build_parser().parse_args(words)["export"]
+        if there:
+            check_paths("export", options)
+        else:
+            with pytest.raises(UserError, match="none.jsonl#text: no such file"):
+                check_paths("export", options)
