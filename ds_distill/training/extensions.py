@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import torch
 from deepspeed.git_version_info import version as deepspeed_version
 from deepspeed.ops.op_builder.builder import OpBuilder
@@ -120,18 +121,20 @@ def _load_built(name: str) -> ModuleType | None:
 
 def _build(builder: OpBuilder) -> ModuleType:
     """Build in a folder of this process's own, and publish the result by a rename. Call with the lock held."""
-    folder = extensions_folder()
-    for left_over in folder.glob(f".{builder.name}.{socket.gethostname()}.*"):  # a build that was killed here
-        shutil.rmtree(left_over, ignore_errors=True)
+    folder, prefix = extensions_folder(), f".{builder.name}.{socket.gethostname()}."
+    for left_over in folder.glob(f"{prefix}*"):
+        if not psutil.pid_exists(int(left_over.name.removeprefix(prefix).split(".")[0])):  # a build that was killed here
+            shutil.rmtree(left_over, ignore_errors=True)
     say(f"compiling DeepSpeed's {builder.name}, once per environment, about a minute")
-    own = tempfile.mkdtemp(prefix=f".{builder.name}.{socket.gethostname()}.", dir=folder)
+    own = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", dir=folder)
     before = os.environ.get("TORCH_EXTENSIONS_DIR")
     os.environ["TORCH_EXTENSIONS_DIR"] = own
     try:
         with alive("compiling"):
             module = _torch_build(builder, verbose=False)
-        shutil.rmtree(folder / builder.name, ignore_errors=True)  # one that does not load
-        with contextlib.suppress(OSError):  # a host that the lock does not reach may have been faster
+        with contextlib.suppress(FileNotFoundError):  # one that does not load, or of a host that the lock does not reach
+            os.rename(folder / builder.name, Path(own) / "replaced")
+        with contextlib.suppress(OSError):  # such a host may have been faster
             os.rename(Path(own) / builder.name, folder / builder.name)
     finally:
         if before is None:

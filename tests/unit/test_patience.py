@@ -23,10 +23,9 @@ def test_what_only_waits_is_given_up_and_leaves_nothing(monkeypatch, tmp_path):
     assert not os.path.exists(f"/proc/{child}")
 
 
-@pytest.mark.parametrize("program", ["while True: pass", "import time\nwhile True: time.sleep(0.001); sum(range(20000))"], ids=["computes", "by turns"])
-def test_what_works_is_not_given_up(monkeypatch, program):
+def test_what_works_is_not_given_up(monkeypatch):
     monkeypatch.setattr(patience, "IDLE_SECONDS", 2.0)
-    job = subprocess.Popen([sys.executable, "-c", program])
+    job = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         os.setpriority(os.PRIO_PROCESS, job.pid, 19)  # it gets little of a machine that does something else
         watch = patience.HangWatch([job.pid])
