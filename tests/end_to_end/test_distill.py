@@ -20,7 +20,7 @@ def finished(world, common):
     return output, json.loads(done.stdout.splitlines()[-1])
 
 
-def test_summary(finished):
+def test_summary(finished, world):
     output, summary = finished
     for key in ("tokens", "steps", "tokens_per_second", "loss", "kl", "mlm", "cosine", "heldout_mlm_loss", "heldout_mlm_accuracy", "export"):
         assert key in summary
@@ -28,6 +28,9 @@ def test_summary(finished):
     assert json.loads((output / "summary.json").read_text()) == summary
     assert summary["heldout_mlm_loss"] < summary["start_heldout_mlm_loss"]
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    characters = dict(summary["characters"])
+    assert characters.pop("read") == len((world / "text.txt").read_text()) == sum(characters.values()) and characters["tokenized"] > 0
+    assert summary["found"]["bad_utf8"] == 0
 
 
 def test_export_loads_everywhere(finished):
