@@ -61,7 +61,7 @@ def on_terminal() -> bool:
 
 
 class _Pause:
-    """Says when a log needs another line that the work goes on: after 10 s, then ever more seldom, a hundred times in a day and a half."""
+    """Tells when a log needs another line that shows progress: after 10 s, then ever more seldom, a hundred times in a day and a half."""
 
     def __init__(self):
         self.began = time.monotonic()

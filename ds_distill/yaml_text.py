@@ -11,11 +11,8 @@ import yaml
 
 from ds_distill.errors import UserError
 
-NULL = "tag:yaml.org,2002:null"
 # what PyYAML reads words as by their look; tags that somebody wrote (!!python/…) are not among them, and are refused
 LOOKS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "int", "float", "timestamp", "value", "merge")}
-
-
 MOST_ENTRIES = 10**6
 
 
