@@ -3,6 +3,7 @@
 Ranks that live but do not get on are found too: where no rank notes progress for minutes, it is printed where each of them is.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -67,7 +68,7 @@ class Heartbeat:
             if beat != last or beat == b"gone":
                 last, self.heard = beat, self.answered
             if verdict and verdict != str(self.rank).encode() and not self.ended.is_set():
-                os._exit(_LOST)  # who gave the verdict says it, and ends by itself when it has
+                self._leave(self.world - 1)  # who gave the verdict says it, and ends by itself when it has
 
     def _look_at_progress(self) -> None:
         done, now = progress_count(), time.monotonic()
@@ -84,8 +85,7 @@ class Heartbeat:
         if silent > self.given_up:
             if self.store.compare_set("verdict", "", "0") == b"0":
                 self._say(f"no rank has made progress for {silent / 60:.0f} min ({self._places()})")
-            time.sleep(_EVERY)
-            os._exit(_LOST)
+            self._leave(self.world)
         if not self.reported:
             self.reported = True
             print(f"\nds-distill: no rank has made progress for {silent / 60:.0f} min: {self._places()}. The run ends if that lasts "
@@ -118,7 +118,16 @@ class Heartbeat:
     def _accuse(self) -> None:
         if self.store.compare_set("verdict", "", str(self.rank)) == str(self.rank).encode():
             self._say(self._silence())
-        time.sleep(_EVERY)  # the others read the verdict from the store, which may end with this rank
+        self._leave(self.world - 1)
+
+    def _leave(self, living: int) -> None:
+        """End this rank; the first one, which keeps the store, when all `living` ranks have read the verdict there, or ten seconds later."""
+        until = time.monotonic() + 5 * _EVERY
+        with contextlib.suppress(RuntimeError):  # the store is gone
+            read = self.store.add("read", 1)
+            while self.rank == 0 and read < living and time.monotonic() < until:
+                time.sleep(0.1)
+                read = self.store.add("read", 0)
         os._exit(_LOST)
 
     def _give_up(self) -> None:

@@ -62,7 +62,7 @@ def test_a_slow_rank_and_a_proper_end_are_no_loss(ranks):
 
 @pytest.mark.promise("A rank that lives but does not get on: it is printed where each rank is, and in the end the job ends")
 def test_a_rank_that_stands_still_is_reported_and_the_job_ends(ranks):
-    first, last = sentences(ranks(60, 1, 0, 4, 1))
+    *_, first, last = sentences(ranks(60, 1, 0, 4, 1))  # on a busy machine the ranks' start may have been reported too
     assert "no rank has made progress for" in first and "no rank has made progress for" in last and "last checkpoint" in last
     for said in (first, last):
         assert re.search(r"rank 1 in stand_still \(tests/distributed/heartbeat_worker.py, line \d+\)", said), said
@@ -70,4 +70,4 @@ def test_a_rank_that_stands_still_is_reported_and_the_job_ends(ranks):
 
 
 def test_progress_of_one_rank_is_progress_of_the_job(ranks):
-    assert not sentences(ranks(60, 12, 0, 8))
+    assert not sentences(ranks(60, 24, 0, 16))

@@ -51,6 +51,11 @@ class Job:
         return json.loads(results[0].stdout.splitlines()[-1])
 
     @property
+    def ended(self) -> bool:
+        """Whether a rank has ended."""
+        return any(process.poll() is not None for process in self.processes)
+
+    @property
     def seen(self) -> set[str]:
         """The names of all checkpoints that there have been, as often as this was asked."""
         self._seen |= {path.name for path in self.published}
@@ -87,7 +92,7 @@ def test_killed_at_any_moment(world, tmp_path, record_property, stage, precision
         ranks_of_job = job.start()
         more = draw.randint(0, 3)  # checkpoints until the kill: by what the run has done, not by a clock that other load slows
         goal = len(job.seen) + more
-        wait_for(lambda goal=goal: len(job.seen) >= goal, *ranks_of_job)
+        wait_for(lambda goal=goal: len(job.seen) >= goal or job.ended, *ranks_of_job)  # the draw may lie beyond the run's end
         time.sleep(draw.uniform(0, 0.5) if more else draw.uniform(0, 5))
         kills += ranks_of_job[0].poll() is None
         job.kill()
