@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ds_distill.errors import UserError
 from ds_distill.finetune.features import Collator, Features, features_of, outputs_of
 from ds_distill.finetune.settings import Tuning
+from ds_distill.models.saving import follow_umask
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples, load_examples
@@ -128,6 +129,7 @@ def teacher_outputs(teacher: PreTrainedModel, features: Features, collator: Coll
         partial = file.with_suffix(".partial")
         values, sizes = np.concatenate([o.reshape(-1) for o in outputs]).astype(np.float32), np.array([o.size for o in outputs])
         save_file({"values": values, "sizes": sizes}, partial)
+        follow_umask(folder)
         partial.replace(file)
     kept = load_file(file)
     parts = np.split(kept["values"], np.cumsum(kept["sizes"])[:-1])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from ds_distill.run_folder import find_model
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
@@ -47,6 +50,8 @@ def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
         return cached if cached and _has_weights(cached) else find_model(folder)
     if cached:
         return cached
+    if not _HUB_NAME.fullmatch(path):
+        raise UserError(f"{option} {path}: no such folder; correct the path")
     raise UserError(
         f"{option} {path}: no such folder, and no model of that name in the Hugging Face cache; "
         f"correct the path, or fetch a hub model once with `hf download {path}`"

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from ds_distill.console import say
 from ds_distill.errors import UserError
+from ds_distill.models.saving import follow_umask
 from ds_distill.room import full_disk_said
 from ds_distill.training.ranks import from_every_rank, from_first_rank, on_first_rank
 from ds_distill.training.reshape import make_universal, plain_path
@@ -55,6 +56,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
         engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step}, save_latest=False)
         if engine.frozen_weights and rank == 0:
             save_file(engine.frozen_weights, partial / "state" / FROZEN)
+            follow_umask(partial / "state")
         torch.distributed.barrier()
         # a network file system may show a host another's files late: each knows its own
         names = sorted({name for seen in from_every_rank([path.name for path in (partial / "state").iterdir()]) for name in seen})

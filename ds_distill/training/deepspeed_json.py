@@ -72,6 +72,11 @@ def without_recipes_own(given: str, said: dict) -> dict:
     for key in OWNED_BY_RECIPE:
         if key in said and (decided := _decided(key, said[key])) is not None:
             raise UserError(f'{given}: {decided} belongs to the recipe\'s training section; remove it there or say "auto"')
+    if str(op := said.get("gradient_allreduce_op", "mean")).lower() == "sum":
+        raise UserError(
+            f'{given}: gradient_allreduce_op = "{op}": the losses are already divided by counts over all ranks, '
+            "which DeepSpeed's mean keeps and its sum would multiply by the number of ranks; remove it"
+        )
     return {key: value for key, value in said.items() if key not in OWNED_BY_RECIPE}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -135,7 +136,11 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
         say(f"warning: ZeRO stage 0 sums its {accumulation} accumulation steps in {name}, which loses small gradients; stages 1 to 3 sum them in fp32")
     if dtype != torch.float32 and stage > 0:
         # 16-bit sums over accumulation steps and ranks lose the small gradients
-        config |= {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+        for key, value in {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}.items():
+            if config.get(key, value) != value:
+                said = json.dumps(config[key])
+                say(f"warning: {training.deepspeed}: {key} = {said} is not used; in 16 bit gradients are summed in fp32")
+            config[key] = value
     return config
 
 

@@ -15,9 +15,9 @@ from ds_distill.console import is_first
 from ds_distill.errors import UserError
 from ds_distill.job import LONE
 from ds_distill.training.extensions import guard_extension_builds
-from ds_distill.training.heartbeat import Heartbeat
+from ds_distill.training.heartbeat import Heartbeat, ProgressWatch
 
-_heartbeats: list[Heartbeat] = []  # the job's, where it has several ranks
+_heartbeats: list[Heartbeat | ProgressWatch] = []  # the job's
 
 
 def start_distributed() -> tuple[int, int]:
@@ -37,8 +37,7 @@ def start_distributed() -> tuple[int, int]:
             torch.cuda.set_device(local)  # else every rank's first collective would be on GPU 0
         with _wait_said():
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-        if torch.distributed.get_world_size() > 1:
-            _heartbeats.append(Heartbeat())
+        _heartbeats.append(Heartbeat() if torch.distributed.get_world_size() > 1 else ProgressWatch())
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 

@@ -31,6 +31,7 @@ def test_summary(finished, world):
     characters = dict(summary["characters"])
     assert characters.pop("read") == len((world / "text.txt").read_text()) == sum(characters.values()) and characters["tokenized"] > 0
     assert summary["found"]["bad_utf8"] == 0
+    assert len({file.stat().st_mode for file in output.rglob("*") if file.is_file()}) == 1, "as the umask gives it, for the group too"
 
 
 def test_export_loads_everywhere(finished):

@@ -128,6 +128,23 @@ def test_what_hugging_faces_jsons_leave_open_is_left_to_the_recipe(tmp_path):
     check_machine(recipe)
 
 
+@pytest.mark.parametrize("said", [{"communication_data_type": "bf16"}, {"data_types": {"grad_accum_dtype": "bf16"}}])
+def test_a_type_for_gradients_that_16_bit_replaces_is_named(tmp_path, capsys, said):
+    training = recipe_with(tmp_path, said | {"zero_optimization": {"stage": 1}}, precision="bf16").training
+    assert deepspeed_config(training, 1, torch.float32) | said == deepspeed_config(training, 1, torch.float32), "in fp32 it stands"
+    assert "not used" not in capsys.readouterr().err
+    made = deepspeed_config(training, 1, torch.bfloat16)
+    assert made["communication_data_type"] == "fp32" and made["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert f"{next(iter(said))} = {json.dumps(next(iter(said.values())))} is not used" in capsys.readouterr().err
+
+
+def test_sums_over_ranks_are_refused(tmp_path):
+    deepspeed_config(recipe_with(tmp_path, {"gradient_allreduce_op": "mean"}).training, 1, torch.float32)
+    for value in ("sum", "SUM"):
+        with pytest.raises(UserError, match=f'd.json: gradient_allreduce_op = "{value}": .*; remove it'):
+            deepspeed_config(recipe_with(tmp_path, {"gradient_allreduce_op": value}).training, 1, torch.float32)
+
+
 @pytest.mark.parametrize("said, words", [
     ({"fp16": {"enabled": True}}, "fp16.enabled = true"), ({"fp16": AUTO["fp16"] | {"loss_scale_window": 500}}, "fp16.loss_scale_window = 500"),
     ({"bf16": {"enabled": False}}, "bf16.enabled = false"), ({"bfloat16": {"enabled": True}}, "bfloat16.enabled = true"),

@@ -128,6 +128,8 @@ def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeyp
     short, long = (sets_of(data, tokenizer, Tuning(length=length), 64).train for length in (8, 0))
     kept = [teacher_outputs(teacher, features, collator, 4, tmp_path) for features in (short, long, short)]
     assert len(asked) == len(list(tmp_path.iterdir())) == 2, "once each"
+    (tmp_path / "new").touch()
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1, "as the umask gives it, for the group too"
     assert all(np.array_equal(a, b) for a, b in zip(kept[0], kept[2], strict=True))
     assert not np.allclose(kept[0][0], kept[1][0], atol=1e-6)
 

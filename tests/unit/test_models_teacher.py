@@ -235,3 +235,12 @@ def test_the_output_folder_of_a_run_stands_for_its_model(tmp_path):
     assert len(load_tokenizer(str(run))) == len(load_tokenizer(run / "export"))
     with pytest.raises(UserError, match="no config.json in the folder"):
         open_model_folder(str(tmp_path / "moved"))
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./small", "~/small", "a/b/c", "runs/old run"])
+def test_only_what_can_be_a_hub_name_is_offered_for_download(path):
+    with pytest.raises(UserError, match="no such folder; correct the path$"):
+        resolve_model_folder(path)
+    for name in ("acme/small-1.5", "small"):
+        with pytest.raises(UserError, match=f"`hf download {name}`"):
+            resolve_model_folder(name)
