@@ -118,10 +118,10 @@ def _make(export: Export, folder: Path, made: dict[str, Path]) -> Path:
         _ds_distill("export", "--model", made[export.source], "--output", output, "--format", *FORMATS[1:], "--encoder")
         return output
     if export.made_by == "finetune":
-        # a rate at which a word that decides the label is learnt in a minute: a head that has learnt nothing answers every text alike
+        # a rate at which a word that decides the label is learned in minutes: a head that has learned nothing answers every text alike
         options = [
             "--tuning.epochs",
-            12,
+            40 if export.task == "regression" else 12,  # squared errors around the mean give small gradients
             "--tuning.batch",
             16,
             "--tuning.learning_rate",
