@@ -208,7 +208,7 @@ def start_launcher(ranks: str, argv: list[str]) -> None:
     if accelerator.device_name() == "cpu":
         devices = [str(device) for device in range(1 if ranks == "all" else int(ranks))]
     else:
-        from ds_distill.devices import visible_gpus
+        from ds_distill.utils.devices import visible_gpus
 
         count = accelerator.device_count()
         devices = visible_gpus(visible)[:count] or [str(device) for device in range(count)]
@@ -228,7 +228,7 @@ def start_launcher(ranks: str, argv: list[str]) -> None:
 def main() -> None:
     if HERE not in sys.path:
         sys.path.insert(0, HERE)
-    from ds_distill.encoding import restart_in_utf8
+    from ds_distill.cli.terminal import restart_in_utf8
 
     restart_in_utf8()
     argv = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
@@ -241,7 +241,7 @@ def main() -> None:
         # Ctrl-C reaches every process of the terminal; DeepSpeed's launcher, which sets LOCAL_SIZE, answers it with SIGTERM to its ranks.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     share_cores()
-    from ds_distill.cli import main as cli
+    from ds_distill.cli.main import main as cli
 
     raise SystemExit(cli(["run", *argv]))
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ds_distill.errors import UserError
-from ds_distill.values import UserPath
+from ds_distill.config.values import UserPath
+from ds_distill.utils.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]
 

@@ -1,22 +1,115 @@
-"""An output folder and what lies in it."""
+"""An output folder is one run's, and one job's at a time; its first rank writes for all."""
 
-from __future__ import annotations
-
+import contextlib
 import json
+import os
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from ds_distill.recipe import Recipe
+from ds_distill.reporting.report import write_json
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.locks import hold
 
-def find_model(folder: Path) -> Path:
-    """Return where the model lies that `folder` means: there, or in it, where `folder` is the --output of a command.
+DECIDED = ("training.precision", "training.optimizer")  # "auto" may become what it was: a checkpoint tells, and refuses another
 
-    The summary of a run names its model by the path of that day. The folder may have been moved since, so the end of
-    that path is looked for in it.
-    """
-    if (folder / "config.json").is_file():
-        return folder
+
+@contextlib.contextmanager
+def claimed(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output", first: Callable | None = None):
+    """Collective: bind `output` to one run, and to this job while it lasts. UserError where it holds another run, naming what differs, where
+    another job is at it, or where it cannot be written. first: done before anything is compared, such as emptying the folder."""
+    from ds_distill.distributed.process_group import (  # with it DeepSpeed, which a lone process need not wait for
+        from_every_rank,
+        on_first_rank,
+        start_distributed,
+    )
+
+    start_distributed()
+    ranks = from_every_rank(identity)
+    for rank, its in enumerate(ranks):
+        if changed := _changed(ranks[0], its):
+            raise UserError(f"rank {rank} was given another run than the first ({changed}): every host needs the same recipe, teacher and code")
+    with contextlib.ExitStack() as lock:
+        on_first_rank(lambda: _bind(output, identity, lock, resume, remedy, first))
+        check_shared(output / "run.json")
+        yield
+
+
+@contextlib.contextmanager
+def claimed_alone(output: Path, identity: dict, remedy: str = "choose another --output"):
+    """As `claimed`, by a process that is no rank of a job."""
+    with contextlib.ExitStack() as lock:
+        _bind(output, identity, lock, "auto", remedy, None)
+        yield
+
+
+def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str, remedy: str, first: Callable | None) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    held = lock.enter_context(open(output / ".lock", "a+", encoding="utf-8"))
+    held.seek(0)
+    hold(held, output, lambda: f"another job ({held.read().strip() or 'unknown'})")
+    held.truncate(0)
+    held.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    held.flush()
+    if first:
+        first()
+    before = _run_in(output, remedy)
+    if before is None:
+        write_json(output / "run.json", identity)
+        return
+    _check_same(output, before, identity, resume, remedy)
+
+
+def check_claim(output: Path, identity: dict, resume: str) -> None:
+    """UserError where `claimed` will find another run in `output`, by the part of its identity that is known so far."""
+    before = _run_in(output, "choose another --output")
+    if before is not None:
+        _check_same(output, {key: before.get(key) for key in identity}, identity, resume, "choose another --output")
+
+
+def _run_in(output: Path, remedy: str) -> dict | None:
+    """The identity of the run in a folder, if there is one."""
+    file = output / "run.json"
     try:
-        made = Path(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["export"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return folder
-    ends = (folder.joinpath(*made.parts[start:]) for start in range(len(made.parts)))
-    return next((end for end in ends if (end / "config.json").is_file()), folder)
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}): {remedy}") from error
+
+
+def _check_same(output: Path, before: dict, identity: dict, resume: str, remedy: str) -> None:
+    if changed := _changed(before, identity):
+        raise UserError(f"{output} holds another run ({changed}): {remedy}")
+    if resume == "never":
+        raise UserError(f"{output} holds this run already: training.resume = auto goes on with it")
+
+
+def _changed(before: dict, now: dict) -> str:
+    """What makes two identities two runs, in words; nothing for one and the same."""
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    keys = [key for key in keys if not (key in DECIDED and "auto" in (before.get(key), now.get(key)))]
+    return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys[:3])
+
+
+def check_shared(file: Path) -> None:
+    """Collective: UserError where a rank's host does not see what the first rank wrote."""
+    from ds_distill.distributed.process_group import from_every_rank
+
+    deadline = time.monotonic() + 30  # a network file system may be that late
+    while not file.is_file() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    blind = sorted({host for host in from_every_rank(None if file.is_file() else socket.gethostname()) if host})
+    if blind:
+        raise UserError(f"{file.parent}: not seen on {', '.join(blind)}; --output must lie on a file system that all hosts share")
+
+
+def flat(recipe: Recipe) -> dict:
+    """What decides a run's result, by dotted key. Housekeeping (how often to save or evaluate) may change on resume."""
+    keys = {f"{room}.{key}": value for room, values in recipe.as_dict().items() for key, value in values.items()}
+    for key in ("max_skipped", "checkpoint_every", "keep_checkpoints", "resume", "evaluate_every", "heldout_blocks", "deepspeed", "device",
+                "micro_batch", "gradient_checkpointing", "compile"):  # fmt: skip
+        del keys[f"training.{key}"]
+    for key in ("workers", "streaming", "column"):
+        del keys[f"data.{key}"]
+    return json.loads(json.dumps(keys))

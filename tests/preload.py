@@ -13,15 +13,15 @@ from transformers import (  # noqa: F401
     RobertaForMaskedLM,
 )
 
-import ds_distill.cli
-import ds_distill.demo
-import ds_distill.environment
-import ds_distill.evidence
-import ds_distill.finetune.tune
-import ds_distill.parser
-import ds_distill.plan
-import ds_distill.runs  # noqa: F401
-from ds_distill.training.kernels import build_optimizer
+import ds_distill.cli.demo
+import ds_distill.cli.env
+import ds_distill.cli.main
+import ds_distill.cli.parser
+import ds_distill.estimate.estimate
+import ds_distill.finetune.trainer
+import ds_distill.pipeline  # noqa: F401
+import ds_distill.study.report
+from ds_distill.builds.fused_adam import build_optimizer
 
-ds_distill.parser.build_parser()  # imports the parser's library
+ds_distill.cli.parser.build_parser()  # imports the parser's library
 build_optimizer()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.machine import describe
-from ds_distill.report import table
+from benchmarks.harness.machine import describe
+from ds_distill.reporting.report import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "RELIABILITY.md"
 INTRODUCTION = """# What a run survives

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ds_distill.data.files import COMPRESSED, KINDS, head_of, open_unpacked
-from ds_distill.errors import UserError
+from ds_distill.utils.errors import UserError
 
 _CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
 _MAGIC = {b"\x1f\x8b\x08": "gzip: name it .gz", b"\x28\xb5\x2f\xfd": "zstandard: name it .zst", b"PAR1": "parquet: name it .parquet",

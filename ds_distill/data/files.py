@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ds_distill.console import say
-from ds_distill.errors import UserError, at_home
+from ds_distill.utils.console import say
+from ds_distill.utils.errors import UserError, at_home
 
 KINDS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".zst")

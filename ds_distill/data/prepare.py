@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from ds_distill.console import say
 from ds_distill.data.accounting import Accounts
 from ds_distill.data.content import content_fingerprint
-from ds_distill.data.pieces import SPLITS, Format, PieceWorker
-from ds_distill.data.shard import INDEX, Packer
+from ds_distill.data.shards import INDEX, Packer
 from ds_distill.data.sources import Piece, described, pieces_of
 from ds_distill.data.tokenizer import plain_backend, save_tokenizer, special_ids, tokenizer_fingerprint, vocabulary_size
-from ds_distill.errors import UserError
-from ds_distill.locks import hold
+from ds_distill.data.worker import SPLITS, Format, PieceWorker
+from ds_distill.utils.console import say
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.locks import hold
 
 MODES = ("packed", "grouped")
 REPORT_VERSION = 2  # of what a finished piece says of itself

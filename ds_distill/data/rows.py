@@ -13,7 +13,7 @@ from pathlib import Path
 from ds_distill.data.files import open_unpacked
 from ds_distill.data.findings import Findings
 from ds_distill.data.sources import Piece, arrow_batches, open_hub, open_parquet
-from ds_distill.errors import UserError
+from ds_distill.utils.errors import UserError
 
 _LONGEST_FIELD = 1 << 27  # characters; a quote that is not closed ends there at the latest
 _MANY_LINES = 200  # of one field of a csv, each like a row: a quote that is not closed

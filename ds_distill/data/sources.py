@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ds_distill.data.encodings import check_text
 from ds_distill.data.files import COMPRESSED, KINDS, UNSUPPORTED, digest_of_copy, files_of, kind_of, saved_split, unreadable
-from ds_distill.errors import UserError, at_home
-from ds_distill.pointers import check_no_pointer
+from ds_distill.utils.errors import UserError, at_home
+from ds_distill.utils.git_lfs import check_no_pointer
 
 PIECE_BYTES = 32 * 2**20
 DOCUMENT_CHARACTERS = 100_000  # a longer document is cut: a book of one paragraph must neither fill memory nor fall to one split whole

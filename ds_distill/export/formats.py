@@ -15,20 +15,20 @@ from pathlib import Path
 
 import torch
 
-from ds_distill.console import alive, say
-from ds_distill.errors import UserError, did_you_mean
-from ds_distill.export.compare import Batch, compare, text_batches, torch_runner
-from ds_distill.export.dev import DevSet, dev_set
-from ds_distill.export.graph import OPSET, write_onnx, write_program
 from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
+from ds_distill.export.model import Source, load_source, read_json
+from ds_distill.export.onnx import OPSET, write_onnx, write_program
+from ds_distill.export.parity import Batch, compare, text_batches, torch_runner
 from ds_distill.export.published import publish_model
 from ds_distill.export.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
-from ds_distill.export.source import Source, load_source, read_json
-from ds_distill.locks import hold
-from ds_distill.memory import peak_memory
+from ds_distill.export.task_score import DevSet, dev_set
 from ds_distill.models.saving import follow_umask
-from ds_distill.report import put_section, table, write_json
+from ds_distill.reporting.report import put_section, table, write_json
 from ds_distill.tasks.metrics import Measured
+from ds_distill.utils.console import alive, say
+from ds_distill.utils.errors import UserError, did_you_mean
+from ds_distill.utils.locks import hold
+from ds_distill.utils.memory import peak_memory
 
 EXACT = 1e-4  # share of the largest output that fp32 formats may differ from PyTorch by: sums in another order
 SEQUENCES = 64

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_distill.export.graph import save_graph, silence
+from ds_distill.export.onnx import save_graph, silence
 
 FULL, SAFE = 127, 63
 LARGE = 1_000_000  # values of a table that is looked up, from which it is worth its codes: vocabularies, not positions

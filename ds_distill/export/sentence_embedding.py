@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from ds_distill.console import say
-from ds_distill.export.source import Source, read_json
+from ds_distill.export.model import Source, read_json
+from ds_distill.utils.console import say
 
 # Flags of 1_Pooling/config.json that every release and text-embeddings-inference know, by the names that sentence-transformers 5 gives instead
 POOLING_FLAGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens",

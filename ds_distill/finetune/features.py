@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ds_distill.console import progress
 from ds_distill.models.families import INPUTS, inputs_of
 from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.examples import Examples
+from ds_distill.utils.console import progress
 
 MEGABATCH = 50  # batches whose rows are sorted together, as in transformers' LengthGroupedSampler
 

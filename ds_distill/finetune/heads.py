@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
-from ds_distill.errors import UserError
 from ds_distill.models.families import family_of_type
-from ds_distill.models.folder import listed, load_model, open_model_folder
-from ds_distill.tasks.catalog import Task, plain
+from ds_distill.models.loading import listed, load_model, open_model_folder
 from ds_distill.tasks.labels import classes_of
+from ds_distill.tasks.registry import Task, plain
+from ds_distill.utils.errors import UserError
 
 
 def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: float = -1.0) -> PreTrainedModel:

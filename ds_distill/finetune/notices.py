@@ -6,11 +6,11 @@ from __future__ import annotations
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ds_distill.console import TRACE, say, say_share
+from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.data import Data, Sets, named
 from ds_distill.finetune.features import Features
-from ds_distill.finetune.sets import Data, Sets, named
-from ds_distill.finetune.settings import Tuning
 from ds_distill.tasks.squad import LONGEST_QUESTION
+from ds_distill.utils.console import TRACE, say, say_share
 
 UNPLACED = "questions whose answer no part of the context holds"
 SAME_MEAN = 1.0  # how far the mean of a teacher's scores may lie off the labels'

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, DistilBertConfig, PretrainedConfig, PreTrainedModel
 
-from ds_distill.console import say
-from ds_distill.errors import UserError
 from ds_distill.models.families import FAMILIES, Family, family_of, family_of_type
+from ds_distill.utils.console import say
+from ds_distill.utils.errors import UserError
 
 
 def resolve_layer_map(spec: str | Sequence[int], teacher_layers: int, student_layers: int | None = None) -> list[int] | None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from ds_distill.errors import UserError
 from ds_distill.models.families import family_of, family_of_type
-from ds_distill.models.folder import listed, load_model, open_model_folder
+from ds_distill.models.loading import listed, load_model, open_model_folder
+from ds_distill.utils.errors import UserError
 
 
 def load_masked_lm(

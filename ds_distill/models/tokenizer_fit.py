@@ -8,9 +8,9 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ds_distill.console import say
-from ds_distill.errors import UserError
 from ds_distill.models.families import INPUTS, family_of_type, inputs_of
+from ds_distill.utils.console import say
+from ds_distill.utils.errors import UserError
 
 
 def fit_tokenizer(

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ds_distill.console import say
+from ds_distill.utils.console import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ds_distill.errors import UserError, at_home
-from ds_distill.tasks.catalog import TASKS
+from ds_distill.tasks.registry import TASKS
+from ds_distill.utils.errors import UserError, at_home
 
 # What data sets call their texts: one column, or two in the order in which a model reads them
 KNOWN = {task.texts for task in TASKS.values()} | {

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ds_distill.console import say_share
-from ds_distill.errors import UserError, at_home
-from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.labels import class_of, number_of
+from ds_distill.tasks.registry import Task
+from ds_distill.utils.console import say_share
+from ds_distill.utils.errors import UserError, at_home
 
 KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error)

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from ds_distill.tasks.catalog import plain
+from ds_distill.tasks.registry import plain
 
 LEAST_LETTERS = 3  # of a short form such as "neg"
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ds_distill.console import say_share
-from ds_distill.errors import UserError, at_home
 from ds_distill.models.families import INPUTS
-from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import UNREADABLE, from_hub, kind_of, opened, rows_of, split_files
 from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
+from ds_distill.tasks.registry import Task
+from ds_distill.utils.console import say_share
+from ds_distill.utils.errors import UserError, at_home
 
 LENGTH, STRIDE = 384, 128  # tokens of a span and, as in transformers' run_qa, that the next one repeats; the authors' code moves on by 128
 NEEDED = "it needs id, question, context and answers: their texts and, as many, answer_start"

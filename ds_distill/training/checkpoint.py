@@ -13,12 +13,12 @@ from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from safetensors.torch import save_file
 
-from ds_distill.console import say
-from ds_distill.errors import UserError
+from ds_distill.distributed.process_group import from_every_rank, from_first_rank, on_first_rank
 from ds_distill.models.saving import follow_umask
-from ds_distill.room import full_disk_said
-from ds_distill.training.ranks import from_every_rank, from_first_rank, on_first_rank
-from ds_distill.training.reshape import make_universal, plain_path
+from ds_distill.training.universal_checkpoint import make_universal, plain_path
+from ds_distill.utils.console import say
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.resources import full_disk_said
 
 FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
 MANIFEST = "manifest.json"  # what cut it (stage, ranks, precision), the parameters of each group, and size and checksum of every file

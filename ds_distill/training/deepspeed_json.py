@@ -13,7 +13,7 @@ from deepspeed.runtime.config_utils import DeepSpeedConfigModel
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
 from pydantic import ValidationError
 
-from ds_distill.errors import UserError, did_you_mean
+from ds_distill.utils.errors import UserError, did_you_mean
 
 OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
                    "scheduler", "fp16", "bf16", "bfloat16")  # fmt: skip

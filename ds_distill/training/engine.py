@@ -13,14 +13,14 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
-from ds_distill.console import say
-from ds_distill.errors import UserError
-from ds_distill.memory import keep_freed_memory
+from ds_distill.builds.fused_adam import build_optimizer, make_resumable, why_no_apex
+from ds_distill.distributed.process_group import from_every_rank, from_first_rank
 from ds_distill.models.teacher import choose_cpu_dtype
 from ds_distill.recipe import Training
 from ds_distill.training.deepspeed_json import without_recipes_own
-from ds_distill.training.kernels import build_optimizer, make_resumable, why_no_apex
-from ds_distill.training.ranks import from_every_rank, from_first_rank
+from ds_distill.utils.console import say
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.memory import keep_freed_memory
 
 
 def device_of_rank(wanted: str = "auto") -> torch.device:

@@ -3,7 +3,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ds_distill.liveness import note_progress
+from ds_distill.utils.progress import note_progress
 
 
 def evaluate(run, batches: Iterable, device: torch.device) -> dict[str, float | None]:

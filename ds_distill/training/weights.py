@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ds_distill.errors import UserError
 from ds_distill.training.checkpoint import FROZEN, manifest_of
-from ds_distill.training.reshape import plain_path, quietly
+from ds_distill.training.universal_checkpoint import plain_path, quietly
+from ds_distill.utils.errors import UserError
 
 PREFIX = "model."  # the model's name in the module that the engine runs
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.machine import describe
+from benchmarks.harness.machine import describe
 from tests.clients.catalog import CLIENTS, checks_of
 from tests.clients.compare import too_alike
 from tests.clients.exports import EXPORTS, make_exports, product_stamp

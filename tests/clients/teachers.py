@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ds_distill.data.tokenizer import train_wordpiece
-from ds_distill.export.compare import SAMPLE
+from ds_distill.export.parity import SAMPLE
 
 POSITIONS = 48  # few, so that an overlong text is a short one
 VOCABULARY = 600

@@ -7,8 +7,8 @@ import time
 
 import torch
 
-from ds_distill.liveness import note_progress
-from ds_distill.training.heartbeat import Heartbeat
+from ds_distill.distributed.heartbeat import Heartbeat
+from ds_distill.utils.progress import note_progress
 
 
 class Slow(Heartbeat):

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ds_distill.errors import UserError
+from ds_distill.distributed.process_group import start_distributed
+from ds_distill.losses.objective import Objective
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint
 from ds_distill.training.engine import backward, make_engine, optimizer_step
-from ds_distill.training.objective import Objective
-from ds_distill.training.ranks import start_distributed
+from ds_distill.utils.errors import UserError
 from tests.distributed.step_worker import GLOBAL, batches, random_bert
 
 BEFORE, STEPS = 2, 5  # optimizer steps up to the checkpoint, and in all

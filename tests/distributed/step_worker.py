@@ -1,4 +1,4 @@
-"""One rank: the engine's step against benchmarks/reference.py, case after case. Prints a JSON line a case and accumulation on rank 0.
+"""One rank: the engine's step against benchmarks/reference/recipe.py, case after case. Prints a JSON line a case and accumulation on rank 0.
 
 Arguments, one a case: {"deepspeed": name in ds_configs/deepspeed, "dtype": "float32", "optimizer": "auto", "accumulations": [1, 2],
 "checkpointing": false, "freeze": false, "overflow": false, "batched": false}
@@ -19,16 +19,16 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
 from transformers import BertConfig, BertForMaskedLM
 
-from benchmarks.reference import reference_losses, reference_step
+from benchmarks.reference.recipe import reference_losses, reference_step
+from ds_distill.distributed.process_group import start_distributed
 from ds_distill.losses import VocabularyProjection
+from ds_distill.losses.objective import Objective
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint
-from ds_distill.training.compiled import compile_step
+from ds_distill.training.compile import compile_step
 from ds_distill.training.engine import backward, batch_gradients, deepspeed_config, make_engine, optimizer_step, parameter_groups
-from ds_distill.training.objective import Objective
-from ds_distill.training.ranks import start_distributed
 from ds_distill.training.weights import checkpoint_weights, master_weights
 
 GLOBAL, LENGTH, STEPS, VOCABULARY = 8, 16, 5, 199

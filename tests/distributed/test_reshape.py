@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ds_distill.training.kernels import build_optimizer
+from ds_distill.builds.fused_adam import build_optimizer
 from tests.start import run_ranks
 
 

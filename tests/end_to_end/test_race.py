@@ -1,4 +1,4 @@
-"""`python -m benchmarks.race` on a tiny teacher: what it prints, and that a race which was broken off goes on; `python -m benchmarks.packing`."""
+"""`python -m benchmarks.training.time_to_loss` on a tiny teacher: what it prints, and that a race which was broken off goes on; `python -m benchmarks.training.packing`."""
 
 import json
 
@@ -15,7 +15,7 @@ def race(world, output, *more):
                       "training: {global_batch: 8, micro_batch: 4, learning_rate: 1.0e-3, precision: fp32, compile: 'off'}\n")  # fmt: skip
     words = ["--minutes", MINUTES, "--teacher", world / "teacher", "--corpus", world / "text.txt", "--config", config, "--evaluations", 2,
              "--blocks", 2, "--racers", "plain_bf16", "engine", "--output", output, *more]  # fmt: skip
-    return Process("benchmarks.race", *words).wait()
+    return Process("benchmarks.training.time_to_loss", *words).wait()
 
 
 def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
@@ -69,7 +69,7 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
 
 
 def test_packing_says_what_it_brings(world):
-    done = Process("benchmarks.packing", "--teacher", world / "teacher", "--corpus", world / "text.txt", "--length", 32, "--sequences", 4,
+    done = Process("benchmarks.training.packing", "--teacher", world / "teacher", "--corpus", world / "text.txt", "--length", 32, "--sequences", 4,
                    "--steps", 2).wait()  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])["batches"]

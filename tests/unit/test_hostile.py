@@ -17,18 +17,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ds_distill.data.documents import read
+from ds_distill.cli.parser import ROOMS, build_parser, recipe_of
+from ds_distill.data.readers import read
 from ds_distill.data.sources import pieces_of
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
-from ds_distill.errors import UserError
-from ds_distill.export.source import load_source
+from ds_distill.export.model import load_source
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.models.folder import resolve_model_folder
+from ds_distill.models.loading import resolve_model_folder
 from ds_distill.models.teacher import load_masked_lm
-from ds_distill.parser import ROOMS, build_parser, recipe_of
-from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.registry import task_of
+from ds_distill.utils.errors import UserError
 from tests.start import ROOT
-from tests.unit.test_models_teacher import tiny_bert, tiny_roberta
+from tests.unit.models.test_teacher import tiny_bert, tiny_roberta
 
 LOADERS = (load_masked_lm, load_source, lambda path: load_for_task(path, task_of("rte"), "model", tuned=False))
 
@@ -169,7 +169,7 @@ def test_a_broken_tokenizer(folder, file, content):
 
 READ = """
 import resource, sys
-from ds_distill.data.documents import read
+from ds_distill.data.readers import read
 from ds_distill.data.sources import pieces_of
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 count = longest = 0

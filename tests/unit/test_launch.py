@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_distill.devices import visible_gpus
+from ds_distill.utils.devices import visible_gpus
 from tests import patience
 
 ROOT = Path(__file__).resolve().parents[2]

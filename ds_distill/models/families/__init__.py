@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ds_distill.errors import UserError
 from ds_distill.models.families.bert import BERT
 from ds_distill.models.families.distilbert import DISTILBERT
 from ds_distill.models.families.family import Family
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
+from ds_distill.utils.errors import UserError
 
 if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
     from transformers import PreTrainedModel

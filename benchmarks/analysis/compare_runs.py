@@ -1,0 +1,65 @@
+"""Runs side by side: their held-out losses over tokens in one plot, and a table.
+
+    python -m benchmarks.analysis.compare_runs RUNS/distilled RUNS/no_teacher RUNS/random --output docs/results/first_evidence
+
+A run is the --output folder of distill or pretrain; its folder's name is its label. Writes OUTPUT.png and OUTPUT_table.md; says at how many of the
+common measurements the first run is ahead of each other. The last line of standard output is JSON.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.harness.cli import make_folder, one_sentence
+from ds_distill.reporting.report import comparison_plot, table
+from ds_distill.utils.errors import UserError
+
+
+def held_out(folder: Path) -> dict[str, list]:
+    """By name of the set: [step, tokens, loss, accuracy] a measurement."""
+    try:
+        return {name or "own": rows for name, rows in json.loads((folder / "curves.json").read_text(encoding="utf-8"))["heldout"].items()}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is no finished run (curves.json: {error}): give the --output folder of distill or pretrain") from error
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.analysis.compare_runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs; the first is compared with each other")
+    parser.add_argument("--output", type=Path, required=True, help="what the files' names begin with")
+    args = parser.parse_args()
+    with one_sentence("benchmarks.analysis.compare_runs"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    runs = {folder.name: held_out(folder) for folder in args.runs}
+    if len(runs) < len(args.runs):
+        raise UserError(f"two of the folders have one name (they are {', '.join(map(str, args.runs))}); rename one")
+    make_folder("--output", args.output.parent)
+    first, *others = runs
+    rows, ahead = [], {}
+    for name, sets in runs.items():
+        rows.append({"run": name} | {f"{kind} {what}": value for kind, curve in sets.items()
+                                     for what, value in (("start", curve[0][2]), ("end", curve[-1][2]), ("accuracy", curve[-1][3]))})  # fmt: skip
+    for other in others:
+        for kind in runs[first].keys() & runs[other].keys():
+            mine, theirs = ({row[0]: row[2] for row in runs[name][kind]} for name in (first, other))
+            common = sorted((mine.keys() & theirs.keys()) - {0})  # before the first step nothing has been learnt
+            ahead[f"{other}, {kind}"] = [sum(mine[step] < theirs[step] for step in common), len(common)]
+    columns = {"run": "run"}
+    for kind in runs[first]:
+        columns |= {f"{kind} start": f"{kind}: loss at start", f"{kind} end": "at the end", f"{kind} accuracy": "accuracy"}
+    text = table(rows, columns) + "\n\n" + "\n".join(
+        f"- {first} ahead of {key}: at {won} of {count} measurements" for key, (won, count) in sorted(ahead.items())) + "\n"  # fmt: skip
+    print(text)
+    print(json.dumps({"runs": rows, "ahead": ahead}), flush=True)
+    Path(f"{args.output}_table.md").write_text(text, encoding="utf-8")
+    comparison_plot(runs, Path(f"{args.output}.png"))
+    print(f"written: {args.output}.png, {args.output}_table.md", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,119 @@
+"""Which layers a task needs: a fine-tuned model's score without each of them, and with every choice of as many as a student would get.
+
+    python -m benchmarks.analysis.layer_selection --task stsb --model FINETUNED --data DIR
+
+Nothing is trained: minutes, where a student of each choice takes hours. The order of the choices is a hint at which to try as student.layers, not a
+forecast: docs/LOG.md has what students of some of them then scored. With more choices than --most, layers are dropped one by one, each time that
+which is missed least. The last line of standard output is JSON.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from itertools import combinations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from benchmarks.harness.cli import count, one_sentence
+from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.data import load_data, sets_of
+from ds_distill.finetune.features import Collator
+from ds_distill.finetune.heads import load_for_task
+from ds_distill.finetune.trainer import scored
+from ds_distill.models.families import family_of
+from ds_distill.models.loading import resolve_model_folder
+from ds_distill.reporting.report import table
+from ds_distill.tasks.metrics import rank
+from ds_distill.tasks.registry import task_of
+from ds_distill.utils.errors import UserError
+
+Choice = tuple[int, ...]
+
+
+class Cut:
+    """A model with some of its layers, whose score `measure` returns; each choice is measured once."""
+
+    def __init__(self, model: PreTrainedModel, measure: Callable[[str], float | None]):
+        owner, _, self.name = family_of(model).layers.rpartition(".")
+        self.owner, self.measure, self.scores = model.get_submodule(owner), measure, dict[Choice, float | None]()
+        self.layers = list(getattr(self.owner, self.name))
+
+    def score(self, keep: Choice) -> float | None:
+        if keep not in self.scores:
+            setattr(self.owner, self.name, nn.ModuleList([self.layers[i] for i in keep]))
+            self.scores[keep] = self.measure(f"layers {', '.join(map(str, keep))}")
+        return self.scores[keep]
+
+
+def without_each(cut: Cut, keep: Choice) -> list[tuple[float | None, Choice]]:
+    """Scores without one layer of `keep`, in the order of the layers."""
+    return [(cut.score(rest), rest) for rest in (tuple(i for i in keep if i != out) for out in keep)]
+
+
+def choices_of(cut: Cut, count: int, most: int) -> list[tuple[float | None, Choice]]:
+    """(score, layers), best first, of every choice of `count` layers; where these are more than `most`, of the last that dropping one by one tried."""
+    every = tuple(range(len(cut.layers)))
+    if math.comb(len(every), count) <= most:
+        found = [(cut.score(keep), keep) for keep in combinations(every, count)]
+    else:
+        keep = every
+        while len(keep) > count:
+            found = without_each(cut, keep)
+            keep = max(found, key=_ranked)[1]
+    return sorted(found, key=_ranked, reverse=True)
+
+
+def _ranked(scored: tuple[float | None, Choice]) -> tuple[float, Choice]:
+    return rank(scored[0]), scored[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.analysis.layer_selection", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, help="as for ds-distill finetune")
+    parser.add_argument("--model", required=True, help="folder fine-tuned on the task: the teacher of a student to be")
+    parser.add_argument("--data", help="the task's files, as for ds-distill finetune; from the hub when not given")
+    parser.add_argument("--keep", type=count, help="layers of a choice (default half of them)")
+    parser.add_argument("--examples", type=count, default=400, help="of the dev set, the first (default 400)")
+    parser.add_argument("--most", type=count, default=100, help="choices that are all measured (default 100)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
+    args = parser.parse_args()
+    with one_sentence("benchmarks.analysis.layer_selection"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    torch.set_num_threads(args.threads)
+    task = task_of(args.task)
+    model, tokenizer = load_for_task(args.model, task, "model", tuned=True).eval(), load_tokenizer(resolve_model_folder(args.model, "--model"))
+    depth = family_of(model).measures(model.config)[0]
+    count = depth // 2 if args.keep is None else args.keep
+    if not 1 <= count < depth:
+        raise UserError(f"--keep {count}: of {depth} layers, 1 to {depth - 1}")
+    if args.examples < 2:
+        raise UserError(f"--examples {args.examples}: at least 2")
+    data = load_data(task, args.data)
+    data.train = data.train[:1]  # nothing is trained
+    data.dev = {split: part[: args.examples] for split, part in data.dev.items()}
+    sets = sets_of(data, tokenizer, Tuning(), family_of(model).positions(model.config))
+    collator, first = Collator(tokenizer), task.metrics[0]
+    cut = Cut(model, lambda what: scored(task, model, sets, collator, 32, what)[first])
+    every = tuple(range(depth))
+    whole, less, choices = cut.score(every), without_each(cut, every), choices_of(cut, count, args.most)
+    rows = [{"layers": "all", "score": whole}, *({"layers": f"without {i}", "score": score} for i, (score, _) in enumerate(less))]
+    rows += [{"layers": str(list(keep)), "score": score} for score, keep in choices]
+    columns = {"layers": "layers", "score": f"{task.name}, {first}, {len(next(iter(data.dev.values())))} examples (%)"}
+    print(
+        table([row | {"score": None if row["score"] is None else f"{100 * row['score']:.1f}"} for row in rows], columns)
+        + "\n"
+    )
+    print(json.dumps({"task": task.name, "metric": first, "all": whole, "without": [score for score, _ in less],
+                      "choices": [{"layers": keep, "score": score} for score, keep in choices]}))  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""What rounding does to a model's first choices: how far any 8-bit product can go, whatever runs it.
+
+    python -m benchmarks.analysis.quantization_error --model DIR --text FILE
+
+The model runs in fp32 with the operands of its products rounded as int8 would have them (Dettmers et al. 2022, section 2), in PyTorch, and once in
+bf16; its first choices of masked tokens are held against its own in fp32. The last line of standard output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness.cli import count, one_sentence
+from ds_distill.export.model import Source, load_source
+from ds_distill.export.parity import CLEAR, Batch, agreed, first_choices, text_batches
+from ds_distill.reporting.report import table
+from ds_distill.utils.console import progress
+
+
+def symmetric(x: Tensor, dim: int | tuple[int, ...], steps: int = 127) -> Tensor:
+    """x rounded to so many steps each way of the largest value along `dim`."""
+    step = x.abs().amax(dim, keepdim=True).clamp_min(1e-12) / steps
+    return (x / step).round() * step
+
+
+def asymmetric(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """x rounded to 255 steps from the least to the largest value along `dim`, 0 being one of them."""
+    low, high = x.amin(dim, keepdim=True).clamp_max(0), x.amax(dim, keepdim=True).clamp_min(0)
+    step = ((high - low) / 255).clamp_min(1e-12)
+    zero = (-low / step).round()
+    return ((x / step).round() + zero).clamp(0, 255).sub(zero) * step
+
+
+def grouped(x: Tensor, size: int) -> Tensor:
+    """Symmetric, a scale for each `size` values of the last axis."""
+    return symmetric(x.unflatten(-1, (-1, size)), -1).flatten(-2)
+
+
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a scale a column": lambda w: symmetric(w, 1),
+    "a scale a column, 7 bits": lambda w: symmetric(w, 1, 63),
+    "a scale for 32": lambda w: grouped(w, 32),
+}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a scale a tensor": lambda x: asymmetric(x, tuple(range(x.dim()))),
+    "a scale a token": lambda x: symmetric(x, -1),
+    "a scale a token, asymmetric": lambda x: asymmetric(x, -1),
+    "a scale for 32": lambda x: grouped(x, 32),
+}
+ROWS = [(None, None), *((w, None) for w in WEIGHTS), *((None, a) for a in ACTIVATIONS), *(("a scale a column", a) for a in ACTIVATIONS),
+        ("a scale a column, 7 bits", "a scale a token, asymmetric"), ("a scale for 32", "a scale for 32")]  # fmt: skip
+
+
+def rounded(model: nn.Module, weights: str | None, activations: str | None) -> list:
+    """Round the operands of every linear layer of `model`, in place; returns the hooks."""
+    hooks = []
+    for layer in [part for part in model.modules() if isinstance(part, nn.Linear)]:
+        if weights:
+            layer.weight = nn.Parameter(WEIGHTS[weights](layer.weight.data), requires_grad=False)  # a new one: an embedding tied to it stays as it is
+        if activations:
+            hooks.append(layer.register_forward_pre_hook(lambda _, inputs: (ACTIVATIONS[activations](inputs[0]), *inputs[1:])))
+    return hooks
+
+
+@torch.inference_mode()
+def logits_of(source: Source, batches: list[Batch], what: str) -> np.ndarray:
+    """fp32 [masked tokens, V]."""
+    found = []
+    with progress(len(batches), what, "batch") as bar:
+        for batch in batches:
+            logits = source.model(**{name: torch.from_numpy(value) for name, value in batch.inputs.items()}).logits
+            found.append(logits[torch.from_numpy(batch.at)].float().numpy())
+            bar.update()
+    return np.concatenate(found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.analysis.quantization_error", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Hugging Face folder with a masked-LM head")
+    parser.add_argument("--text", nargs="+", default=[], help="text, as for ds-distill prepare (default: the package's sample)")
+    parser.add_argument("--sequences", type=count, default=128, help="of the text (default 128)")
+    args = parser.parse_args()
+    with one_sentence("benchmarks.analysis.quantization_error"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    source = load_source(args.model, "masked-lm")
+    # one sequence at a time: a scale a tensor depends on what else is in it
+    batches = text_batches(source, args.text, sequences=args.sequences, batch=1)
+    reference = logits_of(source, batches, "fp32")
+    choice, clear = first_choices(reference)
+    best = np.partition(reference, -2, axis=-1)[:, -2:]
+    margins = {f"{100 * share:g} %": float(np.quantile(best[:, 1] - best[:, 0], share)) for share in (0.005, 0.01, 0.02, 0.05, 0.1, 0.5)}
+    rows = []
+    for weights, activations in ROWS:
+        source = load_source(args.model, "masked-lm")
+        if weights or activations:
+            rounded(source.model, weights, activations)
+        else:
+            source.model.bfloat16()
+        name = f"weights: {weights or 'fp32'}; activations: {activations or 'fp32'}" if weights or activations else "bf16"
+        logits = logits_of(source, batches, name)
+        same = logits.argmax(-1) == choice
+        error = float(np.sqrt(np.mean((logits - reference) ** 2)))
+        rows.append({"rounding": name, "error": error} | agreed(same, clear))
+    columns = {"rounding": "rounded operands", "agreement": "first choices as in fp32", "clear_agreement": f"of those clear by {CLEAR} nats",
+               "error": "RMS error of a logit"}  # fmt: skip
+    shares = ("agreement", "clear_agreement")
+    print(table([row | {key: f"{100 * row[key]:.2f} %" for key in shares if key in row} | {"error": f"{row['error']:.4f}"} for row in rows], columns))
+    print(f"\n{len(choice):,} masked tokens, {100 * clear.mean():.0f} % of them clear. The two best of a token differ by less than "
+          + ", ".join(f"{value:.4f} for {share}" for share, value in margins.items()) + "\n")  # fmt: skip
+    print(json.dumps({"positions": len(choice), "clear_share": float(clear.mean()), "margins": margins, "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,319 @@
+"""Every kernel of the step against its definition, on this machine's GPU (or, to see that the checks themselves work, small on a CPU).
+
+    python -m benchmarks.gpu.checks
+
+Prints a table of errors and their limits; the last line of standard output is JSON. Exit status 1 where a limit does not hold, and on a GPU also where
+a check was not made: for lack of time, or because its kernel is not to be had.
+"""
+
+import argparse
+import copy
+import functools
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from benchmarks.harness.cli import one_sentence
+from benchmarks.harness.machine import describe
+from benchmarks.harness.timing import timed
+from benchmarks.reference.closed_form import relative, vocabulary_loss, worst
+from benchmarks.reference.recipe import reference_step
+from benchmarks.training.baselines import options_of
+from ds_distill.builds.deepspeed_extensions import first_line
+from ds_distill.builds.fused_adam import build_optimizer
+from ds_distill.distributed.process_group import start_distributed
+from ds_distill.kernels.compile_layers import compile_body
+from ds_distill.losses import fused_vocabulary_loss
+from ds_distill.losses.objective import Objective
+from ds_distill.models.attention import why_no_varlen, within_documents
+from ds_distill.models.student import build_student
+from ds_distill.models.teacher import Teacher, teacher_dtype
+from ds_distill.recipe import Losses, Training
+from ds_distill.reporting.report import table
+from ds_distill.training.compile import compile_step, why_no_compile
+from ds_distill.training.engine import backward, device_of_rank, make_engine, optimizer_step
+
+ROUNDED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+NO_TIME = "no time left"
+
+
+class NotMade(Exception):
+    """Why a check has no result here."""
+
+
+def unless(reason: str | None) -> None:
+    if reason:
+        raise NotMade(reason)
+
+
+@dataclass
+class Check:
+    """measure: its error, and what else there is to say; NotMade where it cannot be made. Nothing is computed before, so that what no time is left for
+    can be counted."""
+
+    what: str
+    limit: float
+    measure: Callable[[], tuple[float, str]]
+
+
+def short(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def precisions(device: torch.device) -> list[torch.dtype]:
+    return [torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])]
+
+
+def bodies(device: torch.device) -> dict[str, str | None]:
+    """The vocabulary loss's bodies, and why one is not to be had here."""
+    no_triton = None if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1" else "Triton's kernel needs a GPU or TRITON_INTERPRET=1"
+    return {"torch": None, "compiled": why_no_compile(), "triton": no_triton}
+
+
+def vocabulary(device: torch.device) -> Iterator[Check]:
+    """Sums and gradients of the fused loss, over several chunks, against the closed form in float64."""
+    reasons = bodies(device)
+    for dtype in precisions(device):
+        for on, padding in (("all", False), ("masked", False), ("all", True)):
+            problem = functools.cache(functools.partial(vocabulary_problem, device, dtype, on, padding))  # the bodies' own is the same
+            for passes, reason in reasons.items():
+                yield Check(f"vocabulary loss, {passes}, {short(dtype)}, KL on {on}{', padding' if padding else ''}", ROUNDED[dtype],
+                            functools.partial(vocabulary_error, problem, passes, reason))  # fmt: skip
+
+
+def vocabulary_problem(device: torch.device, dtype: torch.dtype, on: str, padding: bool) -> tuple:
+    """(student's tensors, the teacher's and labels, the fused loss's options, what the closed form makes of them); the teacher as in a run."""
+    rows, hidden, size, chunk = (2048, 768, 30_522, 600) if device.type == "cuda" else (37, 32, 503, 16)
+    make = lambda *shape, scale=1.0: (torch.randn(*shape, device=device) * scale).to(dtype)  # noqa: E731
+    leaves = make(rows, hidden), make(size, hidden, scale=0.1), make(size)
+    teacher = (x.to(teacher_dtype(device, dtype)) for x in (make(rows, hidden), make(size, hidden, scale=0.1), make(size)))
+    given = *teacher, torch.where(torch.rand(rows, device=device) < 0.15, torch.randint(size, (rows,), device=device), -100)
+    mask = torch.rand(rows, device=device) < 0.7 if padding else None
+    expected = vocabulary_loss(*leaves, *given, 2.0, 5.0, 2.0, on, mask)
+    return leaves, given, {"kl_on": on, "token_mask": mask, "chunk": chunk}, expected
+
+
+def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | None) -> tuple[float, str]:
+    unless(reason)
+    leaves, given, options, expected = problem()
+    leaves = [x.clone().requires_grad_() for x in leaves]
+    loss, kl, mlm = fused_vocabulary_loss(*leaves, *given, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, passes=passes, **options)
+    loss.backward()
+    found = (kl, mlm, *(x.grad for x in leaves))
+    return worst(relative(a, e) for a, e in zip(found, expected, strict=True)), ""
+
+
+def tiny_teacher(device: torch.device) -> BertForMaskedLM:
+    """Random and sharp: at a KL of 0.001 nats rounding would be the difference."""
+    torch.manual_seed(0)
+    teacher = BertForMaskedLM(BertConfig(vocab_size=1000, hidden_size=128, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256)).eval()
+    teacher.bert.embeddings.word_embeddings.weight.data.mul_(5)
+    return teacher.to(device)
+
+
+def batch(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(5, 1000, (8, 64), device=device)
+    return ids, torch.where(torch.rand(8, 64, device=device) < 0.15, ids, -100)
+
+
+def compiled_blocks(device: torch.device) -> Iterator[Check]:
+    yield Check("compiled blocks, fp32", 1e-4, functools.partial(compiled_blocks_error, device))
+
+
+def compiled_blocks_error(device: torch.device) -> tuple[float, str]:
+    """Hidden states and gradients of compiled blocks against the model's own, fp32."""
+    unless(why_no_compile())
+    ids, _ = batch(device)
+    own = build_student(tiny_teacher(device), dropout=0.0).to(device)
+    compiled = copy.deepcopy(own)
+    compile_body(compiled, device)
+    outputs = []
+    for model in (own, compiled):
+        hidden = model.base_model(input_ids=ids).last_hidden_state
+        hidden.sin().sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.base_model.parameters()])  # as one: a key's bias has none but rounding
+        outputs.append([hidden, gradients])
+    return worst(relative(a, b.detach()) for a, b in zip(outputs[1], outputs[0], strict=True)), ""
+
+
+def varlen(device: torch.device) -> Iterator[Check]:
+    for dtype in precisions(device)[1:]:
+        yield Check(f"attention within documents, {short(dtype)}", ROUNDED[dtype], functools.partial(varlen_error, device, dtype))
+
+
+def varlen_error(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+    """Attention within documents against softmax under a mask in fp32: output and gradients."""
+    unless(why_no_varlen(device, dtype))
+    length, starts = 256, [0, 3, 100, 256, 300, 512, 700, 768]
+    document = torch.bucketize(torch.arange(4 * length), torch.tensor(starts), right=True).view(4, length).to(device)
+    mask = (document[:, None, :, None] == document[:, None, None, :])
+    padded = torch.tensor(starts + [4 * length] * (64 - len(starts)), dtype=torch.int32, device=device)
+    q, k, v, g = (torch.randn(4, 8, length, 64, device=device).to(dtype) for _ in range(4))
+    outputs = []
+    for kernel in (True, False):
+        x = [(t if kernel else t.float()).clone().requires_grad_() for t in (q, k, v)]
+        out = within_documents(*x, padded).transpose(1, 2) if kernel else torch.nn.functional.scaled_dot_product_attention(*x, mask)
+        out.backward(g.to(out.dtype))
+        outputs.append([out, *(t.grad for t in x)])
+    return worst(relative(a, b.detach()) for a, b in zip(*outputs, strict=True)), ""
+
+
+def engine_steps(device: torch.device) -> Iterator[Check]:
+    plain = functools.cache(functools.partial(plain_steps, device))
+    for stage in range(4):
+        for dtype in precisions(device):
+            limit = 3e-2 if dtype != torch.float32 else 1e-4 if teacher_dtype(device, dtype) == dtype else 5e-3
+            yield Check(f"three steps, ZeRO {stage}, {short(dtype)}", limit, functools.partial(engine_steps_error, plain, device, stage, dtype))
+
+
+def plain_steps(device: torch.device) -> tuple:
+    """(teacher, student, batch, losses of three steps of the plain recipe in fp32)."""
+    teacher, (ids, labels) = tiny_teacher(device), batch(device)
+    student = build_student(teacher, dropout=0.0)
+    plain = copy.deepcopy(student).to(device)
+    optimizer = torch.optim.AdamW(plain.parameters(), **options_of(Training(learning_rate=1e-3)))
+    steps = [reference_step(plain, teacher, optimizer, (ids, labels, None)) for _ in range(3)]
+    return teacher, student, (ids, labels), [sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True)) for losses in steps]
+
+
+def engine_steps_error(plain: Callable[[], tuple], device: torch.device, stage: int, dtype: torch.dtype) -> tuple[float, str]:
+    """Losses of three steps of the engine against the plain recipe's."""
+    teacher, student, (ids, labels), expected = plain()
+    counts = labels.numel(), int((labels >= 0).sum())
+    training = Training(global_batch=8, micro_batch=8, warmup=0.0, learning_rate=1e-3, deepspeed=f"ds_configs/deepspeed/zero{stage}.json")
+    frozen = Teacher(copy.deepcopy(teacher).to(teacher_dtype(device, dtype)))
+    objective = Objective(copy.deepcopy(student), Losses(), 1)
+    if why_no_compile() is None:
+        compile_step(objective, frozen, device, body=stage < 3)
+    engine = make_engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
+    engine.train()
+    found: list[float] = []
+    while len(found) < 3 and engine.skipped_steps < 30:  # fp16 finds its loss scale by steps that overflow
+        skipped = engine.skipped_steps
+        loss, _ = engine(ids, None, labels, counts, frozen.targets(ids))
+        backward(engine, loss)
+        optimizer_step(engine)
+        if engine.skipped_steps == skipped:
+            found.append(float(loss.detach()))
+    engine.destroy()
+    return worst(abs(a / b - 1) for a, b in zip(found, expected, strict=True)), ""
+
+
+def host_syncs(device: torch.device) -> Iterator[Check]:
+    yield Check("host waits in a micro-step", 0, functools.partial(host_waits, device))
+
+
+def host_waits(device: torch.device) -> tuple[float, str]:
+    """How often a micro-step, forward and backward, makes the host wait for the GPU."""
+    unless("no GPU" if device.type != "cuda" else None)
+    teacher, (ids, labels) = tiny_teacher(device), batch(device)
+    frozen, counts = Teacher(teacher.half()), (labels.numel(), int((labels >= 0).sum()))
+    objective = Objective(build_student(teacher, dropout=0.1), Losses(), 1)
+    if why_no_compile() is None:
+        compile_step(objective, frozen, device)
+    engine = make_engine(objective, Training(global_batch=16, micro_batch=8), accumulation=2, total_steps=10, device=device, dtype=torch.bfloat16)
+    engine.train()
+    for micro in range(6):
+        torch.cuda.synchronize(device)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn" if micro == 4 else "default")
+            # the debug mode sees copies to the host, not a wait for the whole device
+            with mock.patch("torch.cuda.synchronize", lambda *_: warnings.warn("torch.cuda.synchronize", stacklevel=2)):
+                loss, _ = engine(ids, None, labels, counts, frozen.targets(ids))
+                backward(engine, loss)
+            torch.cuda.set_sync_debug_mode("default")
+        optimizer_step(engine)
+        if micro == 4:
+            waits = [str(w.message) for w in caught if "synchroniz" in str(w.message)]
+    engine.destroy()
+    return len(waits), f": {waits[0][:80]}" if waits else ""
+
+
+def adam(device: torch.device) -> Iterator[Check]:
+    yield Check("DeepSpeed FusedAdam", 1e-5, functools.partial(adam_error, device))
+
+
+def adam_error(device: torch.device) -> tuple[float, str]:
+    """DeepSpeed's FusedAdam against torch's fused AdamW, ten steps."""
+    began = time.perf_counter()
+    unless(build_optimizer())
+    from deepspeed.ops.adam import FusedAdam
+
+    built = time.perf_counter() - began
+    start, gradient = torch.randn(10_000_000, device=device), torch.randn(10_000_000, device=device)
+    options, after, seconds = options_of(Training()), [], []
+    for make in (lambda p: FusedAdam(p, adam_w_mode=True, **options), lambda p: torch.optim.AdamW(p, fused=True, **options)):
+        weight = torch.nn.Parameter(start.clone())
+        weight.grad = gradient.clone()
+        optimizer = make([weight])
+        optimizer.step()
+        seconds.append(timed(lambda: [optimizer.step() for _ in range(9)], device))  # noqa: B023
+        after.append(weight.detach() - start)
+    return relative(*after), f" (built in {built:.0f} s; {seconds[0] / seconds[1]:.2f} × the time of torch's)"
+
+
+CHECKS: tuple[Callable[[torch.device], Iterator[Check]], ...] = (vocabulary, compiled_blocks, varlen, adam, host_syncs, engine_steps)
+
+
+def square_gemm(device: torch.device) -> dict:
+    """10¹² operations a second of a square bf16 product: the peak that shares are given of."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    out = a @ b
+    took = min(timed(lambda: torch.mm(a, b, out=out), device) for _ in range(10))
+    return {"size": size, "tflops": round(2 * size**3 / took / 1e12, 3)}
+
+
+def results(device: torch.device, seconds: float) -> list[dict]:
+    """A row a check, made or not; none begins after `seconds`."""
+    began, rows = time.monotonic(), []
+    for family in CHECKS:
+        torch._dynamo.reset()  # a check's kinds of input are no later one's reason to fall back to eager
+        for check in family(device):
+            row = {"check": check.what, "error": None, "limit": f"{check.limit:.0e}"}
+            try:
+                unless(NO_TIME if time.monotonic() - began > seconds else None)
+                error, more = check.measure()
+                row |= {"check": check.what + more, "error": f"{error:.1e}", "holds": "holds" if error <= check.limit else "DOES NOT HOLD"}
+            except NotMade as reason:
+                row |= {"holds": f"not made: {reason}", "why": str(reason)}
+            except Exception as error:  # one kernel that fails must not hide what the others do
+                traceback.print_exc()
+                row["holds"] = f"DOES NOT RUN: {first_line(error)}"
+            print(f"{time.monotonic() - began:5.0f} s  {row['check']}: {row['error']}, {row['holds']}", file=sys.stderr)
+            rows.append(row)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.checks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no check after this time (default: none)")
+    args = parser.parse_args()
+    with one_sentence("benchmarks.gpu.checks"):
+        return report(args.seconds)
+
+
+def report(seconds: float) -> int:
+    start_distributed()
+    device = device_of_rank()
+    peak, rows = square_gemm(device), results(device, seconds)
+    print(table(rows, {"check": "check", "error": "error", "limit": "limit", "holds": ""}) + "\n")
+    broken = [row["check"] for row in rows if row["holds"].startswith("DOES")]
+    not_made = {row["check"]: row["why"] for row in rows if "why" in row}
+    print(json.dumps({"machine": describe(device), "device": device.type, "square_gemm": peak, "checks": rows, "broken": broken,
+                      "not_made": not_made}))  # fmt: skip
+    return int(bool(broken or not_made and device.type == "cuda"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

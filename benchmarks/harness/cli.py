@@ -1,0 +1,67 @@
+"""What a benchmark does not take, and how it ends where it cannot go on."""
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ds_distill.cli.terminal import show_what_can_be_shown
+from ds_distill.utils.console import end_bars
+from ds_distill.utils.errors import UserError, sentence_of
+
+
+@contextlib.contextmanager
+def one_sentence(program: str) -> Iterator[None]:
+    """A UserError or OSError within becomes one sentence and status 2, Ctrl-C status 130; a terminal shows of both what it can."""
+    show_what_can_be_shown()
+    try:
+        yield
+    except (UserError, OSError) as error:
+        end_bars()
+        print(f"{program}: {sentence_of(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        end_bars()
+        print(f"\n{program}: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def count(text: str) -> int:
+    """An option's value of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 1 or more")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    """An option's value above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0")
+    return value
+
+
+def make_folder(option: str, folder: Path | None) -> None:
+    """The folder that `option` names, if any: made before the measurement, which would be lost where it cannot be."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {folder}: {error.strerror}; choose another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {folder}: not writable; choose another folder")
+
+
+def why_it_ended(status: int, log: str) -> str:
+    """Of a process that failed, in a line: the signal that killed it, or the last line that it said."""
+    if status < 0:
+        return f"killed by signal {-status}{', as where memory runs out' if status == -9 else ''}"
+    lines = log.strip().splitlines() or [f"exit status {status}"]
+    return lines[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")[:300]

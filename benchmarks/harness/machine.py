@@ -1,0 +1,70 @@
+"""What a benchmark ran on, and what it took in memory."""
+
+import gc
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from ds_distill.kernels.fused_linear import forget_kept_memory
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.memory import give_back_freed_memory
+
+
+def describe(device: torch.device) -> str:
+    """Processor or GPU, cores, and torch's version, in words."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def on_cpu_only() -> None:
+    """UserError where torch sees a GPU: for benchmarks whose plain recipe and engine are both on the CPU."""
+    if torch.cuda.is_available():
+        raise UserError("this benchmark is for CPUs; start it with CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu before it")
+
+
+def bytes_in_use(device: torch.device) -> int:
+    """By CUDA's own counter, or this process's resident set."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.memory_allocated(device)
+    forget_kept_memory()
+    give_back_freed_memory()  # else what an earlier run left to the process would count as there before
+    return psutil.Process().memory_info().rss
+
+
+def peak_bytes(job: Callable[[], object], device: torch.device, before: int | None = None) -> int:
+    """Most memory in use while `job` runs, above `before`, or what was in use just before: CUDA's own counter, or the resident set every 2 ms."""
+    found = bytes_in_use(device)
+    before = found if before is None else before
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        job()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    process, done, peak = psutil.Process(), threading.Event(), 0
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, process.memory_info().rss)
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    job()
+    done.set()
+    watcher.join()
+    return max(0, peak - before)

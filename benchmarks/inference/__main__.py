@@ -1,0 +1,60 @@
+"""The student at work: latency, throughput, size and memory beside its teacher and BERT-base.
+
+    python -m benchmarks.inference.__main__                                        BERT-base and DistilBERT sizes, random weights
+    python -m benchmarks.inference.__main__ --student DIR --teacher DIR --text FILE --report DIR
+    python -m benchmarks.inference.__main__ --quick                                batch 1 and 32 of 128 tokens, encoder only
+
+Every model runs in every body (PyTorch, torch.compile, ONNX Runtime, OpenVINO; fp32, bf16, int8), each in a process of its own with the threads that
+are stated, all of a group in turns: each round asks every one for every case. Figures are over all rounds' calls; ratios are medians of ratios of a
+round's medians. p95 is given from 20 calls on, p99 from 100. --text gives real sequences: a mix of their lengths, and how often a body's first choice
+of a masked token is that of PyTorch in fp32. The last line of standard output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from pathlib import Path
+
+from benchmarks.harness.cli import count, one_sentence
+from benchmarks.inference.backends import BODIES
+
+HEADS = ("encoder", "masked-lm", "classification")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference.__main__", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", help="Hugging Face folder (default: DistilBERT's size, random weights)")
+    parser.add_argument("--teacher", help="Hugging Face folder of its teacher, measured too")
+    parser.add_argument("--text", nargs="*", default=[], help="text, as for ds-distill prepare: real lengths, and first choices of masked tokens")
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="the first over all lengths, the others at 128 tokens")
+    parser.add_argument("--bodies", nargs="+", choices=BODIES, default=[], metavar="BODY", help=f"of {', '.join(BODIES)} (default: all that run here)")
+    parser.add_argument("--batches", nargs="+", type=count, default=[1, 8, 32], help="sequences a call (default 1 8 32)")
+    parser.add_argument("--lengths", nargs="+", type=count, default=[32, 128, 384], help="tokens a sequence (default 32 128 384)")
+    parser.add_argument("--threads", nargs="+", type=count, default=[], help="default: one (encoder, batch 1 only) and all cores")
+    parser.add_argument("--rounds", type=count, default=5, help="turns of each row (default 5)")
+    parser.add_argument("--seconds", type=float, default=0.6, help="of a case in a turn; once at least (default 0.6)")
+    parser.add_argument("--patience", type=float, default=12, help="seconds after which a case has had enough turns (default 12)")
+    parser.add_argument("--sequences", type=count, default=64, help="of the text (default 64)")
+    parser.add_argument("--quick", action="store_true", help="encoder only, batch 1 and 32 of 128 tokens, all cores, three rounds")
+    parser.add_argument("--work", type=Path, help="folder to keep the exported files in (default: gone afterwards)")
+    parser.add_argument("--report", type=Path, help="folder for inference.md, inference.html, inference.json and plots")
+    parser.add_argument("--card", action="store_true", help="write the student's figures into its README.md")
+    return parser
+
+
+def main() -> int:
+    args = parser().parse_args()
+    if args.quick:
+        args.heads, args.batches, args.lengths, args.rounds = ["encoder"], [1, 32], [128], 3
+    # imported here: the rows' processes import this file too, and must not have torch's memory where they do not use it
+    from benchmarks.inference.suite import run
+
+    own = contextlib.nullcontext(args.work) if args.work else tempfile.TemporaryDirectory(prefix="inference-", ignore_cleanup_errors=True)
+    with own as scratch, one_sentence("benchmarks.inference.__main__"):
+        return run(args, Path(scratch))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,65 @@
+"""The least memory a model runs in, as a small device would have it: one thread, and a limit on what the process may allocate.
+
+The limit is on private writable memory (RLIMIT_DATA): a runtime's own and the weights it reads in; files that are only mapped do not count, as on a
+device that maps them from flash. A try is a process of its own that sets the limit, imports the runtime, loads the file and reads one sequence.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+from benchmarks.inference.backends import Row
+from ds_distill.utils.console import alive
+
+MEGABYTE = 2**20
+
+
+def least_megabytes(row: Row, length: int, *, most: int = 4096, step: int = 8, tries: Callable | None = None) -> int | None:
+    """The smallest limit in MB, a multiple of `step`, under which `row` reads a sequence of `length` tokens; None where even `most` is too little.
+
+    tries: (row, length, megabytes) → whether it ran; a new process by default.
+    """
+    tries = tries or runs_within
+    low, high = 0, most // step
+    with alive(f"least memory of {row.name}"):
+        if not tries(row, length, high * step):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if tries(row, length, middle * step) else (middle, high)
+    return high * step
+
+
+def runs_within(row: Row, length: int, megabytes: int) -> bool:
+    with tempfile.NamedTemporaryFile(suffix=".pickle") as file:  # ours, for the process below
+        pickle.dump((row, length, megabytes), file)
+        file.flush()
+        try:
+            done = subprocess.run([sys.executable, "-m", "benchmarks.inference.min_memory", file.name], capture_output=True, timeout=120,
+                                  env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return False
+    return done.returncode == 0 and done.stdout.strip().endswith(b"ran")
+
+
+def main() -> int:
+    with open(sys.argv[1], "rb") as file:
+        row, length, megabytes = pickle.load(file)
+    resource.setrlimit(resource.RLIMIT_DATA, (megabytes * MEGABYTE,) * 2)
+    from benchmarks.inference.backends import BODIES, inputs_of
+
+    names = (row.files / "inputs.txt").read_text(encoding="utf-8").split()
+    run = BODIES[row.body].load(row)
+    run({name: value for name, value in inputs_of([length]).items() if name in names})
+    print("ran")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,238 @@
+"""What benchmarks.inference.__main__ does: exports the models, starts a process for each row, and lets all take turns."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
+
+from benchmarks.harness.interleave import Contender
+from benchmarks.harness.machine import describe
+from benchmarks.inference.backends import BODIES, Row, make, serve
+from benchmarks.inference.metrics import BASE, MIX, STUDENT, TEACHER, Measured, figures, summary
+from benchmarks.inference.page import print_tables, write_card, write_report
+from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
+from ds_distill.export.model import Source, load_source
+from ds_distill.export.onnx import write_onnx
+from ds_distill.export.parity import CLEAR, first_choices, text_batches, torch_runner
+from ds_distill.models.loading import resolve_model_folder
+from ds_distill.utils.console import alive, progress, say
+from ds_distill.utils.errors import UserError
+
+MIXED = 32  # real sequences whose lengths make the mix
+
+
+def model_folders(args: argparse.Namespace, scratch: Path) -> dict[str, Path]:
+    """Label → Hugging Face folder; models that are not given are made with random weights, at BERT-base's and DistilBERT's sizes."""
+    torch.manual_seed(0)
+    folders = {BASE: scratch / "bert-base"}
+    BertForMaskedLM(BertConfig()).save_pretrained(folders[BASE])
+    if args.teacher:
+        folders[TEACHER] = resolve_model_folder(args.teacher, "--teacher")
+    folders[STUDENT] = resolve_model_folder(args.student, "--student") if args.student else scratch / "distilbert"
+    if not args.student:
+        DistilBertForMaskedLM(DistilBertConfig()).save_pretrained(folders[STUDENT])
+    return folders
+
+
+def runnable(asked: list[str]) -> list[str]:
+    """The bodies that are asked for; UserError where one cannot run here. Of none, all that can: what cannot, and why, is said."""
+    bodies = asked or [name for name, body in BODIES.items() if torch.cuda.is_available() or not body.gpu]
+    reasons = {}
+    for name in bodies:
+        if BODIES[name].needs and importlib.util.find_spec(BODIES[name].needs) is None:
+            reasons[name] = f"{BODIES[name].needs} is not installed: {BODIES[name].install}"
+        elif BODIES[name].gpu and not torch.cuda.is_available():
+            reasons[name] = "torch sees no GPU here"
+        elif BODIES[name].vnni and (reason := why_not_full()):
+            reasons[name] = reason
+    for name, reason in reasons.items():
+        if asked:
+            raise UserError(f"--bodies {name}: {reason}")
+        say(f"not measured: {name}: {reason}")
+    return [name for name in bodies if name not in reasons]
+
+
+def prepare(folders: dict[str, Path], head: str, bodies: list[str], scratch: Path, text: list[str]) -> dict[str, tuple[Source, Path]]:
+    """Label → (source, folder of the exported files that the bodies need)."""
+    made = {}
+    for label, folder in folders.items():
+        files = scratch / "files" / label / head
+        files.mkdir(parents=True, exist_ok=True)
+        source = load_source(str(folder), head, for_speed=True)
+        (files / "inputs.txt").write_text(" ".join(source.inputs), encoding="utf-8")
+        wanted = {BODIES[body].file for body in bodies}
+        with alive(f"exporting {label}, {head}"):
+            if any(wanted):
+                write_onnx(source, files / "fp32.onnx")
+            if "int8.onnx" in wanted:
+                write_onnx_int8(files / "fp32.onnx", files / "int8.onnx")
+            if "int8_vnni.onnx" in wanted:
+                write_onnx_int8(files / "fp32.onnx", files / "int8_vnni.onnx", FULL)
+            if "openvino.xml" in wanted:
+                write_openvino_int8(files / "fp32.onnx", files / "openvino.xml", source.widths)
+            if "dynamic.onnx" in wanted or "static.onnx" in wanted:
+                _onnxruntimes_own(source, files, wanted, text)
+        made[label] = source, files
+    return made
+
+
+def _onnxruntimes_own(source: Source, files: Path, wanted: set, text: list[str]) -> None:
+    """onnxruntime.quantization on the fp32 file: dynamic as its documentation recommends for transformers, static calibrated on text."""
+    import logging
+
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            batches = text_batches(source, text, sequences=16, batch=1) if source.tokenizer else []
+            random = [{name: value.numpy() for name, value in source.sample().items()}]
+            self.feeds = iter([batch.inputs for batch in batches] or random)
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    logging.disable(logging.WARNING)
+    if "dynamic.onnx" in wanted:
+        quantize_dynamic(files / "fp32.onnx", files / "dynamic.onnx", op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+    if "static.onnx" in wanted:
+        quantize_static(files / "fp32.onnx", files / "static.onnx", Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=["MatMul"],
+                        per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                        extra_options={"MatMulConstBOnly": True})  # fmt: skip
+
+
+def reference_choices(source: Source, batches: list) -> tuple[np.ndarray, np.ndarray]:
+    """PyTorch's first choices in fp32 of all masked tokens, and which of them are clear."""
+    run = torch_runner(source)
+    parts = [first_choices(run(batch.inputs)[0][batch.at]) for batch in batches]
+    return np.concatenate([choice for choice, _ in parts]), np.concatenate([clear for _, clear in parts])
+
+
+def cases_of(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[str, list[list[int]]]:
+    """Name → batches, each the lengths of its sequences. `lengths`: of real sequences, for the mix."""
+    grid = [(batch, length) for length in args.lengths for batch in args.batches]
+    if head != args.heads[0]:
+        grid = [(batch, length) for batch, length in grid if length == 128 and batch in (min(args.batches), max(args.batches))] or grid
+    cases = {f"{batch} × {length}": [[length] * batch] for batch, length in grid}
+    for batch in (args.batches[0], args.batches[-1]) if lengths and head == args.heads[0] else ():
+        cases[f"{batch} × {MIX}"] = [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
+    return cases
+
+
+def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.Namespace, batches: dict[str, list]) -> list[Measured]:
+    """All rows in turns. batches: by model, what first choices are asked of."""
+    contenders, found = [], []
+    try:
+        for row in rows:
+            contender = Contender(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": str(row.threads), "CUDA_VISIBLE_DEVICES": ""}
+                                  if not BODIES[row.body].gpu else None)  # fmt: skip
+            contenders.append(contender)
+            with alive(f"loading {row.name}"):
+                try:
+                    found.append(Measured(row, said=contender.ask("start")))
+                except RuntimeError as error:
+                    contenders.remove(contender)
+                    contender.stop()
+                    say(f"\nnot measured: {row.name}: {str(error).strip().splitlines()[-1]}")
+        with progress(args.rounds * len(found), f"{rows[0].head}, {rows[0].threads} threads", "turn") as bar:
+            for number in range(args.rounds):
+                for contender, one in zip(contenders, found, strict=True):
+                    bar.set_postfix_str(one.row.name)
+                    bar.update()
+                    if one.ended:
+                        continue
+                    time.sleep(0.1)  # the one before lets go of its cores
+                    try:
+                        take_turn(contender, one, cases, args)
+                        if number == 0 and one.row.model in batches:
+                            # arrays only: a Batch would have its process import this package, and torch
+                            one.said["choices"] = contender.ask(("choices", [(batch.inputs, batch.at) for batch in batches[one.row.model]]))
+                    except RuntimeError as error:  # out of memory, say: what it has given stays, and the others go on
+                        one.ended = True
+                        say(f"\nended: {str(error).strip().splitlines()[-1]}")
+    finally:
+        for contender in contenders:
+            contender.stop()
+    return found
+
+
+def take_turn(contender: Contender, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:
+    for case, batches in cases.items():
+        if sum(sum(part) for part in one.latencies.get(case, [])) > args.patience:
+            continue  # slow: it has had its time
+        if max(max(lengths) for lengths in batches) > one.row.positions:
+            continue  # longer than it reads
+        answer = contender.ask(("time", case, batches, args.seconds))
+        one.latencies.setdefault(case, []).append(answer["latencies"])
+        one.joules.setdefault(case, []).append(answer["joules"])
+        if "peak_bytes" not in one.said:  # of the first case, before larger ones
+            one.said |= {"peak_bytes": contender.ask(("peak_bytes",)), "peak_case": case}
+    contender.ask(("rest",))
+
+
+def run(args: argparse.Namespace, scratch: Path) -> int:
+    bodies = runnable(args.bodies)
+    if args.text and not (args.student or args.teacher):
+        raise UserError("--text needs --student or --teacher: their tokenizer reads it")
+    if args.card and not (args.student and "encoder" in args.heads and 1 in args.batches and 128 in args.lengths):
+        raise UserError("--card is a student's encoder at one sequence of 128 tokens: give --student, and leave heads, batches and lengths so")
+    folders = model_folders(args, scratch)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result = {"summary": {}, "machine": describe(device), "date": datetime.date.today().isoformat(), "rounds": args.rounds, "clear": CLEAR,
+              "student": args.student or "DistilBERT's size, random weights", "teacher": args.teacher, "not_measured_yet": list(args.heads),
+              "rows": []}  # fmt: skip
+    for head in args.heads:
+        result["rows"] += of_head(head, args, folders, bodies, scratch)
+        if not result["rows"]:
+            raise UserError("nothing was measured: see above why")
+        result["summary"] = summary(result["rows"])
+        result["not_measured_yet"].remove(head)
+        if args.report:  # after each: what has been measured stays where the next is broken off
+            write_report(result, args.report)
+    print_tables(result)
+    if args.card:
+        write_card(result, folders[STUDENT])
+    print(json.dumps(result | {"rows": len(result["rows"])} if args.report else result))
+    return 0
+
+
+def of_head(head: str, args: argparse.Namespace, folders: dict[str, Path], bodies: list[str], scratch: Path) -> list[dict]:
+    """All figures of the models with this head."""
+    sources = prepare(folders, head, bodies, scratch, args.text)
+    lengths: list[int] = []
+    batches, choices = {}, {}
+    if args.text:
+        reader = sources[STUDENT if args.student else TEACHER][0]
+        if reader.tokenizer is None:
+            raise UserError(f"--text: {reader.folder} has no tokenizer to read it with")
+        read = text_batches(reader, args.text, sequences=args.sequences, length=max(args.lengths), batch=1)
+        lengths = [int(batch.inputs["attention_mask"].sum()) for batch in read[:MIXED]]
+    if args.text and head == "masked-lm":
+        for label in (label for label, given in ((TEACHER, args.teacher), (STUDENT, args.student)) if given):
+            if not sources[label][0].whole:
+                say(f"{label}: its masked-LM head is not in the folder: random, so its first choices are not compared")
+                continue
+            batches[label] = text_batches(sources[label][0], args.text, sequences=args.sequences)
+            with alive(f"first choices of {label}, PyTorch in fp32"):
+                choices[label] = reference_choices(sources[label][0], batches[label])
+    entries, cores = [], len(os.sched_getaffinity(0))
+    counts = list(dict.fromkeys(args.threads or ([cores, 1] if head == "encoder" and not args.quick else [cores])))
+    for threads in counts:
+        cases = cases_of(args, head, lengths)
+        if threads == 1 and not args.threads and len(counts) > 1:
+            cases = {case: value for case, value in cases.items() if case.startswith("1 ×")}
+        rows = [Row(label, body, head, threads, folders[label], sources[label][1], sources[label][0].positions)
+                for label in folders for body in bodies]  # fmt: skip
+        for label in folders:
+            if left_out := [case for case, lengths in cases.items() if max(map(max, lengths)) > sources[label][0].positions]:
+                say(f"{label} has {sources[label][0].positions} positions: not measured: {', '.join(left_out)}")
+        entries += figures(measure(rows, cases, args, batches if threads == max(counts) else {}), cases, sources, choices)
+    return entries

@@ -1,0 +1,152 @@
+"""The paper's table 3: parameters, and the time of a full pass over STS-B's dev set on a CPU, one sequence at a time (Sanh et al. 2019, section 3).
+
+    python -m benchmarks.inference.table3 --data validation.jsonl.gz --student DIR --teacher DIR [--report DIR]
+
+One thread. Any file of examples will do, a column `label` and one or two of text, cut at 512 tokens or what the shortest model reads; a student with
+random weights takes as long as a trained one. Rows take turns, a tenth of the file each. The last column stands for a small device: the least memory it
+runs in (benchmarks/inference/min_memory.py). The last line of standard output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.harness.cli import make_folder, one_sentence
+from benchmarks.inference.backends import BODIES, Row, make, serve
+from ds_distill.utils.console import alive, progress
+from ds_distill.utils.errors import UserError
+
+# what needs torch is imported within functions: the rows' processes import this file too, and must not have its memory where they do not use it
+BASE, STUDENT = "BERT-base", "student"
+PAPER = {BASE: (110, 668), STUDENT: (66, 410)}  # millions of parameters, seconds: table 3, on an Intel Xeon E5-2690 v3
+PARTS = 10
+LONGEST = 512  # tokens of an example: BERT's
+CPU_BODIES = [name for name, body in BODIES.items() if not body.gpu]
+COLUMNS = {"model": "model", "body": "body", "parameters": "parameters (M)", "seconds": "inference time (s)", "share": "of BERT-base's",
+           "paper_parameters": "paper: parameters (M)", "paper_seconds": "paper: time (s)", "paper_share": "paper: of BERT-base's",
+           "memory": "runs within (MB)"}  # fmt: skip
+
+
+def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
+    """Tokens of each example, as a classifier reads it."""
+    from ds_distill.data.tokenizer import load_tokenizer
+    from ds_distill.export.task_score import labelled
+
+    texts = labelled(data).texts
+    encoded = load_tokenizer(tokenizer_folder)(*texts, truncation=True, max_length=most)
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
+def cut(lengths: list[int], positions: dict[str, int]) -> tuple[list[int], str]:
+    """The lengths that all models read, and what there is to say of it; positions: by model, the most tokens that it reads."""
+    shortest = min(positions, key=positions.get)
+    most = min(LONGEST, positions[shortest])
+    count = sum(length > most for length in lengths)
+    why = f", the positions of {shortest}; {count:,} were longer" if most < LONGEST else ""
+    return [min(length, most) for length in lengths], f"cut at {most} tokens{why}"
+
+
+def passes(rows: list[Row], lengths: list[int]) -> dict[str, float]:
+    """Seconds of a full pass, by row's name."""
+    from benchmarks.harness.interleave import Contender
+
+    contenders, seconds = [], {row.name: 0.0 for row in rows}
+    try:
+        for row in rows:
+            contenders.append(Contender(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}))
+            with alive(f"loading {row.name}"):
+                contenders[-1].ask("start")
+                contenders[-1].ask(("time", "pass", [[max(lengths)]], 0.0))
+        size = -(-len(lengths) // PARTS)
+        with progress(len(rows) * len(lengths), "pass", "sequence") as bar:
+            for start in range(0, len(lengths), size):
+                part = [[length] for length in lengths[start : start + size]]
+                for contender in contenders:
+                    bar.set_postfix_str(contender.name)
+                    time.sleep(0.1)
+                    seconds[contender.name] += sum(contender.ask(("time", "pass", part, 0.0))["latencies"])
+                    bar.update(len(part))
+    finally:
+        for contender in contenders:
+            contender.stop()
+    return seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference.table3", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="jsonl, csv or tsv with `label` and one or two columns of text (.gz too)")
+    parser.add_argument("--student", help="Hugging Face folder (default: DistilBERT's size, random weights)")
+    parser.add_argument("--teacher", help="Hugging Face folder of its teacher, measured too")
+    parser.add_argument("--tokenizer", help="folder of the tokenizer that reads the examples (default: the student's or the teacher's)")
+    parser.add_argument("--bodies", nargs="+", choices=BODIES, default=["eager_fp32", "openvino_int8", "onnx_int8"], metavar="BODY",
+                        help=f"the student's; of {', '.join(CPU_BODIES)} (default: eager_fp32 openvino_int8 onnx_int8)")  # fmt: skip
+    parser.add_argument("--no-memory", action="store_true", help="leave the least memory out")
+    parser.add_argument("--report", type=Path, help="folder for table3.md, table3.html and table3.json")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="table3-", ignore_cleanup_errors=True) as scratch, one_sentence("benchmarks.inference.table3"):
+        return run(args, Path(scratch))
+
+
+def run(args: argparse.Namespace, scratch: Path) -> int:
+    import torch
+
+    from benchmarks.harness.machine import describe
+    from benchmarks.inference.min_memory import least_megabytes
+    from benchmarks.inference.suite import model_folders, prepare, runnable
+    from ds_distill.reporting.report import Section, table, write_json, write_page
+
+    reader = args.tokenizer or args.student or args.teacher
+    if not reader:
+        raise UserError("--tokenizer is missing: the folder of a tokenizer (or give --student or --teacher)")
+    if on_gpu := [body for body in args.bodies if body not in CPU_BODIES]:
+        raise UserError(f"--bodies {' '.join(on_gpu)}: table 3 is of a CPU; choose of {', '.join(CPU_BODIES)}")
+    runnable(args.bodies)
+    make_folder("--report", args.report)
+    lengths = lengths_of(args.data, reader, LONGEST)
+    folders = model_folders(args, scratch)
+    sources = prepare(folders, "classification", args.bodies, scratch, [])
+    lengths, cut_at = cut(lengths, {label: source.positions for label, (source, _) in sources.items()})
+    rows = [Row(label, body, "classification", 1, folders[label], sources[label][1])
+            for label in folders for body in (args.bodies if label == STUDENT else ["eager_fp32"])]  # fmt: skip
+    seconds = passes(rows, lengths)
+    base = next(seconds[row.name] for row in rows if (row.model, row.body) == (BASE, "eager_fp32"))
+    lines = []
+    for row in rows:
+        parameters = sum(parameter.numel() for parameter in sources[row.model][0].model.parameters())
+        line = {"model": row.model, "body": BODIES[row.body].label, "parameters": parameters / 1e6,
+                "seconds": seconds[row.name], "share": seconds[row.name] / base}  # fmt: skip
+        if row.body == "eager_fp32" and row.model in PAPER and not (row.model == STUDENT and args.student):
+            line |= dict(zip(("paper_parameters", "paper_seconds"), PAPER[row.model], strict=True))
+            line["paper_share"] = PAPER[row.model][1] / PAPER[BASE][1]
+        if not args.no_memory:
+            line["memory"] = least_megabytes(row, min(128, max(lengths)))
+        lines.append(line)
+    result = {"data": args.data.name, "examples": len(lengths), "tokens": sum(lengths), "cut": cut_at, "machine": describe(torch.device("cpu")),
+              "date": datetime.date.today().isoformat(), "student": args.student or "DistilBERT's size, random weights",
+              "teacher": args.teacher, "rows": lines}  # fmt: skip
+    shown = [line | {"parameters": f"{line['parameters']:.1f}", "seconds": f"{line['seconds']:.1f}"} for line in lines]
+    columns = {key: name for key, name in COLUMNS.items() if any(key in line for line in lines)}
+    text = (f"{args.data.name}, {len(lengths):,} examples, {sum(lengths):,} tokens ({cut_at}), one at a time, one thread, with a classification head; "
+            f"{result['machine']}, {result['date']}. The least memory is for a sequence of {min(128, max(lengths))} tokens.")  # fmt: skip
+    print(f"\n{text}\n\n{table(shown, columns)}\n")
+    print(json.dumps(result), flush=True)
+    if args.report:
+        marked = tuple(i for i, line in enumerate(lines) if line["model"] == STUDENT)
+        write_page(
+            args.report,
+            "table3",
+            "A full pass over a dev set",
+            "`python -m benchmarks.inference.table3`; the paper's seconds are of STS-B's",
+            [Section("Table 3", text, shown, columns, marked)],
+        )
+        write_json(args.report / "table3.json", result)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

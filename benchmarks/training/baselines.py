@@ -1,0 +1,216 @@
+"""Who trains in benchmarks.training.step: each makes a step on one fixed batch, with dropout, clipping and AdamW, and says what it runs on."""
+
+import contextlib
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+from benchmarks.reference.recipe import reference_losses, reference_step
+from benchmarks.training.gemm_bound import gemm_contender
+from ds_distill.data.loader import Batch
+from ds_distill.distributed.process_group import start_distributed
+from ds_distill.losses.objective import Objective
+from ds_distill.models.student import build_student
+from ds_distill.models.teacher import Teacher, teacher_dtype
+from ds_distill.recipe import Data, Losses, Recipe, Training
+from ds_distill.training.compile import compile_step, why_no_compile
+from ds_distill.training.engine import precision_of, zero_of
+from ds_distill.training.step import Step
+from ds_distill.utils.memory import keep_freed_memory
+
+SIZES = {"tiny": (2, 128), "demo": (4, 128), "small": (6, 384), "base": (12, 768)}  # the teacher's layers and width; the student has half the layers
+
+
+@dataclass
+class Setting:
+    """What all contenders of a benchmark have in common, and what the engine chooses."""
+
+    size: str = "base"
+    sequences: int = 16
+    length: int = 128
+    vocabulary: int = 30_522
+    dropout: float = 0.1
+    objective: str = "all"  # rows of the KL
+    threads: int = 2
+    precision: str = "auto"
+    zero: int | None = None
+    passes: str = "auto"  # the kernel of the vocabulary loss, see compile_step; "torch": nothing is compiled
+
+    @property
+    def training(self) -> Training:
+        own = None if self.zero is None else f"ds_configs/deepspeed/zero{self.zero}.json"
+        return Training(global_batch=self.sequences, micro_batch=self.sequences, precision=self.precision, deepspeed=own,
+                        compile="off" if self.passes == "torch" else "auto")  # fmt: skip
+
+    @property
+    def losses(self) -> Losses:
+        return Losses(kl_on=self.objective)
+
+    def config(self) -> BertConfig:
+        layers, hidden = SIZES[self.size]
+        return BertConfig(vocab_size=self.vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // 64,
+                          intermediate_size=4 * hidden, max_position_embeddings=max(512, self.length))  # fmt: skip
+
+    def models(self, device: torch.device) -> tuple[nn.Module, nn.Module]:
+        """(frozen teacher, student), fp32 random weights, the same in every process; the student in training mode."""
+        logging.set_verbosity_error()
+        torch.manual_seed(0)
+        teacher = BertForMaskedLM(self.config()).eval().requires_grad_(False)
+        return teacher.to(device), build_student(teacher, dropout=self.dropout).to(device).train()
+
+    def batch(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """(input_ids, labels), [B, L] int64; 15 % of the positions masked."""
+        ids = torch.randint(1000, self.vocabulary, (self.sequences, self.length))
+        labels = torch.where(torch.rand(self.sequences, self.length) < 0.15, ids, -100)
+        return ids.to(device), labels.to(device)
+
+    def counts(self, labels: torch.Tensor) -> tuple[int, int]:
+        """Real and masked tokens of the global batch."""
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        return labels.numel() * ranks, int((labels >= 0).sum()) * ranks
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The engine's."""
+        start_distributed()
+        return precision_of(self.training, device)
+
+    def frozen(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype) -> Teacher:
+        return Teacher(teacher.to(teacher_dtype(device, dtype)))
+
+    def compile(self, objective: Objective, teacher: Teacher, device: torch.device) -> None:
+        if self.passes != "torch" and why_no_compile() is None:
+            compile_step(objective, teacher, device, passes=self.passes)
+
+
+def options_of(training: Training) -> dict:
+    return {"lr": training.learning_rate, "betas": tuple(training.betas), "eps": training.eps, "weight_decay": training.weight_decay}
+
+
+def reference_fp32(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
+    """The plain recipe."""
+    return _reference(setting, device, autocast=False)
+
+
+def reference_bf16(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
+    """The plain recipe under bf16 autocast."""
+    return _reference(setting, device, autocast=True)
+
+
+def _reference(setting: Setting, device: torch.device, autocast: bool) -> tuple[Callable, dict]:
+    (teacher, student), training, (ids, labels) = setting.models(device), setting.training, setting.batch(device)
+    optimizer = torch.optim.AdamW(student.parameters(), **options_of(training))
+    if device.type == "cpu" and os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
+        keep_freed_memory(largest=True)  # its logits too, or this would not be the best for it
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            reference_step(student, teacher, optimizer, (ids, labels, None), clip=training.clip, kl_on=setting.objective)
+
+    return step, {}
+
+
+def trainer(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
+    """transformers.Trainer with the triple loss in compute_loss, as one would write it today; returns the seconds of its second step, when all
+    is set up."""
+    (teacher, student), training, (ids, labels) = setting.models(device), setting.training, setting.batch(device)
+    low = setting.dtype(device) != torch.float32
+
+    class Distiller(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            losses = reference_losses(model, teacher, inputs["input_ids"], inputs["labels"], kl_on=setting.objective)
+            return sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True))
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self.took = time.perf_counter() - self.began
+
+    # two steps: the first sets up
+    rows = [{"input_ids": i.cpu(), "labels": y.cpu()} for i, y in zip(ids, labels, strict=True)] * 2
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(), max_steps=2, per_device_train_batch_size=len(ids), learning_rate=training.learning_rate,
+        adam_beta1=training.betas[0], adam_beta2=training.betas[1], adam_epsilon=training.eps, max_grad_norm=training.clip, bf16=low,
+        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=device.type == "cpu", dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )  # fmt: skip
+    clock = Clock()
+    distiller = Distiller(student, arguments, train_dataset=rows, callbacks=[clock])
+
+    def step() -> float:
+        with contextlib.redirect_stdout(io.StringIO()):  # its summary of every train()
+            distiller.train()
+        return clock.took
+
+    return step, {}
+
+
+def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
+    """The engine's module in a loop of bare PyTorch: the same precision, fp32 masters, clipping, torch's fused AdamW."""
+    (teacher, student), training, (ids, labels), dtype = setting.models(device), setting.training, setting.batch(device), setting.dtype(device)
+    frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
+    if device.type == "cpu":
+        keep_freed_memory()
+    module = Objective(student, setting.losses, 1).to(device=device, dtype=dtype).train()
+    setting.compile(module, frozen, device)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    masters = [p.detach().float().clone().requires_grad_() for p in trained] if dtype != torch.float32 else trained
+    optimizer = torch.optim.AdamW(masters, fused=True, **options_of(training))
+
+    def step() -> None:
+        loss, sums = module(ids, None, labels, counts, frozen.targets(ids))
+        loss.backward()
+        if masters is not trained:
+            for master, p in zip(masters, trained, strict=True):
+                master.grad, p.grad = p.grad.float(), None
+        nn.utils.clip_grad_norm_(masters, training.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if masters is not trained:
+            with torch.no_grad():
+                torch._foreach_copy_(trained, masters)
+        sums.tolist()
+
+    return step, {}
+
+
+def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
+    """The step as the training loop runs it."""
+    (teacher, student), training, (ids, labels), dtype = setting.models(device), setting.training, setting.batch(device), setting.dtype(device)
+    frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
+    objective = Objective(student, setting.losses, torch.distributed.get_world_size())
+    recipe = Recipe(training=training, losses=setting.losses, data=Data(sequence_length=setting.length))
+    # many steps, so that compiling pays where it works
+    take = Step(objective, frozen, recipe, steps=10**9, accumulation=1, length=setting.length, documents=False, device=device, dtype=dtype)
+    if setting.passes != "auto" and take.compile_seconds is not None:
+        objective.passes = setting.passes
+    batches = [Batch(ids, labels, None)]
+
+    def step() -> None:
+        for number in range(30):
+            before = take.engine.skipped_steps
+            parts, _ = take(number, batches, counts)
+            torch.stack(parts).tolist()  # the loop reads the losses too
+            if take.engine.skipped_steps == before:
+                return
+            # fp16 is finding its scale, in the first call: without an optimizer's step it was none
+        raise RuntimeError("no step of 30 had a finite gradient")
+
+    return step, {"dtype": str(dtype).removeprefix("torch."), "zero": zero_of(training, dtype)["stage"]}
+
+
+def gemms(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
+    """The step's matrix products alone, in the engine's precision."""
+    teacher, student = setting.models(torch.device("cpu"))
+    return gemm_contender(teacher.config, student.config, setting.sequences, setting.length, device, setting.dtype(device)), {}

@@ -1,0 +1,103 @@
+"""What packing brings on a corpus: real tokens a second of packed, grouped and plainly padded batches, against what the padding's share promises.
+
+    python -m benchmarks.training.packing --teacher DIR --corpus FILE… [--length 512]
+
+Padded: a line is a sequence, lines meet in random order, a batch is as wide as its longest. Grouped: lines of like length meet (the authors' data).
+Packed: documents fill whole blocks, as many a step as hold the same real tokens. One student of the teacher learns from each in turn, on torch's own
+operators in all three, so that nothing but the batches differs. Promised: padded positions ÷ real tokens, what a step would gain if its cost were
+the number of positions. Kept: the measured gain ÷ the promised one, over all steps. The last line of standard output is JSON.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness.cli import count, one_sentence
+from benchmarks.harness.machine import describe, on_cpu_only
+from benchmarks.training.trainers import Engine
+from ds_distill.cli.main import quieten
+from ds_distill.data.dataset import TokenStore
+from ds_distill.data.loader import BatchOrder
+from ds_distill.data.run_data import masker_of, prepare_tokens
+from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.distributed.process_group import start_distributed
+from ds_distill.models.student import build_student
+from ds_distill.models.teacher import load_masked_lm
+from ds_distill.recipe import Data, Recipe, Training
+from ds_distill.reporting.report import table
+from ds_distill.utils.console import alive
+
+
+def orders(args: argparse.Namespace, folder: Path) -> dict[str, BatchOrder]:
+    """By name, the batches of the corpus."""
+    found, mean = {}, args.length  # real tokens a line
+    for mode, kinds in {"grouped": {"padded": False, "grouped": True}, "packed": {"packed": False}}.items():
+        recipe = Recipe(data=Data(mode=mode, sequence_length=args.length))
+        prepare_tokens(args.corpus, load_tokenizer(args.teacher), folder / mode, recipe)
+        store = TokenStore.open(folder / mode, "train")
+        if mode == "grouped":
+            mean = store.manifest["real_tokens"]["train"] / store.manifest["blocks"]["train"]
+        sequences = args.sequences if mode == "grouped" else max(1, round(args.sequences * mean / args.length))
+        for name, by_length in kinds.items():
+            found[name] = BatchOrder(store, masker_of(store, recipe), seed=0, global_batch=sequences, micro_batch=sequences, rank=0, world_size=1,
+                                     by_length=by_length)  # fmt: skip
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.packing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True, help="folder of a masked-LM model with its tokenizer")
+    parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
+    parser.add_argument("--length", type=count, default=512, help="tokens a sequence at most (default 512, the paper's)")
+    parser.add_argument("--sequences", type=count, default=32, help="lines a step (default 32)")
+    parser.add_argument("--steps", type=count, default=16, help="steps of each, after two to warm up (default 16)")
+    args = parser.parse_args()
+    with one_sentence("benchmarks.training.packing"):
+        result = measure(args)
+    rows = [{"batches": name, **row} for name, row in result["batches"].items()]
+    print(f"At most {args.length} tokens a sequence, {args.sequences} lines a step, {result['machine']}\n")
+    print(table(rows, {"batches": "batches", "padding": "padding", "tokens_per_second": "real tokens/s", "promised": "promised gain", "gain": "gain",
+                       "kept": "kept of it"}) + "\n")  # fmt: skip
+    print(json.dumps(result))
+    return 0
+
+
+def measure(args: argparse.Namespace) -> dict:
+    quieten(False)
+    on_cpu_only()
+    start_distributed()
+    teacher = load_masked_lm(args.teacher)
+    recipe = Recipe(training=Training(global_batch=args.sequences, micro_batch=args.sequences, compile="off"), data=Data(sequence_length=args.length))
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = orders(args, Path(folder))
+        engine = Engine(teacher, build_student(teacher), recipe, steps=10**6, share=lambda: 0.5)
+        spent = dict.fromkeys(kinds, (0.0, 0, 0))  # seconds, real tokens, positions
+        batches = {name: order.prefetch(0, args.steps + 2) for name, order in kinds.items()}
+        for number in range(args.steps + 2):
+            for name, ahead in batches.items():
+                _, parts, counts = next(ahead)
+                with alive(f"step {number + 1} of {args.steps + 2}: {name}"):
+                    began = time.perf_counter()
+                    engine.step(parts, counts)
+                    took = time.perf_counter() - began
+                if number >= 2:
+                    seconds, real, positions = spent[name]
+                    spent[name] = seconds + took, real + counts[0], positions + sum(part.input_ids.numel() for part in parts)
+        for ahead in batches.values():
+            ahead.close()
+    rates = {name: real / seconds for name, (seconds, real, _) in spent.items()}
+    padding = {name: 1 - real / positions for name, (_, real, positions) in spent.items()}
+    rows = {}
+    for name in kinds:
+        promised, gain = (1 - padding[name]) / (1 - padding["padded"]), rates[name] / rates["padded"]
+        rows[name] = {"padding": f"{100 * padding[name]:.1f} %", "tokens_per_second": round(rates[name], 1), "promised": round(promised, 3),
+                      "gain": round(gain, 3), "kept": round(gain / promised, 3)}  # fmt: skip
+    return {"batches": rows, "length": args.length, "sequences": args.sequences, "steps": args.steps, "machine": describe(torch.device("cpu"))}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

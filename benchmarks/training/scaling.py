@@ -1,0 +1,125 @@
+"""From one rank to two, and on to N: what more ranks bring, and a projection whose assumptions are spelt out and held against the two.
+
+    python -m benchmarks.training.scaling                                     BERT-base teacher, DistilBERT student, 16 × 128 tokens a rank
+    python -m benchmarks.training.scaling --size small --sequences 4
+    python -m benchmarks.training.scaling --step 0.0137 --gigabytes-per-second 300 --ranks 8 64 512      a step and a network measured elsewhere
+
+Weak scaling: each rank has its own sequences. On a CPU a rank has one thread (--threads). Measured, taking turns: one rank; as many ranks alone at
+once, which tell each other nothing (they share caches, memory and turbo: no fault of the engine's); two ranks as one job; and the job's collectives
+alone, on the bytes of this ZeRO stage. Projected step of N ranks = ranks alone + bytes ÷ rate: a ring moves 2 (N − 1) ÷ N of all gradients (fp32) a
+rank, and (N − 1) ÷ N of the new weights; the rate of two ranks holds for all N; nothing overlaps with the backward pass, which is the worst case.
+Under --step the projection has only that step and rate. The last line of standard output is JSON.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.harness.cli import amount, count, one_sentence
+from benchmarks.harness.interleave import Contender, ratio, take_turns
+from benchmarks.harness.machine import describe
+from benchmarks.training import baselines as who
+from benchmarks.training.step import add_setting, check, setting_of
+from ds_distill.distributed.process_group import start_distributed
+from ds_distill.models.student import count_parameters
+from ds_distill.training.engine import zero_of
+
+
+def bytes_moved(parameters: int, stage: int, size: int, ranks: int) -> float:
+    """That a rank sends in a step: gradients all-reduced in fp32 (in the weights' `size` bytes at stage 0), from stage 1 weights all-gathered."""
+    around = (ranks - 1) / ranks
+    return around * (2 * parameters * (4 if stage else size) + (parameters * size if stage else 0))
+
+
+def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, dict]:
+    """What the ranks tell each other in a step, and nothing else."""
+    start_distributed()
+    dtype, ranks = setting.dtype(device), torch.distributed.get_world_size()
+    stage, numbers = zero_of(setting.training, dtype)["stage"], count_parameters(setting.models(torch.device("cpu"))[1])
+    gradients = torch.zeros(numbers, device=device, dtype=torch.float32 if stage else dtype)
+    part = torch.zeros(-(-numbers // ranks), device=device, dtype=dtype)
+    weights = part.new_zeros(ranks * len(part))
+
+    def step() -> None:
+        torch.distributed.all_reduce(gradients)
+        if stage:
+            torch.distributed.all_gather_into_tensor(weights, part)
+
+    return step, {"parameters": numbers, "stage": stage, "size": dtype.itemsize, "bytes": bytes_moved(numbers, stage, dtype.itemsize, ranks)}
+
+
+def measure(setting: who.Setting, rounds: int) -> dict:
+    """Seconds a step of one rank, two alone, two as a job, and the collectives; bytes a rank moves and their rate."""
+    one, alone, two, talk = contenders = [
+        Contender("one rank", who.engine, setting), Contender("two alone", who.engine, setting, jobs=2),
+        Contender("two ranks", who.engine, setting, ranks=2), Contender("collectives", collectives, setting, ranks=2),
+    ]  # fmt: skip
+    try:
+        take_turns(contenders, rounds)
+    finally:
+        for contender in contenders:
+            contender.stop()
+    seconds = {c.name: statistics.median(c.seconds) for c in contenders}
+    projected = [a + b for a, b in zip(alone.seconds, talk.seconds, strict=True)]
+    return talk.said | {
+        "seconds": seconds, "gb_per_second": talk.said["bytes"] / seconds["collectives"] / 1e9,
+        "efficiency": round(ratio(one.seconds, two.seconds), 3), "efficiency_alone": round(ratio(one.seconds, alone.seconds), 3),
+        "projected_vs_measured": round(ratio(projected, two.seconds), 3),
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_setting(parser)
+    parser.set_defaults(threads=1)
+    parser.add_argument("--repeats", type=count, default=5, help="rounds (default 5)")
+    parser.add_argument("--ranks", type=count, nargs="+", default=[4, 8, 64, 512], help="project to so many ranks (default 4 8 64 512)")
+    parser.add_argument("--step", type=amount, help="seconds a step of one rank, measured elsewhere: nothing is measured here")
+    parser.add_argument("--gigabytes-per-second", type=amount, help="with --step: what a rank sends, 10⁹ bytes a second")
+    args = parser.parse_args()
+    if (args.step is None) != (args.gigabytes_per_second is None):
+        parser.error("--step and --gigabytes-per-second belong together")
+    if args.zero in (2, 3):
+        parser.error("--zero: 0 or 1; the bytes that stages 2 and 3 move are not in this projection")
+    if args.step is None and torch.cuda.device_count() == 1:
+        parser.error("two ranks need two GPUs; --step and --gigabytes-per-second project from a step measured on one")
+    with one_sentence("benchmarks.training.scaling"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = setting.sequences * setting.length
+    if args.step is None:
+        check(setting, device)
+        found = measure(setting, args.repeats)
+        step, rate = found["seconds"]["two alone"], found["gb_per_second"]
+        print(f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) a rank, ZeRO {found['stage']}, "
+              f"{describe(device)}\n\n| | seconds a step | tokens/s | of one rank's rate a rank |\n|---|---|---|---|")  # fmt: skip
+        for name, ranks, share in (("one rank", 1, 1.0), ("two alone", 2, found["efficiency_alone"]), ("two ranks", 2, found["efficiency"])):
+            print(f"| {name} | {found['seconds'][name]:.4g} | {ranks * tokens / found['seconds'][name]:,.0f} | {100 * share:.0f} % |")
+        print(f"\nA rank sends {found['bytes'] / 1e6:,.0f} MB a step, alone {found['seconds']['collectives']:.4g} s, {rate:.3g} GB/s. Projected ÷ "
+              f"measured step of two ranks: {found['projected_vs_measured']}\n")  # fmt: skip
+    else:
+        count, size = count_parameters(setting.models(torch.device("cpu"))[1]), 4 if setting.precision == "fp32" else 2
+        found = {"parameters": count, "stage": setting.zero if setting.zero is not None else int(size == 2), "size": size}
+        step, rate = args.step, args.gigabytes_per_second
+    rows = []
+    for ranks in args.ranks:
+        moved = bytes_moved(found["parameters"], found["stage"], found["size"], ranks)
+        took = step + moved / rate / 1e9
+        rows.append({"ranks": ranks, "step": took, "tokens_per_second": ranks * tokens / took, "efficiency": step / took, "megabytes": moved / 1e6})
+    print(f"Projected from a step of {step:.4g} s and {rate:.4g} GB/s a rank, nothing overlapped:\n\n| ranks | MB a rank sends | seconds a step | "
+          "tokens/s | of a rank alone |\n|---|---|---|---|---|")  # fmt: skip
+    for row in rows:
+        print(f"| {row['ranks']} | {row['megabytes']:,.0f} | {row['step']:.4g} | {row['tokens_per_second']:,.0f} | {100 * row['efficiency']:.0f} % |")
+    print()
+    print(json.dumps(found | vars(setting) | {"projection": rows, "machine": describe(device)}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,180 @@
+"""Training throughput: the engine's step against the plain recipe, its peers and its own matrix products, each in a process of its own, taking turns.
+
+    python -m benchmarks.training.step                           BERT-base teacher, DistilBERT student, 16 × 128 tokens, random weights
+    python -m benchmarks.training.step --dropout 0               how near the step is to its bare matrix products
+    python -m benchmarks.training.step --sequences 4 --length 512
+    python -m benchmarks.training.step --add trainer plain_loop reference_fp32_huge_pages        in 24 GB of memory
+
+All run the same objective: KL (over all tokens, or with --objective masked over the masked ones: another objective, labelled), masked-LM, cosine,
+the same dropout, clipping, AdamW. Plain recipe and Trainer run as their users start them, without TF32 and with an fp32 teacher; "huge pages" rows
+have the best allocator settings that a user could give them (THP_MEM_ALLOC_ENABLE, and keeping all that is freed; CPU only), the products have huge
+pages too. Machines are noisy, so contenders take turns and ratios are medians of ratios within a round.
+"gemms" are the step's matrix products alone, on its exact shapes, in the engine's precision (gemm_floor_share: their time as a share of the
+engine's). A contender whose first step takes longer than --patience is not asked again: that step is its measurement, and the output says so.
+first_step_extra_s: what the engine's first step took beyond the others, compiling, or reading what was compiled before, included. The last line of
+standard output is JSON.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness.cli import count, make_folder, one_sentence
+from benchmarks.harness.interleave import Contender, ratio, take_turns
+from benchmarks.harness.machine import describe
+from benchmarks.training import baselines as who
+from ds_distill.estimate.memory import flops_a_token
+from ds_distill.reporting.report import bars_plot, table, write_json
+from ds_distill.utils.errors import UserError
+
+SMALL_PAGES, HUGE_PAGES = ({"THP_MEM_ALLOC_ENABLE": value} for value in "01")
+# label, maker, environment
+ROWS = {
+    "reference_fp32": ("plain recipe, fp32", who.reference_fp32, SMALL_PAGES),
+    "reference_bf16": ("plain recipe, bf16 autocast", who.reference_bf16, SMALL_PAGES),
+    "trainer": ("transformers.Trainer, triple loss in compute_loss", who.trainer, SMALL_PAGES),
+    "reference_fp32_huge_pages": ("plain recipe, fp32, huge pages", who.reference_fp32, HUGE_PAGES),
+    "reference_bf16_huge_pages": ("plain recipe, bf16 autocast, huge pages", who.reference_bf16, HUGE_PAGES),
+    "plain_loop": ("the engine's module in a bare PyTorch loop", who.plain_loop, SMALL_PAGES),
+    "engine": ("engine", who.engine, SMALL_PAGES),
+    "gemms": ("the step's matrix products alone", who.gemms, HUGE_PAGES),
+}
+
+COMPILING = ("plain_loop", "engine", "gemms")  # their first step says nothing of the others
+MORE = ("trainer", "reference_fp32_huge_pages", "plain_loop")  # each takes gigabytes while the others work
+
+
+def add_setting(parser: argparse.ArgumentParser) -> None:
+    """The options of a Setting."""
+    parser.add_argument("--sequences", type=count, default=16, help="sequences a step (default 16)")
+    parser.add_argument("--length", type=count, default=128, help="tokens a sequence (default 128)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--size", choices=who.SIZES, default="base", help="teacher: tiny 2 × 128, small 6 × 384, base 12 × 768 (default)")
+    parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary (default 30522)")
+    parser.add_argument("--dropout", type=float, default=0.1, help="hidden and attention dropout of every contender (default 0.1)")
+    parser.add_argument("--objective", choices=["all", "masked"], default="all", help="rows of the KL; masked is another objective (default all)")
+    parser.add_argument("--zero", type=int, choices=range(4), help="the engine's ZeRO stage (default 1 in 16 bit, 0 in fp32)")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="the engine's; auto as in training")
+    parser.add_argument("--passes", choices=["auto", "compiled", "triton", "torch"], default="auto",
+                        help="the vocabulary loss's kernel: auto as in training, or torch: nothing is compiled")  # fmt: skip
+
+
+def setting_of(args: argparse.Namespace) -> who.Setting:
+    return who.Setting(**{name: getattr(args, name) for name in who.Setting.__dataclass_fields__})
+
+
+def check(setting: who.Setting, device: torch.device) -> None:
+    """UserError for a setting that the contenders' processes could only fail at."""
+    if setting.vocabulary <= 1000:
+        raise UserError(f"--vocabulary {setting.vocabulary}: the batch's tokens are drawn from piece 1000 on; give more than 1000")
+    if setting.precision == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16: this machine has no GPU; use bf16, fp32 or auto")
+
+
+def measured(contenders: list[Contender], setting: who.Setting, ranks: int) -> dict:
+    """The figures of contenders that took their turns; the engine's step is that of `ranks` times the tokens."""
+    tokens = setting.sequences * setting.length
+    seconds = {c.name: [s / (ranks if c.name == "engine" else 1) for s in c.seconds] for c in contenders}
+    result = {name: round(tokens / statistics.median(times), 1) for name, times in seconds.items()}
+    engine = next((c for c in contenders if c.name == "engine"), None)
+    if engine:
+        for name in seconds.keys() - {"engine", "gemms"}:
+            result[f"engine_vs_{name}"] = round(ratio(seconds[name], seconds["engine"]), 3)
+        if "gemms" in seconds and ranks == 1:
+            result["gemm_floor_share"] = round(ratio(seconds["gemms"], seconds["engine"]), 3)
+        result |= {"engine_dtype": engine.said["dtype"], "zero": engine.said["zero"],
+                   "first_step_extra_s": round(engine.first - statistics.median(engine.seconds), 1)}  # fmt: skip
+    result["peak_mb"] = {c.name: round(c.memory / 1e6) for c in contenders}
+    result["spread"] = {name: round(max(times) / min(times), 2) for name, times in seconds.items()}
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_setting(parser)
+    parser.add_argument("--repeats", type=count, default=5, help="rounds; each runs every contender once (default 5)")
+    parser.add_argument("--add", nargs="*", choices=MORE, default=[], help=f"also these: {', '.join(MORE)}")
+    parser.add_argument("--only", nargs="*", choices=ROWS, default=[], help="only these")
+    parser.add_argument("--patience", type=float, default=60, help="seconds a contender's first step may take to be asked again (default 60)")
+    parser.add_argument("--profile", action="store_true", help="after the rounds, print where one engine step spends its time, by operator")
+    parser.add_argument("--ranks", type=count, default=1, help="of the engine's job, each with its own sequences and threads (default 1)")
+    parser.add_argument("--report", type=Path, help="folder for training.md, training.png and training.json")
+    args = parser.parse_args()
+    with one_sentence("benchmarks.training.step"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check(setting, device)
+    make_folder("--report", args.report)
+    chosen = set(args.only) or ROWS.keys() - set(MORE) | set(args.add)
+    if device.type == "cuda":
+        chosen = {name for name in chosen if "huge" not in name}
+    contenders = [Contender(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=own)
+                  for name, (_, make, own) in ROWS.items() if name in chosen]  # fmt: skip
+    profile = None
+    try:
+        take_turns(contenders, args.repeats, args.patience, COMPILING)
+        if args.profile and (engine := next((c for c in contenders if c.name == "engine"), None)):
+            try:
+                profile = engine.ask("profile")
+            except RuntimeError as error:  # a profiler that does not work here is no reason to lose the figures
+                print(f"no profile: {error}", file=sys.stderr)
+    finally:
+        for contender in contenders:
+            contender.stop()
+
+    once = [c.name for c in contenders if c.once]
+    teacher, student = (c.config for c in setting.models(torch.device("cpu")))
+    flops = flops_a_token(teacher, student, setting.length)
+    result = measured(contenders, setting, args.ranks) | {"mflops_a_token": round(flops / 1e6, 1), "first_step_only": once, "rounds": args.repeats}
+    result |= {key: value for key, value in vars(setting).items() if key not in ("precision", "zero")} | {"ranks": args.ranks}
+    result |= {"machine": describe(device), "date": datetime.date.today().isoformat()}
+    if profile:
+        print(profile)
+    title, text = heading(result), table(rows_of(contenders, result), COLUMNS)
+    print(f"{title}\n\n{text}\n")
+    print(json.dumps(result), flush=True)
+    if args.report:
+        words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(args.report)))
+        page = f"# Training throughput, {result['date']}\n\n{title}\n\n`python -m benchmarks.training.step {words}`, medians of {args.repeats} rounds\n\n"
+        (args.report / "training.md").write_text(page + f"{text}\n\n![tokens a second](training.png)\n", encoding="utf-8")
+        write_json(args.report / "training.json", result)
+        bars_plot({ROWS[c.name][0]: result[c.name] for c in contenders}, "tokens a second", args.report / "training.png", marked=(ROWS["engine"][0],))
+    return 0
+
+
+COLUMNS = {"contender": "contender", "rate": "tokens/s", "against": "engine against it", "memory": "peak memory, models and all (MB)",
+           "spread": "slowest round ÷ fastest"}  # fmt: skip
+
+
+def heading(result: dict) -> str:
+    """What was measured, in a sentence."""
+    layers, hidden = who.SIZES[result["size"]]
+    kl = "all tokens" if result["objective"] == "all" else "MASKED TOKENS ONLY, another objective"
+    sequences, length, threads = (result[key] for key in ("sequences", "length", "threads"))
+    engine = f"engine in {result['engine_dtype']} at ZeRO {result['zero']}, {result['ranks']} rank(s), " if "zero" in result else ""
+    return (f"{sequences * length} tokens a step ({sequences} × {length}), teacher {layers} × {hidden}, dropout {result['dropout']}, KL over {kl}, "
+            f"{result['mflops_a_token']:.0f} MFLOP a token, {engine}{result['machine']}, {threads} threads")  # fmt: skip
+
+
+def rows_of(contenders: list[Contender], result: dict) -> list[dict]:
+    rows = []
+    for c in contenders:
+        against = result.get(f"engine_vs_{c.name}")
+        if c.name == "gemms" and "gemm_floor_share" in result:
+            against = f"{100 * result['gemm_floor_share']:.0f} % of it"
+        label = ROWS[c.name][0] + (" (its first step only)" if c.name in result["first_step_only"] else "")
+        rows.append({"contender": label, "rate": f"{result[c.name]:,.1f}", "against": against, "memory": result["peak_mb"][c.name],
+                     "spread": f"{result['spread'][c.name]:.2f}"})  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,270 @@
+"""Speed and learning in one figure: who has learnt more after the same minutes on the same machine?
+
+    python -m benchmarks.training.time_to_loss --minutes 20 --teacher DIR --corpus FILE… --heldout FILE… --output DIR
+
+The plain recipe (fp32, and under bf16 autocast) and the engine train the same student of the same teacher on the same batches with the same recipe
+(--config, by default ds_configs/small_real.yaml), one after another, each alone on the machine and started as its user would. The learning rate
+follows the clock and is zero at the end of the minutes. Training time alone counts, what the first step takes beyond the others (compiling) included;
+at --evaluations moments of it the student is measured, in fp32 by the plain definitions, on held-out text:
+masked-LM loss (nats a masked token), how often its first guess at a masked token is the teacher's, and, on every eighth batch of it, KL from the
+teacher's distribution at temperature 1 (nats a token). A race that was broken off goes on from its last measurement when the same command is given
+again on the same machine. The last line of standard output is JSON; race.md, race.json and race.png lie in the output folder.
+"""
+
+import argparse
+import copy
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.harness.cli import amount, count, make_folder, one_sentence
+from benchmarks.harness.machine import describe, on_cpu_only
+from benchmarks.training.trainers import RACERS
+from ds_distill.cli.main import quieten
+from ds_distill.cli.parser import build_parser, recipe_of
+from ds_distill.data.heldout import heldout_sets
+from ds_distill.data.run_data import stores_of, tokens_for, with_tokens
+from ds_distill.distributed.process_group import start_distributed
+from ds_distill.models.families import family_of
+from ds_distill.models.student import build_student
+from ds_distill.models.teacher import load_masked_lm
+from ds_distill.recipe import Recipe
+from ds_distill.reporting.report import race_plot, table, write_json
+from ds_distill.utils.console import progress, say
+from ds_distill.utils.errors import UserError
+
+FIGURES = ("mlm_loss", "kl", "agreement")
+WARM, TIMED = 2, 5
+KL_EVERY = 8  # batches: KL needs both models' logits at every token, of which there are many; first guesses are few
+
+
+def logits_of(model, batch, rows: torch.Tensor) -> torch.Tensor:
+    """[rows, V] logits at the positions where rows [B, L] is true, of a masked-LM model."""
+    family = family_of(model)
+    hidden = family.part(model, "trunk")(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    return family.part(model, "decoder")(family.transform(model, hidden[rows]))
+
+
+@torch.no_grad()
+def measured(student, teacher, batches, guesses: list[torch.Tensor]) -> list[float]:
+    """[masked-LM loss, KL, agreement] of fp32 models in eval mode, as the module's text has them. guesses: a tensor a batch, the teacher's first guess
+    at each masked token, filled in where the list is empty."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    tokens = masked = 0
+    fill = not guesses
+    for number, batch in enumerate(batches):
+        at = batch.labels >= 0
+        if fill:
+            guesses.append(logits_of(teacher, batch, at).argmax(-1))
+        z = logits_of(student, batch, at)
+        sums[0] += F.cross_entropy(z, batch.labels[at], reduction="sum").double()
+        sums[2] += (z.argmax(-1) == guesses[number]).sum()
+        masked += int(at.sum())
+        if number % KL_EVERY == 0:
+            real = torch.ones_like(at) if batch.attention_mask is None else batch.attention_mask.bool()
+            z, t = (logits_of(m, batch, real).log_softmax(-1) for m in (student, teacher))
+            sums[1] += F.kl_div(z, t, reduction="sum", log_target=True).double()
+            tokens += int(real.sum())
+    return [float(sums[0]) / masked, float(sums[1]) / tokens, float(sums[2]) / masked]
+
+
+def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path, held: dict[str, Path]) -> None:
+    """One racer's race, in this process: args.output/NAME/curve.json."""
+    start_distributed()
+    label, make = RACERS[name]
+    folder, t = args.output / name, recipe.training
+    _, order, sets = stores_of(tokens, recipe, 0, 1, held)
+    teacher = load_masked_lm(args.teacher).eval()
+
+    def student():
+        return build_student(teacher, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed)
+
+    limit, state = 60 * args.minutes, {"step": 0, "elapsed": 0.0, "rows": [], "tokens": 0, "masked_tokens": {}}
+
+    def begin(pace: float):
+        # as if there were many steps: the race compiles where that works, and pays for it
+        return make(copy.deepcopy(teacher), student(), recipe, 10**6, lambda: min(1.0, (state["elapsed"] + pace) / limit))
+
+    def take(racer, step: int, batches, counts) -> float:
+        torch.manual_seed(1_000_003 * t.seed + step)
+        began = time.perf_counter()
+        racer.step(batches, counts)
+        return time.perf_counter() - began
+
+    file = folder / "pace.json"
+    if not file.is_file():
+        racer = begin(0.0)
+        say(f"{label}: timing its steps")
+        times = [take(racer, step, batches, counts) for step, batches, counts in order.prefetch(0, WARM + TIMED)]
+        pace = statistics.median(times[WARM:])
+        extra = max(0.0, times[0] - pace)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"seconds_a_step": pace, "first_step_extra": extra})
+        del racer
+    pace = json.loads(file.read_text(encoding="utf-8"))
+    racer, judge = begin(pace["seconds_a_step"]), student().eval()
+    found = racer.resume(folder / "checkpoint") or {}
+    state |= {key: found[key] for key in state if key in found}  # DeepSpeed's own comes with it
+    begun, guesses = state["step"], {set: [] for set in sets}
+
+    def measure() -> None:
+        missing, unexpected = judge.load_state_dict(racer.weights(), strict=False)
+        if unexpected or set(missing) - set(judge.all_tied_weights_keys):
+            raise RuntimeError(f"{label}: weights {unexpected} are not the student's, {missing} are missing")
+        figures = {set: measured(judge, teacher, batches_of(), guesses[set]) for set, batches_of in sets.items()}
+        state["rows"].append([state["elapsed"] / 60, state["step"], figures])
+        # kept with the rows: a start that has only the curve left to write measures nothing itself
+        state["masked_tokens"] = {set: sum(map(len, found)) for set, found in guesses.items()}
+
+    if not state["rows"]:
+        measure()
+    bar = progress(round(limit), label, "s", initial=round(state["elapsed"]))
+    for step, batches, counts in order.prefetch(state["step"], 10**6):
+        if state["elapsed"] >= limit - pace["seconds_a_step"] / 2:
+            break
+        seconds = take(racer, step, batches, counts)
+        # a race that goes on compiles once more, which its racer has paid for already; its first start paid what the timing found
+        state["elapsed"] += pace["seconds_a_step"] + (0 if begun else pace["first_step_extra"]) if step == begun else seconds
+        state["step"], state["tokens"] = step + 1, state["tokens"] + counts[0]
+        bar.update(round(state["elapsed"]) - bar.n)
+        over = state["elapsed"] >= limit - pace["seconds_a_step"] / 2
+        if over or state["elapsed"] >= len(state["rows"]) * limit / args.evaluations:
+            measure()
+            bar.set_postfix(step=state["step"], mlm=f"{state['rows'][-1][2][''][0]:.3f}")
+            racer.save(folder / "checkpoint", state["step"], state)
+    bar.close()
+    write_json(folder / "curve.json", {**state, **pace})
+
+
+def at_minute(rows: list, minute: float, set: str, figure: int) -> float:
+    """A figure between two measurements, on the line through them; the last one's after the end."""
+    for (left, _, a), (right, _, b) in zip(rows, rows[1:], strict=False):
+        if minute <= right:
+            share = (minute - left) / (right - left) if right > left else 1.0
+            return a[set][figure] + share * (b[set][figure] - a[set][figure])
+    return rows[-1][2][set][figure]
+
+
+def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
+    """Against each plain recipe: at how many of the engine's measurements it is ahead on everything, and on each figure on every text, and in which
+    share of the plain recipe's time it has reached the plain recipe's last masked-LM loss."""
+    found, engine = {}, curves["engine"]["rows"]
+    for name in curves.keys() - {"engine"}:
+        rows = curves[name]["rows"]
+        # a row a measurement, a column a figure: agreement is better where it is larger
+        ahead = [[all((b[s][i] < at_minute(rows, minute, s, i)) == (i < 2) for s in sets) for i in range(3)] for minute, _, b in engine[1:]]
+        when = {}
+        for s in sets:
+            last = rows[-1][2][s][0]
+            minute = next((m for m in (i * rows[-1][0] / 1000 for i in range(1001)) if at_minute(engine, m, s, 0) <= last), None)
+            when[s or "corpus"] = None if minute is None else round(minute / rows[-1][0], 3)
+        each = {figure: f"{sum(row[i] for row in ahead)} of {len(ahead)}" for i, figure in enumerate(FIGURES)}
+        found[name] = {"ahead_at": f"{sum(map(all, ahead))} of {len(ahead)}", "ahead_by_figure": each, "share_of_its_time": when}
+    return found
+
+
+def conditions() -> dict:
+    """What else minutes of one racer must have in common with another's."""
+    return {"machine": describe(torch.device("cpu")), "threads": torch.get_num_threads(), "deepspeed": version("deepspeed")}
+
+
+def refuse_another(folder: Path, kept: dict, now: dict) -> None:
+    """UserError where `folder` holds a race that was asked for otherwise, or measured under other conditions."""
+    before, here = kept.pop("on", {}), now.pop("on")
+    if kept != now:
+        raise UserError(f"{folder} holds another race (other --minutes, --teacher, --corpus, recipe, …): choose another --output")
+    if other := [f"{name} {before.get(name, 'not kept')}, here {value}" for name, value in here.items() if before.get(name) != value]:
+        raise UserError(f"{folder} holds a race under other conditions ({'; '.join(other)}), whose minutes bring more or less: choose another --output")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.time_to_loss", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=amount, default=20, help="of training for each (default 20)")
+    parser.add_argument("--teacher", required=True, help="folder of a masked-LM model")
+    parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
+    parser.add_argument("--heldout", nargs="*", default=[], help="further held-out texts")
+    parser.add_argument("--config", default="ds_configs/small_real.yaml", help="recipe (default ds_configs/small_real.yaml)")
+    parser.add_argument("--evaluations", type=count, default=20, help="measurements a racer (default 20)")
+    parser.add_argument("--blocks", type=count, default=512, help="held-out blocks a measurement and text (default 512)")
+    parser.add_argument("--output", type=Path, required=True, help="folder; a race in it goes on")
+    parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="who (default all)")
+    parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # the process of one
+    args = parser.parse_args()
+    with one_sentence("benchmarks.training.time_to_loss"):
+        return race(args)
+
+
+def race(args: argparse.Namespace) -> int:
+    quieten(False)
+    on_cpu_only()
+    options = build_parser().parse_args(["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher])["distill"]
+    recipe = recipe_of(options)
+    recipe.check()
+    if recipe.data.mode != "packed" or not recipe.data.attend_across_documents:
+        raise UserError("the race is for packed batches whose documents see each other (data.mode, data.attend_across_documents)")
+    if recipe.student.hidden or recipe.student.freeze_positions or recipe.training.micro_batch == "auto":
+        raise UserError("the race is for students of their teacher's width, all of them trained, and for a micro-batch that is a number "
+                        "(student.hidden, student.freeze_positions, training.micro_batch)")  # fmt: skip
+    make_folder("--output", args.output)
+    recipe.training.device, recipe.training.heldout_blocks = "cpu", args.blocks
+    asked = {"minutes": args.minutes, "evaluations": args.evaluations, "blocks": args.blocks, "recipe": recipe.as_dict(), "teacher": args.teacher,
+             "corpus": args.corpus, "heldout": args.heldout}  # fmt: skip
+    file, here = args.output / "asked.json", conditions()
+    if file.is_file():
+        refuse_another(args.output, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps({**asked, "on": here})))
+    if not args.racer:
+        start_distributed()
+    tokens = tokens_for(args.corpus, args.teacher, recipe, args.output / "tokens") if not args.racer else args.output / "tokens"
+    recipe = with_tokens(recipe, tokens)
+    if args.racer:
+        names = json.loads((args.output / "heldout.json").read_text(encoding="utf-8"))
+        run_racer(args.racer, recipe, args, tokens, {name: Path(path) for name, path in names.items()})
+        return 0
+    held = heldout_sets(args.heldout, tokens, recipe, args.output)
+    write_json(args.output / "heldout.json", {name: str(path) for name, path in held.items()})
+    write_json(file, {**asked, "on": here})
+    curves = {}
+    for name in args.racers:
+        curve = args.output / name / "curve.json"
+        if not curve.is_file():
+            status = subprocess.run([sys.executable, "-m", "benchmarks.training.time_to_loss", *sys.argv[1:], "--racer", name]).returncode
+            if status:
+                return status
+        curves[name] = json.loads(curve.read_text(encoding="utf-8"))
+    sets = list(next(iter(curves.values()))["rows"][0][2])
+    rows = [
+        {"racer": RACERS[name][0], "steps": c["step"], "tokens": c["tokens"], "minutes": c["elapsed"] / 60, "s/step": c["seconds_a_step"],
+         "first": c["first_step_extra"], **{f"{s}/{f}": c["rows"][-1][2][s][i] for s in sets for i, f in enumerate(FIGURES)}}
+        for name, c in curves.items()
+    ]  # fmt: skip
+    columns = {"racer": "", "steps": "steps", "tokens": "tokens", "minutes": "minutes", "s/step": "s a step", "first": "first step's extra s"}
+    result = {"minutes": args.minutes, "blocks": args.blocks, "racers": rows, **here, "date": datetime.date.today().isoformat()}
+    masked = ", ".join(f"{count:,}" for count in next(iter(curves.values()))["masked_tokens"].values())
+    lines = [f"{args.minutes:g} minutes of training each, alone on the machine; measured on {masked} masked tokens a text; {result['machine']}, "
+             f"{result['threads']} threads, DeepSpeed {result['deepspeed']}, {result['date']}",
+             table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES})]  # fmt: skip
+    if "engine" in curves:
+        result["engine_against"] = verdict(curves, sets)
+        for name, found in result["engine_against"].items():
+            when = ", ".join(f"{s} {'not reached' if share is None else f'{100 * share:.0f} %'}" for s, share in found["share_of_its_time"].items())
+            each = ", ".join(f"{figure} {count}" for figure, count in found["ahead_by_figure"].items())
+            lines.append(f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements ({each}); its last masked-LM "
+                         f"loss in this share of its time: {when}")  # fmt: skip
+    print("\n" + "\n\n".join(lines) + "\n")
+    print(json.dumps(result | {"plot": str(args.output / "race.png")}), flush=True)
+    (args.output / "race.md").write_text("# Race\n\n" + "\n\n".join([*lines, "![figures over minutes](race.png)"]) + "\n", encoding="utf-8")
+    race_plot({RACERS[name][0]: c["rows"] for name, c in curves.items()}, args.output / "race.png")
+    write_json(args.output / "race.json", result | {"curves": curves})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

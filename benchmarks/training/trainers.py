@@ -1,0 +1,106 @@
+"""Who runs in benchmarks.training.time_to_loss: each trains the same student on the same batches with the same recipe, in its own way.
+
+The schedule follows the clock: linear up, then linear to zero at the end of the time. Steps are what differs, and how long they will take is not known.
+"""
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from benchmarks.reference.recipe import reference_losses
+from benchmarks.training.baselines import options_of
+from ds_distill.data.loader import Batch
+from ds_distill.losses.objective import Objective
+from ds_distill.models.teacher import Teacher
+from ds_distill.recipe import Recipe
+from ds_distill.training import checkpoint
+from ds_distill.training.engine import parameter_groups, precision_of
+from ds_distill.training.step import Step
+from ds_distill.training.weights import master_weights
+
+
+def by_the_clock(warmup: float, share: Callable[[], float]) -> Callable[[int], float]:
+    """Factor of the peak rate, from the share of the time that has passed; a step behind, since a step's own time is known after it."""
+    return lambda step: min(share() / warmup if warmup else 1.0, max(0.0, 1 - share()) / (1 - warmup))
+
+
+class Plain:
+    """As the authors' code has it: fp32 weights (under bf16 autocast if asked), full logits, means of micro-batches, AdamW."""
+
+    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float], autocast: bool):
+        t = recipe.training
+        self.teacher, self.student, self.recipe, self.autocast = teacher.requires_grad_(False).eval(), student.train(), recipe, autocast
+        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in parameter_groups(student, t.weight_decay)]
+        self.optimizer = torch.optim.AdamW(groups, **{key: value for key, value in options_of(t).items() if key != "weight_decay"})
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, by_the_clock(t.warmup, share))
+
+    def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
+        x, t = self.recipe.losses, self.recipe.training
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+                losses = reference_losses(self.student, self.teacher, batch.input_ids, batch.labels, batch.attention_mask,
+                                          temperature=x.temperature, kl_on=x.kl_on)  # fmt: skip
+                loss = sum(w * value for w, value in zip((x.kl, x.mlm, x.cosine), losses, strict=True))
+            (loss / len(batches)).backward()
+        if t.clip:
+            nn.utils.clip_grad_norm_(self.student.parameters(), t.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return self.student.state_dict()
+
+    def save(self, folder: Path, number: int, state: dict) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        own = {name: getattr(self, name).state_dict() for name in ("student", "optimizer", "schedule")}
+        torch.save(own | {"state": state}, folder / "writing")
+        os.replace(folder / "writing", folder / "state.pt")
+
+    def resume(self, folder: Path) -> dict | None:
+        if not (folder / "state.pt").is_file():
+            return None
+        found = torch.load(folder / "state.pt", weights_only=True)
+        for name in ("student", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(found[name])
+        return found["state"]
+
+
+class Engine:
+    """As ds-distill distill has it, of packed batches and below ZeRO stage 3. steps: about how many there will be, for what pays back within them."""
+
+    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float]):
+        t, cpu = recipe.training, torch.device("cpu")
+        dtype = precision_of(t, cpu)
+        frozen, objective = Teacher(copy.deepcopy(teacher).to(dtype)), Objective(student, recipe.losses, 1, teacher.config.hidden_size)
+        self.take = Step(objective, frozen, recipe, steps=steps, accumulation=t.global_batch // t.micro_batch, length=recipe.data.sequence_length,
+                         documents=False, device=cpu, dtype=dtype)  # fmt: skip
+        self.engine = self.take.engine
+        schedule = self.engine.lr_scheduler
+        schedule.lr_lambdas = [by_the_clock(t.warmup, share)] * len(schedule.lr_lambdas)
+        for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(0)
+
+    def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
+        self.take(self.engine.global_steps, batches, counts)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return master_weights(self.engine)
+
+    def save(self, folder: Path, number: int, state: dict) -> None:
+        checkpoint.save(self.engine, folder, number, state, keep=1)
+
+    def resume(self, folder: Path) -> dict | None:
+        return checkpoint.resume(self.engine, folder)
+
+
+RACERS = {
+    "plain_fp32": ("plain recipe, fp32", lambda *a: Plain(*a, autocast=False)),
+    "plain_bf16": ("plain recipe, bf16 autocast", lambda *a: Plain(*a, autocast=True)),
+    "engine": ("engine", Engine),
+}  # label, maker

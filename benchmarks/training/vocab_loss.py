@@ -1,0 +1,142 @@
+"""The vocabulary loss: its time against its bare matrix products, its memory against the plain recipe's loss.
+
+    python -m benchmarks.training.vocab_loss                       hidden 768, vocabulary 30,522, time at 2,048 tokens and memory at 8,192
+    python -m benchmarks.training.vocab_loss --hidden 384
+
+The bare products are four: both logits, and the gradients of hidden states and weight, in the same precision, results into buffers that
+are there already. Fused (compiled, and on torch's own operators) and plain take turns, a call that is not counted before each that is; ratios are
+medians of ratios within a round. Memory is the most in use above what was in use before, gradients of the inputs included. The last line of standard
+output is JSON.
+"""
+
+import argparse
+import json
+import statistics
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.harness.cli import count, one_sentence
+from benchmarks.harness.machine import describe, peak_bytes
+from benchmarks.harness.timing import timed
+from ds_distill.distributed.process_group import start_distributed
+from ds_distill.kernels.fused_linear import columns
+from ds_distill.losses import fused_vocabulary_loss
+from ds_distill.recipe import Training
+from ds_distill.training.compile import why_no_compile
+from ds_distill.training.engine import device_of_rank, precision_of
+from ds_distill.utils.console import alive
+
+
+def inputs_of(rows: int, hidden: int, vocabulary: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Hidden states, weights and biases of student and teacher, and labels, 15 % of them masked."""
+    make = lambda *shape, scale=1.0: (torch.randn(*shape, device=device) * scale).to(dtype)  # noqa: E731
+    ids = torch.randint(vocabulary, (rows,), device=device)
+    return {
+        "h": make(rows, hidden).requires_grad_(), "w": make(vocabulary, hidden, scale=0.05).requires_grad_(),
+        "b": make(vocabulary).requires_grad_(), "th": make(rows, hidden), "tw": make(vocabulary, hidden, scale=0.05), "tb": make(vocabulary),
+        "labels": torch.where(torch.rand(rows, device=device) < 0.15, ids, -100),
+    }  # fmt: skip
+
+
+def fused(x: dict, passes: str) -> None:
+    rows, masked = len(x["h"]), int((x["labels"] >= 0).sum())
+    loss, *_ = fused_vocabulary_loss(x["h"], x["w"], x["b"], x["th"], x["tw"], x["tb"], x["labels"], temperature=2.0, kl_weight=5.0 / rows,
+                                     mlm_weight=2.0 / masked, passes=passes)  # fmt: skip
+    loss.backward()
+    clear(x)
+
+
+def plain(x: dict) -> None:
+    """As benchmarks/reference/recipe.py has it, from the hidden states on."""
+    with torch.no_grad():
+        t = F.linear(x["th"], x["tw"], x["tb"])
+    z = F.linear(x["h"], x["w"], x["b"])
+    kl = F.kl_div(F.log_softmax(z.float() / 2.0, dim=-1), F.softmax(t.float() / 2.0, dim=-1), reduction="batchmean") * 4.0
+    (5.0 * kl + 2.0 * F.cross_entropy(z.float(), x["labels"], ignore_index=-100)).backward()
+    clear(x)
+
+
+def clear(x: dict) -> None:
+    for name in "hwb":
+        x[name].grad = None
+
+
+def bare(x: dict):
+    """The four products, with the columns that make them fastest."""
+    with torch.no_grad():
+        more = columns(len(x["w"]), x["w"].device.type) - len(x["w"])
+        h, w, tw = x["h"].detach(), *(torch.nn.functional.pad(x[name].detach(), (0, 0, 0, more)) for name in ("w", "tw"))
+        g, out, dh, dw = torch.randn_like(h @ w.t()), h @ w.t(), torch.empty_like(h), torch.empty_like(w)
+
+    def run() -> None:
+        torch.mm(h, w.t(), out=out)
+        torch.mm(x["th"], tw.t(), out=out)
+        torch.mm(g, w, out=dh)
+        torch.mm(g.t(), h, out=dw)
+
+    return torch.no_grad()(run)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.vocab_loss", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=count, default=2048, help="tokens whose time is taken (default 2048)")
+    parser.add_argument("--memory-rows", type=count, default=8192, help="tokens whose memory is taken (default 8192)")
+    parser.add_argument("--hidden", type=count, default=768, help="hidden size (default 768)")
+    parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary (default 30522)")
+    parser.add_argument("--repeats", type=count, default=7, help="rounds (default 7)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--triton", action="store_true", help="on a GPU, also the kernel written in Triton")
+    args = parser.parse_args()
+    with one_sentence("benchmarks.training.vocab_loss"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    start_distributed()
+    device = device_of_rank()
+    dtype = precision_of(Training(), device)
+    x = inputs_of(args.rows, args.hidden, args.vocabulary, device, dtype)
+    jobs = {"products": bare(x), "fused": lambda: fused(x, "torch"), "plain": lambda: plain(x)}
+    if (reason := why_no_compile()) is None:
+        jobs["fused_compiled"] = lambda: fused(x, "compiled")
+    else:
+        print(f"not compiled: {reason}")
+    if args.triton:
+        jobs["fused_triton"] = lambda: fused(x, "triton")
+    calls = 10 if device.type == "cuda" else 1  # a GPU's call alone would be its start from idling
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for number in range(-1, args.repeats):
+        for name, job in jobs.items():
+            with alive(f"{'warm-up' if number < 0 else f'round {number + 1} of {args.repeats}'}: {name}"):
+                job()  # not counted: it finds the caches as the others left them
+                took = timed(lambda: [job() for _ in range(calls)], device) / calls  # noqa: B023
+            if number >= 0:
+                seconds[name].append(took)
+    big = inputs_of(args.memory_rows, args.hidden, args.vocabulary, device, dtype)
+    memory = {}
+    for name, job in {"fused": lambda: fused(big, "compiled" if "fused_compiled" in jobs else "torch"), "plain": lambda: plain(big)}.items():
+        with alive(f"memory: {name}"):
+            memory[name] = peak_bytes(job, device)
+    ratio = {name: statistics.median(a / b for a, b in zip(took, seconds["products"], strict=True)) for name, took in seconds.items()}
+    result = {
+        "milliseconds": {name: round(1e3 * statistics.median(took), 1) for name, took in seconds.items()},
+        "times_bare_products": {name: round(value, 3) for name, value in ratio.items() if name != "products"},
+        "memory_mb": {name: round(size / 1e6) for name, size in memory.items()}, "memory_share": round(memory["fused"] / memory["plain"], 4),
+        "rows": args.rows, "memory_rows": args.memory_rows, "hidden": args.hidden, "vocabulary": args.vocabulary, "rounds": args.repeats,
+        "dtype": str(dtype).removeprefix("torch."), "threads": args.threads, "machine": describe(device),
+    }  # fmt: skip
+    print(f"{args.rows} tokens, hidden {args.hidden}, vocabulary {args.vocabulary:,}, {result['dtype']}, {result['machine']}, {args.threads} threads\n")
+    print("| | ms | × the bare products |\n|---|---|---|")
+    for name in jobs:
+        print(f"| {name} | {result['milliseconds'][name]:,} | {result['times_bare_products'].get(name, 1.0)} |")
+    print(f"\nmemory at {args.memory_rows} tokens: {result['memory_mb']['fused']:,} MB against {result['memory_mb']['plain']:,}: "
+          f"{100 * result['memory_share']:.1f} %")  # fmt: skip
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

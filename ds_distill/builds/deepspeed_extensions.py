@@ -1,0 +1,208 @@
+"""DeepSpeed's C++ extensions (FusedAdam, CPUAdam, …): built once per environment, complete or absent.
+
+torch and DeepSpeed build an extension in the folder that it is loaded from, under a lock that is a file. Both outlive a
+process that is killed: every later process then waits for the lock forever, or loads half a library. Here an extension is
+built in a folder of its own and renamed into place, and the lock is the kernel's, which ends with its process.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+import torch
+from deepspeed.git_version_info import version as deepspeed_version
+from deepspeed.ops.op_builder.builder import OpBuilder
+
+from ds_distill.builds.elf import is_complete_elf
+from ds_distill.utils.console import alive, say
+
+FAILED = "failed: "
+MAX_WAIT_SECONDS = 1800  # no build of one extension takes this long
+_POLL_SECONDS = 0.2
+
+_torch_build = OpBuilder.jit_load
+
+
+def guard_extension_builds() -> None:
+    """Have every extension that this process loads through DeepSpeed be built, or waited for, as this module does it."""
+    OpBuilder.jit_load = lambda builder, verbose=True: load_extension(builder)
+
+
+def load_extension(builder: OpBuilder) -> ModuleType:
+    """Return the module of a DeepSpeed extension: from the environment's folder, or built there first (about a minute).
+
+    Several processes may call it at once: one builds, the others wait for it.
+
+    Raises:
+        RuntimeError: The extension cannot be built here, or another process has been building it for half an hour.
+    """
+    name = builder.name
+    module = _load_built(name)
+    if module is None:
+        with _build_lock(name):
+            module = _load_built(name) or _build(builder)
+    OpBuilder._loaded_ops[name] = module
+    return module
+
+
+def is_built(name: str) -> bool:
+    """Return whether the extension lies in the environment's folder."""
+    return _library(name).is_file()
+
+
+def extensions_folder() -> Path:
+    """Return where the extensions of this environment, for this kind of machine, lie.
+
+    Compiled code depends on the Python environment (paths, versions) and on the processor, since DeepSpeed compiles for
+    the very machine it runs on: hosts of several kinds on one file system have a folder each.
+    """
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if not root and sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        root = os.path.join(sys.prefix, "torch_extensions")
+    if not root:
+        from torch.utils.cpp_extension import get_default_build_root
+
+        root = get_default_build_root()
+    return Path(root) / _machine_key()
+
+
+@functools.cache
+def _machine_key() -> str:
+    devices = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+    kinds = "-".join(f"sm{major}{minor}" for major, minor in sorted(set(devices))) or "cpu"
+    details = f"{platform.machine()} {_processor_features()} {torch.version.cuda} {sys.prefix}"
+    digest = hashlib.sha256(details.encode()).hexdigest()[:8]
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    return f"deepspeed{deepspeed_version}-torch{torch.__version__}-{python}-{kinds}-{digest}"
+
+
+def _processor_features() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return platform.processor()
+
+
+def _library(name: str) -> Path:
+    return extensions_folder() / name / f"{name}.so"
+
+
+def _load_built(name: str) -> ModuleType | None:
+    """Return the module of a built extension; None where there is none, or a library that does not load."""
+    file = _library(name)
+    if not file.is_file():
+        return None
+    if not is_complete_elf(file):
+        say(f"{file}: not a whole library; it is built anew")
+        return None
+    spec = importlib.util.spec_from_file_location(name, file)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (ImportError, OSError) as error:  # a disk that lost it, or a library of the system that is gone
+        say(f"{file}: does not load ({first_line(error)}); it is built anew")
+        return None
+    return module
+
+
+def _build(builder: OpBuilder) -> ModuleType:
+    """Build in a folder of this process's own, and publish the result by a rename. Call with the lock held."""
+    folder, prefix = extensions_folder(), f".{builder.name}.{socket.gethostname()}."
+    for left_over in folder.glob(f"{prefix}*"):
+        if not psutil.pid_exists(int(left_over.name.removeprefix(prefix).split(".")[0])):  # a build that was killed here
+            shutil.rmtree(left_over, ignore_errors=True)
+    say(f"compiling DeepSpeed's {builder.name}, once per environment, about a minute")
+    own = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", dir=folder)
+    before = os.environ.get("TORCH_EXTENSIONS_DIR")
+    os.environ["TORCH_EXTENSIONS_DIR"] = own
+    try:
+        with alive("compiling"):
+            module = _torch_build(builder, verbose=False)
+        with contextlib.suppress(FileNotFoundError):  # one that does not load, or of a host that the lock does not reach
+            os.rename(folder / builder.name, Path(own) / "replaced")
+        with contextlib.suppress(OSError):  # such a host may have been faster
+            os.rename(Path(own) / builder.name, folder / builder.name)
+    finally:
+        if before is None:
+            del os.environ["TORCH_EXTENSIONS_DIR"]
+        else:
+            os.environ["TORCH_EXTENSIONS_DIR"] = before
+        shutil.rmtree(own, ignore_errors=True)
+    return module
+
+
+@contextlib.contextmanager
+def _build_lock(name: str) -> Iterator[None]:
+    """Hold the build of `name`: one process at a time. The lock's file says who builds, or why the last build failed.
+
+    Raises RuntimeError where the build that was waited for failed, so that not every rank tries in turn, and after half
+    an hour of waiting.
+    """
+    folder = extensions_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{name}.lock", "a+", encoding="utf-8") as lock:
+        waited = _acquire(lock, name)
+        last = _read(lock)
+        if waited and last.startswith(FAILED):
+            raise RuntimeError(f"another process could not compile it: {last.removeprefix(FAILED)}")
+        _write(lock, f"process {os.getpid()} on {socket.gethostname()}")
+        try:
+            yield
+        except Exception as error:
+            _write(lock, FAILED + first_line(error))
+            raise
+
+
+def _acquire(lock, name: str) -> bool:
+    """Take the lock; return whether it had to be waited for."""
+    if _try_lock(lock):
+        return False
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
+    say(f"waiting for {_read(lock) or 'another process'}, which compiles {name}")
+    with alive("waiting"):
+        while not _try_lock(lock):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{_read(lock) or 'another process'} has been compiling {name} for "
+                                   f"{MAX_WAIT_SECONDS // 60} minutes; end it, and start again")  # fmt: skip
+            time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _try_lock(lock) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: each process builds, and the first rename wins
+        return True
+    return True
+
+
+def _read(lock) -> str:
+    lock.seek(0)
+    return lock.read().strip()
+
+
+def _write(lock, what: str) -> None:
+    lock.truncate(0)
+    lock.write(what)
+    lock.flush()
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, shortened to a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

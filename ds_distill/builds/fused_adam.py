@@ -1,0 +1,87 @@
+"""Compiled optimizers, DeepSpeed's and apex's: whether this machine can have them, and if not, why."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from ds_distill.builds.deepspeed_extensions import first_line, guard_extension_builds, is_built
+
+
+def has_compiler() -> bool:
+    return bool(shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++"))
+
+
+def why_no_build() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    scripts = str(Path(sys.executable).parent)
+    if scripts not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")  # ninja lies beside an interpreter that nobody activated
+    if not has_compiler():
+        return "no C++ compiler"
+    if not shutil.which("ninja"):
+        return "no ninja"
+    if torch.cuda.is_available() and not shutil.which("nvcc") and not Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc").exists():
+        return "no CUDA compiler (nvcc)"
+    return None
+
+
+def build_optimizer(offload: bool = False) -> str | None:
+    """Compile, or load, DeepSpeed's FusedAdam (its C++ body on a CPU) or, for `offload`, its CPUAdam.
+
+    Returns why the optimizer cannot be had, or None. The first time in an environment takes about a minute; several processes
+    may call it, one builds.
+    """
+    reason = why_no_build()
+    if reason:
+        return reason
+    from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
+
+    guard_extension_builds()
+    try:
+        (CPUAdamBuilder if offload else FusedAdamBuilder)().load(verbose=False)
+    except Exception as error:  # compilers fail in as many ways as there are; torch's own optimizer is at hand
+        return first_line(error)
+    return None
+
+
+def build_ahead() -> None:
+    """Start the build in a process of its own, so that it runs while text is read. Does nothing where it is built or can't be."""
+    if why_no_build() is None and not is_built("fused_adam"):
+        command = [sys.executable, "-c", "from ds_distill.builds.fused_adam import build_optimizer; build_optimizer()"]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def make_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Make a step of DeepSpeed's CPU Adam depend on its step number alone, so that a resumed run is bit-equal.
+
+    Its C++ body multiplies beta^t up from step to step, but after a resume takes pow(beta, t): another last bit. An update of a dummy with
+    other betas before each step makes it take pow always.
+    """
+    dummy = [torch.zeros(1) for _ in range(4)]
+    if hasattr(optimizer, "ds_opt_adam"):
+
+        def forget(*_) -> None:
+            optimizer.ds_opt_adam.adam_update(optimizer.opt_id, 1, 0.0, 0.5, 0.5, 1.0, 0.0, False, *dummy)
+    else:
+
+        def forget(*_) -> None:
+            optimizer.multi_tensor_adam(1, torch.zeros(1, dtype=torch.int), [[x] for x in dummy], 0.0, 0.5, 0.5, 1.0, 1, 1, 0, 0.0)
+
+    optimizer.register_step_pre_hook(forget)
+    return optimizer
+
+
+def why_no_apex() -> str | None:
+    """Why NVIDIA's apex cannot be used, or None. The package of that name on the public index is a web toolkit, not NVIDIA's."""
+    if importlib.util.find_spec("apex") is None:
+        return "apex is not installed (built from source: see requirements-gpu.txt)"
+    try:
+        from apex.optimizers import FusedAdam  # noqa: F401
+    except ImportError:
+        return "the apex installed here is not NVIDIA's, or was built without CUDA: see requirements-gpu.txt"
+    return None if torch.cuda.is_available() else "NVIDIA's apex needs a GPU"

@@ -1,0 +1,36 @@
+"""torch.compile's cache on disk, kept free of what killed compilers left in it."""
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ds_distill.builds.elf import is_complete_elf
+
+
+def remove_partial_libraries(cache: Path | None = None) -> list[Path]:
+    """Remove the libraries of torch.compile's cache that were not written to their end; return them.
+
+    Inductor (torch 2.13) has the compiler write a library where it will be loaded from, and never compiles what is there
+    already: after a kill at the wrong moment torch.compile would fail in this environment forever. Inductor holds a lock
+    per library while it is being written, and the lock ends with its process: what is locked is left alone.
+
+    Args:
+        cache: The cache's folder; the one that this process uses when not given.
+    """
+    if cache is None:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        cache = Path(cache_dir())
+    removed = []
+    for file in sorted(file for kind in ("*.so", "*.o") for file in cache.glob(f"??/{kind}")):
+        if is_complete_elf(file):
+            continue
+        (cache / "locks").mkdir(exist_ok=True)
+        try:
+            with FileLock(str(cache / "locks" / f"{file.name.split('.')[0]}.lock"), timeout=0):
+                if file.exists() and not is_complete_elf(file):
+                    file.unlink()
+                    removed.append(file)
+        except Timeout:  # its compiler is at work
+            continue
+    return removed

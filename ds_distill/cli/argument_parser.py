@@ -1,0 +1,166 @@
+"""jsonargparse as ds-distill uses it.
+
+It knows commands, sections and recipes; values are read by ds_distill.config.values, mistakes are one sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from copy import deepcopy
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader
+from jsonargparse._typehints import ActionTypeHint
+from yaml import YAMLError
+
+from ds_distill.config.unknown_keys import say_unknown
+from ds_distill.config.values import convert, read_path, shown
+from ds_distill.config.yaml_text import load_keys, load_yaml
+from ds_distill.utils.errors import UserError
+
+RECIPE = "recipe"  # jsonargparse's name for our way to read YAML
+
+
+def _load(text: str, path: str = "") -> Any:
+    """Return what a recipe holds, or what stands in place of one on the command line."""
+    if not path:
+        return load_yaml(text, "--config")
+    keys = load_keys(text, f"--config {path}")
+    for key, value in keys.items():
+        if key.startswith("config.") or (key == "config" and isinstance(value, dict | list)):
+            raise UserError(f"--config {path}: {key}: what belongs there is the name of another YAML file, as in config: base.yaml")
+    return keys
+
+
+set_loader(RECIPE, _load, (YAMLError,))
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Shows `path` for a text that is one."""
+
+    def _get_type_str(self, action):
+        said = super()._get_type_str(action)
+        return said and re.sub(r"Annotated\[(?:str|dict\[str, Any\]), (\w+)\]", r"\1", said)
+
+
+class Value(ActionTypeHint):
+    """An option whose value `convert` reads, from the command line and from YAML alike.
+
+    With_values makes it of what jsonargparse made.
+    """
+
+    def _check_type(self, value, append=False, cfg=None, mode=None):
+        key = self.dest if "." in self.dest or not self.option_strings else f"--{self.dest}"
+        hint = list[self._typehint] if self.nargs in ("*", "+") else self._typehint
+        if type(value) is type(self.default) and value == self.default:
+            return value
+        before = cfg.get(self.dest) if cfg else None
+        if isinstance(value, tuple) and hasattr(value, "key"):  # --model.hidden_size 64
+            name, _, rest = value.key.partition(".")
+            given = convert({name: {rest: value.val} if rest else value.val}, hint, key)
+            kept = dict(before or {})
+            return kept | ({name: {**(kept.get(name) or {}), **given[name]}} if rest else given)
+        value = convert(value, hint, key)
+        return [*(before or []), *value] if append else value
+
+
+class Flag(argparse.Action):
+    """An option without a value; in YAML its key says true or false."""
+
+    def __init__(self, option_strings, dest, help=None):
+        super().__init__(option_strings, dest, nargs=0, const=True, default=False, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, True)
+
+    def _check_type_(self, value, **_):
+        return convert(value, bool, f"--{self.dest}")
+
+    _check_type = _check_type_
+
+
+class RecipeFile(ActionConfigFile):
+    """--config: a YAML file, or keys written out."""
+
+    def __call__(self, parser, cfg, values, option_string=None):
+        try:
+            super().__call__(parser, cfg, read_path(values, "--config"), option_string)
+        except UnicodeDecodeError as error:
+            raise UserError(f"--config: not UTF-8 text ({error}); save the recipe as UTF-8") from error
+
+
+class Parser(ArgumentParser):
+    """A parser that raises UserError."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, formatter_class=HelpFormatter, parser_mode=RECIPE, **options)
+        self.register("action", "store_true", Flag)
+
+    def error(self, message, ex=None):
+        chosen = getattr(self, "chosen", "")
+        commands = self._subcommands_action._name_parser_map if self._subcommands_action else {}
+        raise UserError(explain(str(message), known_keys(commands.get(chosen, self)), chosen)) from ex
+
+    def parse_args(self, args=None, *more, **options):
+        self.chosen = next(iter(args or ()), "")
+        try:
+            return super().parse_args(args, *more, **options)
+        except RecursionError:
+            raise UserError("--config: the file refers to itself or nests without end") from None
+
+    def _check_value_key(self, action, value, key, cfg, append=False):
+        if value is None and isinstance(action, Value) and NoneType not in get_args(action._typehint):
+            return deepcopy(action.default)  # a key with nothing after it
+        if action.metavar == "CONFIG" and not isinstance(action, ActionConfigFile):  # a section, such as training
+            written_out = isinstance(value, str) and (value.lstrip().startswith("{") or Path(value).is_file())
+            if isinstance(value, str | list) and not written_out:
+                raise UserError(no_section(action.dest, value))
+        return super()._check_value_key(action, value, key, cfg, append=append)
+
+
+def with_values(parser: ArgumentParser) -> ArgumentParser:
+    """Return the parser with every option read by `convert`."""
+    # jsonargparse makes the actions of a dataclass's fields itself, and can be given no class for them
+    for action in parser._actions:
+        if type(action) is ActionTypeHint:
+            action.__class__ = Value
+    return parser
+
+
+def no_section(name: str, value: Any) -> str:
+    """Return the sentence for what stands where a section of a recipe belongs."""
+    return f"{name}: {shown(value)}: keys belong there, such as {{key: value}}, or the name of a YAML file of them"
+
+
+def known_keys(parser) -> list[str]:
+    """Return all option names of a parser, without dashes."""
+    return [
+        option.removeprefix("--")
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    ]
+
+
+def explain(message: str, keys: list[str], command: str = "") -> str:
+    """Return a parser's message in one line, with the key that was meant where one is unknown."""
+    message = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    if unknown := re.search(r"(?:does not accept option|Option) '(.+?)'", message):
+        return say_unknown(unknown[1].removeprefix(f"{command}."), keys, dashes="")
+    if unknown := re.search(r"nrecognized arguments: (\S+)", message):
+        if unknown[1].startswith("-"):
+            return say_unknown(unknown[1].split("=")[0], keys)
+        remedy = "each value follows its option, and one with spaces needs quotes"
+        return f"{unknown[1]}: not expected here; {remedy} (--help lists all)"
+    if wrong := re.match(r"Parser key \"([\w.]+)\": Unable to load config '(.*?)'", message):
+        return no_section(wrong[1], wrong[2])
+    if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
+        return f"{'--config' if wrong[1] == 'config' else wrong[1]}: {wrong[2]}"
+    if missing := re.match(r"the following arguments are required: [\w.]*?(\w+)$", message):
+        return f"{missing[1]}: missing (--help says what belongs there)"
+    if empty := re.match(r"argument (\S+): expected (?:at least )?one argument", message):
+        return f"{empty[1]}: a value belongs after it (--help says which)"
+    return message

@@ -1,0 +1,128 @@
+"""The embedded default: from the text found on any machine to a distilled, exported student, and what distilling was worth."""
+
+import copy
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from ds_distill import pipeline as runs
+from ds_distill.builds.fused_adam import build_ahead
+from ds_distill.data.docstrings import embedded_documents
+from ds_distill.data.readers import read
+from ds_distill.data.run_data import prepare_tokens
+from ds_distill.data.sources import pieces_of
+from ds_distill.data.tokenizer import train_wordpiece
+from ds_distill.distributed.process_group import on_first_rank, start_distributed
+from ds_distill.models.teacher import load_masked_lm
+from ds_distill.preflight import job as checks
+from ds_distill.recipe import Recipe
+from ds_distill.reporting.report import table, write_summary
+from ds_distill.run_folder import claimed, flat
+from ds_distill.utils.console import is_first, progress, say
+
+PARTS = ("tokens", "tokenizer", "teacher", "distilled", "baseline")
+COLUMNS = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)",
+           "heldout_mlm_accuracy": "accuracy", "tokens": "tokens trained", "latency_ms": "forward, 1 × 128 (ms)"}  # fmt: skip
+
+
+def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabytes: float, vocabulary: int, teacher_tokens: int, fresh: bool) -> dict:
+    """Collective: corpus → tokenizer → teacher → student → the same student without a teacher → table; returns the summary."""
+    _, ranks = start_distributed()
+    recipe = copy.deepcopy(recipe)
+    recipe.training.global_batch = -(-recipe.training.global_batch // ranks) * ranks  # this recipe is nobody's choice: it runs on any number
+    checks.check_machine(recipe)
+    checks.check_engine(recipe)
+    if is_first():
+        build_ahead()
+
+    def erase() -> None:
+        for part in PARTS:
+            shutil.rmtree(output / part, ignore_errors=True)
+        for file in ("corpus.txt", "run.json"):
+            (output / file).unlink(missing_ok=True)
+
+    identity = flat(recipe) | {"corpus": corpus, "corpus_megabytes": megabytes, "vocabulary": vocabulary, "teacher_tokens": teacher_tokens}
+    identity |= {f"model.{key}": value for key, value in model.items()}
+    with claimed(output, identity, remedy="--fresh starts over there", first=erase if fresh else None):
+        on_first_rank(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
+        tokens = output / "tokens"
+        teaching = copy.deepcopy(recipe)
+        teaching.training.max_tokens = teacher_tokens
+        teacher = _once(output / "teacher", lambda folder: runs.pretrain(teaching, model, tokens, folder, title="teacher"))
+        folder = str(output / "teacher" / "export")
+        student = _once(output / "distilled", lambda out: runs.distill(recipe, folder, tokens, out, title="student, distilled"))
+        plain = copy.deepcopy(recipe)
+        plain.losses.kl = plain.losses.cosine = 0.0
+        baseline = _once(output / "baseline", lambda out: runs.distill(plain, folder, tokens, out, title="student, no teacher"))
+    if not is_first():
+        return {}
+    start = {"parameters": student["parameters"], "heldout_mlm_loss": student["start_heldout_mlm_loss"],
+             "heldout_mlm_accuracy": student["start_heldout_mlm_accuracy"], "tokens": 0}  # fmt: skip
+    times = {"teacher": _latency(Path(folder)), "student, distilled": _latency(output / "distilled" / "export")}
+    rows = [{"model": name, "latency_ms": times.get(name)} | figures
+            for name, figures in (("teacher", teacher), ("student at start", start), ("student, distilled", student),
+                                  ("student, no teacher", baseline))]  # fmt: skip
+    print("\n" + table(rows, COLUMNS))
+    losses = baseline["heldout_mlm_loss"], student["heldout_mlm_loss"]
+    ahead = None if None in losses else losses[0] - losses[1]
+    print("\nWhat distilling was worth could not be measured." if ahead is None else
+          f"\nDistilling was worth {ahead:.3f} nats on the held-out text." if ahead > 0 else
+          f"\nThe baseline without a teacher came out ahead, by {-ahead:.3f} nats.")  # fmt: skip
+    print("The text is this machine's own documentation: figures are not comparable across machines.\n")
+    for what, where in (("export", "distilled/export"), ("loss plot", "distilled/loss.png"), ("checkpoints", "distilled/checkpoints"),
+                        ("TensorBoard", "distilled/tensorboard")):  # fmt: skip
+        print(f"{what + ':':13} {output / where}")
+    summary = {"rows": rows, "distilled_ahead_nats": ahead, "export": student["export"]}
+    return summary
+
+
+def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, vocabulary: int) -> None:
+    if (output / "tokens" / "manifest.json").is_file():
+        say(f"tokens: those in {output / 'tokens'}")
+        return
+    began = time.perf_counter()
+    if not corpus:
+        with progress(int(megabytes * 1e6), "corpus", "B") as bar:
+            texts = embedded_documents(int(megabytes * 1e6), seed=recipe.training.seed, progress=lambda read: bar.update(read - bar.n))
+        corpus = [str(output / "corpus.txt")]
+        Path(corpus[0]).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    pieces = pieces_of(corpus)
+    with progress(sum(piece.size for piece in pieces), "tokenizer", "B") as bar:
+        tokenizer = train_wordpiece((d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer")
+    manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
+    say(f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} tokens to train on, "
+        f"{time.perf_counter() - began:.0f} s")  # fmt: skip
+
+
+def _onto(bar):
+    """Show what is read of one more piece."""
+    before = bar.n
+    return lambda read: bar.update(before + read - bar.n)
+
+
+def _once(folder: Path, job) -> dict:
+    """A finished part is not made again."""
+    done = folder / "summary.json"
+    if done.is_file() and (folder / "export").is_dir():
+        say(f"{folder.name}: finished before, reused (--fresh starts over)")
+        return json.loads(done.read_text(encoding="utf-8"))
+    summary = job(folder)
+    if is_first():
+        write_summary(summary, folder)
+    return summary
+
+
+def _latency(folder: Path, repeats: int = 15) -> float:
+    """Median milliseconds of one forward of 1 × 128 tokens in fp32 on the CPU."""
+    model = load_masked_lm(str(folder)).eval()
+    ids = torch.full((1, min(128, model.config.max_position_embeddings)), 5)
+    times = []
+    with torch.inference_mode():
+        for _ in range(repeats + 3):
+            began = time.perf_counter()
+            model(ids)
+            times.append(1000 * (time.perf_counter() - began))
+    return sorted(times[3:])[repeats // 2]

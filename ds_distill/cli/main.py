@@ -1,0 +1,145 @@
+"""The command line: parse, execute, say what went wrong."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from ds_distill import __version__
+from ds_distill.cli.argument_checks import EVALUATED_IN, check_arguments
+from ds_distill.cli.commands import execute
+from ds_distill.cli.parser import COMMANDS, build_parser
+from ds_distill.cli.terminal import restart_in_utf8, show_what_can_be_shown
+from ds_distill.distributed import job
+from ds_distill.reporting.report import json_text, write_summary
+from ds_distill.utils.console import end_bars, is_first, say, say_once
+from ds_distill.utils.errors import UserError, did_you_mean, sentence_of
+from ds_distill.utils.model_place import find_model
+
+DEMO = Path(__file__).parents[2] / "ds_configs" / "demo.yaml"
+FIRST_STEPS = """usage: ds-distill COMMAND [OPTIONS]
+
+  ds-distill run                                                    try it: a small teacher, a student, a table, in some minutes
+  ds-distill distill --teacher DIR --corpus FILE --output DIR       train a student of your teacher
+  ds-distill finetune --task sst2 --model DIR --output DIR          fine-tune it on a task
+  ds-distill export --model DIR --format onnx-int8                  make it ready to serve
+
+commands: {commands}
+ds-distill --help says what each is for, ds-distill COMMAND --help what it takes."""
+
+
+def leave_gpus_alone() -> None:
+    """training.device = cpu: torch and DeepSpeed choose their device while they are imported, so this comes before."""
+    os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"] = "cpu", ""
+
+
+def quieten(debug: bool) -> None:
+    """Leave the output to our own lines, unless asked otherwise."""
+    if debug:
+        return
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where a rank is lost, the others' stores warn with pages of C++ frames
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.disable(logging.WARNING)
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns its exit status. Mistakes are said once, by the first rank."""
+    if argv is None:
+        restart_in_utf8()
+        argv = sys.argv[1:]
+    show_what_can_be_shown()
+    argv = [word for word in argv if not word.startswith("--local_rank")]
+    if not argv:
+        print(FIRST_STEPS.format(commands=", ".join(COMMANDS)), file=sys.stderr)
+        return 2
+    if argv[0] in ("--version", "version") or argv[1:2] == ["--version"]:
+        print(f"ds-distill {__version__}")
+        return 0
+    debug = "--debug" in argv
+    try:
+        if argv[0] in COMMANDS and not job.settle(argv[0]):
+            return 0
+        try:
+            options = build_parser().parse_args(_command_of(argv))
+        except SystemExit as ended:  # after --help
+            return ended.code or 0
+        command, options = options.subcommand, options[options.subcommand]
+        if command == "export" and options.model and not options.output:
+            options.output = str(_place_of(options.model))
+        if command == "report":
+            options.output = options.output or str(Path(options.folders[0]) / "report")
+        if command not in ("evaluate", "env", "plan") and not options.output:
+            raise UserError("--output is missing: the folder for everything the command makes")
+        if options.get("training") and options.training.device == "cpu":
+            leave_gpus_alone()
+        check_arguments(command, options)
+        if command not in ("study", "report"):
+            say("loading torch and transformers …" if command == "finetune" else "loading torch and DeepSpeed …")
+        quieten(debug)
+        summary = execute(command, options)
+        if ranks := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
+            ranks.leave()
+        if is_first() and (options.output or command == "evaluate"):
+            write_summary(summary, Path(options.output or EVALUATED_IN))
+    except (UserError, OSError) as error:
+        if debug:
+            raise
+        said = sentence_of(error)
+        end_bars()
+        say_once(said, f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}")
+        return 2
+    except RuntimeError as error:
+        if debug or not _lost_another(error):
+            raise
+        end_bars()
+        say_once("lost", "\nds-distill: another rank has ended or cannot be reached, this one ends with it; the same command goes on from the last "
+                         "checkpoint")  # fmt: skip
+        return 2
+    except KeyboardInterrupt:  # distillations answer it themselves
+        if debug:
+            raise
+        end_bars()
+        say("\nds-distill: interrupted; what is done is kept, and the same command goes on from there")
+        return 130
+    if is_first():
+        print(json_text(summary), flush=True)
+    return 0
+
+
+def _command_of(argv: list[str]) -> list[str]:
+    """Return the words of a command as they are parsed. Raises UserError where they do not begin with one."""
+    first, *rest = argv
+    if first == "help":
+        return [*rest[:1], "--help"]
+    if first in ("-h", "--help"):
+        return argv
+    if first.startswith("-"):
+        raise UserError(f"{first}: a command comes first, such as ds-distill distill {first} …; the commands are {', '.join(COMMANDS)}")
+    if first not in COMMANDS:
+        raise UserError(f"{first}: no such command{did_you_mean(first, COMMANDS, 0.6)} (the commands are {', '.join(COMMANDS)})")
+    if first == "run" and rest[:1] and rest[0] in COMMANDS:
+        raise UserError(f"{rest[0]}: not expected after run, which is what launch.sh does: it distills where --teacher is given; leave the word out")
+    if first == "run" and not any(word.split("=")[0] in ("--config", "--teacher") for word in rest):
+        return [first, "--config", str(DEMO), *rest]
+    return argv
+
+
+def _place_of(model: str) -> Path:
+    """Return where `export --model` writes without --output: beside that model. Raises UserError for a model of the hub, which lies in a cache."""
+    if not Path(model).is_dir():
+        raise UserError(f"--model {model}: no such folder here; for a model of the hub's cache give --output too, a folder for what is made")
+    return find_model(Path(model))
+
+
+def _lost_another(error: RuntimeError) -> bool:
+    """Whether a collective broke off because of another process: gloo's errors are plain RuntimeErrors."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or any(words in str(error).lower() for words in ("by peer", "gloo/transport", "nccl"))

@@ -1,0 +1,129 @@
+"""What is said of a key that there is not: the key that was meant, also where another tool calls it otherwise."""
+
+from __future__ import annotations
+
+from ds_distill.utils.errors import did_you_mean
+
+# Names of Hugging Face's Trainer and scripts, of DistilBERT's authors and of DeepSpeed → keys here, with a value
+# where one is meant.
+# Of those in a tuple the answer gives all that the command has.
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    "lr": ("training.learning_rate", "tuning.learning_rate"),
+    "seed": ("training.seed", "first_seed"),
+    "batch": ("training.global_batch", "training.micro_batch", "tuning.batch"),
+    "batch_size": ("training.global_batch", "training.micro_batch", "tuning.batch"),
+    "train_batch_size": ("training.global_batch", "tuning.batch"),
+    "global_batch_size": ("training.global_batch", "tuning.batch"),
+    "micro_batch_size": ("training.micro_batch", "tuning.batch"),
+    "train_micro_batch_size_per_gpu": ("training.micro_batch", "tuning.batch"),
+    "per_device_train_batch_size": ("training.micro_batch", "tuning.batch"),
+    "per_gpu_train_batch_size": ("training.micro_batch", "tuning.batch"),
+    "gradient_accumulation_steps": ("training.global_batch",),
+    "num_epochs": ("training.epochs", "tuning.epochs"),
+    "num_train_epochs": ("training.epochs", "tuning.epochs"),
+    "n_epoch": ("training.epochs", "tuning.epochs"),
+    "num_tokens": ("training.max_tokens",),
+    "train_tokens": ("training.max_tokens",),
+    "max_steps": ("training.max_tokens", "tuning.epochs"),
+    "max_train_steps": ("training.max_tokens", "tuning.epochs"),
+    "warmup_ratio": ("training.warmup", "tuning.warmup"),
+    "warmup_steps": ("training.warmup", "tuning.warmup"),
+    "warmup_prop": ("training.warmup", "tuning.warmup"),
+    "max_grad_norm": ("training.clip",),
+    "gradient_clipping": ("training.clip",),
+    "adam_beta1": ("training.betas",),
+    "adam_beta2": ("training.betas",),
+    "adam_epsilon": ("training.eps",),
+    "optim": ("training.optimizer",),
+    "fp16": ("training.precision fp16", "tuning.precision bf16"),
+    "bf16": ("training.precision bf16", "tuning.precision bf16"),
+    "fp32": ("training.precision fp32", "tuning.precision fp32"),
+    "dtype": ("training.precision", "tuning.precision"),
+    "use_cpu": ("training.device cpu",),
+    "no_cuda": ("training.device cpu",),
+    "torch_compile": ("training.compile on",),
+    "resume_from_checkpoint": ("training.resume",),
+    "overwrite_output_dir": ("fresh", "output"),
+    "save_steps": ("training.checkpoint_every",),
+    "checkpoint_interval": ("training.checkpoint_every",),
+    "save_total_limit": ("training.keep_checkpoints",),
+    "eval_steps": ("training.evaluate_every",),
+    "max_eval_samples": ("training.heldout_blocks",),
+    "max_train_samples": ("tuning.max_examples",),
+    "max_seq_length": ("data.sequence_length", "tuning.length"),
+    "max_length": ("data.sequence_length", "tuning.length"),
+    "seq_length": ("data.sequence_length", "tuning.length"),
+    "block_size": ("data.sequence_length", "tuning.length"),
+    "line_by_line": ("data.mode grouped",),
+    "text_column": ("data.column",),
+    "mlm_probability": ("data.mask_probability",),
+    "mlm_mask_prop": ("data.mask_probability",),
+    "mlm_smoothing": ("data.mask_smoothing",),
+    "whole_word_mask": ("data.whole_word_masking true",),
+    "num_workers": ("data.workers",),
+    "num_proc": ("data.workers",),
+    "preprocessing_num_workers": ("data.workers",),
+    "dataloader_num_workers": ("data.workers",),
+    "num_layers": ("student.depth",),
+    "num_hidden_layers": ("student.depth", "model"),
+    "n_layers": ("student.depth",),
+    "hidden_size": ("student.hidden", "model"),
+    "alpha_ce": ("losses.kl", "tuning.soft"),
+    "alpha_mlm": ("losses.mlm", "tuning.hard"),
+    "alpha_cos": ("losses.cosine", "tuning.hidden"),
+    "alpha": ("losses.kl", "tuning.soft"),
+    "restrict_ce_to_mask": ("losses.kl_on masked",),
+    "output_dir": ("output",),
+    "out": ("output",),
+    "o": ("output",),
+    "dump_path": ("output",),
+    "save_dir": ("output",),
+    "model_name_or_path": ("teacher", "model"),
+    "model_name": ("teacher", "model"),
+    "model_path": ("teacher", "model"),
+    "student_model": ("model",),
+    "student": ("model",),
+    "teacher_name": ("teacher",),
+    "teacher_model": ("teacher",),
+    "teacher_name_or_path": ("teacher",),
+    "tokenizer_name": ("tokenizer",),
+    "tokenizer_name_or_path": ("tokenizer",),
+    "train_file": ("corpus", "data"),
+    "train_data": ("corpus", "data"),
+    "dataset": ("corpus", "data"),
+    "dataset_name": ("corpus", "data"),
+    "data_dir": ("corpus", "data"),
+    "data_file": ("corpus", "data"),
+    "validation_file": ("heldout", "data"),
+    "eval_file": ("heldout", "data"),
+    "test_file": ("heldout", "data"),
+    "task_name": ("task", "tasks"),
+    "checkpoint": ("run", "model"),
+    "checkpoint_dir": ("run", "model"),
+    "config_file": ("config",),
+    "recipe": ("config",),
+    "num_gpus": ("ranks",),
+    "nproc_per_node": ("ranks",),
+    "world_size": ("ranks",),
+    "vocab_size": ("vocabulary",),
+    "verbose": ("debug",),
+}
+
+
+def say_unknown(written: str, keys: list[str], dashes: str = "--") -> str:
+    """Return the sentence for `written`, which is none of a command's `keys`.
+
+    It names the one that was meant, or the nearest. dashes: what a key is written with; none in a file.
+    """
+    key = written.lstrip("-").replace("-", "_")
+    *_, leaf = key.split(".")
+    meant = [key] if key in keys else [known for known in keys if known.split(".")[-1] == leaf]
+    if not meant:
+        meant = [name for name in OTHER_NAMES.get(leaf.lower(), ()) if name.split()[0] in keys]
+    if meant:
+        remedy = f"; write {' or '.join(dashes + name for name in meant)}"
+        if leaf == "seed" and "seeds" in keys:
+            remedy += ", the first of as many as --seeds says"
+    else:
+        remedy = did_you_mean(key, keys) or did_you_mean(leaf, [known.split(".")[-1] for known in keys], 0.5)
+    return f"{written.lstrip('-')}: no such key{remedy} (--help lists all)"

@@ -1,0 +1,255 @@
+"""The values of options and keys as people write them, read by the type that each has.
+
+`1M` where a whole number belongs, `off` where a word does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from ds_distill.config.yaml_text import load_yaml
+from ds_distill.utils.errors import UserError, did_you_mean
+
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+SUFFIXES = {"k": 3, "m": 6, "g": 9, "b": 9, "t": 12}  # thousand, million, billion (twice), trillion
+NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*))(?:e([+-]?\d{1,9})|([kmgbt]))?", re.ASCII | re.IGNORECASE)
+BASED = re.compile(r"[+-]?0(?:x[\da-f]+|o[0-7]+|b[01]+)", re.ASCII | re.IGNORECASE)
+NO_NUMBER = re.compile(r"([+-]?)\.?(inf|infinity|nan)", re.IGNORECASE)
+LARGEST = 2**63
+WAYS = "1000000, 1_000_000, 1e6 and 1M are ways to write one"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What an option of text is, and how it is read. A type hint carries it: `Annotated[str, Reader(…)]`.
+
+    Args:
+        name: As help and errors call it.
+        read: Takes what was written and the key for errors, returns the value, raises UserError.
+    """
+
+    name: str
+    read: Callable[[Any, str], Any]
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def read_text(value: Any, key: str) -> str:
+    """Return a text that says something. Raises UserError for an empty one, as an unset shell variable leaves it."""
+    if not isinstance(value, str):
+        raise UserError(
+            f"{key}: {shown(value)}: one word or text belongs here{'; put it in quotes' if value is None else ''}"
+        )
+    if not value.strip():
+        raise UserError(f"{key} is empty: write a value or leave it out (is a shell variable in it not set?)")
+    if "\0" in value:
+        raise UserError(f"{key}: {value!r}: has a NUL character in it; take it out")
+    return value
+
+
+def read_path(value: Any, key: str) -> str:
+    """Return a path, or a name of the hub, with ~ and ~NAME for what they stand for.
+
+    Raises UserError for the home of nobody, too.
+    """
+    path = os.path.expanduser(read_text(value, key))
+    if path.startswith("~"):
+        raise UserError(
+            f"{key}: {path}: no home folder is known for {path.split('/')[0]}; "
+            f"write the folder out, or ./{path} where it is called so"
+        )
+    return path
+
+
+def read_output(value: Any, key: str) -> str:
+    """Return a path to write to. Raises UserError also for a name that is not UTF-8, as libraries in Rust need it."""
+    path = read_path(value, key)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{key}: {path}: this name is not UTF-8; choose another") from None
+    return path
+
+
+UserPath = Annotated[str, Reader("path", read_path)]
+OutputPath = Annotated[str, Reader("path", read_output)]
+Name = Annotated[str, Reader("name", read_text)]  # never begins with a bracket, so that [a, b] is a list of them
+
+
+def read_whole_number(text: str) -> int:
+    """Return the whole number that `text` is.
+
+    1000000, 1_000_000, 1e6, 1M, 8.0, 0x10. Raises ValueError for any other.
+    """
+    value = Decimal(int(text, 0)) if BASED.fullmatch(text.strip()) else _decimal(text)
+    if value is None:
+        raise ValueError(f"is not a whole number ({WAYS})")
+    if value.copy_abs() >= LARGEST:
+        raise ValueError("is too large a number")
+    if value != value.to_integral_value():
+        raise ValueError("is not a whole number")
+    return int(value)
+
+
+def _decimal(text: str) -> Decimal | None:
+    """Return the decimal number that `text` is, exactly; None where it is none."""
+    found = NUMBER.fullmatch(text.strip())
+    if not found:
+        return None
+    exponent = SUFFIXES[found[3].lower()] if found[3] else found[2] or 0
+    return Decimal(f"{found[1].replace('_', '')}e{exponent}")
+
+
+def read_number(text: str) -> float:
+    """Return the number that `text` is, infinity and not-a-number among them. Raises ValueError for what is none."""
+    if found := NO_NUMBER.fullmatch(text.strip()):
+        return float(found[1] + found[2])
+    if BASED.fullmatch(text.strip()):
+        return float(Decimal(int(text, 0)))
+    value = _decimal(text)
+    if value is None:
+        raise ValueError("is not a number")
+    return float(value)
+
+
+def read_truth(text: str) -> bool:
+    """Return whether `text` says yes. Raises ValueError where it says neither yes nor no."""
+    try:
+        return TRUTH[text.strip().lower()]
+    except KeyError:
+        raise ValueError("is neither true nor false") from None
+
+
+SCALARS: dict[type, Callable[[str], Any]] = {int: read_whole_number, float: read_number, bool: read_truth}
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error shows it, of long texts and deep lists the beginning."""
+    if value is None:
+        return "nothing"
+    text = " ".join((value if isinstance(value, str) and value else reprlib.repr(value)).split())
+    return text if len(text) < 200 else f"{text[:200]} …"
+
+
+def convert(value: Any, hint: Any, key: str) -> Any:
+    """Return `value` as the type that `hint` says.
+
+    Args:
+        value: The text of the command line, what load_yaml gives, or a converted value, which stays as it is.
+        hint: A type hint of str, int, float, bool, Literal, list, tuple, dict, unions of these, texts with a Reader.
+        key: The key or option, for errors.
+
+    Raises:
+        UserError: `value` is nothing of the kind. One sentence, which names the key and the value.
+    """
+    if get_origin(hint) is Annotated:
+        return get_args(hint)[1].read(value, key)
+    if hint is Any:
+        return value
+    if get_origin(hint) in (Union, UnionType):
+        return _one_of(value, get_args(hint), key)
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        if not isinstance(value, str) or value not in choices:
+            said = "write one of" if value is None else f"{shown(value)} is none of"
+            raise UserError(f"{key}: {said} {', '.join(choices)}{did_you_mean(shown(value).lower(), choices, 0.6)}")
+        return value
+    if get_origin(hint) in (list, tuple):
+        return _sequence(value, hint, key)
+    if get_origin(hint) is dict:
+        return {
+            name: convert(entry, get_args(hint)[1], f"{key}.{name}") for name, entry in _mapping(value, key).items()
+        }
+    if hint is str:
+        return read_text(value, key)
+    if isinstance(value, str):
+        try:
+            return SCALARS[hint](value)
+        except ValueError as error:
+            raise UserError(f"{key}: {shown(value)} {error}") from None
+    if isinstance(value, bool) == (hint is bool) and isinstance(value, int if hint is not float else int | float):
+        return hint(value)
+    raise UserError(
+        f"{key}: {shown(value)}: {'write a value or leave the key out' if value is None else 'one value belongs here'}"
+    )
+
+
+def _one_of(value: Any, hints: tuple, key: str) -> Any:
+    """Return `value` as the first of `hints` that it is, text the last."""
+    if NoneType in hints and value in (None, "null"):
+        return None
+    mistakes: list[str] = []
+    a_list = isinstance(value, str) and value.lstrip().startswith("[")
+    for hint in sorted((hint for hint in hints if hint is not NoneType), key=lambda hint: hint is str):
+        if mistakes and a_list and hint is str:
+            continue  # a list with a mistake in it
+        try:
+            return convert(value, hint, key)
+        except UserError as error:
+            mistakes.append(str(error))
+    words = [choice for hint in hints if get_origin(hint) is Literal for choice in get_args(hint)]
+    raise UserError(mistakes[0] + (f"; or write {', '.join(words)}" if words else ""))
+
+
+def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
+    """Return a list or tuple.
+
+    A single value is a list of one, numbers may stand between commas, and `[a, b]` is read as in YAML.
+    """
+    kind, items = get_origin(hint), [item for item in get_args(hint) if item is not Ellipsis]
+    if (
+        isinstance(value, list)
+        and len(value) == 1
+        and items[0] == Name
+        and isinstance(value[0], str)
+        and value[0].lstrip().startswith("[")
+    ):
+        value = value[0]  # one word of the command line
+    if isinstance(value, str) and items[0] != UserPath and value.lstrip().startswith("["):
+        value = load_yaml(value, f"{key}: {shown(value)}")
+    elif isinstance(value, str) and items[0] in (int, float):
+        value = value.split(",")
+    elif isinstance(value, str):
+        value = [value]
+    if isinstance(value, dict):
+        raise UserError(f"{key}: keys stand where a list belongs: write {key.lstrip('-')}: [{', '.join(value) or '…'}]")
+    if isinstance(value, (int, float)):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{key}: {shown(value)}: a list belongs here, such as [a, b]")
+    if kind is tuple and len(value) != len(items):
+        raise UserError(f"{key}: {shown(value)}: {len(items)} numbers belong here, not {len(value)}")
+    hints = items if kind is tuple else items * len(value)
+    keys = [f"{key}[{index}]" for index in range(len(value))] if len(value) > 1 else [key]
+    return kind(convert(entry, item, name) for entry, item, name in zip(value, hints, keys, strict=False))
+
+
+def _mapping(value: Any, key: str) -> dict[str, Any]:
+    """Return a mapping, also one that is written `{name: value}`."""
+    if isinstance(value, str):
+        value = load_yaml(read_text(value, key), f"{key}: {shown(value)}")
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{key}: {shown(value)}: names and values belong here, such as {{name: value}}")
+    return value
+
+
+def by_name(hints: dict[str, Any], key_is: str) -> Reader:
+    """Return the reader of a mapping whose entries have types of their own; what it does not know stays as it was
+    written, to be refused later."""
+
+    def read(value: Any, key: str) -> dict[str, Any]:
+        return {
+            name: convert(entry, hints.get(name, Any), f"{key}.{name}") for name, entry in _mapping(value, key).items()
+        }
+
+    return Reader(key_is, read)

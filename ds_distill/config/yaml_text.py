@@ -1,0 +1,95 @@
+"""YAML files in which every scalar stays the text that was written.
+
+What `off`, `no`, `2024` or `1e6` means, the key it stands under decides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from ds_distill.utils.errors import UserError
+
+# what PyYAML reads words as by their look; tags that somebody wrote (!!python/…) are not among them, and are refused
+LOOKS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "int", "float", "timestamp", "value", "merge")}
+MOST_ENTRIES = 10**6
+
+
+class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Reads scalars and keys as text, only `null`, `~` and nothing at all as None."""
+
+    def construct_object(self, node, deep=False):
+        if isinstance(node, yaml.ScalarNode) and node.tag in LOOKS:
+            return node.value
+        return super().construct_object(node, deep)
+
+    def construct_mapping(self, node, deep=False):
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "keys belong here", node.start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a list or a mapping stands where the name of a key belongs", key.start_mark
+                )
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} stands here for the second time", key.start_mark
+                )
+            seen.add(key.value)
+        self.flatten_mapping(node)  # `<<: *name`
+        return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
+
+
+def _size(value: object, known: dict[int, int]) -> int:
+    """Return how many entries a value has when what is named by aliases is written out; known: of lists and mappings."""
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0  # one that holds itself
+        entries = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(entry, known) for entry in entries)
+    return known[id(value)]
+
+
+def load_yaml(text: str, where: str) -> object:
+    """Return what the YAML document `text` holds: dict, list, str, or None for nothing.
+
+    Raises UserError, beginning with `where`, for text that is not YAML, has a tag or a key that has no meaning here,
+    or nests without end.
+    """
+    try:
+        found = yaml.load(text, Loader=_TextLoader)
+        if _size(found, {}) > MOST_ENTRIES:
+            raise UserError(f"{where}: aliases of aliases (*name) in it stand for millions of entries; write fewer")
+        return found
+    except RecursionError:
+        raise UserError(f"{where}: it nests without end") from None
+    except yaml.YAMLError as error:
+        mark, problem = (
+            getattr(error, "problem_mark", None),
+            getattr(error, "problem", None) or " ".join(str(error).split()),
+        )
+        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{where}{at}: {problem}; correct the YAML there") from error
+
+
+def load_keys(text: str, where: str) -> dict:
+    """Return the keys that the YAML document `text` holds.
+
+    Raises UserError as load_yaml does, and for one without keys.
+    """
+    found = load_yaml(text, where)
+    if not isinstance(found, dict):
+        what = "nothing" if found is None else "a list" if isinstance(found, list) else "text"
+        raise UserError(f"{where}: holds {what}; keys belong there, such as training: {{seed: 1}}")
+    return found
+
+
+def read_recipe(file: Path, where: str) -> str:
+    """Return the text of a YAML file. Raises UserError, beginning with `where`, where it is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text ({error}); save the recipe as UTF-8") from error

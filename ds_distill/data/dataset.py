@@ -1,0 +1,114 @@
+"""Prepared token sequences on disk, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+import resource
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds_distill.data.shards import INDEX
+from ds_distill.utils.errors import UserError
+
+
+@dataclass
+class TokenStore:
+    """One split of a prepared folder: len(store) sequences of token ids, numbered shard by shard.
+
+    manifest: as written by prepare; token_counts: int64 [V], always of the train split.
+    """
+
+    path: Path
+    split: str
+    manifest: dict[str, Any]
+    token_counts: np.ndarray
+    _ids: list[np.ndarray] = field(repr=False)  # a shard: its ids, memory-mapped
+    _rows: list[np.ndarray] = field(repr=False)  # a shard: its INDEX rows, memory-mapped
+
+    def __post_init__(self) -> None:
+        self._starts = np.cumsum([0, *map(len, self._rows)])
+
+    @classmethod
+    def open(cls, path: str | Path, split: str = "train") -> TokenStore:
+        """Map `split` ("train" or "heldout"); UserError for missing files or a size that the manifest does not foretell."""
+        path = Path(path)
+        manifest_file = path / "manifest.json"
+        try:
+            manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+            shards, dtype, vocabulary = manifest["shards"], np.dtype(manifest["dtype"]), manifest["vocab_size"]
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no prepared data here (manifest.json is missing); prepare the corpus first") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{manifest_file}: not a manifest of prepared data ({error}); prepare the corpus again") from error
+        if split not in shards:
+            raise UserError(f"{path}: no split named {split!r}; it has {', '.join(shards)}")
+        _allow_files(sum(map(len, shards.values())))
+        ids = [_map(path / f"{shard['file']}.bin", dtype, shard["tokens"]) for shard in shards[split]]
+        rows = [_map(path / f"{shard['file']}.idx", INDEX, shard["sequences"]) for shard in shards[split]]
+        try:
+            counts = np.load(path / "token_counts.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path / 'token_counts.npy'}: missing or damaged ({error}); prepare the corpus again") from error
+        if counts.shape != (vocabulary,):
+            raise UserError(f"{path / 'token_counts.npy'}: expected {vocabulary} counts, found shape {counts.shape}; prepare the corpus again")
+        return cls(path, split, manifest, counts, ids, rows)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def sequence(self, index: int) -> np.ndarray:
+        """The ids of one sequence, special tokens included: uint16 or uint32 [n]. UserError where the bytes are not those that were written."""
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = self._rows[shard][index - self._starts[shard]]
+        start = int(row["start"])
+        ids = self._ids[shard][start : start + int(row["length"])]
+        if zlib.crc32(ids.tobytes()) != row["crc"]:
+            name = self.manifest["shards"][self.split][shard]["file"]
+            raise UserError(f"{self.path / name}.bin: damaged at byte {start * ids.itemsize:,} (checksum of sequence {index - self._starts[shard]}); "
+                            "restore the file or prepare the corpus again")  # fmt: skip
+        return ids
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens, special ones included, of each sequence: int64, the shape of `indices`. Reads no sequence."""
+        return self._look_up(indices, "length")
+
+    def maskable(self, indices: np.ndarray) -> np.ndarray:
+        """Tokens that are not special, of each sequence: int64, the shape of `indices`. Reads no sequence."""
+        return self._look_up(indices, "maskable")
+
+    def sources(self) -> list[np.ndarray]:
+        """The sequences of each source of the corpus, in order: int64 arrays."""
+        found: list[list[np.ndarray]] = [[] for _ in self.manifest["sources"]]
+        for number, shard in enumerate(self.manifest["shards"][self.split]):
+            found[shard["source"]].append(np.arange(self._starts[number], self._starts[number + 1]))
+        return [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in found]
+
+    def _look_up(self, indices: np.ndarray, what: str) -> np.ndarray:
+        indices = np.asarray(indices)
+        values = np.empty(indices.shape, np.int64)
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        for shard in np.unique(shards):
+            here = shards == shard
+            values[here] = self._rows[shard][what][indices[here] - self._starts[shard]]
+        return values
+
+
+def _allow_files(shards: int) -> None:
+    """A map keeps its file open, two a shard: raise this process's soft limit if it is near."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * shards + 1024
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def _map(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    expected = count * dtype.itemsize
+    found = file.stat().st_size if file.exists() else None
+    if found != expected:
+        state = "the file is missing" if found is None else f"found {found:,} bytes"
+        raise UserError(f"{file}: expected {expected:,} bytes, {state}; restore the file or prepare the corpus again")
+    return np.memmap(file, dtype, "r") if count else np.empty(0, dtype)  # an empty file cannot be mapped

@@ -1,0 +1,60 @@
+"""Further held-out texts of a run: each has a name under which its figures stand, and keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from ds_distill.data.content import content_fingerprint
+from ds_distill.data.files import COMPRESSED, KINDS
+from ds_distill.data.run_data import tokens_for
+from ds_distill.data.sources import described, pieces_of
+from ds_distill.distributed.process_group import from_first_rank, on_first_rank
+from ds_distill.recipe import Recipe
+
+
+def heldout_sets(texts: list[str], tokens: Path, recipe: Recipe, output: Path) -> dict[str, Path]:
+    """Collective: the folders of the tokens of held-out texts, under output/heldout, by name. UserError where a text that the run has been measured on
+    is another now."""
+    named: dict[str, str] = {}
+    on_first_rank(lambda: named.update(heldout_names(texts, recipe, output / "heldout")))
+    return {name: tokens_for([text], str(tokens / "tokenizer"), recipe, output / "heldout" / name, 1.0, bound=output, option="--heldout")
+            for name, text in from_first_rank(named).items()}  # fmt: skip
+
+
+def heldout_names(texts: list[str], recipe: Recipe, folder: Path) -> dict[str, str]:
+    """The texts by name, sorted by it, whatever their order.
+
+    A text that was measured before, and so has tokens in `folder`, is called as it was, also where it has been moved since. Another is called as its
+    file, without the suffixes of its kind; where two would be called the same, with as many of the folders above as tell them apart.
+    """
+    made = {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*/manifest.json"))}
+    places = {manifest["corpus"][0][0]: name for name, manifest in made.items()}
+    pieces = {text: pieces_of([text], column=recipe.data.column, streaming=recipe.data.streaming) for text in texts}
+    given = {described([text], pieces[text])[0][0]: text for text in texts}
+    contents = {manifest.get("content"): name for name, manifest in made.items() if manifest["corpus"][0][0] not in given}
+    found: dict[str, str] = {}
+    for place, text in list(given.items()):
+        name = places.get(place) or (contents.get(content_fingerprint(pieces[text])) if contents else None)
+        if name:
+            found[name] = text
+            del given[place]
+    for depth in range(1, 1 + max((len(_parts(place)) for place in given), default=0)):
+        names = {place: "_".join(_parts(place)[-depth:]) for place in given}
+        for place, name in names.items():
+            if list(names.values()).count(name) == 1 and name not in found and name not in made:
+                found[name] = given.pop(place)
+    for place, text in given.items():
+        found[f"{_parts(place)[-1]}_{hashlib.sha256(place.encode()).hexdigest()[:8]}"] = text
+    return dict(sorted(found.items()))
+
+
+def _parts(place: str) -> list[str]:
+    """The parts of a text's path, or of a hub data set's name, each fit for the name of a folder; without the suffixes of its kind."""
+    *above, last = place.strip("/").split("/")
+    name, mark, column = last.partition("#")
+    while Path(name).suffix.lower() in (*COMPRESSED, *KINDS):
+        name = Path(name).stem
+    return [re.sub(r"[^\w.#@+=-]+", "_", part).strip(".") or "text" for part in (*above, name + mark + column)]

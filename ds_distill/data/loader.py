@@ -1,0 +1,235 @@
+"""The order of training: which blocks form step k, whole and per rank, from (seed, step) alone."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ds_distill.data.dataset import TokenStore
+from ds_distill.data.masking import IGNORED, Masker
+from ds_distill.data.sources import check_weights
+from ds_distill.utils.errors import UserError
+
+HELDOUT_EPOCH = 2**31  # no training epoch: held-out masks never change, and none is a training block's
+_WINDOW = 64  # global batches sorted by length together
+_STREAM = 0x6F726465  # "orde": keeps the permutation apart from every other use of the seed
+
+
+@dataclass
+class Batch:
+    """input_ids [B, L] long; labels [B, L] long, -100 where unmasked; token_mask [B, L] bool, false on padding, None without any;
+    where each document of a packed block is a context of its own, document_ids [B, L] long and document_starts, see starts_of; else None."""
+
+    input_ids: Tensor
+    labels: Tensor
+    token_mask: Tensor | None
+    document_ids: Tensor | None = None
+    document_starts: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`; from pinned memory the copy does not make the caller wait."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU can read by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(*(None if x is None else change(x) for x in vars(self).values()))
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """What a model is given: token_mask [B, L], or [B, 1, L, L] bool, true where a query sees a key."""
+        if self.document_ids is None:
+            return self.token_mask
+        sees = self.document_ids[:, None, :, None] == self.document_ids[:, None, None, :]
+        if self.token_mask is not None:
+            sees = sees & self.token_mask[:, None, None, :]
+            sees[..., 0] |= ~self.token_mask[:, None, :]  # padding looks at [CLS]: a softmax over nothing is nan
+        return sees
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How sequences become a batch: pad_id fills up; separator: the id that ends a document, where documents are contexts of their own."""
+
+    pad_id: int
+    separator: int | None = None
+
+
+def make_batch(store: TokenStore, masker: Masker, entries: np.ndarray, epoch: int, cut: Cut) -> Batch:
+    """The masked sequences `entries` [B], padded to the longest. An entry is a sequence's number, plus len(store) for each further copy of it."""
+    masked = [masker.mask(store.sequence(int(entry % len(store))), epoch=epoch, block=int(entry)) for entry in entries]
+    lengths = np.array([len(ids) for ids, _ in masked])
+    width = int(lengths.max())
+    input_ids, labels = np.full((len(masked), width), cut.pad_id, np.int64), np.full((len(masked), width), IGNORED, np.int64)
+    documents = None if cut.separator is None else np.full((len(masked), width), -1, np.int64)
+    for row, (ids, wanted) in enumerate(masked):
+        input_ids[row, : len(ids)], labels[row, : len(ids)] = ids, wanted
+        if documents is not None:
+            ends = ids == cut.separator  # never masked, and never a text's own
+            documents[row, : len(ids)] = np.cumsum(ends) - ends
+    padded = lengths.min() < width
+    return Batch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(labels),
+        torch.from_numpy(np.arange(width) < lengths[:, None]) if padded else None,
+        None if documents is None else torch.from_numpy(documents),
+        None if documents is None else torch.from_numpy(starts_of(documents)),
+    )
+
+
+def starts_of(documents: np.ndarray) -> np.ndarray:
+    """Where each document of [B, L] ids begins in the flattened batch, int32, as variable-length attention wants it; padding counts as a document.
+    B · L ends it and fills up to a power of two, at least 64: few lengths, so that little is compiled anew."""
+    new = np.ones(documents.shape, bool)
+    new[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = np.flatnonzero(new)
+    out = np.full(max(64, 1 << len(starts).bit_length()), documents.size, np.int32)
+    out[: len(starts)] = starts
+    return out
+
+
+class BatchOrder:
+    """Batches of one rank.  Step k's sequences are a slice of the epoch's global order, the same at any world size.
+
+    A global batch is laid out micro-step by micro-step, in each rank by rank.  weights: how often an epoch sees each source of the corpus
+    (2 twice, with other masks; 0.5 a random half).  by_length: sequences of like length meet in a global batch, so that little is padding;
+    which ones, and in which order the batches come, is drawn anew each epoch.  own_documents: a packed block's documents do not see each other.
+    steps_per_epoch leaves the incomplete last global batch out; accumulation is the number of micro-batches a rank runs per step.
+    Raises UserError where the global batch cannot be cut evenly or exceeds the data, and for weights that do not fit the sources.
+    """
+
+    def __init__(
+        self, store: TokenStore, masker: Masker, *, seed: int, global_batch: int, micro_batch: int, rank: int, world_size: int,
+        weights: list[float] | None = None, by_length: bool = False, own_documents: bool = False,
+    ):  # fmt: skip
+        if min(global_batch, micro_batch, world_size) < 1 or not 0 <= rank < world_size:
+            raise UserError(f"global batch {global_batch}, micro-batch {micro_batch}, rank {rank} of {world_size}: "
+                            "sizes must be at least 1, ranks count from 0")
+        wave = micro_batch * world_size
+        if global_batch % wave:
+            below, above = global_batch // wave * wave, -(-global_batch // wave) * wave
+            nearest = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"global batch = {global_batch}: not a multiple of micro-batch {micro_batch} × {world_size} ranks = {wave}; use {nearest}"
+            )
+        self._sources = store.sources()
+        self.weights = list(weights or [1.0] * len(self._sources))
+        check_weights(self.weights, len(self._sources))
+        self.entries = sum(round(weight * len(part)) for weight, part in zip(self.weights, self._sources, strict=True))
+        self.steps_per_epoch = self.entries // global_batch
+        if not self.steps_per_epoch:
+            raise UserError(f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch of {global_batch}; "
+                            "lower the global batch or prepare more text")
+        self.store, self.masker, self.seed, self.by_length = store, masker, seed, by_length
+        self.cut = Cut(store.manifest["pad_id"], store.manifest["sep_id"] if own_documents else None)
+        self.seconds_waited = 0.0
+        self.global_batch, self.micro_batch, self.rank, self.world_size = global_batch, micro_batch, rank, world_size
+        self.accumulation = global_batch // wave
+        self._order = (-1, np.empty(0, np.int64))
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, that step belongs to."""
+        return step // self.steps_per_epoch
+
+    def entries_of(self, step: int) -> np.ndarray:
+        """The entries (see make_batch) of step's whole global batch: int64 [global_batch]."""
+        if step < 0:
+            raise ValueError(f"step {step}: steps count from 0")
+        epoch, place = divmod(step, self.steps_per_epoch)
+        # One tuple, replaced whole: the prefetch thread and the main thread may both be here.
+        cached, order = self._order
+        if cached != epoch:
+            order = self._draw(np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _STREAM, epoch]))))
+            self._order = (epoch, order)
+        return order[place * self.global_batch : (place + 1) * self.global_batch]
+
+    def _draw(self, random: np.random.Generator) -> np.ndarray:
+        pool = []
+        for weight, part in zip(self.weights, self._sources, strict=True):
+            wanted = round(weight * len(part))
+            whole, more = divmod(wanted, max(len(part), 1))
+            pool += [part + copy * len(self.store) for copy in range(whole)]
+            if more:
+                pool.append(random.permutation(part)[:more] + whole * len(self.store))
+        order = random.permutation(np.concatenate(pool))[: self.steps_per_epoch * self.global_batch]
+        if not self.by_length:
+            return order
+        lengths = self.store.lengths(order % len(self.store))
+        window = self.global_batch * _WINDOW
+        for start in range(0, len(order), window):
+            part = slice(start, start + window)
+            order[part] = order[part][np.argsort(lengths[part], kind="stable")]
+        return random.permutation(order.reshape(-1, self.global_batch), axis=0).reshape(-1)
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """This rank's `accumulation` batches of step, each [micro_batch, L]."""
+        mine = self.entries_of(step).reshape(self.accumulation, self.world_size, self.micro_batch)[:, self.rank]
+        return [make_batch(self.store, self.masker, entries, self.epoch(step), self.cut) for entries in mine]
+
+    def counts(self, step: int) -> tuple[int, int]:
+        """(real tokens, masked tokens) of step's whole global batch: what the losses divide by, without asking other ranks."""
+        sequences = self.entries_of(step) % len(self.store)
+        return int(self.store.lengths(sequences).sum()), int(self.masker.masked_counts(self.store.maskable(sequences)).sum())
+
+    def prefetch(self, first_step: int, last_step: int, pin: bool = False) -> Iterator[tuple[int, list[Batch], tuple[int, int]]]:
+        """(step, this rank's batches, counts) for first_step ≤ step < last_step, made ahead in one background thread; `pin`: for a GPU.
+
+        seconds_waited grows by the time that the caller had to wait for it.
+        An exception of the thread is raised here, after the steps made before it.  Closing the iterator stops the thread.
+        """
+        made: queue.Queue = queue.Queue(maxsize=2)
+        stop = threading.Event()
+
+        def put(item: object) -> None:
+            while not stop.is_set():
+                try:
+                    return made.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for step in range(first_step, last_step):
+                    if stop.is_set():
+                        return
+                    batches = self.micro_batches(step)
+                    put((step, [batch.pinned() for batch in batches] if pin else batches, self.counts(step)))
+                put(None)
+            except BaseException as error:  # whatever it is, the consumer must not wait for ever
+                put(error)
+
+        thread = threading.Thread(target=work, name="batch-prefetch", daemon=True)
+        thread.start()
+        try:
+            while True:
+                began = time.perf_counter()
+                item = made.get()
+                self.seconds_waited += time.perf_counter() - began
+                if item is None:
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+
+def heldout_batches(
+    store: TokenStore, masker: Masker, batch_size: int, max_sequences: int | None = None, own_documents: bool = False
+) -> Iterator[Batch]:
+    """`max_sequences` sequences spread evenly over the store, the last batch as short as it comes; the same ones and masks every time."""
+    count = len(store) if max_sequences is None else min(max_sequences, len(store))
+    cut = Cut(store.manifest["pad_id"], store.manifest["sep_id"] if own_documents else None)
+    chosen = np.arange(count) * len(store) // max(count, 1)
+    for start in range(0, count, batch_size):
+        yield make_batch(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, cut)

@@ -1,0 +1,153 @@
+"""The tokens that a run reads: prepared once by its first rank, bound to the run, opened in the run's order."""
+
+import copy
+import json
+from functools import partial
+from pathlib import Path
+
+from ds_distill.data.accounting import TRACE
+from ds_distill.data.content import content_fingerprint
+from ds_distill.data.dataset import TokenStore
+from ds_distill.data.loader import BatchOrder, heldout_batches
+from ds_distill.data.masking import Masker, masked_count
+from ds_distill.data.prepare import prepare
+from ds_distill.data.sources import Piece, described, pieces_of
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.data.words import words_of
+from ds_distill.distributed.process_group import from_every_rank, on_first_rank
+from ds_distill.recipe import Recipe
+from ds_distill.run_folder import check_shared
+from ds_distill.utils.console import progress, say
+from ds_distill.utils.errors import UserError
+
+
+def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None) -> dict:
+    """data.prepare with the recipe's settings, and say what of the text was lost; returns its manifest."""
+    d = recipe.data
+    with progress(None, "tokens", "B") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(done - bar.n)
+
+        manifest = prepare(
+            inputs, tokenizer, folder, mode=d.mode, sequence_length=d.sequence_length, seed=recipe.training.seed, workers=d.workers,
+            heldout_fraction=d.heldout_fraction if heldout_fraction is None else heldout_fraction, column=d.column, streaming=d.streaming,
+            progress=show,
+        )  # fmt: skip
+    for remark in manifest["remarks"]:
+        say(remark)
+    return manifest
+
+
+def text_facts(tokens: Path) -> dict:
+    """What a run's summary says of its text: what became of every character, and what was found in its documents."""
+    manifest = TokenStore.open(tokens, "heldout").manifest
+    return {key: manifest[key] for key in ("characters", "found") if key in manifest}
+
+
+def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None,
+               bound: Path | None = None, option: str = "--corpus") -> Path:  # fmt: skip
+    """Collective: tokens of `corpus` in `folder`, made by the first rank unless they are there, of the same text, wherever it lies, in the same way.
+
+    bound: folder of the run they are for; once it has begun, other text is a UserError. option: where `corpus` was given.
+    """
+
+    def make() -> None:
+        d, file = recipe.data, folder / "manifest.json"
+        pieces = pieces_of(corpus, column=d.column, streaming=d.streaming)  # before the tokenizer: a wrong path is said first
+        tokenizer = load_tokenizer(tokenizer_folder)
+        asked = {"mode": d.mode, "sequence_length": d.sequence_length, "seed": recipe.training.seed,
+                 "heldout_fraction": d.heldout_fraction if heldout_fraction is None else heldout_fraction,
+                 "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}  # fmt: skip
+        if file.is_file():
+            made, names = json.loads(file.read_text(encoding="utf-8")), {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
+            changed = [f"{names.get(key, f'data.{key}')} was {made.get(key)}, is {value}" for key, value in asked.items() if made.get(key) != value]
+            other = _other_text(made, corpus, pieces)
+            if not changed and not other:
+                return
+            if bound and (bound / "run.json").is_file():
+                remedy = "choose another --output"
+                if other and not changed and option == "--corpus":
+                    remedy += f"; --tokens {folder} instead of --corpus goes on with the text that it has"
+                differences = "; ".join([f"{option} {other}"] * bool(other) + changed)
+                raise UserError(f"{bound} holds another run ({differences}): {remedy}")
+        prepare_tokens(corpus, tokenizer, folder, recipe, heldout_fraction)
+
+    on_first_rank(make)
+    check_shared(folder / "manifest.json")
+    return folder
+
+
+def _other_text(made: dict, corpus: list[str], pieces: list[Piece]) -> str | None:
+    """How a corpus differs from that of prepared data, in words; None where it is the same."""
+    before, now = made.get("corpus"), described(corpus, pieces)
+    if "content" not in made:  # as earlier versions prepared it
+        return None if before == now else f"was {before}, is {now}"
+    if made["content"] == content_fingerprint(pieces):
+        return None
+    same_size = [entry[1:] for entry in before] == [entry[1:] for entry in now]
+    return f"{', '.join(corpus)}: other text than before, of the same size" if same_size else f"was {before}, is {now}"
+
+
+def with_tokens(recipe: Recipe, tokens: Path) -> Recipe:
+    """The recipe as the prepared folder has it: mode and sequence length were decided there."""
+    manifest = TokenStore.open(tokens, "train").manifest
+    recipe, d = copy.deepcopy(recipe), recipe.data
+    for key in ("mode", "sequence_length"):
+        if getattr(d, key) != manifest[key]:
+            say(f"data.{key} is {manifest[key]}, as {tokens} was prepared, not {getattr(d, key)}")
+            setattr(recipe.data, key, manifest[key])
+    return recipe
+
+
+def masker_of(store: TokenStore, recipe: Recipe) -> Masker:
+    m, d = store.manifest, recipe.data
+    words = words_of(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
+    if words is not None and not words.told:
+        say(f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each of its pieces is masked on its own")
+    masker = Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed, d.mask_probability,
+                    d.mask_smoothing, words)  # fmt: skip
+    _check_masked(store, masker)
+    return masker
+
+
+def _check_masked(store: TokenStore, masker: Masker) -> None:
+    """UserError where no sequence has a token masked; a line where some have not: they are too short for data.mask_probability."""
+    sequences = {int(tokens): count for tokens, count in store.manifest.get("maskable", {}).get(store.split, {}).items()}
+    never = [tokens for tokens in sequences if not masked_count(tokens, masker.probability)]
+    if not never:
+        return
+    total, count = sum(sequences.values()), sum(sequences[tokens] for tokens in never)
+    which = f"data.mask_probability = {masker.probability}: of the {total:,} {store.split} sequences of {store.path}"
+    if store.split == "train" and count == total:
+        raise UserError(f"{which} it masks no token, since none has more than {max(never)}; raise it, or prepare longer text")
+    if count > TRACE * total:
+        say(f"{which} it masks no token in {count:,}, those of {max(never)} tokens or fewer")
+
+
+def heldout_part(tokens: Path) -> TokenStore:
+    """The held-out part of a prepared folder. UserError where it is empty."""
+    part = TokenStore.open(tokens, "heldout")
+    if not len(part):
+        raise UserError(f"{tokens}: no held-out text; give a data.heldout_fraction above 0, and more than one document")
+    return part
+
+
+def stores_of(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str, Path]):
+    """(the training part, its order, what makes the batches of each held-out set)."""
+    store = TokenStore.open(tokens, "train")
+    found = from_every_rank(store.manifest["fingerprint"])
+    other = next((number for number, fingerprint in enumerate(found) if fingerprint != found[0]), None)
+    if other is not None:
+        raise UserError(f"{tokens}: rank {other} has other tokens there than the first; copy that folder from the first rank's host")
+    masker = masker_of(store, recipe)
+    t, d = recipe.training, recipe.data
+    own = not d.attend_across_documents
+    order = BatchOrder(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world,
+                       weights=d.weights, by_length=store.manifest["mode"] == "grouped", own_documents=own)  # fmt: skip
+    sets = {name: heldout_part(path) for name, path in {"": tokens, **more}.items()}
+    for part in sets.values():
+        _check_masked(part, masker)
+    heldout = {name: partial(heldout_batches, part, masker, t.micro_batch, t.heldout_blocks, own) for name, part in sets.items()}
+    return store, order, heldout

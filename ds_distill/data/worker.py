@@ -1,0 +1,134 @@
+"""What one worker does with one piece of a corpus: read, tokenize, pack, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ds_distill.data.encode import Encoder
+from ds_distill.data.findings import Findings
+from ds_distill.data.lost import Loss
+from ds_distill.data.readers import Document, read
+from ds_distill.data.shards import Grouper, Packer, ShardWriter
+from ds_distill.data.sources import Piece
+
+SPLITS = ("train", "heldout")
+DOCUMENTS_A_BATCH = 128
+SHORT_DOCUMENT = 12  # tokens
+
+
+@dataclass(frozen=True)
+class Format:
+    """How documents become sequences. tokenizer: the library's JSON; special_ids, *_id: of the tokenizer; the rest as in recipe.Data."""
+
+    tokenizer: str
+    vocab_size: int
+    special_ids: tuple[int, ...]
+    cls_id: int
+    sep_id: int
+    unknown_id: int | None
+    mode: str
+    sequence_length: int
+    heldout_fraction: float
+    seed: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.uint16 if self.vocab_size < 65536 else np.uint32)
+
+    def writer(self, stem: Path) -> ShardWriter:
+        special = np.zeros(self.vocab_size, bool)
+        special[list(self.special_ids)] = True
+        return ShardWriter(stem, special, self.dtype)
+
+
+class PieceWorker:
+    """Turns pieces into shards; keeps its encoder's memory from piece to piece."""
+
+    def __init__(self, form: Format):
+        self.form = form
+        self.encoder = Encoder(Tokenizer.from_str(form.tokenizer), form.unknown_id, form.special_ids)
+
+    def __call__(self, piece: Piece, folder: Path, tick: Callable[[int], None] = lambda _: None) -> None:
+        """Write the folder: a shard a split, report.json and arrays.npz (what is left over of each split, token counts of the train split,
+        a hash of every document). It has its name only when complete.
+
+        The report's `characters` say what became of each character that was read: "tokenized", or a cause; they sum to "read".
+        """
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        form = self.form
+        writers = {split: form.writer(partial / split) for split in SPLITS}
+        if form.mode == "packed":
+            makers = {split: Packer(writer, form.sequence_length, form.cls_id, form.sep_id) for split, writer in writers.items()}
+        else:
+            makers = {split: Grouper(writer, form.sequence_length, form.cls_id, form.sep_id, form.unknown_id) for split, writer in writers.items()}
+        found, findings, hashes = Counter(), Findings(), array("Q")
+        documents = read(piece, tick, findings)
+        while batch := list(islice(documents, DOCUMENTS_A_BATCH)):
+            self._add(batch, makers, found, findings.characters, hashes)
+        rest = {split: maker.rest() if form.mode == "packed" else np.empty(0, np.int64) for split, maker in makers.items()}
+        for maker in makers.values() if form.mode == "grouped" else ():
+            found.update({"sequences_too_short": maker.short, "sequences_unknown": maker.unknown})
+            findings.characters.update(maker.lost)
+            findings.characters["tokenized"] -= sum(maker.lost.values())
+        shards = {split: writer.close() for split, writer in writers.items()}
+        np.savez(partial / "arrays.npz", counts=writers["train"].counts, hashes=np.array(hashes, np.uint64), **rest)
+        report = {"found": found, "characters": findings.characters, "remarks": findings.remarks, "shards": shards,
+                  "examples": self.encoder.examples, "words": self.encoder.remembers}  # fmt: skip
+        (partial / "report.json").write_text(json.dumps(report), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+    def _add(self, batch: list[Document], makers: dict, found: Counter, characters: Counter, hashes: array) -> None:
+        form = self.form
+        units = [[d.text] if form.mode == "packed" else [line for line in d.text.split("\n") if line.strip()] for d in batch]
+        texts = [text for parts in units for text in parts]
+        encoded = self.encoder.encode(texts)
+        found["special"] += encoded.special
+        for cause, number in zip(Loss, encoded.lost.sum(0).tolist(), strict=True):
+            characters[cause.name.lower()] += number
+        kept = (np.fromiter(map(len, texts), np.int64, len(texts)) - encoded.lost.sum(1)).tolist()
+        end = read = in_lines = tokenized = 0
+        for document, parts in zip(batch, units, strict=True):
+            start, end = end, end + len(parts)
+            ids = encoded.ids[start:end]
+            tokens = sum(map(len, ids))
+            number = _hash(form.seed, document.text)
+            read += len(document.text)
+            in_lines += sum(map(len, parts))
+            found["bad_utf8"] += document.bad_utf8
+            found["cut"] += document.cut
+            if not tokens:
+                found["empty"] += 1
+                characters["removed"] += sum(kept[start:end])
+                continue
+            hashes.append(number)
+            found["short"] += tokens < SHORT_DOCUMENT
+            split = "heldout" if (number >> 11) / 2**53 < form.heldout_fraction else "train"
+            found[f"documents_{split}"] += 1
+            tokenized += sum(kept[start:end])
+            if form.mode == "packed":
+                makers[split].add(ids[0])
+            else:
+                makers[split].add(ids, kept[start:end])
+        found["characters"] += read
+        characters["between_documents"] += read - in_lines  # line ends, where a line is a sequence
+        characters["tokenized"] += tokenized
+
+
+def _hash(seed: int, text: str) -> int:
+    """64 bits fixed by (seed, text); Python's own hash changes from run to run."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{text}".encode(errors="replace"), digest_size=8).digest(), "little")

@@ -1,0 +1,176 @@
+"""A sign of life beside the collectives, whose own time limits are ten minutes and more: a lost rank or host ends the job within a minute.
+
+Ranks that live but do not get on are found too: where no rank notes progress for minutes, it is printed where each of them is.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import torch
+
+from ds_distill.utils.progress import main_thread_position, progress_count
+
+PATIENCE = 30.0  # seconds without a sign of life; a rank that is only slow still gives one
+STALLED = 300.0  # seconds in which no rank has noted progress: it is printed where each rank is
+GIVEN_UP = 3600.0  # and the job ends; what takes an hour without a measure of its progress does not occur in a job
+_EVERY = 2.0
+_LOST = 3  # exit status
+
+
+class Heartbeat:
+    """Two threads a rank: one speaks through the job's own store (no further port), one watches the clock, since speaking may block for ever.
+
+    A rank writes a count of its own, reads its neighbour's and adds to the job's count of progress, so the store of a thousand ranks has four requests
+    per rank in two seconds. Who finds its neighbour silent says so for all. Only the monotonic clock counts: a jump of the time of day does nothing.
+    """
+
+    def __init__(self, patience: float = PATIENCE, stalled: float = STALLED, given_up: float = GIVEN_UP):
+        self.rank, self.world, self.patience = torch.distributed.get_rank(), torch.distributed.get_world_size(), patience
+        self.neighbour = (self.rank + 1) % self.world
+        store = torch.distributed.distributed_c10d._get_default_store()
+        self.store = torch.distributed.PrefixStore("heartbeat", _own_connection(store))
+        self.store.set(f"host {self.rank}", socket.gethostname())
+        self.store.set(f"beat {self.rank}", "0")
+        self.first_host, self.neighbour_host = (self.store.get(f"host {rank}").decode() for rank in (0, self.neighbour))
+        self.store.get(f"beat {self.neighbour}")
+        self.ended = threading.Event()
+        self.stalled, self.given_up, self.reported = stalled, given_up, False
+        self.sent, self.total = 0, 0  # progress: this rank's part of the job's, and the job's
+        self.answered = self.heard = self.progressed = time.monotonic()
+        for work in (self._speak, self._watch):
+            threading.Thread(target=work, name=f"heartbeat{work.__name__}", daemon=True).start()
+
+    def stop(self) -> None:
+        """At the end of the job: silence means nothing any more."""
+        self.ended.set()
+        try:
+            self.store.set(f"beat {self.rank}", "gone")
+        except RuntimeError:
+            pass  # the first rank, which keeps the store, was faster
+
+    def _speak(self) -> None:
+        count, last = 0, b""
+        while not self.ended.wait(_EVERY):
+            count += 1
+            try:
+                self.store.set(f"beat {self.rank}", str(count))
+                beat = self.store.get(f"beat {self.neighbour}")
+                verdict = self.store.check(["verdict"]) and self.store.get("verdict")
+                self._look_at_progress()
+            except RuntimeError:
+                continue  # _watch sees that no answer comes
+            self.answered = time.monotonic()
+            if beat != last or beat == b"gone":
+                last, self.heard = beat, self.answered
+            if verdict and verdict != str(self.rank).encode() and not self.ended.is_set():
+                self._leave(self.world - 1)  # who gave the verdict says it, and ends by itself when it has
+
+    def _look_at_progress(self) -> None:
+        done, now = progress_count(), time.monotonic()
+        total = self.store.add("progress", done - self.sent)
+        self.sent = done
+        if total != self.total:
+            self.total, self.progressed, self.reported = total, now, False
+            return
+        silent = now - self.progressed
+        if silent > self.stalled:
+            self.store.set(f"place {self.rank}", main_thread_position())
+        if self.rank or silent <= self.stalled + 3 * _EVERY:  # until the others have written theirs
+            return
+        if silent > self.given_up:
+            if self.store.compare_set("verdict", "", "0") == b"0":
+                self._say(f"no rank has made progress for {silent / 60:.0f} min ({self._places()})")
+            self._leave(self.world)
+        if not self.reported:
+            self.reported = True
+            print(f"\nds-distill: no rank has made progress for {silent / 60:.0f} min: {self._places()}. The run ends if that lasts "
+                  f"{self.given_up / 60:.0f} min", file=sys.stderr, flush=True)  # fmt: skip
+
+    def _places(self) -> str:
+        """Where the ranks are, those at one place together."""
+        ranks_at: dict[str, list[str]] = {}
+        for rank in range(self.world):
+            key = f"place {rank}"
+            place = self.store.get(key).decode() if self.store.check([key]) else "at a place it has not told"
+            ranks_at.setdefault(place, []).append(str(rank))
+        return "; ".join(f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)} {place}" for place, ranks in ranks_at.items())
+
+    def _watch(self) -> None:
+        before = time.monotonic()
+        while not self.ended.wait(1.0):
+            now = time.monotonic()
+            if now - before > 5:  # this process itself was stopped, or its machine: nobody else's silence
+                self.answered = self.heard = self.progressed = now
+            before = now
+            if now - self.answered > self.patience:
+                self._give_up()
+            if now - self.heard > self.patience:
+                ask = threading.Thread(target=self._accuse, daemon=True)  # the store may be silent too, and asking block for ever
+                ask.start()
+                ask.join(5 * _EVERY)
+                self._give_up()  # not reached where the store answers
+
+    def _accuse(self) -> None:
+        if self.store.compare_set("verdict", "", str(self.rank)) == str(self.rank).encode():
+            self._say(self._silence())
+        self._leave(self.world - 1)
+
+    def _leave(self, living: int) -> None:
+        """End this rank; the first one, which keeps the store, when all `living` ranks have read the verdict there, or ten seconds later."""
+        until = time.monotonic() + 5 * _EVERY
+        with contextlib.suppress(RuntimeError):  # the store is gone
+            read = self.store.add("read", 1)
+            while self.rank == 0 and read < living and time.monotonic() < until:
+                time.sleep(0.1)
+                read = self.store.add("read", 0)
+        os._exit(_LOST)
+
+    def _give_up(self) -> None:
+        # each host cut off says so once; on the first rank's own it is another that can, unless the first rank is there and only its store is silent
+        if self.rank == 0:
+            self._say(self._silence())
+        elif os.environ.get("LOCAL_RANK", "0") == ("1" if self.first_host == socket.gethostname() else "0"):
+            self._say(f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: its host or the network is down")
+        os._exit(_LOST)
+
+    def _silence(self) -> str:
+        return f"rank {self.neighbour} (host {self.neighbour_host}) has given no sign of life for {self.patience:.0f} s"
+
+    def _say(self, what: str) -> None:
+        print(f"\nds-distill: {what}. The run ends; the same command goes on from its last checkpoint", file=sys.stderr, flush=True)
+
+
+class ProgressWatch:
+    """Watch a process without others: where it notes no progress for minutes, print where it is, once each time. It never ends the process."""
+
+    def __init__(self, stalled: float = STALLED, every: float = _EVERY):
+        self.ended = threading.Event()
+        threading.Thread(target=self._watch, args=(stalled, every), name="progress_watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """At the end of the job: nothing more is expected."""
+        self.ended.set()
+
+    def _watch(self, stalled: float, every: float) -> None:
+        done, since, reported = progress_count(), time.monotonic(), False
+        while not self.ended.wait(every):
+            now = time.monotonic()
+            if progress_count() != done:
+                done, since, reported = progress_count(), now, False
+            elif now - since > stalled and not reported:
+                reported = True
+                print(f"\nds-distill: no progress for {(now - since) / 60:.0f} min: the process is {main_thread_position()}", file=sys.stderr, flush=True)
+
+
+def _own_connection(store):
+    """The same store on a connection of its own: a rank that waits on the shared one would be silent."""
+    while isinstance(store, torch.distributed.PrefixStore):
+        store = store.underlying_store
+    own = store.clone()
+    own.set_timeout(timedelta(seconds=60))
+    return own

@@ -1,0 +1,116 @@
+"""The ranks of a job: joining and leaving it, and what they tell each other beside the training."""
+
+import contextlib
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import deepspeed
+import torch
+
+from ds_distill.builds.deepspeed_extensions import guard_extension_builds
+from ds_distill.distributed.heartbeat import Heartbeat, ProgressWatch
+from ds_distill.distributed.job import LONE
+from ds_distill.utils.console import is_first
+from ds_distill.utils.errors import UserError
+
+_heartbeats: list[Heartbeat | ProgressWatch] = []  # the job's
+
+
+def start_distributed() -> tuple[int, int]:
+    """Join the job's process group (a lone process makes its own); returns (rank, world size)."""
+    for key, value in LONE.items():
+        os.environ.setdefault(key, value)
+    if not torch.distributed.is_initialized():
+        if os.environ["WORLD_SIZE"] == "1":
+            # two lone runs on one machine must not meet on the default port
+            os.environ["MASTER_PORT"] = _free_port()
+        _skip_unused_build()
+        guard_extension_builds()
+        if torch.cuda.is_available():
+            local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local >= there:
+                raise UserError(f"LOCAL_RANK = {local}: this machine shows {there} GPUs, 0 to {there - 1}; start as many ranks here, or fewer")
+            torch.cuda.set_device(local)  # else every rank's first collective would be on GPU 0
+        with _wait_said():
+            deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+        _heartbeats.append(Heartbeat() if torch.distributed.get_world_size() > 1 else ProgressWatch())
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+@contextlib.contextmanager
+def _wait_said(seconds: float = 15.0) -> Iterator[None]:
+    """Say who is waited for, where joining takes longer than that: a rank that never comes is waited for without a word, for half an hour."""
+    rank, world, address, port = (os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    line = f"rank {rank} of {world} waits for the others at {address}:{port} (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment)"
+    timer = threading.Timer(seconds, print, (line,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    if os.environ["LOCAL_RANK"] == "0":  # one of a host
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def leave() -> None:
+    """This rank has done its part: from now on its silence is no loss. Not after a mistake: the others must notice."""
+    for heartbeat in _heartbeats:
+        heartbeat.stop()
+
+
+@functools.cache
+def _patient_group():
+    """Ranks that wait for one of them to prepare a corpus, wait for hours: the default group gives up after ten minutes."""
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+
+
+def from_first_rank(value: object) -> object:
+    """Collective: the first rank's `value`, however long it takes to come."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, group=_patient_group())
+    return values[0]
+
+
+def from_every_rank(value: object) -> list:
+    """Collective: every rank's `value`, by rank."""
+    values: list = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value, group=_patient_group())
+    return values
+
+
+def on_first_rank(job: Callable[[], object]) -> None:
+    """Collective: the first rank does `job`; its mistake or full disk is a UserError on every rank, so that none waits for what never comes."""
+    start_distributed()
+    problem, failure = None, None
+    if is_first():
+        try:
+            job()
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename or 'the output folder'}: {error.strerror or error}; choose another --output, or make room there"
+        except Exception as error:
+            problem, failure = f"the first rank failed: {error!r}", error
+    problem = from_first_rank(problem)
+    if failure:
+        raise failure
+    if problem:
+        raise UserError(problem)
+
+
+def _skip_unused_build() -> None:
+    """On a CPU DeepSpeed compiles a shared-memory all-reduce at start, most of a minute, that only its inference engine calls."""
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _free_port() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

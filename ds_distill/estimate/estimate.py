@@ -1,0 +1,187 @@
+"""`plan`: what a recipe will take on given machines, before anything runs; and the largest micro-batch that fits."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import AutoModelForMaskedLM
+
+from ds_distill.data.dataset import TokenStore
+from ds_distill.distributed.process_group import start_distributed
+from ds_distill.estimate.memory import GIB, activation_line, flops_a_token, memory
+from ds_distill.kernels.prepacked_linear import packed_bytes
+from ds_distill.losses.objective import Objective
+from ds_distill.models.families import check_positions
+from ds_distill.models.loading import config_of, resolve_model_folder
+from ds_distill.models.student import build_student, count_parameters, layers_of
+from ds_distill.models.teacher import Teacher, teacher_dtype
+from ds_distill.recipe import Recipe, Training
+from ds_distill.training.compile import choose_kernels
+from ds_distill.training.engine import device_of_rank, precision_of, zero_of
+from ds_distill.utils.console import is_first, say
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.memory import memory_limit
+
+HEADROOM = 0.9  # of the device's memory: allocators keep some for themselves
+# On a CPU, measured (python -m benchmarks.training.memory_estimate): thread pools and GEMM buffers, and what glibc's heap keeps of freed activations
+CPU_LIBRARIES, CPU_HEAP = 0.13 * GIB, 0.45
+
+
+class Forecast:
+    """Teacher and student of a recipe with random weights, asked for memory and time. Collective at its making."""
+
+    def __init__(self, recipe: Recipe, teacher: str):
+        start_distributed()
+        self.process = psutil.Process().memory_info().rss  # before any model: the libraries
+        self.recipe, t = recipe, recipe.training
+        self.device = device_of_rank(t.device)
+        self.dtype = precision_of(t, self.device)
+        self.stage = zero_of(t, self.dtype)["stage"]
+        self.teacher_dtype = teacher_dtype(self.device, self.dtype)
+        self.length = recipe.data.sequence_length
+        config = config_of(resolve_model_folder(teacher), f"teacher = {teacher}")
+        check_positions(config, self.length, f"teacher {teacher}")
+        layers = layers_of(config, recipe.student.layers, recipe.student.depth)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(t.seed)
+            self.teacher = AutoModelForMaskedLM.from_config(config).eval()
+            depth = len(layers) if layers else recipe.student.depth
+            self.student = build_student(self.teacher, layers="random", num_layers=depth, hidden=recipe.student.hidden, dropout=t.dropout)
+        if t.gradient_checkpointing:
+            self.student.gradient_checkpointing_enable()
+        self.taught = bool(recipe.losses.kl or recipe.losses.cosine)
+        self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
+        if self.teacher_dtype == torch.bfloat16 and t.compile != "off":
+            self.teacher_bytes += packed_bytes(self.teacher)
+        self.activations = activation_line(self.student, self.length, self.dtype, torch.device("cpu"))
+
+    def memory(self, micro_batch: int, stage: int, ranks: int):
+        """The Memory of a rank."""
+        t = copy.copy(self.recipe.training)
+        t.micro_batch = micro_batch
+        one, more = self.activations
+        need = memory(self.student, self.teacher_bytes if self.taught else 0, t, length=self.length, stage=stage, ranks=ranks,
+                      dtype=self.dtype, accumulation=max(1, t.global_batch // (micro_batch * ranks)),
+                      activations=one + more * (micro_batch - 1), device=self.device.type)  # fmt: skip
+        heap = CPU_HEAP if self.device.type == "cpu" else 0.0
+        return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
+
+    def largest(self, stage: int, ranks: int, room: float, taken: float) -> int:
+        """The largest micro-batch that divides the global batch over the ranks and fits, 0 if none does."""
+        sizes = self.recipe.training.micro_batches(ranks)
+        return next((size for size in sizes if taken + self.memory(size, stage, ranks).peak <= HEADROOM * room), 0)
+
+    def rate(self, micro_batch: int, tokens: float) -> float:
+        """Tokens a second and rank, measured: forward and backward of two micro-batches of random tokens; the optimizer's step is left out.
+        tokens: a rank's, of the whole run; they decide whether it compiles."""
+        objective = Objective(copy.deepcopy(self.student).to(self.device), self.recipe.losses, 1, self.teacher.config.hidden_size)
+        frozen = Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype)) if self.taught else None
+        choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
+        ids = torch.randint(self.student.config.vocab_size // 2, self.student.config.vocab_size, (micro_batch, self.length), device=self.device)
+        labels = torch.where(torch.rand(ids.shape, device=self.device) < self.recipe.data.mask_probability, ids, -100)
+        objective.to(self.dtype)
+        for _ in range(2):
+            began = time.perf_counter()
+            loss, sums = objective(ids, None, labels, (ids.numel(), int((labels >= 0).sum())), frozen.targets(ids) if frozen else None)
+            loss.backward()
+            sums.tolist()
+        return ids.numel() / (time.perf_counter() - began)
+
+    def room(self) -> tuple[float, float]:
+        """(bytes of memory that a rank here may use, bytes already taken by the process itself, 0 on a GPU)."""
+        if self.device.type == "cuda":
+            return float(torch.cuda.get_device_properties(self.device).total_memory), 0.0
+        local = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or torch.distributed.get_world_size())
+        return memory_limit() / max(1, local), self.process + CPU_LIBRARIES
+
+
+def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
+    """Collective: the largest micro-batch that divides the global batch over the ranks and fits the memory of the smallest rank."""
+    forecast = Forecast(recipe, teacher)
+    ranks = torch.distributed.get_world_size()
+    room, taken = forecast.room()
+    smallest = torch.tensor(forecast.largest(forecast.stage, ranks, room, taken), device=forecast.device)
+    torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+    chosen = int(smallest)
+    if not chosen:
+        raise UserError(f"training.micro_batch = auto: not even one sequence fits {room / GIB:.1f} GiB; lower data.sequence_length, use a higher "
+                        "ZeRO stage (training.deepspeed), or training.gradient_checkpointing = true")  # fmt: skip
+    say(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit {room / GIB:.1f} GiB")
+    return chosen
+
+
+def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gib: float | None, tokens_per_second: float | None) -> dict:
+    """What the recipe takes on `ranks` devices of `memory_gib` GiB (this machine's when None). tokens: a prepared folder, which says how long an
+    epoch is. tokens_per_second: of all ranks together; measured here on one rank, briefly, when None."""
+    for key, value in (("--ranks", ranks), ("--memory_gib", memory_gib), ("--tokens_per_second", tokens_per_second)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{key} {value}: must be above 0")
+    forecast = Forecast(recipe, teacher)
+    t, stage = copy.copy(recipe.training), forecast.stage
+    room, taken = forecast.room()
+    room = memory_gib * GIB if memory_gib else room
+    largest = forecast.largest(stage, ranks, room, taken)
+    t.micro_batch = max(largest, 1) if t.micro_batch == "auto" else t.micro_batch_of(ranks)
+    rows = []
+    for at in range(4):
+        need = forecast.memory(t.micro_batch, at, ranks)
+        peak = need.peak + taken
+        rows.append({"stage": at, **{key: value / GIB for key, value in vars(need).items()}, "process": taken / GIB, "peak": peak / GIB,
+                     "fits": "yes" if peak <= HEADROOM * room else "no", "recipe": "this recipe's" if at == stage else ""})  # fmt: skip
+    a_step = t.global_batch * forecast.length
+    total = t.max_tokens or None
+    if tokens:
+        manifest = TokenStore.open(Path(tokens), "train").manifest
+        a_step = round(t.global_batch * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"]))
+        weights = recipe.data.weights or [1.0] * len(manifest["sources"])
+        total = total or t.epochs * round(sum(w * s["tokens"]["train"] for w, s in zip(weights, manifest["sources"], strict=False)))
+    measured = tokens_per_second is None
+    rate = forecast.rate(min(t.micro_batch, 4), (total or math.inf) / ranks) * ranks if measured else tokens_per_second
+    flops = flops_a_token(forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length)
+    return {
+        "teacher_parameters": count_parameters(forecast.teacher), "student_parameters": count_parameters(forecast.student),
+        "mflops_a_token": round(flops / 1e6, 1), "tokens_a_step": a_step, "tokens": total, "steps": math.ceil(total / a_step) if total else None,
+        "tokens_per_second": round(rate, 1), "rate_is": "measured here, one rank's forward and backward × ranks" if measured else "given",
+        "tflops_needed": round(flops * rate / 1e12, 3), "hours": round(total / rate / 3600, 2) if total else None, "ranks": ranks,
+        "device": str(forecast.device), "precision": str(forecast.dtype).removeprefix("torch."), "memory_gib": round(room / GIB, 1),
+        "micro_batch": t.micro_batch, "largest_micro_batch": largest, "stages": rows, "advice": _advice(rows[stage], rows, largest, t),
+    }  # fmt: skip
+
+
+def _advice(row: dict, rows: list[dict], largest: int, t: Training) -> str:
+    if row["fits"] == "yes":
+        return "fits" + (f"; training.micro_batch = {largest} would too" if largest > t.micro_batch else "")
+    if largest:
+        return f"does not fit: training.micro_batch = {largest} would"
+    other = next((r["stage"] for r in rows if r["fits"] == "yes"), None)
+    if other is not None:
+        return f"does not fit: ZeRO stage {other} would (training.deepspeed = ds_configs/deepspeed/zero{other}.json)"
+    more = "" if t.gradient_checkpointing else ", training.gradient_checkpointing = true"
+    return f"does not fit at any stage: lower data.sequence_length{more}, or take more ranks"
+
+
+def show(found: dict) -> None:
+    """Print a plan for a person."""
+    from ds_distill.reporting.report import table
+
+    if not is_first():
+        return
+    facts = {
+        "teacher": f"{found['teacher_parameters']:,} parameters", "student": f"{found['student_parameters']:,} parameters",
+        "work": f"{found['mflops_a_token']:,} MFLOP a token", "a step": f"{found['tokens_a_step']:,} tokens",
+        "run": f"{found['tokens']:,} tokens, {found['steps']:,} steps" if found["tokens"] else "give --tokens or training.max_tokens",
+        "rate": f"{found['tokens_per_second']:,} tokens/s on {found['ranks']} ranks ({found['rate_is']}), {found['tflops_needed']} TFLOP/s",
+        "time": f"{found['hours']:,} hours" if found["hours"] is not None else "give --tokens or training.max_tokens",
+        "memory": f"{found['memory_gib']} GiB a rank, {found['device']}, {found['precision']}: {found['advice']}",
+    }  # fmt: skip
+    print(table([{"what": key, "value": value} for key, value in facts.items()], {"what": "what", "value": ""}))
+    parts = ("weights", "gradients", "optimizer", "buffers", "teacher", "activations", "loss", "process", "peak", "fits")
+    columns = {"stage": "ZeRO stage"} | dict(zip(parts, parts, strict=True)) | {"recipe": ""}
+    print("\nMemory of a rank, GiB; the peak is of a moment, so not all of a row's parts are in it\n\n" + table(found["stages"], columns) + "\n")

@@ -1,0 +1,69 @@
+import filecmp
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from ds_distill.models.families import family_of
+from ds_distill.models.saving import save_model_folder
+from ds_distill.reporting.report import MADE_WITH
+from ds_distill.utils.console import say
+from ds_distill.utils.errors import UserError
+
+
+def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, card: str) -> Path:
+    """Write `weights` (fp32, by state-dict name, tied ones once) as a folder that AutoModelForMaskedLM loads; returns `output`.
+
+    like: a model of the same class and config. The folder is reloaded and its logits compared with the weights' own before a rename
+    publishes it. Where the same model lies there already, the folder stays, with its card and what else was made of it; another model's goes, and what
+    was made of that is named. Raises RuntimeError if the logits differ, and UserError for an `output` with anything but an earlier export of ours.
+    """
+    output = Path(os.path.abspath(output))  # "." has no name to give its neighbors
+    there = output / "README.md"
+    if output.exists() and any(output.iterdir()) and not (there.is_file() and MADE_WITH in there.read_text(encoding="utf-8", errors="replace")):
+        raise UserError(f"{output}: exists and is no export of ds-distill; choose another folder")
+    model = type(like)(like.config).eval()
+    _load_weights(model, weights)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_model_folder(model, tokenizer, partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    reloaded = AutoModelForMaskedLM.from_pretrained(partial, use_safetensors=True).eval()
+    length = min(32, family_of(model).positions(model.config))
+    ids = torch.arange(2 * length).remainder(model.config.vocab_size).view(2, length)
+    with torch.no_grad():
+        difference = (reloaded(ids).logits - model(ids).logits).abs().max().item()
+    if difference != 0.0:
+        raise RuntimeError(f"export: the reloaded folder's logits differ by {difference}")
+    if output.exists():
+        if all(name == "README.md" or _same(partial / name, output / name) for name in os.listdir(partial)):
+            shutil.rmtree(partial)
+            return output
+        if gone := sorted(set(os.listdir(output)) - set(os.listdir(partial))):
+            say(f"{output}: another model than before; gone with that: {', '.join(gone)}")
+    aside = output.with_name(f".{output.name}.before")
+    shutil.rmtree(aside, ignore_errors=True)
+    if output.exists():
+        os.replace(output, aside)
+    os.replace(partial, output)
+    shutil.rmtree(aside, ignore_errors=True)
+    return output
+
+
+def _load_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Load `weights` into `model`. Of a tied weight either name will do: which one comes first, and so stands for both, differs among the families.
+    Raises RuntimeError for a weight that is missing under all of its names, and for one that the model does not have."""
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    names_by_parameter: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_by_parameter.setdefault(id(parameter), []).append(name)
+    loaded = {other for names in names_by_parameter.values() if not weights.keys().isdisjoint(names) for other in names}
+    if unexpected or set(missing) - loaded:
+        raise RuntimeError(f"export: unexpected weights {unexpected}, missing weights {sorted(set(missing) - loaded)}")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)

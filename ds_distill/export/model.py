@@ -1,0 +1,101 @@
+"""What is exported: a Hugging Face folder as the model, tokenizer and inputs that every format starts from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.models.families import family_of_type, inputs_of
+from ds_distill.models.loading import listed, load_model, open_model_folder
+from ds_distill.models.tokenizer_fit import check_vocabulary
+from ds_distill.utils.errors import UserError
+
+HEADS = {
+    "masked-lm": ("ForMaskedLM", AutoModelForMaskedLM),
+    "classification": ("ForSequenceClassification", AutoModelForSequenceClassification),
+    "question-answering": ("ForQuestionAnswering", AutoModelForQuestionAnswering),
+    "encoder": ("Model", AutoModel),
+}  # the class's ending in config.json, and what loads it
+
+
+@dataclass
+class Source:
+    """A folder, loaded. model: fp32, eval, on the CPU, with attention written out (exporters turn that into fewer nodes); head: a key of HEADS.
+    tokenizer: None only for a model whose speed is all that is asked for. whole: whether all weights were in the folder."""
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    head: str
+    whole: bool = True
+
+    @cached_property
+    def positions(self) -> int:
+        """How many tokens a sequence may have."""
+        return family_of_type(self.model.config.model_type).positions(self.model.config)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The hidden size, and that of the layers between."""
+        return family_of_type(self.model.config.model_type).measures(self.model.config)[2:4]
+
+    @cached_property
+    def inputs(self) -> list[str]:
+        """Names of the inputs, each int64 [batch, sequence]: what the tokenizer gives and the model takes, and a mask
+        in any case, for batches."""
+        return inputs_of(
+            self.model, {"input_ids", "attention_mask", *(self.tokenizer.model_input_names if self.tokenizer else ())}
+        )
+
+    def sample(self) -> dict[str, torch.Tensor]:
+        """Inputs to trace with: two sequences, since a size of one would be taken for a constant."""
+        ids = torch.arange(2 * min(16, self.positions)).remainder(self.model.config.vocab_size).view(2, -1)
+        values = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        return {name: values[name] for name in self.inputs}
+
+
+def load_source(path: str, head: str | None = None, *, for_speed: bool = False) -> Source:
+    """The folder `path`, with the head that its config names, or with `head`.
+
+    for_speed: a head that the weights lack gets random values, and there need be no tokenizer. Safetensors only, no remote code, no network.
+    Raises UserError for a folder that holds no such model.
+    """
+    folder, config = open_model_folder(path, "--model")
+    kind = (config.architectures or [""])[0]
+    head = head or next((name for name, (ending, _) in HEADS.items() if kind.endswith(ending)), None)
+    if head is None:
+        raise UserError(f"--model {path}: architectures = [{kind!r}] in config.json: exported are models with the heads {', '.join(HEADS)}")
+    model, missing = load_model(HEADS[head][1], folder, config, f"--model {path}", attn_implementation="eager",
+                                **without_pooler(head, config.model_type))  # fmt: skip
+    if missing and not for_speed:
+        raise UserError(f"--model {path}: the weights lack {listed(missing)} of a {head} model; give a complete checkpoint")
+    tokenizer = None if for_speed and not (folder / "tokenizer_config.json").is_file() else load_tokenizer(folder)
+    if tokenizer:
+        check_vocabulary(tokenizer, config, f"--model {path}")
+    return Source(folder, model.eval(), tokenizer, head, not missing)
+
+
+def without_pooler(head: str, model_type: str) -> dict[str, bool]:
+    """What from_pretrained is told, so that an encoder has no pooler, whose weights masked-LM models lack; DistilBERT never has one."""
+    return {"add_pooling_layer": False} if head == "encoder" and model_type != "distilbert" else {}
+
+
+def read_json(file: Path) -> object:
+    """What a file of an output folder holds; UserError where it is damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: damaged ({error}); remove it, or choose another --output") from None

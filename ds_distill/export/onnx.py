@@ -1,0 +1,100 @@
+"""A model as a traced graph: an ONNX file, or torch's own program. Through transformers' exporters."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from ds_distill.export.model import Source
+
+OPSET = 20  # of ONNX: the first with Gelu as one node, and what onnxruntime 1.18 (2024) and later read
+# Bytes of weights that a file holds itself. Beyond 2 GiB protobuf cannot write it, so the weights then lie in a file beside it.
+LARGEST_FILE = 2**31 - 2**26
+
+
+def write_onnx(source: Source, file: Path) -> None:
+    """Write the fp32 graph, opset 20; axes `batch` and `sequence` are free, `sequence` up to the model's positions. The tied matrix is in it once."""
+    import onnx_ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    with silence():
+        exported = OnnxExporter().export(source.model, source.sample(), OnnxConfig(dynamic_shapes=_free_axes(source), opset_version=OPSET))
+    graph = exported.program
+    ClearMetadataAndDocStringPass()(graph)  # else every node names the Python files it was traced from
+    names = dict(zip((axis.value for axis in graph.graph.inputs[0].shape), ("batch", "sequence"), strict=True))
+    values = [*graph.graph.inputs, *(value for node in graph.graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        for i, axis in enumerate(value.shape or ()):
+            if isinstance(axis, onnx_ir.SymbolicDim) and axis.value in names:
+                value.shape[i] = names[axis.value]
+    save_graph(graph, file)
+
+
+def save_graph(graph, file: Path) -> None:
+    """Write an onnx_ir.Model, one file, or with its weights in `file`_data beside it where they are too large for one.
+
+    That is the name that ONNX Runtime's own tools give, and the one that transformers.js looks for. Readers find it by the name alone, so the two files
+    move together.
+    """
+    import onnx_ir
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    weights = sum(value.const_value.nbytes for part in graph.graphs() for value in part.initializers.values() if value.const_value is not None)
+    if weights > LARGEST_FILE:
+        onnx_ir.save(graph, file, external_data=f"{file.name}_data")
+    else:
+        onnx_ir.external_data.load_to_model(graph)  # of a graph that was read, weights may still lie in the file beside it
+        onnx_ir.save(graph, file)
+
+
+def write_program(source: Source, file: Path) -> None:
+    """Write torch.export's file (.pt2), with the same free axes. It gives a plain dictionary, so that torch alone can load it."""
+    import torch
+    from transformers.exporters import DynamoConfig, DynamoExporter
+
+    with silence():
+        with _plain_outputs(source.model):
+            exported = DynamoExporter().export(source.model, source.sample(), DynamoConfig(dynamic_shapes=_free_axes(source)))
+        for part in exported.program.graph_module.modules():
+            for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+                node.meta.pop("stack_trace", None)  # which names the Python files of this machine
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.export.save(exported.program, str(file))
+
+
+@contextlib.contextmanager
+def _plain_outputs(model: PreTrainedModel) -> Iterator[None]:
+    """Have the model return a dictionary: transformers' output classes are registered with torch where transformers is imported, nowhere else."""
+    forward = model.forward
+    model.forward = lambda **inputs: dict(forward(**inputs).items())
+    try:
+        yield
+    finally:
+        del model.forward  # the class's own shows again
+
+
+def _free_axes(source: Source) -> dict:
+    from torch.export import Dim
+
+    axes = {0: Dim("batch"), 1: Dim("sequence", max=source.positions)}
+    return {name: axes for name in source.inputs}
+
+
+@contextlib.contextmanager
+def silence():
+    """The exporters and quantizers print each of their steps, and warn about operators of packages that are not there."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

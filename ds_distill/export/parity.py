@@ -1,0 +1,148 @@
+"""What a format costs in accuracy: its outputs beside PyTorch's fp32 ones, on text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ds_distill.data.readers import documents
+from ds_distill.data.sources import pieces_of
+from ds_distill.export.model import Source
+from ds_distill.models.inputs import pad_right
+from ds_distill.utils.console import progress
+from ds_distill.utils.errors import UserError
+
+SAMPLE = Path(__file__).with_name("sample.txt")
+MASKED_SHARE = 0.15
+CLEAR = 0.1  # nats: the first choice is a tenth likelier than the second; closer calls are turned by any rounding, bf16's too
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs: int64 [B, L] by name, padded to the longest; at: bool [B, L], what is looked at; labels: int64 [B, L], the text's own tokens."""
+
+    inputs: dict[str, np.ndarray]
+    at: np.ndarray
+    labels: np.ndarray
+
+
+def text_batches(source: Source, text: list[str], *, sequences: int, length: int = 128, batch: int = 8) -> list[Batch]:
+    """At most `sequences` documents of `text` (as for ds-distill prepare; the sample that comes with this package if empty), cut to `length` tokens, in
+    batches as they come. For a masked-LM head 15 % of the tokens are masked, drawn from a fixed seed; `at` says where. Else `at` is every token."""
+    tokenizer, length = source.tokenizer, min(length, source.positions)
+    if text:
+        pieces_of(text)  # a wrong path is a UserError here
+    found: list[dict] = []
+    for line in documents(text or [str(SAMPLE)]):
+        encoded = tokenizer(
+            line, truncation=True, max_length=length, return_special_tokens_mask=True, return_attention_mask=True
+        )
+        if len(encoded["input_ids"]) >= min(12, length):
+            found.append(encoded)
+        if len(found) == sequences:
+            break
+    if not found:
+        raise UserError(f"--text {' '.join(text)}: no document of 12 tokens or more to compare the formats on; give more text")
+    generator, batches = np.random.default_rng(0), []
+    for start in range(0, len(found), batch):
+        rows = [{key: row[key] for key in (*source.inputs, "special_tokens_mask")} for row in found[start : start + batch]]
+        inputs = pad_right(rows, tokenizer.pad_token_id)
+        special, labels = (
+            inputs.pop("special_tokens_mask").astype(bool) | (inputs["attention_mask"] == 0),
+            inputs["input_ids"],
+        )
+        at = ~special
+        if source.head == "masked-lm":
+            at &= generator.random(at.shape) < MASKED_SHARE
+            inputs["input_ids"] = np.where(at, tokenizer.mask_token_id, labels)
+        batches.append(Batch(inputs, at, labels))
+    return batches
+
+
+def torch_runner(source: Source) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+    """The model itself, called as the runtimes are."""
+
+    def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        with torch.inference_mode():
+            found = source.model(**{key: torch.from_numpy(value) for key, value in inputs.items()})
+        return [value.numpy() for value in found.to_tuple()]
+
+    return run
+
+
+def compare(source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], batches: list[Batch], what: str) -> dict:
+    """Figures of `run` (inputs by name → outputs in the model's order) against PyTorch in fp32.
+
+    max_difference: of an output's value, where `at` is true; max_output: the largest there, its scale. agreement: share of equal first choices (of
+    tokens, classes, or answer starts and ends; none without a head, nor of one number). positions: how many choices. clear_agreement, clear_positions:
+    of those, if any, whose two best outputs PyTorch tells apart by CLEAR or more. Masked-LM only: loss (nats a masked token), accuracy, and PyTorch's.
+    """
+    reference, worst, scale, looked_at = torch_runner(source), 0.0, 0.0, 0
+    sums: dict[str, float] = dict.fromkeys(("positions", "agreement", "clear_positions", "clear_agreement"), 0)
+    for batch in progress_over(batches, what):
+        for mine, its in zip(_looked_at(source.head, run(batch.inputs), batch), _looked_at(source.head, reference(batch.inputs), batch), strict=True):
+            # maximum, unlike max, lets a nan through: no limit holds for it
+            worst, scale = float(np.maximum(worst, np.abs(mine - its).max(initial=0))), float(np.maximum(scale, np.abs(its).max(initial=0)))
+            looked_at += its.shape[0]
+            if source.head == "encoder" or its.shape[-1] == 1:  # no choice between hidden values, nor of one number
+                continue
+            choice, clear = first_choices(its)
+            same = mine.argmax(-1) == choice
+            _add(sums, positions=same.size, agreement=same.sum(), clear_positions=clear.sum(), clear_agreement=(same & clear).sum())
+            if source.head == "masked-lm":
+                for name, logits in (("", mine), ("_pytorch", its)):
+                    labels = batch.labels[batch.at]
+                    _add(sums, **{f"loss{name}": _nats(logits, labels), f"accuracy{name}": (logits.argmax(-1) == labels).sum()})
+    if not looked_at:
+        raise UserError("--text: too little of it to compare anything on; give more")
+    figures: dict = {"max_difference": worst, "max_output": scale}
+    if not sums["positions"]:
+        return figures
+    if not sums["clear_positions"]:
+        del sums["clear_agreement"]
+    for name, value in sums.items():
+        count = name.endswith("positions")
+        figures[name] = int(value) if count else float(value / sums["clear_positions" if name.startswith("clear") else "positions"])
+    return figures
+
+
+def first_choices(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """([...] the largest of each row, [...] whether it is so by CLEAR or more) of outputs [..., C]."""
+    best = np.partition(outputs, -2, axis=-1)[..., -2:]
+    return outputs.argmax(-1), best[..., 1] - best[..., 0] >= CLEAR
+
+
+def agreed(same: np.ndarray, clear: np.ndarray) -> dict[str, float]:
+    """The shares of equal first choices: of all, agreement, and of the clear ones, where there are any, clear_agreement."""
+    return {"agreement": float(same.mean())} | ({"clear_agreement": float(same[clear].mean())} if clear.any() else {})
+
+
+def _add(sums: dict, **values) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0) + value
+
+
+def _nats(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Sum of −log softmax(logits)[label]."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return float((np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(shifted, labels[:, None], -1)[:, 0]).sum())
+
+
+def _looked_at(head: str, outputs: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
+    """What is compared: rows of numbers, the last axis being what a first choice is made of."""
+    if head == "classification":
+        return [outputs[0]]
+    if head == "question-answering":
+        return [part[row, at][None] for part in outputs[:2] for row, at in enumerate(batch.at)]
+    return [outputs[0][batch.at]]
+
+
+def progress_over(batches: list, what: str) -> Iterable:
+    with progress(len(batches), what, "batch") as bar:
+        for batch in batches:
+            yield batch
+            bar.update()

@@ -1,0 +1,260 @@
+"""The score of a fine-tuned folder on labelled examples, whatever runs it: what a transformers pipeline of the folder
+would answer, scored."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ds_distill.export.model import Source
+from ds_distill.export.parity import progress_over
+from ds_distill.export.runtimes import Runner
+from ds_distill.models.inputs import encode_rows, pad_right
+from ds_distill.tasks.columns import named_columns, text_columns
+from ds_distill.tasks.examples import KINDS, kind_of, label_of, read_columns, rows_of
+from ds_distill.tasks.labels import class_by_name, class_by_number, class_of, classes_of, number_of
+from ds_distill.tasks.metrics import METRICS, Measured
+from ds_distill.tasks.registry import LENGTH_KEY, TASKS, Task, plain
+from ds_distill.tasks.squad import LENGTH, answers_of, questions_in, spans_of, squad_scores
+from ds_distill.utils.console import say, say_share
+from ds_distill.utils.errors import UserError
+
+Outputs = list[list[np.ndarray]]  # the model's outputs, batch by batch
+
+
+@dataclass
+class DevSet:
+    """Labelled examples as a folder's model reads them. rows: their inputs by name; judge: outputs → scores; about:
+    what they are and what of them was not read: file, columns, examples, length (tokens), truncated (examples), unknown
+    (tokens), left_out (rows, by cause)."""
+
+    source: Source
+    rows: list[dict[str, list[int]]]
+    judge: Callable[[Outputs], Measured]
+    about: dict
+
+    def __str__(self) -> str:
+        """What a model card says of them."""
+        a = self.about
+        cut = "questions cut" if self.source.head == "question-answering" else f"cut to {a['length']} tokens"
+        lost = [f"{a['truncated']:,} {cut}"] if a["truncated"] else []
+        lost += [f"{a['unknown']:,} tokens unknown"] if a["unknown"] else []
+        lost += [f"{count:,} {cause} left out" for cause, count in a["left_out"].items()]
+        return ", ".join([f"{a['file']} ({', '.join(a['columns'])}): {a['examples']:,} examples", *lost])
+
+    def score(self, run: Runner, what: str, batch: int = 8) -> Measured:
+        """{metric: score} of what `run` answers."""
+        outputs: Outputs = []
+        for start in progress_over(list(range(0, len(self.rows), batch)), what):
+            padded = pad_right(self.rows[start : start + batch], self.source.tokenizer.pad_token_id)
+            outputs.append(run({name: padded[name] for name in self.source.inputs}))
+        return self.judge(outputs)
+
+
+def dev_score(source: Source, run: Runner, file: Path, what: str, batch: int = 8) -> Measured:
+    """The score on a file; see dev_set."""
+    return dev_set(source, file).score(run, what, batch)
+
+
+def dev_set(source: Source, file: str | Path) -> DevSet:
+    """The examples of a file, which may name the columns of text: FILE#COLUMN, or FILE#COLUMN,COLUMN for pairs.
+
+    Of a classifier examples as finetune reads them, in the task's columns where config.json names a task, else with a
+    column `label` and one or two of text (tasks.columns tells which); of a model that answers questions SQuAD's JSON.
+    They are scored by the first metric of the task, or else by accuracy, or Pearson's correlation of one number. Texts
+    are cut as a pipeline cuts them when told to: to the tokenizer's model_max_length.
+    Raises UserError for other files, and for a folder with neither head.
+    """
+    path, columns = named_columns(str(file))
+    if source.head == "question-answering":
+        return _questions(source, path)
+    if source.head != "classification":
+        raise UserError(
+            f"--data: {source.folder} has the head {source.head}; labelled examples are for a classification or "
+            "question-answering head"
+        )
+    config = source.model.config
+    trained_on = plain(getattr(config, "finetuning_task", None))
+    task = next((task for task in TASKS.values() if plain(task.name) == trained_on and not task.spans), None)
+    read = labelled(path, task, columns)
+    metric, judge = _judge(source, path, task, read.labels)
+    length = _length(source)
+    encoded, truncated = encode_rows(source.tokenizer, read.texts, length)
+    count = len(read.labels)
+    say_share(
+        truncated, count, f"--data {path}: {truncated:,} of {count:,} examples are longer than {length} tokens, and cut"
+    )
+    if (tuned := getattr(config, LENGTH_KEY, None) or length) < length:
+        longer = sum(len(ids) > tuned for ids in encoded["input_ids"])
+        say_share(
+            longer,
+            count,
+            f"--data {path}: {longer:,} of {count:,} examples are longer than the {tuned} tokens that the model "
+            f"was fine-tuned on; they are read to {length}, where its tokenizer cuts",
+        )
+    rows = [{name: encoded[name][row] for name in source.inputs} for row in range(count)]
+    about = _about(source, path, read.columns, rows, count, length, truncated, read.left_out)
+    return DevSet(source, rows, lambda outputs: {metric: judge(np.concatenate([out[0] for out in outputs]))}, about)
+
+
+def _about(
+    source: Source,
+    file: Path,
+    columns: list[str],
+    rows: list[dict],
+    count: int,
+    length: int,
+    truncated: int,
+    left_out: Counter,
+) -> dict:
+    """DevSet.about; says how much of it is unknown, if that is more than a trace."""
+    mark = source.tokenizer.unk_token_id
+    unknown = 0 if mark is None else sum(row["input_ids"].count(mark) for row in rows)
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    say_share(
+        unknown,
+        tokens,
+        f"--data {file}: {unknown:,} of {tokens:,} tokens are unknown to the tokenizer ({source.tokenizer.unk_token})",
+    )
+    return {
+        "file": file.name,
+        "columns": columns,
+        "examples": count,
+        "length": length,
+        "truncated": truncated,
+        "unknown": unknown,
+        "left_out": dict(left_out),
+    }
+
+
+def _length(source: Source) -> int:
+    """How many tokens of a text a pipeline reads that truncates, unless the model takes fewer."""
+    limit = source.tokenizer.model_max_length
+    return int(min(limit, source.positions)) if limit and limit > 0 else source.positions
+
+
+def _judge(
+    source: Source, file: Path, task: Task | None, labels: list
+) -> tuple[str, Callable[[np.ndarray], float | None]]:
+    """(the metric, logits [examples, outputs] → its value) for labels as the file has them."""
+    config = source.model.config
+    if config.num_labels == 1:
+        task = task if task and task.regression else None
+        places = [(label, f"--data {file}, example {row}") for row, label in enumerate(labels, 1)]
+        gold = np.array([label_of(task, *place) if task else _number(*place) for place in places])
+        metric = task.metrics[0] if task else "pearson"
+        squashed = config.problem_type != "regression"  # a pipeline then gives the sigmoid of the one output
+        return metric, lambda logits: METRICS[metric](
+            1 / (1 + np.exp(-logits[:, 0])) if squashed else logits[:, 0], gold
+        )
+    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    # which of the task's classes an output stands for
+    meant = classes_of(names, task.labels) if task and task.labels else None
+    if task and meant is None:
+        say(
+            f"--data {file}: the model's labels, {', '.join(names)}, are not all {task.name}'s: labels are taken for "
+            "its own names and numbers, and scored by accuracy"
+        )
+    gold = np.array([_class(label, names, task, meant, file, row) for row, label in enumerate(labels, 1)])
+    metric = task.metrics[0] if task and meant else "accuracy"
+    order = np.array(meant or range(len(names)))
+    return metric, lambda logits: METRICS[metric](order[logits.argmax(axis=1)], gold)
+
+
+def _class(label: object, names: list[str], task: Task | None, meant: list[int] | None, file: Path, row: int) -> int:
+    """The class of a label of the file: the task's, by id, where the model's `names` are known to be its (`meant`),
+    else the model's own."""
+    own = class_by_name(label, names)
+    if task and meant:
+        found = class_of(label, task.labels) if own is None else meant[own]
+    else:
+        found = class_by_number(label, names) if own is None else own
+    if found is None:
+        if number_of(label) is None and isinstance(label, str):
+            raise UserError(
+                f"--data {file}: label {label!r} is none of the model's ({', '.join(names)}), example {row}"
+            )
+        raise UserError(
+            f"--data {file}: label {label} of example {row}: the model's are 0 to {len(names) - 1}, its classes "
+            f"({', '.join(names)})"
+        )
+    return found
+
+
+def _number(label: object, where: str) -> float:
+    try:
+        number = float(label)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{where}: label {label}: the model's are a number")
+    return number
+
+
+def _questions(source: Source, file: Path) -> DevSet:
+    """SQuAD's, in parts of as many tokens as in fine-tuning, or as usual."""
+    if not file.is_file():
+        raise UserError(f"--data {file}: no such file; give SQuAD's JSON")
+    questions = questions_in(TASKS["squad_v2"], file)  # 1.1 as well: all of its questions have answers
+    length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _length(source))
+    spans = spans_of(questions, source.tokenizer, length)
+    say_share(
+        spans.cut,
+        len(questions),
+        f"--data {file}: {spans.cut:,} of {len(questions):,} questions are longer than a model reads, and cut",
+    )
+    rows = [{name: spans.inputs[name][row] for name in source.inputs} for row in range(len(spans.question))]
+
+    def judge(outputs: Outputs) -> Measured:
+        starts, ends = ([row for batch in outputs for row in batch[place]] for place in (0, 1))
+        return {"f1": squad_scores(questions, answers_of(questions, spans, starts, ends))["f1"]}
+
+    columns = ["question", "context"]
+    return DevSet(
+        source, rows, judge, _about(source, file, columns, rows, len(questions), length, spans.cut, questions.left_out)
+    )
+
+
+class Labelled(NamedTuple):
+    """texts: one or two columns; labels: as the file has them; columns: the names of the texts'; left_out: how many
+    rows are not in it, by cause."""
+
+    texts: list[list[str]]
+    labels: list
+    columns: list[str]
+    left_out: Counter[str]
+
+
+def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) -> Labelled:
+    """The examples of a file, their texts from `columns`, else the task's, else those that tasks.columns finds."""
+    if not file.is_file():
+        raise UserError(f"--data {file}: no such file; give examples with a column `label` and one or two of text")
+    if kind_of(file) is None:
+        raise UserError(f"--data {file}: one of {', '.join(KINDS)} (.gz and .zst too) is needed")
+    if task:
+        own = replace(task, texts=tuple(columns)) if columns else task
+        texts, labels, left_out = read_columns(own, file)
+        return Labelled(texts, [label for _, label in labels], list(own.texts), left_out)
+    rows = [row for _, row in rows_of(file)]
+    if not rows:
+        raise UserError(f"--data {file}: no examples in it")
+    if not any("label" in row for row in rows):
+        raise UserError(f"--data {file}: columns {', '.join(map(str, rows[0]))}: needs `label` and one or two of text")
+    if missing := [name for name in columns if not any(name in row for row in rows)]:
+        raise UserError(f"--data {file}: no column {missing[0]}; its columns are {', '.join(map(str, rows[0]))}")
+    names = list(columns) or text_columns(rows, f"--data {file}")
+    whole = [row for row in rows if "label" in row and all(isinstance(row.get(name), str) for name in names)]
+    if len(whole) < len(rows):
+        raise UserError(
+            f"--data {file}: {len(rows) - len(whole)} of its {len(rows)} rows lack one of {', '.join(names)} (text) "
+            "and label"
+        )
+    others = [str(name) for name in rows[0] if name not in (*names, "label")]
+    say(f"--data {file}: read as text: {', '.join(names)}" + (f"; not read: {', '.join(others)}" if others else ""))
+    return Labelled([[row[name] for row in rows] for name in names], [row["label"] for row in rows], names, Counter())

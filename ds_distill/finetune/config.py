@@ -1,0 +1,88 @@
+"""How a fine-tuning run is trained, and the grid of such settings."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args, get_type_hints
+
+from ds_distill.config.values import convert
+from ds_distill.utils.errors import UserError
+
+PRECISIONS = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass
+class Tuning:
+    """How one run is trained.
+
+    Args:
+        learning_rate: Peak; linear warm-up, then linear to zero. DistilBERT's authors take 5e-5 for SQuAD.
+        epochs: Passes over the training set.
+        batch: Examples a step.
+        length: Tokens an example at most, never more than the model has positions; 0: 128, and of SQuAD 384, in parts that
+            overlap by 128, as in transformers' run_qa. The saved folder's tokenizer cuts at as many.
+        warmup: Share of the steps that warm up.
+        weight_decay: AdamW's, never on a bias or a norm.
+        max_examples: Training examples used, the first so many; 0: all.
+        dropout: Hidden and attention dropout while it is fine-tuned, and before the head; below 0: what the folder's config says, so what it was
+            pretrained with, and the head what its family has (DistilBERT's 0.2 for classes, 0.1 for spans).
+        temperature: Of the teacher's soft targets; the authors' 2.
+        hard: Weight of the labels' loss where there is a teacher; the authors' 0.5.
+        soft: Weight of the soft targets' loss; the authors' 0.5.
+        hidden: Weight of 1 − cos of the last hidden states, of teacher and student of one width; above 0 the teacher runs in every step.
+        precision: "auto": bf16 autocast on CUDA, on CPU where a probe shows it faster, else fp32. Weights stay fp32.
+    """
+
+    learning_rate: float = 5e-5
+    epochs: float = 3.0
+    batch: int = 32
+    length: int = 0
+    warmup: float = 0.06
+    weight_decay: float = 0.0
+    max_examples: int = 0
+    dropout: float = -1.0
+    temperature: float = 2.0
+    hard: float = 0.5
+    soft: float = 0.5
+    hidden: float = 0.0
+    precision: PRECISIONS = "auto"
+
+    def check(self) -> None:
+        """UserError for a value that makes no sense."""
+        if self.precision not in get_args(PRECISIONS):
+            raise UserError(f"tuning.precision = {self.precision}: one of {', '.join(get_args(PRECISIONS))}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"tuning.{name} = {value}: must be a finite number")
+        for name in ("batch", "length", "max_examples"):
+            if not isinstance(getattr(self, name), int):
+                raise UserError(f"tuning.{name} = {getattr(self, name)}: must be a whole number")
+        for name in ("learning_rate", "epochs", "batch", "temperature"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"tuning.{name} = {getattr(self, name)}: must be above 0")
+        for name, what in (("warmup", "a share of the steps"), ("dropout", "a share of the values")):
+            if getattr(self, name) >= 1:
+                raise UserError(f"tuning.{name} = {getattr(self, name)}: {what}, below 1")
+        for name in ("length", "warmup", "weight_decay", "max_examples", "hard", "soft", "hidden"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"tuning.{name} = {getattr(self, name)}: must not be below 0")
+
+
+def grid_of(settings: Tuning, grid: list[str]) -> list[Tuning]:
+    """The settings with every combination of `NAME=VALUE,VALUE…` in their place; `lr` is short for learning_rate."""
+    hints, axes = get_type_hints(Tuning), []
+    for entry in grid:
+        name, _, values = entry.partition("=")
+        name = {"lr": "learning_rate"}.get(name, name)
+        if name not in hints or not values:
+            raise UserError(f"--grid {entry}: NAME=VALUE,VALUE… with a name of {', '.join(hints)}")
+        if any(name == axis[0][0] for axis in axes):
+            raise UserError(f"--grid {entry}: {name} is there twice; all of its values belong into one {name}=VALUE,VALUE…")
+        read = dict.fromkeys(convert(value, hints[name], f"--grid {entry}") for value in values.split(","))
+        axes.append([(name, value) for value in read])
+    points = [replace(settings, **dict(point)) for point in itertools.product(*axes)]
+    for point in points:
+        point.check()
+    return points

@@ -1,0 +1,145 @@
+"""A task's data, read once, and as one tokenizer and one length have it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.features import Collator, Features, features_of, outputs_of
+from ds_distill.models.saving import follow_umask
+from ds_distill.models.teacher import weights_fingerprint
+from ds_distill.tasks.examples import Examples, load_examples
+from ds_distill.tasks.registry import Task
+from ds_distill.tasks.squad import LENGTH, Questions, load_questions, spans_of, unplaced
+from ds_distill.utils.errors import UserError
+
+SENTENCES = 128  # tokens of an example that is not SQuAD's, unless tuning.length says otherwise
+
+
+@dataclass
+class Data:
+    """train, and dev by the name of its split: Examples, or Questions. fingerprint: of all of it."""
+
+    task: Task
+    train: Examples | Questions
+    dev: dict[str, Examples | Questions]
+    fingerprint: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Examples of the training set and of the first dev set."""
+        return {"train": len(self.train), "dev": len(next(iter(self.dev.values())))}
+
+    @property
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """What was left out of the files, by set and cause."""
+        return {
+            named(split): dict(part.left_out)
+            for split, part in {"train": self.train, **self.dev}.items()
+            if part.left_out
+        }
+
+
+def named(split: str) -> str:
+    """What a summary calls a split: train, dev, and dev_mismatched of MNLI's second."""
+    return split if split == "train" else "dev_mismatched" if split.endswith("mismatched") else "dev"
+
+
+def load_data(task: Task, folder: str | None) -> Data:
+    """Raises UserError for what is wrong in the files, with file and line, and where a split is missing."""
+    load = load_questions if task.spans else load_examples
+    train, dev = load(task, "train", folder), {split: load(task, split, folder) for split in task.validation}
+    if task.spans and not any(question.answers for question in train):
+        raise UserError(f"--task {task.name}: no question of the training set has an answer")
+    rows = (row for part in (train, *dev.values()) for row in (map(vars, part) if task.spans else zip(*part.texts, part.labels, strict=True)))
+    return Data(task, train, dev, _digest(task.name, len(train), rows))
+
+
+@dataclass
+class Sets:
+    """A task's data as a model reads it. dev: by name of the split, features and what they are scored with: labels, or (questions, spans). length: the
+    most tokens of an example, or of a question's span. unplaced: questions that are not trained on, since no span holds
+    their answer."""
+
+    train: Features
+    dev: dict[str, tuple[Features, object]]
+    length: int
+    unplaced: int = 0
+
+    @property
+    def parts(self) -> dict[str, Features]:
+        """All features, by the names that a summary has for their sets."""
+        return {"train": self.train} | {named(split): features for split, (features, _) in self.dev.items()}
+
+
+def sets_of(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, positions: int) -> Sets:
+    """positions: the most tokens that the models read."""
+    most, length = settings.max_examples or None, min(settings.length or (LENGTH if data.task.spans else SENTENCES), positions)
+    dev = dev_sets(data, tokenizer, length)
+    train = data.train[:most]
+    if data.task.spans:
+        spans = spans_of(train, tokenizer, length)
+        lost = unplaced(train, spans)
+        spans = spans.without(lost)
+        if not spans.question:
+            raise UserError(
+                f"--task {data.task.name}: no part of a context of {length} tokens holds an answer; "
+                "give a longer tuning.length"
+            )
+        return Sets(
+            Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends}, cut=spans.cut),
+            dev,
+            length,
+            len(lost),
+        )
+    if absent := set(data.train.labels) - set(train.labels) if data.task.labels else ():
+        names = ", ".join(data.task.labels[label] for label in sorted(absent))
+        raise UserError(f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none that is {names}: the set is "
+                        "in order; take more, or all, or give --data in random order")  # fmt: skip
+    return Sets(features_of(train, tokenizer, length), dev, length)
+
+
+def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, tuple[Features, object]]:
+    """Sets.dev: the dev sets as `tokenizer` has them, of at most `length` tokens."""
+    if not data.task.spans:
+        return {
+            split: (features_of(part, tokenizer, length), np.array(part.labels)) for split, part in data.dev.items()
+        }
+    found = {split: (questions, spans_of(questions, tokenizer, length)) for split, questions in data.dev.items()}
+    return {
+        split: (Features(spans.inputs, {}, cut=spans.cut), (questions, spans))
+        for split, (questions, spans) in found.items()
+    }
+
+
+def teacher_outputs(teacher: PreTrainedModel, features: Features, collator: Collator, batch: int, folder: Path) -> list[np.ndarray]:
+    """The teacher's outputs for `features`, fp32, computed once and kept in `folder` by what it is and what it read."""
+    file = folder / f"{weights_fingerprint(teacher)[:16]}-{_digest(zip(*features.inputs.values(), strict=True))}.safetensors"
+    if not file.is_file():
+        outputs = outputs_of(teacher, features, collator, batch, "the teacher's outputs")
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        values, sizes = np.concatenate([o.reshape(-1) for o in outputs]).astype(np.float32), np.array([o.size for o in outputs])
+        save_file({"values": values, "sizes": sizes}, partial)
+        follow_umask(folder)
+        partial.replace(file)
+    kept = load_file(file)
+    parts = np.split(kept["values"], np.cumsum(kept["sizes"])[:-1])
+    return [part.reshape(2, -1) if "start_positions" in features.labels else part for part in parts]
+
+
+def _digest(*values: object) -> str:
+    """Of values; what can be gone through, an iterator, a row at a time."""
+    digest = hashlib.sha256()
+    for value in values:
+        for row in value if isinstance(value, Iterator) else (value,):
+            digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,283 @@
+"""The vocabulary projection and its losses as one operation.
+
+At a 30 k vocabulary the logits of a batch are larger than everything else in the step together. They never exist beyond one
+chunk here: each chunk's losses and gradients are finished while it is in memory, in the forward pass.
+"""
+
+import math
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ds_distill.kernels.row_losses import TEMPORARIES, passes_of
+
+# large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak; a GPU also reads and writes the weight's gradient once a chunk
+LIVE_BYTES = {"cpu": 240 * 2**20, "cuda": 768 * 2**20}
+BLOCK = {"cpu": 2**21, "cuda": 2**25}  # logits of one call of row_losses: a CPU finds them in its cache again, a GPU wants to be filled
+LOWEST = {torch.float16: -65504.0}  # bias of a column that is no token, else −1e30: no probability, and finite, so that 0 times its logit is 0
+TILE = 128  # rows
+_kept = threading.local()  # on a CPU, by model: the logits' memory, from one step to the next; fresh pages for it cost as much as a pass over them
+
+
+def fused_vocabulary_loss(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    teacher_hidden: Tensor | None,
+    teacher_weight: Tensor | None,
+    teacher_bias: Tensor | None,
+    labels: Tensor,
+    *,
+    temperature: float,
+    kl_weight: float,
+    mlm_weight: float,
+    kl_on: str = "all",
+    token_mask: Tensor | None = None,
+    chunk: int | None = None,
+    passes: str = "torch",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Project both hidden states on the vocabulary; return the weighted loss and its two sums.
+
+    student_hidden [N, H_student], teacher_hidden [N, H_teacher] (widths and dtypes may differ), weights [V, H], biases [V] or None,
+    labels [N] int64 with −100 where not masked, token_mask [N] bool (False = padding), chunk: rows of logits at a time (None: by memory).
+    passes: over the logits, on torch's operators, as one "compiled" kernel (seconds, once a machine), or, on a GPU, the "triton" kernel.
+    kl_on: "all" (every real token) or "masked" (a different objective). With kl_weight 0 the teacher may be None.
+    Returns (loss, kl_sum, mlm_sum), scalars in fp32 (float64 for float64 inputs), in nats and summed over tokens:
+    loss = kl_weight · kl_sum + mlm_weight · mlm_sum, kl_sum = Σ T² · KL(softmax(t/T) ‖ softmax(z/T)), mlm_sum = Σ −log softmax(z)_y.
+    loss is differentiable once, in student hidden, weight and bias; the sums are detached.
+    Raises ValueError on shapes that do not fit and on an unknown kl_on.
+    Source: Hinton et al. 2015, section 2.1; Sanh et al. 2019, section 2.
+    """
+    rows, vocabulary = student_hidden.shape[0], student_weight.shape[0]
+    if kl_on not in ("all", "masked"):
+        raise ValueError(f'kl_on = {kl_on!r}: "all" or "masked"')
+    if labels.shape != (rows,):
+        raise ValueError(f"labels {tuple(labels.shape)}: student_hidden has {rows} rows")
+    if kl_weight != 0:
+        if teacher_hidden is None or teacher_weight is None:
+            raise ValueError(f"kl_weight = {kl_weight} needs teacher_hidden and teacher_weight")
+        if teacher_hidden.shape[0] != rows or teacher_weight.shape[0] != vocabulary:
+            raise ValueError(
+                f"teacher [{teacher_hidden.shape[0]} rows, {teacher_weight.shape[0]} tokens] against student [{rows}, {vocabulary}]"
+            )
+    inputs = (student_hidden, student_weight, student_bias)
+    want = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    if student_hidden.device.type == "cpu" and (kl_weight == 0 or kl_on == "masked"):
+        # only masked rows count; choosing them costs a GPU a synchronisation, a CPU nothing
+        at = (labels >= 0 if token_mask is None else (labels >= 0) & token_mask).nonzero().squeeze(1)
+        inputs = (student_hidden[at], *inputs[1:])
+        teacher_hidden = teacher_hidden[at] if teacher_hidden is not None else None
+        labels, token_mask = labels[at], None
+    if chunk is None:
+        chunk = _chunk(rows, vocabulary, student_hidden.element_size(), student_hidden.device.type)
+    teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
+    return _FusedVocabularyLoss.apply(
+        *inputs, *teacher, labels, token_mask, float(temperature), float(kl_weight), float(mlm_weight), kl_on, chunk, passes, want
+    )
+
+
+def columns(vocabulary: int, device: str) -> int:
+    """Of the logits. A GPU's fast matrix products want rows of whole 16 bytes, in the weight's gradient too: at 30,522 tokens they are 2 to 3 times as
+    fast as without (docs/PERFORMANCE.md)."""
+    return vocabulary if device == "cpu" or vocabulary % 8 == 0 else -(-vocabulary // 64) * 64
+
+
+def _row_bytes(vocabulary: int, element_size: int, device: str) -> int:
+    """Of a chunk's row: student's and teacher's logits, which the gradient overwrites unless they are wider than it."""
+    logits = max(element_size, 4) if device == "cuda" else element_size
+    return columns(vocabulary, device) * (2 * logits + (element_size if logits > element_size else 0))
+
+
+def _chunk(rows: int, vocabulary: int, element_size: int, device: str) -> int:
+    """Rows of logits at a time, of `rows`; on a GPU in whole tiles of its matrix products, all chunks about as long."""
+    most = max(1, LIVE_BYTES[device] // _row_bytes(vocabulary, element_size, device))
+    if device == "cpu" or most < TILE:
+        return most
+    return TILE * math.ceil(rows / math.ceil(rows / (most - most % TILE)) / TILE) if rows else TILE
+
+
+def _blocks(z: Tensor, whole: bool) -> Iterator[slice]:
+    rows = len(z) if whole else max(1, BLOCK[z.device.type] // z.shape[1])
+    return (slice(first, first + rows) for first in range(0, len(z), rows))
+
+
+def live_bytes(rows: int, vocabulary: int, element_size: int, device: str, passes: str = "torch") -> int:
+    """The most bytes that the chunks of `rows` tokens hold at once, beside hidden states, weights and their gradients. device: its type."""
+    rows = min(rows, _chunk(rows, vocabulary, element_size, device))
+    temporaries = TEMPORARIES[device] if passes == "torch" else 0
+    return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * temporaries
+
+
+def forget_kept_memory() -> None:
+    """Give back the memory of logits, up to LIVE_BYTES["cpu"], that this thread keeps for its next call on a CPU."""
+    _kept.__dict__.clear()
+
+
+def _kept_memory(model: str, rows: int, vocabulary: int, like: Tensor) -> Tensor:
+    """[rows, vocabulary] of like's dtype, with whatever lies there."""
+    flat = getattr(_kept, model, None)
+    if flat is None or flat.dtype != like.dtype or flat.numel() < rows * vocabulary:
+        setattr(_kept, model, None)  # before there is another
+        with torch.inference_mode(False):  # else an evaluation's could not serve the next training step
+            flat = like.new_empty(rows * vocabulary)
+        setattr(_kept, model, flat)
+    return flat[: rows * vocabulary].view(rows, vocabulary)
+
+
+class _Logits:
+    """hidden [N, H] · weightᵀ [H, V] chunk by chunk, without the bias: fp32 from 16-bit inputs on a GPU, their own dtype on a CPU; [n, columns].
+
+    torch's CPU GEMM has no fp32 result for bf16 inputs at bf16's rate; rounded logits put 1 % of noise into the gradient at |z| = 20
+    (docs/PERFORMANCE.md). bias: to be added to them, at least fp32 on a CPU, as it was given on a GPU; None where there is nothing to add.
+    """
+
+    def __init__(self, model: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, chunk: int) -> None:
+        same, vocabulary = hidden.dtype == weight.dtype, len(weight)
+        more = columns(vocabulary, hidden.device.type) - vocabulary
+        self.bias = bias if bias is None or hidden.is_cuda else bias.to(wide)
+        if more:
+            weight = torch.nn.functional.pad(weight, (0, 0, 0, more))
+            bias = weight.new_zeros(vocabulary, dtype=weight.dtype if hidden.is_cuda else wide) if bias is None else self.bias
+            self.bias = torch.nn.functional.pad(bias, (0, more), value=LOWEST.get(bias.dtype, -1e30))
+        self.hidden, self.weight = (hidden, weight) if same else (hidden.to(wide), weight.to(wide))
+        self.options = {"out_dtype": wide} if hidden.is_cuda and same and hidden.dtype != wide else {}
+        shape, dtype = (min(chunk, len(hidden)), vocabulary + more), self.options.get("out_dtype", self.hidden.dtype)
+        self.buffer = self.hidden.new_empty(shape, dtype=dtype) if hidden.is_cuda else _kept_memory(model, *shape, self.hidden)
+
+    def __call__(self, part: slice) -> Tensor:
+        """Valid until the next call."""
+        hidden = self.hidden[part]
+        return torch.mm(hidden, self.weight.t(), out=self.buffer[: len(hidden)], **self.options)
+
+
+class _FusedVocabularyLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        hidden,
+        weight,
+        bias,
+        t_hidden,
+        t_weight,
+        t_bias,
+        labels,
+        token_mask,
+        temperature,
+        kl_weight,
+        mlm_weight,
+        kl_on,
+        chunk,
+        passes,
+        want,
+    ):
+        wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+        losses_of = passes_of(passes)
+        kl_sum = torch.zeros((), dtype=wide, device=hidden.device)
+        mlm_sum = torch.zeros_like(kl_sum)
+        low = hidden.dtype
+        kl_factor, unit = temperature * kl_weight, 1.0
+        if low == torch.float16:
+            # gradients stay unnormalised until backward knows the loss scale: 1/N inside would underflow.
+            # In units of KL's own factor its gradient is q − p; not where masked-LM's would then leave fp16's range.
+            unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
+        factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)]  # filled, not copied: a copy would make a GPU wait
+        student = _Logits("student", hidden, weight, bias, wide, chunk)
+        teacher = _Logits("teacher", t_hidden, t_weight, t_bias, wide, chunk) if kl_weight != 0 else None
+        t_bias = teacher.bias if teacher else None
+        whole = hidden.is_cuda and passes != "torch"  # a kernel a chunk; torch's operators hold several times its logits
+        d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want else None
+        d_weight = d_bias = None
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            z, t = student(part), teacher(part) if teacher else None
+            slopes = None  # the last chunk's, before there is another
+            slopes = None if not want else z if z.dtype == low else torch.empty_like(z, dtype=low)
+            masked = labels[part] >= 0
+            real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
+            masked, real = (masked & real).unsqueeze(1), real.unsqueeze(1)
+            target = labels[part].clamp(min=0).unsqueeze(1)
+            # a CPU visits the masked rows, some 15 %, apart; a GPU would have to wait to learn which they are
+            at = masked.squeeze(1).nonzero().squeeze(1) if z.device.type == "cpu" and t is not None else None
+            z_at = None if at is None else z[at]
+            for block in _blocks(z, whole):
+                mine = z[block]
+                kl, mlm = losses_of(
+                    mine,
+                    None if t is None else t[block],
+                    student.bias,
+                    t_bias,
+                    target[block],
+                    masked[block] if kl_on == "masked" else real[block],
+                    masked[block] if at is None else None,
+                    *factors,
+                    temperature,
+                    None if slopes is None else mine if slopes is z else slopes[block],  # the same object: torch.compile copies aliases
+                )
+                kl_sum += 0.0 if kl is None else kl.sum()
+                mlm_sum += 0.0 if mlm is None else mlm.sum()
+            for block in () if at is None else _blocks(z_at, whole):
+                mine = z_at[block]
+                yes = torch.ones(len(mine), 1, dtype=torch.bool)
+                _, mlm = losses_of(mine, None, student.bias, None, target[at[block]], yes, yes, *factors, temperature, mine if want else None)
+                mlm_sum += mlm.sum()
+            if at is not None and want:
+                slopes.index_add_(0, at, z_at)
+            z_at = mine = None  # the products below want much memory
+            if want:
+                hit = target + torch.arange(0, slopes.numel(), slopes.shape[1], device=target.device).unsqueeze(1)
+                slopes.put_(hit, (slopes.take(hit) - torch.where(masked, factors[1], 0.0)).to(low))
+                torch.mm(slopes, student.weight.to(low), out=d_hidden[part])
+                d_weight = _weight_gradient(d_weight, slopes, hidden[part], wide)
+                if bias is not None:
+                    d_bias = _bias_gradient(d_bias, slopes, wide)
+        if want:
+            d_weight, d_bias = (None if d is None else d[: len(weight)] for d in (d_weight, d_bias))
+            ctx.unit, ctx.dtypes = unit, (hidden.dtype, weight.dtype, bias.dtype if bias is not None else None)
+            ctx.save_for_backward(d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight,
+                                  torch.zeros_like(bias) if d_bias is None and bias is not None else d_bias)  # fmt: skip
+        loss = kl_weight * kl_sum + mlm_weight * mlm_sum
+        ctx.mark_non_differentiable(kl_sum, mlm_sum)
+        return loss, kl_sum, mlm_sum
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss, _kl, _mlm):
+        scale = grad_loss * ctx.unit
+        grads = [None if g is None else _scaled(g, scale, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return (*grads, *[None] * 12)
+
+
+def _weight_gradient(total: Tensor | None, slopes: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
+    """total + slopesᵀ · hidden, [columns, H]; total is overwritten. At least fp32 where the device's GEMM gives it, or where there are two chunks."""
+    if not slopes.is_cuda:
+        return _added(total, slopes.t() @ hidden, wide)
+    options = {} if slopes.dtype == wide else {"out_dtype": wide}
+    if total is None:
+        return torch.mm(slopes.t(), hidden, **options)
+    return torch.addmm(total, slopes.t(), hidden, out=total, **options)
+
+
+def _bias_gradient(total: Tensor | None, slopes: Tensor, wide: torch.dtype) -> Tensor:
+    """total + the sum of slopes' rows, [columns]."""
+    if slopes.is_cuda:
+        return _added(total, slopes.sum(0, dtype=wide), wide)
+    return _added(total, (slopes.t() @ slopes.new_ones(len(slopes), 1)).squeeze(1), wide)  # much faster there than torch's sum
+
+
+def _added(total: Tensor | None, more: Tensor, wide: torch.dtype) -> Tensor:
+    """total + more, in `wide` as soon as there are two; total is overwritten."""
+    return more if total is None else total.to(wide).add_(more)
+
+
+def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    if gradient.is_cuda:
+        factor = scale.reshape([1] * gradient.dim())  # a 0-dim factor would be rounded to 16 bit, and overflow fp16
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+    if gradient.dtype == dtype:
+        return gradient if scale.item() == 1.0 else gradient * scale.item()
+    out, rows = torch.empty_like(gradient, dtype=dtype), max(1, BLOCK["cpu"] * len(gradient) // gradient.numel())
+    for part, into in zip(gradient.split(rows), out.split(rows), strict=True):  # a whole product in fp32 would be as large as the gradient
+        into.copy_(part * scale.item())
+    return out

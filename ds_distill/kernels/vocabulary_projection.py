@@ -1,0 +1,26 @@
+from torch import Tensor, nn
+
+from ds_distill.kernels.fused_linear import fused_vocabulary_loss
+
+
+class VocabularyProjection(nn.Linear):
+    """The student's decoder, which computes its losses instead of handing out logits.
+
+    It owns weight [V, H] and bias [V], so ZeRO-3 gathers them for exactly this call, and keeps nn.Linear's names, so the
+    student's state dict is what Hugging Face expects.
+    """
+
+    @classmethod
+    def replacing(cls, linear: nn.Linear) -> "VocabularyProjection":
+        """The same parameters (not copies: ties stay ties) under this class."""
+        projection = cls.__new__(cls)
+        nn.Module.__init__(projection)
+        projection.in_features, projection.out_features = linear.in_features, linear.out_features
+        projection.weight, projection.bias = linear.weight, linear.bias
+        return projection
+
+    def forward(self, hidden: Tensor, *losses_of, **options):
+        """As nn.Linear for one argument; with more, fused_vocabulary_loss(hidden, weight, bias, *losses_of, **options)."""
+        if not losses_of:
+            return super().forward(hidden)
+        return fused_vocabulary_loss(hidden, self.weight, self.bias, *losses_of, **options)

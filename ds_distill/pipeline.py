@@ -1,0 +1,185 @@
+"""What the commands do: each function takes a recipe and paths, and returns the run's summary."""
+
+import copy
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+
+from ds_distill.data.dataset import TokenStore
+from ds_distill.data.loader import heldout_batches
+from ds_distill.data.run_data import heldout_part, masker_of, stores_of, text_facts
+from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.distributed.process_group import on_first_rank, start_distributed
+from ds_distill.estimate.estimate import choose_micro_batch
+from ds_distill.export.huggingface import export
+from ds_distill.losses.objective import Objective
+from ds_distill.models.student import build_student, count_parameters
+from ds_distill.models.teacher import Teacher, load_masked_lm, teacher_dtype, weights_fingerprint
+from ds_distill.preflight.models import check_fits
+from ds_distill.recipe import Recipe
+from ds_distill.reporting.report import json_text, loss_plot, model_card
+from ds_distill.run_folder import claimed, flat
+from ds_distill.training import checkpoint
+from ds_distill.training.engine import device_of_rank, precision_of
+from ds_distill.training.evaluation import evaluate
+from ds_distill.training.trainer import memory_explained, train
+from ds_distill.training.weights import checkpoint_weights, master_weights
+from ds_distill.utils.console import is_first, progress, say_once
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.resources import full_disk_said
+
+
+def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, title: str) -> dict:
+    """Collective: export, plot and model card; returns the summary without its curves."""
+    weights = master_weights(engine)
+    history, heldout = summary.pop("history"), summary.pop("heldout")
+    summary["parameters"] = sum(x.numel() for x in weights.values())
+    summary["export"] = str(output / "export")
+    if is_first():
+        (output / "curves.json").write_text(json_text({"history": history, "heldout": heldout}) + "\n", encoding="utf-8")
+        loss_plot(history, heldout, output / "loss.png", title)
+        summary["plot"] = str(output / "loss.png")
+        summary |= text_facts(tokens)
+        manifest = TokenStore.open(tokens, "heldout").manifest
+        card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"])
+        with full_disk_said(output):
+            export(weights, engine.module.model.cpu(), load_tokenizer(tokens / "tokenizer"), output / "export", card)
+    torch.distributed.barrier()
+    engine.destroy()
+    return summary
+
+
+def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: str = "distil", heldout: dict[str, Path] | None = None) -> dict:
+    """Collective: distil a student from the folder `teacher`. With losses.kl and losses.cosine 0 the same student is trained without it.
+
+    heldout: folders of further held-out texts, by name, from heldout_sets.
+    """
+    recipe.check()
+    rank, world = start_distributed()
+    device = device_of_rank(recipe.training.device)
+    dtype = precision_of(recipe.training, device)
+    recipe = _fitting(recipe, teacher, world)
+    store, order, held = stores_of(tokens, recipe, rank, world, heldout or {})
+    source = load_masked_lm(teacher)
+    check_fits(store, source.config, f"teacher {teacher}", teacher)
+    with claimed(output, flat(recipe) | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume):
+        t = recipe.training
+        student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, hidden=recipe.student.hidden,
+                                dropout=t.dropout, seed=t.seed, freeze_positions=recipe.student.freeze_positions)  # fmt: skip
+        _keep_model(student.config, tokens, output)
+        objective = Objective(student, recipe.losses, world, teacher_width=source.config.hidden_size)
+        frozen = None
+        if recipe.losses.kl or recipe.losses.cosine:
+            frozen = Teacher(source.to(device=device, dtype=teacher_dtype(device, dtype)))
+        del source
+        with memory_explained(t):
+            engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
+        summary["kl_on"] = recipe.losses.kl_on
+        return _finish(engine, summary, recipe, tokens, output, title)
+
+
+def _check_micro_batch(recipe: Recipe) -> None:
+    if recipe.training.micro_batch == "auto":
+        raise UserError("training.micro_batch = auto: for distill only; give a number")
+
+
+def _fitting(recipe: Recipe, teacher: str | None, ranks: int) -> Recipe:
+    """Collective: the recipe with the micro-batch that these ranks run."""
+    recipe, asked = copy.deepcopy(recipe), recipe.training.micro_batch
+    t = recipe.training
+    t.micro_batch = choose_micro_batch(recipe, teacher) if asked == "auto" else t.micro_batch_of(ranks)
+    if asked not in ("auto", t.micro_batch):
+        line = f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is {t.share_of(ranks)}"
+        say_once(line, line)  # for all the runs of a job
+    return recipe
+
+
+def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, title: str = "pretrain",
+             heldout: dict[str, Path] | None = None) -> dict:  # fmt: skip
+    """Collective: train with masked-LM only. model: sizes of a BERT with random weights (BertConfig's), or the folder of an encoder to go on
+    with, which is given a masked-LM head if it has none. training.trunk_learning_rate: of all but the head; 0 leaves it as it is."""
+    recipe.check()
+    _check_micro_batch(recipe)
+    rank, world = start_distributed()
+    device = device_of_rank(recipe.training.device)
+    dtype = precision_of(recipe.training, device)
+    recipe = _fitting(recipe, None, world)
+    store, order, held = stores_of(tokens, recipe, rank, world, heldout or {})
+    t, folder = recipe.training, model if isinstance(model, str) else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(t.seed)
+        if folder:
+            encoder = load_masked_lm(folder, "--from", new_head=True, dropout=t.dropout).train()
+        else:
+            config = BertConfig(vocab_size=store.manifest["vocab_size"], hidden_dropout_prob=t.dropout, attention_probs_dropout_prob=t.dropout,
+                                pad_token_id=store.manifest["pad_id"], **model)  # fmt: skip
+            encoder = BertForMaskedLM(config)
+    check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
+    start = {"from": weights_fingerprint(encoder)[:16]} if folder else {"model": model}
+    with claimed(output, flat(recipe) | {"data": store.manifest["fingerprint"]} | start, t.resume):
+        _keep_model(encoder.config, tokens, output)
+        objective = Objective(encoder, recipe.losses, world)
+        if t.trunk_learning_rate == 0:
+            objective.family.part(encoder, "trunk").requires_grad_(False)
+        with memory_explained(t):
+            engine, summary = train(objective, None, order, held, recipe, output, device, dtype, title)
+        return _finish(engine, summary, recipe, tokens, output, title)
+
+
+def _keep_model(config, tokens: Path, output: Path) -> None:
+    """Collective: config and tokenizer beside the checkpoints, so that `export` needs the run's folder only."""
+
+    def keep() -> None:
+        if not (output / "model" / "config.json").is_file():
+            shutil.copytree(tokens / "tokenizer", output / "model", dirs_exist_ok=True)
+            config.save_pretrained(output / "model")
+
+    on_first_rank(keep)
+
+
+def export_run(run: Path, output: Path, step: int | None) -> dict:
+    """The Hugging Face folder of a run's checkpoint (the newest, or that of `step`), of any ZeRO stage and number of ranks."""
+    found = checkpoint.all_of(run / "checkpoints")
+    if not found or not (run / "model" / "config.json").is_file():
+        raise UserError(f"--run {run}: no run with a checkpoint; give the --output folder of distill or pretrain")
+    step = max(found) if step is None else step
+    if step not in found:
+        raise UserError(f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, sorted(found)))}")
+    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(run / "model"))
+    weights = checkpoint_weights(found[step], model)
+    identity = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    summary = {"step": step, "parameters": count_parameters(model), "export": str(output)}
+    card = model_card(f"{run.resolve().name}, step {step}", {k: v for k, v in summary.items() if k != "export"}, identity, identity.get("data", ""))
+    on_first_rank(lambda: export(weights, model, load_tokenizer(run / "model"), output, card))
+    return summary
+
+
+def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained: bool) -> list[dict]:
+    """Held-out masked-LM loss and accuracy of masked-LM folders on the prepared tokens, best first.
+
+    untrained: also the first one's architecture with random weights, which is what knowing nothing costs.
+    """
+    _check_micro_batch(recipe)
+    _, world = start_distributed()
+    device = device_of_rank(recipe.training.device)
+    heldout, train_store = heldout_part(tokens), TokenStore.open(tokens, "train")
+    masker, t, own = masker_of(train_store, recipe), recipe.training, not recipe.data.attend_across_documents
+    rows = []
+    for name in [*models, *([None] if untrained else [])]:
+        origin = name or models[0]
+        network = load_masked_lm(origin, "--model")
+        if name is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(t.seed)
+                network = type(network)(network.config)
+        check_fits(train_store, network.config, f"model {origin}", origin)
+        count = -(-min(t.heldout_blocks, len(heldout)) // t.micro_batch)
+        with progress(count, name or "untrained", "batch") as bar:
+            batches = (batch for batch in heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks, own) if bar.update() or True)
+            figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
+        rows.append({"model": name or f"{models[0]}, untrained", "parameters": count_parameters(network)} | figures)
+    return sorted(rows, key=lambda row: math.inf if row["heldout_mlm_loss"] is None else row["heldout_mlm_loss"])

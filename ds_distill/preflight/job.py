@@ -1,0 +1,153 @@
+"""What the ranks of a job look at before its corpus is prepared, for hours: whether they can run the recipe, whether its texts and its models are there
+and fit."""
+
+from __future__ import annotations
+
+import importlib.util
+import traceback
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM
+
+from ds_distill.data.readers import read
+from ds_distill.data.sources import check_inputs, pieces_of
+from ds_distill.distributed.process_group import on_first_rank, start_distributed
+from ds_distill.models.families import check_positions
+from ds_distill.models.loading import open_model_folder, resolve_model_folder
+from ds_distill.models.teacher import load_masked_lm
+from ds_distill.preflight.models import check_reads, check_teacher_fits, check_whole
+from ds_distill.recipe import Recipe, Training
+from ds_distill.run_folder import check_claim, check_shared, flat
+from ds_distill.training.deepspeed_json import check_deepspeed_json
+from ds_distill.training.engine import deepspeed_config, device_of_rank, make_engine, precision_of
+from ds_distill.utils.errors import UserError, did_you_mean
+
+MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": "csv"}  # section of a DeepSpeed JSON: its package
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Collective: UserError where these ranks cannot share the global batch, or not run it as asked, by the recipe and its DeepSpeed JSON."""
+    _, ranks = start_distributed()  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
+    recipe.training.share_of(ranks)
+    device = device_of_rank(recipe.training.device)
+    if recipe.training.precision != "auto":  # which is measured
+        precision_of(recipe.training, device)
+    check_deepspeed(recipe.training)
+
+
+def check_deepspeed(training: Training) -> None:
+    """UserError for what DeepSpeed's own parser does not read, or not take, in the DeepSpeed JSON, if there is one."""
+    if training.deepspeed is None:
+        return
+    t = _smallest(training)
+    said, given = t.deepspeed_json(), f"training.deepspeed = {t.deepspeed}"
+    check_deepspeed_json(given, said, deepspeed_config(t, 1, torch.float32))
+    for section, package in MONITORS.items():
+        if said.get(section, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
+            raise UserError(f"{given}: {section}.enabled = true: needs the package {package}; pip install {package}, or say false")
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Collective: UserError where DeepSpeed does not start with the recipe's optimizer and DeepSpeed JSON. A model of two numbers is started with them:
+    much of what DeepSpeed asks of its settings it asks nowhere else."""
+    t = _smallest(recipe.training)
+    if t.deepspeed is None and t.optimizer in ("auto", "torch"):
+        return
+    device = device_of_rank(t.device)
+    dtype = precision_of(t, device)
+    try:
+        make_engine(nn.Linear(1, 1), t, accumulation=1, total_steps=1, device=device, dtype=dtype, leave_out=tuple(MONITORS)).destroy()
+    except UserError:
+        raise
+    except Exception as error:  # DeepSpeed answers with whatever breaks first
+        words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
+        given = f"training.deepspeed = {t.deepspeed}" if t.deepspeed else f"training.optimizer = {t.optimizer}"
+        raise UserError(f"{given}: DeepSpeed does not start with it ({type(error).__name__}: {words})") from error
+
+
+def _smallest(training: Training) -> Training:
+    """The same settings for a model that has no trunk, one sequence at a time."""
+    return replace(training, trunk_learning_rate=None, micro_batch=1)
+
+
+def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
+    """Collective: UserError for a text that is not there, and for a held-out one, which would be read last, with nothing in it.
+
+    The first rank alone need see them.
+    """
+
+    def look() -> None:
+        check_inputs(corpus)
+        for text in heldout:
+            pieces = pieces_of([text], column=recipe.data.column, streaming=recipe.data.streaming)
+            if not any(document.text for piece in pieces for document in read(piece)):
+                raise UserError(f"--heldout {text}: holds no text; give a file that does, or leave it out")
+
+    on_first_rank(look)
+
+
+def check_output(output: Path, recipe: Recipe) -> None:
+    """Collective: UserError where an output folder holds a run of another recipe, or a host does not see it."""
+    on_first_rank(lambda: check_claim(output, flat(recipe), recipe.training.resume))
+    if torch.distributed.get_world_size() > 1:
+        on_first_rank(lambda: _touch(output / ".lock"))
+        check_shared(output / ".lock")
+
+
+def _touch(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+
+
+def check_teacher(teacher: str, recipe: Recipe, tokens: Path | None = None) -> str:
+    """Collective: the folder of a teacher that the recipe can distil, whose tokenizer makes the tokens where none are prepared yet. UserError for what
+    does not fit."""
+    folder, starts_from_it = check_teacher_fits(teacher, recipe, tokens)
+    # many ranks that read gigabytes at once would keep each other waiting
+    on_first_rank(lambda: check_whole(teacher, tied=starts_from_it))
+    return str(folder)
+
+
+def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = None, tokens: Path | None = None) -> None:
+    """Collective for a folder. UserError where there can be no such encoder to pretrain, or it cannot read the recipe's sequences.
+
+    model: as for `pretrain`. tokenizer: the folder whose tokenizer makes the tokens where none are prepared yet.
+    """
+    if isinstance(model, str):
+        folder, config = open_model_folder(model, "--from")
+        check_reads(folder, config, f"--from {model}", recipe, tokens, folder if tokenizer == model else tokenizer)
+        load_masked_lm(model, "--from", new_head=True, hollow=True)
+        on_first_rank(lambda: check_whole(model, "--from", new_head=True))
+        return
+    known = BertConfig().to_dict()
+    for key, value in model.items():
+        if key in ("vocab_size", "pad_token_id"):
+            raise UserError(f"--model {key}: the tokenizer says which; leave it out")
+        if key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            raise UserError(f"--model {key}: training.dropout says how much; leave it out")
+        if key not in known:
+            raise UserError(f"--model {key}: no such size of a BERT{did_you_mean(key, known)}")
+        if value < 1:
+            raise UserError(f"--model {key} = {value}: must be 1 or more")
+    try:
+        with torch.device("meta"):
+            config = BertForMaskedLM(BertConfig(**model)).config
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"--model {model}: no BERT has these sizes ({error})") from error
+    check_positions(config, recipe.data.sequence_length, "the model")
+
+
+def check_evaluated(models: list[str], recipe: Recipe, tokens: Path | None = None) -> str:
+    """Collective: the folder of the first of the models, whose tokenizer makes the tokens where none are prepared yet. UserError for one that does not
+    read them, or is not whole."""
+    first = resolve_model_folder(models[0], "--model")
+    for model in models:
+        folder, config = open_model_folder(model, "--model")
+        check_reads(folder, config, f"model {model}", recipe, tokens, first)
+        load_masked_lm(model, "--model", hollow=True)
+        on_first_rank(partial(check_whole, model, "--model"))
+    return str(first)

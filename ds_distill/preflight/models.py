@@ -1,0 +1,82 @@
+"""Whether models are whole, and fit a recipe and its tokens: what one process can tell. ds_distill.preflight.job has what the ranks of a job do together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from ds_distill.data.dataset import TokenStore
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.models.families import check_positions
+from ds_distill.models.loading import open_model_folder, resolve_model_folder
+from ds_distill.models.student import check_tied, plan_student
+from ds_distill.models.teacher import load_masked_lm
+from ds_distill.models.tokenizer_fit import check_vocabulary
+from ds_distill.recipe import Recipe
+from ds_distill.utils.console import say
+from ds_distill.utils.errors import UserError
+
+
+def check_teacher_fits(teacher: str, recipe: Recipe, tokens: Path | None = None, tokenizer: str | None = None) -> tuple[Path, bool]:
+    """(folder of a teacher that the recipe can distil, whether the student starts from its weights), by all but the values of its weights.
+
+    tokens: prepared ones; None where a tokenizer will make them. tokenizer: whose folder, the teacher's own if None. UserError for what does not fit.
+    """
+    folder, config = open_model_folder(teacher)
+    s = recipe.student
+    start, _ = plan_student(config, layers=s.layers, num_layers=s.depth, hidden=s.hidden, dropout=recipe.training.dropout,
+                            freeze_positions=s.freeze_positions)  # fmt: skip
+    check_reads(folder, config, f"teacher {teacher}", recipe, tokens, tokenizer or folder)
+    load_masked_lm(teacher, hollow=True)
+    return folder, start is not None
+
+
+def check_whole(path: str, option: str = "teacher =", *, new_head: bool = False, tied: bool = False) -> None:
+    """UserError where a masked-LM folder is not whole, in the values of its weights too, all of which are read.
+
+    option: what errors begin with, before the path. new_head: it need have no head. tied: its decoder must be its word embeddings.
+    """
+    with torch.random.fork_rng(devices=[]):  # a new head is drawn
+        model = load_masked_lm(path, option, new_head=new_head)
+    if tied:
+        check_tied(model)
+
+
+def warn_of_teacher(teacher: str, recipe: Recipe, tokenizer: str | None) -> None:
+    """Say what will keep a teacher from being distilled by the recipe, for whom the tokens are prepared: it may still be put right meanwhile."""
+    try:
+        _, starts_from_it = check_teacher_fits(teacher, recipe, tokenizer=tokenizer)
+        check_whole(teacher, tied=starts_from_it)
+    except UserError as error:
+        say(f"warning: {error} (the tokens are prepared all the same, distill will not take this teacher)")
+
+
+def check_reads(folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, tokens: Path | None, tokenizer: Path | str) -> None:
+    """UserError where a model cannot read the prepared tokens, or, where there are none yet, those that a tokenizer will make.
+
+    folder, config: the model's. what: what errors call it. tokenizer: the folder of the tokenizer.
+    """
+    if tokens:
+        check_fits(TokenStore.open(tokens, "train"), config, what, str(folder))
+        return
+    check_positions(config, recipe.data.sequence_length, what)
+    maker, own = load_tokenizer(tokenizer), tokenizer == folder
+    check_vocabulary(maker, config, what if own else f"{what} with the tokenizer of {tokenizer}")
+    if not own and _has_tokenizer(folder) and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(maker):
+        raise UserError(f"{what}: its tokenizer is not that of {tokenizer}, which would make the tokens; give models of one tokenizer")
+
+
+def check_fits(store: TokenStore, config: PretrainedConfig, what: str, folder: str | None = None) -> None:
+    """UserError where a model cannot read prepared tokens: pieces, positions and, for one from a folder that has a tokenizer, what the ids mean."""
+    if store.manifest["vocab_size"] > config.vocab_size:
+        raise UserError(f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own")
+    check_positions(config, store.manifest["sequence_length"], what)
+    home = resolve_model_folder(folder) if folder else None
+    if home and _has_tokenizer(home) and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]:
+        raise UserError(f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}")
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file()

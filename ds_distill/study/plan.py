@@ -1,0 +1,259 @@
+"""A study: students that differ in something, each distilled and then fine-tuned on tasks, step by step, going on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
+from ds_distill.finetune.config import Tuning
+from ds_distill.recipe import CHECKOUT, Recipe, shipped
+from ds_distill.reporting.report import write_json
+from ds_distill.study.scheduler import Step, folder_of, run_steps, starter_words
+from ds_distill.tasks.examples import split_files
+from ds_distill.tasks.registry import TASKS, task_of
+from ds_distill.utils.console import alive
+from ds_distill.utils.errors import UserError, at_home, did_you_mean
+
+TEACHER, SECOND = "teacher", "second distillation"
+ROOMS = tuple(f"{room.name}." for room in fields(Recipe))
+SETTINGS = tuple(f"{room.name}.{setting.name}" for room in fields(Recipe) for setting in fields(getattr(Recipe(), room.name)))
+TUNING = tuple(setting.name for setting in fields(Tuning))
+READ = ("data.mode", "data.sequence_length", "data.heldout_fraction", "data.column", "data.streaming", "data.workers", "training.seed")  # by prepare
+TOKENS = READ[:4]  # what decides the tokens of a text; the seed, which of its documents are held out: the base's
+
+
+@dataclass
+class Study:
+    """A plan. students: a name → the dotted settings in which it differs from the recipe `base`. teacher_too: fine-tune the teacher as well.
+    second: students that are also fine-tuned with the fine-tuned teacher. tuning: settings of every fine-tuning, by name; a task's under its name, and
+    its own number of seeds there.
+    launch: the command that a distillation is started with, several processes or hosts of it; empty: this process's Python. jobs: steps side by side,
+    but for a distillation that `launch` starts."""
+
+    base: str
+    teacher: str
+    corpus: list[str]
+    heldout: list[str]
+    data: str | None
+    students: dict[str, dict]
+    tasks: list[str]
+    seeds: int = 3
+    teacher_too: bool = True
+    second: list[str] = field(default_factory=list)
+    tuning: dict = field(default_factory=dict)
+    launch: str = ""
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        self.base = str(shipped(self.base))
+
+    @classmethod
+    def of(cls, plan: dict) -> Study:
+        """What study.json holds."""
+        return cls(**{name: value for name, value in plan.items() if name in cls.__dataclass_fields__})
+
+    def tuning_of(self, task: str) -> tuple[int, dict]:
+        """How many seeds a task's fine-tunings have, and their settings."""
+        found = {"seeds": self.seeds} | {key: value for key, value in self.tuning.items() if key not in TASKS} | (self.tuning.get(task) or {})
+        return found.pop("seeds"), found
+
+    def check(self) -> None:
+        """UserError for what would end the study hours later, too: a task without files, a setting that there is not."""
+        if odd := [name for name, own in self.tuning.items() if name in TASKS and not isinstance(own or {}, dict)]:
+            raise UserError(f"tuning: {odd[0]}: {self.tuning[odd[0]]!r}: a task's settings go by name, such as {{epochs: 3}}")
+        for name in self.tasks:
+            task, (seeds, tuning) = task_of(name), self.tuning_of(name)
+            if type(seeds) is not int or seeds < 1:
+                raise UserError(f"seeds of {name}: {seeds!r}: a whole number, 1 or more")
+            for key in tuning:
+                if key not in TUNING:
+                    raise UserError(f"tuning: {key}: no such setting{did_you_mean(key, TUNING)} ({', '.join(TUNING)})")
+            try:
+                Tuning(**tuning).check()
+            except TypeError as error:
+                raise UserError(f"tuning of {name}: {tuning}: not all of these are numbers ({error})") from None
+            for split in ("train", *task.validation) if self.data else ():
+                split_files(at_home(self.data) / name, split)
+        for name, changes in self.students.items():
+            for key in changes:
+                if not key.startswith(ROOMS):
+                    raise UserError(f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what a student may differ in")
+                if key not in SETTINGS:
+                    raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
+        if twice := {name for name in self.tasks if self.tasks.count(name) > 1}:
+            raise UserError(f"tasks: {', '.join(sorted(twice))}: named twice")
+        for name in self.second:
+            if name not in self.students:
+                raise UserError(f"second: {name}: not among the students ({', '.join(self.students)})")
+        if self.second and not self.teacher_too:
+            raise UserError("second: the second distillation needs the fine-tuned teacher: teacher_too must be true")
+        if not self.students:
+            raise UserError("students is empty: name at least one, `distilled: {}`")
+        if not all(name.strip() for name in self.students):
+            raise UserError("students: one has an empty name: write one")
+        folders: dict[str, str] = {}
+        for name in [TEACHER, *self.students, *(f"{student}, {SECOND}" for student in self.second)]:
+            other = folders.setdefault(folder_of(name), name)
+            if other != name or (name == TEACHER and name in self.students):
+                raise UserError(f"students: {name!r} and {other!r} would share the folder {folder_of(name)}: rename one")
+        if not Path(self.base).is_file():
+            raise UserError(f"base: {self.base}: no such recipe, here or in {CHECKOUT}")
+        for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
+            if not value:
+                raise UserError(f"{key} is missing")
+        try:
+            starter = starter_words(self.launch)
+        except ValueError as error:
+            raise UserError(f"--launch {self.launch}: {error}") from None
+        if self.jobs < 1:
+            raise UserError(f"--jobs {self.jobs}: how many steps run side by side, 1 or more")
+        if starter and not shutil.which(starter[0]):
+            raise UserError(f"--launch {self.launch}: no such command; ./launch.sh is this project's, for all GPUs of a machine")
+
+
+def steps_of(study: Study, output: Path) -> list[Step]:
+    """What is to be done, in order. Students that read text the same way share its tokens."""
+    recipe, corpus, tokens = ("--config", study.base), ("--corpus", *study.corpus), output / "tokens"
+    heldout = ("--heldout", *study.heldout) if study.heldout else ()
+    shared = [name for name, changes in study.students.items() if not any(key in TOKENS for key in changes)]
+    unread = any(not (output / "students" / folder_of(name) / "summary.json").is_file() for name in shared)
+    steps = [Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base)))] if unread else []
+    for name, changes in study.students.items():
+        settings = [word for key, value in changes.items() for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))]
+        text = ("--tokens", str(tokens)) if name in shared else corpus
+        steps.append(Step(f"distil {name}", output / "students" / folder_of(name),
+                          ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
+                          after=(tokens,) if name in shared else (), starter=study.launch))  # fmt: skip
+    for task in study.tasks:
+        seeds, tuning = study.tuning_of(task)
+        words = ("finetune", "--task", task, "--seeds", str(seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
+                 *(word for key, value in tuning.items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
+        folder = output / "tasks" / task
+        if study.teacher_too:
+            steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher, seeds=seeds))
+        for name in study.students:
+            student = output / "students" / folder_of(name)
+            steps.append(Step(f"{task}, {name}", folder / folder_of(name), words, model=student, seeds=seeds))
+            if name in study.second:
+                steps.append(Step(f"{task}, {name}, {SECOND}", folder / folder_of(f"{name}, {SECOND}"), words, model=student, teacher=folder / TEACHER,
+                                  seeds=seeds))  # fmt: skip
+    return steps
+
+
+def _reading(base: str) -> list[str]:
+    """The base recipe's settings that prepare reads, as words: a recipe may also hold a teacher and texts, which prepare does not take."""
+    where = f"base: {base}"
+    recipe = load_keys(read_recipe(Path(base), where), where)
+    sections = {room: section if isinstance(section, dict) else {} for room, section in recipe.items()}  # what is none is said with the recipe
+    found = {key: sections.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in READ}
+    return [word for key, value in found.items() if isinstance(value, str) for word in (f"--{key}", value)]
+
+
+def _kept_of(base: str) -> object:
+    """What study.json keeps of the base: as PyYAML reads it, since earlier studies were kept so; as text where PyYAML cannot."""
+    text = read_recipe(Path(base), f"base: {base}")
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return load_yaml(text, f"base: {base}")
+
+
+def run_study(study: Study, output: Path, check_command: Callable[[list[str]], Recipe | None]) -> dict:
+    """Do what is not done yet; returns the summary, a row a model. check_command: returns the recipe of a command, if it has one; raises UserError for
+    words that would be refused, which else were said only when its turn comes."""
+    study.check()
+    steps, recipes = steps_of(study, output), {}
+    for step in steps:
+        try:
+            recipes[step.what] = check_command([*step.words, "--output", str(step.output)])
+        except UserError as error:
+            raise UserError(f"{step.what}: {error}") from error
+    output.mkdir(parents=True, exist_ok=True)
+    plan = output / "study.json"
+    asked = json.loads(json.dumps(asdict(study) | {"recipe": _kept_of(study.base)}, default=str))
+    del asked["launch"], asked["jobs"]  # how it is run may change
+    if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != asked:
+        if changed := _changed(_at_home(before), asked):
+            raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
+    _read_tasks(study, steps)
+    _check_teacher(study, [(step.what, recipes[step.what]) for step in steps if step.words[0] == "distill" and not step.done])
+    write_json(plan, asked)
+    run_steps(steps, study.jobs, output / "logs")
+    return {"output": str(output), "rows": rows_of(study, output)}
+
+
+def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
+    """UserError for a teacher that a student cannot be made of, which else were said only when the text has been prepared. students: those that are not
+    there yet, (step, recipe)."""
+    if not students:
+        return
+    with alive("looking at the teacher"):
+        from ds_distill.preflight.models import check_teacher_fits, check_whole  # with it torch, which a report need not wait for
+
+        started = []
+        for what, recipe in students:
+            try:
+                started.append(check_teacher_fits(study.teacher, recipe)[1])
+            except UserError as error:
+                raise UserError(f"{what}: {error}") from error
+        check_whole(study.teacher, tied=any(started))
+
+
+def _read_tasks(study: Study, steps: list[Step]) -> None:
+    """UserError for what is wrong in a task's files, which else were said only when its turn comes."""
+    from ds_distill.finetune.data import load_data  # with it torch, which a report need not wait for
+
+    for task in study.tasks:
+        if any(step.words[:3] == ("finetune", "--task", task) and not step.done for step in steps):
+            with alive(f"reading {task}"):
+                load_data(task_of(task), str(at_home(study.data) / task) if study.data else None)
+
+
+def _at_home(plan: dict) -> dict:
+    """The plan with ~ for what it stands for, which earlier ones kept as it was written."""
+    paths = {key: value if isinstance(value, list) else [value] for key in ("teacher", "data", "corpus", "heldout") if (value := plan.get(key))}
+    whole = {key: [os.path.expanduser(path) for path in value] for key, value in paths.items()}
+    return plan | {key: value if isinstance(plan[key], list) else value[0] for key, value in whole.items()}
+
+
+def _changed(before: dict, now: dict) -> list[str]:
+    """The keys under which what a plan held is not what it was. Students, tasks with their tuning, seeds and second distillations may be added."""
+    earlier, later = Study.of(before), Study.of(now)
+    kept = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "second")}
+    kept["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
+    pairs = [(earlier.tuning_of(task), later.tuning_of(task)) for task in earlier.tasks]
+    kept["tuning"] = kept["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
+    kept["base"] = True  # where it lies; what it says is under `recipe`
+    return [key for key in now if before.get(key) != now[key] and not kept.get(key)]
+
+
+def rows_of(study: Study, output: Path) -> list[dict]:
+    """A row a model: held-out figures of its pretraining, and each task's score with its seeds; what has not been run is not in it."""
+    rows: list[dict] = []
+    names = [name for student in study.students for name in (student, *([f"{student}, {SECOND}"] if student in study.second else []))]
+    for name in [*([TEACHER] if study.teacher_too else []), *names]:
+        row: dict = {"model": name, "tasks": {}}
+        made = output / "students" / folder_of(name) / "summary.json"
+        if made.is_file():
+            keys = ("tokens", "tokens_per_second", "parameters")
+            row |= {key: value for key, value in json.loads(made.read_text(encoding="utf-8")).items() if "heldout" in key or key in keys}
+        for task in study.tasks:
+            file = output / "tasks" / task / folder_of(name) / "summary.json"
+            if file.is_file():
+                found = json.loads(file.read_text(encoding="utf-8"))
+                row["tasks"][task] = {
+                    key: found[key]
+                    for key in ("metric", "metrics", "seeds", "examples", "truncated", "left_out")
+                    if key in found
+                }
+                if "parameters" in found:
+                    row.setdefault("parameters", found["parameters"])
+        rows.append(row)
+    return rows

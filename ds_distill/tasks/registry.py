@@ -1,0 +1,75 @@
+"""The tasks: which columns they read, what their labels are called, how they are scored."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+from ds_distill.utils.errors import UserError, did_you_mean
+
+LENGTH_KEY = "finetuning_length"  # in a fine-tuned folder's config.json, beside finetuning_task: the most tokens of an example
+
+
+@dataclass(frozen=True)
+class Task:
+    """texts: one or two columns, by the hub's names. labels: names by id, empty for a number (STS-B's 0 to 5). metrics: the task's first is what it is
+    ranked by. hub: path and configuration there. validation: its splits, by the name that their figures get. original: columns of the original GLUE
+    file that differ from the hub's names: {original: hub}; columns by position where the original has no header.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    hub: tuple[str, str | None]
+    validation: tuple[str, ...] = ("validation",)
+    original: tuple[tuple[str, str], ...] = ()
+    headless: tuple[str, ...] = ()
+
+    @property
+    def regression(self) -> bool:
+        return not self.labels and not self.spans
+
+    @property
+    def spans(self) -> bool:
+        return self.name.startswith("squad")
+
+
+def _glue(name: str, texts: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...] = ("accuracy",), **more) -> Task:
+    return Task(name, texts, labels, metrics, ("nyu-mll/glue", name), **more)
+
+
+_ENTAILS = ("entailment", "not_entailment")
+TASKS = {
+    task.name: task
+    for task in (
+        _glue("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), headless=("source", "label", "mark", "sentence")),
+        _glue("sst2", ("sentence",), ("negative", "positive")),
+        _glue("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("f1", "accuracy"),
+              original=(("#1 String", "sentence1"), ("#2 String", "sentence2"), ("Quality", "label"))),
+        _glue("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman"), original=(("score", "label"),)),
+        _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("f1", "accuracy"), original=(("is_duplicate", "label"),)),
+        _glue("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), validation=("validation_matched", "validation_mismatched"),
+              original=(("sentence1", "premise"), ("sentence2", "hypothesis"), ("gold_label", "label"))),
+        _glue("qnli", ("question", "sentence"), _ENTAILS),
+        _glue("rte", ("sentence1", "sentence2"), _ENTAILS),
+        _glue("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
+        Task("imdb", ("text",), ("negative", "positive"), ("accuracy",), ("stanfordnlp/imdb", None), ("test",)),
+        Task("squad", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad", None)),
+        Task("squad_v2", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad_v2", None)),
+    )
+}  # fmt: skip
+
+
+def plain(name: object) -> str:
+    """Return a name as it is compared, without case, spaces and marks: SST-2 is sst2. A name of nothing but marks stays
+    as it is."""
+    text = unicodedata.normalize("NFKC", str(name)).casefold()
+    return "".join(c for c in text if unicodedata.category(c)[0] in "LMN") or text
+
+
+def task_of(name: str) -> Task:
+    """The task of this name. Raises UserError, with the nearest, for another."""
+    if name not in TASKS:
+        raise UserError(f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS)} ({', '.join(TASKS)})")
+    return TASKS[name]

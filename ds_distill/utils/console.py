@@ -1,0 +1,163 @@
+"""What a person at the terminal sees: one voice, the first rank's, on standard error. Standard output belongs to results."""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+
+from tqdm import tqdm
+
+from ds_distill.utils.progress import note_progress
+
+
+def is_first() -> bool:
+    """Whether this process is the job's first rank, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say_once(key: str, line: str) -> None:
+    """Print `line`, unless a rank of the job has said `key` before: what all ranks find is said once, what one finds is said by that one."""
+    distributed = sys.modules.get("torch.distributed")  # a mistake in the arguments need not wait for the import
+    if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        if is_first():
+            print(line, file=sys.stderr, flush=True)
+        return
+    store, key, world = distributed.distributed_c10d._get_default_store(), f"said {key}", distributed.get_world_size()
+    try:
+        first = store.add(key, 1) == 1
+    except RuntimeError:  # the rank that keeps the store is gone
+        first = True
+    if first:
+        print(line, file=sys.stderr, flush=True)  # at once: the launcher kills who is left of a job that lost a rank
+    deadline = time.monotonic() + 2
+    while is_first() and store.add(key, 0) < world and time.monotonic() < deadline:
+        time.sleep(0.02)  # the store ends with this rank, and the others must be able to ask
+
+
+def say(text: str) -> None:
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
+TRACE = 0.01  # share of a whole up to which a loss is counted, but not said
+
+
+def say_share(count: int, total: int, line: str) -> None:
+    """Say `line` where it is about more than a trace: `count` of `total`."""
+    if count > TRACE * total:
+        say(line)
+
+
+def end_bars() -> None:
+    """Leave the cursor on a line of its own, where a bar that will not finish has left it in the middle of one."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
+def on_terminal() -> bool:
+    """Return whether standard error is a terminal whose line can be written anew; else it is a file, a pipe or a log."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class _Pause:
+    """Tells when a log needs another line that shows progress: after 10 s, then ever more seldom, a hundred times in a day and a half."""
+
+    def __init__(self):
+        self.began = time.monotonic()
+        self.next = self.began + 10
+
+    def is_over(self) -> bool:
+        now = time.monotonic()
+        if now < self.next:
+            return False
+        self.next = now + max(30, (now - self.began) / 10)
+        return True
+
+
+class _Bar(tqdm):
+    """A bar whose moves count as the process's progress, on ranks that do not show it too."""
+
+    def update(self, n: float = 1) -> bool | None:
+        if n:
+            note_progress()
+        return super().update(n)
+
+
+class _Lines(_Bar):
+    """A bar for what is no terminal: whole lines, few of them, and one at the end."""
+
+    def __init__(self, *arguments, **options):
+        self.pause, self.said = _Pause(), -1
+        super().__init__(*arguments, **options)
+
+    def __str__(self) -> str:
+        shown = self.format_dict | {"ncols": None}
+        if self.total:
+            shown["bar_format"] = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        return self.format_meter(**shown)
+
+    def display(self, msg=None, pos=None) -> bool:
+        if self.pause.is_over():
+            print(self, file=self.fp, flush=True)
+            self.said = self.n
+        return True
+
+    def clear(self, nolock=False) -> None:
+        """Nothing: what is written stays."""
+
+    def close(self) -> None:
+        if self.disable:
+            return
+        if self.n != self.said:
+            print(self, file=self.fp, flush=True)
+        self.disable = True
+        self._decr_instances(self)
+
+
+def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tqdm:
+    """A progress bar, or lines in a log, silent on other ranks; unit "B" or "char" is scaled to k and M. Without a total rate and time only."""
+    scaled = unit in ("B", "char", "token")
+    kind = _Bar if on_terminal() else _Lines
+    return kind(total=total, initial=initial, desc=what, unit=unit if unit == "B" else f" {unit}", unit_scale=scaled, file=sys.stderr,
+                disable=not is_first(), mininterval=0.5, dynamic_ncols=True)  # fmt: skip
+
+
+def skip(bar: tqdm, amount: int) -> None:
+    """Move the bar on over what an earlier start has done: no part of its rate."""
+    if not bar.disable:
+        bar.initial += amount
+        bar.last_print_n += amount
+        bar.n += amount
+        bar.refresh()
+
+
+@contextlib.contextmanager
+def alive(what: str):
+    """Show `what` and the seconds it has taken so far, on the first rank's line, for work that has no measure of its progress.
+
+    In a log a line now and then says so.
+    """
+    done, began, terminal, pause = threading.Event(), time.monotonic(), on_terminal(), _Pause()
+
+    def show() -> None:
+        while True:
+            line = f"{what}, {time.monotonic() - began:.0f} s"
+            if terminal:
+                print(f"\r{line}  ".ljust(50), end="", file=sys.stderr, flush=True)
+            elif pause.is_over():
+                print(line, file=sys.stderr, flush=True)
+            if done.wait(2):
+                return
+
+    shower = threading.Thread(target=show, daemon=True)
+    if is_first():
+        shower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if is_first():
+            shower.join()
+        if is_first() and terminal:
+            print("\r".ljust(51) + "\r", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,30 @@
+"""Small files that version control leaves in place of large ones whose content was not downloaded."""
+
+import re
+from pathlib import Path
+
+from ds_distill.utils.errors import UserError
+
+_LARGEST = 1024  # bytes; git-lfs itself takes no larger file for a pointer
+_GIT_LFS = re.compile(rb"version https://(git-lfs\.github\.com|hawser\.github\.com)/spec/.*?^oid \w+:\w+.*?^size (\d+)", re.DOTALL | re.MULTILINE)
+_GIT_ANNEX = re.compile(rb"/annex/objects/\S+\s*\Z")
+
+
+def check_no_pointer(file: str | Path) -> None:
+    """Raise UserError where `file` is a Git LFS or git-annex pointer to content that is not on this machine.
+
+    Reads at most 1 KiB, whatever the file is called. A file that cannot be read is left to whoever reads it next.
+    """
+    try:
+        with Path(file).open("rb") as stream:
+            head = stream.read(_LARGEST + 1)
+    except OSError:
+        return
+    if len(head) > _LARGEST:
+        return
+    if match := _GIT_LFS.match(head.removeprefix(b"\xef\xbb\xbf")):
+        raise UserError(f"{file}: a Git LFS pointer of {len(head)} bytes, not the {int(match[2]):,} bytes that it stands for; "
+                        f"run `git lfs pull` in {Path(file).absolute().parent}, or download the file itself")
+    if _GIT_ANNEX.match(head):
+        raise UserError(f"{file}: a git-annex pointer of {len(head)} bytes, not the file that it stands for; "
+                        f"run `git annex get {Path(file).name}` in {Path(file).absolute().parent}, or download the file itself")

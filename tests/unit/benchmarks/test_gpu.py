@@ -1,0 +1,169 @@
+"""The GPU suite and its checks: what they report of what was measured, of what was not, and where they are cut off. All on a CPU."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu import suite as gpu_suite
+from benchmarks.gpu.checks import Check
+from tests.patience import communicate
+from tests.start import environment_of, wait_for
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_without_a_gpu_the_suite_refuses_and_a_rehearsal_reports(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU: run the suite itself")
+    start = [sys.executable, "-m", "benchmarks.gpu.suite", "--report", str(tmp_path)]
+    refused = subprocess.run(start, capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 2 and "no GPU" in refused.stderr and not list(tmp_path.iterdir())
+    done = subprocess.run([*start, "--rehearse", "--only", "head"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page, found = (tmp_path / "gpu_suite.md").read_text(), json.loads((tmp_path / "gpu_suite.json").read_text())
+    assert "REHEARSAL" in page and found["rehearsal"] and found["parts"]["head"]["milliseconds"]["fused"] > 0
+    assert found["command"] == f"python -m benchmarks.gpu.suite --report {tmp_path} --rehearse --only head" and f"`{found['command']}`" in page
+    assert json.loads(done.stdout.splitlines()[-1])["not_measured_or_broken"] == []
+    assert page.count("not measured: not asked for") >= len(gpu_suite.PARTS) - 1
+
+
+def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch, capsys):
+    """After each part, and only as a whole file: one that cannot be written leaves the one before."""
+    monkeypatch.setattr(sys, "argv", ["gpu_suite", "--rehearse", "--report", str(tmp_path / "deep" / "report")])
+    monkeypatch.setattr(gpu_suite, "build_ahead", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests' own process
+    found = {"checks": [{"error": "1e-6"}], "broken": [], "not_made": {}, "device": "cpu", "machine": "a machine", "said": "", "seconds": 1.0}
+
+    def run(arguments, seconds):
+        if arguments[0] != "benchmarks.gpu.checks":
+            raise KeyboardInterrupt
+        assert (tmp_path / "deep" / "report").is_dir(), "made before the first part"
+        return found
+
+    monkeypatch.setattr(gpu_suite, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        gpu_suite.main()
+    assert ended.value.code == 130 and capsys.readouterr().err.strip().endswith("benchmarks.gpu.suite: stopped")
+    kept = json.loads((tmp_path / "deep" / "report" / "gpu_suite.json").read_text())
+    assert kept["parts"]["checks"] == found and kept["parts"]["head"] == {"why": "not reached"} and kept["machine"] == "a machine"
+    page = (tmp_path / "deep" / "report" / "gpu_suite.md").read_text()
+    assert "BROKEN OFF, or still at it, before: step_128, large, head" in page and "all 1 limits hold" in page
+    assert sorted(file.name for file in (tmp_path / "deep" / "report").iterdir()) == ["gpu_suite.json", "gpu_suite.md"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_part_ends_with_the_suite(tmp_path, number):
+    """Its contenders too, which are processes of its group; a real suite, whose one part starts another process and hangs."""
+    pids = tmp_path / "pids"
+    part = (f"import os, subprocess, sys, time; other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+            f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}} '); time.sleep(600)")  # fmt: skip
+    suite = ("from benchmarks import gpu_suite\n"
+             f"gpu_suite.PARTS, gpu_suite.rehearsed = (('checks', 'hangs', ('timeit', '-n', '1', '-r', '1', {part!r})),), list\n"
+             "gpu_suite.build_ahead = lambda: None\n"
+             "raise SystemExit(gpu_suite.main())")  # fmt: skip
+    job = subprocess.Popen([sys.executable, "-c", suite, "--rehearse", "--report", str(tmp_path / "report")], cwd=ROOT, env=environment_of(),
+                           stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+    try:
+        wait_for(lambda: pids.is_file() and pids.read_text().endswith(" "), job)
+        job.send_signal(number)
+        _, errors = communicate(job)
+        assert job.returncode == 130 and errors.strip().endswith("benchmarks.gpu.suite: stopped")
+    finally:
+        job.kill()
+        job.stderr.close()
+    assert not any(running(pid) for pid in pids.read_text().split())
+
+
+def running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_part_that_ends_without_figures_says_how():
+    assert gpu_suite.run(["timeit", "-n", "1", "-r", "1", "raise ValueError('no such shape')"], 60)["why"] == "ValueError: no such shape"
+    assert gpu_suite.run(["timeit", "-n", "1", "-r", "1", "import os; os.kill(os.getpid(), 9)"], 60)["why"].startswith("killed by signal 9")
+    late = gpu_suite.run(["timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"], 0.5)
+    assert late["why"].startswith("not done after") and late["seconds"] < 30
+
+
+def test_verdicts_follow_the_figures():
+    checks = {"square_gemm": {"tflops": 800.0}, "broken": [], "not_made": {}, "checks": [{"error": "1e-6"}, {"error": None}]}
+    nothing = {name: {"why": "no time left"} for name, *_ in gpu_suite.PARTS}
+    assert gpu_suite.verdicts(nothing) == ["Numerics: NOT CHECKED: no time left."]
+    step = {"engine": 650_000.0, "mflops_a_token": 628.7, "gemm_floor_share": 0.8, "peak_mb": {"engine": 5000}, "first_step_extra_s": 30.0}
+    head = {"milliseconds": {"fused_compiled": 12.0, "fused_triton": 10.0}}
+    found = nothing | {"checks": checks, "step_128": step, "head": head}
+    numerics, goal, kernel = gpu_suite.verdicts(found)
+    assert numerics == "Numerics: all 2 limits hold."
+    assert "650,000 tokens/s and 51 % with 128 × 128 tokens a step (met, met)" in goal and "512" not in goal
+    assert "1.20×" in kernel and "it stays the default" in kernel
+    assert "(not met, not met)" in gpu_suite.verdicts(found | {"step_128": step | {"engine": 4.5e5}})[1]
+    head = {"milliseconds": {"fused_compiled": 10.5, "fused_triton": 10.0}}
+    assert "torch.compile should be the default" in gpu_suite.verdicts(found | {"head": head})[2]
+    inference = {"summary": {"batch_32_vs_base_same_body": {"gpu_fp16": 1.98, "gpu_compiled": 2.0}}}
+    assert gpu_suite.verdicts(found | {"inference": inference})[3] == ("DistilBERT's size against BERT-base's at 32 × 128 tokens, encoder: "
+                                                                       "1.98× in PyTorch, fp16, GPU, 2.00× in torch.compile, fp16, GPU.")  # fmt: skip
+    rows = gpu_suite.summary_rows(found)
+    assert rows[0]["tokens/s"] == 650_000 and rows[0]["share"] == "51 %" and rows[1]["tokens/s"] == "not measured: no time left"
+    assert rows[0]["memory"] == 5000
+
+
+def test_not_all_limits_hold_where_checks_were_not_made():
+    checks = {"checks": [{}] * 5, "broken": [], "not_made": {"a": "no time left", "b": "no time left", "c": "no ninja"}}
+    said = gpu_suite.numerics(checks)
+    assert said == "Numerics: 3 of 5 checks NOT MADE (2 × no time left; 1 × no ninja); the limits of the other 2 hold."
+    said = gpu_suite.numerics(checks | {"broken": ["varlen"]})
+    assert said.startswith("Numerics: 1 of 5 limits DO NOT HOLD: varlen; 3 of 5 checks NOT MADE (") and "hold." not in said
+    # on a GPU that is a failure, on a CPU, where kernels cannot run, it is not
+    assert gpu_suite.without_result({"checks": checks | {"device": "cuda"}, "head": {"why": "not asked for"}}) == ["a", "b", "c"]
+    assert gpu_suite.without_result({"checks": checks | {"device": "cpu"}, "head": {"why": "no time left"}}) == ["head"]
+
+
+@pytest.mark.parametrize("family", [gpu_checks.vocabulary, gpu_checks.compiled_blocks, gpu_checks.varlen, gpu_checks.host_syncs])
+def test_checks_hold_here_or_say_why_they_were_not_made(family, monkeypatch):
+    monkeypatch.setattr(gpu_checks, "CHECKS", (family,))
+    for row in gpu_checks.results(torch.device("cpu"), float("inf")):
+        assert row["holds"] == "holds" or row["error"] is None and row["holds"] == f"not made: {row['why']}", row
+
+
+def test_each_check_that_was_not_made_is_counted():
+    names = [row["check"] for row in gpu_checks.results(torch.device("cpu"), -1.0)]
+    # of the vocabulary loss two precisions, three kinds of rows and three bodies; of the engine four stages in two precisions
+    assert len(names) == len(set(names)) == 18 + 1 + 1 + 1 + 1 + 8
+    assert {row["why"] for row in gpu_checks.results(torch.device("cpu"), -1.0)} == {gpu_checks.NO_TIME}
+
+
+@pytest.mark.parametrize("device, made, status", [("cuda", True, 0), ("cuda", False, 1), ("cpu", False, 0)])
+def test_a_check_that_was_not_made_fails_on_a_gpu(monkeypatch, capsys, device, made, status):
+    def broken():
+        raise RuntimeError("no such kernel\nand more")
+
+    def not_here():
+        gpu_checks.unless(None if made else "no ninja")
+        return 1e-6, " (built)"
+
+    def family(_):
+        yield Check("holds", 1e-5, lambda: (1e-6, ""))
+        yield Check("perhaps", 1e-5, not_here)
+
+    monkeypatch.setattr(gpu_checks, "CHECKS", (family,))
+    for name, value in {"start_distributed": None, "device_of_rank": SimpleNamespace(type=device), "square_gemm": {}, "describe": "m"}.items():
+        monkeypatch.setattr(gpu_checks, name, lambda *_, value=value: value)
+    assert gpu_checks.report(60.0) == status
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["broken"] == [] and said["not_made"] == ({} if made else {"perhaps": "no ninja"})
+    assert [row["check"] for row in said["checks"]] == ["holds", "perhaps (built)" if made else "perhaps"]
+
+    monkeypatch.setattr(gpu_checks, "CHECKS", (lambda _: [Check("breaks", 1e-5, broken), Check("is nan", 1.0, lambda: (float("nan"), ""))],))
+    assert gpu_checks.report(60.0) == 1
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["broken"] == ["breaks", "is nan"] and said["checks"][0]["holds"] == "DOES NOT RUN: no such kernel"

@@ -1,0 +1,219 @@
+import json
+import os
+
+import pytest
+import yaml
+
+from ds_distill import __version__
+from ds_distill.cli import main as cli
+from ds_distill.cli.argument_parser import known_keys
+from ds_distill.cli.parser import COMMANDS, build_parser, recipe_of
+from ds_distill.config.unknown_keys import OTHER_NAMES, say_unknown
+from ds_distill.recipe import Training
+from ds_distill.utils.model_place import find_model
+
+
+def test_run_without_a_recipe_takes_the_embedded_default(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(cli, "execute", lambda command, options: seen.update(command=command, options=options) or {})
+    monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
+    assert cli.main(["run", "--training.seed", "3", "--debug"]) == 0
+    assert seen["command"] == "run"
+    demo = yaml.safe_load(cli.DEMO.read_text())
+    assert seen["options"].vocabulary == demo["vocabulary"] and seen["options"].data.sequence_length == demo["data"]["sequence_length"]
+    assert seen["options"].training.seed == 3
+
+
+def test_device_cpu_hides_the_gpus_before_torch_is_loaded(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    seen = {}
+    monkeypatch.setattr(cli, "quieten", lambda debug: seen.update(os.environ))
+    monkeypatch.setattr(cli, "execute", lambda command, options: {})
+    assert cli.main(["run", "--training.device", "cpu", "--output", ""]) == 2, "an output is asked for first"
+    assert not seen
+    monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
+    assert cli.main(["run", "--training.device", "cpu"]) == 0
+    assert seen["CUDA_VISIBLE_DEVICES"] == "" and seen["DS_ACCELERATOR"] == "cpu"
+
+
+def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch):
+    (tmp_path / "recipe.yaml").write_text("training:\nlosses:\n  kl: 3\n")
+    seen = {}
+    monkeypatch.setattr(cli, "execute", lambda command, options: seen.update(recipe=recipe_of(options)) or {})
+    monkeypatch.setattr(cli, "check_arguments", lambda command, options: None)
+    monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
+    assert cli.main(["distill", "--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path)]) == 0
+    assert seen["recipe"].losses.kl == 3 and seen["recipe"].training == Training()
+
+
+@pytest.mark.parametrize("given, words", [
+    (["--training.seed", "-1"], "training.seed = -1: must be between 0"),
+    (["--data.weights", "[.nan, 1]"], "data.weights[0] = nan: must be between 0"),
+    (["--training.deepspeed", "commas.json"], "training.deepspeed = commas.json: not JSON"),
+    (["--training.deepspeed", "list.json"], "training.deepspeed = list.json: must be an object"),
+    (["--training.deepspeed", "null.json"], "training.deepspeed = null.json: must be an object, and so zero_optimization"),
+    (["--training.deepspeed", "auto.json"], 'training.deepspeed = auto.json: zero_optimization.stage = "auto": must be 0, 1, 2 or 3'),
+    (["--training.betas", "[0.9, 1.0]"], "training.betas[1] = 1.0: must be between 0 and 0.99999"),
+    (["--training.eps", "0"], "training.eps = 0.0: must be between 1e-15"),
+    (["--data.mask_smoothing", ".nan"], "data.mask_smoothing = nan: must be between 0 and 5"),
+    (["--config", "latin.yaml"], "--config: not UTF-8 text"),
+])  # fmt: skip
+def test_what_would_end_in_a_traceback_is_one_sentence(tmp_path, monkeypatch, capsys, given, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "commas.json").write_text('{"zero_optimization": {"stage": 1,}}')
+    for name, said in (("list", "[1]"), ("null", '{"zero_optimization": null}'), ("auto", '{"zero_optimization": {"stage": "auto"}}')):
+        (tmp_path / f"{name}.json").write_text(said)
+    (tmp_path / "latin.yaml").write_bytes("# größer\ntraining: {}\n".encode("latin-1"))
+    assert cli.main(["distill", "--teacher", "T", "--corpus", "x", "--output", "out", *given]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert f"ds-distill: {words}" in said[-1]
+
+
+def test_prepare_takes_a_recipe_with_a_teacher():
+    options = build_parser().parse_args(["prepare", "--config", str(cli.DEMO.with_name("distilbert_base.yaml")), "--output", "tokens"]).prepare
+    assert options.teacher and options.corpus and not options.tokenizer and options.data.sequence_length == 512
+
+
+def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
+    def interrupted(command, options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "execute", interrupted)
+    monkeypatch.setattr(cli, "check_arguments", lambda command, options: None)
+    assert cli.main(["finetune", "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("ds-distill: interrupted; what is done is kept, and the same command goes on from there\n")
+
+
+def said_by(capsys, *words) -> str:
+    """The one sentence that a refused command ends with."""
+    assert cli.main(list(words)) == 2
+    out, err = capsys.readouterr()
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("ds-distill: ") and not out
+    return last.removeprefix("ds-distill: ")
+
+
+def test_without_a_word_it_says_what_to_type_first(capsys):
+    assert cli.main([]) == 2
+    out, err = capsys.readouterr()
+    assert not out and all(command in err for command in COMMANDS)
+    for line in err.splitlines():  # what it says can be typed
+        if line.startswith("  ds-distill "):
+            build_parser().parse_args(line.split("  ")[1].split()[1:])
+
+
+@pytest.mark.parametrize("words", [["--version"], ["version"], ["run", "--version"], ["finetune", "--version"]])
+def test_the_version(capsys, words):
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == f"ds-distill {__version__}\n"
+
+
+@pytest.mark.parametrize("asked, same", [(["help"], ["--help"]), (["help", "finetune"], ["finetune", "--help"]), (["-h"], ["--help"])])
+def test_help_by_other_words(capsys, asked, same):
+    assert cli.main(asked) == cli.main(same) == 0
+    out = capsys.readouterr().out
+    assert out[: len(out) // 2] == out[len(out) // 2 :] and out.startswith("usage: ds-distill")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("distil", "distil: no such command; did you mean distill?"),
+        ("--training.seed 3", "--training.seed: a command comes first"),
+        ("zzz", "zzz: no such command (the commands are run, "),
+        ("run distill --teacher t", "distill: not expected after run"),
+        ("distill help", "help: not expected here"),
+        ("distill --output my run", "run: not expected here; each value follows its option"),
+        ("distill --output --teacher t", "--output: a value belongs after it"),
+        ("report", "folders: missing"),
+        ("distill -o x", "o: no such key; write --output"),
+        ("distill --config none.yaml", "--config: File does not exist"),
+        ("distill --training 3", "training: 3: keys belong there"),
+        (
+            "finetune --first_seed 4294967295 --seeds 2 --task rte --model m --output o",
+            "--first_seed 4294967295: seeds lie between",
+        ),
+        (
+            "export --model acme/small --format onnx",
+            "--model acme/small: no such folder here; for a model of the hub's cache give --output too",
+        ),
+    ],
+)
+def test_a_mistake_in_the_first_words(capsys, monkeypatch, tmp_path, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert said_by(capsys, *words.split()).startswith(said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command, written, meant",
+    [
+        ("distill", "lr", "--training.learning_rate"),
+        ("finetune", "lr", "--tuning.learning_rate"),
+        ("distill", "max_tokens", "--training.max_tokens"),
+        ("distill", "max-tokens", "--training.max_tokens"),
+        ("distill", "training.max-tokens", "--training.max_tokens"),
+        ("distill", "seed", "--training.seed"),
+        ("finetune", "seed", "--first_seed, the first of as many as --seeds says"),
+        ("distill", "batch_size", "--training.global_batch or --training.micro_batch"),
+        ("finetune", "batch_size", "--tuning.batch"),
+        ("distill", "epochs", "--training.epochs"),
+        ("finetune", "num_train_epochs", "--tuning.epochs"),
+        ("distill", "output_dir", "--output"),
+        ("distill", "fp16", "--training.precision fp16"),
+        ("finetune", "bf16", "--tuning.precision bf16"),
+        ("evaluate", "learning_rate", "--training.learning_rate"),
+        ("pretrain", "mlm_probability", "--data.mask_probability"),
+        ("plan", "memory-gib", "--memory_gib"),
+        ("export", "model_name_or_path", "--model"),
+        ("distill", "training.lr", "--training.learning_rate"),
+        ("distill", "gradient_checkpointing", "--training.gradient_"),
+    ],
+)
+def test_a_short_or_foreign_name_is_answered_with_the_key(capsys, tmp_path, command, written, meant):
+    """One rule: it is not taken, so that one setting has one name, but the key is named exactly, with a value where one is meant."""
+    said = said_by(capsys, command, f"--{written}", "1", "--output", str(tmp_path))
+    assert said.startswith(f"{written}: no such key; ") and meant.removeprefix("--") in said, said
+    section, _, name = written.rpartition(".")
+    (tmp_path / "r.yaml").write_text(f"{section}: {{{name}: 1}}" if section else f"{name}: 1")
+    in_a_file = said_by(capsys, command, "--config", str(tmp_path / "r.yaml"))
+    assert in_a_file.startswith(f"{written}: no such key; "), in_a_file
+
+
+def test_every_key_is_named_where_only_its_last_part_is_written():
+    for command, sub in build_parser()._subcommands_action._name_parser_map.items():
+        keys = known_keys(sub)
+        for key in keys:
+            if (leaf := key.split(".")[-1]) not in keys:
+                assert f"write --{key}" in say_unknown(f"--{leaf}", keys) or f"or --{key}" in say_unknown(
+                    f"--{leaf}", keys
+                ), (command, key)
+
+
+def test_what_others_call_it_leads_to_keys_that_there_are():
+    keys = {key for sub in build_parser()._subcommands_action._name_parser_map.values() for key in known_keys(sub)}
+    for name, meant in OTHER_NAMES.items():
+        assert {key.split()[0] for key in meant} <= keys, name
+
+
+def test_the_model_in_an_output_folder(tmp_path):
+    run = tmp_path / "run"
+    for place in ("export", "distilled/export", "seed=1/model"):
+        (run / place).mkdir(parents=True)
+        (run / place / "config.json").write_text("{}")
+        assert find_model(run / place) == run / place
+    assert find_model(run) == run, "no summary says which"
+    for made, place in (
+        ("runs/run/export", "export"),
+        ("/long/ago/run/distilled/export", "distilled/export"),
+        ("x/../y/seed=1/model", "seed=1/model"),
+        ("elsewhere", "."),
+        ("", "."),
+    ):
+        (run / "summary.json").write_text(json.dumps({"export": made}))
+        assert find_model(run) == run / place
+    for damaged in ("", "[]", "{}", '{"export": 3}', "\0"):
+        (run / "summary.json").write_text(damaged)
+        assert find_model(run) == run
+    assert find_model(tmp_path / "nowhere") == tmp_path / "nowhere"

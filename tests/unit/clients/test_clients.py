@@ -1,0 +1,236 @@
+"""The clients' table, and that no wrong answer passes for PyTorch's; the clients themselves are run by `python -m tests.clients`."""
+
+import copy
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ds_distill.export.formats import FORMATS as PRODUCT_FORMATS
+from tests.clients import runner
+from tests.clients.catalog import CLIENTS, ENVIRONMENTS, Client, Limit, checks_of
+from tests.clients.compare import TOLERANCES, Wrong, check_answers, too_alike
+from tests.clients.environments import Environment, NotRun, make_ready, pinned
+from tests.clients.exports import EXPORTS, FORMATS
+from tests.clients.report import BEGIN, END, failures, page_section, summary_of, write_section
+
+PAGE = Path(__file__).parents[3] / "docs" / "CLIENTS.md"
+HELPERS = {"checks.py", "transformers_classes.py", "transformers_js_answers.mjs"}
+REFERENCE = {
+    "short": {"logits": [1.0, -2.0, 0.5], "scores": {"no": 0.25, "yes": 0.75}, "mean": [3.0, 4.0]},
+    "overlong": {
+        "logits": [0.0, 4.0],
+        "scores": {"no": 0.9, "yes": 0.1},
+        "mean": [-1.0, 0.0],
+        "cut_last": {"logits": [4.0, 0.0], "scores": {"no": 0.2, "yes": 0.8}, "mean": [5.0, 12.0]},
+    },
+}
+ANSWERS = {
+    "short": {"logits": [1.0, -2.0, 0.5], "scores": [["yes", 0.75]], "unit_mean": [0.6, 0.8]},
+    "overlong": {"logits": [0.0, 4.0], "scores": [["no", 0.9], ["yes", 0.1]], "mean": [-1.0, 0.0]},
+}
+
+
+def test_every_client_can_be_run():
+    scripts = {file.name for file in runner.SCRIPTS.iterdir() if file.is_file()}
+    assert scripts == {client.script for client in CLIENTS.values()} | HELPERS
+    assert {client.environment for client in CLIENTS.values()} == set(ENVIRONMENTS)
+    assert not any(name.startswith("test_") or name.endswith("_test.py") for name in scripts), (
+        "pytest must not collect them"
+    )
+    for client in CLIENTS.values():
+        checks = checks_of(client)
+        assert checks and set(client.formats) <= set(FORMATS) == set(TOLERANCES)
+        assert set(client.exports) <= {export.name for export, _ in checks}, "an export that none of its tasks has"
+        assert client.in_page == client.script.endswith(".html")
+        if client.script.endswith((".mjs", ".html")):
+            assert ENVIRONMENTS[client.environment].installer == "npm"
+    assert len({runner.file_name(client) for client in CLIENTS.values()}) == len(CLIENTS)
+
+
+def test_every_kind_of_export_is_loaded_in_every_format_by_some_client():
+    loaded = {(export.name, form) for client in CLIENTS.values() for export, form in checks_of(client)}
+    assert loaded == {(name, form) for name in EXPORTS for form in FORMATS}
+    assert set(FORMATS) - {"hf"} <= set(PRODUCT_FORMATS)
+    for export in EXPORTS.values():
+        assert export.made_by in ("distill", "pretrain") or export.source in EXPORTS
+
+
+def test_right_answers_pass():
+    assert check_answers(ANSWERS, REFERENCE) == pytest.approx({"short": 0.0, "overlong": 0.0}, abs=1e-12)
+    other = copy.deepcopy(ANSWERS) | {
+        "overlong": {"logits": [4.0, 0.0], "scores": [["yes", 0.8]], "unit_mean": [5 / 13, 12 / 13]}
+    }
+    assert max(check_answers(other, REFERENCE, cuts_last=True).values()) < 1e-12
+    assert max(check_answers(other, REFERENCE).values()) > TOLERANCES["onnx-int8"]
+
+
+@given(st.sampled_from(["short", "overlong"]), st.data())
+def test_one_wrong_number_is_seen(name, data):
+    answers = copy.deepcopy(ANSWERS)
+    view = data.draw(st.sampled_from(sorted(answers[name])))
+    off = data.draw(st.floats(2e-4, 10)) * data.draw(st.sampled_from([-1, 1]))
+    at = data.draw(st.integers(0, len(answers[name][view]) - 1))
+    scale = {"logits": 4.0, "mean": 5.0}.get(view, 1.0)
+    if view == "scores":
+        answers[name][view][at][1] += scale * off
+    else:
+        answers[name][view][at] += scale * off
+    assert check_answers(answers, REFERENCE)[name] > TOLERANCES["hf"]
+
+
+@pytest.mark.parametrize(
+    ("view", "value", "said"),
+    [
+        ("logits", [], "no logits"),
+        ("logits", None, "no logits"),
+        ("logits", "123", "no logits"),
+        ("logits", [1.0, -2.0], "2 numbers where PyTorch gives 3"),
+        ("logits", [1.0, math.nan, 0.5], "not finite"),
+        ("logits", [1.0, None, 0.5], "not finite"),  # JSON has no NaN
+        ("logits", [1.0, math.inf, 0.5], "not finite"),
+        ("scores", [], "no scores"),
+        ("scores", [["LABEL_1", 0.75]], "a score for LABEL_1, where PyTorch has no, yes"),
+        ("answer", "a word", "PyTorch has no answer of that kind"),
+        ("guess", [1.0], "an answer of no known kind"),
+    ],
+)
+def test_what_is_no_answer_is_none(view, value, said):
+    with pytest.raises(Wrong, match=said):
+        check_answers(ANSWERS | {"short": {view: value}}, REFERENCE)
+
+
+def test_every_input_must_be_answered():
+    for answers in ({}, {"short": ANSWERS["short"]}, ANSWERS | {"overlong": {}}):
+        with pytest.raises(Wrong, match="no answer to the input"):
+            check_answers(answers, REFERENCE)
+
+
+def test_a_second_best_score_is_no_best():
+    found = check_answers(ANSWERS | {"short": {"scores": [["no", 0.25]]}}, REFERENCE)
+    assert found["short"] > TOLERANCES["onnx-int8"], "each score is its label's, but the label is not the first"
+
+
+def test_references_that_would_let_another_texts_answer_pass_are_refused():
+    assert too_alike(REFERENCE) is None
+    assert "differ by 0" in too_alike({"one": REFERENCE["short"], "other": REFERENCE["short"]})
+    near = {"one": {"logits": [1.0, 0.0]}, "other": {"logits": [1.0, 0.1]}}
+    assert "all answers lie within 0.1" in too_alike(near)
+
+
+def judged(**row):
+    client = Client(
+        "new", "torch", "torch_alone.py", "", limits=(Limit("unsupported", "it has no DistilBERT", ("student",)),)
+    )
+    return runner.judge(client, "student", "onnx", row, REFERENCE)
+
+
+def test_a_check_is_the_same_failed_or_the_clients_own_limit():
+    assert judged(answers=ANSWERS, errors={})["status"] == "same"
+    off = copy.deepcopy(ANSWERS)
+    off["short"]["logits"][0] += 0.01
+    assert judged(answers=off, errors={})["status"] == "failed"
+    assert judged(answers={}, errors={})["status"] == "failed"
+    assert judged(answers=ANSWERS, errors={"short": "TypeError: x"}) | {"difference": 0} == {
+        "status": "failed", "difference": 0, "error": "TypeError: x (input short)", "notes": []}  # fmt: skip
+    limit = judged(answers={}, errors={"short": "unsupported", "overlong": "unsupported"})
+    assert (limit["status"], limit["error"]) == ("limit", "it has no DistilBERT")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run a script's text as the client "torch alone", by this environment's Python."""
+    (tmp_path / "scripts").mkdir()
+    monkeypatch.setattr(runner, "SCRIPTS", tmp_path / "scripts")
+    monkeypatch.setattr(runner, "make_ready", lambda *_: Path(sys.prefix))
+    inputs = {name: {"text": name} for name in REFERENCE}
+
+    def start(text, minutes=10.0):
+        (tmp_path / "scripts" / "client.py").write_text("import json, sys\njob = json.load(open(sys.argv[1]))\n" + text)
+        client = Client(
+            "new", "torch", "client.py", "", tasks=("fill-mask",), exports=("student", "bert"), minutes=minutes
+        )
+        folders = {name: tmp_path for name in ("student", "bert")}
+        references = {name: {"inputs": inputs, "answers": REFERENCE} for name in folders}
+        return runner.run_client(client, tmp_path, folders, references, tmp_path / "log.txt", lambda _: None)
+
+    return start
+
+
+WRITE = f"""
+answers = json.loads({json.dumps(ANSWERS)!r})
+def write(checks):
+    rows = [dict(export=check["export"], format=check["format"], answers=answers, errors=dict()) for check in checks]
+    json.dump(dict(versions=dict(new="1.0"), checks=rows), open(sys.argv[2], "w"))
+"""
+
+
+def test_a_client_runs_in_a_process_of_its_own(run):
+    row = run(WRITE + "write(job['checks'])")
+    assert row["not_run"] is None and row["versions"] == {"new": "1.0"}
+    assert [(check["export"], check["status"]) for check in row["checks"]] == [("student", "same"), ("bert", "same")]
+    assert failures([row], {}) == []
+
+
+def test_a_client_that_dies_on_the_way_has_failed_at_the_rest(run):
+    row = run(WRITE + "write(job['checks'][:1]); sys.exit('Segmentation fault')")
+    assert [check["status"] for check in row["checks"]] == ["same", "failed"]
+    assert failures([row], {}) == ["new: bert (hf): its process ended with 1: Segmentation fault"]
+
+
+def test_a_client_that_says_nothing_or_hangs_has_failed(run):
+    assert [check["status"] for check in run("")["checks"]] == ["failed", "failed"]
+    row = run("import time; time.sleep(3600)", minutes=0.01)
+    assert {check["error"] for check in row["checks"]} == {"stopped after 0.01 minutes"}
+
+
+def test_a_client_that_cannot_run_here_says_why(run):
+    row = run("sys.exit('not run: only root may become another user')")
+    assert row["not_run"] == "only root may become another user" and failures([row], {}) == []
+
+
+def test_an_environment_that_cannot_be_made_is_a_reason(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotRun, match="no npm on this machine"):
+        make_ready(Environment("js", ("left-pad@1.0.0",), "npm"), tmp_path / "environments")
+    assert not (tmp_path / "environments" / "js" / "made-from.txt").exists(), "it is tried again the next time"
+
+
+def test_an_environment_is_used_again_until_its_packages_change(tmp_path):
+    environment = Environment("x", (pinned("torch"),))
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "made-from.txt").write_text(environment.stamp)
+    assert make_ready(environment, tmp_path) == tmp_path / "x"
+    assert Environment("x", (pinned("numpy"),)).stamp != environment.stamp
+    with pytest.raises(KeyError):
+        pinned("left-pad")
+
+
+def test_the_table_goes_between_the_markers_and_names_what_failed(tmp_path):
+    checks = [{"export": "student", "format": "hf", "status": "same", "difference": 2e-6, "error": None, "notes": []},
+              {"export": "bert", "format": "hf", "status": "failed", "difference": None, "error": "a | b", "notes": []}]  # fmt: skip
+    row = {"client": "torch alone", "versions": {"torch": "2.13"}, "not_run": None, "checks": checks}
+    line = summary_of(row)
+    assert (
+        line["exports"] == "1 of 2" and line["fp32"] == "2.0e-06" and "**failed**: bert hf: a \\| b" in line["outcome"]
+    )
+    gone = summary_of({"client": "torch alone", "versions": {}, "not_run": "no room", "checks": []})
+    assert gone["outcome"] == "not run: no room"
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_section(page, page_section([row], {"xlm-roberta": "no way"}, "Run on a day."))
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| torch alone (torch 2.13) |" in text and "`xlm-roberta` could not be made: no way" in text
+    assert failures([row], {"xlm-roberta": "no way"}) == ["export xlm-roberta: no way", "torch alone: bert (hf): a | b"]
+
+
+def test_the_documents_have_a_place_for_the_table(tmp_path):
+    copy_of_page = tmp_path / PAGE.name
+    copy_of_page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    write_section(copy_of_page, "a table")
+    assert "a table" in copy_of_page.read_text(encoding="utf-8")

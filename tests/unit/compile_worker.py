@@ -1,5 +1,0 @@
-"""A process that compiles two lines with torch.compile, and ends with what stood in the way."""
-
-from ds_distill.training.compiled import why_no_compile
-
-raise SystemExit(why_no_compile())

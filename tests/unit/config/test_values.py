@@ -1,0 +1,444 @@
+"""Options and keys take numbers, words, paths and lists as people write them, on the command line and in YAML, or
+say in one sentence what is wrong."""
+
+import os
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ds_distill.cli.argument_parser import Value
+from ds_distill.cli.parser import COMMANDS, build_parser
+from ds_distill.config.values import Name, OutputPath, UserPath, convert, read_number, read_whole_number
+from ds_distill.config.yaml_text import load_yaml
+from ds_distill.utils.errors import UserError
+
+PARSER = build_parser()
+SUBS = PARSER._subcommands_action._name_parser_map
+TEXT_THAT_MAY_BE_ANYTHING = {
+    "launch": "a command",
+    "data.column": "a name",
+    "student.layers": "a name or a list of numbers",
+}
+
+
+def leaves(hint) -> list:
+    """The types that a hint is made of."""
+    if get_origin(hint) is Annotated or get_origin(hint) is Literal or not get_args(hint):
+        return [hint]
+    return [leaf for part in get_args(hint) for leaf in leaves(part)]
+
+
+def values_of(command: str) -> list[Value]:
+    return [action for action in SUBS[command]._actions if isinstance(action, Value)]
+
+
+def checked(command: str, action: Value, value: Any) -> Any:
+    """What jsonargparse is given for `value` of an option: of the command line, or of a file."""
+    return SUBS[command]._check_value_key(action, value, action.dest, None)
+
+
+def keys_with(hint: Any, command: str) -> dict[str, Value]:
+    """The options of a command that take a single value of the type, alone or among others."""
+    return {
+        action.dest: action for action in values_of(command) if hint in leaves(action._typehint) and not is_list(action)
+    }
+
+
+def is_list(action: Value) -> bool:
+    return action.nargs in ("*", "+") or bool(
+        {list, tuple, dict} & {get_origin(part) for part in (action._typehint, *get_args(action._typehint))}
+    )
+
+
+def parse_file(tmp_path, command: str, keys: dict[str, str]) -> dict[str, Any]:
+    """What the keys of a file mean; keys: dotted, with the YAML that stands after each."""
+    if not keys:
+        return {}
+    lines: dict[str, list[str]] = {}
+    for key, text in keys.items():
+        section, _, name = key.rpartition(".")
+        lines.setdefault(section, []).append(f"{'  ' if section else ''}{name}: {text}")
+    rooms = "".join(
+        "\n".join([f"{section}:" if section else "", *entries]) + "\n" for section, entries in lines.items()
+    )
+    (tmp_path / "keys.yaml").write_text(rooms, encoding="utf-8")
+    words = [command, "--config", str(tmp_path / "keys.yaml"), *(["folder"] if command == "report" else [])]
+    found = PARSER.parse_args(words)[command]
+    return {key: found[key] for key in keys}
+
+
+def parse_words(command: str, keys: dict[str, str]) -> dict[str, Any]:
+    words = [word for key, text in keys.items() for word in (f"--{key}={text}",)]
+    found = PARSER.parse_args([command, *words, *(["folder"] if command == "report" else [])])[command]
+    return {key: found[key] for key in keys}
+
+
+def refused(command: str, action: Value, value: Any) -> str:
+    with pytest.raises(UserError) as error:
+        checked(command, action, value)
+    said = str(error.value)
+    assert said.lstrip("-").startswith(action.dest) and "\n" not in said and len(said) < 400, said
+    return said
+
+
+@pytest.mark.parametrize(
+    "written", ["10", "1e1", "1E1", "10.0", "1_0", "+10", "0.01k", ".01K", "0.00001M", "1e-8G", "0xA", "010", " 10 "]
+)
+def test_ten_in_every_key_of_a_whole_number(tmp_path, written):
+    if written == "1e-8G":  # one or the other
+        with pytest.raises(UserError):
+            convert(written, int, "key")
+        return
+    for command in COMMANDS:
+        if keys := dict.fromkeys(keys_with(int, command), written):
+            assert parse_words(command, keys) == dict.fromkeys(keys, 10), command
+            assert parse_file(tmp_path, command, keys) == dict.fromkeys(keys, 10), command
+            assert parse_file(tmp_path, command, {key: f"'{written}'" for key in keys}) == dict.fromkeys(keys, 10), (
+                command
+            )
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "1.5",
+        "1e-1",
+        "0.0001k",
+        "many",
+        "1 000",
+        "1,000",
+        "",
+        " ",
+        "yes",
+        "true",
+        "1:30",
+        "2024-01-01",
+        "inf",
+        ".nan",
+        "1e99",
+        "9223372036854775808",
+        "1e999999999",
+        "--",
+        "_",
+        "k",
+        "1MB",
+        "1kk",
+        "1e",
+        "0x",
+        [],
+        {},
+        ["1", "2"],
+        {"a": "1"},
+    ],
+)
+def test_what_is_no_whole_number_is_refused_by_its_key(written):
+    for command in COMMANDS:
+        for action in keys_with(int, command).values():
+            refused(command, action, written)
+
+
+@given(st.integers(-(2**63) + 1, 2**63 - 1), st.data())
+def test_a_whole_number_in_every_spelling_is_itself(number, data):
+    digits = f"{number:,}".replace(",", "_")
+    exponent = data.draw(st.integers(0, 25))
+    shifted = f"{number}e0" if not exponent else f"{'-' if number < 0 else ''}{str(abs(number)).zfill(exponent + 1)}"
+    if exponent:
+        shifted = f"{shifted[:-exponent]}.{shifted[-exponent:]}e{exponent}"
+    for text in (str(number), digits, f"{number}.0", shifted, hex(number)):
+        assert read_whole_number(text) == number, text
+        assert read_whole_number(load_yaml(f"k: {text}", "")["k"]) == number, text
+
+
+@given(
+    st.integers(-(10**12), 10**12),
+    st.sampled_from([("k", 3), ("K", 3), ("M", 6), ("m", 6), ("G", 9), ("B", 9), ("b", 9), ("T", 12)]),
+)
+def test_suffixes(number, suffix):
+    letter, zeros = suffix
+    if abs(number) * 10**zeros < 2**63:
+        assert read_whole_number(f"{number}{letter}") == number * 10**zeros
+    assert read_number(f"{number}{letter}") == float(number * 10**zeros)
+
+
+@given(st.floats(allow_nan=False))
+def test_a_number_as_python_and_yaml_write_it_is_itself(number):
+    for text in (repr(number), yaml.safe_dump(number).split("\n")[0], f"{number:.17g}", f"{number:.17E}"):
+        assert read_number(text) == number, text
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=12))
+def test_any_text_is_a_number_or_answered(text):
+    for hint in (
+        int,
+        float,
+        bool,
+        int | Literal["auto"],
+        tuple[float, float],
+        list[float] | None,
+        str | list[int],
+        dict[str, int],
+        Literal["a", "b"],
+    ):
+        try:
+            convert(text, hint, "some.key")
+        except UserError as error:
+            assert str(error).startswith("some.key") and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "written, meant",
+    [("yes", True), ("no", False), ("on", True), ("off", False), ("true", True), ("FALSE", False), ("Off", False)],
+)
+def test_yes_and_no_in_every_key_that_is_true_or_false(tmp_path, written, meant):
+    for command in COMMANDS:
+        if keys := dict.fromkeys(keys_with(bool, command), written):
+            assert parse_words(command, keys) == dict.fromkeys(keys, meant), command
+        flags = [action.dest for action in SUBS[command]._actions if type(action).__name__ == "Flag"]
+        keys |= dict.fromkeys(flags, written)
+        assert parse_file(tmp_path, command, keys) == dict.fromkeys(keys, meant), command
+
+
+def test_each_choice_is_taken_as_the_word_that_it_is(tmp_path):
+    for command in COMMANDS:
+        choices = {
+            action.dest: leaf
+            for action in values_of(command)
+            for leaf in leaves(action._typehint)
+            if get_origin(leaf) is Literal
+        }
+        for number in range(max((len(get_args(leaf)) for leaf in choices.values()), default=0)):
+            keys = {key: get_args(leaf)[number % len(get_args(leaf))] for key, leaf in choices.items()}
+            assert parse_file(tmp_path, command, keys) == keys == parse_words(command, keys), command
+        for action in values_of(command):
+            if action.dest in choices:
+                assert all(word in refused(command, action, "maybe") for word in get_args(choices[action.dest]))
+
+
+WORDS = (
+    "off",
+    "no",
+    "True",
+    "2024",
+    "1e3",
+    "2024-01-01",
+    "010",
+    "0x10",
+    "1:30",
+    "1_000",
+    ".inf",
+    "=",
+    "<<",
+    "läuft",
+    "a b",
+)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_of_yaml_is_the_word_that_was_written(tmp_path, word):
+    for command in COMMANDS:
+        single = [
+            key
+            for hint in (str, Name, UserPath, OutputPath)
+            for key in keys_with(hint, command)
+            if key != "student.layers"
+        ]
+        several = [
+            action.dest
+            for action in values_of(command)
+            if is_list(action) and {Name, UserPath} & set(leaves(action._typehint))
+        ]
+        several = [key for key in several if key != "folders"]
+        for text, listed, many in (
+            (word, word, [word]),
+            (f'"{word}"', f"['x', {word}]", ["x", word]),
+        ):  # a word is a list of one
+            keys = dict.fromkeys(single, text) | dict.fromkeys(several, listed)
+            assert parse_file(tmp_path, command, keys) == dict.fromkeys(single, word) | dict.fromkeys(several, many), (
+                command
+            )
+        assert parse_words(command, dict.fromkeys(single, word)) == dict.fromkeys(single, word), command
+
+
+@pytest.mark.parametrize("word", ("off", "no", "2024", "1e3", "2024-01-01", "null", "~", "true", "1:30", "=", "läuft"))
+def test_names_of_a_mapping_are_the_words_that_were_written(tmp_path, word):
+    (tmp_path / "plan.yaml").write_text(
+        f"students: {{{word}: {{losses.kl: 0, training.compile: off, data.column: 1e3}}}}",
+        encoding="utf-8",
+    )
+    found = PARSER.parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
+    assert found.students == {word: {"losses.kl": 0.0, "training.compile": "off", "data.column": "1e3"}}
+
+
+def test_every_option_of_text_is_a_path_or_a_name():
+    """So that a new one is not forgotten: a path has ~ expanded, and neither may be empty."""
+    for command in COMMANDS:
+        plain = {
+            action.dest
+            for action in values_of(command)
+            if str in leaves(action._typehint) and get_origin(action._typehint) is not dict
+        }
+        assert plain <= set(TEXT_THAT_MAY_BE_ANYTHING), f"{command}: say with UserPath or Name what these are"
+
+
+def test_home_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "my home"))
+    home = str(tmp_path / "my home")
+    count = 0
+    for command in COMMANDS:
+        single = keys_with(UserPath, command) | keys_with(OutputPath, command)
+        several = [action for action in values_of(command) if is_list(action) and UserPath in leaves(action._typehint)]
+        count += len(single) + len(several)
+        for written, meant in (
+            ("~/x", f"{home}/x"),
+            ("~root/x", f"{os.path.expanduser('~root')}/x"),
+            ("hf:~/x", "hf:~/x"),
+            ("a~/b", "a~/b"),
+        ):
+            keys = dict.fromkeys(single, written)
+            assert parse_words(command, keys) == parse_file(tmp_path, command, keys) == dict.fromkeys(single, meant), (
+                command
+            )
+        assert parse_words(command, dict.fromkeys(single, "~")) == dict.fromkeys(single, home), (
+            "in YAML ~ alone is nothing"
+        )
+        for action in single.values():
+            assert "~nobody-of-this-name" in refused(command, action, "~nobody-of-this-name/x")
+        for action in several:
+            words = [f"--{action.dest}"] * bool(action.option_strings) + ["~/a.jsonl#column", "hf:NAME", "~/b"]
+            meant = [f"{home}/a.jsonl#column", "hf:NAME", f"{home}/b"]
+            assert PARSER.parse_args([command, *words])[command][action.dest] == meant, (command, action.dest)
+            if action.option_strings:
+                assert parse_file(tmp_path, command, {action.dest: "['~/a.jsonl#column', 'hf:NAME', ~/b]"}) == {
+                    action.dest: meant
+                }
+    assert count > 40
+    (tmp_path / "my home").mkdir()
+    (tmp_path / "my home" / "r.yaml").write_text("training: {seed: 3}\n")
+    assert PARSER.parse_args(["distill", "--config=~/r.yaml"]).distill.training.seed == 3
+
+
+def test_an_empty_value_is_refused_in_every_option():
+    for command in COMMANDS:
+        for action in values_of(command):
+            if action.default == "":
+                continue
+            for empty in ("", "  ", *([["a", ""], ["a", None]] if is_list(action) else [])):
+                said = refused(command, action, empty)
+                assert UserPath not in leaves(action._typehint) or "is empty" in said or "nothing" in said
+
+
+def test_a_key_with_nothing_after_it_has_its_default(tmp_path):
+    for command in COMMANDS:
+        keys = {action.dest: "" for action in values_of(command) if action.dest != "folders"}
+        defaults = PARSER.parse_args([command, *(["folder"] if command == "report" else [])])[command]
+        for key, value in parse_file(tmp_path, command, keys).items():
+            optional = types.NoneType in leaves(
+                next(action._typehint for action in values_of(command) if action.dest == key)
+            )
+            assert value is None if optional else value == defaults[key], (command, key)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("training: 5", "training: 5: keys belong there"),
+        ("training: [1]", "training: ['1']: keys belong there"),
+        ("training: {seed: 1, seed: 2}", "the key seed stands here for the second time"),
+        ("corpus: {a: b}", "--corpus: keys stand where a list belongs"),
+        ("corpus: [[a]]", "--corpus: ['a']: one word or text belongs here"),
+        ("training: {betas: [0.9]}", "training.betas: ['0.9']: 2 numbers belong here"),
+        ("training: {betas: [0.9, x]}", "training.betas[1]: x is not a number"),
+        ("training: {seed: [1]}", "training.seed: ['1']: one value belongs here"),
+        ("student: {layers: [0, x]}", "student.layers[1]: x is not a whole number"),
+        ("training: {micro_batch: au}", "or write auto"),
+        ("training: {precision: FP16}", "did you mean fp16?"),
+        ("- a", "holds a list; keys belong there"),
+        ("", "holds nothing"),
+        ("# a word", "holds nothing"),
+        ("just words", "holds text"),
+        ("training: {seed: 1", "line 2, column 1"),
+        ("a:\n\tb: 1", "line 2, column 1"),
+        ("? [a]\n: b", "the name of a key belongs"),
+        ("training: none.yaml", "training: none.yaml: keys belong there"),
+        ("training: {lr: 1}", "training.lr: no such key; write training.learning_rate"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_one_sentence(tmp_path, text, said):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        PARSER.parse_args(["distill", "--config", str(tmp_path / "r.yaml")])
+    assert said in str(error.value) and "\n" not in str(error.value), error.value
+
+
+@pytest.mark.parametrize("place", ["students: {a: {q: ", "corpus: ", "teacher: ", "anything: "])
+def test_aliases_that_stand_for_more_than_there_is_room_for(tmp_path, place):
+    """Ten lines for nine to the power of thirteen."""
+    lists = "".join(f", &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 14))
+    (tmp_path / "r.yaml").write_text(f"{place}[&a0 [x]{lists}]{'}}' if '{' in place else ''}")
+    with pytest.raises(UserError, match="aliases of aliases"):
+        PARSER.parse_args(["study", "--config", str(tmp_path / "r.yaml")])
+
+
+def test_sections_and_mappings_in_all_their_forms(tmp_path):
+    (tmp_path / "part.yaml").write_text("seed: 1k\ncompile: off\n")
+    (tmp_path / "r.yaml").write_text(
+        f"training: {tmp_path / 'part.yaml'}\nstudents: {{}}\n".replace("students: {}\n", "")
+    )
+    for words in (
+        ["--config", str(tmp_path / "r.yaml")],
+        ["--training", str(tmp_path / "part.yaml")],
+        ["--training", "{seed: 1k, compile: off}"],
+        ["--config", "training: {seed: 1_000, compile: off}"],
+    ):
+        training = PARSER.parse_args(["distill", *words]).distill.training
+        assert (training.seed, training.compile, training.epochs) == (1000, "off", 3), words
+    found = PARSER.parse_args(["pretrain", "--model.hidden_size", "1k", "--model.num_hidden_layers=2"]).pretrain.model
+    assert found["hidden_size"] == 1000 and found["num_hidden_layers"] == 2 and found["num_attention_heads"] == 4
+    study = PARSER.parse_args(
+        [
+            "study",
+            "--tuning.rte.epochs",
+            "3",
+            "--tuning.batch",
+            "1e1",
+            "--tuning",
+            "{rte: {seeds: 2}}",
+            "--tuning.rte.length",
+            "64",
+            "--students",
+            "{a: , off: {losses.kl: 0}}",
+            "--students.a.losses.kl",
+            "1",
+            "--students.a.losses.mlm",
+            "2",
+        ]
+    ).study
+    assert study.tuning == {"rte": {"seeds": 2, "length": 64}}
+    assert study.students == {"a": {"losses.kl": 1.0, "losses.mlm": 2.0}, "off": {"losses.kl": 0.0}}
+    for words in (["rte", "sst2"], ["[rte, sst2]"], ["[rte]", "--tasks+", "sst2"]):
+        assert PARSER.parse_args(["study", "--tasks", *words]).study.tasks == ["rte", "sst2"]
+    assert PARSER.parse_args(["distill", "--data.weights", "2,0.5"]).distill.data.weights == [2.0, 0.5]
+    assert PARSER.parse_args(["distill", "--data.weights", "2", "--student.layers", "0"]).distill.student.layers == [0]
+    none = PARSER.parse_args(
+        ["distill", "--config", "{teacher: a, student: {depth: 3}}", "--teacher", "null", "--student.depth", "null"]
+    ).distill
+    assert none.teacher is None and none.student.depth is None
+
+
+def test_unions_are_known():
+    """leaves() above sees into both kinds."""
+    assert leaves(int | None) == leaves(Union[int, None]) == [int, types.NoneType]  # noqa: UP007
+
+
+def test_what_is_written_has_a_name_in_utf_8():
+    """What is read need not."""
+    odd = os.fsdecode(b"l\xe4uft")
+    for command in COMMANDS:
+        [output] = keys_with(OutputPath, command).values()
+        assert "this name is not UTF-8" in refused(command, output, odd)
+    assert PARSER.parse_args(["distill", "--corpus", odd]).distill.corpus == [odd]

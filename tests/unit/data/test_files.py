@@ -1,0 +1,293 @@
+"""The files that an input names: what is not there, or only stands for it, is said; pipes and saved data sets are read."""
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from shutil import which
+
+import datasets
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+
+from ds_distill.data import sources
+from ds_distill.data.dataset import TokenStore
+from ds_distill.data.masking import Masker
+from ds_distill.data.prepare import prepare
+from ds_distill.data.readers import documents
+from ds_distill.data.run_data import masker_of
+from ds_distill.data.sources import described, pieces_of
+from ds_distill.data.tokenizer import special_ids, train_wordpiece, vocabulary_size
+from ds_distill.recipe import Recipe
+from ds_distill.utils.errors import UserError
+from tests.start import ROOT, environment_of
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "ab" * 32 + "\nsize 734003200\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return train_wordpiece(["the student learns what a teacher knows from soft targets"] * 9, 256, tmp_path_factory.mktemp("tokenizer") / "t")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.txt").write_text("here")
+    return folder
+
+
+# --- what is not there -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["b.txt", "b.jsonl.gz", "b.parquet", "sub/b.txt", "wiki"])
+def test_a_link_to_nothing_is_named(corpus, name):
+    """Also one without a suffix, which may have led to a folder."""
+    (corpus / name).symlink_to("/nowhere/store/b")
+    with pytest.raises(UserError, match=rf"corpus/{name}: a link to /nowhere/store/b, which is not there; restore that file, or remove the link"):
+        pieces_of([str(corpus)])
+    if "." in name:
+        with pytest.raises(UserError, match="a link to /nowhere"):
+            pieces_of([f"{corpus}/**/b*"])
+    with pytest.raises(UserError, match="a link to /nowhere"):
+        pieces_of([str(corpus / name)])
+
+
+def test_links_that_lead_in_circles_are_named(corpus):
+    (corpus / "loop.txt").symlink_to(corpus / "loop.txt")
+    with pytest.raises(UserError, match=r"loop\.txt: a link"):
+        pieces_of([str(corpus)])
+
+
+def test_links_that_would_not_be_read_do_not_matter(corpus):
+    for name in (".hidden.txt", "picture.png", "notes.md"):
+        (corpus / name).symlink_to("/nowhere")
+    assert list(documents([str(corpus)])) == ["here"]
+
+
+def test_a_folder_or_file_that_may_not_be_read_is_named(corpus):
+    (corpus / "sub" / "b.txt").write_text("there")
+    program = f"import os; from ds_distill.data.sources import pieces_of; os.seteuid(65534); pieces_of([{str(corpus)!r}])"
+    for parent in list(corpus.parents)[:-2]:
+        os.chmod(parent, 0o755)
+    if os.geteuid():
+        pytest.skip("only root can become somebody else")
+    for path, said in ((corpus / "sub", "cannot be read (Permission denied)"), (corpus / "sub" / "b.txt", "Permission denied")):
+        path.chmod(0)
+        done = subprocess.run([sys.executable, "-c", program], env=environment_of(), capture_output=True, text=True)
+        assert done.returncode and str(path) in done.stderr and said in done.stderr, done.stderr
+        path.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["b.txt", "b.jsonl", "b.parquet", "b.txt.gz", "b.csv.zst", "b.arrow", "sub/b.tsv"])
+def test_a_pointer_among_the_files_is_named(corpus, name):
+    (corpus / name).write_text(POINTER)
+    for given in ([str(corpus / name)] if name.endswith("arrow") else [str(corpus), str(corpus / name), f"{corpus}/**/b*"]):
+        with pytest.raises(UserError, match=rf"{name}: a Git LFS pointer of 134 bytes, not the 734,003,200 bytes .*; run `git lfs pull` in {corpus}"):
+            pieces_of([given])
+
+
+# --- folders of data sets --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    rows = datasets.Dataset.from_dict({"text": [f"row {i}" for i in range(5)], "other": ["o"] * 5})
+    rows.save_to_disk(tmp_path / "one", num_shards=2)
+    datasets.DatasetDict({"train": rows, "test": rows.select([4, 2])}).save_to_disk(tmp_path / "dict")
+    return tmp_path
+
+
+def test_what_save_to_disk_wrote_is_read(saved):
+    rows = [f"row {i}" for i in range(5)]
+    for given in ("one", "hf:one", "hf:dict", "hf:dict@train", "one#text"):
+        where = given.replace("hf:", f"hf:{saved}/") if given.startswith("hf:") else f"{saved}/{given}"
+        assert list(documents([where])) == rows
+    assert sorted(documents([str(saved / "dict")])) == sorted([*rows, "row 4", "row 2"])
+    assert list(documents([f"hf:{saved}/dict@test#text"])) == ["row 4", "row 2"]
+    assert list(documents([f"hf:{saved}/one#other"])) == ["o"] * 5
+    assert list(documents([str(next((saved / "one").glob("*.arrow")))])) == rows[:3]
+    with pytest.raises(UserError, match=r"dict: no split 'dev', it has test, train; choose one: hf:.*dict@SPLIT"):
+        pieces_of([f"hf:{saved}/dict@dev"])
+    with pytest.raises(UserError, match="one: no split 'dev', it has train"):
+        pieces_of([f"hf:{saved}/one@dev"])
+    with pytest.raises(UserError, match="no column 'body', it has text, other"):
+        pieces_of([f"{saved}/one#body"])
+
+
+def test_a_saved_data_set_without_a_file_or_beside_others(saved):
+    next((saved / "one").glob("*.arrow")).unlink()
+    with pytest.raises(FileNotFoundError):
+        pieces_of([str(saved / "one")])
+    (saved / "one" / "more.txt").write_text("more")
+    (saved / "one" / "state.json").unlink()
+    assert list(documents([str(saved / "one")])) == ["more"]  # an .arrow of unknown origin may be a cache of indices
+
+
+def test_metadata_of_a_hub_clone_is_no_text(corpus):
+    (corpus / "dataset_infos.json").write_text('{"default": {"features": {}}}')
+    (corpus / "README.md").write_text("about")
+    (corpus / "sub" / "rows.jsonl").write_text('{"text": "row"}\n')
+    assert list(documents([str(corpus)])) == ["here", "row"]
+
+
+# --- pipes -----------------------------------------------------------------------------------------------------------
+
+
+def through(data, command):
+    """Run a shell command that reads the corpus given as its standard input; standard output and error."""
+    done = subprocess.run(["bash", "-c", command], input=data, env=environment_of(HF_HUB_OFFLINE="1"), cwd=ROOT, capture_output=True)
+    return done.stdout.decode(), done.stderr.decode()
+
+
+READ = 'from ds_distill.data.sources import *; from ds_distill.data.readers import read; import sys; p = pieces_of(sys.argv[1:]); ' \
+       'print([d.text for q in pieces_of(sys.argv[1:]) for d in read(q)], described(sys.argv[1:], p))'  # fmt: skip
+
+
+@pytest.mark.parametrize("data, given, texts", [
+    (b"one\n\ntwo", "-", "['one', 'two']"), (b"one\n\ntwo", "/dev/stdin", "['one', 'two']"), (b"one", "<(cat)", "['one']"),
+    (gzip.compress(b"one\n\ntwo", mtime=0), "<(cat)", "['one', 'two']"), (b'{"text": "a", "body": "b"}\n', "<(cat)", "['a']"),
+    (b'{"text": "a", "body": "b"}\n', "<(cat)#body", "['b']"), (b"id,body\n1,b\n", "<(cat)#body", "['b']"), (b"id\tbody\n1\tb\n", "-#body", "['b']"),
+    (b"", "-", "[]"),
+])  # fmt: skip
+def test_what_comes_through_a_pipe_is_read_however_often_it_is_asked_for(data, given, texts):
+    out, err = through(data, f"{sys.executable} -c '{READ}' {given}")
+    assert out.startswith(texts), err
+    assert err.count("not a file but a pipe, copied into") == 1 and "pipe " in out
+
+
+def test_a_pipe_is_told_by_its_content_and_leaves_nothing_behind(tmp_path):
+    command = f"TMPDIR={tmp_path} {sys.executable} -c '{READ}' <(cat)"
+    outs = [through(data, command)[0].split("] ")[1] for data in (b"one", b"one", b"two")]
+    assert outs[0] == outs[1] != outs[2] and not list(tmp_path.iterdir())
+
+
+def test_a_named_pipe_and_a_redirected_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    thread = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("one\n\ntwo"))
+    thread.start()
+    assert list(documents([str(tmp_path / "pipe")])) == ["one", "two"]
+    thread.join()
+    (tmp_path / "rows.jsonl").write_text('{"text": "row"}\n')
+    out, err = through(b"", f"{sys.executable} -c '{READ}' - < {tmp_path / 'rows.jsonl'}")
+    assert out.startswith("['row']") and not err  # the file itself, by its name
+
+
+def test_pipes_that_cannot_be_read_are_answered(tmp_path):
+    for given, said in (("/dev/fd/99", "/dev/fd/99: not open in this process: a pipe does not reach those that a launcher starts"),
+                        ("<(echo a,b)#body", "neither JSON lines nor a header with that column comes through the pipe")):  # fmt: skip
+        assert said in through(b"", f"{sys.executable} -c '{READ}' {given}")[1]
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "socket"))
+    with pytest.raises(OSError):
+        pieces_of([str(tmp_path / "socket")])
+    server.close()
+
+
+def test_a_window_beyond_the_librarys_is_answered_and_a_pipe_is_the_remedy(tmp_path):
+    text = b"".join(b"line %d of a long text\n" % i for i in range(2000))
+    made = subprocess.run(["zstd", "-q", "--ultra", "-22", "--long=31", "-c"], input=text, capture_output=True) if which("zstd") else None
+    if made is None or made.returncode:
+        pytest.skip("needs zstd")
+    (tmp_path / "a.txt.zst").write_bytes(made.stdout)
+    with pytest.raises(UserError, match=r"a window beyond 128 MiB .*zstd -dc --long=31 .*a\.txt\.zst > NEW.*--corpus <\(zstd"):
+        pieces_of([str(tmp_path / "a.txt.zst")])
+    out, _ = through(b"", f"{sys.executable} -c '{READ}' <(zstd -dc --long=31 {tmp_path}/a.txt.zst)")
+    assert "line 1999 of a long text" in out
+
+
+# --- machines and vocabularies ---------------------------------------------------------------------------------------
+
+
+def test_without_shared_memory_one_worker_prepares(tmp_path):
+    """A read-only /dev/shm: no lock can be made there."""
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("the student learns\n\nwhat a teacher knows")
+    program = tmp_path / "job.py"
+    program.write_text(f"""
+from pathlib import Path
+from ds_distill.data.docstrings import embedded_documents
+from ds_distill.data.prepare import prepare
+from ds_distill.data.tokenizer import train_wordpiece
+if __name__ == "__main__":
+    folder = Path({str(tmp_path)!r})
+    tokenizer = train_wordpiece(["the student learns what a teacher knows"] * 9, 256, folder / "t")
+    files = [str(folder / "a.txt"), str(folder / "b.txt")]
+    print(prepare(files, tokenizer, folder / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=2)["documents"])
+    print(len(embedded_documents(2000)))
+""")
+    shell = f"mount -t tmpfs -o ro none /dev/shm && exec {sys.executable} {program}"
+    done = subprocess.run(["unshare", "-Urm", "sh", "-c", shell], env=environment_of(), capture_output=True, text=True) if which("unshare") else None
+    if done is None or "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("needs unshare and mount")
+    assert done.stdout.startswith("{'train': 4, 'heldout': 0}"), done.stderr
+    assert "one worker prepares, not 2" in done.stderr and int(done.stdout.split()[-1]) > 0
+
+
+@pytest.mark.parametrize("kind", ["a line twice", "a gap"])
+def test_ids_beyond_the_number_of_names_have_their_place(tmp_path, kind):
+    """A vocabulary with a line twice: its later id counts. Ids that nobody has are neither masked nor drawn."""
+    if kind == "a line twice":
+        (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "student", "the", "learns"]))
+        tokenizer = BertTokenizerFast.from_pretrained(str(tmp_path))
+        size, unused = 9, {5}
+    else:
+        vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "the": 7, "student": 8, "learns": 70_000}
+        backend = BertTokenizerFast(vocab=vocabulary).backend_tokenizer.to_str()
+        names = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("pad", "unk", "cls", "sep", "mask")}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(backend), **names)
+        size, unused = 70_001, {5, 6, *range(9, 70_000)}
+    assert len(tokenizer) < vocabulary_size(tokenizer) == size and set(special_ids(tokenizer)) == {0, 1, 2, 3, 4} | unused
+    (tmp_path / "a.txt").write_text("the student learns " * 50)
+    manifest = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=1)
+    assert manifest["vocab_size"] == size and manifest["dtype"] == ("uint16" if size < 65536 else "uint32")
+    store = TokenStore.open(tmp_path / "out")
+    known = set(tokenizer("the student learns", add_special_tokens=False)["input_ids"])
+    assert set(np.flatnonzero(store.token_counts)) == known | {2, 3}
+    masker = Masker(store.token_counts, manifest["special_ids"], 4, size, 0, probability=0.9)
+    drawn = {int(i) for block in range(60) for i in masker.mask(store.sequence(0), epoch=0, block=block)[0]}
+    assert drawn == known | {2, 3, 4}
+
+
+def test_sequences_in_which_nothing_can_be_masked(tokenizer, tmp_path, capsys):
+    lines = ["the student learns what a teacher knows from soft targets"] * 40 + ["soft targets " * 20] * 10
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    manifest = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", mode="grouped", sequence_length=64, heldout_fraction=0.0, seed=0,
+                       workers=1)  # fmt: skip
+    lengths = {int(tokens): count for tokens, count in manifest["maskable"]["train"].items()}
+    store = TokenStore.open(tmp_path / "out")
+    assert lengths == dict(zip(*map(np.ndarray.tolist, np.unique(store.maskable(np.arange(len(store))), return_counts=True)), strict=True))
+    recipe = Recipe()
+    recipe.data.sequence_length = 64
+    masker_of(store, recipe)
+    assert capsys.readouterr().err == ""
+    few = sum(count for tokens, count in lengths.items() if round(0.02 * tokens) == 0)
+    recipe.data.mask_probability = 0.02
+    masker_of(store, recipe)
+    assert f"of the {len(store)} train sequences of {store.path} it masks no token in {few}" in capsys.readouterr().err
+    recipe.data.mask_probability = 0.01
+    with pytest.raises(UserError, match=r"data\.mask_probability = 0\.01: .* it masks no token, since none has more than"):
+        masker_of(store, recipe)
+    recipe.data.sequence_length, recipe.data.mask_probability = 16, 0.02
+    with pytest.raises(UserError, match=r"= 0\.02: of the 14 tokens of a sequence \(data\.sequence_length = 16\) it masks none; 0\.036 masks one"):
+        recipe.check()
+    recipe.data.mask_probability = 0.036
+    recipe.check()
+
+
+def test_an_interrupted_call_of_an_older_version_starts_over(tokenizer, tmp_path, monkeypatch):
+    """Its pieces do not say what became of their characters."""
+    monkeypatch.setattr(sources, "PIECE_BYTES", 2000)
+    (tmp_path / "a.txt").write_text("the student learns\n\n" * 500)
+    building = tmp_path / ".out.building"
+    (building / "piece-00000").mkdir(parents=True)
+    (building / "plan.json").write_text(json.dumps([[], {}, {}]))
+    manifest = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=1)
+    assert manifest["characters"]["read"] == 10_000 and described([str(tmp_path / "a.txt")], pieces_of([str(tmp_path / "a.txt")])) == manifest["corpus"]

@@ -1,0 +1,307 @@
+"""Tokenizers, packing, and prepared data on disk."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ds_distill.data import sources
+from ds_distill.data.dataset import TokenStore
+from ds_distill.data.encode import Encoder
+from ds_distill.data.prepare import prepare
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
+from ds_distill.data.worker import PieceWorker, _hash
+from ds_distill.utils.errors import UserError
+
+WORDS = "the student learns what a teacher knows from soft targets and [MASK] tokens in packed blocks".split()
+
+
+def some_documents(count, seed=0):
+    random = np.random.default_rng(seed)
+    return [" ".join(random.choice(WORDS, random.integers(3, 60))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return train_wordpiece(some_documents(200), 300, tmp_path_factory.mktemp("tokenizer") / "t")
+
+
+def run(tokenizer, output, documents, **changes):
+    settings = dict(sequence_length=16, heldout_fraction=0.2, seed=3) | changes
+    text = output.parent / "text" / f"{output.name}.txt"
+    text.parent.mkdir(exist_ok=True)
+    text.write_text("\n\n".join(documents))
+    return prepare([str(text)], tokenizer, output, **settings)
+
+
+def sequences(folder, split):
+    store = TokenStore.open(folder, split)
+    return [store.sequence(i) for i in range(len(store))]
+
+
+def test_tokenizer_is_a_uncased_bert_folder(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert again("The STUDENT")["input_ids"] == tokenizer("the student")["input_ids"]
+    assert again.decode(again("teacher")["input_ids"]) == "[CLS] teacher [SEP]"
+    assert (again.pad_token_id, again.mask_token_id) == (0, 4)
+    assert again("zzz?")["input_ids"][1:-1].count(again.unk_token_id) >= 1
+
+
+def test_tokenizer_training_is_the_same_in_every_process(tmp_path):
+    # Hash seeds differ between processes, not within one; ties in such a text are many.
+    code = ("import sys, random; from pathlib import Path; from ds_distill.data.tokenizer import *; r = random.Random(0);"
+            "texts = [''.join(r.choices('abcdefgh ', k=2000)) for _ in range(5)];"
+            "print(tokenizer_fingerprint(train_wordpiece(texts, 300, Path(sys.argv[1]))))")
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / str(i))], stdout=subprocess.PIPE, text=True,
+                             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}) for i in range(2)]
+    first, second = (process.communicate()[0].strip() for process in runs)
+    assert first and first == second
+
+
+def test_tokenizer_errors(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no tokenizer can be loaded"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="at least 200"):
+        train_wordpiece(["a"], 20, tmp_path / "t")
+    with pytest.raises(UserError, match="no word"):
+        train_wordpiece([" "], 300, tmp_path / "t")
+
+
+def test_tokenizer_without_mask_token_is_refused(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(tmp_path / "tokenizer.json")), unk_token="[UNK]")
+    bare.save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match="no mask token"):
+        load_tokenizer(tmp_path / "bare")
+
+
+def test_packing_gives_the_token_stream_back(tokenizer, tmp_path):
+    documents = some_documents(2500)  # several batches, several writes
+    manifest = run(tokenizer, tmp_path / "d", documents)
+    streams = {}
+    for split in ("train", "heldout"):
+        store, blocks = TokenStore.open(tmp_path / "d", split), sequences(tmp_path / "d", split)
+        lengths = np.array([len(ids) for ids in blocks])
+        assert (lengths[:-1] == 16).all() and lengths.sum() == manifest["real_tokens"][split]
+        assert (store.lengths(np.arange(len(store))) == lengths).all()
+        special = tokenizer.all_special_ids
+        assert store.maskable(np.arange(len(store))).tolist() == [int((~np.isin(ids, special)).sum()) for ids in blocks]
+        assert all(ids[0] == manifest["cls_id"] and ids[-1] == manifest["sep_id"] for ids in blocks)
+        streams[split] = [int(i) for ids in blocks for i in ids[1:-1]]
+        if split == "train":
+            assert (store.token_counts == np.bincount(np.concatenate(blocks), minlength=len(tokenizer))).all()
+    # Every document is in one split, whole and in order.
+    expected = {"train": [], "heldout": []}
+    for text in documents:
+        # "[MASK]" in a text is text: [ mask ]
+        ids = tokenizer(text.replace("[MASK]", "[ MASK ]"), add_special_tokens=False)["input_ids"]
+        side = expected["heldout" if (_hash(3, text) >> 11) / 2**53 < 0.2 else "train"]
+        side.extend(([manifest["sep_id"]] if side else []) + ids)
+    assert streams == expected
+    assert tokenizer.mask_token_id not in streams["train"]
+    assert 0.15 < manifest["documents"]["heldout"] / 2500 < 0.25
+
+
+def test_pieces_and_workers_do_not_change_the_result(tokenizer, tmp_path, monkeypatch):
+    documents = some_documents(2500)
+    whole = run(tokenizer, tmp_path / "whole", documents)
+    monkeypatch.setattr(sources, "PIECE_BYTES", 40_000)
+    one, three = (run(tokenizer, tmp_path / "text" / ".." / "d", documents, workers=workers) for workers in (1, 3))
+    assert one == three and len(one["shards"]["train"]) > 5
+    assert one["documents"] == whole["documents"] and one["blocks"]["heldout"] - whole["blocks"]["heldout"] in (-1, 0, 1)
+    short = [ids for ids in sequences(tmp_path / "d", "train") if len(ids) < 16]
+    assert len(short) <= 1  # what the pieces left over was packed together
+    ordinary = [np.bincount(np.concatenate(sequences(tmp_path / name, "train")), minlength=300)[5:] for name in ("whole", "d")]
+    assert (ordinary[0] == ordinary[1]).all()
+
+
+@pytest.mark.promise("An interrupted prepare leaves nothing that looks finished, and goes on")
+def test_an_interrupted_call_goes_on_with_the_pieces_that_are_done(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 10_000)
+    documents = some_documents(1500)
+    expected = run(tokenizer, tmp_path / "a", documents, workers=1)
+    done = []
+
+    def stop_at_the_third(self, piece, folder, tick):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(folder)
+        return work(self, piece, folder, tick)
+
+    work = PieceWorker.__call__
+    monkeypatch.setattr(PieceWorker, "__call__", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(tokenizer, tmp_path / "b", documents, workers=1)
+    assert not (tmp_path / "b").exists()  # nothing that looks finished
+    stamps = {folder: folder.stat().st_ino for folder in done}
+    again = []
+    monkeypatch.setattr(PieceWorker, "__call__", lambda self, piece, folder, tick: (again.append(folder), work(self, piece, folder, tick)))
+    text = tmp_path / "text" / "b.txt"
+    stamp = text.stat().st_mtime_ns
+    manifest = prepare([str(text)], tokenizer, tmp_path / "b", sequence_length=16, heldout_fraction=0.2, seed=3, workers=1)
+    assert text.stat().st_mtime_ns == stamp and not set(again) & set(stamps) and len(again) > 3
+    assert manifest["fingerprint"] == expected["fingerprint"]
+    assert not list(tmp_path.glob(".*"))
+    # other settings do not take the pieces of these
+    done.clear()
+    monkeypatch.setattr(PieceWorker, "__call__", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(tokenizer, tmp_path / "b", documents, workers=1, seed=5)
+    monkeypatch.setattr(PieceWorker, "__call__", work)
+    assert run(tokenizer, tmp_path / "b", documents, workers=1)["fingerprint"] == expected["fingerprint"]
+
+
+def test_two_calls_on_one_folder(tokenizer, tmp_path):
+    building = tmp_path / ".d.building"
+    building.mkdir()
+    with (building / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is at it"):
+            run(tokenizer, tmp_path / "d", some_documents(9))
+
+
+def test_grouped_sequences_are_lines(tokenizer, tmp_path):
+    lines = [" ".join(["teacher"] * n) for n in (3, 9, 10, 30, 62, 63, 200)] + ["the " * 5 + "日" * 1 + " 日" * 10]
+    manifest = run(tokenizer, tmp_path / "d", ["\n".join(lines)], mode="grouped", sequence_length=64, heldout_fraction=0.0)
+    found = sequences(tmp_path / "d", "train")
+    one = tokenizer("teacher", add_special_tokens=False)["input_ids"]
+    assert len(one) == 1
+    # 200 = 62 + 62 + 62 + 14; three and nine words are too short, one line too unknown
+    assert [len(ids) for ids in found] == [12, 32, 64, 64, 64, 64, 64, 16]
+    assert manifest["found"]["sequences_too_short"] == 3 and manifest["found"]["sequences_unknown"] == 1  # and the last word of 63
+    assert all(ids[0] == manifest["cls_id"] and ids[-1] == manifest["sep_id"] for ids in found)
+
+
+def test_what_was_found_is_counted(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "DOCUMENT_CHARACTERS", 2000)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"teacher student\n\n" + b"soft targets " * 400 + b"\n\nbad \xff utf8 in a document of some words here and there")
+    (folder / "b.jsonl").write_text('{"text": ""}\n{"text": "the same"}\n{"text": "the same"}\n{"text": "  "}\n{"text": null}\n')
+    manifest = prepare([str(folder)], tokenizer, tmp_path / "d", sequence_length=16, heldout_fraction=0.1, seed=0, workers=1)
+    found = manifest["found"]
+    assert (found["empty"], found["duplicate"], found["bad_utf8"], found["cut"], found["short"]) == (3, 1, 1, 3, 3)
+    assert sum(manifest["documents"].values()) == 1 + 3 + 1 + 2
+    assert sum(source["documents"] for source in manifest["sources"]) == 7
+    assert 0 < manifest["unknown_share"] < 0.5
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bytelevel", "unigram"])
+def test_remembered_words_give_the_librarys_ids(kind):
+    texts = ["Plain words, again words; words!", "tab\tand  two spaces\nline\r\nend ", " leading and trailing ",
+             "\x1c odd \x1f\x00 con\x0ctrol\x0b \x85",
+             "naïve café e\u0301 中文字 日本 ½ ﬁ ﷺ ... don't U.S.A. 3.14 a_b [MASK] <mask> </s>",
+             "ümlaut ÜMLAUT İ ß ſ \u200b zero\u200bwidth \u3000wide",
+             "\u00a0no break ´ acute", "", "   ", "🙂🙂 emoji", "word" * 300]  # fmt: skip
+    corpus = [" ".join(WORDS), *texts] * 20
+    if kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0} | {c: i for i, c in enumerate(
+            sorted({x for w in WORDS for x in (w, *w, *("##" + c for c in w))} | set("!\"'.,;[]<>/_3.14½")), 1)}, unk_token="[UNK]"))  # fmt: skip
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    elif kind == "bytelevel":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet))
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+        tokenizer.train_from_iterator(corpus, trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False))
+    encoder = Encoder(tokenizer)
+    for _ in range(2):
+        assert [ids.tolist() for ids in encoder(texts)] == [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    assert encoder.remembers, [t for t in texts if encoder._by_word([t])[0].tolist() != tokenizer.encode(t, add_special_tokens=False).ids]
+    tokenizer.add_tokens(["new york"])
+    assert not Encoder(tokenizer).remembers
+    # a tokenizer that looks across spaces is not taken for one that does not
+    crossing = Tokenizer(models.BPE(vocab={"a": 0, " ": 1, "b": 2, "a ": 3, "a b": 4}, merges=[("a", " "), ("a ", "b")]))
+    encoder = Encoder(crossing)
+    assert [ids.tolist() for ids in encoder(["a b", "b a b"])] == [[4], [2, 1, 4]] and not encoder.remembers
+
+
+def test_special_tokens_that_a_text_spells_out_are_left_out(tmp_path):
+    """XLM-R's <s> and <mask> are pieces of its own vocabulary: a page with <s>…</s> in it would bring our separators."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    pieces = [(word, -float(i)) for i, word in enumerate([*special, "▁", *(f"▁{word}" for word in WORDS), *"<>/smaskpd"])]
+    backend = Tokenizer(models.Unigram(list(dict(pieces).items()), unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    names = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    text = " ".join(WORDS)
+    plain = run(tokenizer, tmp_path / "plain", [text] * 9)
+    marked = run(tokenizer, tmp_path / "marked", [text.replace(" ", " <s></s><pad> <mask> ", 1)] * 9)
+    for split in ("train", "heldout"):
+        for ids in sequences(tmp_path / "marked", split):
+            assert set(ids[1:-1]).isdisjoint({0, 1, 4}), "a </s> between documents is ours"
+    assert marked["found"]["special"] == 4 * 9 and plain["found"]["special"] == 0
+
+
+def test_manifest_is_reproducible_and_complete(tokenizer, tmp_path):
+    documents = some_documents(50)
+    first = run(tokenizer, tmp_path / "a", documents)
+    assert first == json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert run(tokenizer, tmp_path / "b", documents)["fingerprint"] == first["fingerprint"]
+    assert first["dtype"] == "uint16" and first["tokenizer_fingerprint"] == tokenizer_fingerprint(tokenizer)
+    assert run(tokenizer, tmp_path / "c", documents, seed=4)["fingerprint"] != first["fingerprint"]
+    assert load_tokenizer(tmp_path / "a" / "tokenizer")("the")["input_ids"] == tokenizer("the")["input_ids"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c", "text"]  # nothing half-built is left
+    run(tokenizer, tmp_path / "a", some_documents(30))  # replaces
+    assert json.loads((tmp_path / "a" / "manifest.json").read_text())["fingerprint"] != first["fingerprint"]
+
+
+def test_a_single_document_still_gives_both_splits_a_sequence(tokenizer, tmp_path):
+    for seed in range(8):  # the hash puts it on either side
+        manifest = run(tokenizer, tmp_path / str(seed), [" ".join(WORDS * 4)], seed=seed, heldout_fraction=0.5)
+        assert min(manifest["blocks"].values()) >= 1
+        train = sequences(tmp_path / str(seed), "train")
+        counts = TokenStore.open(tmp_path / str(seed)).token_counts
+        assert (counts == np.bincount(np.concatenate(train), minlength=len(counts))).all()
+    assert run(tokenizer, tmp_path / "none", some_documents(9), heldout_fraction=0.0)["blocks"]["heldout"] == 0
+    assert len(TokenStore.open(tmp_path / "none", "heldout")) == 0
+    assert run(tokenizer, tmp_path / "all", some_documents(9), heldout_fraction=1.0)["blocks"]["train"] == 0
+
+
+def test_prepare_errors_leave_nothing(tokenizer, tmp_path):
+    for documents in ([], [" ", ""]):
+        with pytest.raises(UserError, match="corpus is empty"):
+            run(tokenizer, tmp_path / "d", documents)
+    with pytest.raises(UserError, match="sequence_length = 2"):
+        run(tokenizer, tmp_path / "d", ["a"], sequence_length=2)
+    with pytest.raises(UserError, match="heldout_fraction = 1.5"):
+        run(tokenizer, tmp_path / "d", ["a"], heldout_fraction=1.5)
+    assert not (tmp_path / "d").exists()
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(UserError, match="not prepared data"):
+        run(tokenizer, tmp_path, ["a"])
+    with pytest.raises(UserError, match="data.mode = packt: must be packed or grouped"):
+        run(tokenizer, tmp_path / "d", ["a"], mode="packt")
+
+
+@pytest.mark.promise("A damaged token file is named, with the place")
+def test_store_names_what_is_missing_or_cut(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="manifest.json is missing"):
+        TokenStore.open(tmp_path)
+    run(tokenizer, tmp_path / "d", some_documents(50))
+    file = next((tmp_path / "d").glob("train-*.bin"))
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(UserError, match=f"{file.name}: expected {size:,} bytes, found {size - 2:,} bytes"):
+        TokenStore.open(tmp_path / "d")
+    file.unlink()
+    with pytest.raises(UserError, match="the file is missing"):
+        TokenStore.open(tmp_path / "d")
+    with pytest.raises(UserError, match="no split named"):
+        TokenStore.open(tmp_path / "d", "dev")

@@ -1,0 +1,168 @@
+"""The text column of rows: what is no text, no row or no csv is named with its place; what is, is read to the last character."""
+
+import csv
+import io
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ds_distill.data.findings import Findings
+from ds_distill.data.readers import documents, read
+from ds_distill.data.sources import pieces_of
+from ds_distill.utils.errors import UserError
+
+
+def texts(path, data, findings=None):
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return [d.text for piece in pieces_of([str(path)]) for d in read(piece, findings=findings)]
+
+
+@pytest.mark.parametrize("name, data, said", [
+    ("a.csv", "text\nit is a, b, c\n", r"a\.csv, row 1 \(line 2\): 3 fields, the header has 1 \(text\); a field that holds a comma needs quotes"),
+    ("a.csv", "id,text\n1,fine\n2,it is a, b\n", r"row 2 \(line 3\): 3 fields, the header has 2 \(id, text\)"),
+    ("a.tsv", "id\ttext\n1\tfine\tmore\n", r"row 1 \(line 2\): 3 fields.*a field that holds a tab needs quotes"),
+    ("a.csv", 'id,text\n1,"he said \\"so\\", and left"\n', r"row 1 \(line 2\): text goes on after a closing quote; a quote that is text is"),
+    ("a.csv", 'id,text\n1,"said \\", and"\n', r"row 1 \(line 2\): .*a quote"),
+    ("a.csv", 'id,text\n1,fine\n2,"open\n3,fine\n4,fine\n', r"row 2 \(line 3\): the quote that opens there is never closed"),
+    ("a.tsv", 'id\ttext\n1\t"open\n2\tb\n3\tc\n4\tclosed"\n5\tx\n', r"row 1 \(line 2\): a field that begins with a quote goes on over 3 more rows"),
+    ("a.tsv", '"id\ttext\n1\ta\n2\tb\n', r"the quote that opens there is never closed"),
+    ("a.tsv", 'id\ttext\n1\t"Yes" she said\n', r"row 1 \(line 2\): text goes on after a closing quote"),
+    ("a.csv", "id,text\n1,first line\nsecond line\n", r"row 2 \(line 3\): 1 fields, the header has 2 \(id, text\); a field that holds a line end"),
+    ("a.csv", "text,text\na,b\n", r"a\.csv: 2 columns are called 'text'"),
+    ("a.csv", "id;text\n1;one\n", r"no column 'text', it has id;text"),
+    ("a.jsonl", '{"text": "one"}\n{"text": ["two"]}\n', r"jsonl, line 2: column 'text' holds a list, not text; make it one string .*a\.jsonl#COL"),
+    ("a.jsonl", '{"text": {"en": "one"}}\n', r"line 1: column 'text' holds an object, not text"),
+    ("a.jsonl", '{"text": 5}\n', r"line 1: column 'text' holds a number, not text"),
+    ("a.jsonl", '{"text": true}\n', r"line 1: column 'text' holds true or false, not text"),
+    ("a.json", '{\n  "text": "one"\n}\n', r"a\.json, line 1: JSON over many lines; one object per line is expected: jq -c '\.' "),
+    ("a.json", '[\n  {"text": "one"}\n]\n', r"JSON over many lines.*jq -c '\.\[\]' "),
+])  # fmt: skip
+def test_what_is_no_row_of_text_is_named_with_its_place(tmp_path, name, data, said):
+    with pytest.raises(UserError, match=said) as error:
+        texts(tmp_path / name, data)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, data, expected", [
+    ("a.csv", "id,text,,\n1,one,,\n2,two,,,\n", ["one", "two"]),  # what a spreadsheet writes for empty cells
+    ("a.csv", 'id,text\n1, "with a space"\n2,"x" ,\n3,"y"  \n', ['"with a space"', "x", "y"]),
+    ("a.csv", 'id,text\n\n1,"two\nlines, and ""quotes"""\n\n', ['two\nlines, and "quotes"']),
+    ("a.csv", "id,text,note\n1,one\n2,two,x\n", ["one", "two"]),
+    ("a.csv", 'text\r\n"a\r\nb"\r\n', ["a\r\nb"]), ("a.csv", "a,b\n", []), ("a.csv", "", []),
+    ("a.tsv", 'id\ttext\n1\ta "quoted" word\n2\t"a ""quoted"" word"\n', ['a "quoted" word', 'a "quoted" word']),
+    ("a.tsv", 'id\ttext\n1\t"two\nlines"\n', ["two\nlines"]),
+    ("a.jsonl", '{"text": "one"}\n\n{"text": null}\n{"text": NaN}\n"two"\n', ["one", "", "", "two"]),
+])  # fmt: skip
+def test_what_was_read_rightly_is_read_as_ever(tmp_path, name, data, expected):
+    assert texts(tmp_path / name, data) == expected
+
+
+FIELDS = st.text(st.sampled_from([*"ab ,\t\"\n\r;'\\", "é", "中", "\u2028"]), max_size=12)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(FIELDS, FIELDS), max_size=6), delimiter=st.sampled_from(",\t"), ends=st.sampled_from(["\n", "\r\n"]),
+       quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))  # fmt: skip
+def test_what_a_csv_writer_writes_comes_back(tmp_path, rows, delimiter, ends, quoting):
+    """Or is answered, where a field of a tsv looks like rows that an open quote has swallowed; never anything else."""
+    if quoting == csv.QUOTE_MINIMAL:  # the library's writer leaves a lone carriage return unquoted, which ends a row to every reader
+        rows = [(first.replace("\r", " "), text.replace("\r", " ")) for first, text in rows]
+    stream = io.StringIO(newline="")
+    csv.writer(stream, delimiter=delimiter, quoting=quoting, lineterminator=ends).writerows([("id", "text"), *rows])
+    findings = Findings()
+    try:
+        found = texts(tmp_path / ("a.csv" if delimiter == "," else "a.tsv"), stream.getvalue(), findings)
+    except UserError as error:
+        assert delimiter == "\t" and "goes on over" in str(error)
+        return
+    assert found == [text.strip() for _, text in rows]
+    assert findings.characters["read"] == sum(len(text) for _, text in rows)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.text(st.sampled_from([*'ab,"\n\\'])).map(lambda text: f"id,text\n{text}"))
+def test_any_csv_is_read_whole_or_answered(tmp_path, data):
+    try:
+        found = texts(tmp_path / "a.csv", data)
+    except UserError as error:
+        assert "a.csv, " in str(error)
+        return
+    letters = sum(data.split("\n", 1)[1].count(letter) for letter in "ab")
+    ids = [row[0] for row in list(csv.reader(io.StringIO(data, newline="")))[1:] if row]
+    assert sum(text.count(letter) for text in [*found, *ids] for letter in "ab") == letters
+
+
+def test_an_open_quote_that_another_closes_is_remarked_on(tmp_path):
+    findings = Findings()
+    rows = "".join(f"{i},words, as it were\n" for i in range(300))
+    texts(tmp_path / "a.csv", f'id,text\n1,"open\n{rows}300,closed"\n', findings)
+    [(times, sentence)] = findings.remarks.values()
+    assert times == 1 and "row 1 (line 2): one field holds 301 line ends: is its quote closed" in sentence
+    findings = Findings()
+    texts(tmp_path / "b.csv", "id,text,note\n" + "1,one\n" * 3, findings)
+    [(times, sentence)] = findings.remarks.values()
+    assert times == 3 and "row 1 (line 2): 2 fields, the header has 3" in sentence
+
+
+@pytest.mark.parametrize("kind, what", [
+    (pyarrow.list_(pyarrow.string()), "lists"), (pyarrow.struct([("a", pyarrow.string())]), "objects"), (pyarrow.int64(), "int64 values"),
+    (pyarrow.float32(), "float values"), (pyarrow.bool_(), "bool values"), (pyarrow.map_(pyarrow.string(), pyarrow.string()), "objects"),
+])  # fmt: skip
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_a_column_that_is_no_text_is_said_before_anything_is_read(tmp_path, kind, what, ending):
+    path = tmp_path / f"a.{ending}"
+    table = pyarrow.table({"text": pyarrow.array([None], kind)})
+    if ending == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match=rf"a\.{ending}: column 'text' holds {what}, not text"):
+        pieces_of([str(path)])
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "binary", "large_binary", "binary_view"])
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_strings_and_bytes_of_every_arrow_type_are_text(tmp_path, kind, ending):
+    path, values = tmp_path / f"a.{ending}", ["one é", None, "two"]
+    array = pyarrow.array([v if v is None or "binary" not in kind else v.encode() for v in values], getattr(pyarrow, kind)())
+    write_arrow(path, pyarrow.table({"text": array}))
+    assert [d.text for piece in pieces_of([str(path)]) for d in read(piece)] == ["one é", "", "two"]
+    write_arrow(path, pyarrow.table({"text": pyarrow.array(["a", "b", "a"]).dictionary_encode()}))
+    assert list(documents([str(path)])) == ["a", "b", "a"]
+
+
+def write_arrow(path, table):
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+
+
+def test_bytes_that_are_no_utf_8_are_marked_in_a_column_too(tmp_path):
+    """Written as bytes, or as strings by a writer that does not check."""
+    data = pyarrow.array([b"caf\xe9 au lait", b"fine"], pyarrow.binary())
+    unchecked = pyarrow.Array.from_buffers(pyarrow.string(), len(data), data.buffers())
+    for name, array in (("a", data), ("b", unchecked)):
+        write_arrow(tmp_path / f"{name}.arrow", pyarrow.table({"text": array}))
+        found = [d for piece in pieces_of([str(tmp_path / f"{name}.arrow")]) for d in read(piece)]
+        assert [(d.text, d.bad_utf8) for d in found] == [("caf\ufffd au lait", True), ("fine", False)]
+
+
+@pytest.mark.parametrize("data", [b'{"text": "caf\xe9"}\n', b'{"text": "caf\\ud83d"}\n'])
+def test_half_characters_are_one_lost_character(tmp_path, data):
+    findings = Findings()
+    assert texts(tmp_path / "a.jsonl", data, findings) == ["caf\ufffd"] and findings.characters["read"] == 4
+
+
+def test_a_hub_data_set_of_lists_is_answered(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"text": ["a", "b"]}) + "\n")
+    with pytest.raises(UserError, match="row 1 of part 1: column 'text' holds a list, not text"):
+        list(documents([f"hf:{tmp_path / 'set'}"]))

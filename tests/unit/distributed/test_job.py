@@ -1,0 +1,114 @@
+"""Variables of another process in the environment are understood, or named; never obeyed in silence."""
+
+import json
+import os
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ds_distill.cli.main import main
+from ds_distill.cli.parser import COMMANDS
+from ds_distill.distributed import job
+from ds_distill.distributed.process_group import _wait_said
+from ds_distill.utils.console import is_first
+from ds_distill.utils.errors import UserError
+from tests.start import ds_distill
+
+NAMES = (*job.RANK, *job.MPI, *job.LAUNCHED, "SLURM_PROCID", "SLURM_NTASKS")
+VALUES = st.sampled_from(["", "0", "1", "2", "7", "-1", "eight", "²", "tcp://10.0.0.1:29500", "10.0.0.1"])
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    """No test leaves variables behind, nor finds any."""
+    for name in NAMES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def put(variables: dict[str, str]) -> None:
+    for name in NAMES:
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(command=st.sampled_from(sorted(COMMANDS)), variables=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6))
+def test_any_environment_is_understood_or_named(capsys, command, variables):
+    put(variables)
+    capsys.readouterr()
+    try:
+        works = job.settle(command)
+    except UserError as error:
+        assert command in job.SHARED and is_first(), "a mistake is said by the process that finds it"
+        assert any(name in str(error) for name in job.RANK) and "\n" not in str(error)
+        return
+    said, rank, world = capsys.readouterr().err, variables.get("RANK", ""), variables.get("WORLD_SIZE", "")
+    if command not in job.SHARED:
+        assert not set(os.environ) & {*job.RANK, *job.MPI}
+        assert works or any(name in variables for name in job.LAUNCHED), "only what a launcher started may leave the work to the first rank"
+        assert not works or bool(said) == (rank not in ("", "0") or world not in ("", "1"))
+    else:
+        assert works and 0 <= int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) == job.ranks()
+        assert os.environ["MASTER_ADDR"] and int(os.environ["LOCAL_RANK"]) >= 0
+        assert job.ranks() == 1 or os.environ["MASTER_PORT"].isdecimal()
+        assert job.ranks() > 1 or os.environ["MASTER_ADDR"] == "127.0.0.1", "not the address of another job"
+
+
+@pytest.mark.parametrize("variables, words", [
+    ({"WORLD_SIZE": "8"}, "WORLD_SIZE = 8 in the environment, but no RANK and no MASTER_ADDR"),
+    ({"WORLD_SIZE": "8", "RANK": "0"}, "WORLD_SIZE = 8 in the environment, but no MASTER_ADDR"),
+    ({"RANK": "1"}, "RANK = 1 in the environment, but no WORLD_SIZE"),
+    ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK = 1 in the environment, but WORLD_SIZE = 1"),
+    ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, "RANK = 2 in the environment: WORLD_SIZE = 2 has ranks 0 to 1"),
+    ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two in the environment: a number is expected"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "tcp://10.0.0.1:80"}, "MASTER_PORT = tcp://10.0.0.1:80 in the environment"),
+])  # fmt: skip
+def test_what_describes_no_rank_ends_a_distillation_at_its_start(tmp_path, capsys, variables, words):
+    put(variables)
+    assert main(["distill", "--teacher", "T", "--corpus", "x", "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"ds-distill: {words}") and "env -u RANK -u WORLD_SIZE" in said[0]
+
+
+def test_a_lone_process_of_a_pod_is_itself_without_a_word(capsys):
+    put({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "pod-0.of-another-job", "MASTER_PORT": "tcp://10.0.0.1:80"})
+    assert job.settle("finetune") and job.settle("distill")
+    assert capsys.readouterr().err == "" and os.environ["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_only_the_first_of_launched_ranks_does_the_work_of_one(capsys):
+    for rank, works in (("0", True), ("3", False)):
+        put({"RANK": rank, "WORLD_SIZE": "4", "LOCAL_RANK": rank, "CROSS_RANK": "0", "MASTER_ADDR": "127.0.0.1"})
+        assert job.settle("export") is works
+        assert ("not read" in capsys.readouterr().err) is works
+
+
+@pytest.mark.parametrize("variables", [
+    {"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"},
+])  # fmt: skip
+def test_the_work_of_one_process_is_done_and_its_result_printed(tmp_path, variables):
+    (tmp_path / "text.txt").write_text("\n\n".join(["the small model reads what a large one wrote"] * 20))
+    from ds_distill.data.tokenizer import train_wordpiece
+
+    train_wordpiece(["the small model reads what a large one wrote"] * 3, 256, tmp_path / "tokenizer")
+    done = ds_distill("prepare", "--tokenizer", tmp_path / "tokenizer", "--corpus", tmp_path / "text.txt", "--output", tmp_path / "tokens",
+                      "--data.sequence_length", 32, "--data.workers", 1, **variables)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])["documents"]["train"] > 0 and (tmp_path / "tokens" / "summary.json").is_file()
+    assert "RANK = 1" in done.stderr and "prepare is the work of one process" in done.stderr
+
+
+def test_a_wait_for_other_ranks_is_said(capsys):
+    put({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
+    with _wait_said(0.0):
+        deadline = time.monotonic() + 60
+        said = ""
+        while not said and time.monotonic() < deadline:
+            said = capsys.readouterr().err
+    assert said.startswith("rank 0 of 2 waits for the others at 10.0.0.1:29500")
+    with _wait_said(3600):
+        pass
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,97 @@
+"""Forecasts: what is counted by hand, and what a run then shows."""
+
+import math
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from ds_distill.estimate.estimate import plan
+from ds_distill.estimate.memory import activation_bytes, flops_a_token, memory
+from ds_distill.kernels.fused_linear import LIVE_BYTES, live_bytes
+from ds_distill.models.student import build_student
+from ds_distill.recipe import Data, Recipe, Student, Training
+from ds_distill.training.trainer import memory_explained
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.memory import memory_limit
+from tests.unit.models.test_teacher import tiny_bert, tiny_roberta
+
+
+def test_flops_of_the_papers_models():
+    """BERT-base and DistilBERT at 128 tokens, both heads on all of them: 12(24H²+4LH) + 2HV+2H² and three times half of it."""
+    from transformers import BertConfig, DistilBertConfig
+
+    h, v, length = 768, 30_522, 128
+    expected = 12 * (24 * h * h + 4 * length * h) + 2 * h * v + 2 * h * h + 3 * (6 * (24 * h * h + 4 * length * h) + 2 * h * v + 2 * h * h)
+    assert flops_a_token(BertConfig(), DistilBertConfig(), length) == expected == pytest.approx(629e6, rel=1e-3)
+
+
+def test_activations_grow_with_sequences_and_checkpointing_drops_them():
+    student = build_student(tiny_bert(4))
+    count = lambda n: activation_bytes(student, n, 16, torch.float32, torch.device("cpu"))  # noqa: E731
+    assert 0 < count(1) and count(9) - count(8) == pytest.approx(count(5) - count(4))
+    assert count(8) > 2 * 8 * 16 * 34 * 32  # two layers keep some 34 H numbers a token (Korthikanti et al. 2022), attention aside
+    full = count(8)
+    student.gradient_checkpointing_enable()
+    assert count(8) < 0.6 * full
+    assert activation_bytes(student, 8, 16, torch.bfloat16, torch.device("cpu")) == count(8) / 2
+
+
+def test_memory_by_stage_is_the_papers_arithmetic():
+    student = build_student(tiny_roberta(4))
+    count = student.num_parameters()
+
+    def of(stage, ranks, dtype):
+        return memory(student, 20, Training(micro_batch=4), length=16, stage=stage, ranks=ranks, dtype=dtype, accumulation=1, activations=0.0,
+                      device="cpu")  # fmt: skip
+
+    assert of(0, 8, torch.float32).optimizer == 8 * count and of(0, 8, torch.float32).weights == 4 * count
+    assert of(1, 8, torch.bfloat16).optimizer == 12 * count / 8 and of(1, 8, torch.bfloat16).weights == 2 * count
+    assert of(2, 8, torch.bfloat16).gradients == 4 * count / 8
+    assert of(3, 8, torch.bfloat16).weights == 2 * count / 8 + 2 * count
+    assert of(2, 4, torch.bfloat16).teacher == 20
+
+
+def test_live_bytes_of_the_loss():
+    assert live_bytes(10, 1000, 2, "cpu") == 10 * 1000 * (2 * 2 + 5 * 4)
+    assert live_bytes(10, 1000, 2, "cuda") == 10 * 1000 * (2 * 4 + 2 + 7 * 4)  # fp32 logits, and their gradient beside them
+    assert live_bytes(10, 1000, 4, "cuda") == 10 * 1000 * (2 * 4 + 7 * 4)
+    # at 16,384 tokens benchmarks.training.vocab_loss measured 1,098 MB on an H100, gradients and copies of the weights (of 47, 94 and 25 MB) included
+    assert live_bytes(16_384, 30_522, 2, "cuda", "triton") == 2432 * 30_528 * 10
+    for size in (2, 4):
+        assert 0.9 * LIVE_BYTES["cpu"] < live_bytes(10**6, 30_522, size, "cpu") <= 1.2 * LIVE_BYTES["cpu"]
+
+
+def test_out_of_memory_says_what_to_lower():
+    with pytest.raises(UserError, match=r"micro_batch = 32: try training.micro_batch = 16, or training.gradient_checkpointing"):
+        with memory_explained(Training(micro_batch=32)):
+            torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(UserError, match="a shorter data.sequence_length"):
+        with memory_explained(Training(micro_batch=1)):
+            torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="shape"):
+        with memory_explained(Training()):
+            torch.zeros(3).view(2)
+
+
+def test_memory_is_what_a_container_allows(monkeypatch):
+    files = {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}
+    monkeypatch.setattr("ds_distill.utils.memory.Path", lambda file: SimpleNamespace(read_text=lambda encoding: files[file]))
+    assert memory_limit() == psutil.virtual_memory().total
+    files["/sys/fs/cgroup/memory.max"] = f"{2**30}\n"
+    assert memory_limit() == 2**30
+
+
+@pytest.mark.parametrize("key, value", [("ranks", 0), ("ranks", -1), ("tokens_per_second", 0.0), ("memory_gib", math.nan)])
+def test_a_plan_for_nothing_is_refused(key, value):
+    given = {"ranks": 1, "memory_gib": None, "tokens_per_second": None, key: value}
+    with pytest.raises(UserError, match=f"--{key} {value}: must be above 0"):
+        plan(Recipe(), "T", None, **given)
+
+
+def test_a_plan_for_layers_that_there_are_not_is_refused(tmp_path):
+    tiny_bert(4).config.save_pretrained(tmp_path)
+    recipe = Recipe(student=Student(layers=[0, 9]), data=Data(sequence_length=16))
+    with pytest.raises(UserError, match=r"student.layers\[1\] = 9: the teacher has 4 layers"):
+        plan(recipe, str(tmp_path), None, 1, None, 1000.0)

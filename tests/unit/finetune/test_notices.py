@@ -1,0 +1,190 @@
+"""What a fine-tuning does not read, or reads otherwise than one may think, is counted and said."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ds_distill.finetune import trainer as tune
+from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.features import Features
+from ds_distill.finetune.notices import say_other_scale
+from ds_distill.tasks.registry import task_of
+from tests.tiny import POSITIONS, save_encoder
+
+QUICK = {"epochs": 1, "batch": 16, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return save_encoder("distilbert", tmp_path_factory.mktemp("encoder"))
+
+
+def write(folder, task, texts, labels=(0, 1)):
+    """The same examples to train and to score on."""
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {task.texts[0]: text, task.texts[-1]: text, "label": labels[i % len(labels)]} for i, text in enumerate(texts)
+    ]
+    for split in ("train", *task.validation):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder)
+
+
+def said_of(capsys) -> list[str]:
+    return [
+        line.split("\r")[-1]
+        for line in capsys.readouterr().err.splitlines()
+        if not line.endswith("]") and "%|" not in line.split("\r")[-1]
+    ]
+
+
+def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
+    data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
+    found = tune.finetune(
+        task_of("sst2"), str(encoder), tmp_path / "a", points=[Tuning(length=12, **QUICK)], seeds=[0], data=data
+    )
+    assert (
+        found["truncated"] == {"train": 5, "dev": 5}
+        and found["tuning"]["length"] == 12
+        and found["unknown"] == {"train": 0, "dev": 0}
+    )
+    [line] = [line for line in said_of(capsys) if "cut" in line]
+    assert line == (
+        "sst2: examples longer than 12 tokens are cut at their right end: 5 of 40 (train), 5 of 40 (dev); "
+        f"the model reads up to {POSITIONS} (tuning.length)"
+    )
+    point = Tuning(length=1024, **QUICK)
+    found = tune.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[point], seeds=[0], data=data)
+    said = said_of(capsys)
+    assert (
+        found["tuning"]["length"]
+        == POSITIONS
+        == json.loads((tmp_path / "b/seed=0/model/config.json").read_text())["finetuning_length"]
+    )
+    assert (
+        f"tuning.length = 1024: the model has {POSITIONS} positions, {POSITIONS} tokens of an example are read" in said
+    )
+    assert any(
+        "cut at their right end: 5 of 40 (train), 5 of 40 (dev)" in line and "tuning.length" not in line
+        for line in said
+    )
+
+
+def test_a_trace_is_counted_and_not_said(encoder, tmp_path, capsys):
+    data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] + ["a small village"] * 149)
+    found = tune.finetune(
+        task_of("sst2"), str(encoder), tmp_path / "a", points=[Tuning(length=12, **QUICK)], seeds=[0], data=data
+    )
+    assert found["truncated"] == {"train": 1, "dev": 1} and not [line for line in said_of(capsys) if "cut" in line]
+
+
+def test_text_that_the_vocabulary_does_not_hold_is_said(encoder, tmp_path, capsys):
+    data = write(tmp_path / "data", task_of("sst2"), ["это село", "a small village"] * 20)
+    found = tune.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[Tuning(**QUICK)], seeds=[0], data=data)
+    assert found["unknown"]["dev"] >= 40
+    assert [
+        line
+        for line in said_of(capsys)
+        if line.startswith("sst2: tokens of the texts are unknown to the tokenizer ([UNK]): ")
+    ]
+
+
+def test_two_points_of_one_length_are_two_points(encoder, tmp_path):
+    """Both lengths are more than the model reads; each seed of each is a run, and the summary says what was used."""
+    data = write(tmp_path / "data", task_of("sst2"), ["a small village"] * 16)
+    points = [Tuning(length=length, **QUICK) for length in (512, 1024)]
+    found = tune.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=points, seeds=[0, 1], data=data)
+    assert [run["seed"] for run in found["seeds"]] == [0, 1] and [
+        point["tuning"]["length"] for point in found["grid"]
+    ] == [POSITIONS, POSITIONS]
+
+
+def test_a_score_of_nothing_is_null_in_the_summary(encoder, tmp_path):
+    """Labels of one value have no correlation: the run ends, and says so."""
+    data = write(tmp_path / "data", task_of("stsb"), ["a small village", "a village near the coast"] * 8, labels=(2.0,))
+    found = tune.finetune(
+        task_of("stsb"), str(encoder), tmp_path / "a", points=[Tuning(**QUICK)], seeds=[0, 1], data=data
+    )
+    assert (
+        found["pearson"] is None
+        and found["metrics"] == {"pearson": None, "spearman": None}
+        and found["export"].endswith("seed=0/model")
+    )
+    assert json.loads((tmp_path / "a/seed=0/result.json").read_text())["metrics"] == {"pearson": None, "spearman": None}
+
+
+def test_questions_whose_answer_no_span_holds_are_left_out_of_training(encoder, tmp_path, capsys):
+    task, rows = task_of("squad"), []
+    for i in range(12):
+        context = "a small village near the coast " + ("where the road ends and the sea begins " * 9 if i < 3 else "")
+        answer = context[2:250].strip() if i < 3 else "village"
+        rows.append(
+            {
+                "id": str(i),
+                "question": "where?",
+                "context": context,
+                "answers": {"text": [answer], "answer_start": [context.index(answer)]},
+            }
+        )
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = tune.finetune(
+        task, str(encoder), tmp_path / "a", points=[Tuning(length=48, **QUICK)], seeds=[0], data=str(tmp_path)
+    )
+    assert (
+        found["left_out"] == {"train": {"questions whose answer no part of the context holds": 3}}
+        and found["examples"]["dev"] == 12
+    )
+    assert "squad: 3 of 12 training questions whose answer no part of the context holds are not trained on" in said_of(
+        capsys
+    )
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "noise", "is_said"),
+    [
+        (1.0, 0.0, 0.5, False),
+        (1.0, 0.0, 1.0, False),
+        (0.6, 1.0, 0.3, False),
+        (0.9, 0.3, 0.1, False),
+        (0.0, 2.5, 1.0, False),
+        (0.2, 0.0, 0.05, True),
+        (1.0, 2.0, 0.3, True),
+        (0.2, 2.0, 0.05, True),
+        (20.0, -48.0, 3.0, True),
+        (0.0, 0.2, 0.0, True),
+    ],
+)
+def test_a_teacher_of_another_scale_is_said(capsys, scale, offset, noise, is_said):
+    """STS-B is learned on 0 to 5 here and on 0 to 1 elsewhere; a weak teacher of the same scale is none of another."""
+    random = np.random.default_rng(0)
+    labels = random.uniform(0, 5, 200)
+    scores = scale * labels + offset + noise * random.normal(size=200)
+    train = Features(
+        {"input_ids": []}, {"labels": labels.tolist()}, [np.array([score], np.float32) for score in scores]
+    )
+    say_other_scale("--teacher T", train)
+    said = capsys.readouterr().err
+    assert (
+        "--teacher T: its scores, " in said and "another scale than the labels, 0." in said and said.count("\n") == 1
+    ) == is_said
+    assert is_said or not said
+
+
+def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_path):
+    data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
+    point = Tuning(length=12, **QUICK)
+    found = tune.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
+    card = (tmp_path / "a/seed=0/model/README.md").read_text()
+    assert (
+        "Not read: 5 examples cut to what the model reads (train), 5 examples cut to what the model reads (dev)."
+        in card
+    )
+    assert f"{found['accuracy']:.3f}" in card and '"length": 12' in card
+    data = write(tmp_path / "short", task_of("sst2"), ["a small village"] * 16)
+    tune.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[Tuning(**QUICK)], seeds=[0], data=data)
+    card = (tmp_path / "b/seed=0/model/README.md").read_text()
+    assert "Not read" not in card and f'"length": {POSITIONS}' in card, (
+        "the length that was used, not the 0 that was asked for"
+    )

@@ -1,0 +1,317 @@
+"""Heads, data as models read it, and runs that are broken off: in one process, on tiny models."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
+from ds_distill.export.parity import SAMPLE
+from ds_distill.finetune import trainer as tune
+from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.data import load_data, sets_of, teacher_outputs
+from ds_distill.finetune.features import ByLength, Collator, outputs_of
+from ds_distill.finetune.heads import load_for_task
+from ds_distill.losses.soft_targets import hidden_loss, soft_loss
+from ds_distill.models.families import INPUTS, inputs_of
+from ds_distill.tasks.registry import task_of
+from ds_distill.utils.errors import UserError
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """bert/ and distilbert/, masked-LM models of one tokenizer; mnli/ and rte/, tasks."""
+    folder = tmp_path_factory.mktemp("runs")
+    lines = SAMPLE.read_text().splitlines()
+    torch.manual_seed(0)
+    for name in ("bert", "distilbert"):
+        tokenizer = train_wordpiece(lines, 300, folder / name)
+        model = (BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SIZES)) if name == "bert" else
+                 DistilBertForMaskedLM(DistilBertConfig(vocab_size=len(tokenizer), dim=32, hidden_dim=64, n_heads=2, n_layers=1,
+                                                        max_position_embeddings=64)))  # fmt: skip
+        model.save_pretrained(folder / name)
+    words = [line.split() for line in lines if len(line.split()) > 6]
+    for task, first, second, labels in (("mnli", "premise", "hypothesis", 3), ("rte", "sentence1", "sentence2", 2)):
+        (folder / task).mkdir()
+        for split in ("train", *task_of(task).validation):
+            rows = [{first: " ".join(w[: 3 + i % 4]), second: " ".join(w[-3:]), "label": i % labels} for i, w in enumerate((words * 40)[:40])]
+            (folder / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def classifier(world, path, **config):
+    torch.manual_seed(1)
+    vocabulary = len(load_tokenizer(world / "bert"))
+    BertForSequenceClassification(BertConfig(vocab_size=vocabulary, **SIZES, **config)).save_pretrained(path)
+    return str(path)
+
+
+def test_a_teachers_labels_are_put_in_the_tasks_order(world, tmp_path):
+    theirs = {0: "CONTRADICTION", 1: "neutral", 2: "Entailment"}
+    path = classifier(world, tmp_path / "t", id2label=theirs, label2id={name: i for i, name in theirs.items()})
+    ids = torch.arange(5, 15).view(1, -1)
+    plain = BertForSequenceClassification.from_pretrained(path).eval()(ids).logits
+    ours = load_for_task(path, task_of("mnli"), "teacher", tuned=True).eval()
+    assert torch.equal(ours(ids).logits, plain[:, [2, 1, 0]]) and ours.config.id2label[0] == "entailment"
+
+
+@pytest.mark.parametrize(("config", "task", "tuned", "words"), [
+    ({"num_labels": 3}, "rte", True, "its labels are LABEL_0, LABEL_1, LABEL_2, those of rte are entailment, not_entailment"),
+    ({"num_labels": 3}, "rte", False, "give the pretrained folder it came from"),
+    ({"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}, "rte", True, "its labels are negative, positive"),
+    ({"num_labels": 2}, "stsb", False, "those of stsb are one number"),
+    ({"num_labels": 2}, "squad", True, "needs a teacher fine-tuned on squad"),
+    ({"num_labels": 2}, "squad", False, "a BertForSequenceClassification, fine-tuned for another kind of task than squad"),
+    ({"num_labels": 2, "finetuning_task": "SST-2"}, "rte", True, "was fine-tuned on SST-2, not on rte"),
+])  # fmt: skip
+def test_a_folder_of_another_task_is_refused(world, tmp_path, config, task, tuned, words):
+    with pytest.raises(UserError, match=words):
+        load_for_task(classifier(world, tmp_path / "t", **config), task_of(task), "teacher", tuned=tuned)
+
+
+def test_names_are_compared_as_people_write_them(world, tmp_path):
+    path = classifier(world, tmp_path / "t", num_labels=2, finetuning_task="SST-2")
+    assert load_for_task(path, task_of("sst2"), "teacher", tuned=True).config.finetuning_task == "sst2"
+
+
+def test_weights_that_are_missing_are_not_made_up(world, tmp_path):
+    path = tmp_path / "t"
+    classifier(world, path, num_labels=2)
+    weights = load_file(path / "model.safetensors")
+    for key in ("classifier.weight", "bert.encoder.layer.0.output.dense.weight"):
+        save_file({name: value for name, value in weights.items() if name != key}, path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match=f"the weights lack {key}"):
+            load_for_task(str(path), task_of("rte"), "teacher", tuned=True)
+
+
+def test_each_model_gets_its_own_inputs(world):
+    """A DistilBERT student has no token types, its BERT teacher has, and they matter to it."""
+    task, tokenizer = task_of("rte"), load_tokenizer(world / "distilbert")
+    sets, collator = sets_of(load_data(task, str(world / "rte")), tokenizer, Tuning(), 64), Collator(tokenizer)
+    teacher, student = (load_for_task(str(world / name), task, "model", tuned=False) for name in ("bert", "distilbert"))
+    assert inputs_of(teacher, INPUTS) == list(INPUTS) and inputs_of(student, INPUTS) == list(INPUTS[:2])
+    row = sets.train[0]
+    found = outputs_of(teacher, sets.train, collator, 8, "t")[0]
+    with torch.no_grad():
+        one = teacher.eval()(**{name: torch.tensor([row[name]]) for name in INPUTS}).logits[0].numpy()
+        flat = teacher(**{name: torch.tensor([row[name]]) for name in INPUTS[:2]}).logits[0].numpy()
+    assert 1 in row["token_type_ids"] and abs(found - one).max() < 1e-6 < abs(flat - one).max() / 10
+
+
+def test_a_model_with_one_token_type_is_given_none():
+    """RoBERTas whose tokenizer is of BERT's kind: its pairs have a second type, for which there is no embedding."""
+    sizes = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    one, two = (RobertaForSequenceClassification(RobertaConfig(**sizes, type_vocab_size=types)) for types in (1, 2))
+    assert inputs_of(one, INPUTS) == list(INPUTS[:2]) and inputs_of(two, INPUTS) == list(INPUTS)
+
+
+def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("ds_distill.finetune.data.outputs_of", lambda *given: asked.append(1) or outputs_of(*given))
+    task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
+    data, collator = load_data(task, str(world / "rte")), Collator(tokenizer)
+    teacher = load_for_task(str(world / "bert"), task, "model", tuned=False)
+    short, long = (sets_of(data, tokenizer, Tuning(length=length), 64).train for length in (8, 0))
+    kept = [teacher_outputs(teacher, features, collator, 4, tmp_path) for features in (short, long, short)]
+    assert len(asked) == len(list(tmp_path.iterdir())) == 2, "once each"
+    (tmp_path / "new").touch()
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1, "as the umask gives it, for the group too"
+    assert all(np.array_equal(a, b) for a, b in zip(kept[0], kept[2], strict=True))
+    assert not np.allclose(kept[0][0], kept[1][0], atol=1e-6)
+
+
+def test_the_loss_is_the_weighted_sum(world, tmp_path):
+    task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
+    settings = Tuning(hard=0.3, soft=0.6, hidden=0.5, temperature=3.0)
+    sets, collator = sets_of(load_data(task, str(world / "rte")), tokenizer, settings, 64), Collator(tokenizer)
+    teacher, student = (load_for_task(str(world / name), task, "model", tuned=False).eval() for name in ("bert", "distilbert"))
+    sets.train.teacher = teacher_outputs(teacher, sets.train, collator, 4, tmp_path / "teacher")
+    arguments = tune.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
+    trainer = tune.Tuner(model=student, args=arguments, data_collator=collator, settings=settings, task=task, teacher=teacher)
+    batch = collator([sets.train[i] for i in range(6)])
+    with torch.no_grad():
+        found = trainer.compute_loss(student, dict(batch))
+        mine = student(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
+        its = teacher(**{name: batch[name] for name in INPUTS}, output_hidden_states=True)
+        expected = (0.3 * torch.nn.functional.cross_entropy(mine.logits, batch["labels"]) + 0.6 * soft_loss(mine.logits, its.logits, 3.0)
+                    + 0.5 * hidden_loss(mine.hidden_states[-1], its.hidden_states[-1], batch["attention_mask"]))  # fmt: skip
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
+    lengths, batch = np.random.default_rng(0).integers(5, 128, 1003), 8
+    order = ByLength(lengths, batch, seed=1)
+    first = list(order)
+    assert sorted(first) == list(range(1003)) and list(order) == first == list(ByLength(lengths, batch, seed=1))
+    assert first != list(ByLength(lengths, batch, seed=2))
+    order.set_epoch(1)
+    assert list(order) != first and list(order) == list(order)
+    longest = [max(lengths[first[start : start + batch]]) for start in range(0, 1003, batch)]
+    assert sum(longest) * batch < 1.1 * sum(lengths) and len({*longest[:20]}) > 10  # the batches themselves are in no order
+    assert sorted(ByLength([7, 7, 9], 8, seed=0)) == [0, 1, 2]
+
+
+def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "SAVE_EVERY", 4)
+    point = Tuning(epochs=4, batch=8, learning_rate=1e-3, precision="fp32")  # 5 steps an epoch
+    epochs, order, bars, progress = [], ByLength.__iter__, [], tune.progress
+    monkeypatch.setattr(tune, "progress", lambda *arguments: bars.append(progress(*arguments)) or bars[-1])
+    monkeypatch.setattr(ByLength, "__iter__", lambda self: epochs.append(self.epoch) or order(self))
+
+    def run(name, points):
+        return tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / name, points=points, seeds=[0], data=str(world / "rte"))
+
+    whole = run("whole", [point])
+    assert sorted({*epochs}) == [0, 1, 2, 3]
+    step = tune._Bar.on_step_end
+    with monkeypatch.context() as patch:
+        patch.setattr(tune._Bar, "on_step_end", lambda self, args, state, control, **more:
+                      (_ for _ in ()).throw(KeyboardInterrupt) if state.global_step == 14 else step(self, args, state, control, **more))  # fmt: skip
+        with pytest.raises(KeyboardInterrupt):
+            run("broken", [point])
+    left = tmp_path / "broken" / "seed=0"
+    assert (left / "checkpoints" / "checkpoint-12" / "trainer_state.json").is_file() and not (left / "result.json").exists()
+    (left / "checkpoints" / "checkpoint-16").mkdir()  # killed while it was written
+    epochs.clear()
+    assert run("broken", [point])["metrics"] == whole["metrics"] and sorted({*epochs}) == [2, 3], "it goes on in the middle of the third"
+    assert (bars[-1].initial, bars[-1].n, bars[-1].total) == (12, 20, 20), "what was done before is in the bar, not in its rate"
+    run("broken", [point])
+    assert (bars[-1].initial, bars[-1].n) == (20, 20)
+    weights = [load_file(tmp_path / name / "seed=0" / "model" / "model.safetensors") for name in ("whole", "broken")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+    # with other settings what has ended stays, and what has not starts from the beginning
+    others = [Tuning(epochs=2, batch=8, learning_rate=1e-4, precision="fp32")]
+    with pytest.raises(UserError, match=r"holds another run \(tuning.learning_rate was 0.001, is 0.0001; tuning.epochs was 4, is 2\)"):
+        run("broken", others)
+    (left / "result.json").unlink()
+    other = run("broken", others)
+    assert other["tuning"]["learning_rate"] == 1e-4 and json.loads((left / "tuning.json").read_text())["asked"]["epochs"] == 2
+
+
+def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
+    read = []
+    real = tune.Tuner
+    monkeypatch.setattr(tune, "Tuner", lambda **more: read.append((len(more["train_dataset"]), max(more["train_dataset"].lengths))) or real(**more))
+    points = [Tuning(epochs=1, batch=8, length=length, max_examples=most, precision="fp32") for length, most in ((8, 16), (0, 0))]
+    found = tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte"))
+    assert read[0] == (16, 8) and read[1][0] == 40 and read[1][1] > 8 and len(found["grid"]) == 2
+    saved = [json.loads(file.read_text()) for file in (tmp_path / "grid").glob("*/model/tokenizer.json")]
+    assert [tokenizer["truncation"] for tokenizer in saved] == [None, None], "how long an example was is the run's, not the tokenizer's"
+
+
+def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch):
+    seen, real = [], tune.Tuner
+
+    def note(model, **more):
+        block = model.bert.encoder.layer[0]
+        seen.append((block.output.dropout.p, block.attention.self.dropout.p, model.config._attn_implementation))
+        return real(model=model, **more)
+
+    monkeypatch.setattr(tune, "Tuner", note)
+    settings = [("own", -1.0, "fp32"), ("none", 0.0, "bf16"), ("much", 0.3, "fp32")]
+    for name, dropout, precision in settings:
+        point = Tuning(epochs=1, batch=20, max_examples=20, dropout=dropout, precision=precision)
+        found = tune.finetune(task_of("rte"), str(world / "bert"), tmp_path / name, points=[point], seeds=[0], data=str(world / "rte"))
+        assert found["examples"] == {"train": 20, "dev": 40}
+    assert [dropouts for *dropouts, _ in seen] == [[0.1, 0.1], [0.0, 0.0], [0.3, 0.3]]
+    if not torch.cuda.is_available():
+        assert [attention for *_, attention in seen] == ["sdpa", "eager", "sdpa"]
+    kept = json.loads((tmp_path / "much" / "seed=0" / "model" / "config.json").read_text())
+    assert kept["hidden_dropout_prob"] == kept["attention_probs_dropout_prob"] == 0.3 and "_attn_implementation" not in kept
+
+
+@pytest.mark.parametrize("name, task, head", [("distilbert", "rte", "dropout"), ("distilbert", "squad", "qa_outputs"), ("bert", "rte", "dropout")])
+def test_dropout_is_before_the_head_too(world, name, task, head):
+    for dropout in (-1.0, 0.3):
+        model = load_for_task(str(world / name), task_of(task), "model", tuned=False, dropout=dropout)
+        own = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert hasattr(model, head) and (own == {0.3} if dropout > 0 else own != {0.3})
+
+
+def test_the_first_examples_of_a_set_in_order_are_refused(world, tmp_path):
+    rows = [json.dumps({"sentence": f"word {i}", "label": int(i >= 20)}) for i in range(40)]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    with pytest.raises(UserError, match="tuning.max_examples = 20: the first 20 training examples of sst2 have none that is positive"):
+        tune.finetune(task_of("sst2"), str(world / "bert"), tmp_path / "out", points=[Tuning(max_examples=20)], seeds=[0], data=str(tmp_path))
+
+
+def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
+    def run(output):
+        point = Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")
+        return tune.finetune(task_of("rte"), str(world / "bert"), output, points=[point], seeds=[0], data=str(world / "rte"))
+
+    assert run(tmp_path / "first")["seeds"][0]["precision"] == "fp32"
+    (tmp_path / "first").rename(tmp_path / "second")
+    assert run(tmp_path / "second")["export"] == str(tmp_path / "second" / "seed=0" / "model")
+
+
+def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "outputs_of", lambda *_: [np.array([np.nan, 0.0], dtype=np.float32)] * 40)
+    with pytest.raises(UserError, match="seed 0: the model's outputs are no numbers, it has diverged"):
+        tune.finetune(task_of("rte"), str(world / "bert"), tmp_path, points=[Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")], seeds=[0],
+                      data=str(world / "rte"))  # fmt: skip
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
+    classifier(world, tmp_path / "t", num_labels=2)
+    train_wordpiece(SAMPLE.read_text().splitlines(), 200, tmp_path / "t")
+    with pytest.raises(UserError, match="its tokenizer is not the student's"):
+        tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "out", points=[Tuning()], seeds=[0], teacher=str(tmp_path / "t"),
+                      data=str(world / "rte"))  # fmt: skip
+
+
+def test_what_batches_leave_behind_is_given_back(monkeypatch):
+    given = []
+    monkeypatch.setattr(tune, "give_back_freed_memory", lambda: given.append(at))
+    bar = tune._Bar(SimpleNamespace(update=lambda: None))
+    for at in range(1, 101):
+        bar.on_step_end(None, SimpleNamespace(global_step=at, log_history=[]), None)
+    assert given == [25, 50, 75, 100]
+
+
+@pytest.mark.parametrize(("names", "task", "order"), [
+    (["POSITIVE", "NEGATIVE"], "sst2", [1, 0]), (["pos", "neg"], "sst2", [1, 0]),
+    (["LABEL_1", "LABEL_0"], "sst2", [1, 0]), (["1", "0"], "sst2", [1, 0]),
+    (["Positiv", "Negativ"], "sst2", [1, 0]), (["True", "False"], "mrpc", [1, 0]),
+    (["NOT EQUIVALENT", "Equivalent"], "mrpc", [0, 1]), (["neutral", "contradiction", "entailment"], "mnli", [2, 0, 1]),
+    (["LABEL_1", "LABEL_2"], "rte", [0, 1]), (["2", "3", "1"], "mnli", [2, 0, 1]),
+    (["ENTAILMENT", "not entailment"], "wnli", [1, 0]),
+])  # fmt: skip
+def test_a_head_is_put_in_order_whatever_its_labels_look_like(world, tmp_path, names, task, order):
+    path = classifier(
+        world, tmp_path / "t", id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
+    )
+    ids = torch.arange(5, 15).view(1, -1)
+    plain = BertForSequenceClassification.from_pretrained(path).eval()(ids).logits
+    ours = load_for_task(path, task_of(task), "teacher", tuned=True).eval()
+    assert torch.allclose(ours(ids).logits, plain[:, order], atol=1e-7, rtol=0) and list(
+        ours.config.id2label.values()
+    ) == list(task_of(task).labels)
+
+
+@pytest.mark.parametrize(("names", "task"), [
+    (["否定的", "肯定的"], "sst2"), (["négatif", "positif"], "sst2"), (["positive", "Positive"], "sst2"),
+    (["1", "5"], "sst2"),
+    (["True", "False"], "rte"), (["a", "b"], "rte"), (["yes", "entailment"], "rte"),
+])  # fmt: skip
+def test_a_head_whose_labels_are_not_certain_is_refused(world, tmp_path, names, task):
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    path = classifier(world, tmp_path / "t", **labels)
+    with pytest.raises(UserError, match=f"its labels are {', '.join(names)}, those of {task} are"):
+        load_for_task(path, task_of(task), "teacher", tuned=True)

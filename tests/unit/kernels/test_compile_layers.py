@@ -1,0 +1,155 @@
+"""Compiled blocks compute what the model's own do, and their dropout is dropout."""
+
+import copy
+import gc
+import json
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+
+from ds_distill.kernels.compile_layers import compile_body
+from ds_distill.kernels.dropout import CounterDropout, counter_dropout
+from ds_distill.kernels.prepacked_linear import _PACKED, pack_linears
+from ds_distill.models.student import build_student
+from ds_distill.models.teacher import Teacher
+from ds_distill.training.compile import why_no_compile
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_its_share_anew_each_time_and_the_same_under_the_same_seed(p):
+    ones, n = torch.ones(300, 7, 97), 300 * 7 * 97
+    torch.manual_seed(1)
+    first, second = counter_dropout(ones, p), counter_dropout(ones, p)
+    torch.manual_seed(1)
+    assert torch.equal(counter_dropout(ones, p), first)
+    sigma = (p * (1 - p) / n) ** 0.5
+    for x in (first, second):
+        assert set(x.unique().tolist()) == {0.0, x.max().item()} and x.max().item() == pytest.approx(1 / (1 - p))
+        assert abs((x == 0).double().mean() - p) < 5 * sigma
+    a, b = ((x.flatten() == 0).double() - p for x in (first, second))
+    for other in (b, a.roll(1), a.roll(97), a.roll(64)):  # another call, a neighbour, the next row, the next vector register
+        assert abs((a * other).mean()) < 5 * sigma**2 * n**0.5, "not independent"
+
+
+def test_the_gradient_is_dropped_where_the_value_is():
+    x = torch.randn(64, 65, dtype=torch.float64, requires_grad=True)
+    y = CounterDropout(0.3)(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.where(y == 0, 0.0, x.detach().new_full(x.shape, 1 / 0.7)))
+    assert CounterDropout(0.3).eval()(x) is x and CounterDropout(0.0)(x) is x
+
+
+def students(dropout: float) -> list:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+    bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32))
+    roberta = RobertaForMaskedLM(RobertaConfig(**shape, max_position_embeddings=34, pad_token_id=1))
+    return [build_student(teacher.eval(), dropout=dropout).double().train() for teacher in (bert, roberta)]
+
+
+def masks(lengths=(24, 9, 17)):
+    """None, padding, and packed documents of which the padding's own rows see nothing."""
+    real = torch.arange(24) < torch.tensor(lengths)[:, None]
+    document = torch.arange(24)[None] // 7
+    return None, real, (document[:, :, None] == document[:, None]) & real[:, None] & real[:, :, None], real
+
+
+def needs_compile():
+    if reason := why_no_compile():
+        pytest.skip(f"torch.compile: {reason}")
+
+
+def test_compiled_blocks_compute_what_the_models_own_do():
+    needs_compile()
+    none, padding, documents, real = masks()
+    ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
+    for own in students(0.0):
+        compiled = copy.deepcopy(own)
+        compile_body(compiled, CPU)
+        for mask in (none, padding, documents[:, None]):
+            outputs = []
+            for model in (own, compiled):
+                model.zero_grad()
+                hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+                (hidden[real].sin().sum()).backward()
+                outputs.append([hidden[real].detach(), *(p.grad for p in model.base_model.parameters() if p.grad is not None)])
+            assert len(outputs[0]) == len(outputs[1]) > 20
+            for expected, found in zip(*outputs, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)  # softmax in float32
+        assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in own.named_parameters()]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_of_compiled_dropout_is_its_derivative(checkpointing):
+    """Under one seed the loss is a smooth function of the weights: central differences, and not those without dropout."""
+    needs_compile()
+    ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
+    model = students(0.2)[0]
+    compile_body(model, CPU)
+    if checkpointing:  # what is computed again in the backward pass must drop the same
+        model.gradient_checkpointing_enable()
+
+    def loss(seed: int = 5) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return model.base_model(input_ids=ids).last_hidden_state.sin().sum()
+
+    loss().backward()
+    for name in ("transformer.layer.0.attention.q_lin.weight", "transformer.layer.1.ffn.lin1.weight", "embeddings.position_embeddings.weight"):
+        weight = model.base_model.get_parameter(name)
+        way = torch.randn_like(weight)
+        along = []
+        for step in (1e-4, -1e-4):
+            with torch.no_grad():
+                weight += step * way
+            along.append(float(loss().detach()))
+            with torch.no_grad():
+                weight -= step * way
+        assert (along[0] - along[1]) / 2e-4 == pytest.approx(float((weight.grad * way).sum()), rel=1e-3)
+    again, other = (float(loss(seed).detach()) for seed in (5, 6))
+    assert again == float(loss().detach()) and again != other
+
+
+def test_bf16_is_no_further_from_fp32_than_the_models_own_attention():
+    """Scores are a bf16 product here, where torch's kernel keeps them in fp32."""
+    needs_compile()
+    torch.manual_seed(0)
+    shape = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 96}
+    bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=64, initializer_range=0.3)).eval()  # sharp attention
+    ids = torch.randint(5, 61, (4, 64))
+    compiled, own = copy.deepcopy(bert).bfloat16(), copy.deepcopy(bert).bfloat16()
+    compile_body(compiled, CPU)
+    with torch.no_grad():
+        exact, there, here = (m.base_model(input_ids=ids).last_hidden_state.float() for m in (bert, own, compiled))
+    assert (here - exact).norm() < 1.25 * (there - exact).norm()
+
+
+def test_an_export_shows_no_trace(tmp_path):
+    model = students(0.1)[0]
+    compile_body(model, CPU)
+    model.save_pretrained(tmp_path)
+    assert "written_out" not in (tmp_path / "config.json").read_text()
+    assert json.loads((tmp_path / "config.json").read_text())["dropout"] == 0.1
+
+
+def test_packed_weights_compute_what_plain_ones_do():
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bf16 in oneDNN here")
+    torch.manual_seed(0)
+    shape = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    plain = Teacher(BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32)).bfloat16())
+    packed = Teacher(copy.deepcopy(plain.model))
+    pack_linears(packed.model)
+    assert sum(type(m).__name__ == "_PackedLinear" for m in packed.model.modules()) == 12
+    ids = torch.randint(5, 61, (3, 24))
+    expected = plain.outputs(ids).hidden.float()
+    for teacher in (packed, Teacher(copy.deepcopy(packed.model))):
+        torch.testing.assert_close(teacher.outputs(ids).hidden.float(), expected, rtol=2e-2, atol=2e-2)
+        assert teacher.fingerprint() == plain.fingerprint()
+        teacher.assert_frozen()
+    entries = len(_PACKED)
+    del packed, teacher
+    gc.collect()
+    assert len(_PACKED) == entries - 12, "a packed copy outlives its model"

@@ -1,0 +1,238 @@
+"""The fused vocabulary loss against a closed form in float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.harness.machine import peak_bytes
+from benchmarks.reference.closed_form import relative, vocabulary_loss
+from ds_distill.kernels import fused_linear as vocabulary
+from ds_distill.kernels.fused_linear import columns, forget_kept_memory
+from ds_distill.losses import cosine_distance_sum, fused_vocabulary_loss
+from ds_distill.training.compile import why_no_compile
+
+ROOT = Path(__file__).parents[3]
+
+
+def problem(rows, vocabulary, student, teacher, dtype=torch.float32, scale=1.0, masked=0.3, padding=False, bias=True, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    hs = torch.randn(rows, student, generator=g)
+    ws = torch.randn(vocabulary, student, generator=g) * scale / student**0.5
+    ht = torch.randn(rows, teacher, generator=g)
+    wt = torch.randn(vocabulary, teacher, generator=g) * scale / teacher**0.5
+    bs, bt = (torch.randn(vocabulary, generator=g), torch.randn(vocabulary, generator=g)) if bias else (None, None)
+    labels = torch.randint(vocabulary, (rows,), generator=g)
+    labels[torch.rand(rows, generator=g) >= masked] = -100
+    mask = torch.rand(rows, generator=g) < 0.7 if padding else None
+    return [x if x is None else x.to(dtype) for x in (hs, ws, bs, ht, wt, bt)], labels, mask
+
+
+def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk=None, passes="torch"):
+    leaves = [x if x is None else x.clone().requires_grad_() for x in tensors[:3]]
+    loss, kl, mlm = fused_vocabulary_loss(
+        *leaves, *tensors[3:], labels, temperature=temperature, kl_weight=a, mlm_weight=b, kl_on=kl_on, token_mask=mask, chunk=chunk,
+        passes=passes,
+    )
+    loss.backward()
+    assert not kl.requires_grad and not mlm.requires_grad
+    return loss.detach(), kl, mlm, [x if x is None else x.grad for x in leaves]
+
+
+def check(tensors, labels, mask, tolerance, **options):
+    loss, kl, mlm, grads = run(tensors, labels, mask, **options)
+    options.pop("chunk", None)
+    t, a, b, on = (options.get(k, d) for k, d in (("temperature", 2.0), ("a", 5.0), ("b", 2.0), ("kl_on", "all")))
+    expected = vocabulary_loss(*tensors, labels, t, a, b, on, mask)
+    for got, want in zip((kl, mlm) if a else (mlm,), expected[:2] if a else expected[1:2], strict=True):
+        assert float(got) == pytest.approx(float(want), rel=tolerance, abs=1e-6)
+    assert float(loss) == pytest.approx(a * float(expected[0]) + b * float(expected[1]), rel=tolerance, abs=1e-6)
+    for got, want in zip(grads, expected[2:], strict=True):
+        if got is not None:
+            assert torch.isfinite(got).all()
+            if float(want.norm()) == 0:
+                assert float(got.norm()) == 0
+            else:
+                assert relative(got, want) <= tolerance
+
+
+@pytest.mark.parametrize("kl_on", ["all", "masked"])
+@pytest.mark.parametrize("weights", [(5.0, 2.0), (5.0, 0.0), (0.0, 2.0), (0.0, 0.0)])
+@pytest.mark.parametrize("padding,bias", [(False, True), (True, True), (True, False)])
+def test_every_option_in_fp32(kl_on, weights, padding, bias):
+    tensors, labels, mask = problem(37, 211, 24, 40, padding=padding, bias=bias)
+    check(tensors, labels, mask, 1e-5, a=weights[0], b=weights[1], kl_on=kl_on, chunk=8)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 36, 37, 1000, None])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.7])
+def test_any_chunking(chunk, temperature):
+    tensors, labels, mask = problem(37, 997, 16, 16, padding=True)
+    check(tensors, labels, mask, 1e-5, chunk=chunk, temperature=temperature)
+
+
+@pytest.mark.parametrize("options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_on": "masked"}, {"temperature": 1.0, "chunk": 7}])
+def test_compiled(options):
+    if reason := why_no_compile():
+        pytest.skip(f"torch.compile: {reason}")
+    for padding, bias in ((False, True), (True, False)):
+        check(*problem(37, 211, 24, 32, padding=padding, bias=bias), 1e-5, passes="compiled", **options)
+    tensors, labels, mask = problem(64, 503, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True)
+    check(tensors, labels, mask, 2e-2, passes="compiled", **options)
+    check(*problem(33, 301, 16, 16, scale=1e4), 1e-5, passes="compiled", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_on": "masked"}, {"temperature": 1.0, "chunk": 7}])
+def test_triton(options, monkeypatch):
+    """The kernel itself, in Triton's interpreter; block 64, so that a row has several and an incomplete last one."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU `python -m benchmarks.gpu.checks` runs it there")
+    from ds_distill.kernels import row_losses_triton as triton_rows
+
+    monkeypatch.setattr(triton_rows, "BLOCK", 64)
+    for padding, bias in ((False, True), (True, False)):
+        check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes="triton", **options)
+    check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes="triton", **options)
+    check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, passes="triton", **options)
+
+
+@pytest.mark.parametrize("passes", ["torch", "compiled", "triton"])
+@pytest.mark.parametrize("options", [{}, {"kl_on": "masked", "chunk": 7}])
+def test_columns_that_are_no_tokens(passes, options, monkeypatch):
+    """As on a GPU, which has the logits' rows in whole 16 bytes."""
+    if passes == "compiled" and (reason := why_no_compile()):
+        pytest.skip(f"torch.compile: {reason}")
+    if passes == "triton":
+        pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU `python -m benchmarks.gpu.checks` runs it there")
+    monkeypatch.setattr(vocabulary, "columns", lambda tokens, device: columns(tokens, "cuda"))
+    assert columns(211, "cuda") == 256 and columns(30_522, "cuda") == 30_528 and columns(1000, "cuda") == 1000 and columns(211, "cpu") == 211
+    for padding, bias in ((False, True), (True, False)):
+        check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes=passes, **options)
+    check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes=passes, **options)
+    check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, passes=passes, **options)
+    forget_kept_memory()
+
+
+def test_triton_compiles_for_a_gpu():
+    pytest.importorskip("triton")
+    own = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "tests.unit.kernels.triton_worker"], capture_output=True, text=True, env=own, cwd=ROOT)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 12, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("masked", [0.0, 1.0])
+def test_no_masked_token_and_only_masked_tokens(masked):
+    check(*problem(9, 101, 8, 8, masked=masked), 1e-5)
+
+
+def test_one_token():
+    check(*problem(1, 53, 8, 12, masked=1.0), 1e-5)
+
+
+def test_logits_of_ten_thousand():
+    check(*problem(33, 301, 16, 16, scale=1e4), 1e-5, chunk=7)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bf16_within_thirty(seed):
+    tensors, labels, mask = problem(64, 503, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True, seed=seed)
+    check(tensors, labels, mask, 2e-2, chunk=10)
+
+
+def test_bf16_is_finite_beyond():
+    tensors, labels, mask = problem(64, 503, 32, 48, dtype=torch.bfloat16, scale=1e4)
+    loss, kl, mlm, grads = run(tensors, labels, mask)
+    assert all(torch.isfinite(x).all() for x in (loss, kl, mlm, *grads))
+
+
+def test_autograd_in_float64():
+    tensors, labels, mask = problem(6, 13, 4, 5, dtype=torch.float64, padding=True)
+
+    def loss(hidden, weight, bias):
+        return fused_vocabulary_loss(
+            hidden, weight, bias, *tensors[3:], labels, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, token_mask=mask, chunk=4
+        )[0]
+
+    assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in tensors[:3]])
+
+
+def test_padding_may_hold_anything():
+    tensors, labels, mask = problem(12, 31, 8, 8, padding=True)
+    expected = run(tensors, labels, mask)
+    tensors[0][~mask] = 1e30
+    tensors[3][~mask] = 1e30
+    found = run(tensors, labels, mask)
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-6)
+    for mine, theirs in zip(found[3], expected[3], strict=True):
+        assert relative(mine, theirs) <= 1e-6
+
+
+def test_no_gradient_is_computed_without_need(monkeypatch):
+    tensors, labels, mask = problem(12, 31, 8, 8)
+    asked, own = [], vocabulary._weight_gradient
+    monkeypatch.setattr(vocabulary, "_weight_gradient", lambda *given: asked.append(given) or own(*given))
+    with torch.no_grad():
+        loss, _, _ = fused_vocabulary_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
+    assert not loss.requires_grad and not asked
+    assert float(run(tensors, labels, None, a=1.0, b=1.0)[0]) == float(loss) and asked
+
+
+def test_mistakes_are_named():
+    tensors, labels, _ = problem(12, 31, 8, 8)
+    with pytest.raises(ValueError, match="kl_on"):
+        fused_vocabulary_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0, kl_on="some")
+    with pytest.raises(ValueError, match="labels"):
+        fused_vocabulary_loss(*tensors, labels[:-1], temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
+
+
+def test_cosine_against_closed_form():
+    g = torch.Generator().manual_seed(1)
+    s, t = torch.randn(3, 7, 16, generator=g), torch.randn(3, 7, 16, generator=g)
+    mask = torch.rand(3, 7, generator=g) < 0.6
+    leaf = s.clone().requires_grad_()
+    value = cosine_distance_sum(leaf, t, mask)
+    value.backward()
+    sd, td = s.double(), t.double()
+    ns, nt = sd.norm(dim=-1, keepdim=True), td.norm(dim=-1, keepdim=True)
+    cos = (sd * td).sum(-1, keepdim=True) / (ns * nt)
+    gradient = -(td / (ns * nt) - cos * sd / ns**2) * mask.unsqueeze(-1)
+    assert float(value.detach()) == pytest.approx(float(((1 - cos.squeeze(-1)) * mask).sum()), rel=1e-5)
+    assert relative(leaf.grad, gradient) <= 1e-5
+
+
+def test_kept_memory_serves_other_sizes_and_dtypes_and_follows_an_evaluation():
+    """The logits' memory stays between calls on a CPU: after other vocabularies, dtypes and inference mode, results are those of fresh memory."""
+    small, large = problem(6, 40, 8, 16), problem(20, 90, 8, 16, seed=1)
+    forget_kept_memory()
+    fresh = run(*small)
+    forget_kept_memory()
+    with torch.inference_mode():
+        fused_vocabulary_loss(*large[0], large[1], temperature=2.0, kl_weight=5.0, mlm_weight=2.0)
+    for tensors, labels, mask in (large, small, problem(6, 40, 8, 16, dtype=torch.float64, seed=2), large):
+        check(tensors, labels, mask, 1e-5)
+    loss, kl, mlm, grads = run(*small)
+    assert torch.equal(loss, fresh[0]) and torch.equal(kl, fresh[1]) and torch.equal(mlm, fresh[2])
+    assert all(torch.equal(a, b) for a, b in zip(grads, fresh[3], strict=True))
+
+
+def test_memory_stays_bounded_at_the_vocabulary_of_xlm_r():
+    """Beside gradients of the inputs' own size, a chunk's 240 MB: the logits of these 1024 tokens alone would be 1 GB each."""
+    rows, width, vocabulary = 1024, 16, 250_002
+    make = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(rows, width, generator=make, requires_grad=True), torch.randn(vocabulary, width, generator=make, requires_grad=True)
+    bias = torch.zeros(vocabulary, requires_grad=True)
+    labels = torch.where(torch.arange(rows) % 7 == 0, torch.arange(rows), -100)
+
+    def step():
+        loss, *_ = fused_vocabulary_loss(hidden, weight, bias, hidden.detach() + 1, weight.detach(), None, labels, temperature=2.0,
+                                         kl_weight=1.0, mlm_weight=1.0)  # fmt: skip
+        loss.backward()
+
+    step()  # the libraries' own buffers, once
+    assert peak_bytes(step, torch.device("cpu")) < 500e6

@@ -1,0 +1,164 @@
+"""The student: which layers it takes, and that what it takes is the teacher's."""
+
+
+import pytest
+import torch
+
+from ds_distill.losses.objective import Objective
+from ds_distill.models.families import family_of
+from ds_distill.models.student import build_student, count_parameters, resolve_layer_map
+from ds_distill.models.teacher import Teacher
+from ds_distill.recipe import Losses
+from ds_distill.utils.errors import UserError
+from tests.unit.models.test_teacher import FAMILIES, padding_mask, randomised, tiny_bert, tiny_roberta, tokens
+
+
+def test_known_layer_maps():
+    assert resolve_layer_map("every_other", 12, 6) == [0, 2, 4, 7, 9, 11]
+    assert resolve_layer_map("every_other", 12, None) == [0, 2, 4, 7, 9, 11]
+    assert resolve_layer_map("every_other", 6, 3) == [0, 2, 5]
+    assert resolve_layer_map("every_other", 1, None) == [0]
+    assert resolve_layer_map([11, 0, 0], 12, None) == [11, 0, 0]
+    assert resolve_layer_map("random", 12, 5) is None
+
+
+@pytest.mark.parametrize("depth", range(1, 13))
+def test_every_depth_is_spread_over_the_teacher(depth):
+    layers = resolve_layer_map("every_other", 12, depth)
+    assert len(set(layers)) == depth and layers == sorted(layers)
+    assert layers[0] == 0 and (depth == 1 or layers[-1] == 11)
+
+
+@pytest.mark.parametrize(
+    ("spec", "depth", "message"),
+    [
+        ([0, 2, 4, 7, 9, 14], None, r"student\.layers\[5\] = 14: the teacher has 12 layers, 0 to 11"),
+        ([-1], None, r"student\.layers\[0\] = -1"),
+        ([True], None, r"student\.layers\[0\] = True"),
+        ([], None, r"student\.layers = \[\]"),
+        ([0, 1], 3, r"student\.depth = 3: student\.layers names 2"),
+        ("every_other", 13, r"student\.depth = 13.*1 to 12"),
+        ("every_other", 0, r"student\.depth = 0"),
+        ("evry_other", None, r"student\.layers = 'evry_other'"),
+    ],
+)
+def test_unfit_layer_maps_are_refused(spec, depth, message):
+    with pytest.raises(UserError, match=message):
+        resolve_layer_map(spec, 12, depth)
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+@pytest.mark.parametrize("mask", [None, padding_mask()])
+def test_identity_copy_reproduces_the_teacher(make, mask):
+    teacher = make(4)
+    student = build_student(teacher, layers=[0, 1, 2, 3]).eval()
+    with torch.no_grad():
+        expected, found = teacher(tokens(), attention_mask=mask).logits, student(tokens(), attention_mask=mask).logits
+    real = slice(None) if mask is None else mask
+    assert (found - expected)[real].abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_layers_come_from_the_map():
+    teacher = tiny_bert(4)
+    student = build_student(teacher, layers=[3, 1])
+    for ours, layer in zip(student.distilbert.transformer.layer, (3, 1), strict=True):
+        assert torch.equal(ours.attention.k_lin.weight, teacher.bert.encoder.layer[layer].attention.self.key.weight)
+        assert torch.equal(ours.output_layer_norm.bias, teacher.bert.encoder.layer[layer].output.LayerNorm.bias)
+
+
+def test_student_is_tied_fp32_and_its_own():
+    teacher = tiny_bert().half()
+    student = build_student(teacher, dropout=0.3)
+    assert student.vocab_projector.weight is student.distilbert.embeddings.word_embeddings.weight
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    assert (student.config.dropout, student.config.attention_dropout, student.config.n_layers) == (0.3, 0.3, 1)
+    assert not {parameter.data_ptr() for parameter in teacher.parameters()} & {parameter.data_ptr() for parameter in student.parameters()}
+    assert count_parameters(student) == sum(
+        tensor.numel() for name, tensor in student.state_dict().items() if name != "vocab_projector.weight"
+    )
+
+
+def test_saved_student_reloads_equal(tmp_path):
+    student = build_student(tiny_bert()).eval()
+    student.save_pretrained(tmp_path)
+    assert torch.equal(type(student).from_pretrained(tmp_path)(tokens()).logits, student(tokens()).logits)
+
+
+def test_random_start_is_seeded_and_leaves_the_global_generator_alone():
+    teacher = tiny_bert(4)
+    state = torch.get_rng_state()
+    first, again, other = (build_student(teacher, layers="random", seed=seed).state_dict() for seed in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    name = "distilbert.transformer.layer.1.ffn.lin1.weight"
+    assert not torch.equal(first[name], other[name])
+    assert not torch.equal(first["distilbert.embeddings.word_embeddings.weight"], teacher.bert.embeddings.word_embeddings.weight)
+    assert build_student(teacher, layers="random", num_layers=6).config.n_layers == 6
+
+
+@pytest.mark.parametrize("layers", ["every_other", "random"])
+def test_frozen_positions(layers):
+    student = build_student(tiny_bert(), layers=layers, freeze_positions=True)
+    frozen = [name for name, parameter in student.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["distilbert.embeddings.position_embeddings.weight"]
+    assert all(parameter.requires_grad for parameter in build_student(tiny_bert(), layers=layers).parameters())
+
+
+def test_what_distilbert_cannot_be_is_said(capsys):
+    build_student(tiny_bert(layer_norm_eps=1e-5))
+    assert "layer_norm_eps is 1e-05" in capsys.readouterr().err
+    build_student(tiny_roberta())  # its student has the same
+    assert not capsys.readouterr().err
+    untied = randomised(tiny_bert(tie_word_embeddings=False))
+    with pytest.raises(UserError, match="not tied"):
+        build_student(untied)
+    with pytest.raises(UserError, match=r"training\.dropout = 1\.5"):
+        build_student(tiny_bert(), dropout=1.5)
+    build_student(untied, layers="random")
+
+
+def test_a_roberta_student_keeps_what_roberta_has():
+    teacher = tiny_roberta(4)
+    student = build_student(teacher, dropout=0.3)
+    assert type(student) is type(teacher) and student.config.num_hidden_layers == 2 and len(student.roberta.encoder.layer) == 2
+    assert (student.config.hidden_dropout_prob, student.config.attention_probs_dropout_prob) == (0.3, 0.3)
+    assert teacher.config.num_hidden_layers == 4  # its own config is left alone
+    assert student.lm_head.decoder.weight is student.roberta.embeddings.word_embeddings.weight
+    assert torch.equal(student.roberta.encoder.layer[1].output.dense.weight, teacher.roberta.encoder.layer[3].output.dense.weight)
+    with pytest.raises(UserError, match="freeze_positions"):
+        build_student(teacher, layers="random", freeze_positions=True)
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_a_narrower_student_is_cut_from_its_teacher(make):
+    teacher = make(4)
+    student = build_student(teacher, hidden=16)
+    ours, theirs = family_of(student), family_of(teacher)
+    assert ours.measures(student.config)[:4] == (2, 2, 16, 24)
+    query, other = (f.part(m, "layers")[0].get_submodule(f.block[0]).weight for f, m in ((ours, student), (theirs, teacher)))
+    assert torch.equal(query, other[:16, :16])
+    decoder, other = (f.part(m, "decoder") for f, m in ((ours, student), (theirs, teacher)))
+    assert torch.equal(decoder.weight, other.weight[:, :16]) and torch.equal(decoder.bias, other.bias)
+    assert student(tokens()).logits.shape == (3, 12, 101)
+    assert build_student(teacher, hidden=8, layers="random").num_parameters() < student.num_parameters()
+    for wrong in (12, 40, -8):
+        with pytest.raises(UserError, match=rf"student\.hidden = {wrong}: give a multiple of the teacher's head size 8, at most its width 32"):
+            build_student(teacher, hidden=wrong)
+
+
+def test_differing_widths_meet_in_a_projection_that_learns():
+    teacher = Teacher(tiny_bert(4))
+    objective = Objective(build_student(teacher.model, hidden=16, dropout=0.0), Losses(), 1, teacher_width=32)
+    ids = tokens()
+    labels = torch.where(torch.arange(12) % 4 == 1, ids, -100)
+    loss, sums = objective(ids, None, labels, (ids.numel(), int((labels >= 0).sum())), teacher.targets(ids))
+    loss.backward()
+    assert torch.isfinite(loss) and (sums > 0).all()
+    assert objective.widen.weight.shape == (32, 16) and objective.widen.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in objective.parameters())
+    assert not any("widen" in name for name, _ in objective.model.named_parameters())
+    hidden = objective.model.distilbert(ids).last_hidden_state
+    expected = (1 - torch.nn.functional.cosine_similarity(hidden @ objective.widen.weight.T, teacher.targets(ids)[0], dim=-1)).sum()
+    assert sums[2].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert Objective(build_student(teacher.model), Losses(), 1, teacher_width=32).widen is None
+    assert Objective(build_student(teacher.model, hidden=16), Losses(cosine=0.0), 1, teacher_width=32).widen is None

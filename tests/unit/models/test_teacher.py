@@ -1,0 +1,246 @@
+"""Families and teacher: parts add up to the model, nothing unfit loads, nothing thaws."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    RobertaForMaskedLM,
+    XLMRobertaForMaskedLM,
+)
+
+from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
+from ds_distill.export.model import load_source
+from ds_distill.finetune.heads import load_for_task
+from ds_distill.models.families import family_of
+from ds_distill.models.loading import open_model_folder, resolve_model_folder
+from ds_distill.models.student import build_student
+from ds_distill.models.teacher import Teacher, choose_cpu_dtype, load_masked_lm
+from ds_distill.tasks.registry import task_of
+from ds_distill.utils.errors import UserError
+
+
+def randomised(model, seed=1):
+    """Every parameter random: zero biases and unit norms hide what a copy forgets."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.copy_(noise + 1 if "norm" in name.lower() and name.endswith("weight") else noise)
+    return model.eval()
+
+
+def tiny_bert(layers=3, **changes):
+    config = dict(
+        vocab_size=101, hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=48, max_position_embeddings=24
+    )
+    return randomised(BertForMaskedLM(BertConfig(**(config | changes))))
+
+
+def tiny_distilbert(layers=3):
+    return randomised(
+        DistilBertForMaskedLM(
+            DistilBertConfig(vocab_size=101, dim=32, n_layers=layers, n_heads=4, hidden_dim=48, max_position_embeddings=24)
+        )
+    )
+
+
+def tiny_roberta(layers=3, kind=RobertaForMaskedLM, **changes):
+    config = dict(vocab_size=101, hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=48,
+                  max_position_embeddings=26, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5)  # fmt: skip
+    return randomised(kind(kind.config_class(**(config | changes))))
+
+
+def tiny_xlm_roberta(layers=3):
+    return tiny_roberta(layers, XLMRobertaForMaskedLM)
+
+
+FAMILIES = [tiny_bert, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
+
+
+def tokens(batch=3, length=12):
+    return torch.randint(2, 101, (batch, length), generator=torch.Generator().manual_seed(2))
+
+
+def padding_mask(batch=3, length=12):
+    return torch.arange(length)[None] < torch.tensor([length, 7, 3])[:batch, None]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_bert().save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+@pytest.mark.parametrize("mask", [None, padding_mask()])
+def test_trunk_transform_decoder_are_the_model(make, mask):
+    model, ids = make(), tokens()
+    family, fired = family_of(model), []
+    parent, name = family.decoder_parent_and_name(model)
+    assert getattr(parent, name) is model.get_output_embeddings()
+    for module in model.modules():
+        module.register_forward_hook(lambda module, *_: fired.append(module))
+    with torch.no_grad():
+        hidden = family.part(model, "trunk")(input_ids=ids, attention_mask=mask).last_hidden_state
+        logits = getattr(parent, name)(family.transform(model, hidden))
+        parts = set(fired)
+        fired.clear()
+        expected = model(input_ids=ids, attention_mask=mask).logits
+    assert torch.equal(logits, expected)
+    owners = {module for module in model.modules() if module._parameters}
+    # cls.predictions of BERT owns only the bias that it shares with its decoder
+    assert owners & set(fired) - parts <= {parent}
+    assert len(family.part(model, "layers")) == 3
+
+
+def test_unknown_family_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(UserError, match="t5.*bert, distilbert"):
+        load_masked_lm(str(tmp_path))
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_teacher_outputs_make_the_logits(tmp_path, make):
+    make().save_pretrained(tmp_path)
+    teacher, model, ids, mask = Teacher.load(str(tmp_path), "cpu", torch.float32), load_masked_lm(str(tmp_path)), tokens(), padding_mask()
+    for attention_mask in (None, mask):
+        outputs = teacher.outputs(ids, attention_mask)
+        logits = torch.nn.functional.linear(outputs.head_hidden, teacher.decoder_weight, teacher.decoder_bias)
+        with torch.no_grad():
+            expected = model(input_ids=ids, attention_mask=attention_mask, output_hidden_states=True)
+        assert torch.equal(logits, expected.logits)
+        assert torch.equal(outputs.hidden, expected.hidden_states[-1])
+        assert not outputs.hidden.requires_grad
+    assert (teacher.num_layers, teacher.vocab_size, teacher.max_positions) == (3, 101, 24)
+    with pytest.raises(ValueError, match="25 tokens: the teacher has 24"):
+        teacher.outputs(tokens(1, 25), None)
+
+
+def test_teacher_is_frozen_and_unchanged_by_training(folder):
+    teacher = Teacher.load(str(folder))
+    before = teacher.fingerprint()
+    student = build_student(teacher.model, dropout=0.0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    target = teacher.outputs(tokens(), None).hidden
+    ((student(tokens()).logits ** 2).mean() + (student.distilbert(tokens()).last_hidden_state - target).pow(2).mean()).backward()
+    optimizer.step()
+    teacher.assert_frozen()
+    assert teacher.fingerprint() == before == Teacher.load(str(folder)).fingerprint()
+    assert all(parameter.grad is None for parameter in teacher.model.parameters())
+    assert Teacher.load(str(folder), dtype=torch.bfloat16).fingerprint() != before
+
+
+def test_thawed_teacher_is_caught(folder):
+    teacher = Teacher.load(str(folder))
+    teacher.model.bert.encoder.layer[0].output.dropout.train()
+    with pytest.raises(RuntimeError, match=r"layer\.0\.output\.dropout is in train mode"):
+        teacher.assert_frozen()
+    teacher.model.eval().cls.predictions.transform.dense.weight.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="transform.dense.weight requires a gradient"):
+        teacher.assert_frozen()
+
+
+def test_tied_weights_share_storage(folder):
+    for model in (load_masked_lm(str(folder)), Teacher.load(str(folder), dtype=torch.bfloat16).model):
+        assert model.cls.predictions.decoder.weight.data_ptr() == model.bert.embeddings.word_embeddings.weight.data_ptr()
+
+
+def test_fp16_checkpoint_loads_in_fp32(tmp_path):
+    tiny_bert().half().save_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in load_masked_lm(str(tmp_path)).parameters()} == {torch.float32}
+
+
+def test_legacy_layer_norm_names(folder):
+    expected = load_masked_lm(str(folder))(tokens()).logits
+    weights = load_file(folder / "model.safetensors")
+    legacy = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in weights.items()
+    }
+    assert legacy.keys() != weights.keys()
+    save_file(legacy, folder / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(load_masked_lm(str(folder))(tokens()).logits, expected)
+
+
+def test_headless_folder_is_refused(tmp_path):
+    BertModel(tiny_bert().config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"no masked-LM head.*cls\.predictions\.transform\.dense\.weight"):
+        load_masked_lm(str(tmp_path))
+
+
+def test_incomplete_trunk_is_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["bert.encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks bert\.encoder\.layer\.1\.output\.dense\.weight"):
+        load_masked_lm(str(folder))
+
+
+def test_wrong_shapes_are_named(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 99}))
+    with pytest.raises(UserError, match="word_embeddings.weight"):
+        load_masked_lm(str(folder))
+
+
+def test_missing_parts_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load_masked_lm(str(tmp_path / "nowhere"))
+    (folder / "model.safetensors").write_bytes(b"\x00" * 7)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_masked_lm(str(folder))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="only pytorch_model.bin.*pickled"):
+        load_masked_lm(str(folder))
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match="no weights"):
+        load_masked_lm(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="no config.json"):
+        load_masked_lm(str(folder))
+
+
+def test_choose_cpu_dtype_is_one_of_two_and_stays():
+    assert choose_cpu_dtype() in (torch.float32, torch.bfloat16)
+    assert choose_cpu_dtype() is choose_cpu_dtype()
+
+
+def test_the_probe_leaves_the_threads_as_they_were():
+    before = torch.get_num_threads()
+    choose_cpu_dtype.__wrapped__()
+    assert torch.get_num_threads() == before
+
+
+def test_the_output_folder_of_a_run_stands_for_its_model(tmp_path):
+    """Wherever a model is asked for, also where the folder was moved since."""
+    run = tmp_path / "moved" / "run"
+    for place, task in (("export", False), ("seed=1/model", True)):
+        model = run / ("tuned" if task else "") / place
+        kind = BertForSequenceClassification if task else BertForMaskedLM
+        kind(tiny_bert(vocab_size=256).config).save_pretrained(model)
+        train_wordpiece(["the small model reads what a large one wrote"] * 3, 256, model)
+        (model.parents[1] if task else model.parent).joinpath("summary.json").write_text(json.dumps({"export": f"runs/run/{place}"}))
+    assert resolve_model_folder(str(run)) == run / "export" == open_model_folder(str(run), "--from")[0]
+    assert load_masked_lm(str(run)).config.hidden_size == 32
+    assert load_source(str(run)).head == "masked-lm" and load_source(str(run / "tuned")).folder == run / "tuned" / "seed=1" / "model"
+    assert load_for_task(str(run / "tuned"), task_of("sst2"), "teacher", tuned=True).num_labels == 2
+    assert len(load_tokenizer(str(run))) == len(load_tokenizer(run / "export"))
+    with pytest.raises(UserError, match="no config.json in the folder"):
+        open_model_folder(str(tmp_path / "moved"))
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./small", "~/small", "a/b/c", "runs/old run"])
+def test_only_what_can_be_a_hub_name_is_offered_for_download(path):
+    with pytest.raises(UserError, match="no such folder; correct the path$"):
+        resolve_model_folder(path)
+    for name in ("acme/small-1.5", "small"):
+        with pytest.raises(UserError, match=f"`hf download {name}`"):
+            resolve_model_folder(name)

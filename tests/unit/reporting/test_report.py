@@ -1,0 +1,204 @@
+"""Pages and model cards."""
+
+import json
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ds_distill.reporting.report import (
+    Section,
+    comparison_plot,
+    json_text,
+    loss_plot,
+    points_plot,
+    put_section,
+    table,
+    write_json,
+    write_page,
+)
+from ds_distill.study.report import (
+    ablation_table,
+    differ_in,
+    kept,
+    kept_table,
+    mean_of,
+    other_metrics,
+    pretraining,
+    score,
+    task_tables,
+)
+
+
+def test_a_page_says_the_same_in_markdown_and_html(tmp_path):
+    points_plot({"a": (1.0, 2.0), "b": (10.0, 1.0)}, "MB", "ms", tmp_path / "p.png", marked=("a",))
+    rows = [{"who": "x < y", "ms": "1.50"}, {"who": "z", "ms": None}]
+    section = Section("Times & sizes", "First `code` here.\n\nSecond.", rows, {"who": "who", "ms": "p50 (ms)"}, (1,), {"a picture": tmp_path / "p.png"})
+    write_page(tmp_path, "page", "A title", "What it is.", [section])
+    markdown, page = (tmp_path / "page.md").read_text(), (tmp_path / "page.html").read_text()
+    assert "## Times & sizes" in markdown and "| x < y | 1.50" in markdown and "![a picture](p.png)" in markdown
+    assert "Times &amp; sizes" in page and "<td>x &lt; y</td>" in page and "<code>code</code>" in page and "data:image/png;base64," in page
+    assert page.count('<tr class="mark">') == 1 and "http" not in page, "one file, nothing fetched"
+
+
+def test_a_section_is_put_once(tmp_path):
+    card = tmp_path / "README.md"
+    put_section(card, "Speed", "fast")
+    put_section(card, "Formats", "one")
+    put_section(card, "Speed", "faster")
+    assert card.read_text() == "## Speed\n\nfaster\n\n## Formats\n\none\n"
+    card.write_text("# Card\n\n## Measured\n\n1\n")
+    put_section(card, "Formats", "two\n\n### detail\n\n3")
+    put_section(card, "Measured", "4")
+    assert card.read_text() == "# Card\n\n## Measured\n\n4\n\n## Formats\n\ntwo\n\n### detail\n\n3\n"
+
+
+def test_tables_of_a_study_by_hand():
+    def row(model, *seeds):
+        return {
+            "model": model,
+            "tasks": {"sst2": {"metric": "accuracy", "metrics": {"accuracy": sorted(seeds)[1]}, "seeds": [{"accuracy": s} for s in seeds]}},
+        }
+
+    rows = [
+        row("teacher", 0.8, 0.9, 0.8),
+        row("triple loss", 0.7, 0.8, 0.72),
+        row("without KL", 0.6, 0.75, 0.7),
+        {"model": "random start", "tasks": {}},
+    ]
+    [scores] = task_tables(rows, ["sst2"])
+    assert "kept" in scores.columns and "kept" not in task_tables(rows[1:], ["sst2"])[0].columns, "a plan without the teacher has no share of it"
+    assert scores.rows[1] == {"model": "triple loss", "parameters": "–", "mean": "72.0", "kept": "90.0 %", "sst2": "72.0 (70.0–80.0)"}
+    rows[1]["parameters"] = 17.4e6
+    [partly] = task_tables(rows, ["rte", "sst2"])  # what has not been run is said, and counts for nothing
+    assert partly.rows[1] | {"parameters": "17.4", "mean": "not run", "kept": "90.0 %, of sst2", "rte": "not run"} == partly.rows[1]
+    assert scores.rows[3]["sst2"] == "not run" and scores.rows[5]["sst2"] == "91.3" and "the paper's" in scores.rows[5]["model"]
+    shares = kept_table(rows, ["rte", "sst2"])
+    assert shares.rows[0] == {"model": "triple loss", "all": "90.0 %, of sst2", "rte": "not run", "sst2": "90.0 %"}
+    zero = [row("teacher", 0.0, 0.0, 0.0), row("student", 0.1, 0.1, 0.1)]
+    assert kept(zero[1], zero[0], ["sst2"]) == "–", "no share of nothing"
+    for run, precision in zip(zero, ("bf16", "fp32"), strict=True):
+        for seed in run["tasks"]["sst2"]["seeds"]:
+            seed["precision"] = precision
+    assert "some in each of bf16, fp32" in task_tables(zero, ["sst2"])[0].text and "precision" not in scores.text
+    assert kept_table(rows, ["sst2"]) is None and kept_table(rows[1:], ["rte", "sst2"]) is None, "nothing that the tables do not say"
+    plan = {"a": {"losses.kl": 5, "training.clip": 1}, "b": {"losses.kl": 0, "training.clip": 1}, "c": {"training.clip": 1}}
+    assert differ_in(plan) == {"losses.kl"}, "what all students have in common is no difference"
+    plan = {"triple loss": {"training.clip": 1}, "without KL": {"training.clip": 1, "losses.kl": 0},
+            "random": {"training.clip": 1, "student.layers": "random"}}  # fmt: skip
+    ablation = ablation_table(rows, ["sst2"], plan)
+    assert ablation.heading == "Ablation"
+    for other in ({"losses.kl": 3, "training.clip": 1}, {"student.layers": [0, 1], "training.clip": 1}, {"losses.kl": 0}):
+        compared = ablation_table(rows, ["sst2"], plan | {"other": other})
+        assert compared.heading == "One student against another" and compared.text.startswith("They differ in losses.kl, student.layers")
+    assert ablation.rows[1] == {
+        "student": "without KL",
+        "loss": "not run",
+        "mean": "70.0",
+        "difference": "-2.00",
+        "spread": "-10.00 to -2.00",
+        "paper": "-2.96",
+    }
+    assert ablation.rows[2]["difference"] == "not run" and ablation.rows[2]["paper"] == "-3.69"
+
+
+def test_what_a_task_is_also_scored_by():
+    runs = [{"f1": 0.5, "exact_match": 0.4, "threshold": 1.0}, {"f1": 0.6, "exact_match": 0.45, "threshold": 2.0}, {"f1": 0.7, "exact_match": 0.5}]
+    found = {"metric": "f1", "metrics": {"f1": 0.6, "exact_match": 0.45, "threshold": 1.5}, "seeds": runs}
+    section = other_metrics([{"model": "a", "tasks": {"squad": found}}, {"model": "b", "tasks": {}}], ["sst2", "squad"])
+    assert section.columns == {"model": "model", "squad exact_match": "squad (exact match)"}
+    assert [row["squad exact_match"] for row in section.rows] == ["45.0 (40.0–50.0)", "not run", "81.2", "77.7", "79.1"]
+    assert other_metrics([{"model": "a", "tasks": {}}], ["squad"]) is None
+
+
+def test_a_student_that_is_not_distilled_yet_is_said_to_be(tmp_path):
+    (tmp_path / "students" / "a").mkdir(parents=True)
+    (tmp_path / "students" / "a" / "curves.json").write_text(json.dumps({"heldout": {"": [[0, 0, 5.0], [1, 10, 4.0]]}}))
+    rows = [{"model": "teacher", "tasks": {}}, {"model": "b", "tasks": {}},
+            {"model": "a", "tasks": {}, "tokens": 10, "tokens_per_second": 5.0, "heldout_mlm_loss": 4.0, "heldout_sets": {"book": {"mlm_loss": 4.5}}},
+            {"model": "a, second distillation", "tasks": {}}]  # fmt: skip
+    section = pretraining(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
+    assert [row["model"] for row in section.rows] == ["b", "a"] and section.rows[1]["book"] == "4.500"
+    assert {section.rows[0][key] for key in section.columns if key != "model"} == {"not run"}
+
+
+NUMBERS = (
+    st.floats(allow_nan=True, allow_infinity=True) | st.integers() | st.none() | st.booleans() | st.text(max_size=3)
+)
+VALUES = st.recursive(
+    NUMBERS,
+    lambda part: (
+        st.lists(part, max_size=3) | st.tuples(part, part) | st.dictionaries(st.text(max_size=3), part, max_size=3)
+    ),
+)
+
+
+@given(VALUES)
+def test_what_is_written_is_json_for_any_reader(value):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    def measured(part):
+        if isinstance(part, dict):
+            return {key: measured(value) for key, value in part.items()}
+        if isinstance(part, list | tuple):
+            return [measured(value) for value in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    assert json.loads(json_text(value), parse_constant=refuse) == measured(value)
+    assert json.loads(json_text(value, indent=2), parse_constant=refuse) == measured(value)
+
+
+def test_what_was_not_measured_is_no_number(tmp_path):
+    write_json(tmp_path / "summary.json", {"threshold": math.inf, "seeds": [{"loss": math.nan}]})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"threshold": None, "seeds": [{"loss": None}]}
+    assert table([{"a": math.nan, "b": None, "c": 0.0}], {"a": "a", "b": "b", "c": "c"}).splitlines()[-1].split() == [
+        "|",
+        "–",
+        "|",
+        "–",
+        "|",
+        "0.000",
+        "|",
+    ]
+    rows = [[0, 0, None, None], [1, 1000, 4.0, 0.1], [2, 2000, None, None]]
+    loss_plot(
+        [[1, 1000, 1.0, None, 4.0, 0.1], [2, 2000, None, 0.2, None, 0.1]], {"": rows}, tmp_path / "loss.png", "a run"
+    )
+    comparison_plot({"a": {"": rows}, "b": {"": rows[:1]}}, tmp_path / "runs.png")
+    assert (tmp_path / "loss.png").stat().st_size > 1000 and (tmp_path / "runs.png").stat().st_size > 1000
+
+
+def test_a_study_says_what_could_not_be_measured():
+    def row(model, task, middle, *seeds):
+        return {
+            "model": model,
+            "tasks": {
+                task: {"metric": "pearson", "metrics": {"pearson": middle}, "seeds": [{"pearson": s} for s in seeds]}
+            },
+        }
+
+    partly, never = row("a", "stsb", 0.5, None, 0.5, 0.6), row("b", "stsb", None, None, None)
+    assert (
+        score(partly["tasks"]["stsb"]) == "50.0 (50.0–60.0, 2 of 3 seeds)"
+        and score(never["tasks"]["stsb"]) == "–"
+        and score(None) == "not run"
+    )
+    assert (
+        mean_of(never, ["stsb"]) is None
+        and kept(never, partly, ["stsb"]) == "–"
+        and kept(partly, never, ["stsb"]) == "–"
+    )
+    [section] = task_tables([partly, never, {"model": "c", "tasks": {}}], ["stsb"])
+    assert [(line["mean"], line["stsb"]) for line in section.rows[:3]] == [
+        ("50.0", "50.0 (50.0–60.0, 2 of 3 seeds)"),
+        ("–", "–"),
+        ("not run", "not run"),
+    ]
+    students = [partly, never, row("c", "stsb", 0.4, 0.4, 0.3, 0.5)]
+    lines = ablation_table(students, ["stsb"], {"a": {}, "b": {"losses.kl": 0}, "c": {"losses.mlm": 0}}).rows
+    assert [line.get("difference") for line in lines] == [None, "–", "-10.00"] and lines[2][
+        "spread"
+    ] == "-20.00 to -10.00"
+    unread = students[0] | {"heldout_mlm_loss": None}
+    assert ablation_table([unread, *students[1:]], ["stsb"], {"a": {}, "b": {}, "c": {}}).rows[0]["loss"] == "–"

@@ -1,0 +1,142 @@
+"""A study's steps: side by side, in order of need, ended together."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ds_distill.study import scheduler as schedule
+from ds_distill.study.scheduler import Step, run_steps
+from ds_distill.utils.errors import UserError
+from tests.patience import wait_until
+from tests.start import wait_for
+
+HEAD = """
+import json, os, pathlib, signal, sys, time
+out = pathlib.Path(sys.argv[-1]); room = out.parent; out.mkdir()
+def wait(name):
+    while not (room / name).exists(): time.sleep(0.05)
+"""
+SAVE = 'signal.signal(signal.SIGTERM, lambda *_: ((out / "saved").touch(), sys.exit(0)))\n'
+END = """
+(out / "summary.json").write_text(json.dumps({"threads": os.environ.get("OMP_NUM_THREADS"), "argv": sys.argv[1:]}))
+"""
+
+
+@dataclass(frozen=True)
+class Program(Step):
+    """A step that is a Python program, told its folder as a command is."""
+
+    program: str = ""
+
+    def started_as(self) -> list[str]:
+        return [sys.executable, "-c", HEAD + self.program + END, *self.command()]
+
+
+def step(folder: Path, what: str, program: str = "", **more) -> Program:
+    return Program(what, folder / what, ("word",), program=program, **more)
+
+
+def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    first = step(tmp_path, "first", 'wait("second")')  # each waits for the other: one at a time they would never end
+    second = step(tmp_path, "second", 'wait("first"); print("hello", file=sys.stderr)')
+    third = step(tmp_path, "third", model=tmp_path / "first", teacher=tmp_path / "second")
+    fourth = step(tmp_path, "fourth", 'if not (room / "third/summary.json").exists(): sys.exit(4)', after=(tmp_path / "third",))
+    run_steps([fourth, third, first, second], 2, tmp_path / "logs")
+    assert all(one.done for one in (first, second, third, fourth))
+    started = {name: json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "third")}
+    assert started["third"]["argv"][1:5] == ["--model", str(tmp_path / "first" / "export"), "--teacher", str(tmp_path / "second" / "export")]
+    assert started["first"]["threads"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert (tmp_path / "logs/second.log").read_text().endswith("\nhello\n")
+    run_steps([fourth, third, first, second], 2, tmp_path / "logs")  # nothing is done twice: their folders are there
+
+
+def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch):
+    """Though the summary of fewer is there."""
+    (tmp_path / "teacher").mkdir()
+    summary = tmp_path / "teacher" / "summary.json"
+    summary.write_text(json.dumps({"seeds": [0]}))
+    more = f"import json, pathlib, time; time.sleep(1); pathlib.Path({str(summary)!r}).write_text(json.dumps({{'seeds': [0, 1]}}))"
+    monkeypatch.setattr(Step, "started_as", lambda self: [sys.executable, "-c", more])
+    teacher = Step("teacher", summary.parent, ("word",), seeds=2)
+    enough = 'if len(json.loads((room / "teacher/summary.json").read_text())["seeds"]) < 2: sys.exit(4)'
+    student = step(tmp_path, "student", enough, teacher=summary.parent)
+    assert not teacher.done and student.ready
+    run_steps([teacher, student], 2, tmp_path / "logs")
+    assert teacher.done and student.done
+
+
+def test_a_model_is_looked_for_where_its_folder_is_now(tmp_path):
+    for name, made in (("student", {"export": "runs/student/export"}), ("tuned", {"export": "runs/tuned/seed=1/model", "output": "runs/tuned"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(made))
+    words = Step("tune", tmp_path / "out", ("finetune",), model=tmp_path / "student", teacher=tmp_path / "tuned").command()
+    assert words[1:5] == ["--model", str(tmp_path / "student" / "export"), "--teacher", str(tmp_path / "tuned" / "seed=1" / "model")]
+
+
+def test_what_takes_the_machine_runs_alone(tmp_path):
+    before, after = step(tmp_path, "before", "time.sleep(0.5)"), step(tmp_path, "after", 'if not (room / "whole/summary.json").exists(): sys.exit(6)')
+    whole = step(tmp_path, "whole", 'if not (room / "before/summary.json").exists(): sys.exit(5)\ntime.sleep(0.5)', starter="launcher")
+    run_steps([before, whole, after], 3, tmp_path / "logs")
+    assert [one.done for one in (before, whole, after)] == [True] * 3
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_step_that_fails_ends_the_others(tmp_path, capsys, jobs):
+    other = step(tmp_path, "other", SAVE + f'(out / "ready").touch()\nif {jobs} == 2: time.sleep(240)')
+    wrong = step(tmp_path, "wrong", 'wait("other/ready"); print("it went wrong", file=sys.stderr); sys.exit(3)')
+    with pytest.raises(UserError, match=r"study: wrong ended with status 3.*; the same command goes on"):
+        run_steps([other, wrong], jobs, tmp_path / "logs")
+    assert (tmp_path / "other/saved").exists() == (jobs == 2)
+    assert ("it went wrong" in capsys.readouterr().err) == (jobs == 2)  # alone it speaks for itself, past Python's capture
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ending_a_study_ends_its_steps(tmp_path, jobs, number):
+    program = SAVE + '(out / "ready").touch()\ntime.sleep(240)'
+    steps = [step(tmp_path, f"step{number}", program) for number in range(jobs)]
+
+    def study() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
+        try:
+            run_steps(steps, jobs, tmp_path / "logs")
+        except UserError as error:
+            raise SystemExit(signal.SIGTERM if "SIGTERM" in str(error) else 1) from None
+        except KeyboardInterrupt:
+            raise SystemExit(signal.SIGINT) from None
+
+    process = multiprocessing.get_context("fork").Process(target=study)
+    process.start()
+    wait_for(lambda: all((one.output / "ready").exists() for one in steps))
+    os.kill(process.pid, number)
+    assert wait_until(lambda: not process.is_alive(), [process.pid]) is None
+    assert process.exitcode == number and all((one.output / "saved").exists() for one in steps)
+
+
+def test_an_end_without_a_summary_is_no_success(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "LATE", 0.3)
+    with pytest.raises(UserError, match=r"study: killed ended without .*killed/summary.json"):
+        run_steps([step(tmp_path, "killed", "sys.exit(0)")], 1, tmp_path / "logs")
+    monkeypatch.setattr(schedule, "LATE", 60.0)
+    late = """import subprocess; subprocess.Popen(["sh", "-c", f"sleep 1; echo '{{}}' > {out}/summary.json"]); sys.exit(0)"""
+    run_steps([step(tmp_path, "late", late)], 1, tmp_path / "logs")
+
+
+def test_a_step_whose_start_is_gone_is_said(tmp_path):
+    with pytest.raises(UserError, match="study: lost: what it starts from is not there"):
+        run_steps([step(tmp_path, "lost", model=tmp_path / "removed")], 1, tmp_path / "logs")
+
+
+def test_a_step_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,")
+    say = '(out / "gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])'
+    steps = [step(tmp_path, "a", f'{say}; wait("b/gpu")'), step(tmp_path, "b", f'{say}; wait("a/gpu")')]
+    run_steps(steps, 2, tmp_path / "logs")
+    assert [(one.output / "gpu").read_text() for one in steps] == ["4", "6"]

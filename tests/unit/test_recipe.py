@@ -1,0 +1,85 @@
+"""Every recipe that ships can be parsed, meant and understood."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ds_distill.cli.parser import ROOMS, build_parser, check_command
+from ds_distill.data.sources import _HUB
+from ds_distill.models.student import resolve_layer_map
+from ds_distill.recipe import Recipe, Training
+from ds_distill.study.plan import Study
+from ds_distill.study.report import ABLATION, differ_in
+from ds_distill.utils.errors import UserError
+
+FOLDER = Path(__file__).parents[2] / "ds_configs"
+RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # no path in it depends on where the command starts
+    command = "run" if name == "demo.yaml" else "distill"
+    options = build_parser().parse_args([command, "--config", str(FOLDER / name), "--output", "out"])[command]
+    recipe = Recipe(**{room: kind(**vars(options[room])) for room, kind in ROOMS.items()})
+    recipe.check()
+    given = yaml.safe_load((FOLDER / name).read_text())
+    for room in ROOMS:
+        for key, value in (given.get(room) or {}).items():
+            meant = getattr(getattr(recipe, room), key)
+            assert (list(meant) if isinstance(value, list) else meant) == value
+    for entry in given.get("corpus", []):
+        assert _HUB.match(entry)
+    if recipe.data.weights:
+        assert len(recipe.data.weights) == len(given["corpus"])
+    if isinstance(recipe.student.layers, list):
+        assert resolve_layer_map("every_other", 12, 6) == recipe.student.layers
+    lines = (FOLDER / name).read_text().splitlines()
+    assert lines[0].startswith("# ") and sum("  # " in line for line in lines) >= 3, "a recipe says where its numbers come from"
+
+
+def test_the_baseline_differs_in_the_teacher_alone():
+    real, baseline = (yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in ("small_real", "baseline_no_teacher"))
+    assert real.pop("losses") | {"kl": 0.0, "cosine": 0.0} == baseline.pop("losses") | {"temperature": 2.0}
+    assert real == baseline
+
+
+def test_the_readme_names_every_recipe():
+    text = (FOLDER.parent / "README.md").read_text()
+    assert [name for name in RECIPES if name not in text] == []
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (FOLDER / "studies").glob("*.yaml")))
+def test_plan(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    options = build_parser().parse_args(["study", "--config", str(FOLDER / "studies" / name), "--teacher", "T", "--corpus", "text.txt"]).study
+    study = Study(**{key: options[key] for key in Study.__dataclass_fields__})
+    study.check()
+    assert len(study.tasks) >= 2 and study.seeds >= 3, "differences of one task or seed are noise"
+    if name == "ablation.yaml":
+        assert {key.split(".")[0] for key in differ_in(study.students)} == {"losses", "student"}, "one part of the recipe at a time"
+        assert {"triple loss", "without distillation", *ABLATION} == set(study.students), "the paper's table 4, and what the teacher is worth"
+
+
+def test_every_small_recipe_runs_on_any_usual_number_of_gpus():
+    for file in ("few_tokens.yaml", "small_real.yaml", "baseline_no_teacher.yaml", "distilbert_base.yaml"):
+        training = Training(**yaml.safe_load((FOLDER / file).read_text())["training"])
+        for ranks in (1, 2, 4, 8, 16):
+            micro = training.micro_batch_of(ranks)
+            assert training.global_batch % (micro * ranks) == 0 and 1 <= micro <= training.micro_batch
+
+
+def test_the_micro_batch_is_what_divides_a_ranks_share():
+    training = Training(global_batch=32, micro_batch=12)
+    assert [training.micro_batch_of(ranks) for ranks in (1, 2, 4, 8, 32)] == [8, 8, 8, 4, 1]
+    for ranks, nearest in ((3, "30 or 33"), (64, "64")):
+        with pytest.raises(UserError, match=f"training.global_batch = 32: not to be shared evenly among {ranks} ranks; use {nearest}"):
+            training.micro_batches(ranks)
+
+
+@pytest.mark.parametrize("command", ["prepare", "pretrain", "distill", "plan", "evaluate"])
+def test_one_recipe_serves_all_commands(command, tmp_path):
+    recipe = yaml.safe_load((FOLDER / "distilbert_base.yaml").read_text()) | {"heldout": ["held.txt"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    check_command([command, "--config", str(tmp_path / "recipe.yaml"), "--output", "out"])

@@ -1,0 +1,20 @@
+import pytest
+
+from ds_distill.run_folder import claimed_alone
+from ds_distill.utils.errors import UserError
+
+
+def claim(folder, **identity):
+    with claimed_alone(folder, {"training.seed": 0, "training.precision": "auto", "training.optimizer": "auto"} | identity):
+        pass
+
+
+def test_another_run_is_refused_and_what_auto_became_is_not(tmp_path):
+    claim(tmp_path)
+    claim(tmp_path, **{"training.precision": "bf16"})  # what a checkpoint's refusal asks for
+    claim(tmp_path, **{"training.optimizer": "torch"})
+    with pytest.raises(UserError, match=r"holds another run \(training.seed was 0, is 1\)"):
+        claim(tmp_path, **{"training.seed": 1, "training.precision": "bf16"})
+    claim(tmp_path / "b", **{"training.precision": "fp32"})
+    with pytest.raises(UserError, match="training.precision was fp32, is bf16"):
+        claim(tmp_path / "b", **{"training.precision": "bf16"})

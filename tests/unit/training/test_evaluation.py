@@ -1,0 +1,36 @@
+"""Held-out figures: sums over masked tokens, by their number, and none where there is no such token."""
+
+import torch
+
+from ds_distill.data.loader import Batch
+from ds_distill.reporting.report import json_text
+from ds_distill.training.evaluation import evaluate
+
+
+class Counted(torch.nn.Module):
+    """(loss, right guesses, masked tokens) of a batch: half a nat each, every second one right."""
+
+    def __init__(self, loss: float = 0.5):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, input_ids, attention_mask, labels):
+        masked = int((labels != -100).sum())
+        return torch.tensor([self.loss * masked, masked // 2, masked], dtype=torch.float64)
+
+
+def batch(*labels: int) -> Batch:
+    return Batch(torch.zeros(1, len(labels), dtype=torch.long), torch.tensor([labels]), None)
+
+
+def test_figures_are_means_over_masked_tokens():
+    found = evaluate(Counted(), [batch(5, -100, 6, 7), batch(-100, 8)], torch.device("cpu"))
+    assert found == {"heldout_mlm_loss": 0.5, "heldout_mlm_accuracy": 0.25}
+
+
+def test_nothing_masked_is_not_measured():
+    for batches in ([], [batch(-100, -100)]):
+        found = evaluate(Counted(), batches, torch.device("cpu"))
+        assert found == {"heldout_mlm_loss": None, "heldout_mlm_accuracy": None}
+    diverged = evaluate(Counted(float("nan")), [batch(5)], torch.device("cpu"))
+    assert json_text(diverged) == '{"heldout_mlm_loss": null, "heldout_mlm_accuracy": null}'

@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from ds_distill.distributed.process_group import start_distributed
+from ds_distill.training.nonfinite import FiniteWatch
+from ds_distill.utils.errors import UserError
+
+
+class Order:
+    """What a FiniteWatch asks of a BatchOrder."""
+
+    accumulation, world_size, micro_batch, rank, store = 1, 1, 2, 0, range(10)
+
+    def entries_of(self, step: int):
+        import numpy as np
+
+        return np.arange(2)
+
+
+@pytest.mark.parametrize("losses, remedy", [
+    ([float("nan"), 4.0, 0.1], "the teacher's outputs are not. Give another teacher"),
+    ([float("inf"), 4.0, float("nan")], "the teacher's outputs are not. Give another teacher"),
+    ([float("nan"), float("nan"), float("nan")], "Lower training.learning_rate"),
+    ([3.0, float("inf"), 0.1], "Lower training.learning_rate"),
+])  # fmt: skip
+def test_a_teacher_whose_outputs_are_no_numbers_is_blamed(tmp_path, losses, remedy):
+    start_distributed()
+    watch = FiniteWatch(Order(), 1, tmp_path, scaled=False)
+    with pytest.raises(UserError, match=remedy):
+        watch.look(0, float("nan"), True, [torch.tensor(losses)])

@@ -1,0 +1,163 @@
+"""What a person sees, on terminals of every kind and in files."""
+
+import io
+import sys
+import time
+
+import pytest
+
+from ds_distill.cli.parser import COMMANDS
+from ds_distill.utils import console
+from ds_distill.utils import progress as liveness
+from tests import patience
+from tests.start import ROOT, environment_of
+
+PLAIN = {"PYTHONIOENCODING": "", "PYTHONUTF8": "", "PYTHONCOERCECLOCALE": "", "LC_ALL": "C.UTF-8"}
+PLACES = {
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "C locale": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+}
+MANY = """
+import io, sys
+from ds_distill.cli import main as cli
+from ds_distill.cli.parser import COMMANDS
+for words in ([], ["--help"], *([command, "--help"] for command in COMMANDS), ["distill", "--läuft"], ["distill", "--training.clip", "…"]):
+    assert cli.main(words) in (0, 2), words
+from ds_distill.utils.console import alive, progress, say
+from ds_distill.reporting.report import table
+say("→ … −")
+with progress(3, "läuft", "step") as bar:
+    bar.update(3)
+print(table([{"a": None, "b": "模型"}], {"a": "held-out → …", "b": "–"}))
+"""
+
+
+def python(*words: str, **variables: str):
+    values = {
+        name: value for name, value in environment_of(**(PLAIN | variables)).items() if value or name not in PLAIN
+    }
+    return patience.run([sys.executable, *words], env=values, cwd=ROOT, errors="replace")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_a_terminal_cannot_show_is_replaced(tmp_path, place):
+    """Every help, messages, bars and tables."""
+    (tmp_path / "many.py").write_text(MANY, encoding="utf-8")
+    done = python(str(tmp_path / "many.py"), **PLACES[place])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr and "?" in done.stdout + done.stderr
+    assert all(f"usage: ds-distill [options] {command}" in done.stdout for command in COMMANDS)
+
+
+def test_a_file_system_in_ascii_reads_names_as_utf_8(tmp_path):
+    """As the terminal encodes them: the program starts anew in UTF-8 mode, with the same words."""
+    where = tmp_path / "läuft"
+    where.mkdir()
+    (where / "größe.yaml").write_text("training: {seed: 3}\noutput: läuft/模型\n", encoding="utf-8")
+    words = [
+        "-m",
+        "ds_distill",
+        "distill",
+        "--config",
+        str(where / "größe.yaml"),
+        "--corpus",
+        "ein text.txt",
+        "--print_config",
+    ]
+    plain = python(*words)
+    assert "output: läuft/模型" in plain.stdout and "- ein text.txt" in plain.stdout
+    other = python(*words, **PLACES["C locale"])
+    assert (other.returncode, other.stderr) == (0, "")
+    assert other.stdout == plain.stdout.encode("ascii", "replace").decode()
+
+
+def test_a_stream_that_somebody_closed_takes_what_is_written():
+    code = "import sys; sys.stderr = None; from ds_distill.cli.main import main; raise SystemExit(main(['distil']))"
+    done = python("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", ""), "results only on standard output"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is set."""
+    now = [1000.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_has_few_whole_lines_ever_fewer(monkeypatch, clock):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    days = 3 * 86400
+    with console.progress(days, "student", "step") as bar:
+        for _ in range(days // 10):
+            clock[0] += 10
+            bar.n += 10
+            bar.set_postfix(loss="1.0")  # it shows the bar each time
+    lines = log.getvalue().splitlines()
+    assert "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
+    assert 20 < len(lines) < 200
+    assert lines[0].startswith("student: 0% 10/") and lines[-1].startswith(f"student: 100% {days}/{days} [")
+    seen = [int(line.split()[2].split("/")[0]) for line in lines]  # a step a second
+    assert all(after - before >= 30 for before, after in zip(seen, seen[1:-1], strict=False)), (
+        "no two within half a minute"
+    )
+    assert max(after - before for before, after in zip(seen, seen[1:], strict=False)) < days / 8, (
+        "and it is alive all the while"
+    )
+
+
+def test_a_short_work_is_one_line_in_a_log(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with console.progress(None, "tokens", "B") as bar:
+        bar.update(2_000_000)
+    with console.progress(5, "seed 0", "example", initial=2) as bar:
+        console.skip(bar, 1)
+        bar.update(2)
+    first, second = log.getvalue().splitlines()
+    assert first.startswith("tokens: 2.00MB [") and second.startswith("seed 0: 100% 5/5 [")
+    with console.alive("compiling"):
+        pass
+    assert log.getvalue().count("\n") == 2 and "\r" not in log.getvalue()
+
+
+def test_long_work_without_a_measure_says_that_it_lives(monkeypatch, clock):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with console.alive("compiling"):
+        clock[0] += 11
+        deadline = time.perf_counter() + 60
+        while "compiling, 11 s\n" != log.getvalue() and time.perf_counter() < deadline:
+            time.sleep(0.01)
+    assert log.getvalue() == "compiling, 11 s\n"
+
+
+@pytest.mark.parametrize("term, bars", [("xterm", True), ("dumb", False)])
+def test_a_terminal_has_bars_unless_it_is_a_dumb_one(monkeypatch, term, bars):
+    monkeypatch.setenv("TERM", term)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with console.progress(3, "student", "step") as bar:
+        bar.update(3)
+    with console.alive("compiling"):
+        pass
+    assert ("\r" in terminal.getvalue()) == bars
+    assert ("compiling" in terminal.getvalue()) == bars
+
+
+def test_a_bar_that_moves_is_progress_on_ranks_that_do_not_show_it_too(monkeypatch, capsys):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with console.progress(10, "steps", "step") as bar:
+            before = liveness.progress_count()
+            bar.update(2)
+            assert liveness.progress_count() == before + 1
+            bar.update(0)  # a look without anything done
+            assert liveness.progress_count() == before + 1
