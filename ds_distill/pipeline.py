@@ -21,7 +21,8 @@ from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, load_masked_lm, teacher_dtype, weights_fingerprint
 from ds_distill.preflight.models import check_fits
 from ds_distill.recipe import Recipe
-from ds_distill.reporting.report import json_text, loss_plot, model_card
+from ds_distill.reporting.model_card import model_card
+from ds_distill.reporting.plots import loss_plot
 from ds_distill.run_folder import claimed, flat
 from ds_distill.training import checkpoint
 from ds_distill.training.engine import device_of_rank, precision_of
@@ -30,6 +31,7 @@ from ds_distill.training.trainer import memory_explained, train
 from ds_distill.training.weights import checkpoint_weights, master_weights
 from ds_distill.utils.console import is_first, progress, say_once
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import json_text
 from ds_distill.utils.resources import full_disk_said
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ds_distill.recipe import Recipe
-from ds_distill.reporting.report import write_json
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import hold
 
 DECIDED = ("training.precision", "training.optimizer")  # "auto" may become what it was: a checkpoint tells, and refuses another

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks.harness.machine import describe
-from ds_distill.reporting.report import table
+from ds_distill.reporting.tables import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "RELIABILITY.md"
 INTRODUCTION = """# What a run survives

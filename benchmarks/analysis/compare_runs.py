@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.harness.cli import make_folder, one_sentence
-from ds_distill.reporting.report import comparison_plot, table
+from ds_distill.reporting.plots import comparison_plot
+from ds_distill.reporting.tables import table
 from ds_distill.utils.errors import UserError
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.harness.cli import count, one_sentence
 from ds_distill.export.model import Source, load_source
 from ds_distill.export.parity import CLEAR, Batch, agreed, first_choices, text_batches
-from ds_distill.reporting.report import table
+from ds_distill.reporting.tables import table
 from ds_distill.utils.console import progress
 
 

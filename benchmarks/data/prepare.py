@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.harness.cli import amount, count, one_sentence, why_it_ended
 from benchmarks.harness.machine import describe
 from ds_distill.data.readers import documents
-from ds_distill.reporting.report import table
+from ds_distill.reporting.tables import table
 from ds_distill.utils.console import alive
 from ds_distill.utils.errors import UserError
 

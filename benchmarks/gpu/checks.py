@@ -38,7 +38,7 @@ from ds_distill.models.attention import why_no_varlen, within_documents
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher, teacher_dtype
 from ds_distill.recipe import Losses, Training
-from ds_distill.reporting.report import table
+from ds_distill.reporting.tables import table
 from ds_distill.training.compile import compile_step, why_no_compile
 from ds_distill.training.engine import backward, device_of_rank, make_engine, optimizer_step
 

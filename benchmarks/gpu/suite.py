@@ -27,9 +27,10 @@ import torch
 from benchmarks.harness.cli import make_folder, one_sentence, why_it_ended
 from benchmarks.inference.backends import BODIES
 from ds_distill.builds.fused_adam import build_ahead
-from ds_distill.reporting.report import table, write_json, write_whole
+from ds_distill.reporting.tables import table
 from ds_distill.utils.console import alive
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import write_json, write_whole
 
 SPARE = 15  # seconds kept for the report
 LONGEST = 180  # seconds of one part: a part that hangs leaves time to the others

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 from benchmarks.inference.backends import BODIES
-from ds_distill.reporting.report import Section, bars_plot, points_plot, put_section, table, write_json, write_page
+from ds_distill.reporting.model_card import put_section
+from ds_distill.reporting.pages import Section, write_page
+from ds_distill.reporting.plots import bars_plot, points_plot
+from ds_distill.reporting.tables import table
 from ds_distill.utils.console import say
+from ds_distill.utils.files import write_json
 
 ONE, MANY = "1 × 128", "32 × 128"
 FEW = 3  # rounds below which a ratio says how many it is of: one that is slow at a shape is not asked again

@@ -98,7 +98,9 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     from benchmarks.harness.machine import describe
     from benchmarks.inference.min_memory import least_megabytes
     from benchmarks.inference.suite import model_folders, prepare, runnable
-    from ds_distill.reporting.report import Section, table, write_json, write_page
+    from ds_distill.reporting.pages import Section, write_page
+    from ds_distill.reporting.tables import table
+    from ds_distill.utils.files import write_json
 
     reader = args.tokenizer or args.student or args.teacher
     if not reader:

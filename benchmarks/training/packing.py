@@ -28,7 +28,7 @@ from ds_distill.distributed.process_group import start_distributed
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Data, Recipe, Training
-from ds_distill.reporting.report import table
+from ds_distill.reporting.tables import table
 from ds_distill.utils.console import alive
 
 

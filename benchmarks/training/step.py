@@ -29,8 +29,10 @@ from benchmarks.harness.interleave import Contender, ratio, take_turns
 from benchmarks.harness.machine import describe
 from benchmarks.training import baselines as who
 from ds_distill.estimate.memory import flops_a_token
-from ds_distill.reporting.report import bars_plot, table, write_json
+from ds_distill.reporting.plots import bars_plot
+from ds_distill.reporting.tables import table
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import write_json
 
 SMALL_PAGES, HUGE_PAGES = ({"THP_MEM_ALLOC_ENABLE": value} for value in "01")
 # label, maker, environment

@@ -37,9 +37,11 @@ from ds_distill.models.families import family_of
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Recipe
-from ds_distill.reporting.report import race_plot, table, write_json
+from ds_distill.reporting.plots import race_plot
+from ds_distill.reporting.tables import table
 from ds_distill.utils.console import progress, say
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import write_json
 
 FIGURES = ("mlm_loss", "kl", "agreement")
 WARM, TIMED = 2, 5

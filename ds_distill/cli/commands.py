@@ -6,7 +6,7 @@ from ds_distill.cli.argument_checks import EVALUATED_IN
 from ds_distill.cli.parser import check_command, recipe_of, section_of
 from ds_distill.finetune.config import Tuning
 from ds_distill.recipe import Recipe
-from ds_distill.reporting.report import table
+from ds_distill.reporting.tables import table
 from ds_distill.utils.console import is_first
 
 EVALUATED = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)", "heldout_mlm_accuracy": "accuracy"}

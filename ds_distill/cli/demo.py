@@ -19,9 +19,10 @@ from ds_distill.distributed.process_group import on_first_rank, start_distribute
 from ds_distill.models.teacher import load_masked_lm
 from ds_distill.preflight import job as checks
 from ds_distill.recipe import Recipe
-from ds_distill.reporting.report import table, write_summary
+from ds_distill.reporting.tables import table
 from ds_distill.run_folder import claimed, flat
 from ds_distill.utils.console import is_first, progress, say
+from ds_distill.utils.files import write_summary
 
 PARTS = ("tokens", "tokenizer", "teacher", "distilled", "baseline")
 COLUMNS = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)",

@@ -12,9 +12,9 @@ from ds_distill.cli.commands import execute
 from ds_distill.cli.parser import COMMANDS, build_parser
 from ds_distill.cli.terminal import restart_in_utf8, show_what_can_be_shown
 from ds_distill.distributed import job
-from ds_distill.reporting.report import json_text, write_summary
 from ds_distill.utils.console import end_bars, is_first, say, say_once
 from ds_distill.utils.errors import UserError, did_you_mean, sentence_of
+from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.model_place import find_model
 
 DEMO = Path(__file__).parents[2] / "ds_configs" / "demo.yaml"

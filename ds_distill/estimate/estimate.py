@@ -169,7 +169,7 @@ def _advice(row: dict, rows: list[dict], largest: int, t: Training) -> str:
 
 def show(found: dict) -> None:
     """Print a plan for a person."""
-    from ds_distill.reporting.report import table
+    from ds_distill.reporting.tables import table
 
     if not is_first():
         return

@@ -23,10 +23,12 @@ from ds_distill.export.published import publish_model
 from ds_distill.export.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
 from ds_distill.export.task_score import DevSet, dev_set
 from ds_distill.models.saving import follow_umask
-from ds_distill.reporting.report import put_section, table, write_json
+from ds_distill.reporting.model_card import put_section
+from ds_distill.reporting.tables import table
 from ds_distill.tasks.metrics import Measured
 from ds_distill.utils.console import alive, say
 from ds_distill.utils.errors import UserError, did_you_mean
+from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import hold
 from ds_distill.utils.memory import peak_memory
 

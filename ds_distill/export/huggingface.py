@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from ds_distill.models.families import family_of
 from ds_distill.models.saving import save_model_folder
-from ds_distill.reporting.report import MADE_WITH
+from ds_distill.reporting.model_card import MADE_WITH
 from ds_distill.utils.console import say
 from ds_distill.utils.errors import UserError
 

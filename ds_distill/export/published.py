@@ -16,8 +16,9 @@ from ds_distill.export.model import Source, read_json
 from ds_distill.export.sentence_embedding import write_sentence_transformers_files
 from ds_distill.models.loading import config_of, load_model
 from ds_distill.models.saving import follow_umask, portable_config, save_model_folder
-from ds_distill.reporting.report import front_matter, write_json
+from ds_distill.reporting.model_card import front_matter
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import write_json
 
 OF_A_TASK = ("finetuning_task", "finetuning_length", "id2label", "label2id", "problem_type")  # in a config.json; servers choose a pipeline by them
 

@@ -24,13 +24,14 @@ from ds_distill.models.loading import resolve_model_folder
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import choose_cpu_dtype, weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
-from ds_distill.reporting.report import task_card, write_json
+from ds_distill.reporting.model_card import task_card
 from ds_distill.run_folder import claimed_alone
 from ds_distill.tasks.metrics import Measured, median, rank, scores
 from ds_distill.tasks.registry import LENGTH_KEY, Task
 from ds_distill.tasks.squad import answers_of, squad_scores
 from ds_distill.utils.console import progress, skip
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import write_json
 from ds_distill.utils.memory import give_back_freed_memory, keep_freed_memory
 from ds_distill.utils.resources import full_disk_said, full_memory_said
 

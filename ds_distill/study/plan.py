@@ -14,12 +14,12 @@ import yaml
 from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
 from ds_distill.finetune.config import Tuning
 from ds_distill.recipe import CHECKOUT, Recipe, shipped
-from ds_distill.reporting.report import write_json
 from ds_distill.study.scheduler import Step, folder_of, run_steps, starter_words
 from ds_distill.tasks.examples import split_files
 from ds_distill.tasks.registry import TASKS, task_of
 from ds_distill.utils.console import alive
 from ds_distill.utils.errors import UserError, at_home, did_you_mean
+from ds_distill.utils.files import write_json
 
 TEACHER, SECOND = "teacher", "second distillation"
 ROOMS = tuple(f"{room.name}." for room in fields(Recipe))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ds_distill.reporting.report import table
+from ds_distill.reporting.tables import table
 from tests.clients.catalog import CLIENTS
 from tests.clients.compare import TOLERANCES
 

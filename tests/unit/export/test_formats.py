@@ -28,7 +28,7 @@ from ds_distill.export.model import load_source
 from ds_distill.export.onnx import OPSET
 from ds_distill.export.parity import SAMPLE, compare, text_batches, torch_runner
 from ds_distill.export.task_score import dev_score
-from ds_distill.reporting.report import MADE_WITH
+from ds_distill.reporting.model_card import MADE_WITH
 from ds_distill.utils.errors import UserError
 
 

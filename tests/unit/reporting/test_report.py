@@ -6,17 +6,10 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_distill.reporting.report import (
-    Section,
-    comparison_plot,
-    json_text,
-    loss_plot,
-    points_plot,
-    put_section,
-    table,
-    write_json,
-    write_page,
-)
+from ds_distill.reporting.model_card import put_section
+from ds_distill.reporting.pages import Section, write_page
+from ds_distill.reporting.plots import comparison_plot, loss_plot, points_plot
+from ds_distill.reporting.tables import table
 from ds_distill.study.report import (
     ablation_table,
     differ_in,
@@ -28,6 +21,7 @@ from ds_distill.study.report import (
     score,
     task_tables,
 )
+from ds_distill.utils.files import json_text, write_json
 
 
 def test_a_page_says_the_same_in_markdown_and_html(tmp_path):

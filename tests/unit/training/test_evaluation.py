@@ -3,8 +3,8 @@
 import torch
 
 from ds_distill.data.loader import Batch
-from ds_distill.reporting.report import json_text
 from ds_distill.training.evaluation import evaluate
+from ds_distill.utils.files import json_text
 
 
 class Counted(torch.nn.Module):

@@ -25,7 +25,7 @@ from ds_distill.cli.parser import COMMANDS
 for words in ([], ["--help"], *([command, "--help"] for command in COMMANDS), ["distill", "--läuft"], ["distill", "--training.clip", "…"]):
     assert cli.main(words) in (0, 2), words
 from ds_distill.utils.console import alive, progress, say
-from ds_distill.reporting.report import table
+from ds_distill.reporting.tables import table
 say("→ … −")
 with progress(3, "läuft", "step") as bar:
     bar.update(3)

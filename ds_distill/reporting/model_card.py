@@ -1,0 +1,62 @@
+"""Model cards: the README.md of a folder that holds a model."""
+
+import os
+import re
+from pathlib import Path
+
+from ds_distill.reporting.tables import table
+from ds_distill.utils.files import json_text
+
+MADE_WITH = "made with ds-distill"
+PIPELINES = {"masked-lm": "fill-mask", "classification": "text-classification", "question-answering": "question-answering",
+             "encoder": "feature-extraction"}  # fmt: skip
+
+
+def front_matter(head: str, **more: str) -> str:
+    """The YAML that a model card begins with. head: a key of PIPELINES; more: further keys, such as the license where it is known."""
+    entries = {"library_name": "transformers", "pipeline_tag": PIPELINES[head]} | more
+    return "---\n" + "".join(f"{key}: {value}\n" for key, value in entries.items()) + "---\n\n"
+
+
+def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str:
+    """The export's README.md: measured figures, recipe and data fingerprint."""
+    figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+    return (
+        front_matter("masked-lm") + f"# {title}\n\nA masked language model {MADE_WITH}.\n\n"
+        "## Measured\n\n" + table([{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"})
+        + f"\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\nfingerprint `{fingerprint}`\n\n"
+        "## Recipe\n\n```json\n" + json_text(_without_folders(recipe), indent=2) + "\n```\n"
+    )  # fmt: skip
+
+
+def task_card(head: str, task: str, metrics: dict[str, float | None], settings: dict, remark: str = "") -> str:
+    """The README.md of a fine-tuned folder: what the folder scores on the task's dev set, and how it was trained.
+    remark: what is to be said of the scores."""
+    rows = [{"metric": name.replace("_", " "), "value": value} for name, value in metrics.items()]
+    remark = f"{remark}\n\n" if remark else ""
+    return (
+        front_matter(head) + f"# A model for {task}\n\nAn encoder fine-tuned on the task {task} with ds-distill.\n\n"
+        f"## Measured\n\n{table(rows, {'metric': 'on the dev set', 'value': 'value'})}\n\n{remark}"
+        "## Settings\n\n```json\n" + json_text(settings, indent=2) + "\n```\n"
+    )
+
+
+def _without_folders(value: object) -> object:
+    """A recipe's values as a published file may say them: of a path of this machine the name alone."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def put_section(card: Path, heading: str, text: str) -> None:
+    """Write `## heading` and `text` into the Markdown file `card`, in the place of the section of that name if there is one; a new file otherwise."""
+    before = card.read_text(encoding="utf-8") if card.is_file() else ""
+    new = f"## {heading}\n\n{text.strip()}\n"
+    there = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", before, flags=re.M | re.S)
+    if there:
+        after = before[: there.start()] + new + ("\n" if before[there.end() :] else "") + before[there.end() :]
+    else:
+        after = (before.rstrip("\n") + "\n\n" if before else "") + new
+    card.write_text(after, encoding="utf-8")
