@@ -17,15 +17,17 @@ from ds_distill.distributed.process_group import on_first_rank, start_distribute
 from ds_distill.estimate.estimate import choose_micro_batch
 from ds_distill.export.huggingface import export
 from ds_distill.losses.objective import Objective
+from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student, count_parameters
-from ds_distill.models.teacher import Teacher, load_masked_lm, teacher_dtype, weights_fingerprint
+from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight.models import check_fits
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
 from ds_distill.run_folder import claimed, flat
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import device_of_rank, precision_of
+from ds_distill.training.device import device_of_rank, precision_of
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.trainer import memory_explained, train
 from ds_distill.training.weights import checkpoint_weights, master_weights

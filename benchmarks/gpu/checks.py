@@ -35,12 +35,14 @@ from ds_distill.kernels.compile_layers import compile_body
 from ds_distill.losses import fused_vocabulary_loss
 from ds_distill.losses.objective import Objective
 from ds_distill.models.attention import why_no_varlen, within_documents
+from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student
-from ds_distill.models.teacher import Teacher, teacher_dtype
+from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.reporting.tables import table
 from ds_distill.training.compile import compile_step, why_no_compile
-from ds_distill.training.engine import backward, device_of_rank, make_engine, optimizer_step
+from ds_distill.training.device import device_of_rank
+from ds_distill.training.engine import backward, make_engine, optimizer_step
 
 ROUNDED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 NO_TIME = "no time left"

@@ -98,7 +98,7 @@ def _serve(link, make: Callable, setting: object) -> None:
 
     from benchmarks.harness.machine import bytes_in_use, peak_bytes
     from benchmarks.harness.timing import timed
-    from ds_distill.training.engine import device_of_rank
+    from ds_distill.training.device import device_of_rank
 
     step = None
     with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):

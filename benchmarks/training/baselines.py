@@ -15,14 +15,16 @@ from transformers.utils import logging
 
 from benchmarks.reference.recipe import reference_losses, reference_step
 from benchmarks.training.gemm_bound import gemm_contender
-from ds_distill.data.loader import Batch
+from ds_distill.data.batch import Batch
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.losses.objective import Objective
+from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student
-from ds_distill.models.teacher import Teacher, teacher_dtype
+from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Data, Losses, Recipe, Training
 from ds_distill.training.compile import compile_step, why_no_compile
-from ds_distill.training.engine import precision_of, zero_of
+from ds_distill.training.deepspeed_config import zero_of
+from ds_distill.training.device import precision_of
 from ds_distill.training.step import Step
 from ds_distill.utils.memory import keep_freed_memory
 

@@ -25,8 +25,8 @@ from ds_distill.data.loader import BatchOrder
 from ds_distill.data.run_data import masker_of, prepare_tokens
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.distributed.process_group import start_distributed
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import build_student
-from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Data, Recipe, Training
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import alive

@@ -25,7 +25,7 @@ from benchmarks.training import baselines as who
 from benchmarks.training.step import add_setting, check, setting_of
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.models.student import count_parameters
-from ds_distill.training.engine import zero_of
+from ds_distill.training.deepspeed_config import zero_of
 
 
 def bytes_moved(parameters: int, stage: int, size: int, ranks: int) -> float:

@@ -28,7 +28,7 @@ from benchmarks.harness.cli import count, make_folder, one_sentence
 from benchmarks.harness.interleave import Contender, ratio, take_turns
 from benchmarks.harness.machine import describe
 from benchmarks.training import baselines as who
-from ds_distill.estimate.memory import flops_a_token
+from ds_distill.estimate.flops import flops_a_token
 from ds_distill.reporting.plots import bars_plot
 from ds_distill.reporting.tables import table
 from ds_distill.utils.errors import UserError

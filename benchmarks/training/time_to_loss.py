@@ -34,8 +34,8 @@ from ds_distill.data.heldout import heldout_sets
 from ds_distill.data.run_data import stores_of, tokens_for, with_tokens
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.models.families import family_of
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import build_student
-from ds_distill.models.teacher import load_masked_lm
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.plots import race_plot
 from ds_distill.reporting.tables import table

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 
 from benchmarks.reference.recipe import reference_losses
 from benchmarks.training.baselines import options_of
-from ds_distill.data.loader import Batch
+from ds_distill.data.batch import Batch
 from ds_distill.losses.objective import Objective
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import parameter_groups, precision_of
+from ds_distill.training.device import precision_of
+from ds_distill.training.optimizer import parameter_groups
 from ds_distill.training.step import Step
 from ds_distill.training.weights import master_weights
 

@@ -24,7 +24,7 @@ from ds_distill.kernels.fused_linear import columns
 from ds_distill.losses import fused_vocabulary_loss
 from ds_distill.recipe import Training
 from ds_distill.training.compile import why_no_compile
-from ds_distill.training.engine import device_of_rank, precision_of
+from ds_distill.training.device import device_of_rank, precision_of
 from ds_distill.utils.console import alive
 
 

@@ -16,7 +16,7 @@ from ds_distill.data.run_data import prepare_tokens
 from ds_distill.data.sources import pieces_of
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.distributed.process_group import on_first_rank, start_distributed
-from ds_distill.models.teacher import load_masked_lm
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.preflight import job as checks
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.tables import table

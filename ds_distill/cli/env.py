@@ -9,7 +9,7 @@ from ds_distill.builds.deepspeed_extensions import is_built
 from ds_distill.builds.fused_adam import why_no_apex, why_no_build
 from ds_distill.data.prepare import cores
 from ds_distill.models.attention import why_no_varlen
-from ds_distill.models.teacher import choose_cpu_dtype
+from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.training.compile import why_no_compile, why_no_triton
 from ds_distill.utils.memory import memory_limit
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from ds_distill.data.accounting import Accounts
 from ds_distill.data.content import content_fingerprint
-from ds_distill.data.shards import INDEX, Packer
+from ds_distill.data.packing import Packer
+from ds_distill.data.shards import INDEX
 from ds_distill.data.sources import Piece, described, pieces_of
 from ds_distill.data.tokenizer import plain_backend, save_tokenizer, special_ids, tokenizer_fingerprint, vocabulary_size
 from ds_distill.data.worker import SPLITS, Format, PieceWorker

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 from ds_distill.data.encode import Encoder
 from ds_distill.data.findings import Findings
 from ds_distill.data.lost import Loss
+from ds_distill.data.packing import Grouper, Packer
 from ds_distill.data.readers import Document, read
-from ds_distill.data.shards import Grouper, Packer, ShardWriter
+from ds_distill.data.shards import ShardWriter
 from ds_distill.data.sources import Piece
 
 SPLITS = ("train", "heldout")

@@ -15,16 +15,19 @@ from transformers import AutoModelForMaskedLM
 
 from ds_distill.data.dataset import TokenStore
 from ds_distill.distributed.process_group import start_distributed
-from ds_distill.estimate.memory import GIB, activation_line, flops_a_token, memory
+from ds_distill.estimate.flops import flops_a_token
+from ds_distill.estimate.memory import GIB, activation_line, memory
 from ds_distill.kernels.prepacked_linear import packed_bytes
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import check_positions
 from ds_distill.models.loading import config_of, resolve_model_folder
+from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student, count_parameters, layers_of
-from ds_distill.models.teacher import Teacher, teacher_dtype
+from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.compile import choose_kernels
-from ds_distill.training.engine import device_of_rank, precision_of, zero_of
+from ds_distill.training.deepspeed_config import zero_of
+from ds_distill.training.device import device_of_rank, precision_of
 from ds_distill.utils.console import is_first, say
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit

@@ -12,6 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+
 from ds_distill.models.families import FAMILIES, family_of_type
 from ds_distill.models.weight_names import renaming
 from ds_distill.utils.errors import UserError, at_home
@@ -236,3 +239,31 @@ def _empty_model(auto: type, folder: Path, config: PretrainedConfig, given: str)
 def listed(names: list[str], most: int = 8) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def load_masked_lm(
+    path: str, option: str = "teacher =", *, new_head: bool = False, dropout: float | None = None, hollow: bool = False
+) -> PreTrainedModel:
+    """A complete masked-LM model on the CPU, fp32, eval, sdpa attention, from a folder or the local Hugging Face cache.
+
+    option: what errors begin with, before the path. new_head: give a checkpoint without a masked-LM head a random one (torch's generator).
+    dropout: hidden and attention; the config's own if None. hollow: without values, as of models.folder.load_model.
+
+    Safetensors only, no remote code, no network.  LayerNorm's legacy names `gamma` and `beta` are renamed by transformers.
+    Raises UserError for a missing folder, a missing or unfit config, pickled weights, values that are not finite, and weights that the checkpoint
+    lacks (transformers would fill them with noise: a headless teacher teaches noise).
+    """
+    folder, config = open_model_folder(path, option)
+    given = f"{option} {path}"
+    if dropout is not None:
+        family_of_type(config.model_type).set_dropout(config, dropout)
+    model, missing = load_model(AutoModelForMaskedLM, folder, config, given, hollow=hollow, attn_implementation="sdpa")
+    prefix = model.base_model_prefix + "."
+    head = [key for key in missing if not key.startswith(prefix)]
+    trunk = sorted(set(missing) - set(head))
+    if head and not new_head and not trunk:
+        raise UserError(f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, or one "
+                        f"that `ds-distill pretrain --from {path}` has given a head")  # fmt: skip
+    if trunk:
+        raise UserError(f"{given}: the checkpoint lacks {listed(trunk)}; give a complete checkpoint")
+    return model.eval()

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from ds_distill.models.families import family_of, family_of_type
-from ds_distill.models.loading import listed, load_model, open_model_folder
-from ds_distill.utils.errors import UserError
-
-
-def load_masked_lm(
-    path: str, option: str = "teacher =", *, new_head: bool = False, dropout: float | None = None, hollow: bool = False
-) -> PreTrainedModel:
-    """A complete masked-LM model on the CPU, fp32, eval, sdpa attention, from a folder or the local Hugging Face cache.
-
-    option: what errors begin with, before the path. new_head: give a checkpoint without a masked-LM head a random one (torch's generator).
-    dropout: hidden and attention; the config's own if None. hollow: without values, as of models.folder.load_model.
-
-    Safetensors only, no remote code, no network.  LayerNorm's legacy names `gamma` and `beta` are renamed by transformers.
-    Raises UserError for a missing folder, a missing or unfit config, pickled weights, values that are not finite, and weights that the checkpoint
-    lacks (transformers would fill them with noise: a headless teacher teaches noise).
-    """
-    folder, config = open_model_folder(path, option)
-    given = f"{option} {path}"
-    if dropout is not None:
-        family_of_type(config.model_type).set_dropout(config, dropout)
-    model, missing = load_model(AutoModelForMaskedLM, folder, config, given, hollow=hollow, attn_implementation="sdpa")
-    prefix = model.base_model_prefix + "."
-    head = [key for key in missing if not key.startswith(prefix)]
-    trunk = sorted(set(missing) - set(head))
-    if head and not new_head and not trunk:
-        raise UserError(f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, or one "
-                        f"that `ds-distill pretrain --from {path}` has given a head")  # fmt: skip
-    if trunk:
-        raise UserError(f"{given}: the checkpoint lacks {listed(trunk)}; give a complete checkpoint")
-    return model.eval()
+from ds_distill.models.families import family_of
+from ds_distill.models.loading import load_masked_lm
 
 
 @dataclass(frozen=True)
@@ -141,37 +110,3 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
         # numpy has no bfloat16: hash the raw bytes
         digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def teacher_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """What a frozen teacher beside a student of `dtype` computes in: fp16 on a GPU, the student's on a CPU, whose fp16 is slow."""
-    return torch.float16 if device.type == "cuda" else dtype
-
-
-@functools.cache
-def choose_cpu_dtype() -> torch.dtype:
-    """bf16 where a 512 × 768 × 768 product is at least 1.2 × faster in it than in fp32 on this CPU, else fp32.  Takes at most 1 s, once.
-
-    A measurement may come out differently on two ranks: with several, one rank asks and tells the others.
-    """
-    seconds = _product_seconds((torch.float32, torch.bfloat16))
-    return torch.bfloat16 if seconds[torch.float32] > 1.2 * seconds[torch.bfloat16] else torch.float32
-
-
-@torch.no_grad()
-def _product_seconds(dtypes: tuple[torch.dtype, ...], budget: float = 0.6) -> dict[torch.dtype, float]:
-    """The fastest product in each dtype, taken in turn for `budget` seconds, three times at least."""
-    operands = {dtype: (torch.full((512, 768), 0.5, dtype=dtype), torch.full((768, 768), 0.5, dtype=dtype)) for dtype in dtypes}
-    best, end, rounds = dict.fromkeys(dtypes, float("inf")), time.perf_counter() + budget, 0
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other on a busy machine: the ratio was then anything from 0.5 to 10
-    try:
-        while rounds < 3 or time.perf_counter() < end:
-            for dtype, (left, right) in operands.items():
-                start = time.perf_counter()
-                torch.nn.functional.linear(left, right)
-                best[dtype] = min(best[dtype], time.perf_counter() - start)
-            rounds += 1
-    finally:
-        torch.set_num_threads(threads)
-    return best

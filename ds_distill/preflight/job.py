@@ -17,13 +17,14 @@ from ds_distill.data.readers import read
 from ds_distill.data.sources import check_inputs, pieces_of
 from ds_distill.distributed.process_group import on_first_rank, start_distributed
 from ds_distill.models.families import check_positions
-from ds_distill.models.loading import open_model_folder, resolve_model_folder
-from ds_distill.models.teacher import load_masked_lm
+from ds_distill.models.loading import load_masked_lm, open_model_folder, resolve_model_folder
 from ds_distill.preflight.models import check_reads, check_teacher_fits, check_whole
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import check_claim, check_shared, flat
+from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.deepspeed_json import check_deepspeed_json
-from ds_distill.training.engine import deepspeed_config, device_of_rank, make_engine, precision_of
+from ds_distill.training.device import device_of_rank, precision_of
+from ds_distill.training.engine import make_engine
 from ds_distill.utils.errors import UserError, did_you_mean
 
 MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": "csv"}  # section of a DeepSpeed JSON: its package

@@ -3,14 +3,15 @@
 import numpy as np
 import torch
 
-from ds_distill.data.loader import Batch
+from ds_distill.data.batch import Batch
 from ds_distill.losses.objective import Objective
 from ds_distill.models.attention import use_varlen, why_no_varlen
 from ds_distill.models.families import head_size
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe
 from ds_distill.training.compile import choose_kernels, seconds_of_compiling
-from ds_distill.training.engine import backward, make_engine, optimizer_step, zero_of
+from ds_distill.training.deepspeed_config import zero_of
+from ds_distill.training.engine import backward, make_engine, optimizer_step
 
 
 def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:

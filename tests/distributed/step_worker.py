@@ -20,6 +20,7 @@ from deepspeed.utils import safe_get_full_grad
 from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks.reference.recipe import reference_losses, reference_step
+from ds_distill.deepspeed_fixes import batch_gradients
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.losses import VocabularyProjection
 from ds_distill.losses.objective import Objective
@@ -28,7 +29,9 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint
 from ds_distill.training.compile import compile_step
-from ds_distill.training.engine import backward, batch_gradients, deepspeed_config, make_engine, optimizer_step, parameter_groups
+from ds_distill.training.deepspeed_config import deepspeed_config
+from ds_distill.training.engine import backward, make_engine, optimizer_step
+from ds_distill.training.optimizer import parameter_groups
 from ds_distill.training.weights import checkpoint_weights, master_weights
 
 GLOBAL, LENGTH, STEPS, VOCABULARY = 8, 16, 5, 199
@@ -69,7 +72,7 @@ def fp16_on_a_cpu():
     here = get_accelerator()
     dtypes = [*here.supported_dtypes(), torch.float16]
     with (mock.patch.object(here, "is_fp16_supported", lambda: True), mock.patch.object(here, "supported_dtypes", lambda: dtypes),
-          mock.patch("ds_distill.training.engine.deepspeed_config", config)):  # fmt: skip
+          mock.patch("ds_distill.training.deepspeed_config.deepspeed_config", config)):  # fmt: skip
         yield
 
 

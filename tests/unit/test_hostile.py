@@ -23,8 +23,7 @@ from ds_distill.data.sources import pieces_of
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.export.model import load_source
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.models.loading import resolve_model_folder
-from ds_distill.models.teacher import load_masked_lm
+from ds_distill.models.loading import load_masked_lm, resolve_model_folder
 from ds_distill.tasks.registry import task_of
 from ds_distill.utils.errors import UserError
 from tests.start import ROOT

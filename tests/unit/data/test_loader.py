@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from ds_distill.data.batch import starts_of
 from ds_distill.data.dataset import TokenStore
-from ds_distill.data.loader import BatchOrder, heldout_batches, starts_of
+from ds_distill.data.loader import BatchOrder, heldout_batches
 from ds_distill.data.masking import IGNORED, Masker, masked_count
 from ds_distill.data.shards import ShardWriter
 from ds_distill.data.whole_words import Words

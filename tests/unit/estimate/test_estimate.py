@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ds_distill.estimate.estimate import plan
-from ds_distill.estimate.memory import activation_bytes, flops_a_token, memory
+from ds_distill.estimate.flops import flops_a_token
+from ds_distill.estimate.memory import activation_bytes, memory
 from ds_distill.kernels.fused_linear import LIVE_BYTES, live_bytes
 from ds_distill.models.student import build_student
 from ds_distill.recipe import Data, Recipe, Student, Training

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, BertForMaskedLM
 
-from ds_distill.data.loader import starts_of
+from ds_distill.data.batch import starts_of
 from ds_distill.models import attention as varlen
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher

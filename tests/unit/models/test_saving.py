@@ -38,9 +38,9 @@ from ds_distill.export.model import load_source
 from ds_distill.finetune import trainer as tune
 from ds_distill.finetune.config import Tuning
 from ds_distill.models.families import family_of
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.student import build_student
-from ds_distill.models.teacher import load_masked_lm
 from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
 from ds_distill.reporting.model_card import MADE_WITH
 from ds_distill.tasks.registry import task_of

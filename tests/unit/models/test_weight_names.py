@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
-from ds_distill.models.teacher import load_masked_lm
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import FAMILIES, tiny_bert, tokens
 

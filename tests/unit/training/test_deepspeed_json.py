@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ds_distill.preflight.job import check_engine, check_machine
 from ds_distill.recipe import Recipe, Training
+from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.deepspeed_json import BESIDE_PARSER, OWNED_BY_RECIPE, Watched, check_deepspeed_json
-from ds_distill.training.engine import deepspeed_config
 from ds_distill.utils.errors import UserError
 
 SHIPPED = sorted((Path(__file__).parents[3] / "ds_configs" / "deepspeed").glob("*.json"))

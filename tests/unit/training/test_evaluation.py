@@ -2,7 +2,7 @@
 
 import torch
 
-from ds_distill.data.loader import Batch
+from ds_distill.data.batch import Batch
 from ds_distill.training.evaluation import evaluate
 from ds_distill.utils.files import json_text
 

@@ -1,0 +1,88 @@
+"""One batch: what a model reads, and what it has to guess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ds_distill.data.dataset import TokenStore
+from ds_distill.data.masking import IGNORED, Masker
+
+
+@dataclass
+class Batch:
+    """input_ids [B, L] long; labels [B, L] long, -100 where unmasked; token_mask [B, L] bool, false on padding, None without any;
+    where each document of a packed block is a context of its own, document_ids [B, L] long and document_starts, see starts_of; else None."""
+
+    input_ids: Tensor
+    labels: Tensor
+    token_mask: Tensor | None
+    document_ids: Tensor | None = None
+    document_starts: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`; from pinned memory the copy does not make the caller wait."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same batch in memory that a GPU can read by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(*(None if x is None else change(x) for x in vars(self).values()))
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """What a model is given: token_mask [B, L], or [B, 1, L, L] bool, true where a query sees a key."""
+        if self.document_ids is None:
+            return self.token_mask
+        sees = self.document_ids[:, None, :, None] == self.document_ids[:, None, None, :]
+        if self.token_mask is not None:
+            sees = sees & self.token_mask[:, None, None, :]
+            sees[..., 0] |= ~self.token_mask[:, None, :]  # padding looks at [CLS]: a softmax over nothing is nan
+        return sees
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How sequences become a batch: pad_id fills up; separator: the id that ends a document, where documents are contexts of their own."""
+
+    pad_id: int
+    separator: int | None = None
+
+
+def make_batch(store: TokenStore, masker: Masker, entries: np.ndarray, epoch: int, cut: Cut) -> Batch:
+    """The masked sequences `entries` [B], padded to the longest. An entry is a sequence's number, plus len(store) for each further copy of it."""
+    masked = [masker.mask(store.sequence(int(entry % len(store))), epoch=epoch, block=int(entry)) for entry in entries]
+    lengths = np.array([len(ids) for ids, _ in masked])
+    width = int(lengths.max())
+    input_ids, labels = np.full((len(masked), width), cut.pad_id, np.int64), np.full((len(masked), width), IGNORED, np.int64)
+    documents = None if cut.separator is None else np.full((len(masked), width), -1, np.int64)
+    for row, (ids, wanted) in enumerate(masked):
+        input_ids[row, : len(ids)], labels[row, : len(ids)] = ids, wanted
+        if documents is not None:
+            ends = ids == cut.separator  # never masked, and never a text's own
+            documents[row, : len(ids)] = np.cumsum(ends) - ends
+    padded = lengths.min() < width
+    return Batch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(labels),
+        torch.from_numpy(np.arange(width) < lengths[:, None]) if padded else None,
+        None if documents is None else torch.from_numpy(documents),
+        None if documents is None else torch.from_numpy(starts_of(documents)),
+    )
+
+
+def starts_of(documents: np.ndarray) -> np.ndarray:
+    """Where each document of [B, L] ids begins in the flattened batch, int32, as variable-length attention wants it; padding counts as a document.
+    B · L ends it and fills up to a power of two, at least 64: few lengths, so that little is compiled anew."""
+    new = np.ones(documents.shape, bool)
+    new[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = np.flatnonzero(new)
+    out = np.full(max(64, 1 << len(starts).bit_length()), documents.size, np.int32)
+    out[: len(starts)] = starts
+    return out

@@ -1,0 +1,246 @@
+"""Fine-tuning one model on one task: runs over seeds and settings, each resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
+
+from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.data import Data, Sets, dev_sets, load_data, sets_of, teacher_outputs
+from ds_distill.finetune.features import Collator
+from ds_distill.finetune.heads import load_for_task
+from ds_distill.finetune.notices import not_read, said_of, say_other_scale, say_what_is_not_read
+from ds_distill.finetune.trainer import SAVE_EVERY, Tuner, _Bar, scored
+from ds_distill.models.families import family_of
+from ds_distill.models.loading import resolve_model_folder
+from ds_distill.models.precision import choose_cpu_dtype
+from ds_distill.models.saving import save_model_folder
+from ds_distill.models.teacher import weights_fingerprint
+from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
+from ds_distill.reporting.model_card import task_card
+from ds_distill.run_folder import claimed_alone
+from ds_distill.tasks.metrics import median, rank
+from ds_distill.tasks.registry import LENGTH_KEY, Task
+from ds_distill.utils.console import progress, skip
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import write_json
+from ds_distill.utils.memory import keep_freed_memory
+from ds_distill.utils.resources import full_disk_said, full_memory_said
+
+
+@dataclass
+class Plan:
+    """What all runs of a plan have in common. sets: by (length, max_examples), with the teacher's outputs where there is one."""
+
+    data: Data
+    model: str
+    output: Path
+    sets: dict[tuple[int, int], Sets]
+    collator: Collator
+    teacher: PreTrainedModel | None
+    device: torch.device
+
+    @property
+    def task(self) -> Task:
+        return self.data.task
+
+    def sets_of(self, point: Tuning) -> Sets:
+        return self.sets[point.length, point.max_examples]
+
+
+def finetune(
+    task: Task, model: str, output: Path, *, points: list[Tuning], seeds: list[int], teacher: str | None = None, data: str | None = None
+) -> dict:
+    """All runs of a plan: every point of the grid with every seed, each in a folder of its own and done once.
+
+    Returns the summary: `metric` (the task's first), its median over seeds at the best point, `metrics` (medians), `seeds` (each run's), and the folder
+    of the model that stands for it, the one at the median. Source of seeds and median: Sanh et al. 2019, section 3.
+    """
+    tokenizer = load_tokenizer(resolve_model_folder(model, "--model"))
+    mentor = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
+    torch.manual_seed(0)  # the new head's values are part of the run's identity
+    student = load_for_task(model, task, "model", tuned=False)
+    check_vocabulary(tokenizer, student.config, f"--model {model}")
+    positions = family_of(student).positions(student.config)
+    if teacher and mentor:
+        _check_reads_the_same(teacher, mentor, student, tokenizer)
+        positions = min(positions, family_of(mentor).positions(mentor.config))
+        widths = mentor.config.hidden_size, student.config.hidden_size
+        if widths[0] != widths[1] and any(point.hidden > 0 for point in points):
+            raise UserError(f"tuning.hidden = {max(point.hidden for point in points)}: teacher and student have widths {widths[0]} and {widths[1]}")
+    read = load_data(task, data)
+    identity = {"task": task.name, "order": "by length", "model": weights_fingerprint(student)[:16], "data": read.fingerprint,
+                "teacher": weights_fingerprint(mentor)[:16] if mentor else None}  # fmt: skip
+    with claimed_alone(output, identity, remedy="remove it, or choose another --output"):
+        plan = _plan(read, model, output, points, tokenizer, positions, mentor)
+        if teacher and task.regression:
+            say_other_scale(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
+        results = _run_all(plan, points, seeds)
+    found, best = summary_of(task, results, output, model, teacher)
+    sets = plan.sets_of(best)
+    used = min(read.counts["train"], best.max_examples or read.counts["train"])
+    return (
+        found
+        | {"examples": read.counts | {"train": used}}
+        | not_read(read, sets, tokenizer)
+        | {"parameters": student.num_parameters()}
+    )
+
+
+def _check_reads_the_same(path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """UserError where the teacher's token ids mean something else."""
+    folder = resolve_model_folder(path, "--teacher")
+    other = (folder / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer)
+    if other or teacher.config.vocab_size < student.config.vocab_size:
+        raise UserError(f"--teacher {path}: its tokenizer is not the student's; give a teacher of the same vocabulary")
+
+
+def _plan(data: Data, model: str, output: Path, points: list[Tuning], tokenizer, positions: int, mentor: PreTrainedModel | None) -> Plan:
+    device, collator = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"), Collator(tokenizer)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if mentor is not None:
+        mentor = mentor.to(device).eval().requires_grad_(False)
+    sets = {}
+    for point in points:
+        key = point.length, point.max_examples
+        if key not in sets:
+            sets[key] = sets_of(data, tokenizer, point, positions)
+            say_what_is_not_read(data, sets[key], point, positions, tokenizer)
+            if mentor is not None:
+                with full_disk_said(output), full_memory_said(_smaller(point)):
+                    sets[key].train.teacher = teacher_outputs(mentor, sets[key].train, collator, 2 * point.batch, output / "teacher")
+    return Plan(data, model, output, sets, collator, mentor, device)
+
+
+def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
+    steps = [math.ceil(math.ceil(len(plan.sets_of(point).train) / point.batch) * point.epochs) for point in points]
+    results = []
+    with progress(sum(steps) * len(seeds), plan.task.name, "step") as bar:
+        for point, length in zip(points, steps, strict=True):
+            for seed in seeds:
+                folder = plan.output / ",".join([f"{name}={value}" for name, value in _differing(point, points).items()] + [f"seed={seed}"])
+                result = folder / "result.json"
+                _begin(folder, point, plan.device)
+                if result.is_file():
+                    skip(bar, length)
+                else:
+                    with full_disk_said(folder), full_memory_said(_smaller(point)):
+                        write_json(result, _one_run(plan, folder, point, seed, bar))
+                # not kept: what was made may be moved
+                results.append(
+                    json.loads(result.read_text(encoding="utf-8"))
+                    | {"folder": str(folder / "model"), "length": plan.sets_of(point).length}
+                )
+    return results
+
+
+def _smaller(point: Tuning) -> str:
+    return f"tuning.batch = {point.batch}: try {max(1, point.batch // 2)}, or a shorter tuning.length"
+
+
+def _differing(point: Tuning, points: list[Tuning]) -> dict:
+    mine = asdict(point)
+    return {name: value for name, value in mine.items() if len({asdict(other)[name] for other in points}) > 1}
+
+
+def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
+    """Have folder/tuning.json say how the run is trained, "auto" decided once for all; what was begun with other settings goes.
+
+    Raises UserError where a run with other settings has ended: its model stays.
+    """
+    file = folder / "tuning.json"
+    if file.is_file():
+        before = asdict(Tuning()) | json.loads(file.read_text(encoding="utf-8"))["asked"]
+        changed = [f"tuning.{name} was {value}, is {now}" for name, now in asdict(point).items() if (value := before[name]) != now]
+        if not changed:
+            return
+        if (folder / "result.json").is_file():
+            raise UserError(f"{folder} holds another run ({'; '.join(changed)}): choose another --output, or remove it")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    bf16 = point.precision == "bf16" or point.precision == "auto" and (device.type == "cuda" or choose_cpu_dtype() == torch.bfloat16)
+    write_json(file, {"asked": asdict(point), "precision": "bf16" if bf16 else "fp32"})
+
+
+def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
+    torch.manual_seed(seed)
+    network = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
+    precision, cpu, sets = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["precision"], plan.device.type == "cpu", plan.sets_of(point)
+    if cpu and precision == "bf16":  # written out it takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26); in fp32 torch's own is no slower
+        network.set_attn_implementation("eager")
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"), per_device_train_batch_size=point.batch, num_train_epochs=point.epochs,
+        learning_rate=point.learning_rate, lr_scheduler_type="linear", warmup_steps=point.warmup, weight_decay=point.weight_decay, seed=seed,
+        bf16=precision == "bf16", use_cpu=cpu, save_strategy="steps", save_steps=SAVE_EVERY, save_total_limit=1, logging_steps=20,
+        eval_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    if not cpu and arguments.device.type == "cuda":
+        arguments._n_gpu = 1  # or Trainer would spread a batch over every GPU it sees, and multiply it
+    trainer = Tuner(model=network, args=arguments, train_dataset=sets.train, data_collator=plan.collator, settings=point, task=plan.task,
+                    teacher=plan.teacher, callbacks=[_Bar(bar)])  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to results
+    # Trainer writes trainer_state.json last
+    whole = [file.parent for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")]
+    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    setattr(network.config, LENGTH_KEY, sets.length)  # what scores the folder later reads examples as it did
+    fit_tokenizer(plan.collator.tokenizer, network, length=sets.length)
+    save_model_folder(network, plan.collator.tokenizer, folder / "model")
+    # what is scored is what the folder holds, its tokenizer with its settings, its weights in fp32: training's autocast
+    # stays with the network
+    final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(plan.device)
+    reader = load_tokenizer(folder / "model")
+    as_read = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
+    metrics = scored(plan.task, final, as_read, Collator(reader), 2 * point.batch, f"seed {seed}")
+    head = "question-answering" if plan.task.spans else "classification"
+    trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
+    remark = said_of(not_read(plan.data, sets, reader))
+    card = task_card(head, plan.task.name, metrics, trained, remark)
+    (folder / "model" / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
+    return {"seed": seed, "tuning": asdict(point), "precision": precision, "metrics": metrics, "losses": losses}
+
+
+def summary_of(task: Task, results: list[dict], output: Path, model: str, teacher: str | None) -> tuple[dict, Tuning]:
+    """(summary, the best point of the grid) by the median of the task's first metric. In the summary a tuning's length
+    is the one that was used."""
+    metric = task.metrics[0]
+    by_point: dict[str, list[dict]] = {}
+    for result in results:
+        by_point.setdefault(json.dumps(result["tuning"], sort_keys=True), []).append(result)
+    best = max(by_point.values(), key=lambda runs: rank(median(run["metrics"][metric] for run in runs)))
+    dev = {name: median(run["metrics"][name] for run in best) for name in best[0]["metrics"]}
+    measured = [run for run in best if run["metrics"][metric] is not None]
+    middle = (
+        best[0] if dev[metric] is None else min(measured, key=lambda run: abs(run["metrics"][metric] - dev[metric]))
+    )
+    points = [
+        {
+            "tuning": runs[0]["tuning"] | {"length": runs[0]["length"]},
+            metric: median(run["metrics"][metric] for run in runs),
+        }
+        for runs in by_point.values()
+    ]
+    summary = {
+        "task": task.name,
+        "metric": metric,
+        metric: dev[metric],
+        "metrics": dev,
+        "seeds": [{"seed": run["seed"], **run["metrics"], "precision": run["precision"]} for run in best],
+        "tuning": best[0]["tuning"] | {"length": best[0]["length"]},
+        "grid": points if len(points) > 1 else [],
+        "model": model,
+        "teacher": teacher,
+        "export": middle["folder"],
+        "output": str(output),
+    }
+    return summary, Tuning(**best[0]["tuning"])

@@ -1,0 +1,46 @@
+"""What DeepSpeed is given: the recipe's DeepSpeed JSON with the recipe's own settings put in."""
+
+import json
+
+import torch
+
+from ds_distill.recipe import Training
+from ds_distill.training.deepspeed_json import without_recipes_own
+from ds_distill.utils.console import say
+
+
+def zero_of(training: Training, dtype: torch.dtype) -> dict:
+    """The recipe's zero_optimization, stage 0 where its DeepSpeed JSON names none. Without a JSON stage 0 in fp32, which then keeps one copy of the
+    weights, and stage 1 in 16 bit: DeepSpeed's stage 0 there copies all gradients once more a step (docs/PERFORMANCE.md)."""
+    if training.deepspeed is None:
+        return {"stage": 0 if dtype == torch.float32 else 1}
+    return {"stage": 0} | training.deepspeed_json().get("zero_optimization", {})
+
+
+def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) -> dict:
+    """The DeepSpeed JSON with the recipe's own settings put in; a conflict is a UserError that names both."""
+    config = without_recipes_own(str(training.deepspeed), training.deepspeed_json())
+    config["zero_optimization"] = zero_of(training, dtype)
+    stage = config["zero_optimization"]["stage"]
+    config |= {
+        "train_micro_batch_size_per_gpu": training.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": training.clip,
+        "steps_per_print": 10**12,
+        "timers": {"throughput": {"enabled": False}},  # it makes the host wait for a GPU twice a micro-step
+    }
+    if dtype == torch.bfloat16:
+        config["bf16"] = {"enabled": True}
+    if dtype == torch.float16:
+        config["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    if dtype != torch.float32 and stage == 0 and accumulation > 1:
+        name = str(dtype).removeprefix("torch.")
+        say(f"warning: ZeRO stage 0 sums its {accumulation} accumulation steps in {name}, which loses small gradients; stages 1 to 3 sum them in fp32")
+    if dtype != torch.float32 and stage > 0:
+        # 16-bit sums over accumulation steps and ranks lose the small gradients
+        for key, value in {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}.items():
+            if config.get(key, value) != value:
+                said = json.dumps(config[key])
+                say(f"warning: {training.deepspeed}: {key} = {said} is not used; in 16 bit gradients are summed in fp32")
+            config[key] = value
+    return config

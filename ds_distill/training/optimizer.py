@@ -1,0 +1,71 @@
+"""AdamW by the recipe's choice, its parameter groups, and the learning rate's schedule."""
+
+import torch
+from torch import nn
+
+from ds_distill.builds.fused_adam import build_optimizer, make_resumable, why_no_apex
+from ds_distill.distributed.process_group import from_every_rank
+from ds_distill.recipe import Training
+from ds_distill.utils.console import say
+from ds_distill.utils.errors import UserError
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, rates: dict[str, float] | None = None) -> list[dict]:
+    """Decayed matrices; biases and every norm without decay. rates: by the start of a parameter's name, its learning rate: groups of their own.
+
+    Each group has "params", "names", "weight_decay" and, of a rate of its own, "lr".
+    """
+    groups: dict[tuple, dict] = {}
+    owners = {f"{prefix}.{name}".lstrip("."): owner for prefix, owner in module.named_modules() for name, _ in owner.named_parameters(recurse=False)}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = name.endswith("bias") or isinstance(owners[name], nn.LayerNorm)
+        rate = next((rate for start, rate in (rates or {}).items() if name.startswith(start)), None)
+        group = {"params": [], "names": [], "weight_decay": 0.0 if plain else weight_decay} | ({} if rate is None else {"lr": rate})
+        group = groups.setdefault((rate is not None, rate or 0.0, plain), group)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups)]
+
+
+def make_optimizer(training: Training, groups: list[dict], device: torch.device, offload: bool) -> torch.optim.Optimizer:
+    """Collective: AdamW by the recipe's choice. UserError where what it names is not to be had; "auto" takes torch's fused one instead."""
+    options = {"lr": training.learning_rate, "betas": tuple(training.betas), "eps": training.eps}
+    choice = training.optimizer
+    if offload and choice not in ("auto", "deepspeed"):
+        raise UserError(f"training.optimizer = {choice}: optimizer offload in {training.deepspeed} needs deepspeed or auto")
+    if choice == "apex":
+        reason = why_no_apex()
+        if reason:
+            raise UserError(f"training.optimizer = apex: {reason}; or use auto")
+        from apex.optimizers import FusedAdam
+
+        return FusedAdam(groups, adam_w_mode=True, **options)
+    if choice in ("auto", "deepspeed"):
+        reason = _agreed(build_optimizer(offload))
+        if reason is None:
+            from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+            adam = DeepSpeedCPUAdam(groups, adamw_mode=True, **options) if offload else FusedAdam(groups, adam_w_mode=True, **options)
+            return make_resumable(adam) if offload or device.type == "cpu" else adam
+        if offload or choice == "deepspeed":
+            raise UserError(f"training.optimizer = {choice}: DeepSpeed's cannot be built here ({reason}); use torch, without offload")
+        say(f"optimizer: torch's fused AdamW; DeepSpeed's FusedAdam cannot be built here ({reason})")
+    return torch.optim.AdamW(groups, fused=True, **options)
+
+
+def _agreed(reason: str | None) -> str | None:
+    """Collective: the first reason that any rank has; ranks with different optimizers would drift apart."""
+    return next((r for r in from_every_rank(reason) if r is not None), None)
+
+
+def linear_schedule(warmup_steps: int, total_steps: int):
+    """Factor of the peak rate at optimizer step s (0-based): linear up over warmup_steps, then linear to zero."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    return factor
