@@ -1,4 +1,7 @@
-"""What the commands do: each function takes a recipe and paths, and returns the run's summary."""
+"""What the commands do: each function takes a recipe and paths, and returns the run's summary.
+
+`prepare_and_…` checks all that can be checked, then makes the tokens, which may take hours, then does the work.
+"""
 
 import copy
 import json
@@ -10,8 +13,9 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from ds_distill.data.dataset import TokenStore
+from ds_distill.data.heldout import heldout_sets
 from ds_distill.data.loader import heldout_batches
-from ds_distill.data.run_data import heldout_part, masker_of, stores_of, text_facts
+from ds_distill.data.run_data import heldout_part, masker_of, stores_of, text_facts, tokens_for, with_tokens
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.distributed.process_group import on_first_rank, start_distributed
 from ds_distill.estimate.estimate import choose_micro_batch
@@ -21,11 +25,12 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, weights_fingerprint
+from ds_distill.preflight import job as preflight
 from ds_distill.preflight.models import check_fits
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
-from ds_distill.run_folder import claimed, flat
+from ds_distill.run_folder import claimed
 from ds_distill.training import checkpoint
 from ds_distill.training.device import device_of_rank, precision_of
 from ds_distill.training.evaluation import evaluate
@@ -35,6 +40,58 @@ from ds_distill.utils.console import is_first, progress, say_once
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import json_text
 from ds_distill.utils.resources import full_disk_said
+
+
+def prepare_and_distill(
+    recipe: Recipe, teacher: str, output: Path, *, corpus: list[str], tokens: str | None, heldout: list[str]
+) -> dict:
+    """Collective: distill a student of `teacher` from the texts `corpus`, or from what `prepare` has made of them in the folder `tokens`."""
+    recipe = _check_job(recipe, corpus, tokens, heldout)
+    tokenizer = preflight.check_teacher(teacher, recipe, Path(tokens) if tokens else None)
+    recipe, folder, held = _tokens_of(recipe, tokenizer, output, corpus, tokens, heldout)
+    return distill(recipe, teacher, folder, output, heldout=held)
+
+
+def prepare_and_pretrain(
+    recipe: Recipe, model: dict | str, tokenizer: str, output: Path, *, corpus: list[str], tokens: str | None, heldout: list[str]
+) -> dict:
+    """Collective: as `pretrain`, from the texts `corpus`, or from what `prepare` has made of them in the folder `tokens`."""
+    recipe = _check_job(recipe, corpus, tokens, heldout)
+    preflight.check_encoder(model, recipe, tokenizer, Path(tokens) if tokens else None)
+    recipe, folder, held = _tokens_of(recipe, tokenizer, output, corpus, tokens, heldout)
+    return pretrain(recipe, model, folder, output, heldout=held)
+
+
+def prepare_and_evaluate(
+    recipe: Recipe, models: list[str], output: Path | None, folder: Path, *, corpus: list[str], tokens: str | None, untrained: bool
+) -> list[dict]:
+    """Collective: as `evaluate_folders`, on the texts `corpus`, whose tokens are put into `folder`, or on the folder `tokens`."""
+    recipe = with_tokens(recipe, Path(tokens)) if tokens else recipe
+    preflight.check_texts([] if tokens else corpus, [], recipe)
+    tokenizer = preflight.check_evaluated(models, recipe, Path(tokens) if tokens else None)
+    if not tokens:
+        folder = tokens_for(corpus, tokenizer, recipe, folder, bound=output)
+        recipe = with_tokens(recipe, folder)
+    return evaluate_folders(models, Path(tokens or folder), recipe, untrained)
+
+
+def _check_job(recipe: Recipe, corpus: list[str], tokens: str | None, heldout: list[str]) -> Recipe:
+    """Collective: check what does not depend on a model; returns the recipe as prepared tokens have it."""
+    preflight.check_machine(recipe)
+    recipe = with_tokens(recipe, Path(tokens)) if tokens else recipe
+    preflight.check_texts([] if tokens else corpus, heldout, recipe)
+    return recipe
+
+
+def _tokens_of(
+    recipe: Recipe, tokenizer: str, output: Path, corpus: list[str], tokens: str | None, heldout: list[str]
+) -> tuple[Recipe, Path, dict[str, Path]]:
+    """Collective: the last checks, then the tokens; returns the recipe as they have it, their folder and those of the held-out texts."""
+    preflight.check_engine(recipe)
+    preflight.check_output(output, recipe)
+    folder = Path(tokens) if tokens else tokens_for(corpus, tokenizer, recipe, output / "tokens", bound=output)
+    recipe = recipe if tokens else with_tokens(recipe, folder)
+    return recipe, folder, heldout_sets(heldout, folder, recipe, output)
 
 
 def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, title: str) -> dict:
@@ -70,7 +127,7 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     store, order, held = stores_of(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
     check_fits(store, source.config, f"teacher {teacher}", teacher)
-    with claimed(output, flat(recipe) | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume):
+    with claimed(output, recipe.identity() | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume):
         t = recipe.training
         student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, hidden=recipe.student.hidden,
                                 dropout=t.dropout, seed=t.seed, freeze_positions=recipe.student.freeze_positions)  # fmt: skip
@@ -124,7 +181,7 @@ def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, t
             encoder = BertForMaskedLM(config)
     check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
     start = {"from": weights_fingerprint(encoder)[:16]} if folder else {"model": model}
-    with claimed(output, flat(recipe) | {"data": store.manifest["fingerprint"]} | start, t.resume):
+    with claimed(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
         _keep_model(encoder.config, tokens, output)
         objective = Objective(encoder, recipe.losses, world)
         if t.trunk_learning_rate == 0:

@@ -247,3 +247,13 @@ class Recipe:
 
     def as_dict(self) -> dict:
         return asdict(self)
+
+    def identity(self) -> dict:
+        """Return what decides a run's result, by dotted key. Housekeeping (how often to save or evaluate) may change on resume."""
+        keys = {f"{room}.{key}": value for room, values in self.as_dict().items() for key, value in values.items()}
+        for key in ("max_skipped", "checkpoint_every", "keep_checkpoints", "resume", "evaluate_every", "heldout_blocks", "deepspeed", "device",
+                    "micro_batch", "gradient_checkpointing", "compile"):  # fmt: skip
+            del keys[f"training.{key}"]
+        for key in ("workers", "streaming", "column"):
+            del keys[f"data.{key}"]
+        return json.loads(json.dumps(keys))

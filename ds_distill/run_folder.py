@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ds_distill.recipe import Recipe
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import hold
@@ -104,12 +103,17 @@ def check_shared(file: Path) -> None:
         raise UserError(f"{file.parent}: not seen on {', '.join(blind)}; --output must lie on a file system that all hosts share")
 
 
-def flat(recipe: Recipe) -> dict:
-    """What decides a run's result, by dotted key. Housekeeping (how often to save or evaluate) may change on resume."""
-    keys = {f"{room}.{key}": value for room, values in recipe.as_dict().items() for key, value in values.items()}
-    for key in ("max_skipped", "checkpoint_every", "keep_checkpoints", "resume", "evaluate_every", "heldout_blocks", "deepspeed", "device",
-                "micro_batch", "gradient_checkpointing", "compile"):  # fmt: skip
-        del keys[f"training.{key}"]
-    for key in ("workers", "streaming", "column"):
-        del keys[f"data.{key}"]
-    return json.loads(json.dumps(keys))
+def find_model(folder: Path) -> Path:
+    """Return where the model lies that `folder` means: there, or in it, where `folder` is the --output of a command.
+
+    The summary of a run names its model by the path of that day. The folder may have been moved since, so the end of
+    that path is looked for in it.
+    """
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        made = Path(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["export"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder
+    ends = (folder.joinpath(*made.parts[start:]) for start in range(len(made.parts)))
+    return next((end for end in ends if (end / "config.json").is_file()), folder)

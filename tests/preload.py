@@ -13,10 +13,10 @@ from transformers import (  # noqa: F401
     RobertaForMaskedLM,
 )
 
-import ds_distill.cli.demo
-import ds_distill.cli.env
 import ds_distill.cli.main
 import ds_distill.cli.parser
+import ds_distill.demo
+import ds_distill.environment
 import ds_distill.estimate.estimate
 import ds_distill.finetune.trainer
 import ds_distill.pipeline  # noqa: F401

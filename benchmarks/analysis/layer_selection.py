@@ -25,7 +25,7 @@ from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.trainer import scored
 from ds_distill.models.families import family_of
-from ds_distill.models.loading import resolve_model_folder
+from ds_distill.models.folder import resolve_model_folder
 from ds_distill.reporting.tables import table
 from ds_distill.tasks.metrics import rank
 from ds_distill.tasks.registry import task_of

@@ -23,7 +23,7 @@ from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_op
 from ds_distill.export.model import Source, load_source
 from ds_distill.export.onnx import write_onnx
 from ds_distill.export.parity import CLEAR, first_choices, text_batches, torch_runner
-from ds_distill.models.loading import resolve_model_folder
+from ds_distill.models.folder import resolve_model_folder
 from ds_distill.utils.console import alive, progress, say
 from ds_distill.utils.errors import UserError
 

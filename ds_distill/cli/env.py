@@ -1,69 +1,46 @@
-"""What this machine has: versions, devices, and which fused kernels a run would use here, or why not."""
+"""`env`: versions, devices, and which fused kernels run here."""
 
-import importlib.metadata
-import platform
+from __future__ import annotations
 
-import torch
+from ds_distill.cli import arguments
+from ds_distill.reporting.tables import table
+from ds_distill.utils.console import is_first
 
-from ds_distill.builds.deepspeed_extensions import is_built
-from ds_distill.builds.fused_adam import why_no_apex, why_no_build
-from ds_distill.data.prepare import cores
-from ds_distill.models.attention import why_no_varlen
-from ds_distill.models.precision import choose_cpu_dtype
-from ds_distill.training.compile import why_no_compile, why_no_triton
-from ds_distill.utils.memory import memory_limit
-
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "jsonargparse", "tensorboard", "apex", "triton")
+PURPOSE = "versions, devices, and which fused kernels run here"
 
 
-def describe() -> dict:
-    """{"versions": {package: version or None}, "devices": {…}, "kernels": [{"kernel", "active", "why"}]}. Compiles nothing, asks no network."""
-    return {"versions": _versions(), "devices": _devices(), "kernels": kernels()}
+def add_arguments(parser) -> None:
+    """It takes none of its own."""
 
 
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+def check(options) -> None:
+    """There is nothing to check."""
 
 
-def _devices() -> dict:
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return {
-        "gpus": gpus,
-        "cuda": torch.version.cuda,
-        "cpu_cores": cores(),
-        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
-        "cpu_precision": str(choose_cpu_dtype()).removeprefix("torch."),
-        "memory_gib": round(memory_limit() / 2**30, 1),
-    }
+def check_paths(options) -> None:
+    if options.output:
+        arguments.check_writable(options.output)
 
 
-def kernels() -> list[dict]:
-    """Each fused kernel, whether a run here uses it, and why or why not."""
-    cuda = torch.cuda.is_available()
-    no_build, no_compile = why_no_build(), why_no_compile()
-    device = torch.device("cuda" if cuda else "cpu")
-    no_varlen, no_triton = why_no_varlen(device, torch.bfloat16), why_no_triton(device)
-    adam = no_build or ("compiled, in the cache" if is_built("fused_adam") else "will be compiled by the first run, about a minute")
-    return [
-        _row("DeepSpeed FusedAdam", no_build is None, adam + ("" if cuda else "; its C++ body on the CPU")),
-        _row("torch fused AdamW", no_build is not None, "takes over where DeepSpeed's cannot be built; training.optimizer = torch chooses it"),
-        _row("apex FusedAdam", False, why_no_apex() or "installed; training.optimizer = apex chooses it"),
-        _row("apex FusedLAMB, FusedLayerNorm", False, why_no_apex() or "installed; not used: torch's LayerNorm is fused too"),
-        _row("fused vocabulary loss", True, "chunk by chunk" + (", GEMMs in 16 bit with fp32 results" if cuda else "")),
-        _row("torch.compile", no_compile is None, no_compile or "what lies between matrix products, where a run earns it back (training.compile)"),
-        _row("Triton", no_triton is None, no_triton or "the vocabulary loss's kernel on a GPU, and what torch.compile writes its own with"),
-        _row("scaled-dot-product attention", True, "torch's flash kernel" + ("" if cuda else " for the CPU; with dropout its plain one")),
-        _row("varlen attention", no_varlen is None, (f"{no_varlen}: a mask tells" if no_varlen else "the kernel tells") + " the documents of a packed "
-             "block apart (data.attend_across_documents = false)" + ("" if no_varlen else "; a student with attention dropout has the mask")),
-        _row("DeepSpeedTransformerLayer", False, "CUDA kernels of 2020 for BERT training, without today's flash attention: not used"),
-    ]
+def run(options) -> dict:
+    from ds_distill.environment import describe
+
+    described = describe()
+    if is_first():
+        versions = [{"package": package, "version": version} for package, version in described["versions"].items()]
+        print(table(versions, {"package": "package", "version": "version"}))
+        devices = [
+            {"what": key.replace("_", " ").replace("gib", "GiB"), "value": _joined(value)}
+            for key, value in described["devices"].items()
+        ]
+        print("\n" + table(devices, {"what": "device", "value": ""}))
+        rows = [
+            {"kernel": row["kernel"], "active": "yes" if row["active"] else "no", "why": row["why"]}
+            for row in described["kernels"]
+        ]
+        print("\n" + table(rows, {"kernel": "fused kernel", "active": "active", "why": "why"}) + "\n")
+    return described
 
 
-def _row(kernel: str, active: bool, why: str) -> dict:
-    return {"kernel": kernel, "active": active, "why": why}
+def _joined(value: object) -> object:
+    return ", ".join(value) or None if isinstance(value, list) else value

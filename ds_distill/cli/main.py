@@ -7,17 +7,16 @@ import warnings
 from pathlib import Path
 
 from ds_distill import __version__
-from ds_distill.cli.argument_checks import EVALUATED_IN, check_arguments
-from ds_distill.cli.commands import execute
-from ds_distill.cli.parser import COMMANDS, build_parser
+from ds_distill.cli.commands import COMMANDS
+from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import restart_in_utf8, show_what_can_be_shown
 from ds_distill.distributed import job
 from ds_distill.utils.console import end_bars, is_first, say, say_once
 from ds_distill.utils.errors import UserError, did_you_mean, sentence_of
 from ds_distill.utils.files import json_text, write_summary
-from ds_distill.utils.model_place import find_model
 
 DEMO = Path(__file__).parents[2] / "ds_configs" / "demo.yaml"
+LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}  # what a command waits for, if not torch and DeepSpeed
 FIRST_STEPS = """usage: ds-distill COMMAND [OPTIONS]
 
   ds-distill run                                                    try it: a small teacher, a student, a table, in some minutes
@@ -70,24 +69,7 @@ def main(argv: list[str] | None = None) -> int:
             options = build_parser().parse_args(_command_of(argv))
         except SystemExit as ended:  # after --help
             return ended.code or 0
-        command, options = options.subcommand, options[options.subcommand]
-        if command == "export" and options.model and not options.output:
-            options.output = str(_place_of(options.model))
-        if command == "report":
-            options.output = options.output or str(Path(options.folders[0]) / "report")
-        if command not in ("evaluate", "env", "plan") and not options.output:
-            raise UserError("--output is missing: the folder for everything the command makes")
-        if options.get("training") and options.training.device == "cpu":
-            leave_gpus_alone()
-        check_arguments(command, options)
-        if command not in ("study", "report"):
-            say("loading torch and transformers …" if command == "finetune" else "loading torch and DeepSpeed …")
-        quieten(debug)
-        summary = execute(command, options)
-        if ranks := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
-            ranks.leave()
-        if is_first() and (options.output or command == "evaluate"):
-            write_summary(summary, Path(options.output or EVALUATED_IN))
+        summary = _run(options.subcommand, options[options.subcommand], debug)
     except (UserError, OSError) as error:
         if debug:
             raise
@@ -113,6 +95,26 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _run(name: str, options, debug: bool) -> dict:
+    """Check a command's options and run it; returns its summary."""
+    command = COMMANDS[name]
+    if options.get("training") and options.training.device == "cpu":
+        leave_gpus_alone()
+    command.check(options)
+    # of several ranks, one that fails before it has joined the others is waited for; and some of the paths need be there for the first alone
+    if job.ranks() == 1:
+        command.check_paths(options)
+    if libraries := LOADED.get(name, "torch and DeepSpeed"):
+        say(f"loading {libraries} …")
+    quieten(debug)
+    summary = command.run(options)
+    if process_group := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
+        process_group.leave()
+    if is_first() and options.output:
+        write_summary(summary, Path(options.output))
+    return summary
+
+
 def _command_of(argv: list[str]) -> list[str]:
     """Return the words of a command as they are parsed. Raises UserError where they do not begin with one."""
     first, *rest = argv
@@ -129,13 +131,6 @@ def _command_of(argv: list[str]) -> list[str]:
     if first == "run" and not any(word.split("=")[0] in ("--config", "--teacher") for word in rest):
         return [first, "--config", str(DEMO), *rest]
     return argv
-
-
-def _place_of(model: str) -> Path:
-    """Return where `export --model` writes without --output: beside that model. Raises UserError for a model of the hub, which lies in a cache."""
-    if not Path(model).is_dir():
-        raise UserError(f"--model {model}: no such folder here; for a model of the hub's cache give --output too, a folder for what is made")
-    return find_model(Path(model))
 
 
 def _lost_another(error: RuntimeError) -> bool:

@@ -16,9 +16,9 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
 from ds_distill.data.portable_tokenizer import make_portable
+from ds_distill.run_folder import find_model
 from ds_distill.utils.errors import UserError, at_home
 from ds_distill.utils.git_lfs import check_no_pointer
-from ds_distill.utils.model_place import find_model
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MIN_VOCAB, MAX_ALPHABET = 200, 1000

@@ -20,7 +20,7 @@ from ds_distill.estimate.memory import GIB, activation_line, memory
 from ds_distill.kernels.prepacked_linear import packed_bytes
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import check_positions
-from ds_distill.models.loading import config_of, resolve_model_folder
+from ds_distill.models.folder import config_of, resolve_model_folder
 from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student, count_parameters, layers_of
 from ds_distill.models.teacher import Teacher

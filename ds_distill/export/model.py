@@ -19,7 +19,8 @@ from transformers import (
 
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.models.families import family_of_type, inputs_of
-from ds_distill.models.loading import listed, load_model, open_model_folder
+from ds_distill.models.folder import listed, open_model_folder
+from ds_distill.models.loading import load_model
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.utils.errors import UserError
 

@@ -14,7 +14,8 @@ from transformers import AutoModel
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.export.model import Source, read_json
 from ds_distill.export.sentence_embedding import write_sentence_transformers_files
-from ds_distill.models.loading import config_of, load_model
+from ds_distill.models.folder import config_of
+from ds_distill.models.loading import load_model
 from ds_distill.models.saving import follow_umask, portable_config, save_model_folder
 from ds_distill.reporting.model_card import front_matter
 from ds_distill.utils.errors import UserError

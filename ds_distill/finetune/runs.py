@@ -19,7 +19,7 @@ from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import not_read, said_of, say_other_scale, say_what_is_not_read
 from ds_distill.finetune.trainer import SAVE_EVERY, Tuner, _Bar, scored
 from ds_distill.models.families import family_of
-from ds_distill.models.loading import resolve_model_folder
+from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import weights_fingerprint

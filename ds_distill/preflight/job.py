@@ -17,10 +17,11 @@ from ds_distill.data.readers import read
 from ds_distill.data.sources import check_inputs, pieces_of
 from ds_distill.distributed.process_group import on_first_rank, start_distributed
 from ds_distill.models.families import check_positions
-from ds_distill.models.loading import load_masked_lm, open_model_folder, resolve_model_folder
+from ds_distill.models.folder import open_model_folder, resolve_model_folder
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.preflight.models import check_reads, check_teacher_fits, check_whole
 from ds_distill.recipe import Recipe, Training
-from ds_distill.run_folder import check_claim, check_shared, flat
+from ds_distill.run_folder import check_claim, check_shared
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.deepspeed_json import check_deepspeed_json
 from ds_distill.training.device import device_of_rank, precision_of
@@ -93,7 +94,7 @@ def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
 
 def check_output(output: Path, recipe: Recipe) -> None:
     """Collective: UserError where an output folder holds a run of another recipe, or a host does not see it."""
-    on_first_rank(lambda: check_claim(output, flat(recipe), recipe.training.resume))
+    on_first_rank(lambda: check_claim(output, recipe.identity(), recipe.training.resume))
     if torch.distributed.get_world_size() > 1:
         on_first_rank(lambda: _touch(output / ".lock"))
         check_shared(output / ".lock")

@@ -10,7 +10,8 @@ from transformers import PretrainedConfig
 from ds_distill.data.dataset import TokenStore
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.models.families import check_positions
-from ds_distill.models.loading import load_masked_lm, open_model_folder, resolve_model_folder
+from ds_distill.models.folder import open_model_folder, resolve_model_folder
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import check_tied, plan_student
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.recipe import Recipe

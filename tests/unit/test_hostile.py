@@ -17,13 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ds_distill.cli.parser import ROOMS, build_parser, recipe_of
+from ds_distill.cli.arguments import SECTIONS, recipe_of
+from ds_distill.cli.parser import build_parser
 from ds_distill.data.readers import read
 from ds_distill.data.sources import pieces_of
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.export.model import load_source
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.models.loading import load_masked_lm, resolve_model_folder
+from ds_distill.models.folder import resolve_model_folder
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.tasks.registry import task_of
 from ds_distill.utils.errors import UserError
 from tests.start import ROOT
@@ -206,7 +208,7 @@ def test_text_that_is_none(tmp_path):
         [document for piece in pieces_of([str(tmp_path / "t.jsonl")]) for document in read(piece)]
 
 
-SETTINGS = [f"{room}.{key}" for room, kind in ROOMS.items() for key in kind.__dataclass_fields__]
+SETTINGS = [f"{room}.{key}" for room, kind in SECTIONS.items() for key in kind.__dataclass_fields__]
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.integers(), max_size=3),
     st.dictionaries(st.text(max_size=5), st.integers(), max_size=2), st.sampled_from(["auto", "../../etc/passwd", "!!python/object:os.system"]),

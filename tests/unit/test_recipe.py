@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ds_distill.cli.parser import ROOMS, build_parser, check_command
+from ds_distill.cli.arguments import SECTIONS
+from ds_distill.cli.parser import build_parser, check_command
 from ds_distill.data.sources import _HUB
 from ds_distill.models.student import resolve_layer_map
 from ds_distill.recipe import Recipe, Training
@@ -22,10 +23,10 @@ def test_recipe(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no path in it depends on where the command starts
     command = "run" if name == "demo.yaml" else "distill"
     options = build_parser().parse_args([command, "--config", str(FOLDER / name), "--output", "out"])[command]
-    recipe = Recipe(**{room: kind(**vars(options[room])) for room, kind in ROOMS.items()})
+    recipe = Recipe(**{room: kind(**vars(options[room])) for room, kind in SECTIONS.items()})
     recipe.check()
     given = yaml.safe_load((FOLDER / name).read_text())
-    for room in ROOMS:
+    for room in SECTIONS:
         for key, value in (given.get(room) or {}).items():
             meant = getattr(getattr(recipe, room), key)
             assert (list(meant) if isinstance(value, list) else meant) == value

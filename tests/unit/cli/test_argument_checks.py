@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ds_distill.cli.parser import COMMANDS
+from ds_distill.cli.commands import COMMANDS
 from tests.start import ROOT
 
 # every option that is a path, of every command, is given one that leads nowhere, the others what they need

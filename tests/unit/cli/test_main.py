@@ -7,18 +7,19 @@ import yaml
 from ds_distill import __version__
 from ds_distill.cli import main as cli
 from ds_distill.cli.argument_parser import known_keys
-from ds_distill.cli.parser import COMMANDS, build_parser, recipe_of
+from ds_distill.cli.arguments import recipe_of
+from ds_distill.cli.commands import COMMANDS
+from ds_distill.cli.parser import build_parser
 from ds_distill.config.unknown_keys import OTHER_NAMES, say_unknown
 from ds_distill.recipe import Training
-from ds_distill.utils.model_place import find_model
+from ds_distill.run_folder import find_model
 
 
 def test_run_without_a_recipe_takes_the_embedded_default(monkeypatch):
     seen = {}
-    monkeypatch.setattr(cli, "execute", lambda command, options: seen.update(command=command, options=options) or {})
+    monkeypatch.setattr(cli.COMMANDS["run"], "run", lambda options: seen.update(options=options) or {})
     monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
     assert cli.main(["run", "--training.seed", "3", "--debug"]) == 0
-    assert seen["command"] == "run"
     demo = yaml.safe_load(cli.DEMO.read_text())
     assert seen["options"].vocabulary == demo["vocabulary"] and seen["options"].data.sequence_length == demo["data"]["sequence_length"]
     assert seen["options"].training.seed == 3
@@ -29,7 +30,7 @@ def test_device_cpu_hides_the_gpus_before_torch_is_loaded(monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cuda")
     seen = {}
     monkeypatch.setattr(cli, "quieten", lambda debug: seen.update(os.environ))
-    monkeypatch.setattr(cli, "execute", lambda command, options: {})
+    monkeypatch.setattr(cli.COMMANDS["run"], "run", lambda options: {})
     assert cli.main(["run", "--training.device", "cpu", "--output", ""]) == 2, "an output is asked for first"
     assert not seen
     monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
@@ -40,8 +41,9 @@ def test_device_cpu_hides_the_gpus_before_torch_is_loaded(monkeypatch):
 def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text("training:\nlosses:\n  kl: 3\n")
     seen = {}
-    monkeypatch.setattr(cli, "execute", lambda command, options: seen.update(recipe=recipe_of(options)) or {})
-    monkeypatch.setattr(cli, "check_arguments", lambda command, options: None)
+    monkeypatch.setattr(cli.COMMANDS["distill"], "run", lambda options: seen.update(recipe=recipe_of(options)) or {})
+    monkeypatch.setattr(cli.COMMANDS["distill"], "check", lambda options: None)
+    monkeypatch.setattr(cli.COMMANDS["distill"], "check_paths", lambda options: None)
     monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
     assert cli.main(["distill", "--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path)]) == 0
     assert seen["recipe"].losses.kl == 3 and seen["recipe"].training == Training()
@@ -76,11 +78,12 @@ def test_prepare_takes_a_recipe_with_a_teacher():
 
 
 def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
-    def interrupted(command, options):
+    def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "execute", interrupted)
-    monkeypatch.setattr(cli, "check_arguments", lambda command, options: None)
+    monkeypatch.setattr(cli.COMMANDS["finetune"], "run", interrupted)
+    monkeypatch.setattr(cli.COMMANDS["finetune"], "check", lambda options: None)
+    monkeypatch.setattr(cli.COMMANDS["finetune"], "check_paths", lambda options: None)
     assert cli.main(["finetune", "--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith("ds-distill: interrupted; what is done is kept, and the same command goes on from there\n")
 

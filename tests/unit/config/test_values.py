@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_distill.cli.argument_parser import Value
-from ds_distill.cli.parser import COMMANDS, build_parser
+from ds_distill.cli.commands import COMMANDS
+from ds_distill.cli.parser import build_parser
 from ds_distill.config.values import Name, OutputPath, UserPath, convert, read_number, read_whole_number
 from ds_distill.config.yaml_text import load_yaml
 from ds_distill.utils.errors import UserError

@@ -26,7 +26,7 @@ from ds_distill.export import onnx as graph
 from ds_distill.export.formats import FORMATS, export_formats
 from ds_distill.export.model import load_source
 from ds_distill.export.published import publish_model
-from ds_distill.models.loading import resolve_model_folder
+from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.saving import save_model_folder
 from ds_distill.utils.errors import UserError
 from tests.start import ROOT, environment_of

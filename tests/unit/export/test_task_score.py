@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_distill.cli.argument_checks import check_paths
+from ds_distill.cli import export
 from ds_distill.cli.parser import build_parser
 from ds_distill.export.task_score import labelled
 from ds_distill.tasks.columns import KNOWN, named_columns, text_columns
@@ -175,7 +175,7 @@ def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
         ]
         options = build_parser().parse_args(words)["export"]
         if there:
-            check_paths("export", options)
+            export.check_paths(options)
         else:
             with pytest.raises(UserError, match="none.jsonl#text: no such file"):
-                check_paths("export", options)
+                export.check_paths(options)

@@ -20,7 +20,8 @@ from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.export.model import load_source
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.models.families import family_of
-from ds_distill.models.loading import load_masked_lm, open_model_folder, resolve_model_folder
+from ds_distill.models.folder import open_model_folder, resolve_model_folder
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher

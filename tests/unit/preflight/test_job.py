@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 from ds_distill.cli.main import main
 from ds_distill.cli.parser import check_command
 from ds_distill.data.tokenizer import train_wordpiece
-from ds_distill.run_folder import flat
 from tests.unit.models.test_teacher import FAMILIES, tiny_bert
 
 TEXT = ["the small model reads what a large one wrote and keeps most of it because both see every word of the text"] * 40
@@ -192,7 +191,7 @@ def test_settings_of_a_run_alone_are_no_mistake(world, capsys, more):
 def test_another_run_in_the_folder_is_told_before_a_corpus_is_prepared(world, capsys, more, words):
     recipe = check_command([str(word) for word in ["distill", "--teacher", world / "teacher", *common(world)]])
     (world / "out").mkdir()
-    (world / "out" / "run.json").write_text(json.dumps(flat(recipe) | {"data": "…", "teacher": "…"}))
+    (world / "out" / "run.json").write_text(json.dumps(recipe.identity() | {"data": "…", "teacher": "…"}))
     refused(capsys, words, "distill", "--teacher", world / "teacher", *common(world), *more)
     assert [file.name for file in (world / "out").iterdir()] == ["run.json"]
 

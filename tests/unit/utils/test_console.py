@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ds_distill.cli.parser import COMMANDS
+from ds_distill.cli.commands import COMMANDS
 from ds_distill.utils import console
 from ds_distill.utils import progress as liveness
 from tests import patience
@@ -21,7 +21,7 @@ PLACES = {
 MANY = """
 import io, sys
 from ds_distill.cli import main as cli
-from ds_distill.cli.parser import COMMANDS
+from ds_distill.cli.commands import COMMANDS
 for words in ([], ["--help"], *([command, "--help"] for command in COMMANDS), ["distill", "--läuft"], ["distill", "--training.clip", "…"]):
     assert cli.main(words) in (0, 2), words
 from ds_distill.utils.console import alive, progress, say

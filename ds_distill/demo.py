@@ -20,7 +20,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.preflight import job as checks
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.tables import table
-from ds_distill.run_folder import claimed, flat
+from ds_distill.run_folder import claimed
 from ds_distill.utils.console import is_first, progress, say
 from ds_distill.utils.files import write_summary
 
@@ -45,7 +45,7 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
         for file in ("corpus.txt", "run.json"):
             (output / file).unlink(missing_ok=True)
 
-    identity = flat(recipe) | {"corpus": corpus, "corpus_megabytes": megabytes, "vocabulary": vocabulary, "teacher_tokens": teacher_tokens}
+    identity = recipe.identity() | {"corpus": corpus, "corpus_megabytes": megabytes, "vocabulary": vocabulary, "teacher_tokens": teacher_tokens}
     identity |= {f"model.{key}": value for key, value in model.items()}
     with claimed(output, identity, remedy="--fresh starts over there", first=erase if fresh else None):
         on_first_rank(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))

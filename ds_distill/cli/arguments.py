@@ -1,0 +1,143 @@
+"""Options that several commands take, and the checks that go with them. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ds_distill.config.values import UserPath
+from ds_distill.data.dataset import TokenStore
+from ds_distill.data.sources import check_inputs, check_weights
+from ds_distill.models.folder import check_model_files, resolve_model_folder
+from ds_distill.recipe import Data, Losses, Recipe, Student, Training
+from ds_distill.utils.errors import UserError, at_home
+
+SECTIONS = {"data": Data, "student": Student, "losses": Losses, "training": Training}
+INPUTS = (
+    "txt, jsonl, csv, tsv, parquet files (.gz, .zst too), folders and patterns of them, hub data sets "
+    "hf:NAME[:CONFIG][@SPLIT][#COLUMN]; FILE#COLUMN names a file's column"
+)
+
+
+def add_recipe(parser) -> None:
+    """Add every setting of a recipe, by section."""
+    for name, section in SECTIONS.items():
+        parser.add_argument(f"--{name}", type=section, default=section())
+
+
+def add_teacher(parser, remark: str = "") -> None:
+    parser.add_argument(
+        "--teacher",
+        type=UserPath | None,
+        default=None,
+        help=f"BERT, RoBERTa, XLM-R or DistilBERT masked-LM: folder or cached name{remark}",
+    )
+
+
+def add_corpus(parser, help: str = INPUTS) -> None:
+    parser.add_argument("--corpus", "--input", type=UserPath, nargs="+", default=[], help=help)
+
+
+def add_tokens(parser) -> None:
+    parser.add_argument(
+        "--tokens", type=UserPath | None, default=None, help="folder made by prepare (instead of --corpus)"
+    )
+
+
+def add_tokenizer(parser) -> None:
+    parser.add_argument("--tokenizer", type=UserPath | None, default=None, help="folder with the tokenizer")
+
+
+def add_heldout(parser) -> None:
+    help = "further held-out texts, each measured on its own along the way"
+    parser.add_argument("--heldout", type=UserPath, nargs="+", default=[], help=help)
+
+
+def add_unread_heldout(parser) -> None:
+    """A recipe written for distill may name held-out texts."""
+    help = "a recipe's, for distill; not read here"
+    parser.add_argument("--heldout", type=UserPath, nargs="+", default=[], help=help)
+
+
+def add_unread_teacher(parser) -> None:
+    """A recipe written for distill may name a teacher."""
+    help = "a recipe's, for distill; not read here"
+    parser.add_argument("--teacher", type=UserPath | None, default=None, help=help)
+
+
+def recipe_of(options) -> Recipe:
+    """Return the recipe in parsed options."""
+    return Recipe(**{name: section_of(options[name], section) for name, section in SECTIONS.items()})
+
+
+def section_of(value: Any, section: type):
+    """Return a parsed section as its dataclass; the defaults where a file has nothing under its name."""
+    if value is None:
+        return section()
+    if isinstance(value, section):
+        return value
+    return section(**{key: vars(value)[key] for key in section.__dataclass_fields__})
+
+
+def check_recipe(options) -> Recipe:
+    """Return the recipe in parsed options. Raises UserError for a setting out of its range."""
+    recipe = recipe_of(options)
+    recipe.check()
+    return recipe
+
+
+def check_corpus_weights(options, recipe: Recipe) -> None:
+    """Raise UserError where data.weights does not fit the inputs."""
+    if recipe.data.weights and options.corpus:
+        check_weights(recipe.data.weights, len(options.corpus))
+
+
+def check_text_given(options, recipe: Recipe) -> None:
+    """Raise UserError where a training command has no text, or would hold none of it out."""
+    if not options.tokens and not options.corpus:
+        raise UserError("--corpus (text) is missing; or --tokens, made by prepare")
+    if not options.tokens and not recipe.data.heldout_fraction:
+        raise UserError(
+            "data.heldout_fraction = 0: a run is measured on text of its own corpus that it does not read; "
+            "give a share above 0"
+        )
+
+
+def require_output(options) -> None:
+    """Raise UserError where a command that writes has no output folder."""
+    if not options.output:
+        raise UserError("--output is missing: the folder for everything the command makes")
+
+
+def check_text_paths(options) -> None:
+    """Raise UserError for inputs, held-out texts or a prepared folder that lead nowhere."""
+    for inputs in ([] if options.tokens else options.corpus, options.heldout):
+        if inputs:
+            check_inputs(inputs)
+    if options.tokens:
+        TokenStore.open(options.tokens, "train")
+
+
+def check_teacher_path(options) -> None:
+    """Raise UserError where --teacher is given and holds no model."""
+    if options.teacher:
+        check_model_files(options.teacher)
+
+
+def check_tokenizer_folder(path: str, option: str) -> None:
+    """Raise UserError where there is no folder and no cached hub model of this name."""
+    if not at_home(path).is_dir():
+        resolve_model_folder(path, option)
+
+
+def check_writable(output: str | Path) -> None:
+    """Raise UserError where an output folder cannot be made or written."""
+    output = Path(output)
+    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"--output {output}: {there} is a file; choose another --output, or make room there")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--output {output}: nothing can be written in {there}; choose another --output, or have it made writable"
+        )

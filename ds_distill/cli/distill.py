@@ -1,0 +1,46 @@
+"""`distill`: train a student of a teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_distill.cli import arguments
+from ds_distill.utils.errors import UserError
+
+PURPOSE = "train a student of a teacher"
+
+
+def add_arguments(parser) -> None:
+    arguments.add_teacher(parser)
+    arguments.add_corpus(parser)
+    arguments.add_tokens(parser)
+    arguments.add_heldout(parser)
+    arguments.add_recipe(parser)
+
+
+def check(options) -> None:
+    arguments.require_output(options)
+    recipe = arguments.check_recipe(options)
+    arguments.check_corpus_weights(options, recipe)
+    if not options.teacher:
+        raise UserError("--teacher is missing")
+    arguments.check_text_given(options, recipe)
+
+
+def check_paths(options) -> None:
+    arguments.check_text_paths(options)
+    arguments.check_teacher_path(options)
+    arguments.check_writable(options.output)
+
+
+def run(options) -> dict:
+    from ds_distill import pipeline
+
+    return pipeline.prepare_and_distill(
+        arguments.recipe_of(options),
+        options.teacher,
+        Path(options.output),
+        corpus=options.corpus,
+        tokens=options.tokens,
+        heldout=options.heldout,
+    )

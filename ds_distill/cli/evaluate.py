@@ -1,0 +1,74 @@
+"""`evaluate`: held-out masked-LM loss and accuracy of Hugging Face folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_distill.cli import arguments
+from ds_distill.config.values import UserPath
+from ds_distill.data.dataset import TokenStore
+from ds_distill.data.sources import check_inputs
+from ds_distill.models.folder import check_model_files
+from ds_distill.reporting.tables import table
+from ds_distill.utils.console import is_first
+from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import write_summary
+
+PURPOSE = "held-out masked-LM loss and accuracy of Hugging Face folders, best first"
+OUTPUT = "runs/evaluate"  # where it writes without --output
+COLUMNS = {
+    "model": "model",
+    "parameters": "parameters",
+    "heldout_mlm_loss": "held-out MLM loss (nats)",
+    "heldout_mlm_accuracy": "accuracy",
+}
+
+
+def add_arguments(parser) -> None:
+    arguments.add_corpus(parser)
+    arguments.add_tokens(parser)
+    arguments.add_unread_heldout(parser)
+    arguments.add_unread_teacher(parser)
+    parser.add_argument("--model", type=UserPath, nargs="+", default=[], help="Hugging Face folders")
+    parser.add_argument(
+        "--untrained", action="store_true", help="also the first one's architecture with random weights"
+    )
+    arguments.add_recipe(parser)
+
+
+def check(options) -> None:
+    arguments.check_recipe(options)
+    if not options.model:
+        raise UserError("--model is missing")
+    if not options.tokens and not options.corpus:
+        raise UserError("--corpus (text) is missing; or --tokens, made by prepare")
+
+
+def check_paths(options) -> None:
+    if options.tokens:
+        TokenStore.open(options.tokens, "train")
+    else:
+        check_inputs(options.corpus)
+    for model in options.model:
+        check_model_files(model, "--model")
+    arguments.check_writable(options.output or OUTPUT)
+
+
+def run(options) -> dict:
+    from ds_distill import pipeline
+
+    rows = pipeline.prepare_and_evaluate(
+        arguments.recipe_of(options),
+        options.model,
+        Path(options.output) if options.output else None,
+        Path(options.output or OUTPUT) / "tokens",
+        corpus=options.corpus,
+        tokens=options.tokens,
+        untrained=options.untrained,
+    )
+    if is_first():
+        print(table(rows, COLUMNS))
+    summary = rows[0] if len(rows) == 1 else {"models": rows}
+    if is_first() and not options.output:
+        write_summary(summary, Path(OUTPUT))
+    return summary

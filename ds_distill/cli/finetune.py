@@ -1,0 +1,97 @@
+"""`finetune`: an encoder on a task, over several seeds and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_distill.cli import arguments
+from ds_distill.config.values import Name, UserPath
+from ds_distill.finetune.config import Tuning, grid_of
+from ds_distill.models.folder import check_model_files
+from ds_distill.reporting.tables import table
+from ds_distill.tasks.examples import split_files
+from ds_distill.tasks.registry import task_of
+from ds_distill.utils.errors import UserError, at_home
+
+PURPOSE = "an encoder on a task of GLUE, SQuAD or IMDb, several seeds, with or without a fine-tuned teacher"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "--task",
+        type=Name | None,
+        default=None,
+        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, imdb, squad or squad_v2",
+    )
+    parser.add_argument(
+        "--model", type=UserPath | None, default=None, help="Hugging Face folder of a pretrained encoder"
+    )
+    parser.add_argument(
+        "--teacher",
+        type=UserPath | None,
+        default=None,
+        help="folder of a teacher fine-tuned on the task: the second distillation",
+    )
+    parser.add_argument(
+        "--data",
+        type=UserPath | None,
+        default=None,
+        help="folder with train.* and validation.* or dev.* (jsonl, json, tsv, csv, parquet; .gz, .zst; SQuAD's own), "
+        "the hub's columns or GLUE's layout; from the hub when not given",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="how many, from --first_seed on; figures are medians"
+    )
+    parser.add_argument("--first_seed", type=int, default=0, help="the first of the seeds, or the only one")
+    parser.add_argument(
+        "--grid",
+        type=Name,
+        nargs="+",
+        default=[],
+        help="settings to try, all combinations: lr=2e-5,5e-5 epochs=3,5; in a file a list, ['lr=2e-5,5e-5']",
+    )
+    parser.add_argument("--tuning", type=Tuning, default=Tuning(), help="how a run is trained")
+
+
+def check(options) -> None:
+    arguments.require_output(options)
+    for key in ("task", "model"):
+        if not options[key]:
+            raise UserError(f"--{key} is missing")
+    if options.seeds < 1:
+        raise UserError(f"--seeds {options.seeds}: at least one")
+    if not 0 <= options.first_seed <= options.first_seed + options.seeds - 1 < 2**32:
+        raise UserError(f"--first_seed {options.first_seed}: seeds lie between 0 and 2^32 − 1")
+    task_of(options.task)
+    tuning = arguments.section_of(options.tuning, Tuning)
+    tuning.check()
+    grid_of(tuning, options.grid or [])
+
+
+def check_paths(options) -> None:
+    check_model_files(options.model, "--model")
+    if options.teacher:
+        check_model_files(options.teacher, "--teacher")
+    if options.data:
+        for split in ("train", *task_of(options.task).validation):
+            split_files(at_home(options.data), split)
+    arguments.check_writable(options.output)
+
+
+def run(options) -> dict:
+    from ds_distill.finetune.runs import finetune
+
+    tuning = arguments.section_of(options.tuning, Tuning)
+    summary = finetune(
+        task_of(options.task),
+        options.model,
+        Path(options.output),
+        points=grid_of(tuning, options.grid or []),
+        seeds=list(range(options.first_seed, options.first_seed + options.seeds)),
+        teacher=options.teacher,
+        data=options.data,
+    )
+    rows = [{"seed": str(row["seed"])} | row for row in summary["seeds"]]
+    columns = {"seed": "seed"} | {name: name.replace("_", " ") for name in summary["metrics"]}
+    print(table([*rows, {"seed": "median"} | summary["metrics"]], columns))
+    return summary

@@ -1,0 +1,60 @@
+"""`prepare`: text → tokens on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_distill.cli import arguments
+from ds_distill.data.sources import check_inputs
+from ds_distill.utils.errors import UserError
+
+PURPOSE = "text → tokens"
+REPORTED = (
+    "mode",
+    "blocks",
+    "real_tokens",
+    "documents",
+    "found",
+    "characters",
+    "remarks",
+    "unknown_share",
+    "sources",
+    "fingerprint",
+)
+
+
+def add_arguments(parser) -> None:
+    arguments.add_teacher(parser, "; its tokenizer is taken where --tokenizer is not given")
+    arguments.add_corpus(parser)
+    arguments.add_tokenizer(parser)
+    arguments.add_unread_heldout(parser)
+    arguments.add_recipe(parser)
+
+
+def check(options) -> None:
+    arguments.require_output(options)
+    recipe = arguments.check_recipe(options)
+    arguments.check_corpus_weights(options, recipe)
+    if not (options.tokenizer or options.teacher) or not options.corpus:
+        raise UserError("prepare needs --tokenizer, or a recipe with a teacher, and --corpus")
+
+
+def check_paths(options) -> None:
+    check_inputs(options.corpus)
+    option = "tokenizer" if options.tokenizer else "teacher"
+    arguments.check_tokenizer_folder(options[option], f"--{option}")
+    arguments.check_writable(options.output)
+
+
+def run(options) -> dict:
+    from ds_distill.data.run_data import prepare_tokens
+    from ds_distill.data.tokenizer import load_tokenizer
+    from ds_distill.models.folder import resolve_model_folder
+    from ds_distill.preflight.models import warn_of_teacher
+
+    recipe = arguments.recipe_of(options)
+    tokenizer = load_tokenizer(options.tokenizer or resolve_model_folder(options.teacher))
+    if options.teacher:
+        warn_of_teacher(options.teacher, recipe, options.tokenizer)
+    manifest = prepare_tokens(options.corpus, tokenizer, Path(options.output), recipe)
+    return {"output": options.output, **{key: manifest[key] for key in REPORTED}}

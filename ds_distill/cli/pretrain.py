@@ -1,0 +1,73 @@
+"""`pretrain`: masked-LM training without a teacher, which makes teachers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_distill.cli import arguments
+from ds_distill.config.values import UserPath
+from ds_distill.models.folder import check_model_files
+from ds_distill.utils.errors import UserError
+
+PURPOSE = "masked-LM only: a new BERT, or on from any encoder, with a head if it has none: teachers"
+NEW_MODEL = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 768,
+    "max_position_embeddings": 128,
+}
+
+
+def add_arguments(parser) -> None:
+    arguments.add_corpus(parser)
+    add_new_model(parser)
+    parser.add_argument(
+        "--from",
+        type=UserPath | None,
+        default=None,
+        help="folder of an encoder to go on with; a trunk without a masked-LM head gets one",
+    )
+    arguments.add_tokenizer(parser)
+    arguments.add_tokens(parser)
+    arguments.add_heldout(parser)
+    arguments.add_unread_teacher(parser)
+    arguments.add_recipe(parser)
+
+
+def add_new_model(parser) -> None:
+    help = "sizes of the BERT to pretrain, transformers' BertConfig"
+    parser.add_argument("--model", type=dict[str, int], default=NEW_MODEL, help=help)
+
+
+def check(options) -> None:
+    arguments.require_output(options)
+    recipe = arguments.check_recipe(options)
+    arguments.check_corpus_weights(options, recipe)
+    options.tokenizer = options.tokenizer or options["from"]
+    if not options.tokenizer:
+        raise UserError("--tokenizer is missing")
+    arguments.check_text_given(options, recipe)
+
+
+def check_paths(options) -> None:
+    arguments.check_text_paths(options)
+    if options["from"]:
+        check_model_files(options["from"], "--from")
+    if options.tokenizer != options["from"] and not options.tokens:
+        arguments.check_tokenizer_folder(options.tokenizer, "--tokenizer")
+    arguments.check_writable(options.output)
+
+
+def run(options) -> dict:
+    from ds_distill import pipeline
+
+    return pipeline.prepare_and_pretrain(
+        arguments.recipe_of(options),
+        options["from"] or dict(options.model),
+        options.tokenizer,
+        Path(options.output),
+        corpus=options.corpus,
+        tokens=options.tokens,
+        heldout=options.heldout,
+    )

@@ -1,0 +1,33 @@
+"""`report`: studies and benchmark reports on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_distill.cli import arguments
+from ds_distill.config.values import UserPath
+
+PURPOSE = "studies and benchmark reports → one page, laid out as the paper's tables"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "folders",
+        type=UserPath,
+        nargs="+",
+        help="--output of a study, --report of benchmarks.inference.table3 or benchmarks.inference",
+    )
+
+
+def check(options) -> None:
+    options.output = options.output or str(Path(options.folders[0]) / "report")
+
+
+def check_paths(options) -> None:
+    arguments.check_writable(options.output)
+
+
+def run(options) -> dict:
+    from ds_distill.study.report import report
+
+    return report(options.folders, Path(options.output))

@@ -1,0 +1,74 @@
+"""`run`: what `./launch.sh` starts. With a teacher it distills as `distill` does; without one it is the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_distill.cli import arguments, distill, pretrain
+from ds_distill.config.values import UserPath
+from ds_distill.utils.errors import UserError
+
+PURPOSE = (
+    "the whole road on text of this machine: tokenizer, teacher, student, baseline, table (what ./launch.sh does), "
+    "or a recipe's distill"
+)
+DEFAULT_OUTPUT = "runs/demo"
+
+
+def add_arguments(parser) -> None:
+    arguments.add_teacher(parser)
+    parser.add_argument(
+        "--corpus", type=UserPath, nargs="*", default=[], help="as for prepare; none: texts found on this machine"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="without --teacher: start over instead of going on with what is there"
+    )
+    parser.add_argument(
+        "--corpus_megabytes", type=float, default=6.0, help="how much of this machine's documentation to read"
+    )
+    parser.add_argument("--vocabulary", type=int, default=8192, help="tokens of the tokenizer trained on it")
+    parser.add_argument(
+        "--teacher_tokens", type=int, default=1_000_000, help="tokens the small teacher is pretrained on"
+    )
+    pretrain.add_new_model(parser)
+    arguments.add_tokens(parser)
+    arguments.add_heldout(parser)
+    arguments.add_recipe(parser)
+
+
+def check(options) -> None:
+    arguments.require_output(options)
+    recipe = arguments.check_recipe(options)
+    arguments.check_corpus_weights(options, recipe)
+    if not options.teacher:
+        if options.heldout or options.tokens:
+            raise UserError(
+                "--teacher is missing: --heldout and --tokens are for a teacher of yours; the demo makes its own"
+            )
+        return
+    if options.fresh:
+        raise UserError("--fresh: of the job without --teacher only; choose another --output, or remove the folder")
+    arguments.check_text_given(options, recipe)
+
+
+check_paths = distill.check_paths
+
+
+def run(options) -> dict:
+    if options.teacher:
+        return distill.run(options)
+    from ds_distill import demo
+    from ds_distill.preflight.job import check_encoder
+
+    recipe = arguments.recipe_of(options)
+    check_encoder(dict(options.model), recipe)
+    return demo.run(
+        recipe,
+        dict(options.model),
+        Path(options.output),
+        corpus=options.corpus,
+        megabytes=options.corpus_megabytes,
+        vocabulary=options.vocabulary,
+        teacher_tokens=options.teacher_tokens,
+        fresh=options.fresh,
+    )

@@ -1,0 +1,97 @@
+"""`study`: a plan of students and tasks, each distilled and then fine-tuned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from ds_distill.cli import arguments
+from ds_distill.config.values import Name, UserPath, by_name
+from ds_distill.data.sources import check_inputs
+from ds_distill.finetune.config import Tuning
+from ds_distill.tasks.registry import TASKS
+
+PURPOSE = "a plan of students and tasks: distils and fine-tunes each, going on where it stopped"
+# what a study's student may differ in, and how its fine-tunings are trained: in all tasks, or under a task's name in that one
+STUDENT_SETTINGS = {
+    f"{name}.{key}": hint
+    for name, section in arguments.SECTIONS.items()
+    for key, hint in get_type_hints(section, include_extras=True).items()
+}
+STUDENT = Annotated[dict[str, Any], by_name(STUDENT_SETTINGS, "settings")]
+TASK_SETTINGS = get_type_hints(Tuning, include_extras=True) | {"seeds": int}
+BY_TASK = dict.fromkeys(TASKS, Annotated[dict[str, Any], by_name(TASK_SETTINGS, "settings")])
+TUNING = Annotated[dict[str, Any], by_name(TASK_SETTINGS | BY_TASK, "settings")]
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "--base",
+        type=UserPath,
+        default="ds_configs/small_real.yaml",
+        help="recipe of every student, from here or the checkout",
+    )
+    parser.add_argument(
+        "--students", type=dict[str, STUDENT], default={"distilled": {}}, help="a name, and what differs from base"
+    )
+    parser.add_argument("--teacher", type=UserPath | None, default=None, help="folder of a masked-LM teacher")
+    parser.add_argument("--corpus", type=UserPath, nargs="+", default=[], help=arguments.INPUTS)
+    parser.add_argument("--heldout", type=UserPath, nargs="+", default=[], help="further held-out texts")
+    parser.add_argument(
+        "--data",
+        type=UserPath | None,
+        default=None,
+        help="folder with a folder a task, each as for finetune; from the hub when not given",
+    )
+    parser.add_argument(
+        "--tasks", "--tasks+", type=Name, nargs="+", default=["rte"], help="rte sst2 …, names as for finetune"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="of each fine-tuning")
+    parser.add_argument("--teacher_too", type=bool, default=True, help="fine-tune the teacher as well")
+    parser.add_argument(
+        "--second",
+        "--second+",
+        type=Name,
+        nargs="+",
+        default=[],
+        help="students that are also fine-tuned with the fine-tuned teacher",
+    )
+    parser.add_argument(
+        "--tuning",
+        type=TUNING,
+        default={},
+        help="settings of the fine-tunings; a task's own under its name, seeds among them",
+    )
+    parser.add_argument(
+        "--launch",
+        type=str,
+        default="",
+        help="starts each distillation: './launch.sh', 'deepspeed --hostfile HOSTS launch.sh'",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="steps side by side, each with its share of the cores, or a GPU, in turn where there are fewer; what "
+        "--launch starts runs alone",
+    )
+
+
+def check(options) -> None:
+    arguments.require_output(options)
+
+
+def check_paths(options) -> None:
+    for inputs in (options.corpus, options.heldout):
+        if inputs:
+            check_inputs(inputs)
+    arguments.check_teacher_path(options)
+    arguments.check_writable(options.output)
+
+
+def run(options) -> dict:
+    from ds_distill.cli.parser import check_command
+    from ds_distill.study.plan import Study, run_study
+
+    study = Study(**{name: options[name] for name in Study.__dataclass_fields__})
+    return run_study(study, Path(options.output), check_command)
