@@ -169,83 +169,14 @@ main() {
 main "$@"; exit
 : <<'# end of the Python part'
 '''
-import base64
-import json
 import os
-import shutil
-import signal
-import socket
 import sys
 
-HERE = os.path.dirname(os.path.realpath(__file__))
-
-
-def quiet_libraries() -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if "RANK" in os.environ else "true")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if not os.path.exists("/proc/driver/nvidia/version") and not shutil.which("nvidia-smi"):
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unset, DeepSpeed warns that it found no GPU
-
-
-def share_cores() -> None:
-    """The ranks of a machine share its cores; without this each would start a thread for every core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ.get("LOCAL_SIZE") or 1))))
-
-
-def start_launcher(ranks: str, argv: list[str]) -> None:
-    """Run DeepSpeed's launcher for one node on this file.
-
-    The command "deepspeed" would start the same launcher in a second process. That costs another import of torch, and the first process
-    passes no signal on: ended alone it leaves the ranks behind. Many nodes are the business of "deepspeed --hostfile".
-    """
-    from deepspeed.accelerator import get_accelerator
-    from deepspeed.launcher import launch
-
-    accelerator = get_accelerator()
-    visible = os.environ.get(accelerator.visible_devices_envs()[0], "")
-    if accelerator.device_name() == "cpu":
-        devices = [str(device) for device in range(1 if ranks == "all" else int(ranks))]
-    else:
-        from ds_distill.utils.devices import visible_gpus
-
-        count = accelerator.device_count()
-        devices = visible_gpus(visible)[:count] or [str(device) for device in range(count)]
-        if ranks != "all" and int(ranks) > len(devices):
-            raise SystemExit(f"launch.sh: DS_DISTILL_RANKS = {ranks}: this machine shows {len(devices)} GPUs")
-        devices = devices if ranks == "all" else devices[: int(ranks)]
-    nodes = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
-    with socket.socket() as probe:  # with a fixed port a machine could run only one at a time
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log_level = "info" if "--verbose" in argv else "critical"
-    options = [f"--world_info={nodes}", f"--master_port={port}", f"--log_level={log_level}"]
-    sys.argv = ["launch", *options, os.path.join(HERE, "launch.sh"), *argv]
-    launch.main()
-
-
-def main() -> None:
-    if HERE not in sys.path:
-        sys.path.insert(0, HERE)
-    from ds_distill.cli.terminal import restart_in_utf8
-
-    restart_in_utf8()
-    argv = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
-    quiet_libraries()
-    ranks = os.environ.pop("DS_DISTILL_START", None)
-    if ranks is not None:
-        start_launcher(ranks, argv)
-        return
-    if "LOCAL_SIZE" in os.environ:
-        # Ctrl-C reaches every process of the terminal; DeepSpeed's launcher, which sets LOCAL_SIZE, answers it with SIGTERM to its ranks.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    share_cores()
-    from ds_distill.cli.main import main as cli
-
-    raise SystemExit(cli(["run", *argv]))
-
-
 if __name__ == "__main__":
-    main()
+    here = os.path.dirname(os.path.realpath(__file__))
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    from ds_distill.launcher import main
+
+    main(os.path.join(here, "launch.sh"))
 # end of the Python part

@@ -1,10 +1,21 @@
 """torch.compile's cache on disk, kept free of what killed compilers left in it."""
 
+import os
+import sys
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ds_distill.builds.elf import is_complete_elf
+
+
+def keep_cache_in_environment() -> None:
+    """Have torch.compile keep its files in the environment's own folder, where there is one, instead of below /tmp.
+
+    Call it before torch is imported, which reads the variable once.
+    """
+    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(sys.prefix, "torch_inductor"))
 
 
 def remove_partial_libraries(cache: Path | None = None) -> list[Path]:

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from ds_distill import __version__
+from ds_distill.builds.inductor_cache import keep_cache_in_environment
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import restart_in_utf8, show_what_can_be_shown
@@ -104,6 +105,7 @@ def _run(name: str, options, debug: bool) -> dict:
     # of several ranks, one that fails before it has joined the others is waited for; and some of the paths need be there for the first alone
     if job.ranks() == 1:
         command.check_paths(options)
+    keep_cache_in_environment()
     if libraries := LOADED.get(name, "torch and DeepSpeed"):
         say(f"loading {libraries} …")
     quieten(debug)

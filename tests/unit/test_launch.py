@@ -28,12 +28,11 @@ def main(argv=None):
 def checkout(tmp_path: Path) -> Path:
     """A copy of launch.sh beside a package that prints what it is called with and returns 3."""
     shutil.copy(ROOT / "launch.sh", tmp_path)
-    package = tmp_path / "ds_distill"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "cli.py").write_text(STUB_CLI)
-    for module in ("encoding.py", "devices.py"):
-        shutil.copy(ROOT / "ds_distill" / module, package)
+    for module in ("__init__.py", "launcher.py", "cli/__init__.py", "cli/terminal.py", "utils/__init__.py", "utils/devices.py"):
+        copy = tmp_path / "ds_distill" / module
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "ds_distill" / module, copy)
+    (tmp_path / "ds_distill" / "cli" / "main.py").write_text(STUB_CLI)
     return tmp_path
 
 
