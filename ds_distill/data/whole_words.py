@@ -1,11 +1,13 @@
-"""Words in a sequence of ids, and which of them are masked whole: each with the same chance, however many pieces it has, so many pieces in all."""
+"""Words in a sequence of ids, and which of them are masked: each with the same chance, so many pieces in all."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import numpy as np
 
+_ROUNDING = 1e-9  # of a number of words, as sums of fractions have it
 LONGEST_WORD = 10  # pieces, SpanBERT's longest span; what is longer (an address, base64) is divided into parts that count as words
 
 # What is known of a piece, bit by bit.
@@ -15,22 +17,31 @@ INSIDE = 4  # it goes on with a character: bytes of one, a combining mark
 CLOSES = 8  # after it a word begins
 JOINS = 16  # it is a space alone, and belongs to the piece after it
 INHERITS = 32  # bytes inside a character: whether it closes, the piece before tells
+UNFINISHED = 64  # it ends inside a character: which one that is, the pieces after it tell
 
 
 class Words:
-    """Tells where words begin. bits: uint8 [V], what is known of each piece; told: false where pieces do not show it, and each counts as a word."""
+    """Tells where words begin.
 
-    def __init__(self, bits: np.ndarray, told: bool = True):
-        self.bits, self.told = bits, told
+    Args:
+        bits: uint8 [V], what is known of each piece.
+        told: False where pieces do not show it, and each counts as a word.
+        bits_of_pieces: Returns what is known of pieces put together, by their ids; needed where one is UNFINISHED.
+    """
 
-    @classmethod
-    def of_continuing(cls, continues: np.ndarray) -> Words:
-        """From a table, bool [V], of the pieces that go on with a word."""
-        return cls(np.where(continues, 0, SPACED).astype(np.uint8))
+    def __init__(
+        self,
+        bits: np.ndarray,
+        told: bool = True,
+        bits_of_pieces: Callable[[tuple[int, ...]], int] | None = None,
+    ):
+        self.bits, self.told, self._bits_of_pieces = bits, told, bits_of_pieces
 
     def starts(self, pieces: np.ndarray) -> np.ndarray:
-        """bool [n], true where a piece begins a word. pieces: ids [n], n > 0, each directly behind the one before."""
+        """Return bool [n], true where a piece begins a word. pieces: ids [n], n > 0, each directly behind the one before."""
         bits = self.bits[pieces]
+        if (unfinished := np.flatnonzero(bits & UNFINISHED)).size and self._bits_of_pieces:
+            self._finish(bits, pieces.tolist(), unfinished.tolist())
         before = bits[:-1]
         if (inherits := before & INHERITS).any():
             before = before | (bits[np.maximum.accumulate(np.where(inherits, 0, np.arange(len(before))))] & CLOSES)
@@ -39,6 +50,17 @@ class Words:
         starts[1:] |= opens & ((bits[1:] & INSIDE) | (before & JOINS) == 0)
         starts[0] = True
         return starts
+
+    def _finish(self, bits: np.ndarray, pieces: list[int], unfinished: list[int]) -> None:
+        """Put what is known of whole characters into the bits of the pieces in which they begin."""
+        for place in unfinished:
+            end = place + 1
+            while end < len(pieces) and bits[end] & INHERITS:
+                end += 1
+            # a piece that ends this character and goes on tells of it by its first bytes
+            end += end < len(pieces) and bits[end] & INSIDE != 0
+            spaced = bits[place] & SPACED
+            bits[place] = self._bits_of_pieces(tuple(pieces[place:end])) & ~UNFINISHED | spaced
 
 
 def divided(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,13 +77,15 @@ def divided(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first + part * lengths // parts, (part + 1) * lengths // parts - part * lengths // parts
 
 
-def choose_words(lengths: np.ndarray, weights: np.ndarray, keys: np.ndarray, count: int, uniform: np.ndarray) -> np.ndarray:
-    """Return how many pieces of each word are masked, int64 [W], `count` in all: all or none of a word's, but for what the count does not allow.
+def choose_words(
+    lengths: np.ndarray, weights: np.ndarray, keys: np.ndarray, count: int, uniform: np.ndarray
+) -> np.ndarray:
+    """Return how many pieces of each word are masked, int64 [W], `count` in all: all or none of a word's, but for one.
 
-    A word's chance is in proportion to its weight, whatever its length. How many words of each length are masked is decided length by length, the
-    longest first: the expected number is rounded up or down with the chance of its fraction, and the pieces that this takes or leaves are spread over
-    the shorter words. So every expectation stays as it was (Deville & Tillé 2004, "Efficient balanced sampling: the cube method"), and words of one
-    piece take up what is left. Of a word longer than `count`, `count` pieces are masked; of one word in part, where none of one piece is left.
+    The share of a word that is masked has an expectation in proportion to the word's weight, whatever its length. How
+    many words of each length are masked is decided length by length, the longest first, by balanced sampling (Deville
+    & Tillé 2004, "Efficient balanced sampling: the cube method"). Where whole words do not add up to `count`, one more
+    is masked in part. Of a word longer than `count`, `count` pieces are masked.
 
     Args:
         lengths: int64 [W], pieces of each word.
@@ -73,15 +97,14 @@ def choose_words(lengths: np.ndarray, weights: np.ndarray, keys: np.ndarray, cou
     sizes = np.minimum(lengths, count)
     available = np.bincount(sizes).tolist()
     expected = np.bincount(sizes, weights=_chances(sizes, weights, count)).tolist()
-    numbers = _whole_numbers(expected, available, count, uniform.tolist())
+    numbers, in_part = _whole_numbers(expected, available, uniform.tolist())
     order = np.lexsort((keys, sizes))
-    taken, first, rest = np.zeros_like(sizes), 0, count
+    taken, first = np.zeros_like(sizes), 0
     for size, (words, number) in enumerate(zip(available, numbers, strict=True)):
         taken[order[first : first + number]] = size
-        first, rest = first + words, rest - number * size
-    for word in order[taken[order] == 0] if rest else ():
-        taken[word] = min(rest, sizes[word])
-        rest -= taken[word]
+        if size in in_part:
+            taken[order[first + number]] = in_part[size]
+        first += words
     return taken
 
 
@@ -97,24 +120,40 @@ def _chances(sizes: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
     return chances
 
 
-def _whole_numbers(expected: list[float], available: list[int], count: int, uniform: list[float]) -> list[int]:
-    """How many words of each length are masked, by length; expected: how many should be, which makes `count` pieces."""
-    numbers, left = [0] * len(available), count
+def _whole_numbers(
+    expected: list[float], available: list[int], uniform: list[float]
+) -> tuple[list[int], dict[int, int]]:
+    """Return how many words of each length are masked whole, by length, and the length and pieces of one in part.
+
+    A fraction of a word is rounded up or down, and the pieces that this takes or gives are spread over the shorter
+    words, so far as these are neither all masked nor none; up and down have the chances that keep every expectation.
+
+    Args:
+        expected: How many words of each length should be masked; overwritten.
+        available: How many there are.
+        uniform: A random number from 0 to 1 for each length.
+    """
+    numbers, in_part = [0] * len(available), {}
     present = [size for size, words in enumerate(available) if words]
-    while len(present) > 1:
+    while present:
         size = present.pop()
-        # rounded up with the chance of the fraction
-        numbers[size] = number = min(int(expected[size] + uniform[size]), left // size, available[size])
-        left -= number * size
-        # what the shorter words take over, each length as far as it is from none and from all
-        change = size * (expected[size] - number)
-        slack = [min(expected[shorter], available[shorter] - expected[shorter]) for shorter in present]
-        most = sum(map(operator.mul, slack, present))
-        for shorter, part in zip(present, slack, strict=True):
-            if abs(change) < most:
-                expected[shorter] += part * change / most
-            else:
-                room = sum(available[other] * other for other in present)
-                expected[shorter] = available[shorter] * min(1.0, left / room)
-    numbers[present[0]] = min(left // present[0], available[present[0]])
-    return numbers
+        number = min(int(expected[size] + _ROUNDING), available[size])
+        fraction, draw = expected[size] - number, uniform[size]
+        while _ROUNDING < fraction < 1 - _ROUNDING:
+            slack = [min(expected[shorter], available[shorter] - expected[shorter]) for shorter in present]
+            most = sum(map(operator.mul, slack, present))
+            if most < _ROUNDING:
+                in_part[size] = round(size * fraction)
+                break
+            # so far as none of the shorter lengths has fewer than no words masked, or more than all
+            taking = min(expected[shorter] / part for shorter, part in zip(present, slack, strict=True) if part)
+            giving = min((available[shorter] - expected[shorter]) / part for shorter, part in zip(present, slack, strict=True) if part)
+            up, down = min(size * (1 - fraction), most * taking), min(size * fraction, most * giving)
+            rises = down / (up + down)
+            change = up if draw < rises else -down
+            draw = draw / rises if draw < rises else (draw - rises) / (1 - rises)  # as good as a new one
+            fraction += change / size
+            for shorter, part in zip(present, slack, strict=True):
+                expected[shorter] -= part * change / most
+        numbers[size] = number + (fraction >= 1 - _ROUNDING)
+    return numbers, in_part

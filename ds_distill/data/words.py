@@ -8,6 +8,7 @@ BERT in Chinese, where a piece is a character, whole-word masking therefore is p
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import unicodedata
@@ -16,7 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from ds_distill.data.tokenizer import vocabulary_size
-from ds_distill.data.whole_words import CLOSES, INHERITS, INSIDE, JOINS, OPENS, SPACED, Words
+from ds_distill.data.whole_words import CLOSES, INHERITS, INSIDE, JOINS, OPENS, SPACED, UNFINISHED, Words
 
 _UNSPACED = (
     (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3021, 0x3029),
@@ -35,7 +36,7 @@ def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
     if model["type"] == "WordLevel" or not (byte_level or spaced or prefix or suffix):
         return Words(np.full(len(names), SPACED, np.uint8), told=model["type"] == "WordLevel")
     table = _byte_of_letter() if byte_level else {}
-    bits = np.zeros(len(names), np.uint8)
+    bits, spelled = np.zeros(len(names), np.uint8), []
     for number, name in enumerate(names):
         name = name or ""
         if byte_level:
@@ -44,6 +45,7 @@ def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
             data = bytes.fromhex(byte[1])
         else:
             data = name.removeprefix(prefix).removesuffix(suffix).replace("▁", " " if spaced else "▁").encode()
+        spelled.append(data)
         bits[number] = _bits_of(data)
         if prefix and not name.startswith(prefix):
             bits[number] |= SPACED
@@ -51,7 +53,18 @@ def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
             bits[number] |= CLOSES
         if byte_level and not data.strip():  # only a space belongs to what follows; further white space is pieces of its own there
             bits[number] = SPACED | (JOINS if data.endswith(b" ") else CLOSES)
-    return Words(bits)
+
+    @functools.lru_cache(1 << 16)
+    def bits_of_pieces(ids: tuple[int, ...]) -> int:
+        return _bits_of(_first_characters([spelled[number] for number in ids]))
+
+    return Words(bits, bits_of_pieces=bits_of_pieces)
+
+
+def _first_characters(pieces: list[bytes]) -> bytes:
+    """The bytes of pieces up to the end of the last character that begins in the first of them."""
+    rest = b"".join(pieces[1:])
+    return pieces[0] + rest[: len(rest) - len(rest.lstrip(bytes(range(0x80, 0xC0))))]
 
 
 def _bits_of(data: bytes) -> int:
@@ -72,18 +85,19 @@ def _bits_of(data: bytes) -> int:
         bits |= JOINS
     elif _stands_alone(last) or (_is_combining(last) and _is_unspaced(last)):
         bits |= CLOSES
+    if len(body) - leads[-1] < _size(body[leads[-1]]):
+        bits |= UNFINISHED
     return bits
 
 
-# How a character goes on of which a piece has the first bytes only: as most that begin so. A letter, a letter (Vietnamese), a dash, kana, an emoji.
-_GOES_ON = {0xE0: b"\xa0\x80", 0xE1: b"\xba\x80", 0xE2: b"\x80\x94", 0xE3: b"\x81\x82", 0xF0: b"\x9f\x99\x82"}
-
-
 def _character(data: bytes) -> str:
-    """The character that bytes begin with; where they end inside it, one of its kind."""
-    size = 1 if data[0] < 0x80 else 2 if data[0] < 0xE0 else 3 if data[0] < 0xF0 else 4
-    known = data[:size]
-    return (known + _GOES_ON.get(data[0], b"\x80\x80\x80")[len(known) - 1 :])[:size].decode(errors="replace")[0]
+    """The character that bytes begin with; U+FFFD where they end inside it."""
+    return data[: _size(data[0])].decode(errors="replace")[0]
+
+
+def _size(lead: int) -> int:
+    """How many bytes a character has that begins with this one."""
+    return 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
 
 
 def _is_unspaced(character: str) -> bool:

@@ -14,7 +14,7 @@ from ds_distill.data.dataset import TokenStore
 from ds_distill.data.loader import BatchOrder, heldout_batches
 from ds_distill.data.masking import IGNORED, Masker, masked_count
 from ds_distill.data.shards import ShardWriter
-from ds_distill.data.whole_words import Words
+from ds_distill.data.whole_words import SPACED, Words
 from ds_distill.utils.errors import UserError
 
 VOCAB, LENGTH, SPECIAL, MASK = 100, 32, [0, 1, 2, 3, 4], 4
@@ -264,7 +264,7 @@ def test_documents_of_a_block_do_not_see_each_other():
 def test_whole_words_are_masked_together_and_the_count_is_exact():
     continues = np.zeros(VOCAB, bool)
     continues[60:] = True
-    masker = Masker(np.full(VOCAB, 100), SPECIAL, MASK, VOCAB, 0, words=Words.of_continuing(continues))
+    masker = Masker(np.full(VOCAB, 100), SPECIAL, MASK, VOCAB, 0, words=Words(np.where(continues, 0, SPACED).astype(np.uint8)))
     ids = np.array([2] + [20, 60, 61, 30, 40, 62] * 20 + [3])
     word = np.array([-1] + [x for i in range(20) for x in (3 * i, 3 * i, 3 * i, 3 * i + 1, 3 * i + 2, 3 * i + 2)] + [-1])
     masked_words = 0

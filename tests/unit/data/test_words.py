@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from ds_distill.data.masking import IGNORED, Masker, masked_count
-from ds_distill.data.whole_words import LONGEST_WORD, Words, choose_words, divided
+from ds_distill.data.whole_words import LONGEST_WORD, SPACED, Words, choose_words, divided
 from ds_distill.data.words import words_of
 
 VOCAB, SPECIAL, MASK = 60, [0, 1, 2, 3, 4], 4
@@ -74,6 +74,17 @@ def test_where_no_space_stands_between_words_a_piece_is_one_and_no_character_is_
         assert words_in(tokenizer, text) == list(text)
 
 
+def test_characters_that_are_divided_into_bytes_are_whole_again():
+    """A byte-level vocabulary without merges for a script spells its characters byte by byte."""
+    tokenizer = trained("bytelevel")
+    for text, words in (
+        ("שלום עולם", ["שלום", "עולם"]), ("£5 «r» ©2020", ["£", "5", "«", "r", "»", "©", "2020"]), ("ⲁⲃⲅ ⲇⲉ", ["ⲁⲃⲅ", "ⲇⲉ"]),
+        ("ⵜⵉⴼⵉ", ["ⵜⵉⴼⵉ"]), ("𐌰𐌱 𝕏math", ["𐌰𐌱", "𝕏math"]), ("ไทย", ["ไ", "ท", "ย"]), ("ລາວ", ["ລ", "າ", "ວ"]), ("ខ្មែរ x", ["ខ្", "មែ", "រ", "x"]),
+        ("a—b…", ["a", "—", "b", "…"]), ("हिन्दी शब्द", ["हिन्दी", "शब्द"]), ("𠀀𠀁", ["𠀀", "𠀁"]),
+    ):  # fmt: skip
+        assert words_in(tokenizer, text) == words
+
+
 def test_a_mark_stays_with_the_letter_that_it_is_written_on():
     tokenizer = trained("unigram")
     assert words_in(tokenizer, "มนุษย์ทั้ง") == ["ม", "นุ", "ษ", "ย์", "ทั้", "ง"]
@@ -99,7 +110,8 @@ def a_block(lengths):
 
 def a_masker(probability=0.15, counts=None, smoothing=0.7):
     counts = np.full(VOCAB, 7) if counts is None else counts
-    return Masker(counts, SPECIAL, MASK, VOCAB, 0, probability, smoothing, words=Words.of_continuing(np.arange(VOCAB) >= 30))
+    words = Words(np.where(np.arange(VOCAB) >= 30, 0, SPACED).astype(np.uint8))
+    return Masker(counts, SPECIAL, MASK, VOCAB, 0, probability, smoothing, words=words)
 
 
 @pytest.mark.parametrize("lengths, probability", [
@@ -110,17 +122,16 @@ def test_each_word_is_masked_with_the_same_chance_whatever_its_pieces(lengths, p
     ids, word = a_block(lengths)
     masker, blocks = a_masker(probability), 2500
     count = masked_count(len(word), probability)
-    whole = np.zeros(len(lengths))
+    masked = np.zeros((blocks, len(lengths)))
     for block in range(blocks):
         chosen = masker.mask(ids, epoch=0, block=block)[1][1:-1] != IGNORED
         pieces = np.bincount(word, weights=chosen)
         assert chosen.sum() == count and ((pieces == 0) | (pieces == lengths)).all()  # whole words only, and the exact count
-        whole += pieces > 0
-    chance = count / len(word)
+        masked[block] = pieces > 0
+    whole, chance = masked.sum(0), count / len(word)
     for length in set(lengths):
-        alike = np.array(lengths) == length
-        draws = alike.sum() * blocks
-        assert abs(whole[alike].sum() - draws * chance) < 4 * sqrt(draws * chance * (1 - chance)), f"words of {length} pieces"
+        shares = masked[:, np.array(lengths) == length].mean(1)
+        assert abs(shares.mean() - chance) < 4 * max(shares.std(), 0.01) / sqrt(blocks), f"words of {length} pieces"
     assert (abs(whole - blocks * chance) < 5 * sqrt(blocks * chance * (1 - chance))).all()
 
 
@@ -162,9 +173,21 @@ def test_any_words_give_the_exact_count(lengths, probability, seed, alike):
     count = max(1, masked_count(sum(lengths), probability))
     taken = choose_words(np.array(lengths), weights, random.random(len(lengths)), count, random.random(count + 1))
     assert taken.sum() == count and (taken >= 0).all() and (taken <= lengths).all()
-    fits = np.array(lengths) <= count
-    if 1 in np.array(lengths)[taken == 0]:
-        assert np.isin(taken[fits] - np.array(lengths)[fits], [0, *-np.array(lengths)]).all()
+    sizes = np.minimum(lengths, count)
+    assert ((taken != 0) & (taken != sizes)).sum() <= 1, "one word in part at most"
+
+
+@pytest.mark.parametrize("lengths", [[5] * 22 + [1] * 3, [4] * 15 + [1], [3] * 10 + [1] * 2, [10] * 3 + [1] * 2,
+                                     [1] * 10 + [2] * 5 + [3] * 3, [6, 6, 6], [1] * 4 + [9] * 9])  # fmt: skip
+def test_words_of_every_length_have_the_same_share_masked_where_few_are_short(lengths):
+    random, blocks, lengths = np.random.default_rng(0), 4000, np.array(lengths)
+    count = max(1, masked_count(lengths.sum()))
+    share = np.zeros(len(lengths))
+    for _ in range(blocks):
+        keys = random.exponential(size=len(lengths))
+        share += choose_words(lengths, np.ones(len(lengths)), keys, count, random.random(count + 1)) / np.minimum(lengths, count)
+    means = [share[lengths == length].mean() / blocks for length in set(lengths)]
+    assert max(means) - min(means) < 4 * sqrt(2 * 0.25 / blocks), dict(zip(set(lengths), means, strict=True))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
