@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-from ds_distill.cli.terminal import restart_in_utf8
+from ds_distill.cli.terminal import outlive_broken_streams, restart_in_utf8
 from ds_distill.utils.devices import visible_gpus
 
 
@@ -21,6 +21,7 @@ def main(script: str) -> None:
         script: Path of launch.sh, which the launcher starts once per rank.
     """
     restart_in_utf8()
+    outlive_broken_streams()
     argv = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     _quiet_libraries()
     ranks = os.environ.pop("DS_DISTILL_START", None)

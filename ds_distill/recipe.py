@@ -241,6 +241,8 @@ class Recipe:
                             f"{d.sequence_length}) it masks none; {math.ceil(501 / tokens) / 1000} masks one")
         if x.kl == x.mlm == x.cosine == 0:
             raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
+        if t.deepspeed and t.deepspeed_file().exists() and not t.deepspeed_file().is_file():
+            raise UserError(f"training.deepspeed = {t.deepspeed}: a folder or a pipe; it is read more than once: give a file")
         if t.deepspeed and not t.deepspeed_file().is_file():
             raise UserError(f"training.deepspeed = {t.deepspeed}: no such file, here or in {CHECKOUT} (see ds_configs/deepspeed/)")
         t.deepspeed_json()

@@ -21,6 +21,7 @@ from ds_distill.config.values import convert, read_path, shown
 from ds_distill.config.yaml_text import load_keys, load_yaml
 from ds_distill.utils.errors import UserError
 
+SECTIONS = ("data", "student", "losses", "training", "tuning")
 RECIPE = "recipe"  # jsonargparse's name for our way to read YAML
 
 
@@ -29,10 +30,25 @@ def _load(text: str, path: str = "") -> Any:
     if not path:
         return load_yaml(text, "--config")
     keys = load_keys(text, f"--config {path}")
+    seen: dict[str, str] = {}
+    for key in _dotted(keys):
+        same = {"input": "corpus"}.get(key, key)
+        if same in seen:
+            raise UserError(f"--config {path}: {key}: stands there twice, also as {seen[same]}; leave one of them")
+        seen[same] = key if "." not in key or key in keys else f"a key of {key.rpartition('.')[0]}"
     for key, value in keys.items():
         if key.startswith("config.") or (key == "config" and isinstance(value, dict | list)):
             raise UserError(f"--config {path}: {key}: what belongs there is the name of another YAML file, as in config: base.yaml")
     return keys
+
+
+def _dotted(keys: dict, above: str = "") -> list[str]:
+    """Return the keys of nested mappings as dotted ones, where the nested ones are settings of a recipe's sections."""
+    dotted = []
+    for key, value in keys.items():
+        name = f"{above}{key}"
+        dotted += _dotted(value, f"{name}.") if isinstance(value, dict) and name in SECTIONS else [name]
+    return dotted
 
 
 set_loader(RECIPE, _load, (YAMLError,))
@@ -106,6 +122,9 @@ class Parser(ArgumentParser):
 
     def parse_args(self, args=None, *more, **options):
         self.chosen = next(iter(args or ()), "")
+        commands = self._subcommands_action._name_parser_map if self._subcommands_action else {}
+        if self.chosen in commands:
+            args = _with_lists_joined(list(args), commands[self.chosen])
         try:
             return super().parse_args(args, *more, **options)
         except RecursionError:
@@ -115,10 +134,41 @@ class Parser(ArgumentParser):
         if value is None and isinstance(action, Value) and NoneType not in get_args(action._typehint):
             return deepcopy(action.default)  # a key with nothing after it
         if action.metavar == "CONFIG" and not isinstance(action, ActionConfigFile):  # a section, such as training
+            if isinstance(value, str) and value.startswith("~"):
+                value = read_path(value, action.dest)
             written_out = isinstance(value, str) and (value.lstrip().startswith("{") or Path(value).is_file())
             if isinstance(value, str | list) and not written_out:
                 raise UserError(no_section(action.dest, value))
         return super()._check_value_key(action, value, key, cfg, append=append)
+
+
+def _with_lists_joined(words: list[str], parser: ArgumentParser) -> list[str]:
+    """Return a command's words with the values of a list that is given twice (`--corpus a --corpus b`) after its last option.
+
+    argparse would take the last list alone.
+    """
+    lists = {name: action for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings}
+    values: dict[str, list[str]] = {}
+    places: dict[str, list[tuple[int, int]]] = {}
+    for start, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name not in lists or not name.startswith("--") or name.endswith("+"):
+            continue
+        stop = start + 1
+        while not equals and stop < len(words) and not words[stop].startswith("--"):
+            stop += 1
+        values.setdefault(lists[name].dest, []).extend([value] if equals else words[start + 1 : stop])
+        places.setdefault(lists[name].dest, []).append((start, stop))
+    for dest, spans in places.items():
+        if len(spans) > 1:
+            kept = next(name for name, action in lists.items() if action.dest == dest)
+            last = spans[-1][0]
+            words = [
+                None if any(start <= place < stop for start, stop in spans) and place != last else word
+                for place, word in enumerate(words)
+            ]
+            words[last] = (kept, *values[dest])
+    return [part for word in words if word is not None for part in (word if isinstance(word, tuple) else (word,))]
 
 
 def with_values(parser: ArgumentParser) -> ArgumentParser:

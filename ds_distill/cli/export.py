@@ -92,8 +92,9 @@ def check_paths(options) -> None:
         check_inputs(options.text)
     if options.model:
         check_model_files(options.model, "--model")
-    if options.data and not named_columns(options.data)[0].is_file():
-        raise UserError(f"--data {options.data}: no such file; give labelled examples, as for finetune")
+    if options.data and not (file := named_columns(options.data)[0]).is_file():
+        what = "a folder or a pipe; give a file with" if file.exists() else "no such file; give"
+        raise UserError(f"--data {options.data}: {what} labelled examples, as for finetune")
     if options.run and not (at_home(options.run) / "model" / "config.json").is_file():
         raise UserError(f"--run {options.run}: {NO_RUN}")
     arguments.check_writable(options.output)

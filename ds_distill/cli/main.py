@@ -10,10 +10,10 @@ from ds_distill import __version__
 from ds_distill.builds.inductor_cache import keep_cache_in_environment
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
-from ds_distill.cli.terminal import restart_in_utf8, show_what_can_be_shown
+from ds_distill.cli.terminal import outlive_broken_streams, restart_in_utf8, show_what_can_be_shown
 from ds_distill.distributed import job
 from ds_distill.utils.console import end_bars, is_first, say, say_once
-from ds_distill.utils.errors import UserError, did_you_mean, sentence_of
+from ds_distill.utils.errors import UserError, did_you_mean, is_disk_full, sentence_of
 from ds_distill.utils.files import json_text, write_summary
 
 DEMO = Path(__file__).parents[2] / "ds_configs" / "demo.yaml"
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns its exit status. Mistakes are said once, by the first rank."""
     if argv is None:
         restart_in_utf8()
+        outlive_broken_streams()
         argv = sys.argv[1:]
     show_what_can_be_shown()
     argv = [word for word in argv if not word.startswith("--local_rank")]
@@ -109,7 +110,12 @@ def _run(name: str, options, debug: bool) -> dict:
     if libraries := LOADED.get(name, "torch and DeepSpeed"):
         say(f"loading {libraries} …")
     quieten(debug)
-    summary = command.run(options)
+    try:
+        summary = command.run(options)
+    except Exception as error:
+        if debug or isinstance(error, UserError) or not is_disk_full(error):
+            raise
+        raise UserError(f"{options.output or 'the disk'}: {_at(error)}the disk is full; make room there, or choose another --output") from error
     if process_group := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
         process_group.leave()
     if is_first() and options.output:
@@ -117,10 +123,17 @@ def _run(name: str, options, debug: bool) -> dict:
     return summary
 
 
+def _at(error: Exception) -> str:
+    """The file at which the disk was full, where the error tells."""
+    return f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+
+
 def _command_of(argv: list[str]) -> list[str]:
     """Return the words of a command as they are parsed. Raises UserError where they do not begin with one."""
     first, *rest = argv
-    if first == "help":
+    if first == "help" and rest and rest[0] not in COMMANDS:
+        first = rest[0]
+    elif first == "help":
         return [*rest[:1], "--help"]
     if first in ("-h", "--help"):
         return argv

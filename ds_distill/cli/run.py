@@ -13,6 +13,7 @@ PURPOSE = (
     "or a recipe's distill"
 )
 DEFAULT_OUTPUT = "runs/demo"
+LIMITS = (("vocabulary", 32, 1_000_000), ("corpus_megabytes", 0.001, 1e6), ("teacher_tokens", 1, 10**15))
 
 
 def add_arguments(parser) -> None:
@@ -41,6 +42,9 @@ def check(options) -> None:
     recipe = arguments.check_recipe(options)
     arguments.check_corpus_weights(options, recipe)
     if not options.teacher:
+        for key, least, most in LIMITS:
+            if not least <= options[key] <= most:
+                raise UserError(f"--{key} {options[key]:g}: must be between {least:g} and {most:g}")
         if options.heldout or options.tokens:
             raise UserError(
                 "--teacher is missing: --heldout and --tokens are for a teacher of yours; the demo makes its own"

@@ -86,7 +86,9 @@ class Accounts:
         worst = max(parts, key=lambda path: parts[path][0])
         characters = self.files[worst].characters
         lost = characters["not_utf8"] / max(1, characters["read"] - characters["between_documents"])
-        encoding = _encoding_of(worst)
+        encoding, is_utf8 = _encoding_of(worst)
+        if is_utf8:
+            return f"{where.format('the documents')} hold halves of character pairs (such as \\ud83d), {_percent(lost)} of its characters; have them written whole"
         remedy = f"it looks like {encoding}: {conversion(worst, encoding)}" if encoding else "convert it to UTF-8 (iconv), or leave it out"
         return f"{where.format('the documents')} hold bytes that are not UTF-8, {_percent(lost)} of its characters; {remedy}"
 
@@ -118,9 +120,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _encoding_of(path: str) -> str | None:
+def _encoding_of(path: str) -> tuple[str | None, bool]:
+    """(the encoding that a file seems to be in, whether its bytes are UTF-8 all the same, as those of JSON's escapes are)."""
     try:
-        lines: Iterable[bytes] = lines_not_utf8(Path(path), Path(path).suffix)
-        return likely_encoding(lines)
+        lines = lines_not_utf8(Path(path), Path(path).suffix)
     except (OSError, EOFError, zlib.error):  # a hub data set, or a file that has gone since
-        return None
+        return None, False
+    return likely_encoding(lines), not lines and Path(path).is_file()

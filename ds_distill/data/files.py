@@ -12,18 +12,20 @@ import os
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ds_distill.utils.console import say
+from ds_distill.utils.console import TRACE, say, say_once
 from ds_distill.utils.errors import UserError, at_home
 
 KINDS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".zst")
 UNSUPPORTED = (".bz2", ".xz", ".zip", ".7z", ".tar", ".pdf", ".docx")
 # What a data set's folder holds beside its rows.
+ABOUT = ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGELOG", "MANIFEST", "SHA", "MD5", "CHECKSUM", "_SUCCESS")
 METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json")
 _DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/self/fd/")
 _HEAD = 1 << 16
@@ -43,7 +45,7 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
     given = "/dev/stdin" if given == "-" and not Path(given).exists() else given
     path = at_home(given)
     if path.is_dir():
-        found = sorted(_files_below(path))
+        found = _files_in(path)
         if not found:
             raise UserError(f"{given}: the folder holds no {', '.join(KINDS)} file (.gz and .zst too); name files or a pattern such as '{given}/*.md'")
         return found
@@ -53,7 +55,9 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         for match in matches:
             _check_reachable(match)
-        found = [match for match in matches if match.is_file()]
+        folders = [match for match in matches if match.is_dir()]
+        below = (file for folder in folders for file in _files_in(folder))
+        found = list(dict.fromkeys((*(match for match in matches if match.is_file()), *below)))
         if not found:
             raise UserError(f"{given}: no file matches this pattern; check it from the folder the command starts in ({Path.cwd()})")
         return found
@@ -63,8 +67,37 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
     raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """The files of a known kind in a folder and the folders in it, linked ones too, each folder once; nothing whose name begins with a dot."""
+def _files_in(folder: Path) -> list[Path]:
+    """The files of a known kind in a folder, and a line on the others where they are more than a trace."""
+    others: list[Path] = []
+    found = sorted(_files_below(folder, others))
+    if not found:
+        return []
+    gone = [file for file in others if not file.exists()]
+    sizes = [sum(file.stat().st_size for file in files if file.is_file()) for files in (found, others)]
+    packed = [file for file in others if file.suffix.lower() in UNSUPPORTED]
+    if gone or packed or sizes[1] > TRACE * sum(sizes):
+        kinds = Counter(file.suffix.lower() or "without a suffix" for file in others)
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+        names = ", ".join(file.name for file in list(dict.fromkeys([*gone, *packed, *others]))[:3])
+        line = (
+            f"{folder}: files in it that are not read: {len(others):,} ({counts}), such as {names}; "
+            f"those read are {', '.join(KINDS)}, plain, .gz or .zst; name others, or a pattern of them"
+        )
+        say_once(line, line)
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted({file.parent.name for file in found if saved_files(file.parent)})
+        if len(splits) > 1:
+            line = f"{folder}: its splits {', '.join(splits)} are all read; hf:{folder}@{splits[-1]} reads one"
+            say_once(line, line)
+    return found
+
+
+def _files_below(folder: Path, others: list[Path]) -> Iterator[Path]:
+    """The files of a known kind in a folder and the folders in it, linked ones too, each folder once; nothing whose name begins with a dot.
+
+    others: is given the files that are not read.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: a folder of the corpus that cannot be read ({error.strerror}); make it readable or move it away")
@@ -82,12 +115,17 @@ def _files_below(folder: Path) -> Iterator[Path]:
         for name in files:
             file = Path(here, name)
             kind = kind_of(name)
-            if name.startswith(".") or name in METADATA or kind == "arrow" or (saved and name == "state.json"):
+            if name.startswith(".") or name in METADATA or (saved and (name == "state.json" or kind == "arrow")):
+                continue
+            if kind == "arrow" and name.startswith(("cache-", "tmp")):  # what `datasets` has computed from the rows
                 continue
             if kind or not file.suffix:
                 _check_reachable(file)
-            if kind and file.is_file():
+            # an Arrow file of unknown origin may be a table of indices
+            if kind and kind != "arrow" and file.is_file():
                 yield file
+            elif not name.upper().startswith(ABOUT):
+                others.append(file)
 
 
 def _check_reachable(file: Path) -> None:

@@ -84,7 +84,14 @@ def described(inputs: list[str], pieces: list[Piece]) -> list[list]:
 def _named(given: str) -> tuple[str, str | None]:
     """(path, the column that it names, if it does) of an input that is not the hub's."""
     name, mark, column = given.rpartition("#")
-    return (name, column) if mark and not at_home(given).exists() else (given, None)
+    if not mark or at_home(given).exists():
+        return given, None
+    if not name.strip() or not column.strip():
+        what = "no file stands before the #" if column.strip() else "no column stands behind the #"
+        raise UserError(f"{given}: {what}; write FILE#COLUMN (is a shell variable in it not set?)")
+    # the # of `data#v2/*.txt` belongs to the name of a folder
+    is_path = not at_home(name).is_file() and re.search(r"[/*?\[]", column)
+    return (given, None) if is_path else (name, column)
 
 
 def _file_pieces(source: int, file: Path, column: str) -> list[Piece]:

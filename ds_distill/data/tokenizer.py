@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -86,6 +87,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     folder = find_model(at_home(name))
     for file in (*folder.glob("*.json"), *folder.glob("vocab*")):
         check_no_pointer(file)
+    if spm := _only_sentencepiece(folder):
+        raise UserError(f"{name}: of its tokenizer only {spm.name}; make a tokenizer.json of it once, where sentencepiece and protobuf are installed: "
+                        f"`AutoTokenizer.from_pretrained('{name}').save_pretrained('{name}')`")  # fmt: skip
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the libraries answer a broken file with whatever breaks first
@@ -100,6 +104,15 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         if getattr(tokenizer, f"{kind}_token_id") is None:
             raise UserError(f"{name}: the tokenizer has no {kind} token; masked language modelling needs one of a BERT-like encoder")
     return tokenizer
+
+
+def _only_sentencepiece(folder: Path) -> Path | None:
+    """A SentencePiece model, where it is all that a folder has of a tokenizer, and this environment cannot read it."""
+    if not folder.is_dir() or any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        return None
+    if importlib.util.find_spec("sentencepiece"):
+        return None
+    return next((file for file in (*folder.glob("*.model"), *folder.glob("*.spm"))), None)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -46,7 +47,16 @@ def _wait_said(seconds: float = 15.0) -> Iterator[None]:
     """Say who is waited for, where joining takes longer than that: a rank that never comes is waited for without a word, for half an hour."""
     rank, world, address, port = (os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
     line = f"rank {rank} of {world} waits for the others at {address}:{port} (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment)"
-    timer = threading.Timer(seconds, print, (line,), {"file": sys.stderr, "flush": True})
+
+    def show() -> None:
+        try:
+            socket.getaddrinfo(address, None)
+            hint = ""
+        except OSError as error:
+            hint = f"; MASTER_ADDR = {address} is no name that this host knows ({error.strerror})"
+        print(line + hint, file=sys.stderr, flush=True)
+
+    timer = threading.Timer(seconds, show)
     timer.daemon = True
     if os.environ["LOCAL_RANK"] == "0":  # one of a host
         timer.start()
@@ -109,8 +119,6 @@ def _skip_unused_build() -> None:
 
 
 def _free_port() -> str:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

@@ -4,6 +4,7 @@ would answer, scored."""
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,8 @@ from ds_distill.export.parity import progress_over
 from ds_distill.export.runtimes import Runner
 from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.columns import named_columns, text_columns
-from ds_distill.tasks.examples import KINDS, kind_of, label_of, read_columns, rows_of
-from ds_distill.tasks.labels import class_by_name, class_by_number, class_of, classes_of, number_of
+from ds_distill.tasks.examples import KINDS, check_value, kind_of, label_of, read_columns, rows_of, without_lone_surrogates
+from ds_distill.tasks.labels import are_numbered_otherwise, class_by_name, class_by_number, class_of, classes_of, number_of
 from ds_distill.tasks.metrics import METRICS, Measured
 from ds_distill.tasks.registry import LENGTH_KEY, TASKS, Task, plain
 from ds_distill.tasks.squad import LENGTH, answers_of, questions_in, spans_of, squad_scores
@@ -161,10 +162,26 @@ def _judge(
             f"--data {file}: the model's labels, {', '.join(names)}, are not all {task.name}'s: labels are taken for "
             "its own names and numbers, and scored by accuracy"
         )
+    if not (task and meant):
+        labels = _by_name(labels, names, file)
     gold = np.array([_class(label, names, task, meant, file, row) for row, label in enumerate(labels, 1)])
     metric = task.metrics[0] if task and meant else "accuracy"
     order = np.array(meant or range(len(names)))
     return metric, lambda logits: METRICS[metric](order[logits.argmax(axis=1)], gold)
+
+
+def _by_name(labels: list, names: list[str], file: Path) -> list:
+    """The labels, of numbers that stand in the names of classes these names. UserError where that is not certain."""
+    otherwise = are_numbered_otherwise(labels, names)
+    if otherwise is None:
+        raise UserError(
+            f"--data {file}: its labels may be the numbers of the model's classes, from 0 on, or those in their names "
+            f"({', '.join(names)}); write the names"
+        )
+    if not otherwise:
+        return labels
+    by_number = {int(re.findall(r"\d+", name)[0]): name for name in names}
+    return [by_number.get(number_of(label), label) for label in labels]
 
 
 def _class(label: object, names: list[str], task: Task | None, meant: list[int] | None, file: Path, row: int) -> int:
@@ -241,13 +258,17 @@ def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) 
         own = replace(task, texts=tuple(columns)) if columns else task
         texts, labels, left_out = read_columns(own, file)
         return Labelled(texts, [label for _, label in labels], list(own.texts), left_out)
-    rows = [row for _, row in rows_of(file)]
+    lines = list(rows_of(file))
+    rows = [row for _, row in lines]
     if not rows:
         raise UserError(f"--data {file}: no examples in it")
     if not any("label" in row for row in rows):
         raise UserError(f"--data {file}: columns {', '.join(map(str, rows[0]))}: needs `label` and one or two of text")
     if missing := [name for name in columns if not any(name in row for row in rows)]:
         raise UserError(f"--data {file}: no column {missing[0]}; its columns are {', '.join(map(str, rows[0]))}")
+    for line, row in lines:
+        for name in (*columns, "label") if columns else row:
+            check_value(row, name, f"--data {file}, line {line}")
     names = list(columns) or text_columns(rows, f"--data {file}")
     whole = [row for row in rows if "label" in row and all(isinstance(row.get(name), str) for name in names)]
     if len(whole) < len(rows):
@@ -257,4 +278,4 @@ def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) 
         )
     others = [str(name) for name in rows[0] if name not in (*names, "label")]
     say(f"--data {file}: read as text: {', '.join(names)}" + (f"; not read: {', '.join(others)}" if others else ""))
-    return Labelled([[row[name] for row in rows] for name in names], [row["label"] for row in rows], names, Counter())
+    return Labelled([[without_lone_surrogates(row[name]) for row in rows] for name in names], [row["label"] for row in rows], names, Counter())

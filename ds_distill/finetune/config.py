@@ -10,6 +10,7 @@ from typing import Literal, get_args, get_type_hints
 from ds_distill.config.values import convert
 from ds_distill.utils.errors import UserError
 
+LEAST_LENGTH = 6  # tokens
 PRECISIONS = Literal["auto", "fp32", "bf16"]
 
 
@@ -62,6 +63,8 @@ class Tuning:
         for name in ("learning_rate", "epochs", "batch", "temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must be above 0")
+        if 0 < self.length < LEAST_LENGTH:
+            raise UserError(f"tuning.length = {self.length}: at least {LEAST_LENGTH}, of which a pair's special tokens take up to 4; 0 for the usual")
         for name, what in (("warmup", "a share of the steps"), ("dropout", "a share of the values")):
             if getattr(self, name) >= 1:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: {what}, below 1")

@@ -51,6 +51,12 @@ def check_deepspeed(training: Training) -> None:
     for section, package in MONITORS.items():
         if said.get(section, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
             raise UserError(f"{given}: {section}.enabled = true: needs the package {package}; pip install {package}, or say false")
+        path = said.get(section, {}).get("output_path")
+        if path and said[section].get("enabled") is True:
+            try:
+                Path(path).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{given}: {section}.output_path = {path}: {error.strerror}; choose another folder") from error
 
 
 def check_engine(recipe: Recipe) -> None:
@@ -61,14 +67,30 @@ def check_engine(recipe: Recipe) -> None:
         return
     device = device_of_rank(t.device)
     dtype = precision_of(t, device)
-    try:
-        make_engine(nn.Linear(1, 1), t, accumulation=1, total_steps=1, device=device, dtype=dtype, leave_out=tuple(MONITORS)).destroy()
-    except UserError:
-        raise
-    except Exception as error:  # DeepSpeed answers with whatever breaks first
-        words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
-        given = f"training.deepspeed = {t.deepspeed}" if t.deepspeed else f"training.optimizer = {t.optimizer}"
-        raise UserError(f"{given}: DeepSpeed does not start with it ({type(error).__name__}: {words})") from error
+
+    def starts(leave_out: tuple[str, ...] = ()) -> Exception | None:
+        try:
+            make_engine(
+                nn.Linear(1, 1), t, accumulation=1, total_steps=1, device=device, dtype=dtype, leave_out=(*MONITORS, *leave_out)
+            ).destroy()
+        except UserError:
+            raise
+        except Exception as error:  # DeepSpeed answers with whatever breaks first
+            return error
+        return None
+
+    error = starts()
+    if error is None:
+        return
+    words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
+    if not t.deepspeed:
+        raise UserError(f"training.optimizer = {t.optimizer}: DeepSpeed does not start with it ({type(error).__name__}: {words})") from error
+    said = t.deepspeed_json()
+    keys = [key for key in said if key != "zero_optimization"]
+    keys += [f"zero_optimization.{key}" for key in said.get("zero_optimization", {}) if key != "stage"]
+    key = keys[0] if len(keys) == 1 else next((key for key in keys if starts((key,)) is None), "")
+    raise UserError(f"training.deepspeed = {t.deepspeed}: {key}{': ' * bool(key)}DeepSpeed does not start with it "
+                    f"({type(error).__name__}: {words})") from error  # fmt: skip
 
 
 def _smallest(training: Training) -> Training:

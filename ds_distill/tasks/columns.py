@@ -38,7 +38,7 @@ def named_columns(given: str) -> tuple[Path, list[str]]:
         return at_home(given), []
     name, _, columns = given.rpartition("#")
     found = columns.split(",")
-    if not 1 <= len(found) <= 2 or not all(found):
+    if not 1 <= len(found) <= 2 or not all(map(str.strip, (*found, name))):
         raise UserError(f"--data {given}: behind the # stand one or two columns of text, as in {name}#COLUMN,COLUMN")
     return at_home(name), found
 

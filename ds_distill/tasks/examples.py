@@ -10,14 +10,17 @@ import math
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ds_distill.data.csv_rows import LONGEST_FIELD, CsvRows
+from ds_distill.data.findings import Findings
 from ds_distill.tasks.labels import class_of, number_of
 from ds_distill.tasks.registry import Task
-from ds_distill.utils.console import say_share
+from ds_distill.utils.console import say, say_share
 from ds_distill.utils.errors import UserError, at_home
+from ds_distill.utils.git_lfs import check_no_pointer
 
 KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error)
@@ -56,7 +59,8 @@ def split_files(folder: Path, split: str) -> list[Path]:
     found = next((files for files in by_name if files), [])
     if len(found) != 1:
         wanted = " or ".join(f"{name}.*" for name in names)
-        there = f"it holds {', '.join(file.name for file in found)}" if found else "it holds none" if folder.is_dir() else "there is no such folder"
+        there = f"it holds {', '.join(file.name for file in found)}" if found else "it holds none" if folder.is_dir() else (
+            "that is a file or a pipe" if folder.exists() else "there is no such folder")  # fmt: skip
         raise UserError(f"--data {folder}: one file {wanted} ({', '.join(KINDS)}, .gz and .zst too) is needed, {there}")
     return found
 
@@ -101,6 +105,8 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
         row = {
             hub: row[old] for old, hub in task.original if old in row
         } | row  # a column of the hub's name is what it is called
+        for name in ("label", *task.texts):
+            check_value(row, name, where)
         if "label" not in row:
             raise UserError(f"{where}: no column label; it has {', '.join(map(str, row))}")
         if row["label"] == "-" and not task.regression:
@@ -109,7 +115,7 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
         for column, name in zip(texts, task.texts, strict=True):
             if not isinstance(row.get(name), str):
                 raise UserError(f"{where}: no text in column {name}, which {task.name} needs; the row has {', '.join(map(str, row))}")
-            column.append(row[name])
+            column.append(without_lone_surrogates(row[name]))
         labels.append((line, row["label"]))
     if not labels:
         raise UserError(
@@ -144,6 +150,7 @@ def rows_of(
 ) -> Iterator[tuple[int, dict]]:
     """(line, row) of a file. headless: names of a tsv's columns where its first line has none of them. left_out: where
     rows with too few columns are counted, which are an error without it."""
+    check_no_pointer(file)
     try:
         yield from _rows_of(file, headless, left_out)
     except UNREADABLE as error:
@@ -171,18 +178,16 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
                         f"{file}, line {line}: a JSON array; {expected}, which `jq -c '.[]' {file.name}` makes of it"
                     )
                 try:
-                    row = json.loads(text)
+                    row = json.loads(text, object_pairs_hook=_row_of)
                 except ValueError as error:
                     raise UserError(f"{file}, line {line}: not JSON ({error}); {expected}") from error
                 if not isinstance(row, dict):
                     raise UserError(f"{file}, line {line}: not a JSON object, but {text.strip()[:40]}; {expected}")
                 yield line, row
         else:
-            csv.field_size_limit(sys.maxsize)  # a text may be longer than the library's 131,072 characters
-            # GLUE's own files quote nothing: a lone " in a sentence would swallow the lines behind it
-            table = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(stream)
+            read = _tsv_rows if kind == ".tsv" else _csv_rows
             names: list[str] | None = None
-            for row in table:
+            for line, row in read(stream, file):
                 if names is None:
                     names = list(headless) if headless and kind == ".tsv" and len(row) == len(headless) and "label" not in row else row
                     if names is row:
@@ -190,16 +195,67 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
                 if left_out is not None and 0 < len(row) < len(names):
                     left_out[SHORT] += 1
                 elif row and len(row) != len(names):
-                    raise UserError(f"{file}, line {table.line_num}: {len(row)} columns, its head has {len(names)} ({', '.join(names)})")
+                    raise UserError(f"{file}, line {line}: {len(row)} columns, its head has {len(names)} ({', '.join(names)})")
                 elif row:
-                    yield table.line_num, dict(zip(names, row, strict=True))
+                    yield line, _row_of(zip(names, row, strict=True))
+
+
+def _csv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of each row; what is no csv, or has swallowed rows in a quote, is refused or said with its place."""
+    csv.field_size_limit(LONGEST_FIELD)
+    rows, findings, columns = CsvRows(stream, ",", str(file)), Findings(), 0
+    for row in rows:
+        columns = columns or len(row)
+        rows.check_lines(row, columns, findings)
+        yield rows.line, row
+    for times, sentence in findings.remarks.values():
+        say(sentence + (f" ({times - 1:,} more like it)" if times > 1 else ""))
+
+
+def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of each row. GLUE's own files quote nothing: a lone " in a sentence would swallow the lines behind it."""
+    csv.field_size_limit(sys.maxsize)  # a text may be longer than the library's 131,072 characters
+    rows, quoted, count = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE), 0, 0
+    for row in rows:
+        count += 1
+        quoted += any(len(field) > 1 and field[0] == field[-1] == '"' for field in row)
+        yield rows.line_num, row
+    say_share(
+        quoted,
+        count,
+        f"{file}: {quoted:,} of {count:,} rows have quotes around a field, which a tsv file's texts keep; "
+        "give csv or jsonl where they are no part of the text",
+    )
+
+
+class Ambiguous:
+    """What a row has under a name that stands over several of its columns."""
+
+
+def _row_of(pairs: Iterable[tuple[str, object]]) -> dict:
+    """A row by the names of its columns; of a name that stands over several with other values none is taken."""
+    row: dict = {}
+    for name, value in pairs:
+        row[name] = Ambiguous() if name in row and row[name] != value else value
+    return row
+
+
+def check_value(row: dict, name: str, where: str) -> None:
+    """Raise UserError, beginning with `where`, where a row has several values under one name."""
+    if isinstance(row.get(name), Ambiguous):
+        raise UserError(f"{where}: more than one column is called {name!r}; rename all but one")
+
+
+def without_lone_surrogates(text: str) -> str:
+    """Return a text that can be encoded: half a pair, as JSON escapes may hold, becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def opened(file: Path) -> io.TextIOBase:
     """The text of a file, unpacked."""
-    if file.suffix == ".gz":
+    if file.suffix.lower() == ".gz":
         return io.TextIOWrapper(gzip.open(file), encoding="utf-8-sig", newline="")
-    if file.suffix == ".zst":
+    if file.suffix.lower() == ".zst":
         import pyarrow
 
         return io.TextIOWrapper(io.BufferedReader(pyarrow.CompressedInputStream(file.open("rb"), "zstd")), encoding="utf-8-sig", newline="")
@@ -207,5 +263,5 @@ def opened(file: Path) -> io.TextIOBase:
 
 
 def kind_of(file: Path) -> str | None:
-    suffixes = [suffix for suffix in file.suffixes if suffix not in (".gz", ".zst")]
+    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst")]
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None

@@ -6,10 +6,11 @@ import functools
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ds_distill.tasks.registry import plain
 
+YES, NO = {"yes", "true", "y", "t", "positive", "pos", "on"}, {"no", "false", "n", "f", "negative", "neg", "off"}
 LEAST_LETTERS = 3  # of a short form such as "neg"
 
 
@@ -32,7 +33,7 @@ def _class_of(label: str | int | float, names: tuple[str, ...]) -> int | None:
 def class_by_name(label: object, names: Sequence[str]) -> int | None:
     """As class_of, for names only."""
     text = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
-    same = [lambda name: str(name) == text, lambda name: plain(name) == plain(text)]
+    same = [lambda name: name == label, lambda name: str(name) == text, lambda name: plain(name) == plain(text)]
     if number_of(label) is None:
         same.append(lambda name: _goes_on(_folded(text), _folded(name)) or _goes_on(_folded(name), _folded(text)))
     for is_same in same:
@@ -47,11 +48,38 @@ def class_by_number(label: object, names: Sequence[str]) -> int | None:
     truth value says nothing."""
     truth = label if isinstance(label, bool) else {"true": True, "false": False}.get(str(label).strip().casefold())
     if truth is not None:
-        return int(truth) if len(names) == 2 and not plain(names[1]).endswith(plain(names[0])) else None
+        return _class_of_truth(truth, names) if len(names) == 2 else None
     number, numbers = number_of(label), [number_of(name) for name in names]
     if number is not None and None not in numbers:  # names that are numbers, in whatever order a model has them
         return numbers.index(number) if numbers.count(number) == 1 else None
     return number if number is not None and 0 <= number < len(names) else None
+
+
+def are_numbered_otherwise(labels: Iterable[object], names: Sequence[str]) -> bool | None:
+    """Return whether the numbers among `labels` are those in the names of classes ("1 star"), not the classes' own.
+
+    False where they are the classes' own, or the names hold no numbers of their own; None where both may be meant.
+    """
+    found = [re.findall(r"\d+", str(name)) for name in names]
+    inside = [int(numbers[0]) for numbers in found if len(numbers) == 1]
+    own = range(len(names))
+    if len(inside) < len(names) or len(set(inside)) < len(names) or inside == list(own):
+        return False
+    numbers = {number for label in labels if (number := number_of(label)) is not None}
+    if not numbers or all(number_of(name) is not None for name in names):
+        return False
+    fits_names, fits_classes = numbers <= set(inside), numbers <= set(own)
+    return None if fits_names and fits_classes else fits_names
+
+
+def _class_of_truth(truth: bool, names: Sequence[str]) -> int | None:
+    """Of two classes the one that says yes, or no; by their names where these say it, else class 1 says yes."""
+    says = [True if _folded(name) in YES else False if _folded(name) in NO else None for name in names]
+    if says[0] is not None or says[1] is not None:
+        yes = says.index(True) if True in says else 1 - says.index(False)
+        return None if says[0] == says[1] else yes if truth else 1 - yes
+    # class 1 may be the negation of class 0, as not_entailment is
+    return None if plain(names[1]).endswith(plain(names[0])) else int(truth)
 
 
 def number_of(label: object) -> int | None:

@@ -13,11 +13,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ds_distill.models.families import INPUTS
-from ds_distill.tasks.examples import UNREADABLE, from_hub, kind_of, opened, rows_of, split_files
+from ds_distill.tasks.examples import UNREADABLE, from_hub, kind_of, opened, rows_of, split_files, without_lone_surrogates
 from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
 from ds_distill.tasks.registry import Task
 from ds_distill.utils.console import say_share
 from ds_distill.utils.errors import UserError, at_home
+from ds_distill.utils.git_lfs import check_no_pointer
 
 LENGTH, STRIDE = 384, 128  # tokens of a span and, as in transformers' run_qa, that the next one repeats; the authors' code moves on by 128
 NEEDED = "it needs id, question, context and answers: their texts and, as many, answer_start"
@@ -128,6 +129,7 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
 
 def official(file: Path) -> Iterator[tuple[str, dict]]:
     """(place, question with its context) of an official SQuAD JSON."""
+    check_no_pointer(file)
     try:
         with opened(file) as stream:
             articles = json.load(stream)["data"]
@@ -150,8 +152,9 @@ def checked(question: Question, where: str) -> Question:
             raise UserError(f"{where}: an answer needs a text and its first character, not {text!r} and {start!r}")
         if not text or start < 0:
             raise UserError(f"{where}: the answer {text!r} at character {start}; a question without an answer has no answers: an empty list of each")
-        answers.append((text, start))
-    return replace(question, answers=tuple(answers))
+        answers.append((without_lone_surrogates(text), start))
+    texts = {name: without_lone_surrogates(getattr(question, name)) for name in ("question", "context")}
+    return replace(question, answers=tuple(answers), **texts)
 
 
 def misplaced(question: Question) -> str:

@@ -19,6 +19,19 @@ OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradie
                    "scheduler", "fp16", "bf16", "bfloat16")  # fmt: skip
 ITS_OWN = {"optimizer": ("adamw", "adam"), "scheduler": ("warmupdecaylr",)}  # DeepSpeed's names of what the recipe does in any case
 BESIDE_PARSER = ("vocabulary_size", "sequence_parallel_size", "data_parallel_size")  # what DeepSpeed asks for elsewhere
+# What DeepSpeed takes, and what would do nothing here, or break the run after its corpus is prepared.
+NOT_HERE = {
+    "torch_autocast.enabled": "training.precision decides the number format",
+    "hybrid_engine.enabled": "it is for models that generate text",
+    "tensor_parallel.autotp_size": "a student is not divided among devices",
+    "pipeline": "a student is not divided among devices",
+    "checkpoint.writer": "checkpoints are written by DeepSpeed's usual writer",
+    "data_efficiency.enabled": "batches and their order are the recipe's",
+    "curriculum_learning.enabled": "batches and their order are the recipe's",
+    "autotuning.enabled": "DeepSpeed's autotuner starts jobs of its own; `ds-distill plan` says what fits",
+    "zero_optimization.cpu_offload": 'its name is now offload_optimizer: {"device": "cpu"}',
+    "zero_optimization.cpu_offload_params": 'its name is now offload_param: {"device": "cpu"}',
+}
 COMMENT = ("_", "#", "/")  # how keys begin that people write notes under, as JSON has no comments
 
 
@@ -72,6 +85,12 @@ def without_recipes_own(given: str, said: dict) -> dict:
     for key in OWNED_BY_RECIPE:
         if key in said and (decided := _decided(key, said[key])) is not None:
             raise UserError(f'{given}: {decided} belongs to the recipe\'s training section; remove it there or say "auto"')
+    for key, reason in NOT_HERE.items():
+        section, _, name = key.partition(".")
+        value = said.get(section)
+        value = value.get(name) if name and isinstance(value, dict) else None if name else value
+        if value and not (key.endswith("_size") and value == 1) and value != "auto":
+            raise UserError(f"{given}: {key} = {_shown(value)}: {reason}; remove it")
     if str(op := said.get("gradient_allreduce_op", "mean")).lower() == "sum":
         raise UserError(
             f'{given}: gradient_allreduce_op = "{op}": the losses are already divided by counts over all ranks, '

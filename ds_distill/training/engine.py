@@ -22,9 +22,11 @@ def make_engine(
 ):
     """Build the engine around the Objective `module` (fp32 on the CPU); returns a DeepSpeedEngine whose scheduler steps once an optimizer step.
 
-    leave_out: sections of the DeepSpeed JSON, such as its monitors, which write as soon as they are made.
+    leave_out: keys of the DeepSpeed JSON, such as its monitors, which write as soon as they are made; dotted within zero_optimization.
     """
     config = {key: value for key, value in deepspeed_config(training, accumulation, dtype).items() if key not in leave_out}
+    zero = config["zero_optimization"]
+    config["zero_optimization"] = {key: value for key, value in zero.items() if f"zero_optimization.{key}" not in leave_out}
     offload = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") not in ("none", "auto")
     module.to(device)
     if device.type == "cpu":

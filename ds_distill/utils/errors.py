@@ -1,6 +1,7 @@
 """Mistakes that are the user's to put right, and how they are said."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,13 @@ class UserError(Exception):
 def sentence_of(error: UserError | OSError) -> str:
     """What is said of it: a full or read-only disk is the user's to put right too."""
     return str(error) if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether a write broke off for want of room: each library has an error of its own for that."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
 
 
 def at_home(path: str) -> Path:

@@ -22,7 +22,7 @@ def check_no_pointer(file: str | Path) -> None:
         return
     if len(head) > _LARGEST:
         return
-    if match := _GIT_LFS.match(head.removeprefix(b"\xef\xbb\xbf")):
+    if match := _GIT_LFS.match(head.removeprefix(b"\xef\xbb\xbf").lstrip()):
         raise UserError(f"{file}: a Git LFS pointer of {len(head)} bytes, not the {int(match[2]):,} bytes that it stands for; "
                         f"run `git lfs pull` in {Path(file).absolute().parent}, or download the file itself")
     if _GIT_ANNEX.match(head):

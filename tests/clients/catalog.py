@@ -168,6 +168,13 @@ def _clients() -> Iterator[Client]:
         formats=TORCH_EXPORT,
         exports=("student", "roberta", "sentences", "bert-pairs", "questions", "encoder"),  # a minute or so each
         minutes=30,
+        limits=(
+            Limit(
+                "execute.. failed with error 0x12",
+                "its lowering fixes the batch of a question-answering model at the example's 2",
+                exports=("questions",),
+            ),
+        ),
     )
 
 

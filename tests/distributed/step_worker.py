@@ -72,7 +72,7 @@ def fp16_on_a_cpu():
     here = get_accelerator()
     dtypes = [*here.supported_dtypes(), torch.float16]
     with (mock.patch.object(here, "is_fp16_supported", lambda: True), mock.patch.object(here, "supported_dtypes", lambda: dtypes),
-          mock.patch("ds_distill.training.deepspeed_config.deepspeed_config", config)):  # fmt: skip
+          mock.patch("ds_distill.training.engine.deepspeed_config", config)):  # fmt: skip
         yield
 
 

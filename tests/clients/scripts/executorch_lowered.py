@@ -10,7 +10,10 @@ from executorch.runtime import Runtime
 def load(check):
     program = torch.export.load(f"{check['folder']}/torch/model.pt2")
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
-    method = Runtime.get().load_program(lowered.buffer).load_method("forward")
+    buffer = lowered.buffer
+    loaded = Runtime.get().load_program(buffer)
+    method = loaded.load_method("forward")
+    kept = (buffer, loaded)  # the method reads both, and keeps neither
 
     def answer(given):
         ids = torch.tensor([given["ids"]])
@@ -20,6 +23,7 @@ def load(check):
             "token_type_ids": torch.tensor([given["type_ids"] or given["ids"]]),
         }
         names = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+        assert kept
         return {"logits": numbers(method.execute([values[name] for name in names]))}
 
     return answer

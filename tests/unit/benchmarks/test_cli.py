@@ -31,11 +31,11 @@ def said_by(monkeypatch, capsys, module: str, *words) -> str:
 
 
 MAINS = {
-    "training": (), "head": (), "scaling": ("--step", "1", "--gigabytes-per-second", "1"), "forecast": (), "rounding": ("--model", "m"),
-    "prepare": ("--tokenizer", "t", "--text", "x"), "compare": ("a", "--output", "o"), "table3": ("--data", "d"), "gpu_suite": ("--report", "r"),
-    "gpu_checks": (), "race": ("--teacher", "t", "--corpus", "c", "--output", "o"),
+    "training.step": (), "training.vocab_loss": (), "training.scaling": ("--step", "1", "--gigabytes-per-second", "1"), "training.memory_estimate": (), "analysis.quantization_error": ("--model", "m"),
+    "data.prepare": ("--tokenizer", "t", "--text", "x"), "analysis.compare_runs": ("a", "--output", "o"), "inference.table3": ("--data", "d"), "gpu.suite": ("--report", "r"),
+    "gpu.checks": (), "training.time_to_loss": ("--teacher", "t", "--corpus", "c", "--output", "o"),
 }  # fmt: skip
-DOES = {"gpu_suite": "suite", "gpu_checks": "report", "race": "race"}  # the others: run
+DOES = {"gpu.suite": "suite", "gpu.checks": "report", "training.time_to_loss": "race"}  # the others: run
 
 
 @pytest.mark.parametrize("module", MAINS)
@@ -57,7 +57,7 @@ def test_ctrl_c_is_one_sentence(capsys):
 
 
 @pytest.mark.parametrize("module, words", [
-    ("training", ()), ("table3", ("--data", "d", "--tokenizer", "t", "--bodies", "eager_fp32")), ("gpu_suite", ("--rehearse",)),
+    ("training.step", ()), ("inference.table3", ("--data", "d", "--tokenizer", "t", "--bodies", "eager_fp32")), ("gpu.suite", ("--rehearse",)),
 ])  # fmt: skip
 def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(monkeypatch, capsys, tmp_path, module, words):
     (tmp_path / "taken").write_text("a file")
@@ -66,11 +66,11 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(mon
 
 
 def test_settings_that_contenders_could_only_fail_at(monkeypatch, capsys):
-    assert "--vocabulary 1000: " in said_by(monkeypatch, capsys, "training", "--vocabulary", 1000)
+    assert "--vocabulary 1000: " in said_by(monkeypatch, capsys, "training.step", "--vocabulary", 1000)
     training.check(training.who.Setting(vocabulary=1001), torch.device("cpu"))
     if NO_GPU:
-        assert said_by(monkeypatch, capsys, "training", "--precision", "fp16").endswith("this machine has no GPU; use bf16, fp32 or auto")
-        assert "--vocabulary 900: " in said_by(monkeypatch, capsys, "scaling", "--vocabulary", 900)
+        assert said_by(monkeypatch, capsys, "training.step", "--precision", "fp16").endswith("this machine has no GPU; use bf16, fp32 or auto")
+        assert "--vocabulary 900: " in said_by(monkeypatch, capsys, "training.scaling", "--vocabulary", 900)
 
 
 def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_path):
@@ -100,7 +100,7 @@ def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_p
 def test_how_a_process_ended():
     assert why_it_ended(-9, "a warning\n") == "killed by signal 9, as where memory runs out"
     assert why_it_ended(-15, "") == "killed by signal 15" and why_it_ended(3, "\n") == "exit status 3"
-    assert why_it_ended(1, "Traceback\nds_distill.errors.UserError: no such file\n") == "no such file"
+    assert why_it_ended(1, "Traceback\nds_distill.utils.errors.UserError: no such file\n") == "no such file"
     with pytest.raises(UserError, match="^killed by signal 9"):
         prepare.probe("import os; os.kill(os.getpid(), 9)")
 
@@ -112,14 +112,14 @@ def test_a_forecast_whose_run_fails_says_so(monkeypatch):
 
 
 def test_runs_that_cannot_be_compared(monkeypatch, capsys, tmp_path):
-    assert "is no finished run" in said_by(monkeypatch, capsys, "compare", tmp_path, "--output", tmp_path / "o")
+    assert "is no finished run" in said_by(monkeypatch, capsys, "analysis.compare_runs", tmp_path, "--output", tmp_path / "o")
     (tmp_path / "curves.json").write_text(json.dumps({"heldout": {"": [[0, 0, 5.0, 0.1]]}}))
-    said = said_by(monkeypatch, capsys, "compare", tmp_path, "--output", tmp_path / "curves.json" / "o")
+    said = said_by(monkeypatch, capsys, "analysis.compare_runs", tmp_path, "--output", tmp_path / "curves.json" / "o")
     assert said == f"benchmarks.analysis.compare_runs: --output {tmp_path / 'curves.json'}: File exists; choose another folder"
 
 
 def test_a_text_of_any_size_has_a_rate(monkeypatch, capsys, tmp_path):
-    assert str(tmp_path / "none.txt") in said_by(monkeypatch, capsys, "prepare", "--tokenizer", "t", "--text", tmp_path / "none.txt")
+    assert str(tmp_path / "none.txt") in said_by(monkeypatch, capsys, "data.prepare", "--tokenizer", "t", "--text", tmp_path / "none.txt")
     (tmp_path / "text.txt").write_text("a few words\n")
     seconds = iter([0.5, 2.0, 1.0])
     monkeypatch.setattr(prepare, "probe", lambda *_: {"seconds": next(seconds)})
@@ -147,7 +147,7 @@ def test_examples_are_as_long_as_every_model_reads():
 
 
 def test_table3_is_of_a_cpu(monkeypatch, capsys):
-    said = said_by(monkeypatch, capsys, "table3", "--data", "d", "--tokenizer", "t", "--bodies", "eager_fp32", "gpu_fp16")
+    said = said_by(monkeypatch, capsys, "inference.table3", "--data", "d", "--tokenizer", "t", "--bodies", "eager_fp32", "gpu_fp16")
     assert said.startswith("benchmarks.inference.table3: --bodies gpu_fp16: table 3 is of a CPU; choose of eager_fp32, ") and "gpu_bf16" not in said
 
 
@@ -172,12 +172,12 @@ def test_table3_of_a_model_that_reads_less(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("module, words, said", [
-    ("scaling", ("--ranks", 0), "--ranks: '0': must be a whole number, 1 or more"),
-    ("scaling", ("--step", 1, "--gigabytes-per-second", 0), "--gigabytes-per-second: '0': must be a number above 0"),
-    ("forecast", ("--cases", "16-1"), "--cases 16-1: micro-batch, ranks and ZeRO stage are asked for"),
-    ("prepare", ("--tokenizer", "t", "--text", "x", "--rounds", 0), "--rounds: '0'"), ("head", ("--repeats", "0"), "--repeats: '0'"),
-    ("training", ("--repeats", -1), "--repeats: '-1'"), ("inference", ("--batches", 0), "--batches: '0'"),
-    ("race", ("--minutes", "nan"), "--minutes: 'nan': must be a number above 0"),
+    ("training.scaling", ("--ranks", 0), "--ranks: '0': must be a whole number, 1 or more"),
+    ("training.scaling", ("--step", 1, "--gigabytes-per-second", 0), "--gigabytes-per-second: '0': must be a number above 0"),
+    ("training.memory_estimate", ("--cases", "16-1"), "--cases 16-1: micro-batch, ranks and ZeRO stage are asked for"),
+    ("data.prepare", ("--tokenizer", "t", "--text", "x", "--rounds", 0), "--rounds: '0'"), ("training.vocab_loss", ("--repeats", "0"), "--repeats: '0'"),
+    ("training.step", ("--repeats", -1), "--repeats: '-1'"), ("inference.__main__", ("--batches", 0), "--batches: '0'"),
+    ("training.time_to_loss", ("--minutes", "nan"), "--minutes: 'nan': must be a number above 0"),
 ])  # fmt: skip
 def test_a_number_that_measures_nothing_is_refused(monkeypatch, capsys, module, words, said):
     assert said in said_by(monkeypatch, capsys, module, *words)

@@ -64,7 +64,7 @@ def test_a_part_ends_with_the_suite(tmp_path, number):
     pids = tmp_path / "pids"
     part = (f"import os, subprocess, sys, time; other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
             f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}} '); time.sleep(600)")  # fmt: skip
-    suite = ("from benchmarks import gpu_suite\n"
+    suite = ("from benchmarks.gpu import suite as gpu_suite\n"
              f"gpu_suite.PARTS, gpu_suite.rehearsed = (('checks', 'hangs', ('timeit', '-n', '1', '-r', '1', {part!r})),), list\n"
              "gpu_suite.build_ahead = lambda: None\n"
              "raise SystemExit(gpu_suite.main())")  # fmt: skip

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 
 import pytest
 import yaml
@@ -13,6 +14,8 @@ from ds_distill.cli.parser import build_parser
 from ds_distill.config.unknown_keys import OTHER_NAMES, say_unknown
 from ds_distill.recipe import Training
 from ds_distill.run_folder import find_model
+from tests import patience
+from tests.start import ROOT
 
 
 def test_run_without_a_recipe_takes_the_embedded_default(monkeypatch):
@@ -220,3 +223,64 @@ def test_the_model_in_an_output_folder(tmp_path):
         (run / "summary.json").write_text(damaged)
         assert find_model(run) == run
     assert find_model(tmp_path / "nowhere") == tmp_path / "nowhere"
+
+
+def options_of(*words):
+    return build_parser().parse_args(["distill", "--teacher", "T", "--output", "o", *words]).distill
+
+
+def test_a_list_that_is_given_twice_is_one_list():
+    assert options_of("--corpus", "a", "b", "--heldout", "h", "--corpus", "c", "--training.seed", "1").corpus == ["a", "b", "c"]
+    assert options_of("--corpus=a", "--input", "b", "--heldout=h", "--heldout", "i", "j").heldout == ["h", "i", "j"]
+    assert options_of("--corpus=a", "--input", "b").corpus == ["a", "b"]
+    assert options_of("--output", "p", "--corpus", "a").output == "p", "of a single value the last counts"
+
+
+def test_a_list_on_the_command_line_is_instead_of_the_files(tmp_path):
+    (tmp_path / "r.yaml").write_text("corpus: [x, y]\n")
+    assert options_of("--config", str(tmp_path / "r.yaml"), "--corpus", "a", "--corpus", "b").corpus == ["a", "b"]
+
+
+@pytest.mark.parametrize("text, words", [
+    ("training.seed: 1\ntraining: {seed: 2}\n", "training.seed: stands there twice"), ("corpus: a\ninput: b\n", "input: stands there twice, also as corpus"),
+])  # fmt: skip
+def test_two_spellings_of_one_key_are_refused(tmp_path, capsys, text, words):
+    (tmp_path / "r.yaml").write_text(text)
+    assert words in said_by(capsys, "distill", "--config", str(tmp_path / "r.yaml"), "--output", "o")
+
+
+def test_a_section_may_be_a_file_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "t.yaml").write_text("seed: 5\n")
+    (tmp_path / "r.yaml").write_text("training: ~/t.yaml\n")
+    assert options_of("--config", str(tmp_path / "r.yaml")).training.seed == options_of("--training", "~/t.yaml").training.seed == 5
+
+
+def test_help_on_a_command_that_there_is_not_names_the_nearest(capsys):
+    assert "distil: no such command; did you mean distill?" in said_by(capsys, "help", "distil")
+
+
+@pytest.mark.parametrize("option, value", [("vocabulary", "1e9"), ("vocabulary", "3"), ("corpus_megabytes", "nan"), ("corpus_megabytes", "-1"),
+                                           ("teacher_tokens", "0")])  # fmt: skip
+def test_the_demos_numbers_have_limits(capsys, tmp_path, option, value):
+    assert f"--{option} " in said_by(capsys, "run", f"--{option}", value, "--output", str(tmp_path)), "must be between"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "f.bin"), RuntimeError("Error while serializing: No space left on device (os error 28)")])
+def test_a_full_disk_is_one_sentence_whatever_says_it(monkeypatch, capsys, tmp_path, error):
+    def full(options):
+        raise error
+
+    monkeypatch.setattr(cli.COMMANDS["report"], "run", full)
+    said = said_by(capsys, "report", str(tmp_path), "--output", str(tmp_path / "o"))
+    assert said.startswith(f"{tmp_path / 'o'}: ") and "the disk is full; make room there" in said
+
+
+def test_what_cannot_be_written_any_more_ends_nothing(tmp_path):
+    """A pipe without a reader, and a full disk, as standard output or error."""
+    program = "import sys; from ds_distill.cli.terminal import outlive_broken_streams; outlive_broken_streams(); " \
+              "[print('x' * 9999, file=stream, flush=True) for stream in (sys.stdout, sys.stderr) for _ in range(9)]; open(sys.argv[1], 'w').close()"
+    for number, shell in enumerate(("{} | true", "{} 2>&1 | true", "{} >/dev/full", "{} 2>/dev/full")):
+        done = tmp_path / f"done{number}"
+        command = shell.format(f'"{sys.executable}" -c "{program}" "{done}"')
+        assert patience.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT).returncode == 0 and done.exists(), shell

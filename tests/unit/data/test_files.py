@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from shutil import which
 
 import datasets
@@ -291,3 +292,60 @@ def test_an_interrupted_call_of_an_older_version_starts_over(tokenizer, tmp_path
     (building / "plan.json").write_text(json.dumps([[], {}, {}]))
     manifest = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=1)
     assert manifest["characters"]["read"] == 10_000 and described([str(tmp_path / "a.txt")], pieces_of([str(tmp_path / "a.txt")])) == manifest["corpus"]
+
+
+@pytest.mark.parametrize("name", ["b.txt.xz", "b.bz2", "notes.md", "wiki_00", "part-00000", "train.arrow"])
+def test_files_of_a_folder_that_are_not_read_are_said(corpus, capsys, name):
+    (corpus / name).write_bytes(b"much more than is in the other file")
+    assert list(documents([str(corpus)])) == ["here"]
+    said = capsys.readouterr().err
+    assert f"{corpus}: files in it that are not read: 1 (1 {Path(name).suffix or 'without a suffix'}), such as {name}; " in said
+    assert said.count("\n") == 1
+
+
+def test_a_trace_of_other_files_and_what_is_about_a_corpus_is_not_said(corpus, capsys):
+    (corpus / "a.txt").write_text("here " * 999)
+    for name in ("README.md", "LICENSE", "SHA256SUMS", "_SUCCESS", ".hidden", "x.css"):
+        (corpus / name).write_text("not text")
+    pieces_of([str(corpus)])
+    assert not capsys.readouterr().err
+
+
+def test_a_link_to_nothing_of_another_kind_is_said(corpus, capsys):
+    (corpus / "wiki.2023").symlink_to("/nowhere/store")
+    pieces_of([str(corpus)])
+    assert "files in it that are not read: 1 (1 .2023), such as wiki.2023; " in capsys.readouterr().err
+
+
+def test_a_pattern_that_matches_a_folder_reads_it_once(corpus):
+    (corpus / "sub" / "b.txt").write_text("there")
+    (corpus / "sub" / "deep").mkdir()
+    (corpus / "sub" / "deep" / "c.txt").write_text("below")
+    for pattern in ("*", "**", "**/*"):
+        assert sorted(documents([f"{corpus}/{pattern}"])) == ["below", "here", "there"]
+    assert list(documents([f"{corpus}/*.txt"])) == ["here"]
+
+
+@pytest.mark.parametrize("given", ["#text", " #text", "a.txt#", "a.txt# "])
+def test_a_name_or_column_that_is_not_there_is_asked_for(corpus, monkeypatch, given):
+    monkeypatch.chdir(corpus)
+    with pytest.raises(UserError, match="stands before the #|stands behind the #|no such file|empty"):
+        pieces_of([given])
+
+
+def test_a_mark_in_the_name_of_a_folder_is_no_column(corpus):
+    for name, text in (("data", "old"), ("data#v2", "new")):
+        (corpus / name).mkdir()
+        (corpus / name / "x.txt").write_text(text)
+    assert list(documents([f"{corpus}/data#v2/*.txt"])) == list(documents([f"{corpus}/data#v2"])) == ["new"]
+    with pytest.raises(UserError, match="data#v2/missing.txt: no such file"):
+        pieces_of([f"{corpus}/data#v2/missing.txt"])
+    (corpus / "c#1.txt").write_text("numbered")
+    assert list(documents([f"{corpus}/c#*.txt"])) == ["numbered"]
+
+
+def test_all_splits_of_a_saved_data_set_are_said(tmp_path, capsys):
+    parts = {name: datasets.Dataset.from_dict({"text": [f"of {name}"]}) for name in ("test", "train")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    assert sorted(documents([str(tmp_path / "saved")])) == ["of test", "of train"]
+    assert f"its splits test, train are all read; hf:{tmp_path / 'saved'}@train reads one" in capsys.readouterr().err

@@ -166,3 +166,45 @@ def test_a_hub_data_set_of_lists_is_answered(tmp_path, monkeypatch):
     (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"text": ["a", "b"]}) + "\n")
     with pytest.raises(UserError, match="row 1 of part 1: column 'text' holds a list, not text"):
         list(documents([f"hf:{tmp_path / 'set'}"]))
+
+
+def swallowing(header: str, row: str, delimiter: str, opens: str, closes: str, between: int) -> str:
+    """A file in which a quote that one row opens is closed by another, `between` rows later."""
+    lines = [row.format(delimiter=delimiter, number=number, text=f"text {number}") for number in range(between + 40)]
+    lines[10] = row.format(delimiter=delimiter, number=10, text=opens)
+    lines[11 + between] = row.format(delimiter=delimiter, number=11 + between, text=closes)
+    return "\n".join([header.replace(",", delimiter), *lines]) + "\n"
+
+
+@pytest.mark.parametrize("header, row", [("text,id", "{text}{delimiter}{number}"), ("id,text", "{number}{delimiter}{text}"),
+                                         ("a,text,id", "x{delimiter}{text}{delimiter}{number}")])  # fmt: skip
+@pytest.mark.parametrize("delimiter, between", [("\t", 130), ("\t", 5), (",", 130), (",", 30)])
+def test_rows_that_a_quote_has_swallowed_are_refused(tmp_path, header, row, delimiter, between):
+    file = tmp_path / ("t.tsv" if delimiter == "\t" else "t.csv")
+    file.write_text(swallowing(header, row, delimiter, '"open', 'closed"', between))
+    with pytest.raises(UserError, match=rf"{file.name}, row 11 \(line 12\): a field that begins with a quote goes on over {between + 1} more rows"):
+        list(documents([str(file)]))
+
+
+def test_a_swallowing_quote_in_one_column_is_remarked_on(tmp_path):
+    (tmp_path / "t.csv").write_text(swallowing("text", "{text}", ",", '"open', 'closed"', 30))
+    findings = Findings()
+    texts = [text for piece in pieces_of([str(tmp_path / "t.csv")]) for text in read(piece, findings=findings)]
+    assert len(texts) < 50 and "one field holds 31 line ends" in findings.remarks["quotes"][1]
+
+
+def test_texts_of_many_lines_are_no_swallowed_rows(tmp_path):
+    verses = [f"It is an ancient Mariner, {n}\nAnd he stoppeth one of three.\nBy thy long beard\n\nand glittering eye," for n in range(50)]
+    with (tmp_path / "t.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["id", "text"], *enumerate(verses)])
+    findings = Findings()
+    assert [d.text for piece in pieces_of([str(tmp_path / "t.csv")]) for d in read(piece, findings=findings)] == verses
+    assert not findings.remarks
+
+
+def test_a_key_that_stands_twice_in_one_object_is_refused_where_its_values_differ(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "text": "a", "id": 1, "id": 2}\n')
+    assert list(documents([str(tmp_path / "t.jsonl")])) == ["a"]
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "text": "b"}\n')
+    with pytest.raises(UserError, match="line 1: 'text' stands there more than once"):
+        list(documents([str(tmp_path / "t.jsonl")]))

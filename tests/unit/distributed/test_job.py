@@ -112,3 +112,24 @@ def test_a_wait_for_other_ranks_is_said(capsys):
     with _wait_said(3600):
         pass
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["distill", "finetune"])
+def test_an_accelerator_that_deepspeed_does_not_know_is_named(monkeypatch, command):
+    monkeypatch.setenv("DS_ACCELERATOR", "foo")
+    with pytest.raises(UserError, match="DS_ACCELERATOR = foo in the environment: must be one of cuda, cpu"):
+        job.settle(command)
+
+
+def test_variables_of_mpirun_and_accelerate_reach_no_library(monkeypatch, capsys):
+    put({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"})
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert job.settle("distill") and not set(os.environ) & set(job.MPI)
+    assert "OMPI_COMM_WORLD_RANK = 1 and OMPI_COMM_WORLD_SIZE = 2 in the environment: not read" in capsys.readouterr().err
+    assert job.settle("finetune") and "ACCELERATE_USE_DEEPSPEED" not in os.environ
+
+
+def test_a_port_that_is_none_is_named():
+    put({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"})
+    with pytest.raises(UserError, match="MASTER_PORT = 99999 in the environment: a port lies between 1 and 65535"):
+        job.settle("distill")

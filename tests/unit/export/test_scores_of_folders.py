@@ -22,7 +22,8 @@ from transformers import (
 from ds_distill.export.model import load_source
 from ds_distill.export.parity import SAMPLE, torch_runner
 from ds_distill.export.task_score import dev_score
-from ds_distill.finetune import trainer as tune
+from ds_distill.finetune import runs
+from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import Tuning
 from ds_distill.tasks.registry import task_of
 from ds_distill.tasks.squad import answers_of, questions_in, spans_of, squad_scores
@@ -139,10 +140,10 @@ CASES = [
 def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
     folders, data, tmp_path, monkeypatch, capsys, family, what, name
 ):
-    outputs, real = {}, tune.outputs_of
-    monkeypatch.setattr(tune, "outputs_of", lambda *given: outputs.setdefault(given[-1].split(", ")[-1], real(*given)))
+    outputs, real = {}, trainer_module.outputs_of
+    monkeypatch.setattr(trainer_module, "outputs_of", lambda *given: outputs.setdefault(given[-1].split(", ")[-1], real(*given)))
     task, encoder = task_of(name), change(folders[family], tmp_path / "encoder", what)
-    found = tune.finetune(task, str(encoder), tmp_path / "out", points=[QUICK], seeds=[0], data=str(data / name))
+    found = runs.finetune(task, str(encoder), tmp_path / "out", points=[QUICK], seeds=[0], data=str(data / name))
     assert set(outputs) == set(task.validation)
     for number, split in enumerate(task.validation):
         rows = rows_of(data / name / f"{split}.jsonl")
@@ -309,7 +310,7 @@ def test_answers_of_the_saved_folder_score_what_is_reported(folders, tmp_path, f
         (tmp_path / "squad_v2" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task, encoder = task_of("squad_v2"), change(folders[family], tmp_path / "encoder", what)
     point = Tuning(epochs=1, batch=16, length=48, learning_rate=3e-3, precision="fp32")
-    found = tune.finetune(
+    found = runs.finetune(
         task, str(encoder), tmp_path / "out", points=[point], seeds=[0], data=str(tmp_path / "squad_v2")
     )
     tokenizer, model = (

@@ -10,7 +10,7 @@ from ds_distill.cli import export
 from ds_distill.cli.parser import build_parser
 from ds_distill.export.task_score import labelled
 from ds_distill.tasks.columns import KNOWN, named_columns, text_columns
-from ds_distill.tasks.registry import task_of
+from ds_distill.tasks.registry import TASKS, task_of
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
 
@@ -179,3 +179,36 @@ def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
         else:
             with pytest.raises(UserError, match="none.jsonl#text: no such file"):
                 export.check_paths(options)
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("d.csv", 'label,sentence\n1,fine\n0,"an unclosed quote\n1,more\n', "row 2 .*the quote that opens there is never closed"),
+    ("d.csv", 'label,sentence\n1,"He said \\"x\\" twice"\n', "row 1 .*text goes on after a closing quote"),
+    ("d.csv", "label,sentence\n" + '0,"open\n' + "1,row\n" * 30 + '0,close"\n', "goes on over 31 more rows"),
+    ("d.csv", "label,sentence,sentence\n1,a,b\n", "line 2: more than one column is called 'sentence'"),
+    ("d.csv", "label,label,sentence\n1,0,b\n", "line 2: more than one column is called 'label'"),
+    ("d.jsonl", '{"label": 1, "sentence": "a", "sentence": "b"}\n', "line 1: more than one column is called 'sentence'"),
+    ("d.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7340\n", "a Git LFS pointer"),
+    ("d.parquet", "\nversion https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7340\n", "a Git LFS pointer"),
+])  # fmt: skip
+@pytest.mark.parametrize("task", ["sst2", None])
+def test_rows_that_would_be_lost_or_taken_for_others_are_refused(tmp_path, name, text, words, task):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        labelled(tmp_path / name, TASKS[task] if task else None)
+
+
+def test_columns_of_one_name_and_one_value_are_one(tmp_path):
+    (tmp_path / "D.CSV").write_text("label,sentence,note,note,sentence\n1,a,x,y,a\n")
+    assert labelled(tmp_path / "D.CSV", TASKS["sst2"]).texts == [["a"]]
+
+
+def test_half_a_character_is_replaced(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"sentence": "\\ud83d hi \\ud83d\\ude42", "label": 1}\n')
+    assert labelled(tmp_path / "d.jsonl", TASKS["sst2"]).texts == labelled(tmp_path / "d.jsonl").texts == [["\ufffd hi 🙂"]]
+
+
+def test_quotes_around_a_tsv_files_texts_are_said(tmp_path, capsys):
+    (tmp_path / "d.tsv").write_text('sentence\tlabel\n"a text"\t1\nanother\t0\n')
+    assert labelled(tmp_path / "d.tsv", TASKS["sst2"]).texts == [['"a text"', "another"]], "as GLUE's own"
+    assert "1 of 3 rows have quotes around a field" in capsys.readouterr().err

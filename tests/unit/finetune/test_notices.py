@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ds_distill.finetune import trainer as tune
+from ds_distill.finetune import runs
 from ds_distill.finetune.config import Tuning
 from ds_distill.finetune.features import Features
 from ds_distill.finetune.notices import say_other_scale
@@ -41,7 +41,7 @@ def said_of(capsys) -> list[str]:
 
 def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
     data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
-    found = tune.finetune(
+    found = runs.finetune(
         task_of("sst2"), str(encoder), tmp_path / "a", points=[Tuning(length=12, **QUICK)], seeds=[0], data=data
     )
     assert (
@@ -55,7 +55,7 @@ def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
         f"the model reads up to {POSITIONS} (tuning.length)"
     )
     point = Tuning(length=1024, **QUICK)
-    found = tune.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[point], seeds=[0], data=data)
+    found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[point], seeds=[0], data=data)
     said = said_of(capsys)
     assert (
         found["tuning"]["length"]
@@ -73,7 +73,7 @@ def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
 
 def test_a_trace_is_counted_and_not_said(encoder, tmp_path, capsys):
     data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] + ["a small village"] * 149)
-    found = tune.finetune(
+    found = runs.finetune(
         task_of("sst2"), str(encoder), tmp_path / "a", points=[Tuning(length=12, **QUICK)], seeds=[0], data=data
     )
     assert found["truncated"] == {"train": 1, "dev": 1} and not [line for line in said_of(capsys) if "cut" in line]
@@ -81,7 +81,7 @@ def test_a_trace_is_counted_and_not_said(encoder, tmp_path, capsys):
 
 def test_text_that_the_vocabulary_does_not_hold_is_said(encoder, tmp_path, capsys):
     data = write(tmp_path / "data", task_of("sst2"), ["это село", "a small village"] * 20)
-    found = tune.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[Tuning(**QUICK)], seeds=[0], data=data)
+    found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[Tuning(**QUICK)], seeds=[0], data=data)
     assert found["unknown"]["dev"] >= 40
     assert [
         line
@@ -94,7 +94,7 @@ def test_two_points_of_one_length_are_two_points(encoder, tmp_path):
     """Both lengths are more than the model reads; each seed of each is a run, and the summary says what was used."""
     data = write(tmp_path / "data", task_of("sst2"), ["a small village"] * 16)
     points = [Tuning(length=length, **QUICK) for length in (512, 1024)]
-    found = tune.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=points, seeds=[0, 1], data=data)
+    found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=points, seeds=[0, 1], data=data)
     assert [run["seed"] for run in found["seeds"]] == [0, 1] and [
         point["tuning"]["length"] for point in found["grid"]
     ] == [POSITIONS, POSITIONS]
@@ -103,7 +103,7 @@ def test_two_points_of_one_length_are_two_points(encoder, tmp_path):
 def test_a_score_of_nothing_is_null_in_the_summary(encoder, tmp_path):
     """Labels of one value have no correlation: the run ends, and says so."""
     data = write(tmp_path / "data", task_of("stsb"), ["a small village", "a village near the coast"] * 8, labels=(2.0,))
-    found = tune.finetune(
+    found = runs.finetune(
         task_of("stsb"), str(encoder), tmp_path / "a", points=[Tuning(**QUICK)], seeds=[0, 1], data=data
     )
     assert (
@@ -129,7 +129,7 @@ def test_questions_whose_answer_no_span_holds_are_left_out_of_training(encoder, 
         )
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = tune.finetune(
+    found = runs.finetune(
         task, str(encoder), tmp_path / "a", points=[Tuning(length=48, **QUICK)], seeds=[0], data=str(tmp_path)
     )
     assert (
@@ -175,7 +175,7 @@ def test_a_teacher_of_another_scale_is_said(capsys, scale, offset, noise, is_sai
 def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_path):
     data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
     point = Tuning(length=12, **QUICK)
-    found = tune.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
+    found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
     card = (tmp_path / "a/seed=0/model/README.md").read_text()
     assert (
         "Not read: 5 examples cut to what the model reads (train), 5 examples cut to what the model reads (dev)."
@@ -183,7 +183,7 @@ def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_p
     )
     assert f"{found['accuracy']:.3f}" in card and '"length": 12' in card
     data = write(tmp_path / "short", task_of("sst2"), ["a small village"] * 16)
-    tune.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[Tuning(**QUICK)], seeds=[0], data=data)
+    runs.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[Tuning(**QUICK)], seeds=[0], data=data)
     card = (tmp_path / "b/seed=0/model/README.md").read_text()
     assert "Not read" not in card and f'"length": {POSITIONS}' in card, (
         "the length that was used, not the 0 that was asked for"

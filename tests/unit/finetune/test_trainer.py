@@ -19,7 +19,8 @@ from transformers import (
 
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.export.parity import SAMPLE
-from ds_distill.finetune import trainer as tune
+from ds_distill.finetune import runs
+from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import Tuning
 from ds_distill.finetune.data import load_data, sets_of, teacher_outputs
 from ds_distill.finetune.features import ByLength, Collator, outputs_of
@@ -140,8 +141,8 @@ def test_the_loss_is_the_weighted_sum(world, tmp_path):
     sets, collator = sets_of(load_data(task, str(world / "rte")), tokenizer, settings, 64), Collator(tokenizer)
     teacher, student = (load_for_task(str(world / name), task, "model", tuned=False).eval() for name in ("bert", "distilbert"))
     sets.train.teacher = teacher_outputs(teacher, sets.train, collator, 4, tmp_path / "teacher")
-    arguments = tune.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
-    trainer = tune.Tuner(model=student, args=arguments, data_collator=collator, settings=settings, task=task, teacher=teacher)
+    arguments = runs.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
+    trainer = trainer_module.Tuner(model=student, args=arguments, data_collator=collator, settings=settings, task=task, teacher=teacher)
     batch = collator([sets.train[i] for i in range(6)])
     with torch.no_grad():
         found = trainer.compute_loss(student, dict(batch))
@@ -166,20 +167,20 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
 
 
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "SAVE_EVERY", 4)
+    monkeypatch.setattr(runs, "SAVE_EVERY", 4)
     point = Tuning(epochs=4, batch=8, learning_rate=1e-3, precision="fp32")  # 5 steps an epoch
-    epochs, order, bars, progress = [], ByLength.__iter__, [], tune.progress
-    monkeypatch.setattr(tune, "progress", lambda *arguments: bars.append(progress(*arguments)) or bars[-1])
+    epochs, order, bars, progress = [], ByLength.__iter__, [], runs.progress
+    monkeypatch.setattr(runs, "progress", lambda *arguments: bars.append(progress(*arguments)) or bars[-1])
     monkeypatch.setattr(ByLength, "__iter__", lambda self: epochs.append(self.epoch) or order(self))
 
     def run(name, points):
-        return tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / name, points=points, seeds=[0], data=str(world / "rte"))
+        return runs.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / name, points=points, seeds=[0], data=str(world / "rte"))
 
     whole = run("whole", [point])
     assert sorted({*epochs}) == [0, 1, 2, 3]
-    step = tune._Bar.on_step_end
+    step = trainer_module._Bar.on_step_end
     with monkeypatch.context() as patch:
-        patch.setattr(tune._Bar, "on_step_end", lambda self, args, state, control, **more:
+        patch.setattr(trainer_module._Bar, "on_step_end", lambda self, args, state, control, **more:
                       (_ for _ in ()).throw(KeyboardInterrupt) if state.global_step == 14 else step(self, args, state, control, **more))  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             run("broken", [point])
@@ -205,28 +206,28 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
 
 def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
     read = []
-    real = tune.Tuner
-    monkeypatch.setattr(tune, "Tuner", lambda **more: read.append((len(more["train_dataset"]), max(more["train_dataset"].lengths))) or real(**more))
+    real = trainer_module.Tuner
+    monkeypatch.setattr(runs, "Tuner", lambda **more: read.append((len(more["train_dataset"]), max(more["train_dataset"].lengths))) or real(**more))
     points = [Tuning(epochs=1, batch=8, length=length, max_examples=most, precision="fp32") for length, most in ((8, 16), (0, 0))]
-    found = tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte"))
+    found = runs.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte"))
     assert read[0] == (16, 8) and read[1][0] == 40 and read[1][1] > 8 and len(found["grid"]) == 2
     saved = [json.loads(file.read_text()) for file in (tmp_path / "grid").glob("*/model/tokenizer.json")]
     assert [tokenizer["truncation"] for tokenizer in saved] == [None, None], "how long an example was is the run's, not the tokenizer's"
 
 
 def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch):
-    seen, real = [], tune.Tuner
+    seen, real = [], trainer_module.Tuner
 
     def note(model, **more):
         block = model.bert.encoder.layer[0]
         seen.append((block.output.dropout.p, block.attention.self.dropout.p, model.config._attn_implementation))
         return real(model=model, **more)
 
-    monkeypatch.setattr(tune, "Tuner", note)
+    monkeypatch.setattr(runs, "Tuner", note)
     settings = [("own", -1.0, "fp32"), ("none", 0.0, "bf16"), ("much", 0.3, "fp32")]
     for name, dropout, precision in settings:
         point = Tuning(epochs=1, batch=20, max_examples=20, dropout=dropout, precision=precision)
-        found = tune.finetune(task_of("rte"), str(world / "bert"), tmp_path / name, points=[point], seeds=[0], data=str(world / "rte"))
+        found = runs.finetune(task_of("rte"), str(world / "bert"), tmp_path / name, points=[point], seeds=[0], data=str(world / "rte"))
         assert found["examples"] == {"train": 20, "dev": 40}
     assert [dropouts for *dropouts, _ in seen] == [[0.1, 0.1], [0.0, 0.0], [0.3, 0.3]]
     if not torch.cuda.is_available():
@@ -248,13 +249,13 @@ def test_the_first_examples_of_a_set_in_order_are_refused(world, tmp_path):
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
     with pytest.raises(UserError, match="tuning.max_examples = 20: the first 20 training examples of sst2 have none that is positive"):
-        tune.finetune(task_of("sst2"), str(world / "bert"), tmp_path / "out", points=[Tuning(max_examples=20)], seeds=[0], data=str(tmp_path))
+        runs.finetune(task_of("sst2"), str(world / "bert"), tmp_path / "out", points=[Tuning(max_examples=20)], seeds=[0], data=str(tmp_path))
 
 
 def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
     def run(output):
         point = Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")
-        return tune.finetune(task_of("rte"), str(world / "bert"), output, points=[point], seeds=[0], data=str(world / "rte"))
+        return runs.finetune(task_of("rte"), str(world / "bert"), output, points=[point], seeds=[0], data=str(world / "rte"))
 
     assert run(tmp_path / "first")["seeds"][0]["precision"] == "fp32"
     (tmp_path / "first").rename(tmp_path / "second")
@@ -262,9 +263,9 @@ def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
 
 
 def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "outputs_of", lambda *_: [np.array([np.nan, 0.0], dtype=np.float32)] * 40)
+    monkeypatch.setattr(trainer_module, "outputs_of", lambda *_: [np.array([np.nan, 0.0], dtype=np.float32)] * 40)
     with pytest.raises(UserError, match="seed 0: the model's outputs are no numbers, it has diverged"):
-        tune.finetune(task_of("rte"), str(world / "bert"), tmp_path, points=[Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")], seeds=[0],
+        runs.finetune(task_of("rte"), str(world / "bert"), tmp_path, points=[Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")], seeds=[0],
                       data=str(world / "rte"))  # fmt: skip
 
 
@@ -272,14 +273,14 @@ def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
     classifier(world, tmp_path / "t", num_labels=2)
     train_wordpiece(SAMPLE.read_text().splitlines(), 200, tmp_path / "t")
     with pytest.raises(UserError, match="its tokenizer is not the student's"):
-        tune.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "out", points=[Tuning()], seeds=[0], teacher=str(tmp_path / "t"),
+        runs.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "out", points=[Tuning()], seeds=[0], teacher=str(tmp_path / "t"),
                       data=str(world / "rte"))  # fmt: skip
 
 
 def test_what_batches_leave_behind_is_given_back(monkeypatch):
     given = []
-    monkeypatch.setattr(tune, "give_back_freed_memory", lambda: given.append(at))
-    bar = tune._Bar(SimpleNamespace(update=lambda: None))
+    monkeypatch.setattr(trainer_module, "give_back_freed_memory", lambda: given.append(at))
+    bar = trainer_module._Bar(SimpleNamespace(update=lambda: None))
     for at in range(1, 101):
         bar.on_step_end(None, SimpleNamespace(global_step=at, log_history=[]), None)
     assert given == [25, 50, 75, 100]

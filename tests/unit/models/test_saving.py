@@ -35,7 +35,7 @@ from ds_distill.data.portable_tokenizer import READS_JSON_ONLY, SHARED_CLASSES
 from ds_distill.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_wordpiece
 from ds_distill.export.huggingface import export
 from ds_distill.export.model import load_source
-from ds_distill.finetune import trainer as tune
+from ds_distill.finetune import runs
 from ds_distill.finetune.config import Tuning
 from ds_distill.models.families import family_of
 from ds_distill.models.loading import load_masked_lm
@@ -290,7 +290,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(added, tmp_
     with pytest.raises(UserError, match=said):
         load_source(str(added))
     with pytest.raises(UserError, match=said):
-        tune.finetune(task_of("sst2"), str(added), tmp_path / "out", points=[Tuning(epochs=1)], seeds=[0], data=str(added / "data"))
+        runs.finetune(task_of("sst2"), str(added), tmp_path / "out", points=[Tuning(epochs=1)], seeds=[0], data=str(added / "data"))
     assert not (tmp_path / "out").exists()
 
 
@@ -311,7 +311,7 @@ def test_a_fine_tuned_folder_is_as_complete(added, tmp_path, monkeypatch):
     folder = tmp_path / "student"
     tokenizer = train_wordpiece(TEXTS, 200, folder)  # promises 512 tokens
     distilbert(len(tokenizer)).save_pretrained(folder)
-    summary = tune.finetune(task_of("sst2"), str(folder), tmp_path / "out", points=[Tuning(epochs=1, batch=4, precision="fp32")], seeds=[0],
+    summary = runs.finetune(task_of("sst2"), str(folder), tmp_path / "out", points=[Tuning(epochs=1, batch=4, precision="fp32")], seeds=[0],
                             data=str(added / "data"))  # fmt: skip
     made = tmp_path / "out" / "seed=0" / "model"
     assert summary["export"] == str(made)

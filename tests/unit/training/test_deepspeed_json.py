@@ -138,6 +138,31 @@ def test_a_type_for_gradients_that_16_bit_replaces_is_named(tmp_path, capsys, sa
     assert f"{next(iter(said))} = {json.dumps(next(iter(said.values())))} is not used" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("said, words", [
+    ({"hybrid_engine": {"enabled": True}}, "hybrid_engine.enabled = true: it is for models that generate text; remove it"),
+    ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "torch_autocast.enabled = true: training.precision decides"),
+    ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel.autotp_size = 2: a student is not divided"),
+    ({"pipeline": {"stages": 2}}, "pipeline = .*: a student is not divided"), ({"data_efficiency": {"enabled": True}}, "data_efficiency.enabled"),
+    ({"autotuning": {"enabled": True}}, "autotuning.enabled"), ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "zero_optimization.cpu_offload = true: its name is now offload_optimizer"),
+    ({"checkpoint": {"writer": {"type": "fast"}}}, "checkpoint.writer"),
+])  # fmt: skip
+def test_what_a_job_cannot_use_is_refused_before_it_begins(tmp_path, said, words):
+    with pytest.raises(UserError, match=f"d.json: {words}"):
+        check_machine(recipe_with(tmp_path, said))
+
+
+def test_what_is_switched_off_is_taken(tmp_path):
+    off = {"hybrid_engine": {"enabled": False}, "torch_autocast": {"enabled": False}, "tensor_parallel": {"autotp_size": 1}, "data_efficiency": {"enabled": False}}
+    check_machine(recipe_with(tmp_path, off))
+
+
+def test_a_monitor_that_cannot_write_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    path = str(tmp_path / "file" / "logs")
+    with pytest.raises(UserError, match=f"d.json: csv_monitor.output_path = {path}: Not a directory; choose another folder"):
+        check_machine(recipe_with(tmp_path, {"csv_monitor": {"enabled": True, "output_path": path}}))
+
+
 def test_sums_over_ranks_are_refused(tmp_path):
     deepspeed_config(recipe_with(tmp_path, {"gradient_allreduce_op": "mean"}).training, 1, torch.float32)
     for value in ("sum", "SUM"):
@@ -187,7 +212,8 @@ def test_an_offload_that_is_left_open_is_none(tmp_path):
 @pytest.mark.parametrize("said, more, words", [
     ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, {}, "nvme_path"),
     ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}, {}, "Zenflow must be used with cpu offload"),
-    ({"tensor_parallel": {"autotp_size": 2}}, {}, "DeepSpeed does not start with it .*AssertionError"),
+    ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, {}, "d.json: zero_optimization.zero_quantized_weights: DeepSpeed does not start"),
+    ({"data_types": {"grad_accum_dtype": "foo"}}, {}, "d.json: data_types: DeepSpeed does not start with it .*'foo'"),
     ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, {"optimizer": "torch"}, "optimizer = torch: optimizer offload"),
 ])  # fmt: skip
 def test_what_deepspeed_asks_for_only_when_it_starts_is_asked_first(tmp_path, said, more, words):

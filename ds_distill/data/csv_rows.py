@@ -1,0 +1,115 @@
+"""The rows of a csv or tsv file, read strictly: what is no row, or may be several, is refused or said with its place."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from itertools import chain
+
+from ds_distill.data.findings import Findings
+from ds_distill.utils.errors import UserError
+
+LONGEST_FIELD = 1 << 27  # characters; a quote that is not closed ends there at the latest
+_MANY_LINES = 200  # of one field of a csv, each with as many commas as a row: a quote that is not closed
+_SOME_ROWS, _MANY_ROWS = 10, 20  # exactly like rows
+QUOTES = "a quote that is text is written as two, in a field with quotes around it; or give jsonl"
+
+
+class CsvRows:
+    """The rows of a csv file, each a list of fields; what is no csv is a UserError with the row and the line where it begins."""
+
+    def __init__(self, stream: Iterator[str], delimiter: str, path: str):
+        self._lines, self._delimiter, self._path = stream, delimiter, path
+        self._row: list[str] = []  # the lines of the row at hand
+        self._number, self.line, self._lines_read = -1, 1, 0
+        self._reader = csv.reader(self._remembered(), delimiter=delimiter, strict=True)
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self
+
+    def __next__(self) -> list[str]:
+        while True:
+            self._row, self.line = [], self._lines_read + 1
+            if row := self._parse():
+                self._number += 1
+                return row
+
+    @property
+    def where(self) -> str:
+        """The file, with the row at hand and the line where it begins."""
+        return f"{self._path}, row {self._number} (line {self.line})"
+
+    def check(self, row: list[str], header: list[str], place: int, findings: Findings) -> None:
+        """Look at the row at hand, whose fields may not be the header's.
+
+        Raises UserError where the field at `place` may be another; remarks on what may be meant otherwise.
+        """
+        names = f"the header has {len(header)} ({listed_columns(header)})"
+        if len(row) > len(header) and any(field.strip() for field in row[len(header) :]):
+            hint = "; a quote inside quotes is written as two, not with a backslash" if '\\"' in "".join(self._row) else ""
+            what = "tab" if self._delimiter == "\t" else "comma"
+            raise UserError(f"{self.where}: {len(row)} fields, {names}; a field that holds a {what} needs quotes around it{hint}")
+        if len(row) < len(header):
+            if len(row) <= place:
+                raise UserError(f"{self.where}: {len(row)} fields, {names}; a field that holds a line end needs quotes around it")
+            findings.remark("short rows", f"{self.where}: {len(row)} fields, {names}: is there a line end outside quotes?")
+        self.check_lines(row, len(header), findings)
+
+    def check_lines(self, row: list[str], columns: int, findings: Findings) -> None:
+        """Look for rows that a quote has swallowed: a later one closed it, and the rows between are lines of one field.
+
+        Raises UserError where that is certain; remarks on it where it is likely.
+        """
+        if len(self._row) < 2:
+            return
+        for place, field in enumerate(row):
+            first, *lines = field.splitlines() or [""]
+            if not lines:
+                continue
+            if columns > 1:
+                swallowed = self._are_rows(first, lines, place, columns)
+            else:  # every line is a row of one column
+                swallowed = all(map(str.strip, lines)) and '""' not in "".join(self._row)
+            is_certain = 1 if self._delimiter == "\t" else _MANY_ROWS  # commas stand in prose, too
+            if swallowed and columns > 1 and len(lines) > is_certain:
+                raise UserError(f"{self.where}: a field that begins with a quote goes on over {len(lines):,} more rows; {QUOTES}")
+            alike = sum(line.count(self._delimiter) >= columns - 1 for line in lines)
+            is_long = len(lines) >= _MANY_LINES and alike >= 0.9 * len(lines)
+            if is_long or (swallowed and len(lines) >= (1 if self._delimiter == "\t" else _SOME_ROWS)):
+                findings.remark("quotes", f"{self.where}: one field holds {len(lines):,} line ends: is its quote closed where it should be?")
+
+    def _are_rows(self, first: str, lines: list[str], place: int, columns: int) -> bool:
+        """Whether a field at `place` reads as the rest of one row, whole rows, and the begin of another."""
+        numbers = [line.count(self._delimiter) for line in (first, *lines)]
+        expected = [columns - 1 - place, *[columns - 1] * (len(lines) - 1), place]
+        return numbers == expected or numbers[:-1] == expected[:-1] and numbers[-1] == columns - 1
+
+    def _remembered(self) -> Iterator[str]:
+        for line in self._lines:
+            self._row.append(line)
+            self._lines_read += 1
+            yield line
+
+    def _parse(self) -> list[str]:
+        try:
+            return next(self._reader)
+        except csv.Error as error:
+            # blanks between a closing quote and the next field are not strict csv, and harmless
+            closed = re.sub(rf'"[ ]+(?={self._delimiter}|\r?\n?$)', '"', self._row[-1]) if self._row else ""
+            if self._row and closed != self._row[-1]:
+                self._row[-1] = closed
+                self._reader = csv.reader(chain(self._row[:], self._remembered()), delimiter=self._delimiter, strict=True)
+                return self._parse()
+            self._number += 1
+            if "expected after" in str(error):
+                raise UserError(f"{self.where}: text goes on after a closing quote; {QUOTES}") from error
+            if "unexpected end" in str(error) or "field larger" in str(error):
+                raise UserError(f"{self.where}: the quote that opens there is never closed; {QUOTES}") from error
+            raise
+
+
+def listed_columns(names: list) -> str:
+    """Return the names of columns as an error shows them."""
+    text = ", ".join(map(str, names))
+    return text if len(text) <= 300 else f"{text[:300]}…"
