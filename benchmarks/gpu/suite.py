@@ -38,7 +38,7 @@ NOT_ASKED, NOT_REACHED = "not asked for", "not reached"
 STEP = ("benchmarks.training.step", "--size", "base")
 AT_128, AT_512 = ("--sequences", "128", "--length", "128"), ("--sequences", "32", "--length", "512")
 FEW = ("--only", "engine", "--repeats", "10")
-INFERENCE = ("benchmarks.inference.__main__", "--heads", "encoder", "--batches", "1", "32", "--lengths", "128", "--threads", "1", "--rounds", "3")
+INFERENCE = ("benchmarks.inference", "--heads", "encoder", "--batches", "1", "32", "--lengths", "128", "--threads", "1", "--rounds", "3")
 
 # name, what it is, arguments; in the order of importance
 PARTS = (

@@ -1,8 +1,8 @@
 """The student at work: latency, throughput, size and memory beside its teacher and BERT-base.
 
-    python -m benchmarks.inference.__main__                                        BERT-base and DistilBERT sizes, random weights
-    python -m benchmarks.inference.__main__ --student DIR --teacher DIR --text FILE --report DIR
-    python -m benchmarks.inference.__main__ --quick                                batch 1 and 32 of 128 tokens, encoder only
+    python -m benchmarks.inference                                        BERT-base and DistilBERT sizes, random weights
+    python -m benchmarks.inference --student DIR --teacher DIR --text FILE --report DIR
+    python -m benchmarks.inference --quick                                batch 1 and 32 of 128 tokens, encoder only
 
 Every model runs in every body (PyTorch, torch.compile, ONNX Runtime, OpenVINO; fp32, bf16, int8), each in a process of its own with the threads that
 are stated, all of a group in turns: each round asks every one for every case. Figures are over all rounds' calls; ratios are medians of ratios of a
@@ -24,7 +24,7 @@ HEADS = ("encoder", "masked-lm", "classification")
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference.__main__", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", help="Hugging Face folder (default: DistilBERT's size, random weights)")
     parser.add_argument("--teacher", help="Hugging Face folder of its teacher, measured too")
     parser.add_argument("--text", nargs="*", default=[], help="text, as for ds-distill prepare: real lengths, and first choices of masked tokens")
@@ -52,7 +52,7 @@ def main() -> int:
     from benchmarks.inference.suite import run
 
     own = contextlib.nullcontext(args.work) if args.work else tempfile.TemporaryDirectory(prefix="inference-", ignore_cleanup_errors=True)
-    with own as scratch, one_sentence("benchmarks.inference.__main__"):
+    with own as scratch, one_sentence("benchmarks.inference"):
         return run(args, Path(scratch))
 
 

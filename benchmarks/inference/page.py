@@ -1,4 +1,4 @@
-"""What benchmarks.inference.__main__ shows: tables on the terminal, a page with plots, and the student's model card."""
+"""What benchmarks.inference shows: tables on the terminal, a page with plots, and the student's model card."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def write_report(result: dict, folder: Path) -> None:
             f"All of a table take turns, {result['rounds']} rounds; the slow at a shape fewer, and a ratio of one or two says so.")  # fmt: skip
     if result["not_measured_yet"]:
         lead += f" Not measured yet, or broken off: {', '.join(result['not_measured_yet'])}."
-    write_page(folder, "inference", "Inference", f"{lead}\n\n`python -m benchmarks.inference.__main__ {words}`", sections_of(result, folder))
+    write_page(folder, "inference", "Inference", f"{lead}\n\n`python -m benchmarks.inference {words}`", sections_of(result, folder))
     write_json(folder / "inference.json", result)
 
 
@@ -148,6 +148,6 @@ def write_card(result: dict, model: Path) -> None:
     most = max(row["threads"] for row in mine)
     rows = [shown(row) for row in mine if row["threads"] == most]
     columns = {key: (COLUMNS | SIZES)[key] for key in ("body", "p50_ms", "sequences_s", "vs_base_eager", "vs_base_same_body", "file_mb", "peak_mb")}
-    text = (f"Without its head, one sequence of 128 tokens, {counted(most)}, {result['machine']}, {result['date']} (`python -m benchmarks.inference.__main__`). "
+    text = (f"Without its head, one sequence of 128 tokens, {counted(most)}, {result['machine']}, {result['date']} (`python -m benchmarks.inference`). "
             f"Peak memory is the process's, after calls of {mine[0]['peak_case']} tokens.")  # fmt: skip
     put_section(model / "README.md", "Speed", f"{text}\n\n{table(rows, columns)}")

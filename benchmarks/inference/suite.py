@@ -1,4 +1,4 @@
-"""What benchmarks.inference.__main__ does: exports the models, starts a process for each row, and lets all take turns."""
+"""What benchmarks.inference does: exports the models, starts a process for each row, and lets all take turns."""
 
 from __future__ import annotations
 
