@@ -1,15 +1,22 @@
-"""Every change made to DeepSpeed at run time, each with the version that needs it and the reason."""
+"""Every change that is made to DeepSpeed at run time, with its reason. All were needed by DeepSpeed 0.19.8 and torch 2.13."""
 
 import contextlib
+import io
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
+import deepspeed
 import torch
+from deepspeed.ops.op_builder.builder import OpBuilder
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import nn
 
+from ds_distill.builds.deepspeed_extensions import load_extension
+
 
 @contextlib.contextmanager
-def _no_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def without_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """DeepSpeed's stage 0 in 16 bit has its optimizer take a step of zeros while it is made, so that its memory is there: that step must neither decay
     the weights nor count in Adam's bias correction, where it makes the first real step a quarter too small."""
     decays = [group["weight_decay"] for group in optimizer.param_groups]
@@ -23,7 +30,7 @@ def _no_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             holder["step"] *= 0  # a number, or a tensor of one
 
 
-def batch_gradients(optimizer: BF16_Optimizer) -> None:
+def batch_gradient_copies(optimizer: BF16_Optimizer) -> None:
     """Have gradients copied into fp32, measured and clipped a group at a time. DeepSpeed does it a parameter at a time: five hundred kernels a step,
     too small for a GPU, which waits for the host meanwhile."""
 
@@ -62,7 +69,54 @@ def _pieces(group: list[nn.Parameter]) -> Iterator[list[int]]:
         yield piece
 
 
-def _make_skippable(optimizer: torch.optim.Optimizer) -> None:
+def make_step_skippable(optimizer: torch.optim.Optimizer) -> None:
     """Give fp32 at stage 0 what DeepSpeed has everywhere else: a step with a gradient that is not finite changes nothing, and is counted."""
     step, optimizer.overflow = optimizer.step, False
     optimizer.step = lambda *arguments, **options: None if optimizer.overflow else step(*arguments, **options)
+
+
+def make_adam_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Make a step of DeepSpeed's CPU Adam depend on its step number alone, so that a resumed run is bit-equal.
+
+    Its C++ body multiplies beta^t up from step to step, but after a resume takes pow(beta, t): another last bit. An update of a dummy with
+    other betas before each step makes it take pow always.
+    """
+    dummy = [torch.zeros(1) for _ in range(4)]
+    if hasattr(optimizer, "ds_opt_adam"):
+
+        def forget(*_) -> None:
+            optimizer.ds_opt_adam.adam_update(optimizer.opt_id, 1, 0.0, 0.5, 0.5, 1.0, 0.0, False, *dummy)
+    else:
+
+        def forget(*_) -> None:
+            optimizer.multi_tensor_adam(1, torch.zeros(1, dtype=torch.int), [[x] for x in dummy], 0.0, 0.5, 0.5, 1.0, 1, 1, 0, 0.0)
+
+    optimizer.register_step_pre_hook(forget)
+    return optimizer
+
+
+def guard_extension_builds() -> None:
+    """Have every extension that this process loads through DeepSpeed be built, or waited for, as this module does it."""
+    OpBuilder.jit_load = lambda builder, verbose=True: load_extension(builder)
+
+
+@contextlib.contextmanager
+def silent_converters():
+    """DeepSpeed's converters show their own progress, on both outputs."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def regex_safe_path(folder: Path):
+    """A path to `folder` of letters and figures: DeepSpeed reads the paths it is given as patterns and regular expressions."""
+    with tempfile.TemporaryDirectory() as home:
+        link = Path(home) / "link"
+        link.symlink_to(folder.resolve())
+        yield link
+
+
+def skip_unused_extension() -> None:
+    """On a CPU DeepSpeed compiles a shared-memory all-reduce at start, most of a minute, that only its inference engine calls."""
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -33,7 +33,7 @@ def main(script: str) -> None:
         # SIGTERM to its ranks.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     _share_cores()
-    from ds_distill.cli.main import main as cli
+    from ds_distill.cli import main as cli
 
     raise SystemExit(cli(["run", *argv]))
 

@@ -19,11 +19,8 @@ DECIDED = ("training.precision", "training.optimizer")  # "auto" may become what
 def claimed(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output", first: Callable | None = None):
     """Collective: bind `output` to one run, and to this job while it lasts. UserError where it holds another run, naming what differs, where
     another job is at it, or where it cannot be written. first: done before anything is compared, such as emptying the folder."""
-    from ds_distill.distributed.process_group import (  # with it DeepSpeed, which a lone process need not wait for
-        from_every_rank,
-        on_first_rank,
-        start_distributed,
-    )
+    # with it DeepSpeed, which a lone process need not wait for
+    from ds_distill.distributed.process_group import from_every_rank, on_first_rank, start_distributed
 
     start_distributed()
     ranks = from_every_rank(identity)

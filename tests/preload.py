@@ -13,7 +13,7 @@ from transformers import (  # noqa: F401
     RobertaForMaskedLM,
 )
 
-import ds_distill.cli.main
+import ds_distill.cli.app
 import ds_distill.cli.parser
 import ds_distill.demo
 import ds_distill.environment

@@ -19,7 +19,7 @@ import torch
 from benchmarks.harness.cli import count, one_sentence
 from benchmarks.harness.machine import describe, on_cpu_only
 from benchmarks.training.trainers import Engine
-from ds_distill.cli.main import quieten
+from ds_distill.cli.app import quieten
 from ds_distill.data.dataset import TokenStore
 from ds_distill.data.loader import BatchOrder
 from ds_distill.data.run_data import masker_of, prepare_tokens

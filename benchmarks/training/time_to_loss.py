@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from benchmarks.harness.cli import amount, count, make_folder, one_sentence
 from benchmarks.harness.machine import describe, on_cpu_only
 from benchmarks.training.trainers import RACERS
+from ds_distill.cli.app import quieten
 from ds_distill.cli.arguments import recipe_of
-from ds_distill.cli.main import quieten
 from ds_distill.cli.parser import build_parser
 from ds_distill.data.heldout import heldout_sets
 from ds_distill.data.run_data import stores_of, tokens_for, with_tokens

@@ -32,13 +32,7 @@ from ds_distill.utils.console import alive, say
 FAILED = "failed: "
 MAX_WAIT_SECONDS = 1800  # no build of one extension takes this long
 _POLL_SECONDS = 0.2
-
 _torch_build = OpBuilder.jit_load
-
-
-def guard_extension_builds() -> None:
-    """Have every extension that this process loads through DeepSpeed be built, or waited for, as this module does it."""
-    OpBuilder.jit_load = lambda builder, verbose=True: load_extension(builder)
 
 
 def load_extension(builder: OpBuilder) -> ModuleType:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ds_distill.builds.deepspeed_extensions import first_line, guard_extension_builds, is_built
+from ds_distill.builds.deepspeed_extensions import first_line, is_built
+from ds_distill.deepspeed_fixes import guard_extension_builds
 
 
 def has_compiler() -> bool:
@@ -54,26 +55,6 @@ def build_ahead() -> None:
     if why_no_build() is None and not is_built("fused_adam"):
         command = [sys.executable, "-c", "from ds_distill.builds.fused_adam import build_optimizer; build_optimizer()"]
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def make_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Make a step of DeepSpeed's CPU Adam depend on its step number alone, so that a resumed run is bit-equal.
-
-    Its C++ body multiplies beta^t up from step to step, but after a resume takes pow(beta, t): another last bit. An update of a dummy with
-    other betas before each step makes it take pow always.
-    """
-    dummy = [torch.zeros(1) for _ in range(4)]
-    if hasattr(optimizer, "ds_opt_adam"):
-
-        def forget(*_) -> None:
-            optimizer.ds_opt_adam.adam_update(optimizer.opt_id, 1, 0.0, 0.5, 0.5, 1.0, 0.0, False, *dummy)
-    else:
-
-        def forget(*_) -> None:
-            optimizer.multi_tensor_adam(1, torch.zeros(1, dtype=torch.int), [[x] for x in dummy], 0.0, 0.5, 0.5, 1.0, 1, 1, 0, 0.0)
-
-    optimizer.register_step_pre_hook(forget)
-    return optimizer
 
 
 def why_no_apex() -> str | None:

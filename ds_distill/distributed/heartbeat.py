@@ -145,28 +145,6 @@ class Heartbeat:
         print(f"\nds-distill: {what}. The run ends; the same command goes on from its last checkpoint", file=sys.stderr, flush=True)
 
 
-class ProgressWatch:
-    """Watch a process without others: where it notes no progress for minutes, print where it is, once each time. It never ends the process."""
-
-    def __init__(self, stalled: float = STALLED, every: float = _EVERY):
-        self.ended = threading.Event()
-        threading.Thread(target=self._watch, args=(stalled, every), name="progress_watch", daemon=True).start()
-
-    def stop(self) -> None:
-        """At the end of the job: nothing more is expected."""
-        self.ended.set()
-
-    def _watch(self, stalled: float, every: float) -> None:
-        done, since, reported = progress_count(), time.monotonic(), False
-        while not self.ended.wait(every):
-            now = time.monotonic()
-            if progress_count() != done:
-                done, since, reported = progress_count(), now, False
-            elif now - since > stalled and not reported:
-                reported = True
-                print(f"\nds-distill: no progress for {(now - since) / 60:.0f} min: the process is {main_thread_position()}", file=sys.stderr, flush=True)
-
-
 def _own_connection(store):
     """The same store on a connection of its own: a rank that waits on the shared one would be silent."""
     while isinstance(store, torch.distributed.PrefixStore):

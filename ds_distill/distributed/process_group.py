@@ -12,13 +12,13 @@ from datetime import timedelta
 import deepspeed
 import torch
 
-from ds_distill.builds.deepspeed_extensions import guard_extension_builds
-from ds_distill.distributed.heartbeat import Heartbeat, ProgressWatch
+from ds_distill.deepspeed_fixes import guard_extension_builds, skip_unused_extension
+from ds_distill.distributed.heartbeat import Heartbeat
 from ds_distill.distributed.job import LONE
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 
-_heartbeats: list[Heartbeat | ProgressWatch] = []  # the job's
+_heartbeats: list[Heartbeat] = []  # the job's, where it has several ranks
 
 
 def start_distributed() -> tuple[int, int]:
@@ -29,7 +29,7 @@ def start_distributed() -> tuple[int, int]:
         if os.environ["WORLD_SIZE"] == "1":
             # two lone runs on one machine must not meet on the default port
             os.environ["MASTER_PORT"] = _free_port()
-        _skip_unused_build()
+        skip_unused_extension()
         guard_extension_builds()
         if torch.cuda.is_available():
             local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -38,7 +38,8 @@ def start_distributed() -> tuple[int, int]:
             torch.cuda.set_device(local)  # else every rank's first collective would be on GPU 0
         with _wait_said():
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-        _heartbeats.append(Heartbeat() if torch.distributed.get_world_size() > 1 else ProgressWatch())
+        if torch.distributed.get_world_size() > 1:
+            _heartbeats.append(Heartbeat())
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
@@ -110,12 +111,6 @@ def on_first_rank(job: Callable[[], object]) -> None:
         raise failure
     if problem:
         raise UserError(problem)
-
-
-def _skip_unused_build() -> None:
-    """On a CPU DeepSpeed compiles a shared-memory all-reduce at start, most of a minute, that only its inference engine calls."""
-    if not torch.cuda.is_available():
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _free_port() -> str:

@@ -13,9 +13,10 @@ from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from safetensors.torch import save_file
 
+from ds_distill.deepspeed_fixes import regex_safe_path
 from ds_distill.distributed.process_group import from_every_rank, from_first_rank, on_first_rank
 from ds_distill.models.saving import follow_umask
-from ds_distill.training.universal_checkpoint import make_universal, plain_path
+from ds_distill.training.universal_checkpoint import make_universal
 from ds_distill.utils.console import say
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.resources import full_disk_said
@@ -206,7 +207,7 @@ def load(engine, path: Path) -> dict:
 
 
 def _load(engine, path: Path) -> tuple:
-    with plain_path(path.parent) as folder:
+    with regex_safe_path(path.parent) as folder:
         return engine.load_checkpoint(str(folder), tag=path.name)
 
 

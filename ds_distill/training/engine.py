@@ -10,7 +10,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
-from ds_distill.deepspeed_fixes import _make_skippable, _no_step_of_zeros, batch_gradients
+from ds_distill.deepspeed_fixes import batch_gradient_copies, make_step_skippable, without_step_of_zeros
 from ds_distill.recipe import Training
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.optimizer import linear_schedule, make_optimizer, parameter_groups
@@ -39,7 +39,7 @@ def make_engine(
 
     # the engine rounds frozen parameters to 16 bit, and keeps fp32 masters of trained ones only
     frozen = {name: p.detach().float().cpu().clone() for name, p in module.named_parameters() if not p.requires_grad and dtype != torch.float32}
-    zeros = _no_step_of_zeros(optimizer) if config["zero_optimization"]["stage"] == 0 else contextlib.nullcontext()
+    zeros = without_step_of_zeros(optimizer) if config["zero_optimization"]["stage"] == 0 else contextlib.nullcontext()
     with contextlib.redirect_stdout(io.StringIO()), zeros:  # its 16-bit optimizer prints memory figures, past its own logger
         engine, *_ = deepspeed.initialize(
             model=module,
@@ -48,9 +48,9 @@ def make_engine(
             config=config,
         )
     if dtype == torch.float32 and not engine.zero_optimization():
-        _make_skippable(optimizer)
+        make_step_skippable(optimizer)
     if device.type == "cuda" and isinstance(engine.optimizer, BF16_Optimizer):
-        batch_gradients(engine.optimizer)
+        batch_gradient_copies(engine.optimizer)
     engine.frozen_weights = frozen
     engine.parameter_names = names  # a group each: what its flat fp32 masters are cut by
     alone = torch.distributed.get_world_size() == 1

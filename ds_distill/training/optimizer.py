@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from ds_distill.builds.fused_adam import build_optimizer, make_resumable, why_no_apex
+from ds_distill.builds.fused_adam import build_optimizer, why_no_apex
+from ds_distill.deepspeed_fixes import make_adam_resumable
 from ds_distill.distributed.process_group import from_every_rank
 from ds_distill.recipe import Training
 from ds_distill.utils.console import say
@@ -48,7 +49,7 @@ def make_optimizer(training: Training, groups: list[dict], device: torch.device,
             from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
             adam = DeepSpeedCPUAdam(groups, adamw_mode=True, **options) if offload else FusedAdam(groups, adam_w_mode=True, **options)
-            return make_resumable(adam) if offload or device.type == "cpu" else adam
+            return make_adam_resumable(adam) if offload or device.type == "cpu" else adam
         if offload or choice == "deepspeed":
             raise UserError(f"training.optimizer = {choice}: DeepSpeed's cannot be built here ({reason}); use torch, without offload")
         say(f"optimizer: torch's fused AdamW; DeepSpeed's FusedAdam cannot be built here ({reason})")

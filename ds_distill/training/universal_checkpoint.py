@@ -1,10 +1,7 @@
 """A ZeRO checkpoint made loadable at another stage or number of ranks, through DeepSpeed's universal checkpoint (a file a parameter)."""
 
 import argparse
-import contextlib
-import io
 import shutil
-import tempfile
 from pathlib import Path
 
 import deepspeed
@@ -12,21 +9,7 @@ import torch
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.checkpoint.constants import DS_VERSION, OPTIMIZER_STATE_DICT, PARAM, PARAM_GROUPS
 
-
-@contextlib.contextmanager
-def quietly():
-    """DeepSpeed's converters show their own progress, on both outputs."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
-@contextlib.contextmanager
-def plain_path(folder: Path):
-    """A path to `folder` of letters and figures: DeepSpeed reads the paths it is given as patterns and regular expressions."""
-    with tempfile.TemporaryDirectory() as home:
-        link = Path(home) / "link"
-        link.symlink_to(folder.resolve())
-        yield link
+from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
 
 
 def make_universal(checkpoint: Path, target: Path) -> None:
@@ -36,7 +19,7 @@ def make_universal(checkpoint: Path, target: Path) -> None:
     Frozen parameters are not in it: they are what the run started from.
     """
     target.mkdir(parents=True)
-    with plain_path(checkpoint) as source, plain_path(target) as result, quietly():
+    with regex_safe_path(checkpoint) as source, regex_safe_path(target) as result, silent_converters():
         ds_to_universal.main(argparse.Namespace(input_folder=str(source), output_folder=str(result), num_extract_workers=1, num_merge_workers=1,
                                                 keep_temp_folder=False, strict=True, inject_missing_state=True))  # fmt: skip
     states = sorted(target.glob("*model_states.pt"), key=lambda file: (len(file.name), file.name))

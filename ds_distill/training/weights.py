@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
 from ds_distill.training.checkpoint import FROZEN, manifest_of
-from ds_distill.training.universal_checkpoint import plain_path, quietly
 from ds_distill.utils.errors import UserError
 
 PREFIX = "model."  # the model's name in the module that the engine runs
@@ -68,7 +68,7 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
         parts = [optimizer[SINGLE_PARTITION_OF_FP32_GROUPS] for optimizer in (first, *map(_optimizer_of, shards[1:]))]
         masters = _cut([torch.cat(flats) for flats in zip(*parts, strict=True)], groups)
     elif shards:
-        with plain_path(folder.parent) as parent, quietly():
+        with regex_safe_path(folder.parent) as parent, silent_converters():
             found |= get_fp32_state_dict_from_zero_checkpoint(str(parent), tag=folder.name)
         masters = {}
     else:

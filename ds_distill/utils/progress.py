@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from pathlib import Path
 
 _noted = 0
@@ -28,6 +29,37 @@ def main_thread_position() -> str:
         frame = frame.f_back
     ours = _describe(frame) if frame is not None else place
     return f"in {place}" if ours == place else f"in {place}, called from {ours}"
+
+
+class ProgressWatch:
+    """Watch this process while a block runs: where it notes no progress for minutes, print where it is, once each time.
+
+    It ends nothing. The ranks of a job have a heartbeat instead, which does.
+
+    Args:
+        stalled: Seconds without progress after which the line is printed.
+        every: Seconds between two looks.
+    """
+
+    def __init__(self, stalled: float = 300.0, every: float = 2.0):
+        self._stalled, self._every, self._ended = stalled, every, threading.Event()
+
+    def __enter__(self) -> None:
+        threading.Thread(target=self._watch, name="progress_watch", daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        done, since, reported = progress_count(), time.monotonic(), False
+        while not self._ended.wait(self._every):
+            now = time.monotonic()
+            if progress_count() != done:
+                done, since, reported = progress_count(), now, False
+            elif now - since > self._stalled and not reported:
+                reported = True
+                line = f"no progress for {(now - since) / 60:.0f} min: the process is {main_thread_position()}"
+                print(f"\nds-distill: {line}", file=sys.stderr, flush=True)
 
 
 def _describe(frame) -> str:

@@ -20,7 +20,7 @@ from deepspeed.utils import safe_get_full_grad
 from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks.reference.recipe import reference_losses, reference_step
-from ds_distill.deepspeed_fixes import batch_gradients
+from ds_distill.deepspeed_fixes import batch_gradient_copies
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.losses import VocabularyProjection
 from ds_distill.losses.objective import Objective
@@ -113,7 +113,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
             objective.model.gradient_checkpointing_enable()
         engine = make_engine(objective, recipe, accumulation=accumulation, total_steps=STEPS, device=torch.device("cpu"), dtype=dtype)
         if what.get("batched"):
-            batch_gradients(engine.optimizer)
+            batch_gradient_copies(engine.optimizer)
         loss_error, total_error, gradient_error, norm_error = 0.0, 0.0, None, None
         for step, (ids, labels, mask) in enumerate(batches()):
             counts = int(mask.sum()), int((labels >= 0).sum())

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from ds_distill.cli.main import main
+from ds_distill.cli import main
 
 for words in json.loads(Path(sys.argv[1]).read_text()):
     print("ds-distill", *words, file=sys.stderr)

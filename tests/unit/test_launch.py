@@ -32,7 +32,7 @@ def checkout(tmp_path: Path) -> Path:
         copy = tmp_path / "ds_distill" / module
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "ds_distill" / module, copy)
-    (tmp_path / "ds_distill" / "cli" / "main.py").write_text(STUB_CLI)
+    (tmp_path / "ds_distill" / "cli" / "app.py").write_text(STUB_CLI)
     return tmp_path
 
 

@@ -14,7 +14,7 @@ from tests.start import ROOT
 PROBE = """
 import contextlib, io, json, sys
 from pathlib import Path
-from ds_distill.cli.main import main
+from ds_distill.cli import main
 from ds_distill.cli.parser import build_parser
 
 world = Path(sys.argv[1])

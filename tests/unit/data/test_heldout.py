@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_distill.cli.main import main
+from ds_distill.cli import main
 from ds_distill.data import content
 from ds_distill.data.content import content_fingerprint
 from ds_distill.data.heldout import heldout_names, heldout_sets

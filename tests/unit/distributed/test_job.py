@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ds_distill.cli import main
 from ds_distill.cli.commands import COMMANDS
-from ds_distill.cli.main import main
 from ds_distill.distributed import job
 from ds_distill.distributed.process_group import _wait_said
 from ds_distill.utils.console import is_first

@@ -21,7 +21,7 @@ from transformers import (
     pipeline,
 )
 
-from ds_distill.cli.main import main
+from ds_distill.cli import main
 from ds_distill.export import onnx as graph
 from ds_distill.export.formats import FORMATS, export_formats
 from ds_distill.export.model import load_source

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from ds_distill.cli.main import main
+from ds_distill.cli import main
 from ds_distill.cli.parser import check_command
 from ds_distill.data.tokenizer import train_wordpiece
 from tests.unit.models.test_teacher import FAMILIES, tiny_bert

@@ -20,7 +20,7 @@ PLACES = {
 }
 MANY = """
 import io, sys
-from ds_distill.cli import main as cli
+from ds_distill.cli import app as cli
 from ds_distill.cli.commands import COMMANDS
 for words in ([], ["--help"], *([command, "--help"] for command in COMMANDS), ["distill", "--läuft"], ["distill", "--training.clip", "…"]):
     assert cli.main(words) in (0, 2), words
@@ -73,7 +73,7 @@ def test_a_file_system_in_ascii_reads_names_as_utf_8(tmp_path):
 
 
 def test_a_stream_that_somebody_closed_takes_what_is_written():
-    code = "import sys; sys.stderr = None; from ds_distill.cli.main import main; raise SystemExit(main(['distil']))"
+    code = "import sys; sys.stderr = None; from ds_distill.cli import main; raise SystemExit(main(['distil']))"
     done = python("-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", ""), "results only on standard output"
 

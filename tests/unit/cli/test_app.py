@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ds_distill import __version__
-from ds_distill.cli import main as cli
+from ds_distill.cli import app as cli
 from ds_distill.cli.argument_parser import known_keys
 from ds_distill.cli.arguments import recipe_of
 from ds_distill.cli.commands import COMMANDS

@@ -1,5 +1,6 @@
 """The command line: parse, execute, say what went wrong."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from ds_distill.distributed import job
 from ds_distill.utils.console import end_bars, is_first, say, say_once
 from ds_distill.utils.errors import UserError, did_you_mean, is_disk_full, sentence_of
 from ds_distill.utils.files import json_text, write_summary
+from ds_distill.utils.progress import ProgressWatch
 
 DEMO = Path(__file__).parents[2] / "ds_configs" / "demo.yaml"
 LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}  # what a command waits for, if not torch and DeepSpeed
@@ -111,7 +113,8 @@ def _run(name: str, options, debug: bool) -> dict:
         say(f"loading {libraries} …")
     quieten(debug)
     try:
-        summary = command.run(options)
+        with ProgressWatch() if job.ranks() == 1 else contextlib.nullcontext():
+            summary = command.run(options)
     except Exception as error:
         if debug or isinstance(error, UserError) or not is_disk_full(error):
             raise

@@ -2,8 +2,7 @@
 
 import os
 
-from ds_distill.distributed.heartbeat import ProgressWatch
-from ds_distill.utils.progress import note_progress
+from ds_distill.utils.progress import ProgressWatch, note_progress
 from tests.patience import wait_until
 
 
@@ -15,11 +14,8 @@ def test_a_lone_process_that_stands_still_says_where_it_is(capfd):
         text += capfd.readouterr().err
         return text.count("ds-distill: no progress for")
 
-    watch = ProgressWatch(stalled=0.05, every=0.01)
-    try:
+    with ProgressWatch(stalled=0.05, every=0.01):
         assert wait_until(lambda: reports() == 1, [os.getpid()]) is None
         note_progress()
         assert wait_until(lambda: reports() == 2, [os.getpid()]) is None, "once each time"
-    finally:
-        watch.stop()
     assert text.count("the process is in ") == 2
