@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 
 from ds_distill import pipeline as runs
-from ds_distill.builds.fused_adam import build_ahead
+from ds_distill.builds.fused_adam import start_build
 from ds_distill.data.docstrings import embedded_documents
 from ds_distill.data.readers import read
 from ds_distill.data.run_data import prepare_tokens
-from ds_distill.data.sources import pieces_of
+from ds_distill.data.sources import split_inputs
 from ds_distill.data.tokenizer import train_wordpiece
-from ds_distill.distributed.process_group import on_first_rank, start_distributed
+from ds_distill.distributed.process_group import run_on_rank0, start_distributed
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.preflight import job as checks
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.tables import table
-from ds_distill.run_folder import claimed
+from ds_distill.run_folder import locked_run_folder
 from ds_distill.utils.console import is_first, progress, say
 from ds_distill.utils.files import write_summary
 
@@ -37,7 +37,7 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
     checks.check_machine(recipe)
     checks.check_engine(recipe)
     if is_first():
-        build_ahead()
+        start_build()
 
     def erase() -> None:
         for part in PARTS:
@@ -47,8 +47,8 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
 
     identity = recipe.identity() | {"corpus": corpus, "corpus_megabytes": megabytes, "vocabulary": vocabulary, "teacher_tokens": teacher_tokens}
     identity |= {f"model.{key}": value for key, value in model.items()}
-    with claimed(output, identity, remedy="--fresh starts over there", first=erase if fresh else None):
-        on_first_rank(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
+    with locked_run_folder(output, identity, remedy="--fresh starts over there", first=erase if fresh else None):
+        run_on_rank0(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
         tokens = output / "tokens"
         teaching = copy.deepcopy(recipe)
         teaching.training.max_tokens = teacher_tokens
@@ -90,7 +90,7 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
             texts = embedded_documents(int(megabytes * 1e6), seed=recipe.training.seed, progress=lambda read: bar.update(read - bar.n))
         corpus = [str(output / "corpus.txt")]
         Path(corpus[0]).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    pieces = pieces_of(corpus)
+    pieces = split_inputs(corpus)
     with progress(sum(piece.size for piece in pieces), "tokenizer", "B") as bar:
         tokenizer = train_wordpiece((d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer")
     manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)

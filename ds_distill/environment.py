@@ -6,11 +6,11 @@ import platform
 import torch
 
 from ds_distill.builds.deepspeed_extensions import is_built
-from ds_distill.builds.fused_adam import why_no_apex, why_no_build
+from ds_distill.builds.fused_adam import apex_unavailable_reason, build_unavailable_reason
 from ds_distill.data.prepare import cores
-from ds_distill.models.attention import why_no_varlen
+from ds_distill.models.attention import varlen_unavailable_reason
 from ds_distill.models.precision import choose_cpu_dtype
-from ds_distill.training.compile import why_no_compile, why_no_triton
+from ds_distill.training.compile import compile_unavailable_reason, triton_unavailable_reason
 from ds_distill.utils.memory import memory_limit
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "jsonargparse", "tensorboard", "apex", "triton")
@@ -46,15 +46,15 @@ def _devices() -> dict:
 def kernels() -> list[dict]:
     """Each fused kernel, whether a run here uses it, and why or why not."""
     cuda = torch.cuda.is_available()
-    no_build, no_compile = why_no_build(), why_no_compile()
+    no_build, no_compile = build_unavailable_reason(), compile_unavailable_reason()
     device = torch.device("cuda" if cuda else "cpu")
-    no_varlen, no_triton = why_no_varlen(device, torch.bfloat16), why_no_triton(device)
+    no_varlen, no_triton = varlen_unavailable_reason(device, torch.bfloat16), triton_unavailable_reason(device)
     adam = no_build or ("compiled, in the cache" if is_built("fused_adam") else "will be compiled by the first run, about a minute")
     return [
         _row("DeepSpeed FusedAdam", no_build is None, adam + ("" if cuda else "; its C++ body on the CPU")),
         _row("torch fused AdamW", no_build is not None, "takes over where DeepSpeed's cannot be built; training.optimizer = torch chooses it"),
-        _row("apex FusedAdam", False, why_no_apex() or "installed; training.optimizer = apex chooses it"),
-        _row("apex FusedLAMB, FusedLayerNorm", False, why_no_apex() or "installed; not used: torch's LayerNorm is fused too"),
+        _row("apex FusedAdam", False, apex_unavailable_reason() or "installed; training.optimizer = apex chooses it"),
+        _row("apex FusedLAMB, FusedLayerNorm", False, apex_unavailable_reason() or "installed; not used: torch's LayerNorm is fused too"),
         _row("fused vocabulary loss", True, "chunk by chunk" + (", GEMMs in 16 bit with fp32 results" if cuda else "")),
         _row("torch.compile", no_compile is None, no_compile or "what lies between matrix products, where a run earns it back (training.compile)"),
         _row("Triton", no_triton is None, no_triton or "the vocabulary loss's kernel on a GPU, and what torch.compile writes its own with"),

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
-from ds_distill.data.dataset import TokenStore
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.heldout import heldout_sets
 from ds_distill.data.loader import heldout_batches
-from ds_distill.data.run_data import heldout_part, masker_of, stores_of, text_facts, tokens_for, with_tokens
+from ds_distill.data.run_data import make_masker, open_heldout, open_run_data, prepare_run_tokens, text_statistics, with_prepared_settings
 from ds_distill.data.tokenizer import load_tokenizer
-from ds_distill.distributed.process_group import on_first_rank, start_distributed
+from ds_distill.distributed.process_group import run_on_rank0, start_distributed
 from ds_distill.estimate.estimate import choose_micro_batch
 from ds_distill.export.huggingface import export
 from ds_distill.losses.objective import Objective
@@ -30,16 +30,16 @@ from ds_distill.preflight.models import check_fits
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
-from ds_distill.run_folder import claimed
+from ds_distill.run_folder import locked_run_folder
 from ds_distill.training import checkpoint
-from ds_distill.training.device import device_of_rank, precision_of
+from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.evaluation import evaluate
-from ds_distill.training.trainer import memory_explained, train
-from ds_distill.training.weights import checkpoint_weights, master_weights
-from ds_distill.utils.console import is_first, progress, say_once
+from ds_distill.training.trainer import explain_training_memory, train
+from ds_distill.training.weights import gather_master_weights, load_checkpoint_weights
+from ds_distill.utils.console import is_first, log_once, progress
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import json_text
-from ds_distill.utils.resources import full_disk_said
+from ds_distill.utils.resources import explain_disk_full
 
 
 def prepare_and_distill(
@@ -66,19 +66,19 @@ def prepare_and_evaluate(
     recipe: Recipe, models: list[str], output: Path | None, folder: Path, *, corpus: list[str], tokens: str | None, untrained: bool
 ) -> list[dict]:
     """Collective: as `evaluate_folders`, on the texts `corpus`, whose tokens are put into `folder`, or on the folder `tokens`."""
-    recipe = with_tokens(recipe, Path(tokens)) if tokens else recipe
+    recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
     preflight.check_texts([] if tokens else corpus, [], recipe)
     tokenizer = preflight.check_evaluated(models, recipe, Path(tokens) if tokens else None)
     if not tokens:
-        folder = tokens_for(corpus, tokenizer, recipe, folder, bound=output)
-        recipe = with_tokens(recipe, folder)
+        folder = prepare_run_tokens(corpus, tokenizer, recipe, folder, bound=output)
+        recipe = with_prepared_settings(recipe, folder)
     return evaluate_folders(models, Path(tokens or folder), recipe, untrained)
 
 
 def _check_job(recipe: Recipe, corpus: list[str], tokens: str | None, heldout: list[str]) -> Recipe:
     """Collective: check what does not depend on a model; returns the recipe as prepared tokens have it."""
     preflight.check_machine(recipe)
-    recipe = with_tokens(recipe, Path(tokens)) if tokens else recipe
+    recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
     preflight.check_texts([] if tokens else corpus, heldout, recipe)
     return recipe
 
@@ -89,14 +89,14 @@ def _tokens_of(
     """Collective: the last checks, then the tokens; returns the recipe as they have it, their folder and those of the held-out texts."""
     preflight.check_engine(recipe)
     preflight.check_output(output, recipe)
-    folder = Path(tokens) if tokens else tokens_for(corpus, tokenizer, recipe, output / "tokens", bound=output)
-    recipe = recipe if tokens else with_tokens(recipe, folder)
+    folder = Path(tokens) if tokens else prepare_run_tokens(corpus, tokenizer, recipe, output / "tokens", bound=output)
+    recipe = recipe if tokens else with_prepared_settings(recipe, folder)
     return recipe, folder, heldout_sets(heldout, folder, recipe, output)
 
 
 def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, title: str) -> dict:
     """Collective: export, plot and model card; returns the summary without its curves."""
-    weights = master_weights(engine)
+    weights = gather_master_weights(engine)
     history, heldout = summary.pop("history"), summary.pop("heldout")
     summary["parameters"] = sum(x.numel() for x in weights.values())
     summary["export"] = str(output / "export")
@@ -104,10 +104,10 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
         (output / "curves.json").write_text(json_text({"history": history, "heldout": heldout}) + "\n", encoding="utf-8")
         loss_plot(history, heldout, output / "loss.png", title)
         summary["plot"] = str(output / "loss.png")
-        summary |= text_facts(tokens)
-        manifest = TokenStore.open(tokens, "heldout").manifest
+        summary |= text_statistics(tokens)
+        manifest = TokenDataset.open(tokens, "heldout").manifest
         card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"])
-        with full_disk_said(output):
+        with explain_disk_full(output):
             export(weights, engine.module.model.cpu(), load_tokenizer(tokens / "tokenizer"), output / "export", card)
     torch.distributed.barrier()
     engine.destroy()
@@ -121,13 +121,13 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     """
     recipe.check()
     rank, world = start_distributed()
-    device = device_of_rank(recipe.training.device)
-    dtype = precision_of(recipe.training, device)
-    recipe = _fitting(recipe, teacher, world)
-    store, order, held = stores_of(tokens, recipe, rank, world, heldout or {})
+    device = local_device(recipe.training.device)
+    dtype = resolve_dtype(recipe.training, device)
+    recipe = _with_resolved_micro_batch(recipe, teacher, world)
+    store, order, held = open_run_data(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
     check_fits(store, source.config, f"teacher {teacher}", teacher)
-    with claimed(output, recipe.identity() | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume):
+    with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume):
         t = recipe.training
         student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, hidden=recipe.student.hidden,
                                 dropout=t.dropout, seed=t.seed, freeze_positions=recipe.student.freeze_positions)  # fmt: skip
@@ -137,7 +137,7 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
         if recipe.losses.kl or recipe.losses.cosine:
             frozen = Teacher(source.to(device=device, dtype=teacher_dtype(device, dtype)))
         del source
-        with memory_explained(t):
+        with explain_training_memory(t):
             engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
         summary["kl_on"] = recipe.losses.kl_on
         return _finish(engine, summary, recipe, tokens, output, title)
@@ -148,14 +148,14 @@ def _check_micro_batch(recipe: Recipe) -> None:
         raise UserError("training.micro_batch = auto: for distill only; give a number")
 
 
-def _fitting(recipe: Recipe, teacher: str | None, ranks: int) -> Recipe:
+def _with_resolved_micro_batch(recipe: Recipe, teacher: str | None, ranks: int) -> Recipe:
     """Collective: the recipe with the micro-batch that these ranks run."""
     recipe, asked = copy.deepcopy(recipe), recipe.training.micro_batch
     t = recipe.training
     t.micro_batch = choose_micro_batch(recipe, teacher) if asked == "auto" else t.micro_batch_of(ranks)
     if asked not in ("auto", t.micro_batch):
         line = f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is {t.share_of(ranks)}"
-        say_once(line, line)  # for all the runs of a job
+        log_once(line, line)  # for all the runs of a job
     return recipe
 
 
@@ -166,10 +166,10 @@ def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, t
     recipe.check()
     _check_micro_batch(recipe)
     rank, world = start_distributed()
-    device = device_of_rank(recipe.training.device)
-    dtype = precision_of(recipe.training, device)
-    recipe = _fitting(recipe, None, world)
-    store, order, held = stores_of(tokens, recipe, rank, world, heldout or {})
+    device = local_device(recipe.training.device)
+    dtype = resolve_dtype(recipe.training, device)
+    recipe = _with_resolved_micro_batch(recipe, None, world)
+    store, order, held = open_run_data(tokens, recipe, rank, world, heldout or {})
     t, folder = recipe.training, model if isinstance(model, str) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed)
@@ -181,12 +181,12 @@ def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, t
             encoder = BertForMaskedLM(config)
     check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
     start = {"from": weights_fingerprint(encoder)[:16]} if folder else {"model": model}
-    with claimed(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
+    with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
         _keep_model(encoder.config, tokens, output)
         objective = Objective(encoder, recipe.losses, world)
         if t.trunk_learning_rate == 0:
             objective.family.part(encoder, "trunk").requires_grad_(False)
-        with memory_explained(t):
+        with explain_training_memory(t):
             engine, summary = train(objective, None, order, held, recipe, output, device, dtype, title)
         return _finish(engine, summary, recipe, tokens, output, title)
 
@@ -199,7 +199,7 @@ def _keep_model(config, tokens: Path, output: Path) -> None:
             shutil.copytree(tokens / "tokenizer", output / "model", dirs_exist_ok=True)
             config.save_pretrained(output / "model")
 
-    on_first_rank(keep)
+    run_on_rank0(keep)
 
 
 def export_run(run: Path, output: Path, step: int | None) -> dict:
@@ -211,11 +211,11 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
     if step not in found:
         raise UserError(f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, sorted(found)))}")
     model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(run / "model"))
-    weights = checkpoint_weights(found[step], model)
+    weights = load_checkpoint_weights(found[step], model)
     identity = json.loads((run / "run.json").read_text(encoding="utf-8"))
     summary = {"step": step, "parameters": count_parameters(model), "export": str(output)}
     card = model_card(f"{run.resolve().name}, step {step}", {k: v for k, v in summary.items() if k != "export"}, identity, identity.get("data", ""))
-    on_first_rank(lambda: export(weights, model, load_tokenizer(run / "model"), output, card))
+    run_on_rank0(lambda: export(weights, model, load_tokenizer(run / "model"), output, card))
     return summary
 
 
@@ -226,9 +226,9 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
     """
     _check_micro_batch(recipe)
     _, world = start_distributed()
-    device = device_of_rank(recipe.training.device)
-    heldout, train_store = heldout_part(tokens), TokenStore.open(tokens, "train")
-    masker, t, own = masker_of(train_store, recipe), recipe.training, not recipe.data.attend_across_documents
+    device = local_device(recipe.training.device)
+    heldout, train_store = open_heldout(tokens), TokenDataset.open(tokens, "train")
+    masker, t, own = make_masker(train_store, recipe), recipe.training, not recipe.data.attend_across_documents
     rows = []
     for name in [*models, *([None] if untrained else [])]:
         origin = name or models[0]

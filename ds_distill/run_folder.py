@@ -10,32 +10,32 @@ from pathlib import Path
 
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
-from ds_distill.utils.locks import hold
+from ds_distill.utils.locks import try_lock
 
-DECIDED = ("training.precision", "training.optimizer")  # "auto" may become what it was: a checkpoint tells, and refuses another
+AUTO_RESOLVED_KEYS = ("training.precision", "training.optimizer")  # "auto" may become what it was: a checkpoint tells, and refuses another
 
 
 @contextlib.contextmanager
-def claimed(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output", first: Callable | None = None):
+def locked_run_folder(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output", first: Callable | None = None):
     """Collective: bind `output` to one run, and to this job while it lasts. UserError where it holds another run, naming what differs, where
     another job is at it, or where it cannot be written. first: done before anything is compared, such as emptying the folder."""
     # with it DeepSpeed, which a lone process need not wait for
-    from ds_distill.distributed.process_group import from_every_rank, on_first_rank, start_distributed
+    from ds_distill.distributed.process_group import all_gather_object, run_on_rank0, start_distributed
 
     start_distributed()
-    ranks = from_every_rank(identity)
+    ranks = all_gather_object(identity)
     for rank, its in enumerate(ranks):
         if changed := _changed(ranks[0], its):
             raise UserError(f"rank {rank} was given another run than the first ({changed}): every host needs the same recipe, teacher and code")
     with contextlib.ExitStack() as lock:
-        on_first_rank(lambda: _bind(output, identity, lock, resume, remedy, first))
+        run_on_rank0(lambda: _bind(output, identity, lock, resume, remedy, first))
         check_shared(output / "run.json")
         yield
 
 
 @contextlib.contextmanager
-def claimed_alone(output: Path, identity: dict, remedy: str = "choose another --output"):
-    """As `claimed`, by a process that is no rank of a job."""
+def locked_run_folder_alone(output: Path, identity: dict, remedy: str = "choose another --output"):
+    """As `locked_run_folder`, by a process that is no rank of a job."""
     with contextlib.ExitStack() as lock:
         _bind(output, identity, lock, "auto", remedy, None)
         yield
@@ -45,7 +45,7 @@ def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str,
     output.mkdir(parents=True, exist_ok=True)
     held = lock.enter_context(open(output / ".lock", "a+", encoding="utf-8"))
     held.seek(0)
-    hold(held, output, lambda: f"another job ({held.read().strip() or 'unknown'})")
+    try_lock(held, output, lambda: f"another job ({held.read().strip() or 'unknown'})")
     held.truncate(0)
     held.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     held.flush()
@@ -58,8 +58,8 @@ def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str,
     _check_same(output, before, identity, resume, remedy)
 
 
-def check_claim(output: Path, identity: dict, resume: str) -> None:
-    """UserError where `claimed` will find another run in `output`, by the part of its identity that is known so far."""
+def check_run_identity(output: Path, identity: dict, resume: str) -> None:
+    """UserError where `locked_run_folder` will find another run in `output`, by the part of its identity that is known so far."""
     before = _run_in(output, "choose another --output")
     if before is not None:
         _check_same(output, {key: before.get(key) for key in identity}, identity, resume, "choose another --output")
@@ -84,18 +84,18 @@ def _check_same(output: Path, before: dict, identity: dict, resume: str, remedy:
 def _changed(before: dict, now: dict) -> str:
     """What makes two identities two runs, in words; nothing for one and the same."""
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    keys = [key for key in keys if not (key in DECIDED and "auto" in (before.get(key), now.get(key)))]
+    keys = [key for key in keys if not (key in AUTO_RESOLVED_KEYS and "auto" in (before.get(key), now.get(key)))]
     return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys[:3])
 
 
 def check_shared(file: Path) -> None:
     """Collective: UserError where a rank's host does not see what the first rank wrote."""
-    from ds_distill.distributed.process_group import from_every_rank
+    from ds_distill.distributed.process_group import all_gather_object
 
     deadline = time.monotonic() + 30  # a network file system may be that late
     while not file.is_file() and time.monotonic() < deadline:
         time.sleep(0.5)
-    blind = sorted({host for host in from_every_rank(None if file.is_file() else socket.gethostname()) if host})
+    blind = sorted({host for host in all_gather_object(None if file.is_file() else socket.gethostname()) if host})
     if blind:
         raise UserError(f"{file.parent}: not seen on {', '.join(blind)}; --output must lie on a file system that all hosts share")
 

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.harness.cli import make_folder, one_sentence
+from benchmarks.harness.cli import make_folder, user_errors
 from ds_distill.reporting.plots import comparison_plot
 from ds_distill.reporting.tables import table
 from ds_distill.utils.errors import UserError
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs; the first is compared with each other")
     parser.add_argument("--output", type=Path, required=True, help="what the files' names begin with")
     args = parser.parse_args()
-    with one_sentence("benchmarks.analysis.compare_runs"):
+    with user_errors("benchmarks.analysis.compare_runs"):
         return run(args)
 
 

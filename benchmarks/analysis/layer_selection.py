@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from benchmarks.harness.cli import count, one_sentence
+from benchmarks.harness.cli import count, user_errors
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.finetune.config import Tuning
-from ds_distill.finetune.data import load_data, sets_of
+from ds_distill.finetune.data import encode_sets, load_data
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.trainer import scored
@@ -34,7 +34,7 @@ from ds_distill.utils.errors import UserError
 Choice = tuple[int, ...]
 
 
-class Cut:
+class CollateSpec:
     """A model with some of its layers, whose score `measure` returns; each choice is measured once."""
 
     def __init__(self, model: PreTrainedModel, measure: Callable[[str], float | None]):
@@ -49,12 +49,12 @@ class Cut:
         return self.scores[keep]
 
 
-def without_each(cut: Cut, keep: Choice) -> list[tuple[float | None, Choice]]:
+def without_each(cut: CollateSpec, keep: Choice) -> list[tuple[float | None, Choice]]:
     """Scores without one layer of `keep`, in the order of the layers."""
     return [(cut.score(rest), rest) for rest in (tuple(i for i in keep if i != out) for out in keep)]
 
 
-def choices_of(cut: Cut, count: int, most: int) -> list[tuple[float | None, Choice]]:
+def choices_of(cut: CollateSpec, count: int, most: int) -> list[tuple[float | None, Choice]]:
     """(score, layers), best first, of every choice of `count` layers; where these are more than `most`, of the last that dropping one by one tried."""
     every = tuple(range(len(cut.layers)))
     if math.comb(len(every), count) <= most:
@@ -81,7 +81,7 @@ def main() -> int:
     parser.add_argument("--most", type=count, default=100, help="choices that are all measured (default 100)")
     parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
     args = parser.parse_args()
-    with one_sentence("benchmarks.analysis.layer_selection"):
+    with user_errors("benchmarks.analysis.layer_selection"):
         return run(args)
 
 
@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
     data = load_data(task, args.data)
     data.train = data.train[:1]  # nothing is trained
     data.dev = {split: part[: args.examples] for split, part in data.dev.items()}
-    sets = sets_of(data, tokenizer, Tuning(), family_of(model).positions(model.config))
+    sets = encode_sets(data, tokenizer, Tuning(), family_of(model).positions(model.config))
     collator, first = Collator(tokenizer), task.metrics[0]
-    cut = Cut(model, lambda what: scored(task, model, sets, collator, 32, what)[first])
+    cut = CollateSpec(model, lambda what: scored(task, model, sets, collator, 32, what)[first])
     every = tuple(range(depth))
     whole, less, choices = cut.score(every), without_each(cut, every), choices_of(cut, count, args.most)
     rows = [{"layers": "all", "score": whole}, *({"layers": f"without {i}", "score": score} for i, (score, _) in enumerate(less))]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness.cli import count, one_sentence
+from benchmarks.harness.cli import count, user_errors
 from ds_distill.export.model import Source, load_source
 from ds_distill.export.parity import CLEAR, Batch, agreed, first_choices, text_batches
 from ds_distill.reporting.tables import table
@@ -86,7 +86,7 @@ def main() -> int:
     parser.add_argument("--text", nargs="+", default=[], help="text, as for ds-distill prepare (default: the package's sample)")
     parser.add_argument("--sequences", type=count, default=128, help="of the text (default 128)")
     args = parser.parse_args()
-    with one_sentence("benchmarks.analysis.quantization_error"):
+    with user_errors("benchmarks.analysis.quantization_error"):
         return run(args)
 
 

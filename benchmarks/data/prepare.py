@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness.cli import amount, count, one_sentence, why_it_ended
+from benchmarks.harness.cli import amount, count, user_errors, why_it_ended
 from benchmarks.harness.machine import describe
 from ds_distill.data.readers import documents
 from ds_distill.reporting.tables import table
@@ -89,7 +89,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=count, default=3, help="rounds of the speed comparison (default 3)")
     parser.add_argument("--sizes", type=amount, nargs="*", default=[], help="corpus sizes in MB for the memory table")
     args = parser.parse_args()
-    with one_sentence("benchmarks.data.prepare"):
+    with user_errors("benchmarks.data.prepare"):
         return run(args)
 
 

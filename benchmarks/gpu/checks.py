@@ -22,7 +22,7 @@ from unittest import mock
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from benchmarks.harness.cli import one_sentence
+from benchmarks.harness.cli import user_errors
 from benchmarks.harness.machine import describe
 from benchmarks.harness.timing import timed
 from benchmarks.reference.closed_form import relative, vocabulary_loss, worst
@@ -31,17 +31,17 @@ from benchmarks.training.baselines import options_of
 from ds_distill.builds.deepspeed_extensions import first_line
 from ds_distill.builds.fused_adam import build_optimizer
 from ds_distill.distributed.process_group import start_distributed
-from ds_distill.kernels.compile_layers import compile_body
-from ds_distill.losses import fused_vocabulary_loss
+from ds_distill.kernels.compile_layers import compile_layers
+from ds_distill.losses import fused_linear_distillation_loss
 from ds_distill.losses.objective import Objective
-from ds_distill.models.attention import why_no_varlen, within_documents
+from ds_distill.models.attention import varlen_attention, varlen_unavailable_reason
 from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.reporting.tables import table
-from ds_distill.training.compile import compile_step, why_no_compile
-from ds_distill.training.device import device_of_rank
+from ds_distill.training.compile import compile_step, compile_unavailable_reason
+from ds_distill.training.device import local_device
 from ds_distill.training.engine import backward, make_engine, optimizer_step
 
 ROUNDED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -78,7 +78,7 @@ def precisions(device: torch.device) -> list[torch.dtype]:
 def bodies(device: torch.device) -> dict[str, str | None]:
     """The vocabulary loss's bodies, and why one is not to be had here."""
     no_triton = None if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1" else "Triton's kernel needs a GPU or TRITON_INTERPRET=1"
-    return {"torch": None, "compiled": why_no_compile(), "triton": no_triton}
+    return {"torch": None, "compiled": compile_unavailable_reason(), "triton": no_triton}
 
 
 def vocabulary(device: torch.device) -> Iterator[Check]:
@@ -108,7 +108,7 @@ def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | No
     unless(reason)
     leaves, given, options, expected = problem()
     leaves = [x.clone().requires_grad_() for x in leaves]
-    loss, kl, mlm = fused_vocabulary_loss(*leaves, *given, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, passes=passes, **options)
+    loss, kl, mlm = fused_linear_distillation_loss(*leaves, *given, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, passes=passes, **options)
     loss.backward()
     found = (kl, mlm, *(x.grad for x in leaves))
     return worst(relative(a, e) for a, e in zip(found, expected, strict=True)), ""
@@ -133,11 +133,11 @@ def compiled_blocks(device: torch.device) -> Iterator[Check]:
 
 def compiled_blocks_error(device: torch.device) -> tuple[float, str]:
     """Hidden states and gradients of compiled blocks against the model's own, fp32."""
-    unless(why_no_compile())
+    unless(compile_unavailable_reason())
     ids, _ = batch(device)
     own = build_student(tiny_teacher(device), dropout=0.0).to(device)
     compiled = copy.deepcopy(own)
-    compile_body(compiled, device)
+    compile_layers(compiled, device)
     outputs = []
     for model in (own, compiled):
         hidden = model.base_model(input_ids=ids).last_hidden_state
@@ -154,7 +154,7 @@ def varlen(device: torch.device) -> Iterator[Check]:
 
 def varlen_error(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Attention within documents against softmax under a mask in fp32: output and gradients."""
-    unless(why_no_varlen(device, dtype))
+    unless(varlen_unavailable_reason(device, dtype))
     length, starts = 256, [0, 3, 100, 256, 300, 512, 700, 768]
     document = torch.bucketize(torch.arange(4 * length), torch.tensor(starts), right=True).view(4, length).to(device)
     mask = (document[:, None, :, None] == document[:, None, None, :])
@@ -163,7 +163,7 @@ def varlen_error(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     outputs = []
     for kernel in (True, False):
         x = [(t if kernel else t.float()).clone().requires_grad_() for t in (q, k, v)]
-        out = within_documents(*x, padded).transpose(1, 2) if kernel else torch.nn.functional.scaled_dot_product_attention(*x, mask)
+        out = varlen_attention(*x, padded).transpose(1, 2) if kernel else torch.nn.functional.scaled_dot_product_attention(*x, mask)
         out.backward(g.to(out.dtype))
         outputs.append([out, *(t.grad for t in x)])
     return worst(relative(a, b.detach()) for a, b in zip(*outputs, strict=True)), ""
@@ -194,7 +194,7 @@ def engine_steps_error(plain: Callable[[], tuple], device: torch.device, stage: 
     training = Training(global_batch=8, micro_batch=8, warmup=0.0, learning_rate=1e-3, deepspeed=f"ds_configs/deepspeed/zero{stage}.json")
     frozen = Teacher(copy.deepcopy(teacher).to(teacher_dtype(device, dtype)))
     objective = Objective(copy.deepcopy(student), Losses(), 1)
-    if why_no_compile() is None:
+    if compile_unavailable_reason() is None:
         compile_step(objective, frozen, device, body=stage < 3)
     engine = make_engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
     engine.train()
@@ -220,7 +220,7 @@ def host_waits(device: torch.device) -> tuple[float, str]:
     teacher, (ids, labels) = tiny_teacher(device), batch(device)
     frozen, counts = Teacher(teacher.half()), (labels.numel(), int((labels >= 0).sum()))
     objective = Objective(build_student(teacher, dropout=0.1), Losses(), 1)
-    if why_no_compile() is None:
+    if compile_unavailable_reason() is None:
         compile_step(objective, frozen, device)
     engine = make_engine(objective, Training(global_batch=16, micro_batch=8), accumulation=2, total_steps=10, device=device, dtype=torch.bfloat16)
     engine.train()
@@ -301,13 +301,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.checks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no check after this time (default: none)")
     args = parser.parse_args()
-    with one_sentence("benchmarks.gpu.checks"):
+    with user_errors("benchmarks.gpu.checks"):
         return report(args.seconds)
 
 
 def report(seconds: float) -> int:
     start_distributed()
-    device = device_of_rank()
+    device = local_device()
     peak, rows = square_gemm(device), results(device, seconds)
     print(table(rows, {"check": "check", "error": "error", "limit": "limit", "holds": ""}) + "\n")
     broken = [row["check"] for row in rows if row["holds"].startswith("DOES")]

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness.cli import make_folder, one_sentence, why_it_ended
+from benchmarks.harness.cli import make_folder, user_errors, why_it_ended
 from benchmarks.inference.backends import BODIES
-from ds_distill.builds.fused_adam import build_ahead
+from ds_distill.builds.fused_adam import start_build
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import alive
 from ds_distill.utils.errors import UserError
@@ -114,7 +114,7 @@ def summary_rows(found: dict[str, dict]) -> list[dict]:
         rows.append({
             "step": title, "tokens/s": round(rate) if rate else f"not measured: {part.get('why')}", "share": share and f"{100 * share:.0f} %",
             "memory": part.get("peak_mb", {}).get("engine"), "fp32": part.get("engine_vs_reference_fp32"),
-            "bf16": part.get("engine_vs_reference_bf16"), "floor": part.get("gemm_floor_share"), "first": part.get("first_step_extra_s"),
+            "bf16": part.get("engine_vs_reference_bf16"), "floor": part.get("gemm_bound_fraction"), "first": part.get("first_step_extra_s"),
         })  # fmt: skip
     return rows
 
@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="small and on a CPU: no measurement")
     parser.add_argument("--only", nargs="*", choices=[name for name, *_ in PARTS], default=[], help="only these parts")
     args = parser.parse_args()
-    with one_sentence("benchmarks.gpu.suite"):
+    with user_errors("benchmarks.gpu.suite"):
         return suite(args)
 
 
@@ -201,7 +201,7 @@ def suite(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the part too, as Ctrl-C does
     began = time.monotonic()
     found = {name: {"why": NOT_ASKED if args.only and name not in args.only else NOT_REACHED} for name, *_ in PARTS}
-    build_ahead()  # DeepSpeed's FusedAdam, while the first part runs
+    start_build()  # DeepSpeed's FusedAdam, while the first part runs
     conclusion = ""
     for name, title, arguments in PARTS:
         if found[name]["why"] == NOT_ASKED:

@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ds_distill.cli.terminal import show_what_can_be_shown
-from ds_distill.utils.console import end_bars
-from ds_distill.utils.errors import UserError, sentence_of
+from ds_distill.utils.console import close_bars
+from ds_distill.utils.errors import UserError, message_of
 
 
 @contextlib.contextmanager
-def one_sentence(program: str) -> Iterator[None]:
+def user_errors(program: str) -> Iterator[None]:
     """A UserError or OSError within becomes one sentence and status 2, Ctrl-C status 130; a terminal shows of both what it can."""
     show_what_can_be_shown()
     try:
         yield
     except (UserError, OSError) as error:
-        end_bars()
-        print(f"{program}: {sentence_of(error)}", file=sys.stderr)
+        close_bars()
+        print(f"{program}: {message_of(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        end_bars()
+        close_bars()
         print(f"\n{program}: stopped", file=sys.stderr)
         raise SystemExit(130) from None
 

@@ -14,7 +14,7 @@ from ds_distill.utils.console import alive
 from ds_distill.utils.errors import UserError
 
 
-class Contender:
+class Variant:
     """`make(setting, device)` runs in a new process (`ranks` of them, which make one job, and `jobs` such jobs, which work at once and know nothing of
     each other). It returns the step, a function that takes no arguments and returns the seconds it took, or None when the clock is to say, and a
     dictionary of what it has to say. environment: variables of the process, beside the benchmark's own. serve: the process itself, (link, make,
@@ -65,7 +65,7 @@ class Contender:
             process.kill()
 
 
-def take_turns(contenders: list[Contender], rounds: int, patience: float = float("inf"), compiling: tuple[str, ...] = ()) -> None:
+def run_interleaved(contenders: list[Variant], rounds: int, patience: float = float("inf"), compiling: tuple[str, ...] = ()) -> None:
     """Fill in each contender's seconds (one a round, of a step after one that is not counted), its peak memory in bytes (models, optimizer and step)
     and the seconds of its first step. One whose first step takes longer than `patience` seconds is not asked again (`once`): that step is its
     measurement; not so where the name is in `compiling`."""
@@ -98,7 +98,7 @@ def _serve(link, make: Callable, setting: object) -> None:
 
     from benchmarks.harness.machine import bytes_in_use, peak_bytes
     from benchmarks.harness.timing import timed
-    from ds_distill.training.device import device_of_rank
+    from ds_distill.training.device import local_device
 
     step = None
     with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
@@ -107,7 +107,7 @@ def _serve(link, make: Callable, setting: object) -> None:
                 if what == "start":
                     torch.set_num_threads(setting.threads)
                     torch.manual_seed(0)
-                    device = device_of_rank()
+                    device = local_device()
                     before = bytes_in_use(device)  # what one contender keeps between steps another takes anew in each
                     step, answer = make(setting, device)
                     gc.collect()

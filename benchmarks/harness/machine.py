@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from ds_distill.kernels.fused_linear import forget_kept_memory
+from ds_distill.kernels.fused_linear import release_workspace
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.memory import give_back_freed_memory
+from ds_distill.utils.memory import trim_heap
 
 
 def describe(device: torch.device) -> str:
@@ -40,8 +40,8 @@ def bytes_in_use(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.memory_allocated(device)
-    forget_kept_memory()
-    give_back_freed_memory()  # else what an earlier run left to the process would count as there before
+    release_workspace()
+    trim_heap()  # else what an earlier run left to the process would count as there before
     return psutil.Process().memory_info().rss
 
 

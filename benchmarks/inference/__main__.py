@@ -17,7 +17,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from benchmarks.harness.cli import count, one_sentence
+from benchmarks.harness.cli import count, user_errors
 from benchmarks.inference.backends import BODIES
 
 HEADS = ("encoder", "masked-lm", "classification")
@@ -52,7 +52,7 @@ def main() -> int:
     from benchmarks.inference.suite import run
 
     own = contextlib.nullcontext(args.work) if args.work else tempfile.TemporaryDirectory(prefix="inference-", ignore_cleanup_errors=True)
-    with own as scratch, one_sentence("benchmarks.inference"):
+    with own as scratch, user_errors("benchmarks.inference"):
         return run(args, Path(scratch))
 
 

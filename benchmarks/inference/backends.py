@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.inference.energy import joules
-from ds_distill.utils.memory import give_back_freed_memory
+from ds_distill.utils.memory import trim_heap
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Answers:
     def rest(self) -> None:
         """Give back the memory of the calls so far: all rows are there at once, and most of it is the largest case's."""
         getattr(self.run, "rest", lambda: None)()
-        give_back_freed_memory()
+        trim_heap()
 
     def peak_bytes(self) -> int:
         """Most memory this process has had, its libraries included."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForMaskedLM
 
-from benchmarks.harness.interleave import Contender
+from benchmarks.harness.interleave import Variant
 from benchmarks.harness.machine import describe
 from benchmarks.inference.backends import BODIES, Row, make, serve
 from benchmarks.inference.metrics import BASE, MIX, STUDENT, TEACHER, Measured, figures, summary
@@ -132,7 +132,7 @@ def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.N
     contenders, found = [], []
     try:
         for row in rows:
-            contender = Contender(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": str(row.threads), "CUDA_VISIBLE_DEVICES": ""}
+            contender = Variant(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": str(row.threads), "CUDA_VISIBLE_DEVICES": ""}
                                   if not BODIES[row.body].gpu else None)  # fmt: skip
             contenders.append(contender)
             with alive(f"loading {row.name}"):
@@ -164,7 +164,7 @@ def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.N
     return found
 
 
-def take_turn(contender: Contender, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:
+def take_turn(contender: Variant, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:
     for case, batches in cases.items():
         if sum(sum(part) for part in one.latencies.get(case, [])) > args.patience:
             continue  # slow: it has had its time

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness.cli import make_folder, one_sentence
+from benchmarks.harness.cli import make_folder, user_errors
 from benchmarks.inference.backends import BODIES, Row, make, serve
 from ds_distill.utils.console import alive, progress
 from ds_distill.utils.errors import UserError
@@ -53,12 +53,12 @@ def cut(lengths: list[int], positions: dict[str, int]) -> tuple[list[int], str]:
 
 def passes(rows: list[Row], lengths: list[int]) -> dict[str, float]:
     """Seconds of a full pass, by row's name."""
-    from benchmarks.harness.interleave import Contender
+    from benchmarks.harness.interleave import Variant
 
     contenders, seconds = [], {row.name: 0.0 for row in rows}
     try:
         for row in rows:
-            contenders.append(Contender(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}))
+            contenders.append(Variant(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}))
             with alive(f"loading {row.name}"):
                 contenders[-1].ask("start")
                 contenders[-1].ask(("time", "pass", [[max(lengths)]], 0.0))
@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--no-memory", action="store_true", help="leave the least memory out")
     parser.add_argument("--report", type=Path, help="folder for table3.md, table3.html and table3.json")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="table3-", ignore_cleanup_errors=True) as scratch, one_sentence("benchmarks.inference.table3"):
+    with tempfile.TemporaryDirectory(prefix="table3-", ignore_cleanup_errors=True) as scratch, user_errors("benchmarks.inference.table3"):
         return run(args, Path(scratch))
 
 

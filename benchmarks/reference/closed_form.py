@@ -11,7 +11,7 @@ def vocabulary_loss(
     hs: Tensor, ws: Tensor, bs: Tensor | None, ht: Tensor, wt: Tensor, bt: Tensor | None, labels: Tensor,
     temperature: float, kl_weight: float, mlm_weight: float, kl_on: str, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(kl_sum, mlm_sum, gradient in the student's hidden states, weight, bias), float64; arguments as of losses.fused_vocabulary_loss.
+    """(kl_sum, mlm_sum, gradient in the student's hidden states, weight, bias), float64; arguments as of losses.fused_linear_distillation_loss.
 
     Source: Hinton et al. 2015, section 2.1; Sanh et al. 2019, section 2.
     """

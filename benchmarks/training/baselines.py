@@ -22,11 +22,11 @@ from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Data, Losses, Recipe, Training
-from ds_distill.training.compile import compile_step, why_no_compile
-from ds_distill.training.deepspeed_config import zero_of
-from ds_distill.training.device import precision_of
+from ds_distill.training.compile import compile_step, compile_unavailable_reason
+from ds_distill.training.deepspeed_config import resolve_zero_config
+from ds_distill.training.device import resolve_dtype
 from ds_distill.training.step import Step
-from ds_distill.utils.memory import keep_freed_memory
+from ds_distill.utils.memory import retain_freed_memory
 
 SIZES = {"tiny": (2, 128), "demo": (4, 128), "small": (6, 384), "base": (12, 768)}  # the teacher's layers and width; the student has half the layers
 
@@ -82,13 +82,13 @@ class Setting:
     def dtype(self, device: torch.device) -> torch.dtype:
         """The engine's."""
         start_distributed()
-        return precision_of(self.training, device)
+        return resolve_dtype(self.training, device)
 
     def frozen(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype) -> Teacher:
         return Teacher(teacher.to(teacher_dtype(device, dtype)))
 
     def compile(self, objective: Objective, teacher: Teacher, device: torch.device) -> None:
-        if self.passes != "torch" and why_no_compile() is None:
+        if self.passes != "torch" and compile_unavailable_reason() is None:
             compile_step(objective, teacher, device, passes=self.passes)
 
 
@@ -110,7 +110,7 @@ def _reference(setting: Setting, device: torch.device, autocast: bool) -> tuple[
     (teacher, student), training, (ids, labels) = setting.models(device), setting.training, setting.batch(device)
     optimizer = torch.optim.AdamW(student.parameters(), **options_of(training))
     if device.type == "cpu" and os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
-        keep_freed_memory(largest=True)  # its logits too, or this would not be the best for it
+        retain_freed_memory(largest=True)  # its logits too, or this would not be the best for it
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -163,7 +163,7 @@ def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     (teacher, student), training, (ids, labels), dtype = setting.models(device), setting.training, setting.batch(device), setting.dtype(device)
     frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
     if device.type == "cpu":
-        keep_freed_memory()
+        retain_freed_memory()
     module = Objective(student, setting.losses, 1).to(device=device, dtype=dtype).train()
     setting.compile(module, frozen, device)
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -209,7 +209,7 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
             # fp16 is finding its scale, in the first call: without an optimizer's step it was none
         raise RuntimeError("no step of 30 had a finite gradient")
 
-    return step, {"dtype": str(dtype).removeprefix("torch."), "zero": zero_of(training, dtype)["stage"]}
+    return step, {"dtype": str(dtype).removeprefix("torch."), "zero": resolve_zero_config(training, dtype)["stage"]}
 
 
 def gemms(setting: Setting, device: torch.device) -> tuple[Callable, dict]:

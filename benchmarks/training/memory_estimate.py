@@ -19,7 +19,7 @@ from pathlib import Path
 
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-from benchmarks.harness.cli import count, one_sentence, why_it_ended
+from benchmarks.harness.cli import count, user_errors, why_it_ended
 from ds_distill.utils.console import alive
 from ds_distill.utils.errors import UserError
 
@@ -47,7 +47,7 @@ def main() -> int:
     args = parser.parse_args()
     if odd := [case for case in args.cases if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[0-3]", case)]:
         parser.error(f"--cases {odd[0]}: micro-batch, ranks and ZeRO stage are asked for, such as 16x1x2")
-    with one_sentence("benchmarks.training.memory_estimate"):
+    with user_errors("benchmarks.training.memory_estimate"):
         return run(args)
 
 

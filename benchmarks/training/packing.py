@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness.cli import count, one_sentence
+from benchmarks.harness.cli import count, user_errors
 from benchmarks.harness.machine import describe, on_cpu_only
 from benchmarks.training.trainers import Engine
-from ds_distill.cli.app import quieten
-from ds_distill.data.dataset import TokenStore
-from ds_distill.data.loader import BatchOrder
-from ds_distill.data.run_data import masker_of, prepare_tokens
+from ds_distill.cli.app import silence_libraries
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.loader import BatchLoader
+from ds_distill.data.run_data import make_masker, prepare_tokens
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.models.loading import load_masked_lm
@@ -32,18 +32,18 @@ from ds_distill.reporting.tables import table
 from ds_distill.utils.console import alive
 
 
-def orders(args: argparse.Namespace, folder: Path) -> dict[str, BatchOrder]:
+def orders(args: argparse.Namespace, folder: Path) -> dict[str, BatchLoader]:
     """By name, the batches of the corpus."""
     found, mean = {}, args.length  # real tokens a line
     for mode, kinds in {"grouped": {"padded": False, "grouped": True}, "packed": {"packed": False}}.items():
         recipe = Recipe(data=Data(mode=mode, sequence_length=args.length))
         prepare_tokens(args.corpus, load_tokenizer(args.teacher), folder / mode, recipe)
-        store = TokenStore.open(folder / mode, "train")
+        store = TokenDataset.open(folder / mode, "train")
         if mode == "grouped":
             mean = store.manifest["real_tokens"]["train"] / store.manifest["blocks"]["train"]
         sequences = args.sequences if mode == "grouped" else max(1, round(args.sequences * mean / args.length))
         for name, by_length in kinds.items():
-            found[name] = BatchOrder(store, masker_of(store, recipe), seed=0, global_batch=sequences, micro_batch=sequences, rank=0, world_size=1,
+            found[name] = BatchLoader(store, make_masker(store, recipe), seed=0, global_batch=sequences, micro_batch=sequences, rank=0, world_size=1,
                                      by_length=by_length)  # fmt: skip
     return found
 
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--sequences", type=count, default=32, help="lines a step (default 32)")
     parser.add_argument("--steps", type=count, default=16, help="steps of each, after two to warm up (default 16)")
     args = parser.parse_args()
-    with one_sentence("benchmarks.training.packing"):
+    with user_errors("benchmarks.training.packing"):
         result = measure(args)
     rows = [{"batches": name, **row} for name, row in result["batches"].items()]
     print(f"At most {args.length} tokens a sequence, {args.sequences} lines a step, {result['machine']}\n")
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    quieten(False)
+    silence_libraries(False)
     on_cpu_only()
     start_distributed()
     teacher = load_masked_lm(args.teacher)

@@ -18,14 +18,14 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.harness.cli import amount, count, one_sentence
-from benchmarks.harness.interleave import Contender, ratio, take_turns
+from benchmarks.harness.cli import amount, count, user_errors
+from benchmarks.harness.interleave import Variant, ratio, run_interleaved
 from benchmarks.harness.machine import describe
 from benchmarks.training import baselines as who
 from benchmarks.training.step import add_setting, check, setting_of
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.models.student import count_parameters
-from ds_distill.training.deepspeed_config import zero_of
+from ds_distill.training.deepspeed_config import resolve_zero_config
 
 
 def bytes_moved(parameters: int, stage: int, size: int, ranks: int) -> float:
@@ -38,7 +38,7 @@ def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, d
     """What the ranks tell each other in a step, and nothing else."""
     start_distributed()
     dtype, ranks = setting.dtype(device), torch.distributed.get_world_size()
-    stage, numbers = zero_of(setting.training, dtype)["stage"], count_parameters(setting.models(torch.device("cpu"))[1])
+    stage, numbers = resolve_zero_config(setting.training, dtype)["stage"], count_parameters(setting.models(torch.device("cpu"))[1])
     gradients = torch.zeros(numbers, device=device, dtype=torch.float32 if stage else dtype)
     part = torch.zeros(-(-numbers // ranks), device=device, dtype=dtype)
     weights = part.new_zeros(ranks * len(part))
@@ -54,11 +54,11 @@ def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, d
 def measure(setting: who.Setting, rounds: int) -> dict:
     """Seconds a step of one rank, two alone, two as a job, and the collectives; bytes a rank moves and their rate."""
     one, alone, two, talk = contenders = [
-        Contender("one rank", who.engine, setting), Contender("two alone", who.engine, setting, jobs=2),
-        Contender("two ranks", who.engine, setting, ranks=2), Contender("collectives", collectives, setting, ranks=2),
+        Variant("one rank", who.engine, setting), Variant("two alone", who.engine, setting, jobs=2),
+        Variant("two ranks", who.engine, setting, ranks=2), Variant("collectives", collectives, setting, ranks=2),
     ]  # fmt: skip
     try:
-        take_turns(contenders, rounds)
+        run_interleaved(contenders, rounds)
     finally:
         for contender in contenders:
             contender.stop()
@@ -86,7 +86,7 @@ def main() -> int:
         parser.error("--zero: 0 or 1; the bytes that stages 2 and 3 move are not in this projection")
     if args.step is None and torch.cuda.device_count() == 1:
         parser.error("two ranks need two GPUs; --step and --gigabytes-per-second project from a step measured on one")
-    with one_sentence("benchmarks.training.scaling"):
+    with user_errors("benchmarks.training.scaling"):
         return run(args)
 
 

@@ -9,7 +9,7 @@ All run the same objective: KL (over all tokens, or with --objective masked over
 the same dropout, clipping, AdamW. Plain recipe and Trainer run as their users start them, without TF32 and with an fp32 teacher; "huge pages" rows
 have the best allocator settings that a user could give them (THP_MEM_ALLOC_ENABLE, and keeping all that is freed; CPU only), the products have huge
 pages too. Machines are noisy, so contenders take turns and ratios are medians of ratios within a round.
-"gemms" are the step's matrix products alone, on its exact shapes, in the engine's precision (gemm_floor_share: their time as a share of the
+"gemms" are the step's matrix products alone, on its exact shapes, in the engine's precision (gemm_bound_fraction: their time as a share of the
 engine's). A contender whose first step takes longer than --patience is not asked again: that step is its measurement, and the output says so.
 first_step_extra_s: what the engine's first step took beyond the others, compiling, or reading what was compiled before, included. The last line of
 standard output is JSON.
@@ -24,11 +24,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness.cli import count, make_folder, one_sentence
-from benchmarks.harness.interleave import Contender, ratio, take_turns
+from benchmarks.harness.cli import count, make_folder, user_errors
+from benchmarks.harness.interleave import Variant, ratio, run_interleaved
 from benchmarks.harness.machine import describe
 from benchmarks.training import baselines as who
-from ds_distill.estimate.flops import flops_a_token
+from ds_distill.estimate.flops import flops_per_token
 from ds_distill.reporting.plots import bars_plot
 from ds_distill.reporting.tables import table
 from ds_distill.utils.errors import UserError
@@ -78,7 +78,7 @@ def check(setting: who.Setting, device: torch.device) -> None:
         raise UserError("--precision fp16: this machine has no GPU; use bf16, fp32 or auto")
 
 
-def measured(contenders: list[Contender], setting: who.Setting, ranks: int) -> dict:
+def measured(contenders: list[Variant], setting: who.Setting, ranks: int) -> dict:
     """The figures of contenders that took their turns; the engine's step is that of `ranks` times the tokens."""
     tokens = setting.sequences * setting.length
     seconds = {c.name: [s / (ranks if c.name == "engine" else 1) for s in c.seconds] for c in contenders}
@@ -88,7 +88,7 @@ def measured(contenders: list[Contender], setting: who.Setting, ranks: int) -> d
         for name in seconds.keys() - {"engine", "gemms"}:
             result[f"engine_vs_{name}"] = round(ratio(seconds[name], seconds["engine"]), 3)
         if "gemms" in seconds and ranks == 1:
-            result["gemm_floor_share"] = round(ratio(seconds["gemms"], seconds["engine"]), 3)
+            result["gemm_bound_fraction"] = round(ratio(seconds["gemms"], seconds["engine"]), 3)
         result |= {"engine_dtype": engine.said["dtype"], "zero": engine.said["zero"],
                    "first_step_extra_s": round(engine.first - statistics.median(engine.seconds), 1)}  # fmt: skip
     result["peak_mb"] = {c.name: round(c.memory / 1e6) for c in contenders}
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=count, default=1, help="of the engine's job, each with its own sequences and threads (default 1)")
     parser.add_argument("--report", type=Path, help="folder for training.md, training.png and training.json")
     args = parser.parse_args()
-    with one_sentence("benchmarks.training.step"):
+    with user_errors("benchmarks.training.step"):
         return run(args)
 
 
@@ -118,11 +118,11 @@ def run(args: argparse.Namespace) -> int:
     chosen = set(args.only) or ROWS.keys() - set(MORE) | set(args.add)
     if device.type == "cuda":
         chosen = {name for name in chosen if "huge" not in name}
-    contenders = [Contender(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=own)
+    contenders = [Variant(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=own)
                   for name, (_, make, own) in ROWS.items() if name in chosen]  # fmt: skip
     profile = None
     try:
-        take_turns(contenders, args.repeats, args.patience, COMPILING)
+        run_interleaved(contenders, args.repeats, args.patience, COMPILING)
         if args.profile and (engine := next((c for c in contenders if c.name == "engine"), None)):
             try:
                 profile = engine.ask("profile")
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
 
     once = [c.name for c in contenders if c.once]
     teacher, student = (c.config for c in setting.models(torch.device("cpu")))
-    flops = flops_a_token(teacher, student, setting.length)
+    flops = flops_per_token(teacher, student, setting.length)
     result = measured(contenders, setting, args.ranks) | {"mflops_a_token": round(flops / 1e6, 1), "first_step_only": once, "rounds": args.repeats}
     result |= {key: value for key, value in vars(setting).items() if key not in ("precision", "zero")} | {"ranks": args.ranks}
     result |= {"machine": describe(device), "date": datetime.date.today().isoformat()}
@@ -166,12 +166,12 @@ def heading(result: dict) -> str:
             f"{result['mflops_a_token']:.0f} MFLOP a token, {engine}{result['machine']}, {threads} threads")  # fmt: skip
 
 
-def rows_of(contenders: list[Contender], result: dict) -> list[dict]:
+def rows_of(contenders: list[Variant], result: dict) -> list[dict]:
     rows = []
     for c in contenders:
         against = result.get(f"engine_vs_{c.name}")
-        if c.name == "gemms" and "gemm_floor_share" in result:
-            against = f"{100 * result['gemm_floor_share']:.0f} % of it"
+        if c.name == "gemms" and "gemm_bound_fraction" in result:
+            against = f"{100 * result['gemm_bound_fraction']:.0f} % of it"
         label = ROWS[c.name][0] + (" (its first step only)" if c.name in result["first_step_only"] else "")
         rows.append({"contender": label, "rate": f"{result[c.name]:,.1f}", "against": against, "memory": result["peak_mb"][c.name],
                      "spread": f"{result['spread'][c.name]:.2f}"})  # fmt: skip

@@ -25,14 +25,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness.cli import amount, count, make_folder, one_sentence
+from benchmarks.harness.cli import amount, count, make_folder, user_errors
 from benchmarks.harness.machine import describe, on_cpu_only
 from benchmarks.training.trainers import RACERS
-from ds_distill.cli.app import quieten
+from ds_distill.cli.app import silence_libraries
 from ds_distill.cli.arguments import recipe_of
 from ds_distill.cli.parser import build_parser
 from ds_distill.data.heldout import heldout_sets
-from ds_distill.data.run_data import stores_of, tokens_for, with_tokens
+from ds_distill.data.run_data import open_run_data, prepare_run_tokens, with_prepared_settings
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.models.families import family_of
 from ds_distill.models.loading import load_masked_lm
@@ -84,7 +84,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     start_distributed()
     label, make = RACERS[name]
     folder, t = args.output / name, recipe.training
-    _, order, sets = stores_of(tokens, recipe, 0, 1, held)
+    _, order, sets = open_run_data(tokens, recipe, 0, 1, held)
     teacher = load_masked_lm(args.teacher).eval()
 
     def student():
@@ -201,12 +201,12 @@ def main() -> int:
     parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="who (default all)")
     parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # the process of one
     args = parser.parse_args()
-    with one_sentence("benchmarks.training.time_to_loss"):
+    with user_errors("benchmarks.training.time_to_loss"):
         return race(args)
 
 
 def race(args: argparse.Namespace) -> int:
-    quieten(False)
+    silence_libraries(False)
     on_cpu_only()
     options = build_parser().parse_args(["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher])["distill"]
     recipe = recipe_of(options)
@@ -225,8 +225,8 @@ def race(args: argparse.Namespace) -> int:
         refuse_another(args.output, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps({**asked, "on": here})))
     if not args.racer:
         start_distributed()
-    tokens = tokens_for(args.corpus, args.teacher, recipe, args.output / "tokens") if not args.racer else args.output / "tokens"
-    recipe = with_tokens(recipe, tokens)
+    tokens = prepare_run_tokens(args.corpus, args.teacher, recipe, args.output / "tokens") if not args.racer else args.output / "tokens"
+    recipe = with_prepared_settings(recipe, tokens)
     if args.racer:
         names = json.loads((args.output / "heldout.json").read_text(encoding="utf-8"))
         run_racer(args.racer, recipe, args, tokens, {name: Path(path) for name, path in names.items()})

@@ -19,10 +19,10 @@ from ds_distill.losses.objective import Objective
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe
 from ds_distill.training import checkpoint
-from ds_distill.training.device import precision_of
+from ds_distill.training.device import resolve_dtype
 from ds_distill.training.optimizer import parameter_groups
 from ds_distill.training.step import Step
-from ds_distill.training.weights import master_weights
+from ds_distill.training.weights import gather_master_weights
 
 
 def by_the_clock(warmup: float, share: Callable[[], float]) -> Callable[[int], float]:
@@ -77,7 +77,7 @@ class Engine:
 
     def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float]):
         t, cpu = recipe.training, torch.device("cpu")
-        dtype = precision_of(t, cpu)
+        dtype = resolve_dtype(t, cpu)
         frozen, objective = Teacher(copy.deepcopy(teacher).to(dtype)), Objective(student, recipe.losses, 1, teacher.config.hidden_size)
         self.take = Step(objective, frozen, recipe, steps=steps, accumulation=t.global_batch // t.micro_batch, length=recipe.data.sequence_length,
                          documents=False, device=cpu, dtype=dtype)  # fmt: skip
@@ -91,7 +91,7 @@ class Engine:
         self.take(self.engine.global_steps, batches, counts)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return master_weights(self.engine)
+        return gather_master_weights(self.engine)
 
     def save(self, folder: Path, number: int, state: dict) -> None:
         checkpoint.save(self.engine, folder, number, state, keep=1)

@@ -16,15 +16,15 @@ import statistics
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness.cli import count, one_sentence
+from benchmarks.harness.cli import count, user_errors
 from benchmarks.harness.machine import describe, peak_bytes
 from benchmarks.harness.timing import timed
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.kernels.fused_linear import columns
-from ds_distill.losses import fused_vocabulary_loss
+from ds_distill.losses import fused_linear_distillation_loss
 from ds_distill.recipe import Training
-from ds_distill.training.compile import why_no_compile
-from ds_distill.training.device import device_of_rank, precision_of
+from ds_distill.training.compile import compile_unavailable_reason
+from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.utils.console import alive
 
 
@@ -41,7 +41,7 @@ def inputs_of(rows: int, hidden: int, vocabulary: int, device: torch.device, dty
 
 def fused(x: dict, passes: str) -> None:
     rows, masked = len(x["h"]), int((x["labels"] >= 0).sum())
-    loss, *_ = fused_vocabulary_loss(x["h"], x["w"], x["b"], x["th"], x["tw"], x["tb"], x["labels"], temperature=2.0, kl_weight=5.0 / rows,
+    loss, *_ = fused_linear_distillation_loss(x["h"], x["w"], x["b"], x["th"], x["tw"], x["tb"], x["labels"], temperature=2.0, kl_weight=5.0 / rows,
                                      mlm_weight=2.0 / masked, passes=passes)  # fmt: skip
     loss.backward()
     clear(x)
@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
     parser.add_argument("--triton", action="store_true", help="on a GPU, also the kernel written in Triton")
     args = parser.parse_args()
-    with one_sentence("benchmarks.training.vocab_loss"):
+    with user_errors("benchmarks.training.vocab_loss"):
         return run(args)
 
 
@@ -96,11 +96,11 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     start_distributed()
-    device = device_of_rank()
-    dtype = precision_of(Training(), device)
+    device = local_device()
+    dtype = resolve_dtype(Training(), device)
     x = inputs_of(args.rows, args.hidden, args.vocabulary, device, dtype)
     jobs = {"products": bare(x), "fused": lambda: fused(x, "torch"), "plain": lambda: plain(x)}
-    if (reason := why_no_compile()) is None:
+    if (reason := compile_unavailable_reason()) is None:
         jobs["fused_compiled"] = lambda: fused(x, "compiled")
     else:
         print(f"not compiled: {reason}")

@@ -17,7 +17,7 @@ def has_compiler() -> bool:
     return bool(shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++"))
 
 
-def why_no_build() -> str | None:
+def build_unavailable_reason() -> str | None:
     """Why nothing can be compiled here, or None."""
     scripts = str(Path(sys.executable).parent)
     if scripts not in os.environ.get("PATH", "").split(os.pathsep):
@@ -37,7 +37,7 @@ def build_optimizer(offload: bool = False) -> str | None:
     Returns why the optimizer cannot be had, or None. The first time in an environment takes about a minute; several processes
     may call it, one builds.
     """
-    reason = why_no_build()
+    reason = build_unavailable_reason()
     if reason:
         return reason
     from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
@@ -50,14 +50,14 @@ def build_optimizer(offload: bool = False) -> str | None:
     return None
 
 
-def build_ahead() -> None:
+def start_build() -> None:
     """Start the build in a process of its own, so that it runs while text is read. Does nothing where it is built or can't be."""
-    if why_no_build() is None and not is_built("fused_adam"):
+    if build_unavailable_reason() is None and not is_built("fused_adam"):
         command = [sys.executable, "-c", "from ds_distill.builds.fused_adam import build_optimizer; build_optimizer()"]
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def why_no_apex() -> str | None:
+def apex_unavailable_reason() -> str | None:
     """Why NVIDIA's apex cannot be used, or None. The package of that name on the public index is a web toolkit, not NVIDIA's."""
     if importlib.util.find_spec("apex") is None:
         return "apex is not installed (built from source: see requirements-gpu.txt)"

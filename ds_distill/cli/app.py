@@ -13,8 +13,8 @@ from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import outlive_broken_streams, restart_in_utf8, show_what_can_be_shown
 from ds_distill.distributed import job
-from ds_distill.utils.console import end_bars, is_first, say, say_once
-from ds_distill.utils.errors import UserError, did_you_mean, is_disk_full, sentence_of
+from ds_distill.utils.console import close_bars, is_first, log_once, say
+from ds_distill.utils.errors import UserError, did_you_mean, is_disk_full, message_of
 from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.progress import ProgressWatch
 
@@ -31,12 +31,12 @@ commands: {commands}
 ds-distill --help says what each is for, ds-distill COMMAND --help what it takes."""
 
 
-def leave_gpus_alone() -> None:
+def force_cpu() -> None:
     """training.device = cpu: torch and DeepSpeed choose their device while they are imported, so this comes before."""
     os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"] = "cpu", ""
 
 
-def quieten(debug: bool) -> None:
+def silence_libraries(debug: bool) -> None:
     """Leave the output to our own lines, unless asked otherwise."""
     if debug:
         return
@@ -77,21 +77,21 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if debug:
             raise
-        said = sentence_of(error)
-        end_bars()
-        say_once(said, f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}")
+        said = message_of(error)
+        close_bars()
+        log_once(said, f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}")
         return 2
     except RuntimeError as error:
-        if debug or not _lost_another(error):
+        if debug or not _is_lost_peer(error):
             raise
-        end_bars()
-        say_once("lost", "\nds-distill: another rank has ended or cannot be reached, this one ends with it; the same command goes on from the last "
+        close_bars()
+        log_once("lost", "\nds-distill: another rank has ended or cannot be reached, this one ends with it; the same command goes on from the last "
                          "checkpoint")  # fmt: skip
         return 2
     except KeyboardInterrupt:  # distillations answer it themselves
         if debug:
             raise
-        end_bars()
+        close_bars()
         say("\nds-distill: interrupted; what is done is kept, and the same command goes on from there")
         return 130
     if is_first():
@@ -103,7 +103,7 @@ def _run(name: str, options, debug: bool) -> dict:
     """Check a command's options and run it; returns its summary."""
     command = COMMANDS[name]
     if options.get("training") and options.training.device == "cpu":
-        leave_gpus_alone()
+        force_cpu()
     command.check(options)
     # of several ranks, one that fails before it has joined the others is waited for; and some of the paths need be there for the first alone
     if job.ranks() == 1:
@@ -111,7 +111,7 @@ def _run(name: str, options, debug: bool) -> dict:
     keep_cache_in_environment()
     if libraries := LOADED.get(name, "torch and DeepSpeed"):
         say(f"loading {libraries} …")
-    quieten(debug)
+    silence_libraries(debug)
     try:
         with ProgressWatch() if job.ranks() == 1 else contextlib.nullcontext():
             summary = command.run(options)
@@ -151,7 +151,7 @@ def _command_of(argv: list[str]) -> list[str]:
     return argv
 
 
-def _lost_another(error: RuntimeError) -> bool:
+def _is_lost_peer(error: RuntimeError) -> bool:
     """Whether a collective broke off because of another process: gloo's errors are plain RuntimeErrors."""
     from torch.distributed import DistError
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ds_distill.config.values import UserPath
-from ds_distill.data.dataset import TokenStore
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs, check_weights
 from ds_distill.models.folder import check_model_files, resolve_model_folder
 from ds_distill.recipe import Data, Losses, Recipe, Student, Training
-from ds_distill.utils.errors import UserError, at_home
+from ds_distill.utils.errors import UserError, expand_user
 
 SECTIONS = {"data": Data, "student": Student, "losses": Losses, "training": Training}
 INPUTS = (
@@ -116,7 +116,7 @@ def check_text_paths(options) -> None:
         if inputs:
             check_inputs(inputs)
     if options.tokens:
-        TokenStore.open(options.tokens, "train")
+        TokenDataset.open(options.tokens, "train")
 
 
 def check_teacher_path(options) -> None:
@@ -127,7 +127,7 @@ def check_teacher_path(options) -> None:
 
 def check_tokenizer_folder(path: str, option: str) -> None:
     """Raise UserError where there is no folder and no cached hub model of this name."""
-    if not at_home(path).is_dir():
+    if not expand_user(path).is_dir():
         resolve_model_folder(path, option)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_distill.cli import arguments
-from ds_distill.data.dataset import TokenStore
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.models.folder import read_config, resolve_model_folder
 from ds_distill.utils.errors import UserError
 
@@ -42,21 +42,21 @@ def check(options) -> None:
 
 def check_paths(options) -> None:
     if options.tokens:
-        TokenStore.open(options.tokens, "train")
+        TokenDataset.open(options.tokens, "train")
     read_config(resolve_model_folder(options.teacher), f"teacher = {options.teacher}")
     if options.output:
         arguments.check_writable(options.output)
 
 
 def run(options) -> dict:
-    from ds_distill.data.run_data import with_tokens
+    from ds_distill.data.run_data import with_prepared_settings
     from ds_distill.estimate import estimate
     from ds_distill.preflight.job import check_deepspeed
 
     recipe = arguments.recipe_of(options)
     check_deepspeed(recipe.training)
     if options.tokens:
-        recipe = with_tokens(recipe, Path(options.tokens))
+        recipe = with_prepared_settings(recipe, Path(options.tokens))
     estimated = estimate.plan(
         recipe, options.teacher, options.tokens, options.ranks, options.memory_gib, options.tokens_per_second
     )

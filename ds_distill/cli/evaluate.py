@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ds_distill.cli import arguments
 from ds_distill.config.values import UserPath
-from ds_distill.data.dataset import TokenStore
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import check_model_files
 from ds_distill.reporting.tables import table
@@ -46,7 +46,7 @@ def check(options) -> None:
 
 def check_paths(options) -> None:
     if options.tokens:
-        TokenStore.open(options.tokens, "train")
+        TokenDataset.open(options.tokens, "train")
     else:
         check_inputs(options.corpus)
     for model in options.model:

@@ -11,7 +11,7 @@ from ds_distill.models.folder import check_model_files
 from ds_distill.run_folder import find_model
 from ds_distill.tasks.columns import named_columns
 from ds_distill.utils.console import is_first
-from ds_distill.utils.errors import UserError, at_home
+from ds_distill.utils.errors import UserError, expand_user
 
 PURPOSE = "a run's checkpoint → a Hugging Face folder; either → ONNX, int8, OpenVINO, torch.export, compared with PyTorch"
 NO_RUN = "no run with a checkpoint; give the --output folder of distill or pretrain"
@@ -95,21 +95,21 @@ def check_paths(options) -> None:
     if options.data and not (file := named_columns(options.data)[0]).is_file():
         what = "a folder or a pipe; give a file with" if file.exists() else "no such file; give"
         raise UserError(f"--data {options.data}: {what} labelled examples, as for finetune")
-    if options.run and not (at_home(options.run) / "model" / "config.json").is_file():
+    if options.run and not (expand_user(options.run) / "model" / "config.json").is_file():
         raise UserError(f"--run {options.run}: {NO_RUN}")
     arguments.check_writable(options.output)
 
 
 def run(options) -> dict:
     from ds_distill import pipeline
-    from ds_distill.data.sources import pieces_of
+    from ds_distill.data.sources import split_inputs
     from ds_distill.export.formats import export_formats, formats_of, formats_table
 
     output = Path(options.output)
     formats = [name for name in options.format if name != "hf"]
     formats_of(formats)  # a wrong name is refused before the work begins
     if options.text:
-        pieces_of(options.text)  # a file that is no text is refused before the run's model is written
+        split_inputs(options.text)  # a file that is no text is refused before the run's model is written
     summary = pipeline.export_run(Path(options.run), output, options.step) if options.run else {}
     if formats and is_first():
         exported = export_formats(

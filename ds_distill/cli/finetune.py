@@ -6,12 +6,12 @@ from pathlib import Path
 
 from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath
-from ds_distill.finetune.config import Tuning, grid_of
+from ds_distill.finetune.config import Tuning, expand_grid
 from ds_distill.models.folder import check_model_files
 from ds_distill.reporting.tables import table
 from ds_distill.tasks.examples import split_files
 from ds_distill.tasks.registry import task_of
-from ds_distill.utils.errors import UserError, at_home
+from ds_distill.utils.errors import UserError, expand_user
 
 PURPOSE = "an encoder on a task of GLUE, SQuAD or IMDb, several seeds, with or without a fine-tuned teacher"
 
@@ -65,7 +65,7 @@ def check(options) -> None:
     task_of(options.task)
     tuning = arguments.section_of(options.tuning, Tuning)
     tuning.check()
-    grid_of(tuning, options.grid or [])
+    expand_grid(tuning, options.grid or [])
 
 
 def check_paths(options) -> None:
@@ -74,7 +74,7 @@ def check_paths(options) -> None:
         check_model_files(options.teacher, "--teacher")
     if options.data:
         for split in ("train", *task_of(options.task).validation):
-            split_files(at_home(options.data), split)
+            split_files(expand_user(options.data), split)
     arguments.check_writable(options.output)
 
 
@@ -86,7 +86,7 @@ def run(options) -> dict:
         task_of(options.task),
         options.model,
         Path(options.output),
-        points=grid_of(tuning, options.grid or []),
+        points=expand_grid(tuning, options.grid or []),
         seeds=list(range(options.first_seed, options.first_seed + options.seeds)),
         teacher=options.teacher,
         data=options.data,

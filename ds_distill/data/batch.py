@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ds_distill.data.dataset import TokenStore
-from ds_distill.data.masking import IGNORED, Masker
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.masking import IGNORE_INDEX, Masker
 
 
 @dataclass
 class Batch:
     """input_ids [B, L] long; labels [B, L] long, -100 where unmasked; token_mask [B, L] bool, false on padding, None without any;
-    where each document of a packed block is a context of its own, document_ids [B, L] long and document_starts, see starts_of; else None."""
+    where each document of a packed block is a context of its own, document_ids [B, L] long and cu_seqlens, see cu_seqlens_of; else None."""
 
     input_ids: Tensor
     labels: Tensor
     token_mask: Tensor | None
     document_ids: Tensor | None = None
-    document_starts: Tensor | None = None
+    cu_seqlens: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`; from pinned memory the copy does not make the caller wait."""
@@ -48,19 +48,19 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Cut:
+class CollateSpec:
     """How sequences become a batch: pad_id fills up; separator: the id that ends a document, where documents are contexts of their own."""
 
     pad_id: int
     separator: int | None = None
 
 
-def make_batch(store: TokenStore, masker: Masker, entries: np.ndarray, epoch: int, cut: Cut) -> Batch:
+def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int, cut: CollateSpec) -> Batch:
     """The masked sequences `entries` [B], padded to the longest. An entry is a sequence's number, plus len(store) for each further copy of it."""
     masked = [masker.mask(store.sequence(int(entry % len(store))), epoch=epoch, block=int(entry)) for entry in entries]
     lengths = np.array([len(ids) for ids, _ in masked])
     width = int(lengths.max())
-    input_ids, labels = np.full((len(masked), width), cut.pad_id, np.int64), np.full((len(masked), width), IGNORED, np.int64)
+    input_ids, labels = np.full((len(masked), width), cut.pad_id, np.int64), np.full((len(masked), width), IGNORE_INDEX, np.int64)
     documents = None if cut.separator is None else np.full((len(masked), width), -1, np.int64)
     for row, (ids, wanted) in enumerate(masked):
         input_ids[row, : len(ids)], labels[row, : len(ids)] = ids, wanted
@@ -73,11 +73,11 @@ def make_batch(store: TokenStore, masker: Masker, entries: np.ndarray, epoch: in
         torch.from_numpy(labels),
         torch.from_numpy(np.arange(width) < lengths[:, None]) if padded else None,
         None if documents is None else torch.from_numpy(documents),
-        None if documents is None else torch.from_numpy(starts_of(documents)),
+        None if documents is None else torch.from_numpy(cu_seqlens_of(documents)),
     )
 
 
-def starts_of(documents: np.ndarray) -> np.ndarray:
+def cu_seqlens_of(documents: np.ndarray) -> np.ndarray:
     """Where each document of [B, L] ids begins in the flattened batch, int32, as variable-length attention wants it; padding counts as a document.
     B · L ends it and fills up to a power of two, at least 64: few lengths, so that little is compiled anew."""
     new = np.ones(documents.shape, bool)

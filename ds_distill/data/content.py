@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 
-from ds_distill.data.sources import Piece
+from ds_distill.data.sources import WorkUnit
 
 BUDGET = 64 * 2**20  # bytes that are read of a corpus; one of no more is read whole
 BLOCK = 2**15
 
 
-def content_fingerprint(pieces: list[Piece]) -> str:
+def content_fingerprint(pieces: list[WorkUnit]) -> str:
     """Hex sha256 of the files that the pieces are of, source by source: of each its kind, column, size and bytes.
 
     Of a corpus beyond BUDGET the first, the last and some blocks between of each file are read, so that a change of a few letters that leaves a large
     file as long as it was may go unnoticed. A hub data set counts by its name.
     """
-    files: dict[tuple[int, str], Piece] = {}
+    files: dict[tuple[int, str], WorkUnit] = {}
     for piece in pieces:
         files.setdefault((piece.source, piece.path), piece)
     most, digest = max(2, BUDGET // BLOCK // max(1, len(files))), hashlib.sha256()

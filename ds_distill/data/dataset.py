@@ -16,7 +16,7 @@ from ds_distill.utils.errors import UserError
 
 
 @dataclass
-class TokenStore:
+class TokenDataset:
     """One split of a prepared folder: len(store) sequences of token ids, numbered shard by shard.
 
     manifest: as written by prepare; token_counts: int64 [V], always of the train split.
@@ -33,7 +33,7 @@ class TokenStore:
         self._starts = np.cumsum([0, *map(len, self._rows)])
 
     @classmethod
-    def open(cls, path: str | Path, split: str = "train") -> TokenStore:
+    def open(cls, path: str | Path, split: str = "train") -> TokenDataset:
         """Map `split` ("train" or "heldout"); UserError for missing files or a size that the manifest does not foretell."""
         path = Path(path)
         manifest_file = path / "manifest.json"

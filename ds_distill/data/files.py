@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ds_distill.utils.console import TRACE, say, say_once
-from ds_distill.utils.errors import UserError, at_home
+from ds_distill.utils.console import TRACE, log_once, say
+from ds_distill.utils.errors import UserError, expand_user
 
 KINDS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".zst")
@@ -43,7 +43,7 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
     column: the one that the input names, if it names one. Raises UserError where there is no file, or one that cannot be reached.
     """
     given = "/dev/stdin" if given == "-" and not Path(given).exists() else given
-    path = at_home(given)
+    path = expand_user(given)
     if path.is_dir():
         found = _files_in(path)
         if not found:
@@ -84,12 +84,12 @@ def _files_in(folder: Path) -> list[Path]:
             f"{folder}: files in it that are not read: {len(others):,} ({counts}), such as {names}; "
             f"those read are {', '.join(KINDS)}, plain, .gz or .zst; name others, or a pattern of them"
         )
-        say_once(line, line)
+        log_once(line, line)
     if (folder / "dataset_dict.json").is_file():
         splits = sorted({file.parent.name for file in found if saved_files(file.parent)})
         if len(splits) > 1:
             line = f"{folder}: its splits {', '.join(splits)} are all read; hf:{folder}@{splits[-1]} reads one"
-            say_once(line, line)
+            log_once(line, line)
     return found
 
 

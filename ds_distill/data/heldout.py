@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ds_distill.data.content import content_fingerprint
 from ds_distill.data.files import COMPRESSED, KINDS
-from ds_distill.data.run_data import tokens_for
-from ds_distill.data.sources import described, pieces_of
-from ds_distill.distributed.process_group import from_first_rank, on_first_rank
+from ds_distill.data.run_data import prepare_run_tokens
+from ds_distill.data.sources import corpus_identity, split_inputs
+from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
 from ds_distill.recipe import Recipe
 
 
@@ -19,9 +19,9 @@ def heldout_sets(texts: list[str], tokens: Path, recipe: Recipe, output: Path) -
     """Collective: the folders of the tokens of held-out texts, under output/heldout, by name. UserError where a text that the run has been measured on
     is another now."""
     named: dict[str, str] = {}
-    on_first_rank(lambda: named.update(heldout_names(texts, recipe, output / "heldout")))
-    return {name: tokens_for([text], str(tokens / "tokenizer"), recipe, output / "heldout" / name, 1.0, bound=output, option="--heldout")
-            for name, text in from_first_rank(named).items()}  # fmt: skip
+    run_on_rank0(lambda: named.update(heldout_names(texts, recipe, output / "heldout")))
+    return {name: prepare_run_tokens([text], str(tokens / "tokenizer"), recipe, output / "heldout" / name, 1.0, bound=output, option="--heldout")
+            for name, text in broadcast_object(named).items()}  # fmt: skip
 
 
 def heldout_names(texts: list[str], recipe: Recipe, folder: Path) -> dict[str, str]:
@@ -32,8 +32,8 @@ def heldout_names(texts: list[str], recipe: Recipe, folder: Path) -> dict[str, s
     """
     made = {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*/manifest.json"))}
     places = {manifest["corpus"][0][0]: name for name, manifest in made.items()}
-    pieces = {text: pieces_of([text], column=recipe.data.column, streaming=recipe.data.streaming) for text in texts}
-    given = {described([text], pieces[text])[0][0]: text for text in texts}
+    pieces = {text: split_inputs([text], column=recipe.data.column, streaming=recipe.data.streaming) for text in texts}
+    given = {corpus_identity([text], pieces[text])[0][0]: text for text in texts}
     contents = {manifest.get("content"): name for name, manifest in made.items() if manifest["corpus"][0][0] not in given}
     found: dict[str, str] = {}
     for place, text in list(given.items()):

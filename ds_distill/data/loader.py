@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ds_distill.data.batch import Batch, Cut, make_batch
-from ds_distill.data.dataset import TokenStore
+from ds_distill.data.batch import Batch, CollateSpec, collate
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import Masker
 from ds_distill.data.sources import check_weights
 from ds_distill.utils.errors import UserError
@@ -20,19 +20,19 @@ _WINDOW = 64  # global batches sorted by length together
 _STREAM = 0x6F726465  # "orde": keeps the permutation apart from every other use of the seed
 
 
-class BatchOrder:
+class BatchLoader:
     """Batches of one rank.  Step k's sequences are a slice of the epoch's global order, the same at any world size.
 
     A global batch is laid out micro-step by micro-step, in each rank by rank.  weights: how often an epoch sees each source of the corpus
     (2 twice, with other masks; 0.5 a random half).  by_length: sequences of like length meet in a global batch, so that little is padding;
-    which ones, and in which order the batches come, is drawn anew each epoch.  own_documents: a packed block's documents do not see each other.
+    which ones, and in which order the batches come, is drawn anew each epoch.  document_masking: a packed block's documents do not see each other.
     steps_per_epoch leaves the incomplete last global batch out; accumulation is the number of micro-batches a rank runs per step.
     Raises UserError where the global batch cannot be cut evenly or exceeds the data, and for weights that do not fit the sources.
     """
 
     def __init__(
-        self, store: TokenStore, masker: Masker, *, seed: int, global_batch: int, micro_batch: int, rank: int, world_size: int,
-        weights: list[float] | None = None, by_length: bool = False, own_documents: bool = False,
+        self, store: TokenDataset, masker: Masker, *, seed: int, global_batch: int, micro_batch: int, rank: int, world_size: int,
+        weights: list[float] | None = None, by_length: bool = False, document_masking: bool = False,
     ):  # fmt: skip
         if min(global_batch, micro_batch, world_size) < 1 or not 0 <= rank < world_size:
             raise UserError(f"global batch {global_batch}, micro-batch {micro_batch}, rank {rank} of {world_size}: "
@@ -53,7 +53,7 @@ class BatchOrder:
             raise UserError(f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch of {global_batch}; "
                             "lower the global batch or prepare more text")
         self.store, self.masker, self.seed, self.by_length = store, masker, seed, by_length
-        self.cut = Cut(store.manifest["pad_id"], store.manifest["sep_id"] if own_documents else None)
+        self.cut = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
         self.seconds_waited = 0.0
         self.global_batch, self.micro_batch, self.rank, self.world_size = global_batch, micro_batch, rank, world_size
         self.accumulation = global_batch // wave
@@ -63,8 +63,8 @@ class BatchOrder:
         """The epoch, from 0, that step belongs to."""
         return step // self.steps_per_epoch
 
-    def entries_of(self, step: int) -> np.ndarray:
-        """The entries (see make_batch) of step's whole global batch: int64 [global_batch]."""
+    def indices_of(self, step: int) -> np.ndarray:
+        """The entries (see collate) of step's whole global batch: int64 [global_batch]."""
         if step < 0:
             raise ValueError(f"step {step}: steps count from 0")
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -95,12 +95,12 @@ class BatchOrder:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's `accumulation` batches of step, each [micro_batch, L]."""
-        mine = self.entries_of(step).reshape(self.accumulation, self.world_size, self.micro_batch)[:, self.rank]
-        return [make_batch(self.store, self.masker, entries, self.epoch(step), self.cut) for entries in mine]
+        mine = self.indices_of(step).reshape(self.accumulation, self.world_size, self.micro_batch)[:, self.rank]
+        return [collate(self.store, self.masker, entries, self.epoch(step), self.cut) for entries in mine]
 
     def counts(self, step: int) -> tuple[int, int]:
         """(real tokens, masked tokens) of step's whole global batch: what the losses divide by, without asking other ranks."""
-        sequences = self.entries_of(step) % len(self.store)
+        sequences = self.indices_of(step) % len(self.store)
         return int(self.store.lengths(sequences).sum()), int(self.masker.masked_counts(self.store.maskable(sequences)).sum())
 
     def prefetch(self, first_step: int, last_step: int, pin: bool = False) -> Iterator[tuple[int, list[Batch], tuple[int, int]]]:
@@ -148,11 +148,11 @@ class BatchOrder:
 
 
 def heldout_batches(
-    store: TokenStore, masker: Masker, batch_size: int, max_sequences: int | None = None, own_documents: bool = False
+    store: TokenDataset, masker: Masker, batch_size: int, max_sequences: int | None = None, document_masking: bool = False
 ) -> Iterator[Batch]:
     """`max_sequences` sequences spread evenly over the store, the last batch as short as it comes; the same ones and masks every time."""
     count = len(store) if max_sequences is None else min(max_sequences, len(store))
-    cut = Cut(store.manifest["pad_id"], store.manifest["sep_id"] if own_documents else None)
+    cut = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
     chosen = np.arange(count) * len(store) // max(count, 1)
     for start in range(0, count, batch_size):
-        yield make_batch(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, cut)
+        yield collate(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, cut)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ds_distill.data.whole_words import Words, choose_words, divided
 
-IGNORED = -100  # the label that cross-entropy skips
+IGNORE_INDEX = -100  # the label that cross-entropy skips
 _STREAM = 0x6D61736B  # "mask": keeps these draws apart from every other use of the seed
 
 
@@ -48,7 +48,7 @@ class Masker:
     def mask(self, ids: np.ndarray, *, epoch: int, block: int) -> tuple[np.ndarray, np.ndarray]:
         """ids [L] → (input_ids int64 [L], labels int64 [L], -100 where unmasked)."""
         input_ids = ids.astype(np.int64)
-        labels = np.full(len(input_ids), IGNORED, np.int64)
+        labels = np.full(len(input_ids), IGNORE_INDEX, np.int64)
         positions = np.flatnonzero(self.maskable[input_ids])
         count = masked_count(len(positions), self.probability)
         if count == 0:

@@ -47,7 +47,7 @@ class Packer:
         self._waiting, self._count = ([rest] if len(rest) and not last else []), (0 if last else len(rest))
 
 
-class Grouper:
+class LinePacker:
     """Lines → a sequence each, [CLS] line [SEP] of at most `length` ids; longer ones are cut into several (the authors' data).
 
     Sequences of fewer than 12 ids, and those of which half or more are unknown, are dropped and counted, and their characters, in `lost`.

@@ -24,12 +24,12 @@ from ds_distill.data.accounting import Accounts
 from ds_distill.data.content import content_fingerprint
 from ds_distill.data.packing import Packer
 from ds_distill.data.shards import INDEX
-from ds_distill.data.sources import Piece, described, pieces_of
+from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
 from ds_distill.data.tokenizer import plain_backend, save_tokenizer, special_ids, tokenizer_fingerprint, vocabulary_size
 from ds_distill.data.worker import SPLITS, Format, PieceWorker
 from ds_distill.utils.console import say
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.locks import hold
+from ds_distill.utils.locks import try_lock
 
 MODES = ("packed", "grouped")
 REPORT_VERSION = 2  # of what a finished piece says of itself
@@ -49,7 +49,7 @@ def prepare(
     streaming: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Tokenize the sources `inputs` (see sources.pieces_of) into the folder `output`; returns its manifest.
+    """Tokenize the sources `inputs` (see sources.split_inputs) into the folder `output`; returns its manifest.
 
     tokenizer: a transformers fast tokenizer. mode: "packed" (full blocks) or "grouped" (one line a sequence). workers: processes, 0: one a core.
     progress: called with bytes read and bytes in all (0 where a hub data set does not tell).
@@ -62,15 +62,15 @@ def prepare(
     """
     output = Path(output)
     _check(output, tokenizer, mode, sequence_length, heldout_fraction)
-    pieces = pieces_of(inputs, column=column, streaming=streaming)
+    pieces = split_inputs(inputs, column=column, streaming=streaming)
     form = Format(plain_backend(tokenizer).to_str(), vocabulary_size(tokenizer), special_ids(tokenizer), tokenizer.cls_token_id, tokenizer.sep_token_id,
                   tokenizer.unk_token_id, mode, sequence_length, heldout_fraction, seed)  # fmt: skip
     content = content_fingerprint(pieces)
     building = output.parent / f".{output.name}.building"
     building.mkdir(parents=True, exist_ok=True)
     with (building / "lock").open("w", encoding="utf-8") as lock:
-        hold(lock, output, lambda: "another process")
-        _go_on_or_start(building, pieces, form)
+        try_lock(lock, output, lambda: "another process")
+        _resume_or_reset(building, pieces, form)
         _tokenize(pieces, building, form, workers or cores(), progress)
         manifest = _assemble(inputs, pieces, content, building, form, tokenizer)
         _publish(building / "data", output)
@@ -97,7 +97,7 @@ def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fra
         raise UserError(f"{output}: exists and is not prepared data; choose another output folder or remove it")
 
 
-def _go_on_or_start(building: Path, pieces: list[Piece], form: Format) -> None:
+def _resume_or_reset(building: Path, pieces: list[WorkUnit], form: Format) -> None:
     """Keep the finished pieces of an interrupted call with the same sources and settings; clear away those of any other."""
     state = {p.path: [os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns] for p in pieces if p.kind != "hub"}
     plan = json.dumps([REPORT_VERSION, [asdict(piece) for piece in pieces], state, asdict(form)])
@@ -116,7 +116,7 @@ def _folder(building: Path, number: int) -> Path:
     return building / f"piece-{number:05d}"
 
 
-def _tokenize(pieces: list[Piece], building: Path, form: Format, workers: int, progress: Callable[[int, int], None]) -> None:
+def _tokenize(pieces: list[WorkUnit], building: Path, form: Format, workers: int, progress: Callable[[int, int], None]) -> None:
     left = [number for number in range(len(pieces)) if not _folder(building, number).is_dir()]
     total = sum(piece.size for piece in pieces)
     before = total - sum(pieces[number].size for number in left)
@@ -166,7 +166,7 @@ def _start_worker(form: Format, read) -> None:
     _worker, _read = PieceWorker(form), read
 
 
-def _work(piece: Piece, folder: Path) -> None:
+def _work(piece: WorkUnit, folder: Path) -> None:
     reported = 0
 
     def tick(so_far: int) -> None:
@@ -182,7 +182,7 @@ def _work(piece: Piece, folder: Path) -> None:
 # --- assembly ------------------------------------------------------------------------------------------------------
 
 
-def _assemble(inputs: list[str], pieces: list[Piece], content: str, building: Path, form: Format, tokenizer) -> dict[str, Any]:
+def _assemble(inputs: list[str], pieces: list[WorkUnit], content: str, building: Path, form: Format, tokenizer) -> dict[str, Any]:
     """The folder building/data out of the finished pieces."""
     data = building / "data"
     shutil.rmtree(data, ignore_errors=True)
@@ -226,7 +226,7 @@ def _assemble(inputs: list[str], pieces: list[Piece], content: str, building: Pa
     if not any(shards.values()):
         reasons = "; ".join(remarks)
         raise UserError(f"{', '.join(inputs)}: the corpus is empty (no document with a token in it); {reasons or 'give files that hold text'}")
-    _even_out(data, shards, counts, maskable, form)
+    _ensure_nonempty_splits(data, shards, counts, maskable, form)
     for split in SPLITS:
         for shard in shards[split]:
             sources[shard["source"]]["sequences"][split] += shard["sequences"]
@@ -247,7 +247,7 @@ def _assemble(inputs: list[str], pieces: list[Piece], content: str, building: Pa
         "found": {key: found[key] for key in sorted(found)}, "characters": accounts.characters(), "remarks": remarks,
         "maskable": {split: {str(n): maskable[split][n] for n in sorted(maskable[split])} for split in SPLITS},
         "unknown_share": float(counts[form.unknown_id] / max(1, known)) if form.unknown_id is not None else 0.0,
-        "corpus": described(inputs, pieces), "content": content, "seed": form.seed, "heldout_fraction": form.heldout_fraction,
+        "corpus": corpus_identity(inputs, pieces), "content": content, "seed": form.seed, "heldout_fraction": form.heldout_fraction,
         **{f"{kind}_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")},
         "special_ids": list(form.special_ids), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "sources": sources, "shards": shards, "fingerprint": digest.hexdigest(),
@@ -263,7 +263,7 @@ def _link(file: Path, name: Path) -> None:
         shutil.copyfile(file, name)
 
 
-def _even_out(data: Path, shards: dict[str, list[dict]], counts: np.ndarray, maskable: dict[str, Counter], form: Format) -> None:
+def _ensure_nonempty_splits(data: Path, shards: dict[str, list[dict]], counts: np.ndarray, maskable: dict[str, Counter], form: Format) -> None:
     """A small corpus may leave one split empty: the other then gives its last sequence, if it has two."""
     for empty, full in (("heldout", "train"), ("train", "heldout")):
         wanted = 0 < form.heldout_fraction < 1 and not shards[empty]

@@ -12,7 +12,7 @@ from pathlib import Path
 from ds_distill.data import rows, sources
 from ds_distill.data.files import head_of, open_unpacked, unreadable
 from ds_distill.data.findings import Findings
-from ds_distill.data.sources import Piece, pieces_of
+from ds_distill.data.sources import WorkUnit, split_inputs
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # a byte that is no UTF-8, or half a pair, as JSON escapes may hold
 _OTHER_ENDS = {"\r": "carriage returns alone", "\f": "form feeds", "\u2028": "U+2028", "\u2029": "U+2029", "\x85": "U+0085"}
@@ -29,11 +29,11 @@ class Document:
 
 def documents(inputs: list[str]) -> Iterator[str]:
     """The texts of `inputs`, in order; checks them at the call, before anything is read."""
-    pieces = pieces_of(inputs)
+    pieces = split_inputs(inputs)
     return (document.text for piece in pieces for document in read(piece) if document.text)
 
 
-def read(piece: Piece, tick: Callable[[int], None] = lambda _: None, findings: Findings | None = None) -> Iterator[Document]:
+def read(piece: WorkUnit, tick: Callable[[int], None] = lambda _: None, findings: Findings | None = None) -> Iterator[Document]:
     """The documents of a piece, in order; one that is empty comes with an empty text.
 
     Text files: documents are separated by blank lines, their lines stay lines. Others: a row is a document. Bad UTF-8 is replaced.
@@ -68,7 +68,7 @@ def read(piece: Piece, tick: Callable[[int], None] = lambda _: None, findings: F
     findings.count(0 if piece.kind == "text" else characters, outside)  # a text's reader counts for itself: it drops blank lines
 
 
-def _read_text(piece: Piece, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     lines, size, characters, outside, line_begins = [], 0, 0, 0, True
     with open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick) as stream:
         while line := stream.readline(sources.DOCUMENT_CHARACTERS):
@@ -101,7 +101,7 @@ def _read_text(piece: Piece, findings: Findings, tick: Callable[[int], None]) ->
         yield whole
 
 
-def _remark_on_head(piece: Piece, findings: Findings) -> None:
+def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
     """Say what a file's first bytes tell of mistakes that lose nothing, and are hardly meant."""
     path = Path(piece.path)
     head = head_of(path, path.suffix).decode(errors="replace")

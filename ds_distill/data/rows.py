@@ -12,13 +12,13 @@ from pathlib import Path
 from ds_distill.data.csv_rows import LONGEST_FIELD, CsvRows, listed_columns
 from ds_distill.data.files import open_unpacked
 from ds_distill.data.findings import Findings
-from ds_distill.data.sources import Piece, arrow_batches, open_hub, open_parquet
+from ds_distill.data.sources import WorkUnit, arrow_batches, open_hub, open_parquet
 from ds_distill.utils.errors import UserError
 
 _KINDS = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
 
 
-def read_jsonl(piece: Piece, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+def read_jsonl(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     with open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick) as stream:
         for number, line in enumerate(stream, 1):
             text = line.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
@@ -51,7 +51,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     return row
 
 
-def read_csv(piece: Piece, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+def read_csv(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     csv.field_size_limit(LONGEST_FIELD)
     delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in Path(piece.path).suffixes] else ","
     binary = open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick)
@@ -70,7 +70,7 @@ def read_csv(piece: Piece, findings: Findings, tick: Callable[[int], None]) -> I
             yield row[place]
 
 
-def read_parquet(piece: Piece, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+def read_parquet(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     table = open_parquet(Path(piece.path))
     for number, group in enumerate(range(piece.start, piece.stop), 1):
         for batch in table.iter_batches(batch_size=256, row_groups=[group], columns=[piece.column]):
@@ -78,7 +78,7 @@ def read_parquet(piece: Piece, findings: Findings, tick: Callable[[int], None]) 
         tick(piece.size * number // (piece.stop - piece.start))
 
 
-def read_arrow(piece: Piece, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+def read_arrow(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     for batch in arrow_batches(Path(piece.path)):
         column = batch.column(batch.schema.names.index(piece.column))
         for start in range(0, len(column), 256):
@@ -86,13 +86,13 @@ def read_arrow(piece: Piece, findings: Findings, tick: Callable[[int], None]) ->
     tick(piece.size)
 
 
-def read_hub(piece: Piece, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+def read_hub(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     data = open_hub(piece.path, piece.streaming).select_columns(piece.column)
     for number, row in enumerate(data.shard(num_shards=piece.stop, index=piece.start), 1):
         yield _text(row[piece.column], piece, f"{piece.path}, row {number} of part {piece.start + 1}")
 
 
-def _column(array, piece: Piece) -> Iterator[str]:
+def _column(array, piece: WorkUnit) -> Iterator[str]:
     """The texts of an Arrow array; its type was looked at before."""
     try:
         values = array.to_pylist()
@@ -101,7 +101,7 @@ def _column(array, piece: Piece) -> Iterator[str]:
     return (_text(value, piece, piece.path) for value in values)
 
 
-def _text(value, piece: Piece, where: str) -> str:
+def _text(value, piece: WorkUnit, where: str) -> str:
     """A row's text; nothing for null, and for NaN, which stands for it where rows went through pandas."""
     if isinstance(value, str):
         return value
@@ -113,5 +113,5 @@ def _text(value, piece: Piece, where: str) -> str:
                     f"make it one string per row, or choose another column: {piece.path}#COLUMN")
 
 
-def no_column(piece: Piece, where: str, names: list) -> UserError:
+def no_column(piece: WorkUnit, where: str, names: list) -> UserError:
     return UserError(f"{where}: no column {piece.column!r}, it has {listed_columns(names) or 'none'}; choose one: {piece.path}#COLUMN")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from ds_distill.data.accounting import TRACE
 from ds_distill.data.content import content_fingerprint
-from ds_distill.data.dataset import TokenStore
-from ds_distill.data.loader import BatchOrder, heldout_batches
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.loader import BatchLoader, heldout_batches
 from ds_distill.data.masking import Masker, masked_count
 from ds_distill.data.prepare import prepare
-from ds_distill.data.sources import Piece, described, pieces_of
+from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.data.words import words_of
-from ds_distill.distributed.process_group import from_every_rank, on_first_rank
+from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import check_shared
 from ds_distill.utils.console import progress, say
@@ -40,13 +40,13 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
     return manifest
 
 
-def text_facts(tokens: Path) -> dict:
+def text_statistics(tokens: Path) -> dict:
     """What a run's summary says of its text: what became of every character, and what was found in its documents."""
-    manifest = TokenStore.open(tokens, "heldout").manifest
+    manifest = TokenDataset.open(tokens, "heldout").manifest
     return {key: manifest[key] for key in ("characters", "found") if key in manifest}
 
 
-def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None,
+def prepare_run_tokens(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None,
                bound: Path | None = None, option: str = "--corpus") -> Path:  # fmt: skip
     """Collective: tokens of `corpus` in `folder`, made by the first rank unless they are there, of the same text, wherever it lies, in the same way.
 
@@ -55,7 +55,7 @@ def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder:
 
     def make() -> None:
         d, file = recipe.data, folder / "manifest.json"
-        pieces = pieces_of(corpus, column=d.column, streaming=d.streaming)  # before the tokenizer: a wrong path is said first
+        pieces = split_inputs(corpus, column=d.column, streaming=d.streaming)  # before the tokenizer: a wrong path is said first
         tokenizer = load_tokenizer(tokenizer_folder)
         asked = {"mode": d.mode, "sequence_length": d.sequence_length, "seed": recipe.training.seed,
                  "heldout_fraction": d.heldout_fraction if heldout_fraction is None else heldout_fraction,
@@ -74,14 +74,14 @@ def tokens_for(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder:
                 raise UserError(f"{bound} holds another run ({differences}): {remedy}")
         prepare_tokens(corpus, tokenizer, folder, recipe, heldout_fraction)
 
-    on_first_rank(make)
+    run_on_rank0(make)
     check_shared(folder / "manifest.json")
     return folder
 
 
-def _other_text(made: dict, corpus: list[str], pieces: list[Piece]) -> str | None:
+def _other_text(made: dict, corpus: list[str], pieces: list[WorkUnit]) -> str | None:
     """How a corpus differs from that of prepared data, in words; None where it is the same."""
-    before, now = made.get("corpus"), described(corpus, pieces)
+    before, now = made.get("corpus"), corpus_identity(corpus, pieces)
     if "content" not in made:  # as earlier versions prepared it
         return None if before == now else f"was {before}, is {now}"
     if made["content"] == content_fingerprint(pieces):
@@ -90,9 +90,9 @@ def _other_text(made: dict, corpus: list[str], pieces: list[Piece]) -> str | Non
     return f"{', '.join(corpus)}: other text than before, of the same size" if same_size else f"was {before}, is {now}"
 
 
-def with_tokens(recipe: Recipe, tokens: Path) -> Recipe:
+def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
     """The recipe as the prepared folder has it: mode and sequence length were decided there."""
-    manifest = TokenStore.open(tokens, "train").manifest
+    manifest = TokenDataset.open(tokens, "train").manifest
     recipe, d = copy.deepcopy(recipe), recipe.data
     for key in ("mode", "sequence_length"):
         if getattr(d, key) != manifest[key]:
@@ -101,7 +101,7 @@ def with_tokens(recipe: Recipe, tokens: Path) -> Recipe:
     return recipe
 
 
-def masker_of(store: TokenStore, recipe: Recipe) -> Masker:
+def make_masker(store: TokenDataset, recipe: Recipe) -> Masker:
     m, d = store.manifest, recipe.data
     words = words_of(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
     if words is not None and not words.told:
@@ -112,7 +112,7 @@ def masker_of(store: TokenStore, recipe: Recipe) -> Masker:
     return masker
 
 
-def _check_masked(store: TokenStore, masker: Masker) -> None:
+def _check_masked(store: TokenDataset, masker: Masker) -> None:
     """UserError where no sequence has a token masked; a line where some have not: they are too short for data.mask_probability."""
     sequences = {int(tokens): count for tokens, count in store.manifest.get("maskable", {}).get(store.split, {}).items()}
     never = [tokens for tokens in sequences if not masked_count(tokens, masker.probability)]
@@ -126,27 +126,27 @@ def _check_masked(store: TokenStore, masker: Masker) -> None:
         say(f"{which} it masks no token in {count:,}, those of {max(never)} tokens or fewer")
 
 
-def heldout_part(tokens: Path) -> TokenStore:
+def open_heldout(tokens: Path) -> TokenDataset:
     """The held-out part of a prepared folder. UserError where it is empty."""
-    part = TokenStore.open(tokens, "heldout")
+    part = TokenDataset.open(tokens, "heldout")
     if not len(part):
         raise UserError(f"{tokens}: no held-out text; give a data.heldout_fraction above 0, and more than one document")
     return part
 
 
-def stores_of(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str, Path]):
+def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str, Path]):
     """(the training part, its order, what makes the batches of each held-out set)."""
-    store = TokenStore.open(tokens, "train")
-    found = from_every_rank(store.manifest["fingerprint"])
+    store = TokenDataset.open(tokens, "train")
+    found = all_gather_object(store.manifest["fingerprint"])
     other = next((number for number, fingerprint in enumerate(found) if fingerprint != found[0]), None)
     if other is not None:
         raise UserError(f"{tokens}: rank {other} has other tokens there than the first; copy that folder from the first rank's host")
-    masker = masker_of(store, recipe)
+    masker = make_masker(store, recipe)
     t, d = recipe.training, recipe.data
     own = not d.attend_across_documents
-    order = BatchOrder(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world,
-                       weights=d.weights, by_length=store.manifest["mode"] == "grouped", own_documents=own)  # fmt: skip
-    sets = {name: heldout_part(path) for name, path in {"": tokens, **more}.items()}
+    order = BatchLoader(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world,
+                       weights=d.weights, by_length=store.manifest["mode"] == "grouped", document_masking=own)  # fmt: skip
+    sets = {name: open_heldout(path) for name, path in {"": tokens, **more}.items()}
     for part in sets.values():
         _check_masked(part, masker)
     heldout = {name: partial(heldout_batches, part, masker, t.micro_batch, t.heldout_blocks, own) for name, part in sets.items()}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ds_distill.data.encodings import check_text
 from ds_distill.data.files import COMPRESSED, KINDS, UNSUPPORTED, digest_of_copy, files_of, kind_of, saved_split, unreadable
-from ds_distill.utils.errors import UserError, at_home
-from ds_distill.utils.git_lfs import check_no_pointer
+from ds_distill.utils.errors import UserError, expand_user
+from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 PIECE_BYTES = 32 * 2**20
 DOCUMENT_CHARACTERS = 100_000  # a longer document is cut: a book of one paragraph must neither fill memory nor fall to one split whole
@@ -20,7 +20,7 @@ _HUB = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<split>[^#]+)
 
 
 @dataclass(frozen=True)
-class Piece:
+class WorkUnit:
     """What one worker reads alone: bytes [start, stop) of a file, row groups [start, stop) of a parquet file, or shard `start` of `stop` of a
     hub data set. source: number of the input it comes from; size: bytes, for progress; streaming: of a hub data set."""
 
@@ -34,7 +34,7 @@ class Piece:
     streaming: bool = True
 
 
-def pieces_of(inputs: list[str], *, column: str = "text", streaming: bool = True) -> list[Piece]:
+def split_inputs(inputs: list[str], *, column: str = "text", streaming: bool = True) -> list[WorkUnit]:
     """The pieces of text, jsonl, csv, tsv and parquet files (also .gz and .zst), folders and patterns of them, and hub data sets.
 
     A file of rows may name its column, `FILE#COLUMN`; a hub data set is `hf:NAME[:CONFIG][@SPLIT][#COLUMN]`, NAME may be a folder.
@@ -45,7 +45,7 @@ def pieces_of(inputs: list[str], *, column: str = "text", streaming: bool = True
         if given.startswith("hf:"):
             pieces += _hub_pieces(source, given, column, streaming)
             continue
-        name, wanted = _named(given)
+        name, wanted = _split_column(given)
         for file in files_of(name, wanted):
             pieces += _file_pieces(source, file, wanted or column)
     if not pieces:
@@ -54,12 +54,12 @@ def pieces_of(inputs: list[str], *, column: str = "text", streaming: bool = True
 
 
 def check_inputs(inputs: list[str]) -> None:
-    """Raises UserError for a path, pattern or folder that yields no file, as pieces_of does, which also looks into the files and asks the hub."""
+    """Raises UserError for a path, pattern or folder that yields no file, as split_inputs does, which also looks into the files and asks the hub."""
     for given in inputs:
         if given.startswith("hf:"):
             _hub_parts(given)
         else:
-            files_of(*_named(given))
+            files_of(*_split_column(given))
 
 
 def check_weights(weights: list[float], sources: int) -> None:
@@ -68,7 +68,7 @@ def check_weights(weights: list[float], sources: int) -> None:
         raise UserError(f"data.weights = {weights}: one number, at least 0, for each of the corpus's {sources} sources")
 
 
-def described(inputs: list[str], pieces: list[Piece]) -> list[list]:
+def corpus_identity(inputs: list[str], pieces: list[WorkUnit]) -> list[list]:
     """What tells one corpus from another: each input as an absolute path, the bytes that were found there, and the column that is read, unless it is
     the usual one or named in the input."""
     found = []
@@ -76,27 +76,27 @@ def described(inputs: list[str], pieces: list[Piece]) -> list[list]:
         own = [piece for piece in pieces if piece.source == source]
         columns = {piece.column for piece in own if piece.kind != "text" and not given.endswith(f"#{piece.column}")} - {"text"}
         piped = next((digest for piece in own if (digest := digest_of_copy(piece.path))), None)  # the number of a pipe tells nothing
-        where = given if given.startswith("hf:") else f"pipe {piped}" if piped else str(at_home(given).absolute())
+        where = given if given.startswith("hf:") else f"pipe {piped}" if piped else str(expand_user(given).absolute())
         found.append([where, sum(piece.size for piece in own), *sorted(columns)])
     return found
 
 
-def _named(given: str) -> tuple[str, str | None]:
+def _split_column(given: str) -> tuple[str, str | None]:
     """(path, the column that it names, if it does) of an input that is not the hub's."""
     name, mark, column = given.rpartition("#")
-    if not mark or at_home(given).exists():
+    if not mark or expand_user(given).exists():
         return given, None
     if not name.strip() or not column.strip():
         what = "no file stands before the #" if column.strip() else "no column stands behind the #"
         raise UserError(f"{given}: {what}; write FILE#COLUMN (is a shell variable in it not set?)")
     # the # of `data#v2/*.txt` belongs to the name of a folder
-    is_path = not at_home(name).is_file() and re.search(r"[/*?\[]", column)
+    is_path = not expand_user(name).is_file() and re.search(r"[/*?\[]", column)
     return (given, None) if is_path else (name, column)
 
 
-def _file_pieces(source: int, file: Path, column: str) -> list[Piece]:
+def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
     kind, size = kind_of(file.name) or "text", file.stat().st_size
-    check_no_pointer(file)
+    check_not_lfs_pointer(file)
     if file.suffix.lower() in UNSUPPORTED:
         raise UserError(f"{file}: not text; give {', '.join(KINDS)} files, plain, .gz or .zst")
     if kind == "parquet":
@@ -105,17 +105,17 @@ def _file_pieces(source: int, file: Path, column: str) -> list[Piece]:
         _check_column(file, table.schema_arrow, column)
         step = max(1, round(groups * PIECE_BYTES / max(size, 1)))
         cuts = [*range(0, groups, step), groups]
-        return [Piece(source, str(file), kind, column, a, b, size * (b - a) // groups) for a, b in pairwise(cuts)]
+        return [WorkUnit(source, str(file), kind, column, a, b, size * (b - a) // groups) for a, b in pairwise(cuts)]
     if kind == "arrow":
         _check_column(file, _arrow_reader(file).schema, column)
-        return [Piece(source, str(file), kind, column, 0, 1, size)]
+        return [WorkUnit(source, str(file), kind, column, 0, 1, size)]
     try:
         check_text(file, file.suffix)
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(file, error) from error
     whole = file.suffix.lower() in COMPRESSED or kind == "csv"  # a quoted field of a csv may hold anything, line ends too
     cuts = [0, *([] if whole else _cuts(file, size, kind)), size]
-    return [Piece(source, str(file), kind, column, a, b, b - a) for a, b in pairwise(cuts)]
+    return [WorkUnit(source, str(file), kind, column, a, b, b - a) for a, b in pairwise(cuts)]
 
 
 def _cuts(file: Path, size: int, kind: str) -> list[int]:
@@ -186,17 +186,17 @@ def _check_column(file: Path, schema, column: str) -> None:
         raise UserError(f"{file}: column {column!r} holds {what}, not text; make it one string per row, or choose another column: {file}#COLUMN")
 
 
-def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[Piece]:
+def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[WorkUnit]:
     parts = _hub_parts(given)
     named = parts["column"] or column
-    if (local := at_home(parts["name"])).is_dir() and (saved := saved_split(local, parts["split"])):
+    if (local := expand_user(parts["name"])).is_dir() and (saved := saved_split(local, parts["split"])):
         return [piece for file in saved for piece in _file_pieces(source, file, named)]
     data = open_hub(given, streaming)
     names = data.column_names or list(next(iter(data), {}))
     if named not in names:
         raise UserError(f"{given}: no column {named!r}, it has {', '.join(names)}; choose one: hf:NAME#COLUMN")
     shards = data.num_shards if streaming else max(1, len(data) // 100_000)
-    return [Piece(source, given, "hub", named, shard, shards, 0, streaming) for shard in range(shards)]
+    return [WorkUnit(source, given, "hub", named, shard, shards, 0, streaming) for shard in range(shards)]
 
 
 def _hub_parts(given: str) -> re.Match:

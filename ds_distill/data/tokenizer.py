@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFa
 
 from ds_distill.data.portable_tokenizer import make_portable
 from ds_distill.run_folder import find_model
-from ds_distill.utils.errors import UserError, at_home
-from ds_distill.utils.git_lfs import check_no_pointer
+from ds_distill.utils.errors import UserError, expand_user
+from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MIN_VOCAB, MAX_ALPHABET = 200, 1000
@@ -82,11 +82,11 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     otherwise."""
     name = str(path)
     looks_local = isinstance(path, Path) or name.startswith(("/", ".", "~")) or name.count("/") > 1
-    if looks_local and not at_home(name).is_dir():
+    if looks_local and not expand_user(name).is_dir():
         raise UserError(f"{name}: no such tokenizer folder; give a folder saved with save_pretrained, or a model's name")
-    folder = find_model(at_home(name))
+    folder = find_model(expand_user(name))
     for file in (*folder.glob("*.json"), *folder.glob("vocab*")):
-        check_no_pointer(file)
+        check_not_lfs_pointer(file)
     if spm := _only_sentencepiece(folder):
         raise UserError(f"{name}: of its tokenizer only {spm.name}; make a tokenizer.json of it once, where sentencepiece and protobuf are installed: "
                         f"`AutoTokenizer.from_pretrained('{name}').save_pretrained('{name}')`")  # fmt: skip

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 from ds_distill.data.encode import Encoder
 from ds_distill.data.findings import Findings
 from ds_distill.data.lost import Loss
-from ds_distill.data.packing import Grouper, Packer
+from ds_distill.data.packing import LinePacker, Packer
 from ds_distill.data.readers import Document, read
 from ds_distill.data.shards import ShardWriter
-from ds_distill.data.sources import Piece
+from ds_distill.data.sources import WorkUnit
 
 SPLITS = ("train", "heldout")
 DOCUMENTS_A_BATCH = 128
@@ -61,7 +61,7 @@ class PieceWorker:
         self.form = form
         self.encoder = Encoder(Tokenizer.from_str(form.tokenizer), form.unknown_id, form.special_ids)
 
-    def __call__(self, piece: Piece, folder: Path, tick: Callable[[int], None] = lambda _: None) -> None:
+    def __call__(self, piece: WorkUnit, folder: Path, tick: Callable[[int], None] = lambda _: None) -> None:
         """Write the folder: a shard a split, report.json and arrays.npz (what is left over of each split, token counts of the train split,
         a hash of every document). It has its name only when complete.
 
@@ -75,7 +75,7 @@ class PieceWorker:
         if form.mode == "packed":
             makers = {split: Packer(writer, form.sequence_length, form.cls_id, form.sep_id) for split, writer in writers.items()}
         else:
-            makers = {split: Grouper(writer, form.sequence_length, form.cls_id, form.sep_id, form.unknown_id) for split, writer in writers.items()}
+            makers = {split: LinePacker(writer, form.sequence_length, form.cls_id, form.sep_id, form.unknown_id) for split, writer in writers.items()}
         found, findings, hashes = Counter(), Findings(), array("Q")
         documents = read(piece, tick, findings)
         while batch := list(islice(documents, DOCUMENTS_A_BATCH)):

@@ -108,14 +108,14 @@ class Heartbeat:
                 self.answered = self.heard = self.progressed = now
             before = now
             if now - self.answered > self.patience:
-                self._give_up()
+                self._abort()
             if now - self.heard > self.patience:
-                ask = threading.Thread(target=self._accuse, daemon=True)  # the store may be silent too, and asking block for ever
+                ask = threading.Thread(target=self._report_lost_neighbour, daemon=True)  # the store may be silent too, and asking block for ever
                 ask.start()
                 ask.join(5 * _EVERY)
-                self._give_up()  # not reached where the store answers
+                self._abort()  # not reached where the store answers
 
-    def _accuse(self) -> None:
+    def _report_lost_neighbour(self) -> None:
         if self.store.compare_set("verdict", "", str(self.rank)) == str(self.rank).encode():
             self._say(self._silence())
         self._leave(self.world - 1)
@@ -130,7 +130,7 @@ class Heartbeat:
                 read = self.store.add("read", 0)
         os._exit(_LOST)
 
-    def _give_up(self) -> None:
+    def _abort(self) -> None:
         # each host cut off says so once; on the first rank's own it is another that can, unless the first rank is there and only its store is silent
         if self.rank == 0:
             self._say(self._silence())

@@ -79,21 +79,21 @@ def _patient_group():
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
-def from_first_rank(value: object) -> object:
+def broadcast_object(value: object) -> object:
     """Collective: the first rank's `value`, however long it takes to come."""
     values = [value]
     torch.distributed.broadcast_object_list(values, group=_patient_group())
     return values[0]
 
 
-def from_every_rank(value: object) -> list:
+def all_gather_object(value: object) -> list:
     """Collective: every rank's `value`, by rank."""
     values: list = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value, group=_patient_group())
     return values
 
 
-def on_first_rank(job: Callable[[], object]) -> None:
+def run_on_rank0(job: Callable[[], object]) -> None:
     """Collective: the first rank does `job`; its mistake or full disk is a UserError on every rank, so that none waits for what never comes."""
     start_distributed()
     problem, failure = None, None
@@ -106,7 +106,7 @@ def on_first_rank(job: Callable[[], object]) -> None:
             problem = f"{error.filename or 'the output folder'}: {error.strerror or error}; choose another --output, or make room there"
         except Exception as error:
             problem, failure = f"the first rank failed: {error!r}", error
-    problem = from_first_rank(problem)
+    problem = broadcast_object(problem)
     if failure:
         raise failure
     if problem:

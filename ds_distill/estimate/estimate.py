@@ -13,11 +13,11 @@ import psutil
 import torch
 from transformers import AutoModelForMaskedLM
 
-from ds_distill.data.dataset import TokenStore
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.distributed.process_group import start_distributed
-from ds_distill.estimate.flops import flops_a_token
-from ds_distill.estimate.memory import GIB, activation_line, memory
-from ds_distill.kernels.prepacked_linear import packed_bytes
+from ds_distill.estimate.flops import flops_per_token
+from ds_distill.estimate.memory import GIB, activation_bytes_fit, memory
+from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import config_of, resolve_model_folder
@@ -26,8 +26,8 @@ from ds_distill.models.student import build_student, count_parameters, layers_of
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.compile import choose_kernels
-from ds_distill.training.deepspeed_config import zero_of
-from ds_distill.training.device import device_of_rank, precision_of
+from ds_distill.training.deepspeed_config import resolve_zero_config
+from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.utils.console import is_first, say
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
@@ -44,9 +44,9 @@ class Forecast:
         start_distributed()
         self.process = psutil.Process().memory_info().rss  # before any model: the libraries
         self.recipe, t = recipe, recipe.training
-        self.device = device_of_rank(t.device)
-        self.dtype = precision_of(t, self.device)
-        self.stage = zero_of(t, self.dtype)["stage"]
+        self.device = local_device(t.device)
+        self.dtype = resolve_dtype(t, self.device)
+        self.stage = resolve_zero_config(t, self.dtype)["stage"]
         self.teacher_dtype = teacher_dtype(self.device, self.dtype)
         self.length = recipe.data.sequence_length
         config = config_of(resolve_model_folder(teacher), f"teacher = {teacher}")
@@ -62,8 +62,8 @@ class Forecast:
         self.taught = bool(recipe.losses.kl or recipe.losses.cosine)
         self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
         if self.teacher_dtype == torch.bfloat16 and t.compile != "off":
-            self.teacher_bytes += packed_bytes(self.teacher)
-        self.activations = activation_line(self.student, self.length, self.dtype, torch.device("cpu"))
+            self.teacher_bytes += prepacked_bytes(self.teacher)
+        self.activations = activation_bytes_fit(self.student, self.length, self.dtype, torch.device("cpu"))
 
     def memory(self, micro_batch: int, stage: int, ranks: int):
         """The Memory of a rank."""
@@ -141,13 +141,13 @@ def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gi
     a_step = t.global_batch * forecast.length
     total = t.max_tokens or None
     if tokens:
-        manifest = TokenStore.open(Path(tokens), "train").manifest
+        manifest = TokenDataset.open(Path(tokens), "train").manifest
         a_step = round(t.global_batch * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"]))
         weights = recipe.data.weights or [1.0] * len(manifest["sources"])
         total = total or t.epochs * round(sum(w * s["tokens"]["train"] for w, s in zip(weights, manifest["sources"], strict=False)))
     measured = tokens_per_second is None
     rate = forecast.rate(min(t.micro_batch, 4), (total or math.inf) / ranks) * ranks if measured else tokens_per_second
-    flops = flops_a_token(forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length)
+    flops = flops_per_token(forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length)
     return {
         "teacher_parameters": count_parameters(forecast.teacher), "student_parameters": count_parameters(forecast.student),
         "mflops_a_token": round(flops / 1e6, 1), "tokens_a_step": a_step, "tokens": total, "steps": math.ceil(total / a_step) if total else None,

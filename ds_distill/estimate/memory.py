@@ -67,11 +67,11 @@ def memory(
 
 def activation_bytes(student: PreTrainedModel, sequences: int, length: int, dtype: torch.dtype, device: torch.device) -> float:
     """What autograd keeps of the student's trunk and head transform for `sequences` × `length` tokens."""
-    one, more = activation_line(student, length, dtype, device)
+    one, more = activation_bytes_fit(student, length, dtype, device)
     return one + more * (sequences - 1)
 
 
-def activation_line(student: PreTrainedModel, length: int, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
+def activation_bytes_fit(student: PreTrainedModel, length: int, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
     """The bytes of `activation_bytes` for one sequence, and for each further one: counted on one and on two. Leaves weights, mode and random state
     as they are."""
     family, counted = family_of(student), []

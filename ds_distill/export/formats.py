@@ -29,7 +29,7 @@ from ds_distill.tasks.metrics import Measured
 from ds_distill.utils.console import alive, say
 from ds_distill.utils.errors import UserError, did_you_mean
 from ds_distill.utils.files import write_json
-from ds_distill.utils.locks import hold
+from ds_distill.utils.locks import try_lock
 from ds_distill.utils.memory import peak_memory
 
 EXACT = 1e-4  # share of the largest output that fp32 formats may differ from PyTorch by: sums in another order
@@ -154,7 +154,7 @@ def _alone(output: Path):
     """One export at a time in a folder: they share its scratch and its tables. UserError where another is at it."""
     held = os.open(output, os.O_RDONLY)  # the folder itself: what is exported may be published as it lies
     try:
-        hold(held, output, lambda: "another export")
+        try_lock(held, output, lambda: "another export")
         yield
     finally:
         os.close(held)

@@ -37,7 +37,7 @@ def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
     import onnx_ir
 
     model = onnx_ir.load(graph)
-    Rewriter(model.graph, steps).run()
+    OnnxQuantizer(model.graph, steps).run()
     save_graph(model, file)
 
 
@@ -60,7 +60,7 @@ def why_not_full() -> str | None:
     return "this processor adds products of bytes up in 16 bits (it has no VNNI), where they are cut off"
 
 
-class Rewriter:
+class OnnxQuantizer:
     """One pass over an ONNX graph."""
 
     def __init__(self, graph, steps: int):

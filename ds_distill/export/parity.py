@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ds_distill.data.readers import documents
-from ds_distill.data.sources import pieces_of
+from ds_distill.data.sources import split_inputs
 from ds_distill.export.model import Source
 from ds_distill.models.inputs import pad_right
 from ds_distill.utils.console import progress
@@ -35,7 +35,7 @@ def text_batches(source: Source, text: list[str], *, sequences: int, length: int
     batches as they come. For a masked-LM head 15 % of the tokens are masked, drawn from a fixed seed; `at` says where. Else `at` is every token."""
     tokenizer, length = source.tokenizer, min(length, source.positions)
     if text:
-        pieces_of(text)  # a wrong path is a UserError here
+        split_inputs(text)  # a wrong path is a UserError here
     found: list[dict] = []
     for line in documents(text or [str(SAMPLE)]):
         encoded = tokenizer(

@@ -22,8 +22,8 @@ from ds_distill.tasks.examples import KINDS, check_value, kind_of, label_of, rea
 from ds_distill.tasks.labels import are_numbered_otherwise, class_by_name, class_by_number, class_of, classes_of, number_of
 from ds_distill.tasks.metrics import METRICS, Measured
 from ds_distill.tasks.registry import LENGTH_KEY, TASKS, Task, plain
-from ds_distill.tasks.squad import LENGTH, answers_of, questions_in, spans_of, squad_scores
-from ds_distill.utils.console import say, say_share
+from ds_distill.tasks.squad import LENGTH, postprocess_spans, questions_in, spans_of, squad_scores
+from ds_distill.utils.console import log_share, say
 from ds_distill.utils.errors import UserError
 
 Outputs = list[list[np.ndarray]]  # the model's outputs, batch by batch
@@ -88,12 +88,12 @@ def dev_set(source: Source, file: str | Path) -> DevSet:
     length = _length(source)
     encoded, truncated = encode_rows(source.tokenizer, read.texts, length)
     count = len(read.labels)
-    say_share(
+    log_share(
         truncated, count, f"--data {path}: {truncated:,} of {count:,} examples are longer than {length} tokens, and cut"
     )
     if (tuned := getattr(config, LENGTH_KEY, None) or length) < length:
         longer = sum(len(ids) > tuned for ids in encoded["input_ids"])
-        say_share(
+        log_share(
             longer,
             count,
             f"--data {path}: {longer:,} of {count:,} examples are longer than the {tuned} tokens that the model "
@@ -118,7 +118,7 @@ def _about(
     mark = source.tokenizer.unk_token_id
     unknown = 0 if mark is None else sum(row["input_ids"].count(mark) for row in rows)
     tokens = sum(len(row["input_ids"]) for row in rows)
-    say_share(
+    log_share(
         unknown,
         tokens,
         f"--data {file}: {unknown:,} of {tokens:,} tokens are unknown to the tokenizer ({source.tokenizer.unk_token})",
@@ -221,7 +221,7 @@ def _questions(source: Source, file: Path) -> DevSet:
     questions = questions_in(TASKS["squad_v2"], file)  # 1.1 as well: all of its questions have answers
     length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _length(source))
     spans = spans_of(questions, source.tokenizer, length)
-    say_share(
+    log_share(
         spans.cut,
         len(questions),
         f"--data {file}: {spans.cut:,} of {len(questions):,} questions are longer than a model reads, and cut",
@@ -230,7 +230,7 @@ def _questions(source: Source, file: Path) -> DevSet:
 
     def judge(outputs: Outputs) -> Measured:
         starts, ends = ([row for batch in outputs for row in batch[place]] for place in (0, 1))
-        return {"f1": squad_scores(questions, answers_of(questions, spans, starts, ends))["f1"]}
+        return {"f1": squad_scores(questions, postprocess_spans(questions, spans, starts, ends))["f1"]}
 
     columns = ["question", "context"]
     return DevSet(

@@ -73,7 +73,7 @@ class Tuning:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must not be below 0")
 
 
-def grid_of(settings: Tuning, grid: list[str]) -> list[Tuning]:
+def expand_grid(settings: Tuning, grid: list[str]) -> list[Tuning]:
     """The settings with every combination of `NAME=VALUE,VALUE…` in their place; `lr` is short for learning_rate."""
     hints, axes = get_type_hints(Tuning), []
     for entry in grid:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.finetune.config import Tuning
-from ds_distill.finetune.features import Collator, Features, features_of, outputs_of
+from ds_distill.finetune.features import Collator, Features, encode_features, predict
 from ds_distill.models.saving import follow_umask
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.tasks.examples import Examples, load_examples
@@ -80,7 +80,7 @@ class Sets:
         return {"train": self.train} | {named(split): features for split, (features, _) in self.dev.items()}
 
 
-def sets_of(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, positions: int) -> Sets:
+def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, positions: int) -> Sets:
     """positions: the most tokens that the models read."""
     most, length = settings.max_examples or None, min(settings.length or (LENGTH if data.task.spans else SENTENCES), positions)
     dev = dev_sets(data, tokenizer, length)
@@ -104,14 +104,14 @@ def sets_of(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, po
         names = ", ".join(data.task.labels[label] for label in sorted(absent))
         raise UserError(f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none that is {names}: the set is "
                         "in order; take more, or all, or give --data in random order")  # fmt: skip
-    return Sets(features_of(train, tokenizer, length), dev, length)
+    return Sets(encode_features(train, tokenizer, length), dev, length)
 
 
 def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, tuple[Features, object]]:
     """Sets.dev: the dev sets as `tokenizer` has them, of at most `length` tokens."""
     if not data.task.spans:
         return {
-            split: (features_of(part, tokenizer, length), np.array(part.labels)) for split, part in data.dev.items()
+            split: (encode_features(part, tokenizer, length), np.array(part.labels)) for split, part in data.dev.items()
         }
     found = {split: (questions, spans_of(questions, tokenizer, length)) for split, questions in data.dev.items()}
     return {
@@ -124,7 +124,7 @@ def teacher_outputs(teacher: PreTrainedModel, features: Features, collator: Coll
     """The teacher's outputs for `features`, fp32, computed once and kept in `folder` by what it is and what it read."""
     file = folder / f"{weights_fingerprint(teacher)[:16]}-{_digest(zip(*features.inputs.values(), strict=True))}.safetensors"
     if not file.is_file():
-        outputs = outputs_of(teacher, features, collator, batch, "the teacher's outputs")
+        outputs = predict(teacher, features, collator, batch, "the teacher's outputs")
         folder.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
         values, sizes = np.concatenate([o.reshape(-1) for o in outputs]).astype(np.float32), np.array([o.size for o in outputs])

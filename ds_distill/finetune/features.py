@@ -75,7 +75,7 @@ class ByLength(Sampler):
         return iter([*random.permutation(batches).reshape(-1).tolist(), *order[whole:].tolist()])
 
 
-def features_of(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> Features:
+def encode_features(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> Features:
     """Examples of one or two texts, cut to `length` tokens, at the side where the tokenizer cuts."""
     encoded, cut = encode_rows(tokenizer, examples.texts, length)
     return Features(encoded, {"labels": examples.labels}, cut=cut)
@@ -104,7 +104,7 @@ class Collator:
 
 
 @torch.inference_mode()
-def outputs_of(model: PreTrainedModel, features: Features, collator: Collator, batch: int, what: str) -> list[np.ndarray]:
+def predict(model: PreTrainedModel, features: Features, collator: Collator, batch: int, what: str) -> list[np.ndarray]:
     """A row's output, fp32: [classes], or [2, tokens] of answer starts and ends. Rows of like length go together, so little is padding."""
     was_training, device, takes = model.training, next(model.parameters()).device, inputs_of(model, INPUTS)
     model.eval()

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.finetune.config import Tuning
-from ds_distill.finetune.data import Data, Sets, dev_sets, load_data, sets_of, teacher_outputs
+from ds_distill.finetune.data import Data, Sets, dev_sets, encode_sets, load_data, teacher_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import not_read, said_of, say_other_scale, say_what_is_not_read
-from ds_distill.finetune.trainer import SAVE_EVERY, Tuner, _Bar, scored
+from ds_distill.finetune.trainer import SAVE_EVERY, FinetuneTrainer, _Bar, scored
 from ds_distill.models.families import family_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.precision import choose_cpu_dtype
@@ -25,14 +25,14 @@ from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
 from ds_distill.reporting.model_card import task_card
-from ds_distill.run_folder import claimed_alone
+from ds_distill.run_folder import locked_run_folder_alone
 from ds_distill.tasks.metrics import median, rank
 from ds_distill.tasks.registry import LENGTH_KEY, Task
 from ds_distill.utils.console import progress, skip
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
-from ds_distill.utils.memory import keep_freed_memory
-from ds_distill.utils.resources import full_disk_said, full_memory_said
+from ds_distill.utils.memory import retain_freed_memory
+from ds_distill.utils.resources import explain_disk_full, explain_out_of_memory
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Plan:
     def task(self) -> Task:
         return self.data.task
 
-    def sets_of(self, point: Tuning) -> Sets:
+    def encode_sets(self, point: Tuning) -> Sets:
         return self.sets[point.length, point.max_examples]
 
 
@@ -78,13 +78,13 @@ def finetune(
     read = load_data(task, data)
     identity = {"task": task.name, "order": "by length", "model": weights_fingerprint(student)[:16], "data": read.fingerprint,
                 "teacher": weights_fingerprint(mentor)[:16] if mentor else None}  # fmt: skip
-    with claimed_alone(output, identity, remedy="remove it, or choose another --output"):
+    with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         plan = _plan(read, model, output, points, tokenizer, positions, mentor)
         if teacher and task.regression:
             say_other_scale(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
         results = _run_all(plan, points, seeds)
     found, best = summary_of(task, results, output, model, teacher)
-    sets = plan.sets_of(best)
+    sets = plan.encode_sets(best)
     used = min(read.counts["train"], best.max_examples or read.counts["train"])
     return (
         found
@@ -105,23 +105,23 @@ def _check_reads_the_same(path: str, teacher: PreTrainedModel, student: PreTrain
 def _plan(data: Data, model: str, output: Path, points: list[Tuning], tokenizer, positions: int, mentor: PreTrainedModel | None) -> Plan:
     device, collator = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"), Collator(tokenizer)
     if device.type == "cpu":
-        keep_freed_memory()
+        retain_freed_memory()
     if mentor is not None:
         mentor = mentor.to(device).eval().requires_grad_(False)
     sets = {}
     for point in points:
         key = point.length, point.max_examples
         if key not in sets:
-            sets[key] = sets_of(data, tokenizer, point, positions)
+            sets[key] = encode_sets(data, tokenizer, point, positions)
             say_what_is_not_read(data, sets[key], point, positions, tokenizer)
             if mentor is not None:
-                with full_disk_said(output), full_memory_said(_smaller(point)):
+                with explain_disk_full(output), explain_out_of_memory(_smaller(point)):
                     sets[key].train.teacher = teacher_outputs(mentor, sets[key].train, collator, 2 * point.batch, output / "teacher")
     return Plan(data, model, output, sets, collator, mentor, device)
 
 
 def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
-    steps = [math.ceil(math.ceil(len(plan.sets_of(point).train) / point.batch) * point.epochs) for point in points]
+    steps = [math.ceil(math.ceil(len(plan.encode_sets(point).train) / point.batch) * point.epochs) for point in points]
     results = []
     with progress(sum(steps) * len(seeds), plan.task.name, "step") as bar:
         for point, length in zip(points, steps, strict=True):
@@ -132,12 +132,12 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
                 if result.is_file():
                     skip(bar, length)
                 else:
-                    with full_disk_said(folder), full_memory_said(_smaller(point)):
+                    with explain_disk_full(folder), explain_out_of_memory(_smaller(point)):
                         write_json(result, _one_run(plan, folder, point, seed, bar))
                 # not kept: what was made may be moved
                 results.append(
                     json.loads(result.read_text(encoding="utf-8"))
-                    | {"folder": str(folder / "model"), "length": plan.sets_of(point).length}
+                    | {"folder": str(folder / "model"), "length": plan.encode_sets(point).length}
                 )
     return results
 
@@ -173,7 +173,7 @@ def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
 def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     torch.manual_seed(seed)
     network = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
-    precision, cpu, sets = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["precision"], plan.device.type == "cpu", plan.sets_of(point)
+    precision, cpu, sets = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["precision"], plan.device.type == "cpu", plan.encode_sets(point)
     if cpu and precision == "bf16":  # written out it takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26); in fp32 torch's own is no slower
         network.set_attn_implementation("eager")
     arguments = TrainingArguments(
@@ -184,7 +184,7 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     )  # fmt: skip
     if not cpu and arguments.device.type == "cuda":
         arguments._n_gpu = 1  # or Trainer would spread a batch over every GPU it sees, and multiply it
-    trainer = Tuner(model=network, args=arguments, train_dataset=sets.train, data_collator=plan.collator, settings=point, task=plan.task,
+    trainer = FinetuneTrainer(model=network, args=arguments, train_dataset=sets.train, data_collator=plan.collator, settings=point, task=plan.task,
                     teacher=plan.teacher, callbacks=[_Bar(bar)])  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to results
     # Trainer writes trainer_state.json last

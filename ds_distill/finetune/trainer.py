@@ -8,22 +8,22 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from ds_distill.finetune.config import Tuning
 from ds_distill.finetune.data import Sets
-from ds_distill.finetune.features import ByLength, Collator, outputs_of
-from ds_distill.losses.soft_targets import hidden_loss, second_distillation
+from ds_distill.finetune.features import ByLength, Collator, predict
+from ds_distill.losses.soft_targets import hidden_cosine_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, inputs_of
 from ds_distill.tasks.metrics import Measured, scores
 from ds_distill.tasks.registry import Task
-from ds_distill.tasks.squad import answers_of, squad_scores
+from ds_distill.tasks.squad import postprocess_spans, squad_scores
 from ds_distill.utils.console import skip
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.memory import give_back_freed_memory
+from ds_distill.utils.memory import trim_heap
 
 SAVE_EVERY = 200  # steps
 # as many: batches are of many lengths, and what one frees leaves holes that no other fills: 10 GB after a thousand steps of SQuAD on a CPU, for 3
 GIVE_BACK_EVERY = 25
 
 
-class Tuner(Trainer):
+class FinetuneTrainer(Trainer):
     """Trainer with batches of like length, and with a teacher's soft targets when a batch has them."""
 
     def __init__(self, *arguments, settings: Tuning, task: Task, teacher: PreTrainedModel | None = None, **more):
@@ -41,11 +41,11 @@ class Tuner(Trainer):
         outputs = model(**{name: read[name] for name in self.takes}, **inputs, output_hidden_states=s.hidden > 0 and targets is not None)
         loss = outputs.loss
         if targets is not None:
-            loss = s.hard * loss + s.soft * second_distillation(outputs, targets, temperature=s.temperature, regression=self.task.regression)
+            loss = s.hard * loss + s.soft * soft_target_loss(outputs, targets, temperature=s.temperature, regression=self.task.regression)
             if s.hidden > 0:
                 with torch.no_grad():
                     taught = self.teacher(**{name: read[name] for name in inputs_of(self.teacher, INPUTS)}, output_hidden_states=True)
-                loss = loss + s.hidden * hidden_loss(outputs.hidden_states[-1], taught.hidden_states[-1], read["attention_mask"])
+                loss = loss + s.hidden * hidden_cosine_loss(outputs.hidden_states[-1], taught.hidden_states[-1], read["attention_mask"])
         return (loss, outputs) if return_outputs else loss
 
 
@@ -53,12 +53,12 @@ def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, b
     """The task's figures on its dev sets; of a second dev set with its name before them."""
     found: Measured = {}
     for number, (split, (features, gold)) in enumerate(sets.dev.items()):
-        outputs = outputs_of(model, features, collator, batch, f"{what}, {split}")
+        outputs = predict(model, features, collator, batch, f"{what}, {split}")
         if not all(np.isfinite(output).all() for output in outputs):
             raise UserError(f"{what}: the model's outputs are no numbers, it has diverged; a lower tuning.learning_rate in another --output")
         if task.spans:
             questions, spans = gold
-            part = squad_scores(questions, answers_of(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs]))
+            part = squad_scores(questions, postprocess_spans(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs]))
         else:
             part = scores(task.metrics, np.stack(outputs), gold)
         found |= part if number == 0 else {f"{split.removeprefix('validation_')}_{name}": value for name, value in part.items()}
@@ -77,6 +77,6 @@ class _Bar(TrainerCallback):
     def on_step_end(self, args, state, control, **more):
         self.bar.update()
         if state.global_step % GIVE_BACK_EVERY == 0:
-            give_back_freed_memory()
+            trim_heap()
         if state.log_history:
             self.bar.set_postfix(loss=f"{state.log_history[-1].get('loss', 0):.3f}")

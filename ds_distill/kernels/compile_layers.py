@@ -12,7 +12,7 @@ from ds_distill.models.families import family_of
 _NAME = "written_out"
 
 
-def compile_body(model: PreTrainedModel, device: torch.device) -> None:
+def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
     """Have each block of `model` compiled at its first call, for one shape [B, L] of input; parameters and their names stay as they are.
 
     On a CPU attention is written out, since torch's flash kernel has no dropout there and a slow backward, and dropout is `counter_dropout`. Outside

@@ -16,12 +16,12 @@ from ds_distill.kernels.row_losses import TEMPORARIES, passes_of
 # large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak; a GPU also reads and writes the weight's gradient once a chunk
 LIVE_BYTES = {"cpu": 240 * 2**20, "cuda": 768 * 2**20}
 BLOCK = {"cpu": 2**21, "cuda": 2**25}  # logits of one call of row_losses: a CPU finds them in its cache again, a GPU wants to be filled
-LOWEST = {torch.float16: -65504.0}  # bias of a column that is no token, else −1e30: no probability, and finite, so that 0 times its logit is 0
+PAD_LOGIT_BIAS = {torch.float16: -65504.0}  # bias of a column that is no token, else −1e30: no probability, and finite, so that 0 times its logit is 0
 TILE = 128  # rows
 _kept = threading.local()  # on a CPU, by model: the logits' memory, from one step to the next; fresh pages for it cost as much as a pass over them
 
 
-def fused_vocabulary_loss(
+def fused_linear_distillation_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
     student_bias: Tensor | None,
@@ -110,12 +110,12 @@ def live_bytes(rows: int, vocabulary: int, element_size: int, device: str, passe
     return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * temporaries
 
 
-def forget_kept_memory() -> None:
+def release_workspace() -> None:
     """Give back the memory of logits, up to LIVE_BYTES["cpu"], that this thread keeps for its next call on a CPU."""
     _kept.__dict__.clear()
 
 
-def _kept_memory(model: str, rows: int, vocabulary: int, like: Tensor) -> Tensor:
+def _workspace_view(model: str, rows: int, vocabulary: int, like: Tensor) -> Tensor:
     """[rows, vocabulary] of like's dtype, with whatever lies there."""
     flat = getattr(_kept, model, None)
     if flat is None or flat.dtype != like.dtype or flat.numel() < rows * vocabulary:
@@ -140,11 +140,11 @@ class _Logits:
         if more:
             weight = torch.nn.functional.pad(weight, (0, 0, 0, more))
             bias = weight.new_zeros(vocabulary, dtype=weight.dtype if hidden.is_cuda else wide) if bias is None else self.bias
-            self.bias = torch.nn.functional.pad(bias, (0, more), value=LOWEST.get(bias.dtype, -1e30))
+            self.bias = torch.nn.functional.pad(bias, (0, more), value=PAD_LOGIT_BIAS.get(bias.dtype, -1e30))
         self.hidden, self.weight = (hidden, weight) if same else (hidden.to(wide), weight.to(wide))
         self.options = {"out_dtype": wide} if hidden.is_cuda and same and hidden.dtype != wide else {}
         shape, dtype = (min(chunk, len(hidden)), vocabulary + more), self.options.get("out_dtype", self.hidden.dtype)
-        self.buffer = self.hidden.new_empty(shape, dtype=dtype) if hidden.is_cuda else _kept_memory(model, *shape, self.hidden)
+        self.buffer = self.hidden.new_empty(shape, dtype=dtype) if hidden.is_cuda else _workspace_view(model, *shape, self.hidden)
 
     def __call__(self, part: slice) -> Tensor:
         """Valid until the next call."""

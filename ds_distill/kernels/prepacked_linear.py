@@ -13,7 +13,7 @@ from ds_distill.models.families import family_of
 _PACKED: dict[int, tuple[Tensor, Tensor]] = {}
 
 
-def pack_linears(model: PreTrainedModel) -> None:
+def prepack_linears(model: PreTrainedModel) -> None:
     """Give the blocks' linear layers of a frozen bf16 model on a CPU packed copies of their weights; the plain weights and their names stay, and must
     not change any more. Where oneDNN is not built in, or has no bf16 on this processor, nothing changes."""
     if not _can_pack():
@@ -37,7 +37,7 @@ def _can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def packed_bytes(model: PreTrainedModel) -> int:
+def prepacked_bytes(model: PreTrainedModel) -> int:
     """What the packed copies take beside a bf16 model."""
     blocks = family_of(model).part(model, "layers")
     return sum(2 * module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear)) if _can_pack() else 0

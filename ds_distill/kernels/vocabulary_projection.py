@@ -1,6 +1,6 @@
 from torch import Tensor, nn
 
-from ds_distill.kernels.fused_linear import fused_vocabulary_loss
+from ds_distill.kernels.fused_linear import fused_linear_distillation_loss
 
 
 class VocabularyProjection(nn.Linear):
@@ -20,7 +20,7 @@ class VocabularyProjection(nn.Linear):
         return projection
 
     def forward(self, hidden: Tensor, *losses_of, **options):
-        """As nn.Linear for one argument; with more, fused_vocabulary_loss(hidden, weight, bias, *losses_of, **options)."""
+        """As nn.Linear for one argument; with more, fused_linear_distillation_loss(hidden, weight, bias, *losses_of, **options)."""
         if not losses_of:
             return super().forward(hidden)
-        return fused_vocabulary_loss(hidden, self.weight, self.bias, *losses_of, **options)
+        return fused_linear_distillation_loss(hidden, self.weight, self.bias, *losses_of, **options)

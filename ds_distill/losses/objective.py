@@ -22,7 +22,7 @@ class Objective(nn.Module):
         self.model = model
         self.losses = losses
         self.world_size = world_size
-        self.passes = "torch"  # how the vocabulary loss passes over its logits, see fused_vocabulary_loss
+        self.passes = "torch"  # how the vocabulary loss passes over its logits, see fused_linear_distillation_loss
         self.distance = cosine_distance_sum
         self.family = family_of(model)
         parent, name = self.family.decoder_parent_and_name(model)
@@ -45,17 +45,17 @@ class Objective(nn.Module):
         labels: Tensor,
         counts: tuple[int, int] | None = None,
         teacher: tuple | None = None,
-        document_starts: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ):
         """input_ids, labels [B, L] int64; attention_mask [B, L] or [B, 1, L, L] bool, a real token always sees itself and padding never does,
         or None where all are real; counts: real and masked tokens of the global batch.
 
-        teacher: (hidden [B, L, H], head_hidden [B, L, H], decoder_weight [V, H], decoder_bias [V] or None), or None for masked-LM only.
-        document_starts: of a batch whose documents do not see each other, see data.batches.starts_of; beside the mask, for models.varlen.
+        teacher: (hidden [B, L, H], decoder_input [B, L, H], decoder_weight [V, H], decoder_bias [V] or None), or None for masked-LM only.
+        cu_seqlens: of a batch whose documents do not see each other, see data.batches.cu_seqlens_of; beside the mask, for models.varlen.
         Returns (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached sums [kl, mlm, cosine].
         Without counts it evaluates instead, and returns [masked-LM loss, correct predictions, tokens] summed over the masked tokens.
         """
-        more = {} if document_starts is None else {"cu_seq_lens_q": document_starts}
+        more = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
         hidden = self.family.part(self.model, "trunk")(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
         projection = self.family.part(self.model, "decoder")
         if counts is None:
@@ -65,7 +65,7 @@ class Objective(nn.Module):
             return torch.stack([loss.double(), (logits.argmax(-1) == labels[at]).sum().double(), at.sum().double()])
         x = self.losses
         real, masked = counts
-        head_hidden = self.family.transform(self.model, hidden).flatten(0, 1)
+        decoder_input = self.family.transform(self.model, hidden).flatten(0, 1)
         t_hidden, t_head, t_weight, t_bias = teacher or (None, None, None, None)
         real_tokens = attention_mask
         if attention_mask is not None and attention_mask.dim() == 4:
@@ -73,7 +73,7 @@ class Objective(nn.Module):
         # the engine averages over ranks; the sums want the sum
         scale = float(self.world_size)
         loss, kl_sum, mlm_sum = projection(
-            head_hidden,
+            decoder_input,
             t_head.flatten(0, 1) if t_head is not None else None,
             t_weight,
             t_bias,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def temperature_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Mean over rows of T² · KL(softmax(t/T) ‖ softmax(z/T)), in nats and fp32.
 
     student, teacher: [..., C]; where the teacher has -inf (padding), neither has probability.
@@ -20,17 +20,17 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * terms.sum(-1).mean()
 
 
-def second_distillation(outputs, targets: Tensor, *, temperature: float, regression: bool) -> Tensor:
+def soft_target_loss(outputs, targets: Tensor, *, temperature: float, regression: bool) -> Tensor:
     """The soft part. targets: [B, C] of a classifier, [B, 1] of a number (squared error then), [B, 2, L] of answer starts and ends (their mean)."""
     if hasattr(outputs, "start_logits"):
         student = torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
-        return soft_loss(student, targets, temperature)
+        return temperature_kl(student, targets, temperature)
     if regression:
         return F.mse_loss(outputs.logits.float(), targets)
-    return soft_loss(outputs.logits, targets, temperature)
+    return temperature_kl(outputs.logits, targets, temperature)
 
 
-def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+def hidden_cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Mean over real tokens of 1 − cos(h_s, h_t). student, teacher: [B, L, H]; mask: [B, L], 1 for real tokens."""
     distance = 1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
     return (distance * mask).sum() / mask.sum()

@@ -11,10 +11,10 @@ try:  # no other release of torch has it under this name
 except ImportError:
     varlen_attn = None
 
-_NAME = "within_documents"
+_NAME = "varlen_attention"
 
 
-def why_no_varlen(device: torch.device, dtype: torch.dtype, head_size: int = 64) -> str | None:
+def varlen_unavailable_reason(device: torch.device, dtype: torch.dtype, head_size: int = 64) -> str | None:
     """Why the kernel cannot serve a model of this dtype and size of attention heads on this device, or None."""
     if device.type != "cuda":
         return "no GPU"
@@ -27,13 +27,13 @@ def why_no_varlen(device: torch.device, dtype: torch.dtype, head_size: int = 64)
     return None if dtype in (torch.float16, torch.bfloat16) else "the model is in fp32"
 
 
-def use_varlen(model: PreTrainedModel) -> None:
-    """Have `model` use the kernel where its trunk is given document_starts (as cu_seq_lens_q, beside the mask) and attention drops nothing:
+def use_varlen_attention(model: PreTrainedModel) -> None:
+    """Have `model` use the kernel where its trunk is given cu_seqlens (as cu_seq_lens_q, beside the mask) and attention drops nothing:
     the kernel has no dropout, so a student with attention dropout keeps the mask while it trains."""
     model.set_attn_implementation(_NAME)
 
 
-def within_documents(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
     """query, key, value [B, heads, L, d] in 16 bit; starts [n + 1] int32, where each document begins in the flattened [B · L] batch, then B · L as
     often as it fills up. Returns [B, L, heads, d]."""
     batch, heads, length, size = query.shape
@@ -45,7 +45,7 @@ def _attention(module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
                cu_seq_lens_q: Tensor | None = None, **_) -> tuple[Tensor, None]:  # fmt: skip
     usual = scaling is None or abs(scaling * query.shape[-1] ** 0.5 - 1) < 1e-6  # older releases of the kernel know one scale
     if cu_seq_lens_q is not None and not dropout and usual:
-        return within_documents(query, key, value, cu_seq_lens_q), None
+        return varlen_attention(query, key, value, cu_seq_lens_q), None
     return scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling).transpose(1, 2), None
 
 

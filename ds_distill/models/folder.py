@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from ds_distill.models.families import FAMILIES, family_of_type
 from ds_distill.run_folder import find_model
-from ds_distill.utils.errors import UserError, at_home
-from ds_distill.utils.git_lfs import check_no_pointer
+from ds_distill.utils.errors import UserError, expand_user
+from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -30,7 +30,7 @@ def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
     option: what errors begin with, before the path. Never touches the network: hundreds of ranks must not each download.
     Raises UserError where neither exists.
     """
-    folder = at_home(path)
+    folder = expand_user(path)
     if folder.is_dir() and _has_weights(found := find_model(folder)):
         return found
     if folder.exists() and not folder.is_dir():
@@ -87,7 +87,7 @@ def weight_files(folder: Path, given: str) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         files = [folder / "model.safetensors"]
     for index in folder.glob("*.safetensors.index.json"):
-        check_no_pointer(index)
+        check_not_lfs_pointer(index)
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -103,7 +103,7 @@ def weight_files(folder: Path, given: str) -> list[Path]:
         found = f"only {', '.join(pickled)}, and pickled weights are not loaded" if pickled else "no weights"
         raise UserError(f"{given}: {found}; save the model with save_pretrained, which writes model.safetensors")
     for file in files:
-        check_no_pointer(file)
+        check_not_lfs_pointer(file)
     return files
 
 
@@ -112,7 +112,7 @@ def read_config(folder: Path, given: str) -> dict:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{given}: no config.json in the folder; give a folder written by save_pretrained, such as a run's export/")
-    check_no_pointer(config_file)
+    check_not_lfs_pointer(config_file)
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         model_type = config.get("model_type")

@@ -15,10 +15,10 @@ from ds_distill.models.loading import load_masked_lm
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """hidden: [B, L, H], the last hidden state.  head_hidden: [B, L, H], the decoder's input.  Both in the teacher's dtype."""
+    """hidden: [B, L, H], the last hidden state.  decoder_input: [B, L, H], the decoder's input.  Both in the teacher's dtype."""
 
     hidden: Tensor
-    head_hidden: Tensor
+    decoder_input: Tensor
 
 
 class Teacher:
@@ -42,25 +42,25 @@ class Teacher:
         return cls(load_masked_lm(path).to(device=device, dtype=dtype))
 
     @torch.no_grad()  # not inference_mode: its tensors may not be saved for a backward, and the loss saves them
-    def outputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, document_starts: Tensor | None = None) -> TeacherOutputs:
+    def outputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> TeacherOutputs:
         """Last hidden state and decoder input of a batch.
 
         input_ids: [B, L] int.  attention_mask: [B, L] bool, true on real tokens; None where every token is real, which lets sdpa
-        take its fastest kernel.  Also [B, 1, L, L] bool, true where a query may see a key; then document_starts, [n] int32, says the same to
+        take its fastest kernel.  Also [B, 1, L, L] bool, true where a query may see a key; then cu_seqlens, [n] int32, says the same to
         models.varlen.  Raises ValueError for L > max_positions.
         """
         if input_ids.shape[-1] > self.max_positions:
             raise ValueError(f"sequences of {input_ids.shape[-1]} tokens: the teacher has {self.max_positions} positions")
-        more = {} if document_starts is None else {"cu_seq_lens_q": document_starts}
+        more = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
         hidden = self._family.part(self.model, "trunk")(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
         return TeacherOutputs(hidden, self._family.transform(self.model, hidden))
 
     def targets(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, document_starts: Tensor | None = None
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What a student of this batch is asked to match: (hidden, head_hidden, decoder_weight, decoder_bias), shapes as above."""
-        out = self.outputs(input_ids, attention_mask, document_starts)
-        return out.hidden, out.head_hidden, self.decoder_weight, self.decoder_bias
+        """What a student of this batch is asked to match: (hidden, decoder_input, decoder_weight, decoder_bias), shapes as above."""
+        out = self.outputs(input_ids, attention_mask, cu_seqlens)
+        return out.hidden, out.decoder_input, self.decoder_weight, self.decoder_bias
 
     @property
     def config(self) -> PretrainedConfig:

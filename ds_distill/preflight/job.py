@@ -14,17 +14,17 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 from ds_distill.data.readers import read
-from ds_distill.data.sources import check_inputs, pieces_of
-from ds_distill.distributed.process_group import on_first_rank, start_distributed
+from ds_distill.data.sources import check_inputs, split_inputs
+from ds_distill.distributed.process_group import run_on_rank0, start_distributed
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import open_model_folder, resolve_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.preflight.models import check_reads, check_teacher_fits, check_whole
 from ds_distill.recipe import Recipe, Training
-from ds_distill.run_folder import check_claim, check_shared
+from ds_distill.run_folder import check_run_identity, check_shared
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.deepspeed_json import check_deepspeed_json
-from ds_distill.training.device import device_of_rank, precision_of
+from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.engine import make_engine
 from ds_distill.utils.errors import UserError, did_you_mean
 
@@ -35,9 +35,9 @@ def check_machine(recipe: Recipe) -> None:
     """Collective: UserError where these ranks cannot share the global batch, or not run it as asked, by the recipe and its DeepSpeed JSON."""
     _, ranks = start_distributed()  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
     recipe.training.share_of(ranks)
-    device = device_of_rank(recipe.training.device)
+    device = local_device(recipe.training.device)
     if recipe.training.precision != "auto":  # which is measured
-        precision_of(recipe.training, device)
+        resolve_dtype(recipe.training, device)
     check_deepspeed(recipe.training)
 
 
@@ -65,8 +65,8 @@ def check_engine(recipe: Recipe) -> None:
     t = _smallest(recipe.training)
     if t.deepspeed is None and t.optimizer in ("auto", "torch"):
         return
-    device = device_of_rank(t.device)
-    dtype = precision_of(t, device)
+    device = local_device(t.device)
+    dtype = resolve_dtype(t, device)
 
     def starts(leave_out: tuple[str, ...] = ()) -> Exception | None:
         try:
@@ -107,18 +107,18 @@ def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
     def look() -> None:
         check_inputs(corpus)
         for text in heldout:
-            pieces = pieces_of([text], column=recipe.data.column, streaming=recipe.data.streaming)
+            pieces = split_inputs([text], column=recipe.data.column, streaming=recipe.data.streaming)
             if not any(document.text for piece in pieces for document in read(piece)):
                 raise UserError(f"--heldout {text}: holds no text; give a file that does, or leave it out")
 
-    on_first_rank(look)
+    run_on_rank0(look)
 
 
 def check_output(output: Path, recipe: Recipe) -> None:
     """Collective: UserError where an output folder holds a run of another recipe, or a host does not see it."""
-    on_first_rank(lambda: check_claim(output, recipe.identity(), recipe.training.resume))
+    run_on_rank0(lambda: check_run_identity(output, recipe.identity(), recipe.training.resume))
     if torch.distributed.get_world_size() > 1:
-        on_first_rank(lambda: _touch(output / ".lock"))
+        run_on_rank0(lambda: _touch(output / ".lock"))
         check_shared(output / ".lock")
 
 
@@ -132,7 +132,7 @@ def check_teacher(teacher: str, recipe: Recipe, tokens: Path | None = None) -> s
     does not fit."""
     folder, starts_from_it = check_teacher_fits(teacher, recipe, tokens)
     # many ranks that read gigabytes at once would keep each other waiting
-    on_first_rank(lambda: check_whole(teacher, tied=starts_from_it))
+    run_on_rank0(lambda: check_whole(teacher, tied=starts_from_it))
     return str(folder)
 
 
@@ -145,7 +145,7 @@ def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = Non
         folder, config = open_model_folder(model, "--from")
         check_reads(folder, config, f"--from {model}", recipe, tokens, folder if tokenizer == model else tokenizer)
         load_masked_lm(model, "--from", new_head=True, hollow=True)
-        on_first_rank(lambda: check_whole(model, "--from", new_head=True))
+        run_on_rank0(lambda: check_whole(model, "--from", new_head=True))
         return
     known = BertConfig().to_dict()
     for key, value in model.items():
@@ -173,5 +173,5 @@ def check_evaluated(models: list[str], recipe: Recipe, tokens: Path | None = Non
         folder, config = open_model_folder(model, "--model")
         check_reads(folder, config, f"model {model}", recipe, tokens, first)
         load_masked_lm(model, "--model", hollow=True)
-        on_first_rank(partial(check_whole, model, "--model"))
+        run_on_rank0(partial(check_whole, model, "--model"))
     return str(first)

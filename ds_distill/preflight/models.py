@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from ds_distill.data.dataset import TokenStore
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import open_model_folder, resolve_model_folder
@@ -59,7 +59,7 @@ def check_reads(folder: Path, config: PretrainedConfig, what: str, recipe: Recip
     folder, config: the model's. what: what errors call it. tokenizer: the folder of the tokenizer.
     """
     if tokens:
-        check_fits(TokenStore.open(tokens, "train"), config, what, str(folder))
+        check_fits(TokenDataset.open(tokens, "train"), config, what, str(folder))
         return
     check_positions(config, recipe.data.sequence_length, what)
     maker, own = load_tokenizer(tokenizer), tokenizer == folder
@@ -68,7 +68,7 @@ def check_reads(folder: Path, config: PretrainedConfig, what: str, recipe: Recip
         raise UserError(f"{what}: its tokenizer is not that of {tokenizer}, which would make the tokens; give models of one tokenizer")
 
 
-def check_fits(store: TokenStore, config: PretrainedConfig, what: str, folder: str | None = None) -> None:
+def check_fits(store: TokenDataset, config: PretrainedConfig, what: str, folder: str | None = None) -> None:
     """UserError where a model cannot read prepared tokens: pieces, positions and, for one from a folder that has a tokenizer, what the ids mean."""
     if store.manifest["vocab_size"] > config.vocab_size:
         raise UserError(f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own")

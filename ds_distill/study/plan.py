@@ -18,7 +18,7 @@ from ds_distill.study.scheduler import Step, folder_of, run_steps, starter_words
 from ds_distill.tasks.examples import split_files
 from ds_distill.tasks.registry import TASKS, task_of
 from ds_distill.utils.console import alive
-from ds_distill.utils.errors import UserError, at_home, did_you_mean
+from ds_distill.utils.errors import UserError, did_you_mean, expand_user
 from ds_distill.utils.files import write_json
 
 TEACHER, SECOND = "teacher", "second distillation"
@@ -80,7 +80,7 @@ class Study:
             except TypeError as error:
                 raise UserError(f"tuning of {name}: {tuning}: not all of these are numbers ({error})") from None
             for split in ("train", *task.validation) if self.data else ():
-                split_files(at_home(self.data) / name, split)
+                split_files(expand_user(self.data) / name, split)
         for name, changes in self.students.items():
             for key in changes:
                 if not key.startswith(ROOMS):
@@ -213,7 +213,7 @@ def _read_tasks(study: Study, steps: list[Step]) -> None:
     for task in study.tasks:
         if any(step.words[:3] == ("finetune", "--task", task) and not step.done for step in steps):
             with alive(f"reading {task}"):
-                load_data(task_of(task), str(at_home(study.data) / task) if study.data else None)
+                load_data(task_of(task), str(expand_user(study.data) / task) if study.data else None)
 
 
 def _at_home(plan: dict) -> dict:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ds_distill.tasks.registry import TASKS
-from ds_distill.utils.errors import UserError, at_home
+from ds_distill.utils.errors import UserError, expand_user
 
 # What data sets call their texts: one column, or two in the order in which a model reads them
 KNOWN = {task.texts for task in TASKS.values()} | {
@@ -34,13 +34,13 @@ NUMBER = re.compile(r"[-+\d.,:/e\s]*")  # or a date: csv and tsv have everything
 
 def named_columns(given: str) -> tuple[Path, list[str]]:
     """Return the file of labelled examples that `given` names, and the columns behind its #, if any."""
-    if "#" not in given or at_home(given).exists():
-        return at_home(given), []
+    if "#" not in given or expand_user(given).exists():
+        return expand_user(given), []
     name, _, columns = given.rpartition("#")
     found = columns.split(",")
     if not 1 <= len(found) <= 2 or not all(map(str.strip, (*found, name))):
         raise UserError(f"--data {given}: behind the # stand one or two columns of text, as in {name}#COLUMN,COLUMN")
-    return at_home(name), found
+    return expand_user(name), found
 
 
 def text_columns(rows: list[dict], given: str) -> list[str]:

@@ -18,9 +18,9 @@ from ds_distill.data.csv_rows import LONGEST_FIELD, CsvRows
 from ds_distill.data.findings import Findings
 from ds_distill.tasks.labels import class_of, number_of
 from ds_distill.tasks.registry import Task
-from ds_distill.utils.console import say, say_share
-from ds_distill.utils.errors import UserError, at_home
-from ds_distill.utils.git_lfs import check_no_pointer
+from ds_distill.utils.console import log_share, say
+from ds_distill.utils.errors import UserError, expand_user
+from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error)
@@ -68,7 +68,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 def load_examples(task: Task, split: str, data: str | None) -> Examples:
     """A split of `task` from the folder `data`, or from the hub (its cache, where there is no network) without one."""
     if data:
-        [file] = split_files(at_home(data), split)
+        [file] = split_files(expand_user(data), split)
         return read_examples(task, file)
     rows = from_hub(task, split)
     labels = [label_of(task, label, f"{task.hub[0]}, {split}, row {row}") for row, label in enumerate(rows["label"])]
@@ -122,7 +122,7 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
             f"{file}: no examples in it{f', all {sum(left_out.values())} rows left out' if left_out else ''}"
         )
     for cause, count in left_out.items():
-        say_share(count, count + len(labels), f"{file}: {count} {cause} left out")
+        log_share(count, count + len(labels), f"{file}: {count} {cause} left out")
     return texts, labels, left_out
 
 
@@ -150,7 +150,7 @@ def rows_of(
 ) -> Iterator[tuple[int, dict]]:
     """(line, row) of a file. headless: names of a tsv's columns where its first line has none of them. left_out: where
     rows with too few columns are counted, which are an error without it."""
-    check_no_pointer(file)
+    check_not_lfs_pointer(file)
     try:
         yield from _rows_of(file, headless, left_out)
     except UNREADABLE as error:
@@ -220,7 +220,7 @@ def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
         count += 1
         quoted += any(len(field) > 1 and field[0] == field[-1] == '"' for field in row)
         yield rows.line_num, row
-    say_share(
+    log_share(
         quoted,
         count,
         f"{file}: {quoted:,} of {count:,} rows have quotes around a field, which a tsv file's texts keep; "

@@ -80,14 +80,14 @@ def normalised(answer: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", answer).split())
 
 
-def exact_match(answer: str, golds: list[str]) -> float:
-    """1 where the normalised answer is one of `golds` (none: no answer is right), else 0."""
-    return float(any(normalised(answer) == normalised(gold) for gold in golds or [""]))
+def exact_match(answer: str, references: list[str]) -> float:
+    """1 where the normalised answer is one of `references` (none: no answer is right), else 0."""
+    return float(any(normalised(answer) == normalised(gold) for gold in references or [""]))
 
 
-def overlap_f1(answer: str, golds: list[str]) -> float:
-    """The best F1 of shared words with one of `golds`; without words on one side, 1 where the other has none either."""
-    return max(_overlap(normalised(answer).split(), normalised(gold).split()) for gold in golds or [""])
+def overlap_f1(answer: str, references: list[str]) -> float:
+    """The best F1 of shared words with one of `references`; without words on one side, 1 where the other has none either."""
+    return max(_overlap(normalised(answer).split(), normalised(gold).split()) for gold in references or [""])
 
 
 def _overlap(words: list[str], gold: list[str]) -> float:

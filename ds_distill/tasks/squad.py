@@ -16,9 +16,9 @@ from ds_distill.models.families import INPUTS
 from ds_distill.tasks.examples import UNREADABLE, from_hub, kind_of, opened, rows_of, split_files, without_lone_surrogates
 from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
 from ds_distill.tasks.registry import Task
-from ds_distill.utils.console import say_share
-from ds_distill.utils.errors import UserError, at_home
-from ds_distill.utils.git_lfs import check_no_pointer
+from ds_distill.utils.console import log_share
+from ds_distill.utils.errors import UserError, expand_user
+from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 LENGTH, STRIDE = 384, 128  # tokens of a span and, as in transformers' run_qa, that the next one repeats; the authors' code moves on by 128
 NEEDED = "it needs id, question, context and answers: their texts and, as many, answer_start"
@@ -39,7 +39,7 @@ class Question:
     answers: tuple[tuple[str, int], ...]
 
     @property
-    def golds(self) -> list[str]:
+    def references(self) -> list[str]:
         return [text for text, _ in self.answers]
 
 
@@ -83,7 +83,7 @@ def load_questions(task: Task, split: str, data: str | None) -> Questions:
     left out, and counted.
     """
     if data:
-        [file] = split_files(at_home(data), split)
+        [file] = split_files(expand_user(data), split)
         return questions_in(task, file)
     return _questions(task, ((f"row {number}", row) for number, row in enumerate(from_hub(task, split))), task.hub[0])
 
@@ -123,13 +123,13 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
             raise UserError(f"{faults[0]}; so are the answers of {count} of {total} questions, too many to leave out")
         found.left_out[MISPLACED] = count
         first = faults[0].removeprefix(f"{source}, ")
-        say_share(count, total, f"{source}: {count} of {total} {MISPLACED} are left out, the first: {first}")
+        log_share(count, total, f"{source}: {count} of {total} {MISPLACED} are left out, the first: {first}")
     return found
 
 
 def official(file: Path) -> Iterator[tuple[str, dict]]:
     """(place, question with its context) of an official SQuAD JSON."""
-    check_no_pointer(file)
+    check_not_lfs_pointer(file)
     try:
         with opened(file) as stream:
             articles = json.load(stream)["data"]
@@ -246,7 +246,7 @@ class Answer:
         return self.nothing - self.best[0][0] if self.best else float("inf")
 
 
-def answers_of(questions: list[Question], spans: Spans, starts: list[np.ndarray], ends: list[np.ndarray]) -> list[Answer]:
+def postprocess_spans(questions: list[Question], spans: Spans, starts: list[np.ndarray], ends: list[np.ndarray]) -> list[Answer]:
     """starts, ends: logits of each span's tokens (at least as many as it has). The best pairs start ≤ end of at most 30 tokens, within the context."""
     found = [Answer() for _ in questions]
     for row, number in enumerate(spans.question):
@@ -271,8 +271,8 @@ def squad_scores(questions: list[Question], answers: list[Answer]) -> Measured:
     parts at it. None: not measured, since there is no such question."""
     if not questions:
         return {"f1": None, "exact_match": None}
-    exact = [exact_match(a.text, q.golds) if q.answers else 0.0 for q, a in zip(questions, answers, strict=True)]
-    f1 = [overlap_f1(a.text, q.golds) if q.answers else 0.0 for q, a in zip(questions, answers, strict=True)]
+    exact = [exact_match(a.text, q.references) if q.answers else 0.0 for q, a in zip(questions, answers, strict=True)]
+    f1 = [overlap_f1(a.text, q.references) if q.answers else 0.0 for q, a in zip(questions, answers, strict=True)]
     answerable = [bool(q.answers) for q in questions]
     if all(answerable):
         return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}

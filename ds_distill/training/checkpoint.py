@@ -14,12 +14,12 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from safetensors.torch import save_file
 
 from ds_distill.deepspeed_fixes import regex_safe_path
-from ds_distill.distributed.process_group import from_every_rank, from_first_rank, on_first_rank
+from ds_distill.distributed.process_group import all_gather_object, broadcast_object, run_on_rank0
 from ds_distill.models.saving import follow_umask
 from ds_distill.training.universal_checkpoint import make_universal
 from ds_distill.utils.console import say
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.resources import full_disk_said
+from ds_distill.utils.resources import explain_disk_full
 
 FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
 MANIFEST = "manifest.json"  # what cut it (stage, ranks, precision), the parameters of each group, and size and checksum of every file
@@ -32,7 +32,7 @@ def all_of(folder: Path) -> dict[int, Path]:
     return {int(path.name.removeprefix("step-")): path for path in sorted(folder.glob("step-*")) if path.name.removeprefix("step-").isdecimal()}
 
 
-def manifest_of(path: Path) -> dict:
+def read_manifest(path: Path) -> dict:
     """A checkpoint's manifest; UserError where it has none that can be read."""
     try:
         return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -53,21 +53,21 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
         partial.mkdir(parents=True)
     _check_room(engine, folder)
     shape = _shape(engine)
-    with full_disk_said(folder):
+    with explain_disk_full(folder):
         engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step}, save_latest=False)
         if engine.frozen_weights and rank == 0:
             save_file(engine.frozen_weights, partial / "state" / FROZEN)
             follow_umask(partial / "state")
         torch.distributed.barrier()
         # a network file system may show a host another's files late: each knows its own
-        names = sorted({name for seen in from_every_rank([path.name for path in (partial / "state").iterdir()]) for name in seen})
+        names = sorted({name for seen in all_gather_object([path.name for path in (partial / "state").iterdir()]) for name in seen})
         files = {name: _checksum(partial / "state" / name, flush=True) for name in names[rank::world]}
-    files = {name: facts for part in from_every_rank(files) for name, facts in part.items()}
+    files = {name: facts for part in all_gather_object(files) for name, facts in part.items()}
     if rank == 0:
         versions = {package: version(package) for package in ("torch", "deepspeed", "transformers")}
         manifest = {"step": step, "shape": shape, "optimizer": _optimizer(engine), "groups": engine.parameter_names, "versions": versions,
                     "files": dict(sorted(files.items()))}  # fmt: skip
-        with full_disk_said(folder), open(partial / "state" / MANIFEST, "w", encoding="utf-8") as file:
+        with explain_disk_full(folder), open(partial / "state" / MANIFEST, "w", encoding="utf-8") as file:
             file.write(json.dumps(manifest, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -121,7 +121,7 @@ def _check_room(engine, folder: Path) -> None:
         raise UserError(f"{folder}: the disk is full, a checkpoint needs {need / 2**20:,.1f} MiB and {free / 2**20:,.1f} are free; "
                         f"make room there{kept}")  # fmt: skip
 
-    on_first_rank(look)
+    run_on_rank0(look)
 
 
 def _checksum(file: Path, flush: bool = False) -> tuple[int, int]:
@@ -135,12 +135,12 @@ def _checksum(file: Path, flush: bool = False) -> tuple[int, int]:
     return size, crc
 
 
-def _damage(path: Path) -> str | None:
+def _find_corruption(path: Path) -> str | None:
     """Collective: what is wrong with a checkpoint's files, or None; the ranks share the reading."""
 
     def look() -> str | None:
         try:
-            files = manifest_of(path)["files"]
+            files = read_manifest(path)["files"]
             for name in list(files)[torch.distributed.get_rank() :: torch.distributed.get_world_size()]:
                 if not (path / name).is_file():
                     return f"{name} is missing"
@@ -152,7 +152,7 @@ def _damage(path: Path) -> str | None:
             return f"{error.filename}: {error.strerror}"
         return None
 
-    return next((problem for problem in from_every_rank(look()) if problem), None)
+    return next((problem for problem in all_gather_object(look()) if problem), None)
 
 
 def resume(engine, folder: Path) -> dict | None:
@@ -160,10 +160,10 @@ def resume(engine, folder: Path) -> dict | None:
 
     A damaged one is set aside and the one before is taken, which is said. UserError where all are damaged.
     """
-    found = from_first_rank(list(all_of(folder).values()))
+    found = broadcast_object(list(all_of(folder).values()))
     problem = None
     for path in reversed(found):
-        problem = _damage(path)
+        problem = _find_corruption(path)
         if problem is None:
             return load(engine, path)
         aside = path.with_name(f"damaged-{path.name}")
@@ -180,7 +180,7 @@ def resume(engine, folder: Path) -> dict | None:
 def load(engine, path: Path) -> dict:
     """Collective: put the engine back to `path`; returns the state given to save. Another ZeRO stage (1 to 3) or number of ranks goes through
     DeepSpeed's universal checkpoint. UserError where the precision differs, or stage 0 and another, or the optimizer's state is not to be read."""
-    now, manifest = _shape(engine), manifest_of(path)
+    now, manifest = _shape(engine), read_manifest(path)
     before = manifest["shape"]
     if before["precision"] != now["precision"]:
         raise UserError(f"{path} was written with precision {before['precision']}, this run has {now['precision']}: go on with "
@@ -216,10 +216,10 @@ def _load_converted(engine, path: Path) -> tuple:
 
     def convert() -> None:
         shutil.rmtree(converted, ignore_errors=True)
-        with full_disk_said(path.parent):
+        with explain_disk_full(path.parent):
             make_universal(path, converted)
 
-    on_first_rank(convert)
+    run_on_rank0(convert)
     engine._config.load_universal_checkpoint = True
     try:
         return _load(engine, converted)

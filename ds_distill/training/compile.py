@@ -9,9 +9,9 @@ from transformers import PretrainedConfig
 from ds_distill.builds.deepspeed_extensions import first_line
 from ds_distill.builds.fused_adam import has_compiler
 from ds_distill.builds.inductor_cache import remove_partial_libraries
-from ds_distill.distributed.process_group import from_every_rank
-from ds_distill.kernels.compile_layers import compile_body
-from ds_distill.kernels.prepacked_linear import pack_linears
+from ds_distill.distributed.process_group import all_gather_object
+from ds_distill.kernels.compile_layers import compile_layers
+from ds_distill.kernels.prepacked_linear import prepack_linears
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import family_of_type
 from ds_distill.models.teacher import Teacher
@@ -20,13 +20,13 @@ from ds_distill.utils.console import say
 
 # Compiling pays where it saves more than this many seconds: on two CPU cores it takes 25 s at first, blocks and loss. What it saves there, in
 # seconds: a logit, and a token and layer's element of the hidden state and score of attention, with dropout. A GPU's share of the latter is a guess.
-PAYS = 40.0
+MIN_SAVED_SECONDS = 40.0
 LOGIT, HIDDEN, SCORE = 6.5e-9, 28e-9, 20e-9
 GPU = 0.02
 
 
 @functools.cache
-def why_no_compile() -> str | None:
+def compile_unavailable_reason() -> str | None:
     """Why torch.compile does not work here, or None.  Compiles two lines to see: seconds, from its cache less."""
     if not has_compiler():
         return "no C++ compiler"
@@ -42,9 +42,9 @@ def why_no_compile() -> str | None:
     return None
 
 
-def why_no_triton(device: torch.device) -> str | None:
+def triton_unavailable_reason(device: torch.device) -> str | None:
     """Why the vocabulary loss's kernel in Triton cannot run here, or None. Triton compiles as torch.compile does, which writes its kernels with it."""
-    return why_no_compile() if device.type == "cuda" else "no GPU"
+    return compile_unavailable_reason() if device.type == "cuda" else "no GPU"
 
 
 def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
@@ -62,9 +62,9 @@ def seconds_saved(recipe: Recipe, student: PretrainedConfig, tokens: float, leng
 
 def compiles(training: Training, saved: float, device: torch.device) -> bool:
     """Collective: whether the step's passes between matrix products are compiled. saved: seconds of the whole run."""
-    if training.compile == "off" or (training.compile == "auto" and saved < PAYS):
+    if training.compile == "off" or (training.compile == "auto" and saved < MIN_SAVED_SECONDS):
         return False
-    reasons = [reason for reason in from_every_rank(why_no_compile()) if reason]
+    reasons = [reason for reason in all_gather_object(compile_unavailable_reason()) if reason]
     if reasons:
         say(f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, slower; training.compile = off is silent")
     return not reasons
@@ -76,9 +76,9 @@ def choose_kernels(objective: Objective, teacher: Teacher | None, recipe: Recipe
     two seconds to compile and always pays."""
     saved = seconds_saved(recipe, objective.model.config, tokens, length, teacher is not None, device)
     if compiles(recipe.training, saved, device):
-        compile_step(objective, teacher, device, body=why_no_compiled_body(recipe, stage) is None)
+        compile_step(objective, teacher, device, body=compiled_layers_unavailable_reason(recipe, stage) is None)
         return True
-    if recipe.training.compile != "off" and why_no_triton(device) is None:
+    if recipe.training.compile != "off" and triton_unavailable_reason(device) is None:
         objective.passes = "triton"
     return False
 
@@ -90,20 +90,20 @@ def compile_step(objective: Objective, teacher: Teacher | None, device: torch.de
         objective.distance = torch.compile(objective.distance)
     objective.passes = passes if passes != "auto" else "triton" if device.type == "cuda" else "compiled"
     if teacher is not None and device.type == "cpu":
-        pack_linears(teacher.model)
+        prepack_linears(teacher.model)
     if body:
         for model in (objective.model, *([teacher.model] if teacher is not None else [])):
-            compile_body(model, device)
+            compile_layers(model, device)
 
 
-def why_no_compiled_body(recipe: Recipe, stage: int) -> str | None:
+def compiled_layers_unavailable_reason(recipe: Recipe, stage: int) -> str | None:
     """Why a run with this recipe at ZeRO `stage` leaves the blocks as they are, or None."""
     if recipe.data.mode != "packed":
         return "grouped batches have many shapes, each to be compiled anew"
     return "ZeRO stage 3 gathers weights between the operators of a block" if stage == 3 else None
 
 
-def seconds_of_compiling() -> float:
+def compile_seconds_so_far() -> float:
     """What torch.compile has taken in this process so far, its cache's reading included."""
     import torch._dynamo  # two seconds, for those who compile
 

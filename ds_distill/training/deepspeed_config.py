@@ -9,7 +9,7 @@ from ds_distill.training.deepspeed_json import without_recipes_own
 from ds_distill.utils.console import say
 
 
-def zero_of(training: Training, dtype: torch.dtype) -> dict:
+def resolve_zero_config(training: Training, dtype: torch.dtype) -> dict:
     """The recipe's zero_optimization, stage 0 where its DeepSpeed JSON names none. Without a JSON stage 0 in fp32, which then keeps one copy of the
     weights, and stage 1 in 16 bit: DeepSpeed's stage 0 there copies all gradients once more a step (docs/PERFORMANCE.md)."""
     if training.deepspeed is None:
@@ -20,7 +20,7 @@ def zero_of(training: Training, dtype: torch.dtype) -> dict:
 def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) -> dict:
     """The DeepSpeed JSON with the recipe's own settings put in; a conflict is a UserError that names both."""
     config = without_recipes_own(str(training.deepspeed), training.deepspeed_json())
-    config["zero_optimization"] = zero_of(training, dtype)
+    config["zero_optimization"] = resolve_zero_config(training, dtype)
     stage = config["zero_optimization"]["stage"]
     config |= {
         "train_micro_batch_size_per_gpu": training.micro_batch,

@@ -4,13 +4,13 @@ import os
 
 import torch
 
-from ds_distill.distributed.process_group import from_first_rank
+from ds_distill.distributed.process_group import broadcast_object
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.recipe import Training
 from ds_distill.utils.errors import UserError
 
 
-def device_of_rank(wanted: str = "auto") -> torch.device:
+def local_device(wanted: str = "auto") -> torch.device:
     """This rank's device; UserError where a GPU is asked for and there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device = cuda: torch sees no GPU here (ds-distill env says more); use auto or cpu")
@@ -21,13 +21,13 @@ def device_of_rank(wanted: str = "auto") -> torch.device:
     return device
 
 
-def precision_of(training: Training, device: torch.device) -> torch.dtype:
+def resolve_dtype(training: Training, device: torch.device) -> torch.dtype:
     """Collective: the trained model's dtype; raises UserError for fp16 on a CPU, whose GEMMs there are tens of times slower."""
     if training.precision == "auto":
         if device.type == "cuda":  # GPUs before Ampere have no bf16 units
-            return from_first_rank(torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16)
+            return broadcast_object(torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16)
         # a measurement may come out differently on two ranks
-        return from_first_rank(choose_cpu_dtype() if torch.distributed.get_rank() == 0 else None)
+        return broadcast_object(choose_cpu_dtype() if torch.distributed.get_rank() == 0 else None)
     if training.precision == "fp16" and device.type == "cpu":
         raise UserError("training.precision = fp16: this machine has no GPU; use bf16, fp32 or auto")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]

@@ -14,7 +14,7 @@ from ds_distill.deepspeed_fixes import batch_gradient_copies, make_step_skippabl
 from ds_distill.recipe import Training
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.optimizer import linear_schedule, make_optimizer, parameter_groups
-from ds_distill.utils.memory import keep_freed_memory
+from ds_distill.utils.memory import retain_freed_memory
 
 
 def make_engine(
@@ -30,7 +30,7 @@ def make_engine(
     offload = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") not in ("none", "auto")
     module.to(device)
     if device.type == "cpu":
-        keep_freed_memory()
+        retain_freed_memory()
     rate = training.trunk_learning_rate
     groups = parameter_groups(module, training.weight_decay, None if rate is None else {module.trunk_name: rate})
     names = [group.pop("names") for group in groups]

@@ -5,18 +5,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ds_distill.data.loader import BatchOrder
-from ds_distill.distributed.process_group import from_every_rank
+from ds_distill.data.loader import BatchLoader
+from ds_distill.distributed.process_group import all_gather_object
 from ds_distill.utils.console import say
 from ds_distill.utils.errors import UserError
 
 LOSSES = ("kl", "mlm", "cosine")
 
 
-class FiniteWatch:
+class NonFiniteGuard:
     """Counts the steps in a row that taught nothing. at_most: how many are borne; folder: of the checkpoints, for the message."""
 
-    def __init__(self, order: BatchOrder, at_most: int, folder: Path, scaled: bool):
+    def __init__(self, order: BatchLoader, at_most: int, folder: Path, scaled: bool):
         self.order, self.at_most, self.folder, self.in_a_row = order, at_most, folder, 0
         self.scaled = scaled  # under fp16's dynamic loss scale a skipped step now and then is how the scale is found
 
@@ -43,14 +43,14 @@ class FiniteWatch:
 
     def _where(self, step: int, parts: list[Tensor]) -> str:
         mine = []
-        entries = self.order.entries_of(step).reshape(self.order.accumulation, self.order.world_size, self.order.micro_batch)
+        entries = self.order.indices_of(step).reshape(self.order.accumulation, self.order.world_size, self.order.micro_batch)
         for micro, losses in enumerate(parts):
             bad = [f"{name} {value}" for name, value in zip(LOSSES, losses.tolist(), strict=True) if not math.isfinite(value)]
             if bad:
                 sequences = entries[micro, self.order.rank] % len(self.order.store)
                 mine.append((", ".join(bad), f"rank {self.order.rank}, micro-batch {micro + 1} of {len(parts)}",
                              ", ".join(map(str, sequences[:8])) + (" …" if len(sequences) > 8 else "")))  # fmt: skip
-        found = [row for rows in from_every_rank(mine) for row in rows]
+        found = [row for rows in all_gather_object(mine) for row in rows]
         if not found:
             return "the sum of the losses is not finite"
         losses, place, sequences = found[0]

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from ds_distill.builds.fused_adam import build_optimizer, why_no_apex
+from ds_distill.builds.fused_adam import apex_unavailable_reason, build_optimizer
 from ds_distill.deepspeed_fixes import make_adam_resumable
-from ds_distill.distributed.process_group import from_every_rank
+from ds_distill.distributed.process_group import all_gather_object
 from ds_distill.recipe import Training
 from ds_distill.utils.console import say
 from ds_distill.utils.errors import UserError
@@ -37,7 +37,7 @@ def make_optimizer(training: Training, groups: list[dict], device: torch.device,
     if offload and choice not in ("auto", "deepspeed"):
         raise UserError(f"training.optimizer = {choice}: optimizer offload in {training.deepspeed} needs deepspeed or auto")
     if choice == "apex":
-        reason = why_no_apex()
+        reason = apex_unavailable_reason()
         if reason:
             raise UserError(f"training.optimizer = apex: {reason}; or use auto")
         from apex.optimizers import FusedAdam
@@ -58,7 +58,7 @@ def make_optimizer(training: Training, groups: list[dict], device: torch.device,
 
 def _agreed(reason: str | None) -> str | None:
     """Collective: the first reason that any rank has; ranks with different optimizers would drift apart."""
-    return next((r for r in from_every_rank(reason) if r is not None), None)
+    return next((r for r in all_gather_object(reason) if r is not None), None)
 
 
 def linear_schedule(warmup_steps: int, total_steps: int):

@@ -5,12 +5,12 @@ import torch
 
 from ds_distill.data.batch import Batch
 from ds_distill.losses.objective import Objective
-from ds_distill.models.attention import use_varlen, why_no_varlen
+from ds_distill.models.attention import use_varlen_attention, varlen_unavailable_reason
 from ds_distill.models.families import head_size
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe
-from ds_distill.training.compile import choose_kernels, seconds_of_compiling
-from ds_distill.training.deepspeed_config import zero_of
+from ds_distill.training.compile import choose_kernels, compile_seconds_so_far
+from ds_distill.training.deepspeed_config import resolve_zero_config
 from ds_distill.training.engine import backward, make_engine, optimizer_step
 
 
@@ -27,13 +27,13 @@ class Step:
         """Collective. teacher: None for masked-LM only. steps: of the whole run, which the schedule ends with and compiling has to pay back within.
         length: of a sequence, tokens; documents: whether the batches say where their documents start, since these do not see each other."""
         t, ranks = recipe.training, torch.distributed.get_world_size()
-        tokens, stage = steps * t.global_batch * length / ranks, zero_of(t, dtype)["stage"]
+        tokens, stage = steps * t.global_batch * length / ranks, resolve_zero_config(t, dtype)["stage"]
         compiled = choose_kernels(objective, teacher, recipe, tokens, length=length, stage=stage, device=device)
-        self._compiled_before = seconds_of_compiling() if compiled else None
+        self._compiled_before = compile_seconds_so_far() if compiled else None
         models = (objective.model, *([teacher.model] if teacher is not None else []))
-        self.varlen = documents and all(why_no_varlen(device, dtype, head_size(model)) is None for model in models)
+        self.varlen = documents and all(varlen_unavailable_reason(device, dtype, head_size(model)) is None for model in models)
         for model in models if self.varlen else ():
-            use_varlen(model)
+            use_varlen_attention(model)
         if t.gradient_checkpointing:
             objective.model.gradient_checkpointing_enable()
         self.teacher, self.device, self.seed, self.rank = teacher, device, t.seed, torch.distributed.get_rank()
@@ -43,7 +43,7 @@ class Step:
     @property
     def compile_seconds(self) -> float | None:
         """What compiling has taken so far, its cache's reading included; None where nothing is compiled."""
-        return None if self._compiled_before is None else seconds_of_compiling() - self._compiled_before
+        return None if self._compiled_before is None else compile_seconds_so_far() - self._compiled_before
 
     def __call__(self, step: int, batches: list[Batch], counts: tuple[int, int]) -> tuple[list[torch.Tensor], float | None]:
         """Take optimizer step number `step` (0-based) on this rank's micro-batches; counts: real and masked tokens of the global batch.
@@ -54,7 +54,7 @@ class Step:
         for micro, batch in enumerate(batches):
             batch = batch.to(self.device)
             torch.manual_seed(micro_step_seed(self.seed, step, micro, self.rank))
-            mask, starts = batch.attention_mask, batch.document_starts if self.varlen else None
+            mask, starts = batch.attention_mask, batch.cu_seqlens if self.varlen else None
             target = self.teacher.targets(batch.input_ids, mask, starts) if self.teacher is not None else None
             loss, parts = self.engine(batch.input_ids, mask, batch.labels, counts, target, starts)
             parts_of.append(parts)

@@ -10,20 +10,20 @@ import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from ds_distill.data.loader import BatchOrder
+from ds_distill.data.loader import BatchLoader
 from ds_distill.losses.objective import Objective
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training import checkpoint
 from ds_distill.training.evaluation import evaluate
-from ds_distill.training.nonfinite import FiniteWatch
+from ds_distill.training.nonfinite import NonFiniteGuard
 from ds_distill.training.step import Step
 from ds_distill.utils.console import progress
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import peak_memory
-from ds_distill.utils.resources import full_memory_said
+from ds_distill.utils.resources import explain_out_of_memory
 
 
-def total_steps(recipe: Recipe, order: BatchOrder) -> int:
+def total_steps(recipe: Recipe, order: BatchLoader) -> int:
     """Optimizer steps of the whole run."""
     if recipe.training.max_tokens:
         manifest = order.store.manifest  # grouped sequences are shorter than sequence_length
@@ -48,17 +48,17 @@ class Stop:
             signal.signal(number, handler)
 
 
-def memory_explained(training: Training):
+def explain_training_memory(training: Training):
     """Where memory ends, a UserError that says which setting to lower."""
     size = training.micro_batch
     ways = [f"training.micro_batch = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
     ways += [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
     ways.append("in a new --output a higher ZeRO stage (training.deepspeed)")
-    return full_memory_said(f"training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what takes it. With one of the "
+    return explain_out_of_memory(f"training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what takes it. With one of the "
                             "first, the run goes on from its last checkpoint")  # fmt: skip
 
 
-def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, Callable], recipe: Recipe, output: Path, device, dtype, title: str):
+def train(objective: Objective, teacher, order: BatchLoader, heldout: dict[str, Callable], recipe: Recipe, output: Path, device, dtype, title: str):
     """Run the recipe to its end, or to SIGTERM; returns (engine, summary dict).
 
     teacher: a models.teacher.Teacher or None (masked-LM only). heldout: by name, what makes a held-out set's batches; "" is the corpus's own part,
@@ -81,7 +81,7 @@ def train(objective: Objective, teacher, order: BatchOrder, heldout: dict[str, C
     bar = progress(steps, title, "step", initial=first)
     began, seconds, logging = time.perf_counter(), 0.0, 0.0
     tokens_before = state["tokens"]
-    finite = FiniteWatch(order, t.max_skipped, folder, scaled=dtype == torch.float16)
+    finite = NonFiniteGuard(order, t.max_skipped, folder, scaled=dtype == torch.float16)
 
     def measure(done: int) -> None:
         for name, batches_of in heldout.items():

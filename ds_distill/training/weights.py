@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
-from ds_distill.training.checkpoint import FROZEN, manifest_of
+from ds_distill.training.checkpoint import FROZEN, read_manifest
 from ds_distill.utils.errors import UserError
 
 PREFIX = "model."  # the model's name in the module that the engine runs
 
 
-def master_weights(engine) -> dict[str, Tensor]:
+def gather_master_weights(engine) -> dict[str, Tensor]:
     """Collective: the trained model's fp32 masters by state-dict name (tied ones once), on the CPU, from every ZeRO stage."""
     model = engine.module.model
     masters = _unsharded_masters(engine)
@@ -44,7 +44,7 @@ def _unsharded_masters(engine) -> dict[int, Tensor]:
     return _cut(_group_masters(vars(engine.optimizer)), getattr(engine.optimizer, "fp16_groups", []))
 
 
-def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
+def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
     """The same from a checkpoint on disk, without an engine and whatever the number of ranks that wrote it.
 
     model: one of the class and config that was trained, for its names. Raises UserError for a folder that holds no checkpoint of it.
@@ -55,7 +55,7 @@ def checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor
     # our own run's files, with its optimizer: not weights from outside
     state = torch.load(states[0], map_location="cpu", weights_only=False)
     found = dict(state["module"])  # in fp32 training frozen parameters are nowhere else below stage 2
-    names = manifest_of(folder)["groups"]
+    names = read_manifest(folder)["groups"]
     parameters = {f"{PREFIX}{name}": parameter for name, parameter in model.named_parameters()}
     known = all(name in parameters or not name.startswith(PREFIX) for group in names for name in group)
     if not known:

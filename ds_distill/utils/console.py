@@ -16,7 +16,7 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say_once(key: str, line: str) -> None:
+def log_once(key: str, line: str) -> None:
     """Print `line`, unless a rank of the job has said `key` before: what all ranks find is said once, what one finds is said by that one."""
     distributed = sys.modules.get("torch.distributed")  # a mistake in the arguments need not wait for the import
     if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
@@ -43,13 +43,13 @@ def say(text: str) -> None:
 TRACE = 0.01  # share of a whole up to which a loss is counted, but not said
 
 
-def say_share(count: int, total: int, line: str) -> None:
+def log_share(count: int, total: int, line: str) -> None:
     """Say `line` where it is about more than a trace: `count` of `total`."""
     if count > TRACE * total:
         say(line)
 
 
-def end_bars() -> None:
+def close_bars() -> None:
     """Leave the cursor on a line of its own, where a bar that will not finish has left it in the middle of one."""
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()

@@ -10,7 +10,7 @@ class UserError(Exception):
     """A mistake the user can put right: one sentence that names the key or file, the value and the remedy."""
 
 
-def sentence_of(error: UserError | OSError) -> str:
+def message_of(error: UserError | OSError) -> str:
     """What is said of it: a full or read-only disk is the user's to put right too."""
     return str(error) if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
 
@@ -22,7 +22,7 @@ def is_disk_full(error: Exception) -> bool:
     return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
 
 
-def at_home(path: str) -> Path:
+def expand_user(path: str) -> Path:
     """`path` with ~ and ~NAME for what they stand for. UserError for the home of nobody."""
     try:
         return Path(path).expanduser()

@@ -10,7 +10,7 @@ _GIT_LFS = re.compile(rb"version https://(git-lfs\.github\.com|hawser\.github\.c
 _GIT_ANNEX = re.compile(rb"/annex/objects/\S+\s*\Z")
 
 
-def check_no_pointer(file: str | Path) -> None:
+def check_not_lfs_pointer(file: str | Path) -> None:
     """Raise UserError where `file` is a Git LFS or git-annex pointer to content that is not on this machine.
 
     Reads at most 1 KiB, whatever the file is called. A file that cannot be read is left to whoever reads it next.

@@ -7,7 +7,7 @@ from pathlib import Path
 from ds_distill.utils.errors import UserError
 
 
-def hold(file, output: Path, who: Callable[[], str]) -> None:
+def try_lock(file, output: Path, who: Callable[[], str]) -> None:
     """Lock an open file, or folder, until it is closed, or this process is gone. UserError where another has it: `who` is at `output`."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

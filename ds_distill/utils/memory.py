@@ -18,7 +18,7 @@ _MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 16 << 20), "M
 _LARGEST = {False: {"M_MMAP_THRESHOLD": (-3, 32 << 20)}, True: {"M_MMAP_MAX": (-4, 0)}}
 
 
-def keep_freed_memory(largest: bool = False) -> None:
+def retain_freed_memory(largest: bool = False) -> None:
     """Have this process keep what it frees for its next allocation; the largest blocks only if asked to. A step frees and takes gigabytes, whose
     pages the system would else map and clear anew (docs/PERFORMANCE.md). Only with glibc; elsewhere nothing changes."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -27,7 +27,7 @@ def keep_freed_memory(largest: bool = False) -> None:
             mallopt(key, value)
 
 
-def give_back_freed_memory() -> None:
+def trim_heap() -> None:
     """The contrary, once: what is free goes back to the system now."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -12,7 +12,7 @@ from ds_distill.utils.errors import UserError
 
 
 @contextlib.contextmanager
-def full_disk_said(folder: Path):
+def explain_disk_full(folder: Path):
     """A write that breaks off for want of room is a UserError: torch's own is a RuntimeError about positions in a file, safetensors' one of its own."""
     try:
         yield
@@ -24,7 +24,7 @@ def full_disk_said(folder: Path):
 
 
 @contextlib.contextmanager
-def full_memory_said(what: str):
+def explain_out_of_memory(what: str):
     """Where memory ends, GPU's or CPU's, the UserError `what`."""
     try:
         yield

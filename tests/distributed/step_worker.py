@@ -32,7 +32,7 @@ from ds_distill.training.compile import compile_step
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.engine import backward, make_engine, optimizer_step
 from ds_distill.training.optimizer import parameter_groups
-from ds_distill.training.weights import checkpoint_weights, master_weights
+from ds_distill.training.weights import gather_master_weights, load_checkpoint_weights
 
 GLOBAL, LENGTH, STEPS, VOCABULARY = 8, 16, 5, 199
 
@@ -136,12 +136,12 @@ def run_case(what: dict, rank: int, world: int) -> None:
             loss_error = max(loss_error, *errors)
             weighted = [sum(w * float(x) for w, x in zip((5.0, 2.0, 1.0), sums, strict=True)) for sums in (mine, expected[step])]
             total_error = max(total_error, abs(weighted[0] / weighted[1] - 1))
-        weights = master_weights(engine)
+        weights = gather_master_weights(engine)
         change_error = relative({k: weights[k] - start[k] for k in change}, change)
         saved = [tempfile.mkdtemp() if rank == 0 else None]
         torch.distributed.broadcast_object_list(saved)
         path = checkpoint.save(engine, Path(saved[0]), STEPS, {}, keep=1)["path"]
-        offline = checkpoint_weights(path, student) if rank == 0 else weights
+        offline = load_checkpoint_weights(path, student) if rank == 0 else weights
         row = {"what": what, "accumulation": accumulation, "loss": loss_error, "total": total_error, "gradient": gradient_error,
                "norm": norm_error, "change": change_error, "teacher_untouched": teacher.fingerprint() == before, "skipped": engine.skipped_steps,
                "checkpoint_holds_masters": all(torch.equal(offline[k], weights[k]) for k in weights),
@@ -154,7 +154,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
                 loss, _ = engine(ids, mask, labels, (1, 1), teacher.targets(ids, mask))
                 backward(engine, loss * (float("inf") if rank == 0 else 1.0))  # one rank's overflow is everyone's
                 optimizer_step(engine)
-            after = master_weights(engine)
+            after = gather_master_weights(engine)
             row["overflow"] = [engine.skipped_steps, engine.get_lr() == rate, all(torch.equal(after[k], weights[k]) for k in weights)]
         if rank == 0:
             print(json.dumps(row))

@@ -53,7 +53,7 @@ def assert_same_weights(one, other) -> None:
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def one_sentence(done, *words: str) -> None:
+def user_errors(done, *words: str) -> None:
     assert done.returncode not in (0, None), done.stdout
     assert "Traceback" not in done.stderr, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("ds-distill: ")]
@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
 def test_no_sound_checkpoint_is_said(run, tmp_path):
     output = copy_of(run, tmp_path / "run", 3)
     flip(output / "checkpoints" / "step-000000003" / "mp_rank_00_model_states.pt")
-    one_sentence(ds_distill(*run[1], "--output", output), "every checkpoint is damaged", "another --output")
+    user_errors(ds_distill(*run[1], "--output", output), "every checkpoint is damaged", "another --output")
     assert (output / "checkpoints" / "damaged-step-000000003" / "mp_rank_00_model_states.pt").is_file()
 
 
@@ -98,7 +98,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
         output = copy_of(run, disk / "run", 3)
         room = shutil.disk_usage(disk).free
         (disk / "filler").write_bytes(b"\0" * (room - 100_000))
-        one_sentence(ds_distill(*run[1], "--output", output), "disk is full", "step-000000003 is whole")
+        user_errors(ds_distill(*run[1], "--output", output), "disk is full", "step-000000003 is whole")
         (disk / "filler").unlink()
         done = ds_distill(*run[1], "--output", output)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -112,7 +112,7 @@ def test_a_second_job_in_one_folder_is_refused(run, tmp_path):
     output = copy_of(run, tmp_path / "run", 3)
     with (output / ".lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        one_sentence(ds_distill(*run[1], "--output", output), "another job (process", "is at it")
+        user_errors(ds_distill(*run[1], "--output", output), "another job (process", "is at it")
 
 
 @pytest.mark.promise("A loss that is not finite: step, loss, rank, micro-batch and sequences named; after a set number the run ends")
@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(world, common, tmp_
     weights["bert.encoder.layer.1.output.dense.bias"][:] = 3e38  # finite, its sum is not; in a layer that the student is not given
     save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
     done = ds_distill("distill", "--teacher", teacher, *common, "--output", tmp_path / "out", "--training.max_skipped", 3)
-    one_sentence(done, "3 steps in a row were not finite", "the teacher's outputs are not. Give another teacher", "checkpoints")
+    user_errors(done, "3 steps in a row were not finite", "the teacher's outputs are not. Give another teacher", "checkpoints")
     assert re.search(r"step 1: loss kl nan, cosine nan \(rank 0, micro-batch 1 of 2, sequences [\d, ]+, and 1 more.*skipped, 1 in a row of at most 3",
                      done.stderr), done.stderr  # fmt: skip
 
@@ -226,8 +226,8 @@ def test_ctrl_c(endless):
 @pytest.mark.promise("A resume with another precision, or between stage 0 and another, is refused with the remedy")
 def test_what_no_conversion_bridges_is_refused(run, tmp_path):
     output = copy_of(run, tmp_path / "run", 6)
-    one_sentence(ds_distill(*run[1], "--output", output, "--training.deepspeed", "ds_configs/deepspeed/zero2.json"), "stage 0", "training.deepspeed")
-    one_sentence(ds_distill(*run[1], "--output", output, "--training.precision", "bf16"), "training.precision was", "is bf16")
+    user_errors(ds_distill(*run[1], "--output", output, "--training.deepspeed", "ds_configs/deepspeed/zero2.json"), "stage 0", "training.deepspeed")
+    user_errors(ds_distill(*run[1], "--output", output, "--training.precision", "bf16"), "training.precision was", "is bf16")
     again = ds_distill(*run[1], "--output", output)
     assert again.returncode == 0, again.stderr[-3000:]
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ds_distill.cli.arguments import SECTIONS, recipe_of
 from ds_distill.cli.parser import build_parser
 from ds_distill.data.readers import read
-from ds_distill.data.sources import pieces_of
+from ds_distill.data.sources import split_inputs
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.export.model import load_source
 from ds_distill.finetune.heads import load_for_task
@@ -153,7 +153,7 @@ def test_a_roberta_without_a_padding_piece(tmp_path):
 
 
 def test_the_home_of_nobody():
-    for reader in (lambda path: resolve_model_folder(path), lambda path: pieces_of([path]), load_tokenizer):
+    for reader in (lambda path: resolve_model_folder(path), lambda path: split_inputs([path]), load_tokenizer):
         with pytest.raises(UserError, match="~nobody-of-this-name/x: Could not determine home directory; write the folder out"):
             reader("~nobody-of-this-name/x")
 
@@ -171,10 +171,10 @@ def test_a_broken_tokenizer(folder, file, content):
 READ = """
 import resource, sys
 from ds_distill.data.readers import read
-from ds_distill.data.sources import pieces_of
+from ds_distill.data.sources import split_inputs
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 count = longest = 0
-for piece in pieces_of([sys.argv[1]]):
+for piece in split_inputs([sys.argv[1]]):
     for document in read(piece):
         count, longest = count + 1, max(longest, len(document.text))
 print(count, longest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
@@ -198,14 +198,14 @@ def test_an_archive_bomb_and_a_line_without_end(tmp_path):
 def test_text_that_is_none(tmp_path):
     rows = [b"\xff\xfe\xfd" * 1000, b"x" * 10_000_000, b"caf\xc3\xa9", b"<script>alert(1)</script>", b'{"a": "b"}']
     (tmp_path / "t.txt").write_bytes(b"\n\n".join(rows))
-    found = [document for piece in pieces_of([str(tmp_path / "t.txt")]) for document in read(piece)]
+    found = [document for piece in split_inputs([str(tmp_path / "t.txt")]) for document in read(piece)]
     assert "café" in [document.text for document in found] and any(document.bad_utf8 for document in found)
     (tmp_path / "nul.txt").write_bytes(b"\0" * 1000)
     with pytest.raises(UserError, match="not text"):
-        pieces_of([str(tmp_path / "nul.txt")])
+        split_inputs([str(tmp_path / "nul.txt")])
     (tmp_path / "t.jsonl").write_bytes(b'{"text": "one"}\n\0\0\0\n{"text": 5}\n')
     with pytest.raises(UserError, match="t.jsonl"):
-        [document for piece in pieces_of([str(tmp_path / "t.jsonl")]) for document in read(piece)]
+        [document for piece in split_inputs([str(tmp_path / "t.jsonl")]) for document in read(piece)]
 
 
 SETTINGS = [f"{room}.{key}" for room, kind in SECTIONS.items() for key in kind.__dataclass_fields__]

@@ -1,11 +1,11 @@
 import pytest
 
-from ds_distill.run_folder import claimed_alone
+from ds_distill.run_folder import locked_run_folder_alone
 from ds_distill.utils.errors import UserError
 
 
 def claim(folder, **identity):
-    with claimed_alone(folder, {"training.seed": 0, "training.precision": "auto", "training.optimizer": "auto"} | identity):
+    with locked_run_folder_alone(folder, {"training.seed": 0, "training.precision": "auto", "training.optimizer": "auto"} | identity):
         pass
 
 

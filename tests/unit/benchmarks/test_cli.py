@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.data import prepare
-from benchmarks.harness.cli import one_sentence, why_it_ended
+from benchmarks.harness.cli import user_errors, why_it_ended
 from benchmarks.inference import table3
 from benchmarks.training import memory_estimate as forecast
 from benchmarks.training import step as training
@@ -51,7 +51,7 @@ def test_every_benchmark_ends_with_one_sentence(monkeypatch, capsys, module, err
 
 
 def test_ctrl_c_is_one_sentence(capsys):
-    with pytest.raises(SystemExit) as ended, one_sentence("benchmarks.odd"):
+    with pytest.raises(SystemExit) as ended, user_errors("benchmarks.odd"):
         raise KeyboardInterrupt
     assert ended.value.code == 130 and capsys.readouterr().err == "\nbenchmarks.odd: stopped\n"
 
@@ -86,8 +86,8 @@ def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_p
     def full(*_, **__):
         raise OSError(28, "No space left on device", "training.png")
 
-    monkeypatch.setattr(training, "Contender", Measured)
-    monkeypatch.setattr(training, "take_turns", lambda *_: None)
+    monkeypatch.setattr(training, "Variant", Measured)
+    monkeypatch.setattr(training, "run_interleaved", lambda *_: None)
     monkeypatch.setattr(training, "bars_plot", full)
     monkeypatch.setattr(sys, "argv", ["training", "--size", "tiny", "--only", "engine", "--report", str(tmp_path / "report")])
     with pytest.raises(SystemExit):

@@ -37,7 +37,7 @@ def test_without_a_gpu_the_suite_refuses_and_a_rehearsal_reports(tmp_path):
 def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch, capsys):
     """After each part, and only as a whole file: one that cannot be written leaves the one before."""
     monkeypatch.setattr(sys, "argv", ["gpu_suite", "--rehearse", "--report", str(tmp_path / "deep" / "report")])
-    monkeypatch.setattr(gpu_suite, "build_ahead", lambda: None)
+    monkeypatch.setattr(gpu_suite, "start_build", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests' own process
     found = {"checks": [{"error": "1e-6"}], "broken": [], "not_made": {}, "device": "cpu", "machine": "a machine", "said": "", "seconds": 1.0}
 
@@ -66,7 +66,7 @@ def test_a_part_ends_with_the_suite(tmp_path, number):
             f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}} '); time.sleep(600)")  # fmt: skip
     suite = ("from benchmarks.gpu import suite as gpu_suite\n"
              f"gpu_suite.PARTS, gpu_suite.rehearsed = (('checks', 'hangs', ('timeit', '-n', '1', '-r', '1', {part!r})),), list\n"
-             "gpu_suite.build_ahead = lambda: None\n"
+             "gpu_suite.start_build = lambda: None\n"
              "raise SystemExit(gpu_suite.main())")  # fmt: skip
     job = subprocess.Popen([sys.executable, "-c", suite, "--rehearse", "--report", str(tmp_path / "report")], cwd=ROOT, env=environment_of(),
                            stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
@@ -99,7 +99,7 @@ def test_verdicts_follow_the_figures():
     checks = {"square_gemm": {"tflops": 800.0}, "broken": [], "not_made": {}, "checks": [{"error": "1e-6"}, {"error": None}]}
     nothing = {name: {"why": "no time left"} for name, *_ in gpu_suite.PARTS}
     assert gpu_suite.verdicts(nothing) == ["Numerics: NOT CHECKED: no time left."]
-    step = {"engine": 650_000.0, "mflops_a_token": 628.7, "gemm_floor_share": 0.8, "peak_mb": {"engine": 5000}, "first_step_extra_s": 30.0}
+    step = {"engine": 650_000.0, "mflops_a_token": 628.7, "gemm_bound_fraction": 0.8, "peak_mb": {"engine": 5000}, "first_step_extra_s": 30.0}
     head = {"milliseconds": {"fused_compiled": 12.0, "fused_triton": 10.0}}
     found = nothing | {"checks": checks, "step_128": step, "head": head}
     numerics, goal, kernel = gpu_suite.verdicts(found)
@@ -156,7 +156,7 @@ def test_a_check_that_was_not_made_fails_on_a_gpu(monkeypatch, capsys, device, m
         yield Check("perhaps", 1e-5, not_here)
 
     monkeypatch.setattr(gpu_checks, "CHECKS", (family,))
-    for name, value in {"start_distributed": None, "device_of_rank": SimpleNamespace(type=device), "square_gemm": {}, "describe": "m"}.items():
+    for name, value in {"start_distributed": None, "local_device": SimpleNamespace(type=device), "square_gemm": {}, "describe": "m"}.items():
         monkeypatch.setattr(gpu_checks, name, lambda *_, value=value: value)
     assert gpu_checks.report(60.0) == status
     said = json.loads(capsys.readouterr().out.splitlines()[-1])

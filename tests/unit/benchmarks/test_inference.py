@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
-from benchmarks.harness.interleave import Contender
+from benchmarks.harness.interleave import Variant
 from benchmarks.inference import energy
 from benchmarks.inference.backends import BODIES, Row, inputs_of, make, serve
 from benchmarks.inference.metrics import BASE, STUDENT, Measured, figures, summary
@@ -130,7 +130,7 @@ def test_rest_gives_memory_back(tiny, tmp_path, body):
     """A real process, asked for a large batch: all rows of a benchmark are there at once, and must not keep what their largest case took."""
     sources = prepare({STUDENT: tiny}, "masked-lm", [body], tmp_path, [])
     row = Row(STUDENT, body, "masked-lm", 1, tiny, sources[STUDENT][1])
-    contender = Contender("rests", make, row, serve=serve)
+    contender = Variant("rests", make, row, serve=serve)
     try:
         contender.ask("start")
 

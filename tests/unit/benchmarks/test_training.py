@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.analysis.layer_selection import Cut, choices_of, without_each
-from benchmarks.harness.interleave import Contender, ratio, take_turns
+from benchmarks.analysis.layer_selection import CollateSpec, choices_of, without_each
+from benchmarks.harness.interleave import Variant, ratio, run_interleaved
 from benchmarks.reference.closed_form import worst
 from benchmarks.training.scaling import bytes_moved
 from benchmarks.training.time_to_loss import at_minute, refuse_another, verdict
@@ -30,9 +30,9 @@ def make(setting, device):
 
 def test_contenders_are_processes_with_an_environment_of_their_own():
     setting = SimpleNamespace(threads=1, seconds=0.25, broken=False)
-    contender = Contender("two", make, setting, ranks=2, environment={"PAGES": "small"})
+    contender = Variant("two", make, setting, ranks=2, environment={"PAGES": "small"})
     try:
-        take_turns([contender], 3)
+        run_interleaved([contender], 3)
         assert contender.seconds == [0.25] * 3 and contender.said == {"rank": "0", "world": "2", "pages": "small", "pid": contender.processes[0].pid}
         assert contender.said["pid"] != os.getpid() and "PAGES" not in os.environ
     finally:
@@ -43,16 +43,16 @@ def test_contenders_are_processes_with_an_environment_of_their_own():
 @pytest.mark.parametrize("broken, raised, said", [(ValueError("no such shape"), RuntimeError, "odd: Traceback(?s:.*)no such shape"),
                                                   (UserError("give another"), UserError, "odd: give another$")])  # fmt: skip
 def test_a_contender_that_fails_is_named_with_its_reason(broken, raised, said):
-    contender = Contender("odd", make, SimpleNamespace(threads=1, broken=broken))
+    contender = Variant("odd", make, SimpleNamespace(threads=1, broken=broken))
     try:
         with pytest.raises(raised, match=said):
-            take_turns([contender], 1)
+            run_interleaved([contender], 1)
     finally:
         contender.stop()
 
 
 def test_a_contender_that_is_killed_is_said_to_be():
-    contender = Contender("large", make, SimpleNamespace(threads=1, seconds=0.25, broken=False))
+    contender = Variant("large", make, SimpleNamespace(threads=1, seconds=0.25, broken=False))
     try:
         contender.processes[0].kill()
         contender.processes[0].join()
@@ -124,7 +124,7 @@ def test_the_layers_that_a_score_needs(tiny):
         runs.append(what)
         return sum(passed)
 
-    cut = Cut(model, measure)
+    cut = CollateSpec(model, measure)
     assert cut.score((0, 1, 2, 3)) == 15 and without_each(cut, (0, 1, 2, 3)) == [(14, (1, 2, 3)), (7, (0, 2, 3)), (13, (0, 1, 3)), (11, (0, 1, 2))]
     assert choices_of(cut, 2, 100)[:2] == [(12, (1, 3)), (10, (1, 2))] and len(choices_of(cut, 2, 100)) == 6
     assert choices_of(cut, 2, 5) == [(12, (1, 3)), (10, (1, 2)), (6, (2, 3))], "without the first, and then of three"

@@ -32,7 +32,7 @@ def test_device_cpu_hides_the_gpus_before_torch_is_loaded(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("DS_ACCELERATOR", "cuda")
     seen = {}
-    monkeypatch.setattr(cli, "quieten", lambda debug: seen.update(os.environ))
+    monkeypatch.setattr(cli, "silence_libraries", lambda debug: seen.update(os.environ))
     monkeypatch.setattr(cli.COMMANDS["run"], "run", lambda options: {})
     assert cli.main(["run", "--training.device", "cpu", "--output", ""]) == 2, "an output is asked for first"
     assert not seen

@@ -21,7 +21,7 @@ from ds_distill.data.encode import Encoder
 from ds_distill.data.lost import Loss
 from ds_distill.data.prepare import prepare
 from ds_distill.data.readers import read
-from ds_distill.data.sources import pieces_of
+from ds_distill.data.sources import split_inputs
 from ds_distill.utils.errors import UserError
 
 MARKS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -163,7 +163,7 @@ def test_characters_in_are_characters_tokenized_and_characters_lost(tokenizers, 
         patch.setattr(sources, "PIECE_BYTES", 40)
         manifest = prepare([str(folder / "in")], tokenizers[name], folder / "out", mode=mode, sequence_length=16, heldout_fraction=0.2, seed=0,
                            workers=1)  # fmt: skip
-        documents = [d.text for piece in pieces_of([str(folder / "in")]) for d in read(piece)]
+        documents = [d.text for piece in split_inputs([str(folder / "in")]) for d in read(piece)]
     found = manifest["characters"]
     assert found.pop("read") == total + 120 == sum(found.values()) and min(found.values()) >= 0
     assert list(found) == ["tokenized", *CAUSES]

@@ -7,7 +7,7 @@ import pytest
 
 from ds_distill.data.encodings import likely_encoding, lines_not_utf8
 from ds_distill.data.readers import documents
-from ds_distill.data.sources import pieces_of
+from ds_distill.data.sources import split_inputs
 from ds_distill.utils.errors import UserError
 
 TEXTS = {
@@ -58,7 +58,7 @@ def test_wide_text_is_named_with_the_command_that_converts_it(tmp_path, codec, n
     path = tmp_path / f"a.{ending}"
     path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
     with pytest.raises(UserError, match=rf"a\.{ending}: not text in UTF-8 but in {name}; convert it: .*iconv -f {name} -t UTF-8") as error:
-        pieces_of([str(path)])
+        split_inputs([str(path)])
     command = str(error.value).split("convert it: ")[1].replace("NEW", str(tmp_path / "new"))
     subprocess.run(command, shell=True, check=True)
     assert (tmp_path / "new").read_text(encoding="utf-8-sig") == text
@@ -72,7 +72,7 @@ def test_wide_text_is_named_with_the_command_that_converts_it(tmp_path, codec, n
 def test_what_is_no_text_is_refused_whatever_it_is_called(tmp_path, name, data, said):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name}: not text.*{said}"):
-        pieces_of([str(tmp_path / name)])
+        split_inputs([str(tmp_path / name)])
 
 
 @pytest.mark.parametrize("place", [0, 100, 50_000, 100_000])

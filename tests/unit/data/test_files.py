@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from ds_distill.data import sources
-from ds_distill.data.dataset import TokenStore
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import Masker
 from ds_distill.data.prepare import prepare
 from ds_distill.data.readers import documents
-from ds_distill.data.run_data import masker_of
-from ds_distill.data.sources import described, pieces_of
+from ds_distill.data.run_data import make_masker
+from ds_distill.data.sources import corpus_identity, split_inputs
 from ds_distill.data.tokenizer import special_ids, train_wordpiece, vocabulary_size
 from ds_distill.recipe import Recipe
 from ds_distill.utils.errors import UserError
@@ -52,18 +52,18 @@ def test_a_link_to_nothing_is_named(corpus, name):
     """Also one without a suffix, which may have led to a folder."""
     (corpus / name).symlink_to("/nowhere/store/b")
     with pytest.raises(UserError, match=rf"corpus/{name}: a link to /nowhere/store/b, which is not there; restore that file, or remove the link"):
-        pieces_of([str(corpus)])
+        split_inputs([str(corpus)])
     if "." in name:
         with pytest.raises(UserError, match="a link to /nowhere"):
-            pieces_of([f"{corpus}/**/b*"])
+            split_inputs([f"{corpus}/**/b*"])
     with pytest.raises(UserError, match="a link to /nowhere"):
-        pieces_of([str(corpus / name)])
+        split_inputs([str(corpus / name)])
 
 
 def test_links_that_lead_in_circles_are_named(corpus):
     (corpus / "loop.txt").symlink_to(corpus / "loop.txt")
     with pytest.raises(UserError, match=r"loop\.txt: a link"):
-        pieces_of([str(corpus)])
+        split_inputs([str(corpus)])
 
 
 def test_links_that_would_not_be_read_do_not_matter(corpus):
@@ -74,7 +74,7 @@ def test_links_that_would_not_be_read_do_not_matter(corpus):
 
 def test_a_folder_or_file_that_may_not_be_read_is_named(corpus):
     (corpus / "sub" / "b.txt").write_text("there")
-    program = f"import os; from ds_distill.data.sources import pieces_of; os.seteuid(65534); pieces_of([{str(corpus)!r}])"
+    program = f"import os; from ds_distill.data.sources import split_inputs; os.seteuid(65534); split_inputs([{str(corpus)!r}])"
     for parent in list(corpus.parents)[:-2]:
         os.chmod(parent, 0o755)
     if os.geteuid():
@@ -91,7 +91,7 @@ def test_a_pointer_among_the_files_is_named(corpus, name):
     (corpus / name).write_text(POINTER)
     for given in ([str(corpus / name)] if name.endswith("arrow") else [str(corpus), str(corpus / name), f"{corpus}/**/b*"]):
         with pytest.raises(UserError, match=rf"{name}: a Git LFS pointer of 134 bytes, not the 734,003,200 bytes .*; run `git lfs pull` in {corpus}"):
-            pieces_of([given])
+            split_inputs([given])
 
 
 # --- folders of data sets --------------------------------------------------------------------------------------------
@@ -116,17 +116,17 @@ def test_what_save_to_disk_wrote_is_read(saved):
     assert list(documents([f"hf:{saved}/one#other"])) == ["o"] * 5
     assert list(documents([str(next((saved / "one").glob("*.arrow")))])) == rows[:3]
     with pytest.raises(UserError, match=r"dict: no split 'dev', it has test, train; choose one: hf:.*dict@SPLIT"):
-        pieces_of([f"hf:{saved}/dict@dev"])
+        split_inputs([f"hf:{saved}/dict@dev"])
     with pytest.raises(UserError, match="one: no split 'dev', it has train"):
-        pieces_of([f"hf:{saved}/one@dev"])
+        split_inputs([f"hf:{saved}/one@dev"])
     with pytest.raises(UserError, match="no column 'body', it has text, other"):
-        pieces_of([f"{saved}/one#body"])
+        split_inputs([f"{saved}/one#body"])
 
 
 def test_a_saved_data_set_without_a_file_or_beside_others(saved):
     next((saved / "one").glob("*.arrow")).unlink()
     with pytest.raises(FileNotFoundError):
-        pieces_of([str(saved / "one")])
+        split_inputs([str(saved / "one")])
     (saved / "one" / "more.txt").write_text("more")
     (saved / "one" / "state.json").unlink()
     assert list(documents([str(saved / "one")])) == ["more"]  # an .arrow of unknown origin may be a cache of indices
@@ -148,8 +148,8 @@ def through(data, command):
     return done.stdout.decode(), done.stderr.decode()
 
 
-READ = 'from ds_distill.data.sources import *; from ds_distill.data.readers import read; import sys; p = pieces_of(sys.argv[1:]); ' \
-       'print([d.text for q in pieces_of(sys.argv[1:]) for d in read(q)], described(sys.argv[1:], p))'  # fmt: skip
+READ = 'from ds_distill.data.sources import *; from ds_distill.data.readers import read; import sys; p = split_inputs(sys.argv[1:]); ' \
+       'print([d.text for q in split_inputs(sys.argv[1:]) for d in read(q)], corpus_identity(sys.argv[1:], p))'  # fmt: skip
 
 
 @pytest.mark.parametrize("data, given, texts", [
@@ -188,7 +188,7 @@ def test_pipes_that_cannot_be_read_are_answered(tmp_path):
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(tmp_path / "socket"))
     with pytest.raises(OSError):
-        pieces_of([str(tmp_path / "socket")])
+        split_inputs([str(tmp_path / "socket")])
     server.close()
 
 
@@ -199,7 +199,7 @@ def test_a_window_beyond_the_librarys_is_answered_and_a_pipe_is_the_remedy(tmp_p
         pytest.skip("needs zstd")
     (tmp_path / "a.txt.zst").write_bytes(made.stdout)
     with pytest.raises(UserError, match=r"a window beyond 128 MiB .*zstd -dc --long=31 .*a\.txt\.zst > NEW.*--corpus <\(zstd"):
-        pieces_of([str(tmp_path / "a.txt.zst")])
+        split_inputs([str(tmp_path / "a.txt.zst")])
     out, _ = through(b"", f"{sys.executable} -c '{READ}' <(zstd -dc --long=31 {tmp_path}/a.txt.zst)")
     assert "line 1999 of a long text" in out
 
@@ -249,7 +249,7 @@ def test_ids_beyond_the_number_of_names_have_their_place(tmp_path, kind):
     (tmp_path / "a.txt").write_text("the student learns " * 50)
     manifest = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=1)
     assert manifest["vocab_size"] == size and manifest["dtype"] == ("uint16" if size < 65536 else "uint32")
-    store = TokenStore.open(tmp_path / "out")
+    store = TokenDataset.open(tmp_path / "out")
     known = set(tokenizer("the student learns", add_special_tokens=False)["input_ids"])
     assert set(np.flatnonzero(store.token_counts)) == known | {2, 3}
     masker = Masker(store.token_counts, manifest["special_ids"], 4, size, 0, probability=0.9)
@@ -263,19 +263,19 @@ def test_sequences_in_which_nothing_can_be_masked(tokenizer, tmp_path, capsys):
     manifest = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", mode="grouped", sequence_length=64, heldout_fraction=0.0, seed=0,
                        workers=1)  # fmt: skip
     lengths = {int(tokens): count for tokens, count in manifest["maskable"]["train"].items()}
-    store = TokenStore.open(tmp_path / "out")
+    store = TokenDataset.open(tmp_path / "out")
     assert lengths == dict(zip(*map(np.ndarray.tolist, np.unique(store.maskable(np.arange(len(store))), return_counts=True)), strict=True))
     recipe = Recipe()
     recipe.data.sequence_length = 64
-    masker_of(store, recipe)
+    make_masker(store, recipe)
     assert capsys.readouterr().err == ""
     few = sum(count for tokens, count in lengths.items() if round(0.02 * tokens) == 0)
     recipe.data.mask_probability = 0.02
-    masker_of(store, recipe)
+    make_masker(store, recipe)
     assert f"of the {len(store)} train sequences of {store.path} it masks no token in {few}" in capsys.readouterr().err
     recipe.data.mask_probability = 0.01
     with pytest.raises(UserError, match=r"data\.mask_probability = 0\.01: .* it masks no token, since none has more than"):
-        masker_of(store, recipe)
+        make_masker(store, recipe)
     recipe.data.sequence_length, recipe.data.mask_probability = 16, 0.02
     with pytest.raises(UserError, match=r"= 0\.02: of the 14 tokens of a sequence \(data\.sequence_length = 16\) it masks none; 0\.036 masks one"):
         recipe.check()
@@ -291,7 +291,7 @@ def test_an_interrupted_call_of_an_older_version_starts_over(tokenizer, tmp_path
     (building / "piece-00000").mkdir(parents=True)
     (building / "plan.json").write_text(json.dumps([[], {}, {}]))
     manifest = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=1)
-    assert manifest["characters"]["read"] == 10_000 and described([str(tmp_path / "a.txt")], pieces_of([str(tmp_path / "a.txt")])) == manifest["corpus"]
+    assert manifest["characters"]["read"] == 10_000 and corpus_identity([str(tmp_path / "a.txt")], split_inputs([str(tmp_path / "a.txt")])) == manifest["corpus"]
 
 
 @pytest.mark.parametrize("name", ["b.txt.xz", "b.bz2", "notes.md", "wiki_00", "part-00000", "train.arrow"])
@@ -307,13 +307,13 @@ def test_a_trace_of_other_files_and_what_is_about_a_corpus_is_not_said(corpus, c
     (corpus / "a.txt").write_text("here " * 999)
     for name in ("README.md", "LICENSE", "SHA256SUMS", "_SUCCESS", ".hidden", "x.css"):
         (corpus / name).write_text("not text")
-    pieces_of([str(corpus)])
+    split_inputs([str(corpus)])
     assert not capsys.readouterr().err
 
 
 def test_a_link_to_nothing_of_another_kind_is_said(corpus, capsys):
     (corpus / "wiki.2023").symlink_to("/nowhere/store")
-    pieces_of([str(corpus)])
+    split_inputs([str(corpus)])
     assert "files in it that are not read: 1 (1 .2023), such as wiki.2023; " in capsys.readouterr().err
 
 
@@ -330,7 +330,7 @@ def test_a_pattern_that_matches_a_folder_reads_it_once(corpus):
 def test_a_name_or_column_that_is_not_there_is_asked_for(corpus, monkeypatch, given):
     monkeypatch.chdir(corpus)
     with pytest.raises(UserError, match="stands before the #|stands behind the #|no such file|empty"):
-        pieces_of([given])
+        split_inputs([given])
 
 
 def test_a_mark_in_the_name_of_a_folder_is_no_column(corpus):
@@ -339,7 +339,7 @@ def test_a_mark_in_the_name_of_a_folder_is_no_column(corpus):
         (corpus / name / "x.txt").write_text(text)
     assert list(documents([f"{corpus}/data#v2/*.txt"])) == list(documents([f"{corpus}/data#v2"])) == ["new"]
     with pytest.raises(UserError, match="data#v2/missing.txt: no such file"):
-        pieces_of([f"{corpus}/data#v2/missing.txt"])
+        split_inputs([f"{corpus}/data#v2/missing.txt"])
     (corpus / "c#1.txt").write_text("numbered")
     assert list(documents([f"{corpus}/c#*.txt"])) == ["numbered"]
 

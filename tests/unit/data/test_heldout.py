@@ -14,8 +14,8 @@ from ds_distill.cli import main
 from ds_distill.data import content
 from ds_distill.data.content import content_fingerprint
 from ds_distill.data.heldout import heldout_names, heldout_sets
-from ds_distill.data.run_data import tokens_for
-from ds_distill.data.sources import described, pieces_of
+from ds_distill.data.run_data import prepare_run_tokens
+from ds_distill.data.sources import corpus_identity, split_inputs
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.recipe import Data, Recipe
 from ds_distill.utils.errors import UserError
@@ -34,9 +34,9 @@ def write(file: Path, seed: int, documents: int = 12) -> Path:
 def measured(folder: Path, names: dict[str, str]) -> None:
     """Leave in `folder` what a run that has measured these texts leaves there."""
     for name, text in names.items():
-        pieces = pieces_of([text])
+        pieces = split_inputs([text])
         (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / "manifest.json").write_text(json.dumps({"corpus": described([text], pieces), "content": content_fingerprint(pieces)}))
+        (folder / name / "manifest.json").write_text(json.dumps({"corpus": corpus_identity([text], pieces), "content": content_fingerprint(pieces)}))
 
 
 def texts_of(folder: Path, *names: str) -> list[str]:
@@ -97,7 +97,7 @@ def prepared(tmp_path_factory):
     texts_of(folder, "c.txt", "news.valid.txt", "news.test.txt")
     train_wordpiece([" ".join(WORDS)] * 3, 200, folder / "tokenizer")
     output = folder / "run"
-    tokens_for([str(folder / "c.txt")], str(folder / "tokenizer"), RECIPE, output / "tokens", bound=output)
+    prepare_run_tokens([str(folder / "c.txt")], str(folder / "tokenizer"), RECIPE, output / "tokens", bound=output)
     heldout_sets([str(folder / "news.valid.txt")], output / "tokens", RECIPE, output)
     (output / "run.json").write_text("{}")
     return folder
@@ -109,7 +109,7 @@ def run(prepared, tmp_path):
 
 
 def again(folder: Path, corpus: Path) -> Path:
-    return tokens_for([str(corpus)], str(folder / "tokenizer"), RECIPE, folder / "run" / "tokens", bound=folder / "run")
+    return prepare_run_tokens([str(corpus)], str(folder / "tokenizer"), RECIPE, folder / "run" / "tokens", bound=folder / "run")
 
 
 def test_a_corpus_that_was_moved_is_the_same(run):
@@ -130,7 +130,7 @@ def test_a_corpus_that_was_changed_is_another_even_where_its_size_is_the_same(ru
 def test_another_setting_is_named_without_that_remedy(run):
     with pytest.raises(UserError, match=r"\(data.sequence_length was 16, is 24\): choose another --output$"):
         recipe = Recipe(data=Data(sequence_length=24, workers=1))
-        tokens_for([str(run / "c.txt")], str(run / "tokenizer"), recipe, run / "run" / "tokens", bound=run / "run")
+        prepare_run_tokens([str(run / "c.txt")], str(run / "tokenizer"), recipe, run / "run" / "tokens", bound=run / "run")
 
 
 @pytest.mark.parametrize("change", [lambda text: text.replace("model", "MODEL", 1), lambda text: text + "\n\nmore of it"])
@@ -152,7 +152,7 @@ def test_data_of_before_fingerprints_goes_by_place_and_size(run):
     file = run / "run" / "tokens" / "manifest.json"
     made = json.loads(file.read_text())
     del made["content"]
-    file.write_text(json.dumps(made | {"corpus": described([str(run / "c.txt")], pieces_of([str(run / "c.txt")]))}))
+    file.write_text(json.dumps(made | {"corpus": corpus_identity([str(run / "c.txt")], split_inputs([str(run / "c.txt")]))}))
     before = file.read_bytes()
     assert (again(run, run / "c.txt") / "manifest.json").read_bytes() == before
     with pytest.raises(UserError, match="--tokens"):
@@ -167,7 +167,7 @@ def test_of_a_large_corpus_the_ends_and_parts_between_are_read(tmp_path, monkeyp
     found = set()
     for changed in (text, b"X" + text[1:], text[:-1] + b"X", text + b"X", text[: 2**19] + b"X" * 32768 + text[2**19 + 32768 :]):
         file.write_bytes(changed)
-        found.add(content_fingerprint(pieces_of([str(file)])))
+        found.add(content_fingerprint(split_inputs([str(file)])))
     assert len(found) == 5
 
 

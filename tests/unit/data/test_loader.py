@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ds_distill.data.batch import starts_of
-from ds_distill.data.dataset import TokenStore
-from ds_distill.data.loader import BatchOrder, heldout_batches
-from ds_distill.data.masking import IGNORED, Masker, masked_count
+from ds_distill.data.batch import cu_seqlens_of
+from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.loader import BatchLoader, heldout_batches
+from ds_distill.data.masking import IGNORE_INDEX, Masker, masked_count
 from ds_distill.data.shards import ShardWriter
 from ds_distill.data.whole_words import SPACED, Words
 from ds_distill.utils.errors import UserError
@@ -42,7 +42,7 @@ def store_of(sources):
     np.save(folder / "token_counts.npy", np.bincount(np.concatenate([ids for part in sources for ids in part]), minlength=VOCAB))
     manifest = {"shards": {"train": shards}, "sources": [{}] * len(sources), "dtype": "uint16", "vocab_size": VOCAB, "pad_id": 0, "sep_id": 3}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    return TokenStore.open(folder)
+    return TokenDataset.open(folder)
 
 
 def make_masker(store, seed=1):
@@ -50,7 +50,7 @@ def make_masker(store, seed=1):
 
 
 def order(store, *, micro=2, rank=0, world=1, batch=8, seed=1, **options):
-    return BatchOrder(store, make_masker(store, seed), seed=seed, global_batch=batch, micro_batch=micro, rank=rank, world_size=world, **options)
+    return BatchLoader(store, make_masker(store, seed), seed=seed, global_batch=batch, micro_batch=micro, rank=rank, world_size=world, **options)
 
 
 def test_every_block_masks_exactly_its_count_and_no_special():
@@ -60,7 +60,7 @@ def test_every_block_masks_exactly_its_count_and_no_special():
         ids = store.sequence(block)
         inputs, labels = masker.mask(ids, epoch=0, block=block)
         maskable = ~np.isin(ids, SPECIAL)
-        chosen = labels != IGNORED
+        chosen = labels != IGNORE_INDEX
         assert chosen.sum() == round(0.15 * maskable.sum()) == masker.masked_counts(store.maskable([block]))[0]
         assert not (chosen & ~maskable).any()
         assert (labels[chosen] == ids[chosen]).all() and (inputs[~chosen] == ids[~chosen]).all()
@@ -72,7 +72,7 @@ def test_every_block_masks_exactly_its_count_and_no_special():
 def test_a_block_without_enough_tokens_masks_none():
     store = make_store()
     inputs, labels = make_masker(store).mask(np.array([2, 9, 3, 0]), epoch=0, block=0)
-    assert inputs.tolist() == [2, 9, 3, 0] and (labels == IGNORED).all()
+    assert inputs.tolist() == [2, 9, 3, 0] and (labels == IGNORE_INDEX).all()
 
 
 def test_masks_of_single_tokens_are_the_same_for_ever():
@@ -95,7 +95,7 @@ def test_eighty_ten_ten():
     for block in range(300):
         ids = rng.integers(5, 10_000, 512)
         inputs, labels = masker.mask(ids, epoch=0, block=block)
-        at = labels != IGNORED
+        at = labels != IGNORE_INDEX
         total += at.sum()
         masked += (inputs[at] == MASK).sum()
         kept += (inputs[at] == labels[at]).sum()
@@ -159,7 +159,7 @@ def test_counts_are_what_the_batches_hold():
                 padded += mask is not None
                 assert (batch.input_ids == 0).any() == (mask is not None)
                 real += batch.input_ids.numel() if mask is None else int(mask.sum())
-                masked += int((batch.labels != IGNORED).sum())
+                masked += int((batch.labels != IGNORE_INDEX).sum())
         assert order(store, world=2).counts(step) == (real, masked)
     assert padded == 1  # the epoch uses every block: the short one comes once
 
@@ -168,10 +168,10 @@ def test_an_epoch_is_a_permutation_and_the_next_another():
     store = make_store()
     batches = order(store)
     assert batches.steps_per_epoch == 5  # 45 blocks: five are left out
-    first, second = (np.concatenate([batches.entries_of(s) for s in steps]) for steps in (range(5), range(5, 10)))
+    first, second = (np.concatenate([batches.indices_of(s) for s in steps]) for steps in (range(5), range(5, 10)))
     assert len(set(first)) == len(set(second)) == 40
-    assert (first != second).any() and (order(store, seed=2).entries_of(0) != batches.entries_of(0)).any()
-    assert (order(store).entries_of(7) == batches.entries_of(7)).all() and batches.epoch(7) == 1
+    assert (first != second).any() and (order(store, seed=2).indices_of(0) != batches.indices_of(0)).any()
+    assert (order(store).indices_of(7) == batches.indices_of(7)).all() and batches.epoch(7) == 1
 
 
 def test_impossible_batches_are_refused_with_the_numbers():
@@ -215,15 +215,15 @@ def test_weights_say_how_often_an_epoch_sees_a_source():
     store = make_store(blocks=60, short=LENGTH, sources=3)  # 20 each
     batches = order(store, weights=[2, 0.5, 1])
     assert batches.entries == 70 and batches.steps_per_epoch == 8
-    entries = np.concatenate([batches.entries_of(step) for step in range(8)])
+    entries = np.concatenate([batches.indices_of(step) for step in range(8)])
     assert len(set(entries)) == 64  # a copy of a sequence is an entry of its own, with masks of its own
     seen = np.bincount(entries % 60 // 20, minlength=3)
     assert abs(seen - np.array([40, 10, 20])).max() <= 6  # six entries fall off the last step
     twice = [e for e in entries if e >= 60]
     assert twice and all(e % 60 < 20 for e in twice)
-    halves = [{int(e) for step in range(8 * epoch, 8 * epoch + 8) for e in batches.entries_of(step) if 20 <= e < 40} for epoch in (0, 1)]
+    halves = [{int(e) for step in range(8 * epoch, 8 * epoch + 8) for e in batches.indices_of(step) if 20 <= e < 40} for epoch in (0, 1)]
     assert halves[0] != halves[1]
-    assert (order(store, weights=[1, 1, 1]).entries_of(3) == order(store).entries_of(3)).all()
+    assert (order(store, weights=[1, 1, 1]).indices_of(3) == order(store).indices_of(3)).all()
     for wrong in ([1, 1], [1, 1, -1]):
         with pytest.raises(UserError, match="one number, at least 0, for each of the corpus's 3 sources"):
             order(store, weights=wrong)
@@ -238,8 +238,8 @@ def test_grouped_batches_waste_little_on_padding_and_are_the_same_for_every_rank
     store = ragged_store()
     batches = order(store, batch=16, micro=4, world=2, by_length=True)
     other = order(store, batch=16, micro=4, world=2, rank=1, by_length=True)
-    entries = np.concatenate([batches.entries_of(step) for step in range(125)])
-    assert sorted(entries) == list(range(2000)) and (entries == np.concatenate([other.entries_of(step) for step in range(125)])).all()
+    entries = np.concatenate([batches.indices_of(step) for step in range(125)])
+    assert sorted(entries) == list(range(2000)) and (entries == np.concatenate([other.indices_of(step) for step in range(125)])).all()
     lengths = store.lengths(entries).reshape(-1, 4)
     assert lengths.sum() / (lengths.max(1) * 4).sum() > 0.97
     firsts = store.lengths(entries.reshape(-1, 16)[:, 0])
@@ -248,12 +248,12 @@ def test_grouped_batches_waste_little_on_padding_and_are_the_same_for_every_rank
     assert abs(mine.input_ids.shape[1] - theirs.input_ids.shape[1]) <= 1  # no rank waits for a longer one
     real, masked = batches.counts(3)
     every = [b for rank in (batches, other) for b in rank.micro_batches(3)]
-    assert real == sum(int((b.input_ids != 0).sum()) for b in every) and masked == sum(int((b.labels != IGNORED).sum()) for b in every)
+    assert real == sum(int((b.input_ids != 0).sum()) for b in every) and masked == sum(int((b.labels != IGNORE_INDEX).sum()) for b in every)
 
 
 def test_documents_of_a_block_do_not_see_each_other():
     store = store_of([[np.array([2, 10, 11, 3, 12, 13, 3]), np.array([2, 14, 3])]])
-    batch = next(heldout_batches(store, make_masker(store), 2, own_documents=True))
+    batch = next(heldout_batches(store, make_masker(store), 2, document_masking=True))
     sees = batch.attention_mask
     assert sees.shape == (2, 1, 7, 7) and sees.dtype == torch.bool
     assert sees[0, 0].int().tolist() == [[1, 1, 1, 1, 0, 0, 0]] * 4 + [[0, 0, 0, 0, 1, 1, 1]] * 3
@@ -270,7 +270,7 @@ def test_whole_words_are_masked_together_and_the_count_is_exact():
     masked_words = 0
     for block in range(50):
         _, labels = masker.mask(ids, epoch=0, block=block)
-        chosen = labels != IGNORED
+        chosen = labels != IGNORE_INDEX
         assert chosen.sum() == round(0.15 * 120)
         parts = [chosen[word == w] for w in set(word[chosen])]
         assert sum(not part.all() for part in parts) <= 1  # only the last word may be cut short
@@ -285,7 +285,7 @@ def test_a_flipped_bit_is_named_with_file_and_offset():
     data = bytearray(file.read_bytes())
     data[3 * LENGTH * 2 + 5] ^= 1
     file.write_bytes(data)
-    damaged = TokenStore.open(store.path)
+    damaged = TokenDataset.open(store.path)
     damaged.sequence(2)
     with pytest.raises(UserError, match=r"train-0.bin: damaged at byte 192 \(checksum of sequence 3\)"):
         damaged.sequence(3)
@@ -293,8 +293,8 @@ def test_a_flipped_bit_is_named_with_file_and_offset():
 
 def test_where_documents_start():
     store = store_of([[np.array([2, 10, 11, 3, 12, 13, 3]), np.array([2, 14, 3])]])
-    starts = next(heldout_batches(store, make_masker(store), 2, own_documents=True)).document_starts
+    starts = next(heldout_batches(store, make_masker(store), 2, document_masking=True)).cu_seqlens
     assert starts.dtype == torch.int32 and starts.tolist() == [0, 4, 7, 10] + [14] * 60  # the padding of the second is a document too
     many = np.arange(200).reshape(2, 100)
-    assert starts_of(many).tolist() == [*range(200)] + [200] * 56
-    assert next(heldout_batches(store, make_masker(store), 2)).document_starts is None
+    assert cu_seqlens_of(many).tolist() == [*range(200)] + [200] * 56
+    assert next(heldout_batches(store, make_masker(store), 2)).cu_seqlens is None

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ds_distill.data import sources
-from ds_distill.data.dataset import TokenStore
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.encode import Encoder
 from ds_distill.data.prepare import prepare
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint, train_wordpiece
@@ -41,7 +41,7 @@ def run(tokenizer, output, documents, **changes):
 
 
 def sequences(folder, split):
-    store = TokenStore.open(folder, split)
+    store = TokenDataset.open(folder, split)
     return [store.sequence(i) for i in range(len(store))]
 
 
@@ -92,7 +92,7 @@ def test_packing_gives_the_token_stream_back(tokenizer, tmp_path):
     manifest = run(tokenizer, tmp_path / "d", documents)
     streams = {}
     for split in ("train", "heldout"):
-        store, blocks = TokenStore.open(tmp_path / "d", split), sequences(tmp_path / "d", split)
+        store, blocks = TokenDataset.open(tmp_path / "d", split), sequences(tmp_path / "d", split)
         lengths = np.array([len(ids) for ids in blocks])
         assert (lengths[:-1] == 16).all() and lengths.sum() == manifest["real_tokens"][split]
         assert (store.lengths(np.arange(len(store))) == lengths).all()
@@ -267,10 +267,10 @@ def test_a_single_document_still_gives_both_splits_a_sequence(tokenizer, tmp_pat
         manifest = run(tokenizer, tmp_path / str(seed), [" ".join(WORDS * 4)], seed=seed, heldout_fraction=0.5)
         assert min(manifest["blocks"].values()) >= 1
         train = sequences(tmp_path / str(seed), "train")
-        counts = TokenStore.open(tmp_path / str(seed)).token_counts
+        counts = TokenDataset.open(tmp_path / str(seed)).token_counts
         assert (counts == np.bincount(np.concatenate(train), minlength=len(counts))).all()
     assert run(tokenizer, tmp_path / "none", some_documents(9), heldout_fraction=0.0)["blocks"]["heldout"] == 0
-    assert len(TokenStore.open(tmp_path / "none", "heldout")) == 0
+    assert len(TokenDataset.open(tmp_path / "none", "heldout")) == 0
     assert run(tokenizer, tmp_path / "all", some_documents(9), heldout_fraction=1.0)["blocks"]["train"] == 0
 
 
@@ -293,15 +293,15 @@ def test_prepare_errors_leave_nothing(tokenizer, tmp_path):
 @pytest.mark.promise("A damaged token file is named, with the place")
 def test_store_names_what_is_missing_or_cut(tokenizer, tmp_path):
     with pytest.raises(UserError, match="manifest.json is missing"):
-        TokenStore.open(tmp_path)
+        TokenDataset.open(tmp_path)
     run(tokenizer, tmp_path / "d", some_documents(50))
     file = next((tmp_path / "d").glob("train-*.bin"))
     size = file.stat().st_size
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(UserError, match=f"{file.name}: expected {size:,} bytes, found {size - 2:,} bytes"):
-        TokenStore.open(tmp_path / "d")
+        TokenDataset.open(tmp_path / "d")
     file.unlink()
     with pytest.raises(UserError, match="the file is missing"):
-        TokenStore.open(tmp_path / "d")
+        TokenDataset.open(tmp_path / "d")
     with pytest.raises(UserError, match="no split named"):
-        TokenStore.open(tmp_path / "d", "dev")
+        TokenDataset.open(tmp_path / "d", "dev")

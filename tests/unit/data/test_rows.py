@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from ds_distill.data.findings import Findings
 from ds_distill.data.readers import documents, read
-from ds_distill.data.sources import pieces_of
+from ds_distill.data.sources import split_inputs
 from ds_distill.utils.errors import UserError
 
 
 def texts(path, data, findings=None):
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return [d.text for piece in pieces_of([str(path)]) for d in read(piece, findings=findings)]
+    return [d.text for piece in split_inputs([str(path)]) for d in read(piece, findings=findings)]
 
 
 @pytest.mark.parametrize("name, data, said", [
@@ -122,7 +122,7 @@ def test_a_column_that_is_no_text_is_said_before_anything_is_read(tmp_path, kind
         with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     with pytest.raises(UserError, match=rf"a\.{ending}: column 'text' holds {what}, not text"):
-        pieces_of([str(path)])
+        split_inputs([str(path)])
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "binary", "large_binary", "binary_view"])
@@ -131,7 +131,7 @@ def test_strings_and_bytes_of_every_arrow_type_are_text(tmp_path, kind, ending):
     path, values = tmp_path / f"a.{ending}", ["one é", None, "two"]
     array = pyarrow.array([v if v is None or "binary" not in kind else v.encode() for v in values], getattr(pyarrow, kind)())
     write_arrow(path, pyarrow.table({"text": array}))
-    assert [d.text for piece in pieces_of([str(path)]) for d in read(piece)] == ["one é", "", "two"]
+    assert [d.text for piece in split_inputs([str(path)]) for d in read(piece)] == ["one é", "", "two"]
     write_arrow(path, pyarrow.table({"text": pyarrow.array(["a", "b", "a"]).dictionary_encode()}))
     assert list(documents([str(path)])) == ["a", "b", "a"]
 
@@ -150,7 +150,7 @@ def test_bytes_that_are_no_utf_8_are_marked_in_a_column_too(tmp_path):
     unchecked = pyarrow.Array.from_buffers(pyarrow.string(), len(data), data.buffers())
     for name, array in (("a", data), ("b", unchecked)):
         write_arrow(tmp_path / f"{name}.arrow", pyarrow.table({"text": array}))
-        found = [d for piece in pieces_of([str(tmp_path / f"{name}.arrow")]) for d in read(piece)]
+        found = [d for piece in split_inputs([str(tmp_path / f"{name}.arrow")]) for d in read(piece)]
         assert [(d.text, d.bad_utf8) for d in found] == [("caf\ufffd au lait", True), ("fine", False)]
 
 
@@ -189,7 +189,7 @@ def test_rows_that_a_quote_has_swallowed_are_refused(tmp_path, header, row, deli
 def test_a_swallowing_quote_in_one_column_is_remarked_on(tmp_path):
     (tmp_path / "t.csv").write_text(swallowing("text", "{text}", ",", '"open', 'closed"', 30))
     findings = Findings()
-    texts = [text for piece in pieces_of([str(tmp_path / "t.csv")]) for text in read(piece, findings=findings)]
+    texts = [text for piece in split_inputs([str(tmp_path / "t.csv")]) for text in read(piece, findings=findings)]
     assert len(texts) < 50 and "one field holds 31 line ends" in findings.remarks["quotes"][1]
 
 
@@ -198,7 +198,7 @@ def test_texts_of_many_lines_are_no_swallowed_rows(tmp_path):
     with (tmp_path / "t.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["id", "text"], *enumerate(verses)])
     findings = Findings()
-    assert [d.text for piece in pieces_of([str(tmp_path / "t.csv")]) for d in read(piece, findings=findings)] == verses
+    assert [d.text for piece in split_inputs([str(tmp_path / "t.csv")]) for d in read(piece, findings=findings)] == verses
     assert not findings.remarks
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ds_distill.data import sources
 from ds_distill.data.readers import documents, read
-from ds_distill.data.sources import described, pieces_of
+from ds_distill.data.sources import corpus_identity, split_inputs
 from ds_distill.utils.errors import UserError
 
 TEXTS = ["The first document.", "A second, with a comma\nand a line end.", "Third: \"quoted\" and ünïcode 中文"]
@@ -48,7 +48,7 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, ending):
     path = tmp_path / f"data.{ending}"
     write(path, ending.split(".")[0].lower())
     assert list(documents([str(path)])) == TEXTS
-    (piece,) = pieces_of([str(path)])
+    (piece,) = split_inputs([str(path)])
     seen = []
     list(read(piece, seen.append))
     assert seen == sorted(seen) and seen[-1] == piece.size == path.stat().st_size
@@ -65,14 +65,14 @@ def test_pieces_of_a_large_file_hold_every_document_once_and_in_order(tmp_path, 
     else:
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=100)
     monkeypatch.setattr(sources, "PIECE_BYTES", 10_000)
-    pieces = pieces_of([str(path)])
+    pieces = split_inputs([str(path)])
     assert len(pieces) > 5 and sum(piece.size for piece in pieces) <= path.stat().st_size
     assert [d.text for piece in pieces for d in read(piece)] == texts
 
 
 def test_blank_lines_separate_documents_and_bad_utf8_is_marked(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\ntwo\n\n  \n\nthree \xff\r\n\r\nfour")
-    found = list(read(pieces_of([str(tmp_path / "a.txt")])[0]))
+    found = list(read(split_inputs([str(tmp_path / "a.txt")])[0]))
     assert [(d.text, d.bad_utf8) for d in found] == [("one\ntwo", False), ("three \ufffd", True), ("four", False)]
 
 
@@ -81,16 +81,16 @@ def test_a_file_of_lines_without_blank_ones_is_cut_into_pieces_too(tmp_path, mon
     monkeypatch.setattr(sources, "PIECE_BYTES", 20_000)
     lines = [f"line {i} of a file that has no blank one" for i in range(5000)]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
-    pieces = pieces_of([str(tmp_path / "lines.txt")])
+    pieces = split_inputs([str(tmp_path / "lines.txt")])
     assert len(pieces) > 5
     assert "\n".join(d.text for piece in pieces for d in read(piece)).split("\n") == lines
     (tmp_path / "one.txt").write_text("word " * 100_000)  # not one line end
-    assert len(pieces_of([str(tmp_path / "one.txt")])) == 1
+    assert len(split_inputs([str(tmp_path / "one.txt")])) == 1
 
 
 def test_half_a_surrogate_pair_is_replaced_and_marked(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "cut emoji \\ud83d here"}\n{"text": "whole \\ud83d\\ude42"}\n')
-    found = list(read(pieces_of([str(tmp_path / "a.jsonl")])[0]))
+    found = list(read(split_inputs([str(tmp_path / "a.jsonl")])[0]))
     assert [(d.text, d.bad_utf8) for d in found] == [("cut emoji \ufffd here", True), ("whole 🙂", False)]
 
 
@@ -98,7 +98,7 @@ def test_half_a_surrogate_pair_is_replaced_and_marked(tmp_path):
 def test_what_is_not_text_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\x00\x01 binary")
     with pytest.raises(UserError, match=f"{name}: not text"):
-        pieces_of([str(tmp_path / name)])
+        split_inputs([str(tmp_path / name)])
 
 
 def test_a_huge_document_is_cut_between_words_and_loses_none(tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_huge_document_is_cut_between_words_and_loses_none(tmp_path, monkeypat
     words = [f"wörd{i}" for i in range(20_000)]
     for text in (" ".join(words), "\n".join(" ".join(words[i : i + 12]) for i in range(0, len(words), 12))):
         (tmp_path / "huge.txt").write_text(text)
-        found = list(read(pieces_of([str(tmp_path / "huge.txt")])[0]))
+        found = list(read(split_inputs([str(tmp_path / "huge.txt")])[0]))
         assert len(found) > 100 and all(len(d.text) <= 1000 and not d.bad_utf8 for d in found) and all(d.cut for d in found[:-1])
         assert " ".join(d.text for d in found).split() == words
 
@@ -122,7 +122,7 @@ def test_folders_patterns_columns(tmp_path):
     assert list(documents([str(tmp_path)])) == ["b", "c1", "c2", "t", "u"]
     assert list(documents([str(tmp_path / "*.md"), str(tmp_path / "b.txt")])) == ["m", "b"]
     assert list(documents([f"{tmp_path / 'deep' / 'rows.jsonl'}#body"])) == ["b1"]
-    assert [piece.source for piece in pieces_of([str(tmp_path / "b.txt"), str(tmp_path / "deep")])] == [0, 1, 1]
+    assert [piece.source for piece in split_inputs([str(tmp_path / "b.txt"), str(tmp_path / "deep")])] == [0, 1, 1]
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -132,14 +132,14 @@ def test_hub_data_sets_load_from_a_folder_too(tmp_path, monkeypatch, streaming):
     folder.mkdir()
     for name, part in (("train-0", TEXTS[:2]), ("train-1", TEXTS[2:]), ("validation-0", ["held out"])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in part))
-    pieces = pieces_of([f"hf:{folder}"], streaming=streaming)
+    pieces = split_inputs([f"hf:{folder}"], streaming=streaming)
     assert len(pieces) == (2 if streaming else 1)
     assert sorted(d.text for piece in pieces for d in read(piece)) == sorted(TEXTS)
-    assert [d.text for piece in pieces_of([f"hf:{folder}@validation#text"], streaming=streaming) for d in read(piece)] == ["held out"]
+    assert [d.text for piece in split_inputs([f"hf:{folder}@validation#text"], streaming=streaming) for d in read(piece)] == ["held out"]
     with pytest.raises(UserError, match="no column 'body', it has text, n"):
-        pieces_of([f"hf:{folder}#body"], streaming=streaming)
+        split_inputs([f"hf:{folder}#body"], streaming=streaming)
     with pytest.raises(UserError, match=r"@nosuch: cannot be loaded"):
-        pieces_of([f"hf:{folder}@nosuch"], streaming=streaming)
+        split_inputs([f"hf:{folder}@nosuch"], streaming=streaming)
 
 
 def test_what_is_missing_is_named_at_the_call(tmp_path):
@@ -173,7 +173,7 @@ def test_the_column_tells_one_corpus_from_another(tmp_path):
     found = {}
     for column in ("text", "other"):
         inputs = [str(tmp_path / "data.jsonl"), str(tmp_path / "data.txt"), f"{tmp_path / 'data.jsonl'}#text"]
-        found[column] = [entry[2:] for entry in described(inputs, pieces_of(inputs, column=column))]
+        found[column] = [entry[2:] for entry in corpus_identity(inputs, split_inputs(inputs, column=column))]
     assert found == {"text": [[], [], []], "other": [["other"], [], []]}
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from ds_distill.data.masking import IGNORED, Masker, masked_count
+from ds_distill.data.masking import IGNORE_INDEX, Masker, masked_count
 from ds_distill.data.whole_words import LONGEST_WORD, SPACED, Words, choose_words, divided
 from ds_distill.data.words import words_of
 
@@ -124,7 +124,7 @@ def test_each_word_is_masked_with_the_same_chance_whatever_its_pieces(lengths, p
     count = masked_count(len(word), probability)
     masked = np.zeros((blocks, len(lengths)))
     for block in range(blocks):
-        chosen = masker.mask(ids, epoch=0, block=block)[1][1:-1] != IGNORED
+        chosen = masker.mask(ids, epoch=0, block=block)[1][1:-1] != IGNORE_INDEX
         pieces = np.bincount(word, weights=chosen)
         assert chosen.sum() == count and ((pieces == 0) | (pieces == lengths)).all()  # whole words only, and the exact count
         masked[block] = pieces > 0
@@ -142,7 +142,7 @@ def test_a_word_of_more_pieces_than_may_be_masked_has_its_chance_too_and_each_of
     assert masked_count(17) == 3
     touched, pieces = np.zeros(11), np.zeros(17)
     for block in range(blocks):
-        chosen = masker.mask(ids, epoch=0, block=block)[1][1:-1] != IGNORED
+        chosen = masker.mask(ids, epoch=0, block=block)[1][1:-1] != IGNORE_INDEX
         assert chosen.sum() == 3
         touched += np.bincount(word, weights=chosen) > 0
         pieces += chosen
@@ -158,7 +158,7 @@ def test_rare_words_are_preferred_and_their_length_does_not_matter():
     kinds = np.array([(i % 20 in (1, 3), length) for i, length in enumerate(lengths)])
     whole = np.zeros(len(lengths))
     for block in range(3000):
-        chosen = a_masker(0.1, counts, 0.3).mask(ids, epoch=0, block=block)[1][1:-1] != IGNORED
+        chosen = a_masker(0.1, counts, 0.3).mask(ids, epoch=0, block=block)[1][1:-1] != IGNORE_INDEX
         whole += np.bincount(word, weights=chosen) > 0
     share = {(rare, length): whole[(kinds == (rare, length)).all(1)].mean() / 3000 for rare in (0, 1) for length in (1, 3)}
     assert share[1, 1] > 2 * share[0, 1] and share[1, 3] > 2 * share[0, 3]

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ds_distill.estimate.estimate import plan
-from ds_distill.estimate.flops import flops_a_token
+from ds_distill.estimate.flops import flops_per_token
 from ds_distill.estimate.memory import activation_bytes, memory
 from ds_distill.kernels.fused_linear import LIVE_BYTES, live_bytes
 from ds_distill.models.student import build_student
 from ds_distill.recipe import Data, Recipe, Student, Training
-from ds_distill.training.trainer import memory_explained
+from ds_distill.training.trainer import explain_training_memory
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
 from tests.unit.models.test_teacher import tiny_bert, tiny_roberta
@@ -25,7 +25,7 @@ def test_flops_of_the_papers_models():
 
     h, v, length = 768, 30_522, 128
     expected = 12 * (24 * h * h + 4 * length * h) + 2 * h * v + 2 * h * h + 3 * (6 * (24 * h * h + 4 * length * h) + 2 * h * v + 2 * h * h)
-    assert flops_a_token(BertConfig(), DistilBertConfig(), length) == expected == pytest.approx(629e6, rel=1e-3)
+    assert flops_per_token(BertConfig(), DistilBertConfig(), length) == expected == pytest.approx(629e6, rel=1e-3)
 
 
 def test_activations_grow_with_sequences_and_checkpointing_drops_them():
@@ -66,13 +66,13 @@ def test_live_bytes_of_the_loss():
 
 def test_out_of_memory_says_what_to_lower():
     with pytest.raises(UserError, match=r"micro_batch = 32: try training.micro_batch = 16, or training.gradient_checkpointing"):
-        with memory_explained(Training(micro_batch=32)):
+        with explain_training_memory(Training(micro_batch=32)):
             torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(UserError, match="a shorter data.sequence_length"):
-        with memory_explained(Training(micro_batch=1)):
+        with explain_training_memory(Training(micro_batch=1)):
             torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="shape"):
-        with memory_explained(Training()):
+        with explain_training_memory(Training()):
             torch.zeros(3).view(2)
 
 

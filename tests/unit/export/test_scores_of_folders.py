@@ -26,7 +26,7 @@ from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import Tuning
 from ds_distill.tasks.registry import task_of
-from ds_distill.tasks.squad import answers_of, questions_in, spans_of, squad_scores
+from ds_distill.tasks.squad import postprocess_spans, questions_in, spans_of, squad_scores
 from ds_distill.utils.errors import UserError
 from tests.tiny import FAMILIES, POSITIONS, save_encoder
 
@@ -140,8 +140,8 @@ CASES = [
 def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
     folders, data, tmp_path, monkeypatch, capsys, family, what, name
 ):
-    outputs, real = {}, trainer_module.outputs_of
-    monkeypatch.setattr(trainer_module, "outputs_of", lambda *given: outputs.setdefault(given[-1].split(", ")[-1], real(*given)))
+    outputs, real = {}, trainer_module.predict
+    monkeypatch.setattr(trainer_module, "predict", lambda *given: outputs.setdefault(given[-1].split(", ")[-1], real(*given)))
     task, encoder = task_of(name), change(folders[family], tmp_path / "encoder", what)
     found = runs.finetune(task, str(encoder), tmp_path / "out", points=[QUICK], seeds=[0], data=str(data / name))
     assert set(outputs) == set(task.validation)
@@ -326,7 +326,7 @@ def test_answers_of_the_saved_folder_score_what_is_reported(folders, tmp_path, f
             out = model(**{name: torch.tensor([spans.inputs[name][row]]) for name in tokenizer.model_input_names})
             starts.append(out.start_logits[0].numpy())
             ends.append(out.end_logits[0].numpy())
-    expected = squad_scores(questions, answers_of(questions, spans, starts, ends))
+    expected = squad_scores(questions, postprocess_spans(questions, spans, starts, ends))
     assert {**found["metrics"], "threshold": None} == {**expected, "threshold": None}
     assert found["metrics"]["threshold"] == pytest.approx(expected["threshold"], abs=1e-3)
     source = load_source(found["export"])

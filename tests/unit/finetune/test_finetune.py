@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from ds_distill.finetune.config import Tuning, grid_of
-from ds_distill.losses.soft_targets import hidden_loss, soft_loss
+from ds_distill.finetune.config import Tuning, expand_grid
+from ds_distill.losses.soft_targets import hidden_cosine_loss, temperature_kl
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
 from ds_distill.tasks.metrics import best_threshold, exact_match, median, normalised, overlap_f1, scores
 from ds_distill.tasks.registry import TASKS, task_of
@@ -119,7 +119,7 @@ def test_the_soft_loss_and_its_gradient_are_the_closed_form():
     z, t = (torch.randn(5, 2, 7, generator=g, dtype=torch.float64) * 3 for _ in range(2))
     t[1, :, 4:], t[3, 0, 6:] = float("-inf"), float("-inf")  # padding
     z = z.float().requires_grad_()
-    loss = soft_loss(z, t.float(), 2.0)
+    loss = temperature_kl(z, t.float(), 2.0)
     loss.backward()
     gone = t.isinf()
     p, q = (t / 2).softmax(-1), z.detach().double().masked_fill(gone, float("-inf")).div(2).softmax(-1)
@@ -130,7 +130,7 @@ def test_the_soft_loss_and_its_gradient_are_the_closed_form():
 
 def test_the_hidden_loss_leaves_padding_out():
     student, teacher = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [5.0, 5.0]]]), torch.tensor([[[2.0, 0.0], [0.0, 3.0], [-5.0, -5.0]]])
-    assert hidden_loss(student, teacher, torch.tensor([[1, 1, 0]])).item() == pytest.approx(0.5)
+    assert hidden_cosine_loss(student, teacher, torch.tensor([[1, 1, 0]])).item() == pytest.approx(0.5)
 
 
 ROW = {"jsonl": lambda rows: "\n".join(map(json.dumps, rows)),
@@ -351,14 +351,14 @@ def test_missing_files_are_said(tmp_path):
 
 
 def test_the_grid():
-    points = grid_of(Tuning(batch=8), ["lr=1e-5,2e-5", "epochs=2,3"])
+    points = expand_grid(Tuning(batch=8), ["lr=1e-5,2e-5", "epochs=2,3"])
     assert [(p.learning_rate, p.epochs, p.batch) for p in points] == [(1e-5, 2.0, 8), (1e-5, 3.0, 8), (2e-5, 2.0, 8), (2e-5, 3.0, 8)]
-    assert grid_of(Tuning(), ["lr=1e-5,0.00001"]) == [Tuning(learning_rate=1e-5)], "one point, once"
+    assert expand_grid(Tuning(), ["lr=1e-5,0.00001"]) == [Tuning(learning_rate=1e-5)], "one point, once"
     with pytest.raises(UserError, match="--grid learning_rate=2: learning_rate is there twice"):
-        grid_of(Tuning(), ["lr=1", "learning_rate=2"])
+        expand_grid(Tuning(), ["lr=1", "learning_rate=2"])
     for value in (math.inf, math.nan):
         with pytest.raises(UserError, match="tuning.epochs = .* a finite number"):
             Tuning(epochs=value).check()
     for wrong in ("rate=1", "lr", "lr=fast", "lr=-1", "precision=fp16"):
         with pytest.raises(UserError):
-            grid_of(Tuning(), [wrong])
+            expand_grid(Tuning(), [wrong])

@@ -22,10 +22,10 @@ from ds_distill.export.parity import SAMPLE
 from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import Tuning
-from ds_distill.finetune.data import load_data, sets_of, teacher_outputs
-from ds_distill.finetune.features import ByLength, Collator, outputs_of
+from ds_distill.finetune.data import encode_sets, load_data, teacher_outputs
+from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.losses.soft_targets import hidden_loss, soft_loss
+from ds_distill.losses.soft_targets import hidden_cosine_loss, temperature_kl
 from ds_distill.models.families import INPUTS, inputs_of
 from ds_distill.tasks.registry import task_of
 from ds_distill.utils.errors import UserError
@@ -102,11 +102,11 @@ def test_weights_that_are_missing_are_not_made_up(world, tmp_path):
 def test_each_model_gets_its_own_inputs(world):
     """A DistilBERT student has no token types, its BERT teacher has, and they matter to it."""
     task, tokenizer = task_of("rte"), load_tokenizer(world / "distilbert")
-    sets, collator = sets_of(load_data(task, str(world / "rte")), tokenizer, Tuning(), 64), Collator(tokenizer)
+    sets, collator = encode_sets(load_data(task, str(world / "rte")), tokenizer, Tuning(), 64), Collator(tokenizer)
     teacher, student = (load_for_task(str(world / name), task, "model", tuned=False) for name in ("bert", "distilbert"))
     assert inputs_of(teacher, INPUTS) == list(INPUTS) and inputs_of(student, INPUTS) == list(INPUTS[:2])
     row = sets.train[0]
-    found = outputs_of(teacher, sets.train, collator, 8, "t")[0]
+    found = predict(teacher, sets.train, collator, 8, "t")[0]
     with torch.no_grad():
         one = teacher.eval()(**{name: torch.tensor([row[name]]) for name in INPUTS}).logits[0].numpy()
         flat = teacher(**{name: torch.tensor([row[name]]) for name in INPUTS[:2]}).logits[0].numpy()
@@ -122,11 +122,11 @@ def test_a_model_with_one_token_type_is_given_none():
 
 def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("ds_distill.finetune.data.outputs_of", lambda *given: asked.append(1) or outputs_of(*given))
+    monkeypatch.setattr("ds_distill.finetune.data.predict", lambda *given: asked.append(1) or predict(*given))
     task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
     data, collator = load_data(task, str(world / "rte")), Collator(tokenizer)
     teacher = load_for_task(str(world / "bert"), task, "model", tuned=False)
-    short, long = (sets_of(data, tokenizer, Tuning(length=length), 64).train for length in (8, 0))
+    short, long = (encode_sets(data, tokenizer, Tuning(length=length), 64).train for length in (8, 0))
     kept = [teacher_outputs(teacher, features, collator, 4, tmp_path) for features in (short, long, short)]
     assert len(asked) == len(list(tmp_path.iterdir())) == 2, "once each"
     (tmp_path / "new").touch()
@@ -138,18 +138,18 @@ def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeyp
 def test_the_loss_is_the_weighted_sum(world, tmp_path):
     task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
     settings = Tuning(hard=0.3, soft=0.6, hidden=0.5, temperature=3.0)
-    sets, collator = sets_of(load_data(task, str(world / "rte")), tokenizer, settings, 64), Collator(tokenizer)
+    sets, collator = encode_sets(load_data(task, str(world / "rte")), tokenizer, settings, 64), Collator(tokenizer)
     teacher, student = (load_for_task(str(world / name), task, "model", tuned=False).eval() for name in ("bert", "distilbert"))
     sets.train.teacher = teacher_outputs(teacher, sets.train, collator, 4, tmp_path / "teacher")
     arguments = runs.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
-    trainer = trainer_module.Tuner(model=student, args=arguments, data_collator=collator, settings=settings, task=task, teacher=teacher)
+    trainer = trainer_module.FinetuneTrainer(model=student, args=arguments, data_collator=collator, settings=settings, task=task, teacher=teacher)
     batch = collator([sets.train[i] for i in range(6)])
     with torch.no_grad():
         found = trainer.compute_loss(student, dict(batch))
         mine = student(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
         its = teacher(**{name: batch[name] for name in INPUTS}, output_hidden_states=True)
-        expected = (0.3 * torch.nn.functional.cross_entropy(mine.logits, batch["labels"]) + 0.6 * soft_loss(mine.logits, its.logits, 3.0)
-                    + 0.5 * hidden_loss(mine.hidden_states[-1], its.hidden_states[-1], batch["attention_mask"]))  # fmt: skip
+        expected = (0.3 * torch.nn.functional.cross_entropy(mine.logits, batch["labels"]) + 0.6 * temperature_kl(mine.logits, its.logits, 3.0)
+                    + 0.5 * hidden_cosine_loss(mine.hidden_states[-1], its.hidden_states[-1], batch["attention_mask"]))  # fmt: skip
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -206,8 +206,8 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
 
 def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
     read = []
-    real = trainer_module.Tuner
-    monkeypatch.setattr(runs, "Tuner", lambda **more: read.append((len(more["train_dataset"]), max(more["train_dataset"].lengths))) or real(**more))
+    real = trainer_module.FinetuneTrainer
+    monkeypatch.setattr(runs, "FinetuneTrainer", lambda **more: read.append((len(more["train_dataset"]), max(more["train_dataset"].lengths))) or real(**more))
     points = [Tuning(epochs=1, batch=8, length=length, max_examples=most, precision="fp32") for length, most in ((8, 16), (0, 0))]
     found = runs.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte"))
     assert read[0] == (16, 8) and read[1][0] == 40 and read[1][1] > 8 and len(found["grid"]) == 2
@@ -216,14 +216,14 @@ def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
 
 
 def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch):
-    seen, real = [], trainer_module.Tuner
+    seen, real = [], trainer_module.FinetuneTrainer
 
     def note(model, **more):
         block = model.bert.encoder.layer[0]
         seen.append((block.output.dropout.p, block.attention.self.dropout.p, model.config._attn_implementation))
         return real(model=model, **more)
 
-    monkeypatch.setattr(runs, "Tuner", note)
+    monkeypatch.setattr(runs, "FinetuneTrainer", note)
     settings = [("own", -1.0, "fp32"), ("none", 0.0, "bf16"), ("much", 0.3, "fp32")]
     for name, dropout, precision in settings:
         point = Tuning(epochs=1, batch=20, max_examples=20, dropout=dropout, precision=precision)
@@ -263,7 +263,7 @@ def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
 
 
 def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer_module, "outputs_of", lambda *_: [np.array([np.nan, 0.0], dtype=np.float32)] * 40)
+    monkeypatch.setattr(trainer_module, "predict", lambda *_: [np.array([np.nan, 0.0], dtype=np.float32)] * 40)
     with pytest.raises(UserError, match="seed 0: the model's outputs are no numbers, it has diverged"):
         runs.finetune(task_of("rte"), str(world / "bert"), tmp_path, points=[Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")], seeds=[0],
                       data=str(world / "rte"))  # fmt: skip
@@ -279,7 +279,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
 
 def test_what_batches_leave_behind_is_given_back(monkeypatch):
     given = []
-    monkeypatch.setattr(trainer_module, "give_back_freed_memory", lambda: given.append(at))
+    monkeypatch.setattr(trainer_module, "trim_heap", lambda: given.append(at))
     bar = trainer_module._Bar(SimpleNamespace(update=lambda: None))
     for at in range(1, 101):
         bar.on_step_end(None, SimpleNamespace(global_step=at, log_history=[]), None)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
-from ds_distill.kernels.compile_layers import compile_body
+from ds_distill.kernels.compile_layers import compile_layers
 from ds_distill.kernels.dropout import CounterDropout, counter_dropout
-from ds_distill.kernels.prepacked_linear import _PACKED, pack_linears
+from ds_distill.kernels.prepacked_linear import _PACKED, prepack_linears
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
-from ds_distill.training.compile import why_no_compile
+from ds_distill.training.compile import compile_unavailable_reason
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def masks(lengths=(24, 9, 17)):
 
 
 def needs_compile():
-    if reason := why_no_compile():
+    if reason := compile_unavailable_reason():
         pytest.skip(f"torch.compile: {reason}")
 
 
@@ -68,7 +68,7 @@ def test_compiled_blocks_compute_what_the_models_own_do():
     ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
     for own in students(0.0):
         compiled = copy.deepcopy(own)
-        compile_body(compiled, CPU)
+        compile_layers(compiled, CPU)
         for mask in (none, padding, documents[:, None]):
             outputs = []
             for model in (own, compiled):
@@ -88,7 +88,7 @@ def test_the_gradient_of_compiled_dropout_is_its_derivative(checkpointing):
     needs_compile()
     ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
     model = students(0.2)[0]
-    compile_body(model, CPU)
+    compile_layers(model, CPU)
     if checkpointing:  # what is computed again in the backward pass must drop the same
         model.gradient_checkpointing_enable()
 
@@ -120,7 +120,7 @@ def test_bf16_is_no_further_from_fp32_than_the_models_own_attention():
     bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=64, initializer_range=0.3)).eval()  # sharp attention
     ids = torch.randint(5, 61, (4, 64))
     compiled, own = copy.deepcopy(bert).bfloat16(), copy.deepcopy(bert).bfloat16()
-    compile_body(compiled, CPU)
+    compile_layers(compiled, CPU)
     with torch.no_grad():
         exact, there, here = (m.base_model(input_ids=ids).last_hidden_state.float() for m in (bert, own, compiled))
     assert (here - exact).norm() < 1.25 * (there - exact).norm()
@@ -128,7 +128,7 @@ def test_bf16_is_no_further_from_fp32_than_the_models_own_attention():
 
 def test_an_export_shows_no_trace(tmp_path):
     model = students(0.1)[0]
-    compile_body(model, CPU)
+    compile_layers(model, CPU)
     model.save_pretrained(tmp_path)
     assert "written_out" not in (tmp_path / "config.json").read_text()
     assert json.loads((tmp_path / "config.json").read_text())["dropout"] == 0.1
@@ -141,7 +141,7 @@ def test_packed_weights_compute_what_plain_ones_do():
     shape = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     plain = Teacher(BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32)).bfloat16())
     packed = Teacher(copy.deepcopy(plain.model))
-    pack_linears(packed.model)
+    prepack_linears(packed.model)
     assert sum(type(m).__name__ == "_PackedLinear" for m in packed.model.modules()) == 12
     ids = torch.randint(5, 61, (3, 24))
     expected = plain.outputs(ids).hidden.float()

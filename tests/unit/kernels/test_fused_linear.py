@@ -11,9 +11,9 @@ import torch
 from benchmarks.harness.machine import peak_bytes
 from benchmarks.reference.closed_form import relative, vocabulary_loss
 from ds_distill.kernels import fused_linear as vocabulary
-from ds_distill.kernels.fused_linear import columns, forget_kept_memory
-from ds_distill.losses import cosine_distance_sum, fused_vocabulary_loss
-from ds_distill.training.compile import why_no_compile
+from ds_distill.kernels.fused_linear import columns, release_workspace
+from ds_distill.losses import cosine_distance_sum, fused_linear_distillation_loss
+from ds_distill.training.compile import compile_unavailable_reason
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,7 +33,7 @@ def problem(rows, vocabulary, student, teacher, dtype=torch.float32, scale=1.0, 
 
 def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk=None, passes="torch"):
     leaves = [x if x is None else x.clone().requires_grad_() for x in tensors[:3]]
-    loss, kl, mlm = fused_vocabulary_loss(
+    loss, kl, mlm = fused_linear_distillation_loss(
         *leaves, *tensors[3:], labels, temperature=temperature, kl_weight=a, mlm_weight=b, kl_on=kl_on, token_mask=mask, chunk=chunk,
         passes=passes,
     )
@@ -76,7 +76,7 @@ def test_any_chunking(chunk, temperature):
 
 @pytest.mark.parametrize("options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_on": "masked"}, {"temperature": 1.0, "chunk": 7}])
 def test_compiled(options):
-    if reason := why_no_compile():
+    if reason := compile_unavailable_reason():
         pytest.skip(f"torch.compile: {reason}")
     for padding, bias in ((False, True), (True, False)):
         check(*problem(37, 211, 24, 32, padding=padding, bias=bias), 1e-5, passes="compiled", **options)
@@ -104,7 +104,7 @@ def test_triton(options, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"kl_on": "masked", "chunk": 7}])
 def test_columns_that_are_no_tokens(passes, options, monkeypatch):
     """As on a GPU, which has the logits' rows in whole 16 bytes."""
-    if passes == "compiled" and (reason := why_no_compile()):
+    if passes == "compiled" and (reason := compile_unavailable_reason()):
         pytest.skip(f"torch.compile: {reason}")
     if passes == "triton":
         pytest.importorskip("triton")
@@ -116,7 +116,7 @@ def test_columns_that_are_no_tokens(passes, options, monkeypatch):
         check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes=passes, **options)
     check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes=passes, **options)
     check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, passes=passes, **options)
-    forget_kept_memory()
+    release_workspace()
 
 
 def test_triton_compiles_for_a_gpu():
@@ -155,7 +155,7 @@ def test_autograd_in_float64():
     tensors, labels, mask = problem(6, 13, 4, 5, dtype=torch.float64, padding=True)
 
     def loss(hidden, weight, bias):
-        return fused_vocabulary_loss(
+        return fused_linear_distillation_loss(
             hidden, weight, bias, *tensors[3:], labels, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, token_mask=mask, chunk=4
         )[0]
 
@@ -178,7 +178,7 @@ def test_no_gradient_is_computed_without_need(monkeypatch):
     asked, own = [], vocabulary._weight_gradient
     monkeypatch.setattr(vocabulary, "_weight_gradient", lambda *given: asked.append(given) or own(*given))
     with torch.no_grad():
-        loss, _, _ = fused_vocabulary_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
+        loss, _, _ = fused_linear_distillation_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
     assert not loss.requires_grad and not asked
     assert float(run(tensors, labels, None, a=1.0, b=1.0)[0]) == float(loss) and asked
 
@@ -186,9 +186,9 @@ def test_no_gradient_is_computed_without_need(monkeypatch):
 def test_mistakes_are_named():
     tensors, labels, _ = problem(12, 31, 8, 8)
     with pytest.raises(ValueError, match="kl_on"):
-        fused_vocabulary_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0, kl_on="some")
+        fused_linear_distillation_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0, kl_on="some")
     with pytest.raises(ValueError, match="labels"):
-        fused_vocabulary_loss(*tensors, labels[:-1], temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
+        fused_linear_distillation_loss(*tensors, labels[:-1], temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
 
 
 def test_cosine_against_closed_form():
@@ -209,11 +209,11 @@ def test_cosine_against_closed_form():
 def test_kept_memory_serves_other_sizes_and_dtypes_and_follows_an_evaluation():
     """The logits' memory stays between calls on a CPU: after other vocabularies, dtypes and inference mode, results are those of fresh memory."""
     small, large = problem(6, 40, 8, 16), problem(20, 90, 8, 16, seed=1)
-    forget_kept_memory()
+    release_workspace()
     fresh = run(*small)
-    forget_kept_memory()
+    release_workspace()
     with torch.inference_mode():
-        fused_vocabulary_loss(*large[0], large[1], temperature=2.0, kl_weight=5.0, mlm_weight=2.0)
+        fused_linear_distillation_loss(*large[0], large[1], temperature=2.0, kl_weight=5.0, mlm_weight=2.0)
     for tensors, labels, mask in (large, small, problem(6, 40, 8, 16, dtype=torch.float64, seed=2), large):
         check(tensors, labels, mask, 1e-5)
     loss, kl, mlm, grads = run(*small)
@@ -230,7 +230,7 @@ def test_memory_stays_bounded_at_the_vocabulary_of_xlm_r():
     labels = torch.where(torch.arange(rows) % 7 == 0, torch.arange(rows), -100)
 
     def step():
-        loss, *_ = fused_vocabulary_loss(hidden, weight, bias, hidden.detach() + 1, weight.detach(), None, labels, temperature=2.0,
+        loss, *_ = fused_linear_distillation_loss(hidden, weight, bias, hidden.detach() + 1, weight.detach(), None, labels, temperature=2.0,
                                          kl_weight=1.0, mlm_weight=1.0)  # fmt: skip
         loss.backward()
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, BertForMaskedLM
 
-from ds_distill.data.batch import starts_of
+from ds_distill.data.batch import cu_seqlens_of
 from ds_distill.models import attention as varlen
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
@@ -35,7 +35,7 @@ def models(monkeypatch):
 def packed():
     documents = torch.tensor([[0] * 5 + [1] * 19, [0] * 24, [0, 1] + [2] * 10 + [3] * 12])
     mask = (documents[:, :, None] == documents[:, None])[:, None]
-    return torch.randint(5, 61, documents.shape), mask, torch.from_numpy(starts_of(documents.numpy()))
+    return torch.randint(5, 61, documents.shape), mask, torch.from_numpy(cu_seqlens_of(documents.numpy()))
 
 
 def test_teacher_and_student_compute_what_the_mask_says(models):
@@ -43,7 +43,7 @@ def test_teacher_and_student_compute_what_the_mask_says(models):
     ids, mask, starts = packed()
     for model in (bert, student_with(0.0)):
         expected = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
-        varlen.use_varlen(model)
+        varlen.use_varlen_attention(model)
         nonsense = torch.ones_like(mask)  # the mask is not looked at
         found = model.base_model(input_ids=ids, attention_mask=nonsense, cu_seq_lens_q=starts).last_hidden_state
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -56,7 +56,7 @@ def test_a_student_that_drops_attention_keeps_to_the_mask(models, monkeypatch):
     _, student_with = models
     ids, mask, starts = packed()
     student = student_with(0.3)
-    varlen.use_varlen(student)
+    varlen.use_varlen_attention(student)
     monkeypatch.setattr(varlen, "varlen_attn", lambda *_: pytest.fail("the kernel has no dropout"))
     torch.manual_seed(1)
     first = student.base_model(input_ids=ids, attention_mask=mask, cu_seq_lens_q=starts).last_hidden_state
@@ -66,4 +66,4 @@ def test_a_student_that_drops_attention_keeps_to_the_mask(models, monkeypatch):
 
 
 def test_why_not():
-    assert varlen.why_no_varlen(torch.device("cpu"), torch.bfloat16) == "no GPU"
+    assert varlen.varlen_unavailable_reason(torch.device("cpu"), torch.bfloat16) == "no GPU"

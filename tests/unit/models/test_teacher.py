@@ -115,7 +115,7 @@ def test_teacher_outputs_make_the_logits(tmp_path, make):
     teacher, model, ids, mask = Teacher.load(str(tmp_path), "cpu", torch.float32), load_masked_lm(str(tmp_path)), tokens(), padding_mask()
     for attention_mask in (None, mask):
         outputs = teacher.outputs(ids, attention_mask)
-        logits = torch.nn.functional.linear(outputs.head_hidden, teacher.decoder_weight, teacher.decoder_bias)
+        logits = torch.nn.functional.linear(outputs.decoder_input, teacher.decoder_weight, teacher.decoder_bias)
         with torch.no_grad():
             expected = model(input_ids=ids, attention_mask=attention_mask, output_hidden_states=True)
         assert torch.equal(logits, expected.logits)

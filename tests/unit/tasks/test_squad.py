@@ -12,7 +12,7 @@ from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.export.parity import SAMPLE
 from ds_distill.tasks.metrics import normalised
 from ds_distill.tasks.registry import task_of
-from ds_distill.tasks.squad import Answer, Question, answers_of, load_questions, spans_of, squad_scores, unplaced
+from ds_distill.tasks.squad import Answer, Question, load_questions, postprocess_spans, spans_of, squad_scores, unplaced
 from ds_distill.utils.errors import UserError
 from tests.tiny import byte_level_tokenizer, sentencepiece_tokenizer
 
@@ -35,7 +35,7 @@ def test_every_token_of_the_context_is_in_a_span_and_answers_are_found(tokenizer
     first = [spans.offsets[row] for row, number in enumerate(spans.question) if number == 0]
     covered = {character for offsets in first for pair in offsets if pair for character in range(*pair)}
     assert all(i in covered for i, character in enumerate(CONTEXT) if not character.isspace())
-    text = asked[0].golds[0]
+    text = asked[0].references[0]
     found = 0
     for row, number in enumerate(spans.question):
         start, end = spans.starts[row], spans.ends[row]
@@ -59,10 +59,10 @@ def perfect(spans, noise=0.0):
 
 def test_a_perfect_model_scores_everything(tokenizer):
     asked = [question(CONTEXT[start : start + 25].strip().split(" ", 1)[1].rsplit(" ", 1)[0], str(start)) for start in (0, 100, 300, 500)]
-    asked = [Question(q.id, q.question, q.context, ((q.golds[0], CONTEXT.index(q.golds[0])),)) for q in asked]
+    asked = [Question(q.id, q.question, q.context, ((q.references[0], CONTEXT.index(q.references[0])),)) for q in asked]
     spans = spans_of(asked, tokenizer, length=64, stride=16)
-    answers = answers_of(asked, spans, *perfect(spans, 0.1))
-    assert [answer.text for answer in answers] == [q.golds[0] for q in asked]
+    answers = postprocess_spans(asked, spans, *perfect(spans, 0.1))
+    assert [answer.text for answer in answers] == [q.references[0] for q in asked]
     assert squad_scores(asked, answers) == {"f1": 1.0, "exact_match": 1.0}
     assert all(len(answer.best) <= 20 and answer.best == sorted(answer.best, key=lambda pair: -pair[0]) for answer in answers)
 
@@ -70,7 +70,7 @@ def test_a_perfect_model_scores_everything(tokenizer):
 def test_nothing_is_answered_where_nothing_is_best(tokenizer):
     asked = [question("near", "a"), question(None, "b")]
     spans = spans_of(asked, tokenizer, length=64, stride=16)
-    answers = answers_of(asked, spans, *perfect(spans, 0.1))
+    answers = postprocess_spans(asked, spans, *perfect(spans, 0.1))
     assert answers[0].odds_of_nothing < answers[1].odds_of_nothing
     found = squad_scores(asked, answers)
     assert found["f1"] == found["exact_match"] == 1.0 and found["has_answer_f1"] == found["no_answer_f1"] == 1.0
@@ -82,7 +82,7 @@ def test_an_answer_never_ends_before_it_starts_nor_outside_the_context(tokenizer
     starts, ends = [np.zeros(len(ids)) for ids in spans.inputs["input_ids"]], [np.zeros(len(ids)) for ids in spans.inputs["input_ids"]]
     for start, end in zip(starts, ends, strict=True):
         start[-2], end[1] = 50, 50  # the last real token starts, a token of the question ends
-    [answer] = answers_of(asked, spans, starts, ends)
+    [answer] = postprocess_spans(asked, spans, starts, ends)
     assert answer.best and all(text in CONTEXT and text for _, text in answer.best)
 
 
@@ -102,7 +102,7 @@ def test_the_official_file_and_its_mistakes(tmp_path):
         (tmp_path / "train.json").write_text(json.dumps({"version": "2", "data": [article]}))
         return load_questions(task_of(task), "train", str(tmp_path))
 
-    assert write([{"text": "Ann", "answer_start": 0}])[0].golds == ["Ann"]
+    assert write([{"text": "Ann", "answer_start": 0}])[0].references == ["Ann"]
     assert write([], is_impossible=True)[0].answers == ()
     with pytest.raises(UserError, match="'T', paragraph 1, question 'x1'.*'Ann' is not at character 4 .* there is 'ran'"):
         write([{"text": "Ann", "answer_start": 4}])
@@ -188,7 +188,7 @@ def test_an_answer_of_one_character_of_many_bytes_is_learnt_and_scored(readers, 
     asked = [Question("1", "what?", context, ((answer, context.index(answer)),))]
     spans = spans_of(asked, readers["byte-level"])
     assert (spans.starts[0], spans.ends[0]) != (0, 0) and not unplaced(asked, spans)
-    answers = answers_of(asked, spans, *perfect(spans))
+    answers = postprocess_spans(asked, spans, *perfect(spans))
     assert answers[0].text == answer and squad_scores(asked, answers) == {"f1": 1.0, "exact_match": 1.0}
 
 
@@ -244,7 +244,7 @@ def test_nothing_to_say_is_nothing_said(tokenizer):
     """Contexts without a token: the threshold for saying nothing is not measured, nor is what there is none of."""
     asked = [Question(str(i), "what?", "", ()) for i in range(3)]
     spans = spans_of(asked, tokenizer)
-    found = squad_scores(asked, answers_of(asked, spans, *perfect(spans)))
+    found = squad_scores(asked, postprocess_spans(asked, spans, *perfect(spans)))
     assert found == {"f1": 1.0, "exact_match": 1.0, "threshold": None, "has_answer_f1": None, "no_answer_f1": 1.0}
     assert squad_scores([], []) == {"f1": None, "exact_match": None}
 

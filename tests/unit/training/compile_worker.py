@@ -1,5 +1,5 @@
 """A process that compiles two lines with torch.compile, and ends with what stood in the way."""
 
-from ds_distill.training.compile import why_no_compile
+from ds_distill.training.compile import compile_unavailable_reason
 
-raise SystemExit(why_no_compile())
+raise SystemExit(compile_unavailable_reason())

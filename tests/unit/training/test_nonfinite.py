@@ -2,16 +2,16 @@ import pytest
 import torch
 
 from ds_distill.distributed.process_group import start_distributed
-from ds_distill.training.nonfinite import FiniteWatch
+from ds_distill.training.nonfinite import NonFiniteGuard
 from ds_distill.utils.errors import UserError
 
 
 class Order:
-    """What a FiniteWatch asks of a BatchOrder."""
+    """What a NonFiniteGuard asks of a BatchLoader."""
 
     accumulation, world_size, micro_batch, rank, store = 1, 1, 2, 0, range(10)
 
-    def entries_of(self, step: int):
+    def indices_of(self, step: int):
         import numpy as np
 
         return np.arange(2)
@@ -25,6 +25,6 @@ class Order:
 ])  # fmt: skip
 def test_a_teacher_whose_outputs_are_no_numbers_is_blamed(tmp_path, losses, remedy):
     start_distributed()
-    watch = FiniteWatch(Order(), 1, tmp_path, scaled=False)
+    watch = NonFiniteGuard(Order(), 1, tmp_path, scaled=False)
     with pytest.raises(UserError, match=remedy):
         watch.look(0, float("nan"), True, [torch.tensor(losses)])

@@ -3,7 +3,7 @@
 import pytest
 
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.git_lfs import check_no_pointer
+from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 OID = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{OID}\nsize 6530184\n"
@@ -20,7 +20,7 @@ LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{OID}\nsize 65301
 def test_a_pointer_is_told_from_the_file(tmp_path, text, said):
     (tmp_path / "data.bin").write_text(text, newline="")
     with pytest.raises(UserError, match=rf"data\.bin: a [Gg]it.*{said}"):
-        check_no_pointer(tmp_path / "data.bin")
+        check_not_lfs_pointer(tmp_path / "data.bin")
 
 
 @pytest.mark.parametrize("text", [
@@ -29,6 +29,6 @@ def test_a_pointer_is_told_from_the_file(tmp_path, text, said):
 ])  # fmt: skip
 def test_what_only_speaks_of_pointers_is_none(tmp_path, text):
     (tmp_path / "data.txt").write_text(text)
-    check_no_pointer(tmp_path / "data.txt")
-    check_no_pointer(str(tmp_path / "nowhere.txt"))
-    check_no_pointer(tmp_path)
+    check_not_lfs_pointer(tmp_path / "data.txt")
+    check_not_lfs_pointer(str(tmp_path / "nowhere.txt"))
+    check_not_lfs_pointer(tmp_path)
