@@ -21,7 +21,7 @@ from ds_distill.preflight import job as checks
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.tables import table
 from ds_distill.run_folder import locked_run_folder
-from ds_distill.utils.console import is_first, progress, say
+from ds_distill.utils.console import is_first, log, progress
 from ds_distill.utils.files import write_summary
 
 PARTS = ("tokens", "tokenizer", "teacher", "distilled", "baseline")
@@ -82,7 +82,7 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
 
 def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, vocabulary: int) -> None:
     if (output / "tokens" / "manifest.json").is_file():
-        say(f"tokens: those in {output / 'tokens'}")
+        log(f"tokens: those in {output / 'tokens'}")
         return
     began = time.perf_counter()
     if not corpus:
@@ -94,7 +94,7 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
     with progress(sum(piece.size for piece in pieces), "tokenizer", "B") as bar:
         tokenizer = train_wordpiece((d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer")
     manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
-    say(f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} tokens to train on, "
+    log(f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} tokens to train on, "
         f"{time.perf_counter() - began:.0f} s")  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def _once(folder: Path, job) -> dict:
     """A finished part is not made again."""
     done = folder / "summary.json"
     if done.is_file() and (folder / "export").is_dir():
-        say(f"{folder.name}: finished before, reused (--fresh starts over)")
+        log(f"{folder.name}: finished before, reused (--fresh starts over)")
         return json.loads(done.read_text(encoding="utf-8"))
     summary = job(folder)
     if is_first():

@@ -22,7 +22,7 @@ from benchmarks.harness.cli import amount, count, user_errors, why_it_ended
 from benchmarks.harness.machine import describe
 from ds_distill.data.readers import documents
 from ds_distill.reporting.tables import table
-from ds_distill.utils.console import alive
+from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
 
 PROBE = """
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             print("| corpus (MB) | MB/s | most memory held (MB) |\n|---|---|---|")
         for size in args.sizes:
             corpus = Path(folder, "grown.txt")
-            with alive(f"{size:g} MB"):
+            with spinner(f"{size:g} MB"):
                 grown(texts, size, corpus)
                 found = probe(PROBE, args.tokenizer, corpus, Path(folder, f"out-{time.time_ns()}"))
             result["memory"].append({"corpus_mb": size, "mb_a_second": round(size / found["seconds"], 2), "peak_mb": round(found["peak_mb"])})
@@ -130,7 +130,7 @@ def speeds(args: argparse.Namespace, texts: list[str], megabytes: float, folder:
         for name in ROWS:
             words = (PROBE, args.tokenizer, plain, folder / f"out-{time.time_ns()}") if name == "prepare" else (
                 MAP, args.tokenizer, rows, name.removeprefix("datasets_map_"))  # fmt: skip
-            with alive(f"round {number + 1} of {args.rounds}: {name}"):
+            with spinner(f"round {number + 1} of {args.rounds}: {name}"):
                 seconds[name].append(probe(*words)["seconds"])
     mine = seconds["prepare"]
     ratios = {f"times_{name}": round(statistics.median(b / a for a, b in zip(mine, theirs, strict=True)), 3)

@@ -28,7 +28,7 @@ from benchmarks.harness.cli import make_folder, user_errors, why_it_ended
 from benchmarks.inference.backends import BODIES
 from ds_distill.builds.fused_adam import start_build
 from ds_distill.reporting.tables import table
-from ds_distill.utils.console import alive
+from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json, write_whole
 
@@ -210,7 +210,7 @@ def suite(args: argparse.Namespace) -> int:
         if left < 20:
             found[name] = {"why": "no time left"}
         else:
-            with alive(f"{name}: {title}"[:48]):
+            with spinner(f"{name}: {title}"[:48]):
                 found[name] = run(rehearsed(arguments) if args.rehearse else list(arguments), min(left, LONGEST))
         conclusion = write_report(args.report, found, args.rehearse, time.monotonic() - began)  # anew: a cut-off loses only the part in progress
     print(conclusion + "\n")

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from ds_distill.utils.console import alive
+from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
 
 
@@ -73,7 +73,7 @@ def run_interleaved(contenders: list[Variant], rounds: int, patience: float = fl
         for contender in contenders:
             if contender.once:
                 continue
-            with alive(f"{'warm-up' if number < 0 else f'round {number + 1} of {rounds}'}: {contender.name}"):
+            with spinner(f"{'warm-up' if number < 0 else f'round {number + 1} of {rounds}'}: {contender.name}"):
                 if number >= 0:
                     contender.seconds.append(contender.ask("step"))
                     continue

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 
 from benchmarks.inference.backends import Row
-from ds_distill.utils.console import alive
+from ds_distill.utils.console import spinner
 
 MEGABYTE = 2**20
 
@@ -27,7 +27,7 @@ def least_megabytes(row: Row, length: int, *, most: int = 4096, step: int = 8, t
     """
     tries = tries or runs_within
     low, high = 0, most // step
-    with alive(f"least memory of {row.name}"):
+    with spinner(f"least memory of {row.name}"):
         if not tries(row, length, high * step):
             return None
         while high - low > 1:

@@ -10,7 +10,7 @@ from ds_distill.reporting.model_card import put_section
 from ds_distill.reporting.pages import Section, write_page
 from ds_distill.reporting.plots import bars_plot, points_plot
 from ds_distill.reporting.tables import table
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 from ds_distill.utils.files import write_json
 
 ONE, MANY = "1 × 128", "32 × 128"
@@ -143,7 +143,7 @@ def write_card(result: dict, model: Path) -> None:
     """The section "Speed" of the student's README.md."""
     mine = [row for row in result["rows"] if row["model"] == "student" and row["head"] == "encoder" and row["case"] == ONE]
     if not mine:
-        say(f"--card: nothing to write: the student's encoder was not measured at {ONE} tokens")
+        log(f"--card: nothing to write: the student's encoder was not measured at {ONE} tokens")
         return
     most = max(row["threads"] for row in mine)
     rows = [shown(row) for row in mine if row["threads"] == most]

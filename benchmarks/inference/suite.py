@@ -24,7 +24,7 @@ from ds_distill.export.model import Source, load_source
 from ds_distill.export.onnx import write_onnx
 from ds_distill.export.parity import CLEAR, first_choices, text_batches, torch_runner
 from ds_distill.models.folder import resolve_model_folder
-from ds_distill.utils.console import alive, progress, say
+from ds_distill.utils.console import log, progress, spinner
 from ds_distill.utils.errors import UserError
 
 MIXED = 32  # real sequences whose lengths make the mix
@@ -57,7 +57,7 @@ def runnable(asked: list[str]) -> list[str]:
     for name, reason in reasons.items():
         if asked:
             raise UserError(f"--bodies {name}: {reason}")
-        say(f"not measured: {name}: {reason}")
+        log(f"not measured: {name}: {reason}")
     return [name for name in bodies if name not in reasons]
 
 
@@ -70,7 +70,7 @@ def prepare(folders: dict[str, Path], head: str, bodies: list[str], scratch: Pat
         source = load_source(str(folder), head, for_speed=True)
         (files / "inputs.txt").write_text(" ".join(source.inputs), encoding="utf-8")
         wanted = {BODIES[body].file for body in bodies}
-        with alive(f"exporting {label}, {head}"):
+        with spinner(f"exporting {label}, {head}"):
             if any(wanted):
                 write_onnx(source, files / "fp32.onnx")
             if "int8.onnx" in wanted:
@@ -135,13 +135,13 @@ def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.N
             contender = Variant(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": str(row.threads), "CUDA_VISIBLE_DEVICES": ""}
                                   if not BODIES[row.body].gpu else None)  # fmt: skip
             contenders.append(contender)
-            with alive(f"loading {row.name}"):
+            with spinner(f"loading {row.name}"):
                 try:
                     found.append(Measured(row, said=contender.ask("start")))
                 except RuntimeError as error:
                     contenders.remove(contender)
                     contender.stop()
-                    say(f"\nnot measured: {row.name}: {str(error).strip().splitlines()[-1]}")
+                    log(f"\nnot measured: {row.name}: {str(error).strip().splitlines()[-1]}")
         with progress(args.rounds * len(found), f"{rows[0].head}, {rows[0].threads} threads", "turn") as bar:
             for number in range(args.rounds):
                 for contender, one in zip(contenders, found, strict=True):
@@ -157,7 +157,7 @@ def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.N
                             one.said["choices"] = contender.ask(("choices", [(batch.inputs, batch.at) for batch in batches[one.row.model]]))
                     except RuntimeError as error:  # out of memory, say: what it has given stays, and the others go on
                         one.ended = True
-                        say(f"\nended: {str(error).strip().splitlines()[-1]}")
+                        log(f"\nended: {str(error).strip().splitlines()[-1]}")
     finally:
         for contender in contenders:
             contender.stop()
@@ -218,10 +218,10 @@ def of_head(head: str, args: argparse.Namespace, folders: dict[str, Path], bodie
     if args.text and head == "masked-lm":
         for label in (label for label, given in ((TEACHER, args.teacher), (STUDENT, args.student)) if given):
             if not sources[label][0].whole:
-                say(f"{label}: its masked-LM head is not in the folder: random, so its first choices are not compared")
+                log(f"{label}: its masked-LM head is not in the folder: random, so its first choices are not compared")
                 continue
             batches[label] = text_batches(sources[label][0], args.text, sequences=args.sequences)
-            with alive(f"first choices of {label}, PyTorch in fp32"):
+            with spinner(f"first choices of {label}, PyTorch in fp32"):
                 choices[label] = reference_choices(sources[label][0], batches[label])
     entries, cores = [], len(os.sched_getaffinity(0))
     counts = list(dict.fromkeys(args.threads or ([cores, 1] if head == "encoder" and not args.quick else [cores])))
@@ -233,6 +233,6 @@ def of_head(head: str, args: argparse.Namespace, folders: dict[str, Path], bodie
                 for label in folders for body in bodies]  # fmt: skip
         for label in folders:
             if left_out := [case for case, lengths in cases.items() if max(map(max, lengths)) > sources[label][0].positions]:
-                say(f"{label} has {sources[label][0].positions} positions: not measured: {', '.join(left_out)}")
+                log(f"{label} has {sources[label][0].positions} positions: not measured: {', '.join(left_out)}")
         entries += figures(measure(rows, cases, args, batches if threads == max(counts) else {}), cases, sources, choices)
     return entries

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.harness.cli import make_folder, user_errors
 from benchmarks.inference.backends import BODIES, Row, make, serve
-from ds_distill.utils.console import alive, progress
+from ds_distill.utils.console import progress, spinner
 from ds_distill.utils.errors import UserError
 
 # what needs torch is imported within functions: the rows' processes import this file too, and must not have its memory where they do not use it
@@ -59,7 +59,7 @@ def passes(rows: list[Row], lengths: list[int]) -> dict[str, float]:
     try:
         for row in rows:
             contenders.append(Variant(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}))
-            with alive(f"loading {row.name}"):
+            with spinner(f"loading {row.name}"):
                 contenders[-1].ask("start")
                 contenders[-1].ask(("time", "pass", [[max(lengths)]], 0.0))
         size = -(-len(lengths) // PARTS)

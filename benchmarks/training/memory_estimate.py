@@ -20,7 +20,7 @@ from pathlib import Path
 from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from benchmarks.harness.cli import count, user_errors, why_it_ended
-from ds_distill.utils.console import alive
+from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             options = ["--teacher", teacher, "--training.micro_batch", micro, "--training.global_batch", 32, "--data.sequence_length", 128,
                        "--training.max_tokens", args.steps * 32 * 128, "--training.heldout_blocks", 8]  # fmt: skip
             options += ["--training.deepspeed", ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"]
-            with alive(case):
+            with spinner(case):
                 parts = said_by("plan", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
                 found = said_by("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
             foretold = parts["peak"]

@@ -29,7 +29,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import build_student
 from ds_distill.recipe import Data, Recipe, Training
 from ds_distill.reporting.tables import table
-from ds_distill.utils.console import alive
+from ds_distill.utils.console import spinner
 
 
 def orders(args: argparse.Namespace, folder: Path) -> dict[str, BatchLoader]:
@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace) -> dict:
         for number in range(args.steps + 2):
             for name, ahead in batches.items():
                 _, parts, counts = next(ahead)
-                with alive(f"step {number + 1} of {args.steps + 2}: {name}"):
+                with spinner(f"step {number + 1} of {args.steps + 2}: {name}"):
                     began = time.perf_counter()
                     engine.step(parts, counts)
                     took = time.perf_counter() - began

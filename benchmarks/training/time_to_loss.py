@@ -40,7 +40,7 @@ from ds_distill.models.student import build_student
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.plots import race_plot
 from ds_distill.reporting.tables import table
-from ds_distill.utils.console import progress, say
+from ds_distill.utils.console import log, progress
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 
@@ -105,7 +105,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     file = folder / "pace.json"
     if not file.is_file():
         racer = begin(0.0)
-        say(f"{label}: timing its steps")
+        log(f"{label}: timing its steps")
         times = [take(racer, step, batches, counts) for step, batches, counts in order.prefetch(0, WARM + TIMED)]
         pace = statistics.median(times[WARM:])
         extra = max(0.0, times[0] - pace)

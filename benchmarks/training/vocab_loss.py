@@ -25,7 +25,7 @@ from ds_distill.losses import fused_linear_distillation_loss
 from ds_distill.recipe import Training
 from ds_distill.training.compile import compile_unavailable_reason
 from ds_distill.training.device import local_device, resolve_dtype
-from ds_distill.utils.console import alive
+from ds_distill.utils.console import spinner
 
 
 def inputs_of(rows: int, hidden: int, vocabulary: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(-1, args.repeats):
         for name, job in jobs.items():
-            with alive(f"{'warm-up' if number < 0 else f'round {number + 1} of {args.repeats}'}: {name}"):
+            with spinner(f"{'warm-up' if number < 0 else f'round {number + 1} of {args.repeats}'}: {name}"):
                 job()  # not counted: it finds the caches as the others left them
                 took = timed(lambda: [job() for _ in range(calls)], device) / calls  # noqa: B023
             if number >= 0:
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     big = inputs_of(args.memory_rows, args.hidden, args.vocabulary, device, dtype)
     memory = {}
     for name, job in {"fused": lambda: fused(big, "compiled" if "fused_compiled" in jobs else "torch"), "plain": lambda: plain(big)}.items():
-        with alive(f"memory: {name}"):
+        with spinner(f"memory: {name}"):
             memory[name] = peak_bytes(job, device)
     ratio = {name: statistics.median(a / b for a, b in zip(took, seconds["products"], strict=True)) for name, took in seconds.items()}
     result = {

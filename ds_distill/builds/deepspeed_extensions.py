@@ -27,7 +27,7 @@ from deepspeed.git_version_info import version as deepspeed_version
 from deepspeed.ops.op_builder.builder import OpBuilder
 
 from ds_distill.builds.elf import is_complete_elf
-from ds_distill.utils.console import alive, say
+from ds_distill.utils.console import log, spinner
 
 FAILED = "failed: "
 MAX_WAIT_SECONDS = 1800  # no build of one extension takes this long
@@ -101,14 +101,14 @@ def _load_built(name: str) -> ModuleType | None:
     if not file.is_file():
         return None
     if not is_complete_elf(file):
-        say(f"{file}: not a whole library; it is built anew")
+        log(f"{file}: not a whole library; it is built anew")
         return None
     spec = importlib.util.spec_from_file_location(name, file)
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except (ImportError, OSError) as error:  # a disk that lost it, or a library of the system that is gone
-        say(f"{file}: does not load ({first_line(error)}); it is built anew")
+        log(f"{file}: does not load ({first_line(error)}); it is built anew")
         return None
     return module
 
@@ -119,12 +119,12 @@ def _build(builder: OpBuilder) -> ModuleType:
     for left_over in folder.glob(f"{prefix}*"):
         if not psutil.pid_exists(int(left_over.name.removeprefix(prefix).split(".")[0])):  # a build that was killed here
             shutil.rmtree(left_over, ignore_errors=True)
-    say(f"compiling DeepSpeed's {builder.name}, once per environment, about a minute")
+    log(f"compiling DeepSpeed's {builder.name}, once per environment, about a minute")
     own = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", dir=folder)
     before = os.environ.get("TORCH_EXTENSIONS_DIR")
     os.environ["TORCH_EXTENSIONS_DIR"] = own
     try:
-        with alive("compiling"):
+        with spinner("compiling"):
             module = _torch_build(builder, verbose=False)
         with contextlib.suppress(FileNotFoundError):  # one that does not load, or of a host that the lock does not reach
             os.rename(folder / builder.name, Path(own) / "replaced")
@@ -166,8 +166,8 @@ def _acquire(lock, name: str) -> bool:
     if _try_lock(lock):
         return False
     deadline = time.monotonic() + MAX_WAIT_SECONDS
-    say(f"waiting for {_read(lock) or 'another process'}, which compiles {name}")
-    with alive("waiting"):
+    log(f"waiting for {_read(lock) or 'another process'}, which compiles {name}")
+    with spinner("waiting"):
         while not _try_lock(lock):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{_read(lock) or 'another process'} has been compiling {name} for "

@@ -13,7 +13,7 @@ from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import outlive_broken_streams, restart_in_utf8, show_what_can_be_shown
 from ds_distill.distributed import job
-from ds_distill.utils.console import close_bars, is_first, log_once, say
+from ds_distill.utils.console import close_bars, is_first, log, log_once
 from ds_distill.utils.errors import UserError, did_you_mean, is_disk_full, message_of
 from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.progress import ProgressWatch
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         close_bars()
-        say("\nds-distill: interrupted; what is done is kept, and the same command goes on from there")
+        log("\nds-distill: interrupted; what is done is kept, and the same command goes on from there")
         return 130
     if is_first():
         print(json_text(summary), flush=True)
@@ -110,7 +110,7 @@ def _run(name: str, options, debug: bool) -> dict:
         command.check_paths(options)
     keep_cache_in_environment()
     if libraries := LOADED.get(name, "torch and DeepSpeed"):
-        say(f"loading {libraries} …")
+        log(f"loading {libraries} …")
     silence_libraries(debug)
     try:
         with ProgressWatch() if job.ranks() == 1 else contextlib.nullcontext():

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ds_distill.utils.console import TRACE, log_once, say
+from ds_distill.utils.console import TRACE, log, log_once
 from ds_distill.utils.errors import UserError, expand_user
 
 KINDS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -199,7 +199,7 @@ def _from_descriptor(path: Path, column: str | None) -> Path:
 def _copied(stream: BinaryIO, name: Path, column: str | None) -> _Copy:
     folder = Path(tempfile.mkdtemp(prefix="ds-distill-pipe-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    say(f"{name}: not a file but a pipe, copied into {folder} until the end (TMPDIR says where)")
+    log(f"{name}: not a file but a pipe, copied into {folder} until the end (TMPDIR says where)")
     file, digest = folder / "-".join(name.parts[1:]), hashlib.sha256()
     with file.open("wb") as copy:
         while block := stream.read(1 << 20):

@@ -27,7 +27,7 @@ from ds_distill.data.shards import INDEX
 from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
 from ds_distill.data.tokenizer import plain_backend, save_tokenizer, special_ids, tokenizer_fingerprint, vocabulary_size
 from ds_distill.data.worker import SPLITS, Format, PieceWorker
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.locks import try_lock
 
@@ -126,7 +126,7 @@ def _tokenize(pieces: list[WorkUnit], building: Path, form: Format, workers: int
     try:
         read = context.Value("q", 0) if workers > 1 else None
     except OSError as error:
-        say(f"{error.filename or 'shared memory'}: {error.strerror}; one worker prepares, not {workers}")
+        log(f"{error.filename or 'shared memory'}: {error.strerror}; one worker prepares, not {workers}")
         workers = 1
     if workers <= 1:
         work = PieceWorker(form)

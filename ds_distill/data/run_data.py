@@ -17,7 +17,7 @@ from ds_distill.data.words import words_of
 from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import check_shared
-from ds_distill.utils.console import progress, say
+from ds_distill.utils.console import log, progress
 from ds_distill.utils.errors import UserError
 
 
@@ -36,7 +36,7 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
             progress=show,
         )  # fmt: skip
     for remark in manifest["remarks"]:
-        say(remark)
+        log(remark)
     return manifest
 
 
@@ -96,7 +96,7 @@ def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
     recipe, d = copy.deepcopy(recipe), recipe.data
     for key in ("mode", "sequence_length"):
         if getattr(d, key) != manifest[key]:
-            say(f"data.{key} is {manifest[key]}, as {tokens} was prepared, not {getattr(d, key)}")
+            log(f"data.{key} is {manifest[key]}, as {tokens} was prepared, not {getattr(d, key)}")
             setattr(recipe.data, key, manifest[key])
     return recipe
 
@@ -105,7 +105,7 @@ def make_masker(store: TokenDataset, recipe: Recipe) -> Masker:
     m, d = store.manifest, recipe.data
     words = words_of(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
     if words is not None and not words.told:
-        say(f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each of its pieces is masked on its own")
+        log(f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each of its pieces is masked on its own")
     masker = Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed, d.mask_probability,
                     d.mask_smoothing, words)  # fmt: skip
     _check_masked(store, masker)
@@ -123,7 +123,7 @@ def _check_masked(store: TokenDataset, masker: Masker) -> None:
     if store.split == "train" and count == total:
         raise UserError(f"{which} it masks no token, since none has more than {max(never)}; raise it, or prepare longer text")
     if count > TRACE * total:
-        say(f"{which} it masks no token in {count:,}, those of {max(never)} tokens or fewer")
+        log(f"{which} it masks no token in {count:,}, those of {max(never)} tokens or fewer")
 
 
 def open_heldout(tokens: Path) -> TokenDataset:

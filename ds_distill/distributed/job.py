@@ -2,7 +2,7 @@
 
 import os
 
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 SHARED = ("run", "pretrain", "distill")  # commands whose work several ranks do together; that of the others is one process's
@@ -35,7 +35,7 @@ def settle(command: str) -> bool:
         os.environ.pop(name, None)
     if not idle and (rank not in ("", "0") or world not in ("", "1")):
         found = " and ".join(f"{name} = {value}" for name, value in (("RANK", rank), ("WORLD_SIZE", world)) if value)
-        say(f"{found} in the environment: not read, {command} is the work of one process")
+        log(f"{found} in the environment: not read, {command} is the work of one process")
     return not idle
 
 
@@ -71,7 +71,7 @@ def _forget_mpi(world: int | None) -> None:
     size = next((int(value) for name, value in found.items() if name.endswith("_SIZE") and "LOCAL" not in name and value.isdecimal()), 1)
     if size > 1 and world is None:
         names = " and ".join(f"{name} = {value}" for name, value in found.items() if "LOCAL" not in name)
-        say(f"{names} in the environment: not read; this process is a job of its own ({REMEDY.partition(';')[0]})")
+        log(f"{names} in the environment: not read; this process is a job of its own ({REMEDY.partition(';')[0]})")
 
 
 def _check_accelerator() -> None:

@@ -28,7 +28,7 @@ from ds_distill.recipe import Recipe, Training
 from ds_distill.training.compile import choose_kernels
 from ds_distill.training.deepspeed_config import resolve_zero_config
 from ds_distill.training.device import local_device, resolve_dtype
-from ds_distill.utils.console import is_first, say
+from ds_distill.utils.console import is_first, log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
 
@@ -116,7 +116,7 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
     if not chosen:
         raise UserError(f"training.micro_batch = auto: not even one sequence fits {room / GIB:.1f} GiB; lower data.sequence_length, use a higher "
                         "ZeRO stage (training.deepspeed), or training.gradient_checkpointing = true")  # fmt: skip
-    say(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit {room / GIB:.1f} GiB")
+    log(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit {room / GIB:.1f} GiB")
     return chosen
 
 

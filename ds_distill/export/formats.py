@@ -26,7 +26,7 @@ from ds_distill.models.saving import follow_umask
 from ds_distill.reporting.model_card import put_section
 from ds_distill.reporting.tables import table
 from ds_distill.tasks.metrics import Measured
-from ds_distill.utils.console import alive, say
+from ds_distill.utils.console import log, spinner
 from ds_distill.utils.errors import UserError, did_you_mean
 from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import try_lock
@@ -47,7 +47,7 @@ class Job:
     @cached_property
     def graph(self) -> Path:
         file = self.scratch / "fp32" / "model.onnx"
-        with alive("tracing the model"):
+        with spinner("tracing the model"):
             write_onnx(self.source, file)
         return file
 
@@ -181,7 +181,7 @@ def _written(
             began = time.perf_counter()
             file = partial / format.file
             file.parent.mkdir(exist_ok=True)
-            with alive(f"writing {name}"):
+            with spinner(f"writing {name}"):
                 format.write(job, file)
                 run = format.load(file)
             seconds = time.perf_counter() - began
@@ -198,7 +198,7 @@ def _written(
             del run  # OpenVINO keeps the file open
             _publish(file, (output / format.file).parent)
             (output / f"example_{name.replace('-', '_')}.py").write_text(example(source, format), encoding="utf-8")
-            say(f"{name}: {output / format.file}, {size / 1e6:,.1f} MB, {seconds:.0f} s")
+            log(f"{name}: {output / format.file}, {size / 1e6:,.1f} MB, {seconds:.0f} s")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return rows

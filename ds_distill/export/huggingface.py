@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 from ds_distill.models.families import family_of
 from ds_distill.models.saving import save_model_folder
 from ds_distill.reporting.model_card import MADE_WITH
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
@@ -43,7 +43,7 @@ def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrai
             shutil.rmtree(partial)
             return output
         if gone := sorted(set(os.listdir(output)) - set(os.listdir(partial))):
-            say(f"{output}: another model than before; gone with that: {', '.join(gone)}")
+            log(f"{output}: another model than before; gone with that: {', '.join(gone)}")
     aside = output.with_name(f".{output.name}.before")
     shutil.rmtree(aside, ignore_errors=True)
     if output.exists():

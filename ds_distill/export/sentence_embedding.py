@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from ds_distill.export.model import Source, read_json
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 
 # Flags of 1_Pooling/config.json that every release and text-embeddings-inference know, by the names that sentence-transformers 5 gives instead
 POOLING_FLAGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens",
@@ -50,7 +50,7 @@ def _modules_after_transformer(source: Source) -> list[tuple[str, dict, Path | N
             break
         settings, weights = _json_of(place / "config.json"), place / "model.safetensors"
         if not weights.is_file() and list(place.glob("*.bin")):
-            say(f"{source.folder}: {place.name} has pickled weights, which are not read: the embeddings of the export are those before it")
+            log(f"{source.folder}: {place.name} has pickled weights, which are not read: the embeddings of the export are those before it")
             break
         found.append((kind, _pooling(settings, width) if kind == "Pooling" else settings, weights if weights.is_file() else None))
     return found or [("Pooling", _pooling({}, width), None)]

@@ -23,7 +23,7 @@ from ds_distill.tasks.labels import are_numbered_otherwise, class_by_name, class
 from ds_distill.tasks.metrics import METRICS, Measured
 from ds_distill.tasks.registry import LENGTH_KEY, TASKS, Task, plain
 from ds_distill.tasks.squad import LENGTH, postprocess_spans, questions_in, spans_of, squad_scores
-from ds_distill.utils.console import log_share, say
+from ds_distill.utils.console import log, log_share
 from ds_distill.utils.errors import UserError
 
 Outputs = list[list[np.ndarray]]  # the model's outputs, batch by batch
@@ -158,7 +158,7 @@ def _judge(
     # which of the task's classes an output stands for
     meant = classes_of(names, task.labels) if task and task.labels else None
     if task and meant is None:
-        say(
+        log(
             f"--data {file}: the model's labels, {', '.join(names)}, are not all {task.name}'s: labels are taken for "
             "its own names and numbers, and scored by accuracy"
         )
@@ -277,5 +277,5 @@ def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) 
             "and label"
         )
     others = [str(name) for name in rows[0] if name not in (*names, "label")]
-    say(f"--data {file}: read as text: {', '.join(names)}" + (f"; not read: {', '.join(others)}" if others else ""))
+    log(f"--data {file}: read as text: {', '.join(names)}" + (f"; not read: {', '.join(others)}" if others else ""))
     return Labelled([[without_lone_surrogates(row[name]) for row in rows] for name in names], [row["label"] for row in rows], names, Counter())

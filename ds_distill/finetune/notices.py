@@ -10,7 +10,7 @@ from ds_distill.finetune.config import Tuning
 from ds_distill.finetune.data import Data, Sets, named
 from ds_distill.finetune.features import Features
 from ds_distill.tasks.squad import LONGEST_QUESTION
-from ds_distill.utils.console import TRACE, log_share, say
+from ds_distill.utils.console import TRACE, log, log_share
 
 UNPLACED = "questions whose answer no part of the context holds"
 SAME_MEAN = 1.0  # how far the mean of a teacher's scores may lie off the labels'
@@ -56,7 +56,7 @@ def say_what_is_not_read(
     """
     name, length = data.task.name, sets.length
     if point.length > length:
-        say(
+        log(
             f"tuning.length = {point.length}: the model has {positions} positions, "
             f"{length} tokens of an example are read"
         )
@@ -67,11 +67,11 @@ def say_what_is_not_read(
         what = "questions" if data.task.spans else "examples"  # contexts are read in parts
         most = min(LONGEST_QUESTION, length // 2) if data.task.spans else length
         more = f"; the model reads up to {positions} (tuning.length)" if most == length < positions else ""
-        say(f"{name}: {what} longer than {most} tokens are cut at their {end} end: {_shares(cut, totals)}{more}")
+        log(f"{name}: {what} longer than {most} tokens are cut at their {end} end: {_shares(cut, totals)}{more}")
     tokens = {part: sum(features.lengths) for part, features in sets.parts.items()}
     unknown = {part: features.count(tokenizer.unk_token_id) for part, features in sets.parts.items()}
     if any(unknown[part] > TRACE * total for part, total in tokens.items()):
-        say(
+        log(
             f"{name}: tokens of the texts are unknown to the tokenizer ({tokenizer.unk_token}): "
             + _shares(unknown, tokens)
         )
@@ -100,7 +100,7 @@ def say_other_scale(given: str, train: Features) -> None:
     alike = bool(np.ptp(scores)) and abs(np.corrcoef(scores, labels)[0, 1]) >= CLEAR
     slope = np.cov(scores, labels)[0, 1] / scores.var(ddof=1) if alike else 1.0
     if abs(scores.mean() - labels.mean()) > SAME_MEAN or not SAME_SLOPE[0] <= slope <= SAME_SLOPE[1]:
-        say(
+        log(
             f"{given}: its scores, {_range(scores)}, are of another scale than the labels, {_range(labels)}: "
             "the student learns from both; give a teacher fine-tuned on labels of the same scale, or train without one"
         )

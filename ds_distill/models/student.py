@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, DistilBertConfig, PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import FAMILIES, Family, family_of, family_of_type
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
@@ -167,7 +167,7 @@ def _warn_of_eps(teacher: PreTrainedModel, ours: Family) -> None:
     """Say where the student cannot have its teacher's LayerNorm eps."""
     eps = family_of(teacher).eps or teacher.config.layer_norm_eps
     if ours.eps and eps != ours.eps:
-        say(f"warning: the teacher's layer_norm_eps is {eps:g}, {ours.name}'s is fixed at {ours.eps:g}: the student starts slightly off its teacher")
+        log(f"warning: the teacher's layer_norm_eps is {eps:g}, {ours.name}'s is fixed at {ours.eps:g}: the student starts slightly off its teacher")
 
 
 @torch.no_grad()

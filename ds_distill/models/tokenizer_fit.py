@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.models.families import INPUTS, family_of_type, inputs_of
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
@@ -45,7 +45,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
     beyond = sorted((name for name, number in ids.items() if number >= config.vocab_size), key=ids.get)
     if not beyond:
         for name in lacking:
-            say(f"warning: {given}: its vocab.txt lacks {name}, which is counted as token {ids[name]}; was the model trained so?")
+            log(f"warning: {given}: its vocab.txt lacks {name}, which is counted as token {ids[name]}; was the model trained so?")
         return
     said = f"{given}: its tokenizer has {max(ids.values()) + 1} tokens, the model {config.vocab_size}"
     if lacking and (Path(tokenizer.name_or_path) / "vocab.txt").read_bytes().startswith(codecs.BOM_UTF8):

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,4 +49,4 @@ def _prefix(names: list[str], model: PreTrainedModel) -> str:
 
 @functools.cache
 def _say(given: str, words: tuple[str, ...]) -> None:
-    say(f"{given}: names of its weights are read without {', '.join(words)}, which the training code that saved it has put there")
+    log(f"{given}: names of its weights are read without {', '.join(words)}, which the training code that saved it has put there")

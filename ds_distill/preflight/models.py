@@ -15,7 +15,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import check_tied, plan_student
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.recipe import Recipe
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
@@ -50,7 +50,7 @@ def warn_of_teacher(teacher: str, recipe: Recipe, tokenizer: str | None) -> None
         _, starts_from_it = check_teacher_fits(teacher, recipe, tokenizer=tokenizer)
         check_whole(teacher, tied=starts_from_it)
     except UserError as error:
-        say(f"warning: {error} (the tokens are prepared all the same, distill will not take this teacher)")
+        log(f"warning: {error} (the tokens are prepared all the same, distill will not take this teacher)")
 
 
 def check_reads(folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, tokens: Path | None, tokenizer: Path | str) -> None:

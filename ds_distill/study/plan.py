@@ -17,7 +17,7 @@ from ds_distill.recipe import CHECKOUT, Recipe, shipped
 from ds_distill.study.scheduler import Step, folder_of, run_steps, starter_words
 from ds_distill.tasks.examples import split_files
 from ds_distill.tasks.registry import TASKS, task_of
-from ds_distill.utils.console import alive
+from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError, did_you_mean, expand_user
 from ds_distill.utils.files import write_json
 
@@ -194,7 +194,7 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
     there yet, (step, recipe)."""
     if not students:
         return
-    with alive("looking at the teacher"):
+    with spinner("looking at the teacher"):
         from ds_distill.preflight.models import check_teacher_fits, check_whole  # with it torch, which a report need not wait for
 
         started = []
@@ -212,7 +212,7 @@ def _read_tasks(study: Study, steps: list[Step]) -> None:
 
     for task in study.tasks:
         if any(step.words[:3] == ("finetune", "--task", task) and not step.done for step in steps):
-            with alive(f"reading {task}"):
+            with spinner(f"reading {task}"):
                 load_data(task_of(task), str(expand_user(study.data) / task) if study.data else None)
 
 

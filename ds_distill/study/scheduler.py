@@ -14,11 +14,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds_distill.utils.console import on_terminal, progress, say
+from ds_distill.utils.console import log, on_terminal, progress
 from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import UserError
 
-TAIL = 4  # lines of a failed step's log that are said
+TAIL = 4  # lines of a failed step's log_file that are said
 LATE = 10.0  # seconds
 
 
@@ -158,16 +158,16 @@ def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
     typed = f"study: {step.what}: {shlex.join(words if step.starter else ['ds-distill', *words[3:]])}"
     environment = {"DS_DISTILL_PYTHON": sys.executable, **os.environ}  # launch.sh takes this Python, unless told otherwise
     if jobs == 1:
-        say(f"\n{typed}")
+        log(f"\n{typed}")
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
     if not step.starter:
         environment |= _share(slot, jobs)
     logs.mkdir(parents=True, exist_ok=True)
-    with open(_log_of(step, logs), "a", encoding="utf-8") as log:
-        log.write(f"{typed}\n")
-        say(f"\n{typed}\n  (what it says: {log.name})")
-        log.flush()
-        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log, env=environment)
+    with open(_log_of(step, logs), "a", encoding="utf-8") as log_file:
+        log_file.write(f"{typed}\n")
+        log(f"\n{typed}\n  (what it says: {log_file.name})")
+        log_file.flush()
+        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log_file, env=environment)
 
 
 def _share(slot: int, jobs: int) -> dict[str, str]:
@@ -181,15 +181,15 @@ def _share(slot: int, jobs: int) -> dict[str, str]:
     return share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 
 
-def _check(step: Step, status: int, log: Path | None) -> None:
+def _check(step: Step, status: int, log_file: Path | None) -> None:
     """UserError unless the step is done. Launchers may end with 0 where a rank was killed, and a folder shared by hosts may show a file late."""
     deadline = time.monotonic() + LATE
     while status == 0 and not step.done and time.monotonic() < deadline:
         time.sleep(0.1)
     if step.done:
         return
-    if log:
-        said = log.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
-        say("\n" + "\n".join([line for line in said if line.strip()][-TAIL:]))
+    if log_file:
+        said = log_file.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
+        log("\n" + "\n".join([line for line in said if line.strip()][-TAIL:]))
     why = f"ended with status {status}" if status else f"ended without {step.output / 'summary.json'}"
-    raise UserError(f"study: {step.what} {why}{f' ({log})' if log else ''}; the same command goes on from there")
+    raise UserError(f"study: {step.what} {why}{f' ({log_file})' if log_file else ''}; the same command goes on from there")

@@ -18,7 +18,7 @@ from ds_distill.data.csv_rows import LONGEST_FIELD, CsvRows
 from ds_distill.data.findings import Findings
 from ds_distill.tasks.labels import class_of, number_of
 from ds_distill.tasks.registry import Task
-from ds_distill.utils.console import log_share, say
+from ds_distill.utils.console import log, log_share
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
@@ -209,7 +209,7 @@ def _csv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
         rows.check_lines(row, columns, findings)
         yield rows.line, row
     for times, sentence in findings.remarks.values():
-        say(sentence + (f" ({times - 1:,} more like it)" if times > 1 else ""))
+        log(sentence + (f" ({times - 1:,} more like it)" if times > 1 else ""))
 
 
 def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:

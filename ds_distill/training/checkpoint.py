@@ -17,7 +17,7 @@ from ds_distill.deepspeed_fixes import regex_safe_path
 from ds_distill.distributed.process_group import all_gather_object, broadcast_object, run_on_rank0
 from ds_distill.models.saving import follow_umask
 from ds_distill.training.universal_checkpoint import make_universal
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.resources import explain_disk_full
 
@@ -170,7 +170,7 @@ def resume(engine, folder: Path) -> dict | None:
         if torch.distributed.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)  # it must not count among those that are kept
-            say(f"checkpoint {path.name} is damaged ({problem}): set aside as {aside}, going on from the one before")
+            log(f"checkpoint {path.name} is damaged ({problem}): set aside as {aside}, going on from the one before")
         torch.distributed.barrier()
     if problem:
         raise UserError(f"{folder}: every checkpoint is damaged ({problem}); bring one back from a copy, or choose another --output to start over")
@@ -196,7 +196,7 @@ def load(engine, path: Path) -> dict:
         loaded, state = _load(engine, path)
     else:
         changes = ", ".join(f"{key} {before[key]} → {now[key]}" for key in now if before[key] != now[key])
-        say(f"checkpoint {path.name}: converting it ({changes})")
+        log(f"checkpoint {path.name}: converting it ({changes})")
         loaded, state = _load_converted(engine, path)
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to go on from the one before")

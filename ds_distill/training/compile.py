@@ -16,7 +16,7 @@ from ds_distill.losses.objective import Objective
 from ds_distill.models.families import family_of_type
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 
 # Compiling pays where it saves more than this many seconds: on two CPU cores it takes 25 s at first, blocks and loss. What it saves there, in
 # seconds: a logit, and a token and layer's element of the hidden state and score of attention, with dropout. A GPU's share of the latter is a guess.
@@ -34,7 +34,7 @@ def compile_unavailable_reason() -> str | None:
         return "triton is not installed"
     try:
         for file in remove_partial_libraries():
-            say(f"{file}: left half written by a process that was killed; it is compiled anew")
+            log(f"{file}: left half written by a process that was killed; it is compiled anew")
         with torch.no_grad():
             torch.compile(lambda x: (x + 1).sum())(torch.zeros(64, device="cuda" if torch.cuda.is_available() else "cpu"))
     except Exception as error:  # compilers fail in as many ways as there are
@@ -66,7 +66,7 @@ def compiles(training: Training, saved: float, device: torch.device) -> bool:
         return False
     reasons = [reason for reason in all_gather_object(compile_unavailable_reason()) if reason]
     if reasons:
-        say(f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, slower; training.compile = off is silent")
+        log(f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, slower; training.compile = off is silent")
     return not reasons
 
 

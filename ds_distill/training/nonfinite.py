@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ds_distill.data.loader import BatchLoader
 from ds_distill.distributed.process_group import all_gather_object
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 LOSSES = ("kl", "mlm", "cosine")
@@ -31,7 +31,7 @@ class NonFiniteGuard:
         self.in_a_row += 1
         what = "its gradient is not finite" if math.isfinite(total) else self._where(step, parts)
         if not (self.scaled and math.isfinite(total)):
-            say(f"\nstep {step + 1}: {what}: {'skipped' if skipped else 'the loss'}, {self.in_a_row} in a row of at most {self.at_most}")
+            log(f"\nstep {step + 1}: {what}: {'skipped' if skipped else 'the loss'}, {self.in_a_row} in a row of at most {self.at_most}")
         if self.in_a_row >= self.at_most:
             remedy = "Lower training.learning_rate, use bf16 instead of fp16, or look at those sequences"
             if "kl" in what and "mlm" not in what:

@@ -7,7 +7,7 @@ from ds_distill.builds.fused_adam import apex_unavailable_reason, build_optimize
 from ds_distill.deepspeed_fixes import make_adam_resumable
 from ds_distill.distributed.process_group import all_gather_object
 from ds_distill.recipe import Training
-from ds_distill.utils.console import say
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
@@ -52,7 +52,7 @@ def make_optimizer(training: Training, groups: list[dict], device: torch.device,
             return make_adam_resumable(adam) if offload or device.type == "cpu" else adam
         if offload or choice == "deepspeed":
             raise UserError(f"training.optimizer = {choice}: DeepSpeed's cannot be built here ({reason}); use torch, without offload")
-        say(f"optimizer: torch's fused AdamW; DeepSpeed's FusedAdam cannot be built here ({reason})")
+        log(f"optimizer: torch's fused AdamW; DeepSpeed's FusedAdam cannot be built here ({reason})")
     return torch.optim.AdamW(groups, fused=True, **options)
 
 

@@ -35,7 +35,7 @@ def log_once(key: str, line: str) -> None:
         time.sleep(0.02)  # the store ends with this rank, and the others must be able to ask
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     if is_first():
         print(text, file=sys.stderr, flush=True)
 
@@ -46,7 +46,7 @@ TRACE = 0.01  # share of a whole up to which a loss is counted, but not said
 def log_share(count: int, total: int, line: str) -> None:
     """Say `line` where it is about more than a trace: `count` of `total`."""
     if count > TRACE * total:
-        say(line)
+        log(line)
 
 
 def close_bars() -> None:
@@ -133,7 +133,7 @@ def skip(bar: tqdm, amount: int) -> None:
 
 
 @contextlib.contextmanager
-def alive(what: str):
+def spinner(what: str):
     """Show `what` and the seconds it has taken so far, on the first rank's line, for work that has no measure of its progress.
 
     In a log a line now and then says so.

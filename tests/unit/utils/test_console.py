@@ -24,9 +24,9 @@ from ds_distill.cli import app as cli
 from ds_distill.cli.commands import COMMANDS
 for words in ([], ["--help"], *([command, "--help"] for command in COMMANDS), ["distill", "--läuft"], ["distill", "--training.clip", "…"]):
     assert cli.main(words) in (0, 2), words
-from ds_distill.utils.console import alive, progress, say
+from ds_distill.utils.console import spinner, progress, log
 from ds_distill.reporting.tables import table
-say("→ … −")
+log("→ … −")
 with progress(3, "läuft", "step") as bar:
     bar.update(3)
 print(table([{"a": None, "b": "模型"}], {"a": "held-out → …", "b": "–"}))
@@ -92,16 +92,16 @@ def clock(monkeypatch):
 
 
 def test_a_log_has_few_whole_lines_ever_fewer(monkeypatch, clock):
-    log = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", log)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
     days = 3 * 86400
     with console.progress(days, "student", "step") as bar:
         for _ in range(days // 10):
             clock[0] += 10
             bar.n += 10
             bar.set_postfix(loss="1.0")  # it shows the bar each time
-    lines = log.getvalue().splitlines()
-    assert "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
+    lines = stream.getvalue().splitlines()
+    assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
     assert 20 < len(lines) < 200
     assert lines[0].startswith("student: 0% 10/") and lines[-1].startswith(f"student: 100% {days}/{days} [")
     seen = [int(line.split()[2].split("/")[0]) for line in lines]  # a step a second
@@ -114,29 +114,29 @@ def test_a_log_has_few_whole_lines_ever_fewer(monkeypatch, clock):
 
 
 def test_a_short_work_is_one_line_in_a_log(monkeypatch):
-    log = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", log)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
     with console.progress(None, "tokens", "B") as bar:
         bar.update(2_000_000)
     with console.progress(5, "seed 0", "example", initial=2) as bar:
         console.skip(bar, 1)
         bar.update(2)
-    first, second = log.getvalue().splitlines()
+    first, second = stream.getvalue().splitlines()
     assert first.startswith("tokens: 2.00MB [") and second.startswith("seed 0: 100% 5/5 [")
-    with console.alive("compiling"):
+    with console.spinner("compiling"):
         pass
-    assert log.getvalue().count("\n") == 2 and "\r" not in log.getvalue()
+    assert stream.getvalue().count("\n") == 2 and "\r" not in stream.getvalue()
 
 
 def test_long_work_without_a_measure_says_that_it_lives(monkeypatch, clock):
-    log = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", log)
-    with console.alive("compiling"):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with console.spinner("compiling"):
         clock[0] += 11
         deadline = time.perf_counter() + 60
-        while "compiling, 11 s\n" != log.getvalue() and time.perf_counter() < deadline:
+        while "compiling, 11 s\n" != stream.getvalue() and time.perf_counter() < deadline:
             time.sleep(0.01)
-    assert log.getvalue() == "compiling, 11 s\n"
+    assert stream.getvalue() == "compiling, 11 s\n"
 
 
 @pytest.mark.parametrize("term, bars", [("xterm", True), ("dumb", False)])
@@ -146,7 +146,7 @@ def test_a_terminal_has_bars_unless_it_is_a_dumb_one(monkeypatch, term, bars):
     monkeypatch.setattr(sys, "stderr", terminal)
     with console.progress(3, "student", "step") as bar:
         bar.update(3)
-    with console.alive("compiling"):
+    with console.spinner("compiling"):
         pass
     assert ("\r" in terminal.getvalue()) == bars
     assert ("compiling" in terminal.getvalue()) == bars
