@@ -36,7 +36,9 @@ def batch_gradient_copies(optimizer: BF16_Optimizer) -> None:
 
     @torch.no_grad()
     def update_hp_grads(clear_lp_grads: bool = False) -> None:
-        for group, wide, there in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, optimizer.fp32_groups_has_gradients, strict=True):
+        for group, wide, there in zip(
+            optimizer.bf16_groups, optimizer.fp32_groups_gradients, optimizer.fp32_groups_has_gradients, strict=True
+        ):
             first = not any(there)
             for mine in _pieces(group):
                 into, low = [wide[number] for number in mine], [group[number].grad for number in mine]
@@ -89,7 +91,9 @@ def make_adam_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimiz
     else:
 
         def forget(*_) -> None:
-            optimizer.multi_tensor_adam(1, torch.zeros(1, dtype=torch.int), [[x] for x in dummy], 0.0, 0.5, 0.5, 1.0, 1, 1, 0, 0.0)
+            optimizer.multi_tensor_adam(
+                1, torch.zeros(1, dtype=torch.int), [[x] for x in dummy], 0.0, 0.5, 0.5, 1.0, 1, 1, 0, 0.0
+            )
 
     optimizer.register_step_pre_hook(forget)
     return optimizer

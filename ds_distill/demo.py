@@ -25,15 +25,33 @@ from ds_distill.utils.console import is_first, log, progress
 from ds_distill.utils.files import write_summary
 
 PARTS = ("tokens", "tokenizer", "teacher", "distilled", "baseline")
-COLUMNS = {"model": "model", "parameters": "parameters", "heldout_mlm_loss": "held-out MLM loss (nats)",
-           "heldout_mlm_accuracy": "accuracy", "tokens": "tokens trained", "latency_ms": "forward, 1 × 128 (ms)"}  # fmt: skip
+COLUMNS = {
+    "model": "model",
+    "parameters": "parameters",
+    "heldout_mlm_loss": "held-out MLM loss (nats)",
+    "heldout_mlm_accuracy": "accuracy",
+    "tokens": "tokens trained",
+    "latency_ms": "forward, 1 × 128 (ms)",
+}
 
 
-def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabytes: float, vocabulary: int, teacher_tokens: int, fresh: bool) -> dict:
+def run(
+    recipe: Recipe,
+    model: dict,
+    output: Path,
+    *,
+    corpus: list[str],
+    megabytes: float,
+    vocabulary: int,
+    teacher_tokens: int,
+    fresh: bool,
+) -> dict:
     """Collective: corpus → tokenizer → teacher → student → the same student without a teacher → table; returns the summary."""
     _, ranks = start_distributed()
     recipe = copy.deepcopy(recipe)
-    recipe.training.global_batch = -(-recipe.training.global_batch // ranks) * ranks  # this recipe is nobody's choice: it runs on any number
+    recipe.training.global_batch = (
+        -(-recipe.training.global_batch // ranks) * ranks
+    )  # this recipe is nobody's choice: it runs on any number
     checks.check_machine(recipe)
     checks.check_engine(recipe)
     if is_first():
@@ -45,36 +63,65 @@ def run(recipe: Recipe, model: dict, output: Path, *, corpus: list[str], megabyt
         for file in ("corpus.txt", "run.json"):
             (output / file).unlink(missing_ok=True)
 
-    identity = recipe.identity() | {"corpus": corpus, "corpus_megabytes": megabytes, "vocabulary": vocabulary, "teacher_tokens": teacher_tokens}
+    identity = recipe.identity() | {
+        "corpus": corpus,
+        "corpus_megabytes": megabytes,
+        "vocabulary": vocabulary,
+        "teacher_tokens": teacher_tokens,
+    }
     identity |= {f"model.{key}": value for key, value in model.items()}
     with locked_run_folder(output, identity, remedy="--fresh starts over there", first=erase if fresh else None):
         run_on_rank0(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
         tokens = output / "tokens"
         teaching = copy.deepcopy(recipe)
         teaching.training.max_tokens = teacher_tokens
-        teacher = _once(output / "teacher", lambda folder: runs.pretrain(teaching, model, tokens, folder, title="teacher"))
+        teacher = _once(
+            output / "teacher", lambda folder: runs.pretrain(teaching, model, tokens, folder, title="teacher")
+        )
         folder = str(output / "teacher" / "export")
-        student = _once(output / "distilled", lambda out: runs.distill(recipe, folder, tokens, out, title="student, distilled"))
+        student = _once(
+            output / "distilled", lambda out: runs.distill(recipe, folder, tokens, out, title="student, distilled")
+        )
         plain = copy.deepcopy(recipe)
         plain.losses.kl = plain.losses.cosine = 0.0
-        baseline = _once(output / "baseline", lambda out: runs.distill(plain, folder, tokens, out, title="student, no teacher"))
+        baseline = _once(
+            output / "baseline", lambda out: runs.distill(plain, folder, tokens, out, title="student, no teacher")
+        )
     if not is_first():
         return {}
-    start = {"parameters": student["parameters"], "heldout_mlm_loss": student["start_heldout_mlm_loss"],
-             "heldout_mlm_accuracy": student["start_heldout_mlm_accuracy"], "tokens": 0}  # fmt: skip
+    start = {
+        "parameters": student["parameters"],
+        "heldout_mlm_loss": student["start_heldout_mlm_loss"],
+        "heldout_mlm_accuracy": student["start_heldout_mlm_accuracy"],
+        "tokens": 0,
+    }
     times = {"teacher": _latency(Path(folder)), "student, distilled": _latency(output / "distilled" / "export")}
-    rows = [{"model": name, "latency_ms": times.get(name)} | figures
-            for name, figures in (("teacher", teacher), ("student at start", start), ("student, distilled", student),
-                                  ("student, no teacher", baseline))]  # fmt: skip
+    rows = [
+        {"model": name, "latency_ms": times.get(name)} | figures
+        for name, figures in (
+            ("teacher", teacher),
+            ("student at start", start),
+            ("student, distilled", student),
+            ("student, no teacher", baseline),
+        )
+    ]
     print("\n" + table(rows, COLUMNS))
     losses = baseline["heldout_mlm_loss"], student["heldout_mlm_loss"]
     ahead = None if None in losses else losses[0] - losses[1]
-    print("\nWhat distilling was worth could not be measured." if ahead is None else
-          f"\nDistilling was worth {ahead:.3f} nats on the held-out text." if ahead > 0 else
-          f"\nThe baseline without a teacher came out ahead, by {-ahead:.3f} nats.")  # fmt: skip
+    print(
+        "\nWhat distilling was worth could not be measured."
+        if ahead is None
+        else f"\nDistilling was worth {ahead:.3f} nats on the held-out text."
+        if ahead > 0
+        else f"\nThe baseline without a teacher came out ahead, by {-ahead:.3f} nats."
+    )
     print("The text is this machine's own documentation: figures are not comparable across machines.\n")
-    for what, where in (("export", "distilled/export"), ("loss plot", "distilled/loss.png"), ("checkpoints", "distilled/checkpoints"),
-                        ("TensorBoard", "distilled/tensorboard")):  # fmt: skip
+    for what, where in (
+        ("export", "distilled/export"),
+        ("loss plot", "distilled/loss.png"),
+        ("checkpoints", "distilled/checkpoints"),
+        ("TensorBoard", "distilled/tensorboard"),
+    ):
         print(f"{what + ':':13} {output / where}")
     summary = {"rows": rows, "distilled_ahead_nats": ahead, "export": student["export"]}
     return summary
@@ -87,15 +134,21 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
     began = time.perf_counter()
     if not corpus:
         with progress(int(megabytes * 1e6), "corpus", "B") as bar:
-            texts = embedded_documents(int(megabytes * 1e6), seed=recipe.training.seed, progress=lambda read: bar.update(read - bar.n))
+            texts = embedded_documents(
+                int(megabytes * 1e6), seed=recipe.training.seed, progress=lambda read: bar.update(read - bar.n)
+            )
         corpus = [str(output / "corpus.txt")]
         Path(corpus[0]).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     pieces = split_inputs(corpus)
     with progress(sum(piece.size for piece in pieces), "tokenizer", "B") as bar:
-        tokenizer = train_wordpiece((d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer")
+        tokenizer = train_wordpiece(
+            (d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer"
+        )
     manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
-    log(f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} tokens to train on, "
-        f"{time.perf_counter() - began:.0f} s")  # fmt: skip
+    log(
+        f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} tokens to train on, "
+        f"{time.perf_counter() - began:.0f} s"
+    )
 
 
 def _onto(bar):

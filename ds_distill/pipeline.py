@@ -15,7 +15,14 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMa
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.heldout import heldout_sets
 from ds_distill.data.loader import heldout_batches
-from ds_distill.data.run_data import make_masker, open_heldout, open_run_data, prepare_run_tokens, text_statistics, with_prepared_settings
+from ds_distill.data.run_data import (
+    make_masker,
+    open_heldout,
+    open_run_data,
+    prepare_run_tokens,
+    text_statistics,
+    with_prepared_settings,
+)
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.distributed.process_group import run_on_rank0, start_distributed
 from ds_distill.estimate.estimate import choose_micro_batch
@@ -53,7 +60,14 @@ def prepare_and_distill(
 
 
 def prepare_and_pretrain(
-    recipe: Recipe, model: dict | str, tokenizer: str, output: Path, *, corpus: list[str], tokens: str | None, heldout: list[str]
+    recipe: Recipe,
+    model: dict | str,
+    tokenizer: str,
+    output: Path,
+    *,
+    corpus: list[str],
+    tokens: str | None,
+    heldout: list[str],
 ) -> dict:
     """Collective: as `pretrain`, from the texts `corpus`, or from what `prepare` has made of them in the folder `tokens`."""
     recipe = _check_job(recipe, corpus, tokens, heldout)
@@ -63,7 +77,14 @@ def prepare_and_pretrain(
 
 
 def prepare_and_evaluate(
-    recipe: Recipe, models: list[str], output: Path | None, folder: Path, *, corpus: list[str], tokens: str | None, untrained: bool
+    recipe: Recipe,
+    models: list[str],
+    output: Path | None,
+    folder: Path,
+    *,
+    corpus: list[str],
+    tokens: str | None,
+    untrained: bool,
 ) -> list[dict]:
     """Collective: as `evaluate_folders`, on the texts `corpus`, whose tokens are put into `folder`, or on the folder `tokens`."""
     recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
@@ -101,7 +122,9 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
     summary["parameters"] = sum(x.numel() for x in weights.values())
     summary["export"] = str(output / "export")
     if is_first():
-        (output / "curves.json").write_text(json_text({"history": history, "heldout": heldout}) + "\n", encoding="utf-8")
+        (output / "curves.json").write_text(
+            json_text({"history": history, "heldout": heldout}) + "\n", encoding="utf-8"
+        )
         loss_plot(history, heldout, output / "loss.png", title)
         summary["plot"] = str(output / "loss.png")
         summary |= text_statistics(tokens)
@@ -114,7 +137,15 @@ def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, t
     return summary
 
 
-def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: str = "distil", heldout: dict[str, Path] | None = None) -> dict:
+def distill(
+    recipe: Recipe,
+    teacher: str,
+    tokens: Path,
+    output: Path,
+    *,
+    title: str = "distil",
+    heldout: dict[str, Path] | None = None,
+) -> dict:
     """Collective: distil a student from the folder `teacher`. With losses.kl and losses.cosine 0 the same student is trained without it.
 
     heldout: folders of further held-out texts, by name, from heldout_sets.
@@ -127,10 +158,21 @@ def distill(recipe: Recipe, teacher: str, tokens: Path, output: Path, *, title: 
     store, order, held = open_run_data(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
     check_fits(store, source.config, f"teacher {teacher}", teacher)
-    with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}, recipe.training.resume):
+    with locked_run_folder(
+        output,
+        recipe.identity() | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]},
+        recipe.training.resume,
+    ):
         t = recipe.training
-        student = build_student(source, layers=recipe.student.layers, num_layers=recipe.student.depth, hidden=recipe.student.hidden,
-                                dropout=t.dropout, seed=t.seed, freeze_positions=recipe.student.freeze_positions)  # fmt: skip
+        student = build_student(
+            source,
+            layers=recipe.student.layers,
+            num_layers=recipe.student.depth,
+            hidden=recipe.student.hidden,
+            dropout=t.dropout,
+            seed=t.seed,
+            freeze_positions=recipe.student.freeze_positions,
+        )
         _keep_model(student.config, tokens, output)
         objective = Objective(student, recipe.losses, world, teacher_width=source.config.hidden_size)
         frozen = None
@@ -159,8 +201,15 @@ def _with_resolved_micro_batch(recipe: Recipe, teacher: str | None, ranks: int) 
     return recipe
 
 
-def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, title: str = "pretrain",
-             heldout: dict[str, Path] | None = None) -> dict:  # fmt: skip
+def pretrain(
+    recipe: Recipe,
+    model: dict | str,
+    tokens: Path,
+    output: Path,
+    *,
+    title: str = "pretrain",
+    heldout: dict[str, Path] | None = None,
+) -> dict:
     """Collective: train with masked-LM only. model: sizes of a BERT with random weights (BertConfig's), or the folder of an encoder to go on
     with, which is given a masked-LM head if it has none. training.trunk_learning_rate: of all but the head; 0 leaves it as it is."""
     recipe.check()
@@ -176,8 +225,13 @@ def pretrain(recipe: Recipe, model: dict | str, tokens: Path, output: Path, *, t
         if folder:
             encoder = load_masked_lm(folder, "--from", new_head=True, dropout=t.dropout).train()
         else:
-            config = BertConfig(vocab_size=store.manifest["vocab_size"], hidden_dropout_prob=t.dropout, attention_probs_dropout_prob=t.dropout,
-                                pad_token_id=store.manifest["pad_id"], **model)  # fmt: skip
+            config = BertConfig(
+                vocab_size=store.manifest["vocab_size"],
+                hidden_dropout_prob=t.dropout,
+                attention_probs_dropout_prob=t.dropout,
+                pad_token_id=store.manifest["pad_id"],
+                **model,
+            )
             encoder = BertForMaskedLM(config)
     check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
     start = {"from": weights_fingerprint(encoder)[:16]} if folder else {"model": model}
@@ -214,7 +268,12 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
     weights = load_checkpoint_weights(found[step], model)
     identity = json.loads((run / "run.json").read_text(encoding="utf-8"))
     summary = {"step": step, "parameters": count_parameters(model), "export": str(output)}
-    card = model_card(f"{run.resolve().name}, step {step}", {k: v for k, v in summary.items() if k != "export"}, identity, identity.get("data", ""))
+    card = model_card(
+        f"{run.resolve().name}, step {step}",
+        {k: v for k, v in summary.items() if k != "export"},
+        identity,
+        identity.get("data", ""),
+    )
     run_on_rank0(lambda: export(weights, model, load_tokenizer(run / "model"), output, card))
     return summary
 
@@ -240,7 +299,11 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
         check_fits(train_store, network.config, f"model {origin}", origin)
         count = -(-min(t.heldout_blocks, len(heldout)) // t.micro_batch)
         with progress(count, name or "untrained", "batch") as bar:
-            batches = (batch for batch in heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks, own) if bar.update() or True)
+            batches = (
+                batch
+                for batch in heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks, own)
+                if bar.update() or True
+            )
             figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
         rows.append({"model": name or f"{models[0]}, untrained", "parameters": count_parameters(network)} | figures)
     return sorted(rows, key=lambda row: math.inf if row["heldout_mlm_loss"] is None else row["heldout_mlm_loss"])

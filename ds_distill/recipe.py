@@ -128,7 +128,9 @@ class Training:
         share, rest = divmod(self.global_batch, ranks)
         if rest:
             nearest = " or ".join(str(count * ranks) for count in (share, share + 1) if count)
-            raise UserError(f"training.global_batch = {self.global_batch}: not to be shared evenly among {ranks} ranks; use {nearest}")
+            raise UserError(
+                f"training.global_batch = {self.global_batch}: not to be shared evenly among {ranks} ranks; use {nearest}"
+            )
         return share
 
     def micro_batches(self, ranks: int) -> list[int]:
@@ -153,9 +155,13 @@ class Training:
             raise UserError(f"training.deepspeed = {self.deepspeed}: not JSON ({error})") from error
         zero = said.get("zero_optimization", {}) if isinstance(said, dict) else None
         if not isinstance(zero, dict) or not isinstance(zero.get("offload_optimizer", {}), dict):
-            raise UserError(f"training.deepspeed = {self.deepspeed}: must be an object, and so zero_optimization and its offload_optimizer, if there")
+            raise UserError(
+                f"training.deepspeed = {self.deepspeed}: must be an object, and so zero_optimization and its offload_optimizer, if there"
+            )
         if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3) or isinstance(stage, bool):
-            raise UserError(f"training.deepspeed = {self.deepspeed}: zero_optimization.stage = {json.dumps(stage)}: must be 0, 1, 2 or 3")
+            raise UserError(
+                f"training.deepspeed = {self.deepspeed}: zero_optimization.stage = {json.dumps(stage)}: must be 0, 1, 2 or 3"
+            )
         return said
 
 
@@ -237,14 +243,20 @@ class Recipe:
                 raise UserError(f"{key} = {value}: must be between {low} and {high:g}")
         tokens = d.sequence_length - 2  # [CLS] and [SEP] are never masked
         if round(d.mask_probability * tokens) == 0:
-            raise UserError(f"data.mask_probability = {d.mask_probability}: of the {tokens} tokens of a sequence (data.sequence_length = "
-                            f"{d.sequence_length}) it masks none; {math.ceil(501 / tokens) / 1000} masks one")
+            raise UserError(
+                f"data.mask_probability = {d.mask_probability}: of the {tokens} tokens of a sequence (data.sequence_length = "
+                f"{d.sequence_length}) it masks none; {math.ceil(501 / tokens) / 1000} masks one"
+            )
         if x.kl == x.mlm == x.cosine == 0:
             raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
         if t.deepspeed and t.deepspeed_file().exists() and not t.deepspeed_file().is_file():
-            raise UserError(f"training.deepspeed = {t.deepspeed}: a folder or a pipe; it is read more than once: give a file")
+            raise UserError(
+                f"training.deepspeed = {t.deepspeed}: a folder or a pipe; it is read more than once: give a file"
+            )
         if t.deepspeed and not t.deepspeed_file().is_file():
-            raise UserError(f"training.deepspeed = {t.deepspeed}: no such file, here or in {CHECKOUT} (see ds_configs/deepspeed/)")
+            raise UserError(
+                f"training.deepspeed = {t.deepspeed}: no such file, here or in {CHECKOUT} (see ds_configs/deepspeed/)"
+            )
         t.deepspeed_json()
 
     def as_dict(self) -> dict:
@@ -253,8 +265,19 @@ class Recipe:
     def identity(self) -> dict:
         """Return what decides a run's result, by dotted key. Housekeeping (how often to save or evaluate) may change on resume."""
         keys = {f"{room}.{key}": value for room, values in self.as_dict().items() for key, value in values.items()}
-        for key in ("max_skipped", "checkpoint_every", "keep_checkpoints", "resume", "evaluate_every", "heldout_blocks", "deepspeed", "device",
-                    "micro_batch", "gradient_checkpointing", "compile"):  # fmt: skip
+        for key in (
+            "max_skipped",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "resume",
+            "evaluate_every",
+            "heldout_blocks",
+            "deepspeed",
+            "device",
+            "micro_batch",
+            "gradient_checkpointing",
+            "compile",
+        ):
             del keys[f"training.{key}"]
         for key in ("workers", "streaming", "column"):
             del keys[f"data.{key}"]

@@ -12,11 +12,20 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import try_lock
 
-AUTO_RESOLVED_KEYS = ("training.precision", "training.optimizer")  # "auto" may become what it was: a checkpoint tells, and refuses another
+AUTO_RESOLVED_KEYS = (
+    "training.precision",
+    "training.optimizer",
+)  # "auto" may become what it was: a checkpoint tells, and refuses another
 
 
 @contextlib.contextmanager
-def locked_run_folder(output: Path, identity: dict, resume: str = "auto", remedy: str = "choose another --output", first: Callable | None = None):
+def locked_run_folder(
+    output: Path,
+    identity: dict,
+    resume: str = "auto",
+    remedy: str = "choose another --output",
+    first: Callable | None = None,
+):
     """Collective: bind `output` to one run, and to this job while it lasts. UserError where it holds another run, naming what differs, where
     another job is at it, or where it cannot be written. first: done before anything is compared, such as emptying the folder."""
     # with it DeepSpeed, which a lone process need not wait for
@@ -26,7 +35,9 @@ def locked_run_folder(output: Path, identity: dict, resume: str = "auto", remedy
     ranks = all_gather_object(identity)
     for rank, its in enumerate(ranks):
         if changed := _changed(ranks[0], its):
-            raise UserError(f"rank {rank} was given another run than the first ({changed}): every host needs the same recipe, teacher and code")
+            raise UserError(
+                f"rank {rank} was given another run than the first ({changed}): every host needs the same recipe, teacher and code"
+            )
     with contextlib.ExitStack() as lock:
         run_on_rank0(lambda: _bind(output, identity, lock, resume, remedy, first))
         check_shared(output / "run.json")
@@ -41,7 +52,9 @@ def locked_run_folder_alone(output: Path, identity: dict, remedy: str = "choose 
         yield
 
 
-def _bind(output: Path, identity: dict, lock: contextlib.ExitStack, resume: str, remedy: str, first: Callable | None) -> None:
+def _bind(
+    output: Path, identity: dict, lock: contextlib.ExitStack, resume: str, remedy: str, first: Callable | None
+) -> None:
     output.mkdir(parents=True, exist_ok=True)
     held = lock.enter_context(open(output / ".lock", "a+", encoding="utf-8"))
     held.seek(0)
@@ -97,7 +110,9 @@ def check_shared(file: Path) -> None:
         time.sleep(0.5)
     blind = sorted({host for host in all_gather_object(None if file.is_file() else socket.gethostname()) if host})
     if blind:
-        raise UserError(f"{file.parent}: not seen on {', '.join(blind)}; --output must lie on a file system that all hosts share")
+        raise UserError(
+            f"{file.parent}: not seen on {', '.join(blind)}; --output must lie on a file system that all hosts share"
+        )
 
 
 def find_model(folder: Path) -> Path:

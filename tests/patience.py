@@ -115,7 +115,13 @@ def communicate(job: subprocess.Popen, *more_roots: int) -> tuple[str, str]:
 
 def run(command: list, **options) -> subprocess.CompletedProcess:
     """subprocess.run(capture_output=True, text=True), whose only limit is `communicate`'s."""
-    job = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                           start_new_session=True, **options)  # fmt: skip
+    job = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
     out, errors = communicate(job)
     return subprocess.CompletedProcess(job.args, job.returncode, out, errors)

@@ -59,7 +59,10 @@ class Promises:
         rows = []
         for promise, tests in self.tests.items():
             outcomes = list(tests.values())
-            counts = [f"{len(outcomes)} case" + "s" * (len(outcomes) > 1), *(f"{key} {value:g}" for key, value in self.counts[promise].items())]
+            counts = [
+                f"{len(outcomes)} case" + "s" * (len(outcomes) > 1),
+                *(f"{key} {value:g}" for key, value in self.counts[promise].items()),
+            ]
             worst = next((word for word in ("failed", "skipped") if word in outcomes), "passed")
             files = defaultdict(list)
             for file, test in sorted({tuple(name.split("[")[0].split("::")) for name in tests}):
@@ -81,7 +84,11 @@ def main() -> int:
     if sys.argv[1:] or code == pytest.ExitCode.INTERRUPTED:
         return int(code)
     minutes = (datetime.datetime.now(datetime.UTC) - began).total_seconds() / 60
-    PAGE.write_text(INTRODUCTION.format(date=f"{began:%Y-%m-%d}", machine=describe(torch.device("cpu")), minutes=minutes) + text + "\n")
+    PAGE.write_text(
+        INTRODUCTION.format(date=f"{began:%Y-%m-%d}", machine=describe(torch.device("cpu")), minutes=minutes)
+        + text
+        + "\n"
+    )
     print(f"written to {PAGE}")
     return int(code)
 

@@ -24,7 +24,12 @@ _forks.set_forkserver_preload(["tests.preload"])
 
 def environment_of(**changes) -> dict[str, str]:
     """A lone CPU process's environment, and `changes`."""
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    variables = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
     return {key: value for key, value in variables.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | changes
 
 

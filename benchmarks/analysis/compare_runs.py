@@ -20,14 +20,25 @@ from ds_distill.utils.errors import UserError
 def held_out(folder: Path) -> dict[str, list]:
     """By name of the set: [step, tokens, loss, accuracy] a measurement."""
     try:
-        return {name or "own": rows for name, rows in json.loads((folder / "curves.json").read_text(encoding="utf-8"))["heldout"].items()}
+        return {
+            name or "own": rows
+            for name, rows in json.loads((folder / "curves.json").read_text(encoding="utf-8"))["heldout"].items()
+        }
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is no finished run (curves.json: {error}): give the --output folder of distill or pretrain") from error
+        raise UserError(
+            f"{folder} is no finished run (curves.json: {error}): give the --output folder of distill or pretrain"
+        ) from error
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.analysis.compare_runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs; the first is compared with each other")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.analysis.compare_runs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="folders of finished runs; the first is compared with each other"
+    )
     parser.add_argument("--output", type=Path, required=True, help="what the files' names begin with")
     args = parser.parse_args()
     with user_errors("benchmarks.analysis.compare_runs"):
@@ -42,8 +53,14 @@ def run(args: argparse.Namespace) -> int:
     first, *others = runs
     rows, ahead = [], {}
     for name, sets in runs.items():
-        rows.append({"run": name} | {f"{kind} {what}": value for kind, curve in sets.items()
-                                     for what, value in (("start", curve[0][2]), ("end", curve[-1][2]), ("accuracy", curve[-1][3]))})  # fmt: skip
+        rows.append(
+            {"run": name}
+            | {
+                f"{kind} {what}": value
+                for kind, curve in sets.items()
+                for what, value in (("start", curve[0][2]), ("end", curve[-1][2]), ("accuracy", curve[-1][3]))
+            }
+        )
     for other in others:
         for kind in runs[first].keys() & runs[other].keys():
             mine, theirs = ({row[0]: row[2] for row in runs[name][kind]} for name in (first, other))
@@ -51,9 +68,19 @@ def run(args: argparse.Namespace) -> int:
             ahead[f"{other}, {kind}"] = [sum(mine[step] < theirs[step] for step in common), len(common)]
     columns = {"run": "run"}
     for kind in runs[first]:
-        columns |= {f"{kind} start": f"{kind}: loss at start", f"{kind} end": "at the end", f"{kind} accuracy": "accuracy"}
-    text = table(rows, columns) + "\n\n" + "\n".join(
-        f"- {first} ahead of {key}: at {won} of {count} measurements" for key, (won, count) in sorted(ahead.items())) + "\n"  # fmt: skip
+        columns |= {
+            f"{kind} start": f"{kind}: loss at start",
+            f"{kind} end": "at the end",
+            f"{kind} accuracy": "accuracy",
+        }
+    text = (
+        table(rows, columns)
+        + "\n\n"
+        + "\n".join(
+            f"- {first} ahead of {key}: at {won} of {count} measurements" for key, (won, count) in sorted(ahead.items())
+        )
+        + "\n"
+    )
     print(text)
     print(json.dumps({"runs": rows, "ahead": ahead}), flush=True)
     Path(f"{args.output}_table.md").write_text(text, encoding="utf-8")

@@ -72,7 +72,11 @@ def _ranked(scored: tuple[float | None, Choice]) -> tuple[float, Choice]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.analysis.layer_selection", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.analysis.layer_selection",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--task", required=True, help="as for ds-distill finetune")
     parser.add_argument("--model", required=True, help="folder fine-tuned on the task: the teacher of a student to be")
     parser.add_argument("--data", help="the task's files, as for ds-distill finetune; from the hub when not given")
@@ -88,7 +92,10 @@ def main() -> int:
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     task = task_of(args.task)
-    model, tokenizer = load_for_task(args.model, task, "model", tuned=True).eval(), load_tokenizer(resolve_model_folder(args.model, "--model"))
+    model, tokenizer = (
+        load_for_task(args.model, task, "model", tuned=True).eval(),
+        load_tokenizer(resolve_model_folder(args.model, "--model")),
+    )
     depth = family_of(model).measures(model.config)[0]
     count = depth // 2 if args.keep is None else args.keep
     if not 1 <= count < depth:
@@ -103,15 +110,27 @@ def run(args: argparse.Namespace) -> int:
     cut = CollateSpec(model, lambda what: scored(task, model, sets, collator, 32, what)[first])
     every = tuple(range(depth))
     whole, less, choices = cut.score(every), without_each(cut, every), choices_of(cut, count, args.most)
-    rows = [{"layers": "all", "score": whole}, *({"layers": f"without {i}", "score": score} for i, (score, _) in enumerate(less))]
+    rows = [
+        {"layers": "all", "score": whole},
+        *({"layers": f"without {i}", "score": score} for i, (score, _) in enumerate(less)),
+    ]
     rows += [{"layers": str(list(keep)), "score": score} for score, keep in choices]
     columns = {"layers": "layers", "score": f"{task.name}, {first}, {len(next(iter(data.dev.values())))} examples (%)"}
     print(
         table([row | {"score": None if row["score"] is None else f"{100 * row['score']:.1f}"} for row in rows], columns)
         + "\n"
     )
-    print(json.dumps({"task": task.name, "metric": first, "all": whole, "without": [score for score, _ in less],
-                      "choices": [{"layers": keep, "score": score} for score, keep in choices]}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "task": task.name,
+                "metric": first,
+                "all": whole,
+                "without": [score for score, _ in less],
+                "choices": [{"layers": keep, "score": score} for score, keep in choices],
+            }
+        )
+    )
     return 0
 
 

@@ -53,8 +53,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "a scale a token, asymmetric": lambda x: asymmetric(x, -1),
     "a scale for 32": lambda x: grouped(x, 32),
 }
-ROWS = [(None, None), *((w, None) for w in WEIGHTS), *((None, a) for a in ACTIVATIONS), *(("a scale a column", a) for a in ACTIVATIONS),
-        ("a scale a column, 7 bits", "a scale a token, asymmetric"), ("a scale for 32", "a scale for 32")]  # fmt: skip
+ROWS = [
+    (None, None),
+    *((w, None) for w in WEIGHTS),
+    *((None, a) for a in ACTIVATIONS),
+    *(("a scale a column", a) for a in ACTIVATIONS),
+    ("a scale a column, 7 bits", "a scale a token, asymmetric"),
+    ("a scale for 32", "a scale for 32"),
+]
 
 
 def rounded(model: nn.Module, weights: str | None, activations: str | None) -> list:
@@ -62,9 +68,13 @@ def rounded(model: nn.Module, weights: str | None, activations: str | None) -> l
     hooks = []
     for layer in [part for part in model.modules() if isinstance(part, nn.Linear)]:
         if weights:
-            layer.weight = nn.Parameter(WEIGHTS[weights](layer.weight.data), requires_grad=False)  # a new one: an embedding tied to it stays as it is
+            layer.weight = nn.Parameter(
+                WEIGHTS[weights](layer.weight.data), requires_grad=False
+            )  # a new one: an embedding tied to it stays as it is
         if activations:
-            hooks.append(layer.register_forward_pre_hook(lambda _, inputs: (ACTIVATIONS[activations](inputs[0]), *inputs[1:])))
+            hooks.append(
+                layer.register_forward_pre_hook(lambda _, inputs: (ACTIVATIONS[activations](inputs[0]), *inputs[1:]))
+            )
     return hooks
 
 
@@ -81,9 +91,15 @@ def logits_of(source: Source, batches: list[Batch], what: str) -> np.ndarray:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.analysis.quantization_error", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.analysis.quantization_error",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="Hugging Face folder with a masked-LM head")
-    parser.add_argument("--text", nargs="+", default=[], help="text, as for ds-distill prepare (default: the package's sample)")
+    parser.add_argument(
+        "--text", nargs="+", default=[], help="text, as for ds-distill prepare (default: the package's sample)"
+    )
     parser.add_argument("--sequences", type=count, default=128, help="of the text (default 128)")
     args = parser.parse_args()
     with user_errors("benchmarks.analysis.quantization_error"):
@@ -97,7 +113,10 @@ def run(args: argparse.Namespace) -> int:
     reference = logits_of(source, batches, "fp32")
     choice, clear = first_choices(reference)
     best = np.partition(reference, -2, axis=-1)[:, -2:]
-    margins = {f"{100 * share:g} %": float(np.quantile(best[:, 1] - best[:, 0], share)) for share in (0.005, 0.01, 0.02, 0.05, 0.1, 0.5)}
+    margins = {
+        f"{100 * share:g} %": float(np.quantile(best[:, 1] - best[:, 0], share))
+        for share in (0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+    }
     rows = []
     for weights, activations in ROWS:
         source = load_source(args.model, "masked-lm")
@@ -105,17 +124,36 @@ def run(args: argparse.Namespace) -> int:
             rounded(source.model, weights, activations)
         else:
             source.model.bfloat16()
-        name = f"weights: {weights or 'fp32'}; activations: {activations or 'fp32'}" if weights or activations else "bf16"
+        name = (
+            f"weights: {weights or 'fp32'}; activations: {activations or 'fp32'}" if weights or activations else "bf16"
+        )
         logits = logits_of(source, batches, name)
         same = logits.argmax(-1) == choice
         error = float(np.sqrt(np.mean((logits - reference) ** 2)))
         rows.append({"rounding": name, "error": error} | agreed(same, clear))
-    columns = {"rounding": "rounded operands", "agreement": "first choices as in fp32", "clear_agreement": f"of those clear by {CLEAR} nats",
-               "error": "RMS error of a logit"}  # fmt: skip
+    columns = {
+        "rounding": "rounded operands",
+        "agreement": "first choices as in fp32",
+        "clear_agreement": f"of those clear by {CLEAR} nats",
+        "error": "RMS error of a logit",
+    }
     shares = ("agreement", "clear_agreement")
-    print(table([row | {key: f"{100 * row[key]:.2f} %" for key in shares if key in row} | {"error": f"{row['error']:.4f}"} for row in rows], columns))
-    print(f"\n{len(choice):,} masked tokens, {100 * clear.mean():.0f} % of them clear. The two best of a token differ by less than "
-          + ", ".join(f"{value:.4f} for {share}" for share, value in margins.items()) + "\n")  # fmt: skip
+    print(
+        table(
+            [
+                row
+                | {key: f"{100 * row[key]:.2f} %" for key in shares if key in row}
+                | {"error": f"{row['error']:.4f}"}
+                for row in rows
+            ],
+            columns,
+        )
+    )
+    print(
+        f"\n{len(choice):,} masked tokens, {100 * clear.mean():.0f} % of them clear. The two best of a token differ by less than "
+        + ", ".join(f"{value:.4f} for {share}" for share, value in margins.items())
+        + "\n"
+    )
     print(json.dumps({"positions": len(choice), "clear_share": float(clear.mean()), "margins": margins, "rows": rows}))
     return 0
 

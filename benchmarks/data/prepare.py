@@ -60,8 +60,14 @@ ROWS = {
 def probe(program: str, *arguments) -> dict:
     """The JSON that a program prints, run alone on one core."""
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], env=environment, capture_output=True, encoding="utf-8",
-                          errors="replace", check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
     if done.returncode:
         raise UserError(why_it_ended(done.returncode, done.stderr))
     return json.loads(done.stdout.splitlines()[-1])
@@ -83,7 +89,11 @@ def grown(texts: list[str], megabytes: float, path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--tokenizer", required=True, help="folder with a fast tokenizer")
     parser.add_argument("--text", required=True, nargs="+", help="text files, folders, patterns")
     parser.add_argument("--rounds", type=count, default=3, help="rounds of the speed comparison (default 3)")
@@ -103,9 +113,14 @@ def run(args: argparse.Namespace) -> int:
     result: dict = {"text_mb": megabytes, "machine": describe(torch.device("cpu"))}
     with tempfile.TemporaryDirectory() as folder:
         result |= speeds(args, texts, megabytes, Path(folder))
-        rows = [{"who": label, "rate": f"{result[f'{name}_mb_a_second']:.3g}", "ratio": ratio and f"{ratio:.2f}×"}
-                for name, label in ROWS.items() for ratio in [result.get(f"times_{name}")]]  # fmt: skip
-        print(f"{megabytes:.3g} MB, one core, {result['machine']}\n\n{table(rows, {'who': '', 'rate': 'MB/s', 'ratio': 'prepare against it'})}\n")
+        rows = [
+            {"who": label, "rate": f"{result[f'{name}_mb_a_second']:.3g}", "ratio": ratio and f"{ratio:.2f}×"}
+            for name, label in ROWS.items()
+            for ratio in [result.get(f"times_{name}")]
+        ]
+        print(
+            f"{megabytes:.3g} MB, one core, {result['machine']}\n\n{table(rows, {'who': '', 'rate': 'MB/s', 'ratio': 'prepare against it'})}\n"
+        )
         if args.sizes:
             result["memory"] = []
             print("| corpus (MB) | MB/s | most memory held (MB) |\n|---|---|---|")
@@ -114,7 +129,13 @@ def run(args: argparse.Namespace) -> int:
             with spinner(f"{size:g} MB"):
                 grown(texts, size, corpus)
                 found = probe(PROBE, args.tokenizer, corpus, Path(folder, f"out-{time.time_ns()}"))
-            result["memory"].append({"corpus_mb": size, "mb_a_second": round(size / found["seconds"], 2), "peak_mb": round(found["peak_mb"])})
+            result["memory"].append(
+                {
+                    "corpus_mb": size,
+                    "mb_a_second": round(size / found["seconds"], 2),
+                    "peak_mb": round(found["peak_mb"]),
+                }
+            )
             print(f"| {size:g} | {size / found['seconds']:.2f} | {found['peak_mb']:.0f} |")
     print(json.dumps(result))
     return 0
@@ -128,13 +149,19 @@ def speeds(args: argparse.Namespace, texts: list[str], megabytes: float, folder:
     seconds: dict[str, list[float]] = {name: [] for name in ROWS}
     for number in range(args.rounds):
         for name in ROWS:
-            words = (PROBE, args.tokenizer, plain, folder / f"out-{time.time_ns()}") if name == "prepare" else (
-                MAP, args.tokenizer, rows, name.removeprefix("datasets_map_"))  # fmt: skip
+            words = (
+                (PROBE, args.tokenizer, plain, folder / f"out-{time.time_ns()}")
+                if name == "prepare"
+                else (MAP, args.tokenizer, rows, name.removeprefix("datasets_map_"))
+            )
             with spinner(f"round {number + 1} of {args.rounds}: {name}"):
                 seconds[name].append(probe(*words)["seconds"])
     mine = seconds["prepare"]
-    ratios = {f"times_{name}": round(statistics.median(b / a for a, b in zip(mine, theirs, strict=True)), 3)
-              for name, theirs in seconds.items() if theirs is not mine}  # fmt: skip
+    ratios = {
+        f"times_{name}": round(statistics.median(b / a for a, b in zip(mine, theirs, strict=True)), 3)
+        for name, theirs in seconds.items()
+        if theirs is not mine
+    }
     return {f"{name}_mb_a_second": megabytes / statistics.median(values) for name, values in seconds.items()} | ratios
 
 

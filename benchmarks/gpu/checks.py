@@ -77,7 +77,11 @@ def precisions(device: torch.device) -> list[torch.dtype]:
 
 def bodies(device: torch.device) -> dict[str, str | None]:
     """The vocabulary loss's bodies, and why one is not to be had here."""
-    no_triton = None if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1" else "Triton's kernel needs a GPU or TRITON_INTERPRET=1"
+    no_triton = (
+        None
+        if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+        else "Triton's kernel needs a GPU or TRITON_INTERPRET=1"
+    )
     return {"torch": None, "compiled": compile_unavailable_reason(), "triton": no_triton}
 
 
@@ -86,10 +90,15 @@ def vocabulary(device: torch.device) -> Iterator[Check]:
     reasons = bodies(device)
     for dtype in precisions(device):
         for on, padding in (("all", False), ("masked", False), ("all", True)):
-            problem = functools.cache(functools.partial(vocabulary_problem, device, dtype, on, padding))  # the bodies' own is the same
+            problem = functools.cache(
+                functools.partial(vocabulary_problem, device, dtype, on, padding)
+            )  # the bodies' own is the same
             for passes, reason in reasons.items():
-                yield Check(f"vocabulary loss, {passes}, {short(dtype)}, KL on {on}{', padding' if padding else ''}", ROUNDED[dtype],
-                            functools.partial(vocabulary_error, problem, passes, reason))  # fmt: skip
+                yield Check(
+                    f"vocabulary loss, {passes}, {short(dtype)}, KL on {on}{', padding' if padding else ''}",
+                    ROUNDED[dtype],
+                    functools.partial(vocabulary_error, problem, passes, reason),
+                )
 
 
 def vocabulary_problem(device: torch.device, dtype: torch.dtype, on: str, padding: bool) -> tuple:
@@ -97,8 +106,13 @@ def vocabulary_problem(device: torch.device, dtype: torch.dtype, on: str, paddin
     rows, hidden, size, chunk = (2048, 768, 30_522, 600) if device.type == "cuda" else (37, 32, 503, 16)
     make = lambda *shape, scale=1.0: (torch.randn(*shape, device=device) * scale).to(dtype)  # noqa: E731
     leaves = make(rows, hidden), make(size, hidden, scale=0.1), make(size)
-    teacher = (x.to(teacher_dtype(device, dtype)) for x in (make(rows, hidden), make(size, hidden, scale=0.1), make(size)))
-    given = *teacher, torch.where(torch.rand(rows, device=device) < 0.15, torch.randint(size, (rows,), device=device), -100)
+    teacher = (
+        x.to(teacher_dtype(device, dtype)) for x in (make(rows, hidden), make(size, hidden, scale=0.1), make(size))
+    )
+    given = (
+        *teacher,
+        torch.where(torch.rand(rows, device=device) < 0.15, torch.randint(size, (rows,), device=device), -100),
+    )
     mask = torch.rand(rows, device=device) < 0.7 if padding else None
     expected = vocabulary_loss(*leaves, *given, 2.0, 5.0, 2.0, on, mask)
     return leaves, given, {"kl_on": on, "token_mask": mask, "chunk": chunk}, expected
@@ -108,7 +122,9 @@ def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | No
     unless(reason)
     leaves, given, options, expected = problem()
     leaves = [x.clone().requires_grad_() for x in leaves]
-    loss, kl, mlm = fused_linear_distillation_loss(*leaves, *given, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, passes=passes, **options)
+    loss, kl, mlm = fused_linear_distillation_loss(
+        *leaves, *given, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, passes=passes, **options
+    )
     loss.backward()
     found = (kl, mlm, *(x.grad for x in leaves))
     return worst(relative(a, e) for a, e in zip(found, expected, strict=True)), ""
@@ -117,7 +133,9 @@ def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | No
 def tiny_teacher(device: torch.device) -> BertForMaskedLM:
     """Random and sharp: at a KL of 0.001 nats rounding would be the difference."""
     torch.manual_seed(0)
-    teacher = BertForMaskedLM(BertConfig(vocab_size=1000, hidden_size=128, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256)).eval()
+    teacher = BertForMaskedLM(
+        BertConfig(vocab_size=1000, hidden_size=128, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256)
+    ).eval()
     teacher.bert.embeddings.word_embeddings.weight.data.mul_(5)
     return teacher.to(device)
 
@@ -142,14 +160,20 @@ def compiled_blocks_error(device: torch.device) -> tuple[float, str]:
     for model in (own, compiled):
         hidden = model.base_model(input_ids=ids).last_hidden_state
         hidden.sin().sum().backward()
-        gradients = torch.cat([p.grad.flatten() for p in model.base_model.parameters()])  # as one: a key's bias has none but rounding
+        gradients = torch.cat(
+            [p.grad.flatten() for p in model.base_model.parameters()]
+        )  # as one: a key's bias has none but rounding
         outputs.append([hidden, gradients])
     return worst(relative(a, b.detach()) for a, b in zip(outputs[1], outputs[0], strict=True)), ""
 
 
 def varlen(device: torch.device) -> Iterator[Check]:
     for dtype in precisions(device)[1:]:
-        yield Check(f"attention within documents, {short(dtype)}", ROUNDED[dtype], functools.partial(varlen_error, device, dtype))
+        yield Check(
+            f"attention within documents, {short(dtype)}",
+            ROUNDED[dtype],
+            functools.partial(varlen_error, device, dtype),
+        )
 
 
 def varlen_error(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
@@ -157,13 +181,17 @@ def varlen_error(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     unless(varlen_unavailable_reason(device, dtype))
     length, starts = 256, [0, 3, 100, 256, 300, 512, 700, 768]
     document = torch.bucketize(torch.arange(4 * length), torch.tensor(starts), right=True).view(4, length).to(device)
-    mask = (document[:, None, :, None] == document[:, None, None, :])
+    mask = document[:, None, :, None] == document[:, None, None, :]
     padded = torch.tensor(starts + [4 * length] * (64 - len(starts)), dtype=torch.int32, device=device)
     q, k, v, g = (torch.randn(4, 8, length, 64, device=device).to(dtype) for _ in range(4))
     outputs = []
     for kernel in (True, False):
         x = [(t if kernel else t.float()).clone().requires_grad_() for t in (q, k, v)]
-        out = varlen_attention(*x, padded).transpose(1, 2) if kernel else torch.nn.functional.scaled_dot_product_attention(*x, mask)
+        out = (
+            varlen_attention(*x, padded).transpose(1, 2)
+            if kernel
+            else torch.nn.functional.scaled_dot_product_attention(*x, mask)
+        )
         out.backward(g.to(out.dtype))
         outputs.append([out, *(t.grad for t in x)])
     return worst(relative(a, b.detach()) for a, b in zip(*outputs, strict=True)), ""
@@ -174,7 +202,11 @@ def engine_steps(device: torch.device) -> Iterator[Check]:
     for stage in range(4):
         for dtype in precisions(device):
             limit = 3e-2 if dtype != torch.float32 else 1e-4 if teacher_dtype(device, dtype) == dtype else 5e-3
-            yield Check(f"three steps, ZeRO {stage}, {short(dtype)}", limit, functools.partial(engine_steps_error, plain, device, stage, dtype))
+            yield Check(
+                f"three steps, ZeRO {stage}, {short(dtype)}",
+                limit,
+                functools.partial(engine_steps_error, plain, device, stage, dtype),
+            )
 
 
 def plain_steps(device: torch.device) -> tuple:
@@ -184,14 +216,27 @@ def plain_steps(device: torch.device) -> tuple:
     plain = copy.deepcopy(student).to(device)
     optimizer = torch.optim.AdamW(plain.parameters(), **options_of(Training(learning_rate=1e-3)))
     steps = [reference_step(plain, teacher, optimizer, (ids, labels, None)) for _ in range(3)]
-    return teacher, student, (ids, labels), [sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True)) for losses in steps]
+    return (
+        teacher,
+        student,
+        (ids, labels),
+        [sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True)) for losses in steps],
+    )
 
 
-def engine_steps_error(plain: Callable[[], tuple], device: torch.device, stage: int, dtype: torch.dtype) -> tuple[float, str]:
+def engine_steps_error(
+    plain: Callable[[], tuple], device: torch.device, stage: int, dtype: torch.dtype
+) -> tuple[float, str]:
     """Losses of three steps of the engine against the plain recipe's."""
     teacher, student, (ids, labels), expected = plain()
     counts = labels.numel(), int((labels >= 0).sum())
-    training = Training(global_batch=8, micro_batch=8, warmup=0.0, learning_rate=1e-3, deepspeed=f"ds_configs/deepspeed/zero{stage}.json")
+    training = Training(
+        global_batch=8,
+        micro_batch=8,
+        warmup=0.0,
+        learning_rate=1e-3,
+        deepspeed=f"ds_configs/deepspeed/zero{stage}.json",
+    )
     frozen = Teacher(copy.deepcopy(teacher).to(teacher_dtype(device, dtype)))
     objective = Objective(copy.deepcopy(student), Losses(), 1)
     if compile_unavailable_reason() is None:
@@ -222,7 +267,14 @@ def host_waits(device: torch.device) -> tuple[float, str]:
     objective = Objective(build_student(teacher, dropout=0.1), Losses(), 1)
     if compile_unavailable_reason() is None:
         compile_step(objective, frozen, device)
-    engine = make_engine(objective, Training(global_batch=16, micro_batch=8), accumulation=2, total_steps=10, device=device, dtype=torch.bfloat16)
+    engine = make_engine(
+        objective,
+        Training(global_batch=16, micro_batch=8),
+        accumulation=2,
+        total_steps=10,
+        device=device,
+        dtype=torch.bfloat16,
+    )
     engine.train()
     for micro in range(6):
         torch.cuda.synchronize(device)
@@ -254,7 +306,10 @@ def adam_error(device: torch.device) -> tuple[float, str]:
     built = time.perf_counter() - began
     start, gradient = torch.randn(10_000_000, device=device), torch.randn(10_000_000, device=device)
     options, after, seconds = options_of(Training()), [], []
-    for make in (lambda p: FusedAdam(p, adam_w_mode=True, **options), lambda p: torch.optim.AdamW(p, fused=True, **options)):
+    for make in (
+        lambda p: FusedAdam(p, adam_w_mode=True, **options),
+        lambda p: torch.optim.AdamW(p, fused=True, **options),
+    ):
         weight = torch.nn.Parameter(start.clone())
         weight.grad = gradient.clone()
         optimizer = make([weight])
@@ -264,7 +319,14 @@ def adam_error(device: torch.device) -> tuple[float, str]:
     return relative(*after), f" (built in {built:.0f} s; {seconds[0] / seconds[1]:.2f} × the time of torch's)"
 
 
-CHECKS: tuple[Callable[[torch.device], Iterator[Check]], ...] = (vocabulary, compiled_blocks, varlen, adam, host_syncs, engine_steps)
+CHECKS: tuple[Callable[[torch.device], Iterator[Check]], ...] = (
+    vocabulary,
+    compiled_blocks,
+    varlen,
+    adam,
+    host_syncs,
+    engine_steps,
+)
 
 
 def square_gemm(device: torch.device) -> dict:
@@ -286,7 +348,11 @@ def results(device: torch.device, seconds: float) -> list[dict]:
             try:
                 unless(NO_TIME if time.monotonic() - began > seconds else None)
                 error, more = check.measure()
-                row |= {"check": check.what + more, "error": f"{error:.1e}", "holds": "holds" if error <= check.limit else "DOES NOT HOLD"}
+                row |= {
+                    "check": check.what + more,
+                    "error": f"{error:.1e}",
+                    "holds": "holds" if error <= check.limit else "DOES NOT HOLD",
+                }
             except NotMade as reason:
                 row |= {"holds": f"not made: {reason}", "why": str(reason)}
             except Exception as error:  # one kernel that fails must not hide what the others do
@@ -298,8 +364,14 @@ def results(device: torch.device, seconds: float) -> list[dict]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.checks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no check after this time (default: none)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.checks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no check after this time (default: none)"
+    )
     args = parser.parse_args()
     with user_errors("benchmarks.gpu.checks"):
         return report(args.seconds)
@@ -312,8 +384,18 @@ def report(seconds: float) -> int:
     print(table(rows, {"check": "check", "error": "error", "limit": "limit", "holds": ""}) + "\n")
     broken = [row["check"] for row in rows if row["holds"].startswith("DOES")]
     not_made = {row["check"]: row["why"] for row in rows if "why" in row}
-    print(json.dumps({"machine": describe(device), "device": device.type, "square_gemm": peak, "checks": rows, "broken": broken,
-                      "not_made": not_made}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "machine": describe(device),
+                "device": device.type,
+                "square_gemm": peak,
+                "checks": rows,
+                "broken": broken,
+                "not_made": not_made,
+            }
+        )
+    )
     return int(bool(broken or not_made and device.type == "cuda"))
 
 

@@ -38,30 +38,73 @@ NOT_ASKED, NOT_REACHED = "not asked for", "not reached"
 STEP = ("benchmarks.training.step", "--size", "base")
 AT_128, AT_512 = ("--sequences", "128", "--length", "128"), ("--sequences", "32", "--length", "512")
 FEW = ("--only", "engine", "--repeats", "10")
-INFERENCE = ("benchmarks.inference", "--heads", "encoder", "--batches", "1", "32", "--lengths", "128", "--threads", "1", "--rounds", "3")
+INFERENCE = (
+    "benchmarks.inference",
+    "--heads",
+    "encoder",
+    "--batches",
+    "1",
+    "32",
+    "--lengths",
+    "128",
+    "--threads",
+    "1",
+    "--rounds",
+    "3",
+)
 
 # name, what it is, arguments; in the order of importance
 PARTS = (
-    ("checks", "numerics of every kernel, ZeRO 0–3, fp32, bf16, fp16", ("benchmarks.gpu.checks", "--seconds", str(LONGEST - 60))),
-    ("step_128", "step, 128 × 128 tokens", (*STEP, *AT_128, "--only", "reference_bf16", "plain_loop", "engine", "gemms", "--profile")),
+    (
+        "checks",
+        "numerics of every kernel, ZeRO 0–3, fp32, bf16, fp16",
+        ("benchmarks.gpu.checks", "--seconds", str(LONGEST - 60)),
+    ),
+    (
+        "step_128",
+        "step, 128 × 128 tokens",
+        (*STEP, *AT_128, "--only", "reference_bf16", "plain_loop", "engine", "gemms", "--profile"),
+    ),
     ("large", "step, 512 × 128 tokens", (*STEP, "--sequences", "512", "--length", "128", *FEW)),
-    ("head", "vocabulary loss, 16,384 tokens: its bodies, its products, its memory",
-     ("benchmarks.training.vocab_loss", "--rows", "16384", "--memory-rows", "16384", "--triton")),
+    (
+        "head",
+        "vocabulary loss, 16,384 tokens: its bodies, its products, its memory",
+        ("benchmarks.training.vocab_loss", "--rows", "16384", "--memory-rows", "16384", "--triton"),
+    ),
     ("step_512", "step, 32 × 512 tokens", (*STEP, *AT_512, "--only", "reference_bf16", "engine", "gemms")),
     ("step_fp32", "step, against the plain recipe in fp32", (*STEP, *AT_128, "--only", "reference_fp32", "engine")),
-    ("inference", "inference, DistilBERT's size and BERT-base's", (*INFERENCE, "--bodies", "gpu_fp32", "gpu_fp16", "gpu_compiled")),
-    ("compiled", "step with torch.compile's kernel in the vocabulary loss", (*STEP, *AT_128, *FEW, "--passes", "compiled")),
+    (
+        "inference",
+        "inference, DistilBERT's size and BERT-base's",
+        (*INFERENCE, "--bodies", "gpu_fp32", "gpu_fp16", "gpu_compiled"),
+    ),
+    (
+        "compiled",
+        "step with torch.compile's kernel in the vocabulary loss",
+        (*STEP, *AT_128, *FEW, "--passes", "compiled"),
+    ),
     ("eager", "step without compiling", (*STEP, *AT_128, *FEW, "--passes", "torch")),
     ("no_dropout", "step without dropout", (*STEP, *AT_128, "--only", "engine", "gemms", "--dropout", "0")),
     ("fp16", "step in fp16", (*STEP, *AT_128, *FEW, "--precision", "fp16")),
     ("zero2", "step at ZeRO 2", (*STEP, *AT_128, *FEW, "--zero", "2")),
     ("zero3", "step at ZeRO 3", (*STEP, *AT_128, *FEW, "--zero", "3")),
     ("zero0", "step at ZeRO 0", (*STEP, *AT_128, *FEW, "--zero", "0")),
-)  # fmt: skip
-SMALL = {"--size": "tiny", "--sequences": "4", "--length": "32", "--rows": "256", "--memory-rows": "256", "--repeats": "2",
-         "--lengths": "32", "--rounds": "1"}  # fmt: skip
+)
+SMALL = {
+    "--size": "tiny",
+    "--sequences": "4",
+    "--length": "32",
+    "--rows": "256",
+    "--memory-rows": "256",
+    "--repeats": "2",
+    "--lengths": "32",
+    "--rounds": "1",
+}
 ON_A_CPU = {"fp16": "bf16", "gpu_fp32": "eager_fp32", "gpu_fp16": "eager_bf16", "gpu_compiled": "compiled_fp32"}
-GOAL_RATE, GOAL_SHARE = 0.6e6, 0.45  # tokens/s on one H100 with KL over all tokens, and share of the square product's rate
+GOAL_RATE, GOAL_SHARE = (
+    0.6e6,
+    0.45,
+)  # tokens/s on one H100 with KL over all tokens, and share of the square product's rate
 
 
 def rehearsed(arguments: tuple[str, ...]) -> list[str]:
@@ -74,8 +117,14 @@ def rehearsed(arguments: tuple[str, ...]) -> list[str]:
 def run(arguments: list[str], seconds: float) -> dict:
     """A part's JSON, or {"why": …}; with "said", what it printed before it, and "seconds"."""
     began = time.monotonic()
-    job = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-                           errors="replace", start_new_session=True)
+    job = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
     try:
         out, log = job.communicate(timeout=seconds)
         why = why_it_ended(job.returncode, log)
@@ -111,11 +160,18 @@ def summary_rows(found: dict[str, dict]) -> list[dict]:
         part = found[name]
         rate = part.get("engine")
         share = rate and peak and rate * part["mflops_a_token"] / 1e6 / peak
-        rows.append({
-            "step": title, "tokens/s": round(rate) if rate else f"not measured: {part.get('why')}", "share": share and f"{100 * share:.0f} %",
-            "memory": part.get("peak_mb", {}).get("engine"), "fp32": part.get("engine_vs_reference_fp32"),
-            "bf16": part.get("engine_vs_reference_bf16"), "floor": part.get("gemm_bound_fraction"), "first": part.get("first_step_extra_s"),
-        })  # fmt: skip
+        rows.append(
+            {
+                "step": title,
+                "tokens/s": round(rate) if rate else f"not measured: {part.get('why')}",
+                "share": share and f"{100 * share:.0f} %",
+                "memory": part.get("peak_mb", {}).get("engine"),
+                "fp32": part.get("engine_vs_reference_fp32"),
+                "bf16": part.get("engine_vs_reference_bf16"),
+                "floor": part.get("gemm_bound_fraction"),
+                "first": part.get("first_step_extra_s"),
+            }
+        )
     return rows
 
 
@@ -126,18 +182,26 @@ def verdicts(found: dict[str, dict]) -> list[str]:
     for name, title in (("step_128", "128 × 128"), ("large", "512 × 128")):
         if (rate := found[name].get("engine")) and "square_gemm" in checks:
             share = rate * found[name]["mflops_a_token"] / 1e6 / checks["square_gemm"]["tflops"]
-            goals.append(f"{rate:,.0f} tokens/s and {100 * share:.0f} % with {title} tokens a step ({'met' if rate >= GOAL_RATE else 'not met'}, "
-                         f"{'met' if share >= GOAL_SHARE else 'not met'})")  # fmt: skip
+            goals.append(
+                f"{rate:,.0f} tokens/s and {100 * share:.0f} % with {title} tokens a step ({'met' if rate >= GOAL_RATE else 'not met'}, "
+                f"{'met' if share >= GOAL_SHARE else 'not met'})"
+            )
     if goals:
-        said.append(f"Goal of {GOAL_RATE:,.0f} tokens/s on one H100 and {100 * GOAL_SHARE:.0f} % of the square product: {'; '.join(goals)}.")
+        said.append(
+            f"Goal of {GOAL_RATE:,.0f} tokens/s on one H100 and {100 * GOAL_SHARE:.0f} % of the square product: {'; '.join(goals)}."
+        )
     if {"fused_triton", "fused_compiled"} <= (ms := head.get("milliseconds", {})).keys():
         gain = ms["fused_compiled"] / ms["fused_triton"]
-        said.append(f"Triton kernel against torch.compile in the vocabulary loss: {gain:.2f}×, so "
-                    f"{'it stays the default on a GPU' if gain >= 1.1 else 'torch.compile should be the default'} (1.10× is asked for).")  # fmt: skip
+        said.append(
+            f"Triton kernel against torch.compile in the vocabulary loss: {gain:.2f}×, so "
+            f"{'it stays the default on a GPU' if gain >= 1.1 else 'torch.compile should be the default'} (1.10× is asked for)."
+        )
     for batch in ("1", "32"):
         if ratios := found["inference"].get("summary", {}).get(f"batch_{batch}_vs_base_same_body"):
-            said.append(f"DistilBERT's size against BERT-base's at {batch} × 128 tokens, encoder: "
-                        f"{', '.join(f'{value:.2f}× in {BODIES[body].label}' for body, value in ratios.items())}.")  # fmt: skip
+            said.append(
+                f"DistilBERT's size against BERT-base's at {batch} × 128 tokens, encoder: "
+                f"{', '.join(f'{value:.2f}× in {BODIES[body].label}' for body, value in ratios.items())}."
+            )
     return said
 
 
@@ -158,15 +222,32 @@ def without_result(found: dict[str, dict]) -> list[str]:
     """The parts and checks that make the exit status 1. On a CPU there are kernels that cannot run: checks that are not made are none of them."""
     checks = found["checks"]
     not_made = list(checks.get("not_made", ())) if checks.get("device") == "cuda" else []
-    return [name for name, part in found.items() if part.get("why", NOT_ASKED) != NOT_ASKED] + checks.get("broken", []) + not_made
+    return (
+        [name for name, part in found.items() if part.get("why", NOT_ASKED) != NOT_ASKED]
+        + checks.get("broken", [])
+        + not_made
+    )
 
 
 def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds: float) -> str:
     """gpu_suite.md and gpu_suite.json; returns what matters."""
-    machine = next((part["machine"] for part in found.values() if "machine" in part), "no part has said on which machine")
-    day, command = datetime.date.today().isoformat(), shlex.join(["python", "-m", "benchmarks.gpu.suite", *sys.argv[1:]])
-    columns = {"step": "BERT-base → DistilBERT, KL over all tokens", "tokens/s": "tokens/s", "share": "of the square product's rate", "memory": "MB",
-               "fp32": "× plain recipe fp32", "bf16": "× bf16 autocast", "floor": "of its products' rate", "first": "first step's extra s"}  # fmt: skip
+    machine = next(
+        (part["machine"] for part in found.values() if "machine" in part), "no part has said on which machine"
+    )
+    day, command = (
+        datetime.date.today().isoformat(),
+        shlex.join(["python", "-m", "benchmarks.gpu.suite", *sys.argv[1:]]),
+    )
+    columns = {
+        "step": "BERT-base → DistilBERT, KL over all tokens",
+        "tokens/s": "tokens/s",
+        "share": "of the square product's rate",
+        "memory": "MB",
+        "fp32": "× plain recipe fp32",
+        "bf16": "× bf16 autocast",
+        "floor": "of its products' rate",
+        "first": "first step's extra s",
+    }
     conclusion = table(summary_rows(found), columns) + "\n\n" + "\n".join(f"- {line}" for line in verdicts(found))
     kind = "REHEARSAL on a CPU, small sizes: no figure counts" if rehearsal else machine
     to_come = [name for name, part in found.items() if part.get("why") == NOT_REACHED]
@@ -175,18 +256,36 @@ def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds:
     for name, title, arguments in PARTS:
         part = found[name]
         log = f"\n\n```\n{part['log']}\n```" if part.get("log") else ""
-        pages.append(f"## {title}\n\n`python -m {' '.join(arguments)}`, {part.get('seconds', 0)} s\n\n"
-                     + (part.get("said") or f"not measured: {part.get('why')}{log}"))  # fmt: skip
+        pages.append(
+            f"## {title}\n\n`python -m {' '.join(arguments)}`, {part.get('seconds', 0)} s\n\n"
+            + (part.get("said") or f"not measured: {part.get('why')}{log}")
+        )
     write_whole(folder / "gpu_suite.md", "\n\n".join(pages) + "\n")
-    write_json(folder / "gpu_suite.json", {"date": day, "machine": machine, "command": command, "rehearsal": rehearsal, "verdicts": verdicts(found),
-                                           "parts": found})  # fmt: skip
+    write_json(
+        folder / "gpu_suite.json",
+        {
+            "date": day,
+            "machine": machine,
+            "command": command,
+            "rehearsal": rehearsal,
+            "verdicts": verdicts(found),
+            "parts": found,
+        },
+    )
     return conclusion
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.suite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--report", type=Path, required=True, help="folder of the report")
-    parser.add_argument("--minutes", type=float, default=9.5, help="for all of it; parts that no time is left for are left out (default 9.5)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=9.5,
+        help="for all of it; parts that no time is left for are left out (default 9.5)",
+    )
     parser.add_argument("--rehearse", action="store_true", help="small and on a CPU: no measurement")
     parser.add_argument("--only", nargs="*", choices=[name for name, *_ in PARTS], default=[], help="only these parts")
     args = parser.parse_args()
@@ -212,10 +311,16 @@ def suite(args: argparse.Namespace) -> int:
         else:
             with spinner(f"{name}: {title}"[:48]):
                 found[name] = run(rehearsed(arguments) if args.rehearse else list(arguments), min(left, LONGEST))
-        conclusion = write_report(args.report, found, args.rehearse, time.monotonic() - began)  # anew: a cut-off loses only the part in progress
+        conclusion = write_report(
+            args.report, found, args.rehearse, time.monotonic() - began
+        )  # anew: a cut-off loses only the part in progress
     print(conclusion + "\n")
     failed = without_result(found)
-    print(json.dumps({"report": str(args.report / "gpu_suite.md"), "rehearsal": args.rehearse, "not_measured_or_broken": failed}))
+    print(
+        json.dumps(
+            {"report": str(args.report / "gpu_suite.md"), "rehearsal": args.rehearse, "not_measured_or_broken": failed}
+        )
+    )
     return int(bool(failed))
 
 

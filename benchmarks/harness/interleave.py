@@ -20,15 +20,32 @@ class Variant:
     dictionary of what it has to say. environment: variables of the process, beside the benchmark's own. serve: the process itself, (link, make,
     setting): reads questions from the link until "stop", and answers (True, what), (False, why not) or, of a mistake, (None, the sentence)."""
 
-    def __init__(self, name: str, make: Callable, setting: object, *, ranks: int = 1, jobs: int = 1, environment: dict[str, str] | None = None,
-                 serve: Callable | None = None):  # fmt: skip
+    def __init__(
+        self,
+        name: str,
+        make: Callable,
+        setting: object,
+        *,
+        ranks: int = 1,
+        jobs: int = 1,
+        environment: dict[str, str] | None = None,
+        serve: Callable | None = None,
+    ):
         self.name, self.seconds, self.memory, self.first, self.once, self.said = name, [], 0, 0.0, False, {}
         spawn, self.links, self.processes = multiprocessing.get_context("spawn"), [], []
         ports = [str(_free_port()) for _ in range(jobs)]
         for number, (port, rank) in enumerate((port, rank) for port in ports for rank in range(ranks)):
             here, there = spawn.Pipe()
-            process = spawn.Process(target=serve or _serve, args=(there, make, setting), name=f"{name} {rank}", daemon=True)
-            job = {"RANK": str(rank), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            process = spawn.Process(
+                target=serve or _serve, args=(there, make, setting), name=f"{name} {rank}", daemon=True
+            )
+            job = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(number),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
             with _environment(job | (environment or {})):
                 process.start()
             there.close()
@@ -49,7 +66,10 @@ class Variant:
         except (EOFError, OSError):
             self.processes[number].join(10)
             code = self.processes[number].exitcode
-            fine, answer = False, f"its process has ended ({'killed, as where memory runs out' if code == -9 else f'exit status {code}'})"
+            fine, answer = (
+                False,
+                f"its process has ended ({'killed, as where memory runs out' if code == -9 else f'exit status {code}'})",
+            )
         if fine is None:
             raise UserError(f"{self.name}: {answer}")
         if not fine:
@@ -65,7 +85,9 @@ class Variant:
             process.kill()
 
 
-def run_interleaved(contenders: list[Variant], rounds: int, patience: float = float("inf"), compiling: tuple[str, ...] = ()) -> None:
+def run_interleaved(
+    contenders: list[Variant], rounds: int, patience: float = float("inf"), compiling: tuple[str, ...] = ()
+) -> None:
     """Fill in each contender's seconds (one a round, of a step after one that is not counted), its peak memory in bytes (models, optimizer and step)
     and the seconds of its first step. One whose first step takes longer than `patience` seconds is not asked again (`once`): that step is its
     measurement; not so where the name is in `compiling`."""
@@ -134,10 +156,15 @@ def _profiled(step: Callable[[], object], device) -> str:
 
     from benchmarks.harness.timing import timed
 
-    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    activities = [
+        torch.profiler.ProfilerActivity.CPU,
+        *([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []),
+    ]
     with torch.profiler.profile(activities=activities) as profile:
         timed(step, device)
-    return profile.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=25, max_name_column_width=60)
+    return profile.key_averages().table(
+        sort_by=f"self_{device.type}_time_total", row_limit=25, max_name_column_width=60
+    )
 
 
 def _free_port() -> int:

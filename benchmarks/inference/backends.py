@@ -50,7 +50,9 @@ class Body:
     vnni: bool = False
 
 
-def torch_body(row: Row, *, dtype: str = "float32", compiled: bool = False, device: str = "cpu", int8: bool = False) -> Callable:
+def torch_body(
+    row: Row, *, dtype: str = "float32", compiled: bool = False, device: str = "cpu", int8: bool = False
+) -> Callable:
     """As a user has it: from_pretrained, torch's own attention, inference mode. int8: by torchao, a scale a token and an output, as its documentation
     has it for CPUs."""
     import torch
@@ -92,7 +94,9 @@ def openvino_body(row: Row, precision: str = "f32") -> Callable:
 
 
 def _torch(label: str, **how) -> Body:
-    return Body(label, lambda row: torch_body(row, **how), width=2 if "dtype" in how else 4, gpu=how.get("device") == "cuda")
+    return Body(
+        label, lambda row: torch_body(row, **how), width=2 if "dtype" in how else 4, gpu=how.get("device") == "cuda"
+    )
 
 
 def _onnx(label: str, file: str, int8: bool = False, vnni: bool = False) -> Body:
@@ -112,13 +116,19 @@ BODIES = {
     "openvino_fp32": Body("OpenVINO, fp32", openvino_body, "fp32.onnx", needs="openvino"),
     "openvino_bf16": Body("OpenVINO, bf16", lambda row: openvino_body(row, "bf16"), "fp32.onnx", needs="openvino"),
     "openvino_int8": Body("OpenVINO, int8", openvino_body, "openvino.xml", needs="openvino", int8=True),
-    "torchao_int8": Body("torchao, int8, torch.compile", lambda row: torch_body(row, compiled=True, int8=True), linear=1, needs="torchao",
-                         install="pip install torchao, which no format here needs", int8=True),
+    "torchao_int8": Body(
+        "torchao, int8, torch.compile",
+        lambda row: torch_body(row, compiled=True, int8=True),
+        linear=1,
+        needs="torchao",
+        install="pip install torchao, which no format here needs",
+        int8=True,
+    ),
     "gpu_fp32": _torch("PyTorch, fp32, GPU", device="cuda"),
     "gpu_fp16": _torch("PyTorch, fp16, GPU", dtype="float16", device="cuda"),
     "gpu_bf16": _torch("PyTorch, bf16, GPU", dtype="bfloat16", device="cuda"),
     "gpu_compiled": _torch("torch.compile, fp16, GPU", dtype="float16", compiled=True, device="cuda"),
-}  # fmt: skip
+}
 
 
 def inputs_of(lengths: list[int], vocabulary: int = 200) -> dict[str, np.ndarray]:

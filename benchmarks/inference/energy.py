@@ -20,7 +20,9 @@ def _counters(gpu: bool) -> list:
         return _gpu()
     named = [folder for folder in sorted(RAPL.glob("intel-rapl:*")) if (folder / "name").is_file()]
     # psys and the parts of a package count the same joules once more
-    return [_Package(folder).read for folder in named if (folder / "name").read_text(encoding="utf-8").startswith("package")]
+    return [
+        _Package(folder).read for folder in named if (folder / "name").read_text(encoding="utf-8").startswith("package")
+    ]
 
 
 class _Package:
@@ -31,7 +33,9 @@ class _Package:
 
     def read(self) -> float | None:
         try:
-            now, most = (int((self.folder / name).read_text(encoding="utf-8")) for name in ("energy_uj", "max_energy_range_uj"))
+            now, most = (
+                int((self.folder / name).read_text(encoding="utf-8")) for name in ("energy_uj", "max_energy_range_uj")
+            )
         except (OSError, ValueError):  # not there, or for root only
             return None
         self.turns += now < self.before

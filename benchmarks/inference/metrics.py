@@ -41,10 +41,17 @@ class Measured:
 def in_memory(model: torch.nn.Module, body: Body) -> int:
     """Bytes of the weights as a body without a file has them."""
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
-    return body.width * sum(p.numel() for p in model.parameters()) + linear * (0 if body.linear is None else body.linear - body.width)
+    return body.width * sum(p.numel() for p in model.parameters()) + linear * (
+        0 if body.linear is None else body.linear - body.width
+    )
 
 
-def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: dict[str, tuple[Source, Path]], choices: dict[str, tuple]) -> list[dict]:
+def figures(
+    found: list[Measured],
+    cases: dict[str, list[list[int]]],
+    sources: dict[str, tuple[Source, Path]],
+    choices: dict[str, tuple],
+) -> list[dict]:
     """A dictionary a row and case: what the report and the JSON show."""
     by = {(one.row.model, one.row.body): one for one in found}
     out = []
@@ -52,11 +59,22 @@ def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: d
         source, files = sources[one.row.model]
         file = BODIES[one.row.body].file
         parameters = sum(p.numel() for p in source.model.parameters())
-        size = sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*")) if file else in_memory(source.model, BODIES[one.row.body])
-        fixed = {"model": one.row.model, "body": one.row.body, "head": one.row.head, "threads": one.row.threads, "parameters": parameters,
-                 "file_mb": size / 1e6, "load_s": one.said["load_seconds"],
-                 "peak_mb": one.said["peak_bytes"] / 1e6 if "peak_bytes" in one.said else None,
-                 "peak_case": one.said.get("peak_case")}  # fmt: skip
+        size = (
+            sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*"))
+            if file
+            else in_memory(source.model, BODIES[one.row.body])
+        )
+        fixed = {
+            "model": one.row.model,
+            "body": one.row.body,
+            "head": one.row.head,
+            "threads": one.row.threads,
+            "parameters": parameters,
+            "file_mb": size / 1e6,
+            "load_s": one.said["load_seconds"],
+            "peak_mb": one.said["peak_bytes"] / 1e6 if "peak_bytes" in one.said else None,
+            "peak_case": one.said.get("peak_case"),
+        }
         if "choices" in one.said:
             same = np.concatenate(one.said["choices"]) == choices[one.row.model][0]
             clear = choices[one.row.model][1]
@@ -68,13 +86,22 @@ def figures(found: list[Measured], cases: dict[str, list[list[int]]], sources: d
             sequences, tokens = statistics.mean(map(len, batches)), statistics.mean(map(sum, batches))
             seconds = statistics.mean(values) if case.endswith(MIX) else median
             spent = [used for used in one.joules[case] if used is not None]
-            entry = fixed | {"case": case, "calls": len(values), "p50_ms": 1e3 * median,
-                             "p95_ms": 1e3 * float(np.quantile(values, 0.95)) if len(values) >= 20 else None,
-                             "p99_ms": 1e3 * float(np.quantile(values, 0.99)) if len(values) >= 100 else None,
-                             "sequences_s": sequences / seconds, "tokens_s": tokens / seconds,
-                             "joules_a_sequence": sum(spent) / (len(values) * sequences) if spent else None}  # fmt: skip
-            others = {"vs_base_eager": (BASE, "eager_fp32"), "vs_base_onnx": (BASE, "onnx_fp32"), "vs_base_same_body": (BASE, one.row.body),
-                      "vs_teacher_same_body": (TEACHER, one.row.body)}  # fmt: skip
+            entry = fixed | {
+                "case": case,
+                "calls": len(values),
+                "p50_ms": 1e3 * median,
+                "p95_ms": 1e3 * float(np.quantile(values, 0.95)) if len(values) >= 20 else None,
+                "p99_ms": 1e3 * float(np.quantile(values, 0.99)) if len(values) >= 100 else None,
+                "sequences_s": sequences / seconds,
+                "tokens_s": tokens / seconds,
+                "joules_a_sequence": sum(spent) / (len(values) * sequences) if spent else None,
+            }
+            others = {
+                "vs_base_eager": (BASE, "eager_fp32"),
+                "vs_base_onnx": (BASE, "onnx_fp32"),
+                "vs_base_same_body": (BASE, one.row.body),
+                "vs_teacher_same_body": (TEACHER, one.row.body),
+            }
             for key, other in ((key, by.get(who)) for key, who in others.items()):
                 if other is not None and case in other.latencies:
                     theirs, mine = other.medians(case), one.medians(case)
@@ -90,7 +117,9 @@ def summary(entries: list[dict]) -> dict:
     found: dict = {}
     mine = [entry for entry in entries if entry["model"] == STUDENT]
     for case in ("1 × 128", "32 × 128"):
-        rows = [entry for entry in mine if entry["case"] == case and entry["head"] == "encoder" and entry["threads"] == most]
+        rows = [
+            entry for entry in mine if entry["case"] == case and entry["head"] == "encoder" and entry["threads"] == most
+        ]
         key = f"batch_{case.split()[0]}"
         if same := {row["body"]: round(row["vs_base_same_body"], 3) for row in rows if "vs_base_same_body" in row}:
             found[f"{key}_vs_base_same_body"] = same
@@ -98,12 +127,27 @@ def summary(entries: list[dict]) -> dict:
         if eight:
             best = min(eight, key=lambda row: row["p50_ms"])
             found[f"{key}_best_int8"] = best["body"]
-            found |= {f"{key}_best_int8_{name}": round(best[name], 3) for name in ("vs_base_eager", "vs_base_onnx") if name in best}
+            found |= {
+                f"{key}_best_int8_{name}": round(best[name], 3)
+                for name in ("vs_base_eager", "vs_base_onnx")
+                if name in best
+            }
     for name in ("agreement", "clear_agreement"):
         if agreed := {entry["body"]: round(entry[name], 4) for entry in mine if name in entry}:
             found[name] = agreed
-    base = next((entry["file_mb"] for entry in entries if (entry["model"], entry["body"], entry["head"]) == (BASE, "onnx_fp32", "masked-lm")), None)
+    base = next(
+        (
+            entry["file_mb"]
+            for entry in entries
+            if (entry["model"], entry["body"], entry["head"]) == (BASE, "onnx_fp32", "masked-lm")
+        ),
+        None,
+    )
     if base:
-        shares = {entry["body"]: round(entry["file_mb"] / base, 4) for entry in mine if entry["head"] == "masked-lm" and BODIES[entry["body"]].int8}
+        shares = {
+            entry["body"]: round(entry["file_mb"] / base, 4)
+            for entry in mine
+            if entry["head"] == "masked-lm" and BODIES[entry["body"]].int8
+        }
         found["file_share_of_base"] = shares
     return found

@@ -20,7 +20,9 @@ from ds_distill.utils.console import spinner
 MEGABYTE = 2**20
 
 
-def least_megabytes(row: Row, length: int, *, most: int = 4096, step: int = 8, tries: Callable | None = None) -> int | None:
+def least_megabytes(
+    row: Row, length: int, *, most: int = 4096, step: int = 8, tries: Callable | None = None
+) -> int | None:
     """The smallest limit in MB, a multiple of `step`, under which `row` reads a sequence of `length` tokens; None where even `most` is too little.
 
     tries: (row, length, megabytes) → whether it ran; a new process by default.
@@ -41,8 +43,12 @@ def runs_within(row: Row, length: int, megabytes: int) -> bool:
         pickle.dump((row, length, megabytes), file)
         file.flush()
         try:
-            done = subprocess.run([sys.executable, "-m", "benchmarks.inference.min_memory", file.name], capture_output=True, timeout=120,
-                                  env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.inference.min_memory", file.name],
+                capture_output=True,
+                timeout=120,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            )
         except subprocess.TimeoutExpired:
             return False
     return done.returncode == 0 and done.stdout.strip().endswith(b"ran")

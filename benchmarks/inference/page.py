@@ -16,12 +16,29 @@ from ds_distill.utils.files import write_json
 ONE, MANY = "1 × 128", "32 × 128"
 FEW = 3  # rounds below which a ratio says how many it is of: one that is slow at a shape is not asked again
 COLUMNS = {
-    "model": "model", "body": "body", "p50_ms": "p50 (ms)", "p95_ms": "p95", "p99_ms": "p99", "sequences_s": "sequences/s", "tokens_s": "tokens/s",
-    "vs_base_eager": "× BERT-base, PyTorch fp32", "vs_base_onnx": "× BERT-base, ONNX Runtime fp32", "vs_base_same_body": "× BERT-base, same body",
-    "vs_teacher_same_body": "× teacher, same body", "energy": "J a sequence",
-}  # fmt: skip
-SIZES = {"model": "model", "body": "body", "parameters_m": "parameters (M)", "file_mb": "file (MB)", "load_s": "load, to the first answer (s)",
-         "peak_mb": "peak memory (MB)", "agreement": "first choices as PyTorch's fp32", "clear": "of clear ones"}  # fmt: skip
+    "model": "model",
+    "body": "body",
+    "p50_ms": "p50 (ms)",
+    "p95_ms": "p95",
+    "p99_ms": "p99",
+    "sequences_s": "sequences/s",
+    "tokens_s": "tokens/s",
+    "vs_base_eager": "× BERT-base, PyTorch fp32",
+    "vs_base_onnx": "× BERT-base, ONNX Runtime fp32",
+    "vs_base_same_body": "× BERT-base, same body",
+    "vs_teacher_same_body": "× teacher, same body",
+    "energy": "J a sequence",
+}
+SIZES = {
+    "model": "model",
+    "body": "body",
+    "parameters_m": "parameters (M)",
+    "file_mb": "file (MB)",
+    "load_s": "load, to the first answer (s)",
+    "peak_mb": "peak memory (MB)",
+    "agreement": "first choices as PyTorch's fp32",
+    "clear": "of clear ones",
+}
 
 
 def shown(entry: dict) -> dict:
@@ -29,7 +46,15 @@ def shown(entry: dict) -> dict:
     out = {"model": entry["model"], "body": BODIES[entry["body"]].label}
     for key in ("p50_ms", "p95_ms", "p99_ms", "sequences_s", "tokens_s", "file_mb", "peak_mb", "load_s"):
         value = entry.get(key)
-        out[key] = None if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+        out[key] = (
+            None
+            if value is None
+            else f"{value:,.0f}"
+            if value >= 100
+            else f"{value:.1f}"
+            if value >= 10
+            else f"{value:.2f}"
+        )
     for key in ("vs_base_eager", "vs_base_onnx", "vs_base_same_body", "vs_teacher_same_body"):
         rounds = entry.get(f"{key}_rounds", FEW)
         out[key] = None if entry.get(key) is None else f"{entry[key]:.2f}" + (f" (of {rounds})" if rounds < FEW else "")
@@ -58,8 +83,12 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
         section = _section(f"{first}, {case} tokens, {threads}", here)
         if folder:
             file = folder / f"latency_{case.split()[0]}.png"
-            bars_plot({label(row): row["p50_ms"] for row in here}, f"p50 of a call of {case} tokens (ms)", file,
-                      marked=tuple(label(row) for row in here if row["model"] == "student"))  # fmt: skip
+            bars_plot(
+                {label(row): row["p50_ms"] for row in here},
+                f"p50 of a call of {case} tokens (ms)",
+                file,
+                marked=tuple(label(row) for row in here if row["model"] == "student"),
+            )
             section.pictures = {f"Latency of {case} tokens; the student in blue.": file}
         sections.append(section)
     one = [row for row in wide if row["case"] == ONE] or [row for row in wide if row["case"] == wide[0]["case"]]
@@ -68,24 +97,39 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
     sizes = Section("Size, memory, load time", text, [shown(row) for row in one], columns, _students(one))
     if folder:
         file = folder / "size_latency.png"
-        points_plot({label(row): (row["file_mb"], row["p50_ms"]) for row in one}, "file (MB)", f"p50 of {one[0]['case']} tokens (ms)", file,
-                    marked=tuple(label(row) for row in one if row["model"] == "student"))  # fmt: skip
+        points_plot(
+            {label(row): (row["file_mb"], row["p50_ms"]) for row in one},
+            "file (MB)",
+            f"p50 of {one[0]['case']} tokens (ms)",
+            file,
+            marked=tuple(label(row) for row in one if row["model"] == "student"),
+        )
         sizes.pictures = {"File size and latency; the student in blue.": file}
     sections.append(sizes)
     cases = [case for case in dict.fromkeys(row["case"] for row in wide) if "mix" not in case]
-    sections.append(_shapes(f"{first}, every shape, {threads}", wide, cases, "p50 of a call in ms; sequences × tokens of each."))
+    sections.append(
+        _shapes(f"{first}, every shape, {threads}", wide, cases, "p50 of a call in ms; sequences × tokens of each.")
+    )
     if alone := [row for row in rows if row["head"] == first and row["threads"] == 1 != most]:
         cases = [case for case in dict.fromkeys(row["case"] for row in alone) if "mix" not in case]
         sections.append(_shapes(f"{first}, one thread", alone, cases, "p50 of a call in ms."))
     for mix in dict.fromkeys(row["case"] for row in wide if "mix" in row["case"]):
         text = "Sequences as the text has them, padded to the longest of a batch; sequences and tokens a second count real ones only."
-        sections.append(_section(f"{first}, real lengths, {mix.split()[0]} at a time, {threads}", [r for r in wide if r["case"] == mix], text))
+        sections.append(
+            _section(
+                f"{first}, real lengths, {mix.split()[0]} at a time, {threads}",
+                [r for r in wide if r["case"] == mix],
+                text,
+            )
+        )
     for head in dict.fromkeys(row["head"] for row in rows if row["head"] != first):
         for case in (ONE, MANY):
             here = [row for row in rows if row["head"] == head and row["case"] == case and row["threads"] == most]
             if here:
                 sections.append(_section(f"With a {head} head, {case} tokens, {threads}", here))
-        agreeing = list({(row["model"], row["body"]): row for row in rows if row["head"] == head and "agreement" in row}.values())
+        agreeing = list(
+            {(row["model"], row["body"]): row for row in rows if row["head"] == head and "agreement" in row}.values()
+        )
         if agreeing:
             positions = agreeing[0]["positions"]
             text = (
@@ -93,7 +137,15 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
                 f"PyTorch tells apart by {result['clear']} nats or more; whole files."
             )
             columns = {key: SIZES[key] for key in ("model", "body", "file_mb", "agreement", "clear")}
-            sections.append(Section(f"{head}: what each body keeps", text, [shown(row) for row in agreeing], columns, _students(agreeing)))
+            sections.append(
+                Section(
+                    f"{head}: what each body keeps",
+                    text,
+                    [shown(row) for row in agreeing],
+                    columns,
+                    _students(agreeing),
+                )
+            )
     return sections
 
 
@@ -117,7 +169,9 @@ def _shapes(heading: str, rows: list[dict], cases: list[str], text: str) -> Sect
         line = lines.setdefault((row["model"], row["body"]), {"model": row["model"], "body": BODIES[row["body"]].label})
         line[row["case"]] = shown(row)["p50_ms"]
     marked = tuple(i for i, (model, _) in enumerate(lines) if model == "student")
-    return Section(heading, text, list(lines.values()), {"model": "model", "body": "body"} | {case: case for case in cases}, marked)
+    return Section(
+        heading, text, list(lines.values()), {"model": "model", "body": "body"} | {case: case for case in cases}, marked
+    )
 
 
 def print_tables(result: dict) -> None:
@@ -131,23 +185,38 @@ def write_report(result: dict, folder: Path) -> None:
     """folder/inference.json, .md, .html and plots."""
     folder.mkdir(parents=True, exist_ok=True)
     words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(folder)))
-    lead = (f"Student: {result['student']}; teacher: {result['teacher'] or 'none'}; BERT-base: random weights. {result['machine']}, {result['date']}. "
-            f"All of a table take turns, {result['rounds']} rounds; the slow at a shape fewer, and a ratio of one or two says so.")  # fmt: skip
+    lead = (
+        f"Student: {result['student']}; teacher: {result['teacher'] or 'none'}; BERT-base: random weights. {result['machine']}, {result['date']}. "
+        f"All of a table take turns, {result['rounds']} rounds; the slow at a shape fewer, and a ratio of one or two says so."
+    )
     if result["not_measured_yet"]:
         lead += f" Not measured yet, or broken off: {', '.join(result['not_measured_yet'])}."
-    write_page(folder, "inference", "Inference", f"{lead}\n\n`python -m benchmarks.inference {words}`", sections_of(result, folder))
+    write_page(
+        folder,
+        "inference",
+        "Inference",
+        f"{lead}\n\n`python -m benchmarks.inference {words}`",
+        sections_of(result, folder),
+    )
     write_json(folder / "inference.json", result)
 
 
 def write_card(result: dict, model: Path) -> None:
     """The section "Speed" of the student's README.md."""
-    mine = [row for row in result["rows"] if row["model"] == "student" and row["head"] == "encoder" and row["case"] == ONE]
+    mine = [
+        row for row in result["rows"] if row["model"] == "student" and row["head"] == "encoder" and row["case"] == ONE
+    ]
     if not mine:
         log(f"--card: nothing to write: the student's encoder was not measured at {ONE} tokens")
         return
     most = max(row["threads"] for row in mine)
     rows = [shown(row) for row in mine if row["threads"] == most]
-    columns = {key: (COLUMNS | SIZES)[key] for key in ("body", "p50_ms", "sequences_s", "vs_base_eager", "vs_base_same_body", "file_mb", "peak_mb")}
-    text = (f"Without its head, one sequence of 128 tokens, {counted(most)}, {result['machine']}, {result['date']} (`python -m benchmarks.inference`). "
-            f"Peak memory is the process's, after calls of {mine[0]['peak_case']} tokens.")  # fmt: skip
+    columns = {
+        key: (COLUMNS | SIZES)[key]
+        for key in ("body", "p50_ms", "sequences_s", "vs_base_eager", "vs_base_same_body", "file_mb", "peak_mb")
+    }
+    text = (
+        f"Without its head, one sequence of 128 tokens, {counted(most)}, {result['machine']}, {result['date']} (`python -m benchmarks.inference`). "
+        f"Peak memory is the process's, after calls of {mine[0]['peak_case']} tokens."
+    )
     put_section(model / "README.md", "Speed", f"{text}\n\n{table(rows, columns)}")

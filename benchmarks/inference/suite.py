@@ -61,7 +61,9 @@ def runnable(asked: list[str]) -> list[str]:
     return [name for name in bodies if name not in reasons]
 
 
-def prepare(folders: dict[str, Path], head: str, bodies: list[str], scratch: Path, text: list[str]) -> dict[str, tuple[Source, Path]]:
+def prepare(
+    folders: dict[str, Path], head: str, bodies: list[str], scratch: Path, text: list[str]
+) -> dict[str, tuple[Source, Path]]:
     """Label → (source, folder of the exported files that the bodies need)."""
     made = {}
     for label, folder in folders.items():
@@ -89,7 +91,13 @@ def _onnxruntimes_own(source: Source, files: Path, wanted: set, text: list[str])
     """onnxruntime.quantization on the fp32 file: dynamic as its documentation recommends for transformers, static calibrated on text."""
     import logging
 
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self):
@@ -102,11 +110,25 @@ def _onnxruntimes_own(source: Source, files: Path, wanted: set, text: list[str])
 
     logging.disable(logging.WARNING)
     if "dynamic.onnx" in wanted:
-        quantize_dynamic(files / "fp32.onnx", files / "dynamic.onnx", op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            files / "fp32.onnx",
+            files / "dynamic.onnx",
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
     if "static.onnx" in wanted:
-        quantize_static(files / "fp32.onnx", files / "static.onnx", Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=["MatMul"],
-                        per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                        extra_options={"MatMulConstBOnly": True})  # fmt: skip
+        quantize_static(
+            files / "fp32.onnx",
+            files / "static.onnx",
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
 
 
 def reference_choices(source: Source, batches: list) -> tuple[np.ndarray, np.ndarray]:
@@ -120,20 +142,33 @@ def cases_of(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[st
     """Name → batches, each the lengths of its sequences. `lengths`: of real sequences, for the mix."""
     grid = [(batch, length) for length in args.lengths for batch in args.batches]
     if head != args.heads[0]:
-        grid = [(batch, length) for batch, length in grid if length == 128 and batch in (min(args.batches), max(args.batches))] or grid
+        grid = [
+            (batch, length)
+            for batch, length in grid
+            if length == 128 and batch in (min(args.batches), max(args.batches))
+        ] or grid
     cases = {f"{batch} × {length}": [[length] * batch] for batch, length in grid}
     for batch in (args.batches[0], args.batches[-1]) if lengths and head == args.heads[0] else ():
         cases[f"{batch} × {MIX}"] = [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
     return cases
 
 
-def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.Namespace, batches: dict[str, list]) -> list[Measured]:
+def measure(
+    rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.Namespace, batches: dict[str, list]
+) -> list[Measured]:
     """All rows in turns. batches: by model, what first choices are asked of."""
     contenders, found = [], []
     try:
         for row in rows:
-            contender = Variant(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": str(row.threads), "CUDA_VISIBLE_DEVICES": ""}
-                                  if not BODIES[row.body].gpu else None)  # fmt: skip
+            contender = Variant(
+                row.name,
+                make,
+                row,
+                serve=serve,
+                environment={"OMP_NUM_THREADS": str(row.threads), "CUDA_VISIBLE_DEVICES": ""}
+                if not BODIES[row.body].gpu
+                else None,
+            )
             contenders.append(contender)
             with spinner(f"loading {row.name}"):
                 try:
@@ -154,7 +189,9 @@ def measure(rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.N
                         take_turn(contender, one, cases, args)
                         if number == 0 and one.row.model in batches:
                             # arrays only: a Batch would have its process import this package, and torch
-                            one.said["choices"] = contender.ask(("choices", [(batch.inputs, batch.at) for batch in batches[one.row.model]]))
+                            one.said["choices"] = contender.ask(
+                                ("choices", [(batch.inputs, batch.at) for batch in batches[one.row.model]])
+                            )
                     except RuntimeError as error:  # out of memory, say: what it has given stays, and the others go on
                         one.ended = True
                         log(f"\nended: {str(error).strip().splitlines()[-1]}")
@@ -183,12 +220,22 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     if args.text and not (args.student or args.teacher):
         raise UserError("--text needs --student or --teacher: their tokenizer reads it")
     if args.card and not (args.student and "encoder" in args.heads and 1 in args.batches and 128 in args.lengths):
-        raise UserError("--card is a student's encoder at one sequence of 128 tokens: give --student, and leave heads, batches and lengths so")
+        raise UserError(
+            "--card is a student's encoder at one sequence of 128 tokens: give --student, and leave heads, batches and lengths so"
+        )
     folders = model_folders(args, scratch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = {"summary": {}, "machine": describe(device), "date": datetime.date.today().isoformat(), "rounds": args.rounds, "clear": CLEAR,
-              "student": args.student or "DistilBERT's size, random weights", "teacher": args.teacher, "not_measured_yet": list(args.heads),
-              "rows": []}  # fmt: skip
+    result = {
+        "summary": {},
+        "machine": describe(device),
+        "date": datetime.date.today().isoformat(),
+        "rounds": args.rounds,
+        "clear": CLEAR,
+        "student": args.student or "DistilBERT's size, random weights",
+        "teacher": args.teacher,
+        "not_measured_yet": list(args.heads),
+        "rows": [],
+    }
     for head in args.heads:
         result["rows"] += of_head(head, args, folders, bodies, scratch)
         if not result["rows"]:
@@ -204,7 +251,9 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     return 0
 
 
-def of_head(head: str, args: argparse.Namespace, folders: dict[str, Path], bodies: list[str], scratch: Path) -> list[dict]:
+def of_head(
+    head: str, args: argparse.Namespace, folders: dict[str, Path], bodies: list[str], scratch: Path
+) -> list[dict]:
     """All figures of the models with this head."""
     sources = prepare(folders, head, bodies, scratch, args.text)
     lengths: list[int] = []
@@ -229,10 +278,17 @@ def of_head(head: str, args: argparse.Namespace, folders: dict[str, Path], bodie
         cases = cases_of(args, head, lengths)
         if threads == 1 and not args.threads and len(counts) > 1:
             cases = {case: value for case, value in cases.items() if case.startswith("1 ×")}
-        rows = [Row(label, body, head, threads, folders[label], sources[label][1], sources[label][0].positions)
-                for label in folders for body in bodies]  # fmt: skip
+        rows = [
+            Row(label, body, head, threads, folders[label], sources[label][1], sources[label][0].positions)
+            for label in folders
+            for body in bodies
+        ]
         for label in folders:
-            if left_out := [case for case, lengths in cases.items() if max(map(max, lengths)) > sources[label][0].positions]:
+            if left_out := [
+                case for case, lengths in cases.items() if max(map(max, lengths)) > sources[label][0].positions
+            ]:
                 log(f"{label} has {sources[label][0].positions} positions: not measured: {', '.join(left_out)}")
-        entries += figures(measure(rows, cases, args, batches if threads == max(counts) else {}), cases, sources, choices)
+        entries += figures(
+            measure(rows, cases, args, batches if threads == max(counts) else {}), cases, sources, choices
+        )
     return entries

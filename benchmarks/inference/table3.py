@@ -27,9 +27,17 @@ PAPER = {BASE: (110, 668), STUDENT: (66, 410)}  # millions of parameters, second
 PARTS = 10
 LONGEST = 512  # tokens of an example: BERT's
 CPU_BODIES = [name for name, body in BODIES.items() if not body.gpu]
-COLUMNS = {"model": "model", "body": "body", "parameters": "parameters (M)", "seconds": "inference time (s)", "share": "of BERT-base's",
-           "paper_parameters": "paper: parameters (M)", "paper_seconds": "paper: time (s)", "paper_share": "paper: of BERT-base's",
-           "memory": "runs within (MB)"}  # fmt: skip
+COLUMNS = {
+    "model": "model",
+    "body": "body",
+    "parameters": "parameters (M)",
+    "seconds": "inference time (s)",
+    "share": "of BERT-base's",
+    "paper_parameters": "paper: parameters (M)",
+    "paper_seconds": "paper: time (s)",
+    "paper_share": "paper: of BERT-base's",
+    "memory": "runs within (MB)",
+}
 
 
 def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
@@ -58,7 +66,11 @@ def passes(rows: list[Row], lengths: list[int]) -> dict[str, float]:
     contenders, seconds = [], {row.name: 0.0 for row in rows}
     try:
         for row in rows:
-            contenders.append(Variant(row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}))
+            contenders.append(
+                Variant(
+                    row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+                )
+            )
             with spinner(f"loading {row.name}"):
                 contenders[-1].ask("start")
                 contenders[-1].ask(("time", "pass", [[max(lengths)]], 0.0))
@@ -78,17 +90,37 @@ def passes(rows: list[Row], lengths: list[int]) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference.table3", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="jsonl, csv or tsv with `label` and one or two columns of text (.gz too)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.inference.table3",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="jsonl, csv or tsv with `label` and one or two columns of text (.gz too)",
+    )
     parser.add_argument("--student", help="Hugging Face folder (default: DistilBERT's size, random weights)")
     parser.add_argument("--teacher", help="Hugging Face folder of its teacher, measured too")
-    parser.add_argument("--tokenizer", help="folder of the tokenizer that reads the examples (default: the student's or the teacher's)")
-    parser.add_argument("--bodies", nargs="+", choices=BODIES, default=["eager_fp32", "openvino_int8", "onnx_int8"], metavar="BODY",
-                        help=f"the student's; of {', '.join(CPU_BODIES)} (default: eager_fp32 openvino_int8 onnx_int8)")  # fmt: skip
+    parser.add_argument(
+        "--tokenizer", help="folder of the tokenizer that reads the examples (default: the student's or the teacher's)"
+    )
+    parser.add_argument(
+        "--bodies",
+        nargs="+",
+        choices=BODIES,
+        default=["eager_fp32", "openvino_int8", "onnx_int8"],
+        metavar="BODY",
+        help=f"the student's; of {', '.join(CPU_BODIES)} (default: eager_fp32 openvino_int8 onnx_int8)",
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave the least memory out")
     parser.add_argument("--report", type=Path, help="folder for table3.md, table3.html and table3.json")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="table3-", ignore_cleanup_errors=True) as scratch, user_errors("benchmarks.inference.table3"):
+    with (
+        tempfile.TemporaryDirectory(prefix="table3-", ignore_cleanup_errors=True) as scratch,
+        user_errors("benchmarks.inference.table3"),
+    ):
         return run(args, Path(scratch))
 
 
@@ -113,28 +145,46 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     folders = model_folders(args, scratch)
     sources = prepare(folders, "classification", args.bodies, scratch, [])
     lengths, cut_at = cut(lengths, {label: source.positions for label, (source, _) in sources.items()})
-    rows = [Row(label, body, "classification", 1, folders[label], sources[label][1])
-            for label in folders for body in (args.bodies if label == STUDENT else ["eager_fp32"])]  # fmt: skip
+    rows = [
+        Row(label, body, "classification", 1, folders[label], sources[label][1])
+        for label in folders
+        for body in (args.bodies if label == STUDENT else ["eager_fp32"])
+    ]
     seconds = passes(rows, lengths)
     base = next(seconds[row.name] for row in rows if (row.model, row.body) == (BASE, "eager_fp32"))
     lines = []
     for row in rows:
         parameters = sum(parameter.numel() for parameter in sources[row.model][0].model.parameters())
-        line = {"model": row.model, "body": BODIES[row.body].label, "parameters": parameters / 1e6,
-                "seconds": seconds[row.name], "share": seconds[row.name] / base}  # fmt: skip
+        line = {
+            "model": row.model,
+            "body": BODIES[row.body].label,
+            "parameters": parameters / 1e6,
+            "seconds": seconds[row.name],
+            "share": seconds[row.name] / base,
+        }
         if row.body == "eager_fp32" and row.model in PAPER and not (row.model == STUDENT and args.student):
             line |= dict(zip(("paper_parameters", "paper_seconds"), PAPER[row.model], strict=True))
             line["paper_share"] = PAPER[row.model][1] / PAPER[BASE][1]
         if not args.no_memory:
             line["memory"] = least_megabytes(row, min(128, max(lengths)))
         lines.append(line)
-    result = {"data": args.data.name, "examples": len(lengths), "tokens": sum(lengths), "cut": cut_at, "machine": describe(torch.device("cpu")),
-              "date": datetime.date.today().isoformat(), "student": args.student or "DistilBERT's size, random weights",
-              "teacher": args.teacher, "rows": lines}  # fmt: skip
+    result = {
+        "data": args.data.name,
+        "examples": len(lengths),
+        "tokens": sum(lengths),
+        "cut": cut_at,
+        "machine": describe(torch.device("cpu")),
+        "date": datetime.date.today().isoformat(),
+        "student": args.student or "DistilBERT's size, random weights",
+        "teacher": args.teacher,
+        "rows": lines,
+    }
     shown = [line | {"parameters": f"{line['parameters']:.1f}", "seconds": f"{line['seconds']:.1f}"} for line in lines]
     columns = {key: name for key, name in COLUMNS.items() if any(key in line for line in lines)}
-    text = (f"{args.data.name}, {len(lengths):,} examples, {sum(lengths):,} tokens ({cut_at}), one at a time, one thread, with a classification head; "
-            f"{result['machine']}, {result['date']}. The least memory is for a sequence of {min(128, max(lengths))} tokens.")  # fmt: skip
+    text = (
+        f"{args.data.name}, {len(lengths):,} examples, {sum(lengths):,} tokens ({cut_at}), one at a time, one thread, with a classification head; "
+        f"{result['machine']}, {result['date']}. The least memory is for a sequence of {min(128, max(lengths))} tokens."
+    )
     print(f"\n{text}\n\n{table(shown, columns)}\n")
     print(json.dumps(result), flush=True)
     if args.report:

@@ -8,9 +8,19 @@ from torch import Tensor
 
 
 def vocabulary_loss(
-    hs: Tensor, ws: Tensor, bs: Tensor | None, ht: Tensor, wt: Tensor, bt: Tensor | None, labels: Tensor,
-    temperature: float, kl_weight: float, mlm_weight: float, kl_on: str, mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    hs: Tensor,
+    ws: Tensor,
+    bs: Tensor | None,
+    ht: Tensor,
+    wt: Tensor,
+    bt: Tensor | None,
+    labels: Tensor,
+    temperature: float,
+    kl_weight: float,
+    mlm_weight: float,
+    kl_on: str,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(kl_sum, mlm_sum, gradient in the student's hidden states, weight, bias), float64; arguments as of losses.fused_linear_distillation_loss.
 
     Source: Hinton et al. 2015, section 2.1; Sanh et al. 2019, section 2.
@@ -27,7 +37,10 @@ def vocabulary_loss(
     mlm = -z.log_softmax(-1)[masked, labels[masked]].sum()
     onehot = torch.zeros_like(z)
     onehot[masked, labels[masked]] = 1
-    dz = kl_weight * temperature * (q - p) * kl_rows[:, None] + mlm_weight * (z.softmax(-1) - onehot) * masked.double()[:, None]
+    dz = (
+        kl_weight * temperature * (q - p) * kl_rows[:, None]
+        + mlm_weight * (z.softmax(-1) - onehot) * masked.double()[:, None]
+    )
     return kl, mlm, dz @ ws, dz.T @ hs, dz.sum(0)
 
 

@@ -39,7 +39,13 @@ def reference_losses(
 
 
 def reference_step(
-    student: nn.Module, teacher: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple, *, weights=(5.0, 2.0, 1.0), clip: float = 5.0,
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple,
+    *,
+    weights=(5.0, 2.0, 1.0),
+    clip: float = 5.0,
     kl_on: str = "all",
 ) -> tuple[float, float, float]:
     """One optimizer step on batch = (input_ids, labels, attention_mask); returns the three losses before it."""

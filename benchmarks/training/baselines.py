@@ -28,7 +28,12 @@ from ds_distill.training.device import resolve_dtype
 from ds_distill.training.step import Step
 from ds_distill.utils.memory import retain_freed_memory
 
-SIZES = {"tiny": (2, 128), "demo": (4, 128), "small": (6, 384), "base": (12, 768)}  # the teacher's layers and width; the student has half the layers
+SIZES = {
+    "tiny": (2, 128),
+    "demo": (4, 128),
+    "small": (6, 384),
+    "base": (12, 768),
+}  # the teacher's layers and width; the student has half the layers
 
 
 @dataclass
@@ -49,8 +54,13 @@ class Setting:
     @property
     def training(self) -> Training:
         own = None if self.zero is None else f"ds_configs/deepspeed/zero{self.zero}.json"
-        return Training(global_batch=self.sequences, micro_batch=self.sequences, precision=self.precision, deepspeed=own,
-                        compile="off" if self.passes == "torch" else "auto")  # fmt: skip
+        return Training(
+            global_batch=self.sequences,
+            micro_batch=self.sequences,
+            precision=self.precision,
+            deepspeed=own,
+            compile="off" if self.passes == "torch" else "auto",
+        )
 
     @property
     def losses(self) -> Losses:
@@ -58,8 +68,14 @@ class Setting:
 
     def config(self) -> BertConfig:
         layers, hidden = SIZES[self.size]
-        return BertConfig(vocab_size=self.vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // 64,
-                          intermediate_size=4 * hidden, max_position_embeddings=max(512, self.length))  # fmt: skip
+        return BertConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 64,
+            intermediate_size=4 * hidden,
+            max_position_embeddings=max(512, self.length),
+        )
 
     def models(self, device: torch.device) -> tuple[nn.Module, nn.Module]:
         """(frozen teacher, student), fp32 random weights, the same in every process; the student in training mode."""
@@ -93,7 +109,12 @@ class Setting:
 
 
 def options_of(training: Training) -> dict:
-    return {"lr": training.learning_rate, "betas": tuple(training.betas), "eps": training.eps, "weight_decay": training.weight_decay}
+    return {
+        "lr": training.learning_rate,
+        "betas": tuple(training.betas),
+        "eps": training.eps,
+        "weight_decay": training.weight_decay,
+    }
 
 
 def reference_fp32(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
@@ -114,7 +135,9 @@ def _reference(setting: Setting, device: torch.device, autocast: bool) -> tuple[
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            reference_step(student, teacher, optimizer, (ids, labels, None), clip=training.clip, kl_on=setting.objective)
+            reference_step(
+                student, teacher, optimizer, (ids, labels, None), clip=training.clip, kl_on=setting.objective
+            )
 
     return step, {}
 
@@ -142,11 +165,23 @@ def trainer(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     # two steps: the first sets up
     rows = [{"input_ids": i.cpu(), "labels": y.cpu()} for i, y in zip(ids, labels, strict=True)] * 2
     arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(), max_steps=2, per_device_train_batch_size=len(ids), learning_rate=training.learning_rate,
-        adam_beta1=training.betas[0], adam_beta2=training.betas[1], adam_epsilon=training.eps, max_grad_norm=training.clip, bf16=low,
-        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=device.type == "cpu", dataloader_pin_memory=False,
+        output_dir=tempfile.mkdtemp(),
+        max_steps=2,
+        per_device_train_batch_size=len(ids),
+        learning_rate=training.learning_rate,
+        adam_beta1=training.betas[0],
+        adam_beta2=training.betas[1],
+        adam_epsilon=training.eps,
+        max_grad_norm=training.clip,
+        bf16=low,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=False,
         remove_unused_columns=False,
-    )  # fmt: skip
+    )
     clock = Clock()
     distiller = Distiller(student, arguments, train_dataset=rows, callbacks=[clock])
 
@@ -160,7 +195,12 @@ def trainer(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
 
 def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     """The engine's module in a loop of bare PyTorch: the same precision, fp32 masters, clipping, torch's fused AdamW."""
-    (teacher, student), training, (ids, labels), dtype = setting.models(device), setting.training, setting.batch(device), setting.dtype(device)
+    (teacher, student), training, (ids, labels), dtype = (
+        setting.models(device),
+        setting.training,
+        setting.batch(device),
+        setting.dtype(device),
+    )
     frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
     if device.type == "cpu":
         retain_freed_memory()
@@ -189,12 +229,27 @@ def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
 
 def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     """The step as the training loop runs it."""
-    (teacher, student), training, (ids, labels), dtype = setting.models(device), setting.training, setting.batch(device), setting.dtype(device)
+    (teacher, student), training, (ids, labels), dtype = (
+        setting.models(device),
+        setting.training,
+        setting.batch(device),
+        setting.dtype(device),
+    )
     frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
     objective = Objective(student, setting.losses, torch.distributed.get_world_size())
     recipe = Recipe(training=training, losses=setting.losses, data=Data(sequence_length=setting.length))
     # many steps, so that compiling pays where it works
-    take = Step(objective, frozen, recipe, steps=10**9, accumulation=1, length=setting.length, documents=False, device=device, dtype=dtype)
+    take = Step(
+        objective,
+        frozen,
+        recipe,
+        steps=10**9,
+        accumulation=1,
+        length=setting.length,
+        documents=False,
+        device=device,
+        dtype=dtype,
+    )
     if setting.passes != "auto" and take.compile_seconds is not None:
         objective.passes = setting.passes
     batches = [Batch(ids, labels, None)]
@@ -215,4 +270,6 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
 def gemms(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     """The step's matrix products alone, in the engine's precision."""
     teacher, student = setting.models(torch.device("cpu"))
-    return gemm_contender(teacher.config, student.config, setting.sequences, setting.length, device, setting.dtype(device)), {}
+    return gemm_contender(
+        teacher.config, student.config, setting.sequences, setting.length, device, setting.dtype(device)
+    ), {}

@@ -10,12 +10,19 @@ from ds_distill.kernels.fused_linear import columns
 from ds_distill.models.families import family_of_type
 
 
-def products(config: PretrainedConfig, sequences: int, length: int, device: str, *, trained: bool) -> list[tuple[Callable, int]]:
+def products(
+    config: PretrainedConfig, sequences: int, length: int, device: str, *, trained: bool
+) -> list[tuple[Callable, int]]:
     """(product, how often) of a masked-LM model's forward and, if trained, backward: x · wᵀ, g · w and gᵀ · x of its linear layers, and
     attention's batched [B · heads, L, d]. A product, given a function that makes a tensor of a shape, returns what multiplies. device: its type."""
     depth, heads, hidden, feed_forward, _ = family_of_type(config.model_type).measures(config)
     tokens, vocabulary, size = sequences * length, columns(config.vocab_size, device), hidden // heads
-    linears = [(hidden, hidden, 4 * depth + 1), (hidden, feed_forward, depth), (feed_forward, hidden, depth), (hidden, vocabulary, 1)]
+    linears = [
+        (hidden, hidden, 4 * depth + 1),
+        (hidden, feed_forward, depth),
+        (feed_forward, hidden, depth),
+        (hidden, vocabulary, 1),
+    ]
     found: list[tuple[Callable, int]] = []
     for inner, outer, count in linears:
         found.append((_product((tokens, inner), (outer, inner), (False, True)), count))
@@ -38,10 +45,20 @@ def _product(left: tuple, right: tuple, turned: tuple[bool, bool]) -> Callable:
     return prepare
 
 
-def gemm_contender(teacher: PretrainedConfig, student: PretrainedConfig, sequences: int, length: int, device: torch.device, dtype: torch.dtype):
+def gemm_contender(
+    teacher: PretrainedConfig,
+    student: PretrainedConfig,
+    sequences: int,
+    length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+):
     """All products of one distillation step, one after another, results into buffers that are there already."""
     make = lambda *shape: torch.randn(*shape, device=device).to(dtype)  # noqa: E731
-    wanted = [*products(teacher, sequences, length, device.type, trained=False), *products(student, sequences, length, device.type, trained=True)]
+    wanted = [
+        *products(teacher, sequences, length, device.type, trained=False),
+        *products(student, sequences, length, device.type, trained=True),
+    ]
     jobs = [(prepare(make), count) for prepare, count in wanted]
 
     def run() -> None:

@@ -28,22 +28,43 @@ ROOT = Path(__file__).parents[2]
 
 def said_by(*words, ranks: int = 1) -> dict:
     """The last line of a command, or of launch.sh where there are several ranks."""
-    environment = os.environ | {"DS_DISTILL_PYTHON": sys.executable, "DS_DISTILL_RANKS": str(ranks), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "DS_DISTILL_PYTHON": sys.executable,
+        "DS_DISTILL_RANKS": str(ranks),
+        "PYTHONPATH": str(ROOT),
+    }
     start = [sys.executable, "-m", "ds_distill", *words] if ranks == 1 else [str(ROOT / "launch.sh"), *words[1:]]
-    done = subprocess.run(list(map(str, start)), env=environment, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    done = subprocess.run(
+        list(map(str, start)),
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
     if done.returncode:
         raise UserError(f"{words[0]} failed: {why_it_ended(done.returncode, done.stderr)}")
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.memory_estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.memory_estimate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--layers", type=count, default=6, help="the teacher's layers (default 6)")
     parser.add_argument("--hidden", type=count, default=384, help="hidden size (default 384)")
     parser.add_argument("--heads", type=count, default=12, help="attention heads (default 12)")
     parser.add_argument("--vocabulary", type=count, default=30_522, help="pieces (default 30522)")
     parser.add_argument("--steps", type=count, default=6, help="of each run (default 6)")
-    parser.add_argument("--cases", nargs="+", default=["16x1x0", "32x1x0", "4x1x0", "16x1x1", "16x1x2", "16x1x3", "8x2x0", "8x2x2"], help="see above")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=["16x1x0", "32x1x0", "4x1x0", "16x1x1", "16x1x2", "16x1x3", "8x2x0", "8x2x2"],
+        help="see above",
+    )
     args = parser.parse_args()
     if odd := [case for case in args.cases if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[0-3]", case)]:
         parser.error(f"--cases {odd[0]}: micro-batch, ranks and ZeRO stage are asked for, such as 16x1x2")
@@ -55,29 +76,58 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         teacher, text = Path(folder, "teacher"), Path(folder, "text.txt")
-        config = BertConfig(vocab_size=args.vocabulary, hidden_size=args.hidden, num_hidden_layers=args.layers, num_attention_heads=args.heads,
-                            intermediate_size=4 * args.hidden)  # fmt: skip
+        config = BertConfig(
+            vocab_size=args.vocabulary,
+            hidden_size=args.hidden,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.heads,
+            intermediate_size=4 * args.hidden,
+        )
         BertForMaskedLM(config).save_pretrained(teacher)
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(args.vocabulary - 5))]
         BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(teacher)
         draw = random.Random(0)
         text.write_text("\n\n".join(" ".join(draw.choices(words[5:], k=200)) for _ in range(400)), encoding="utf-8")
-        print("| micro-batch | ranks | ZeRO stage | foretold (GiB) | taken (GiB) | error | waiting for batches | logging |\n" + "|---" * 8 + "|")
+        print(
+            "| micro-batch | ranks | ZeRO stage | foretold (GiB) | taken (GiB) | error | waiting for batches | logging |\n"
+            + "|---" * 8
+            + "|"
+        )
         for case in args.cases:
             micro, ranks, stage = map(int, case.split("x"))
-            options = ["--teacher", teacher, "--training.micro_batch", micro, "--training.global_batch", 32, "--data.sequence_length", 128,
-                       "--training.max_tokens", args.steps * 32 * 128, "--training.heldout_blocks", 8]  # fmt: skip
+            options = [
+                "--teacher",
+                teacher,
+                "--training.micro_batch",
+                micro,
+                "--training.global_batch",
+                32,
+                "--data.sequence_length",
+                128,
+                "--training.max_tokens",
+                args.steps * 32 * 128,
+                "--training.heldout_blocks",
+                8,
+            ]
             options += ["--training.deepspeed", ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"]
             with spinner(case):
                 parts = said_by("plan", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
                 found = said_by("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
             foretold = parts["peak"]
-            taken, shares = found["peak_memory_gib"], {key: round(found[key], 5) for key in ("data_wait_share", "logging_share")}
+            taken, shares = (
+                found["peak_memory_gib"],
+                {key: round(found[key], 5) for key in ("data_wait_share", "logging_share")},
+            )
             error = round(foretold / taken - 1, 3)
-            rows.append({"case": case, "foretold_gib": round(foretold, 3), "taken_gib": round(taken, 3), "error": error} | shares
-                        | {"foretold": {key: round(value, 3) for key, value in parts.items() if isinstance(value, float)}})  # fmt: skip
-            print(f"| {micro} | {ranks} | {stage} | {foretold:.2f} | {taken:.2f} | {error:+.1%} | {shares['data_wait_share']:.2%} | "
-                  f"{shares['logging_share']:.2%} |")  # fmt: skip
+            rows.append(
+                {"case": case, "foretold_gib": round(foretold, 3), "taken_gib": round(taken, 3), "error": error}
+                | shares
+                | {"foretold": {key: round(value, 3) for key, value in parts.items() if isinstance(value, float)}}
+            )
+            print(
+                f"| {micro} | {ranks} | {stage} | {foretold:.2f} | {taken:.2f} | {error:+.1%} | {shares['data_wait_share']:.2%} | "
+                f"{shares['logging_share']:.2%} |"
+            )
     worst = max(rows, key=lambda row: abs(row["error"]))
     print(f"\nlargest error: {worst['error']:+.1%} ({worst['case']})")
     print(json.dumps({"rows": rows, "largest_error": worst["error"]}))

@@ -43,16 +43,30 @@ def orders(args: argparse.Namespace, folder: Path) -> dict[str, BatchLoader]:
             mean = store.manifest["real_tokens"]["train"] / store.manifest["blocks"]["train"]
         sequences = args.sequences if mode == "grouped" else max(1, round(args.sequences * mean / args.length))
         for name, by_length in kinds.items():
-            found[name] = BatchLoader(store, make_masker(store, recipe), seed=0, global_batch=sequences, micro_batch=sequences, rank=0, world_size=1,
-                                     by_length=by_length)  # fmt: skip
+            found[name] = BatchLoader(
+                store,
+                make_masker(store, recipe),
+                seed=0,
+                global_batch=sequences,
+                micro_batch=sequences,
+                rank=0,
+                world_size=1,
+                by_length=by_length,
+            )
     return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.packing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.packing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--teacher", required=True, help="folder of a masked-LM model with its tokenizer")
     parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
-    parser.add_argument("--length", type=count, default=512, help="tokens a sequence at most (default 512, the paper's)")
+    parser.add_argument(
+        "--length", type=count, default=512, help="tokens a sequence at most (default 512, the paper's)"
+    )
     parser.add_argument("--sequences", type=count, default=32, help="lines a step (default 32)")
     parser.add_argument("--steps", type=count, default=16, help="steps of each, after two to warm up (default 16)")
     args = parser.parse_args()
@@ -60,8 +74,20 @@ def main() -> int:
         result = measure(args)
     rows = [{"batches": name, **row} for name, row in result["batches"].items()]
     print(f"At most {args.length} tokens a sequence, {args.sequences} lines a step, {result['machine']}\n")
-    print(table(rows, {"batches": "batches", "padding": "padding", "tokens_per_second": "real tokens/s", "promised": "promised gain", "gain": "gain",
-                       "kept": "kept of it"}) + "\n")  # fmt: skip
+    print(
+        table(
+            rows,
+            {
+                "batches": "batches",
+                "padding": "padding",
+                "tokens_per_second": "real tokens/s",
+                "promised": "promised gain",
+                "gain": "gain",
+                "kept": "kept of it",
+            },
+        )
+        + "\n"
+    )
     print(json.dumps(result))
     return 0
 
@@ -71,7 +97,10 @@ def measure(args: argparse.Namespace) -> dict:
     on_cpu_only()
     start_distributed()
     teacher = load_masked_lm(args.teacher)
-    recipe = Recipe(training=Training(global_batch=args.sequences, micro_batch=args.sequences, compile="off"), data=Data(sequence_length=args.length))
+    recipe = Recipe(
+        training=Training(global_batch=args.sequences, micro_batch=args.sequences, compile="off"),
+        data=Data(sequence_length=args.length),
+    )
     with tempfile.TemporaryDirectory() as folder:
         kinds = orders(args, Path(folder))
         engine = Engine(teacher, build_student(teacher), recipe, steps=10**6, share=lambda: 0.5)
@@ -86,7 +115,11 @@ def measure(args: argparse.Namespace) -> dict:
                     took = time.perf_counter() - began
                 if number >= 2:
                     seconds, real, positions = spent[name]
-                    spent[name] = seconds + took, real + counts[0], positions + sum(part.input_ids.numel() for part in parts)
+                    spent[name] = (
+                        seconds + took,
+                        real + counts[0],
+                        positions + sum(part.input_ids.numel() for part in parts),
+                    )
         for ahead in batches.values():
             ahead.close()
     rates = {name: real / seconds for name, (seconds, real, _) in spent.items()}
@@ -94,9 +127,20 @@ def measure(args: argparse.Namespace) -> dict:
     rows = {}
     for name in kinds:
         promised, gain = (1 - padding[name]) / (1 - padding["padded"]), rates[name] / rates["padded"]
-        rows[name] = {"padding": f"{100 * padding[name]:.1f} %", "tokens_per_second": round(rates[name], 1), "promised": round(promised, 3),
-                      "gain": round(gain, 3), "kept": round(gain / promised, 3)}  # fmt: skip
-    return {"batches": rows, "length": args.length, "sequences": args.sequences, "steps": args.steps, "machine": describe(torch.device("cpu"))}
+        rows[name] = {
+            "padding": f"{100 * padding[name]:.1f} %",
+            "tokens_per_second": round(rates[name], 1),
+            "promised": round(promised, 3),
+            "gain": round(gain, 3),
+            "kept": round(gain / promised, 3),
+        }
+    return {
+        "batches": rows,
+        "length": args.length,
+        "sequences": args.sequences,
+        "steps": args.steps,
+        "machine": describe(torch.device("cpu")),
+    }
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, d
     """What the ranks tell each other in a step, and nothing else."""
     start_distributed()
     dtype, ranks = setting.dtype(device), torch.distributed.get_world_size()
-    stage, numbers = resolve_zero_config(setting.training, dtype)["stage"], count_parameters(setting.models(torch.device("cpu"))[1])
+    stage, numbers = (
+        resolve_zero_config(setting.training, dtype)["stage"],
+        count_parameters(setting.models(torch.device("cpu"))[1]),
+    )
     gradients = torch.zeros(numbers, device=device, dtype=torch.float32 if stage else dtype)
     part = torch.zeros(-(-numbers // ranks), device=device, dtype=dtype)
     weights = part.new_zeros(ranks * len(part))
@@ -48,15 +51,22 @@ def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, d
         if stage:
             torch.distributed.all_gather_into_tensor(weights, part)
 
-    return step, {"parameters": numbers, "stage": stage, "size": dtype.itemsize, "bytes": bytes_moved(numbers, stage, dtype.itemsize, ranks)}
+    return step, {
+        "parameters": numbers,
+        "stage": stage,
+        "size": dtype.itemsize,
+        "bytes": bytes_moved(numbers, stage, dtype.itemsize, ranks),
+    }
 
 
 def measure(setting: who.Setting, rounds: int) -> dict:
     """Seconds a step of one rank, two alone, two as a job, and the collectives; bytes a rank moves and their rate."""
     one, alone, two, talk = contenders = [
-        Variant("one rank", who.engine, setting), Variant("two alone", who.engine, setting, jobs=2),
-        Variant("two ranks", who.engine, setting, ranks=2), Variant("collectives", collectives, setting, ranks=2),
-    ]  # fmt: skip
+        Variant("one rank", who.engine, setting),
+        Variant("two alone", who.engine, setting, jobs=2),
+        Variant("two ranks", who.engine, setting, ranks=2),
+        Variant("collectives", collectives, setting, ranks=2),
+    ]
     try:
         run_interleaved(contenders, rounds)
     finally:
@@ -65,20 +75,32 @@ def measure(setting: who.Setting, rounds: int) -> dict:
     seconds = {c.name: statistics.median(c.seconds) for c in contenders}
     projected = [a + b for a, b in zip(alone.seconds, talk.seconds, strict=True)]
     return talk.said | {
-        "seconds": seconds, "gb_per_second": talk.said["bytes"] / seconds["collectives"] / 1e9,
-        "efficiency": round(ratio(one.seconds, two.seconds), 3), "efficiency_alone": round(ratio(one.seconds, alone.seconds), 3),
+        "seconds": seconds,
+        "gb_per_second": talk.said["bytes"] / seconds["collectives"] / 1e9,
+        "efficiency": round(ratio(one.seconds, two.seconds), 3),
+        "efficiency_alone": round(ratio(one.seconds, alone.seconds), 3),
         "projected_vs_measured": round(ratio(projected, two.seconds), 3),
-    }  # fmt: skip
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_setting(parser)
     parser.set_defaults(threads=1)
     parser.add_argument("--repeats", type=count, default=5, help="rounds (default 5)")
-    parser.add_argument("--ranks", type=count, nargs="+", default=[4, 8, 64, 512], help="project to so many ranks (default 4 8 64 512)")
-    parser.add_argument("--step", type=amount, help="seconds a step of one rank, measured elsewhere: nothing is measured here")
-    parser.add_argument("--gigabytes-per-second", type=amount, help="with --step: what a rank sends, 10⁹ bytes a second")
+    parser.add_argument(
+        "--ranks", type=count, nargs="+", default=[4, 8, 64, 512], help="project to so many ranks (default 4 8 64 512)"
+    )
+    parser.add_argument(
+        "--step", type=amount, help="seconds a step of one rank, measured elsewhere: nothing is measured here"
+    )
+    parser.add_argument(
+        "--gigabytes-per-second", type=amount, help="with --step: what a rank sends, 10⁹ bytes a second"
+    )
     args = parser.parse_args()
     if (args.step is None) != (args.gigabytes_per_second is None):
         parser.error("--step and --gigabytes-per-second belong together")
@@ -97,25 +119,51 @@ def run(args: argparse.Namespace) -> int:
         check(setting, device)
         found = measure(setting, args.repeats)
         step, rate = found["seconds"]["two alone"], found["gb_per_second"]
-        print(f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) a rank, ZeRO {found['stage']}, "
-              f"{describe(device)}\n\n| | seconds a step | tokens/s | of one rank's rate a rank |\n|---|---|---|---|")  # fmt: skip
-        for name, ranks, share in (("one rank", 1, 1.0), ("two alone", 2, found["efficiency_alone"]), ("two ranks", 2, found["efficiency"])):
-            print(f"| {name} | {found['seconds'][name]:.4g} | {ranks * tokens / found['seconds'][name]:,.0f} | {100 * share:.0f} % |")
-        print(f"\nA rank sends {found['bytes'] / 1e6:,.0f} MB a step, alone {found['seconds']['collectives']:.4g} s, {rate:.3g} GB/s. Projected ÷ "
-              f"measured step of two ranks: {found['projected_vs_measured']}\n")  # fmt: skip
+        print(
+            f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) a rank, ZeRO {found['stage']}, "
+            f"{describe(device)}\n\n| | seconds a step | tokens/s | of one rank's rate a rank |\n|---|---|---|---|"
+        )
+        for name, ranks, share in (
+            ("one rank", 1, 1.0),
+            ("two alone", 2, found["efficiency_alone"]),
+            ("two ranks", 2, found["efficiency"]),
+        ):
+            print(
+                f"| {name} | {found['seconds'][name]:.4g} | {ranks * tokens / found['seconds'][name]:,.0f} | {100 * share:.0f} % |"
+            )
+        print(
+            f"\nA rank sends {found['bytes'] / 1e6:,.0f} MB a step, alone {found['seconds']['collectives']:.4g} s, {rate:.3g} GB/s. Projected ÷ "
+            f"measured step of two ranks: {found['projected_vs_measured']}\n"
+        )
     else:
         count, size = count_parameters(setting.models(torch.device("cpu"))[1]), 4 if setting.precision == "fp32" else 2
-        found = {"parameters": count, "stage": setting.zero if setting.zero is not None else int(size == 2), "size": size}
+        found = {
+            "parameters": count,
+            "stage": setting.zero if setting.zero is not None else int(size == 2),
+            "size": size,
+        }
         step, rate = args.step, args.gigabytes_per_second
     rows = []
     for ranks in args.ranks:
         moved = bytes_moved(found["parameters"], found["stage"], found["size"], ranks)
         took = step + moved / rate / 1e9
-        rows.append({"ranks": ranks, "step": took, "tokens_per_second": ranks * tokens / took, "efficiency": step / took, "megabytes": moved / 1e6})
-    print(f"Projected from a step of {step:.4g} s and {rate:.4g} GB/s a rank, nothing overlapped:\n\n| ranks | MB a rank sends | seconds a step | "
-          "tokens/s | of a rank alone |\n|---|---|---|---|---|")  # fmt: skip
+        rows.append(
+            {
+                "ranks": ranks,
+                "step": took,
+                "tokens_per_second": ranks * tokens / took,
+                "efficiency": step / took,
+                "megabytes": moved / 1e6,
+            }
+        )
+    print(
+        f"Projected from a step of {step:.4g} s and {rate:.4g} GB/s a rank, nothing overlapped:\n\n| ranks | MB a rank sends | seconds a step | "
+        "tokens/s | of a rank alone |\n|---|---|---|---|---|"
+    )
     for row in rows:
-        print(f"| {row['ranks']} | {row['megabytes']:,.0f} | {row['step']:.4g} | {row['tokens_per_second']:,.0f} | {100 * row['efficiency']:.0f} % |")
+        print(
+            f"| {row['ranks']} | {row['megabytes']:,.0f} | {row['step']:.4g} | {row['tokens_per_second']:,.0f} | {100 * row['efficiency']:.0f} % |"
+        )
     print()
     print(json.dumps(found | vars(setting) | {"projection": rows, "machine": describe(device)}))
     return 0

@@ -56,14 +56,37 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sequences", type=count, default=16, help="sequences a step (default 16)")
     parser.add_argument("--length", type=count, default=128, help="tokens a sequence (default 128)")
     parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--size", choices=who.SIZES, default="base", help="teacher: tiny 2 × 128, small 6 × 384, base 12 × 768 (default)")
+    parser.add_argument(
+        "--size",
+        choices=who.SIZES,
+        default="base",
+        help="teacher: tiny 2 × 128, small 6 × 384, base 12 × 768 (default)",
+    )
     parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary (default 30522)")
-    parser.add_argument("--dropout", type=float, default=0.1, help="hidden and attention dropout of every contender (default 0.1)")
-    parser.add_argument("--objective", choices=["all", "masked"], default="all", help="rows of the KL; masked is another objective (default all)")
-    parser.add_argument("--zero", type=int, choices=range(4), help="the engine's ZeRO stage (default 1 in 16 bit, 0 in fp32)")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="the engine's; auto as in training")
-    parser.add_argument("--passes", choices=["auto", "compiled", "triton", "torch"], default="auto",
-                        help="the vocabulary loss's kernel: auto as in training, or torch: nothing is compiled")  # fmt: skip
+    parser.add_argument(
+        "--dropout", type=float, default=0.1, help="hidden and attention dropout of every contender (default 0.1)"
+    )
+    parser.add_argument(
+        "--objective",
+        choices=["all", "masked"],
+        default="all",
+        help="rows of the KL; masked is another objective (default all)",
+    )
+    parser.add_argument(
+        "--zero", type=int, choices=range(4), help="the engine's ZeRO stage (default 1 in 16 bit, 0 in fp32)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        default="auto",
+        help="the engine's; auto as in training",
+    )
+    parser.add_argument(
+        "--passes",
+        choices=["auto", "compiled", "triton", "torch"],
+        default="auto",
+        help="the vocabulary loss's kernel: auto as in training, or torch: nothing is compiled",
+    )
 
 
 def setting_of(args: argparse.Namespace) -> who.Setting:
@@ -73,7 +96,9 @@ def setting_of(args: argparse.Namespace) -> who.Setting:
 def check(setting: who.Setting, device: torch.device) -> None:
     """UserError for a setting that the contenders' processes could only fail at."""
     if setting.vocabulary <= 1000:
-        raise UserError(f"--vocabulary {setting.vocabulary}: the batch's tokens are drawn from piece 1000 on; give more than 1000")
+        raise UserError(
+            f"--vocabulary {setting.vocabulary}: the batch's tokens are drawn from piece 1000 on; give more than 1000"
+        )
     if setting.precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: this machine has no GPU; use bf16, fp32 or auto")
 
@@ -89,22 +114,43 @@ def measured(contenders: list[Variant], setting: who.Setting, ranks: int) -> dic
             result[f"engine_vs_{name}"] = round(ratio(seconds[name], seconds["engine"]), 3)
         if "gemms" in seconds and ranks == 1:
             result["gemm_bound_fraction"] = round(ratio(seconds["gemms"], seconds["engine"]), 3)
-        result |= {"engine_dtype": engine.said["dtype"], "zero": engine.said["zero"],
-                   "first_step_extra_s": round(engine.first - statistics.median(engine.seconds), 1)}  # fmt: skip
+        result |= {
+            "engine_dtype": engine.said["dtype"],
+            "zero": engine.said["zero"],
+            "first_step_extra_s": round(engine.first - statistics.median(engine.seconds), 1),
+        }
     result["peak_mb"] = {c.name: round(c.memory / 1e6) for c in contenders}
     result["spread"] = {name: round(max(times) / min(times), 2) for name, times in seconds.items()}
     return result
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_setting(parser)
     parser.add_argument("--repeats", type=count, default=5, help="rounds; each runs every contender once (default 5)")
     parser.add_argument("--add", nargs="*", choices=MORE, default=[], help=f"also these: {', '.join(MORE)}")
     parser.add_argument("--only", nargs="*", choices=ROWS, default=[], help="only these")
-    parser.add_argument("--patience", type=float, default=60, help="seconds a contender's first step may take to be asked again (default 60)")
-    parser.add_argument("--profile", action="store_true", help="after the rounds, print where one engine step spends its time, by operator")
-    parser.add_argument("--ranks", type=count, default=1, help="of the engine's job, each with its own sequences and threads (default 1)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60,
+        help="seconds a contender's first step may take to be asked again (default 60)",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="after the rounds, print where one engine step spends its time, by operator",
+    )
+    parser.add_argument(
+        "--ranks",
+        type=count,
+        default=1,
+        help="of the engine's job, each with its own sequences and threads (default 1)",
+    )
     parser.add_argument("--report", type=Path, help="folder for training.md, training.png and training.json")
     args = parser.parse_args()
     with user_errors("benchmarks.training.step"):
@@ -118,8 +164,11 @@ def run(args: argparse.Namespace) -> int:
     chosen = set(args.only) or ROWS.keys() - set(MORE) | set(args.add)
     if device.type == "cuda":
         chosen = {name for name in chosen if "huge" not in name}
-    contenders = [Variant(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=own)
-                  for name, (_, make, own) in ROWS.items() if name in chosen]  # fmt: skip
+    contenders = [
+        Variant(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=own)
+        for name, (_, make, own) in ROWS.items()
+        if name in chosen
+    ]
     profile = None
     try:
         run_interleaved(contenders, args.repeats, args.patience, COMPILING)
@@ -135,8 +184,14 @@ def run(args: argparse.Namespace) -> int:
     once = [c.name for c in contenders if c.once]
     teacher, student = (c.config for c in setting.models(torch.device("cpu")))
     flops = flops_per_token(teacher, student, setting.length)
-    result = measured(contenders, setting, args.ranks) | {"mflops_a_token": round(flops / 1e6, 1), "first_step_only": once, "rounds": args.repeats}
-    result |= {key: value for key, value in vars(setting).items() if key not in ("precision", "zero")} | {"ranks": args.ranks}
+    result = measured(contenders, setting, args.ranks) | {
+        "mflops_a_token": round(flops / 1e6, 1),
+        "first_step_only": once,
+        "rounds": args.repeats,
+    }
+    result |= {key: value for key, value in vars(setting).items() if key not in ("precision", "zero")} | {
+        "ranks": args.ranks
+    }
     result |= {"machine": describe(device), "date": datetime.date.today().isoformat()}
     if profile:
         print(profile)
@@ -146,14 +201,26 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(args.report)))
         page = f"# Training throughput, {result['date']}\n\n{title}\n\n`python -m benchmarks.training.step {words}`, medians of {args.repeats} rounds\n\n"
-        (args.report / "training.md").write_text(page + f"{text}\n\n![tokens a second](training.png)\n", encoding="utf-8")
+        (args.report / "training.md").write_text(
+            page + f"{text}\n\n![tokens a second](training.png)\n", encoding="utf-8"
+        )
         write_json(args.report / "training.json", result)
-        bars_plot({ROWS[c.name][0]: result[c.name] for c in contenders}, "tokens a second", args.report / "training.png", marked=(ROWS["engine"][0],))
+        bars_plot(
+            {ROWS[c.name][0]: result[c.name] for c in contenders},
+            "tokens a second",
+            args.report / "training.png",
+            marked=(ROWS["engine"][0],),
+        )
     return 0
 
 
-COLUMNS = {"contender": "contender", "rate": "tokens/s", "against": "engine against it", "memory": "peak memory, models and all (MB)",
-           "spread": "slowest round ÷ fastest"}  # fmt: skip
+COLUMNS = {
+    "contender": "contender",
+    "rate": "tokens/s",
+    "against": "engine against it",
+    "memory": "peak memory, models and all (MB)",
+    "spread": "slowest round ÷ fastest",
+}
 
 
 def heading(result: dict) -> str:
@@ -161,9 +228,15 @@ def heading(result: dict) -> str:
     layers, hidden = who.SIZES[result["size"]]
     kl = "all tokens" if result["objective"] == "all" else "MASKED TOKENS ONLY, another objective"
     sequences, length, threads = (result[key] for key in ("sequences", "length", "threads"))
-    engine = f"engine in {result['engine_dtype']} at ZeRO {result['zero']}, {result['ranks']} rank(s), " if "zero" in result else ""
-    return (f"{sequences * length} tokens a step ({sequences} × {length}), teacher {layers} × {hidden}, dropout {result['dropout']}, KL over {kl}, "
-            f"{result['mflops_a_token']:.0f} MFLOP a token, {engine}{result['machine']}, {threads} threads")  # fmt: skip
+    engine = (
+        f"engine in {result['engine_dtype']} at ZeRO {result['zero']}, {result['ranks']} rank(s), "
+        if "zero" in result
+        else ""
+    )
+    return (
+        f"{sequences * length} tokens a step ({sequences} × {length}), teacher {layers} × {hidden}, dropout {result['dropout']}, KL over {kl}, "
+        f"{result['mflops_a_token']:.0f} MFLOP a token, {engine}{result['machine']}, {threads} threads"
+    )
 
 
 def rows_of(contenders: list[Variant], result: dict) -> list[dict]:
@@ -173,8 +246,15 @@ def rows_of(contenders: list[Variant], result: dict) -> list[dict]:
         if c.name == "gemms" and "gemm_bound_fraction" in result:
             against = f"{100 * result['gemm_bound_fraction']:.0f} % of it"
         label = ROWS[c.name][0] + (" (its first step only)" if c.name in result["first_step_only"] else "")
-        rows.append({"contender": label, "rate": f"{result[c.name]:,.1f}", "against": against, "memory": result["peak_mb"][c.name],
-                     "spread": f"{result['spread'][c.name]:.2f}"})  # fmt: skip
+        rows.append(
+            {
+                "contender": label,
+                "rate": f"{result[c.name]:,.1f}",
+                "against": against,
+                "memory": result["peak_mb"][c.name],
+                "spread": f"{result['spread'][c.name]:.2f}",
+            }
+        )
     return rows
 
 

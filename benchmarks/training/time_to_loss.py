@@ -52,7 +52,9 @@ KL_EVERY = 8  # batches: KL needs both models' logits at every token, of which t
 def logits_of(model, batch, rows: torch.Tensor) -> torch.Tensor:
     """[rows, V] logits at the positions where rows [B, L] is true, of a masked-LM model."""
     family = family_of(model)
-    hidden = family.part(model, "trunk")(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    hidden = family.part(model, "trunk")(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask
+    ).last_hidden_state
     return family.part(model, "decoder")(family.transform(model, hidden[rows]))
 
 
@@ -88,13 +90,17 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     teacher = load_masked_lm(args.teacher).eval()
 
     def student():
-        return build_student(teacher, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed)
+        return build_student(
+            teacher, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed
+        )
 
     limit, state = 60 * args.minutes, {"step": 0, "elapsed": 0.0, "rows": [], "tokens": 0, "masked_tokens": {}}
 
     def begin(pace: float):
         # as if there were many steps: the race compiles where that works, and pays for it
-        return make(copy.deepcopy(teacher), student(), recipe, 10**6, lambda: min(1.0, (state["elapsed"] + pace) / limit))
+        return make(
+            copy.deepcopy(teacher), student(), recipe, 10**6, lambda: min(1.0, (state["elapsed"] + pace) / limit)
+        )
 
     def take(racer, step: int, batches, counts) -> float:
         torch.manual_seed(1_000_003 * t.seed + step)
@@ -135,7 +141,9 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
             break
         seconds = take(racer, step, batches, counts)
         # a race that goes on compiles once more, which its racer has paid for already; its first start paid what the timing found
-        state["elapsed"] += pace["seconds_a_step"] + (0 if begun else pace["first_step_extra"]) if step == begun else seconds
+        state["elapsed"] += (
+            pace["seconds_a_step"] + (0 if begun else pace["first_step_extra"]) if step == begun else seconds
+        )
         state["step"], state["tokens"] = step + 1, state["tokens"] + counts[0]
         bar.update(round(state["elapsed"]) - bar.n)
         over = state["elapsed"] >= limit - pace["seconds_a_step"] / 2
@@ -163,40 +171,69 @@ def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
     for name in curves.keys() - {"engine"}:
         rows = curves[name]["rows"]
         # a row a measurement, a column a figure: agreement is better where it is larger
-        ahead = [[all((b[s][i] < at_minute(rows, minute, s, i)) == (i < 2) for s in sets) for i in range(3)] for minute, _, b in engine[1:]]
+        ahead = [
+            [all((b[s][i] < at_minute(rows, minute, s, i)) == (i < 2) for s in sets) for i in range(3)]
+            for minute, _, b in engine[1:]
+        ]
         when = {}
         for s in sets:
             last = rows[-1][2][s][0]
-            minute = next((m for m in (i * rows[-1][0] / 1000 for i in range(1001)) if at_minute(engine, m, s, 0) <= last), None)
+            minute = next(
+                (m for m in (i * rows[-1][0] / 1000 for i in range(1001)) if at_minute(engine, m, s, 0) <= last), None
+            )
             when[s or "corpus"] = None if minute is None else round(minute / rows[-1][0], 3)
         each = {figure: f"{sum(row[i] for row in ahead)} of {len(ahead)}" for i, figure in enumerate(FIGURES)}
-        found[name] = {"ahead_at": f"{sum(map(all, ahead))} of {len(ahead)}", "ahead_by_figure": each, "share_of_its_time": when}
+        found[name] = {
+            "ahead_at": f"{sum(map(all, ahead))} of {len(ahead)}",
+            "ahead_by_figure": each,
+            "share_of_its_time": when,
+        }
     return found
 
 
 def conditions() -> dict:
     """What else minutes of one racer must have in common with another's."""
-    return {"machine": describe(torch.device("cpu")), "threads": torch.get_num_threads(), "deepspeed": version("deepspeed")}
+    return {
+        "machine": describe(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "deepspeed": version("deepspeed"),
+    }
 
 
 def refuse_another(folder: Path, kept: dict, now: dict) -> None:
     """UserError where `folder` holds a race that was asked for otherwise, or measured under other conditions."""
     before, here = kept.pop("on", {}), now.pop("on")
     if kept != now:
-        raise UserError(f"{folder} holds another race (other --minutes, --teacher, --corpus, recipe, …): choose another --output")
-    if other := [f"{name} {before.get(name, 'not kept')}, here {value}" for name, value in here.items() if before.get(name) != value]:
-        raise UserError(f"{folder} holds a race under other conditions ({'; '.join(other)}), whose minutes bring more or less: choose another --output")
+        raise UserError(
+            f"{folder} holds another race (other --minutes, --teacher, --corpus, recipe, …): choose another --output"
+        )
+    if other := [
+        f"{name} {before.get(name, 'not kept')}, here {value}"
+        for name, value in here.items()
+        if before.get(name) != value
+    ]:
+        raise UserError(
+            f"{folder} holds a race under other conditions ({'; '.join(other)}), whose minutes bring more or less: choose another --output"
+        )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.time_to_loss", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.time_to_loss",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--minutes", type=amount, default=20, help="of training for each (default 20)")
     parser.add_argument("--teacher", required=True, help="folder of a masked-LM model")
     parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
     parser.add_argument("--heldout", nargs="*", default=[], help="further held-out texts")
-    parser.add_argument("--config", default="ds_configs/small_real.yaml", help="recipe (default ds_configs/small_real.yaml)")
+    parser.add_argument(
+        "--config", default="ds_configs/small_real.yaml", help="recipe (default ds_configs/small_real.yaml)"
+    )
     parser.add_argument("--evaluations", type=count, default=20, help="measurements a racer (default 20)")
-    parser.add_argument("--blocks", type=count, default=512, help="held-out blocks a measurement and text (default 512)")
+    parser.add_argument(
+        "--blocks", type=count, default=512, help="held-out blocks a measurement and text (default 512)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder; a race in it goes on")
     parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="who (default all)")
     parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # the process of one
@@ -208,24 +245,43 @@ def main() -> int:
 def race(args: argparse.Namespace) -> int:
     silence_libraries(False)
     on_cpu_only()
-    options = build_parser().parse_args(["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher])["distill"]
+    options = build_parser().parse_args(
+        ["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher]
+    )["distill"]
     recipe = recipe_of(options)
     recipe.check()
     if recipe.data.mode != "packed" or not recipe.data.attend_across_documents:
-        raise UserError("the race is for packed batches whose documents see each other (data.mode, data.attend_across_documents)")
+        raise UserError(
+            "the race is for packed batches whose documents see each other (data.mode, data.attend_across_documents)"
+        )
     if recipe.student.hidden or recipe.student.freeze_positions or recipe.training.micro_batch == "auto":
-        raise UserError("the race is for students of their teacher's width, all of them trained, and for a micro-batch that is a number "
-                        "(student.hidden, student.freeze_positions, training.micro_batch)")  # fmt: skip
+        raise UserError(
+            "the race is for students of their teacher's width, all of them trained, and for a micro-batch that is a number "
+            "(student.hidden, student.freeze_positions, training.micro_batch)"
+        )
     make_folder("--output", args.output)
     recipe.training.device, recipe.training.heldout_blocks = "cpu", args.blocks
-    asked = {"minutes": args.minutes, "evaluations": args.evaluations, "blocks": args.blocks, "recipe": recipe.as_dict(), "teacher": args.teacher,
-             "corpus": args.corpus, "heldout": args.heldout}  # fmt: skip
+    asked = {
+        "minutes": args.minutes,
+        "evaluations": args.evaluations,
+        "blocks": args.blocks,
+        "recipe": recipe.as_dict(),
+        "teacher": args.teacher,
+        "corpus": args.corpus,
+        "heldout": args.heldout,
+    }
     file, here = args.output / "asked.json", conditions()
     if file.is_file():
-        refuse_another(args.output, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps({**asked, "on": here})))
+        refuse_another(
+            args.output, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps({**asked, "on": here}))
+        )
     if not args.racer:
         start_distributed()
-    tokens = prepare_run_tokens(args.corpus, args.teacher, recipe, args.output / "tokens") if not args.racer else args.output / "tokens"
+    tokens = (
+        prepare_run_tokens(args.corpus, args.teacher, recipe, args.output / "tokens")
+        if not args.racer
+        else args.output / "tokens"
+    )
     recipe = with_prepared_settings(recipe, tokens)
     if args.racer:
         names = json.loads((args.output / "heldout.json").read_text(encoding="utf-8"))
@@ -238,32 +294,63 @@ def race(args: argparse.Namespace) -> int:
     for name in args.racers:
         curve = args.output / name / "curve.json"
         if not curve.is_file():
-            status = subprocess.run([sys.executable, "-m", "benchmarks.training.time_to_loss", *sys.argv[1:], "--racer", name]).returncode
+            status = subprocess.run(
+                [sys.executable, "-m", "benchmarks.training.time_to_loss", *sys.argv[1:], "--racer", name]
+            ).returncode
             if status:
                 return status
         curves[name] = json.loads(curve.read_text(encoding="utf-8"))
     sets = list(next(iter(curves.values()))["rows"][0][2])
     rows = [
-        {"racer": RACERS[name][0], "steps": c["step"], "tokens": c["tokens"], "minutes": c["elapsed"] / 60, "s/step": c["seconds_a_step"],
-         "first": c["first_step_extra"], **{f"{s}/{f}": c["rows"][-1][2][s][i] for s in sets for i, f in enumerate(FIGURES)}}
+        {
+            "racer": RACERS[name][0],
+            "steps": c["step"],
+            "tokens": c["tokens"],
+            "minutes": c["elapsed"] / 60,
+            "s/step": c["seconds_a_step"],
+            "first": c["first_step_extra"],
+            **{f"{s}/{f}": c["rows"][-1][2][s][i] for s in sets for i, f in enumerate(FIGURES)},
+        }
         for name, c in curves.items()
-    ]  # fmt: skip
-    columns = {"racer": "", "steps": "steps", "tokens": "tokens", "minutes": "minutes", "s/step": "s a step", "first": "first step's extra s"}
-    result = {"minutes": args.minutes, "blocks": args.blocks, "racers": rows, **here, "date": datetime.date.today().isoformat()}
+    ]
+    columns = {
+        "racer": "",
+        "steps": "steps",
+        "tokens": "tokens",
+        "minutes": "minutes",
+        "s/step": "s a step",
+        "first": "first step's extra s",
+    }
+    result = {
+        "minutes": args.minutes,
+        "blocks": args.blocks,
+        "racers": rows,
+        **here,
+        "date": datetime.date.today().isoformat(),
+    }
     masked = ", ".join(f"{count:,}" for count in next(iter(curves.values()))["masked_tokens"].values())
-    lines = [f"{args.minutes:g} minutes of training each, alone on the machine; measured on {masked} masked tokens a text; {result['machine']}, "
-             f"{result['threads']} threads, DeepSpeed {result['deepspeed']}, {result['date']}",
-             table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES})]  # fmt: skip
+    lines = [
+        f"{args.minutes:g} minutes of training each, alone on the machine; measured on {masked} masked tokens a text; {result['machine']}, "
+        f"{result['threads']} threads, DeepSpeed {result['deepspeed']}, {result['date']}",
+        table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES}),
+    ]
     if "engine" in curves:
         result["engine_against"] = verdict(curves, sets)
         for name, found in result["engine_against"].items():
-            when = ", ".join(f"{s} {'not reached' if share is None else f'{100 * share:.0f} %'}" for s, share in found["share_of_its_time"].items())
+            when = ", ".join(
+                f"{s} {'not reached' if share is None else f'{100 * share:.0f} %'}"
+                for s, share in found["share_of_its_time"].items()
+            )
             each = ", ".join(f"{figure} {count}" for figure, count in found["ahead_by_figure"].items())
-            lines.append(f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements ({each}); its last masked-LM "
-                         f"loss in this share of its time: {when}")  # fmt: skip
+            lines.append(
+                f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements ({each}); its last masked-LM "
+                f"loss in this share of its time: {when}"
+            )
     print("\n" + "\n\n".join(lines) + "\n")
     print(json.dumps(result | {"plot": str(args.output / "race.png")}), flush=True)
-    (args.output / "race.md").write_text("# Race\n\n" + "\n\n".join([*lines, "![figures over minutes](race.png)"]) + "\n", encoding="utf-8")
+    (args.output / "race.md").write_text(
+        "# Race\n\n" + "\n\n".join([*lines, "![figures over minutes](race.png)"]) + "\n", encoding="utf-8"
+    )
     race_plot({RACERS[name][0]: c["rows"] for name, c in curves.items()}, args.output / "race.png")
     write_json(args.output / "race.json", result | {"curves": curves})
     return 0

@@ -33,19 +33,44 @@ def by_the_clock(warmup: float, share: Callable[[], float]) -> Callable[[int], f
 class Plain:
     """As the authors' code has it: fp32 weights (under bf16 autocast if asked), full logits, means of micro-batches, AdamW."""
 
-    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float], autocast: bool):
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        student: PreTrainedModel,
+        recipe: Recipe,
+        steps: int,
+        share: Callable[[], float],
+        autocast: bool,
+    ):
         t = recipe.training
-        self.teacher, self.student, self.recipe, self.autocast = teacher.requires_grad_(False).eval(), student.train(), recipe, autocast
-        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in parameter_groups(student, t.weight_decay)]
-        self.optimizer = torch.optim.AdamW(groups, **{key: value for key, value in options_of(t).items() if key != "weight_decay"})
+        self.teacher, self.student, self.recipe, self.autocast = (
+            teacher.requires_grad_(False).eval(),
+            student.train(),
+            recipe,
+            autocast,
+        )
+        groups = [
+            {key: group[key] for key in ("params", "weight_decay")}
+            for group in parameter_groups(student, t.weight_decay)
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, **{key: value for key, value in options_of(t).items() if key != "weight_decay"}
+        )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, by_the_clock(t.warmup, share))
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
         x, t = self.recipe.losses, self.recipe.training
         for batch in batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                losses = reference_losses(self.student, self.teacher, batch.input_ids, batch.labels, batch.attention_mask,
-                                          temperature=x.temperature, kl_on=x.kl_on)  # fmt: skip
+                losses = reference_losses(
+                    self.student,
+                    self.teacher,
+                    batch.input_ids,
+                    batch.labels,
+                    batch.attention_mask,
+                    temperature=x.temperature,
+                    kl_on=x.kl_on,
+                )
                 loss = sum(w * value for w, value in zip((x.kl, x.mlm, x.cosine), losses, strict=True))
             (loss / len(batches)).backward()
         if t.clip:
@@ -75,16 +100,32 @@ class Plain:
 class Engine:
     """As ds-distill distill has it, of packed batches and below ZeRO stage 3. steps: about how many there will be, for what pays back within them."""
 
-    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float]):
+    def __init__(
+        self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float]
+    ):
         t, cpu = recipe.training, torch.device("cpu")
         dtype = resolve_dtype(t, cpu)
-        frozen, objective = Teacher(copy.deepcopy(teacher).to(dtype)), Objective(student, recipe.losses, 1, teacher.config.hidden_size)
-        self.take = Step(objective, frozen, recipe, steps=steps, accumulation=t.global_batch // t.micro_batch, length=recipe.data.sequence_length,
-                         documents=False, device=cpu, dtype=dtype)  # fmt: skip
+        frozen, objective = (
+            Teacher(copy.deepcopy(teacher).to(dtype)),
+            Objective(student, recipe.losses, 1, teacher.config.hidden_size),
+        )
+        self.take = Step(
+            objective,
+            frozen,
+            recipe,
+            steps=steps,
+            accumulation=t.global_batch // t.micro_batch,
+            length=recipe.data.sequence_length,
+            documents=False,
+            device=cpu,
+            dtype=dtype,
+        )
         self.engine = self.take.engine
         schedule = self.engine.lr_scheduler
         schedule.lr_lambdas = [by_the_clock(t.warmup, share)] * len(schedule.lr_lambdas)
-        for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        for group, base, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
             group["lr"] = base * factor(0)
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:

@@ -28,21 +28,38 @@ from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.utils.console import spinner
 
 
-def inputs_of(rows: int, hidden: int, vocabulary: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def inputs_of(
+    rows: int, hidden: int, vocabulary: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
     """Hidden states, weights and biases of student and teacher, and labels, 15 % of them masked."""
     make = lambda *shape, scale=1.0: (torch.randn(*shape, device=device) * scale).to(dtype)  # noqa: E731
     ids = torch.randint(vocabulary, (rows,), device=device)
     return {
-        "h": make(rows, hidden).requires_grad_(), "w": make(vocabulary, hidden, scale=0.05).requires_grad_(),
-        "b": make(vocabulary).requires_grad_(), "th": make(rows, hidden), "tw": make(vocabulary, hidden, scale=0.05), "tb": make(vocabulary),
+        "h": make(rows, hidden).requires_grad_(),
+        "w": make(vocabulary, hidden, scale=0.05).requires_grad_(),
+        "b": make(vocabulary).requires_grad_(),
+        "th": make(rows, hidden),
+        "tw": make(vocabulary, hidden, scale=0.05),
+        "tb": make(vocabulary),
         "labels": torch.where(torch.rand(rows, device=device) < 0.15, ids, -100),
-    }  # fmt: skip
+    }
 
 
 def fused(x: dict, passes: str) -> None:
     rows, masked = len(x["h"]), int((x["labels"] >= 0).sum())
-    loss, *_ = fused_linear_distillation_loss(x["h"], x["w"], x["b"], x["th"], x["tw"], x["tb"], x["labels"], temperature=2.0, kl_weight=5.0 / rows,
-                                     mlm_weight=2.0 / masked, passes=passes)  # fmt: skip
+    loss, *_ = fused_linear_distillation_loss(
+        x["h"],
+        x["w"],
+        x["b"],
+        x["th"],
+        x["tw"],
+        x["tb"],
+        x["labels"],
+        temperature=2.0,
+        kl_weight=5.0 / rows,
+        mlm_weight=2.0 / masked,
+        passes=passes,
+    )
     loss.backward()
     clear(x)
 
@@ -52,7 +69,10 @@ def plain(x: dict) -> None:
     with torch.no_grad():
         t = F.linear(x["th"], x["tw"], x["tb"])
     z = F.linear(x["h"], x["w"], x["b"])
-    kl = F.kl_div(F.log_softmax(z.float() / 2.0, dim=-1), F.softmax(t.float() / 2.0, dim=-1), reduction="batchmean") * 4.0
+    kl = (
+        F.kl_div(F.log_softmax(z.float() / 2.0, dim=-1), F.softmax(t.float() / 2.0, dim=-1), reduction="batchmean")
+        * 4.0
+    )
     (5.0 * kl + 2.0 * F.cross_entropy(z.float(), x["labels"], ignore_index=-100)).backward()
     clear(x)
 
@@ -66,7 +86,10 @@ def bare(x: dict):
     """The four products, with the columns that make them fastest."""
     with torch.no_grad():
         more = columns(len(x["w"]), x["w"].device.type) - len(x["w"])
-        h, w, tw = x["h"].detach(), *(torch.nn.functional.pad(x[name].detach(), (0, 0, 0, more)) for name in ("w", "tw"))
+        h, w, tw = (
+            x["h"].detach(),
+            *(torch.nn.functional.pad(x[name].detach(), (0, 0, 0, more)) for name in ("w", "tw")),
+        )
         g, out, dh, dw = torch.randn_like(h @ w.t()), h @ w.t(), torch.empty_like(h), torch.empty_like(w)
 
     def run() -> None:
@@ -79,7 +102,11 @@ def bare(x: dict):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.vocab_loss", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training.vocab_loss",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rows", type=count, default=2048, help="tokens whose time is taken (default 2048)")
     parser.add_argument("--memory-rows", type=count, default=8192, help="tokens whose memory is taken (default 8192)")
     parser.add_argument("--hidden", type=count, default=768, help="hidden size (default 768)")
@@ -117,23 +144,40 @@ def run(args: argparse.Namespace) -> int:
                 seconds[name].append(took)
     big = inputs_of(args.memory_rows, args.hidden, args.vocabulary, device, dtype)
     memory = {}
-    for name, job in {"fused": lambda: fused(big, "compiled" if "fused_compiled" in jobs else "torch"), "plain": lambda: plain(big)}.items():
+    for name, job in {
+        "fused": lambda: fused(big, "compiled" if "fused_compiled" in jobs else "torch"),
+        "plain": lambda: plain(big),
+    }.items():
         with spinner(f"memory: {name}"):
             memory[name] = peak_bytes(job, device)
-    ratio = {name: statistics.median(a / b for a, b in zip(took, seconds["products"], strict=True)) for name, took in seconds.items()}
+    ratio = {
+        name: statistics.median(a / b for a, b in zip(took, seconds["products"], strict=True))
+        for name, took in seconds.items()
+    }
     result = {
         "milliseconds": {name: round(1e3 * statistics.median(took), 1) for name, took in seconds.items()},
         "times_bare_products": {name: round(value, 3) for name, value in ratio.items() if name != "products"},
-        "memory_mb": {name: round(size / 1e6) for name, size in memory.items()}, "memory_share": round(memory["fused"] / memory["plain"], 4),
-        "rows": args.rows, "memory_rows": args.memory_rows, "hidden": args.hidden, "vocabulary": args.vocabulary, "rounds": args.repeats,
-        "dtype": str(dtype).removeprefix("torch."), "threads": args.threads, "machine": describe(device),
-    }  # fmt: skip
-    print(f"{args.rows} tokens, hidden {args.hidden}, vocabulary {args.vocabulary:,}, {result['dtype']}, {result['machine']}, {args.threads} threads\n")
+        "memory_mb": {name: round(size / 1e6) for name, size in memory.items()},
+        "memory_share": round(memory["fused"] / memory["plain"], 4),
+        "rows": args.rows,
+        "memory_rows": args.memory_rows,
+        "hidden": args.hidden,
+        "vocabulary": args.vocabulary,
+        "rounds": args.repeats,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": args.threads,
+        "machine": describe(device),
+    }
+    print(
+        f"{args.rows} tokens, hidden {args.hidden}, vocabulary {args.vocabulary:,}, {result['dtype']}, {result['machine']}, {args.threads} threads\n"
+    )
     print("| | ms | × the bare products |\n|---|---|---|")
     for name in jobs:
         print(f"| {name} | {result['milliseconds'][name]:,} | {result['times_bare_products'].get(name, 1.0)} |")
-    print(f"\nmemory at {args.memory_rows} tokens: {result['memory_mb']['fused']:,} MB against {result['memory_mb']['plain']:,}: "
-          f"{100 * result['memory_share']:.1f} %")  # fmt: skip
+    print(
+        f"\nmemory at {args.memory_rows} tokens: {result['memory_mb']['fused']:,} MB against {result['memory_mb']['plain']:,}: "
+        f"{100 * result['memory_share']:.1f} %"
+    )
     print(json.dumps(result))
     return 0
 

@@ -117,7 +117,9 @@ def _build(builder: OpBuilder) -> ModuleType:
     """Build in a folder of this process's own, and publish the result by a rename. Call with the lock held."""
     folder, prefix = extensions_folder(), f".{builder.name}.{socket.gethostname()}."
     for left_over in folder.glob(f"{prefix}*"):
-        if not psutil.pid_exists(int(left_over.name.removeprefix(prefix).split(".")[0])):  # a build that was killed here
+        if not psutil.pid_exists(
+            int(left_over.name.removeprefix(prefix).split(".")[0])
+        ):  # a build that was killed here
             shutil.rmtree(left_over, ignore_errors=True)
     log(f"compiling DeepSpeed's {builder.name}, once per environment, about a minute")
     own = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", dir=folder)
@@ -126,7 +128,9 @@ def _build(builder: OpBuilder) -> ModuleType:
     try:
         with spinner("compiling"):
             module = _torch_build(builder, verbose=False)
-        with contextlib.suppress(FileNotFoundError):  # one that does not load, or of a host that the lock does not reach
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # one that does not load, or of a host that the lock does not reach
             os.rename(folder / builder.name, Path(own) / "replaced")
         with contextlib.suppress(OSError):  # such a host may have been faster
             os.rename(Path(own) / builder.name, folder / builder.name)
@@ -170,8 +174,10 @@ def _acquire(lock, name: str) -> bool:
     with spinner("waiting"):
         while not _try_lock(lock):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{_read(lock) or 'another process'} has been compiling {name} for "
-                                   f"{MAX_WAIT_SECONDS // 60} minutes; end it, and start again")  # fmt: skip
+                raise RuntimeError(
+                    f"{_read(lock) or 'another process'} has been compiling {name} for "
+                    f"{MAX_WAIT_SECONDS // 60} minutes; end it, and start again"
+                )
             time.sleep(_POLL_SECONDS)
     return True
 

@@ -21,12 +21,18 @@ def build_unavailable_reason() -> str | None:
     """Why nothing can be compiled here, or None."""
     scripts = str(Path(sys.executable).parent)
     if scripts not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")  # ninja lies beside an interpreter that nobody activated
+        os.environ["PATH"] = (
+            scripts + os.pathsep + os.environ.get("PATH", "")
+        )  # ninja lies beside an interpreter that nobody activated
     if not has_compiler():
         return "no C++ compiler"
     if not shutil.which("ninja"):
         return "no ninja"
-    if torch.cuda.is_available() and not shutil.which("nvcc") and not Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc").exists():
+    if (
+        torch.cuda.is_available()
+        and not shutil.which("nvcc")
+        and not Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc").exists()
+    ):
         return "no CUDA compiler (nvcc)"
     return None
 

@@ -19,7 +19,11 @@ from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.progress import ProgressWatch
 
 DEMO = Path(__file__).parents[2] / "ds_configs" / "demo.yaml"
-LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}  # what a command waits for, if not torch and DeepSpeed
+LOADED = {
+    "finetune": "torch and transformers",
+    "study": "",
+    "report": "",
+}  # what a command waits for, if not torch and DeepSpeed
 FIRST_STEPS = """usage: ds-distill COMMAND [OPTIONS]
 
   ds-distill run                                                    try it: a small teacher, a student, a table, in some minutes
@@ -42,7 +46,9 @@ def silence_libraries(debug: bool) -> None:
         return
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where a rank is lost, the others' stores warn with pages of C++ frames
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # where a rank is lost, the others' stores warn with pages of C++ frames
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.disable(logging.WARNING)
     from transformers.utils import logging as hf_logging
@@ -85,8 +91,11 @@ def main(argv: list[str] | None = None) -> int:
         if debug or not _is_lost_peer(error):
             raise
         close_bars()
-        log_once("lost", "\nds-distill: another rank has ended or cannot be reached, this one ends with it; the same command goes on from the last "
-                         "checkpoint")  # fmt: skip
+        log_once(
+            "lost",
+            "\nds-distill: another rank has ended or cannot be reached, this one ends with it; the same command goes on from the last "
+            "checkpoint",
+        )
         return 2
     except KeyboardInterrupt:  # distillations answer it themselves
         if debug:
@@ -118,7 +127,9 @@ def _run(name: str, options, debug: bool) -> dict:
     except Exception as error:
         if debug or isinstance(error, UserError) or not is_disk_full(error):
             raise
-        raise UserError(f"{options.output or 'the disk'}: {_at(error)}the disk is full; make room there, or choose another --output") from error
+        raise UserError(
+            f"{options.output or 'the disk'}: {_at(error)}the disk is full; make room there, or choose another --output"
+        ) from error
     if process_group := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
         process_group.leave()
     if is_first() and options.output:
@@ -141,11 +152,17 @@ def _command_of(argv: list[str]) -> list[str]:
     if first in ("-h", "--help"):
         return argv
     if first.startswith("-"):
-        raise UserError(f"{first}: a command comes first, such as ds-distill distill {first} …; the commands are {', '.join(COMMANDS)}")
+        raise UserError(
+            f"{first}: a command comes first, such as ds-distill distill {first} …; the commands are {', '.join(COMMANDS)}"
+        )
     if first not in COMMANDS:
-        raise UserError(f"{first}: no such command{did_you_mean(first, COMMANDS, 0.6)} (the commands are {', '.join(COMMANDS)})")
+        raise UserError(
+            f"{first}: no such command{did_you_mean(first, COMMANDS, 0.6)} (the commands are {', '.join(COMMANDS)})"
+        )
     if first == "run" and rest[:1] and rest[0] in COMMANDS:
-        raise UserError(f"{rest[0]}: not expected after run, which is what launch.sh does: it distills where --teacher is given; leave the word out")
+        raise UserError(
+            f"{rest[0]}: not expected after run, which is what launch.sh does: it distills where --teacher is given; leave the word out"
+        )
     if first == "run" and not any(word.split("=")[0] in ("--config", "--teacher") for word in rest):
         return [first, "--config", str(DEMO), *rest]
     return argv
@@ -155,4 +172,6 @@ def _is_lost_peer(error: RuntimeError) -> bool:
     """Whether a collective broke off because of another process: gloo's errors are plain RuntimeErrors."""
     from torch.distributed import DistError
 
-    return isinstance(error, DistError) or any(words in str(error).lower() for words in ("by peer", "gloo/transport", "nccl"))
+    return isinstance(error, DistError) or any(
+        words in str(error).lower() for words in ("by peer", "gloo/transport", "nccl")
+    )

@@ -38,7 +38,9 @@ def _load(text: str, path: str = "") -> Any:
         seen[same] = key if "." not in key or key in keys else f"a key of {key.rpartition('.')[0]}"
     for key, value in keys.items():
         if key.startswith("config.") or (key == "config" and isinstance(value, dict | list)):
-            raise UserError(f"--config {path}: {key}: what belongs there is the name of another YAML file, as in config: base.yaml")
+            raise UserError(
+                f"--config {path}: {key}: what belongs there is the name of another YAML file, as in config: base.yaml"
+            )
     return keys
 
 

@@ -13,14 +13,14 @@ from ds_distill.tasks.columns import named_columns
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError, expand_user
 
-PURPOSE = "a run's checkpoint → a Hugging Face folder; either → ONNX, int8, OpenVINO, torch.export, compared with PyTorch"
+PURPOSE = (
+    "a run's checkpoint → a Hugging Face folder; either → ONNX, int8, OpenVINO, torch.export, compared with PyTorch"
+)
 NO_RUN = "no run with a checkpoint; give the --output folder of distill or pretrain"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument(
-        "--run", type=UserPath | None, default=None, help="the --output folder of distill or pretrain"
-    )
+    parser.add_argument("--run", type=UserPath | None, default=None, help="the --output folder of distill or pretrain")
     parser.add_argument(
         "--step", type=int | None, default=None, help="optimizer step of the checkpoint; the newest when not given"
     )

@@ -39,9 +39,7 @@ def add_arguments(parser) -> None:
         help="folder with train.* and validation.* or dev.* (jsonl, json, tsv, csv, parquet; .gz, .zst; SQuAD's own), "
         "the hub's columns or GLUE's layout; from the hub when not given",
     )
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="how many, from --first_seed on; figures are medians"
-    )
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from --first_seed on; figures are medians")
     parser.add_argument("--first_seed", type=int, default=0, help="the first of the seeds, or the only one")
     parser.add_argument(
         "--grid",

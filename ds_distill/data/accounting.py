@@ -24,7 +24,7 @@ CAUSES = {
     "short_sequences": "are in lines of fewer than 12 tokens, which data.mode = grouped leaves out; packed keeps them",
     "unknown_sequences": "are in lines of which the tokenizer does not know half, which data.mode = grouped leaves out; use a tokenizer made for this "
     "language",
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -68,9 +68,16 @@ class Accounts:
 
     def sentences(self) -> list[str]:
         """One for each cause that took more than a trace of the text, or more than half of a file, and one for each kind of what is hardly meant."""
-        found = [self._on_encoding(), *(self._on_cause(cause) for cause in CAUSES if cause not in ("between_documents", "not_utf8")), self._on_rows()]
+        found = [
+            self._on_encoding(),
+            *(self._on_cause(cause) for cause in CAUSES if cause not in ("between_documents", "not_utf8")),
+            self._on_rows(),
+        ]
         more = ((times, sentence) for times, sentence in self.findings.remarks.values())
-        return [*filter(None, found), *(sentence + (f" ({times - 1:,} more like it)" if times > 1 else "") for times, sentence in more)]
+        return [
+            *filter(None, found),
+            *(sentence + (f" ({times - 1:,} more like it)" if times > 1 else "") for times, sentence in more),
+        ]
 
     def _on_cause(self, cause: str) -> str | None:
         parts = {path: (counts.characters[cause], counts.characters["read"]) for path, counts in self.files.items()}
@@ -89,11 +96,17 @@ class Accounts:
         encoding, is_utf8 = _encoding_of(worst)
         if is_utf8:
             return f"{where.format('the documents')} hold halves of character pairs (such as \\ud83d), {_percent(lost)} of its characters; have them written whole"
-        remedy = f"it looks like {encoding}: {conversion(worst, encoding)}" if encoding else "convert it to UTF-8 (iconv), or leave it out"
+        remedy = (
+            f"it looks like {encoding}: {conversion(worst, encoding)}"
+            if encoding
+            else "convert it to UTF-8 (iconv), or leave it out"
+        )
         return f"{where.format('the documents')} hold bytes that are not UTF-8, {_percent(lost)} of its characters; {remedy}"
 
     def _on_rows(self) -> str | None:
-        parts = {path: (counts.found["empty"], counts.documents) for path, counts in self.files.items() if counts.is_rows}
+        parts = {
+            path: (counts.found["empty"], counts.documents) for path, counts in self.files.items() if counts.is_rows
+        }
         where = _where(parts)
         return f"{where.format('the rows')} hold no text" if where else None
 

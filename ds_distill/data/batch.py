@@ -60,7 +60,10 @@ def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int
     masked = [masker.mask(store.sequence(int(entry % len(store))), epoch=epoch, block=int(entry)) for entry in entries]
     lengths = np.array([len(ids) for ids, _ in masked])
     width = int(lengths.max())
-    input_ids, labels = np.full((len(masked), width), cut.pad_id, np.int64), np.full((len(masked), width), IGNORE_INDEX, np.int64)
+    input_ids, labels = (
+        np.full((len(masked), width), cut.pad_id, np.int64),
+        np.full((len(masked), width), IGNORE_INDEX, np.int64),
+    )
     documents = None if cut.separator is None else np.full((len(masked), width), -1, np.int64)
     for row, (ids, wanted) in enumerate(masked):
         input_ids[row, : len(ids)], labels[row, : len(ids)] = ids, wanted

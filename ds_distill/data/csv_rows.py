@@ -47,13 +47,21 @@ class CsvRows:
         """
         names = f"the header has {len(header)} ({listed_columns(header)})"
         if len(row) > len(header) and any(field.strip() for field in row[len(header) :]):
-            hint = "; a quote inside quotes is written as two, not with a backslash" if '\\"' in "".join(self._row) else ""
+            hint = (
+                "; a quote inside quotes is written as two, not with a backslash" if '\\"' in "".join(self._row) else ""
+            )
             what = "tab" if self._delimiter == "\t" else "comma"
-            raise UserError(f"{self.where}: {len(row)} fields, {names}; a field that holds a {what} needs quotes around it{hint}")
+            raise UserError(
+                f"{self.where}: {len(row)} fields, {names}; a field that holds a {what} needs quotes around it{hint}"
+            )
         if len(row) < len(header):
             if len(row) <= place:
-                raise UserError(f"{self.where}: {len(row)} fields, {names}; a field that holds a line end needs quotes around it")
-            findings.remark("short rows", f"{self.where}: {len(row)} fields, {names}: is there a line end outside quotes?")
+                raise UserError(
+                    f"{self.where}: {len(row)} fields, {names}; a field that holds a line end needs quotes around it"
+                )
+            findings.remark(
+                "short rows", f"{self.where}: {len(row)} fields, {names}: is there a line end outside quotes?"
+            )
         self.check_lines(row, len(header), findings)
 
     def check_lines(self, row: list[str], columns: int, findings: Findings) -> None:
@@ -73,11 +81,16 @@ class CsvRows:
                 swallowed = all(map(str.strip, lines)) and '""' not in "".join(self._row)
             is_certain = 1 if self._delimiter == "\t" else _MANY_ROWS  # commas stand in prose, too
             if swallowed and columns > 1 and len(lines) > is_certain:
-                raise UserError(f"{self.where}: a field that begins with a quote goes on over {len(lines):,} more rows; {QUOTES}")
+                raise UserError(
+                    f"{self.where}: a field that begins with a quote goes on over {len(lines):,} more rows; {QUOTES}"
+                )
             alike = sum(line.count(self._delimiter) >= columns - 1 for line in lines)
             is_long = len(lines) >= _MANY_LINES and alike >= 0.9 * len(lines)
             if is_long or (swallowed and len(lines) >= (1 if self._delimiter == "\t" else _SOME_ROWS)):
-                findings.remark("quotes", f"{self.where}: one field holds {len(lines):,} line ends: is its quote closed where it should be?")
+                findings.remark(
+                    "quotes",
+                    f"{self.where}: one field holds {len(lines):,} line ends: is its quote closed where it should be?",
+                )
 
     def _are_rows(self, first: str, lines: list[str], place: int, columns: int) -> bool:
         """Whether a field at `place` reads as the rest of one row, whole rows, and the begin of another."""
@@ -99,7 +112,9 @@ class CsvRows:
             closed = re.sub(rf'"[ ]+(?={self._delimiter}|\r?\n?$)', '"', self._row[-1]) if self._row else ""
             if self._row and closed != self._row[-1]:
                 self._row[-1] = closed
-                self._reader = csv.reader(chain(self._row[:], self._remembered()), delimiter=self._delimiter, strict=True)
+                self._reader = csv.reader(
+                    chain(self._row[:], self._remembered()), delimiter=self._delimiter, strict=True
+                )
                 return self._parse()
             self._number += 1
             if "expected after" in str(error):

@@ -41,9 +41,13 @@ class TokenDataset:
             manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
             shards, dtype, vocabulary = manifest["shards"], np.dtype(manifest["dtype"]), manifest["vocab_size"]
         except FileNotFoundError as error:
-            raise UserError(f"{path}: no prepared data here (manifest.json is missing); prepare the corpus first") from error
+            raise UserError(
+                f"{path}: no prepared data here (manifest.json is missing); prepare the corpus first"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{manifest_file}: not a manifest of prepared data ({error}); prepare the corpus again") from error
+            raise UserError(
+                f"{manifest_file}: not a manifest of prepared data ({error}); prepare the corpus again"
+            ) from error
         if split not in shards:
             raise UserError(f"{path}: no split named {split!r}; it has {', '.join(shards)}")
         _allow_files(sum(map(len, shards.values())))
@@ -52,9 +56,13 @@ class TokenDataset:
         try:
             counts = np.load(path / "token_counts.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path / 'token_counts.npy'}: missing or damaged ({error}); prepare the corpus again") from error
+            raise UserError(
+                f"{path / 'token_counts.npy'}: missing or damaged ({error}); prepare the corpus again"
+            ) from error
         if counts.shape != (vocabulary,):
-            raise UserError(f"{path / 'token_counts.npy'}: expected {vocabulary} counts, found shape {counts.shape}; prepare the corpus again")
+            raise UserError(
+                f"{path / 'token_counts.npy'}: expected {vocabulary} counts, found shape {counts.shape}; prepare the corpus again"
+            )
         return cls(path, split, manifest, counts, ids, rows)
 
     def __len__(self) -> int:
@@ -68,8 +76,10 @@ class TokenDataset:
         ids = self._ids[shard][start : start + int(row["length"])]
         if zlib.crc32(ids.tobytes()) != row["crc"]:
             name = self.manifest["shards"][self.split][shard]["file"]
-            raise UserError(f"{self.path / name}.bin: damaged at byte {start * ids.itemsize:,} (checksum of sequence {index - self._starts[shard]}); "
-                            "restore the file or prepare the corpus again")  # fmt: skip
+            raise UserError(
+                f"{self.path / name}.bin: damaged at byte {start * ids.itemsize:,} (checksum of sequence {index - self._starts[shard]}); "
+                "restore the file or prepare the corpus again"
+            )
         return ids
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
@@ -102,7 +112,9 @@ def _allow_files(shards: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4 * shards + 1024
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
 
 
 def _map(file: Path, dtype: np.dtype, count: int) -> np.ndarray:

@@ -19,9 +19,13 @@ MIN_DOCSTRING = 200  # characters of prose; shorter ones are signatures in words
 # Every triple-quoted string, in order of appearance, so that opening and closing quotes pair up; `start` is set where
 # only white space stands before it on its line, which is where a docstring stands.  Ten times faster than ast, and
 # what it mistakes for a docstring (a template, a test's data) meets the prose filter below.
-_STRING = re.compile(r'(?:^(?P<start>[ \t]*))?[rRuU]?(?P<quote>"""|\'\'\')(?P<text>.*?)(?P=quote)', re.DOTALL | re.MULTILINE)
+_STRING = re.compile(
+    r'(?:^(?P<start>[ \t]*))?[rRuU]?(?P<quote>"""|\'\'\')(?P<text>.*?)(?P=quote)', re.DOTALL | re.MULTILINE
+)
 _WORD = re.compile(r"[A-Za-z][a-z]*(?:['-][a-z]+)*")
-_COMMON = frozenset("the a an of to is in and for that be this it are as on by with or from if not which will can when".split())
+_COMMON = frozenset(
+    "the a an of to is in and for that be this it are as on by with or from if not which will can when".split()
+)
 _NOT_PROSE = re.compile(r">>>|::$|[{}|=<>\\_]{2}|https?://|^\s*[-=~#*^+]{4,}\s*$", re.MULTILINE)
 
 

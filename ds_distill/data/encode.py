@@ -21,9 +21,17 @@ from ds_distill.data.lost import Loss, LossFinder
 REMEMBERED_WORDS = 400_000  # some 100 MB; text has few words that come often, and many that come once
 LONG_WORD = 40  # characters; clauses of languages without spaces do not come twice
 _PROBES = (
-    "Plain words, again words; words!", "tab\tand  two spaces\nline\r\nend ", " leading and trailing ", "naïve café e\u0301 ½ ﬁ ﷺ don't",
-    "U.S.A. a_b 3.14", "中文字 日本 ไทย", "ÜMLAUT İ ß zero\u200bwidth \u3000wide \u00a0space", "[MASK] <mask> </s>", "🙂🙂 emoji", "a b c a b",
-)  # fmt: skip
+    "Plain words, again words; words!",
+    "tab\tand  two spaces\nline\r\nend ",
+    " leading and trailing ",
+    "naïve café e\u0301 ½ ﬁ ﷺ don't",
+    "U.S.A. a_b 3.14",
+    "中文字 日本 ไทย",
+    "ÜMLAUT İ ß zero\u200bwidth \u3000wide \u00a0space",
+    "[MASK] <mask> </s>",
+    "🙂🙂 emoji",
+    "a b c a b",
+)
 _MARKS = r"!-/:-@\[-`{-~"  # the ASCII ones, for a character class
 _MARK_OR_WORD = rf"[{_MARKS}]|[^\s{_MARKS}]+"
 _SEPARATORS = "[\x0b\x0c\x1c-\x1f\x85]"  # white space to Python, nothing to some tokenizers
@@ -68,8 +76,14 @@ class Encoder:
         self._with_notes = _without_notes
         self._words = _Words(tokenizer, _without_notes)
         probes = list(_PROBES)
-        self.remembers = odd is not None and not added and all(map(np.array_equal, self._by_text(probes), self._by_word(probes)))
-        spelled = (i for i in special_ids if i in tokenizer.encode(tokenizer.id_to_token(i) or "", add_special_tokens=False).ids)
+        self.remembers = (
+            odd is not None and not added and all(map(np.array_equal, self._by_text(probes), self._by_word(probes)))
+        )
+        spelled = (
+            i
+            for i in special_ids
+            if i in tokenizer.encode(tokenizer.id_to_token(i) or "", add_special_tokens=False).ids
+        )
         self._losses = LossFinder(tokenizer, unknown_id, frozenset(spelled))
         self._with_notes = self._losses.with_notes
         self._words = _Words(tokenizer, self._with_notes, self._losses.special | {self._losses.unknown_id})
@@ -113,7 +127,10 @@ class Encoder:
 
     def _by_text(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.frombuffer(self._with_notes(text, encoding.ids, None), np.uint32) for text, encoding in zip(texts, encodings, strict=True)]
+        return [
+            np.frombuffer(self._with_notes(text, encoding.ids, None), np.uint32)
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
 
     def _by_word(self, texts: list[str]) -> list[np.ndarray]:
         if len(self._words) > REMEMBERED_WORDS:
@@ -124,10 +141,17 @@ class Encoder:
 class _Words(dict):
     """Word → its ids, with notes, as uint32 bytes; a new word is encoded when it is first asked for. noted: ids that come with a note."""
 
-    def __init__(self, tokenizer: Tokenizer, with_notes: Callable[[str, list[int], Encoding | None], array], noted: Set[int] = frozenset()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        with_notes: Callable[[str, list[int], Encoding | None], array],
+        noted: Set[int] = frozenset(),
+    ):
         self.encode, self.model, self.with_notes, self.noted = tokenizer.encode, tokenizer.model, with_notes, noted
         # BERT's normalizer does nothing to ASCII letters and digits but lower them, and does not split them: four times faster without it
-        self.bert = isinstance(tokenizer.pre_tokenizer, BertPreTokenizer) and isinstance(tokenizer.normalizer, BertNormalizer)
+        self.bert = isinstance(tokenizer.pre_tokenizer, BertPreTokenizer) and isinstance(
+            tokenizer.normalizer, BertNormalizer
+        )
         self.lowers = self.bert and tokenizer.normalizer.lowercase
 
     def __missing__(self, word: str) -> bytes:
@@ -158,13 +182,19 @@ def _odd_texts(normalizer: Normalizer | None, *, splits_at_marks: bool) -> str |
     for step in state.get("normalizers", [state]):
         kind = step["type"]
         if kind in ("NFC", "NFKC"):
-            patterns += ["[<=>]\u0338"] if splits_at_marks else []  # the only ASCII marks that compose; white space never does
+            patterns += (
+                ["[<=>]\u0338"] if splits_at_marks else []
+            )  # the only ASCII marks that compose; white space never does
         elif kind == "Precompiled":
-            patterns.append(f"[{_MARKS if splits_at_marks else ''}\\s][{_extending()}]|[{_PREPENDED}]")  # it sees grapheme clusters
+            patterns.append(
+                f"[{_MARKS if splits_at_marks else ''}\\s][{_extending()}]|[{_PREPENDED}]"
+            )  # it sees grapheme clusters
         elif kind == "Replace":
             pattern = step["pattern"]
             whole = pattern.get("String", " ")
-            if pattern.get("Regex") not in _SPACES_TO_ONE and (re.search(r"\s", whole) or (splits_at_marks and len(whole) > 1)):
+            if pattern.get("Regex") not in _SPACES_TO_ONE and (
+                re.search(r"\s", whole) or (splits_at_marks and len(whole) > 1)
+            ):
                 return None
         elif kind not in _LOCAL_NORMALIZERS:
             return None
@@ -174,5 +204,7 @@ def _odd_texts(normalizer: Normalizer | None, *, splits_at_marks: bool) -> str |
 @cache
 def _extending() -> str:
     """For a character class: what a grapheme cluster goes on with after a space or a mark."""
-    marks = (chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in ("Mn", "Mc", "Me", "Cf"))
+    marks = (
+        chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in ("Mn", "Mc", "Me", "Cf")
+    )
     return "".join(marks) + "\u1160-\u11ff\ud7b0-\ud7ff\uff9e\uff9f\U0001f3fb-\U0001f3ff"

@@ -12,12 +12,22 @@ from ds_distill.data.files import COMPRESSED, KINDS, head_of, open_unpacked
 from ds_distill.utils.errors import UserError
 
 _CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
-_MAGIC = {b"\x1f\x8b\x08": "gzip: name it .gz", b"\x28\xb5\x2f\xfd": "zstandard: name it .zst", b"PAR1": "parquet: name it .parquet",
-          b"BZh": "bzip2: unpack it", b"\xfd7zXZ": "xz: unpack it", b"PK\x03\x04": "a zip archive: unpack it", b"%PDF-": "a PDF: extract its text",
-          b"ARROW1": "Arrow: name it .arrow"}  # fmt: skip
+_MAGIC = {
+    b"\x1f\x8b\x08": "gzip: name it .gz",
+    b"\x28\xb5\x2f\xfd": "zstandard: name it .zst",
+    b"PAR1": "parquet: name it .parquet",
+    b"BZh": "bzip2: unpack it",
+    b"\xfd7zXZ": "xz: unpack it",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"%PDF-": "a PDF: extract its text",
+    b"ARROW1": "Arrow: name it .arrow",
+}
 # Scripts of one byte a letter, by language: its letters beyond ASCII, the frequent ones first, and the encodings in use, by iconv's name and Python's.
 _ALPHABETS = (
-    ("оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфёіїєґъў", {"WINDOWS-1251": "cp1251", "KOI8-R": "koi8_r", "CP866": "cp866", "ISO-8859-5": "iso8859_5"}),
+    (
+        "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфёіїєґъў",
+        {"WINDOWS-1251": "cp1251", "KOI8-R": "koi8_r", "CP866": "cp866", "ISO-8859-5": "iso8859_5"},
+    ),
     ("ατοιενσρκπμλςηυδάίγέωόύχήθώφβξζψ", {"WINDOWS-1253": "cp1253", "ISO-8859-7": "iso8859_7"}),
     ("יוהלארתבשמנםדעכחפקגטסזןצךףץ", {"WINDOWS-1255": "cp1255"}),
     ("اليمنوترعدبهكةسفقحأجشصطىخذضئزثإغءظؤآ،", {"WINDOWS-1256": "cp1256", "ISO-8859-6": "iso8859_6"}),
@@ -28,7 +38,10 @@ _ACCENTED = (
     ("áíęłąéěóćčřžśšýżńůúäöőüťďźňűăâîșțşţđľĺŕ’”“„–—«»…", {"WINDOWS-1250": "cp1250", "ISO-8859-2": "iso8859_2"}),
     ("ıişğüçöâîû’”“–—…", {"WINDOWS-1254": "cp1254"}),
 )
-_LEVEL_1 = {"gb18030": ("gb2312", 0xB0, 0xD7), "cp950": ("big5", 0xA4, 0xC6)}  # rows of a double-byte set that hold its common characters
+_LEVEL_1 = {
+    "gb18030": ("gb2312", 0xB0, 0xD7),
+    "cp950": ("big5", 0xA4, 0xC6),
+}  # rows of a double-byte set that hold its common characters
 
 
 def check_text(path: Path, packed: str) -> None:
@@ -74,24 +87,40 @@ def likely_encoding(lines: Iterable[bytes]) -> str | None:
         return best
     words = [word for word in re.findall(rb"[A-Za-z\x80-\xff]+", sample) if not word.isascii()]
     accented = 2 * sum(bool(re.search(rb"[A-Za-z]", word)) for word in words) > len(words)
-    likelihoods = {name: _likelihood(sample, codec, letters) for letters, codecs in (_ACCENTED if accented else _ALPHABETS)
-                   for name, codec in codecs.items()}  # fmt: skip
-    best = max(likelihoods, key=lambda name: likelihoods[name] + (name == "WINDOWS-1252"))  # the usual one, where letters of several fit
+    likelihoods = {
+        name: _likelihood(sample, codec, letters)
+        for letters, codecs in (_ACCENTED if accented else _ALPHABETS)
+        for name, codec in codecs.items()
+    }
+    best = max(
+        likelihoods, key=lambda name: likelihoods[name] + (name == "WINDOWS-1252")
+    )  # the usual one, where letters of several fit
     return best if likelihoods[best] > math.log(0.01) else None
 
 
 def _likelihood(sample: bytes, codec: str, letters: str) -> float:
     """Mean log probability of the letters beyond ASCII, if a language's have the frequencies that ranks mostly have (Gusein-Zade 1988)."""
-    chances = {letter: math.log((math.log(len(letters) + 1) - math.log(rank)) / len(letters)) for rank, letter in enumerate(letters, 1)}
+    chances = {
+        letter: math.log((math.log(len(letters) + 1) - math.log(rank)) / len(letters))
+        for rank, letter in enumerate(letters, 1)
+    }
     capitals = {letter.upper(): chance + math.log(0.1) for letter, chance in chances.items()}
     foreign = [character for character in sample.decode(codec, "replace") if character > "\x7f"]
-    return sum((capitals | chances).get(character, math.log(1e-4)) for character in foreign) / len(foreign) if foreign else -math.inf
+    return (
+        sum((capitals | chances).get(character, math.log(1e-4)) for character in foreign) / len(foreign)
+        if foreign
+        else -math.inf
+    )
 
 
 def _share(sample: bytes, codec: str, is_usual: Callable[[str], bool]) -> float:
     """Of the characters beyond ASCII that a sample has if it is in `codec`, how many are ones that such text mostly has; 0 for many errors."""
     foreign = [character for character in sample.decode(codec, "replace") if character > "\x7f"]
-    return sum(map(is_usual, foreign)) / len(foreign) if foreign and foreign.count("\ufffd") <= 0.02 * len(foreign) else 0.0
+    return (
+        sum(map(is_usual, foreign)) / len(foreign)
+        if foreign and foreign.count("\ufffd") <= 0.02 * len(foreign)
+        else 0.0
+    )
 
 
 def _hangul(sample: bytes, codec: str) -> float:
@@ -99,18 +128,32 @@ def _hangul(sample: bytes, codec: str) -> float:
 
 
 def _kana(sample: bytes, codec: str) -> float:
-    return min(1.0, 2 * _share(sample, codec, lambda character: "ぁ" <= character <= "ヿ"))  # about half of a Japanese text
+    return min(
+        1.0, 2 * _share(sample, codec, lambda character: "ぁ" <= character <= "ヿ")
+    )  # about half of a Japanese text
 
 
 def _common_han(sample: bytes, codec: str) -> float:
     narrow, first, last = _LEVEL_1[codec]
-    return _share(sample, codec, lambda character: first <= character.encode(narrow, "replace")[0] <= last or "\u3001" <= character <= "\u3011"
-                  or character > "\uff00")  # fmt: skip
+    return _share(
+        sample,
+        codec,
+        lambda character: (
+            first <= character.encode(narrow, "replace")[0] <= last
+            or "\u3001" <= character <= "\u3011"
+            or character > "\uff00"
+        ),
+    )
 
 
 # The narrower first: their text could be in those after them too.
-_DOUBLE_BYTE = (("EUC-KR", "cp949", _hangul), ("EUC-JP", "euc_jp", _kana), ("SHIFT_JIS", "cp932", _kana), ("GB18030", "gb18030", _common_han),
-                ("BIG5", "cp950", _common_han))  # fmt: skip
+_DOUBLE_BYTE = (
+    ("EUC-KR", "cp949", _hangul),
+    ("EUC-JP", "euc_jp", _kana),
+    ("SHIFT_JIS", "cp932", _kana),
+    ("GB18030", "gb18030", _common_han),
+    ("BIG5", "cp950", _common_han),
+)
 
 
 def lines_not_utf8(path: Path, packed: str, most: int = 1 << 16) -> list[bytes]:

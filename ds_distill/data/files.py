@@ -21,11 +21,31 @@ from typing import BinaryIO
 from ds_distill.utils.console import TRACE, log, log_once
 from ds_distill.utils.errors import UserError, expand_user
 
-KINDS = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+KINDS = {
+    ".txt": "text",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
 COMPRESSED = (".gz", ".zst")
 UNSUPPORTED = (".bz2", ".xz", ".zip", ".7z", ".tar", ".pdf", ".docx")
 # What a data set's folder holds beside its rows.
-ABOUT = ("README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "CHANGELOG", "MANIFEST", "SHA", "MD5", "CHECKSUM", "_SUCCESS")
+ABOUT = (
+    "README",
+    "LICENSE",
+    "LICENCE",
+    "COPYING",
+    "NOTICE",
+    "CHANGELOG",
+    "MANIFEST",
+    "SHA",
+    "MD5",
+    "CHECKSUM",
+    "_SUCCESS",
+)
 METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json")
 _DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/self/fd/")
 _HEAD = 1 << 16
@@ -47,7 +67,9 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
     if path.is_dir():
         found = _files_in(path)
         if not found:
-            raise UserError(f"{given}: the folder holds no {', '.join(KINDS)} file (.gz and .zst too); name files or a pattern such as '{given}/*.md'")
+            raise UserError(
+                f"{given}: the folder holds no {', '.join(KINDS)} file (.gz and .zst too); name files or a pattern such as '{given}/*.md'"
+            )
         return found
     if path.exists():  # before globbing: a file's name may hold brackets
         return [path if path.is_file() and not given.startswith(_DESCRIPTORS) else _from_descriptor(path, column)]
@@ -59,10 +81,14 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
         below = (file for folder in folders for file in _files_in(folder))
         found = list(dict.fromkeys((*(match for match in matches if match.is_file()), *below)))
         if not found:
-            raise UserError(f"{given}: no file matches this pattern; check it from the folder the command starts in ({Path.cwd()})")
+            raise UserError(
+                f"{given}: no file matches this pattern; check it from the folder the command starts in ({Path.cwd()})"
+            )
         return found
     if given.startswith(_DESCRIPTORS):
-        raise UserError(f"{given}: not open in this process: a pipe does not reach those that a launcher starts; run `ds-distill prepare` on it")
+        raise UserError(
+            f"{given}: not open in this process: a pipe does not reach those that a launcher starts; run `ds-distill prepare` on it"
+        )
     _check_reachable(path)
     raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
 
@@ -100,7 +126,9 @@ def _files_below(folder: Path, others: list[Path]) -> Iterator[Path]:
     """
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: a folder of the corpus that cannot be read ({error.strerror}); make it readable or move it away")
+        raise UserError(
+            f"{error.filename}: a folder of the corpus that cannot be read ({error.strerror}); make it readable or move it away"
+        )
 
     seen: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
@@ -131,7 +159,9 @@ def _files_below(folder: Path, others: list[Path]) -> Iterator[Path]:
 def _check_reachable(file: Path) -> None:
     """UserError for a link to nothing, or one that leads back to itself."""
     if file.is_symlink() and not file.exists():
-        raise UserError(f"{file}: a link to {os.readlink(file)}, which is not there; restore that file, or remove the link")
+        raise UserError(
+            f"{file}: a link to {os.readlink(file)}, which is not there; restore that file, or remove the link"
+        )
 
 
 def saved_files(folder: Path) -> list[Path]:
@@ -145,11 +175,16 @@ def saved_split(folder: Path, split: str | None) -> list[Path]:
     Raises UserError for a split that is not there.
     """
     if (folder / "dataset_dict.json").is_file():
-        found, splits = saved_files(folder / (split or "train")), [entry.name for entry in sorted(folder.iterdir()) if saved_files(entry)]
+        found, splits = (
+            saved_files(folder / (split or "train")),
+            [entry.name for entry in sorted(folder.iterdir()) if saved_files(entry)],
+        )
     else:
         found, splits = saved_files(folder), [_saved_state(folder).get("_split") or "train"]
     if (folder / "dataset_dict.json").is_file() and not found or found and split not in (None, *splits):
-        raise UserError(f"hf:{folder}: no split {split or 'train'!r}, it has {', '.join(splits) or 'none'}; choose one: hf:{folder}@SPLIT")
+        raise UserError(
+            f"hf:{folder}: no split {split or 'train'!r}, it has {', '.join(splits) or 'none'}; choose one: hf:{folder}@SPLIT"
+        )
     return found
 
 
@@ -252,7 +287,9 @@ class _Counting(io.RawIOBase):
         super().close()
 
 
-def open_unpacked(path: Path, packed: str, start: int = 0, stop: int | None = None, tick: Callable[[int], None] = lambda _: None) -> BinaryIO:
+def open_unpacked(
+    path: Path, packed: str, start: int = 0, stop: int | None = None, tick: Callable[[int], None] = lambda _: None
+) -> BinaryIO:
     """Bytes [start, stop) of a file, unpacked.
 
     Args:
@@ -282,6 +319,8 @@ def unreadable(path: Path | str, error: Exception) -> UserError:
     """The UserError for a file that broke while it was read."""
     if "requires too much memory for decoding" in str(error):
         unpack = f"zstd -dc --long=31 {path}"
-        return UserError(f"{path}: cannot be read: it was packed with a window beyond 128 MiB (zstd --long); unpack it ({unpack} > NEW), or let it "
-                         f"come through a pipe: --corpus <({unpack})")  # fmt: skip
+        return UserError(
+            f"{path}: cannot be read: it was packed with a window beyond 128 MiB (zstd --long); unpack it ({unpack} > NEW), or let it "
+            f"come through a pipe: --corpus <({unpack})"
+        )
     return UserError(f"{path}: cannot be read ({error}); replace the file or leave it out")

@@ -20,8 +20,12 @@ def heldout_sets(texts: list[str], tokens: Path, recipe: Recipe, output: Path) -
     is another now."""
     named: dict[str, str] = {}
     run_on_rank0(lambda: named.update(heldout_names(texts, recipe, output / "heldout")))
-    return {name: prepare_run_tokens([text], str(tokens / "tokenizer"), recipe, output / "heldout" / name, 1.0, bound=output, option="--heldout")
-            for name, text in broadcast_object(named).items()}  # fmt: skip
+    return {
+        name: prepare_run_tokens(
+            [text], str(tokens / "tokenizer"), recipe, output / "heldout" / name, 1.0, bound=output, option="--heldout"
+        )
+        for name, text in broadcast_object(named).items()
+    }
 
 
 def heldout_names(texts: list[str], recipe: Recipe, folder: Path) -> dict[str, str]:
@@ -30,11 +34,16 @@ def heldout_names(texts: list[str], recipe: Recipe, folder: Path) -> dict[str, s
     A text that was measured before, and so has tokens in `folder`, is called as it was, also where it has been moved since. Another is called as its
     file, without the suffixes of its kind; where two would be called the same, with as many of the folders above as tell them apart.
     """
-    made = {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*/manifest.json"))}
+    made = {
+        file.parent.name: json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(folder.glob("*/manifest.json"))
+    }
     places = {manifest["corpus"][0][0]: name for name, manifest in made.items()}
     pieces = {text: split_inputs([text], column=recipe.data.column, streaming=recipe.data.streaming) for text in texts}
     given = {corpus_identity([text], pieces[text])[0][0]: text for text in texts}
-    contents = {manifest.get("content"): name for name, manifest in made.items() if manifest["corpus"][0][0] not in given}
+    contents = {
+        manifest.get("content"): name for name, manifest in made.items() if manifest["corpus"][0][0] not in given
+    }
     found: dict[str, str] = {}
     for place, text in list(given.items()):
         name = places.get(place) or (contents.get(content_fingerprint(pieces[text])) if contents else None)

@@ -31,12 +31,24 @@ class BatchLoader:
     """
 
     def __init__(
-        self, store: TokenDataset, masker: Masker, *, seed: int, global_batch: int, micro_batch: int, rank: int, world_size: int,
-        weights: list[float] | None = None, by_length: bool = False, document_masking: bool = False,
-    ):  # fmt: skip
+        self,
+        store: TokenDataset,
+        masker: Masker,
+        *,
+        seed: int,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        weights: list[float] | None = None,
+        by_length: bool = False,
+        document_masking: bool = False,
+    ):
         if min(global_batch, micro_batch, world_size) < 1 or not 0 <= rank < world_size:
-            raise UserError(f"global batch {global_batch}, micro-batch {micro_batch}, rank {rank} of {world_size}: "
-                            "sizes must be at least 1, ranks count from 0")
+            raise UserError(
+                f"global batch {global_batch}, micro-batch {micro_batch}, rank {rank} of {world_size}: "
+                "sizes must be at least 1, ranks count from 0"
+            )
         wave = micro_batch * world_size
         if global_batch % wave:
             below, above = global_batch // wave * wave, -(-global_batch // wave) * wave
@@ -50,8 +62,10 @@ class BatchLoader:
         self.entries = sum(round(weight * len(part)) for weight, part in zip(self.weights, self._sources, strict=True))
         self.steps_per_epoch = self.entries // global_batch
         if not self.steps_per_epoch:
-            raise UserError(f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch of {global_batch}; "
-                            "lower the global batch or prepare more text")
+            raise UserError(
+                f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch of {global_batch}; "
+                "lower the global batch or prepare more text"
+            )
         self.store, self.masker, self.seed, self.by_length = store, masker, seed, by_length
         self.cut = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
         self.seconds_waited = 0.0
@@ -71,7 +85,9 @@ class BatchLoader:
         # One tuple, replaced whole: the prefetch thread and the main thread may both be here.
         cached, order = self._order
         if cached != epoch:
-            order = self._draw(np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _STREAM, epoch]))))
+            order = self._draw(
+                np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _STREAM, epoch])))
+            )
             self._order = (epoch, order)
         return order[place * self.global_batch : (place + 1) * self.global_batch]
 
@@ -101,9 +117,13 @@ class BatchLoader:
     def counts(self, step: int) -> tuple[int, int]:
         """(real tokens, masked tokens) of step's whole global batch: what the losses divide by, without asking other ranks."""
         sequences = self.indices_of(step) % len(self.store)
-        return int(self.store.lengths(sequences).sum()), int(self.masker.masked_counts(self.store.maskable(sequences)).sum())
+        return int(self.store.lengths(sequences).sum()), int(
+            self.masker.masked_counts(self.store.maskable(sequences)).sum()
+        )
 
-    def prefetch(self, first_step: int, last_step: int, pin: bool = False) -> Iterator[tuple[int, list[Batch], tuple[int, int]]]:
+    def prefetch(
+        self, first_step: int, last_step: int, pin: bool = False
+    ) -> Iterator[tuple[int, list[Batch], tuple[int, int]]]:
         """(step, this rank's batches, counts) for first_step ≤ step < last_step, made ahead in one background thread; `pin`: for a GPU.
 
         seconds_waited grows by the time that the caller had to wait for it.
@@ -148,7 +168,11 @@ class BatchLoader:
 
 
 def heldout_batches(
-    store: TokenDataset, masker: Masker, batch_size: int, max_sequences: int | None = None, document_masking: bool = False
+    store: TokenDataset,
+    masker: Masker,
+    batch_size: int,
+    max_sequences: int | None = None,
+    document_masking: bool = False,
 ) -> Iterator[Batch]:
     """`max_sequences` sequences spread evenly over the store, the last batch as short as it comes; the same ones and masks every time."""
     count = len(store) if max_sequences is None else min(max_sequences, len(store))

@@ -37,7 +37,16 @@ _NOTE, _CAUSE, _TOKEN = 31, 28, 27
 _COUNT = (1 << _TOKEN) - 1
 _KEPT, _REMOVED, _BAD = 1, 2, 3
 _SHORT = 64  # characters
-_PRE_TOKENIZERS = ("BertPreTokenizer", "ByteLevel", "Digits", "FixedLength", "Metaspace", "UnicodeScripts", "Whitespace", "WhitespaceSplit")
+_PRE_TOKENIZERS = (
+    "BertPreTokenizer",
+    "ByteLevel",
+    "Digits",
+    "FixedLength",
+    "Metaspace",
+    "UnicodeScripts",
+    "Whitespace",
+    "WhitespaceSplit",
+)
 
 
 class LossFinder:
@@ -90,7 +99,10 @@ class LossFinder:
             for character in {chr(code) for code in codes[kinds == 0]}:
                 self._classify(character)
             kinds = self._kinds[codes]
-        counts = {cause: int(np.count_nonzero(kinds == kind)) for kind, cause in ((_BAD, Loss.NOT_UTF8), (_REMOVED, Loss.REMOVED))}
+        counts = {
+            cause: int(np.count_nonzero(kinds == kind))
+            for kind, cause in ((_BAD, Loss.NOT_UTF8), (_REMOVED, Loss.REMOVED))
+        }
         return [_note(cause, count) for cause, count in counts.items() if count]
 
     def _classify(self, character: str) -> None:
@@ -139,7 +151,11 @@ class LossFinder:
     def _dropped(self, text: str, start: int, stop: int) -> list[int]:
         """A note of text[start:stop], which is in no token, but for marks that the normalizer has composed with the character before."""
         base = start - 1
-        while 0 <= base and start < stop and len(self._normalize(text[base : start + 1])) <= len(self._normalize(text[base:start])):
+        while (
+            0 <= base
+            and start < stop
+            and len(self._normalize(text[base : start + 1])) <= len(self._normalize(text[base:start]))
+        ):
             start += 1
         note = self._note(Loss.UNKNOWN, text[start:stop])
         return [note] if note & _COUNT else []
@@ -157,7 +173,10 @@ def _note(cause: Loss, characters: int, *, is_token: bool = False) -> int:
 
 def _drops_without_a_trace(tokenizer: Tokenizer) -> bool:
     """Whether characters may be missing from the tokens with no unknown one in their place: only offsets tell."""
-    model, state = tokenizer.model, json.loads(tokenizer.pre_tokenizer.__getstate__()) if tokenizer.pre_tokenizer is not None else {}
+    model, state = (
+        tokenizer.model,
+        json.loads(tokenizer.pre_tokenizer.__getstate__()) if tokenizer.pre_tokenizer is not None else {},
+    )
     steps = state.get("pretokenizers", [state] if state else [])
     if any(step["type"] not in _PRE_TOKENIZERS and step.get("behavior", "Removed") == "Removed" for step in steps):
         return True
@@ -165,4 +184,6 @@ def _drops_without_a_trace(tokenizer: Tokenizer) -> bool:
         return False
     if model.byte_fallback:
         return any(tokenizer.token_to_id(f"<0x{byte:02X}>") is None for byte in range(256))
-    return not any(step["type"] == "ByteLevel" for step in steps) or any(tokenizer.token_to_id(x) is None for x in ByteLevel.alphabet())
+    return not any(step["type"] == "ByteLevel" for step in steps) or any(
+        tokenizer.token_to_id(x) is None for x in ByteLevel.alphabet()
+    )

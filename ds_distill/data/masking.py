@@ -62,18 +62,24 @@ class Masker:
             # Sorted, since argpartition's order inside the chosen is no contract of numpy's.
             chosen = positions[np.sort(np.argpartition(keys, count - 1)[:count])]
         else:
-            chosen = positions[self._whole_words(input_ids, positions, count, uniform[: len(positions)], random.random(count + 2))]
+            chosen = positions[
+                self._whole_words(input_ids, positions, count, uniform[: len(positions)], random.random(count + 2))
+            ]
         labels[chosen] = input_ids[chosen]
         fate = uniform[len(positions) : len(positions) + count]
         drawn = self._ordinary[(uniform[len(positions) + count :] * len(self._ordinary)).astype(np.int64)]
         input_ids[chosen] = np.where(fate < 0.8, self.mask_id, np.where(fate < 0.9, drawn, labels[chosen]))
         return input_ids, labels
 
-    def _whole_words(self, ids: np.ndarray, positions: np.ndarray, count: int, uniform: np.ndarray, more: np.ndarray) -> np.ndarray:
+    def _whole_words(
+        self, ids: np.ndarray, positions: np.ndarray, count: int, uniform: np.ndarray, more: np.ndarray
+    ) -> np.ndarray:
         """Indices into `positions`, in order. uniform: a random number for each position; more: `count` + 2 further ones."""
         pieces = ids[positions]
         starts = self.words.starts(pieces)
-        starts[1:] |= positions[1:] - positions[:-1] > 1  # behind a special token a word begins, whatever its first piece
+        starts[1:] |= (
+            positions[1:] - positions[:-1] > 1
+        )  # behind a special token a word begins, whatever its first piece
         first, lengths = divided(starts)
         log_weights = np.add.reduceat(self._log_weight[pieces], first) / lengths
         weights = np.exp(log_weights - log_weights.max())

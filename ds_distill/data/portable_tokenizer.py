@@ -19,8 +19,22 @@ SHARED_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "RobertaTokenizer")
 READS_JSON_ONLY = "PreTrainedTokenizerFast"  # takes tokenizer.json as it is, in both majors
 
 # How the tokenizer was loaded, and code that is not in the folder
-OF_THE_PROCESS = ("is_local", "local_files_only", "name_or_path", "backend", "auto_map", "vocab_file", "merges_file", "tokenizer_file",
-                  "special_tokens_map_file", "files_loaded", "cache_dir", "_commit_hash", "revision", "token")  # fmt: skip
+OF_THE_PROCESS = (
+    "is_local",
+    "local_files_only",
+    "name_or_path",
+    "backend",
+    "auto_map",
+    "vocab_file",
+    "merges_file",
+    "tokenizer_file",
+    "special_tokens_map_file",
+    "files_loaded",
+    "cache_dir",
+    "_commit_hash",
+    "revision",
+    "token",
+)
 
 
 def make_portable(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -48,10 +62,15 @@ def make_portable(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 def _write_vocabulary_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """vocab.txt of a WordPiece, vocab.json and merges.txt of a BPE. A vocab.txt numbers by line, so there is none for ids with gaps."""
-    model, vocabulary = tokenizer.backend_tokenizer.model, tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    model, vocabulary = (
+        tokenizer.backend_tokenizer.model,
+        tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False),
+    )
     if isinstance(model, WordPiece):
         tokens = sorted(vocabulary, key=vocabulary.get)
-        if [vocabulary[token] for token in tokens] == list(range(len(tokens))) and not any("\n" in token or "\r" in token for token in tokens):
+        if [vocabulary[token] for token in tokens] == list(range(len(tokens))) and not any(
+            "\n" in token or "\r" in token for token in tokens
+        ):
             (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
     elif isinstance(model, BPE):
         model.save(str(folder))

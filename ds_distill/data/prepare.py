@@ -63,8 +63,18 @@ def prepare(
     output = Path(output)
     _check(output, tokenizer, mode, sequence_length, heldout_fraction)
     pieces = split_inputs(inputs, column=column, streaming=streaming)
-    form = Format(plain_backend(tokenizer).to_str(), vocabulary_size(tokenizer), special_ids(tokenizer), tokenizer.cls_token_id, tokenizer.sep_token_id,
-                  tokenizer.unk_token_id, mode, sequence_length, heldout_fraction, seed)  # fmt: skip
+    form = Format(
+        plain_backend(tokenizer).to_str(),
+        vocabulary_size(tokenizer),
+        special_ids(tokenizer),
+        tokenizer.cls_token_id,
+        tokenizer.sep_token_id,
+        tokenizer.unk_token_id,
+        mode,
+        sequence_length,
+        heldout_fraction,
+        seed,
+    )
     content = content_fingerprint(pieces)
     building = output.parent / f".{output.name}.building"
     building.mkdir(parents=True, exist_ok=True)
@@ -92,7 +102,9 @@ def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fra
         raise UserError(f"data.heldout_fraction = {heldout_fraction}: must be between 0 and 1")
     others = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
     if tokenizer.pad_token_id is None or None in others or tokenizer.pad_token_id in others:
-        raise UserError("the tokenizer needs [CLS], [SEP] and mask tokens and a padding token that is none of them; use a BERT-like encoder's")
+        raise UserError(
+            "the tokenizer needs [CLS], [SEP] and mask tokens and a padding token that is none of them; use a BERT-like encoder's"
+        )
     if output.exists() and not (output.is_dir() and ((output / "manifest.json").exists() or not any(output.iterdir()))):
         raise UserError(f"{output}: exists and is not prepared data; choose another output folder or remove it")
 
@@ -116,7 +128,9 @@ def _folder(building: Path, number: int) -> Path:
     return building / f"piece-{number:05d}"
 
 
-def _tokenize(pieces: list[WorkUnit], building: Path, form: Format, workers: int, progress: Callable[[int, int], None]) -> None:
+def _tokenize(
+    pieces: list[WorkUnit], building: Path, form: Format, workers: int, progress: Callable[[int, int], None]
+) -> None:
     left = [number for number in range(len(pieces)) if not _folder(building, number).is_dir()]
     total = sum(piece.size for piece in pieces)
     before = total - sum(pieces[number].size for number in left)
@@ -143,7 +157,9 @@ def _tokenize(pieces: list[WorkUnit], building: Path, form: Format, workers: int
                 job.result()
             progress(before + read.value, total)
     except BrokenProcessPool:
-        raise UserError("a worker ended without a word, probably for want of memory: lower data.workers; the same command goes on") from None
+        raise UserError(
+            "a worker ended without a word, probably for want of memory: lower data.workers; the same command goes on"
+        ) from None
     finally:
         running = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
@@ -182,7 +198,9 @@ def _work(piece: WorkUnit, folder: Path) -> None:
 # --- assembly ------------------------------------------------------------------------------------------------------
 
 
-def _assemble(inputs: list[str], pieces: list[WorkUnit], content: str, building: Path, form: Format, tokenizer) -> dict[str, Any]:
+def _assemble(
+    inputs: list[str], pieces: list[WorkUnit], content: str, building: Path, form: Format, tokenizer
+) -> dict[str, Any]:
     """The folder building/data out of the finished pieces."""
     data = building / "data"
     shutil.rmtree(data, ignore_errors=True)
@@ -190,7 +208,10 @@ def _assemble(inputs: list[str], pieces: list[WorkUnit], content: str, building:
     counts, accounts, hashes = np.zeros(form.vocab_size, np.int64), Accounts(), []
     maskable = {split: Counter() for split in SPLITS}
     shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
-    sources = [{"input": given, "documents": 0, "sequences": dict.fromkeys(SPLITS, 0), "tokens": dict.fromkeys(SPLITS, 0)} for given in inputs]
+    sources = [
+        {"input": given, "documents": 0, "sequences": dict.fromkeys(SPLITS, 0), "tokens": dict.fromkeys(SPLITS, 0)}
+        for given in inputs
+    ]
     rests: dict[tuple[int, str], list[np.ndarray]] = {}
     for number, piece in enumerate(pieces):
         folder = _folder(building, number)
@@ -225,7 +246,9 @@ def _assemble(inputs: list[str], pieces: list[WorkUnit], content: str, building:
     remarks = accounts.sentences()
     if not any(shards.values()):
         reasons = "; ".join(remarks)
-        raise UserError(f"{', '.join(inputs)}: the corpus is empty (no document with a token in it); {reasons or 'give files that hold text'}")
+        raise UserError(
+            f"{', '.join(inputs)}: the corpus is empty (no document with a token in it); {reasons or 'give files that hold text'}"
+        )
     _ensure_nonempty_splits(data, shards, counts, maskable, form)
     for split in SPLITS:
         for shard in shards[split]:
@@ -240,18 +263,29 @@ def _assemble(inputs: list[str], pieces: list[WorkUnit], content: str, building:
     digest = hashlib.sha256("".join(shard["sha256"] for split in SPLITS for shard in shards[split]).encode())
     digest.update(tokenizer_fingerprint(tokenizer).encode())
     manifest = {
-        "mode": form.mode, "sequence_length": form.sequence_length, "vocab_size": form.vocab_size, "dtype": form.dtype.name,
+        "mode": form.mode,
+        "sequence_length": form.sequence_length,
+        "vocab_size": form.vocab_size,
+        "dtype": form.dtype.name,
         "blocks": {split: sum(shard["sequences"] for shard in shards[split]) for split in SPLITS},
         "real_tokens": {split: sum(shard["tokens"] for shard in shards[split]) for split in SPLITS},
         "documents": {split: found.pop(f"documents_{split}", 0) for split in SPLITS},
-        "found": {key: found[key] for key in sorted(found)}, "characters": accounts.characters(), "remarks": remarks,
+        "found": {key: found[key] for key in sorted(found)},
+        "characters": accounts.characters(),
+        "remarks": remarks,
         "maskable": {split: {str(n): maskable[split][n] for n in sorted(maskable[split])} for split in SPLITS},
         "unknown_share": float(counts[form.unknown_id] / max(1, known)) if form.unknown_id is not None else 0.0,
-        "corpus": corpus_identity(inputs, pieces), "content": content, "seed": form.seed, "heldout_fraction": form.heldout_fraction,
+        "corpus": corpus_identity(inputs, pieces),
+        "content": content,
+        "seed": form.seed,
+        "heldout_fraction": form.heldout_fraction,
         **{f"{kind}_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")},
-        "special_ids": list(form.special_ids), "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "sources": sources, "shards": shards, "fingerprint": digest.hexdigest(),
-    }  # fmt: skip
+        "special_ids": list(form.special_ids),
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "sources": sources,
+        "shards": shards,
+        "fingerprint": digest.hexdigest(),
+    }
     (data / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
 
@@ -263,7 +297,9 @@ def _link(file: Path, name: Path) -> None:
         shutil.copyfile(file, name)
 
 
-def _ensure_nonempty_splits(data: Path, shards: dict[str, list[dict]], counts: np.ndarray, maskable: dict[str, Counter], form: Format) -> None:
+def _ensure_nonempty_splits(
+    data: Path, shards: dict[str, list[dict]], counts: np.ndarray, maskable: dict[str, Counter], form: Format
+) -> None:
     """A small corpus may leave one split empty: the other then gives its last sequence, if it has two."""
     for empty, full in (("heldout", "train"), ("train", "heldout")):
         wanted = 0 < form.heldout_fraction < 1 and not shards[empty]

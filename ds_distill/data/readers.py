@@ -15,7 +15,13 @@ from ds_distill.data.findings import Findings
 from ds_distill.data.sources import WorkUnit, split_inputs
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # a byte that is no UTF-8, or half a pair, as JSON escapes may hold
-_OTHER_ENDS = {"\r": "carriage returns alone", "\f": "form feeds", "\u2028": "U+2028", "\u2029": "U+2029", "\x85": "U+0085"}
+_OTHER_ENDS = {
+    "\r": "carriage returns alone",
+    "\f": "form feeds",
+    "\u2028": "U+2028",
+    "\u2029": "U+2029",
+    "\x85": "U+0085",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,9 @@ def documents(inputs: list[str]) -> Iterator[str]:
     return (document.text for piece in pieces for document in read(piece) if document.text)
 
 
-def read(piece: WorkUnit, tick: Callable[[int], None] = lambda _: None, findings: Findings | None = None) -> Iterator[Document]:
+def read(
+    piece: WorkUnit, tick: Callable[[int], None] = lambda _: None, findings: Findings | None = None
+) -> Iterator[Document]:
     """The documents of a piece, in order; one that is empty comes with an empty text.
 
     Text files: documents are separated by blank lines, their lines stay lines. Others: a row is a document. Bad UTF-8 is replaced.
@@ -65,7 +73,9 @@ def read(piece: WorkUnit, tick: Callable[[int], None] = lambda _: None, findings
                 yield Document(part, bad, len(parts) > 1)
     except (OSError, EOFError, zlib.error, csv.Error) as error:  # gzip.BadGzipFile and pyarrow's are OSErrors
         raise unreadable(piece.path, error) from error
-    findings.count(0 if piece.kind == "text" else characters, outside)  # a text's reader counts for itself: it drops blank lines
+    findings.count(
+        0 if piece.kind == "text" else characters, outside
+    )  # a text's reader counts for itself: it drops blank lines
 
 
 def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
@@ -73,7 +83,11 @@ def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
     with open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick) as stream:
         while line := stream.readline(sources.DOCUMENT_CHARACTERS):
             line_ends = line.endswith(b"\n")
-            while not line_ends and len(line) < sources.DOCUMENT_CHARACTERS + 3 and b"\x80" <= stream.peek(1)[:1] < b"\xc0":
+            while (
+                not line_ends
+                and len(line) < sources.DOCUMENT_CHARACTERS + 3
+                and b"\x80" <= stream.peek(1)[:1] < b"\xc0"
+            ):
                 line += stream.read(1)  # the limit fell inside a character
             text = line.decode("utf-8", "surrogateescape")
             characters += len(text)
@@ -111,14 +125,25 @@ def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
         return
     line = head.strip().split("\n", 1)[0]
     if line.startswith('{"') and line.rstrip().endswith("}"):
-        findings.remark("JSON as text", f"{path}: JSON objects, read as plain text, names and braces too; call it .jsonl, and its column is read")
+        findings.remark(
+            "JSON as text",
+            f"{path}: JSON objects, read as plain text, names and braces too; call it .jsonl, and its column is read",
+        )
     if re.search("\n[\u200b\u2060\ufeff]+\r?\n", head):
-        findings.remark("lines that look blank", f"{path}: lines that look blank hold zero-width characters, and separate no documents; take them out")
+        findings.remark(
+            "lines that look blank",
+            f"{path}: lines that look blank hold zero-width characters, and separate no documents; take them out",
+        )
     if not re.search(r"\n\s*\n", head):
-        counts = {name: head.count(end) for end, name in _OTHER_ENDS.items()} | {"carriage returns alone": head.count("\r") - head.count("\r\n")}
+        counts = {name: head.count(end) for end, name in _OTHER_ENDS.items()} | {
+            "carriage returns alone": head.count("\r") - head.count("\r\n")
+        }
         name = max(counts, key=counts.get)
         if counts[name] > max(1, head.count("\n")):
-            findings.remark("line ends", f"{path}: no blank line, so one document; its {name} end no line here: put a line end, or two, in their place")
+            findings.remark(
+                "line ends",
+                f"{path}: no blank line, so one document; its {name} end no line here: put a line end, or two, in their place",
+            )
 
 
 def _cut(text: str) -> Iterator[str]:
@@ -136,5 +161,11 @@ def _cut(text: str) -> Iterator[str]:
     yield text[start:].strip()
 
 
-_READERS = {"text": _read_text, "jsonl": rows.read_jsonl, "csv": rows.read_csv, "parquet": rows.read_parquet, "arrow": rows.read_arrow,
-            "hub": rows.read_hub}  # fmt: skip
+_READERS = {
+    "text": _read_text,
+    "jsonl": rows.read_jsonl,
+    "csv": rows.read_csv,
+    "parquet": rows.read_parquet,
+    "arrow": rows.read_arrow,
+    "hub": rows.read_hub,
+}

@@ -29,11 +29,15 @@ def read_jsonl(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
                 row = json.loads(text, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
                 if number == 1 and not piece.start and text.strip() in ("{", "["):
-                    raise UserError(f"{where}: JSON over many lines; one object per line is expected: "
-                                    f"jq -c '{'.[]' if '[' in text else '.'}' {piece.path} > NEW.jsonl") from error
+                    raise UserError(
+                        f"{where}: JSON over many lines; one object per line is expected: "
+                        f"jq -c '{'.[]' if '[' in text else '.'}' {piece.path} > NEW.jsonl"
+                    ) from error
                 raise UserError(f"{where}: not JSON ({error}); one JSON object a line is expected") from error
             if isinstance(row, list):
-                raise UserError(f"{where}: a JSON array; one JSON object a line is expected: jq -c '.[]' {piece.path} > NEW.jsonl")
+                raise UserError(
+                    f"{where}: a JSON array; one JSON object a line is expected: jq -c '.[]' {piece.path} > NEW.jsonl"
+                )
             if isinstance(row, dict) and row.get(piece.column) is _SEVERAL:
                 raise UserError(f"{where}: {piece.column!r} stands there more than once; rename all but one")
             if not isinstance(row, str) and (not isinstance(row, dict) or piece.column not in row):
@@ -63,7 +67,9 @@ def read_csv(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -
         if piece.column not in header:
             raise no_column(piece, f"{piece.path}, line 1", header)
         if header.count(piece.column) > 1:
-            raise UserError(f"{piece.path}: {header.count(piece.column)} columns are called {piece.column!r}; rename all but one in its first line")
+            raise UserError(
+                f"{piece.path}: {header.count(piece.column)} columns are called {piece.column!r}; rename all but one in its first line"
+            )
         place = header.index(piece.column)
         for row in chain([first], rows):
             rows.check(row, header, place, findings)
@@ -109,9 +115,13 @@ def _text(value, piece: WorkUnit, where: str) -> str:
         return ""
     if isinstance(value, bytes):  # as older Spark and Impala write strings
         return value.decode(errors="surrogateescape")
-    raise UserError(f"{where}: column {piece.column!r} holds {_KINDS.get(type(value), type(value).__name__)}, not text; "
-                    f"make it one string per row, or choose another column: {piece.path}#COLUMN")
+    raise UserError(
+        f"{where}: column {piece.column!r} holds {_KINDS.get(type(value), type(value).__name__)}, not text; "
+        f"make it one string per row, or choose another column: {piece.path}#COLUMN"
+    )
 
 
 def no_column(piece: WorkUnit, where: str, names: list) -> UserError:
-    return UserError(f"{where}: no column {piece.column!r}, it has {listed_columns(names) or 'none'}; choose one: {piece.path}#COLUMN")
+    return UserError(
+        f"{where}: no column {piece.column!r}, it has {listed_columns(names) or 'none'}; choose one: {piece.path}#COLUMN"
+    )

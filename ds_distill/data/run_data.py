@@ -21,7 +21,9 @@ from ds_distill.utils.console import log, progress
 from ds_distill.utils.errors import UserError
 
 
-def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None) -> dict:
+def prepare_tokens(
+    inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None
+) -> dict:
     """data.prepare with the recipe's settings, and say what of the text was lost; returns its manifest."""
     d = recipe.data
     with progress(None, "tokens", "B") as bar:
@@ -31,10 +33,18 @@ def prepare_tokens(inputs: list[str], tokenizer, folder: Path, recipe: Recipe, h
             bar.update(done - bar.n)
 
         manifest = prepare(
-            inputs, tokenizer, folder, mode=d.mode, sequence_length=d.sequence_length, seed=recipe.training.seed, workers=d.workers,
-            heldout_fraction=d.heldout_fraction if heldout_fraction is None else heldout_fraction, column=d.column, streaming=d.streaming,
+            inputs,
+            tokenizer,
+            folder,
+            mode=d.mode,
+            sequence_length=d.sequence_length,
+            seed=recipe.training.seed,
+            workers=d.workers,
+            heldout_fraction=d.heldout_fraction if heldout_fraction is None else heldout_fraction,
+            column=d.column,
+            streaming=d.streaming,
             progress=show,
-        )  # fmt: skip
+        )
     for remark in manifest["remarks"]:
         log(remark)
     return manifest
@@ -46,8 +56,15 @@ def text_statistics(tokens: Path) -> dict:
     return {key: manifest[key] for key in ("characters", "found") if key in manifest}
 
 
-def prepare_run_tokens(corpus: list[str], tokenizer_folder: str, recipe: Recipe, folder: Path, heldout_fraction: float | None = None,
-               bound: Path | None = None, option: str = "--corpus") -> Path:  # fmt: skip
+def prepare_run_tokens(
+    corpus: list[str],
+    tokenizer_folder: str,
+    recipe: Recipe,
+    folder: Path,
+    heldout_fraction: float | None = None,
+    bound: Path | None = None,
+    option: str = "--corpus",
+) -> Path:
     """Collective: tokens of `corpus` in `folder`, made by the first rank unless they are there, of the same text, wherever it lies, in the same way.
 
     bound: folder of the run they are for; once it has begun, other text is a UserError. option: where `corpus` was given.
@@ -55,14 +72,27 @@ def prepare_run_tokens(corpus: list[str], tokenizer_folder: str, recipe: Recipe,
 
     def make() -> None:
         d, file = recipe.data, folder / "manifest.json"
-        pieces = split_inputs(corpus, column=d.column, streaming=d.streaming)  # before the tokenizer: a wrong path is said first
+        pieces = split_inputs(
+            corpus, column=d.column, streaming=d.streaming
+        )  # before the tokenizer: a wrong path is said first
         tokenizer = load_tokenizer(tokenizer_folder)
-        asked = {"mode": d.mode, "sequence_length": d.sequence_length, "seed": recipe.training.seed,
-                 "heldout_fraction": d.heldout_fraction if heldout_fraction is None else heldout_fraction,
-                 "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}  # fmt: skip
+        asked = {
+            "mode": d.mode,
+            "sequence_length": d.sequence_length,
+            "seed": recipe.training.seed,
+            "heldout_fraction": d.heldout_fraction if heldout_fraction is None else heldout_fraction,
+            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        }
         if file.is_file():
-            made, names = json.loads(file.read_text(encoding="utf-8")), {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
-            changed = [f"{names.get(key, f'data.{key}')} was {made.get(key)}, is {value}" for key, value in asked.items() if made.get(key) != value]
+            made, names = (
+                json.loads(file.read_text(encoding="utf-8")),
+                {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"},
+            )
+            changed = [
+                f"{names.get(key, f'data.{key}')} was {made.get(key)}, is {value}"
+                for key, value in asked.items()
+                if made.get(key) != value
+            ]
             other = _other_text(made, corpus, pieces)
             if not changed and not other:
                 return
@@ -105,23 +135,37 @@ def make_masker(store: TokenDataset, recipe: Recipe) -> Masker:
     m, d = store.manifest, recipe.data
     words = words_of(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
     if words is not None and not words.told:
-        log(f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each of its pieces is masked on its own")
-    masker = Masker(store.token_counts, m["special_ids"], m["mask_id"], m["vocab_size"], recipe.training.seed, d.mask_probability,
-                    d.mask_smoothing, words)  # fmt: skip
+        log(
+            f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each of its pieces is masked on its own"
+        )
+    masker = Masker(
+        store.token_counts,
+        m["special_ids"],
+        m["mask_id"],
+        m["vocab_size"],
+        recipe.training.seed,
+        d.mask_probability,
+        d.mask_smoothing,
+        words,
+    )
     _check_masked(store, masker)
     return masker
 
 
 def _check_masked(store: TokenDataset, masker: Masker) -> None:
     """UserError where no sequence has a token masked; a line where some have not: they are too short for data.mask_probability."""
-    sequences = {int(tokens): count for tokens, count in store.manifest.get("maskable", {}).get(store.split, {}).items()}
+    sequences = {
+        int(tokens): count for tokens, count in store.manifest.get("maskable", {}).get(store.split, {}).items()
+    }
     never = [tokens for tokens in sequences if not masked_count(tokens, masker.probability)]
     if not never:
         return
     total, count = sum(sequences.values()), sum(sequences[tokens] for tokens in never)
     which = f"data.mask_probability = {masker.probability}: of the {total:,} {store.split} sequences of {store.path}"
     if store.split == "train" and count == total:
-        raise UserError(f"{which} it masks no token, since none has more than {max(never)}; raise it, or prepare longer text")
+        raise UserError(
+            f"{which} it masks no token, since none has more than {max(never)}; raise it, or prepare longer text"
+        )
     if count > TRACE * total:
         log(f"{which} it masks no token in {count:,}, those of {max(never)} tokens or fewer")
 
@@ -140,14 +184,29 @@ def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, more: dic
     found = all_gather_object(store.manifest["fingerprint"])
     other = next((number for number, fingerprint in enumerate(found) if fingerprint != found[0]), None)
     if other is not None:
-        raise UserError(f"{tokens}: rank {other} has other tokens there than the first; copy that folder from the first rank's host")
+        raise UserError(
+            f"{tokens}: rank {other} has other tokens there than the first; copy that folder from the first rank's host"
+        )
     masker = make_masker(store, recipe)
     t, d = recipe.training, recipe.data
     own = not d.attend_across_documents
-    order = BatchLoader(store, masker, seed=t.seed, global_batch=t.global_batch, micro_batch=t.micro_batch, rank=rank, world_size=world,
-                       weights=d.weights, by_length=store.manifest["mode"] == "grouped", document_masking=own)  # fmt: skip
+    order = BatchLoader(
+        store,
+        masker,
+        seed=t.seed,
+        global_batch=t.global_batch,
+        micro_batch=t.micro_batch,
+        rank=rank,
+        world_size=world,
+        weights=d.weights,
+        by_length=store.manifest["mode"] == "grouped",
+        document_masking=own,
+    )
     sets = {name: open_heldout(path) for name, path in {"": tokens, **more}.items()}
     for part in sets.values():
         _check_masked(part, masker)
-    heldout = {name: partial(heldout_batches, part, masker, t.micro_batch, t.heldout_blocks, own) for name, part in sets.items()}
+    heldout = {
+        name: partial(heldout_batches, part, masker, t.micro_batch, t.heldout_blocks, own)
+        for name, part in sets.items()
+    }
     return store, order, heldout

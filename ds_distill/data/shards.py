@@ -49,5 +49,10 @@ class ShardWriter:
         """What the manifest says of the shard, and `maskable`: how many sequences have so many maskable ids."""
         self._ids.close()
         self._rows.close()
-        return {"file": self.stem.name, "sequences": self.sequences, "tokens": self.tokens, "sha256": self._digest.hexdigest(),
-                "maskable": dict(self.maskable)}  # fmt: skip
+        return {
+            "file": self.stem.name,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "sha256": self._digest.hexdigest(),
+            "maskable": dict(self.maskable),
+        }

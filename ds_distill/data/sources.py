@@ -10,12 +10,23 @@ from itertools import pairwise
 from pathlib import Path
 
 from ds_distill.data.encodings import check_text
-from ds_distill.data.files import COMPRESSED, KINDS, UNSUPPORTED, digest_of_copy, files_of, kind_of, saved_split, unreadable
+from ds_distill.data.files import (
+    COMPRESSED,
+    KINDS,
+    UNSUPPORTED,
+    digest_of_copy,
+    files_of,
+    kind_of,
+    saved_split,
+    unreadable,
+)
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 PIECE_BYTES = 32 * 2**20
-DOCUMENT_CHARACTERS = 100_000  # a longer document is cut: a book of one paragraph must neither fill memory nor fall to one split whole
+DOCUMENT_CHARACTERS = (
+    100_000  # a longer document is cut: a book of one paragraph must neither fill memory nor fall to one split whole
+)
 _HUB = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<split>[^#]+))?(#(?P<column>.+))?$")
 
 
@@ -74,8 +85,12 @@ def corpus_identity(inputs: list[str], pieces: list[WorkUnit]) -> list[list]:
     found = []
     for source, given in enumerate(inputs):
         own = [piece for piece in pieces if piece.source == source]
-        columns = {piece.column for piece in own if piece.kind != "text" and not given.endswith(f"#{piece.column}")} - {"text"}
-        piped = next((digest for piece in own if (digest := digest_of_copy(piece.path))), None)  # the number of a pipe tells nothing
+        columns = {piece.column for piece in own if piece.kind != "text" and not given.endswith(f"#{piece.column}")} - {
+            "text"
+        }
+        piped = next(
+            (digest for piece in own if (digest := digest_of_copy(piece.path))), None
+        )  # the number of a pipe tells nothing
         where = given if given.startswith("hf:") else f"pipe {piped}" if piped else str(expand_user(given).absolute())
         found.append([where, sum(piece.size for piece in own), *sorted(columns)])
     return found
@@ -113,7 +128,9 @@ def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
         check_text(file, file.suffix)
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(file, error) from error
-    whole = file.suffix.lower() in COMPRESSED or kind == "csv"  # a quoted field of a csv may hold anything, line ends too
+    whole = (
+        file.suffix.lower() in COMPRESSED or kind == "csv"
+    )  # a quoted field of a csv may hold anything, line ends too
     cuts = [0, *([] if whole else _cuts(file, size, kind)), size]
     return [WorkUnit(source, str(file), kind, column, a, b, b - a) for a, b in pairwise(cuts)]
 
@@ -169,7 +186,11 @@ def _arrow_reader(file: Path):
 def arrow_batches(file: Path) -> Iterator:
     """The record batches of an Arrow file, mapped rather than read."""
     reader = _arrow_reader(file)
-    return (reader.get_batch(i) for i in range(reader.num_record_batches)) if hasattr(reader, "num_record_batches") else iter(reader)
+    return (
+        (reader.get_batch(i) for i in range(reader.num_record_batches))
+        if hasattr(reader, "num_record_batches")
+        else iter(reader)
+    )
 
 
 def _check_column(file: Path, schema, column: str) -> None:
@@ -178,12 +199,16 @@ def _check_column(file: Path, schema, column: str) -> None:
 
     if schema.names.count(column) != 1:
         how = "no" if column not in schema.names else "more than one"
-        raise UserError(f"{file}: {how} column {column!r}, it has {', '.join(schema.names) or 'none'}; choose one: {file}#COLUMN")
+        raise UserError(
+            f"{file}: {how} column {column!r}, it has {', '.join(schema.names) or 'none'}; choose one: {file}#COLUMN"
+        )
     kind = schema.field(column).type
     inner = kind.value_type if types.is_dictionary(kind) else kind
     if not re.fullmatch(r"(large_)?(string|binary)(_view)?|fixed_size_binary.*|null", str(inner)):
         what = "lists" if "list" in str(inner) else "objects" if types.is_nested(inner) else f"{inner} values"
-        raise UserError(f"{file}: column {column!r} holds {what}, not text; make it one string per row, or choose another column: {file}#COLUMN")
+        raise UserError(
+            f"{file}: column {column!r} holds {what}, not text; make it one string per row, or choose another column: {file}#COLUMN"
+        )
 
 
 def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[WorkUnit]:
@@ -212,7 +237,11 @@ def open_hub(given: str, streaming: bool):
 
     parts = _HUB.match(given)
     try:
-        return datasets.load_dataset(parts["name"], parts["config"], split=parts["split"] or "train", streaming=streaming)
+        return datasets.load_dataset(
+            parts["name"], parts["config"], split=parts["split"] or "train", streaming=streaming
+        )
     except Exception as error:  # a missing name, a missing network, a missing config: each has a class of its own
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{given}: cannot be loaded ({lines[0][:200]}); check name, config and split, and the network or the local cache") from error
+        raise UserError(
+            f"{given}: cannot be loaded ({lines[0][:200]}); check name, config and split, and the network or the local cache"
+        ) from error

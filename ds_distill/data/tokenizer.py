@@ -42,7 +42,10 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, output: Path) -> PreT
         words.update(_WORDS.findall(normalise(text)))
     if not words:
         raise UserError("the tokenizer's training texts hold no word; give text files with text in them")
-    vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS + _wordpieces(words, vocab_size - len(SPECIAL_TOKENS)))}
+    vocabulary = {
+        token: index
+        for index, token in enumerate(SPECIAL_TOKENS + _wordpieces(words, vocab_size - len(SPECIAL_TOKENS)))
+    }
     save_tokenizer(BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=512), output)
     return load_tokenizer(output)
 
@@ -83,26 +86,38 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     name = str(path)
     looks_local = isinstance(path, Path) or name.startswith(("/", ".", "~")) or name.count("/") > 1
     if looks_local and not expand_user(name).is_dir():
-        raise UserError(f"{name}: no such tokenizer folder; give a folder saved with save_pretrained, or a model's name")
+        raise UserError(
+            f"{name}: no such tokenizer folder; give a folder saved with save_pretrained, or a model's name"
+        )
     folder = find_model(expand_user(name))
     for file in (*folder.glob("*.json"), *folder.glob("vocab*")):
         check_not_lfs_pointer(file)
     if spm := _only_sentencepiece(folder):
-        raise UserError(f"{name}: of its tokenizer only {spm.name}; make a tokenizer.json of it once, where sentencepiece and protobuf are installed: "
-                        f"`AutoTokenizer.from_pretrained('{name}').save_pretrained('{name}')`")  # fmt: skip
+        raise UserError(
+            f"{name}: of its tokenizer only {spm.name}; make a tokenizer.json of it once, where sentencepiece and protobuf are installed: "
+            f"`AutoTokenizer.from_pretrained('{name}').save_pretrained('{name}')`"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the libraries answer a broken file with whatever breaks first
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{name}: no tokenizer can be loaded from it ({reason}); "
-                        "give a folder that holds tokenizer.json and tokenizer_config.json, or fetch a hub model once with `hf download`") from error
+        raise UserError(
+            f"{name}: no tokenizer can be loaded from it ({reason}); "
+            "give a folder that holds tokenizer.json and tokenizer_config.json, or fetch a hub model once with `hf download`"
+        ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise UserError(f"{name}: not a fast tokenizer (no tokenizer.json); convert it with transformers and save it again")
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers 5 makes of a model's folder without a tokenizer's files
+        raise UserError(
+            f"{name}: not a fast tokenizer (no tokenizer.json); convert it with transformers and save it again"
+        )
+    if set(tokenizer.get_vocab()) <= set(
+        tokenizer.all_special_tokens
+    ):  # what transformers 5 makes of a model's folder without a tokenizer's files
         raise UserError(f"{name}: no tokenizer in it; give a folder that holds tokenizer.json, or vocab.txt")
     for kind in ("mask", "pad", "cls", "sep"):
         if getattr(tokenizer, f"{kind}_token_id") is None:
-            raise UserError(f"{name}: the tokenizer has no {kind} token; masked language modelling needs one of a BERT-like encoder")
+            raise UserError(
+                f"{name}: the tokenizer has no {kind} token; masked language modelling needs one of a BERT-like encoder"
+            )
     return tokenizer
 
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 _ROUNDING = 1e-9  # of a number of words, as sums of fractions have it
-LONGEST_WORD = 10  # pieces, SpanBERT's longest span; what is longer (an address, base64) is divided into parts that count as words
+LONGEST_WORD = (
+    10  # pieces, SpanBERT's longest span; what is longer (an address, base64) is divided into parts that count as words
+)
 
 # What is known of a piece, bit by bit.
 SPACED = 1  # white space before it: it begins a word, whatever stands before it
@@ -147,7 +149,11 @@ def _whole_numbers(
                 break
             # so far as none of the shorter lengths has fewer than no words masked, or more than all
             taking = min(expected[shorter] / part for shorter, part in zip(present, slack, strict=True) if part)
-            giving = min((available[shorter] - expected[shorter]) / part for shorter, part in zip(present, slack, strict=True) if part)
+            giving = min(
+                (available[shorter] - expected[shorter]) / part
+                for shorter, part in zip(present, slack, strict=True)
+                if part
+            )
             up, down = min(size * (1 - fraction), most * taking), min(size * fraction, most * giving)
             rises = down / (up + down)
             change = up if draw < rises else -down

@@ -20,16 +20,38 @@ from ds_distill.data.tokenizer import vocabulary_size
 from ds_distill.data.whole_words import CLOSES, INHERITS, INSIDE, JOINS, OPENS, SPACED, UNFINISHED, Words
 
 _UNSPACED = (
-    (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19DF), (0x1A20, 0x1AAF), (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3021, 0x3029),
-    (0x3031, 0x3035), (0x3038, 0x303B), (0x3040, 0x312F), (0x31A0, 0x31BF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA980, 0xA9DF),
-    (0xA9E0, 0xA9FF), (0xAA60, 0xAADF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1B000, 0x1B16F), (0x20000, 0x3FFFF),
-)  # fmt: skip
+    (0x0E00, 0x0FFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x1950, 0x19DF),
+    (0x1A20, 0x1AAF),
+    (0x2E80, 0x2FDF),
+    (0x3005, 0x3007),
+    (0x3021, 0x3029),
+    (0x3031, 0x3035),
+    (0x3038, 0x303B),
+    (0x3040, 0x312F),
+    (0x31A0, 0x31BF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xA980, 0xA9DF),
+    (0xA9E0, 0xA9FF),
+    (0xAA60, 0xAADF),
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F),
+    (0x1B000, 0x1B16F),
+    (0x20000, 0x3FFFF),
+)
 
 
 def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
     """Return where a tokenizer's words begin: by ## (WordPiece), ▁ (SentencePiece), Ġ (byte-level) or </w>, and by the characters of its pieces."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    model, around = state["model"], json.dumps([state[key] for key in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    model, around = (
+        state["model"],
+        json.dumps([state[key] for key in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False),
+    )
     names = tokenizer.convert_ids_to_tokens(range(vocabulary_size(tokenizer)))
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     byte_level, spaced = '"ByteLevel"' in around, "▁" in around
@@ -51,7 +73,9 @@ def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
             bits[number] |= SPACED
         if suffix and name.endswith(suffix):
             bits[number] |= CLOSES
-        if byte_level and not data.strip():  # only a space belongs to what follows; further white space is pieces of its own there
+        if (
+            byte_level and not data.strip()
+        ):  # only a space belongs to what follows; further white space is pieces of its own there
             bits[number] = SPACED | (JOINS if data.endswith(b" ") else CLOSES)
 
     @functools.lru_cache(1 << 16)
@@ -105,7 +129,11 @@ def _is_unspaced(character: str) -> bool:
 
 
 def _is_combining(character: str) -> bool:
-    return unicodedata.category(character).startswith("M") or character == "\u200d" or "\U0001f3fb" <= character <= "\U0001f3ff"
+    return (
+        unicodedata.category(character).startswith("M")
+        or character == "\u200d"
+        or "\U0001f3fb" <= character <= "\U0001f3ff"
+    )
 
 
 def _stands_alone(character: str) -> bool:

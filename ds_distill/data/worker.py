@@ -73,29 +73,45 @@ class PieceWorker:
         form = self.form
         writers = {split: form.writer(partial / split) for split in SPLITS}
         if form.mode == "packed":
-            makers = {split: Packer(writer, form.sequence_length, form.cls_id, form.sep_id) for split, writer in writers.items()}
+            makers = {
+                split: Packer(writer, form.sequence_length, form.cls_id, form.sep_id)
+                for split, writer in writers.items()
+            }
         else:
-            makers = {split: LinePacker(writer, form.sequence_length, form.cls_id, form.sep_id, form.unknown_id) for split, writer in writers.items()}
+            makers = {
+                split: LinePacker(writer, form.sequence_length, form.cls_id, form.sep_id, form.unknown_id)
+                for split, writer in writers.items()
+            }
         found, findings, hashes = Counter(), Findings(), array("Q")
         documents = read(piece, tick, findings)
         while batch := list(islice(documents, DOCUMENTS_A_BATCH)):
             self._add(batch, makers, found, findings.characters, hashes)
-        rest = {split: maker.rest() if form.mode == "packed" else np.empty(0, np.int64) for split, maker in makers.items()}
+        rest = {
+            split: maker.rest() if form.mode == "packed" else np.empty(0, np.int64) for split, maker in makers.items()
+        }
         for maker in makers.values() if form.mode == "grouped" else ():
             found.update({"sequences_too_short": maker.short, "sequences_unknown": maker.unknown})
             findings.characters.update(maker.lost)
             findings.characters["tokenized"] -= sum(maker.lost.values())
         shards = {split: writer.close() for split, writer in writers.items()}
         np.savez(partial / "arrays.npz", counts=writers["train"].counts, hashes=np.array(hashes, np.uint64), **rest)
-        report = {"found": found, "characters": findings.characters, "remarks": findings.remarks, "shards": shards,
-                  "examples": self.encoder.examples, "words": self.encoder.remembers}  # fmt: skip
+        report = {
+            "found": found,
+            "characters": findings.characters,
+            "remarks": findings.remarks,
+            "shards": shards,
+            "examples": self.encoder.examples,
+            "words": self.encoder.remembers,
+        }
         (partial / "report.json").write_text(json.dumps(report), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
 
     def _add(self, batch: list[Document], makers: dict, found: Counter, characters: Counter, hashes: array) -> None:
         form = self.form
-        units = [[d.text] if form.mode == "packed" else [line for line in d.text.split("\n") if line.strip()] for d in batch]
+        units = [
+            [d.text] if form.mode == "packed" else [line for line in d.text.split("\n") if line.strip()] for d in batch
+        ]
         texts = [text for parts in units for text in parts]
         encoded = self.encoder.encode(texts)
         found["special"] += encoded.special

@@ -30,7 +30,11 @@ class Heartbeat:
     """
 
     def __init__(self, patience: float = PATIENCE, stalled: float = STALLED, given_up: float = GIVEN_UP):
-        self.rank, self.world, self.patience = torch.distributed.get_rank(), torch.distributed.get_world_size(), patience
+        self.rank, self.world, self.patience = (
+            torch.distributed.get_rank(),
+            torch.distributed.get_world_size(),
+            patience,
+        )
         self.neighbour = (self.rank + 1) % self.world
         store = torch.distributed.distributed_c10d._get_default_store()
         self.store = torch.distributed.PrefixStore("heartbeat", _own_connection(store))
@@ -88,8 +92,12 @@ class Heartbeat:
             self._leave(self.world)
         if not self.reported:
             self.reported = True
-            print(f"\nds-distill: no rank has made progress for {silent / 60:.0f} min: {self._places()}. The run ends if that lasts "
-                  f"{self.given_up / 60:.0f} min", file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"\nds-distill: no rank has made progress for {silent / 60:.0f} min: {self._places()}. The run ends if that lasts "
+                f"{self.given_up / 60:.0f} min",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _places(self) -> str:
         """Where the ranks are, those at one place together."""
@@ -98,7 +106,9 @@ class Heartbeat:
             key = f"place {rank}"
             place = self.store.get(key).decode() if self.store.check([key]) else "at a place it has not told"
             ranks_at.setdefault(place, []).append(str(rank))
-        return "; ".join(f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)} {place}" for place, ranks in ranks_at.items())
+        return "; ".join(
+            f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)} {place}" for place, ranks in ranks_at.items()
+        )
 
     def _watch(self) -> None:
         before = time.monotonic()
@@ -110,7 +120,9 @@ class Heartbeat:
             if now - self.answered > self.patience:
                 self._abort()
             if now - self.heard > self.patience:
-                ask = threading.Thread(target=self._report_lost_neighbour, daemon=True)  # the store may be silent too, and asking block for ever
+                ask = threading.Thread(
+                    target=self._report_lost_neighbour, daemon=True
+                )  # the store may be silent too, and asking block for ever
                 ask.start()
                 ask.join(5 * _EVERY)
                 self._abort()  # not reached where the store answers
@@ -135,14 +147,20 @@ class Heartbeat:
         if self.rank == 0:
             self._say(self._silence())
         elif os.environ.get("LOCAL_RANK", "0") == ("1" if self.first_host == socket.gethostname() else "0"):
-            self._say(f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: its host or the network is down")
+            self._say(
+                f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: its host or the network is down"
+            )
         os._exit(_LOST)
 
     def _silence(self) -> str:
         return f"rank {self.neighbour} (host {self.neighbour_host}) has given no sign of life for {self.patience:.0f} s"
 
     def _say(self, what: str) -> None:
-        print(f"\nds-distill: {what}. The run ends; the same command goes on from its last checkpoint", file=sys.stderr, flush=True)
+        print(
+            f"\nds-distill: {what}. The run ends; the same command goes on from its last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _own_connection(store):

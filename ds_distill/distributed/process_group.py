@@ -34,7 +34,9 @@ def start_distributed() -> tuple[int, int]:
         if torch.cuda.is_available():
             local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
             if local >= there:
-                raise UserError(f"LOCAL_RANK = {local}: this machine shows {there} GPUs, 0 to {there - 1}; start as many ranks here, or fewer")
+                raise UserError(
+                    f"LOCAL_RANK = {local}: this machine shows {there} GPUs, 0 to {there - 1}; start as many ranks here, or fewer"
+                )
             torch.cuda.set_device(local)  # else every rank's first collective would be on GPU 0
         with _wait_said():
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)

@@ -56,7 +56,9 @@ class Forecast:
             torch.manual_seed(t.seed)
             self.teacher = AutoModelForMaskedLM.from_config(config).eval()
             depth = len(layers) if layers else recipe.student.depth
-            self.student = build_student(self.teacher, layers="random", num_layers=depth, hidden=recipe.student.hidden, dropout=t.dropout)
+            self.student = build_student(
+                self.teacher, layers="random", num_layers=depth, hidden=recipe.student.hidden, dropout=t.dropout
+            )
         if t.gradient_checkpointing:
             self.student.gradient_checkpointing_enable()
         self.taught = bool(recipe.losses.kl or recipe.losses.cosine)
@@ -70,9 +72,18 @@ class Forecast:
         t = copy.copy(self.recipe.training)
         t.micro_batch = micro_batch
         one, more = self.activations
-        need = memory(self.student, self.teacher_bytes if self.taught else 0, t, length=self.length, stage=stage, ranks=ranks,
-                      dtype=self.dtype, accumulation=max(1, t.global_batch // (micro_batch * ranks)),
-                      activations=one + more * (micro_batch - 1), device=self.device.type)  # fmt: skip
+        need = memory(
+            self.student,
+            self.teacher_bytes if self.taught else 0,
+            t,
+            length=self.length,
+            stage=stage,
+            ranks=ranks,
+            dtype=self.dtype,
+            accumulation=max(1, t.global_batch // (micro_batch * ranks)),
+            activations=one + more * (micro_batch - 1),
+            device=self.device.type,
+        )
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
 
@@ -84,15 +95,28 @@ class Forecast:
     def rate(self, micro_batch: int, tokens: float) -> float:
         """Tokens a second and rank, measured: forward and backward of two micro-batches of random tokens; the optimizer's step is left out.
         tokens: a rank's, of the whole run; they decide whether it compiles."""
-        objective = Objective(copy.deepcopy(self.student).to(self.device), self.recipe.losses, 1, self.teacher.config.hidden_size)
-        frozen = Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype)) if self.taught else None
+        objective = Objective(
+            copy.deepcopy(self.student).to(self.device), self.recipe.losses, 1, self.teacher.config.hidden_size
+        )
+        frozen = (
+            Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype))
+            if self.taught
+            else None
+        )
         choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
-        ids = torch.randint(self.student.config.vocab_size // 2, self.student.config.vocab_size, (micro_batch, self.length), device=self.device)
+        ids = torch.randint(
+            self.student.config.vocab_size // 2,
+            self.student.config.vocab_size,
+            (micro_batch, self.length),
+            device=self.device,
+        )
         labels = torch.where(torch.rand(ids.shape, device=self.device) < self.recipe.data.mask_probability, ids, -100)
         objective.to(self.dtype)
         for _ in range(2):
             began = time.perf_counter()
-            loss, sums = objective(ids, None, labels, (ids.numel(), int((labels >= 0).sum())), frozen.targets(ids) if frozen else None)
+            loss, sums = objective(
+                ids, None, labels, (ids.numel(), int((labels >= 0).sum())), frozen.targets(ids) if frozen else None
+            )
             loss.backward()
             sums.tolist()
         return ids.numel() / (time.perf_counter() - began)
@@ -101,7 +125,9 @@ class Forecast:
         """(bytes of memory that a rank here may use, bytes already taken by the process itself, 0 on a GPU)."""
         if self.device.type == "cuda":
             return float(torch.cuda.get_device_properties(self.device).total_memory), 0.0
-        local = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or torch.distributed.get_world_size())
+        local = int(
+            os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or torch.distributed.get_world_size()
+        )
         return memory_limit() / max(1, local), self.process + CPU_LIBRARIES
 
 
@@ -114,13 +140,22 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
     torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
     chosen = int(smallest)
     if not chosen:
-        raise UserError(f"training.micro_batch = auto: not even one sequence fits {room / GIB:.1f} GiB; lower data.sequence_length, use a higher "
-                        "ZeRO stage (training.deepspeed), or training.gradient_checkpointing = true")  # fmt: skip
+        raise UserError(
+            f"training.micro_batch = auto: not even one sequence fits {room / GIB:.1f} GiB; lower data.sequence_length, use a higher "
+            "ZeRO stage (training.deepspeed), or training.gradient_checkpointing = true"
+        )
     log(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit {room / GIB:.1f} GiB")
     return chosen
 
 
-def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gib: float | None, tokens_per_second: float | None) -> dict:
+def plan(
+    recipe: Recipe,
+    teacher: str,
+    tokens: str | None,
+    ranks: int,
+    memory_gib: float | None,
+    tokens_per_second: float | None,
+) -> dict:
     """What the recipe takes on `ranks` devices of `memory_gib` GiB (this machine's when None). tokens: a prepared folder, which says how long an
     epoch is. tokens_per_second: of all ranks together; measured here on one rank, briefly, when None."""
     for key, value in (("--ranks", ranks), ("--memory_gib", memory_gib), ("--tokens_per_second", tokens_per_second)):
@@ -136,26 +171,50 @@ def plan(recipe: Recipe, teacher: str, tokens: str | None, ranks: int, memory_gi
     for at in range(4):
         need = forecast.memory(t.micro_batch, at, ranks)
         peak = need.peak + taken
-        rows.append({"stage": at, **{key: value / GIB for key, value in vars(need).items()}, "process": taken / GIB, "peak": peak / GIB,
-                     "fits": "yes" if peak <= HEADROOM * room else "no", "recipe": "this recipe's" if at == stage else ""})  # fmt: skip
+        rows.append(
+            {
+                "stage": at,
+                **{key: value / GIB for key, value in vars(need).items()},
+                "process": taken / GIB,
+                "peak": peak / GIB,
+                "fits": "yes" if peak <= HEADROOM * room else "no",
+                "recipe": "this recipe's" if at == stage else "",
+            }
+        )
     a_step = t.global_batch * forecast.length
     total = t.max_tokens or None
     if tokens:
         manifest = TokenDataset.open(Path(tokens), "train").manifest
         a_step = round(t.global_batch * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"]))
         weights = recipe.data.weights or [1.0] * len(manifest["sources"])
-        total = total or t.epochs * round(sum(w * s["tokens"]["train"] for w, s in zip(weights, manifest["sources"], strict=False)))
+        total = total or t.epochs * round(
+            sum(w * s["tokens"]["train"] for w, s in zip(weights, manifest["sources"], strict=False))
+        )
     measured = tokens_per_second is None
     rate = forecast.rate(min(t.micro_batch, 4), (total or math.inf) / ranks) * ranks if measured else tokens_per_second
-    flops = flops_per_token(forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length)
+    flops = flops_per_token(
+        forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length
+    )
     return {
-        "teacher_parameters": count_parameters(forecast.teacher), "student_parameters": count_parameters(forecast.student),
-        "mflops_a_token": round(flops / 1e6, 1), "tokens_a_step": a_step, "tokens": total, "steps": math.ceil(total / a_step) if total else None,
-        "tokens_per_second": round(rate, 1), "rate_is": "measured here, one rank's forward and backward × ranks" if measured else "given",
-        "tflops_needed": round(flops * rate / 1e12, 3), "hours": round(total / rate / 3600, 2) if total else None, "ranks": ranks,
-        "device": str(forecast.device), "precision": str(forecast.dtype).removeprefix("torch."), "memory_gib": round(room / GIB, 1),
-        "micro_batch": t.micro_batch, "largest_micro_batch": largest, "stages": rows, "advice": _advice(rows[stage], rows, largest, t),
-    }  # fmt: skip
+        "teacher_parameters": count_parameters(forecast.teacher),
+        "student_parameters": count_parameters(forecast.student),
+        "mflops_a_token": round(flops / 1e6, 1),
+        "tokens_a_step": a_step,
+        "tokens": total,
+        "steps": math.ceil(total / a_step) if total else None,
+        "tokens_per_second": round(rate, 1),
+        "rate_is": "measured here, one rank's forward and backward × ranks" if measured else "given",
+        "tflops_needed": round(flops * rate / 1e12, 3),
+        "hours": round(total / rate / 3600, 2) if total else None,
+        "ranks": ranks,
+        "device": str(forecast.device),
+        "precision": str(forecast.dtype).removeprefix("torch."),
+        "memory_gib": round(room / GIB, 1),
+        "micro_batch": t.micro_batch,
+        "largest_micro_batch": largest,
+        "stages": rows,
+        "advice": _advice(rows[stage], rows, largest, t),
+    }
 
 
 def _advice(row: dict, rows: list[dict], largest: int, t: Training) -> str:
@@ -177,14 +236,33 @@ def show(found: dict) -> None:
     if not is_first():
         return
     facts = {
-        "teacher": f"{found['teacher_parameters']:,} parameters", "student": f"{found['student_parameters']:,} parameters",
-        "work": f"{found['mflops_a_token']:,} MFLOP a token", "a step": f"{found['tokens_a_step']:,} tokens",
-        "run": f"{found['tokens']:,} tokens, {found['steps']:,} steps" if found["tokens"] else "give --tokens or training.max_tokens",
+        "teacher": f"{found['teacher_parameters']:,} parameters",
+        "student": f"{found['student_parameters']:,} parameters",
+        "work": f"{found['mflops_a_token']:,} MFLOP a token",
+        "a step": f"{found['tokens_a_step']:,} tokens",
+        "run": f"{found['tokens']:,} tokens, {found['steps']:,} steps"
+        if found["tokens"]
+        else "give --tokens or training.max_tokens",
         "rate": f"{found['tokens_per_second']:,} tokens/s on {found['ranks']} ranks ({found['rate_is']}), {found['tflops_needed']} TFLOP/s",
         "time": f"{found['hours']:,} hours" if found["hours"] is not None else "give --tokens or training.max_tokens",
         "memory": f"{found['memory_gib']} GiB a rank, {found['device']}, {found['precision']}: {found['advice']}",
-    }  # fmt: skip
+    }
     print(table([{"what": key, "value": value} for key, value in facts.items()], {"what": "what", "value": ""}))
-    parts = ("weights", "gradients", "optimizer", "buffers", "teacher", "activations", "loss", "process", "peak", "fits")
+    parts = (
+        "weights",
+        "gradients",
+        "optimizer",
+        "buffers",
+        "teacher",
+        "activations",
+        "loss",
+        "process",
+        "peak",
+        "fits",
+    )
     columns = {"stage": "ZeRO stage"} | dict(zip(parts, parts, strict=True)) | {"recipe": ""}
-    print("\nMemory of a rank, GiB; the peak is of a moment, so not all of a row's parts are in it\n\n" + table(found["stages"], columns) + "\n")
+    print(
+        "\nMemory of a rank, GiB; the peak is of a moment, so not all of a row's parts are in it\n\n"
+        + table(found["stages"], columns)
+        + "\n"
+    )

@@ -34,9 +34,18 @@ class Memory:
 
 
 def memory(
-    student: PreTrainedModel, teacher: float, training: Training, *, length: int, stage: int, ranks: int, dtype: torch.dtype, accumulation: int,
-    activations: float, device: str,
-) -> Memory:  # fmt: skip
+    student: PreTrainedModel,
+    teacher: float,
+    training: Training,
+    *,
+    length: int,
+    stage: int,
+    ranks: int,
+    dtype: torch.dtype,
+    accumulation: int,
+    activations: float,
+    device: str,
+) -> Memory:
     """Memory of a rank at ZeRO `stage`. teacher: its bytes. activations: bytes of one micro-batch, from `activation_bytes`. device: its type.
 
     Source: Rajbhandari et al. 2020, section 3 (Adam: 12 bytes a parameter beside 16-bit weights), and DeepSpeed's code for what it copies.
@@ -45,7 +54,9 @@ def memory(
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     size = dtype.itemsize
     shard = ranks if stage else 1
-    masters = 0 if size == 4 and stage == 0 else 4 * trained / shard  # a sharded optimizer has copies even of fp32 weights
+    masters = (
+        0 if size == 4 and stage == 0 else 4 * trained / shard
+    )  # a sharded optimizer has copies even of fp32 weights
     weights = size * count / (ranks if stage == 3 else 1)
     gathered = size * count if stage == 3 else 0  # while it runs; DeepSpeed keeps what a small model needs again
     gradients = {0: size * trained, 1: size * trained, 2: 4 * trained / ranks, 3: 4 * trained / ranks}[stage]
@@ -55,23 +66,31 @@ def memory(
     bucket = 500_000_000 if asked == "auto" else int(asked)  # DeepSpeed's own
     config = student.config
     rows, width = training.micro_batch * length, family_of(student).measures(config)[2]
-    passes = "torch" if device == "cpu" or training.compile == "off" else "triton"  # compiled, a CPU's temporaries are spared: not relied on
+    passes = (
+        "torch" if device == "cpu" or training.compile == "off" else "triton"
+    )  # compiled, a CPU's temporaries are spared: not relied on
     loss = live_bytes(rows, config.vocab_size, size, device, passes) + 4 * rows * width + 4 * config.vocab_size * width
     if (wider := columns(config.vocab_size, device)) != config.vocab_size:
         loss += 2 * size * wider * width  # copies of both weights
     # measured on CPUs: from stage 2 on what holds a bucket is there in the next forward too
     buffers = min(bucket, trained) * 4.0 if stage else 0.0
     kept = (gradients if accumulation > 1 else 0.0) + (buffers if stage >= 2 else 0.0)
-    return Memory(weights + gathered, gradients, masters + 8 * trained / shard, buffers, teacher, activations + kept, loss)
+    return Memory(
+        weights + gathered, gradients, masters + 8 * trained / shard, buffers, teacher, activations + kept, loss
+    )
 
 
-def activation_bytes(student: PreTrainedModel, sequences: int, length: int, dtype: torch.dtype, device: torch.device) -> float:
+def activation_bytes(
+    student: PreTrainedModel, sequences: int, length: int, dtype: torch.dtype, device: torch.device
+) -> float:
     """What autograd keeps of the student's trunk and head transform for `sequences` × `length` tokens."""
     one, more = activation_bytes_fit(student, length, dtype, device)
     return one + more * (sequences - 1)
 
 
-def activation_bytes_fit(student: PreTrainedModel, length: int, dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
+def activation_bytes_fit(
+    student: PreTrainedModel, length: int, dtype: torch.dtype, device: torch.device
+) -> tuple[float, float]:
     """The bytes of `activation_bytes` for one sequence, and for each further one: counted on one and on two. Leaves weights, mode and random state
     as they are."""
     family, counted = family_of(student), []

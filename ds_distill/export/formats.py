@@ -71,28 +71,52 @@ class Format:
 
 FORMATS = {
     "onnx": Format(
-        "onnx/model.onnx", f"ONNX Runtime, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), True,
-        lambda job, file: _copy_parts(job.graph, file), OnnxRunner, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        "onnx/model.onnx",
+        f"ONNX Runtime, opset {OPSET}",
+        ("onnx", "onnxscript", "onnxruntime"),
+        True,
+        lambda job, file: _copy_parts(job.graph, file),
+        OnnxRunner,
+        "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
     ),
     "onnx-int8": Format(
-        "onnx/model_quantized.onnx", f"ONNX Runtime, opset {OPSET}", ("onnx", "onnxscript", "onnxruntime"), False,
-        lambda job, file: write_onnx_int8(job.graph, file), OnnxRunner, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        "onnx/model_quantized.onnx",
+        f"ONNX Runtime, opset {OPSET}",
+        ("onnx", "onnxscript", "onnxruntime"),
+        False,
+        lambda job, file: write_onnx_int8(job.graph, file),
+        OnnxRunner,
+        "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
     ),
     "onnx-int8-vnni": Format(
-        "onnx/model_qint8_avx512_vnni.onnx", f"ONNX Runtime, opset {OPSET}, on a processor with VNNI", ("onnx", "onnxscript", "onnxruntime"), False,
-        lambda job, file: write_onnx_int8(job.graph, file, FULL), OnnxRunner, "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
+        "onnx/model_qint8_avx512_vnni.onnx",
+        f"ONNX Runtime, opset {OPSET}, on a processor with VNNI",
+        ("onnx", "onnxscript", "onnxruntime"),
+        False,
+        lambda job, file: write_onnx_int8(job.graph, file, FULL),
+        OnnxRunner,
+        "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
         why_not_full,
     ),
     "openvino-int8": Format(
-        "openvino/openvino_model.xml", "OpenVINO", ("onnx", "onnxscript", "openvino", "nncf"), False,
-        lambda job, file: write_openvino_int8(job.graph, file, job.source.widths), OpenvinoRunner,
+        "openvino/openvino_model.xml",
+        "OpenVINO",
+        ("onnx", "onnxscript", "openvino", "nncf"),
+        False,
+        lambda job, file: write_openvino_int8(job.graph, file, job.source.widths),
+        OpenvinoRunner,
         'openvino.compile_model({file!r}, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})(dict(x))[0]',
     ),
     "torch-export": Format(
-        "torch/model.pt2", "torch.export", (), True, lambda job, file: write_program(job.source, file), load_program,
+        "torch/model.pt2",
+        "torch.export",
+        (),
+        True,
+        lambda job, file: write_program(job.source, file),
+        load_program,
         "torch.export.load({file!r}).module()(**x)[{first!r}]",
     ),
-}  # fmt: skip
+}
 
 
 def parts_of(file: Path) -> list[Path]:
@@ -110,16 +134,22 @@ def formats_of(names: list[str]) -> dict[str, Format]:
     """The formats of these names. Raises UserError for a name that is none, a module that is not there, and what this machine cannot run."""
     for name in names:
         if name not in FORMATS:
-            raise UserError(f"--format {name}: no such format{did_you_mean(name, ('hf', *FORMATS), 0.3)} (hf, {', '.join(FORMATS)})")
+            raise UserError(
+                f"--format {name}: no such format{did_you_mean(name, ('hf', *FORMATS), 0.3)} (hf, {', '.join(FORMATS)})"
+            )
         missing = [module for module in FORMATS[name].needs if importlib.util.find_spec(module) is None]
         if missing:
             raise UserError(f"--format {name} needs {', '.join(missing)}: pip install -r requirements-deploy.txt")
         if reason := FORMATS[name].why_not():
-            raise UserError(f"--format {name} cannot be compared here: {reason}; export it where it is to run, or without -vnni")
+            raise UserError(
+                f"--format {name} cannot be compared here: {reason}; export it where it is to run, or without -vnni"
+            )
     return {name: FORMATS[name] for name in names}
 
 
-def export_formats(model: str, names: list[str], output: Path, *, text: list[str], data: str | None = None, encoder: bool = False) -> dict:
+def export_formats(
+    model: str, names: list[str], output: Path, *, text: list[str], data: str | None = None, encoder: bool = False
+) -> dict:
     """Write formats of the Hugging Face folder `model` into `output` (which may be that folder); returns the summary, figures by format.
 
     text: what the formats are compared on, as for prepare; the sample of this package if empty. data: labelled examples for a fine-tuned head, whose
@@ -135,18 +165,31 @@ def export_formats(model: str, names: list[str], output: Path, *, text: list[str
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output):
-        if encoder:  # whose config.json is not that of the same model with its head: the head is what is wrong, not the model
+        if (
+            encoder
+        ):  # whose config.json is not that of the same model with its head: the head is what is wrong, not the model
             _check_head(output, source)
         publish_model(source, output, Path(model).name)
         _check_head(output, source)
         rows = _written(source, formats, batches, output, dev, before)
-        compared = ", ".join(Path(name).name for name in text) or "this package's sample text"  # a published page names no folder of this machine
-        put_section(output / "README.md", "Formats",
-                    "Compared with PyTorch in fp32 on text; each has an example (`example_*.py`) to be run in this folder.\n\n"
-                    + formats_table(_kept(output, rows, compared)))  # fmt: skip
-    return {"output": str(output), "head": source.head, "inputs": source.inputs, "compared_on": compared, "formats": rows,
-            "peak_megabytes": round(peak_memory(torch.device("cpu")) / 1e6),
-            **({"data": dev.about} if dev else {})}  # fmt: skip
+        compared = (
+            ", ".join(Path(name).name for name in text) or "this package's sample text"
+        )  # a published page names no folder of this machine
+        put_section(
+            output / "README.md",
+            "Formats",
+            "Compared with PyTorch in fp32 on text; each has an example (`example_*.py`) to be run in this folder.\n\n"
+            + formats_table(_kept(output, rows, compared)),
+        )
+    return {
+        "output": str(output),
+        "head": source.head,
+        "inputs": source.inputs,
+        "compared_on": compared,
+        "formats": rows,
+        "peak_megabytes": round(peak_memory(torch.device("cpu")) / 1e6),
+        **({"data": dev.about} if dev else {}),
+    }
 
 
 @contextlib.contextmanager
@@ -164,12 +207,14 @@ def _check_head(output: Path, source: Source) -> None:
     """UserError where the files that lie in `output` have another head."""
     others = {row.get("head", source.head) for row in _formats_in(output).values()} - {source.head}
     if others:
-        raise UserError(f"{output}: holds files with the head {', '.join(others)}, these would have {source.head}; choose another --output")
+        raise UserError(
+            f"{output}: holds files with the head {', '.join(others)}, these would have {source.head}; choose another --output"
+        )
 
 
 def _written(
     source: Source, formats: dict[str, Format], batches: list[Batch], output: Path, dev: DevSet | None, before: Measured
-) -> dict[str, dict]:  # fmt: skip
+) -> dict[str, dict]:
     """The files, each in its place once it has been compared; a row of figures each. before: PyTorch's scores on
     `dev`."""
     partial = output / ".partial"
@@ -186,15 +231,24 @@ def _written(
                 run = format.load(file)
             seconds = time.perf_counter() - began
             figures = compare(source, run, batches, f"comparing {name}")
-            if not math.isfinite(figures["max_difference"]) or (format.exact and figures["max_difference"] > EXACT * figures["max_output"]):
-                raise RuntimeError(f"{name}: outputs differ from PyTorch's by {figures['max_difference']:.2g} of {figures['max_output']:.2g}")
+            if not math.isfinite(figures["max_difference"]) or (
+                format.exact and figures["max_difference"] > EXACT * figures["max_output"]
+            ):
+                raise RuntimeError(
+                    f"{name}: outputs differ from PyTorch's by {figures['max_difference']:.2g} of {figures['max_output']:.2g}"
+                )
             if dev:
                 figures |= {f"dev_{metric}_pytorch": value for metric, value in before.items()}
                 figures |= {f"dev_{metric}": value for metric, value in dev.score(run, f"dev score, {name}").items()}
                 figures["scored_on"] = str(dev)
             follow_umask(file.parent)
             size = sum(part.stat().st_size for part in parts_of(file))
-            rows[name] = {"file": format.file, "head": source.head, "megabytes": size / 1e6, "seconds": seconds} | figures
+            rows[name] = {
+                "file": format.file,
+                "head": source.head,
+                "megabytes": size / 1e6,
+                "seconds": seconds,
+            } | figures
             del run  # OpenVINO keeps the file open
             _publish(file, (output / format.file).parent)
             (output / f"example_{name.replace('-', '_')}.py").write_text(example(source, format), encoding="utf-8")
@@ -235,13 +289,21 @@ def _kept(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]
 def example(source: Source, format: Format) -> str:
     """Three lines that use the file, to be run in the folder."""
     module = format.example.split(".")[0]
-    words = f"the capital of france is {source.tokenizer.mask_token}." if source.head == "masked-lm" else "a text to look at"
+    words = (
+        f"the capital of france is {source.tokenizer.mask_token}."
+        if source.head == "masked-lm"
+        else "a text to look at"
+    )
     kind = "pt" if module == "torch" else "np"
-    surplus = "token_type_ids" in source.tokenizer.model_input_names and "token_type_ids" not in source.inputs  # in a folder that is not ours
+    surplus = (
+        "token_type_ids" in source.tokenizer.model_input_names and "token_type_ids" not in source.inputs
+    )  # in a folder that is not ours
     types = ", return_token_type_ids=False" if surplus else ""
     first = {"encoder": "last_hidden_state", "question-answering": "start_logits"}.get(source.head, "logits")
     call = format.example.format(file=format.file, first=first)
-    shown = {"masked-lm": f"tokenizer.decode({call}.argmax(-1)[0])", "question-answering": f"{call}.argmax(-1)"}.get(source.head, call)
+    shown = {"masked-lm": f"tokenizer.decode({call}.argmax(-1)[0])", "question-answering": f"{call}.argmax(-1)"}.get(
+        source.head, call
+    )
     return (
         f"import {module}, transformers; tokenizer = transformers.AutoTokenizer.from_pretrained('.')\n"
         f'x = tokenizer("{words}", return_tensors="{kind}"{types})\n'
@@ -249,9 +311,20 @@ def example(source: Source, format: Format) -> str:
     )
 
 
-COLUMNS = {"format": "format", "runtime": "runtime", "file": "file", "megabytes": "MB", "max_difference": "max difference", "max_output": "of at most",
-           "agreement": "first choices as PyTorch's", "positions": "choices", "clear_agreement": "of clear ones", "loss_pytorch": "loss, PyTorch",
-           "loss": "loss", "compared_on": "on"}  # fmt: skip
+COLUMNS = {
+    "format": "format",
+    "runtime": "runtime",
+    "file": "file",
+    "megabytes": "MB",
+    "max_difference": "max difference",
+    "max_output": "of at most",
+    "agreement": "first choices as PyTorch's",
+    "positions": "choices",
+    "clear_agreement": "of clear ones",
+    "loss_pytorch": "loss, PyTorch",
+    "loss": "loss",
+    "compared_on": "on",
+}
 
 
 def formats_table(rows: dict[str, dict]) -> str:
@@ -261,6 +334,11 @@ def formats_table(rows: dict[str, dict]) -> str:
         line = {"format": name, "runtime": FORMATS[name].runtime} | row
         line |= {key: f"{row[key]:.2g}" for key in ("max_difference", "max_output") if key in row}
         shown.append(line | {key: f"{100 * row[key]:.2f} %" for key in ("agreement", "clear_agreement") if key in row})
-    scores = {key: f"dev {key.removeprefix('dev_').replace('_pytorch', ', PyTorch')}" for line in shown for key in line if key.startswith("dev_")}
+    scores = {
+        key: f"dev {key.removeprefix('dev_').replace('_pytorch', ', PyTorch')}"
+        for line in shown
+        for key in line
+        if key.startswith("dev_")
+    }
     headings = COLUMNS | scores | {"scored_on": "dev scores on"}
     return table(shown, {key: heading for key, heading in headings.items() if any(key in line for line in shown)})

@@ -14,7 +14,9 @@ from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
-def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, card: str) -> Path:
+def export(
+    weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, card: str
+) -> Path:
     """Write `weights` (fp32, by state-dict name, tied ones once) as a folder that AutoModelForMaskedLM loads; returns `output`.
 
     like: a model of the same class and config. The folder is reloaded and its logits compared with the weights' own before a rename
@@ -23,7 +25,11 @@ def export(weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrai
     """
     output = Path(os.path.abspath(output))  # "." has no name to give its neighbors
     there = output / "README.md"
-    if output.exists() and any(output.iterdir()) and not (there.is_file() and MADE_WITH in there.read_text(encoding="utf-8", errors="replace")):
+    if (
+        output.exists()
+        and any(output.iterdir())
+        and not (there.is_file() and MADE_WITH in there.read_text(encoding="utf-8", errors="replace"))
+    ):
         raise UserError(f"{output}: exists and is no export of ds-distill; choose another folder")
     model = type(like)(like.config).eval()
     _load_weights(model, weights)

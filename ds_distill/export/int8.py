@@ -48,7 +48,11 @@ def why_not_full() -> str | None:
     import onnxruntime
 
     rows, matrix, whole = (onnx_ir.Value(name=name) for name in ("rows", "matrix", "whole"))
-    for value, kind in ((rows, onnx_ir.DataType.UINT8), (matrix, onnx_ir.DataType.INT8), (whole, onnx_ir.DataType.INT32)):
+    for value, kind in (
+        (rows, onnx_ir.DataType.UINT8),
+        (matrix, onnx_ir.DataType.INT8),
+        (whole, onnx_ir.DataType.INT32),
+    ):
         value.type, value.shape = onnx_ir.TensorType(kind), onnx_ir.Shape((64, 64))
     product = onnx_ir.node("MatMulInteger", inputs=(rows, matrix), outputs=(whole,))
     graph = onnx_ir.Graph((rows, matrix), (whole,), nodes=(product,), opset_imports={"": 20}, name="product")
@@ -77,15 +81,23 @@ class OnnxQuantizer:
                 self.product(node, *found)
         for node in list(self.graph):
             table = node.inputs[0] if node.op_type == "Gather" else None
-            if table is not None and (table in self.tables or table.const_value is not None and table.const_value.size > LARGE):
-                self.lookup(node, *self.codes_of(table, FULL))  # unless a product reads it too: then it has its codes already
+            if table is not None and (
+                table in self.tables or table.const_value is not None and table.const_value.size > LARGE
+            ):
+                self.lookup(
+                    node, *self.codes_of(table, FULL)
+                )  # unless a product reads it too: then it has its codes already
         self.drop_unused()
 
     def matrix_of(self, value):
         """(codes [K, N], scales [N], column sums [N]) of a constant right-hand side, or of a table that is transposed; None for another value."""
         if value.const_value is not None and len(value.shape) == 2:
             codes, scales = quantised(value.const_value.numpy(), axis=1, steps=self.steps)
-            return self.constant("matrix", codes), self.constant("scales", scales), self.constant("sums", codes.sum(axis=0, dtype=np.float32) * scales)
+            return (
+                self.constant("matrix", codes),
+                self.constant("scales", scales),
+                self.constant("sums", codes.sum(axis=0, dtype=np.float32) * scales),
+            )
         producer = value.producer()
         if producer is not None and producer.op_type == "Transpose" and producer.inputs[0].const_value is not None:
             codes, scales = self.codes_of(producer.inputs[0], self.steps)
@@ -111,17 +123,34 @@ class OnnxQuantizer:
         """(codes [..., K] of 0 to 255, step [..., 1], least [..., 1]): value = step · codes + least, a token at a time."""
         if value not in self.rows:
             last = self.constant("last", np.array([-1], np.int64))
-            least, most = (self.add(before, operator, value, last, keepdims=1) for operator in ("ReduceMin", "ReduceMax"))
-            width = self.add(before, "Max", self.add(before, "Sub", most, least), self.constant("tiny", np.float32(1e-12)))
+            least, most = (
+                self.add(before, operator, value, last, keepdims=1) for operator in ("ReduceMin", "ReduceMax")
+            )
+            width = self.add(
+                before, "Max", self.add(before, "Sub", most, least), self.constant("tiny", np.float32(1e-12))
+            )
             step = self.add(before, "Mul", width, self.constant("steps", np.float32(1 / 255)))
             counted = self.add(before, "Div", self.add(before, "Sub", value, least), step)
-            codes = self.add(before, "QuantizeLinear", counted, self.constant("one", np.float32(1)), self.constant("zero", np.uint8(0)))
+            codes = self.add(
+                before,
+                "QuantizeLinear",
+                counted,
+                self.constant("one", np.float32(1)),
+                self.constant("zero", np.uint8(0)),
+            )
             self.rows[value] = codes, step, least
         return self.rows[value]
 
     def lookup(self, node, codes, scales) -> None:
-        rows = self.add(node, "Cast", self.add(node, "Gather", codes, node.inputs[1], axis=0), to=self.ir.DataType.FLOAT)
-        own = self.add(node, "Unsqueeze", self.add(node, "Gather", scales, node.inputs[1], axis=0), self.constant("last", np.array([-1], np.int64)))
+        rows = self.add(
+            node, "Cast", self.add(node, "Gather", codes, node.inputs[1], axis=0), to=self.ir.DataType.FLOAT
+        )
+        own = self.add(
+            node,
+            "Unsqueeze",
+            self.add(node, "Gather", scales, node.inputs[1], axis=0),
+            self.constant("last", np.array([-1], np.int64)),
+        )
         self.replace(node, self.add(node, "Mul", rows, own))
 
     def constant(self, name: str, array: np.ndarray):

@@ -78,11 +78,21 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     kind = (config.architectures or [""])[0]
     head = head or next((name for name, (ending, _) in HEADS.items() if kind.endswith(ending)), None)
     if head is None:
-        raise UserError(f"--model {path}: architectures = [{kind!r}] in config.json: exported are models with the heads {', '.join(HEADS)}")
-    model, missing = load_model(HEADS[head][1], folder, config, f"--model {path}", attn_implementation="eager",
-                                **without_pooler(head, config.model_type))  # fmt: skip
+        raise UserError(
+            f"--model {path}: architectures = [{kind!r}] in config.json: exported are models with the heads {', '.join(HEADS)}"
+        )
+    model, missing = load_model(
+        HEADS[head][1],
+        folder,
+        config,
+        f"--model {path}",
+        attn_implementation="eager",
+        **without_pooler(head, config.model_type),
+    )
     if missing and not for_speed:
-        raise UserError(f"--model {path}: the weights lack {listed(missing)} of a {head} model; give a complete checkpoint")
+        raise UserError(
+            f"--model {path}: the weights lack {listed(missing)} of a {head} model; give a complete checkpoint"
+        )
     tokenizer = None if for_speed and not (folder / "tokenizer_config.json").is_file() else load_tokenizer(folder)
     if tokenizer:
         check_vocabulary(tokenizer, config, f"--model {path}")

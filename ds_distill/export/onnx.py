@@ -25,7 +25,9 @@ def write_onnx(source: Source, file: Path) -> None:
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     with silence():
-        exported = OnnxExporter().export(source.model, source.sample(), OnnxConfig(dynamic_shapes=_free_axes(source), opset_version=OPSET))
+        exported = OnnxExporter().export(
+            source.model, source.sample(), OnnxConfig(dynamic_shapes=_free_axes(source), opset_version=OPSET)
+        )
     graph = exported.program
     ClearMetadataAndDocStringPass()(graph)  # else every node names the Python files it was traced from
     names = dict(zip((axis.value for axis in graph.graph.inputs[0].shape), ("batch", "sequence"), strict=True))
@@ -46,11 +48,18 @@ def save_graph(graph, file: Path) -> None:
     import onnx_ir
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    weights = sum(value.const_value.nbytes for part in graph.graphs() for value in part.initializers.values() if value.const_value is not None)
+    weights = sum(
+        value.const_value.nbytes
+        for part in graph.graphs()
+        for value in part.initializers.values()
+        if value.const_value is not None
+    )
     if weights > LARGEST_FILE:
         onnx_ir.save(graph, file, external_data=f"{file.name}_data")
     else:
-        onnx_ir.external_data.load_to_model(graph)  # of a graph that was read, weights may still lie in the file beside it
+        onnx_ir.external_data.load_to_model(
+            graph
+        )  # of a graph that was read, weights may still lie in the file beside it
         onnx_ir.save(graph, file)
 
 
@@ -61,7 +70,9 @@ def write_program(source: Source, file: Path) -> None:
 
     with silence():
         with _plain_outputs(source.model):
-            exported = DynamoExporter().export(source.model, source.sample(), DynamoConfig(dynamic_shapes=_free_axes(source)))
+            exported = DynamoExporter().export(
+                source.model, source.sample(), DynamoConfig(dynamic_shapes=_free_axes(source))
+            )
         for part in exported.program.graph_module.modules():
             for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
                 node.meta.pop("stack_trace", None)  # which names the Python files of this machine

@@ -46,10 +46,14 @@ def text_batches(source: Source, text: list[str], *, sequences: int, length: int
         if len(found) == sequences:
             break
     if not found:
-        raise UserError(f"--text {' '.join(text)}: no document of 12 tokens or more to compare the formats on; give more text")
+        raise UserError(
+            f"--text {' '.join(text)}: no document of 12 tokens or more to compare the formats on; give more text"
+        )
     generator, batches = np.random.default_rng(0), []
     for start in range(0, len(found), batch):
-        rows = [{key: row[key] for key in (*source.inputs, "special_tokens_mask")} for row in found[start : start + batch]]
+        rows = [
+            {key: row[key] for key in (*source.inputs, "special_tokens_mask")} for row in found[start : start + batch]
+        ]
         inputs = pad_right(rows, tokenizer.pad_token_id)
         special, labels = (
             inputs.pop("special_tokens_mask").astype(bool) | (inputs["attention_mask"] == 0),
@@ -74,7 +78,9 @@ def torch_runner(source: Source) -> Callable[[dict[str, np.ndarray]], list[np.nd
     return run
 
 
-def compare(source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], batches: list[Batch], what: str) -> dict:
+def compare(
+    source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], batches: list[Batch], what: str
+) -> dict:
     """Figures of `run` (inputs by name → outputs in the model's order) against PyTorch in fp32.
 
     max_difference: of an output's value, where `at` is true; max_output: the largest there, its scale. agreement: share of equal first choices (of
@@ -84,19 +90,38 @@ def compare(source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarr
     reference, worst, scale, looked_at = torch_runner(source), 0.0, 0.0, 0
     sums: dict[str, float] = dict.fromkeys(("positions", "agreement", "clear_positions", "clear_agreement"), 0)
     for batch in progress_over(batches, what):
-        for mine, its in zip(_looked_at(source.head, run(batch.inputs), batch), _looked_at(source.head, reference(batch.inputs), batch), strict=True):
+        for mine, its in zip(
+            _looked_at(source.head, run(batch.inputs), batch),
+            _looked_at(source.head, reference(batch.inputs), batch),
+            strict=True,
+        ):
             # maximum, unlike max, lets a nan through: no limit holds for it
-            worst, scale = float(np.maximum(worst, np.abs(mine - its).max(initial=0))), float(np.maximum(scale, np.abs(its).max(initial=0)))
+            worst, scale = (
+                float(np.maximum(worst, np.abs(mine - its).max(initial=0))),
+                float(np.maximum(scale, np.abs(its).max(initial=0))),
+            )
             looked_at += its.shape[0]
             if source.head == "encoder" or its.shape[-1] == 1:  # no choice between hidden values, nor of one number
                 continue
             choice, clear = first_choices(its)
             same = mine.argmax(-1) == choice
-            _add(sums, positions=same.size, agreement=same.sum(), clear_positions=clear.sum(), clear_agreement=(same & clear).sum())
+            _add(
+                sums,
+                positions=same.size,
+                agreement=same.sum(),
+                clear_positions=clear.sum(),
+                clear_agreement=(same & clear).sum(),
+            )
             if source.head == "masked-lm":
                 for name, logits in (("", mine), ("_pytorch", its)):
                     labels = batch.labels[batch.at]
-                    _add(sums, **{f"loss{name}": _nats(logits, labels), f"accuracy{name}": (logits.argmax(-1) == labels).sum()})
+                    _add(
+                        sums,
+                        **{
+                            f"loss{name}": _nats(logits, labels),
+                            f"accuracy{name}": (logits.argmax(-1) == labels).sum(),
+                        },
+                    )
     if not looked_at:
         raise UserError("--text: too little of it to compare anything on; give more")
     figures: dict = {"max_difference": worst, "max_output": scale}
@@ -106,7 +131,9 @@ def compare(source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarr
         del sums["clear_agreement"]
     for name, value in sums.items():
         count = name.endswith("positions")
-        figures[name] = int(value) if count else float(value / sums["clear_positions" if name.startswith("clear") else "positions"])
+        figures[name] = (
+            int(value) if count else float(value / sums["clear_positions" if name.startswith("clear") else "positions"])
+        )
     return figures
 
 

@@ -21,7 +21,13 @@ from ds_distill.reporting.model_card import front_matter
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 
-OF_A_TASK = ("finetuning_task", "finetuning_length", "id2label", "label2id", "problem_type")  # in a config.json; servers choose a pipeline by them
+OF_A_TASK = (
+    "finetuning_task",
+    "finetuning_length",
+    "id2label",
+    "label2id",
+    "problem_type",
+)  # in a config.json; servers choose a pipeline by them
 
 
 def publish_model(source: Source, output: Path, name: str) -> None:
@@ -77,7 +83,9 @@ def _check_same_model(made: Path, output: Path, source: Source) -> None:
             same = tokenizer_fingerprint(load_tokenizer(output)) == tokenizer_fingerprint(source.tokenizer)
         if not same:
             raise UserError(f"{output}: holds another model's config.json or tokenizer; choose another --output")
-    if (output / "model.safetensors").is_file() and not _same_weights(made / "model.safetensors", output / "model.safetensors"):
+    if (output / "model.safetensors").is_file() and not _same_weights(
+        made / "model.safetensors", output / "model.safetensors"
+    ):
         raise UserError(f"{output}: holds another model's model.safetensors; choose another --output")
 
 
@@ -90,7 +98,10 @@ def _described(folder: Path) -> dict:
 def _same_weights(one: Path, other: Path) -> bool:
     """Whether the weights that both files hold are equal, in fp32."""
     with safe_open(one, "pt") as mine, safe_open(other, "pt") as its:
-        return all(torch.equal(mine.get_tensor(name).float(), its.get_tensor(name).float()) for name in set(mine.keys()) & set(its.keys()))
+        return all(
+            torch.equal(mine.get_tensor(name).float(), its.get_tensor(name).float())
+            for name in set(mine.keys()) & set(its.keys())
+        )
 
 
 def _card(source: Source, name: str) -> str:

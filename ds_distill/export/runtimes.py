@@ -42,13 +42,20 @@ class OpenvinoRunner:
     def __init__(self, file: Path, threads: int | None = None, precision: str = "f32"):
         import openvino
 
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision} | (
+            {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        )
         self.compiled = openvino.Core().compile_model(str(file), "CPU", settings)
-        self.request, self.names = self.compiled.create_infer_request(), [port.get_any_name() for port in self.compiled.inputs]
+        self.request, self.names = (
+            self.compiled.create_infer_request(),
+            [port.get_any_name() for port in self.compiled.inputs],
+        )
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         found = self.request.infer({name: inputs[name] for name in self.names})
-        return [found[port].copy() for port in self.compiled.outputs]  # the next call writes over what this one returned
+        return [
+            found[port].copy() for port in self.compiled.outputs
+        ]  # the next call writes over what this one returned
 
     def rest(self) -> None:
         self.compiled.release_memory()
@@ -60,7 +67,10 @@ def load_program(file: Path, threads: int | None = None) -> Runner:
     if threads:
         torch.set_num_threads(threads)
     program = torch.export.load(str(file))
-    names, module = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"], program.module()
+    names, module = (
+        [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"],
+        program.module(),
+    )
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():

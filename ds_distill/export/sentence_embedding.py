@@ -10,9 +10,14 @@ from ds_distill.export.model import Source, read_json
 from ds_distill.utils.console import log
 
 # Flags of 1_Pooling/config.json that every release and text-embeddings-inference know, by the names that sentence-transformers 5 gives instead
-POOLING_FLAGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens",
-                 "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens", "weightedmean": "pooling_mode_weightedmean_tokens",
-                 "lasttoken": "pooling_mode_lasttoken"}  # fmt: skip
+POOLING_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
 KEPT_SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
 
 
@@ -23,7 +28,9 @@ def write_sentence_transformers_files(source: Source, folder: Path) -> None:
     for kind, settings, weights in _modules_after_transformer(source):
         number = len(modules)
         path = f"{number}_{kind}"
-        modules.append({"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"})
+        modules.append(
+            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        )
         (folder / path).mkdir()
         _write_json(folder / path / "config.json", settings)
         if weights:
@@ -33,7 +40,10 @@ def write_sentence_transformers_files(source: Source, folder: Path) -> None:
     longest = source.tokenizer.model_max_length
     if isinstance(given.get("max_seq_length"), int):
         longest = min(longest, given["max_seq_length"])
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": longest, "do_lower_case": bool(given.get("do_lower_case", False))})
+    _write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": longest, "do_lower_case": bool(given.get("do_lower_case", False))},
+    )
     settings = _json_of(source.folder / "config_sentence_transformers.json")
     if kept := {key: settings[key] for key in KEPT_SETTINGS if key in settings}:
         _write_json(folder / "config_sentence_transformers.json", kept)
@@ -45,14 +55,21 @@ def _modules_after_transformer(source: Source) -> list[tuple[str, dict, Path | N
     listed = read_json(file) if file.is_file() else []
     found: list[tuple[str, dict, Path | None]] = []
     for module in listed[1:] if isinstance(listed, list) else ():
-        kind, place = str(module.get("type", "")).rsplit(".", 1)[-1], source.folder / Path(str(module.get("path", ""))).name
+        kind, place = (
+            str(module.get("type", "")).rsplit(".", 1)[-1],
+            source.folder / Path(str(module.get("path", ""))).name,
+        )
         if not kind.isidentifier():
             break
         settings, weights = _json_of(place / "config.json"), place / "model.safetensors"
         if not weights.is_file() and list(place.glob("*.bin")):
-            log(f"{source.folder}: {place.name} has pickled weights, which are not read: the embeddings of the export are those before it")
+            log(
+                f"{source.folder}: {place.name} has pickled weights, which are not read: the embeddings of the export are those before it"
+            )
             break
-        found.append((kind, _pooling(settings, width) if kind == "Pooling" else settings, weights if weights.is_file() else None))
+        found.append(
+            (kind, _pooling(settings, width) if kind == "Pooling" else settings, weights if weights.is_file() else None)
+        )
     return found or [("Pooling", _pooling({}, width), None)]
 
 
@@ -60,8 +77,11 @@ def _pooling(settings: dict, width: int) -> dict:
     """The settings of a Pooling module under the names that all releases read."""
     modes = settings.get("pooling_mode", [mode for mode, flag in POOLING_FLAGS.items() if settings.get(flag)])
     modes = [modes] if isinstance(modes, str) else list(modes) or ["mean"]
-    return {"word_embedding_dimension": width, **{flag: mode in modes for mode, flag in POOLING_FLAGS.items()},
-            "include_prompt": settings.get("include_prompt", True)}  # fmt: skip
+    return {
+        "word_embedding_dimension": width,
+        **{flag: mode in modes for mode, flag in POOLING_FLAGS.items()},
+        "include_prompt": settings.get("include_prompt", True),
+    }
 
 
 def _json_of(file: Path) -> dict:

@@ -18,8 +18,23 @@ from ds_distill.export.parity import progress_over
 from ds_distill.export.runtimes import Runner
 from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.columns import named_columns, text_columns
-from ds_distill.tasks.examples import KINDS, check_value, kind_of, label_of, read_columns, rows_of, without_lone_surrogates
-from ds_distill.tasks.labels import are_numbered_otherwise, class_by_name, class_by_number, class_of, classes_of, number_of
+from ds_distill.tasks.examples import (
+    KINDS,
+    check_value,
+    kind_of,
+    label_of,
+    read_columns,
+    rows_of,
+    without_lone_surrogates,
+)
+from ds_distill.tasks.labels import (
+    are_numbered_otherwise,
+    class_by_name,
+    class_by_number,
+    class_of,
+    classes_of,
+    number_of,
+)
 from ds_distill.tasks.metrics import METRICS, Measured
 from ds_distill.tasks.registry import LENGTH_KEY, TASKS, Task, plain
 from ds_distill.tasks.squad import LENGTH, postprocess_spans, questions_in, spans_of, squad_scores
@@ -278,4 +293,9 @@ def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) 
         )
     others = [str(name) for name in rows[0] if name not in (*names, "label")]
     log(f"--data {file}: read as text: {', '.join(names)}" + (f"; not read: {', '.join(others)}" if others else ""))
-    return Labelled([[without_lone_surrogates(row[name]) for row in rows] for name in names], [row["label"] for row in rows], names, Counter())
+    return Labelled(
+        [[without_lone_surrogates(row[name]) for row in rows] for name in names],
+        [row["label"] for row in rows],
+        names,
+        Counter(),
+    )

@@ -64,7 +64,9 @@ class Tuning:
             if not getattr(self, name) > 0:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must be above 0")
         if 0 < self.length < LEAST_LENGTH:
-            raise UserError(f"tuning.length = {self.length}: at least {LEAST_LENGTH}, of which a pair's special tokens take up to 4; 0 for the usual")
+            raise UserError(
+                f"tuning.length = {self.length}: at least {LEAST_LENGTH}, of which a pair's special tokens take up to 4; 0 for the usual"
+            )
         for name, what in (("warmup", "a share of the steps"), ("dropout", "a share of the values")):
             if getattr(self, name) >= 1:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: {what}, below 1")
@@ -82,7 +84,9 @@ def expand_grid(settings: Tuning, grid: list[str]) -> list[Tuning]:
         if name not in hints or not values:
             raise UserError(f"--grid {entry}: NAME=VALUE,VALUE… with a name of {', '.join(hints)}")
         if any(name == axis[0][0] for axis in axes):
-            raise UserError(f"--grid {entry}: {name} is there twice; all of its values belong into one {name}=VALUE,VALUE…")
+            raise UserError(
+                f"--grid {entry}: {name} is there twice; all of its values belong into one {name}=VALUE,VALUE…"
+            )
         read = dict.fromkeys(convert(value, hints[name], f"--grid {entry}") for value in values.split(","))
         axes.append([(name, value) for value in read])
     points = [replace(settings, **dict(point)) for point in itertools.product(*axes)]

@@ -59,7 +59,11 @@ def load_data(task: Task, folder: str | None) -> Data:
     train, dev = load(task, "train", folder), {split: load(task, split, folder) for split in task.validation}
     if task.spans and not any(question.answers for question in train):
         raise UserError(f"--task {task.name}: no question of the training set has an answer")
-    rows = (row for part in (train, *dev.values()) for row in (map(vars, part) if task.spans else zip(*part.texts, part.labels, strict=True)))
+    rows = (
+        row
+        for part in (train, *dev.values())
+        for row in (map(vars, part) if task.spans else zip(*part.texts, part.labels, strict=True))
+    )
     return Data(task, train, dev, _digest(task.name, len(train), rows))
 
 
@@ -82,7 +86,10 @@ class Sets:
 
 def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, positions: int) -> Sets:
     """positions: the most tokens that the models read."""
-    most, length = settings.max_examples or None, min(settings.length or (LENGTH if data.task.spans else SENTENCES), positions)
+    most, length = (
+        settings.max_examples or None,
+        min(settings.length or (LENGTH if data.task.spans else SENTENCES), positions),
+    )
     dev = dev_sets(data, tokenizer, length)
     train = data.train[:most]
     if data.task.spans:
@@ -102,8 +109,10 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning
         )
     if absent := set(data.train.labels) - set(train.labels) if data.task.labels else ():
         names = ", ".join(data.task.labels[label] for label in sorted(absent))
-        raise UserError(f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none that is {names}: the set is "
-                        "in order; take more, or all, or give --data in random order")  # fmt: skip
+        raise UserError(
+            f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none that is {names}: the set is "
+            "in order; take more, or all, or give --data in random order"
+        )
     return Sets(encode_features(train, tokenizer, length), dev, length)
 
 
@@ -120,14 +129,22 @@ def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dic
     }
 
 
-def teacher_outputs(teacher: PreTrainedModel, features: Features, collator: Collator, batch: int, folder: Path) -> list[np.ndarray]:
+def teacher_outputs(
+    teacher: PreTrainedModel, features: Features, collator: Collator, batch: int, folder: Path
+) -> list[np.ndarray]:
     """The teacher's outputs for `features`, fp32, computed once and kept in `folder` by what it is and what it read."""
-    file = folder / f"{weights_fingerprint(teacher)[:16]}-{_digest(zip(*features.inputs.values(), strict=True))}.safetensors"
+    file = (
+        folder
+        / f"{weights_fingerprint(teacher)[:16]}-{_digest(zip(*features.inputs.values(), strict=True))}.safetensors"
+    )
     if not file.is_file():
         outputs = predict(teacher, features, collator, batch, "the teacher's outputs")
         folder.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        values, sizes = np.concatenate([o.reshape(-1) for o in outputs]).astype(np.float32), np.array([o.size for o in outputs])
+        values, sizes = (
+            np.concatenate([o.reshape(-1) for o in outputs]).astype(np.float32),
+            np.array([o.size for o in outputs]),
+        )
         save_file({"values": values, "sizes": sizes}, partial)
         follow_umask(folder)
         partial.replace(file)

@@ -37,7 +37,9 @@ class Features(Dataset):
         return len(self.inputs["input_ids"])
 
     def __getitem__(self, row: int) -> dict:
-        out = {name: values[row] for name, values in self.inputs.items()} | {name: values[row] for name, values in self.labels.items()}
+        out = {name: values[row] for name, values in self.inputs.items()} | {
+            name: values[row] for name, values in self.labels.items()
+        }
         return out if self.teacher is None else out | {"teacher": self.teacher[row]}
 
     @property
@@ -71,7 +73,9 @@ class ByLength(Sampler):
         order, whole = random.permutation(rows), rows // self.batch * self.batch
         size = self.batch * max(1, min(MEGABATCH, rows // (4 * self.batch)))
         parts = np.split(order[:whole], range(size, whole, size))
-        batches = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts]).reshape(-1, self.batch)
+        batches = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts]).reshape(
+            -1, self.batch
+        )
         return iter([*random.permutation(batches).reshape(-1).tolist(), *order[whole:].tolist()])
 
 

@@ -25,7 +25,9 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     has_head = kind.endswith("ForQuestionAnswering" if task.spans else "ForSequenceClassification")
     remedy = f"give one fine-tuned on {task.name}" if tuned else "give the pretrained folder it came from"
     if tuned and not has_head:
-        raise UserError(f"{given}: a {kind or 'model without a head'}; the second distillation needs a teacher fine-tuned on {task.name}")
+        raise UserError(
+            f"{given}: a {kind or 'model without a head'}; the second distillation needs a teacher fine-tuned on {task.name}"
+        )
     if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):
         raise UserError(f"{given}: a {kind}, fine-tuned for another kind of task than {task.name}; {remedy}")
     if trained_on and plain(trained_on) != plain(task.name):
@@ -40,12 +42,17 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         theirs = [str(config.id2label[i]) for i in sorted(config.id2label)]
         meant = classes_of(theirs, task.labels)  # numbers are the hub's ids
         if has_head and (len(theirs) != wanted or (task.labels and meant is None)):
-            raise UserError(f"{given}: its labels are {', '.join(theirs)}, those of {task.name} are "
-                            f"{', '.join(task.labels) or 'one number'}; {remedy}")  # fmt: skip
+            raise UserError(
+                f"{given}: its labels are {', '.join(theirs)}, those of {task.name} are "
+                f"{', '.join(task.labels) or 'one number'}; {remedy}"
+            )
         order = [meant.index(i) for i in range(wanted)] if has_head and meant and meant != list(range(wanted)) else None
         config.num_labels = wanted
         if task.labels:
-            config.id2label, config.label2id = dict(enumerate(task.labels)), {name: i for i, name in enumerate(task.labels)}
+            config.id2label, config.label2id = (
+                dict(enumerate(task.labels)),
+                {name: i for i, name in enumerate(task.labels)},
+            )
         config.problem_type = "regression" if task.regression else "single_label_classification"
     config.finetuning_task = task.name
     auto = AutoModelForQuestionAnswering if task.spans else AutoModelForSequenceClassification

@@ -37,7 +37,9 @@ def said_of(counts: dict[str, dict]) -> str:
     """Return what a model card says of what is not read, `counts` being not_read's; nothing where all is read."""
     said = {"truncated": "examples cut to what the model reads", "unknown": "tokens unknown to the tokenizer"}
     found = [f"{count:,} {what} ({part})" for key, what in said.items() for part, count in counts[key].items() if count]
-    found += [f"{count:,} {why} left out ({part})" for part, by in counts["left_out"].items() for why, count in by.items()]
+    found += [
+        f"{count:,} {why} left out ({part})" for part, by in counts["left_out"].items() for why, count in by.items()
+    ]
     return f"Not read: {', '.join(found)}." if found else ""
 
 

@@ -56,7 +56,14 @@ class Plan:
 
 
 def finetune(
-    task: Task, model: str, output: Path, *, points: list[Tuning], seeds: list[int], teacher: str | None = None, data: str | None = None
+    task: Task,
+    model: str,
+    output: Path,
+    *,
+    points: list[Tuning],
+    seeds: list[int],
+    teacher: str | None = None,
+    data: str | None = None,
 ) -> dict:
     """All runs of a plan: every point of the grid with every seed, each in a folder of its own and done once.
 
@@ -74,10 +81,17 @@ def finetune(
         positions = min(positions, family_of(mentor).positions(mentor.config))
         widths = mentor.config.hidden_size, student.config.hidden_size
         if widths[0] != widths[1] and any(point.hidden > 0 for point in points):
-            raise UserError(f"tuning.hidden = {max(point.hidden for point in points)}: teacher and student have widths {widths[0]} and {widths[1]}")
+            raise UserError(
+                f"tuning.hidden = {max(point.hidden for point in points)}: teacher and student have widths {widths[0]} and {widths[1]}"
+            )
     read = load_data(task, data)
-    identity = {"task": task.name, "order": "by length", "model": weights_fingerprint(student)[:16], "data": read.fingerprint,
-                "teacher": weights_fingerprint(mentor)[:16] if mentor else None}  # fmt: skip
+    identity = {
+        "task": task.name,
+        "order": "by length",
+        "model": weights_fingerprint(student)[:16],
+        "data": read.fingerprint,
+        "teacher": weights_fingerprint(mentor)[:16] if mentor else None,
+    }
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         plan = _plan(read, model, output, points, tokenizer, positions, mentor)
         if teacher and task.regression:
@@ -94,16 +108,31 @@ def finetune(
     )
 
 
-def _check_reads_the_same(path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_reads_the_same(
+    path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """UserError where the teacher's token ids mean something else."""
     folder = resolve_model_folder(path, "--teacher")
-    other = (folder / "tokenizer_config.json").is_file() and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer)
+    other = (folder / "tokenizer_config.json").is_file() and tokenizer_fingerprint(
+        load_tokenizer(folder)
+    ) != tokenizer_fingerprint(tokenizer)
     if other or teacher.config.vocab_size < student.config.vocab_size:
         raise UserError(f"--teacher {path}: its tokenizer is not the student's; give a teacher of the same vocabulary")
 
 
-def _plan(data: Data, model: str, output: Path, points: list[Tuning], tokenizer, positions: int, mentor: PreTrainedModel | None) -> Plan:
-    device, collator = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"), Collator(tokenizer)
+def _plan(
+    data: Data,
+    model: str,
+    output: Path,
+    points: list[Tuning],
+    tokenizer,
+    positions: int,
+    mentor: PreTrainedModel | None,
+) -> Plan:
+    device, collator = (
+        torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"),
+        Collator(tokenizer),
+    )
     if device.type == "cpu":
         retain_freed_memory()
     if mentor is not None:
@@ -116,7 +145,9 @@ def _plan(data: Data, model: str, output: Path, points: list[Tuning], tokenizer,
             say_what_is_not_read(data, sets[key], point, positions, tokenizer)
             if mentor is not None:
                 with explain_disk_full(output), explain_out_of_memory(_smaller(point)):
-                    sets[key].train.teacher = teacher_outputs(mentor, sets[key].train, collator, 2 * point.batch, output / "teacher")
+                    sets[key].train.teacher = teacher_outputs(
+                        mentor, sets[key].train, collator, 2 * point.batch, output / "teacher"
+                    )
     return Plan(data, model, output, sets, collator, mentor, device)
 
 
@@ -126,7 +157,9 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
     with progress(sum(steps) * len(seeds), plan.task.name, "step") as bar:
         for point, length in zip(points, steps, strict=True):
             for seed in seeds:
-                folder = plan.output / ",".join([f"{name}={value}" for name, value in _differing(point, points).items()] + [f"seed={seed}"])
+                folder = plan.output / ",".join(
+                    [f"{name}={value}" for name, value in _differing(point, points).items()] + [f"seed={seed}"]
+                )
                 result = folder / "result.json"
                 _begin(folder, point, plan.device)
                 if result.is_file():
@@ -159,33 +192,69 @@ def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
     file = folder / "tuning.json"
     if file.is_file():
         before = asdict(Tuning()) | json.loads(file.read_text(encoding="utf-8"))["asked"]
-        changed = [f"tuning.{name} was {value}, is {now}" for name, now in asdict(point).items() if (value := before[name]) != now]
+        changed = [
+            f"tuning.{name} was {value}, is {now}"
+            for name, now in asdict(point).items()
+            if (value := before[name]) != now
+        ]
         if not changed:
             return
         if (folder / "result.json").is_file():
             raise UserError(f"{folder} holds another run ({'; '.join(changed)}): choose another --output, or remove it")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    bf16 = point.precision == "bf16" or point.precision == "auto" and (device.type == "cuda" or choose_cpu_dtype() == torch.bfloat16)
+    bf16 = (
+        point.precision == "bf16"
+        or point.precision == "auto"
+        and (device.type == "cuda" or choose_cpu_dtype() == torch.bfloat16)
+    )
     write_json(file, {"asked": asdict(point), "precision": "bf16" if bf16 else "fp32"})
 
 
 def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     torch.manual_seed(seed)
     network = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
-    precision, cpu, sets = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["precision"], plan.device.type == "cpu", plan.encode_sets(point)
-    if cpu and precision == "bf16":  # written out it takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26); in fp32 torch's own is no slower
+    precision, cpu, sets = (
+        json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["precision"],
+        plan.device.type == "cpu",
+        plan.encode_sets(point),
+    )
+    if (
+        cpu and precision == "bf16"
+    ):  # written out it takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26); in fp32 torch's own is no slower
         network.set_attn_implementation("eager")
     arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"), per_device_train_batch_size=point.batch, num_train_epochs=point.epochs,
-        learning_rate=point.learning_rate, lr_scheduler_type="linear", warmup_steps=point.warmup, weight_decay=point.weight_decay, seed=seed,
-        bf16=precision == "bf16", use_cpu=cpu, save_strategy="steps", save_steps=SAVE_EVERY, save_total_limit=1, logging_steps=20,
-        eval_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
-    )  # fmt: skip
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=point.batch,
+        num_train_epochs=point.epochs,
+        learning_rate=point.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=point.warmup,
+        weight_decay=point.weight_decay,
+        seed=seed,
+        bf16=precision == "bf16",
+        use_cpu=cpu,
+        save_strategy="steps",
+        save_steps=SAVE_EVERY,
+        save_total_limit=1,
+        logging_steps=20,
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
     if not cpu and arguments.device.type == "cuda":
         arguments._n_gpu = 1  # or Trainer would spread a batch over every GPU it sees, and multiply it
-    trainer = FinetuneTrainer(model=network, args=arguments, train_dataset=sets.train, data_collator=plan.collator, settings=point, task=plan.task,
-                    teacher=plan.teacher, callbacks=[_Bar(bar)])  # fmt: skip
+    trainer = FinetuneTrainer(
+        model=network,
+        args=arguments,
+        train_dataset=sets.train,
+        data_collator=plan.collator,
+        settings=point,
+        task=plan.task,
+        teacher=plan.teacher,
+        callbacks=[_Bar(bar)],
+    )
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to results
     # Trainer writes trainer_state.json last
     whole = [file.parent for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")]

@@ -38,14 +38,24 @@ class FinetuneTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         s, targets = self.settings, inputs.pop("teacher", None)
         read = {name: inputs.pop(name) for name in INPUTS}
-        outputs = model(**{name: read[name] for name in self.takes}, **inputs, output_hidden_states=s.hidden > 0 and targets is not None)
+        outputs = model(
+            **{name: read[name] for name in self.takes},
+            **inputs,
+            output_hidden_states=s.hidden > 0 and targets is not None,
+        )
         loss = outputs.loss
         if targets is not None:
-            loss = s.hard * loss + s.soft * soft_target_loss(outputs, targets, temperature=s.temperature, regression=self.task.regression)
+            loss = s.hard * loss + s.soft * soft_target_loss(
+                outputs, targets, temperature=s.temperature, regression=self.task.regression
+            )
             if s.hidden > 0:
                 with torch.no_grad():
-                    taught = self.teacher(**{name: read[name] for name in inputs_of(self.teacher, INPUTS)}, output_hidden_states=True)
-                loss = loss + s.hidden * hidden_cosine_loss(outputs.hidden_states[-1], taught.hidden_states[-1], read["attention_mask"])
+                    taught = self.teacher(
+                        **{name: read[name] for name in inputs_of(self.teacher, INPUTS)}, output_hidden_states=True
+                    )
+                loss = loss + s.hidden * hidden_cosine_loss(
+                    outputs.hidden_states[-1], taught.hidden_states[-1], read["attention_mask"]
+                )
         return (loss, outputs) if return_outputs else loss
 
 
@@ -55,13 +65,21 @@ def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, b
     for number, (split, (features, gold)) in enumerate(sets.dev.items()):
         outputs = predict(model, features, collator, batch, f"{what}, {split}")
         if not all(np.isfinite(output).all() for output in outputs):
-            raise UserError(f"{what}: the model's outputs are no numbers, it has diverged; a lower tuning.learning_rate in another --output")
+            raise UserError(
+                f"{what}: the model's outputs are no numbers, it has diverged; a lower tuning.learning_rate in another --output"
+            )
         if task.spans:
             questions, spans = gold
-            part = squad_scores(questions, postprocess_spans(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs]))
+            part = squad_scores(
+                questions, postprocess_spans(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs])
+            )
         else:
             part = scores(task.metrics, np.stack(outputs), gold)
-        found |= part if number == 0 else {f"{split.removeprefix('validation_')}_{name}": value for name, value in part.items()}
+        found |= (
+            part
+            if number == 0
+            else {f"{split.removeprefix('validation_')}_{name}": value for name, value in part.items()}
+        )
     return found
 
 

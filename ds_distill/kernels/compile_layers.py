@@ -35,15 +35,25 @@ def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
         block.compile(dynamic=False)
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
-               **_) -> tuple[Tensor, None]:  # fmt: skip
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_,
+) -> tuple[Tensor, None]:
     """query, key, value: [B, heads, L, d]; mask: [B, 1, L, L] bool, true where a query may see a key, or None. Returns ([B, L, heads, d], None)."""
     if not torch.compiler.is_compiling():
         out = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
     else:
         scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # padding sees nothing: −∞ everywhere would be no number
+            scores = scores.masked_fill(
+                ~mask, torch.finfo(scores.dtype).min
+            )  # padding sees nothing: −∞ everywhere would be no number
         weights = scores.softmax(-1)
         out = (counter_dropout(weights, dropout) if dropout else weights).to(value.dtype) @ value
     return out.transpose(1, 2), None

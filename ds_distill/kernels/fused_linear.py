@@ -15,8 +15,13 @@ from ds_distill.kernels.row_losses import TEMPORARIES, passes_of
 
 # large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak; a GPU also reads and writes the weight's gradient once a chunk
 LIVE_BYTES = {"cpu": 240 * 2**20, "cuda": 768 * 2**20}
-BLOCK = {"cpu": 2**21, "cuda": 2**25}  # logits of one call of row_losses: a CPU finds them in its cache again, a GPU wants to be filled
-PAD_LOGIT_BIAS = {torch.float16: -65504.0}  # bias of a column that is no token, else −1e30: no probability, and finite, so that 0 times its logit is 0
+BLOCK = {
+    "cpu": 2**21,
+    "cuda": 2**25,
+}  # logits of one call of row_losses: a CPU finds them in its cache again, a GPU wants to be filled
+PAD_LOGIT_BIAS = {
+    torch.float16: -65504.0
+}  # bias of a column that is no token, else −1e30: no probability, and finite, so that 0 times its logit is 0
 TILE = 128  # rows
 _kept = threading.local()  # on a CPU, by model: the logits' memory, from one step to the next; fresh pages for it cost as much as a pass over them
 
@@ -74,7 +79,17 @@ def fused_linear_distillation_loss(
         chunk = _chunk(rows, vocabulary, student_hidden.element_size(), student_hidden.device.type)
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
     return _FusedVocabularyLoss.apply(
-        *inputs, *teacher, labels, token_mask, float(temperature), float(kl_weight), float(mlm_weight), kl_on, chunk, passes, want
+        *inputs,
+        *teacher,
+        labels,
+        token_mask,
+        float(temperature),
+        float(kl_weight),
+        float(mlm_weight),
+        kl_on,
+        chunk,
+        passes,
+        want,
     )
 
 
@@ -133,18 +148,26 @@ class _Logits:
     (docs/PERFORMANCE.md). bias: to be added to them, at least fp32 on a CPU, as it was given on a GPU; None where there is nothing to add.
     """
 
-    def __init__(self, model: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, chunk: int) -> None:
+    def __init__(
+        self, model: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, chunk: int
+    ) -> None:
         same, vocabulary = hidden.dtype == weight.dtype, len(weight)
         more = columns(vocabulary, hidden.device.type) - vocabulary
         self.bias = bias if bias is None or hidden.is_cuda else bias.to(wide)
         if more:
             weight = torch.nn.functional.pad(weight, (0, 0, 0, more))
-            bias = weight.new_zeros(vocabulary, dtype=weight.dtype if hidden.is_cuda else wide) if bias is None else self.bias
+            bias = (
+                weight.new_zeros(vocabulary, dtype=weight.dtype if hidden.is_cuda else wide)
+                if bias is None
+                else self.bias
+            )
             self.bias = torch.nn.functional.pad(bias, (0, more), value=PAD_LOGIT_BIAS.get(bias.dtype, -1e30))
         self.hidden, self.weight = (hidden, weight) if same else (hidden.to(wide), weight.to(wide))
         self.options = {"out_dtype": wide} if hidden.is_cuda and same and hidden.dtype != wide else {}
         shape, dtype = (min(chunk, len(hidden)), vocabulary + more), self.options.get("out_dtype", self.hidden.dtype)
-        self.buffer = self.hidden.new_empty(shape, dtype=dtype) if hidden.is_cuda else _workspace_view(model, *shape, self.hidden)
+        self.buffer = (
+            self.hidden.new_empty(shape, dtype=dtype) if hidden.is_cuda else _workspace_view(model, *shape, self.hidden)
+        )
 
     def __call__(self, part: slice) -> Tensor:
         """Valid until the next call."""
@@ -182,11 +205,15 @@ class _FusedVocabularyLoss(torch.autograd.Function):
             # gradients stay unnormalised until backward knows the loss scale: 1/N inside would underflow.
             # In units of KL's own factor its gradient is q − p; not where masked-LM's would then leave fp16's range.
             unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
-        factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)]  # filled, not copied: a copy would make a GPU wait
+        factors = [
+            kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)
+        ]  # filled, not copied: a copy would make a GPU wait
         student = _Logits("student", hidden, weight, bias, wide, chunk)
         teacher = _Logits("teacher", t_hidden, t_weight, t_bias, wide, chunk) if kl_weight != 0 else None
         t_bias = teacher.bias if teacher else None
-        whole = hidden.is_cuda and passes != "torch"  # a kernel a chunk; torch's operators hold several times its logits
+        whole = (
+            hidden.is_cuda and passes != "torch"
+        )  # a kernel a chunk; torch's operators hold several times its logits
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want else None
         d_weight = d_bias = None
         for start in range(0, len(hidden), chunk):
@@ -213,14 +240,29 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                     masked[block] if at is None else None,
                     *factors,
                     temperature,
-                    None if slopes is None else mine if slopes is z else slopes[block],  # the same object: torch.compile copies aliases
+                    None
+                    if slopes is None
+                    else mine
+                    if slopes is z
+                    else slopes[block],  # the same object: torch.compile copies aliases
                 )
                 kl_sum += 0.0 if kl is None else kl.sum()
                 mlm_sum += 0.0 if mlm is None else mlm.sum()
             for block in () if at is None else _blocks(z_at, whole):
                 mine = z_at[block]
                 yes = torch.ones(len(mine), 1, dtype=torch.bool)
-                _, mlm = losses_of(mine, None, student.bias, None, target[at[block]], yes, yes, *factors, temperature, mine if want else None)
+                _, mlm = losses_of(
+                    mine,
+                    None,
+                    student.bias,
+                    None,
+                    target[at[block]],
+                    yes,
+                    yes,
+                    *factors,
+                    temperature,
+                    mine if want else None,
+                )
                 mlm_sum += mlm.sum()
             if at is not None and want:
                 slopes.index_add_(0, at, z_at)
@@ -235,8 +277,11 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         if want:
             d_weight, d_bias = (None if d is None else d[: len(weight)] for d in (d_weight, d_bias))
             ctx.unit, ctx.dtypes = unit, (hidden.dtype, weight.dtype, bias.dtype if bias is not None else None)
-            ctx.save_for_backward(d_hidden, torch.zeros_like(weight) if d_weight is None else d_weight,
-                                  torch.zeros_like(bias) if d_bias is None and bias is not None else d_bias)  # fmt: skip
+            ctx.save_for_backward(
+                d_hidden,
+                torch.zeros_like(weight) if d_weight is None else d_weight,
+                torch.zeros_like(bias) if d_bias is None and bias is not None else d_bias,
+            )
         loss = kl_weight * kl_sum + mlm_weight * mlm_sum
         ctx.mark_non_differentiable(kl_sum, mlm_sum)
         return loss, kl_sum, mlm_sum
@@ -245,7 +290,10 @@ class _FusedVocabularyLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, _kl, _mlm):
         scale = grad_loss * ctx.unit
-        grads = [None if g is None else _scaled(g, scale, dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        grads = [
+            None if g is None else _scaled(g, scale, dtype)
+            for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
         return (*grads, *[None] * 12)
 
 
@@ -263,7 +311,9 @@ def _bias_gradient(total: Tensor | None, slopes: Tensor, wide: torch.dtype) -> T
     """total + the sum of slopes' rows, [columns]."""
     if slopes.is_cuda:
         return _added(total, slopes.sum(0, dtype=wide), wide)
-    return _added(total, (slopes.t() @ slopes.new_ones(len(slopes), 1)).squeeze(1), wide)  # much faster there than torch's sum
+    return _added(
+        total, (slopes.t() @ slopes.new_ones(len(slopes), 1)).squeeze(1), wide
+    )  # much faster there than torch's sum
 
 
 def _added(total: Tensor | None, more: Tensor, wide: torch.dtype) -> Tensor:
@@ -278,6 +328,8 @@ def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     if gradient.dtype == dtype:
         return gradient if scale.item() == 1.0 else gradient * scale.item()
     out, rows = torch.empty_like(gradient, dtype=dtype), max(1, BLOCK["cpu"] * len(gradient) // gradient.numel())
-    for part, into in zip(gradient.split(rows), out.split(rows), strict=True):  # a whole product in fp32 would be as large as the gradient
+    for part, into in zip(
+        gradient.split(rows), out.split(rows), strict=True
+    ):  # a whole product in fp32 would be as large as the gradient
         into.copy_(part * scale.item())
     return out

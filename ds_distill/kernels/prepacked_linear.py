@@ -40,7 +40,11 @@ def _can_pack() -> bool:
 def prepacked_bytes(model: PreTrainedModel) -> int:
     """What the packed copies take beside a bf16 model."""
     blocks = family_of(model).part(model, "layers")
-    return sum(2 * module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear)) if _can_pack() else 0
+    return (
+        sum(2 * module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear))
+        if _can_pack()
+        else 0
+    )
 
 
 class _PackedLinear(nn.Linear):

@@ -72,4 +72,6 @@ def passes_of(name: str) -> Callable:
         from ds_distill.kernels.row_losses_triton import triton_row_losses  # not everyone has Triton
 
         return triton_row_losses
-    return torch.compile(row_losses) if name == "compiled" else row_losses  # to ask for the compiler alone costs two seconds
+    return (
+        torch.compile(row_losses) if name == "compiled" else row_losses
+    )  # to ask for the compiler alone costs two seconds

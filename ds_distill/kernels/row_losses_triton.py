@@ -20,10 +20,31 @@ def _logits(products_at, bias_at, at, inside, biased: tl.constexpr, last: tl.con
 
 
 @triton.jit
-def _kernel(z_at, t_at, bias_at, t_bias_at, target_at, kl_mask_at, mlm_mask_at, slope_at, kl_at, mlm_at, kl_factor_at, mlm_factor_at,
-            width, z_row, t_row, slope_row, temperature,
-            taught: tl.constexpr, masked: tl.constexpr, biased: tl.constexpr, t_biased: tl.constexpr, wanted: tl.constexpr,
-            block: tl.constexpr):  # fmt: skip
+def _kernel(
+    z_at,
+    t_at,
+    bias_at,
+    t_bias_at,
+    target_at,
+    kl_mask_at,
+    mlm_mask_at,
+    slope_at,
+    kl_at,
+    mlm_at,
+    kl_factor_at,
+    mlm_factor_at,
+    width,
+    z_row,
+    t_row,
+    slope_row,
+    temperature,
+    taught: tl.constexpr,
+    masked: tl.constexpr,
+    biased: tl.constexpr,
+    t_biased: tl.constexpr,
+    wanted: tl.constexpr,
+    block: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     z_at += row * z_row
     t_at += row * t_row
@@ -108,11 +129,29 @@ def triton_row_losses(
     mlm = None if mlm_mask is None else z.new_empty(n, 1, dtype=torch.float32)
     some = z  # in the place of what is absent, and not touched
     _kernel[(n,)](
-        z, some if t is None else t, some if bias is None else bias, some if t_bias is None else t_bias, target,
-        kl_mask.contiguous().view(torch.uint8), (kl_mask if mlm_mask is None else mlm_mask).contiguous().view(torch.uint8),
-        some if slope is None else slope, some if kl is None else kl, some if mlm is None else mlm, kl_factor, mlm_factor,
-        width, z.stride(0), 0 if t is None else t.stride(0), 0 if slope is None else slope.stride(0), temperature,
-        taught=t is not None, masked=mlm is not None, biased=bias is not None, t_biased=t_bias is not None, wanted=slope is not None,
-        block=min(BLOCK, triton.next_power_of_2(width)), num_warps=WARPS,
-    )  # fmt: skip
+        z,
+        some if t is None else t,
+        some if bias is None else bias,
+        some if t_bias is None else t_bias,
+        target,
+        kl_mask.contiguous().view(torch.uint8),
+        (kl_mask if mlm_mask is None else mlm_mask).contiguous().view(torch.uint8),
+        some if slope is None else slope,
+        some if kl is None else kl,
+        some if mlm is None else mlm,
+        kl_factor,
+        mlm_factor,
+        width,
+        z.stride(0),
+        0 if t is None else t.stride(0),
+        0 if slope is None else slope.stride(0),
+        temperature,
+        taught=t is not None,
+        masked=mlm is not None,
+        biased=bias is not None,
+        t_biased=t_bias is not None,
+        wanted=slope is not None,
+        block=min(BLOCK, triton.next_power_of_2(width)),
+        num_warps=WARPS,
+    )
     return kl, mlm

@@ -56,7 +56,9 @@ class Objective(nn.Module):
         Without counts it evaluates instead, and returns [masked-LM loss, correct predictions, tokens] summed over the masked tokens.
         """
         more = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-        hidden = self.family.part(self.model, "trunk")(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
+        hidden = self.family.part(self.model, "trunk")(
+            input_ids=input_ids, attention_mask=attention_mask, **more
+        ).last_hidden_state
         projection = self.family.part(self.model, "decoder")
         if counts is None:
             at = labels >= 0

@@ -41,9 +41,20 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) 
     return varlen_attn(*flat, starts, starts, length, length).view(batch, length, heads, size)
 
 
-def _attention(module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
-               cu_seq_lens_q: Tensor | None = None, **_) -> tuple[Tensor, None]:  # fmt: skip
-    usual = scaling is None or abs(scaling * query.shape[-1] ** 0.5 - 1) < 1e-6  # older releases of the kernel know one scale
+def _attention(
+    module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **_,
+) -> tuple[Tensor, None]:
+    usual = (
+        scaling is None or abs(scaling * query.shape[-1] ** 0.5 - 1) < 1e-6
+    )  # older releases of the kernel know one scale
     if cu_seq_lens_q is not None and not dropout and usual:
         return varlen_attention(query, key, value, cu_seq_lens_q), None
     return scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling).transpose(1, 2), None

@@ -97,7 +97,9 @@ def weight_files(folder: Path, given: str) -> list[Path]:
         if index.name == "model.safetensors.index.json" and not (folder / "model.safetensors").is_file():
             files = [folder / name for name in sorted(names)]
             if absent := [file.name for file in files if not file.is_file()]:
-                raise UserError(f"{given}: {index.name} names {listed(absent)}, which the folder lacks; copy the model again, whole")
+                raise UserError(
+                    f"{given}: {index.name} names {listed(absent)}, which the folder lacks; copy the model again, whole"
+                )
     if not files:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
         found = f"only {', '.join(pickled)}, and pickled weights are not loaded" if pickled else "no weights"
@@ -111,7 +113,9 @@ def read_config(folder: Path, given: str) -> dict:
     """What config.json says. Raises UserError, beginning with `given`, where there is none, or one of no encoder of a known family."""
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise UserError(f"{given}: no config.json in the folder; give a folder written by save_pretrained, such as a run's export/")
+        raise UserError(
+            f"{given}: no config.json in the folder; give a folder written by save_pretrained, such as a run's export/"
+        )
     check_not_lfs_pointer(config_file)
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -121,7 +125,9 @@ def read_config(folder: Path, given: str) -> dict:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(f"{given}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}")
     if config.get("quantization_config") is not None:
-        raise UserError(f"{given}: quantised weights (quantization_config in config.json); give the model in fp32 or 16 bit")
+        raise UserError(
+            f"{given}: quantised weights (quantization_config in config.json); give the model in fp32 or 16 bit"
+        )
     if config.get("is_decoder"):
         raise UserError(f"{given}: is_decoder is true, a causal model; give a bidirectional encoder")
     # transformers 5 dropped relative positions and would load such a checkpoint as if they were absolute
@@ -143,7 +149,9 @@ def config_of(folder: Path, given: str) -> PretrainedConfig:
         if not all(isinstance(number, int) for number in (family.positions(found), *family.measures(found)[:4])):
             raise ValueError("its sizes are no whole numbers")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it") from error
+        raise UserError(
+            f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it"
+        ) from error
     found._attn_implementation = None  # it may name a kernel on the hub, which is code
     found.return_dict = True
     return found

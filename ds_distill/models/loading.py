@@ -15,7 +15,9 @@ from ds_distill.models.weight_names import renaming
 from ds_distill.utils.errors import UserError
 
 
-def load_model(auto: type, folder: Path, config: PretrainedConfig, given: str, *, hollow: bool = False, **how) -> tuple[PreTrainedModel, list[str]]:
+def load_model(
+    auto: type, folder: Path, config: PretrainedConfig, given: str, *, hollow: bool = False, **how
+) -> tuple[PreTrainedModel, list[str]]:
     """(the model of an opened folder, fp32 on the CPU, the weights that the folder lacks, sorted). auto: the AutoModel class of its head; hollow: names
     and shapes alone, on the device `meta`, for which only the headers of the files are read; how: more of from_pretrained's arguments.
 
@@ -33,16 +35,29 @@ def load_model(auto: type, folder: Path, config: PretrainedConfig, given: str, *
             with safe_open(file, "pt") as tensors:
                 names += tensors.keys()
         mapping = renaming(names, empty, given)
-        model, info = auto.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                                           trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True, key_mapping=mapping,
-                                           **how)  # fmt: skip
+        model, info = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            key_mapping=mapping,
+            **how,
+        )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{given}: the weights cannot be read ({error}); copy or save the model again") from error
     if mismatched := sorted(str(entry[0]) for entry in info["mismatched_keys"]):
-        raise UserError(f"{given}: config.json and weights differ in the shape of {listed(mismatched)}; restore the right config.json")
+        raise UserError(
+            f"{given}: config.json and weights differ in the shape of {listed(mismatched)}; restore the right config.json"
+        )
     if info["missing_keys"] and not any(name not in info["missing_keys"] for name in empty.state_dict()):
-        raise UserError(f"{given}: the names of its weights ({listed(sorted(names), 2)}) are none of a {type(model).__name__}'s; save the model itself "
-                        "with save_pretrained, not what it is a part of")  # fmt: skip
+        raise UserError(
+            f"{given}: the names of its weights ({listed(sorted(names), 2)}) are none of a {type(model).__name__}'s; save the model itself "
+            "with save_pretrained, not what it is a part of"
+        )
     model._weight_conversions = None  # else save_pretrained would write the names of the file that was read
     if not hollow:
         check_finite(model.named_parameters(), given)
@@ -69,11 +84,17 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], given: str) -> None:
     bad = []
     for name, tensor in tensors:
         # the sum is not finite where an element is not; it takes no memory, as isfinite's answer would
-        if tensor.is_floating_point() and not math.isfinite(tensor.detach().float().sum()) and not tensor.isfinite().all():
+        if (
+            tensor.is_floating_point()
+            and not math.isfinite(tensor.detach().float().sum())
+            and not tensor.isfinite().all()
+        ):
             bad.append(name)
     if bad:
-        raise UserError(f"{given}: NaN or infinite values in the weights {listed(bad)}; the file is damaged, or the model's training diverged: give "
-                        "a checkpoint from before")  # fmt: skip
+        raise UserError(
+            f"{given}: NaN or infinite values in the weights {listed(bad)}; the file is damaged, or the model's training diverged: give "
+            "a checkpoint from before"
+        )
 
 
 def _empty_model(auto: type, folder: Path, config: PretrainedConfig, given: str) -> PreTrainedModel:
@@ -87,11 +108,15 @@ def _empty_model(auto: type, folder: Path, config: PretrainedConfig, given: str)
         with torch.device("meta"):
             model = auto.from_config(config, trust_remote_code=False)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, KeyError, AssertionError) as error:
-        raise UserError(f"{given}: config.json describes no model ({' '.join(str(error).split())[:200]}); restore it") from error
+        raise UserError(
+            f"{given}: config.json describes no model ({' '.join(str(error).split())[:200]}); restore it"
+        ) from error
     wanted = sum(parameter.numel() for parameter in model.parameters())
     there = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
     if wanted > 4 * there + 2**20:  # a byte a parameter is the least, and a trunk may lack its head
-        raise UserError(f"{given}: config.json describes {wanted:,} parameters, the weights hold {there:,} bytes; restore the right one")
+        raise UserError(
+            f"{given}: config.json describes {wanted:,} parameters, the weights hold {there:,} bytes; restore the right one"
+        )
     return model
 
 
@@ -116,8 +141,10 @@ def load_masked_lm(
     head = [key for key in missing if not key.startswith(prefix)]
     trunk = sorted(set(missing) - set(head))
     if head and not new_head and not trunk:
-        raise UserError(f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, or one "
-                        f"that `ds-distill pretrain --from {path}` has given a head")  # fmt: skip
+        raise UserError(
+            f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, or one "
+            f"that `ds-distill pretrain --from {path}` has given a head"
+        )
     if trunk:
         raise UserError(f"{given}: the checkpoint lacks {listed(trunk)}; give a complete checkpoint")
     return model.eval()

@@ -26,10 +26,14 @@ def choose_cpu_dtype() -> torch.dtype:
 @torch.no_grad()
 def _product_seconds(dtypes: tuple[torch.dtype, ...], budget: float = 0.6) -> dict[torch.dtype, float]:
     """The fastest product in each dtype, taken in turn for `budget` seconds, three times at least."""
-    operands = {dtype: (torch.full((512, 768), 0.5, dtype=dtype), torch.full((768, 768), 0.5, dtype=dtype)) for dtype in dtypes}
+    operands = {
+        dtype: (torch.full((512, 768), 0.5, dtype=dtype), torch.full((768, 768), 0.5, dtype=dtype)) for dtype in dtypes
+    }
     best, end, rounds = dict.fromkeys(dtypes, float("inf")), time.perf_counter() + budget, 0
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other on a busy machine: the ratio was then anything from 0.5 to 10
+    torch.set_num_threads(
+        1
+    )  # several wait for each other on a busy machine: the ratio was then anything from 0.5 to 10
     try:
         while rounds < 3 or time.perf_counter() < end:
             for dtype, (left, right) in operands.items():

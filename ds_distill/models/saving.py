@@ -18,7 +18,9 @@ from ds_distill.models.tokenizer_fit import fit_tokenizer
 COMMON_SIZES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 
 
-def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, offered: Iterable[str] = INPUTS) -> None:
+def save_model_folder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, offered: Iterable[str] = INPUTS
+) -> None:
     """Write weights (safetensors), config.json and the tokenizer, which is fitted to the model in place, into `folder`.
 
     The folder then loads by its name alone, with the same answers in transformers 4.46 and later, and for every user that the umask lets read it.
@@ -32,7 +34,10 @@ def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     with _bias_under_both_names(model):
         model.save_pretrained(folder)
     file = folder / "config.json"
-    file.write_text(json.dumps(portable_config(json.loads(file.read_text(encoding="utf-8"))), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    file.write_text(
+        json.dumps(portable_config(json.loads(file.read_text(encoding="utf-8"))), indent=2, sort_keys=True) + "\n",
+        encoding="utf-8",
+    )
     fit_tokenizer(tokenizer, model, offered)
     save_tokenizer(tokenizer, folder)
     follow_umask(folder)
@@ -45,14 +50,19 @@ def _bias_under_both_names(model: PreTrainedModel) -> Iterator[None]:
     They are one parameter, but of a RoBERTa's transformers 4.46 reads only the decoder's name, later releases the head's. With an untied decoder they
     are two parameters in transformers 5, which does not use the head's, and one in 4.
     """
-    head, name = family_of(model).decoder_parent_and_name(model) if type(model).__name__.endswith("ForMaskedLM") else (None, "")
+    head, name = (
+        family_of(model).decoder_parent_and_name(model) if type(model).__name__.endswith("ForMaskedLM") else (None, "")
+    )
     bias = getattr(head, "bias", None)
     if bias is None:
         yield
         return
     decoder = getattr(head, name)
     own = decoder.bias
-    head.bias, decoder.bias = nn.Parameter(own.detach()), nn.Parameter(own.detach().clone())  # tensors that share memory are saved once
+    head.bias, decoder.bias = (
+        nn.Parameter(own.detach()),
+        nn.Parameter(own.detach().clone()),
+    )  # tensors that share memory are saved once
     try:
         yield
     finally:

@@ -17,7 +17,9 @@ from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
-def resolve_layer_map(spec: str | Sequence[int], teacher_layers: int, student_layers: int | None = None) -> list[int] | None:
+def resolve_layer_map(
+    spec: str | Sequence[int], teacher_layers: int, student_layers: int | None = None
+) -> list[int] | None:
     """The teacher layer that each student layer starts from, or None for a random start.
 
     spec: "every_other" (evenly spaced, first and last included: 12 → 6 gives [0, 2, 4, 7, 9, 11]), "random", or a list of teacher layers.
@@ -32,14 +34,18 @@ def resolve_layer_map(spec: str | Sequence[int], teacher_layers: int, student_la
             raise UserError(f"student.layers = {spec!r}: give every_other, random, or a list of the teacher's layers")
         depth = default_depth(teacher_layers) if student_layers is None else student_layers
         if depth > teacher_layers:
-            raise UserError(f"student.depth = {depth}: the teacher has {teacher_layers} layers to copy; give 1 to {teacher_layers}")
+            raise UserError(
+                f"student.depth = {depth}: the teacher has {teacher_layers} layers to copy; give 1 to {teacher_layers}"
+            )
         return _evenly_spaced(teacher_layers, depth)
     layers = list(spec)
     if not layers:
         raise UserError("student.layers = []: name at least one of the teacher's layers")
     for index, layer in enumerate(layers):
         if not _is_int(layer) or not 0 <= layer < teacher_layers:
-            raise UserError(f"student.layers[{index}] = {layer!r}: the teacher has {teacher_layers} layers, 0 to {teacher_layers - 1}")
+            raise UserError(
+                f"student.layers[{index}] = {layer!r}: the teacher has {teacher_layers} layers, 0 to {teacher_layers - 1}"
+            )
     if student_layers is not None and student_layers != len(layers):
         raise UserError(
             f"student.depth = {student_layers}: student.layers names {len(layers)}; leave depth out or make them agree"
@@ -47,7 +53,9 @@ def resolve_layer_map(spec: str | Sequence[int], teacher_layers: int, student_la
     return layers
 
 
-def layers_of(config: PretrainedConfig, spec: str | Sequence[int], student_layers: int | None = None) -> list[int] | None:
+def layers_of(
+    config: PretrainedConfig, spec: str | Sequence[int], student_layers: int | None = None
+) -> list[int] | None:
     """As resolve_layer_map, of a teacher of this config."""
     return resolve_layer_map(spec, family_of_type(config.model_type).measures(config)[0], student_layers)
 
@@ -88,8 +96,14 @@ def build_student(
     never trained.  With a random start, frozen positions are sinusoidal, which DistilBERT alone has.
     Raises UserError for an unfit layer map, width, dropout or an untied teacher decoder; warns of a LayerNorm eps that DistilBERT cannot have.
     """
-    layer_map, config = plan_student(teacher_model.config, layers=layers, num_layers=num_layers, hidden=hidden, dropout=dropout,
-                                     freeze_positions=freeze_positions)  # fmt: skip
+    layer_map, config = plan_student(
+        teacher_model.config,
+        layers=layers,
+        num_layers=num_layers,
+        hidden=hidden,
+        dropout=dropout,
+        freeze_positions=freeze_positions,
+    )
     ours = FAMILIES[family_of(teacher_model).student]
     if layer_map is not None:  # a random start copies nothing, so nothing need fit
         check_tied(teacher_model)
@@ -127,29 +141,44 @@ def plan_student(
         depth = default_depth(teacher_layers) if num_layers is None else num_layers
     hidden, head = width if hidden is None else hidden, width // heads
     if not head <= hidden <= width or hidden % head:
-        raise UserError(f"student.hidden = {hidden}: give a multiple of the teacher's head size {head}, at most its width {width}")
+        raise UserError(
+            f"student.hidden = {hidden}: give a multiple of the teacher's head size {head}, at most its width {width}"
+        )
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"training.dropout = {dropout}: give a probability, 0 or more and below 1")
     ours = FAMILIES[family.student]
     if freeze_positions and layer_map is None and ours.name != "distilbert":
-        raise UserError("student.freeze_positions with student.layers = random: frozen random positions carry nothing; start from layers")
+        raise UserError(
+            "student.freeze_positions with student.layers = random: frozen random positions carry nothing; start from layers"
+        )
     config = _config(teacher, family, ours, depth, hidden, dropout)
     if ours.name == "distilbert":
         config.sinusoidal_pos_embds = freeze_positions and layer_map is None
     return layer_map, config
 
 
-def _config(source: PretrainedConfig, theirs: Family, ours: Family, depth: int, hidden: int, dropout: float) -> PretrainedConfig:
+def _config(
+    source: PretrainedConfig, theirs: Family, ours: Family, depth: int, hidden: int, dropout: float
+) -> PretrainedConfig:
     _, heads, width, feed_forward, activation = theirs.measures(source)
     sizes = (depth, heads * hidden // width, hidden, feed_forward * hidden // width, activation)
-    changes = dict(zip(ours.sizes, sizes, strict=True)) | dict.fromkeys(ours.dropouts, dropout) | {"tie_word_embeddings": True}
+    changes = (
+        dict(zip(ours.sizes, sizes, strict=True))
+        | dict.fromkeys(ours.dropouts, dropout)
+        | {"tie_word_embeddings": True}
+    )
     if ours is theirs:
         config = copy.deepcopy(source)
         for key, value in changes.items():
             setattr(config, key, value)
         return config
-    return DistilBertConfig(vocab_size=source.vocab_size, max_position_embeddings=theirs.positions(source), pad_token_id=source.pad_token_id,
-                            initializer_range=source.initializer_range, **changes)  # fmt: skip
+    return DistilBertConfig(
+        vocab_size=source.vocab_size,
+        max_position_embeddings=theirs.positions(source),
+        pad_token_id=source.pad_token_id,
+        initializer_range=source.initializer_range,
+        **changes,
+    )
 
 
 def check_tied(teacher: PreTrainedModel) -> None:
@@ -167,7 +196,9 @@ def _warn_of_eps(teacher: PreTrainedModel, ours: Family) -> None:
     """Say where the student cannot have its teacher's LayerNorm eps."""
     eps = family_of(teacher).eps or teacher.config.layer_norm_eps
     if ours.eps and eps != ours.eps:
-        log(f"warning: the teacher's layer_norm_eps is {eps:g}, {ours.name}'s is fixed at {ours.eps:g}: the student starts slightly off its teacher")
+        log(
+            f"warning: the teacher's layer_norm_eps is {eps:g}, {ours.name}'s is fixed at {ours.eps:g}: the student starts slightly off its teacher"
+        )
 
 
 @torch.no_grad()
@@ -186,7 +217,9 @@ def _copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layer_map:
     pairs += [(student.get_submodule(a), teacher.get_submodule(b)) for a, b in zip(ours.head, theirs.head, strict=True)]
     for block, layer in zip(ours.part(student, "layers"), layer_map, strict=True):
         other = theirs.part(teacher, "layers")[layer]
-        pairs += [(block.get_submodule(a), other.get_submodule(b)) for a, b in zip(ours.block, theirs.block, strict=True)]
+        pairs += [
+            (block.get_submodule(a), other.get_submodule(b)) for a, b in zip(ours.block, theirs.block, strict=True)
+        ]
     for mine, other in pairs:
         _fill(mine.weight, other.weight)
         _fill(mine.bias, other.bias)

@@ -31,7 +31,9 @@ class Teacher:
     def __init__(self, model: PreTrainedModel) -> None:
         """Freezes `model` in place.  Raises RuntimeError where its parameters are partitioned by ZeRO-3."""
         if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-            raise RuntimeError("the teacher was created inside zero.Init: its weights are partitioned; create it outside")
+            raise RuntimeError(
+                "the teacher was created inside zero.Init: its weights are partitioned; create it outside"
+            )
         self.model = model.eval().requires_grad_(False)
         self._family = family_of(model)
         self.assert_frozen()
@@ -42,7 +44,9 @@ class Teacher:
         return cls(load_masked_lm(path).to(device=device, dtype=dtype))
 
     @torch.no_grad()  # not inference_mode: its tensors may not be saved for a backward, and the loss saves them
-    def outputs(self, input_ids: Tensor, attention_mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> TeacherOutputs:
+    def outputs(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> TeacherOutputs:
         """Last hidden state and decoder input of a batch.
 
         input_ids: [B, L] int.  attention_mask: [B, L] bool, true on real tokens; None where every token is real, which lets sdpa
@@ -50,9 +54,13 @@ class Teacher:
         models.varlen.  Raises ValueError for L > max_positions.
         """
         if input_ids.shape[-1] > self.max_positions:
-            raise ValueError(f"sequences of {input_ids.shape[-1]} tokens: the teacher has {self.max_positions} positions")
+            raise ValueError(
+                f"sequences of {input_ids.shape[-1]} tokens: the teacher has {self.max_positions} positions"
+            )
         more = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-        hidden = self._family.part(self.model, "trunk")(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
+        hidden = self._family.part(self.model, "trunk")(
+            input_ids=input_ids, attention_mask=attention_mask, **more
+        ).last_hidden_state
         return TeacherOutputs(hidden, self._family.transform(self.model, hidden))
 
     def targets(
@@ -92,7 +100,9 @@ class Teacher:
         """Raises RuntimeError if any module is in train mode or any parameter requires a gradient."""
         for name, module in self.model.named_modules():
             if module.training:
-                raise RuntimeError(f"the teacher's module {name or 'root'} is in train mode: its dropout would be noise in the targets")
+                raise RuntimeError(
+                    f"the teacher's module {name or 'root'} is in train mode: its dropout would be noise in the targets"
+                )
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 raise RuntimeError(f"the teacher's parameter {name} requires a gradient: the teacher must stay frozen")

@@ -49,4 +49,6 @@ def _prefix(names: list[str], model: PreTrainedModel) -> str:
 
 @functools.cache
 def _say(given: str, words: tuple[str, ...]) -> None:
-    log(f"{given}: names of its weights are read without {', '.join(words)}, which the training code that saved it has put there")
+    log(
+        f"{given}: names of its weights are read without {', '.join(words)}, which the training code that saved it has put there"
+    )

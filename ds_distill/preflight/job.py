@@ -28,12 +28,19 @@ from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.engine import make_engine
 from ds_distill.utils.errors import UserError, did_you_mean
 
-MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": "csv"}  # section of a DeepSpeed JSON: its package
+MONITORS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "comet": "comet_ml",
+    "csv_monitor": "csv",
+}  # section of a DeepSpeed JSON: its package
 
 
 def check_machine(recipe: Recipe) -> None:
     """Collective: UserError where these ranks cannot share the global batch, or not run it as asked, by the recipe and its DeepSpeed JSON."""
-    _, ranks = start_distributed()  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
+    _, ranks = (
+        start_distributed()
+    )  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
     recipe.training.share_of(ranks)
     device = local_device(recipe.training.device)
     if recipe.training.precision != "auto":  # which is measured
@@ -50,13 +57,17 @@ def check_deepspeed(training: Training) -> None:
     check_deepspeed_json(given, said, deepspeed_config(t, 1, torch.float32))
     for section, package in MONITORS.items():
         if said.get(section, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
-            raise UserError(f"{given}: {section}.enabled = true: needs the package {package}; pip install {package}, or say false")
+            raise UserError(
+                f"{given}: {section}.enabled = true: needs the package {package}; pip install {package}, or say false"
+            )
         path = said.get(section, {}).get("output_path")
         if path and said[section].get("enabled") is True:
             try:
                 Path(path).mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"{given}: {section}.output_path = {path}: {error.strerror}; choose another folder") from error
+                raise UserError(
+                    f"{given}: {section}.output_path = {path}: {error.strerror}; choose another folder"
+                ) from error
 
 
 def check_engine(recipe: Recipe) -> None:
@@ -71,7 +82,13 @@ def check_engine(recipe: Recipe) -> None:
     def starts(leave_out: tuple[str, ...] = ()) -> Exception | None:
         try:
             make_engine(
-                nn.Linear(1, 1), t, accumulation=1, total_steps=1, device=device, dtype=dtype, leave_out=(*MONITORS, *leave_out)
+                nn.Linear(1, 1),
+                t,
+                accumulation=1,
+                total_steps=1,
+                device=device,
+                dtype=dtype,
+                leave_out=(*MONITORS, *leave_out),
             ).destroy()
         except UserError:
             raise
@@ -84,13 +101,17 @@ def check_engine(recipe: Recipe) -> None:
         return
     words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
     if not t.deepspeed:
-        raise UserError(f"training.optimizer = {t.optimizer}: DeepSpeed does not start with it ({type(error).__name__}: {words})") from error
+        raise UserError(
+            f"training.optimizer = {t.optimizer}: DeepSpeed does not start with it ({type(error).__name__}: {words})"
+        ) from error
     said = t.deepspeed_json()
     keys = [key for key in said if key != "zero_optimization"]
     keys += [f"zero_optimization.{key}" for key in said.get("zero_optimization", {}) if key != "stage"]
     key = keys[0] if len(keys) == 1 else next((key for key in keys if starts((key,)) is None), "")
-    raise UserError(f"training.deepspeed = {t.deepspeed}: {key}{': ' * bool(key)}DeepSpeed does not start with it "
-                    f"({type(error).__name__}: {words})") from error  # fmt: skip
+    raise UserError(
+        f"training.deepspeed = {t.deepspeed}: {key}{': ' * bool(key)}DeepSpeed does not start with it "
+        f"({type(error).__name__}: {words})"
+    ) from error
 
 
 def _smallest(training: Training) -> Training:

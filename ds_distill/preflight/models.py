@@ -19,15 +19,23 @@ from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 
-def check_teacher_fits(teacher: str, recipe: Recipe, tokens: Path | None = None, tokenizer: str | None = None) -> tuple[Path, bool]:
+def check_teacher_fits(
+    teacher: str, recipe: Recipe, tokens: Path | None = None, tokenizer: str | None = None
+) -> tuple[Path, bool]:
     """(folder of a teacher that the recipe can distil, whether the student starts from its weights), by all but the values of its weights.
 
     tokens: prepared ones; None where a tokenizer will make them. tokenizer: whose folder, the teacher's own if None. UserError for what does not fit.
     """
     folder, config = open_model_folder(teacher)
     s = recipe.student
-    start, _ = plan_student(config, layers=s.layers, num_layers=s.depth, hidden=s.hidden, dropout=recipe.training.dropout,
-                            freeze_positions=s.freeze_positions)  # fmt: skip
+    start, _ = plan_student(
+        config,
+        layers=s.layers,
+        num_layers=s.depth,
+        hidden=s.hidden,
+        dropout=recipe.training.dropout,
+        freeze_positions=s.freeze_positions,
+    )
     check_reads(folder, config, f"teacher {teacher}", recipe, tokens, tokenizer or folder)
     load_masked_lm(teacher, hollow=True)
     return folder, start is not None
@@ -53,7 +61,9 @@ def warn_of_teacher(teacher: str, recipe: Recipe, tokenizer: str | None) -> None
         log(f"warning: {error} (the tokens are prepared all the same, distill will not take this teacher)")
 
 
-def check_reads(folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, tokens: Path | None, tokenizer: Path | str) -> None:
+def check_reads(
+    folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, tokens: Path | None, tokenizer: Path | str
+) -> None:
     """UserError where a model cannot read the prepared tokens, or, where there are none yet, those that a tokenizer will make.
 
     folder, config: the model's. what: what errors call it. tokenizer: the folder of the tokenizer.
@@ -64,18 +74,32 @@ def check_reads(folder: Path, config: PretrainedConfig, what: str, recipe: Recip
     check_positions(config, recipe.data.sequence_length, what)
     maker, own = load_tokenizer(tokenizer), tokenizer == folder
     check_vocabulary(maker, config, what if own else f"{what} with the tokenizer of {tokenizer}")
-    if not own and _has_tokenizer(folder) and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(maker):
-        raise UserError(f"{what}: its tokenizer is not that of {tokenizer}, which would make the tokens; give models of one tokenizer")
+    if (
+        not own
+        and _has_tokenizer(folder)
+        and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(maker)
+    ):
+        raise UserError(
+            f"{what}: its tokenizer is not that of {tokenizer}, which would make the tokens; give models of one tokenizer"
+        )
 
 
 def check_fits(store: TokenDataset, config: PretrainedConfig, what: str, folder: str | None = None) -> None:
     """UserError where a model cannot read prepared tokens: pieces, positions and, for one from a folder that has a tokenizer, what the ids mean."""
     if store.manifest["vocab_size"] > config.vocab_size:
-        raise UserError(f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own")
+        raise UserError(
+            f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own"
+        )
     check_positions(config, store.manifest["sequence_length"], what)
     home = resolve_model_folder(folder) if folder else None
-    if home and _has_tokenizer(home) and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]:
-        raise UserError(f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}")
+    if (
+        home
+        and _has_tokenizer(home)
+        and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]
+    ):
+        raise UserError(
+            f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}"
+        )
 
 
 def _has_tokenizer(folder: Path) -> bool:

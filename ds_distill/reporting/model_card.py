@@ -8,8 +8,12 @@ from ds_distill.reporting.tables import table
 from ds_distill.utils.files import json_text
 
 MADE_WITH = "made with ds-distill"
-PIPELINES = {"masked-lm": "fill-mask", "classification": "text-classification", "question-answering": "question-answering",
-             "encoder": "feature-extraction"}  # fmt: skip
+PIPELINES = {
+    "masked-lm": "fill-mask",
+    "classification": "text-classification",
+    "question-answering": "question-answering",
+    "encoder": "feature-extraction",
+}
 
 
 def front_matter(head: str, **more: str) -> str:
@@ -23,10 +27,13 @@ def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str
     figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     return (
         front_matter("masked-lm") + f"# {title}\n\nA masked language model {MADE_WITH}.\n\n"
-        "## Measured\n\n" + table([{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"})
+        "## Measured\n\n"
+        + table(
+            [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
+        )
         + f"\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\nfingerprint `{fingerprint}`\n\n"
         "## Recipe\n\n```json\n" + json_text(_without_folders(recipe), indent=2) + "\n```\n"
-    )  # fmt: skip
+    )
 
 
 def task_card(head: str, task: str, metrics: dict[str, float | None], settings: dict, remark: str = "") -> str:

@@ -37,8 +37,9 @@ def write_page(folder: Path, name: str, title: str, lead: str, sections: list[Se
     body = f"<h1>{_inline(title)}</h1>\n{_paragraphs(lead)}" + "".join(map(_section_html, sections))
     (folder / f"{name}.html").write_text(
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
-    , encoding="utf-8")
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
+        encoding="utf-8",
+    )
 
 
 _STYLE = """
@@ -77,8 +78,16 @@ def _section_html(section: Section) -> str:
         lines = []
         for i, line in enumerate(cells):
             mark = ' class="mark"' if i in section.emphasised else ""
-            lines.append(f"<tr{mark}>" + "".join(f"<td{k}>{_inline(text)}</td>" for k, text in zip(kind, line, strict=True)) + "</tr>")
-        out.append(f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n' + "\n".join(lines) + "\n</tbody></table></div>")
+            lines.append(
+                f"<tr{mark}>"
+                + "".join(f"<td{k}>{_inline(text)}</td>" for k, text in zip(kind, line, strict=True))
+                + "</tr>"
+            )
+        out.append(
+            f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
+            + "\n".join(lines)
+            + "\n</tbody></table></div>"
+        )
     for caption, file in section.pictures.items():
         data = base64.b64encode(file.read_bytes()).decode()
         image = f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'

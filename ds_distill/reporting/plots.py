@@ -25,7 +25,14 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
     guessing = panels[0][0]
     guessing.plot(million, [row[4] for row in history], label="training", linewidth=1, alpha=0.5, color="tab:orange")
     for (name, rows), style in zip(heldout.items(), ("ko-", "k^--", "ks:", "kd-.") * len(heldout), strict=False):
-        guessing.plot([row[1] / 1e6 for row in rows], [row[2] for row in rows], style, label=f"held out {name}".strip(), markersize=4, linewidth=1)
+        guessing.plot(
+            [row[1] / 1e6 for row in rows],
+            [row[2] for row in rows],
+            style,
+            label=f"held out {name}".strip(),
+            markersize=4,
+            linewidth=1,
+        )
     guessing.set(ylabel="masked-LM loss (nats a masked token)")
     if taught:
         for column, name in ((3, "KL (T²·nats a token)"), (5, "cosine distance")):
@@ -45,11 +52,20 @@ def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
     plt = _pyplot()
 
     kinds = list(dict.fromkeys(kind for sets in runs.values() for kind in sets))
-    figure, panels = plt.subplots(1, len(kinds), figsize=(4.5 * len(kinds), 4.5), layout="constrained", squeeze=False, sharey=True)
+    figure, panels = plt.subplots(
+        1, len(kinds), figsize=(4.5 * len(kinds), 4.5), layout="constrained", squeeze=False, sharey=True
+    )
     for axes, kind in zip(panels[0], kinds, strict=True):
         for label, style in zip(runs, ("o-", "^--", "s:", "d-.") * len(runs), strict=False):
             rows = runs[label].get(kind, [])
-            axes.plot([row[1] / 1e6 for row in rows], [row[2] for row in rows], style, label=label.replace("_", " "), markersize=4, linewidth=1.2)
+            axes.plot(
+                [row[1] / 1e6 for row in rows],
+                [row[2] for row in rows],
+                style,
+                label=label.replace("_", " "),
+                markersize=4,
+                linewidth=1.2,
+            )
         axes.set(title=f"held out: {kind.removeprefix('heldout_').replace('_', ' ')}", xlabel="tokens (million)")
         axes.grid(alpha=0.3)
     panels[0][0].set(ylabel="masked-LM loss (nats a masked token)")
@@ -64,12 +80,25 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
     plt = _pyplot()
 
     sets = list(next(iter(curves.values()))[0][2])
-    figure, panels = plt.subplots(len(sets), 3, figsize=(13, 3.4 * len(sets)), layout="constrained", squeeze=False, sharex=True)
-    names = ("masked-LM loss (nats a masked token)", "KL from the teacher (nats a token)", "first guess is the teacher's (share)")
+    figure, panels = plt.subplots(
+        len(sets), 3, figsize=(13, 3.4 * len(sets)), layout="constrained", squeeze=False, sharex=True
+    )
+    names = (
+        "masked-LM loss (nats a masked token)",
+        "KL from the teacher (nats a token)",
+        "first guess is the teacher's (share)",
+    )
     for line, name in zip(panels, sets, strict=True):
         for number, (axes, what) in enumerate(zip(line, names, strict=True)):
             for label, rows in curves.items():
-                axes.plot([row[0] for row in rows], [row[2][name][number] for row in rows], "o-", markersize=3, linewidth=1, label=label)
+                axes.plot(
+                    [row[0] for row in rows],
+                    [row[2][name][number] for row in rows],
+                    "o-",
+                    markersize=3,
+                    linewidth=1,
+                    label=label,
+                )
             axes.set(ylabel=what, title=name or "the corpus's own held-out documents")
             axes.grid(alpha=0.3)
         line[0].legend()
@@ -84,8 +113,12 @@ def bars_plot(values: dict[str, float], what: str, path: Path, marked: tuple[str
     plt = _pyplot()
 
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.45 * len(values)), layout="constrained")
-    bars = axes.barh(list(values), list(values.values()), color=["tab:blue" if label in marked else "lightgray" for label in values])
-    axes.bar_label(bars, labels=[f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in values.values()], padding=4)
+    bars = axes.barh(
+        list(values), list(values.values()), color=["tab:blue" if label in marked else "lightgray" for label in values]
+    )
+    axes.bar_label(
+        bars, labels=[f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in values.values()], padding=4
+    )
     axes.invert_yaxis()
     axes.set(xlabel=what, xlim=(0, 1.12 * max(values.values())))
     axes.spines[["top", "right"]].set_visible(False)
@@ -93,7 +126,9 @@ def bars_plot(values: dict[str, float], what: str, path: Path, marked: tuple[str
     plt.close(figure)
 
 
-def points_plot(points: dict[str, tuple[float, float]], across: str, up: str, path: Path, marked: tuple[str, ...] = ()) -> None:
+def points_plot(
+    points: dict[str, tuple[float, float]], across: str, up: str, path: Path, marked: tuple[str, ...] = ()
+) -> None:
     """PNG of labelled points, both axes logarithmic; points: label → (x, y); marked: the labels that stand out."""
     plt = _pyplot()
     from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -104,8 +139,16 @@ def points_plot(points: dict[str, tuple[float, float]], across: str, up: str, pa
         colour = "tab:blue" if label in marked else "gray"
         axes.plot(x, y, "o", color=colour, markersize=6)
         line = {"arrowstyle": "-", "color": colour, "alpha": 0.35, "relpos": (0, 0.5)}
-        axes.annotate(label, (x, y), xytext=(1.03, (place + 0.5) / len(points)), textcoords="axes fraction", fontsize=8, va="center",
-                      color="black" if label in marked else "dimgray", arrowprops=line)  # fmt: skip
+        axes.annotate(
+            label,
+            (x, y),
+            xytext=(1.03, (place + 0.5) / len(points)),
+            textcoords="axes fraction",
+            fontsize=8,
+            va="center",
+            color="black" if label in marked else "dimgray",
+            arrowprops=line,
+        )
     axes.set(xlabel=across, ylabel=up, xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(ScalarFormatter())

@@ -23,9 +23,19 @@ from ds_distill.utils.files import write_json
 
 TEACHER, SECOND = "teacher", "second distillation"
 ROOMS = tuple(f"{room.name}." for room in fields(Recipe))
-SETTINGS = tuple(f"{room.name}.{setting.name}" for room in fields(Recipe) for setting in fields(getattr(Recipe(), room.name)))
+SETTINGS = tuple(
+    f"{room.name}.{setting.name}" for room in fields(Recipe) for setting in fields(getattr(Recipe(), room.name))
+)
 TUNING = tuple(setting.name for setting in fields(Tuning))
-READ = ("data.mode", "data.sequence_length", "data.heldout_fraction", "data.column", "data.streaming", "data.workers", "training.seed")  # by prepare
+READ = (
+    "data.mode",
+    "data.sequence_length",
+    "data.heldout_fraction",
+    "data.column",
+    "data.streaming",
+    "data.workers",
+    "training.seed",
+)  # by prepare
 TOKENS = READ[:4]  # what decides the tokens of a text; the seed, which of its documents are held out: the base's
 
 
@@ -61,13 +71,19 @@ class Study:
 
     def tuning_of(self, task: str) -> tuple[int, dict]:
         """How many seeds a task's fine-tunings have, and their settings."""
-        found = {"seeds": self.seeds} | {key: value for key, value in self.tuning.items() if key not in TASKS} | (self.tuning.get(task) or {})
+        found = (
+            {"seeds": self.seeds}
+            | {key: value for key, value in self.tuning.items() if key not in TASKS}
+            | (self.tuning.get(task) or {})
+        )
         return found.pop("seeds"), found
 
     def check(self) -> None:
         """UserError for what would end the study hours later, too: a task without files, a setting that there is not."""
         if odd := [name for name, own in self.tuning.items() if name in TASKS and not isinstance(own or {}, dict)]:
-            raise UserError(f"tuning: {odd[0]}: {self.tuning[odd[0]]!r}: a task's settings go by name, such as {{epochs: 3}}")
+            raise UserError(
+                f"tuning: {odd[0]}: {self.tuning[odd[0]]!r}: a task's settings go by name, such as {{epochs: 3}}"
+            )
         for name in self.tasks:
             task, (seeds, tuning) = task_of(name), self.tuning_of(name)
             if type(seeds) is not int or seeds < 1:
@@ -84,7 +100,9 @@ class Study:
         for name, changes in self.students.items():
             for key in changes:
                 if not key.startswith(ROOMS):
-                    raise UserError(f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what a student may differ in")
+                    raise UserError(
+                        f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what a student may differ in"
+                    )
                 if key not in SETTINGS:
                     raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
         if twice := {name for name in self.tasks if self.tasks.count(name) > 1}:
@@ -102,7 +120,9 @@ class Study:
         for name in [TEACHER, *self.students, *(f"{student}, {SECOND}" for student in self.second)]:
             other = folders.setdefault(folder_of(name), name)
             if other != name or (name == TEACHER and name in self.students):
-                raise UserError(f"students: {name!r} and {other!r} would share the folder {folder_of(name)}: rename one")
+                raise UserError(
+                    f"students: {name!r} and {other!r} would share the folder {folder_of(name)}: rename one"
+                )
         if not Path(self.base).is_file():
             raise UserError(f"base: {self.base}: no such recipe, here or in {CHECKOUT}")
         for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
@@ -115,7 +135,9 @@ class Study:
         if self.jobs < 1:
             raise UserError(f"--jobs {self.jobs}: how many steps run side by side, 1 or more")
         if starter and not shutil.which(starter[0]):
-            raise UserError(f"--launch {self.launch}: no such command; ./launch.sh is this project's, for all GPUs of a machine")
+            raise UserError(
+                f"--launch {self.launch}: no such command; ./launch.sh is this project's, for all GPUs of a machine"
+            )
 
 
 def steps_of(study: Study, output: Path) -> list[Step]:
@@ -124,17 +146,38 @@ def steps_of(study: Study, output: Path) -> list[Step]:
     heldout = ("--heldout", *study.heldout) if study.heldout else ()
     shared = [name for name, changes in study.students.items() if not any(key in TOKENS for key in changes)]
     unread = any(not (output / "students" / folder_of(name) / "summary.json").is_file() for name in shared)
-    steps = [Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base)))] if unread else []
+    steps = (
+        [Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base)))]
+        if unread
+        else []
+    )
     for name, changes in study.students.items():
-        settings = [word for key, value in changes.items() for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))]
+        settings = [
+            word
+            for key, value in changes.items()
+            for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
+        ]
         text = ("--tokens", str(tokens)) if name in shared else corpus
-        steps.append(Step(f"distil {name}", output / "students" / folder_of(name),
-                          ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
-                          after=(tokens,) if name in shared else (), starter=study.launch))  # fmt: skip
+        steps.append(
+            Step(
+                f"distil {name}",
+                output / "students" / folder_of(name),
+                ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
+                after=(tokens,) if name in shared else (),
+                starter=study.launch,
+            )
+        )
     for task in study.tasks:
         seeds, tuning = study.tuning_of(task)
-        words = ("finetune", "--task", task, "--seeds", str(seeds), *(["--data", str(Path(study.data) / task)] if study.data else []),
-                 *(word for key, value in tuning.items() for word in (f"--tuning.{key}", str(value))))  # fmt: skip
+        words = (
+            "finetune",
+            "--task",
+            task,
+            "--seeds",
+            str(seeds),
+            *(["--data", str(Path(study.data) / task)] if study.data else []),
+            *(word for key, value in tuning.items() for word in (f"--tuning.{key}", str(value))),
+        )
         folder = output / "tasks" / task
         if study.teacher_too:
             steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher, seeds=seeds))
@@ -142,8 +185,16 @@ def steps_of(study: Study, output: Path) -> list[Step]:
             student = output / "students" / folder_of(name)
             steps.append(Step(f"{task}, {name}", folder / folder_of(name), words, model=student, seeds=seeds))
             if name in study.second:
-                steps.append(Step(f"{task}, {name}, {SECOND}", folder / folder_of(f"{name}, {SECOND}"), words, model=student, teacher=folder / TEACHER,
-                                  seeds=seeds))  # fmt: skip
+                steps.append(
+                    Step(
+                        f"{task}, {name}, {SECOND}",
+                        folder / folder_of(f"{name}, {SECOND}"),
+                        words,
+                        model=student,
+                        teacher=folder / TEACHER,
+                        seeds=seeds,
+                    )
+                )
     return steps
 
 
@@ -151,7 +202,9 @@ def _reading(base: str) -> list[str]:
     """The base recipe's settings that prepare reads, as words: a recipe may also hold a teacher and texts, which prepare does not take."""
     where = f"base: {base}"
     recipe = load_keys(read_recipe(Path(base), where), where)
-    sections = {room: section if isinstance(section, dict) else {} for room, section in recipe.items()}  # what is none is said with the recipe
+    sections = {
+        room: section if isinstance(section, dict) else {} for room, section in recipe.items()
+    }  # what is none is said with the recipe
     found = {key: sections.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in READ}
     return [word for key, value in found.items() if isinstance(value, str) for word in (f"--{key}", value)]
 
@@ -183,7 +236,9 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
         if changed := _changed(_at_home(before), asked):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     _read_tasks(study, steps)
-    _check_teacher(study, [(step.what, recipes[step.what]) for step in steps if step.words[0] == "distill" and not step.done])
+    _check_teacher(
+        study, [(step.what, recipes[step.what]) for step in steps if step.words[0] == "distill" and not step.done]
+    )
     write_json(plan, asked)
     run_steps(steps, study.jobs, output / "logs")
     return {"output": str(output), "rows": rows_of(study, output)}
@@ -195,7 +250,10 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
     if not students:
         return
     with spinner("looking at the teacher"):
-        from ds_distill.preflight.models import check_teacher_fits, check_whole  # with it torch, which a report need not wait for
+        from ds_distill.preflight.models import (
+            check_teacher_fits,
+            check_whole,
+        )  # with it torch, which a report need not wait for
 
         started = []
         for what, recipe in students:
@@ -218,7 +276,11 @@ def _read_tasks(study: Study, steps: list[Step]) -> None:
 
 def _at_home(plan: dict) -> dict:
     """The plan with ~ for what it stands for, which earlier ones kept as it was written."""
-    paths = {key: value if isinstance(value, list) else [value] for key in ("teacher", "data", "corpus", "heldout") if (value := plan.get(key))}
+    paths = {
+        key: value if isinstance(value, list) else [value]
+        for key in ("teacher", "data", "corpus", "heldout")
+        if (value := plan.get(key))
+    }
     whole = {key: [os.path.expanduser(path) for path in value] for key, value in paths.items()}
     return plan | {key: value if isinstance(plan[key], list) else value[0] for key, value in whole.items()}
 
@@ -237,13 +299,21 @@ def _changed(before: dict, now: dict) -> list[str]:
 def rows_of(study: Study, output: Path) -> list[dict]:
     """A row a model: held-out figures of its pretraining, and each task's score with its seeds; what has not been run is not in it."""
     rows: list[dict] = []
-    names = [name for student in study.students for name in (student, *([f"{student}, {SECOND}"] if student in study.second else []))]
+    names = [
+        name
+        for student in study.students
+        for name in (student, *([f"{student}, {SECOND}"] if student in study.second else []))
+    ]
     for name in [*([TEACHER] if study.teacher_too else []), *names]:
         row: dict = {"model": name, "tasks": {}}
         made = output / "students" / folder_of(name) / "summary.json"
         if made.is_file():
             keys = ("tokens", "tokens_per_second", "parameters")
-            row |= {key: value for key, value in json.loads(made.read_text(encoding="utf-8")).items() if "heldout" in key or key in keys}
+            row |= {
+                key: value
+                for key, value in json.loads(made.read_text(encoding="utf-8")).items()
+                if "heldout" in key or key in keys
+            }
         for task in study.tasks:
             file = output / "tasks" / task / folder_of(name) / "summary.json"
             if file.is_file():

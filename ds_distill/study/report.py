@@ -16,17 +16,37 @@ from ds_distill.utils.errors import UserError
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 OTHERS = ("imdb", "squad", "squad_v2")
 PAPER = {  # tables 1 and 2; per cent. BERT-base's MNLI is the authors' 84.7, with which its nine have the mean that is printed, 79.5
-    "BERT-base, the paper's": dict(zip((*GLUE, "imdb", "squad"), (56.3, 84.7, 88.6, 91.8, 89.6, 69.3, 92.7, 89.0, 53.5, 93.46, 88.5), strict=True)),
-    "DistilBERT, the paper's": dict(zip((*GLUE, "imdb", "squad"), (51.3, 82.2, 87.5, 89.2, 88.5, 59.9, 91.3, 86.9, 56.3, 92.82, 85.8), strict=True)),
+    "BERT-base, the paper's": dict(
+        zip((*GLUE, "imdb", "squad"), (56.3, 84.7, 88.6, 91.8, 89.6, 69.3, 92.7, 89.0, 53.5, 93.46, 88.5), strict=True)
+    ),
+    "DistilBERT, the paper's": dict(
+        zip((*GLUE, "imdb", "squad"), (51.3, 82.2, 87.5, 89.2, 88.5, 59.9, 91.3, 86.9, 56.3, 92.82, 85.8), strict=True)
+    ),
     "DistilBERT, second distillation, the paper's": {"squad": 86.9},
 }
-EXACT = {"BERT-base, the paper's": 81.2, "DistilBERT, the paper's": 77.7, "DistilBERT, second distillation, the paper's": 79.1}  # SQuAD 1.1, table 2
-ABLATION = {"without KL": -2.96, "without cosine": -1.46, "without masked LM": -0.31, "random start": -3.69}  # table 4, of the GLUE mean
+EXACT = {
+    "BERT-base, the paper's": 81.2,
+    "DistilBERT, the paper's": 77.7,
+    "DistilBERT, second distillation, the paper's": 79.1,
+}  # SQuAD 1.1, table 2
+ABLATION = {
+    "without KL": -2.96,
+    "without cosine": -1.46,
+    "without masked LM": -0.31,
+    "random start": -3.69,
+}  # table 4, of the GLUE mean
 NOT_MEASURED = "–"  # what stands where there was nothing to measure a figure on
 OWN = "the corpus's own documents"
 # what decides which tokens are held out, and which of them are masked
-HELDOUT = (*TOKENS, "data.mask_probability", "data.mask_smoothing", "data.whole_word_masking", "data.attend_across_documents", "training.seed",
-           "training.heldout_blocks")  # fmt: skip
+HELDOUT = (
+    *TOKENS,
+    "data.mask_probability",
+    "data.mask_smoothing",
+    "data.whole_word_masking",
+    "data.attend_across_documents",
+    "training.seed",
+    "training.heldout_blocks",
+)
 
 
 def score(found: dict | None, metric: str = "") -> str:
@@ -94,7 +114,13 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
     """Tables 1 and 2: a row a model, what it keeps of its teacher; and the paper's rows."""
     teacher = teacher_of(rows)
     sections = []
-    precisions = {seed["precision"] for row in rows for found in row["tasks"].values() for seed in found["seeds"] if "precision" in seed}
+    precisions = {
+        seed["precision"]
+        for row in rows
+        for found in row["tasks"].values()
+        for seed in found["seeds"]
+        if "precision" in seed
+    }
     for heading, names in (("Scores on GLUE's dev sets", GLUE), ("IMDb and SQuAD", OTHERS)):
         here = [task for task in names if task in tasks]
         if not here:
@@ -102,10 +128,15 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
         lines = []
         for row in rows:
             mean = mean_of(row, here)
-            lines.append({"model": row["model"], "parameters": f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else "–",
-                          "mean": without_mean(row, here) if mean is None else f"{mean:.1f}",
-                          "kept": kept(row, teacher, here)}
-                         | {task: score(row["tasks"].get(task)) for task in here})  # fmt: skip
+            lines.append(
+                {
+                    "model": row["model"],
+                    "parameters": f"{row['parameters'] / 1e6:.1f}" if "parameters" in row else "–",
+                    "mean": without_mean(row, here) if mean is None else f"{mean:.1f}",
+                    "kept": kept(row, teacher, here),
+                }
+                | {task: score(row["tasks"].get(task)) for task in here}
+            )
         first = next((row["model"] for row in rows if row is not teacher), "")  # the student that the study is about
         marked = tuple(i for i, row in enumerate(rows) if row["model"] in (first, f"{first}, {SECOND}"))
         for name, values in PAPER.items():
@@ -114,11 +145,18 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
             if not both:
                 continue
             whole = f"{statistics.mean(both):.1f}" if len(both) == len(here) else "–"
-            lines.append({"model": name, "parameters": "110" if name.startswith("BERT") else "66", "mean": whole, "kept": "–"} | shown)
-        columns = {"model": "model", "parameters": "parameters (M)", "mean": "mean"} | ({"kept": "of the teacher's mean"} if teacher else {})
+            lines.append(
+                {"model": name, "parameters": "110" if name.startswith("BERT") else "66", "mean": whole, "kept": "–"}
+                | shown
+            )
+        columns = {"model": "model", "parameters": "parameters (M)", "mean": "mean"} | (
+            {"kept": "of the teacher's mean"} if teacher else {}
+        )
         columns |= headings(here)
-        text = ("Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own teacher and data, for comparison; it "
-                "does not say which of a task's metrics they are.")  # fmt: skip
+        text = (
+            "Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own teacher and data, for comparison; it "
+            "does not say which of a task's metrics they are."
+        )
         if "squad_v2" in here:
             text += " Of squad_v2 the best threshold for saying nothing is taken, as by the official script's best_f1: chosen on what it is scored by."
         if len(precisions) > 1:
@@ -133,10 +171,17 @@ def other_metrics(rows: list[dict], tasks: list[str]) -> Section | None:
     for row in rows:
         for task in tasks:
             found = row["tasks"].get(task, {"metric": "", "metrics": {}})
-            columns |= {f"{task} {name}": (task, name) for name in found["metrics"] if name not in (found["metric"], "threshold")}
+            columns |= {
+                f"{task} {name}": (task, name)
+                for name in found["metrics"]
+                if name not in (found["metric"], "threshold")
+            }
     if not columns:
         return None
-    lines = [{"model": row["model"]} | {key: score(row["tasks"].get(task), name) for key, (task, name) in columns.items()} for row in rows]
+    lines = [
+        {"model": row["model"]} | {key: score(row["tasks"].get(task), name) for key, (task, name) in columns.items()}
+        for row in rows
+    ]
     if "squad exact_match" in columns:
         lines += [{"model": name, "squad exact_match": f"{value:.1f}"} for name, value in EXACT.items()]
     headings = {key: f"{task} ({name.replace('_', ' ')})" for key, (task, name) in columns.items()}
@@ -148,8 +193,11 @@ def kept_table(rows: list[dict], tasks: list[str]) -> Section | None:
     teacher = teacher_of(rows)
     if teacher is None or len(tasks) < 2:
         return None
-    lines = [{"model": row["model"], "all": kept(row, teacher, tasks)} | {task: kept(row, teacher, [task]) for task in tasks}
-             for row in rows if row is not teacher]  # fmt: skip
+    lines = [
+        {"model": row["model"], "all": kept(row, teacher, tasks)} | {task: kept(row, teacher, [task]) for task in tasks}
+        for row in rows
+        if row is not teacher
+    ]
     columns = {"model": "model", "all": "of the mean of all tasks"} | headings(tasks)
     text = "A model's score as a share of its teacher's, medians over seeds; the paper's DistilBERT keeps 97 % of BERT-base's mean on GLUE."
     return Section("What is kept of the teacher's scores", text, lines, columns)
@@ -172,7 +220,11 @@ def taken_away(students: dict[str, dict]) -> bool:
     def without(key: str, value) -> bool:
         return value == 0 if key.startswith("losses.") else key == "student.layers" and value == "random"
 
-    return all(changes.get(key) == first.get(key) or without(key, changes.get(key)) for key in differ_in(students) for changes in others)
+    return all(
+        changes.get(key) == first.get(key) or without(key, changes.get(key))
+        for key in differ_in(students)
+        for changes in others
+    )
 
 
 def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) -> Section | None:
@@ -199,13 +251,26 @@ def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) ->
                     line["spread"] += f", the first {len(gaps)} of each task" if len(gaps) > 1 else " of each task"
             line["paper"] = f"{ABLATION[row['model']]:+.2f}" if row["model"] in ABLATION else "–"
         lines.append(line)
-    columns = {"student": "student", "loss": "held-out MLM loss (nats)", "mean": f"mean of {', '.join(tasks)}",
-               "difference": f"against {first['model']}", "spread": "by seed"}  # fmt: skip
+    columns = {
+        "student": "student",
+        "loss": "held-out MLM loss (nats)",
+        "mean": f"mean of {', '.join(tasks)}",
+        "difference": f"against {first['model']}",
+        "spread": "by seed",
+    }
     if any(row["model"] in ABLATION for row in students):
         columns["paper"] = "the paper's difference, of GLUE's mean"
     if taken_away(plan):
-        return Section("Ablation", "The same student, tokens, batches and masks; one thing taken away at a time.", lines, columns, (0,))
-    return Section("One student against another", f"They differ in {', '.join(sorted(differ_in(plan)))}.", lines, columns, (0,))
+        return Section(
+            "Ablation",
+            "The same student, tokens, batches and masks; one thing taken away at a time.",
+            lines,
+            columns,
+            (0,),
+        )
+    return Section(
+        "One student against another", f"They differ in {', '.join(sorted(differ_in(plan)))}.", lines, columns, (0,)
+    )
 
 
 def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, dict]) -> Section | None:
@@ -219,9 +284,17 @@ def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, di
             rate = row.get("tokens_per_second")  # none where a run was only ended, all its steps done before
             seconds = row["tokens"] / rate if rate else None
             first = first or seconds
-            losses = {OWN: row["heldout_mlm_loss"]} | {name: figures["mlm_loss"] for name, figures in row.get("heldout_sets", {}).items()}
-            lines.append({"model": row["model"], "tokens": f"{row['tokens']:,}", "time": f"{seconds / first:.2f}" if seconds else "–"}
-                         | {name: in_nats(loss) for name, loss in losses.items()})  # fmt: skip
+            losses = {OWN: row["heldout_mlm_loss"]} | {
+                name: figures["mlm_loss"] for name, figures in row.get("heldout_sets", {}).items()
+            }
+            lines.append(
+                {
+                    "model": row["model"],
+                    "tokens": f"{row['tokens']:,}",
+                    "time": f"{seconds / first:.2f}" if seconds else "–",
+                }
+                | {name: in_nats(loss) for name, loss in losses.items()}
+            )
         else:
             lines.append({"model": row["model"], "tokens": NOT_RUN, "time": NOT_RUN})
     if not found:
@@ -229,12 +302,17 @@ def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, di
     comparison_plot(found, picture)
     texts = list(dict.fromkeys(key for line in lines for key in line if key not in ("model", "tokens", "time")))
     lines = [dict.fromkeys(texts, NOT_RUN) | line for line in lines]
-    columns = {"model": "student", "tokens": "tokens read", "time": "time (first = 1)"} | {text: f"loss, {text}" for text in texts}
-    text = "Held-out masked-LM loss at the end, nats a masked token. Times are as each was run, with what ran beside it."
+    columns = {"model": "student", "tokens": "tokens read", "time": "time (first = 1)"} | {
+        text: f"loss, {text}" for text in texts
+    }
+    text = (
+        "Held-out masked-LM loss at the end, nats a masked token. Times are as each was run, with what ran beside it."
+    )
     if unlike := sorted(key for key in differ_in(plan) if key in HELDOUT):
         text += f" Not one and the same text under the same masks: they differ in {', '.join(unlike)}, so the losses do not compare them."
-    return Section("Pretraining", text, lines, columns,
-                   pictures={"Held-out masked-LM loss over tokens, by text.": picture})  # fmt: skip
+    return Section(
+        "Pretraining", text, lines, columns, pictures={"Held-out masked-LM loss over tokens, by text.": picture}
+    )
 
 
 def report(folders: list[str], output: Path) -> dict:
@@ -249,17 +327,31 @@ def report(folders: list[str], output: Path) -> dict:
             if (folder / name).is_file():
                 sections.append(of_benchmark(json.loads((folder / name).read_text(encoding="utf-8")), name))
         if len(sections) == made and (folder / "study.json").is_file():
-            raise UserError(f"{folder}: a study without tasks of which no student is there yet; the study's own command goes on")
+            raise UserError(
+                f"{folder}: a study without tasks of which no student is there yet; the study's own command goes on"
+            )
         if len(sections) == made:
-            raise UserError(f"{folder}: neither a study (study.json) nor a benchmark's report (table3.json, inference.json); give the --output of one")
+            raise UserError(
+                f"{folder}: neither a study (study.json) nor a benchmark's report (table3.json, inference.json); give the --output of one"
+            )
         if len(folders) > 1:
             for section in sections[made:]:
                 section.heading += f" ({folder})"
-    write_page(output, "report", "What the student keeps", f"Made from {', '.join(f'`{folder}`' for folder in folders)}.", sections)
+    write_page(
+        output,
+        "report",
+        "What the student keeps",
+        f"Made from {', '.join(f'`{folder}`' for folder in folders)}.",
+        sections,
+    )
     for section in sections:
         if section.rows:
             print(f"\n{section.heading}\n\n{table(section.rows, section.columns)}")
-    return {"report": str(output / "report.html"), "markdown": str(output / "report.md"), "sections": [section.heading for section in sections]}
+    return {
+        "report": str(output / "report.html"),
+        "markdown": str(output / "report.md"),
+        "sections": [section.heading for section in sections],
+    }
 
 
 def of_study(folder: Path, picture: Path) -> list[Section]:
@@ -282,24 +374,50 @@ def of_study(folder: Path, picture: Path) -> list[Section]:
             cut = sum(found["truncated"].values()) if "truncated" in found else None
             gone = sum(count for causes in found.get("left_out", {}).values() for count in causes.values())
             lines.append({"task": task, "train": train, "dev": dev, "one": one, "cut": cut, "gone": gone})
-        columns = {"task": "task", "train": "training examples used", "dev": "dev examples", "one": "one dev example is worth (points)"}
+        columns = {
+            "task": "task",
+            "train": "training examples used",
+            "dev": "dev examples",
+            "one": "one dev example is worth (points)",
+        }
         columns |= {
             key: heading
             for key, heading in (("cut", "longer than what is read"), ("gone", "left out"))
             if any(line[key] for line in lines)
         }
-        sections.append(Section("How large the sets are", "Differences of a few examples are noise; that is why there are seeds.", lines, columns))
+        sections.append(
+            Section(
+                "How large the sets are",
+                "Differences of a few examples are noise; that is why there are seeds.",
+                lines,
+                columns,
+            )
+        )
     return sections
 
 
 def of_benchmark(found: dict, name: str) -> Section:
     if name == "table3.json":
-        lines = [row | {key: f"{row[key]:.{digits}f}" for key, digits in (("parameters", 1), ("seconds", 1), ("share", 3))} for row in found["rows"]]
-        columns = {"model": "model", "body": "body", "parameters": "parameters (M)", "seconds": "time (s)", "share": "of BERT-base's",
-                   "memory": "runs within (MB)", "paper_parameters": "the paper's parameters (M)", "paper_seconds": "the paper's time (s)",
-                   "paper_share": "the paper's share"}  # fmt: skip
+        lines = [
+            row | {key: f"{row[key]:.{digits}f}" for key, digits in (("parameters", 1), ("seconds", 1), ("share", 3))}
+            for row in found["rows"]
+        ]
+        columns = {
+            "model": "model",
+            "body": "body",
+            "parameters": "parameters (M)",
+            "seconds": "time (s)",
+            "share": "of BERT-base's",
+            "memory": "runs within (MB)",
+            "paper_parameters": "the paper's parameters (M)",
+            "paper_seconds": "the paper's time (s)",
+            "paper_share": "the paper's share",
+        }
         columns = {key: name for key, name in columns.items() if any(key in line for line in lines)}
         about = f"A full pass over {found['examples']:,} examples of {found['data']}, one thread, one at a time; {found['machine']}."
         return Section("Size and speed", about, lines, columns)
-    lines = [{"figure": key.replace("_", " "), "value": json.dumps(value).replace('"', "")} for key, value in found["summary"].items()]
+    lines = [
+        {"figure": key.replace("_", " "), "value": json.dumps(value).replace('"', "")}
+        for key, value in found["summary"].items()
+    ]
     return Section("Inference", found["machine"], lines, {"figure": "figure", "value": "value"})

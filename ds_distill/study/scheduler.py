@@ -39,7 +39,9 @@ class Step:
     @property
     def done(self) -> bool:
         file = self.output / "summary.json"
-        return file.is_file() and (not self.seeds or len(json.loads(file.read_text(encoding="utf-8"))["seeds"]) >= self.seeds)
+        return file.is_file() and (
+            not self.seeds or len(json.loads(file.read_text(encoding="utf-8"))["seeds"]) >= self.seeds
+        )
 
     @property
     def needs(self) -> list[Path]:
@@ -52,12 +54,20 @@ class Step:
     def command(self) -> list[str]:
         """As it is typed; what earlier steps made is looked up now."""
         own = ["--model", str(_made(self.model))] if self.model else []
-        return [*self.words, *own, *(["--teacher", str(_made(self.teacher))] if self.teacher else []), "--output", str(self.output)]
+        return [
+            *self.words,
+            *own,
+            *(["--teacher", str(_made(self.teacher))] if self.teacher else []),
+            "--output",
+            str(self.output),
+        ]
 
     def started_as(self) -> list[str]:
         words = self.command()
         # launch.sh has no command but distill
-        return [*starter_words(self.starter), *words[1:]] if self.starter else [sys.executable, "-m", "ds_distill", *words]
+        return (
+            [*starter_words(self.starter), *words[1:]] if self.starter else [sys.executable, "-m", "ds_distill", *words]
+        )
 
 
 def _made(where: str | Path) -> str | Path:
@@ -125,7 +135,10 @@ def _asked_to_end():
         if number == signal.SIGINT:
             signal.signal(number, before[number])
 
-    heard = [signal.SIGTERM, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else [])]  # ignored where a shell has it so
+    heard = [
+        signal.SIGTERM,
+        *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else []),
+    ]  # ignored where a shell has it so
     before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield asked
@@ -140,13 +153,17 @@ def _start_more(running: dict, waiting: list[Step], jobs: int, logs: Path) -> No
         alone = step.starter and running or any(other.starter for other, _ in running.values())
         if len(running) == jobs or alone:
             return
-        at_work = {other.output for other in (*waiting, *(other for other, _ in running.values()))}  # a summary of fewer seeds may be there
+        at_work = {
+            other.output for other in (*waiting, *(other for other, _ in running.values()))
+        }  # a summary of fewer seeds may be there
         if step.ready and at_work.isdisjoint(step.needs):
             slot = next(number for number in range(jobs) if number not in running)
             running[slot] = step, _start(step, slot, jobs, logs)
             waiting.remove(step)
     if not running:
-        raise UserError(f"study: {waiting[0].what}: what it starts from is not there: {', '.join(map(str, waiting[0].needs))}")
+        raise UserError(
+            f"study: {waiting[0].what}: what it starts from is not there: {', '.join(map(str, waiting[0].needs))}"
+        )
 
 
 def _log_of(step: Step, logs: Path) -> Path:
@@ -156,7 +173,10 @@ def _log_of(step: Step, logs: Path) -> Path:
 def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
     words = step.started_as()
     typed = f"study: {step.what}: {shlex.join(words if step.starter else ['ds-distill', *words[3:]])}"
-    environment = {"DS_DISTILL_PYTHON": sys.executable, **os.environ}  # launch.sh takes this Python, unless told otherwise
+    environment = {
+        "DS_DISTILL_PYTHON": sys.executable,
+        **os.environ,
+    }  # launch.sh takes this Python, unless told otherwise
     if jobs == 1:
         log(f"\n{typed}")
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
@@ -176,7 +196,9 @@ def _share(slot: int, jobs: int) -> dict[str, str]:
 
     from ds_distill.data.prepare import cores
 
-    gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", "")) or [str(device) for device in range(torch.cuda.device_count())]
+    gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", "")) or [
+        str(device) for device in range(torch.cuda.device_count())
+    ]
     share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
     return share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 
@@ -192,4 +214,6 @@ def _check(step: Step, status: int, log_file: Path | None) -> None:
         said = log_file.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
         log("\n" + "\n".join([line for line in said if line.strip()][-TAIL:]))
     why = f"ended with status {status}" if status else f"ended without {step.output / 'summary.json'}"
-    raise UserError(f"study: {step.what} {why}{f' ({log_file})' if log_file else ''}; the same command goes on from there")
+    raise UserError(
+        f"study: {step.what} {why}{f' ({log_file})' if log_file else ''}; the same command goes on from there"
+    )

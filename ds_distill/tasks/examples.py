@@ -24,7 +24,12 @@ from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error)
-OTHER_NAMES = {"validation": "dev", "validation_matched": "dev_matched", "validation_mismatched": "dev_mismatched", "test": "validation"}  # IMDb's test
+OTHER_NAMES = {
+    "validation": "dev",
+    "validation_matched": "dev_matched",
+    "validation_mismatched": "dev_mismatched",
+    "test": "validation",
+}  # IMDb's test
 SHORT, UNDECIDED = (
     "rows with too few columns",
     "rows without a label (-)",
@@ -55,12 +60,24 @@ def split_files(folder: Path, split: str) -> list[Path]:
     """
     names = [split, *([OTHER_NAMES[split]] if split in OTHER_NAMES else [])]
     patterns = "{}.*", "{}-v*.json*", "{}-*-of-*.parquet"
-    by_name = [[file for file in sorted(file for pattern in patterns for file in folder.glob(pattern.format(name))) if kind_of(file)] for name in names]
+    by_name = [
+        [
+            file
+            for file in sorted(file for pattern in patterns for file in folder.glob(pattern.format(name)))
+            if kind_of(file)
+        ]
+        for name in names
+    ]
     found = next((files for files in by_name if files), [])
     if len(found) != 1:
         wanted = " or ".join(f"{name}.*" for name in names)
-        there = f"it holds {', '.join(file.name for file in found)}" if found else "it holds none" if folder.is_dir() else (
-            "that is a file or a pipe" if folder.exists() else "there is no such folder")  # fmt: skip
+        there = (
+            f"it holds {', '.join(file.name for file in found)}"
+            if found
+            else "it holds none"
+            if folder.is_dir()
+            else ("that is a file or a pipe" if folder.exists() else "there is no such folder")
+        )
         raise UserError(f"--data {folder}: one file {wanted} ({', '.join(KINDS)}, .gz and .zst too) is needed, {there}")
     return found
 
@@ -84,8 +101,10 @@ def from_hub(task: Task, split: str):
         return load_dataset(path, configuration, split=split)
     except Exception as error:  # no network, no such split: the library answers with whatever breaks first
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--task {task.name}: the hub's {path} cannot be had ({reason}); give --data DIR with train.* and "
-                        f"{', '.join(f'{name}.*' for name in task.validation)}") from error
+        raise UserError(
+            f"--task {task.name}: the hub's {path} cannot be had ({reason}); give --data DIR with train.* and "
+            f"{', '.join(f'{name}.*' for name in task.validation)}"
+        ) from error
 
 
 def read_examples(task: Task, file: Path) -> Examples:
@@ -114,7 +133,9 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
             continue
         for column, name in zip(texts, task.texts, strict=True):
             if not isinstance(row.get(name), str):
-                raise UserError(f"{where}: no text in column {name}, which {task.name} needs; the row has {', '.join(map(str, row))}")
+                raise UserError(
+                    f"{where}: no text in column {name}, which {task.name} needs; the row has {', '.join(map(str, row))}"
+                )
             column.append(without_lone_surrogates(row[name]))
         labels.append((line, row["label"]))
     if not labels:
@@ -189,13 +210,19 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
             names: list[str] | None = None
             for line, row in read(stream, file):
                 if names is None:
-                    names = list(headless) if headless and kind == ".tsv" and len(row) == len(headless) and "label" not in row else row
+                    names = (
+                        list(headless)
+                        if headless and kind == ".tsv" and len(row) == len(headless) and "label" not in row
+                        else row
+                    )
                     if names is row:
                         continue
                 if left_out is not None and 0 < len(row) < len(names):
                     left_out[SHORT] += 1
                 elif row and len(row) != len(names):
-                    raise UserError(f"{file}, line {line}: {len(row)} columns, its head has {len(names)} ({', '.join(names)})")
+                    raise UserError(
+                        f"{file}, line {line}: {len(row)} columns, its head has {len(names)} ({', '.join(names)})"
+                    )
                 elif row:
                     yield line, _row_of(zip(names, row, strict=True))
 
@@ -258,7 +285,9 @@ def opened(file: Path) -> io.TextIOBase:
     if file.suffix.lower() == ".zst":
         import pyarrow
 
-        return io.TextIOWrapper(io.BufferedReader(pyarrow.CompressedInputStream(file.open("rb"), "zstd")), encoding="utf-8-sig", newline="")
+        return io.TextIOWrapper(
+            io.BufferedReader(pyarrow.CompressedInputStream(file.open("rb"), "zstd")), encoding="utf-8-sig", newline=""
+        )
     return file.open(encoding="utf-8-sig", newline="")
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from ds_distill.utils.errors import UserError, did_you_mean
 
-LENGTH_KEY = "finetuning_length"  # in a fine-tuned folder's config.json, beside finetuning_task: the most tokens of an example
+LENGTH_KEY = (
+    "finetuning_length"  # in a fine-tuned folder's config.json, beside finetuning_task: the most tokens of an example
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Task:
         return self.name.startswith("squad")
 
 
-def _glue(name: str, texts: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...] = ("accuracy",), **more) -> Task:
+def _glue(
+    name: str, texts: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...] = ("accuracy",), **more
+) -> Task:
     return Task(name, texts, labels, metrics, ("nyu-mll/glue", name), **more)
 
 
@@ -43,14 +47,36 @@ _ENTAILS = ("entailment", "not_entailment")
 TASKS = {
     task.name: task
     for task in (
-        _glue("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews",), headless=("source", "label", "mark", "sentence")),
+        _glue(
+            "cola",
+            ("sentence",),
+            ("unacceptable", "acceptable"),
+            ("matthews",),
+            headless=("source", "label", "mark", "sentence"),
+        ),
         _glue("sst2", ("sentence",), ("negative", "positive")),
-        _glue("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("f1", "accuracy"),
-              original=(("#1 String", "sentence1"), ("#2 String", "sentence2"), ("Quality", "label"))),
+        _glue(
+            "mrpc",
+            ("sentence1", "sentence2"),
+            ("not_equivalent", "equivalent"),
+            ("f1", "accuracy"),
+            original=(("#1 String", "sentence1"), ("#2 String", "sentence2"), ("Quality", "label")),
+        ),
         _glue("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman"), original=(("score", "label"),)),
-        _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("f1", "accuracy"), original=(("is_duplicate", "label"),)),
-        _glue("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), validation=("validation_matched", "validation_mismatched"),
-              original=(("sentence1", "premise"), ("sentence2", "hypothesis"), ("gold_label", "label"))),
+        _glue(
+            "qqp",
+            ("question1", "question2"),
+            ("not_duplicate", "duplicate"),
+            ("f1", "accuracy"),
+            original=(("is_duplicate", "label"),),
+        ),
+        _glue(
+            "mnli",
+            ("premise", "hypothesis"),
+            ("entailment", "neutral", "contradiction"),
+            validation=("validation_matched", "validation_mismatched"),
+            original=(("sentence1", "premise"), ("sentence2", "hypothesis"), ("gold_label", "label")),
+        ),
         _glue("qnli", ("question", "sentence"), _ENTAILS),
         _glue("rte", ("sentence1", "sentence2"), _ENTAILS),
         _glue("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
@@ -58,7 +84,7 @@ TASKS = {
         Task("squad", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad", None)),
         Task("squad_v2", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad_v2", None)),
     )
-}  # fmt: skip
+}
 
 
 def plain(name: object) -> str:
@@ -71,5 +97,7 @@ def plain(name: object) -> str:
 def task_of(name: str) -> Task:
     """The task of this name. Raises UserError, with the nearest, for another."""
     if name not in TASKS:
-        raise UserError(f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS)} ({', '.join(TASKS)})")
+        raise UserError(
+            f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS)} ({', '.join(TASKS)})"
+        )
     return TASKS[name]

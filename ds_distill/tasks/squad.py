@@ -13,14 +13,25 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ds_distill.models.families import INPUTS
-from ds_distill.tasks.examples import UNREADABLE, from_hub, kind_of, opened, rows_of, split_files, without_lone_surrogates
+from ds_distill.tasks.examples import (
+    UNREADABLE,
+    from_hub,
+    kind_of,
+    opened,
+    rows_of,
+    split_files,
+    without_lone_surrogates,
+)
 from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
 from ds_distill.tasks.registry import Task
 from ds_distill.utils.console import log_share
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
-LENGTH, STRIDE = 384, 128  # tokens of a span and, as in transformers' run_qa, that the next one repeats; the authors' code moves on by 128
+LENGTH, STRIDE = (
+    384,
+    128,
+)  # tokens of a span and, as in transformers' run_qa, that the next one repeats; the authors' code moves on by 128
 NEEDED = "it needs id, question, context and answers: their texts and, as many, answer_start"
 LONGEST_QUESTION, LONGEST_ANSWER, N_BEST = 64, 30, 20
 
@@ -91,8 +102,14 @@ def load_questions(task: Task, split: str, data: str | None) -> Questions:
 def questions_in(task: Task, file: Path) -> Questions:
     """All questions of a file; errors as load_questions'."""
     if kind_of(file) in (".csv", ".tsv"):
-        raise UserError(f"{file}: answers are lists, which {kind_of(file)} has not; give SQuAD's own JSON, jsonl or parquet")
-    return _questions(task, official(file) if kind_of(file) == ".json" else ((f"line {line}", row) for line, row in rows_of(file)), str(file))
+        raise UserError(
+            f"{file}: answers are lists, which {kind_of(file)} has not; give SQuAD's own JSON, jsonl or parquet"
+        )
+    return _questions(
+        task,
+        official(file) if kind_of(file) == ".json" else ((f"line {line}", row) for line, row in rows_of(file)),
+        str(file),
+    )
 
 
 def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> Questions:
@@ -101,9 +118,17 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
         where = f"{source}, {place}, question {entry.get('id')!r}"
         try:
             answers = entry["answers"]
-            pairs = zip(answers["text"], answers["answer_start"], strict=True) if isinstance(answers, dict) else (
-                (answer["text"], answer["answer_start"]) for answer in answers)  # fmt: skip
-            question = Question(str(entry["id"]), entry["question"], entry["context"], () if entry.get("is_impossible") else tuple(pairs))
+            pairs = (
+                zip(answers["text"], answers["answer_start"], strict=True)
+                if isinstance(answers, dict)
+                else ((answer["text"], answer["answer_start"]) for answer in answers)
+            )
+            question = Question(
+                str(entry["id"]),
+                entry["question"],
+                entry["context"],
+                () if entry.get("is_impossible") else tuple(pairs),
+            )
         except KeyError as error:
             raise UserError(f"{where}: {error} is missing; {NEEDED}") from None
         except (TypeError, ValueError):
@@ -136,9 +161,14 @@ def official(file: Path) -> Iterator[tuple[str, dict]]:
         for article in articles:
             for number, paragraph in enumerate(article["paragraphs"], 1):
                 for entry in paragraph["qas"]:
-                    yield f"{article.get('title', 'an article')!r}, paragraph {number}", {"answers": [], **entry, "context": paragraph["context"]}
+                    yield (
+                        f"{article.get('title', 'an article')!r}, paragraph {number}",
+                        {"answers": [], **entry, "context": paragraph["context"]},
+                    )
     except (*UNREADABLE, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not SQuAD's JSON ({error!r}); it has `data`, a list of articles with `paragraphs` of `context` and `qas`") from error
+        raise UserError(
+            f"{file}: not SQuAD's JSON ({error!r}); it has `data`, a list of articles with `paragraphs` of `context` and `qas`"
+        ) from error
 
 
 def checked(question: Question, where: str) -> Question:
@@ -151,7 +181,9 @@ def checked(question: Question, where: str) -> Question:
         if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
             raise UserError(f"{where}: an answer needs a text and its first character, not {text!r} and {start!r}")
         if not text or start < 0:
-            raise UserError(f"{where}: the answer {text!r} at character {start}; a question without an answer has no answers: an empty list of each")
+            raise UserError(
+                f"{where}: the answer {text!r} at character {start}; a question without an answer has no answers: an empty list of each"
+            )
         answers.append((without_lone_surrogates(text), start))
     texts = {name: without_lone_surrogates(getattr(question, name)) for name in ("question", "context")}
     return replace(question, answers=tuple(answers), **texts)
@@ -165,10 +197,18 @@ def misplaced(question: Question) -> str:
     return ""
 
 
-def spans_of(questions: list[Question], tokenizer: PreTrainedTokenizerBase, length: int = LENGTH, stride: int = STRIDE) -> Spans:
+def spans_of(
+    questions: list[Question], tokenizer: PreTrainedTokenizerBase, length: int = LENGTH, stride: int = STRIDE
+) -> Spans:
     """Every question, cut to 64 tokens, with all parts of its context: parts of at most `length` tokens, question included, overlapping by `stride`."""
     asked = [q.question.lstrip() for q in questions]
-    alone = tokenizer(asked, add_special_tokens=False, truncation=True, max_length=min(LONGEST_QUESTION, length // 2), return_offsets_mapping=True)
+    alone = tokenizer(
+        asked,
+        add_special_tokens=False,
+        truncation=True,
+        max_length=min(LONGEST_QUESTION, length // 2),
+        return_offsets_mapping=True,
+    )
     cut = sum(bool(encoding.overflowing) for encoding in alone.encodings)
     # a tokenizer may cut at the left
     asked = [
@@ -177,10 +217,20 @@ def spans_of(questions: list[Question], tokenizer: PreTrainedTokenizerBase, leng
     ]
     room = length - max(map(len, alone["input_ids"])) - 4  # special tokens: three of BERT's, four of RoBERTa's
     if room < 8:
-        raise UserError(f"{length} tokens leave no room for a context beside its question; give a longer tuning.length, or a model with more positions")
-    encoded = tokenizer(asked, [q.context for q in questions], truncation="only_second", max_length=length,
-                        stride=min(stride, room // 2), return_overflowing_tokens=True, return_offsets_mapping=True,
-                        return_token_type_ids=True, return_attention_mask=True)  # fmt: skip
+        raise UserError(
+            f"{length} tokens leave no room for a context beside its question; give a longer tuning.length, or a model with more positions"
+        )
+    encoded = tokenizer(
+        asked,
+        [q.context for q in questions],
+        truncation="only_second",
+        max_length=length,
+        stride=min(stride, room // 2),
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_token_type_ids=True,
+        return_attention_mask=True,
+    )
     spans = Spans({name: encoded[name] for name in INPUTS}, cut, list(encoded["overflow_to_sample_mapping"]))
     for row in range(len(spans.question)):
         pairs = zip(encoded["offset_mapping"][row], encoded.sequence_ids(row), strict=True)
@@ -246,7 +296,9 @@ class Answer:
         return self.nothing - self.best[0][0] if self.best else float("inf")
 
 
-def postprocess_spans(questions: list[Question], spans: Spans, starts: list[np.ndarray], ends: list[np.ndarray]) -> list[Answer]:
+def postprocess_spans(
+    questions: list[Question], spans: Spans, starts: list[np.ndarray], ends: list[np.ndarray]
+) -> list[Answer]:
     """starts, ends: logits of each span's tokens (at least as many as it has). The best pairs start ≤ end of at most 30 tokens, within the context."""
     found = [Answer() for _ in questions]
     for row, number in enumerate(spans.question):
@@ -257,9 +309,13 @@ def postprocess_spans(questions: list[Question], spans: Spans, starts: list[np.n
             continue
         first = inside[np.argsort(-starts[row][inside], kind="stable")[:N_BEST]]
         last = inside[np.argsort(-ends[row][inside], kind="stable")[:N_BEST]]
-        pairs = [(float(starts[row][i] + ends[row][j]), i, j) for i in first for j in last if i <= j < i + LONGEST_ANSWER]
+        pairs = [
+            (float(starts[row][i] + ends[row][j]), i, j) for i in first for j in last if i <= j < i + LONGEST_ANSWER
+        ]
         context = questions[number].context
-        answer.best += [(score, context[offsets[i][0] : offsets[j][1]]) for score, i, j in sorted(pairs, reverse=True)[:N_BEST]]
+        answer.best += [
+            (score, context[offsets[i][0] : offsets[j][1]]) for score, i, j in sorted(pairs, reverse=True)[:N_BEST]
+        ]
     for answer in found:
         answer.best = sorted(answer.best, key=lambda pair: -pair[0])[:N_BEST]
     return found

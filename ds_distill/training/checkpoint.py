@@ -29,7 +29,11 @@ _CHUNK = 2**24
 
 def all_of(folder: Path) -> dict[int, Path]:
     """The published checkpoints in `folder`, by optimizer step, oldest first."""
-    return {int(path.name.removeprefix("step-")): path for path in sorted(folder.glob("step-*")) if path.name.removeprefix("step-").isdecimal()}
+    return {
+        int(path.name.removeprefix("step-")): path
+        for path in sorted(folder.glob("step-*"))
+        if path.name.removeprefix("step-").isdecimal()
+    }
 
 
 def read_manifest(path: Path) -> dict:
@@ -60,13 +64,21 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
             follow_umask(partial / "state")
         torch.distributed.barrier()
         # a network file system may show a host another's files late: each knows its own
-        names = sorted({name for seen in all_gather_object([path.name for path in (partial / "state").iterdir()]) for name in seen})
+        names = sorted(
+            {name for seen in all_gather_object([path.name for path in (partial / "state").iterdir()]) for name in seen}
+        )
         files = {name: _checksum(partial / "state" / name, flush=True) for name in names[rank::world]}
     files = {name: facts for part in all_gather_object(files) for name, facts in part.items()}
     if rank == 0:
         versions = {package: version(package) for package in ("torch", "deepspeed", "transformers")}
-        manifest = {"step": step, "shape": shape, "optimizer": _optimizer(engine), "groups": engine.parameter_names, "versions": versions,
-                    "files": dict(sorted(files.items()))}  # fmt: skip
+        manifest = {
+            "step": step,
+            "shape": shape,
+            "optimizer": _optimizer(engine),
+            "groups": engine.parameter_names,
+            "versions": versions,
+            "files": dict(sorted(files.items())),
+        }
         with explain_disk_full(folder), open(partial / "state" / MANIFEST, "w", encoding="utf-8") as file:
             file.write(json.dumps(manifest, indent=1) + "\n")
             file.flush()
@@ -87,7 +99,11 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
 def _shape(engine) -> dict:
     """What DeepSpeed's files of a checkpoint are cut by."""
     precision = str(next(engine.module.parameters()).dtype).removeprefix("torch.")
-    return {"ZeRO stage": engine.zero_optimization_stage(), "ranks": torch.distributed.get_world_size(), "precision": precision}
+    return {
+        "ZeRO stage": engine.zero_optimization_stage(),
+        "ranks": torch.distributed.get_world_size(),
+        "precision": precision,
+    }
 
 
 def _optimizer(engine) -> str:
@@ -101,8 +117,10 @@ def _check_reads(engine, path: Path, before: str | None) -> None:
     now = _optimizer(engine)
     own = not engine.zero_optimization() and isinstance(engine.optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer))
     if before and before != now and (own or before == "torch"):
-        raise UserError(f"{path} was written with {before}'s optimizer, whose state this run's, {now}'s, does not read: go on with "
-                        f"training.optimizer = {before}, or choose another --output")  # fmt: skip
+        raise UserError(
+            f"{path} was written with {before}'s optimizer, whose state this run's, {now}'s, does not read: go on with "
+            f"training.optimizer = {before}, or choose another --output"
+        )
 
 
 def _check_room(engine, folder: Path) -> None:
@@ -118,8 +136,10 @@ def _check_room(engine, folder: Path) -> None:
         if free >= need:
             return
         kept = f"; the checkpoint {before[-1].name} is whole, the same command goes on from it" if before else ""
-        raise UserError(f"{folder}: the disk is full, a checkpoint needs {need / 2**20:,.1f} MiB and {free / 2**20:,.1f} are free; "
-                        f"make room there{kept}")  # fmt: skip
+        raise UserError(
+            f"{folder}: the disk is full, a checkpoint needs {need / 2**20:,.1f} MiB and {free / 2**20:,.1f} are free; "
+            f"make room there{kept}"
+        )
 
     run_on_rank0(look)
 
@@ -173,7 +193,9 @@ def resume(engine, folder: Path) -> dict | None:
             log(f"checkpoint {path.name} is damaged ({problem}): set aside as {aside}, going on from the one before")
         torch.distributed.barrier()
     if problem:
-        raise UserError(f"{folder}: every checkpoint is damaged ({problem}); bring one back from a copy, or choose another --output to start over")
+        raise UserError(
+            f"{folder}: every checkpoint is damaged ({problem}); bring one back from a copy, or choose another --output to start over"
+        )
     return None
 
 
@@ -183,15 +205,22 @@ def load(engine, path: Path) -> dict:
     now, manifest = _shape(engine), read_manifest(path)
     before = manifest["shape"]
     if before["precision"] != now["precision"]:
-        raise UserError(f"{path} was written with precision {before['precision']}, this run has {now['precision']}: go on with "
-                        f"training.precision = {PRECISIONS[before['precision']]}, or choose another --output")  # fmt: skip
+        raise UserError(
+            f"{path} was written with precision {before['precision']}, this run has {now['precision']}: go on with "
+            f"training.precision = {PRECISIONS[before['precision']]}, or choose another --output"
+        )
     stages = {now["ZeRO stage"], before["ZeRO stage"]}
     if 0 in stages and len(stages) > 1:
-        raise UserError(f"{path} was written with ZeRO stage {before['ZeRO stage']}, this run has {now['ZeRO stage']}; stages 1, 2 and 3 go on from "
-                        "each other, stage 0 does not: go on with training.deepspeed = "
-                        f"ds_configs/deepspeed/zero{before['ZeRO stage']}.json, or choose another --output")  # fmt: skip
+        raise UserError(
+            f"{path} was written with ZeRO stage {before['ZeRO stage']}, this run has {now['ZeRO stage']}; stages 1, 2 and 3 go on from "
+            "each other, stage 0 does not: go on with training.deepspeed = "
+            f"ds_configs/deepspeed/zero{before['ZeRO stage']}.json, or choose another --output"
+        )
     _check_reads(engine, path, manifest.get("optimizer"))
-    kept = [{key: group[key] for key in ("weight_decay", "initial_lr") if key in group} for group in engine.optimizer.param_groups]
+    kept = [
+        {key: group[key] for key in ("weight_decay", "initial_lr") if key in group}
+        for group in engine.optimizer.param_groups
+    ]
     if before == now or 0 in stages:  # stage 0 keeps everything on every rank
         loaded, state = _load(engine, path)
     else:

@@ -36,7 +36,9 @@ def compile_unavailable_reason() -> str | None:
         for file in remove_partial_libraries():
             log(f"{file}: left half written by a process that was killed; it is compiled anew")
         with torch.no_grad():
-            torch.compile(lambda x: (x + 1).sum())(torch.zeros(64, device="cuda" if torch.cuda.is_available() else "cpu"))
+            torch.compile(lambda x: (x + 1).sum())(
+                torch.zeros(64, device="cuda" if torch.cuda.is_available() else "cpu")
+            )
     except Exception as error:  # compilers fail in as many ways as there are
         return first_line(error)
     return None
@@ -52,7 +54,9 @@ def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
     return tokens if taught and recipe.losses.kl_on == "all" else tokens * recipe.data.mask_probability
 
 
-def seconds_saved(recipe: Recipe, student: PretrainedConfig, tokens: float, length: int, taught: bool, device: torch.device) -> float:
+def seconds_saved(
+    recipe: Recipe, student: PretrainedConfig, tokens: float, length: int, taught: bool, device: torch.device
+) -> float:
     """What compiling spares a run of `tokens` tokens a rank in sequences of `length`, roughly. The logits' kernel is Triton's on a GPU, either way."""
     depth, heads, hidden, _, _ = family_of_type(student.model_type).measures(student)
     body = depth * (HIDDEN * hidden + SCORE * heads * length) * (1.0 if recipe.training.dropout else 0.25)
@@ -66,12 +70,22 @@ def compiles(training: Training, saved: float, device: torch.device) -> bool:
         return False
     reasons = [reason for reason in all_gather_object(compile_unavailable_reason()) if reason]
     if reasons:
-        log(f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, slower; training.compile = off is silent")
+        log(
+            f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, slower; training.compile = off is silent"
+        )
     return not reasons
 
 
-def choose_kernels(objective: Objective, teacher: Teacher | None, recipe: Recipe, tokens: float, *, length: int, stage: int,
-                   device: torch.device) -> bool:  # fmt: skip
+def choose_kernels(
+    objective: Objective,
+    teacher: Teacher | None,
+    recipe: Recipe,
+    tokens: float,
+    *,
+    length: int,
+    stage: int,
+    device: torch.device,
+) -> bool:
     """Collective: compile the step where that pays in a run of `tokens` tokens a rank, and return whether; the vocabulary loss's kernel in Triton takes
     two seconds to compile and always pays."""
     saved = seconds_saved(recipe, objective.model.config, tokens, length, teacher is not None, device)
@@ -83,7 +97,9 @@ def choose_kernels(objective: Objective, teacher: Teacher | None, recipe: Recipe
     return False
 
 
-def compile_step(objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, passes: str = "auto") -> None:
+def compile_step(
+    objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, passes: str = "auto"
+) -> None:
     """Have the losses and, if `body`, the blocks of student and teacher compiled when they are first used; on a CPU the teacher's weights
     are packed too. passes: the vocabulary loss's kernel, "auto" is on a GPU the one in Triton (docs/PERFORMANCE.md), else torch.compile's."""
     if device.type == "cuda":
@@ -107,4 +123,7 @@ def compile_seconds_so_far() -> float:
     """What torch.compile has taken in this process so far, its cache's reading included."""
     import torch._dynamo  # two seconds, for those who compile
 
-    return sum(torch._dynamo.utils.calculate_time_spent().get(key, 0.0) for key in ("entire_frame_compile", "entire_backward_compile"))
+    return sum(
+        torch._dynamo.utils.calculate_time_spent().get(key, 0.0)
+        for key in ("entire_frame_compile", "entire_backward_compile")
+    )

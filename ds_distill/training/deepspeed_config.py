@@ -35,12 +35,16 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
         config["fp16"] = {"enabled": True, "initial_scale_power": 16}
     if dtype != torch.float32 and stage == 0 and accumulation > 1:
         name = str(dtype).removeprefix("torch.")
-        log(f"warning: ZeRO stage 0 sums its {accumulation} accumulation steps in {name}, which loses small gradients; stages 1 to 3 sum them in fp32")
+        log(
+            f"warning: ZeRO stage 0 sums its {accumulation} accumulation steps in {name}, which loses small gradients; stages 1 to 3 sum them in fp32"
+        )
     if dtype != torch.float32 and stage > 0:
         # 16-bit sums over accumulation steps and ranks lose the small gradients
         for key, value in {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}.items():
             if config.get(key, value) != value:
                 said = json.dumps(config[key])
-                log(f"warning: {training.deepspeed}: {key} = {said} is not used; in 16 bit gradients are summed in fp32")
+                log(
+                    f"warning: {training.deepspeed}: {key} = {said} is not used; in 16 bit gradients are summed in fp32"
+                )
             config[key] = value
     return config

@@ -15,9 +15,21 @@ from pydantic import ValidationError
 
 from ds_distill.utils.errors import UserError, did_you_mean
 
-OWNED_BY_RECIPE = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer",
-                   "scheduler", "fp16", "bf16", "bfloat16")  # fmt: skip
-ITS_OWN = {"optimizer": ("adamw", "adam"), "scheduler": ("warmupdecaylr",)}  # DeepSpeed's names of what the recipe does in any case
+OWNED_BY_RECIPE = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+    "bfloat16",
+)
+ITS_OWN = {
+    "optimizer": ("adamw", "adam"),
+    "scheduler": ("warmupdecaylr",),
+}  # DeepSpeed's names of what the recipe does in any case
 BESIDE_PARSER = ("vocabulary_size", "sequence_parallel_size", "data_parallel_size")  # what DeepSpeed asks for elsewhere
 # What DeepSpeed takes, and what would do nothing here, or break the run after its corpus is prepared.
 NOT_HERE = {
@@ -84,7 +96,9 @@ def without_recipes_own(given: str, said: dict) -> dict:
     have them. UserError, beginning with `given`, for one that it decides."""
     for key in OWNED_BY_RECIPE:
         if key in said and (decided := _decided(key, said[key])) is not None:
-            raise UserError(f'{given}: {decided} belongs to the recipe\'s training section; remove it there or say "auto"')
+            raise UserError(
+                f'{given}: {decided} belongs to the recipe\'s training section; remove it there or say "auto"'
+            )
     for key, reason in NOT_HERE.items():
         section, _, name = key.partition(".")
         value = said.get(section)
@@ -109,8 +123,14 @@ def _decided(key: str, value: object) -> str | None:
     usual = known[key]().model_dump() | {"enabled": "auto"} if key in known else {}
     for name, inner in value.items():
         if name == "params" and isinstance(inner, dict):
-            decided = next((f"params.{_word(deep)} = {json.dumps(x)}" for deep, x in inner.items() if x != "auto"), None)
-        elif inner == "auto" or (name in usual and inner == usual[name]) or (name == "type" and str(inner).lower() in ITS_OWN.get(key, ())):
+            decided = next(
+                (f"params.{_word(deep)} = {json.dumps(x)}" for deep, x in inner.items() if x != "auto"), None
+            )
+        elif (
+            inner == "auto"
+            or (name in usual and inner == usual[name])
+            or (name == "type" and str(inner).lower() in ITS_OWN.get(key, ()))
+        ):
             decided = None
         else:
             decided = f"{_word(name)} = {json.dumps(inner)}"
@@ -139,14 +159,18 @@ def check_deepspeed_json(given: str, said: dict, config: dict) -> None:
     known = {*watched.asked, *BESIDE_PARSER}
     for key in said:
         if key not in known and not key.startswith(COMMENT):
-            raise UserError(f"{given}: {_word(key)}: no key that DeepSpeed reads{did_you_mean(key, known, 0.6) or '; correct it, or take it out'}")
+            raise UserError(
+                f"{given}: {_word(key)}: no key that DeepSpeed reads{did_you_mean(key, known, 0.6) or '; correct it, or take it out'}"
+            )
         section = dict.get(watched, key)
         # typed sections look at their keys themselves; of the others DeepSpeed may leave keys unread that it knows, so only what is near to one
         # that it asked for is a slip
         if isinstance(section, Watched) and section.asked and not section.whole:
             for name in dict.keys(section) - section.asked.keys():
                 if near := difflib.get_close_matches(name, list(section.asked), n=1, cutoff=0.85):
-                    raise UserError(f"{given}: {key}.{_word(name)}: no key that DeepSpeed reads; did you mean {near[0]}?")
+                    raise UserError(
+                        f"{given}: {key}.{_word(name)}: no key that DeepSpeed reads; did you mean {near[0]}?"
+                    )
 
 
 def _sentence_of(error: ValidationError, watched: Watched) -> str:
@@ -167,7 +191,14 @@ def _fields(title: str, loc: list[str]) -> list[str]:
     kind = classes.get(title)
     for name in loc:
         annotation = kind.model_fields[name].annotation if kind and name in kind.model_fields else None
-        kind = next((k for k in (annotation, *typing.get_args(annotation)) if isinstance(k, type) and issubclass(k, DeepSpeedConfigModel)), None)
+        kind = next(
+            (
+                k
+                for k in (annotation, *typing.get_args(annotation))
+                if isinstance(k, type) and issubclass(k, DeepSpeedConfigModel)
+            ),
+            None,
+        )
     return list(kind.model_fields) if kind else []
 
 
@@ -180,7 +211,9 @@ def _kinds(kind: type) -> Iterator[type]:
 def _last_asked(watched: Watched) -> tuple[str, object]:
     """(dotted key, value) that DeepSpeed looked at last."""
     place, value = [], watched
-    while isinstance(value, Watched) and value.asked and not (place and value.whole):  # DeepSpeed copies the outermost first
+    while (
+        isinstance(value, Watched) and value.asked and not (place and value.whole)
+    ):  # DeepSpeed copies the outermost first
         key = next(reversed(value.asked))
         place.append(key)
         value = dict.get(value, key)

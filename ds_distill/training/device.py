@@ -25,7 +25,9 @@ def resolve_dtype(training: Training, device: torch.device) -> torch.dtype:
     """Collective: the trained model's dtype; raises UserError for fp16 on a CPU, whose GEMMs there are tens of times slower."""
     if training.precision == "auto":
         if device.type == "cuda":  # GPUs before Ampere have no bf16 units
-            return broadcast_object(torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16)
+            return broadcast_object(
+                torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            )
         # a measurement may come out differently on two ranks
         return broadcast_object(choose_cpu_dtype() if torch.distributed.get_rank() == 0 else None)
     if training.precision == "fp16" and device.type == "cpu":

@@ -18,15 +18,26 @@ from ds_distill.utils.memory import retain_freed_memory
 
 
 def make_engine(
-    module: nn.Module, training: Training, *, accumulation: int, total_steps: int, device: torch.device, dtype: torch.dtype, leave_out: tuple = ()
+    module: nn.Module,
+    training: Training,
+    *,
+    accumulation: int,
+    total_steps: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    leave_out: tuple = (),
 ):
     """Build the engine around the Objective `module` (fp32 on the CPU); returns a DeepSpeedEngine whose scheduler steps once an optimizer step.
 
     leave_out: keys of the DeepSpeed JSON, such as its monitors, which write as soon as they are made; dotted within zero_optimization.
     """
-    config = {key: value for key, value in deepspeed_config(training, accumulation, dtype).items() if key not in leave_out}
+    config = {
+        key: value for key, value in deepspeed_config(training, accumulation, dtype).items() if key not in leave_out
+    }
     zero = config["zero_optimization"]
-    config["zero_optimization"] = {key: value for key, value in zero.items() if f"zero_optimization.{key}" not in leave_out}
+    config["zero_optimization"] = {
+        key: value for key, value in zero.items() if f"zero_optimization.{key}" not in leave_out
+    }
     offload = config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") not in ("none", "auto")
     module.to(device)
     if device.type == "cpu":
@@ -38,9 +49,16 @@ def make_engine(
     factor = linear_schedule(round(training.warmup * total_steps), total_steps)
 
     # the engine rounds frozen parameters to 16 bit, and keeps fp32 masters of trained ones only
-    frozen = {name: p.detach().float().cpu().clone() for name, p in module.named_parameters() if not p.requires_grad and dtype != torch.float32}
+    frozen = {
+        name: p.detach().float().cpu().clone()
+        for name, p in module.named_parameters()
+        if not p.requires_grad and dtype != torch.float32
+    }
     zeros = without_step_of_zeros(optimizer) if config["zero_optimization"]["stage"] == 0 else contextlib.nullcontext()
-    with contextlib.redirect_stdout(io.StringIO()), zeros:  # its 16-bit optimizer prints memory figures, past its own logger
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        zeros,
+    ):  # its 16-bit optimizer prints memory figures, past its own logger
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
@@ -54,7 +72,9 @@ def make_engine(
     engine.frozen_weights = frozen
     engine.parameter_names = names  # a group each: what its flat fp32 masters are cut by
     alone = torch.distributed.get_world_size() == 1
-    if alone and (isinstance(engine.optimizer, BF16_Optimizer) or (dtype == torch.float32 and not engine.zero_optimization())):
+    if alone and (
+        isinstance(engine.optimizer, BF16_Optimizer) or (dtype == torch.float32 and not engine.zero_optimization())
+    ):
         engine.enable_backward_allreduce = False  # alone, it would copy every gradient into a bucket and back
     return engine
 
@@ -69,7 +89,9 @@ def optimizer_step(engine) -> float | None:
         # alone here DeepSpeed computes the norm for clipping and throws it away
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
         engine.optimizer.overflow = not math.isfinite(norm)
-    scale = engine.optimizer.loss_scale if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else 1.0  # it alone tells the scaled gradient's norm
+    scale = (
+        engine.optimizer.loss_scale if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else 1.0
+    )  # it alone tells the scaled gradient's norm
     engine.step()
     if norm is None:
         norm = engine.get_global_grad_norm()
@@ -82,5 +104,7 @@ def backward(engine, loss: torch.Tensor) -> None:
     # same tensor (stage 0 in fp32, scale_wrt_gas=False) it runs after, so the gradient would be divided. A new tensor restores the order.
     scale = 1.0
     if engine.fp16_enabled() and not engine.zero_optimization():
-        scale = engine.optimizer.loss_scale  # stage 0 divides its gradients by it, but DeepSpeed 0.19 multiplies the loss at the other stages only
+        scale = (
+            engine.optimizer.loss_scale
+        )  # stage 0 divides its gradients by it, but DeepSpeed 0.19 multiplies the loss at the other stages only
     engine.backward(loss * scale, scale_wrt_gas=False)

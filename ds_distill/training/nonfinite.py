@@ -31,7 +31,9 @@ class NonFiniteGuard:
         self.in_a_row += 1
         what = "its gradient is not finite" if math.isfinite(total) else self._where(step, parts)
         if not (self.scaled and math.isfinite(total)):
-            log(f"\nstep {step + 1}: {what}: {'skipped' if skipped else 'the loss'}, {self.in_a_row} in a row of at most {self.at_most}")
+            log(
+                f"\nstep {step + 1}: {what}: {'skipped' if skipped else 'the loss'}, {self.in_a_row} in a row of at most {self.at_most}"
+            )
         if self.in_a_row >= self.at_most:
             remedy = "Lower training.learning_rate, use bf16 instead of fp16, or look at those sequences"
             if "kl" in what and "mlm" not in what:
@@ -43,13 +45,24 @@ class NonFiniteGuard:
 
     def _where(self, step: int, parts: list[Tensor]) -> str:
         mine = []
-        entries = self.order.indices_of(step).reshape(self.order.accumulation, self.order.world_size, self.order.micro_batch)
+        entries = self.order.indices_of(step).reshape(
+            self.order.accumulation, self.order.world_size, self.order.micro_batch
+        )
         for micro, losses in enumerate(parts):
-            bad = [f"{name} {value}" for name, value in zip(LOSSES, losses.tolist(), strict=True) if not math.isfinite(value)]
+            bad = [
+                f"{name} {value}"
+                for name, value in zip(LOSSES, losses.tolist(), strict=True)
+                if not math.isfinite(value)
+            ]
             if bad:
                 sequences = entries[micro, self.order.rank] % len(self.order.store)
-                mine.append((", ".join(bad), f"rank {self.order.rank}, micro-batch {micro + 1} of {len(parts)}",
-                             ", ".join(map(str, sequences[:8])) + (" …" if len(sequences) > 8 else "")))  # fmt: skip
+                mine.append(
+                    (
+                        ", ".join(bad),
+                        f"rank {self.order.rank}, micro-batch {micro + 1} of {len(parts)}",
+                        ", ".join(map(str, sequences[:8])) + (" …" if len(sequences) > 8 else ""),
+                    )
+                )
         found = [row for rows in all_gather_object(mine) for row in rows]
         if not found:
             return "the sum of the losses is not finite"

@@ -17,25 +17,35 @@ def parameter_groups(module: nn.Module, weight_decay: float, rates: dict[str, fl
     Each group has "params", "names", "weight_decay" and, of a rate of its own, "lr".
     """
     groups: dict[tuple, dict] = {}
-    owners = {f"{prefix}.{name}".lstrip("."): owner for prefix, owner in module.named_modules() for name, _ in owner.named_parameters(recurse=False)}
+    owners = {
+        f"{prefix}.{name}".lstrip("."): owner
+        for prefix, owner in module.named_modules()
+        for name, _ in owner.named_parameters(recurse=False)
+    }
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = name.endswith("bias") or isinstance(owners[name], nn.LayerNorm)
         rate = next((rate for start, rate in (rates or {}).items() if name.startswith(start)), None)
-        group = {"params": [], "names": [], "weight_decay": 0.0 if plain else weight_decay} | ({} if rate is None else {"lr": rate})
+        group = {"params": [], "names": [], "weight_decay": 0.0 if plain else weight_decay} | (
+            {} if rate is None else {"lr": rate}
+        )
         group = groups.setdefault((rate is not None, rate or 0.0, plain), group)
         group["params"].append(parameter)
         group["names"].append(name)
     return [groups[key] for key in sorted(groups)]
 
 
-def make_optimizer(training: Training, groups: list[dict], device: torch.device, offload: bool) -> torch.optim.Optimizer:
+def make_optimizer(
+    training: Training, groups: list[dict], device: torch.device, offload: bool
+) -> torch.optim.Optimizer:
     """Collective: AdamW by the recipe's choice. UserError where what it names is not to be had; "auto" takes torch's fused one instead."""
     options = {"lr": training.learning_rate, "betas": tuple(training.betas), "eps": training.eps}
     choice = training.optimizer
     if offload and choice not in ("auto", "deepspeed"):
-        raise UserError(f"training.optimizer = {choice}: optimizer offload in {training.deepspeed} needs deepspeed or auto")
+        raise UserError(
+            f"training.optimizer = {choice}: optimizer offload in {training.deepspeed} needs deepspeed or auto"
+        )
     if choice == "apex":
         reason = apex_unavailable_reason()
         if reason:
@@ -48,10 +58,16 @@ def make_optimizer(training: Training, groups: list[dict], device: torch.device,
         if reason is None:
             from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
-            adam = DeepSpeedCPUAdam(groups, adamw_mode=True, **options) if offload else FusedAdam(groups, adam_w_mode=True, **options)
+            adam = (
+                DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+                if offload
+                else FusedAdam(groups, adam_w_mode=True, **options)
+            )
             return make_adam_resumable(adam) if offload or device.type == "cpu" else adam
         if offload or choice == "deepspeed":
-            raise UserError(f"training.optimizer = {choice}: DeepSpeed's cannot be built here ({reason}); use torch, without offload")
+            raise UserError(
+                f"training.optimizer = {choice}: DeepSpeed's cannot be built here ({reason}); use torch, without offload"
+            )
         log(f"optimizer: torch's fused AdamW; DeepSpeed's FusedAdam cannot be built here ({reason})")
     return torch.optim.AdamW(groups, fused=True, **options)
 

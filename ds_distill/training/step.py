@@ -22,8 +22,19 @@ def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:
 class Step:
     """The recipe's step. `engine` is its DeepSpeedEngine, in training mode, whose scheduler steps once an optimizer step."""
 
-    def __init__(self, objective: Objective, teacher: Teacher | None, recipe: Recipe, *, steps: int, accumulation: int, length: int, documents: bool,
-                 device: torch.device, dtype: torch.dtype):  # fmt: skip
+    def __init__(
+        self,
+        objective: Objective,
+        teacher: Teacher | None,
+        recipe: Recipe,
+        *,
+        steps: int,
+        accumulation: int,
+        length: int,
+        documents: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
         """Collective. teacher: None for masked-LM only. steps: of the whole run, which the schedule ends with and compiling has to pay back within.
         length: of a sequence, tokens; documents: whether the batches say where their documents start, since these do not see each other."""
         t, ranks = recipe.training, torch.distributed.get_world_size()
@@ -31,13 +42,17 @@ class Step:
         compiled = choose_kernels(objective, teacher, recipe, tokens, length=length, stage=stage, device=device)
         self._compiled_before = compile_seconds_so_far() if compiled else None
         models = (objective.model, *([teacher.model] if teacher is not None else []))
-        self.varlen = documents and all(varlen_unavailable_reason(device, dtype, head_size(model)) is None for model in models)
+        self.varlen = documents and all(
+            varlen_unavailable_reason(device, dtype, head_size(model)) is None for model in models
+        )
         for model in models if self.varlen else ():
             use_varlen_attention(model)
         if t.gradient_checkpointing:
             objective.model.gradient_checkpointing_enable()
         self.teacher, self.device, self.seed, self.rank = teacher, device, t.seed, torch.distributed.get_rank()
-        self.engine = make_engine(objective, t, accumulation=accumulation, total_steps=steps, device=device, dtype=dtype)
+        self.engine = make_engine(
+            objective, t, accumulation=accumulation, total_steps=steps, device=device, dtype=dtype
+        )
         self.engine.train()
 
     @property
@@ -45,7 +60,9 @@ class Step:
         """What compiling has taken so far, its cache's reading included; None where nothing is compiled."""
         return None if self._compiled_before is None else compile_seconds_so_far() - self._compiled_before
 
-    def __call__(self, step: int, batches: list[Batch], counts: tuple[int, int]) -> tuple[list[torch.Tensor], float | None]:
+    def __call__(
+        self, step: int, batches: list[Batch], counts: tuple[int, int]
+    ) -> tuple[list[torch.Tensor], float | None]:
         """Take optimizer step number `step` (0-based) on this rank's micro-batches; counts: real and masked tokens of the global batch.
 
         Returns (this rank's summed losses [kl, mlm, cosine] of each micro-batch, on the device, the norm of the global gradient before clipping).

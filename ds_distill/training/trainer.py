@@ -27,7 +27,11 @@ def total_steps(recipe: Recipe, order: BatchLoader) -> int:
     """Optimizer steps of the whole run."""
     if recipe.training.max_tokens:
         manifest = order.store.manifest  # grouped sequences are shorter than sequence_length
-        mean = manifest["real_tokens"]["train"] / manifest["blocks"]["train"] if manifest["mode"] == "grouped" else manifest["sequence_length"]
+        mean = (
+            manifest["real_tokens"]["train"] / manifest["blocks"]["train"]
+            if manifest["mode"] == "grouped"
+            else manifest["sequence_length"]
+        )
         return math.ceil(recipe.training.max_tokens / (recipe.training.global_batch * mean))
     return recipe.training.epochs * order.steps_per_epoch
 
@@ -54,11 +58,23 @@ def explain_training_memory(training: Training):
     ways = [f"training.micro_batch = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
     ways += [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
     ways.append("in a new --output a higher ZeRO stage (training.deepspeed)")
-    return explain_out_of_memory(f"training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what takes it. With one of the "
-                            "first, the run goes on from its last checkpoint")  # fmt: skip
+    return explain_out_of_memory(
+        f"training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what takes it. With one of the "
+        "first, the run goes on from its last checkpoint"
+    )
 
 
-def train(objective: Objective, teacher, order: BatchLoader, heldout: dict[str, Callable], recipe: Recipe, output: Path, device, dtype, title: str):
+def train(
+    objective: Objective,
+    teacher,
+    order: BatchLoader,
+    heldout: dict[str, Callable],
+    recipe: Recipe,
+    output: Path,
+    device,
+    dtype,
+    title: str,
+):
     """Run the recipe to its end, or to SIGTERM; returns (engine, summary dict).
 
     teacher: a models.teacher.Teacher or None (masked-LM only). heldout: by name, what makes a held-out set's batches; "" is the corpus's own part,
@@ -68,8 +84,17 @@ def train(objective: Objective, teacher, order: BatchLoader, heldout: dict[str, 
     t = recipe.training
     rank = torch.distributed.get_rank()
     steps = total_steps(recipe, order)
-    take = Step(objective, teacher, recipe, steps=steps, accumulation=order.accumulation, length=order.store.manifest["sequence_length"],
-                documents=order.cut.separator is not None, device=device, dtype=dtype)  # fmt: skip
+    take = Step(
+        objective,
+        teacher,
+        recipe,
+        steps=steps,
+        accumulation=order.accumulation,
+        length=order.store.manifest["sequence_length"],
+        documents=order.cut.separator is not None,
+        device=device,
+        dtype=dtype,
+    )
     engine = take.engine
     state = {"history": [], "heldout": {name: [] for name in heldout}, "tokens": 0, "skipped": 0}
     first, folder, cost = 0, output / "checkpoints", None
@@ -111,18 +136,33 @@ def train(objective: Objective, teacher, order: BatchLoader, heldout: dict[str, 
                 state["tokens"] += real
             state["skipped"] = engine.skipped_steps
             x = recipe.losses
-            kl, mlm, cosine = kl / max(masked if x.kl_on == "masked" else real, 1), mlm / max(masked, 1), cosine / max(real, 1)
+            kl, mlm, cosine = (
+                kl / max(masked if x.kl_on == "masked" else real, 1),
+                mlm / max(masked, 1),
+                cosine / max(real, 1),
+            )
             total = x.mlm * mlm + (x.kl * kl + x.cosine * cosine if teacher is not None else 0.0)
             finite.look(step, total, skipped, parts_of)
             seconds = time.perf_counter() - began
             rate = (state["tokens"] - tokens_before) / seconds
             done = step + 1
-            state["history"].append([done, state["tokens"], *(x if math.isfinite(x) else None for x in (total, kl, mlm, cosine))])
+            state["history"].append(
+                [done, state["tokens"], *(x if math.isfinite(x) else None for x in (total, kl, mlm, cosine))]
+            )
             if writer is not None:
-                log = {"loss/total": total, "loss/kl": kl, "loss/mlm": mlm, "loss/cosine": cosine, "train/lr": engine.get_lr()[0],
-                       "train/grad_norm": norm, "train/tokens_per_second": rate,
-                       "train/data_wait_share": order.seconds_waited / seconds, "train/tokens": state["tokens"],
-                       "train/skipped_steps": state["skipped"], "train/peak_memory_gib": peak_memory(device) / 2**30}  # fmt: skip
+                log = {
+                    "loss/total": total,
+                    "loss/kl": kl,
+                    "loss/mlm": mlm,
+                    "loss/cosine": cosine,
+                    "train/lr": engine.get_lr()[0],
+                    "train/grad_norm": norm,
+                    "train/tokens_per_second": rate,
+                    "train/data_wait_share": order.seconds_waited / seconds,
+                    "train/tokens": state["tokens"],
+                    "train/skipped_steps": state["skipped"],
+                    "train/peak_memory_gib": peak_memory(device) / 2**30,
+                }
                 _log(writer, log, done)
             bar.update(1)
             bar.set_postfix(loss=f"{total:.3f}", mlm=f"{mlm:.3f}", tok_s=f"{rate:.0f}", refresh=False)
@@ -161,10 +201,26 @@ def _log(writer: SummaryWriter, values: dict[str, float | None], step: int) -> N
 def _summary(state: dict, steps: int, rate: float | None, memory: int) -> dict:
     _, tokens, total, kl, mlm, cosine = state["history"][-1]
     curve = state["heldout"][""]
-    more = {name: {"mlm_loss": rows[-1][2], "mlm_accuracy": rows[-1][3]} for name, rows in state["heldout"].items() if name and rows[-1][0] == steps}
+    more = {
+        name: {"mlm_loss": rows[-1][2], "mlm_accuracy": rows[-1][3]}
+        for name, rows in state["heldout"].items()
+        if name and rows[-1][0] == steps
+    }
     return {
-        "tokens": tokens, "steps": steps, "tokens_per_second": rate, "loss": total, "kl": kl, "mlm": mlm, "cosine": cosine,
-        "heldout_mlm_loss": curve[-1][2], "heldout_mlm_accuracy": curve[-1][3], "start_heldout_mlm_loss": curve[0][2],
-        "start_heldout_mlm_accuracy": curve[0][3], **({"heldout_sets": more} if more else {}), "skipped_steps": state["skipped"],
-        "peak_memory_gib": memory / 2**30, "history": state["history"], "heldout": state["heldout"],
-    }  # fmt: skip
+        "tokens": tokens,
+        "steps": steps,
+        "tokens_per_second": rate,
+        "loss": total,
+        "kl": kl,
+        "mlm": mlm,
+        "cosine": cosine,
+        "heldout_mlm_loss": curve[-1][2],
+        "heldout_mlm_accuracy": curve[-1][3],
+        "start_heldout_mlm_loss": curve[0][2],
+        "start_heldout_mlm_accuracy": curve[0][3],
+        **({"heldout_sets": more} if more else {}),
+        "skipped_steps": state["skipped"],
+        "peak_memory_gib": memory / 2**30,
+        "history": state["history"],
+        "heldout": state["heldout"],
+    }

@@ -20,8 +20,17 @@ def make_universal(checkpoint: Path, target: Path) -> None:
     """
     target.mkdir(parents=True)
     with regex_safe_path(checkpoint) as source, regex_safe_path(target) as result, silent_converters():
-        ds_to_universal.main(argparse.Namespace(input_folder=str(source), output_folder=str(result), num_extract_workers=1, num_merge_workers=1,
-                                                keep_temp_folder=False, strict=True, inject_missing_state=True))  # fmt: skip
+        ds_to_universal.main(
+            argparse.Namespace(
+                input_folder=str(source),
+                output_folder=str(result),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
+            )
+        )
     states = sorted(target.glob("*model_states.pt"), key=lambda file: (len(file.name), file.name))
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
         if not (target / name).exists():
@@ -35,7 +44,9 @@ def make_universal(checkpoint: Path, target: Path) -> None:
     groups = own[PARAM_GROUPS] if own else found[PARAM_GROUPS]
     small = {key: value for key, value in found.items() if key not in ("fp32_flat_groups", PARAM_GROUPS)}
     small.setdefault(DS_VERSION, deepspeed.__version__)  # not in stage 3's, and asked for by the others
-    torch.save(small | {PARAM_GROUPS: groups, OPTIMIZER_STATE_DICT: {"state": {0: {"step": step}}, PARAM_GROUPS: groups}}, file)
+    torch.save(
+        small | {PARAM_GROUPS: groups, OPTIMIZER_STATE_DICT: {"state": {0: {"step": step}}, PARAM_GROUPS: groups}}, file
+    )
     for folder in parameters if own else ():
         torch.save(step, folder / "step.pt")
         for key in ("fp32", "exp_avg", "exp_avg_sq"):

@@ -77,7 +77,9 @@ def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, T
     if (folder / FROZEN).is_file():
         found |= load_file(folder / FROZEN)
     weights = {name: found.get(f"{PREFIX}{name}") for name, _ in model.named_parameters()}
-    missing = [name for name, value in weights.items() if value is None or value.shape != model.get_parameter(name).shape]
+    missing = [
+        name for name, value in weights.items() if value is None or value.shape != model.get_parameter(name).shape
+    ]
     if missing:
         raise UserError(f"{folder}: holds no {missing[0]} of the shape in config.json: another model's checkpoint")
     return {name: value.detach().float().clone() for name, value in weights.items()}
@@ -105,5 +107,7 @@ def _cut(flats: list[Tensor], groups: list[list[Tensor]]) -> dict[int, Tensor]:
         for flat, group in zip(flats, groups, strict=True):
             sizes = [parameter.numel() for parameter in group]
             pieces = flat[: sum(sizes)].split(sizes)
-            masters |= {id(parameter): piece.view(parameter.shape) for parameter, piece in zip(group, pieces, strict=True)}
+            masters |= {
+                id(parameter): piece.view(parameter.shape) for parameter, piece in zip(group, pieces, strict=True)
+            }
     return masters

@@ -94,7 +94,9 @@ class _Lines(_Bar):
     def __str__(self) -> str:
         shown = self.format_dict | {"ncols": None}
         if self.total:
-            shown["bar_format"] = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+            shown["bar_format"] = (
+                "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+            )
         return self.format_meter(**shown)
 
     def display(self, msg=None, pos=None) -> bool:
@@ -119,8 +121,17 @@ def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tq
     """A progress bar, or lines in a log, silent on other ranks; unit "B" or "char" is scaled to k and M. Without a total rate and time only."""
     scaled = unit in ("B", "char", "token")
     kind = _Bar if on_terminal() else _Lines
-    return kind(total=total, initial=initial, desc=what, unit=unit if unit == "B" else f" {unit}", unit_scale=scaled, file=sys.stderr,
-                disable=not is_first(), mininterval=0.5, dynamic_ncols=True)  # fmt: skip
+    return kind(
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=unit if unit == "B" else f" {unit}",
+        unit_scale=scaled,
+        file=sys.stderr,
+        disable=not is_first(),
+        mininterval=0.5,
+        dynamic_ncols=True,
+    )
 
 
 def skip(bar: tqdm, amount: int) -> None:

@@ -12,7 +12,11 @@ class UserError(Exception):
 
 def message_of(error: UserError | OSError) -> str:
     """What is said of it: a full or read-only disk is the user's to put right too."""
-    return str(error) if isinstance(error, UserError) else f"{error.filename or 'input or output'}: {error.strerror or error}"
+    return (
+        str(error)
+        if isinstance(error, UserError)
+        else f"{error.filename or 'input or output'}: {error.strerror or error}"
+    )
 
 
 def is_disk_full(error: Exception) -> bool:

@@ -35,6 +35,10 @@ def write_summary(summary: dict, folder: Path) -> None:
     """folder/summary.json: what the command's last line says. A model's folder may be published as it lies: there its own path is `.`"""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.json").is_file():
-        inside = {key: value for key, value in summary.items() if isinstance(value, str) and Path(value).is_relative_to(folder)}
+        inside = {
+            key: value
+            for key, value in summary.items()
+            if isinstance(value, str) and Path(value).is_relative_to(folder)
+        }
         summary = summary | {key: os.path.relpath(value, folder) for key, value in inside.items()}
     write_json(folder / "summary.json", summary)

@@ -6,7 +6,10 @@ from pathlib import Path
 from ds_distill.utils.errors import UserError
 
 _LARGEST = 1024  # bytes; git-lfs itself takes no larger file for a pointer
-_GIT_LFS = re.compile(rb"version https://(git-lfs\.github\.com|hawser\.github\.com)/spec/.*?^oid \w+:\w+.*?^size (\d+)", re.DOTALL | re.MULTILINE)
+_GIT_LFS = re.compile(
+    rb"version https://(git-lfs\.github\.com|hawser\.github\.com)/spec/.*?^oid \w+:\w+.*?^size (\d+)",
+    re.DOTALL | re.MULTILINE,
+)
 _GIT_ANNEX = re.compile(rb"/annex/objects/\S+\s*\Z")
 
 
@@ -23,8 +26,12 @@ def check_not_lfs_pointer(file: str | Path) -> None:
     if len(head) > _LARGEST:
         return
     if match := _GIT_LFS.match(head.removeprefix(b"\xef\xbb\xbf").lstrip()):
-        raise UserError(f"{file}: a Git LFS pointer of {len(head)} bytes, not the {int(match[2]):,} bytes that it stands for; "
-                        f"run `git lfs pull` in {Path(file).absolute().parent}, or download the file itself")
+        raise UserError(
+            f"{file}: a Git LFS pointer of {len(head)} bytes, not the {int(match[2]):,} bytes that it stands for; "
+            f"run `git lfs pull` in {Path(file).absolute().parent}, or download the file itself"
+        )
     if _GIT_ANNEX.match(head):
-        raise UserError(f"{file}: a git-annex pointer of {len(head)} bytes, not the file that it stands for; "
-                        f"run `git annex get {Path(file).name}` in {Path(file).absolute().parent}, or download the file itself")
+        raise UserError(
+            f"{file}: a git-annex pointer of {len(head)} bytes, not the file that it stands for; "
+            f"run `git annex get {Path(file).name}` in {Path(file).absolute().parent}, or download the file itself"
+        )

@@ -17,10 +17,16 @@ def explain_disk_full(folder: Path):
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT) if isinstance(error, OSError) else shutil.disk_usage(folder).free < 2**20
+        full = (
+            error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if isinstance(error, OSError)
+            else shutil.disk_usage(folder).free < 2**20
+        )
         if not full:
             raise
-        raise UserError(f"{folder}: the disk is full; make room there, and the same command goes on from the last checkpoint") from error
+        raise UserError(
+            f"{folder}: the disk is full; make room there, and the same command goes on from the last checkpoint"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -150,9 +150,26 @@ def _make(export: Export, folder: Path, made: dict[str, Path]) -> Path:
         TEACHERS[export.source](teacher)
     run = folder / f"{export.name}-run"
     start = ["--teacher", teacher] if export.made_by == "distill" else ["--from", teacher, "--tokenizer", teacher]
-    _ds_distill(export.made_by, *start, "--corpus", folder / "text.txt", "--output", run, "--data.sequence_length", POSITIONS,
-                "--data.heldout_fraction", 0.05, "--training.global_batch", 8, "--training.micro_batch", 4, "--training.max_tokens", 4000,
-                "--training.precision", "fp32")  # fmt: skip
+    _ds_distill(
+        export.made_by,
+        *start,
+        "--corpus",
+        folder / "text.txt",
+        "--output",
+        run,
+        "--data.sequence_length",
+        POSITIONS,
+        "--data.heldout_fraction",
+        0.05,
+        "--training.global_batch",
+        8,
+        "--training.micro_batch",
+        4,
+        "--training.max_tokens",
+        4000,
+        "--training.precision",
+        "fp32",
+    )
     _ds_distill("export", "--run", run, "--output", output, "--format", *FORMATS)
     return output
 
@@ -163,8 +180,16 @@ def _ds_distill(*arguments: object) -> str:
     root = str(Path(ds_distill.__file__).parents[1])
     variables = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root}
     try:
-        done = subprocess.run([sys.executable, "-m", "ds_distill", *words], cwd=root, env=variables, capture_output=True, text=True, umask=0o022,
-                              timeout=COMMAND_SECONDS, stdin=subprocess.DEVNULL)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "ds_distill", *words],
+            cwd=root,
+            env=variables,
+            capture_output=True,
+            text=True,
+            umask=0o022,
+            timeout=COMMAND_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
     except subprocess.TimeoutExpired:
         raise _CommandFailed(f"ds-distill {words[0]} took longer than {COMMAND_SECONDS} s") from None
     if done.returncode:

@@ -50,10 +50,22 @@ def run_page(
         tempfile.TemporaryDirectory(prefix="ds-distill-chromium-", ignore_cleanup_errors=True) as profile,
         log.open("w") as output,
     ):
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={profile}",
-                   "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # fmt: skip
-        process = subprocess.Popen([chromium, *options, f"http://127.0.0.1:{server.server_port}/"], stdout=output, stderr=subprocess.STDOUT,
-                                   stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            f"--user-data-dir={profile}",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        ]
+        process = subprocess.Popen(
+            [chromium, *options, f"http://127.0.0.1:{server.server_port}/"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             finished = done.wait(seconds)
         finally:

@@ -29,8 +29,14 @@ def client_stamp(client: Client, exports_stamp: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def run_client(client: Client, environments: Path, folders: dict[str, Path], references: dict[str, dict], log: Path,
-               say: Callable[[str], None]) -> dict:  # fmt: skip
+def run_client(
+    client: Client,
+    environments: Path,
+    folders: dict[str, Path],
+    references: dict[str, dict],
+    log: Path,
+    say: Callable[[str], None],
+) -> dict:
     """Run a client on every export that it takes and that could be made.
 
     Args:
@@ -75,8 +81,16 @@ def _run(
         if client.own_copy:
             copy = scratch / "folders" / export.name
             folder = copy if copy.exists() else shutil.copytree(folder, copy)
-        checks.append({"export": export.name, "format": form, "task": export.task, "pairs": export.pairs, "folder": str(folder),
-                       "inputs": references[export.name]["inputs"]})  # fmt: skip
+        checks.append(
+            {
+                "export": export.name,
+                "format": form,
+                "task": export.task,
+                "pairs": export.pairs,
+                "folder": str(folder),
+                "inputs": references[export.name]["inputs"],
+            }
+        )
     job, result = scratch / "job.json", scratch / "result.json"
     job.write_text(json.dumps({"checks": checks}), encoding="utf-8")
     if client.in_page:
@@ -97,15 +111,26 @@ def _run_script(client: Client, ready: Path, job: Path, result: Path, log: Path)
             shutil.copy(file, ready)
         script = ready / client.script
     # the model hub is out of reach: what a folder lacks must not be looked for there, and a client that asks for it fails at once
-    variables = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(scratch / "hub"), "CUDA_VISIBLE_DEVICES": "",
-                              "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
+    variables = os.environ | {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(scratch / "hub"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     for name in ("PYTHONPATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VIRTUAL_ENV"):
         variables.pop(name, None)
     command = [interpreter(ENVIRONMENTS[client.environment], ready), str(script), str(job), str(result)]
     with log.open("w") as file:
         try:
-            done = subprocess.run(command, cwd=scratch, env=variables, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                  timeout=client.minutes * 60)  # fmt: skip
+            done = subprocess.run(
+                command,
+                cwd=scratch,
+                env=variables,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                timeout=client.minutes * 60,
+            )
         except subprocess.TimeoutExpired:
             return f"stopped after {client.minutes:g} minutes"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]

@@ -36,11 +36,25 @@ def main() -> None:
             for parameter in student.parameters():
                 parameter.data.normal_(0, 0.2)
         micro = GLOBAL // world // (2 if kind == "train" else 1)
-        recipe = Training(global_batch=GLOBAL, micro_batch=micro, learning_rate=1e-3, warmup=0.2, weight_decay=0.1, trunk_learning_rate=2e-4,
-                          optimizer=optimizer or "auto", deepspeed=f"ds_configs/deepspeed/zero{stage}.json")  # fmt: skip
+        recipe = Training(
+            global_batch=GLOBAL,
+            micro_batch=micro,
+            learning_rate=1e-3,
+            warmup=0.2,
+            weight_decay=0.1,
+            trunk_learning_rate=2e-4,
+            optimizer=optimizer or "auto",
+            deepspeed=f"ds_configs/deepspeed/zero{stage}.json",
+        )
         accumulation = GLOBAL // world // micro
-        engine = make_engine(Objective(student, Losses(), world), recipe, accumulation=accumulation, total_steps=STEPS,
-                             device=torch.device("cpu"), dtype=getattr(torch, dtype))  # fmt: skip
+        engine = make_engine(
+            Objective(student, Losses(), world),
+            recipe,
+            accumulation=accumulation,
+            total_steps=STEPS,
+            device=torch.device("cpu"),
+            dtype=getattr(torch, dtype),
+        )
         key, first = f"{stage}-{dtype}-{world}", 0
         if kind == "refuse":
             try:
@@ -70,7 +84,11 @@ def main() -> None:
                 checkpoint.save(engine, folder / key, BEFORE, {}, keep=1)
         decays = sorted({group["weight_decay"] for group in engine.optimizer.param_groups})
         if rank == 0:
-            print(json.dumps({"case": key, "losses": losses if name else losses[BEFORE:], "decays": decays, "rates": rates}))
+            print(
+                json.dumps(
+                    {"case": key, "losses": losses if name else losses[BEFORE:], "decays": decays, "rates": rates}
+                )
+            )
         engine.destroy()
 
 

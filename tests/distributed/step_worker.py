@@ -52,8 +52,14 @@ def batches():
 def random_bert() -> BertForMaskedLM:
     """The same every time, every parameter random."""
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
-                        max_position_embeddings=LENGTH)  # fmt: skip
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=LENGTH,
+    )
     bert = BertForMaskedLM(config)
     for parameter in bert.parameters():
         parameter.data.normal_(0, 0.2)
@@ -68,11 +74,16 @@ def relative(mine: dict, other: dict) -> float:
 @contextlib.contextmanager
 def fp16_on_a_cpu():
     """DeepSpeed refuses it there, though all of it works; with a loss scale that nothing overflows at."""
-    config = lambda *arguments: (made := deepspeed_config(*arguments)) | {"fp16": made["fp16"] | {"initial_scale_power": 8}}  # noqa: E731
+    config = lambda *arguments: (
+        (made := deepspeed_config(*arguments)) | {"fp16": made["fp16"] | {"initial_scale_power": 8}}
+    )  # noqa: E731
     here = get_accelerator()
     dtypes = [*here.supported_dtypes(), torch.float16]
-    with (mock.patch.object(here, "is_fp16_supported", lambda: True), mock.patch.object(here, "supported_dtypes", lambda: dtypes),
-          mock.patch("ds_distill.training.engine.deepspeed_config", config)):  # fmt: skip
+    with (
+        mock.patch.object(here, "is_fp16_supported", lambda: True),
+        mock.patch.object(here, "supported_dtypes", lambda: dtypes),
+        mock.patch("ds_distill.training.engine.deepspeed_config", config),
+    ):
         yield
 
 
@@ -89,8 +100,14 @@ def run_case(what: dict, rank: int, world: int) -> None:
     gradients = {k: p.grad.clone() for k, p in reference.named_parameters() if p.requires_grad}
     norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
     reference.zero_grad()
-    recipe = Training(global_batch=GLOBAL, learning_rate=1e-3, warmup=0.0, weight_decay=0.1, optimizer=what.get("optimizer", "auto"),
-                      deepspeed=f"ds_configs/deepspeed/{what['deepspeed']}.json")  # fmt: skip
+    recipe = Training(
+        global_batch=GLOBAL,
+        learning_rate=1e-3,
+        warmup=0.0,
+        weight_decay=0.1,
+        optimizer=what.get("optimizer", "auto"),
+        deepspeed=f"ds_configs/deepspeed/{what['deepspeed']}.json",
+    )
     options = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.eps}
     optimizer = torch.optim.AdamW(parameter_groups(reference, 0.1), **options)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 1 - s / STEPS)
@@ -111,7 +128,9 @@ def run_case(what: dict, rank: int, world: int) -> None:
         assert isinstance(objective.model.vocab_projector, VocabularyProjection)
         if what.get("checkpointing"):
             objective.model.gradient_checkpointing_enable()
-        engine = make_engine(objective, recipe, accumulation=accumulation, total_steps=STEPS, device=torch.device("cpu"), dtype=dtype)
+        engine = make_engine(
+            objective, recipe, accumulation=accumulation, total_steps=STEPS, device=torch.device("cpu"), dtype=dtype
+        )
         if what.get("batched"):
             batch_gradient_copies(engine.optimizer)
         loss_error, total_error, gradient_error, norm_error = 0.0, 0.0, None, None
@@ -125,7 +144,9 @@ def run_case(what: dict, rank: int, world: int) -> None:
                 total += sums
                 backward(engine, loss)
                 if step == 0 and micro == accumulation - 1:
-                    grads = {k: safe_get_full_grad(p) for k, p in engine.module.model.named_parameters() if p.requires_grad}
+                    grads = {
+                        k: safe_get_full_grad(p) for k, p in engine.module.model.named_parameters() if p.requires_grad
+                    }
                     gradient_error = relative(grads, gradients)
                 found = optimizer_step(engine)
                 if step == 0 and found is not None:
@@ -134,7 +155,9 @@ def run_case(what: dict, rank: int, world: int) -> None:
             mine = total / torch.tensor([counts[0], counts[1], counts[0]])
             errors = [abs(float(a) / b - 1) for a, b in zip(mine, expected[step], strict=True)]
             loss_error = max(loss_error, *errors)
-            weighted = [sum(w * float(x) for w, x in zip((5.0, 2.0, 1.0), sums, strict=True)) for sums in (mine, expected[step])]
+            weighted = [
+                sum(w * float(x) for w, x in zip((5.0, 2.0, 1.0), sums, strict=True)) for sums in (mine, expected[step])
+            ]
             total_error = max(total_error, abs(weighted[0] / weighted[1] - 1))
         weights = gather_master_weights(engine)
         change_error = relative({k: weights[k] - start[k] for k in change}, change)
@@ -142,11 +165,22 @@ def run_case(what: dict, rank: int, world: int) -> None:
         torch.distributed.broadcast_object_list(saved)
         path = checkpoint.save(engine, Path(saved[0]), STEPS, {}, keep=1)["path"]
         offline = load_checkpoint_weights(path, student) if rank == 0 else weights
-        row = {"what": what, "accumulation": accumulation, "loss": loss_error, "total": total_error, "gradient": gradient_error,
-               "norm": norm_error, "change": change_error, "teacher_untouched": teacher.fingerprint() == before, "skipped": engine.skipped_steps,
-               "checkpoint_holds_masters": all(torch.equal(offline[k], weights[k]) for k in weights),
-               "frozen_kept": all(torch.equal(weights[k], p) for k, p in student.named_parameters() if not p.requires_grad),
-               "masters_beyond_16_bit": any(not torch.equal(w, w.bfloat16().float()) for w in weights.values())}  # fmt: skip
+        row = {
+            "what": what,
+            "accumulation": accumulation,
+            "loss": loss_error,
+            "total": total_error,
+            "gradient": gradient_error,
+            "norm": norm_error,
+            "change": change_error,
+            "teacher_untouched": teacher.fingerprint() == before,
+            "skipped": engine.skipped_steps,
+            "checkpoint_holds_masters": all(torch.equal(offline[k], weights[k]) for k in weights),
+            "frozen_kept": all(
+                torch.equal(weights[k], p) for k, p in student.named_parameters() if not p.requires_grad
+            ),
+            "masters_beyond_16_bit": any(not torch.equal(w, w.bfloat16().float()) for w in weights.values()),
+        }
         if what.get("overflow"):
             rate = engine.get_lr()
             ids, labels, mask = (x[: recipe.micro_batch] for x in next(batches()))
@@ -155,7 +189,11 @@ def run_case(what: dict, rank: int, world: int) -> None:
                 backward(engine, loss * (float("inf") if rank == 0 else 1.0))  # one rank's overflow is everyone's
                 optimizer_step(engine)
             after = gather_master_weights(engine)
-            row["overflow"] = [engine.skipped_steps, engine.get_lr() == rate, all(torch.equal(after[k], weights[k]) for k in weights)]
+            row["overflow"] = [
+                engine.skipped_steps,
+                engine.get_lr() == rate,
+                all(torch.equal(after[k], weights[k]) for k in weights),
+            ]
         if rank == 0:
             print(json.dumps(row))
             shutil.rmtree(saved[0])

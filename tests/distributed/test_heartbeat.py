@@ -37,7 +37,9 @@ def test_a_stopped_rank_is_named_once_and_all_end(ranks, sentence):
     zero, one, two = ranks(8, 600, sentence)
     two.signal(signal.SIGSTOP)
     said = sentences([zero, one])
-    assert len(said) == 1 and "rank 2" in said[0] and "no sign of life for 8 s" in said[0] and "last checkpoint" in said[0]
+    assert (
+        len(said) == 1 and "rank 2" in said[0] and "no sign of life for 8 s" in said[0] and "last checkpoint" in said[0]
+    )
     assert zero.poll() == one.poll() == 3
 
 
@@ -60,10 +62,16 @@ def test_a_slow_rank_and_a_proper_end_are_no_loss(ranks):
     assert [rank.poll() for rank in every] == [0, 0, 0]
 
 
-@pytest.mark.promise("A rank that lives but does not get on: it is printed where each rank is, and in the end the job ends")
+@pytest.mark.promise(
+    "A rank that lives but does not get on: it is printed where each rank is, and in the end the job ends"
+)
 def test_a_rank_that_stands_still_is_reported_and_the_job_ends(ranks):
     *_, first, last = sentences(ranks(60, 1, 0, 4, 1))  # on a busy machine the ranks' start may have been reported too
-    assert "no rank has made progress for" in first and "no rank has made progress for" in last and "last checkpoint" in last
+    assert (
+        "no rank has made progress for" in first
+        and "no rank has made progress for" in last
+        and "last checkpoint" in last
+    )
     for said in (first, last):
         assert re.search(r"rank 1 in stand_still \(tests/distributed/heartbeat_worker.py, line \d+\)", said), said
         assert re.search(r"ranks 0, 2 in barrier \(torch/distributed/distributed_c10d.py, line \d+\)", said), said

@@ -15,14 +15,30 @@ def rows_of(world: int, folder, cases: list[str]) -> dict[str, dict]:
     return {row["case"]: row for row in rows}
 
 
-@pytest.mark.promise("Saved at one shape, a run goes on at another: ZeRO 1, 2, 3, number of ranks, accumulation; losses within 1e-5 (fp32)")
+@pytest.mark.promise(
+    "Saved at one shape, a run goes on at another: ZeRO 1, 2, 3, number of ranks, accumulation; losses within 1e-5 (fp32)"
+)
 def test_another_shape_goes_on_alike(tmp_path, record_property):
     folder = tmp_path / "lr=1+[2]"  # a path that a pattern would misread
     fp32, bf16 = [(a, b) for a in (1, 2, 3) for b in (1, 2, 3)], [(1, 2), (2, 3), (3, 1)]
-    loads = [f"load {to} {dtype} {stage}-{dtype}-2" for dtype, pairs in (("float32", fp32), ("bfloat16", bf16)) for stage, to in pairs]
-    back = [f"load {to} float32 {stage}-float32-1" for stage, to in ((0, 0), (1, 1), (2, 3), (3, 2))] + ["load 2 bfloat16 1-bfloat16-1"]
-    rows = rows_of(2, folder, ["train 0 float32", *(f"train {stage} {dtype}" for stage in (1, 2, 3) for dtype in ("float32", "bfloat16"))])
-    rows |= rows_of(1, folder, ["load 0 float32 0-float32-2", *loads, *(f"train {stage} float32" for stage in range(4)), "train 1 bfloat16"])
+    loads = [
+        f"load {to} {dtype} {stage}-{dtype}-2"
+        for dtype, pairs in (("float32", fp32), ("bfloat16", bf16))
+        for stage, to in pairs
+    ]
+    back = [f"load {to} float32 {stage}-float32-1" for stage, to in ((0, 0), (1, 1), (2, 3), (3, 2))] + [
+        "load 2 bfloat16 1-bfloat16-1"
+    ]
+    rows = rows_of(
+        2,
+        folder,
+        ["train 0 float32", *(f"train {stage} {dtype}" for stage in (1, 2, 3) for dtype in ("float32", "bfloat16"))],
+    )
+    rows |= rows_of(
+        1,
+        folder,
+        ["load 0 float32 0-float32-2", *loads, *(f"train {stage} float32" for stage in range(4)), "train 1 bfloat16"],
+    )
     rows |= rows_of(2, folder, back)
     went_on = {key: row for key, row in rows.items() if "→" in key}
     assert len(went_on) == 1 + len(loads) + len(back)
@@ -31,18 +47,30 @@ def test_another_shape_goes_on_alike(tmp_path, record_property):
         origin = rows[key.split(" → ")[0]]
         tolerance = 1e-5 if "float32" in key else 2e-2
         assert row["losses"] == pytest.approx(origin["losses"], rel=tolerance), key
-        assert row["rates"] == origin["rates"] and len(set(row["rates"])) == 2 and row["decays"] == origin["decays"] == [0.0, 0.1], key
+        assert (
+            row["rates"] == origin["rates"]
+            and len(set(row["rates"])) == 2
+            and row["decays"] == origin["decays"] == [0.0, 0.1]
+        ), key
 
 
-@pytest.mark.parametrize(("stage", "dtype", "before", "now"), [
-    (0, "bfloat16", "auto", "torch"), (0, "float32", "torch", "auto"), (1, "bfloat16", "torch", "auto"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stage", "dtype", "before", "now"),
+    [
+        (0, "bfloat16", "auto", "torch"),
+        (0, "float32", "torch", "auto"),
+        (1, "bfloat16", "torch", "auto"),
+    ],
+)
 def test_an_optimizer_that_cannot_go_on_with_anothers_state_says_so(tmp_path, stage, dtype, before, now):
     if reason := build_optimizer():
         pytest.skip(f"DeepSpeed's FusedAdam: {reason}")
     wrote = "deepspeed" if before == "auto" else before
     rows = rows_of(1, tmp_path, [f"train/{before} {stage} {dtype}", f"refuse/{now} {stage} {dtype} {stage}-{dtype}-1"])
-    assert f"was written with {wrote}'s optimizer" in rows["refused"]["refused"] and f"training.optimizer = {wrote}" in rows["refused"]["refused"]
+    assert (
+        f"was written with {wrote}'s optimizer" in rows["refused"]["refused"]
+        and f"training.optimizer = {wrote}" in rows["refused"]["refused"]
+    )
 
 
 def test_torchs_optimizer_goes_on_with_deepspeeds_state(tmp_path):

@@ -31,7 +31,9 @@ def rows_of(world: int, cases: list[dict]) -> list[dict]:
     cases = [{"accumulations": [2]} | case for case in cases]
     output = run_ranks(world, "tests.distributed.step_worker", *map(json.dumps, cases))
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    assert [(row["what"], row["accumulation"]) for row in rows] == [(case, n) for case in cases for n in case["accumulations"]]
+    assert [(row["what"], row["accumulation"]) for row in rows] == [
+        (case, n) for case in cases for n in case["accumulations"]
+    ]
     for row in rows:
         assert row["teacher_untouched"] and row["skipped"] == 0, row
         assert row["checkpoint_holds_masters"] and row["frozen_kept"], row

@@ -10,14 +10,22 @@ from tests.start import ds_distill
 def world(tmp_path_factory):
     """A folder with text, and a tiny BERT teacher with its tokenizer."""
     folder = tmp_path_factory.mktemp("world")
-    words = "the small model reads what a large one wrote and keeps most of it because both see every word of text".split()
+    words = (
+        "the small model reads what a large one wrote and keeps most of it because both see every word of text".split()
+    )
     g = torch.Generator().manual_seed(0)
     lines = [" ".join(words[int(i)] for i in torch.randint(len(words), (60,), generator=g)) for _ in range(300)]
     (folder / "text.txt").write_text("\n\n".join(lines))
     tokenizer = train_wordpiece(lines, 256, folder / "teacher")
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
-                        max_position_embeddings=32)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
     BertForMaskedLM(config).save_pretrained(folder / "teacher")
     assert ds_distill("--help").returncode == 0  # from now on the libraries are loaded: tests time what they start
     return folder
@@ -25,5 +33,19 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def common(world):
-    return ["--corpus", world / "text.txt", "--data.sequence_length", 32, "--data.heldout_fraction", 0.05, "--training.global_batch", 8,
-            "--training.micro_batch", 4, "--training.max_tokens", 2560, "--training.precision", "fp32"]  # fmt: skip
+    return [
+        "--corpus",
+        world / "text.txt",
+        "--data.sequence_length",
+        32,
+        "--data.heldout_fraction",
+        0.05,
+        "--training.global_batch",
+        8,
+        "--training.micro_batch",
+        4,
+        "--training.max_tokens",
+        2560,
+        "--training.precision",
+        "fp32",
+    ]

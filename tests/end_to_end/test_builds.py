@@ -13,8 +13,10 @@ COMPILED = ["--training.optimizer", "torch", "--training.compile", "on"]
 
 @pytest.mark.long  # DeepSpeed's extensions take a minute each; unit tests kill a small one
 @pytest.mark.promise("A run that is killed while DeepSpeed or torch.compile compiles stops no later one")
-@pytest.mark.parametrize("variable, files, options", [("TORCH_EXTENSIONS_DIR", "**/build.ninja", OFFLOAD),
-                                                      ("TORCHINDUCTOR_CACHE_DIR", "??/*.cpp", COMPILED)])  # fmt: skip
+@pytest.mark.parametrize(
+    "variable, files, options",
+    [("TORCH_EXTENSIONS_DIR", "**/build.ninja", OFFLOAD), ("TORCHINDUCTOR_CACHE_DIR", "??/*.cpp", COMPILED)],
+)
 def test_killed_while_it_compiles(world, common, tmp_path, record_property, variable, files, options):
     cache = tmp_path / "cache"
     words = ["distill", "--teacher", world / "teacher", *common, *options, "--output", tmp_path / "out"]

@@ -30,7 +30,11 @@ def last_line(done) -> dict:
 @pytest.fixture(scope="module")
 def run(world, common):
     output = world / "a run"
-    last_line(ds_distill("distill", "--teacher", world / "teacher", *common, "--output", output, "--training.checkpoint_every", 4))
+    last_line(
+        ds_distill(
+            "distill", "--teacher", world / "teacher", *common, "--output", output, "--training.checkpoint_every", 4
+        )
+    )
     return output
 
 
@@ -48,27 +52,63 @@ def test_export_of_any_checkpoint(run, tmp_path):
 
 
 def test_export_to_other_runtimes(run, world, tmp_path):
-    done = ds_distill("export", "--run", run, "--output", tmp_path / "out", "--format", "onnx", "onnx-int8", "--text", world / "text.txt")
+    done = ds_distill(
+        "export",
+        "--run",
+        run,
+        "--output",
+        tmp_path / "out",
+        "--format",
+        "onnx",
+        "onnx-int8",
+        "--text",
+        world / "text.txt",
+    )
     summary = last_line(done)
     assert summary["step"] == 10 and summary["formats"]["onnx"]["agreement"] == 1 and "| onnx-int8" in done.stdout
-    assert {"model.safetensors", "README.md", "onnx", "example_onnx.py"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "README.md", "onnx", "example_onnx.py"} <= {
+        file.name for file in (tmp_path / "out").iterdir()
+    }
     card = (tmp_path / "out" / "README.md").read_text()
     assert "## Measured" in card and "## Formats" in card
     more = last_line(ds_distill("export", "--model", tmp_path / "out", "--format", "torch-export"))
-    assert more["formats"]["torch-export"]["max_difference"] < 1e-4 and (tmp_path / "out" / "onnx" / "model.onnx").is_file()
+    assert (
+        more["formats"]["torch-export"]["max_difference"] < 1e-4
+        and (tmp_path / "out" / "onnx" / "model.onnx").is_file()
+    )
     again = last_line(ds_distill("export", "--run", run, "--output", tmp_path / "out", "--format", "torch-export"))
-    assert again["formats"].keys() == {"torch-export"} and (tmp_path / "out" / "onnx" / "model.onnx").is_file(), "the model is the same"
-    for words, said in ((("--encoder",), "--encoder: not with --run"), (("--data", "d"), "--data: not with --run"), (("--text", "no.txt"), "no.txt")):
+    assert again["formats"].keys() == {"torch-export"} and (tmp_path / "out" / "onnx" / "model.onnx").is_file(), (
+        "the model is the same"
+    )
+    for words, said in (
+        (("--encoder",), "--encoder: not with --run"),
+        (("--data", "d"), "--data: not with --run"),
+        (("--text", "no.txt"), "no.txt"),
+    ):
         refused = ds_distill("export", "--run", run, "--output", tmp_path / "new", "--format", "onnx", *words)
         assert refused.returncode == 2 and said in refused.stderr and not (tmp_path / "new").exists()
-    mistakes = {("--format", "onnx-int4"): "did you mean onnx-int8", (): "is a Hugging Face folder already", ("--run", run): "one of --run"}
+    mistakes = {
+        ("--format", "onnx-int4"): "did you mean onnx-int8",
+        (): "is a Hugging Face folder already",
+        ("--run", run): "one of --run",
+    }
     for words, said in mistakes.items():
         refused = ds_distill("export", "--model", tmp_path / "out", *words)
         assert refused.returncode == 2 and said in refused.stderr
 
 
 def test_evaluate_orders_models(run, world, tmp_path):
-    done = ds_distill("evaluate", "--model", world / "teacher", run / "export", "--untrained", "--tokens", run / "tokens", "--output", tmp_path)
+    done = ds_distill(
+        "evaluate",
+        "--model",
+        world / "teacher",
+        run / "export",
+        "--untrained",
+        "--tokens",
+        run / "tokens",
+        "--output",
+        tmp_path,
+    )
     rows = last_line(done)["models"]
     assert [row["model"] for row in rows][0] == str(run / "export"), "a trained student beats its untrained teacher"
     losses = [row["heldout_mlm_loss"] for row in rows]
@@ -78,10 +118,20 @@ def test_evaluate_orders_models(run, world, tmp_path):
 
 
 def test_evaluate_reads_a_text_anew_for_another_vocabulary(world, tmp_path):
-    text = ["--corpus", world / "text.txt", "--data.sequence_length", 32, "--data.heldout_fraction", 0.5, "--output", tmp_path / "out"]
+    text = [
+        "--corpus",
+        world / "text.txt",
+        "--data.sequence_length",
+        32,
+        "--data.heldout_fraction",
+        0.5,
+        "--output",
+        tmp_path / "out",
+    ]
     train_wordpiece(["another text with other words in it " * 20], 256, tmp_path / "other")
-    BertForMaskedLM(BertConfig(vocab_size=256, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
-                               intermediate_size=64)).save_pretrained(tmp_path / "other")  # fmt: skip
+    BertForMaskedLM(
+        BertConfig(vocab_size=256, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+    ).save_pretrained(tmp_path / "other")
     counts = []
     for model in (world / "teacher", tmp_path / "other"):
         assert last_line(ds_distill("evaluate", "--model", model, *text))["heldout_mlm_loss"] > 0
@@ -92,7 +142,9 @@ def test_evaluate_reads_a_text_anew_for_another_vocabulary(world, tmp_path):
 
 
 def test_prepare_says_what_it_made(world, tmp_path):
-    done = ds_distill("prepare", "--tokenizer", world / "teacher", "--corpus", world / "text.txt", "--output", tmp_path / "tokens")
+    done = ds_distill(
+        "prepare", "--tokenizer", world / "teacher", "--corpus", world / "text.txt", "--output", tmp_path / "tokens"
+    )
     summary = last_line(done)
     assert summary["blocks"]["train"] > 0 and summary == json.loads((tmp_path / "tokens" / "summary.json").read_text())
 
@@ -107,11 +159,30 @@ def test_env_needs_nothing(tmp_path):
 
 
 def test_without_a_compiler_torch_takes_over(world, common, tmp_path):
-    done = ds_distill("distill", "--teacher", world / "teacher", *common, "--output", tmp_path / "out", PATH="/nonexistent", CXX="none")
+    done = ds_distill(
+        "distill",
+        "--teacher",
+        world / "teacher",
+        *common,
+        "--output",
+        tmp_path / "out",
+        PATH="/nonexistent",
+        CXX="none",
+    )
     assert last_line(done)["steps"] == 10
     assert done.stderr.count("torch's fused AdamW") == 1 and "no C++ compiler" in done.stderr
-    done = ds_distill("distill", "--teacher", world / "teacher", *common, "--output", tmp_path / "two", "--training.optimizer", "deepspeed",
-                      PATH="/nonexistent", CXX="none")  # fmt: skip
+    done = ds_distill(
+        "distill",
+        "--teacher",
+        world / "teacher",
+        *common,
+        "--output",
+        tmp_path / "two",
+        "--training.optimizer",
+        "deepspeed",
+        PATH="/nonexistent",
+        CXX="none",
+    )
     assert done.returncode == 2 and "no C++ compiler" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -123,16 +194,42 @@ def test_a_trunk_without_a_head_is_given_one_and_teaches(world, common, tmp_path
     AutoTokenizer.from_pretrained(world / "teacher").save_pretrained(trunk)
     refused = ds_distill("distill", "--teacher", trunk, *common, "--output", tmp_path / "no")
     assert refused.returncode == 2 and f"ds-distill pretrain --from {trunk}" in refused.stderr
-    head_only = last_line(ds_distill("pretrain", "--from", trunk, *common, "--output", tmp_path / "head", "--training.trunk_learning_rate", 0,
-                                     "--training.learning_rate", 0.01))  # fmt: skip
+    head_only = last_line(
+        ds_distill(
+            "pretrain",
+            "--from",
+            trunk,
+            *common,
+            "--output",
+            tmp_path / "head",
+            "--training.trunk_learning_rate",
+            0,
+            "--training.learning_rate",
+            0.01,
+        )
+    )
     assert head_only["heldout_mlm_loss"] < head_only["start_heldout_mlm_loss"]
     made = AutoModelForMaskedLM.from_pretrained(tmp_path / "head" / "export")
     for name, parameter in model.named_parameters():
         assert "pooler" in name or torch.equal(made.bert.get_parameter(name), parameter)
-    both = last_line(ds_distill("pretrain", "--from", tmp_path / "head" / "export", *common, "--output", tmp_path / "both",
-                                "--training.trunk_learning_rate", 0.002, "--training.learning_rate", 0.01))  # fmt: skip
+    both = last_line(
+        ds_distill(
+            "pretrain",
+            "--from",
+            tmp_path / "head" / "export",
+            *common,
+            "--output",
+            tmp_path / "both",
+            "--training.trunk_learning_rate",
+            0.002,
+            "--training.learning_rate",
+            0.01,
+        )
+    )
     assert both["heldout_mlm_loss"] < head_only["heldout_mlm_loss"]
-    last_line(ds_distill("distill", "--teacher", tmp_path / "both" / "export", *common, "--output", tmp_path / "student"))
+    last_line(
+        ds_distill("distill", "--teacher", tmp_path / "both" / "export", *common, "--output", tmp_path / "student")
+    )
 
 
 def test_a_roberta_teacher_in_grouped_mode_and_a_narrower_student(world, tmp_path):
@@ -140,23 +237,72 @@ def test_a_roberta_teacher_in_grouped_mode_and_a_narrower_student(world, tmp_pat
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    backend.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False,
-                                                           initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    backend.train_from_iterator(
+        lines,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=special,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     tokenizer = RobertaTokenizer(tokenizer_object=backend)
     tokenizer.save_pretrained(tmp_path / "teacher")
-    config = RobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
-                           max_position_embeddings=34, type_vocab_size=1)  # fmt: skip
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=34,
+        type_vocab_size=1,
+    )
     RobertaForMaskedLM(config).save_pretrained(tmp_path / "teacher")
-    (tmp_path / "lines.jsonl").write_text("".join(json.dumps({"body": line[: 20 + 7 * i % 200]}) + "\n" for i, line in enumerate(lines)))
-    options = ["--data.mode", "grouped", "--data.sequence_length", 32, "--data.whole_word_masking", "true", "--data.heldout_fraction", 0.05,
-               "--student.hidden", 16, "--training.global_batch", 8, "--training.micro_batch", 4, "--training.max_tokens", 2560,
-               "--training.evaluate_every", 5]  # fmt: skip
-    summary = last_line(ds_distill("distill", "--teacher", tmp_path / "teacher", "--corpus", f"{tmp_path / 'lines.jsonl'}#body",
-                                   "--heldout", world / "text.txt", "--output", tmp_path / "out", *options))  # fmt: skip
+    (tmp_path / "lines.jsonl").write_text(
+        "".join(json.dumps({"body": line[: 20 + 7 * i % 200]}) + "\n" for i, line in enumerate(lines))
+    )
+    options = [
+        "--data.mode",
+        "grouped",
+        "--data.sequence_length",
+        32,
+        "--data.whole_word_masking",
+        "true",
+        "--data.heldout_fraction",
+        0.05,
+        "--student.hidden",
+        16,
+        "--training.global_batch",
+        8,
+        "--training.micro_batch",
+        4,
+        "--training.max_tokens",
+        2560,
+        "--training.evaluate_every",
+        5,
+    ]
+    summary = last_line(
+        ds_distill(
+            "distill",
+            "--teacher",
+            tmp_path / "teacher",
+            "--corpus",
+            f"{tmp_path / 'lines.jsonl'}#body",
+            "--heldout",
+            world / "text.txt",
+            "--output",
+            tmp_path / "out",
+            *options,
+        )
+    )
     assert summary["heldout_mlm_loss"] < summary["start_heldout_mlm_loss"] and "text" in summary["heldout_sets"]
     student = AutoModelForMaskedLM.from_pretrained(summary["export"])
-    assert isinstance(student, RobertaForMaskedLM) and student.config.hidden_size == 16 and student.config.num_hidden_layers == 2
+    assert (
+        isinstance(student, RobertaForMaskedLM)
+        and student.config.hidden_size == 16
+        and student.config.num_hidden_layers == 2
+    )
     assert pipeline("fill-mask", summary["export"])("the small <mask> reads")[0]["score"] > 0
     curves = json.loads((tmp_path / "out" / "curves.json").read_text())
     assert [row[0] for row in curves["heldout"]["text"]][:2] == [0, 5]
@@ -166,12 +312,47 @@ def test_a_roberta_teacher_in_grouped_mode_and_a_narrower_student(world, tmp_pat
 
 
 def test_plan_and_the_largest_micro_batch_that_fits(world, common, tmp_path):
-    done = ds_distill("plan", "--teacher", world / "teacher", "--data.sequence_length", 32, "--training.global_batch", 8, "--training.micro_batch", 4,
-                      "--training.max_tokens", 2560, "--ranks", 2, "--memory_gib", 16)  # fmt: skip
+    done = ds_distill(
+        "plan",
+        "--teacher",
+        world / "teacher",
+        "--data.sequence_length",
+        32,
+        "--training.global_batch",
+        8,
+        "--training.micro_batch",
+        4,
+        "--training.max_tokens",
+        2560,
+        "--ranks",
+        2,
+        "--memory_gib",
+        16,
+    )
     found = last_line(done)
-    assert (found["steps"], found["tokens_a_step"], found["largest_micro_batch"]) == (10, 256, 4) and found["tokens_per_second"] > 0
-    assert [row["stage"] for row in found["stages"]] == [0, 1, 2, 3] and "fits" in found["advice"] and "ZeRO stage" in done.stdout
-    small = last_line(ds_distill("plan", "--teacher", world / "teacher", "--data.sequence_length", 32, "--memory_gib", 0.1, "--tokens_per_second", 10))
+    assert (found["steps"], found["tokens_a_step"], found["largest_micro_batch"]) == (10, 256, 4) and found[
+        "tokens_per_second"
+    ] > 0
+    assert (
+        [row["stage"] for row in found["stages"]] == [0, 1, 2, 3]
+        and "fits" in found["advice"]
+        and "ZeRO stage" in done.stdout
+    )
+    small = last_line(
+        ds_distill(
+            "plan",
+            "--teacher",
+            world / "teacher",
+            "--data.sequence_length",
+            32,
+            "--memory_gib",
+            0.1,
+            "--tokens_per_second",
+            10,
+        )
+    )
     assert small["largest_micro_batch"] == 0 and "does not fit at any stage" in small["advice"]
-    done = ds_distill("distill", "--teacher", world / "teacher", *common, "--output", tmp_path, "--training.micro_batch", "auto")
+    done = ds_distill(
+        "distill", "--teacher", world / "teacher", *common, "--output", tmp_path, "--training.micro_batch", "auto"
+    )
     assert last_line(done)["steps"] == 10 and "micro-batch: 8 sequences" in done.stderr

@@ -9,10 +9,39 @@ from tests.start import start_ranks
 
 def demo(output, text, *more):
     """On three ranks, whose shares of 8 sequences are not whole; how the first one ended, and what they said."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 32}
-    ranks = start_ranks(3, "ds_distill", "run", "--corpus", text, "--output", output, "--model", json.dumps(sizes), "--vocabulary", 300,
-                        "--teacher_tokens", 1500, "--data.sequence_length", 32, "--data.heldout_fraction", 0.05, "--training.global_batch", 8,
-                        "--training.micro_batch", 8, "--training.max_tokens", 1500, *more)  # fmt: skip
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+    }
+    ranks = start_ranks(
+        3,
+        "ds_distill",
+        "run",
+        "--corpus",
+        text,
+        "--output",
+        output,
+        "--model",
+        json.dumps(sizes),
+        "--vocabulary",
+        300,
+        "--teacher_tokens",
+        1500,
+        "--data.sequence_length",
+        32,
+        "--data.heldout_fraction",
+        0.05,
+        "--training.global_batch",
+        8,
+        "--training.micro_batch",
+        8,
+        "--training.max_tokens",
+        1500,
+        *more,
+    )
     try:
         ends = [rank.wait() for rank in ranks]
         return ends[0], "".join(end.stderr for end in ends)
@@ -25,10 +54,19 @@ def test_the_main_job_on_three_ranks(world, tmp_path):
     done, said = demo(tmp_path / "out", world / "text.txt")
     assert done.returncode == 0, said[-3000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [row["model"] for row in summary["rows"]] == ["teacher", "student at start", "student, distilled", "student, no teacher"]
+    assert [row["model"] for row in summary["rows"]] == [
+        "teacher",
+        "student at start",
+        "student, distilled",
+        "student, no teacher",
+    ]
     assert "micro-batch: 3 sequences, not 8: a rank's share of the global batch is 3" in said
     distilled, half = summary["rows"][2], AutoModelForMaskedLM.from_pretrained(summary["export"])
-    assert distilled["tokens"] >= 1500 and half.config.n_layers == 2 and f"{distilled['heldout_mlm_loss']:.3f}" in done.stdout
+    assert (
+        distilled["tokens"] >= 1500
+        and half.config.n_layers == 2
+        and f"{distilled['heldout_mlm_loss']:.3f}" in done.stdout
+    )
     again, said = demo(tmp_path / "out", world / "text.txt")
     assert again.returncode == 0 and said.count("finished before, reused") == 3
     other, said = demo(tmp_path / "out", world / "text.txt", "--training.max_tokens", 3000)

@@ -22,16 +22,32 @@ def finished(world, common):
 
 def test_summary(finished, world):
     output, summary = finished
-    for key in ("tokens", "steps", "tokens_per_second", "loss", "kl", "mlm", "cosine", "heldout_mlm_loss", "heldout_mlm_accuracy", "export"):
+    for key in (
+        "tokens",
+        "steps",
+        "tokens_per_second",
+        "loss",
+        "kl",
+        "mlm",
+        "cosine",
+        "heldout_mlm_loss",
+        "heldout_mlm_accuracy",
+        "export",
+    ):
         assert key in summary
     assert summary["steps"] == 10 and 2300 < summary["tokens"] <= 2560  # the last block of a corpus may be short
     assert json.loads((output / "summary.json").read_text()) == summary
     assert summary["heldout_mlm_loss"] < summary["start_heldout_mlm_loss"]
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
     characters = dict(summary["characters"])
-    assert characters.pop("read") == len((world / "text.txt").read_text()) == sum(characters.values()) and characters["tokenized"] > 0
+    assert (
+        characters.pop("read") == len((world / "text.txt").read_text()) == sum(characters.values())
+        and characters["tokenized"] > 0
+    )
     assert summary["found"]["bad_utf8"] == 0
-    assert len({file.stat().st_mode for file in output.rglob("*") if file.is_file()}) == 1, "as the umask gives it, for the group too"
+    assert len({file.stat().st_mode for file in output.rglob("*") if file.is_file()}) == 1, (
+        "as the umask gives it, for the group too"
+    )
 
 
 def test_export_loads_everywhere(finished):
@@ -43,7 +59,9 @@ def test_export_loads_everywhere(finished):
     assert len(pipeline("fill-mask", model=export)("the [MASK] model", top_k=3)) == 3
     with safe_open(f"{export}/model.safetensors", "pt") as weights:
         names = set(weights.keys())
-    assert len(names & {"vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"}) == 1, "tied weights belong there once"
+    assert len(names & {"vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"}) == 1, (
+        "tied weights belong there once"
+    )
     assert not any(name.startswith("teacher") for name in names)
     assert "fingerprint" in (output / "export" / "README.md").read_text()
 
@@ -51,7 +69,16 @@ def test_export_loads_everywhere(finished):
 def test_stopped_and_resumed_is_bit_equal(world, common, finished):
     """Stop by training on with a longer checkpoint interval: the second process starts from step 4's checkpoint alone."""
     output = world / "resumed"
-    arguments = ["distill", "--teacher", world / "teacher", *common, "--output", output, "--training.checkpoint_every", 4]
+    arguments = [
+        "distill",
+        "--teacher",
+        world / "teacher",
+        *common,
+        "--output",
+        output,
+        "--training.checkpoint_every",
+        4,
+    ]
     arguments += ["--training.keep_checkpoints", 9]
     assert ds_distill(*arguments).returncode == 0
     import shutil
@@ -79,17 +106,25 @@ def test_checkpoint_holds_no_teacher(finished):
 
 def test_evaluate_gives_the_run_its_own_figure(finished):
     output, summary = finished
-    done = ds_distill("evaluate", "--model", summary["export"], "--tokens", output / "tokens", "--output", output / "evaluated")
+    done = ds_distill(
+        "evaluate", "--model", summary["export"], "--tokens", output / "tokens", "--output", output / "evaluated"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["heldout_mlm_loss"] == pytest.approx(summary["heldout_mlm_loss"], rel=1e-5)
+    assert json.loads(done.stdout.splitlines()[-1])["heldout_mlm_loss"] == pytest.approx(
+        summary["heldout_mlm_loss"], rel=1e-5
+    )
 
 
 @pytest.mark.promise("Markup in a corpus or its name reaches no report")
 def test_markup_stays_in_the_text(world, common, tmp_path):
     text = tmp_path / "<script>alert(1)<" / "img src=x onerror=alert(2)>.txt"
     text.parent.mkdir()
-    text.write_text((world / "text.txt").read_text().replace("the small", '<script>alert("small")</script> {"loss": 0}'))
-    done = ds_distill("distill", "--teacher", world / "teacher", "--corpus", text, *common[2:], "--output", tmp_path / "out")
+    text.write_text(
+        (world / "text.txt").read_text().replace("the small", '<script>alert("small")</script> {"loss": 0}')
+    )
+    done = ds_distill(
+        "distill", "--teacher", world / "teacher", "--corpus", text, *common[2:], "--output", tmp_path / "out"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["loss"] > 0
     for page in ("export/README.md", "summary.json", "curves.json"):
@@ -99,8 +134,16 @@ def test_markup_stays_in_the_text(world, common, tmp_path):
 @pytest.mark.parametrize("stage", [1, 3])
 def test_export_from_sharded_stages(world, common, finished, stage):
     output = world / f"stage{stage}"
-    done = ds_distill("distill", "--teacher", world / "teacher", *common, "--output", output, "--training.deepspeed",
-                      f"ds_configs/deepspeed/zero{stage}.json")  # fmt: skip
+    done = ds_distill(
+        "distill",
+        "--teacher",
+        world / "teacher",
+        *common,
+        "--output",
+        output,
+        "--training.deepspeed",
+        f"ds_configs/deepspeed/zero{stage}.json",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     mine, other = (load_file(folder / "export" / "model.safetensors") for folder in (output, finished[0]))
     for name in other:

@@ -16,8 +16,26 @@ from ds_distill.export.parity import SAMPLE
 from tests.start import Process
 from tests.tiny import FAMILIES, save_encoder
 
-SMALL = ["--data.sequence_length", 32, "--data.heldout_fraction", 0.1, "--data.workers", 1, "--training.global_batch", 8, "--training.micro_batch", 8,
-         "--training.max_tokens", 512, "--training.precision", "fp32", "--training.optimizer", "torch", "--training.compile", "off"]  # fmt: skip
+SMALL = [
+    "--data.sequence_length",
+    32,
+    "--data.heldout_fraction",
+    0.1,
+    "--data.workers",
+    1,
+    "--training.global_batch",
+    8,
+    "--training.micro_batch",
+    8,
+    "--training.max_tokens",
+    512,
+    "--training.precision",
+    "fp32",
+    "--training.optimizer",
+    "torch",
+    "--training.compile",
+    "off",
+]
 
 
 def as_the_hub_has_them(family: str, folder) -> None:
@@ -31,7 +49,9 @@ def as_the_hub_has_them(family: str, folder) -> None:
     if family == "bert":
         model.resize_token_embeddings(pad_to_multiple_of=64)
     if family != "distilbert":
-        model.to({"bert": torch.float32, "roberta": torch.float16, "xlm-roberta": torch.bfloat16}[family]).save_pretrained(folder)
+        model.to(
+            {"bert": torch.float32, "roberta": torch.float16, "xlm-roberta": torch.bfloat16}[family]
+        ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -44,14 +64,27 @@ def made(request, tmp_path_factory):
     for split in ("train", "validation"):
         rows = [{"sentence1": f"a first text {i}", "sentence2": "and another", "label": i % 2} for i in range(8)]
         (folder / "rte" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    corpus, tuning = ["--corpus", folder / "text.txt"], ["--task", "rte", "--data", folder / "rte", "--tuning.epochs", 1, "--tuning.precision", "fp32"]
+    corpus, tuning = (
+        ["--corpus", folder / "text.txt"],
+        ["--task", "rte", "--data", folder / "rte", "--tuning.epochs", 1, "--tuning.precision", "fp32"],
+    )
     commands = [
         ["distill", "--teacher", folder / "teacher", *corpus, "--output", folder / "distilled", *SMALL],
         ["export", "--run", folder / "distilled", "--output", folder / "again", "--format", "onnx"],
         ["pretrain", "--from", folder / "teacher", *corpus, "--output", folder / "pretrained", *SMALL],
         ["finetune", "--model", folder / "distilled", "--output", folder / "tuned", *tuning],
         ["finetune", "--model", folder / "teacher", "--output", folder / "tuned_teacher", *tuning],
-        ["export", "--model", folder / "tuned", "--output", folder / "served", "--format", "onnx", "--data", folder / "rte" / "validation.jsonl"],
+        [
+            "export",
+            "--model",
+            folder / "tuned",
+            "--output",
+            folder / "served",
+            "--format",
+            "onnx",
+            "--data",
+            folder / "rte" / "validation.jsonl",
+        ],
     ]
     (folder / "commands.json").write_text(json.dumps([[str(word) for word in words] for words in commands]))
     done = Process("tests.end_to_end.commands_worker", folder / "commands.json").wait()
@@ -64,7 +97,9 @@ def test_its_students_fill_masks(made, monkeypatch):
     for name in ("distilled/export", "pretrained/export", "again"):
         monkeypatch.chdir(folder / name)
         fill = pipeline("fill-mask", ".")
-        assert fill.model.config.model_type == ("distilbert" if family == "bert" and name != "pretrained/export" else family)
+        assert fill.model.config.model_type == (
+            "distilbert" if family == "bert" and name != "pretrained/export" else family
+        )
         text = f"a {fill.tokenizer.mask_token} here"
         assert len(fill(text)) == 5 and len(fill(text + " and more" * 200, tokenizer_kwargs={"truncation": True})) == 5
         weights = load_file("model.safetensors")
@@ -80,12 +115,17 @@ def test_its_tokenizers_give_what_its_models_take(made, monkeypatch):
         if not (config.parent / "model.safetensors").is_file() or config.parent.name == "teacher":
             continue
         monkeypatch.chdir(config.parent)
-        tokenizer, model = AutoTokenizer.from_pretrained("."), getattr(transformers, json.loads(config.read_text())["architectures"][0])
+        tokenizer, model = (
+            AutoTokenizer.from_pretrained("."),
+            getattr(transformers, json.loads(config.read_text())["architectures"][0]),
+        )
         inputs = tokenizer("a text", "and another", return_tensors="pt")
         assert set(inputs) <= set(inspect.signature(model.forward).parameters), config.parent
         assert tokenizer.model_max_length <= 64
         model.from_pretrained(".")(**inputs)
-        assert str(folder) not in "".join(file.read_text() for file in config.parent.glob("*.json")) and os.access("model.safetensors", os.R_OK)
+        assert str(folder) not in "".join(file.read_text() for file in config.parent.glob("*.json")) and os.access(
+            "model.safetensors", os.R_OK
+        )
 
 
 def test_its_fine_tuned_models_classify_and_are_served(made, monkeypatch):

@@ -22,7 +22,16 @@ from tests.start import ROOT, ds_distill, environment_of, start_ranks, wait_for
 def run(world, common):
     """A finished run with a checkpoint at steps 3, 6, 9 and 10; and the command that made it."""
     output = world / "faultless"
-    arguments = ["distill", "--teacher", world / "teacher", *common, "--training.checkpoint_every", 3, "--training.keep_checkpoints", 9]
+    arguments = [
+        "distill",
+        "--teacher",
+        world / "teacher",
+        *common,
+        "--training.checkpoint_every",
+        3,
+        "--training.keep_checkpoints",
+        9,
+    ]
     done = ds_distill(*arguments, "--output", output)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads(done.stdout.splitlines()[-1])
@@ -60,7 +69,9 @@ def user_errors(done, *words: str) -> None:
     assert len(said) == 1 and all(word in said[0] for word in words), done.stderr[-2000:]
 
 
-@pytest.mark.promise("A damaged newest checkpoint is noticed and set aside; the run goes on from the one before, bit-equal")
+@pytest.mark.promise(
+    "A damaged newest checkpoint is noticed and set aside; the run goes on from the one before, bit-equal"
+)
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "no manifest"])
 def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
     output = copy_of(run, tmp_path / "run", 6)
@@ -74,7 +85,11 @@ def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
         file.unlink()
     done = ds_distill(*run[1], "--output", output)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "step-000000006 is damaged" in done.stderr and file.name in done.stderr and "going on from the one before" in done.stderr
+    assert (
+        "step-000000006 is damaged" in done.stderr
+        and file.name in done.stderr
+        and "going on from the one before" in done.stderr
+    )
     assert (output / "checkpoints" / "damaged-step-000000006").is_dir()
     assert_same_weights(output, run[0])
 
@@ -115,24 +130,41 @@ def test_a_second_job_in_one_folder_is_refused(run, tmp_path):
         user_errors(ds_distill(*run[1], "--output", output), "another job (process", "is at it")
 
 
-@pytest.mark.promise("A loss that is not finite: step, loss, rank, micro-batch and sequences named; after a set number the run ends")
+@pytest.mark.promise(
+    "A loss that is not finite: step, loss, rank, micro-batch and sequences named; after a set number the run ends"
+)
 def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(world, common, tmp_path):
     teacher = tmp_path / "teacher"
     shutil.copytree(world / "teacher", teacher)
     weights = load_file(teacher / "model.safetensors")
-    weights["bert.encoder.layer.1.output.dense.bias"][:] = 3e38  # finite, its sum is not; in a layer that the student is not given
+    weights["bert.encoder.layer.1.output.dense.bias"][:] = (
+        3e38  # finite, its sum is not; in a layer that the student is not given
+    )
     save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
-    done = ds_distill("distill", "--teacher", teacher, *common, "--output", tmp_path / "out", "--training.max_skipped", 3)
-    user_errors(done, "3 steps in a row were not finite", "the teacher's outputs are not. Give another teacher", "checkpoints")
-    assert re.search(r"step 1: loss kl nan, cosine nan \(rank 0, micro-batch 1 of 2, sequences [\d, ]+, and 1 more.*skipped, 1 in a row of at most 3",
-                     done.stderr), done.stderr  # fmt: skip
+    done = ds_distill(
+        "distill", "--teacher", teacher, *common, "--output", tmp_path / "out", "--training.max_skipped", 3
+    )
+    user_errors(
+        done, "3 steps in a row were not finite", "the teacher's outputs are not. Give another teacher", "checkpoints"
+    )
+    assert re.search(
+        r"step 1: loss kl nan, cosine nan \(rank 0, micro-batch 1 of 2, sequences [\d, ]+, and 1 more.*skipped, 1 in a row of at most 3",
+        done.stderr,
+    ), done.stderr
 
 
 def two_ranks(*arguments, **environment):
     """A job of two ranks under DeepSpeed's launcher, as ./launch.sh starts it."""
     environment = environment_of(DS_DISTILL_RANKS="2", DS_DISTILL_PYTHON=sys.executable, **environment)
-    return subprocess.Popen([ROOT / "launch.sh", *map(str, arguments)], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [ROOT / "launch.sh", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def ranks_of(job) -> dict[int, int]:
@@ -154,7 +186,17 @@ class Endless:
 
     def __init__(self, world, common, output, **environment):
         self.checkpoints = output / "checkpoints"
-        self.arguments = ["--teacher", world / "teacher", *common, "--output", output, "--training.max_tokens", 10**7, "--training.checkpoint_every", 5]
+        self.arguments = [
+            "--teacher",
+            world / "teacher",
+            *common,
+            "--output",
+            output,
+            "--training.max_tokens",
+            10**7,
+            "--training.checkpoint_every",
+            5,
+        ]
         self.job = two_ranks(*self.arguments, **environment)
         wait_for(lambda: self.newest >= 5, self.job)
         self.ranks = ranks_of(self.job)
@@ -194,10 +236,14 @@ def endless(world, common, tmp_path):
 
 
 @pytest.mark.promise("A slow rank, and a clock that jumps an hour on and back, are borne")
-@pytest.mark.promise("A rank that is killed ends the job within a minute: one sentence, no orphan, the last checkpoint whole")
+@pytest.mark.promise(
+    "A rank that is killed ends the job within a minute: one sentence, no orphan, the last checkpoint whole"
+)
 def test_slow_ranks_and_jumping_clocks_are_borne_and_a_killed_rank_is_not(endless, tmp_path, record_property):
     library, jumped = tmp_path / "clock.so", tmp_path / "jumped"
-    compiled = shutil.which("cc") and subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, ROOT / "tests/end_to_end/clock.c", "-ldl"])
+    compiled = shutil.which("cc") and subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O1", "-o", library, ROOT / "tests/end_to_end/clock.c", "-ldl"]
+    )
     one = endless(**({"LD_PRELOAD": str(library), "CLOCK_JUMPED": str(jumped)} if compiled else {}))
     os.kill(one.ranks[1], signal.SIGSTOP)
     time.sleep(8)
@@ -226,27 +272,55 @@ def test_ctrl_c(endless):
 @pytest.mark.promise("A resume with another precision, or between stage 0 and another, is refused with the remedy")
 def test_what_no_conversion_bridges_is_refused(run, tmp_path):
     output = copy_of(run, tmp_path / "run", 6)
-    user_errors(ds_distill(*run[1], "--output", output, "--training.deepspeed", "ds_configs/deepspeed/zero2.json"), "stage 0", "training.deepspeed")
-    user_errors(ds_distill(*run[1], "--output", output, "--training.precision", "bf16"), "training.precision was", "is bf16")
+    user_errors(
+        ds_distill(*run[1], "--output", output, "--training.deepspeed", "ds_configs/deepspeed/zero2.json"),
+        "stage 0",
+        "training.deepspeed",
+    )
+    user_errors(
+        ds_distill(*run[1], "--output", output, "--training.precision", "bf16"), "training.precision was", "is bf16"
+    )
     again = ds_distill(*run[1], "--output", output)
     assert again.returncode == 0, again.stderr[-3000:]
 
 
 @pytest.mark.promise("Hosts that do not see one output folder, or have other tokens or another recipe, are named")
-@pytest.mark.parametrize("differs, words", [("--tokens", ["rank 1 has other tokens"]),
-                                            ("--losses.kl", ["rank 1 was given another run", "losses.kl was 5.0, is 3.0"]),
-                                            pytest.param("--output", ["file system"], marks=pytest.mark.long)])  # fmt: skip
+@pytest.mark.parametrize(
+    "differs, words",
+    [
+        ("--tokens", ["rank 1 has other tokens"]),
+        ("--losses.kl", ["rank 1 was given another run", "losses.kl was 5.0, is 3.0"]),
+        pytest.param("--output", ["file system"], marks=pytest.mark.long),
+    ],
+)
 def test_ranks_that_do_not_share(world, common, run, tmp_path, differs, words):
-    other = ds_distill("prepare", "--tokenizer", world / "teacher", "--corpus", world / "text.txt", "--output", tmp_path / "other",
-                       "--data.sequence_length", 32, "--data.heldout_fraction", 0.1)  # fmt: skip
+    other = ds_distill(
+        "prepare",
+        "--tokenizer",
+        world / "teacher",
+        "--corpus",
+        world / "text.txt",
+        "--output",
+        tmp_path / "other",
+        "--data.sequence_length",
+        32,
+        "--data.heldout_fraction",
+        0.1,
+    )
     assert other.returncode == 0, other.stderr[-3000:]
     same = {"--tokens": run[0] / "tokens", "--output": tmp_path / "out", "--losses.kl": 5}
     others = {"--tokens": tmp_path / "other", "--output": tmp_path / "other", "--losses.kl": 3}
 
     def own(rank: int) -> list:
-        return [word for key, value in same.items() for word in (key, others[key] if rank and key == differs else value)]
+        return [
+            word for key, value in same.items() for word in (key, others[key] if rank and key == differs else value)
+        ]
 
     ranks = start_ranks(2, "ds_distill", "distill", "--teacher", world / "teacher", *common[2:], own=own)
     results = [rank.wait() for rank in ranks]
     said = "".join(done.stderr for done in results)  # of one sentence or, since here the paths differ too, of two
-    assert all(done.returncode == 2 for done in results) and "Traceback" not in said and all(word in said for word in words), said[-2000:]
+    assert (
+        all(done.returncode == 2 for done in results)
+        and "Traceback" not in said
+        and all(word in said for word in words)
+    ), said[-2000:]

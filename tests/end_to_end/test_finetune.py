@@ -26,7 +26,10 @@ def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     for split, count in (("train", 96), ("validation", 32)):
         rows = [{"sentence": f"{'small' if i % 2 else 'large'} {sentence(i)}", "label": i % 2} for i in range(count)]
-        pairs = [{"sentence1": row["sentence"], "sentence2": sentence(i), "label": 5.0 * row["label"]} for i, row in enumerate(rows)]
+        pairs = [
+            {"sentence1": row["sentence"], "sentence2": sentence(i), "label": 5.0 * row["label"]}
+            for i, row in enumerate(rows)
+        ]
         for task, lines in (("sst2", rows), ("stsb", pairs)):
             (folder / task).mkdir(exist_ok=True)
             (folder / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -38,7 +41,9 @@ def tasks(tmp_path_factory):
             asked = {"id": f"{split}{i}", "question": "what word is it", "answers": found, "is_impossible": not found}
             qas.append({"context": context, "qas": [asked]})
         (folder / "squad_v2").mkdir(exist_ok=True)
-        (folder / "squad_v2" / f"{split}.json").write_text(json.dumps({"version": "v2.0", "data": [{"title": "T", "paragraphs": qas}]}))
+        (folder / "squad_v2" / f"{split}.json").write_text(
+            json.dumps({"version": "v2.0", "data": [{"title": "T", "paragraphs": qas}]})
+        )
     return folder
 
 
@@ -46,15 +51,33 @@ def tasks(tmp_path_factory):
 def tuned(world, tasks):
     """(folder, summary) of the teacher fine-tuned on sst2, two seeds and a grid."""
     output = world / "sst2"
-    done = ds_distill("finetune", "--task", "sst2", "--model", world / "teacher", "--data", tasks / "sst2", "--output", output, "--seeds", 2,
-                      "--grid", "lr=1e-7,3e-3", *QUICK)  # fmt: skip
+    done = ds_distill(
+        "finetune",
+        "--task",
+        "sst2",
+        "--model",
+        world / "teacher",
+        "--data",
+        tasks / "sst2",
+        "--output",
+        output,
+        "--seeds",
+        2,
+        "--grid",
+        "lr=1e-7,3e-3",
+        *QUICK,
+    )
     assert "| median" in done.stdout
     return output, last_line(done)
 
 
 def test_seeds_and_grid_give_the_median_of_the_best(tuned):
     output, summary = tuned
-    assert summary["metric"] == "accuracy" and len(summary["seeds"]) == 2 and summary["examples"] == {"train": 96, "dev": 32}
+    assert (
+        summary["metric"] == "accuracy"
+        and len(summary["seeds"]) == 2
+        and summary["examples"] == {"train": 96, "dev": 32}
+    )
     assert summary["tuning"]["learning_rate"] == 3e-3 and summary["accuracy"] > 0.9, "a word decides: it is learnt"
     assert {point["tuning"]["learning_rate"]: point["accuracy"] for point in summary["grid"]}[1e-7] < 0.8
     model = AutoModelForSequenceClassification.from_pretrained(summary["export"])
@@ -68,8 +91,24 @@ def test_a_plan_goes_on_run_by_run(tuned, world, tasks):
     assert len(results) == 4
     kept = {file: file.stat().st_mtime_ns for file in results[1:]}
     results[0].unlink()
-    again = last_line(ds_distill("finetune", "--task", "sst2", "--model", world / "teacher", "--data", tasks / "sst2", "--output", output, "--seeds", 2,
-                                 "--grid", "lr=1e-7,3e-3", *QUICK))  # fmt: skip
+    again = last_line(
+        ds_distill(
+            "finetune",
+            "--task",
+            "sst2",
+            "--model",
+            world / "teacher",
+            "--data",
+            tasks / "sst2",
+            "--output",
+            output,
+            "--seeds",
+            2,
+            "--grid",
+            "lr=1e-7,3e-3",
+            *QUICK,
+        )
+    )
     assert {file: file.stat().st_mtime_ns for file in results[1:]} == kept and results[0].is_file()
     for key in ("accuracy", "seeds", "grid"):
         assert again[key] == summary[key], "the same run again"
@@ -78,8 +117,26 @@ def test_a_plan_goes_on_run_by_run(tuned, world, tasks):
 def test_second_distillation_keeps_the_teachers_outputs(tuned, world, tasks):
     _, teacher = tuned
     output = world / "second"
-    words = ("finetune", "--task", "sst2", "--model", world / "teacher", "--teacher", teacher["export"], "--data", tasks / "sst2", "--output", output,
-             *QUICK, "--tuning.hard", 0.0, "--tuning.soft", 1.0, "--tuning.hidden", 0.1)  # fmt: skip
+    words = (
+        "finetune",
+        "--task",
+        "sst2",
+        "--model",
+        world / "teacher",
+        "--teacher",
+        teacher["export"],
+        "--data",
+        tasks / "sst2",
+        "--output",
+        output,
+        *QUICK,
+        "--tuning.hard",
+        0.0,
+        "--tuning.soft",
+        1.0,
+        "--tuning.hidden",
+        0.1,
+    )
     summary = last_line(ds_distill(*words))
     assert summary["accuracy"] > 0.9, "from soft targets alone"
     assert len(list((output / "teacher").glob("*.safetensors"))) == 1
@@ -90,7 +147,18 @@ SQUAD = {"f1", "exact_match", "threshold", "has_answer_f1", "no_answer_f1"}
 
 @pytest.mark.parametrize(("task", "metrics"), [("stsb", {"pearson", "spearman"}), ("squad_v2", SQUAD)])
 def test_numbers_and_answers(world, tasks, tmp_path, task, metrics):
-    words = ("finetune", "--task", task, "--model", world / "teacher", "--data", tasks / task, *QUICK, "--tuning.epochs", 30)
+    words = (
+        "finetune",
+        "--task",
+        task,
+        "--model",
+        world / "teacher",
+        "--data",
+        tasks / task,
+        *QUICK,
+        "--tuning.epochs",
+        30,
+    )
     first = last_line(ds_distill(*words, "--output", tmp_path / "first"))
     assert set(first["metrics"]) == metrics
     learnt = "has_answer_f1" if task == "squad_v2" else first["metric"]
@@ -105,13 +173,34 @@ def test_mistakes_are_one_sentence(tuned, world, tasks, tmp_path):
     _, teacher = tuned
     (tmp_path / "empty.yaml").write_text("tuning:\ngrid:\n")  # nothing under a key: its defaults
     for words, said in (
-        (("--config", tmp_path / "empty.yaml", "--task", "sst2", "--model", world / "teacher", "--data", tmp_path / "none"), "there is no such folder"),
+        (
+            (
+                "--config",
+                tmp_path / "empty.yaml",
+                "--task",
+                "sst2",
+                "--model",
+                world / "teacher",
+                "--data",
+                tmp_path / "none",
+            ),
+            "there is no such folder",
+        ),
         (("--task", "sst", "--model", world / "teacher", "--data", tasks / "sst2"), "did you mean sst2"),
         (("--task", "rte", "--model", world / "teacher", "--data", tasks / "sst2"), "no text in column sentence1"),
-        (("--task", "stsb", "--model", teacher["export"], "--data", tasks / "stsb"), "was fine-tuned on sst2, not on stsb"),
-        (("--task", "sst2", "--model", world / "teacher", "--teacher", world / "teacher", "--data", tasks / "sst2"), "a teacher fine-tuned on sst2"),
+        (
+            ("--task", "stsb", "--model", teacher["export"], "--data", tasks / "stsb"),
+            "was fine-tuned on sst2, not on stsb",
+        ),
+        (
+            ("--task", "sst2", "--model", world / "teacher", "--teacher", world / "teacher", "--data", tasks / "sst2"),
+            "a teacher fine-tuned on sst2",
+        ),
         (("--task", "sst2", "--model", world / "teacher", "--data", tmp_path / "none"), "there is no such folder"),
-        (("--task", "sst2", "--model", world / "teacher", "--data", tasks / "sst2", "--tuning.epoch", 3), "did you mean"),
+        (
+            ("--task", "sst2", "--model", world / "teacher", "--data", tasks / "sst2", "--tuning.epoch", 3),
+            "did you mean",
+        ),
     ):
         done = ds_distill("finetune", *words, "--output", tmp_path / "out")
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
@@ -119,22 +208,51 @@ def test_mistakes_are_one_sentence(tuned, world, tasks, tmp_path):
 
 def test_a_study_goes_on_and_is_reported(world, tasks, common, tmp_path):
     base = tmp_path / "base.yaml"
-    base.write_text("data: {sequence_length: 32, heldout_fraction: 0.05}\n"
-                    "training: {global_batch: 8, micro_batch: 4, max_tokens: 1280, precision: fp32, learning_rate: 1.0e-3}\n")  # fmt: skip
+    base.write_text(
+        "data: {sequence_length: 32, heldout_fraction: 0.05}\n"
+        "training: {global_batch: 8, micro_batch: 4, max_tokens: 1280, precision: fp32, learning_rate: 1.0e-3}\n"
+    )
     plan = tmp_path / "plan.yaml"
-    plan.write_text(f"base: {base}\nstudents:\n  without KL: {{losses.kl: 0}}\ntasks: [sst2]\nseeds: 1\nsecond: [without KL]\n"
-                    "tuning: {epochs: 4, batch: 16, learning_rate: 3.0e-3, precision: fp32}\n")  # fmt: skip
-    words = ("study", "--config", plan, "--teacher", world / "teacher", "--corpus", world / "text.txt", "--data", tasks, "--output", tmp_path / "study")
+    plan.write_text(
+        f"base: {base}\nstudents:\n  without KL: {{losses.kl: 0}}\ntasks: [sst2]\nseeds: 1\nsecond: [without KL]\n"
+        "tuning: {epochs: 4, batch: 16, learning_rate: 3.0e-3, precision: fp32}\n"
+    )
+    words = (
+        "study",
+        "--config",
+        plan,
+        "--teacher",
+        world / "teacher",
+        "--corpus",
+        world / "text.txt",
+        "--data",
+        tasks,
+        "--output",
+        tmp_path / "study",
+    )
     summary = last_line(ds_distill(*words, "--launch", ROOT / "launch.sh", "--jobs", 2))
     assert [row["model"] for row in summary["rows"]] == ["teacher", "without KL", "without KL, second distillation"]
     assert all("sst2" in row["tasks"] for row in summary["rows"]) and summary["rows"][1]["heldout_mlm_loss"] > 0
-    assert "sst2" in (tmp_path / "study" / "logs" / "sst2_without_KL.log").read_text(), "side by side each speaks to a file of its own"
-    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "study").rglob("summary.json") if file.parent != tmp_path / "study"}
+    assert "sst2" in (tmp_path / "study" / "logs" / "sst2_without_KL.log").read_text(), (
+        "side by side each speaks to a file of its own"
+    )
+    kept = {
+        file: file.stat().st_mtime_ns
+        for file in (tmp_path / "study").rglob("summary.json")
+        if file.parent != tmp_path / "study"
+    }
     again = last_line(ds_distill(*words))
-    assert again["rows"] == summary["rows"] and {file: file.stat().st_mtime_ns for file in kept} == kept, "nothing is done twice"
+    assert again["rows"] == summary["rows"] and {file: file.stat().st_mtime_ns for file in kept} == kept, (
+        "nothing is done twice"
+    )
     made = last_line(ds_distill("report", tmp_path / "study", "--output", tmp_path / "page"))
     page = (tmp_path / "page" / "report.html").read_text()
-    assert "DistilBERT, the paper" in page and "of the teacher" in page and "Pretraining" in made["sections"] and "data:image/png" in page
+    assert (
+        "DistilBERT, the paper" in page
+        and "of the teacher" in page
+        and "Pretraining" in made["sections"]
+        and "data:image/png" in page
+    )
     assert "By the tasks' other metrics" not in made["sections"], "accuracy is all that sst2 has"
     missing = ds_distill("report", tmp_path)
     assert missing.returncode == 2 and "neither a study" in missing.stderr

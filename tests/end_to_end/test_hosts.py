@@ -53,22 +53,33 @@ class Hosts:
         for key in ("host", "user"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / key], check=True)
         shutil.copy(folder / "user.pub", folder / "authorized")
-        (folder / "sshd_config").write_text(f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\n"
-                                            f"PermitRootLogin yes\nPidFile none\n")  # fmt: skip
+        (folder / "sshd_config").write_text(
+            f"HostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\nStrictModes no\nUsePAM no\n"
+            f"PermitRootLogin yes\nPidFile none\n"
+        )
         Path("/run/sshd").mkdir(exist_ok=True)
         for name in self.names:
             server = [shutil.which("sshd", path=PATHS), "-D", "-e", "-f", str(folder / "sshd_config")]
             log = (folder / f"{name}.log").open("w")
-            self.servers.append(subprocess.Popen([*self.inside(name), *server], stdout=log, stderr=log, env=os.environ | {"PATH": PATHS}))
+            self.servers.append(
+                subprocess.Popen(
+                    [*self.inside(name), *server], stdout=log, stderr=log, env=os.environ | {"PATH": PATHS}
+                )
+            )
         # the user's ssh settings, without touching those of who runs the tests
         (folder / "bin").mkdir()
-        (folder / "ssh_config").write_text(f"IdentityFile {folder}/user\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n")
+        (folder / "ssh_config").write_text(
+            f"IdentityFile {folder}/user\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
+        )
         (folder / "bin" / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')
         (folder / "bin" / "ssh").chmod(0o755)
         (folder / "hostfile").write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
         (folder / "environment").write_text("GLOO_SOCKET_IFNAME=eth0\nDS_ACCELERATOR=cpu\nOMP_NUM_THREADS=1\n")
-        self.environment = environment_of(PATH=f"{folder}/bin:{Path(sys.executable).parent}:{PATHS}", DS_ENV_FILE=str(folder / "environment"),
-                                          GLOO_SOCKET_IFNAME="eth0")  # fmt: skip
+        self.environment = environment_of(
+            PATH=f"{folder}/bin:{Path(sys.executable).parent}:{PATHS}",
+            DS_ENV_FILE=str(folder / "environment"),
+            GLOO_SOCKET_IFNAME="eth0",
+        )
 
     @staticmethod
     def inside(name: str) -> list[str]:
@@ -76,8 +87,15 @@ class Hosts:
         return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', name]
 
     def start(self, host: int, *words) -> subprocess.Popen:
-        return subprocess.Popen([*self.inside(self.names[host]), *map(str, words)], cwd=ROOT, env=self.environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            [*self.inside(self.names[host]), *map(str, words)],
+            cwd=ROOT,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     @property
     def roots(self) -> list[int]:
@@ -85,7 +103,9 @@ class Hosts:
         return [server.pid for server in self.servers]
 
     def processes(self, name: str) -> list[str]:
-        found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, env=os.environ | {"PATH": PATHS})
+        found = subprocess.run(
+            ["ip", "netns", "pids", name], capture_output=True, text=True, env=os.environ | {"PATH": PATHS}
+        )
         return found.stdout.split()
 
     def close(self) -> None:
@@ -121,13 +141,31 @@ def one_host(world, arguments):
 
 
 def no_ssh(hosts, port: int, *arguments) -> list[subprocess.Popen]:
-    return [hosts.start(i, "deepspeed", "--hostfile", hosts.folder / "hostfile", "--no_ssh", "--node_rank", i, "--master_addr", ADDRESSES[0],
-                        "--master_port", port, "launch.sh", *arguments) for i in range(2)]  # fmt: skip
+    return [
+        hosts.start(
+            i,
+            "deepspeed",
+            "--hostfile",
+            hosts.folder / "hostfile",
+            "--no_ssh",
+            "--node_rank",
+            i,
+            "--master_addr",
+            ADDRESSES[0],
+            "--master_port",
+            port,
+            "launch.sh",
+            *arguments,
+        )
+        for i in range(2)
+    ]
 
 
 @pytest.mark.promise("Two hosts give bit-equal losses to one host with two ranks, over ssh and without")
 def test_two_hosts_over_ssh_learn_what_one_host_does(hosts, arguments, one_host, tmp_path):
-    job = hosts.start(0, "deepspeed", "--hostfile", hosts.folder / "hostfile", "launch.sh", *arguments, "--output", tmp_path / "out")
+    job = hosts.start(
+        0, "deepspeed", "--hostfile", hosts.folder / "hostfile", "launch.sh", *arguments, "--output", tmp_path / "out"
+    )
     out, errors = communicate(job, *hosts.roots)
     assert job.returncode == 0, errors[-4000:]
     assert history(tmp_path / "out") == one_host
@@ -144,10 +182,14 @@ def test_two_hosts_without_ssh(hosts, arguments, one_host, tmp_path):
     assert history(tmp_path / "out") == one_host
 
 
-@pytest.mark.promise("A network that is cut mid-step ends the job on both hosts within a minute, one sentence each, no orphan")
+@pytest.mark.promise(
+    "A network that is cut mid-step ends the job on both hosts within a minute, one sentence each, no orphan"
+)
 def test_a_link_that_goes_down_ends_the_job_on_both_hosts(hosts, arguments, tmp_path, record_property):
     output = tmp_path / "out"
-    jobs = no_ssh(hosts, 29512, *arguments, "--output", output, "--training.max_tokens", 10**7, "--training.checkpoint_every", 5)
+    jobs = no_ssh(
+        hosts, 29512, *arguments, "--output", output, "--training.max_tokens", 10**7, "--training.checkpoint_every", 5
+    )
     wait_for(lambda: (output / "checkpoints").is_dir() and list((output / "checkpoints").glob("step-*")), jobs[0])
     ip("-n", hosts.names[1], "link", "set", "eth0", "down")
     try:

@@ -14,18 +14,40 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     headless = tmp_path / "headless"
-    BertModel(BertConfig(vocab_size=256, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)).save_pretrained(headless)
+    BertModel(
+        BertConfig(vocab_size=256, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+    ).save_pretrained(headless)
     AutoTokenizer.from_pretrained(world / "teacher").save_pretrained(headless)
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     broken = world / "broken"
-    done = ds_distill("prepare", "--tokenizer", world / "teacher", "--corpus", world / "text.txt", "--output", broken, "--data.sequence_length", 32)
+    done = ds_distill(
+        "prepare",
+        "--tokenizer",
+        world / "teacher",
+        "--corpus",
+        world / "text.txt",
+        "--output",
+        broken,
+        "--data.sequence_length",
+        32,
+    )
     assert done.returncode == 0, done.stderr
     with open(broken / "train-00000.bin", "r+b") as file:
         file.truncate(100)
     train_wordpiece(["another text with other words in it " * 20], 256, tmp_path / "other")
     other = tmp_path / "other tokens"
-    done = ds_distill("prepare", "--tokenizer", tmp_path / "other", "--corpus", world / "text.txt", "--output", other, "--data.sequence_length", 32)
+    done = ds_distill(
+        "prepare",
+        "--tokenizer",
+        tmp_path / "other",
+        "--corpus",
+        world / "text.txt",
+        "--output",
+        other,
+        "--data.sequence_length",
+        32,
+    )
     assert done.returncode == 0, done.stderr
     teacher = ["--teacher", world / "teacher"]
     cases = {
@@ -55,9 +77,13 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         assert len(said) == 1 and words.lower() in said[0].lower(), f"{words}: {errors[-800:]}"
         assert not (tmp_path / f"out{number}" / "tokens").exists(), f"{words}: told before a corpus is prepared"
     sizes = ["pretrain", "--tokenizer", world / "teacher", *common, "--output", tmp_path / "sizes"]
-    for words, size in (("did you mean num_attention_heads?", "num_atention_heads: 4"), ("no BERT has these sizes", "num_attention_heads: 5"),
-                        ("num_hidden_layers = 0: must be 1 or more", "num_hidden_layers: 0"), ("the tokenizer says which", "vocab_size: 7"),
-                        ("the model has 8 positions", "max_position_embeddings: 8")):  # fmt: skip
+    for words, size in (
+        ("did you mean num_attention_heads?", "num_atention_heads: 4"),
+        ("no BERT has these sizes", "num_attention_heads: 5"),
+        ("num_hidden_layers = 0: must be 1 or more", "num_hidden_layers: 0"),
+        ("the tokenizer says which", "vocab_size: 7"),
+        ("the model has 8 positions", "max_position_embeddings: 8"),
+    ):
         done = ds_distill(*sizes, "--model", f"{{{size}}}")
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr[-800:]
     assert not (tmp_path / "sizes" / "tokens").exists()
@@ -74,7 +100,12 @@ def test_what_the_first_rank_alone_looks_at_ends_all_with_one_sentence(world, co
         save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
     else:
         more = ["--corpus", tmp_path / "missing.txt"]
-    done = [rank.wait() for rank in start_ranks(2, "ds_distill", "distill", "--teacher", teacher, *common, *more, "--output", tmp_path / "out")]
+    done = [
+        rank.wait()
+        for rank in start_ranks(
+            2, "ds_distill", "distill", "--teacher", teacher, *common, *more, "--output", tmp_path / "out"
+        )
+    ]
     said = [line for rank in done for line in rank.stderr.splitlines() if line.startswith("ds-distill: ")]
     assert [rank.returncode for rank in done] == [2, 2] and len(said) == 1, [rank.stderr[-800:] for rank in done]
     assert {"weights": "NaN or infinite values", "corpus": "missing.txt: no such file"}[what] in said[0]

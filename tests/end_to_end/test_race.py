@@ -11,10 +11,30 @@ MINUTES = 0.05
 
 def race(world, output, *more):
     config = output.parent / "recipe.yaml"
-    config.write_text("data: {sequence_length: 32, heldout_fraction: 0.05}\n"
-                      "training: {global_batch: 8, micro_batch: 4, learning_rate: 1.0e-3, precision: fp32, compile: 'off'}\n")  # fmt: skip
-    words = ["--minutes", MINUTES, "--teacher", world / "teacher", "--corpus", world / "text.txt", "--config", config, "--evaluations", 2,
-             "--blocks", 2, "--racers", "plain_bf16", "engine", "--output", output, *more]  # fmt: skip
+    config.write_text(
+        "data: {sequence_length: 32, heldout_fraction: 0.05}\n"
+        "training: {global_batch: 8, micro_batch: 4, learning_rate: 1.0e-3, precision: fp32, compile: 'off'}\n"
+    )
+    words = [
+        "--minutes",
+        MINUTES,
+        "--teacher",
+        world / "teacher",
+        "--corpus",
+        world / "text.txt",
+        "--config",
+        config,
+        "--evaluations",
+        2,
+        "--blocks",
+        2,
+        "--racers",
+        "plain_bf16",
+        "engine",
+        "--output",
+        output,
+        *more,
+    ]
     return Process("benchmarks.training.time_to_loss", *words).wait()
 
 
@@ -30,7 +50,9 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
         rows = json.loads((folder / name / "curve.json").read_text())["rows"]
         # no training, halfway, and the end; the small model learns the corpus's few words
         assert len(rows) == 3 and rows[0][0] == 0 and rows[-1][2][""][0] < rows[0][2][""][0]
-        assert set(rows[0][2]) == {""} and all(kl >= 0 and 0 <= same <= 1 for _, _, sets in rows for _, kl, same in sets.values())
+        assert set(rows[0][2]) == {""} and all(
+            kl >= 0 and 0 <= same <= 1 for _, _, sets in rows for _, kl, same in sets.values()
+        )
 
     other = race(world, folder, "--minutes", 1)
     assert other.returncode == 2 and "holds another race" in other.stderr
@@ -42,7 +64,11 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     kept = asked.read_text()
     asked.write_text(kept.replace('"threads": 1', '"threads": 64'))
     other = race(world, folder)
-    assert other.returncode == 2 and "under other conditions (threads 64, here 1)" in other.stderr and "another --output" in other.stderr
+    assert (
+        other.returncode == 2
+        and "under other conditions (threads 64, here 1)" in other.stderr
+        and "another --output" in other.stderr
+    )
     asked.write_text(kept)
 
     # as if killed between its last checkpoint and its curve
@@ -64,16 +90,34 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     assert again.returncode == 0, again.stderr[-3000:]
     after = json.loads(curve.read_text())
     assert after["rows"][:2] == before["rows"][:2] and after["step"] > before["step"]
-    assert after["elapsed"] >= 60 * MINUTES - after["seconds_a_step"] / 2 and after["seconds_a_step"] == before["seconds_a_step"]
-    assert json.loads((folder / "engine" / "curve.json").read_text())["step"] == result["racers"][1]["steps"], "who has finished does not run again"
+    assert (
+        after["elapsed"] >= 60 * MINUTES - after["seconds_a_step"] / 2
+        and after["seconds_a_step"] == before["seconds_a_step"]
+    )
+    assert json.loads((folder / "engine" / "curve.json").read_text())["step"] == result["racers"][1]["steps"], (
+        "who has finished does not run again"
+    )
 
 
 def test_packing_says_what_it_brings(world):
-    done = Process("benchmarks.training.packing", "--teacher", world / "teacher", "--corpus", world / "text.txt", "--length", 32, "--sequences", 4,
-                   "--steps", 2).wait()  # fmt: skip
+    done = Process(
+        "benchmarks.training.packing",
+        "--teacher",
+        world / "teacher",
+        "--corpus",
+        world / "text.txt",
+        "--length",
+        32,
+        "--sequences",
+        4,
+        "--steps",
+        2,
+    ).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])["batches"]
-    assert list(found) == ["padded", "grouped", "packed"] and found["padded"]["gain"] == found["padded"]["promised"] == 1
+    assert (
+        list(found) == ["padded", "grouped", "packed"] and found["padded"]["gain"] == found["padded"]["promised"] == 1
+    )
     padding = {name: float(row["padding"].removesuffix(" %")) for name, row in found.items()}
     assert padding["packed"] < 5, "only the text's end fills no block"
     assert padding["grouped"] <= padding["padded"] and all(row["tokens_per_second"] > 0 for row in found.values())

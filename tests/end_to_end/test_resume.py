@@ -18,7 +18,12 @@ from tests.start import Process, start_ranks, wait_for
 QUICK = [(0, "bf16", 1), (1, "fp32", 2)]
 EVERY = list(itertools.product((0, 1, 2, 3), ("fp32", "bf16"), (1, 2)))
 STEPS = 40
-OF_THE_MACHINE = ("tokens_per_second", "data_wait_share", "peak_memory_gib", "checkpoint/")  # all other logs are the run's
+OF_THE_MACHINE = (
+    "tokens_per_second",
+    "data_wait_share",
+    "peak_memory_gib",
+    "checkpoint/",
+)  # all other logs are the run's
 
 
 class Job:
@@ -26,9 +31,30 @@ class Job:
 
     def __init__(self, world: Path, output: Path, ranks: int, *options):
         self.output, self.ranks = output, ranks
-        self.arguments = ["distill", "--teacher", world / "teacher", "--corpus", world / "text.txt", "--output", output,
-                          "--data.sequence_length", 32, "--data.heldout_fraction", 0.05, "--training.global_batch", 8, "--training.micro_batch", 2,
-                          "--training.dropout", 0.1, "--training.max_tokens", 256 * STEPS, "--training.evaluate_every", 7, *options]  # fmt: skip
+        self.arguments = [
+            "distill",
+            "--teacher",
+            world / "teacher",
+            "--corpus",
+            world / "text.txt",
+            "--output",
+            output,
+            "--data.sequence_length",
+            32,
+            "--data.heldout_fraction",
+            0.05,
+            "--training.global_batch",
+            8,
+            "--training.micro_batch",
+            2,
+            "--training.dropout",
+            0.1,
+            "--training.max_tokens",
+            256 * STEPS,
+            "--training.evaluate_every",
+            7,
+            *options,
+        ]
         self.processes: list[Process] = []
         self._seen: set[str] = set()
 
@@ -72,8 +98,11 @@ def shape(stage: int, precision: str) -> list:
 
 def logs(output: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(output / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
-            if not any(word in tag for word in OF_THE_MACHINE)}  # fmt: skip
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not any(word in tag for word in OF_THE_MACHINE)
+    }
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -82,17 +111,29 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert logs(one) == logs(other)
 
 
-@pytest.mark.promise("Killed at any moment and started again, a run ends bit-equal: losses, weights, learning rate, held-out history, TensorBoard")
-@pytest.mark.parametrize("stage, precision, ranks", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in EVERY])
+@pytest.mark.promise(
+    "Killed at any moment and started again, a run ends bit-equal: losses, weights, learning rate, held-out history, TensorBoard"
+)
+@pytest.mark.parametrize(
+    "stage, precision, ranks", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in EVERY]
+)
 def test_killed_at_any_moment(world, tmp_path, record_property, stage, precision, ranks):
     undisturbed = Job(world, tmp_path / "undisturbed", ranks, *shape(stage, precision))
     undisturbed.finish()
-    job, draw, kills = Job(world, tmp_path / "killed", ranks, *shape(stage, precision), "--training.checkpoint_every", 3), random.Random(), 0
+    job, draw, kills = (
+        Job(world, tmp_path / "killed", ranks, *shape(stage, precision), "--training.checkpoint_every", 3),
+        random.Random(),
+        0,
+    )
     for _ in range(3):
         ranks_of_job = job.start()
-        more = draw.randint(0, 3)  # checkpoints until the kill: by what the run has done, not by a clock that other load slows
+        more = draw.randint(
+            0, 3
+        )  # checkpoints until the kill: by what the run has done, not by a clock that other load slows
         goal = len(job.seen) + more
-        wait_for(lambda goal=goal: len(job.seen) >= goal or job.ended, *ranks_of_job)  # the draw may lie beyond the run's end
+        wait_for(
+            lambda goal=goal: len(job.seen) >= goal or job.ended, *ranks_of_job
+        )  # the draw may lie beyond the run's end
         time.sleep(draw.uniform(0, 0.5) if more else draw.uniform(0, 5))
         kills += ranks_of_job[0].poll() is None
         job.kill()
@@ -191,9 +232,14 @@ def resident(pid: int) -> int:
 
 
 @pytest.mark.long
-@pytest.mark.promise("A long run's memory and file handles stay flat (within 1 %), and kills leave no trace in its result")
+@pytest.mark.promise(
+    "A long run's memory and file handles stay flat (within 1 %), and kills leave no trace in its result"
+)
 def test_soak(world, tmp_path, record_property):
-    steps, options = 4000, ["--training.max_tokens", 256 * 4000, "--training.evaluate_every", 500, "--training.checkpoint_every", 100]
+    steps, options = (
+        4000,
+        ["--training.max_tokens", 256 * 4000, "--training.evaluate_every", 500, "--training.checkpoint_every", 100],
+    )
     undisturbed = Job(world, tmp_path / "undisturbed", 1, *shape(1, "fp32"), *options)
     (process,) = undisturbed.start()
     rows = []
@@ -207,7 +253,10 @@ def test_soak(world, tmp_path, record_property):
     assert undisturbed.finish()["steps"] == steps
     rows = rows[: -len(rows) // 20]  # the last is the export
     quarter = len(rows) // 4
-    early, late = ([sorted(column)[quarter // 2] for column in zip(*part, strict=True)] for part in (rows[quarter : 2 * quarter], rows[-quarter:]))
+    early, late = (
+        [sorted(column)[quarter // 2] for column in zip(*part, strict=True)]
+        for part in (rows[quarter : 2 * quarter], rows[-quarter:])
+    )
     assert late[0] <= 1.01 * early[0] and late[1] <= early[1], (early, late)
     job, draw, kills = Job(world, tmp_path / "killed", 1, *shape(1, "fp32"), *options), random.Random(), 0
     while kills < 10:

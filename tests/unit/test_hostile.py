@@ -57,7 +57,9 @@ def change(file, **values) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
+@pytest.mark.promise(
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+)
 def test_pickled_weights_are_never_read(folder, tmp_path):
     mark = tmp_path / "executed"
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt"):
@@ -69,10 +71,14 @@ def test_pickled_weights_are_never_read(folder, tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
+@pytest.mark.promise(
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+)
 def test_a_folders_own_code_is_never_run(folder, tmp_path):
     mark = tmp_path / "executed"
-    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Config: pass\nclass Model: pass\nclass Tokenizer: pass\n")
+    (folder / "evil.py").write_text(
+        f"import os\nos.mkdir({str(mark)!r})\nclass Config: pass\nclass Model: pass\nclass Tokenizer: pass\n"
+    )
     change(folder / "config.json", auto_map={"AutoConfig": "evil.Config", "AutoModelForMaskedLM": "evil.Model"})
     change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]})
     load_masked_lm(str(folder))
@@ -85,14 +91,25 @@ def header(tensors: dict, length: int | None = None, data: bytes = b"") -> bytes
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
-@pytest.mark.parametrize("content", [
-    b"", b"\0" * 8, header({}, 2**60), header({}, 99_000_000),
-    header({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
-    header({key: {"dtype": "F32", "shape": [4], "data_offsets": [at, at + 16]} for key, at in (("x", 0), ("y", 8))}, data=b"\0" * 24),
-    header({"x": {"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}}, data=b"\0" * 16),
-    header({"x": {"dtype": "EVIL", "shape": [4], "data_offsets": [0, 16]}}, data=b"\0" * 16),
-])  # fmt: skip
+@pytest.mark.promise(
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 8,
+        header({}, 2**60),
+        header({}, 99_000_000),
+        header({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+        header(
+            {key: {"dtype": "F32", "shape": [4], "data_offsets": [at, at + 16]} for key, at in (("x", 0), ("y", 8))},
+            data=b"\0" * 24,
+        ),
+        header({"x": {"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}}, data=b"\0" * 16),
+        header({"x": {"dtype": "EVIL", "shape": [4], "data_offsets": [0, 16]}}, data=b"\0" * 16),
+    ],
+)
 def test_lying_tensor_headers(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     for load in LOADERS:
@@ -100,8 +117,12 @@ def test_lying_tensor_headers(folder, content):
             load(str(folder))
 
 
-@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/tmp/outside.safetensors", "sub/../../outside.safetensors"])
+@pytest.mark.promise(
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+)
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/tmp/outside.safetensors", "sub/../../outside.safetensors"]
+)
 def test_an_index_does_not_lead_out_of_its_folder(folder, name):
     outside = folder.parent / "outside.safetensors"
     (folder / "model.safetensors").rename(outside)
@@ -111,9 +132,21 @@ def test_an_index_does_not_lead_out_of_its_folder(folder, name):
         load_masked_lm(str(folder))
 
 
-@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
-@pytest.mark.parametrize("changes", [{"hidden_size": 2**30}, {"vocab_size": 10**12}, {"num_hidden_layers": 10**9}, {"intermediate_size": -1},
-                                     {"hidden_size": "many"}, {"num_attention_heads": 0}, {"max_position_embeddings": 10**11}])  # fmt: skip
+@pytest.mark.promise(
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 2**30},
+        {"vocab_size": 10**12},
+        {"num_hidden_layers": 10**9},
+        {"intermediate_size": -1},
+        {"hidden_size": "many"},
+        {"num_attention_heads": 0},
+        {"max_position_embeddings": 10**11},
+    ],
+)
 def test_a_config_that_asks_for_more_than_there_is(folder, changes):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     change(folder / "config.json", **changes)
@@ -123,11 +156,22 @@ def test_a_config_that_asks_for_more_than_there_is(folder, changes):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
-@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
-@pytest.mark.parametrize("changes", [
-    {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, {"quantization_config": "none"}, {"quantization_config": {}},
-    {"dtype": "foo"}, {"id2label": ["a"]}, {"model_type": ["bert"]}, {"num_hidden_layers": "2"}, {"num_hidden_layers": None},
-])  # fmt: skip
+@pytest.mark.promise(
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+        {"quantization_config": "none"},
+        {"quantization_config": {}},
+        {"dtype": "foo"},
+        {"id2label": ["a"]},
+        {"model_type": ["bert"]},
+        {"num_hidden_layers": "2"},
+        {"num_hidden_layers": None},
+    ],
+)
 def test_a_config_of_another_form(folder, changes):
     change(folder / "config.json", **changes)
     for load in LOADERS:
@@ -135,7 +179,9 @@ def test_a_config_of_another_form(folder, changes):
             load(str(folder))
 
 
-@pytest.mark.promise("Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there")
+@pytest.mark.promise(
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+)
 @pytest.mark.parametrize("named", ["someone/kernel", "flash_attention_2"])
 def test_a_kernel_that_a_config_names_is_not_fetched(folder, named):
     """transformers would look for it on the hub; what it finds there is code."""
@@ -154,12 +200,16 @@ def test_a_roberta_without_a_padding_piece(tmp_path):
 
 def test_the_home_of_nobody():
     for reader in (lambda path: resolve_model_folder(path), lambda path: split_inputs([path]), load_tokenizer):
-        with pytest.raises(UserError, match="~nobody-of-this-name/x: Could not determine home directory; write the folder out"):
+        with pytest.raises(
+            UserError, match="~nobody-of-this-name/x: Could not determine home directory; write the folder out"
+        ):
             reader("~nobody-of-this-name/x")
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("content", ["", "[]", "{}", "\0" * 50, '{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": [["b", "c"]]}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "\0" * 50, '{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": [["b", "c"]]}}']
+)
 def test_a_broken_tokenizer(folder, file, content):
     (folder / file).write_text(content)
     try:
@@ -188,7 +238,9 @@ def test_an_archive_bomb_and_a_line_without_end(tmp_path):
         for _ in range(300):
             file.write(b"a" * 10**6)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", READ, str(tmp_path / "bomb.txt.gz")], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path / "bomb.txt.gz")], env=environment, capture_output=True, text=True
+    )
     count, longest, grown = map(int, done.stdout.split())
     assert count >= 3000 and longest <= 100_000
     assert grown < 150, f"{grown} MiB for a document of 300 MB"
@@ -210,9 +262,15 @@ def test_text_that_is_none(tmp_path):
 
 SETTINGS = [f"{room}.{key}" for room, kind in SECTIONS.items() for key in kind.__dataclass_fields__]
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.integers(), max_size=3),
-    st.dictionaries(st.text(max_size=5), st.integers(), max_size=2), st.sampled_from(["auto", "../../etc/passwd", "!!python/object:os.system"]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
+    st.sampled_from(["auto", "../../etc/passwd", "!!python/object:os.system"]),
+)
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +279,14 @@ def parser():
 
 
 @pytest.mark.promise("Recipes that mean harm or are simply wrong are answered with one sentence")
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(changes=st.dictionaries(st.sampled_from(SETTINGS) | st.text(min_size=1, max_size=12), VALUES, min_size=1, max_size=3))
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(SETTINGS) | st.text(min_size=1, max_size=12), VALUES, min_size=1, max_size=3
+    )
+)
 def test_any_recipe_is_taken_or_answered(tmp_path, parser, record_property, changes):
     rooms: dict = {}
     for key, value in changes.items():
@@ -241,8 +305,21 @@ def test_any_recipe_is_taken_or_answered(tmp_path, parser, record_property, chan
 
 
 @pytest.mark.promise("Recipes that mean harm or are simply wrong are answered with one sentence")
-@pytest.mark.parametrize("text", ["!!python/object/apply:os.mkdir [MARK]", "training: !!python/name:os.system", "a: &a [*a]", "{" * 500, "\0", "- - -",
-                                  "x: " + "[" * 300 + "]" * 300, "corpus: {0: null}", "config: {0: null}", "config.0: null"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.mkdir [MARK]",
+        "training: !!python/name:os.system",
+        "a: &a [*a]",
+        "{" * 500,
+        "\0",
+        "- - -",
+        "x: " + "[" * 300 + "]" * 300,
+        "corpus: {0: null}",
+        "config: {0: null}",
+        "config.0: null",
+    ],
+)
 def test_a_recipe_that_is_no_recipe(tmp_path, text):
     mark = tmp_path / "executed"
     (tmp_path / "r.yaml").write_text(text.replace("MARK", str(mark)))

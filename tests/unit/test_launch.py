@@ -28,7 +28,14 @@ def main(argv=None):
 def checkout(tmp_path: Path) -> Path:
     """A copy of launch.sh beside a package that prints what it is called with and returns 3."""
     shutil.copy(ROOT / "launch.sh", tmp_path)
-    for module in ("__init__.py", "launcher.py", "cli/__init__.py", "cli/terminal.py", "utils/__init__.py", "utils/devices.py"):
+    for module in (
+        "__init__.py",
+        "launcher.py",
+        "cli/__init__.py",
+        "cli/terminal.py",
+        "utils/__init__.py",
+        "utils/devices.py",
+    ):
         copy = tmp_path / "ds_distill" / module
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "ds_distill" / module, copy)
@@ -54,7 +61,9 @@ def test_is_valid_python():
 
 
 def test_python_part_runs_one_rank(checkout: Path):
-    done = run([sys.executable, checkout / "launch.sh", "--local_rank=1", "--config", "r.yaml"], RANK="1", LOCAL_SIZE="100000")
+    done = run(
+        [sys.executable, checkout / "launch.sh", "--local_rank=1", "--config", "r.yaml"], RANK="1", LOCAL_SIZE="100000"
+    )
     assert done.returncode == 3, done.stderr
     said = json.loads(done.stdout)
     assert said["argv"] == ["run", "--config", "r.yaml"]
@@ -99,8 +108,12 @@ def test_an_interrupted_installation_is_not_built_upon(checkout: Path, tmp_path:
     (checkout / "pyproject.toml").touch()
     (checkout / ".venv").mkdir()
     (checkout / ".venv" / ".installing").touch()
-    done = run([checkout / "launch.sh", "--setup-only"], PATH=str(tools), VIRTUAL_ENV="", CONDA_PREFIX="", DS_DISTILL_PYTHON="")
-    assert "an installation into .venv was interrupted" in done.stderr and "needs Python 3.11" in done.stderr, done.stderr
+    done = run(
+        [checkout / "launch.sh", "--setup-only"], PATH=str(tools), VIRTUAL_ENV="", CONDA_PREFIX="", DS_DISTILL_PYTHON=""
+    )
+    assert "an installation into .venv was interrupted" in done.stderr and "needs Python 3.11" in done.stderr, (
+        done.stderr
+    )
     assert done.returncode == 1 and not (checkout / ".venv").exists()
 
 
@@ -162,7 +175,9 @@ def test_the_gpus_that_cuda_sees():
     assert visible_gpus("GPU-ab,MIG-cd/1/0") == ["GPU-ab", "MIG-cd/1/0"]
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-deploy.txt", "requirements-dev.txt", "requirements-gpu.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-deploy.txt", "requirements-dev.txt", "requirements-gpu.txt"]
+)
 def test_requirements_are_pinned(name: str):
     for line in (ROOT / name).read_text().splitlines():
         requirement = line.split("#")[0].strip()

@@ -12,8 +12,10 @@ from tests import patience
 
 def test_what_only_waits_is_given_up_and_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(patience, "IDLE_SECONDS", 3.0)
-    program = ("import subprocess, sys, time; child = subprocess.Popen(['sleep', '600'], process_group=0); "
-               "print(child.pid, file=sys.stderr, flush=True); time.sleep(600)")  # fmt: skip
+    program = (
+        "import subprocess, sys, time; child = subprocess.Popen(['sleep', '600'], process_group=0); "
+        "print(child.pid, file=sys.stderr, flush=True); time.sleep(600)"
+    )
     with pytest.raises(AssertionError, match="hangs: for [34] s it has only waited") as error:
         patience.run([sys.executable, "-c", program])
     child = int(str(error.value).split("\n")[1])

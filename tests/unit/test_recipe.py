@@ -37,11 +37,15 @@ def test_recipe(name, monkeypatch, tmp_path):
     if isinstance(recipe.student.layers, list):
         assert resolve_layer_map("every_other", 12, 6) == recipe.student.layers
     lines = (FOLDER / name).read_text().splitlines()
-    assert lines[0].startswith("# ") and sum("  # " in line for line in lines) >= 3, "a recipe says where its numbers come from"
+    assert lines[0].startswith("# ") and sum("  # " in line for line in lines) >= 3, (
+        "a recipe says where its numbers come from"
+    )
 
 
 def test_the_baseline_differs_in_the_teacher_alone():
-    real, baseline = (yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in ("small_real", "baseline_no_teacher"))
+    real, baseline = (
+        yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in ("small_real", "baseline_no_teacher")
+    )
     assert real.pop("losses") | {"kl": 0.0, "cosine": 0.0} == baseline.pop("losses") | {"temperature": 2.0}
     assert real == baseline
 
@@ -54,13 +58,21 @@ def test_the_readme_names_every_recipe():
 @pytest.mark.parametrize("name", sorted(path.name for path in (FOLDER / "studies").glob("*.yaml")))
 def test_plan(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    options = build_parser().parse_args(["study", "--config", str(FOLDER / "studies" / name), "--teacher", "T", "--corpus", "text.txt"]).study
+    options = (
+        build_parser()
+        .parse_args(["study", "--config", str(FOLDER / "studies" / name), "--teacher", "T", "--corpus", "text.txt"])
+        .study
+    )
     study = Study(**{key: options[key] for key in Study.__dataclass_fields__})
     study.check()
     assert len(study.tasks) >= 2 and study.seeds >= 3, "differences of one task or seed are noise"
     if name == "ablation.yaml":
-        assert {key.split(".")[0] for key in differ_in(study.students)} == {"losses", "student"}, "one part of the recipe at a time"
-        assert {"triple loss", "without distillation", *ABLATION} == set(study.students), "the paper's table 4, and what the teacher is worth"
+        assert {key.split(".")[0] for key in differ_in(study.students)} == {"losses", "student"}, (
+            "one part of the recipe at a time"
+        )
+        assert {"triple loss", "without distillation", *ABLATION} == set(study.students), (
+            "the paper's table 4, and what the teacher is worth"
+        )
 
 
 def test_every_small_recipe_runs_on_any_usual_number_of_gpus():
@@ -75,7 +87,9 @@ def test_the_micro_batch_is_what_divides_a_ranks_share():
     training = Training(global_batch=32, micro_batch=12)
     assert [training.micro_batch_of(ranks) for ranks in (1, 2, 4, 8, 32)] == [8, 8, 8, 4, 1]
     for ranks, nearest in ((3, "30 or 33"), (64, "64")):
-        with pytest.raises(UserError, match=f"training.global_batch = 32: not to be shared evenly among {ranks} ranks; use {nearest}"):
+        with pytest.raises(
+            UserError, match=f"training.global_batch = 32: not to be shared evenly among {ranks} ranks; use {nearest}"
+        ):
             training.micro_batches(ranks)
 
 

@@ -5,7 +5,9 @@ from ds_distill.utils.errors import UserError
 
 
 def claim(folder, **identity):
-    with locked_run_folder_alone(folder, {"training.seed": 0, "training.precision": "auto", "training.optimizer": "auto"} | identity):
+    with locked_run_folder_alone(
+        folder, {"training.seed": 0, "training.precision": "auto", "training.optimizer": "auto"} | identity
+    ):
         pass
 
 

@@ -37,8 +37,18 @@ def test_text_is_read_and_written_as_utf_8_everywhere(file):
 
 @pytest.mark.parametrize(
     "code, lacks",
-    [("path.read_text()", True), ("path.read_text('utf-8')", False), ("path.write_text(text)", True), ("open(file)", True)]
-    + [("open(file, 'rb')", False), ("open(file, mode='w')", True), ("path.open('a+')", True), ("path.open('rb')", False)]
+    [
+        ("path.read_text()", True),
+        ("path.read_text('utf-8')", False),
+        ("path.write_text(text)", True),
+        ("open(file)", True),
+    ]
+    + [
+        ("open(file, 'rb')", False),
+        ("open(file, mode='w')", True),
+        ("path.open('a+')", True),
+        ("path.open('rb')", False),
+    ]
     + [("Store.open(tokens, 'train')", False), ("open(file, encoding='utf-8')", False), ("path.open()", True)],
 )
 def test_what_lacks_an_encoding(code, lacks):

@@ -11,6 +11,14 @@ BERT = Family(
     decoder="cls.predictions.decoder",
     head=("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
     transform=lambda model, hidden: model.cls.predictions.transform(hidden),
-    block=("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "attention.output.LayerNorm",
-           "intermediate.dense", "output.dense", "output.LayerNorm"),
-)  # fmt: skip
+    block=(
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "attention.output.LayerNorm",
+        "intermediate.dense",
+        "output.dense",
+        "output.LayerNorm",
+    ),
+)

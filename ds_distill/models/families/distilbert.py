@@ -11,12 +11,20 @@ DISTILBERT = Family(
     decoder="vocab_projector",
     head=("vocab_transform", "vocab_layer_norm"),
     transform=lambda model, hidden: model.vocab_layer_norm(model.activation(model.vocab_transform(hidden))),
-    block=("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "sa_layer_norm",
-           "ffn.lin1", "ffn.lin2", "output_layer_norm"),
+    block=(
+        "attention.q_lin",
+        "attention.k_lin",
+        "attention.v_lin",
+        "attention.out_lin",
+        "sa_layer_norm",
+        "ffn.lin1",
+        "ffn.lin2",
+        "output_layer_norm",
+    ),
     activation="ffn.activation",
     sizes=("n_layers", "n_heads", "dim", "hidden_dim", "activation"),
     dropouts=("dropout", "attention_dropout"),
     head_dropouts=("seq_classif_dropout", "qa_dropout"),
     token_types=False,
     eps=1e-12,
-)  # fmt: skip
+)

@@ -37,7 +37,13 @@ class Family:
     transform: Callable[[PreTrainedModel, Tensor], Tensor]
     block: tuple[str, ...]
     activation: str = "intermediate.intermediate_act_fn"
-    sizes: tuple[str, str, str, str, str] = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "hidden_act")
+    sizes: tuple[str, str, str, str, str] = (
+        "num_hidden_layers",
+        "num_attention_heads",
+        "hidden_size",
+        "intermediate_size",
+        "hidden_act",
+    )
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     head_dropouts: tuple[str, ...] = ("classifier_dropout",)
     token_types: bool = True

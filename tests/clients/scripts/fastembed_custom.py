@@ -13,8 +13,14 @@ FILES = {"onnx": "onnx/model.onnx", "onnx-int8": "onnx/model_quantized.onnx"}
 def load(check):
     config = json.loads((Path(check["folder"]) / "config.json").read_text())
     name = f"me/{check['export']}-{check['format']}"
-    TextEmbedding.add_custom_model(model=name, pooling=PoolingType.MEAN, normalization=True, sources=ModelSource(hf=name),
-                                   dim=config.get("dim") or config["hidden_size"], model_file=FILES[check["format"]])  # fmt: skip
+    TextEmbedding.add_custom_model(
+        model=name,
+        pooling=PoolingType.MEAN,
+        normalization=True,
+        sources=ModelSource(hf=name),
+        dim=config.get("dim") or config["hidden_size"],
+        model_file=FILES[check["format"]],
+    )
     model = TextEmbedding(name, specific_model_path=check["folder"])
     return lambda given: {"unit_mean": numbers(next(iter(model.embed([given["text"]]))))}
 

@@ -31,17 +31,30 @@ def said_by(monkeypatch, capsys, module: str, *words) -> str:
 
 
 MAINS = {
-    "training.step": (), "training.vocab_loss": (), "training.scaling": ("--step", "1", "--gigabytes-per-second", "1"), "training.memory_estimate": (), "analysis.quantization_error": ("--model", "m"),
-    "data.prepare": ("--tokenizer", "t", "--text", "x"), "analysis.compare_runs": ("a", "--output", "o"), "inference.table3": ("--data", "d"), "gpu.suite": ("--report", "r"),
-    "gpu.checks": (), "training.time_to_loss": ("--teacher", "t", "--corpus", "c", "--output", "o"),
-}  # fmt: skip
+    "training.step": (),
+    "training.vocab_loss": (),
+    "training.scaling": ("--step", "1", "--gigabytes-per-second", "1"),
+    "training.memory_estimate": (),
+    "analysis.quantization_error": ("--model", "m"),
+    "data.prepare": ("--tokenizer", "t", "--text", "x"),
+    "analysis.compare_runs": ("a", "--output", "o"),
+    "inference.table3": ("--data", "d"),
+    "gpu.suite": ("--report", "r"),
+    "gpu.checks": (),
+    "training.time_to_loss": ("--teacher", "t", "--corpus", "c", "--output", "o"),
+}
 DOES = {"gpu.suite": "suite", "gpu.checks": "report", "training.time_to_loss": "race"}  # the others: run
 
 
 @pytest.mark.parametrize("module", MAINS)
-@pytest.mark.parametrize("error, said", [
-    (UserError("--size: no"), "--size: no"), (OSError(28, "No space left on device", "/full"), "/full: No space left on device"),
-], ids=["mistake", "disk"])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (UserError("--size: no"), "--size: no"),
+        (OSError(28, "No space left on device", "/full"), "/full: No space left on device"),
+    ],
+    ids=["mistake", "disk"],
+)
 def test_every_benchmark_ends_with_one_sentence(monkeypatch, capsys, module, error, said):
     def fails(*_):
         raise error
@@ -56,10 +69,17 @@ def test_ctrl_c_is_one_sentence(capsys):
     assert ended.value.code == 130 and capsys.readouterr().err == "\nbenchmarks.odd: stopped\n"
 
 
-@pytest.mark.parametrize("module, words", [
-    ("training.step", ()), ("inference.table3", ("--data", "d", "--tokenizer", "t", "--bodies", "eager_fp32")), ("gpu.suite", ("--rehearse",)),
-])  # fmt: skip
-def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(monkeypatch, capsys, tmp_path, module, words):
+@pytest.mark.parametrize(
+    "module, words",
+    [
+        ("training.step", ()),
+        ("inference.table3", ("--data", "d", "--tokenizer", "t", "--bodies", "eager_fp32")),
+        ("gpu.suite", ("--rehearse",)),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(
+    monkeypatch, capsys, tmp_path, module, words
+):
     (tmp_path / "taken").write_text("a file")
     said = said_by(monkeypatch, capsys, module, *words, "--report", tmp_path / "taken")
     assert said == f"benchmarks.{module}: --report {tmp_path / 'taken'}: File exists; choose another folder"
@@ -69,7 +89,9 @@ def test_settings_that_contenders_could_only_fail_at(monkeypatch, capsys):
     assert "--vocabulary 1000: " in said_by(monkeypatch, capsys, "training.step", "--vocabulary", 1000)
     training.check(training.who.Setting(vocabulary=1001), torch.device("cpu"))
     if NO_GPU:
-        assert said_by(monkeypatch, capsys, "training.step", "--precision", "fp16").endswith("this machine has no GPU; use bf16, fp32 or auto")
+        assert said_by(monkeypatch, capsys, "training.step", "--precision", "fp16").endswith(
+            "this machine has no GPU; use bf16, fp32 or auto"
+        )
         assert "--vocabulary 900: " in said_by(monkeypatch, capsys, "training.scaling", "--vocabulary", 900)
 
 
@@ -78,7 +100,14 @@ def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_p
         """As a contender that has had its turns."""
 
         def __init__(self, name, *_, **__):
-            self.name, self.seconds, self.memory, self.first, self.once, self.said = name, [2.0], 1e6, 2.0, False, {"dtype": "float32", "zero": 0}
+            self.name, self.seconds, self.memory, self.first, self.once, self.said = (
+                name,
+                [2.0],
+                1e6,
+                2.0,
+                False,
+                {"dtype": "float32", "zero": 0},
+            )
 
         def stop(self):
             pass
@@ -89,7 +118,9 @@ def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_p
     monkeypatch.setattr(training, "Variant", Measured)
     monkeypatch.setattr(training, "run_interleaved", lambda *_: None)
     monkeypatch.setattr(training, "bars_plot", full)
-    monkeypatch.setattr(sys, "argv", ["training", "--size", "tiny", "--only", "engine", "--report", str(tmp_path / "report")])
+    monkeypatch.setattr(
+        sys, "argv", ["training", "--size", "tiny", "--only", "engine", "--report", str(tmp_path / "report")]
+    )
     with pytest.raises(SystemExit):
         training.main()
     out, err = capsys.readouterr()
@@ -106,36 +137,53 @@ def test_how_a_process_ended():
 
 
 def test_a_forecast_whose_run_fails_says_so(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 2, "", "…\nds-distill: --teacher is missing\n"))
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda *_, **__: subprocess.CompletedProcess([], 2, "", "…\nds-distill: --teacher is missing\n"),
+    )
     with pytest.raises(UserError, match="^distill failed: ds-distill: --teacher is missing$"):
         forecast.said_by("distill", "--output", "o")
 
 
 def test_runs_that_cannot_be_compared(monkeypatch, capsys, tmp_path):
-    assert "is no finished run" in said_by(monkeypatch, capsys, "analysis.compare_runs", tmp_path, "--output", tmp_path / "o")
+    assert "is no finished run" in said_by(
+        monkeypatch, capsys, "analysis.compare_runs", tmp_path, "--output", tmp_path / "o"
+    )
     (tmp_path / "curves.json").write_text(json.dumps({"heldout": {"": [[0, 0, 5.0, 0.1]]}}))
     said = said_by(monkeypatch, capsys, "analysis.compare_runs", tmp_path, "--output", tmp_path / "curves.json" / "o")
-    assert said == f"benchmarks.analysis.compare_runs: --output {tmp_path / 'curves.json'}: File exists; choose another folder"
+    assert (
+        said
+        == f"benchmarks.analysis.compare_runs: --output {tmp_path / 'curves.json'}: File exists; choose another folder"
+    )
 
 
 def test_a_text_of_any_size_has_a_rate(monkeypatch, capsys, tmp_path):
-    assert str(tmp_path / "none.txt") in said_by(monkeypatch, capsys, "data.prepare", "--tokenizer", "t", "--text", tmp_path / "none.txt")
+    assert str(tmp_path / "none.txt") in said_by(
+        monkeypatch, capsys, "data.prepare", "--tokenizer", "t", "--text", tmp_path / "none.txt"
+    )
     (tmp_path / "text.txt").write_text("a few words\n")
     seconds = iter([0.5, 2.0, 1.0])
     monkeypatch.setattr(prepare, "probe", lambda *_: {"seconds": next(seconds)})
-    monkeypatch.setattr(sys, "argv", ["prepare", "--tokenizer", "t", "--text", str(tmp_path / "text.txt"), "--rounds", "1"])
+    monkeypatch.setattr(
+        sys, "argv", ["prepare", "--tokenizer", "t", "--text", str(tmp_path / "text.txt"), "--rounds", "1"]
+    )
     assert prepare.main() == 0
     out = capsys.readouterr().out
     found = json.loads(out.splitlines()[-1])
     assert found["prepare_mb_a_second"] == found["text_mb"] / 0.5 > 0
     assert found["times_datasets_map_row_by_row"] == 4.0 and found["times_datasets_map_batched"] == 2.0
-    assert "datasets.map, row by row" in out and "datasets.map, batched=True" in out and "4.00×" in out and "2.00×" in out
+    assert (
+        "datasets.map, row by row" in out and "datasets.map, batched=True" in out and "4.00×" in out and "2.00×" in out
+    )
 
 
 def test_the_memory_of_preparing_is_the_workers_own(tmp_path):
     """Not what the process that starts it holds, which a fork would hand on."""
     ballast = bytearray(600_000_000)
-    program = prepare.PROBE.replace("prepare([", "(lambda *_, **__: None)([").replace("load_tokenizer(sys.argv[1])", "None")
+    program = prepare.PROBE.replace("prepare([", "(lambda *_, **__: None)([").replace(
+        "load_tokenizer(sys.argv[1])", "None"
+    )
     assert 0 < prepare.probe(program, "t", "x", tmp_path)["peak_mb"] < 550 < len(ballast) / 1e6
 
 
@@ -147,22 +195,48 @@ def test_examples_are_as_long_as_every_model_reads():
 
 
 def test_table3_is_of_a_cpu(monkeypatch, capsys):
-    said = said_by(monkeypatch, capsys, "inference.table3", "--data", "d", "--tokenizer", "t", "--bodies", "eager_fp32", "gpu_fp16")
-    assert said.startswith("benchmarks.inference.table3: --bodies gpu_fp16: table 3 is of a CPU; choose of eager_fp32, ") and "gpu_bf16" not in said
+    said = said_by(
+        monkeypatch, capsys, "inference.table3", "--data", "d", "--tokenizer", "t", "--bodies", "eager_fp32", "gpu_fp16"
+    )
+    assert (
+        said.startswith("benchmarks.inference.table3: --bodies gpu_fp16: table 3 is of a CPU; choose of eager_fp32, ")
+        and "gpu_bf16" not in said
+    )
 
 
 def test_table3_of_a_model_that_reads_less(monkeypatch, capsys, tmp_path):
     tokenizer = tmp_path / "tokenizer"
     train_wordpiece(["a few words of text"] * 20, 200, tokenizer)
-    (tmp_path / "dev.jsonl").write_text("".join(json.dumps({"label": i, "sentence": "a few words " * 10**i}) + "\n" for i in range(3)))
+    (tmp_path / "dev.jsonl").write_text(
+        "".join(json.dumps({"label": i, "sentence": "a few words " * 10**i}) + "\n" for i in range(3))
+    )
     positions = {table3.BASE: 512, table3.STUDENT: 64}
-    sources = {label: (SimpleNamespace(positions=count, model=torch.nn.Linear(1, 1)), tmp_path) for label, count in positions.items()}
+    sources = {
+        label: (SimpleNamespace(positions=count, model=torch.nn.Linear(1, 1)), tmp_path)
+        for label, count in positions.items()
+    }
     asked = []
     monkeypatch.setattr("benchmarks.inference.suite.model_folders", lambda *_: dict.fromkeys(positions, tmp_path))
     monkeypatch.setattr("benchmarks.inference.suite.prepare", lambda *_: sources)
-    monkeypatch.setattr(table3, "passes", lambda rows, lengths: asked.extend(lengths) or {row.name: 1.0 for row in rows})
-    monkeypatch.setattr(sys, "argv", ["table3", "--data", str(tmp_path / "dev.jsonl"), "--tokenizer", str(tokenizer), "--no-memory",
-                                      "--bodies", "eager_fp32", "--report", str(tmp_path / "report")])  # fmt: skip
+    monkeypatch.setattr(
+        table3, "passes", lambda rows, lengths: asked.extend(lengths) or {row.name: 1.0 for row in rows}
+    )
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "table3",
+            "--data",
+            str(tmp_path / "dev.jsonl"),
+            "--tokenizer",
+            str(tokenizer),
+            "--no-memory",
+            "--bodies",
+            "eager_fp32",
+            "--report",
+            str(tmp_path / "report"),
+        ],
+    )
     assert table3.main() == 0
     assert asked[0] < 10 and asked[1:] == [30 + 2, 64]
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -171,13 +245,26 @@ def test_table3_of_a_model_that_reads_less(monkeypatch, capsys, tmp_path):
     assert found["cut"] in (tmp_path / "report" / "table3.md").read_text()
 
 
-@pytest.mark.parametrize("module, words, said", [
-    ("training.scaling", ("--ranks", 0), "--ranks: '0': must be a whole number, 1 or more"),
-    ("training.scaling", ("--step", 1, "--gigabytes-per-second", 0), "--gigabytes-per-second: '0': must be a number above 0"),
-    ("training.memory_estimate", ("--cases", "16-1"), "--cases 16-1: micro-batch, ranks and ZeRO stage are asked for"),
-    ("data.prepare", ("--tokenizer", "t", "--text", "x", "--rounds", 0), "--rounds: '0'"), ("training.vocab_loss", ("--repeats", "0"), "--repeats: '0'"),
-    ("training.step", ("--repeats", -1), "--repeats: '-1'"), ("inference.__main__", ("--batches", 0), "--batches: '0'"),
-    ("training.time_to_loss", ("--minutes", "nan"), "--minutes: 'nan': must be a number above 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "module, words, said",
+    [
+        ("training.scaling", ("--ranks", 0), "--ranks: '0': must be a whole number, 1 or more"),
+        (
+            "training.scaling",
+            ("--step", 1, "--gigabytes-per-second", 0),
+            "--gigabytes-per-second: '0': must be a number above 0",
+        ),
+        (
+            "training.memory_estimate",
+            ("--cases", "16-1"),
+            "--cases 16-1: micro-batch, ranks and ZeRO stage are asked for",
+        ),
+        ("data.prepare", ("--tokenizer", "t", "--text", "x", "--rounds", 0), "--rounds: '0'"),
+        ("training.vocab_loss", ("--repeats", "0"), "--repeats: '0'"),
+        ("training.step", ("--repeats", -1), "--repeats: '-1'"),
+        ("inference.__main__", ("--batches", 0), "--batches: '0'"),
+        ("training.time_to_loss", ("--minutes", "nan"), "--minutes: 'nan': must be a number above 0"),
+    ],
+)
 def test_a_number_that_measures_nothing_is_refused(monkeypatch, capsys, module, words, said):
     assert said in said_by(monkeypatch, capsys, module, *words)

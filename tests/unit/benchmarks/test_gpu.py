@@ -29,7 +29,10 @@ def test_without_a_gpu_the_suite_refuses_and_a_rehearsal_reports(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     page, found = (tmp_path / "gpu_suite.md").read_text(), json.loads((tmp_path / "gpu_suite.json").read_text())
     assert "REHEARSAL" in page and found["rehearsal"] and found["parts"]["head"]["milliseconds"]["fused"] > 0
-    assert found["command"] == f"python -m benchmarks.gpu.suite --report {tmp_path} --rehearse --only head" and f"`{found['command']}`" in page
+    assert (
+        found["command"] == f"python -m benchmarks.gpu.suite --report {tmp_path} --rehearse --only head"
+        and f"`{found['command']}`" in page
+    )
     assert json.loads(done.stdout.splitlines()[-1])["not_measured_or_broken"] == []
     assert page.count("not measured: not asked for") >= len(gpu_suite.PARTS) - 1
 
@@ -39,7 +42,15 @@ def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["gpu_suite", "--rehearse", "--report", str(tmp_path / "deep" / "report")])
     monkeypatch.setattr(gpu_suite, "start_build", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests' own process
-    found = {"checks": [{"error": "1e-6"}], "broken": [], "not_made": {}, "device": "cpu", "machine": "a machine", "said": "", "seconds": 1.0}
+    found = {
+        "checks": [{"error": "1e-6"}],
+        "broken": [],
+        "not_made": {},
+        "device": "cpu",
+        "machine": "a machine",
+        "said": "",
+        "seconds": 1.0,
+    }
 
     def run(arguments, seconds):
         if arguments[0] != "benchmarks.gpu.checks":
@@ -52,7 +63,11 @@ def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch
         gpu_suite.main()
     assert ended.value.code == 130 and capsys.readouterr().err.strip().endswith("benchmarks.gpu.suite: stopped")
     kept = json.loads((tmp_path / "deep" / "report" / "gpu_suite.json").read_text())
-    assert kept["parts"]["checks"] == found and kept["parts"]["head"] == {"why": "not reached"} and kept["machine"] == "a machine"
+    assert (
+        kept["parts"]["checks"] == found
+        and kept["parts"]["head"] == {"why": "not reached"}
+        and kept["machine"] == "a machine"
+    )
     page = (tmp_path / "deep" / "report" / "gpu_suite.md").read_text()
     assert "BROKEN OFF, or still at it, before: step_128, large, head" in page and "all 1 limits hold" in page
     assert sorted(file.name for file in (tmp_path / "deep" / "report").iterdir()) == ["gpu_suite.json", "gpu_suite.md"]
@@ -62,14 +77,24 @@ def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch
 def test_a_part_ends_with_the_suite(tmp_path, number):
     """Its contenders too, which are processes of its group; a real suite, whose one part starts another process and hangs."""
     pids = tmp_path / "pids"
-    part = (f"import os, subprocess, sys, time; other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
-            f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}} '); time.sleep(600)")  # fmt: skip
-    suite = ("from benchmarks.gpu import suite as gpu_suite\n"
-             f"gpu_suite.PARTS, gpu_suite.rehearsed = (('checks', 'hangs', ('timeit', '-n', '1', '-r', '1', {part!r})),), list\n"
-             "gpu_suite.start_build = lambda: None\n"
-             "raise SystemExit(gpu_suite.main())")  # fmt: skip
-    job = subprocess.Popen([sys.executable, "-c", suite, "--rehearse", "--report", str(tmp_path / "report")], cwd=ROOT, env=environment_of(),
-                           stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+    part = (
+        f"import os, subprocess, sys, time; other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}} '); time.sleep(600)"
+    )
+    suite = (
+        "from benchmarks.gpu import suite as gpu_suite\n"
+        f"gpu_suite.PARTS, gpu_suite.rehearsed = (('checks', 'hangs', ('timeit', '-n', '1', '-r', '1', {part!r})),), list\n"
+        "gpu_suite.start_build = lambda: None\n"
+        "raise SystemExit(gpu_suite.main())"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "-c", suite, "--rehearse", "--report", str(tmp_path / "report")],
+        cwd=ROOT,
+        env=environment_of(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         wait_for(lambda: pids.is_file() and pids.read_text().endswith(" "), job)
         job.send_signal(number)
@@ -89,17 +114,33 @@ def running(pid: str) -> bool:
 
 
 def test_a_part_that_ends_without_figures_says_how():
-    assert gpu_suite.run(["timeit", "-n", "1", "-r", "1", "raise ValueError('no such shape')"], 60)["why"] == "ValueError: no such shape"
-    assert gpu_suite.run(["timeit", "-n", "1", "-r", "1", "import os; os.kill(os.getpid(), 9)"], 60)["why"].startswith("killed by signal 9")
+    assert (
+        gpu_suite.run(["timeit", "-n", "1", "-r", "1", "raise ValueError('no such shape')"], 60)["why"]
+        == "ValueError: no such shape"
+    )
+    assert gpu_suite.run(["timeit", "-n", "1", "-r", "1", "import os; os.kill(os.getpid(), 9)"], 60)["why"].startswith(
+        "killed by signal 9"
+    )
     late = gpu_suite.run(["timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"], 0.5)
     assert late["why"].startswith("not done after") and late["seconds"] < 30
 
 
 def test_verdicts_follow_the_figures():
-    checks = {"square_gemm": {"tflops": 800.0}, "broken": [], "not_made": {}, "checks": [{"error": "1e-6"}, {"error": None}]}
+    checks = {
+        "square_gemm": {"tflops": 800.0},
+        "broken": [],
+        "not_made": {},
+        "checks": [{"error": "1e-6"}, {"error": None}],
+    }
     nothing = {name: {"why": "no time left"} for name, *_ in gpu_suite.PARTS}
     assert gpu_suite.verdicts(nothing) == ["Numerics: NOT CHECKED: no time left."]
-    step = {"engine": 650_000.0, "mflops_a_token": 628.7, "gemm_bound_fraction": 0.8, "peak_mb": {"engine": 5000}, "first_step_extra_s": 30.0}
+    step = {
+        "engine": 650_000.0,
+        "mflops_a_token": 628.7,
+        "gemm_bound_fraction": 0.8,
+        "peak_mb": {"engine": 5000},
+        "first_step_extra_s": 30.0,
+    }
     head = {"milliseconds": {"fused_compiled": 12.0, "fused_triton": 10.0}}
     found = nothing | {"checks": checks, "step_128": step, "head": head}
     numerics, goal, kernel = gpu_suite.verdicts(found)
@@ -110,10 +151,16 @@ def test_verdicts_follow_the_figures():
     head = {"milliseconds": {"fused_compiled": 10.5, "fused_triton": 10.0}}
     assert "torch.compile should be the default" in gpu_suite.verdicts(found | {"head": head})[2]
     inference = {"summary": {"batch_32_vs_base_same_body": {"gpu_fp16": 1.98, "gpu_compiled": 2.0}}}
-    assert gpu_suite.verdicts(found | {"inference": inference})[3] == ("DistilBERT's size against BERT-base's at 32 × 128 tokens, encoder: "
-                                                                       "1.98× in PyTorch, fp16, GPU, 2.00× in torch.compile, fp16, GPU.")  # fmt: skip
+    assert gpu_suite.verdicts(found | {"inference": inference})[3] == (
+        "DistilBERT's size against BERT-base's at 32 × 128 tokens, encoder: "
+        "1.98× in PyTorch, fp16, GPU, 2.00× in torch.compile, fp16, GPU."
+    )
     rows = gpu_suite.summary_rows(found)
-    assert rows[0]["tokens/s"] == 650_000 and rows[0]["share"] == "51 %" and rows[1]["tokens/s"] == "not measured: no time left"
+    assert (
+        rows[0]["tokens/s"] == 650_000
+        and rows[0]["share"] == "51 %"
+        and rows[1]["tokens/s"] == "not measured: no time left"
+    )
     assert rows[0]["memory"] == 5000
 
 
@@ -122,13 +169,21 @@ def test_not_all_limits_hold_where_checks_were_not_made():
     said = gpu_suite.numerics(checks)
     assert said == "Numerics: 3 of 5 checks NOT MADE (2 × no time left; 1 × no ninja); the limits of the other 2 hold."
     said = gpu_suite.numerics(checks | {"broken": ["varlen"]})
-    assert said.startswith("Numerics: 1 of 5 limits DO NOT HOLD: varlen; 3 of 5 checks NOT MADE (") and "hold." not in said
+    assert (
+        said.startswith("Numerics: 1 of 5 limits DO NOT HOLD: varlen; 3 of 5 checks NOT MADE (") and "hold." not in said
+    )
     # on a GPU that is a failure, on a CPU, where kernels cannot run, it is not
-    assert gpu_suite.without_result({"checks": checks | {"device": "cuda"}, "head": {"why": "not asked for"}}) == ["a", "b", "c"]
+    assert gpu_suite.without_result({"checks": checks | {"device": "cuda"}, "head": {"why": "not asked for"}}) == [
+        "a",
+        "b",
+        "c",
+    ]
     assert gpu_suite.without_result({"checks": checks | {"device": "cpu"}, "head": {"why": "no time left"}}) == ["head"]
 
 
-@pytest.mark.parametrize("family", [gpu_checks.vocabulary, gpu_checks.compiled_blocks, gpu_checks.varlen, gpu_checks.host_syncs])
+@pytest.mark.parametrize(
+    "family", [gpu_checks.vocabulary, gpu_checks.compiled_blocks, gpu_checks.varlen, gpu_checks.host_syncs]
+)
 def test_checks_hold_here_or_say_why_they_were_not_made(family, monkeypatch):
     monkeypatch.setattr(gpu_checks, "CHECKS", (family,))
     for row in gpu_checks.results(torch.device("cpu"), float("inf")):
@@ -156,14 +211,23 @@ def test_a_check_that_was_not_made_fails_on_a_gpu(monkeypatch, capsys, device, m
         yield Check("perhaps", 1e-5, not_here)
 
     monkeypatch.setattr(gpu_checks, "CHECKS", (family,))
-    for name, value in {"start_distributed": None, "local_device": SimpleNamespace(type=device), "square_gemm": {}, "describe": "m"}.items():
+    for name, value in {
+        "start_distributed": None,
+        "local_device": SimpleNamespace(type=device),
+        "square_gemm": {},
+        "describe": "m",
+    }.items():
         monkeypatch.setattr(gpu_checks, name, lambda *_, value=value: value)
     assert gpu_checks.report(60.0) == status
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["broken"] == [] and said["not_made"] == ({} if made else {"perhaps": "no ninja"})
     assert [row["check"] for row in said["checks"]] == ["holds", "perhaps (built)" if made else "perhaps"]
 
-    monkeypatch.setattr(gpu_checks, "CHECKS", (lambda _: [Check("breaks", 1e-5, broken), Check("is nan", 1.0, lambda: (float("nan"), ""))],))
+    monkeypatch.setattr(
+        gpu_checks,
+        "CHECKS",
+        (lambda _: [Check("breaks", 1e-5, broken), Check("is nan", 1.0, lambda: (float("nan"), ""))],),
+    )
     assert gpu_checks.report(60.0) == 1
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["broken"] == ["breaks", "is nan"] and said["checks"][0]["holds"] == "DOES NOT RUN: no such kernel"

@@ -26,12 +26,16 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = train_wordpiece(SAMPLE.read_text().splitlines(), 300, folder)
     torch.manual_seed(0)
-    DistilBertForMaskedLM(DistilBertConfig(vocab_size=len(tokenizer), dim=32, hidden_dim=64, n_heads=2, n_layers=1)).save_pretrained(folder)
+    DistilBertForMaskedLM(
+        DistilBertConfig(vocab_size=len(tokenizer), dim=32, hidden_dim=64, n_heads=2, n_layers=1)
+    ).save_pretrained(folder)
     return folder
 
 
 def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
-    args = Namespace(heads=["masked-lm"], batches=[1, 2], lengths=[32, 128, 1024], rounds=2, seconds=0.01, patience=100.0)
+    args = Namespace(
+        heads=["masked-lm"], batches=[1, 2], lengths=[32, 128, 1024], rounds=2, seconds=0.01, patience=100.0
+    )
     bodies = ["eager_fp32", "eager_bf16", "onnx_fp32", "onnx_int8", "openvino_int8"]
     sources = prepare({STUDENT: tiny}, "masked-lm", bodies, tmp_path, [])
     source, files = sources[STUDENT]
@@ -50,55 +54,95 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
     assert agreement["eager_fp32"] == agreement["onnx_fp32"] == 1.0 and agreement["onnx_int8"] > 0.5
     sizes = {entry["body"]: entry["file_mb"] for entry in entries}
     assert sizes["eager_bf16"] == sizes["eager_fp32"] / 2 and sizes["onnx_int8"] < sizes["onnx_fp32"]
-    result = {"not_measured_yet": ["classification"], "student": "tiny", "teacher": None, "machine": "m", "date": "d", "rounds": 2, "clear": CLEAR,
-              "rows": entries}  # fmt: skip
+    result = {
+        "not_measured_yet": ["classification"],
+        "student": "tiny",
+        "teacher": None,
+        "machine": "m",
+        "date": "d",
+        "rounds": 2,
+        "clear": CLEAR,
+        "rows": entries,
+    }
     write_report(result, tmp_path / "report")
     print_tables(result)
     assert "broken off: classification" in (tmp_path / "report" / "inference.md").read_text()
-    assert "masked-lm, 2 × 128 tokens" not in (said := capsys.readouterr().out) and "masked-lm, every shape, 1 thread" in said
-    assert {"inference.md", "inference.html", "inference.json", "size_latency.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
+    assert (
+        "masked-lm, 2 × 128 tokens" not in (said := capsys.readouterr().out)
+        and "masked-lm, every shape, 1 thread" in said
+    )
+    assert {"inference.md", "inference.html", "inference.json", "size_latency.png"} <= {
+        file.name for file in (tmp_path / "report").iterdir()
+    }
 
 
 def test_a_body_that_cannot_run_here_is_refused_when_asked_for():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--bodies gpu_fp16: torch sees no GPU here"):
             runnable(["eager_fp32", "gpu_fp16"])
-    assert "eager_fp32" in runnable([]) and all(torch.cuda.is_available() or not BODIES[name].gpu for name in runnable([]))
+    assert "eager_fp32" in runnable([]) and all(
+        torch.cuda.is_available() or not BODIES[name].gpu for name in runnable([])
+    )
 
 
 def test_figures_from_known_times(tmp_path):
     def measured(model, body, *rounds):
-        return Measured(Row(model, body, "encoder", 2, tmp_path, tmp_path), {"1 × 128": list(rounds)}, {"1 × 128": [None] * len(rounds)},
-                        {"load_seconds": 1.0, "peak_bytes": 5e6, "peak_case": "1 × 128"})  # fmt: skip
+        return Measured(
+            Row(model, body, "encoder", 2, tmp_path, tmp_path),
+            {"1 × 128": list(rounds)},
+            {"1 × 128": [None] * len(rounds)},
+            {"load_seconds": 1.0, "peak_bytes": 5e6, "peak_case": "1 × 128"},
+        )
 
-    found = [measured(BASE, "eager_fp32", [4.0, 4.0], [8.0, 8.0]), measured(STUDENT, "eager_fp32", [2.0, 2.0], [2.0, 2.0]),
-             measured(STUDENT, "openvino_int8", [0.5] * 30, [1.0] * 30)]  # fmt: skip
+    found = [
+        measured(BASE, "eager_fp32", [4.0, 4.0], [8.0, 8.0]),
+        measured(STUDENT, "eager_fp32", [2.0, 2.0], [2.0, 2.0]),
+        measured(STUDENT, "openvino_int8", [0.5] * 30, [1.0] * 30),
+    ]
     (tmp_path / "openvino.bin").write_bytes(b"0" * 2_000_000)
     (tmp_path / "openvino.xml").write_bytes(b"")
     source = type("", (), {"model": torch.nn.Linear(10, 10, bias=False)})()
     entries = figures(found, {"1 × 128": [[128]]}, {BASE: (source, tmp_path), STUDENT: (source, tmp_path)}, {})
     eager, eight = entries[1], entries[2]
     assert eager["vs_base_eager_rounds"] == 2 and shown(eager)["vs_base_eager"] == "3.00 (of 2)"
-    assert eager["vs_base_eager"] == 3.0 and eager["p50_ms"] == 2000 and eager["p95_ms"] is None  # rounds: 2 and 4 times as fast
-    assert eight["vs_base_eager"] == 8.0 and eight["file_mb"] == 2.0 and eight["p95_ms"] == 1000 and eight["p99_ms"] is None
+    assert (
+        eager["vs_base_eager"] == 3.0 and eager["p50_ms"] == 2000 and eager["p95_ms"] is None
+    )  # rounds: 2 and 4 times as fast
+    assert (
+        eight["vs_base_eager"] == 8.0
+        and eight["file_mb"] == 2.0
+        and eight["p95_ms"] == 1000
+        and eight["p99_ms"] is None
+    )
     assert eight["sequences_s"] == 1 / 0.75 and "vs_base_same_body" not in eight and eager["vs_base_same_body"] == 3.0
-    assert summary(entries) == {"batch_1_vs_base_same_body": {"eager_fp32": 3.0}, "batch_1_best_int8": "openvino_int8",
-                                "batch_1_best_int8_vs_base_eager": 8.0}  # fmt: skip
+    assert summary(entries) == {
+        "batch_1_vs_base_same_body": {"eager_fp32": 3.0},
+        "batch_1_best_int8": "openvino_int8",
+        "batch_1_best_int8_vs_base_eager": 8.0,
+    }
     for cases in (("1 × 128", "32 × 128"), ("1 × 32", "32 × 32")):  # with the case that sizes are told of, and without
         sizes = sections_of({"rows": [entry | {"case": case} for case in cases for entry in entries]}, None)[-2]
-        assert sizes.heading.startswith("Size") and [row["body"] for row in sizes.rows] == [BODIES[entry["body"]].label for entry in entries]
+        assert sizes.heading.startswith("Size") and [row["body"] for row in sizes.rows] == [
+            BODIES[entry["body"]].label for entry in entries
+        ]
 
 
 def test_padding_is_not_counted_as_tokens():
     inputs = inputs_of([3, 5])
-    assert inputs["input_ids"].shape == (2, 5) and inputs["attention_mask"].sum() == 8 and (inputs["input_ids"][0, 3:] == 0).all()
+    assert (
+        inputs["input_ids"].shape == (2, 5)
+        and inputs["attention_mask"].sum() == 8
+        and (inputs["input_ids"][0, 3:] == 0).all()
+    )
 
 
 def test_energy_is_the_counters_or_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "RAPL", tmp_path)
     energy._counters.cache_clear()
     assert energy.joules(False) is None
-    for number, name in enumerate(("package-0", "psys", "package-0")):  # psys counts the package too, and so does a package's own part
+    for number, name in enumerate(
+        ("package-0", "psys", "package-0")
+    ):  # psys counts the package too, and so does a package's own part
         package = tmp_path / ("intel-rapl:0:0" if number == 2 else f"intel-rapl:{number}")
         package.mkdir()
         (package / "name").write_text(f"{name if number < 2 else 'core'}\n")
@@ -135,7 +179,13 @@ def test_rest_gives_memory_back(tiny, tmp_path, body):
         contender.ask("start")
 
         def resident() -> int:
-            return int(next(line for line in Path(f"/proc/{contender.processes[0].pid}/status").read_text().splitlines() if "VmRSS" in line).split()[1])
+            return int(
+                next(
+                    line
+                    for line in Path(f"/proc/{contender.processes[0].pid}/status").read_text().splitlines()
+                    if "VmRSS" in line
+                ).split()[1]
+            )
 
         contender.ask(("time", "small", [[16]], 0.0))
         before = resident()
@@ -161,11 +211,15 @@ def test_rounding_is_what_int8_would_do(tiny):
     from benchmarks.analysis.quantization_error import asymmetric, grouped, rounded, symmetric
 
     x = torch.tensor([[1.0, -0.5, 0.251, 0.0], [0.0, 2.01, 4.0, 1.0]])  # no ties
-    assert torch.allclose(symmetric(x, -1), torch.tensor([[127, -64, 32, 0], [0, 64, 127, 32]]) * x.abs().amax(-1, keepdim=True) / 127)
+    assert torch.allclose(
+        symmetric(x, -1), torch.tensor([[127, -64, 32, 0], [0, 64, 127, 32]]) * x.abs().amax(-1, keepdim=True) / 127
+    )
     assert torch.allclose(asymmetric(x, -1)[1], torch.tensor([0, 128, 255, 64]) * 4 / 255)
     assert asymmetric(x, -1)[0, 3] == 0 and (grouped(x, 2)[0, 2:] - x[0, 2:]).abs().max() < 1e-6
     model = load_source(str(tiny), "masked-lm").model
     before = model.get_input_embeddings().weight.clone()
     rounded(model, "a scale a column", "a scale a token")
-    assert torch.equal(model.get_input_embeddings().weight, before) and not torch.equal(model.get_output_embeddings().weight, before)
+    assert torch.equal(model.get_input_embeddings().weight, before) and not torch.equal(
+        model.get_output_embeddings().weight, before
+    )
     assert model(torch.ones(1, 4, dtype=torch.long)).logits.isfinite().all()

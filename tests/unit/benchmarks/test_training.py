@@ -25,7 +25,12 @@ def make(setting, device):
     """A contender whose step takes what the setting says."""
     if setting.broken:
         raise setting.broken
-    return lambda: setting.seconds, {"rank": os.environ["RANK"], "world": os.environ["WORLD_SIZE"], "pages": os.environ["PAGES"], "pid": os.getpid()}
+    return lambda: setting.seconds, {
+        "rank": os.environ["RANK"],
+        "world": os.environ["WORLD_SIZE"],
+        "pages": os.environ["PAGES"],
+        "pid": os.getpid(),
+    }
 
 
 def test_contenders_are_processes_with_an_environment_of_their_own():
@@ -33,15 +38,25 @@ def test_contenders_are_processes_with_an_environment_of_their_own():
     contender = Variant("two", make, setting, ranks=2, environment={"PAGES": "small"})
     try:
         run_interleaved([contender], 3)
-        assert contender.seconds == [0.25] * 3 and contender.said == {"rank": "0", "world": "2", "pages": "small", "pid": contender.processes[0].pid}
+        assert contender.seconds == [0.25] * 3 and contender.said == {
+            "rank": "0",
+            "world": "2",
+            "pages": "small",
+            "pid": contender.processes[0].pid,
+        }
         assert contender.said["pid"] != os.getpid() and "PAGES" not in os.environ
     finally:
         contender.stop()
     assert not any(process.is_alive() for process in contender.processes)
 
 
-@pytest.mark.parametrize("broken, raised, said", [(ValueError("no such shape"), RuntimeError, "odd: Traceback(?s:.*)no such shape"),
-                                                  (UserError("give another"), UserError, "odd: give another$")])  # fmt: skip
+@pytest.mark.parametrize(
+    "broken, raised, said",
+    [
+        (ValueError("no such shape"), RuntimeError, "odd: Traceback(?s:.*)no such shape"),
+        (UserError("give another"), UserError, "odd: give another$"),
+    ],
+)
 def test_a_contender_that_fails_is_named_with_its_reason(broken, raised, said):
     contender = Variant("odd", make, SimpleNamespace(threads=1, broken=broken))
     try:
@@ -84,17 +99,25 @@ def test_the_race_is_read_off_its_curves():
     plain, engine = rows((0, 9.0), (10, 7.0), (20, 5.0)), rows((0, 9.0), (5, 6.0), (10, 4.0), (20, 3.0))
     assert at_minute(plain, 15, "", 0) == 6.0 and at_minute(plain, 25, "", 0) == 5.0
     found = verdict({"plain": {"rows": plain}, "engine": {"rows": engine}}, [""])
-    assert found["plain"]["ahead_at"] == "3 of 3" and found["plain"]["ahead_by_figure"] == dict.fromkeys(("mlm_loss", "kl", "agreement"), "3 of 3")
+    assert found["plain"]["ahead_at"] == "3 of 3" and found["plain"]["ahead_by_figure"] == dict.fromkeys(
+        ("mlm_loss", "kl", "agreement"), "3 of 3"
+    )
     assert found["plain"]["share_of_its_time"] == {"corpus": 0.375}  # 5.0 between 6.0 at 5 and 4.0 at 10: 7.5 of 20
     slower = verdict({"plain": {"rows": engine}, "engine": {"rows": plain}}, [""])
     assert slower["plain"]["ahead_at"] == "0 of 2" and slower["plain"]["share_of_its_time"] == {"corpus": None}
 
 
 def test_a_race_goes_on_only_where_its_minutes_compare():
-    asked, here = {"minutes": 20, "corpus": ["a.txt"]}, {"machine": "a Xeon", "threads": 2, "torch": "2.11", "deepspeed": "0.18"}
+    asked, here = (
+        {"minutes": 20, "corpus": ["a.txt"]},
+        {"machine": "a Xeon", "threads": 2, "torch": "2.11", "deepspeed": "0.18"},
+    )
     now = lambda **other: {**asked, "on": here | other}  # noqa: E731
     refuse_another(Path("R"), now(), now())
-    with pytest.raises(UserError, match="R holds a race under other conditions .threads 2, here 4; torch 2.11, here 2.12.*choose another --output"):
+    with pytest.raises(
+        UserError,
+        match="R holds a race under other conditions .threads 2, here 4; torch 2.11, here 2.12.*choose another --output",
+    ):
         refuse_another(Path("R"), now(), now(threads=4, torch="2.12"))
     with pytest.raises(UserError, match="machine not kept, here a Xeon"):
         refuse_another(Path("R"), dict(asked), now())
@@ -104,8 +127,10 @@ def test_a_race_goes_on_only_where_its_minutes_compare():
 
 def test_the_benchmarks_of_the_step_need_neither_datasets_nor_an_argument_parser():
     """A bare GPU machine has torch, transformers and a DeepSpeed wheel."""
-    code = ("import sys\nsys.modules |= dict.fromkeys(('datasets', 'jsonargparse', 'pyarrow'))\n"
-            "import benchmarks.gpu.suite, benchmarks.gpu.checks, benchmarks.training.step, benchmarks.training.vocab_loss, benchmarks.training.scaling")  # fmt: skip
+    code = (
+        "import sys\nsys.modules |= dict.fromkeys(('datasets', 'jsonargparse', 'pyarrow'))\n"
+        "import benchmarks.gpu.suite, benchmarks.gpu.checks, benchmarks.training.step, benchmarks.training.vocab_loss, benchmarks.training.scaling"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -118,14 +143,22 @@ def test_the_layers_that_a_score_needs(tiny):
 
     def measure(what):
         passed = []
-        hooks = [layer.register_forward_hook(lambda layer, *_: passed.append(values[id(layer)])) for layer in family_of(model).part(model, "layers")]
+        hooks = [
+            layer.register_forward_hook(lambda layer, *_: passed.append(values[id(layer)]))
+            for layer in family_of(model).part(model, "layers")
+        ]
         model(torch.arange(5, 15).view(1, -1))
         [hook.remove() for hook in hooks]
         runs.append(what)
         return sum(passed)
 
     cut = CollateSpec(model, measure)
-    assert cut.score((0, 1, 2, 3)) == 15 and without_each(cut, (0, 1, 2, 3)) == [(14, (1, 2, 3)), (7, (0, 2, 3)), (13, (0, 1, 3)), (11, (0, 1, 2))]
+    assert cut.score((0, 1, 2, 3)) == 15 and without_each(cut, (0, 1, 2, 3)) == [
+        (14, (1, 2, 3)),
+        (7, (0, 2, 3)),
+        (13, (0, 1, 3)),
+        (11, (0, 1, 2)),
+    ]
     assert choices_of(cut, 2, 100)[:2] == [(12, (1, 3)), (10, (1, 2))] and len(choices_of(cut, 2, 100)) == 6
     assert choices_of(cut, 2, 5) == [(12, (1, 3)), (10, (1, 2)), (6, (2, 3))], "without the first, and then of three"
     assert len(runs) == len(set(runs)) == 1 + 4 + 6 and runs[0] == "layers 0, 1, 2, 3"

@@ -24,7 +24,10 @@ def test_run_without_a_recipe_takes_the_embedded_default(monkeypatch):
     monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
     assert cli.main(["run", "--training.seed", "3", "--debug"]) == 0
     demo = yaml.safe_load(cli.DEMO.read_text())
-    assert seen["options"].vocabulary == demo["vocabulary"] and seen["options"].data.sequence_length == demo["data"]["sequence_length"]
+    assert (
+        seen["options"].vocabulary == demo["vocabulary"]
+        and seen["options"].data.sequence_length == demo["data"]["sequence_length"]
+    )
     assert seen["options"].training.seed == 3
 
 
@@ -52,22 +55,35 @@ def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch)
     assert seen["recipe"].losses.kl == 3 and seen["recipe"].training == Training()
 
 
-@pytest.mark.parametrize("given, words", [
-    (["--training.seed", "-1"], "training.seed = -1: must be between 0"),
-    (["--data.weights", "[.nan, 1]"], "data.weights[0] = nan: must be between 0"),
-    (["--training.deepspeed", "commas.json"], "training.deepspeed = commas.json: not JSON"),
-    (["--training.deepspeed", "list.json"], "training.deepspeed = list.json: must be an object"),
-    (["--training.deepspeed", "null.json"], "training.deepspeed = null.json: must be an object, and so zero_optimization"),
-    (["--training.deepspeed", "auto.json"], 'training.deepspeed = auto.json: zero_optimization.stage = "auto": must be 0, 1, 2 or 3'),
-    (["--training.betas", "[0.9, 1.0]"], "training.betas[1] = 1.0: must be between 0 and 0.99999"),
-    (["--training.eps", "0"], "training.eps = 0.0: must be between 1e-15"),
-    (["--data.mask_smoothing", ".nan"], "data.mask_smoothing = nan: must be between 0 and 5"),
-    (["--config", "latin.yaml"], "--config: not UTF-8 text"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["--training.seed", "-1"], "training.seed = -1: must be between 0"),
+        (["--data.weights", "[.nan, 1]"], "data.weights[0] = nan: must be between 0"),
+        (["--training.deepspeed", "commas.json"], "training.deepspeed = commas.json: not JSON"),
+        (["--training.deepspeed", "list.json"], "training.deepspeed = list.json: must be an object"),
+        (
+            ["--training.deepspeed", "null.json"],
+            "training.deepspeed = null.json: must be an object, and so zero_optimization",
+        ),
+        (
+            ["--training.deepspeed", "auto.json"],
+            'training.deepspeed = auto.json: zero_optimization.stage = "auto": must be 0, 1, 2 or 3',
+        ),
+        (["--training.betas", "[0.9, 1.0]"], "training.betas[1] = 1.0: must be between 0 and 0.99999"),
+        (["--training.eps", "0"], "training.eps = 0.0: must be between 1e-15"),
+        (["--data.mask_smoothing", ".nan"], "data.mask_smoothing = nan: must be between 0 and 5"),
+        (["--config", "latin.yaml"], "--config: not UTF-8 text"),
+    ],
+)
 def test_what_would_end_in_a_traceback_is_one_sentence(tmp_path, monkeypatch, capsys, given, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "commas.json").write_text('{"zero_optimization": {"stage": 1,}}')
-    for name, said in (("list", "[1]"), ("null", '{"zero_optimization": null}'), ("auto", '{"zero_optimization": {"stage": "auto"}}')):
+    for name, said in (
+        ("list", "[1]"),
+        ("null", '{"zero_optimization": null}'),
+        ("auto", '{"zero_optimization": {"stage": "auto"}}'),
+    ):
         (tmp_path / f"{name}.json").write_text(said)
     (tmp_path / "latin.yaml").write_bytes("# größer\ntraining: {}\n".encode("latin-1"))
     assert cli.main(["distill", "--teacher", "T", "--corpus", "x", "--output", "out", *given]) == 2
@@ -76,7 +92,11 @@ def test_what_would_end_in_a_traceback_is_one_sentence(tmp_path, monkeypatch, ca
 
 
 def test_prepare_takes_a_recipe_with_a_teacher():
-    options = build_parser().parse_args(["prepare", "--config", str(cli.DEMO.with_name("distilbert_base.yaml")), "--output", "tokens"]).prepare
+    options = (
+        build_parser()
+        .parse_args(["prepare", "--config", str(cli.DEMO.with_name("distilbert_base.yaml")), "--output", "tokens"])
+        .prepare
+    )
     assert options.teacher and options.corpus and not options.tokenizer and options.data.sequence_length == 512
 
 
@@ -88,7 +108,9 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cli.COMMANDS["finetune"], "check", lambda options: None)
     monkeypatch.setattr(cli.COMMANDS["finetune"], "check_paths", lambda options: None)
     assert cli.main(["finetune", "--output", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith("ds-distill: interrupted; what is done is kept, and the same command goes on from there\n")
+    assert capsys.readouterr().err.endswith(
+        "ds-distill: interrupted; what is done is kept, and the same command goes on from there\n"
+    )
 
 
 def said_by(capsys, *words) -> str:
@@ -115,7 +137,9 @@ def test_the_version(capsys, words):
     assert capsys.readouterr().out == f"ds-distill {__version__}\n"
 
 
-@pytest.mark.parametrize("asked, same", [(["help"], ["--help"]), (["help", "finetune"], ["finetune", "--help"]), (["-h"], ["--help"])])
+@pytest.mark.parametrize(
+    "asked, same", [(["help"], ["--help"]), (["help", "finetune"], ["finetune", "--help"]), (["-h"], ["--help"])]
+)
 def test_help_by_other_words(capsys, asked, same):
     assert cli.main(asked) == cli.main(same) == 0
     out = capsys.readouterr().out
@@ -230,7 +254,11 @@ def options_of(*words):
 
 
 def test_a_list_that_is_given_twice_is_one_list():
-    assert options_of("--corpus", "a", "b", "--heldout", "h", "--corpus", "c", "--training.seed", "1").corpus == ["a", "b", "c"]
+    assert options_of("--corpus", "a", "b", "--heldout", "h", "--corpus", "c", "--training.seed", "1").corpus == [
+        "a",
+        "b",
+        "c",
+    ]
     assert options_of("--corpus=a", "--input", "b", "--heldout=h", "--heldout", "i", "j").heldout == ["h", "i", "j"]
     assert options_of("--corpus=a", "--input", "b").corpus == ["a", "b"]
     assert options_of("--output", "p", "--corpus", "a").output == "p", "of a single value the last counts"
@@ -241,9 +269,13 @@ def test_a_list_on_the_command_line_is_instead_of_the_files(tmp_path):
     assert options_of("--config", str(tmp_path / "r.yaml"), "--corpus", "a", "--corpus", "b").corpus == ["a", "b"]
 
 
-@pytest.mark.parametrize("text, words", [
-    ("training.seed: 1\ntraining: {seed: 2}\n", "training.seed: stands there twice"), ("corpus: a\ninput: b\n", "input: stands there twice, also as corpus"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("training.seed: 1\ntraining: {seed: 2}\n", "training.seed: stands there twice"),
+        ("corpus: a\ninput: b\n", "input: stands there twice, also as corpus"),
+    ],
+)
 def test_two_spellings_of_one_key_are_refused(tmp_path, capsys, text, words):
     (tmp_path / "r.yaml").write_text(text)
     assert words in said_by(capsys, "distill", "--config", str(tmp_path / "r.yaml"), "--output", "o")
@@ -253,20 +285,38 @@ def test_a_section_may_be_a_file_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "t.yaml").write_text("seed: 5\n")
     (tmp_path / "r.yaml").write_text("training: ~/t.yaml\n")
-    assert options_of("--config", str(tmp_path / "r.yaml")).training.seed == options_of("--training", "~/t.yaml").training.seed == 5
+    assert (
+        options_of("--config", str(tmp_path / "r.yaml")).training.seed
+        == options_of("--training", "~/t.yaml").training.seed
+        == 5
+    )
 
 
 def test_help_on_a_command_that_there_is_not_names_the_nearest(capsys):
     assert "distil: no such command; did you mean distill?" in said_by(capsys, "help", "distil")
 
 
-@pytest.mark.parametrize("option, value", [("vocabulary", "1e9"), ("vocabulary", "3"), ("corpus_megabytes", "nan"), ("corpus_megabytes", "-1"),
-                                           ("teacher_tokens", "0")])  # fmt: skip
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("vocabulary", "1e9"),
+        ("vocabulary", "3"),
+        ("corpus_megabytes", "nan"),
+        ("corpus_megabytes", "-1"),
+        ("teacher_tokens", "0"),
+    ],
+)
 def test_the_demos_numbers_have_limits(capsys, tmp_path, option, value):
     assert f"--{option} " in said_by(capsys, "run", f"--{option}", value, "--output", str(tmp_path)), "must be between"
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "f.bin"), RuntimeError("Error while serializing: No space left on device (os error 28)")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device", "f.bin"),
+        RuntimeError("Error while serializing: No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk_is_one_sentence_whatever_says_it(monkeypatch, capsys, tmp_path, error):
     def full(options):
         raise error
@@ -278,9 +328,13 @@ def test_a_full_disk_is_one_sentence_whatever_says_it(monkeypatch, capsys, tmp_p
 
 def test_what_cannot_be_written_any_more_ends_nothing(tmp_path):
     """A pipe without a reader, and a full disk, as standard output or error."""
-    program = "import sys; from ds_distill.cli.terminal import outlive_broken_streams; outlive_broken_streams(); " \
-              "[print('x' * 9999, file=stream, flush=True) for stream in (sys.stdout, sys.stderr) for _ in range(9)]; open(sys.argv[1], 'w').close()"
+    program = (
+        "import sys; from ds_distill.cli.terminal import outlive_broken_streams; outlive_broken_streams(); "
+        "[print('x' * 9999, file=stream, flush=True) for stream in (sys.stdout, sys.stderr) for _ in range(9)]; open(sys.argv[1], 'w').close()"
+    )
     for number, shell in enumerate(("{} | true", "{} 2>&1 | true", "{} >/dev/full", "{} 2>/dev/full")):
         done = tmp_path / f"done{number}"
         command = shell.format(f'"{sys.executable}" -c "{program}" "{done}"')
-        assert patience.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT).returncode == 0 and done.exists(), shell
+        assert patience.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT).returncode == 0 and done.exists(), (
+            shell
+        )

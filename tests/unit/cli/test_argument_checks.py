@@ -66,8 +66,13 @@ def world(tmp_path_factory):
 @pytest.mark.promise("Each mistake of a user is one sentence, without a traceback")
 def test_a_path_that_leads_nowhere_is_told_before_torch_is_imported(world, record_property):
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run([sys.executable, "-c", PROBE, str(world)], env=environment | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-                          capture_output=True, text=True, cwd=world)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(world)],
+        env=environment | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        cwd=world,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert {row["command"] for row in found} == set(COMMANDS)
@@ -76,7 +81,9 @@ def test_a_path_that_leads_nowhere_is_told_before_torch_is_imported(world, recor
         where = f"{row['command']} {row['option']}: {row['err'][-800:]}"
         lines = [line for line in row["err"].splitlines() if line.startswith("ds-distill: ")]
         named = ("nowhere" if row["option"] != "--output" else "under a file") in (lines or [""])[-1]
-        assert row["code"] == 2 and len(lines) == 1 and named and not row["out"] and "Traceback" not in row["err"], where
+        assert row["code"] == 2 and len(lines) == 1 and named and not row["out"] and "Traceback" not in row["err"], (
+            where
+        )
         assert not row["torch"], where
     assert not (world / "out").exists() and not (world / "runs").exists()
     record_property("options", len(found))

@@ -136,7 +136,11 @@ def test_a_check_is_the_same_failed_or_the_clients_own_limit():
     assert judged(answers=off, errors={})["status"] == "failed"
     assert judged(answers={}, errors={})["status"] == "failed"
     assert judged(answers=ANSWERS, errors={"short": "TypeError: x"}) | {"difference": 0} == {
-        "status": "failed", "difference": 0, "error": "TypeError: x (input short)", "notes": []}  # fmt: skip
+        "status": "failed",
+        "difference": 0,
+        "error": "TypeError: x (input short)",
+        "notes": [],
+    }
     limit = judged(answers={}, errors={"short": "unsupported", "overlong": "unsupported"})
     assert (limit["status"], limit["error"]) == ("limit", "it has no DistilBERT")
 
@@ -211,8 +215,10 @@ def test_an_environment_is_used_again_until_its_packages_change(tmp_path):
 
 
 def test_the_table_goes_between_the_markers_and_names_what_failed(tmp_path):
-    checks = [{"export": "student", "format": "hf", "status": "same", "difference": 2e-6, "error": None, "notes": []},
-              {"export": "bert", "format": "hf", "status": "failed", "difference": None, "error": "a | b", "notes": []}]  # fmt: skip
+    checks = [
+        {"export": "student", "format": "hf", "status": "same", "difference": 2e-6, "error": None, "notes": []},
+        {"export": "bert", "format": "hf", "status": "failed", "difference": None, "error": "a | b", "notes": []},
+    ]
     row = {"client": "torch alone", "versions": {"torch": "2.13"}, "not_run": None, "checks": checks}
     line = summary_of(row)
     assert (

@@ -27,15 +27,58 @@ from ds_distill.utils.errors import UserError
 MARKS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 NAMES = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), MARKS, strict=True))
 # Letters that are known and unknown, accents composed and not, controls, white space of all kinds, scripts, what spells special tokens, a broken byte
-ODD = [*"abcxyzé <=>.,!\t\n\r\v\f", "e\u0301", "\u0338", "\u0323", "Å", "ﬁ", "ẛ̣", "한", "각", "\u1100\u1161", "中", "ไ", "ั", "हि", "🙂", "👨‍👩‍👧",
-       "\x00", "\x1c", "\x85", "\u00a0", "\u200b", "\u2028", "\ufeff", "\ufffd", "\ue000", " <s> ", "</s>", "[MASK]",
-       "ab" * 60, "İ", "ß", "ﷺ", "｡ﾞ", "\u0600"]  # fmt: skip
+ODD = [
+    *"abcxyzé <=>.,!\t\n\r\v\f",
+    "e\u0301",
+    "\u0338",
+    "\u0323",
+    "Å",
+    "ﬁ",
+    "ẛ̣",
+    "한",
+    "각",
+    "\u1100\u1161",
+    "中",
+    "ไ",
+    "ั",
+    "हि",
+    "🙂",
+    "👨‍👩‍👧",
+    "\x00",
+    "\x1c",
+    "\x85",
+    "\u00a0",
+    "\u200b",
+    "\u2028",
+    "\ufeff",
+    "\ufffd",
+    "\ue000",
+    " <s> ",
+    "</s>",
+    "[MASK]",
+    "ab" * 60,
+    "İ",
+    "ß",
+    "ﷺ",
+    "｡ﾞ",
+    "\u0600",
+]
 TEXTS = st.lists(st.sampled_from(ODD), max_size=30).map("".join)
 
 
 def wordpiece(normalizer=None):
     letters = "abcdeghi.,!<=>中" + unicodedata.normalize("NFD", "각")
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(letters), *(f"##{c}" for c in "abcde"), "≮", "≠"]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *dict.fromkeys(letters),
+        *(f"##{c}" for c in "abcde"),
+        "≮",
+        "≠",
+    ]
     tokenizer = BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)})
     if normalizer is not None:
         tokenizer.backend_tokenizer.normalizer = normalizer
@@ -53,22 +96,29 @@ def unigram(*steps):
 def bytes_or_letters(byte_level, unknown="<unk>", removes=None):
     backend = Tokenizer(models.BPE(unk_token=unknown))
     splits = pre_tokenizers.ByteLevel(add_prefix_space=False) if byte_level else pre_tokenizers.WhitespaceSplit()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(removes, "removed"), splits]) if removes else splits
+    backend.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Split(removes, "removed"), splits]) if removes else splits
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet() if byte_level else list("abcdeghi.,!<=>é中")
-    backend.train_from_iterator([], trainers.BpeTrainer(special_tokens=MARKS, initial_alphabet=alphabet, show_progress=False))
+    backend.train_from_iterator(
+        [], trainers.BpeTrainer(special_tokens=MARKS, initial_alphabet=alphabet, show_progress=False)
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, **NAMES)
 
 
 TOKENIZERS = {
-    "bert": wordpiece, "bert that composes": lambda: wordpiece(normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])),
+    "bert": wordpiece,
+    "bert that composes": lambda: wordpiece(normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])),
     "bert that replaces pairs": lambda: wordpiece(normalizers.Replace("<a", "b")),
     "unigram": lambda: unigram(normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")),
     "unigram that decomposes": lambda: unigram(normalizers.NFD()),
     "unigram that replaces over spaces": lambda: unigram(normalizers.Replace(Regex(r"a\s+b"), "c")),
-    "unigram that prepends": lambda: unigram(normalizers.Prepend("a")), "byte-level": lambda: bytes_or_letters(True),
-    "letters": lambda: bytes_or_letters(False), "letters, none unknown": lambda: bytes_or_letters(False, None),
+    "unigram that prepends": lambda: unigram(normalizers.Prepend("a")),
+    "byte-level": lambda: bytes_or_letters(True),
+    "letters": lambda: bytes_or_letters(False),
+    "letters, none unknown": lambda: bytes_or_letters(False, None),
     "letters, marks removed": lambda: bytes_or_letters(False, "<unk>", ","),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -88,26 +138,42 @@ def test_remembered_words_are_the_librarys_and_so_are_the_losses(tokenizers, nam
     whole.remembers = False
     for _ in range(2):
         found, expected = encoder.encode(texts), whole.encode(texts)
-        assert [ids.tolist() for ids in found.ids] == [e.ids for e in backend.encode_batch(texts, add_special_tokens=False)]
+        assert [ids.tolist() for ids in found.ids] == [
+            e.ids for e in backend.encode_batch(texts, add_special_tokens=False)
+        ]
         assert (found.lost == expected.lost).all(), (texts, found.lost, expected.lost)
         assert (found.lost.sum(1) <= [len(text) for text in texts]).all()
 
 
 def test_which_tokenizers_remember_words(tokenizers):
-    remembers = {name: Encoder(Tokenizer.from_str(t.backend_tokenizer.to_str())).remembers for name, t in tokenizers.items()}
+    remembers = {
+        name: Encoder(Tokenizer.from_str(t.backend_tokenizer.to_str())).remembers for name, t in tokenizers.items()
+    }
     assert [name for name, yes in remembers.items() if yes] == [
-        "bert", "bert that composes", "unigram", "unigram that decomposes", "byte-level", "letters", "letters, none unknown",
-        "letters, marks removed"]  # fmt: skip
+        "bert",
+        "bert that composes",
+        "unigram",
+        "unigram that decomposes",
+        "byte-level",
+        "letters",
+        "letters, none unknown",
+        "letters, marks removed",
+    ]
 
 
 def lost(tokenizer, text):
-    found = Encoder(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), tokenizer.unk_token_id, tokenizer.all_special_ids).encode([text])
+    found = Encoder(
+        Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), tokenizer.unk_token_id, tokenizer.all_special_ids
+    ).encode([text])
     return {cause.name.lower(): int(n) for cause, n in zip(Loss, found.lost[0], strict=True) if n}
 
 
 def test_each_character_is_lost_to_the_cause_that_it_is_lost_to(tokenizers):
     bert, letters = tokenizers["bert"], tokenizers["letters, none unknown"]
-    assert lost(bert, "abc a.b, abé cafe\u0301") == {"unknown": 3 + 1, "removed": 1}  # café has an f that the vocabulary has not
+    assert lost(bert, "abc a.b, abé cafe\u0301") == {
+        "unknown": 3 + 1,
+        "removed": 1,
+    }  # café has an f that the vocabulary has not
     assert lost(bert, "abc xyz zé 中国") == {"unknown": 3 + 2 + 1}
     assert lost(bert, f"{'ab' * 50} {'ab' * 51}") == {"too_long": 102}
     assert lost(bert, "각" * 40 + " 각") == {"too_long": 40, "unknown": 1}  # three letters each, once decomposed
@@ -123,7 +189,11 @@ def test_each_character_is_lost_to_the_cause_that_it_is_lost_to(tokenizers):
 def test_marks_that_a_normalizer_composes_are_not_lost():
     backend = Tokenizer(models.BPE(vocab={"é": 0, "a": 1}, merges=[]))
     backend.normalizer, backend.pre_tokenizer = normalizers.NFC(), pre_tokenizers.WhitespaceSplit()
-    texts = ["ae\u0301a", "e\u0301\u0323 ae\u0301", "az\u0301"]  # the vocabulary has no letter with both marks, and no z with one
+    texts = [
+        "ae\u0301a",
+        "e\u0301\u0323 ae\u0301",
+        "az\u0301",
+    ]  # the vocabulary has no letter with both marks, and no z with one
     assert Encoder(backend).encode(texts).lost.sum(1).tolist() == [0, 3, 2]
 
 
@@ -133,11 +203,15 @@ def test_marks_that_a_normalizer_composes_are_not_lost():
 def write(folder, number, kind, texts):
     """A file of the texts, of one kind; how many characters it holds for a reader."""
     if kind == "txt":
-        data = "\n\n".join(texts).replace("\0", "").encode() + b" caf\xe9 \xff"  # more than one NUL in so short a file, and it is no text
+        data = (
+            "\n\n".join(texts).replace("\0", "").encode() + b" caf\xe9 \xff"
+        )  # more than one NUL in so short a file, and it is no text
         (folder / f"{number}.txt").write_bytes(data)
         return len(data.decode(errors="surrogateescape"))
     if kind == "parquet":
-        pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([*texts, None], pyarrow.string())}), folder / f"{number}.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.table({"text": pyarrow.array([*texts, None], pyarrow.string())}), folder / f"{number}.parquet"
+        )
     elif kind == "csv":
         stream = io.StringIO(newline="")
         rows = csv_writer(stream)
@@ -150,10 +224,19 @@ def write(folder, number, kind, texts):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(files=st.lists(st.tuples(st.sampled_from(["txt", "jsonl", "csv", "parquet"]), st.lists(TEXTS, max_size=4)), min_size=1, max_size=3),
-       name=st.sampled_from(["bert", "unigram", "byte-level", "letters, none unknown"]), mode=st.sampled_from(["packed", "grouped"]),
-       cut=st.sampled_from([20, 100_000]))  # fmt: skip
-def test_characters_in_are_characters_tokenized_and_characters_lost(tokenizers, tmp_path_factory, files, name, mode, cut):
+@given(
+    files=st.lists(
+        st.tuples(st.sampled_from(["txt", "jsonl", "csv", "parquet"]), st.lists(TEXTS, max_size=4)),
+        min_size=1,
+        max_size=3,
+    ),
+    name=st.sampled_from(["bert", "unigram", "byte-level", "letters, none unknown"]),
+    mode=st.sampled_from(["packed", "grouped"]),
+    cut=st.sampled_from([20, 100_000]),
+)
+def test_characters_in_are_characters_tokenized_and_characters_lost(
+    tokenizers, tmp_path_factory, files, name, mode, cut
+):
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "in").mkdir()
     total = sum(write(folder / "in", number, kind, texts) for number, (kind, texts) in enumerate(files))
@@ -161,18 +244,39 @@ def test_characters_in_are_characters_tokenized_and_characters_lost(tokenizers, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "DOCUMENT_CHARACTERS", cut)
         patch.setattr(sources, "PIECE_BYTES", 40)
-        manifest = prepare([str(folder / "in")], tokenizers[name], folder / "out", mode=mode, sequence_length=16, heldout_fraction=0.2, seed=0,
-                           workers=1)  # fmt: skip
+        manifest = prepare(
+            [str(folder / "in")],
+            tokenizers[name],
+            folder / "out",
+            mode=mode,
+            sequence_length=16,
+            heldout_fraction=0.2,
+            seed=0,
+            workers=1,
+        )
         documents = [d.text for piece in split_inputs([str(folder / "in")]) for d in read(piece)]
     found = manifest["characters"]
     assert found.pop("read") == total + 120 == sum(found.values()) and min(found.values()) >= 0
     assert list(found) == ["tokenized", *CAUSES]
     outside = total + 120 - sum(map(len, documents))
-    assert found["between_documents"] == outside + (sum(text.count("\n") for text in documents) if mode == "grouped" else 0) or mode == "grouped"
+    assert (
+        found["between_documents"]
+        == outside + (sum(text.count("\n") for text in documents) if mode == "grouped" else 0)
+        or mode == "grouped"
+    )
     if mode == "packed":
-        losses = Encoder(Tokenizer.from_str(tokenizers[name].backend_tokenizer.to_str()), tokenizers[name].unk_token_id,
-                         tokenizers[name].all_special_ids).encode(documents).lost.sum(0)  # fmt: skip
-        assert [found[cause.name.lower()] for cause in Loss if cause != Loss.REMOVED] == [losses[cause] for cause in Loss if cause != Loss.REMOVED]
+        losses = (
+            Encoder(
+                Tokenizer.from_str(tokenizers[name].backend_tokenizer.to_str()),
+                tokenizers[name].unk_token_id,
+                tokenizers[name].all_special_ids,
+            )
+            .encode(documents)
+            .lost.sum(0)
+        )
+        assert [found[cause.name.lower()] for cause in Loss if cause != Loss.REMOVED] == [
+            losses[cause] for cause in Loss if cause != Loss.REMOVED
+        ]
         # white space that no token stands for is only in documents without any
         assert losses[Loss.REMOVED] <= found["removed"] <= losses[Loss.REMOVED] + sum(map(len, documents))
 
@@ -186,19 +290,64 @@ def remarks(tokenizer, tmp_path, data, name="a.txt", **settings):
 GOOD = "a b c d e g h i a b c d e g\n" * 15 + "\n"  # lines of 16 tokens, with [CLS] and [SEP]
 
 
-@pytest.mark.parametrize("name, bad, much, mode, said", [
-    ("bert", b"caf\xe9\n\n", 1, "packed", r"a\.txt hold bytes that are not UTF-8, .* like WINDOWS-1252: iconv -f WINDOWS-1252 -t UTF-8 .*a\.txt > NEW"),
-    ("bert", "xyz\n\n", 10, "packed", r"in words that the tokenizer does not know, such as 'xyz'; check that it is made for this language"),
-    ("bert", f"{'abc' * 50}\n\n", 1, "packed", r"in words longer than the tokenizer takes, such as 'abcabcabcabcabcabcab'…; .*spaces between"),
-    ("bert", "a\u0301b\n\n", 20, "packed", r"taken out by the tokenizer's normalizer, such as U\+0301: control characters, or accents"),
-    ("unigram", "a <s> b\n\n", 5, "packed", r"spell special tokens, such as '<s>', and are left out"),
-    ("bert", "abc abc\n\n", 10, "grouped", r"in lines of fewer than 12 tokens, which data\.mode = grouped leaves out"),
-    ("bert", "x y z x y z x y z x y z x y z x y z abc\n\n", 2, "grouped", r"in lines of which the tokenizer does not know half"),
-    ("bert", "a\ufffda\n\n", 30, "packed", r"stand for bytes that are not UTF-8"),
-])  # fmt: skip
-def test_a_cause_that_takes_more_than_a_percent_is_said_once_and_a_trace_is_not(tokenizers, tmp_path, name, bad, much, mode, said):
+@pytest.mark.parametrize(
+    "name, bad, much, mode, said",
+    [
+        (
+            "bert",
+            b"caf\xe9\n\n",
+            1,
+            "packed",
+            r"a\.txt hold bytes that are not UTF-8, .* like WINDOWS-1252: iconv -f WINDOWS-1252 -t UTF-8 .*a\.txt > NEW",
+        ),
+        (
+            "bert",
+            "xyz\n\n",
+            10,
+            "packed",
+            r"in words that the tokenizer does not know, such as 'xyz'; check that it is made for this language",
+        ),
+        (
+            "bert",
+            f"{'abc' * 50}\n\n",
+            1,
+            "packed",
+            r"in words longer than the tokenizer takes, such as 'abcabcabcabcabcabcab'…; .*spaces between",
+        ),
+        (
+            "bert",
+            "a\u0301b\n\n",
+            20,
+            "packed",
+            r"taken out by the tokenizer's normalizer, such as U\+0301: control characters, or accents",
+        ),
+        ("unigram", "a <s> b\n\n", 5, "packed", r"spell special tokens, such as '<s>', and are left out"),
+        (
+            "bert",
+            "abc abc\n\n",
+            10,
+            "grouped",
+            r"in lines of fewer than 12 tokens, which data\.mode = grouped leaves out",
+        ),
+        (
+            "bert",
+            "x y z x y z x y z x y z x y z x y z abc\n\n",
+            2,
+            "grouped",
+            r"in lines of which the tokenizer does not know half",
+        ),
+        ("bert", "a\ufffda\n\n", 30, "packed", r"stand for bytes that are not UTF-8"),
+    ],
+)
+def test_a_cause_that_takes_more_than_a_percent_is_said_once_and_a_trace_is_not(
+    tokenizers, tmp_path, name, bad, much, mode, said
+):
     bad = bad if isinstance(bad, bytes) else bad.encode()
-    [line] = [line for line in remarks(tokenizers[name], tmp_path, GOOD.encode() * 3 + bad * much, mode=mode) if "do not know" not in line][-1:]
+    [line] = [
+        line
+        for line in remarks(tokenizers[name], tmp_path, GOOD.encode() * 3 + bad * much, mode=mode)
+        if "do not know" not in line
+    ][-1:]
     assert re.search(said, line) and " % of " in line and "\n" not in line
     assert remarks(tokenizers[name], tmp_path, GOOD.encode() * 300 + bad, mode=mode) == []
 
@@ -207,22 +356,42 @@ def test_one_bad_file_of_many_is_said(tokenizers, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "good.txt").write_text(GOOD * 300)
     (tmp_path / "in" / "bad.txt").write_bytes("Все люди рождаются свободными и равными\n\n".encode("koi8-r"))
-    manifest = prepare([str(tmp_path / "in")], tokenizers["byte-level"], tmp_path / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=1)
+    manifest = prepare(
+        [str(tmp_path / "in")],
+        tokenizers["byte-level"],
+        tmp_path / "out",
+        sequence_length=16,
+        heldout_fraction=0.0,
+        seed=0,
+        workers=1,
+    )
     [line] = manifest["remarks"]
     assert "(most in " in line and "bad.txt)" in line and "KOI8-R" in line
 
 
-@pytest.mark.parametrize("data, said", [
-    (b"abc abc\rbad\rabc\rabc", "carriage returns alone end no line"), (b"abc abc\fbad\fabc", "form feeds end no line"),
-    ("abc\u2028bad\u2028abc".encode(), r"U\+2028 end no line"), ("abc\n\u200b\nbad".encode(), "hold zero-width characters"),
-    (b'{"text": "abc"}\n{"text": "bad"}\n', "JSON objects, read as plain text"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        (b"abc abc\rbad\rabc\rabc", "carriage returns alone end no line"),
+        (b"abc abc\fbad\fabc", "form feeds end no line"),
+        ("abc\u2028bad\u2028abc".encode(), r"U\+2028 end no line"),
+        ("abc\n\u200b\nbad".encode(), "hold zero-width characters"),
+        (b'{"text": "abc"}\n{"text": "bad"}\n', "JSON objects, read as plain text"),
+    ],
+)
 def test_what_makes_one_document_of_many_is_said(tokenizers, tmp_path, data, said):
     assert any(re.search(said, line) for line in remarks(tokenizers["byte-level"], tmp_path, data))
 
 
 def test_plain_files_are_read_in_silence(tokenizers, tmp_path):
-    for data in (b"abc", b"abc\r\n\r\nbad\r\n", b"abc\nbad\nabc\n", b"abc\f\n\nbad\f\n\nabc", "\ufeffabc\n\nbad".encode(), b"{abc}\n\n{bad}"):
+    for data in (
+        b"abc",
+        b"abc\r\n\r\nbad\r\n",
+        b"abc\nbad\nabc\n",
+        b"abc\f\n\nbad\f\n\nabc",
+        "\ufeffabc\n\nbad".encode(),
+        b"{abc}\n\n{bad}",
+    ):
         assert remarks(tokenizers["byte-level"], tmp_path, data) == []
 
 
@@ -231,7 +400,15 @@ def test_empty_rows_and_empty_files_are_said(tokenizers, tmp_path):
     (tmp_path / "in" / "a.jsonl").write_text('{"text": null}\n{"text": NaN}\n{"text": ""}\n' + '{"text": "abc"}\n' * 7)
     (tmp_path / "in" / "b.txt").touch()
     (tmp_path / "in" / "c.txt.gz").write_bytes(gzip.compress(b""))
-    found = prepare([str(tmp_path / "in")], tokenizers["bert"], tmp_path / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=1)
+    found = prepare(
+        [str(tmp_path / "in")],
+        tokenizers["bert"],
+        tmp_path / "out",
+        sequence_length=16,
+        heldout_fraction=0.0,
+        seed=0,
+        workers=1,
+    )
     rows, files = found["remarks"]
     assert "30 % of the rows of" in rows and "hold no text" in rows and "b.txt: an empty file (1 more like it)" in files
     assert found["found"]["empty"] == 3

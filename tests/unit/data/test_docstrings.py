@@ -4,10 +4,15 @@ from ds_distill.data.docstrings import MIN_DOCSTRING, _prose_of_file, embedded_d
 
 
 def test_docstrings_are_told_from_other_strings_and_code(tmp_path):
-    prose = "This is a paragraph of the kind that is found in a module, and it says what the module is for to the reader. " * 3
+    prose = (
+        "This is a paragraph of the kind that is found in a module, and it says what the module is for to the reader. "
+        * 3
+    )
     code = "x = {}\n" * 60
     path = tmp_path / "m.py"
-    path.write_text(f'"""{prose}"""\ndata = """{prose} not a docstring"""\ndef f():\n    r"""{code}"""\n    """\n    Short.\n    """\n')
+    path.write_text(
+        f'"""{prose}"""\ndata = """{prose} not a docstring"""\ndef f():\n    r"""{code}"""\n    """\n    Short.\n    """\n'
+    )
     assert _prose_of_file(str(path)) == [[prose.strip()]]
 
 

@@ -28,14 +28,32 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("language, codec, name", [
-    ("Chinese", "gb18030", "GB18030"), ("Chinese", "gbk", "GB18030"), ("Chinese, traditional", "big5", "BIG5"), ("Japanese", "euc_jp", "EUC-JP"),
-    ("Japanese", "cp932", "SHIFT_JIS"), ("Korean", "euc_kr", "EUC-KR"), ("Russian", "cp1251", "WINDOWS-1251"), ("Russian", "koi8_r", "KOI8-R"),
-    ("Russian", "cp866", "CP866"), ("Russian", "iso8859_5", "ISO-8859-5"), ("Greek", "cp1253", "WINDOWS-1253"), ("Hebrew", "cp1255", "WINDOWS-1255"),
-    ("Arabic", "cp1256", "WINDOWS-1256"), ("Thai", "cp874", "CP874"), ("French", "cp1252", "WINDOWS-1252"), ("German", "latin_1", "WINDOWS-1252"),
-    ("French", "mac_roman", "MACINTOSH"), ("Polish", "cp1250", "WINDOWS-1250"), ("Polish", "iso8859_2", "ISO-8859-2"),
-    ("Czech", "cp1250", "WINDOWS-1250"), ("Turkish", "cp1254", "WINDOWS-1254"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "language, codec, name",
+    [
+        ("Chinese", "gb18030", "GB18030"),
+        ("Chinese", "gbk", "GB18030"),
+        ("Chinese, traditional", "big5", "BIG5"),
+        ("Japanese", "euc_jp", "EUC-JP"),
+        ("Japanese", "cp932", "SHIFT_JIS"),
+        ("Korean", "euc_kr", "EUC-KR"),
+        ("Russian", "cp1251", "WINDOWS-1251"),
+        ("Russian", "koi8_r", "KOI8-R"),
+        ("Russian", "cp866", "CP866"),
+        ("Russian", "iso8859_5", "ISO-8859-5"),
+        ("Greek", "cp1253", "WINDOWS-1253"),
+        ("Hebrew", "cp1255", "WINDOWS-1255"),
+        ("Arabic", "cp1256", "WINDOWS-1256"),
+        ("Thai", "cp874", "CP874"),
+        ("French", "cp1252", "WINDOWS-1252"),
+        ("German", "latin_1", "WINDOWS-1252"),
+        ("French", "mac_roman", "MACINTOSH"),
+        ("Polish", "cp1250", "WINDOWS-1250"),
+        ("Polish", "iso8859_2", "ISO-8859-2"),
+        ("Czech", "cp1250", "WINDOWS-1250"),
+        ("Turkish", "cp1254", "WINDOWS-1254"),
+    ],
+)
 def test_an_encoding_is_recognized_and_iconv_reads_it(tmp_path, language, codec, name):
     (tmp_path / "a.txt").write_bytes(b"plain\n" + TEXTS[language].encode(codec) + b"\nplain")
     lines = lines_not_utf8(tmp_path / "a.txt", ".txt")
@@ -49,26 +67,43 @@ def test_bytes_that_are_no_text_look_like_no_encoding():
     assert likely_encoding([]) is None
 
 
-@pytest.mark.parametrize("codec, name", [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"), ("utf-32", "UTF-32"),
-                                         ("iso2022_jp", "ISO-2022-JP")])  # fmt: skip
+@pytest.mark.parametrize(
+    "codec, name",
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+        ("utf-32", "UTF-32"),
+        ("iso2022_jp", "ISO-2022-JP"),
+    ],
+)
 @pytest.mark.parametrize("ending", ["txt", "tsv", "jsonl", "txt.gz"])
 def test_wide_text_is_named_with_the_command_that_converts_it(tmp_path, codec, name, ending):
     text = TEXTS["Japanese"] + "\n" if codec == "iso2022_jp" else f"text\n{TEXTS['French']}\n"
     data = text.encode(codec)
     path = tmp_path / f"a.{ending}"
     path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
-    with pytest.raises(UserError, match=rf"a\.{ending}: not text in UTF-8 but in {name}; convert it: .*iconv -f {name} -t UTF-8") as error:
+    with pytest.raises(
+        UserError, match=rf"a\.{ending}: not text in UTF-8 but in {name}; convert it: .*iconv -f {name} -t UTF-8"
+    ) as error:
         split_inputs([str(path)])
     command = str(error.value).split("convert it: ")[1].replace("NEW", str(tmp_path / "new"))
     subprocess.run(command, shell=True, check=True)
     assert (tmp_path / "new").read_text(encoding="utf-8-sig") == text
 
 
-@pytest.mark.parametrize("name, data, said", [
-    ("a.txt", gzip.compress(b"words", mtime=0), r"gzip: name it \.gz"), ("a.jsonl", b"\x28\xb5\x2f\xfd\0\0", r"zstandard: name it \.zst"),
-    ("a.txt", b"PAR1\0\0", r"parquet: name it \.parquet"), ("a.txt", b"%PDF-1.7\n", "a PDF"), ("a.csv", b"PK\x03\x04\0\0", "a zip archive"),
-    ("a.txt", bytes(range(256)) * 300, r"give \.txt, "), ("a.txt.gz", gzip.compress(b"\0\1" * 1000, mtime=0), r"give \.txt, "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, data, said",
+    [
+        ("a.txt", gzip.compress(b"words", mtime=0), r"gzip: name it \.gz"),
+        ("a.jsonl", b"\x28\xb5\x2f\xfd\0\0", r"zstandard: name it \.zst"),
+        ("a.txt", b"PAR1\0\0", r"parquet: name it \.parquet"),
+        ("a.txt", b"%PDF-1.7\n", "a PDF"),
+        ("a.csv", b"PK\x03\x04\0\0", "a zip archive"),
+        ("a.txt", bytes(range(256)) * 300, r"give \.txt, "),
+        ("a.txt.gz", gzip.compress(b"\0\1" * 1000, mtime=0), r"give \.txt, "),
+    ],
+)
 def test_what_is_no_text_is_refused_whatever_it_is_called(tmp_path, name, data, said):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name}: not text.*{said}"):

@@ -33,7 +33,11 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "ab" * 32 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return train_wordpiece(["the student learns what a teacher knows from soft targets"] * 9, 256, tmp_path_factory.mktemp("tokenizer") / "t")
+    return train_wordpiece(
+        ["the student learns what a teacher knows from soft targets"] * 9,
+        256,
+        tmp_path_factory.mktemp("tokenizer") / "t",
+    )
 
 
 @pytest.fixture
@@ -51,7 +55,10 @@ def corpus(tmp_path):
 def test_a_link_to_nothing_is_named(corpus, name):
     """Also one without a suffix, which may have led to a folder."""
     (corpus / name).symlink_to("/nowhere/store/b")
-    with pytest.raises(UserError, match=rf"corpus/{name}: a link to /nowhere/store/b, which is not there; restore that file, or remove the link"):
+    with pytest.raises(
+        UserError,
+        match=rf"corpus/{name}: a link to /nowhere/store/b, which is not there; restore that file, or remove the link",
+    ):
         split_inputs([str(corpus)])
     if "." in name:
         with pytest.raises(UserError, match="a link to /nowhere"):
@@ -79,7 +86,10 @@ def test_a_folder_or_file_that_may_not_be_read_is_named(corpus):
         os.chmod(parent, 0o755)
     if os.geteuid():
         pytest.skip("only root can become somebody else")
-    for path, said in ((corpus / "sub", "cannot be read (Permission denied)"), (corpus / "sub" / "b.txt", "Permission denied")):
+    for path, said in (
+        (corpus / "sub", "cannot be read (Permission denied)"),
+        (corpus / "sub" / "b.txt", "Permission denied"),
+    ):
         path.chmod(0)
         done = subprocess.run([sys.executable, "-c", program], env=environment_of(), capture_output=True, text=True)
         assert done.returncode and str(path) in done.stderr and said in done.stderr, done.stderr
@@ -89,8 +99,13 @@ def test_a_folder_or_file_that_may_not_be_read_is_named(corpus):
 @pytest.mark.parametrize("name", ["b.txt", "b.jsonl", "b.parquet", "b.txt.gz", "b.csv.zst", "b.arrow", "sub/b.tsv"])
 def test_a_pointer_among_the_files_is_named(corpus, name):
     (corpus / name).write_text(POINTER)
-    for given in ([str(corpus / name)] if name.endswith("arrow") else [str(corpus), str(corpus / name), f"{corpus}/**/b*"]):
-        with pytest.raises(UserError, match=rf"{name}: a Git LFS pointer of 134 bytes, not the 734,003,200 bytes .*; run `git lfs pull` in {corpus}"):
+    for given in (
+        [str(corpus / name)] if name.endswith("arrow") else [str(corpus), str(corpus / name), f"{corpus}/**/b*"]
+    ):
+        with pytest.raises(
+            UserError,
+            match=rf"{name}: a Git LFS pointer of 134 bytes, not the 734,003,200 bytes .*; run `git lfs pull` in {corpus}",
+        ):
             split_inputs([given])
 
 
@@ -144,20 +159,32 @@ def test_metadata_of_a_hub_clone_is_no_text(corpus):
 
 def through(data, command):
     """Run a shell command that reads the corpus given as its standard input; standard output and error."""
-    done = subprocess.run(["bash", "-c", command], input=data, env=environment_of(HF_HUB_OFFLINE="1"), cwd=ROOT, capture_output=True)
+    done = subprocess.run(
+        ["bash", "-c", command], input=data, env=environment_of(HF_HUB_OFFLINE="1"), cwd=ROOT, capture_output=True
+    )
     return done.stdout.decode(), done.stderr.decode()
 
 
-READ = 'from ds_distill.data.sources import *; from ds_distill.data.readers import read; import sys; p = split_inputs(sys.argv[1:]); ' \
-       'print([d.text for q in split_inputs(sys.argv[1:]) for d in read(q)], corpus_identity(sys.argv[1:], p))'  # fmt: skip
+READ = (
+    "from ds_distill.data.sources import *; from ds_distill.data.readers import read; import sys; p = split_inputs(sys.argv[1:]); "
+    "print([d.text for q in split_inputs(sys.argv[1:]) for d in read(q)], corpus_identity(sys.argv[1:], p))"
+)
 
 
-@pytest.mark.parametrize("data, given, texts", [
-    (b"one\n\ntwo", "-", "['one', 'two']"), (b"one\n\ntwo", "/dev/stdin", "['one', 'two']"), (b"one", "<(cat)", "['one']"),
-    (gzip.compress(b"one\n\ntwo", mtime=0), "<(cat)", "['one', 'two']"), (b'{"text": "a", "body": "b"}\n', "<(cat)", "['a']"),
-    (b'{"text": "a", "body": "b"}\n', "<(cat)#body", "['b']"), (b"id,body\n1,b\n", "<(cat)#body", "['b']"), (b"id\tbody\n1\tb\n", "-#body", "['b']"),
-    (b"", "-", "[]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data, given, texts",
+    [
+        (b"one\n\ntwo", "-", "['one', 'two']"),
+        (b"one\n\ntwo", "/dev/stdin", "['one', 'two']"),
+        (b"one", "<(cat)", "['one']"),
+        (gzip.compress(b"one\n\ntwo", mtime=0), "<(cat)", "['one', 'two']"),
+        (b'{"text": "a", "body": "b"}\n', "<(cat)", "['a']"),
+        (b'{"text": "a", "body": "b"}\n', "<(cat)#body", "['b']"),
+        (b"id,body\n1,b\n", "<(cat)#body", "['b']"),
+        (b"id\tbody\n1\tb\n", "-#body", "['b']"),
+        (b"", "-", "[]"),
+    ],
+)
 def test_what_comes_through_a_pipe_is_read_however_often_it_is_asked_for(data, given, texts):
     out, err = through(data, f"{sys.executable} -c '{READ}' {given}")
     assert out.startswith(texts), err
@@ -182,8 +209,10 @@ def test_a_named_pipe_and_a_redirected_file(tmp_path):
 
 
 def test_pipes_that_cannot_be_read_are_answered(tmp_path):
-    for given, said in (("/dev/fd/99", "/dev/fd/99: not open in this process: a pipe does not reach those that a launcher starts"),
-                        ("<(echo a,b)#body", "neither JSON lines nor a header with that column comes through the pipe")):  # fmt: skip
+    for given, said in (
+        ("/dev/fd/99", "/dev/fd/99: not open in this process: a pipe does not reach those that a launcher starts"),
+        ("<(echo a,b)#body", "neither JSON lines nor a header with that column comes through the pipe"),
+    ):
         assert said in through(b"", f"{sys.executable} -c '{READ}' {given}")[1]
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(tmp_path / "socket"))
@@ -194,11 +223,17 @@ def test_pipes_that_cannot_be_read_are_answered(tmp_path):
 
 def test_a_window_beyond_the_librarys_is_answered_and_a_pipe_is_the_remedy(tmp_path):
     text = b"".join(b"line %d of a long text\n" % i for i in range(2000))
-    made = subprocess.run(["zstd", "-q", "--ultra", "-22", "--long=31", "-c"], input=text, capture_output=True) if which("zstd") else None
+    made = (
+        subprocess.run(["zstd", "-q", "--ultra", "-22", "--long=31", "-c"], input=text, capture_output=True)
+        if which("zstd")
+        else None
+    )
     if made is None or made.returncode:
         pytest.skip("needs zstd")
     (tmp_path / "a.txt.zst").write_bytes(made.stdout)
-    with pytest.raises(UserError, match=r"a window beyond 128 MiB .*zstd -dc --long=31 .*a\.txt\.zst > NEW.*--corpus <\(zstd"):
+    with pytest.raises(
+        UserError, match=r"a window beyond 128 MiB .*zstd -dc --long=31 .*a\.txt\.zst > NEW.*--corpus <\(zstd"
+    ):
         split_inputs([str(tmp_path / "a.txt.zst")])
     out, _ = through(b"", f"{sys.executable} -c '{READ}' <(zstd -dc --long=31 {tmp_path}/a.txt.zst)")
     assert "line 1999 of a long text" in out
@@ -225,7 +260,11 @@ if __name__ == "__main__":
     print(len(embedded_documents(2000)))
 """)
     shell = f"mount -t tmpfs -o ro none /dev/shm && exec {sys.executable} {program}"
-    done = subprocess.run(["unshare", "-Urm", "sh", "-c", shell], env=environment_of(), capture_output=True, text=True) if which("unshare") else None
+    done = (
+        subprocess.run(["unshare", "-Urm", "sh", "-c", shell], env=environment_of(), capture_output=True, text=True)
+        if which("unshare")
+        else None
+    )
     if done is None or "unshare:" in done.stderr or "mount:" in done.stderr:
         pytest.skip("needs unshare and mount")
     assert done.stdout.startswith("{'train': 4, 'heldout': 0}"), done.stderr
@@ -236,18 +275,39 @@ if __name__ == "__main__":
 def test_ids_beyond_the_number_of_names_have_their_place(tmp_path, kind):
     """A vocabulary with a line twice: its later id counts. Ids that nobody has are neither masked nor drawn."""
     if kind == "a line twice":
-        (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "student", "the", "learns"]))
+        (tmp_path / "vocab.txt").write_text(
+            "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "student", "the", "learns"])
+        )
         tokenizer = BertTokenizerFast.from_pretrained(str(tmp_path))
         size, unused = 9, {5}
     else:
-        vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "the": 7, "student": 8, "learns": 70_000}
+        vocabulary = {
+            "[PAD]": 0,
+            "[UNK]": 1,
+            "[CLS]": 2,
+            "[SEP]": 3,
+            "[MASK]": 4,
+            "the": 7,
+            "student": 8,
+            "learns": 70_000,
+        }
         backend = BertTokenizerFast(vocab=vocabulary).backend_tokenizer.to_str()
         names = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("pad", "unk", "cls", "sep", "mask")}
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(backend), **names)
         size, unused = 70_001, {5, 6, *range(9, 70_000)}
-    assert len(tokenizer) < vocabulary_size(tokenizer) == size and set(special_ids(tokenizer)) == {0, 1, 2, 3, 4} | unused
+    assert (
+        len(tokenizer) < vocabulary_size(tokenizer) == size and set(special_ids(tokenizer)) == {0, 1, 2, 3, 4} | unused
+    )
     (tmp_path / "a.txt").write_text("the student learns " * 50)
-    manifest = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=1)
+    manifest = prepare(
+        [str(tmp_path / "a.txt")],
+        tokenizer,
+        tmp_path / "out",
+        sequence_length=16,
+        heldout_fraction=0.0,
+        seed=0,
+        workers=1,
+    )
     assert manifest["vocab_size"] == size and manifest["dtype"] == ("uint16" if size < 65536 else "uint32")
     store = TokenDataset.open(tmp_path / "out")
     known = set(tokenizer("the student learns", add_special_tokens=False)["input_ids"])
@@ -260,11 +320,21 @@ def test_ids_beyond_the_number_of_names_have_their_place(tmp_path, kind):
 def test_sequences_in_which_nothing_can_be_masked(tokenizer, tmp_path, capsys):
     lines = ["the student learns what a teacher knows from soft targets"] * 40 + ["soft targets " * 20] * 10
     (tmp_path / "a.txt").write_text("\n".join(lines))
-    manifest = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", mode="grouped", sequence_length=64, heldout_fraction=0.0, seed=0,
-                       workers=1)  # fmt: skip
+    manifest = prepare(
+        [str(tmp_path / "a.txt")],
+        tokenizer,
+        tmp_path / "out",
+        mode="grouped",
+        sequence_length=64,
+        heldout_fraction=0.0,
+        seed=0,
+        workers=1,
+    )
     lengths = {int(tokens): count for tokens, count in manifest["maskable"]["train"].items()}
     store = TokenDataset.open(tmp_path / "out")
-    assert lengths == dict(zip(*map(np.ndarray.tolist, np.unique(store.maskable(np.arange(len(store))), return_counts=True)), strict=True))
+    assert lengths == dict(
+        zip(*map(np.ndarray.tolist, np.unique(store.maskable(np.arange(len(store))), return_counts=True)), strict=True)
+    )
     recipe = Recipe()
     recipe.data.sequence_length = 64
     make_masker(store, recipe)
@@ -274,10 +344,15 @@ def test_sequences_in_which_nothing_can_be_masked(tokenizer, tmp_path, capsys):
     make_masker(store, recipe)
     assert f"of the {len(store)} train sequences of {store.path} it masks no token in {few}" in capsys.readouterr().err
     recipe.data.mask_probability = 0.01
-    with pytest.raises(UserError, match=r"data\.mask_probability = 0\.01: .* it masks no token, since none has more than"):
+    with pytest.raises(
+        UserError, match=r"data\.mask_probability = 0\.01: .* it masks no token, since none has more than"
+    ):
         make_masker(store, recipe)
     recipe.data.sequence_length, recipe.data.mask_probability = 16, 0.02
-    with pytest.raises(UserError, match=r"= 0\.02: of the 14 tokens of a sequence \(data\.sequence_length = 16\) it masks none; 0\.036 masks one"):
+    with pytest.raises(
+        UserError,
+        match=r"= 0\.02: of the 14 tokens of a sequence \(data\.sequence_length = 16\) it masks none; 0\.036 masks one",
+    ):
         recipe.check()
     recipe.data.mask_probability = 0.036
     recipe.check()
@@ -290,8 +365,19 @@ def test_an_interrupted_call_of_an_older_version_starts_over(tokenizer, tmp_path
     building = tmp_path / ".out.building"
     (building / "piece-00000").mkdir(parents=True)
     (building / "plan.json").write_text(json.dumps([[], {}, {}]))
-    manifest = prepare([str(tmp_path / "a.txt")], tokenizer, tmp_path / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=1)
-    assert manifest["characters"]["read"] == 10_000 and corpus_identity([str(tmp_path / "a.txt")], split_inputs([str(tmp_path / "a.txt")])) == manifest["corpus"]
+    manifest = prepare(
+        [str(tmp_path / "a.txt")],
+        tokenizer,
+        tmp_path / "out",
+        sequence_length=16,
+        heldout_fraction=0.0,
+        seed=0,
+        workers=1,
+    )
+    assert (
+        manifest["characters"]["read"] == 10_000
+        and corpus_identity([str(tmp_path / "a.txt")], split_inputs([str(tmp_path / "a.txt")])) == manifest["corpus"]
+    )
 
 
 @pytest.mark.parametrize("name", ["b.txt.xz", "b.bz2", "notes.md", "wiki_00", "part-00000", "train.arrow"])
@@ -299,7 +385,10 @@ def test_files_of_a_folder_that_are_not_read_are_said(corpus, capsys, name):
     (corpus / name).write_bytes(b"much more than is in the other file")
     assert list(documents([str(corpus)])) == ["here"]
     said = capsys.readouterr().err
-    assert f"{corpus}: files in it that are not read: 1 (1 {Path(name).suffix or 'without a suffix'}), such as {name}; " in said
+    assert (
+        f"{corpus}: files in it that are not read: 1 (1 {Path(name).suffix or 'without a suffix'}), such as {name}; "
+        in said
+    )
     assert said.count("\n") == 1
 
 

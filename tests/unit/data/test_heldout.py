@@ -21,13 +21,20 @@ from ds_distill.recipe import Data, Recipe
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import tiny_bert
 
-WORDS = "the small model reads what a large one wrote and keeps most of it because both see every word of the text".split()
+WORDS = (
+    "the small model reads what a large one wrote and keeps most of it because both see every word of the text".split()
+)
 RECIPE = Recipe(data=Data(sequence_length=16, workers=1))
 
 
 def write(file: Path, seed: int, documents: int = 12) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n\n".join(" ".join(WORDS[(seed * 7 + 5 * i + j * (1 + seed)) % len(WORDS)] for j in range(18)) for i in range(documents)))
+    file.write_text(
+        "\n\n".join(
+            " ".join(WORDS[(seed * 7 + 5 * i + j * (1 + seed)) % len(WORDS)] for j in range(18))
+            for i in range(documents)
+        )
+    )
     return file
 
 
@@ -36,18 +43,28 @@ def measured(folder: Path, names: dict[str, str]) -> None:
     for name, text in names.items():
         pieces = split_inputs([text])
         (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / "manifest.json").write_text(json.dumps({"corpus": corpus_identity([text], pieces), "content": content_fingerprint(pieces)}))
+        (folder / name / "manifest.json").write_text(
+            json.dumps({"corpus": corpus_identity([text], pieces), "content": content_fingerprint(pieces)})
+        )
 
 
 def texts_of(folder: Path, *names: str) -> list[str]:
     return [str(write(folder / name, seed)) for seed, name in enumerate(names)]
 
 
-@pytest.mark.parametrize("files, names", [
-    (["text.txt"], ["text"]), (["heldout_wikipedia.txt"], ["heldout_wikipedia"]), (["news.valid.txt", "news.test.txt"], ["news.test", "news.valid"]),
-    (["a/news.txt", "b/news.txt"], ["a_news", "b_news"]), (["a/x/news.txt", "b/x/news.txt", "c.txt"], ["a_x_news", "b_x_news", "c"]),
-    (["läuft (neu).txt"], ["läuft_neu_"]), (["a/b.txt", "a_b.txt", "c/b.txt"], ["a_b", "c_b", "sets_a_b"]), ([".txt"], ["txt"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "files, names",
+    [
+        (["text.txt"], ["text"]),
+        (["heldout_wikipedia.txt"], ["heldout_wikipedia"]),
+        (["news.valid.txt", "news.test.txt"], ["news.test", "news.valid"]),
+        (["a/news.txt", "b/news.txt"], ["a_news", "b_news"]),
+        (["a/x/news.txt", "b/x/news.txt", "c.txt"], ["a_x_news", "b_x_news", "c"]),
+        (["läuft (neu).txt"], ["läuft_neu_"]),
+        (["a/b.txt", "a_b.txt", "c/b.txt"], ["a_b", "c_b", "sets_a_b"]),
+        ([".txt"], ["txt"]),
+    ],
+)
 def test_a_text_is_called_as_its_file(tmp_path, files, names):
     folder = tmp_path / "sets"
     found = heldout_names(texts_of(folder, *files), RECIPE, tmp_path / "none")
@@ -57,7 +74,10 @@ def test_a_text_is_called_as_its_file(tmp_path, files, names):
 def test_columns_of_one_file_are_two_texts(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"title": "a b c", "body": "d e f"}\n' * 3)
     rows = str(tmp_path / "rows.jsonl")
-    assert heldout_names([f"{rows}#title", f"{rows}#body"], RECIPE, tmp_path / "none") == {"rows#body": f"{rows}#body", "rows#title": f"{rows}#title"}
+    assert heldout_names([f"{rows}#title", f"{rows}#body"], RECIPE, tmp_path / "none") == {
+        "rows#body": f"{rows}#body",
+        "rows#title": f"{rows}#title",
+    }
 
 
 PARTS = st.sampled_from(["a", "b", "news", "news.valid", "news.test", "ü x", "..a", "a_b", "b_news"])
@@ -77,7 +97,9 @@ def test_names_are_distinct_and_stay_whatever_the_order_and_the_company(paths, d
         measured(run, first)
         some = data.draw(st.lists(st.sampled_from(texts), min_size=1, unique=True))
         later = heldout_names([*some, str(write(Path(scratch) / "texts" / "news.txt", 99))], RECIPE, run)
-        assert {name: text for name, text in later.items() if text in some} == {name: text for name, text in first.items() if text in some}
+        assert {name: text for name, text in later.items() if text in some} == {
+            name: text for name, text in first.items() if text in some
+        }
 
 
 def test_a_text_that_was_moved_keeps_its_name_and_one_in_its_place_does_not_take_it(tmp_path):
@@ -109,7 +131,9 @@ def run(prepared, tmp_path):
 
 
 def again(folder: Path, corpus: Path) -> Path:
-    return prepare_run_tokens([str(corpus)], str(folder / "tokenizer"), RECIPE, folder / "run" / "tokens", bound=folder / "run")
+    return prepare_run_tokens(
+        [str(corpus)], str(folder / "tokenizer"), RECIPE, folder / "run" / "tokens", bound=folder / "run"
+    )
 
 
 def test_a_corpus_that_was_moved_is_the_same(run):
@@ -119,26 +143,43 @@ def test_a_corpus_that_was_moved_is_the_same(run):
     assert (again(run, moved) / "manifest.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [lambda text: text.replace("model", "MODEL", 1), lambda text: text[:-1] + "X", lambda text: "X" + text[1:],
-                                    lambda text: text + "\n\nmore of it", lambda text: text[:500]])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("model", "MODEL", 1),
+        lambda text: text[:-1] + "X",
+        lambda text: "X" + text[1:],
+        lambda text: text + "\n\nmore of it",
+        lambda text: text[:500],
+    ],
+)
 def test_a_corpus_that_was_changed_is_another_even_where_its_size_is_the_same(run, change):
     (run / "c.txt").write_text(change((run / "c.txt").read_text()))
-    with pytest.raises(UserError, match=rf"holds another run \(--corpus .*--tokens {run / 'run' / 'tokens'} instead of --corpus goes on with the text"):
+    with pytest.raises(
+        UserError,
+        match=rf"holds another run \(--corpus .*--tokens {run / 'run' / 'tokens'} instead of --corpus goes on with the text",
+    ):
         again(run, run / "c.txt")
 
 
 def test_another_setting_is_named_without_that_remedy(run):
     with pytest.raises(UserError, match=r"\(data.sequence_length was 16, is 24\): choose another --output$"):
         recipe = Recipe(data=Data(sequence_length=24, workers=1))
-        prepare_run_tokens([str(run / "c.txt")], str(run / "tokenizer"), recipe, run / "run" / "tokens", bound=run / "run")
+        prepare_run_tokens(
+            [str(run / "c.txt")], str(run / "tokenizer"), recipe, run / "run" / "tokens", bound=run / "run"
+        )
 
 
-@pytest.mark.parametrize("change", [lambda text: text.replace("model", "MODEL", 1), lambda text: text + "\n\nmore of it"])
+@pytest.mark.parametrize(
+    "change", [lambda text: text.replace("model", "MODEL", 1), lambda text: text + "\n\nmore of it"]
+)
 def test_a_held_out_text_that_was_changed_is_named(run, change):
     text = run / "news.valid.txt"
     write(text, 1)
     place = json.loads((run / "run" / "heldout" / "news.valid" / "manifest.json").read_text())["corpus"][0][0]
-    assert heldout_sets([str(text)], run / "run" / "tokens", RECIPE, run / "run").keys() == {"news.valid"}, "the same, though it lies elsewhere"
+    assert heldout_sets([str(text)], run / "run" / "tokens", RECIPE, run / "run").keys() == {"news.valid"}, (
+        "the same, though it lies elsewhere"
+    )
     original = Path(place).read_text()
     try:
         Path(place).write_text(change(original))
@@ -152,7 +193,9 @@ def test_data_of_before_fingerprints_goes_by_place_and_size(run):
     file = run / "run" / "tokens" / "manifest.json"
     made = json.loads(file.read_text())
     del made["content"]
-    file.write_text(json.dumps(made | {"corpus": corpus_identity([str(run / "c.txt")], split_inputs([str(run / "c.txt")]))}))
+    file.write_text(
+        json.dumps(made | {"corpus": corpus_identity([str(run / "c.txt")], split_inputs([str(run / "c.txt")]))})
+    )
     before = file.read_bytes()
     assert (again(run, run / "c.txt") / "manifest.json").read_bytes() == before
     with pytest.raises(UserError, match="--tokens"):
@@ -165,7 +208,13 @@ def test_of_a_large_corpus_the_ends_and_parts_between_are_read(tmp_path, monkeyp
     file = tmp_path / "large.txt"
     text = bytes(itertools.islice(itertools.cycle(b"some words of text \n"), 2**20))
     found = set()
-    for changed in (text, b"X" + text[1:], text[:-1] + b"X", text + b"X", text[: 2**19] + b"X" * 32768 + text[2**19 + 32768 :]):
+    for changed in (
+        text,
+        b"X" + text[1:],
+        text[:-1] + b"X",
+        text + b"X",
+        text[: 2**19] + b"X" * 32768 + text[2**19 + 32768 :],
+    ):
         file.write_bytes(changed)
         found.add(content_fingerprint(split_inputs([str(file)])))
     assert len(found) == 5
@@ -178,9 +227,33 @@ def test_figures_stay_with_their_texts(tmp_path, capsys):
     tiny_bert(layers=2, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "teacher")
 
     def figures(*heldout: str) -> dict:
-        words = ["distill", "--teacher", tmp_path / "teacher", "--corpus", texts[0], "--output", tmp_path / "run", "--heldout", *heldout,
-                 "--data.sequence_length", 16, "--data.workers", 1, "--training.global_batch", 4, "--training.micro_batch", 2, "--training.max_tokens",
-                 128, "--training.precision", "fp32", "--training.optimizer", "torch", "--training.compile", "off"]  # fmt: skip
+        words = [
+            "distill",
+            "--teacher",
+            tmp_path / "teacher",
+            "--corpus",
+            texts[0],
+            "--output",
+            tmp_path / "run",
+            "--heldout",
+            *heldout,
+            "--data.sequence_length",
+            16,
+            "--data.workers",
+            1,
+            "--training.global_batch",
+            4,
+            "--training.micro_batch",
+            2,
+            "--training.max_tokens",
+            128,
+            "--training.precision",
+            "fp32",
+            "--training.optimizer",
+            "torch",
+            "--training.compile",
+            "off",
+        ]
         assert main([str(word) for word in words]) == 0, capsys.readouterr().err[-2000:]
         return json.loads(capsys.readouterr().out.splitlines()[-1])["heldout_sets"]
 

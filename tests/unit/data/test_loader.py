@@ -39,8 +39,18 @@ def store_of(sources):
         writer = ShardWriter(folder / f"train-{number}", special, np.dtype(np.uint16))
         writer.add(sequences)
         shards.append(writer.close() | {"source": number})
-    np.save(folder / "token_counts.npy", np.bincount(np.concatenate([ids for part in sources for ids in part]), minlength=VOCAB))
-    manifest = {"shards": {"train": shards}, "sources": [{}] * len(sources), "dtype": "uint16", "vocab_size": VOCAB, "pad_id": 0, "sep_id": 3}
+    np.save(
+        folder / "token_counts.npy",
+        np.bincount(np.concatenate([ids for part in sources for ids in part]), minlength=VOCAB),
+    )
+    manifest = {
+        "shards": {"train": shards},
+        "sources": [{}] * len(sources),
+        "dtype": "uint16",
+        "vocab_size": VOCAB,
+        "pad_id": 0,
+        "sep_id": 3,
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return TokenDataset.open(folder)
 
@@ -50,7 +60,16 @@ def make_masker(store, seed=1):
 
 
 def order(store, *, micro=2, rank=0, world=1, batch=8, seed=1, **options):
-    return BatchLoader(store, make_masker(store, seed), seed=seed, global_batch=batch, micro_batch=micro, rank=rank, world_size=world, **options)
+    return BatchLoader(
+        store,
+        make_masker(store, seed),
+        seed=seed,
+        global_batch=batch,
+        micro_batch=micro,
+        rank=rank,
+        world_size=world,
+        **options,
+    )
 
 
 def test_every_block_masks_exactly_its_count_and_no_special():
@@ -122,7 +141,9 @@ def test_masks_depend_on_seed_epoch_and_block_and_nothing_else():
     store = make_store()
     masker, ids = make_masker(store), store.sequence(0)
     first = [masker.mask(ids, epoch=e, block=b) for e in range(3) for b in range(3)]
-    again = [make_masker(store).mask(ids, epoch=e, block=b) for e in reversed(range(3)) for b in reversed(range(3))][::-1]
+    again = [make_masker(store).mask(ids, epoch=e, block=b) for e in reversed(range(3)) for b in reversed(range(3))][
+        ::-1
+    ]
     assert all((x == y).all() for one, two in zip(first, again, strict=True) for x, y in zip(one, two, strict=True))
     assert len({labels.tobytes() for _, labels in first}) == 9
     assert (make_masker(store, seed=2).mask(ids, epoch=0, block=0)[1] != first[0][1]).any()
@@ -137,7 +158,10 @@ def test_batches_are_the_same_at_every_world_size_and_micro_batch():
             batches = order(store, micro=micro, rank=rank, world=world)
             assert len(batches.micro_batches(step)) == batches.accumulation == 8 // (micro * world)
             for m, batch in enumerate(batches.micro_batches(step)):
-                assert batch.input_ids.shape == (micro, LENGTH) and batch.input_ids.dtype == batch.labels.dtype == torch.long
+                assert (
+                    batch.input_ids.shape == (micro, LENGTH)
+                    and batch.input_ids.dtype == batch.labels.dtype == torch.long
+                )
                 for j in range(micro):
                     rows[(m * world + rank) * micro + j] = (batch.input_ids[j].tolist(), batch.labels[j].tolist())
         return [rows[i] for i in range(8)]
@@ -202,10 +226,14 @@ def test_heldout_masks_never_change_and_cover_every_block():
     store = make_store(blocks=10)
     one, two = list(heldout_batches(store, make_masker(store), 4)), list(heldout_batches(store, make_masker(store), 3))
     assert [len(b.labels) for b in one] == [4, 4, 2]
-    assert torch.equal(torch.cat([b.labels[b.labels >= 0] for b in one]), torch.cat([b.labels[b.labels >= 0] for b in two]))
+    assert torch.equal(
+        torch.cat([b.labels[b.labels >= 0] for b in one]), torch.cat([b.labels[b.labels >= 0] for b in two])
+    )
     assert one[0].token_mask is None and one[-1].token_mask.sum() == LENGTH + 10
     assert sum(len(b.labels) for b in heldout_batches(store, make_masker(store), 4, max_sequences=5)) == 5
-    few = list(heldout_batches(store, make_masker(store), 2, max_sequences=2))[0]  # of both halves, with the masks they always have
+    few = list(heldout_batches(store, make_masker(store), 2, max_sequences=2))[
+        0
+    ]  # of both halves, with the masks they always have
     assert torch.equal(few.labels[1], one[1].labels[1])
     moved = one[-1].to("cpu")
     assert torch.equal(moved.token_mask, one[-1].token_mask)
@@ -221,7 +249,10 @@ def test_weights_say_how_often_an_epoch_sees_a_source():
     assert abs(seen - np.array([40, 10, 20])).max() <= 6  # six entries fall off the last step
     twice = [e for e in entries if e >= 60]
     assert twice and all(e % 60 < 20 for e in twice)
-    halves = [{int(e) for step in range(8 * epoch, 8 * epoch + 8) for e in batches.indices_of(step) if 20 <= e < 40} for epoch in (0, 1)]
+    halves = [
+        {int(e) for step in range(8 * epoch, 8 * epoch + 8) for e in batches.indices_of(step) if 20 <= e < 40}
+        for epoch in (0, 1)
+    ]
     assert halves[0] != halves[1]
     assert (order(store, weights=[1, 1, 1]).indices_of(3) == order(store).indices_of(3)).all()
     for wrong in ([1, 1], [1, 1, -1]):
@@ -239,7 +270,10 @@ def test_grouped_batches_waste_little_on_padding_and_are_the_same_for_every_rank
     batches = order(store, batch=16, micro=4, world=2, by_length=True)
     other = order(store, batch=16, micro=4, world=2, rank=1, by_length=True)
     entries = np.concatenate([batches.indices_of(step) for step in range(125)])
-    assert sorted(entries) == list(range(2000)) and (entries == np.concatenate([other.indices_of(step) for step in range(125)])).all()
+    assert (
+        sorted(entries) == list(range(2000))
+        and (entries == np.concatenate([other.indices_of(step) for step in range(125)])).all()
+    )
     lengths = store.lengths(entries).reshape(-1, 4)
     assert lengths.sum() / (lengths.max(1) * 4).sum() > 0.97
     firsts = store.lengths(entries.reshape(-1, 16)[:, 0])
@@ -248,7 +282,9 @@ def test_grouped_batches_waste_little_on_padding_and_are_the_same_for_every_rank
     assert abs(mine.input_ids.shape[1] - theirs.input_ids.shape[1]) <= 1  # no rank waits for a longer one
     real, masked = batches.counts(3)
     every = [b for rank in (batches, other) for b in rank.micro_batches(3)]
-    assert real == sum(int((b.input_ids != 0).sum()) for b in every) and masked == sum(int((b.labels != IGNORE_INDEX).sum()) for b in every)
+    assert real == sum(int((b.input_ids != 0).sum()) for b in every) and masked == sum(
+        int((b.labels != IGNORE_INDEX).sum()) for b in every
+    )
 
 
 def test_documents_of_a_block_do_not_see_each_other():
@@ -257,16 +293,22 @@ def test_documents_of_a_block_do_not_see_each_other():
     sees = batch.attention_mask
     assert sees.shape == (2, 1, 7, 7) and sees.dtype == torch.bool
     assert sees[0, 0].int().tolist() == [[1, 1, 1, 1, 0, 0, 0]] * 4 + [[0, 0, 0, 0, 1, 1, 1]] * 3
-    assert sees[1, 0].int().tolist() == [[1, 1, 1, 0, 0, 0, 0]] * 3 + [[1, 0, 0, 0, 0, 0, 0]] * 4  # padding sees [CLS], nobody sees padding
+    assert (
+        sees[1, 0].int().tolist() == [[1, 1, 1, 0, 0, 0, 0]] * 3 + [[1, 0, 0, 0, 0, 0, 0]] * 4
+    )  # padding sees [CLS], nobody sees padding
     assert next(heldout_batches(store, make_masker(store), 2)).attention_mask.shape == (2, 7)
 
 
 def test_whole_words_are_masked_together_and_the_count_is_exact():
     continues = np.zeros(VOCAB, bool)
     continues[60:] = True
-    masker = Masker(np.full(VOCAB, 100), SPECIAL, MASK, VOCAB, 0, words=Words(np.where(continues, 0, SPACED).astype(np.uint8)))
+    masker = Masker(
+        np.full(VOCAB, 100), SPECIAL, MASK, VOCAB, 0, words=Words(np.where(continues, 0, SPACED).astype(np.uint8))
+    )
     ids = np.array([2] + [20, 60, 61, 30, 40, 62] * 20 + [3])
-    word = np.array([-1] + [x for i in range(20) for x in (3 * i, 3 * i, 3 * i, 3 * i + 1, 3 * i + 2, 3 * i + 2)] + [-1])
+    word = np.array(
+        [-1] + [x for i in range(20) for x in (3 * i, 3 * i, 3 * i, 3 * i + 1, 3 * i + 2, 3 * i + 2)] + [-1]
+    )
     masked_words = 0
     for block in range(50):
         _, labels = masker.mask(ids, epoch=0, block=block)
@@ -294,7 +336,9 @@ def test_a_flipped_bit_is_named_with_file_and_offset():
 def test_where_documents_start():
     store = store_of([[np.array([2, 10, 11, 3, 12, 13, 3]), np.array([2, 14, 3])]])
     starts = next(heldout_batches(store, make_masker(store), 2, document_masking=True)).cu_seqlens
-    assert starts.dtype == torch.int32 and starts.tolist() == [0, 4, 7, 10] + [14] * 60  # the padding of the second is a document too
+    assert (
+        starts.dtype == torch.int32 and starts.tolist() == [0, 4, 7, 10] + [14] * 60
+    )  # the padding of the second is a document too
     many = np.arange(200).reshape(2, 100)
     assert cu_seqlens_of(many).tolist() == [*range(200)] + [200] * 56
     assert next(heldout_batches(store, make_masker(store), 2)).cu_seqlens is None

@@ -56,11 +56,20 @@ def test_tokenizer_is_a_uncased_bert_folder(tokenizer, tmp_path):
 
 def test_tokenizer_training_is_the_same_in_every_process(tmp_path):
     # Hash seeds differ between processes, not within one; ties in such a text are many.
-    code = ("import sys, random; from pathlib import Path; from ds_distill.data.tokenizer import *; r = random.Random(0);"
-            "texts = [''.join(r.choices('abcdefgh ', k=2000)) for _ in range(5)];"
-            "print(tokenizer_fingerprint(train_wordpiece(texts, 300, Path(sys.argv[1]))))")
-    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / str(i))], stdout=subprocess.PIPE, text=True,
-                             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}) for i in range(2)]
+    code = (
+        "import sys, random; from pathlib import Path; from ds_distill.data.tokenizer import *; r = random.Random(0);"
+        "texts = [''.join(r.choices('abcdefgh ', k=2000)) for _ in range(5)];"
+        "print(tokenizer_fingerprint(train_wordpiece(texts, 300, Path(sys.argv[1]))))"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / str(i))],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for i in range(2)
+    ]
     first, second = (process.communicate()[0].strip() for process in runs)
     assert first and first == second
 
@@ -81,7 +90,9 @@ def test_tokenizer_without_mask_token_is_refused(tokenizer, tmp_path):
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(tmp_path / "tokenizer.json")), unk_token="[UNK]")
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_file(str(tmp_path / "tokenizer.json")), unk_token="[UNK]"
+    )
     bare.save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match="no mask token"):
         load_tokenizer(tmp_path / "bare")
@@ -120,10 +131,16 @@ def test_pieces_and_workers_do_not_change_the_result(tokenizer, tmp_path, monkey
     monkeypatch.setattr(sources, "PIECE_BYTES", 40_000)
     one, three = (run(tokenizer, tmp_path / "text" / ".." / "d", documents, workers=workers) for workers in (1, 3))
     assert one == three and len(one["shards"]["train"]) > 5
-    assert one["documents"] == whole["documents"] and one["blocks"]["heldout"] - whole["blocks"]["heldout"] in (-1, 0, 1)
+    assert one["documents"] == whole["documents"] and one["blocks"]["heldout"] - whole["blocks"]["heldout"] in (
+        -1,
+        0,
+        1,
+    )
     short = [ids for ids in sequences(tmp_path / "d", "train") if len(ids) < 16]
     assert len(short) <= 1  # what the pieces left over was packed together
-    ordinary = [np.bincount(np.concatenate(sequences(tmp_path / name, "train")), minlength=300)[5:] for name in ("whole", "d")]
+    ordinary = [
+        np.bincount(np.concatenate(sequences(tmp_path / name, "train")), minlength=300)[5:] for name in ("whole", "d")
+    ]
     assert (ordinary[0] == ordinary[1]).all()
 
 
@@ -147,10 +164,16 @@ def test_an_interrupted_call_goes_on_with_the_pieces_that_are_done(tokenizer, tm
     assert not (tmp_path / "b").exists()  # nothing that looks finished
     stamps = {folder: folder.stat().st_ino for folder in done}
     again = []
-    monkeypatch.setattr(PieceWorker, "__call__", lambda self, piece, folder, tick: (again.append(folder), work(self, piece, folder, tick)))
+    monkeypatch.setattr(
+        PieceWorker,
+        "__call__",
+        lambda self, piece, folder, tick: (again.append(folder), work(self, piece, folder, tick)),
+    )
     text = tmp_path / "text" / "b.txt"
     stamp = text.stat().st_mtime_ns
-    manifest = prepare([str(text)], tokenizer, tmp_path / "b", sequence_length=16, heldout_fraction=0.2, seed=3, workers=1)
+    manifest = prepare(
+        [str(text)], tokenizer, tmp_path / "b", sequence_length=16, heldout_fraction=0.2, seed=3, workers=1
+    )
     assert text.stat().st_mtime_ns == stamp and not set(again) & set(stamps) and len(again) > 3
     assert manifest["fingerprint"] == expected["fingerprint"]
     assert not list(tmp_path.glob(".*"))
@@ -174,13 +197,17 @@ def test_two_calls_on_one_folder(tokenizer, tmp_path):
 
 def test_grouped_sequences_are_lines(tokenizer, tmp_path):
     lines = [" ".join(["teacher"] * n) for n in (3, 9, 10, 30, 62, 63, 200)] + ["the " * 5 + "日" * 1 + " 日" * 10]
-    manifest = run(tokenizer, tmp_path / "d", ["\n".join(lines)], mode="grouped", sequence_length=64, heldout_fraction=0.0)
+    manifest = run(
+        tokenizer, tmp_path / "d", ["\n".join(lines)], mode="grouped", sequence_length=64, heldout_fraction=0.0
+    )
     found = sequences(tmp_path / "d", "train")
     one = tokenizer("teacher", add_special_tokens=False)["input_ids"]
     assert len(one) == 1
     # 200 = 62 + 62 + 62 + 14; three and nine words are too short, one line too unknown
     assert [len(ids) for ids in found] == [12, 32, 64, 64, 64, 64, 64, 16]
-    assert manifest["found"]["sequences_too_short"] == 3 and manifest["found"]["sequences_unknown"] == 1  # and the last word of 63
+    assert (
+        manifest["found"]["sequences_too_short"] == 3 and manifest["found"]["sequences_unknown"] == 1
+    )  # and the last word of 63
     assert all(ids[0] == manifest["cls_id"] and ids[-1] == manifest["sep_id"] for ids in found)
 
 
@@ -188,9 +215,17 @@ def test_what_was_found_is_counted(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "DOCUMENT_CHARACTERS", 2000)
     folder = tmp_path / "in"
     folder.mkdir()
-    (folder / "a.txt").write_bytes(b"teacher student\n\n" + b"soft targets " * 400 + b"\n\nbad \xff utf8 in a document of some words here and there")
-    (folder / "b.jsonl").write_text('{"text": ""}\n{"text": "the same"}\n{"text": "the same"}\n{"text": "  "}\n{"text": null}\n')
-    manifest = prepare([str(folder)], tokenizer, tmp_path / "d", sequence_length=16, heldout_fraction=0.1, seed=0, workers=1)
+    (folder / "a.txt").write_bytes(
+        b"teacher student\n\n"
+        + b"soft targets " * 400
+        + b"\n\nbad \xff utf8 in a document of some words here and there"
+    )
+    (folder / "b.jsonl").write_text(
+        '{"text": ""}\n{"text": "the same"}\n{"text": "the same"}\n{"text": "  "}\n{"text": null}\n'
+    )
+    manifest = prepare(
+        [str(folder)], tokenizer, tmp_path / "d", sequence_length=16, heldout_fraction=0.1, seed=0, workers=1
+    )
     found = manifest["found"]
     assert (found["empty"], found["duplicate"], found["bad_utf8"], found["cut"], found["short"]) == (3, 1, 1, 3, 3)
     assert sum(manifest["documents"].values()) == 1 + 3 + 1 + 2
@@ -200,34 +235,66 @@ def test_what_was_found_is_counted(tokenizer, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bytelevel", "unigram"])
 def test_remembered_words_give_the_librarys_ids(kind):
-    texts = ["Plain words, again words; words!", "tab\tand  two spaces\nline\r\nend ", " leading and trailing ",
-             "\x1c odd \x1f\x00 con\x0ctrol\x0b \x85",
-             "naïve café e\u0301 中文字 日本 ½ ﬁ ﷺ ... don't U.S.A. 3.14 a_b [MASK] <mask> </s>",
-             "ümlaut ÜMLAUT İ ß ſ \u200b zero\u200bwidth \u3000wide",
-             "\u00a0no break ´ acute", "", "   ", "🙂🙂 emoji", "word" * 300]  # fmt: skip
+    texts = [
+        "Plain words, again words; words!",
+        "tab\tand  two spaces\nline\r\nend ",
+        " leading and trailing ",
+        "\x1c odd \x1f\x00 con\x0ctrol\x0b \x85",
+        "naïve café e\u0301 中文字 日本 ½ ﬁ ﷺ ... don't U.S.A. 3.14 a_b [MASK] <mask> </s>",
+        "ümlaut ÜMLAUT İ ß ſ \u200b zero\u200bwidth \u3000wide",
+        "\u00a0no break ´ acute",
+        "",
+        "   ",
+        "🙂🙂 emoji",
+        "word" * 300,
+    ]
     corpus = [" ".join(WORDS), *texts] * 20
     if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0} | {c: i for i, c in enumerate(
-            sorted({x for w in WORDS for x in (w, *w, *("##" + c for c in w))} | set("!\"'.,;[]<>/_3.14½")), 1)}, unk_token="[UNK]"))  # fmt: skip
+        tokenizer = Tokenizer(
+            models.WordPiece(
+                {"[UNK]": 0}
+                | {
+                    c: i
+                    for i, c in enumerate(
+                        sorted({x for w in WORDS for x in (w, *w, *("##" + c for c in w))} | set("!\"'.,;[]<>/_3.14½")),
+                        1,
+                    )
+                },
+                unk_token="[UNK]",
+            )
+        )
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     elif kind == "bytelevel":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet))
+        tokenizer.train_from_iterator(
+            corpus, trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet)
+        )
     else:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-        tokenizer.train_from_iterator(corpus, trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        )
+        tokenizer.train_from_iterator(
+            corpus,
+            trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False),
+        )
     encoder = Encoder(tokenizer)
     for _ in range(2):
-        assert [ids.tolist() for ids in encoder(texts)] == [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    assert encoder.remembers, [t for t in texts if encoder._by_word([t])[0].tolist() != tokenizer.encode(t, add_special_tokens=False).ids]
+        assert [ids.tolist() for ids in encoder(texts)] == [
+            e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)
+        ]
+    assert encoder.remembers, [
+        t for t in texts if encoder._by_word([t])[0].tolist() != tokenizer.encode(t, add_special_tokens=False).ids
+    ]
     tokenizer.add_tokens(["new york"])
     assert not Encoder(tokenizer).remembers
     # a tokenizer that looks across spaces is not taken for one that does not
-    crossing = Tokenizer(models.BPE(vocab={"a": 0, " ": 1, "b": 2, "a ": 3, "a b": 4}, merges=[("a", " "), ("a ", "b")]))
+    crossing = Tokenizer(
+        models.BPE(vocab={"a": 0, " ": 1, "b": 2, "a ": 3, "a b": 4}, merges=[("a", " "), ("a ", "b")])
+    )
     encoder = Encoder(crossing)
     assert [ids.tolist() for ids in encoder(["a b", "b a b"])] == [[4], [2, 1, 4]] and not encoder.remembers
 
@@ -235,7 +302,9 @@ def test_remembered_words_give_the_librarys_ids(kind):
 def test_special_tokens_that_a_text_spells_out_are_left_out(tmp_path):
     """XLM-R's <s> and <mask> are pieces of its own vocabulary: a page with <s>…</s> in it would bring our separators."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    pieces = [(word, -float(i)) for i, word in enumerate([*special, "▁", *(f"▁{word}" for word in WORDS), *"<>/smaskpd"])]
+    pieces = [
+        (word, -float(i)) for i, word in enumerate([*special, "▁", *(f"▁{word}" for word in WORDS), *"<>/smaskpd"])
+    ]
     backend = Tokenizer(models.Unigram(list(dict(pieces).items()), unk_id=3))
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     names = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special, strict=True))

@@ -21,42 +21,78 @@ def texts(path, data, findings=None):
     return [d.text for piece in split_inputs([str(path)]) for d in read(piece, findings=findings)]
 
 
-@pytest.mark.parametrize("name, data, said", [
-    ("a.csv", "text\nit is a, b, c\n", r"a\.csv, row 1 \(line 2\): 3 fields, the header has 1 \(text\); a field that holds a comma needs quotes"),
-    ("a.csv", "id,text\n1,fine\n2,it is a, b\n", r"row 2 \(line 3\): 3 fields, the header has 2 \(id, text\)"),
-    ("a.tsv", "id\ttext\n1\tfine\tmore\n", r"row 1 \(line 2\): 3 fields.*a field that holds a tab needs quotes"),
-    ("a.csv", 'id,text\n1,"he said \\"so\\", and left"\n', r"row 1 \(line 2\): text goes on after a closing quote; a quote that is text is"),
-    ("a.csv", 'id,text\n1,"said \\", and"\n', r"row 1 \(line 2\): .*a quote"),
-    ("a.csv", 'id,text\n1,fine\n2,"open\n3,fine\n4,fine\n', r"row 2 \(line 3\): the quote that opens there is never closed"),
-    ("a.tsv", 'id\ttext\n1\t"open\n2\tb\n3\tc\n4\tclosed"\n5\tx\n', r"row 1 \(line 2\): a field that begins with a quote goes on over 3 more rows"),
-    ("a.tsv", '"id\ttext\n1\ta\n2\tb\n', r"the quote that opens there is never closed"),
-    ("a.tsv", 'id\ttext\n1\t"Yes" she said\n', r"row 1 \(line 2\): text goes on after a closing quote"),
-    ("a.csv", "id,text\n1,first line\nsecond line\n", r"row 2 \(line 3\): 1 fields, the header has 2 \(id, text\); a field that holds a line end"),
-    ("a.csv", "text,text\na,b\n", r"a\.csv: 2 columns are called 'text'"),
-    ("a.csv", "id;text\n1;one\n", r"no column 'text', it has id;text"),
-    ("a.jsonl", '{"text": "one"}\n{"text": ["two"]}\n', r"jsonl, line 2: column 'text' holds a list, not text; make it one string .*a\.jsonl#COL"),
-    ("a.jsonl", '{"text": {"en": "one"}}\n', r"line 1: column 'text' holds an object, not text"),
-    ("a.jsonl", '{"text": 5}\n', r"line 1: column 'text' holds a number, not text"),
-    ("a.jsonl", '{"text": true}\n', r"line 1: column 'text' holds true or false, not text"),
-    ("a.json", '{\n  "text": "one"\n}\n', r"a\.json, line 1: JSON over many lines; one object per line is expected: jq -c '\.' "),
-    ("a.json", '[\n  {"text": "one"}\n]\n', r"JSON over many lines.*jq -c '\.\[\]' "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, data, said",
+    [
+        (
+            "a.csv",
+            "text\nit is a, b, c\n",
+            r"a\.csv, row 1 \(line 2\): 3 fields, the header has 1 \(text\); a field that holds a comma needs quotes",
+        ),
+        ("a.csv", "id,text\n1,fine\n2,it is a, b\n", r"row 2 \(line 3\): 3 fields, the header has 2 \(id, text\)"),
+        ("a.tsv", "id\ttext\n1\tfine\tmore\n", r"row 1 \(line 2\): 3 fields.*a field that holds a tab needs quotes"),
+        (
+            "a.csv",
+            'id,text\n1,"he said \\"so\\", and left"\n',
+            r"row 1 \(line 2\): text goes on after a closing quote; a quote that is text is",
+        ),
+        ("a.csv", 'id,text\n1,"said \\", and"\n', r"row 1 \(line 2\): .*a quote"),
+        (
+            "a.csv",
+            'id,text\n1,fine\n2,"open\n3,fine\n4,fine\n',
+            r"row 2 \(line 3\): the quote that opens there is never closed",
+        ),
+        (
+            "a.tsv",
+            'id\ttext\n1\t"open\n2\tb\n3\tc\n4\tclosed"\n5\tx\n',
+            r"row 1 \(line 2\): a field that begins with a quote goes on over 3 more rows",
+        ),
+        ("a.tsv", '"id\ttext\n1\ta\n2\tb\n', r"the quote that opens there is never closed"),
+        ("a.tsv", 'id\ttext\n1\t"Yes" she said\n', r"row 1 \(line 2\): text goes on after a closing quote"),
+        (
+            "a.csv",
+            "id,text\n1,first line\nsecond line\n",
+            r"row 2 \(line 3\): 1 fields, the header has 2 \(id, text\); a field that holds a line end",
+        ),
+        ("a.csv", "text,text\na,b\n", r"a\.csv: 2 columns are called 'text'"),
+        ("a.csv", "id;text\n1;one\n", r"no column 'text', it has id;text"),
+        (
+            "a.jsonl",
+            '{"text": "one"}\n{"text": ["two"]}\n',
+            r"jsonl, line 2: column 'text' holds a list, not text; make it one string .*a\.jsonl#COL",
+        ),
+        ("a.jsonl", '{"text": {"en": "one"}}\n', r"line 1: column 'text' holds an object, not text"),
+        ("a.jsonl", '{"text": 5}\n', r"line 1: column 'text' holds a number, not text"),
+        ("a.jsonl", '{"text": true}\n', r"line 1: column 'text' holds true or false, not text"),
+        (
+            "a.json",
+            '{\n  "text": "one"\n}\n',
+            r"a\.json, line 1: JSON over many lines; one object per line is expected: jq -c '\.' ",
+        ),
+        ("a.json", '[\n  {"text": "one"}\n]\n', r"JSON over many lines.*jq -c '\.\[\]' "),
+    ],
+)
 def test_what_is_no_row_of_text_is_named_with_its_place(tmp_path, name, data, said):
     with pytest.raises(UserError, match=said) as error:
         texts(tmp_path / name, data)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name, data, expected", [
-    ("a.csv", "id,text,,\n1,one,,\n2,two,,,\n", ["one", "two"]),  # what a spreadsheet writes for empty cells
-    ("a.csv", 'id,text\n1, "with a space"\n2,"x" ,\n3,"y"  \n', ['"with a space"', "x", "y"]),
-    ("a.csv", 'id,text\n\n1,"two\nlines, and ""quotes"""\n\n', ['two\nlines, and "quotes"']),
-    ("a.csv", "id,text,note\n1,one\n2,two,x\n", ["one", "two"]),
-    ("a.csv", 'text\r\n"a\r\nb"\r\n', ["a\r\nb"]), ("a.csv", "a,b\n", []), ("a.csv", "", []),
-    ("a.tsv", 'id\ttext\n1\ta "quoted" word\n2\t"a ""quoted"" word"\n', ['a "quoted" word', 'a "quoted" word']),
-    ("a.tsv", 'id\ttext\n1\t"two\nlines"\n', ["two\nlines"]),
-    ("a.jsonl", '{"text": "one"}\n\n{"text": null}\n{"text": NaN}\n"two"\n', ["one", "", "", "two"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, data, expected",
+    [
+        ("a.csv", "id,text,,\n1,one,,\n2,two,,,\n", ["one", "two"]),  # what a spreadsheet writes for empty cells
+        ("a.csv", 'id,text\n1, "with a space"\n2,"x" ,\n3,"y"  \n', ['"with a space"', "x", "y"]),
+        ("a.csv", 'id,text\n\n1,"two\nlines, and ""quotes"""\n\n', ['two\nlines, and "quotes"']),
+        ("a.csv", "id,text,note\n1,one\n2,two,x\n", ["one", "two"]),
+        ("a.csv", 'text\r\n"a\r\nb"\r\n', ["a\r\nb"]),
+        ("a.csv", "a,b\n", []),
+        ("a.csv", "", []),
+        ("a.tsv", 'id\ttext\n1\ta "quoted" word\n2\t"a ""quoted"" word"\n', ['a "quoted" word', 'a "quoted" word']),
+        ("a.tsv", 'id\ttext\n1\t"two\nlines"\n', ["two\nlines"]),
+        ("a.jsonl", '{"text": "one"}\n\n{"text": null}\n{"text": NaN}\n"two"\n', ["one", "", "", "two"]),
+    ],
+)
 def test_what_was_read_rightly_is_read_as_ever(tmp_path, name, data, expected):
     assert texts(tmp_path / name, data) == expected
 
@@ -64,12 +100,20 @@ def test_what_was_read_rightly_is_read_as_ever(tmp_path, name, data, expected):
 FIELDS = st.text(st.sampled_from([*"ab ,\t\"\n\r;'\\", "é", "中", "\u2028"]), max_size=12)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.tuples(FIELDS, FIELDS), max_size=6), delimiter=st.sampled_from(",\t"), ends=st.sampled_from(["\n", "\r\n"]),
-       quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))  # fmt: skip
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=st.lists(st.tuples(FIELDS, FIELDS), max_size=6),
+    delimiter=st.sampled_from(",\t"),
+    ends=st.sampled_from(["\n", "\r\n"]),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
 def test_what_a_csv_writer_writes_comes_back(tmp_path, rows, delimiter, ends, quoting):
     """Or is answered, where a field of a tsv looks like rows that an open quote has swallowed; never anything else."""
-    if quoting == csv.QUOTE_MINIMAL:  # the library's writer leaves a lone carriage return unquoted, which ends a row to every reader
+    if (
+        quoting == csv.QUOTE_MINIMAL
+    ):  # the library's writer leaves a lone carriage return unquoted, which ends a row to every reader
         rows = [(first.replace("\r", " "), text.replace("\r", " ")) for first, text in rows]
     stream = io.StringIO(newline="")
     csv.writer(stream, delimiter=delimiter, quoting=quoting, lineterminator=ends).writerows([("id", "text"), *rows])
@@ -83,7 +127,9 @@ def test_what_a_csv_writer_writes_comes_back(tmp_path, rows, delimiter, ends, qu
     assert findings.characters["read"] == sum(len(text) for _, text in rows)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.text(st.sampled_from([*'ab,"\n\\'])).map(lambda text: f"id,text\n{text}"))
 def test_any_csv_is_read_whole_or_answered(tmp_path, data):
     try:
@@ -108,10 +154,17 @@ def test_an_open_quote_that_another_closes_is_remarked_on(tmp_path):
     assert times == 3 and "row 1 (line 2): 2 fields, the header has 3" in sentence
 
 
-@pytest.mark.parametrize("kind, what", [
-    (pyarrow.list_(pyarrow.string()), "lists"), (pyarrow.struct([("a", pyarrow.string())]), "objects"), (pyarrow.int64(), "int64 values"),
-    (pyarrow.float32(), "float values"), (pyarrow.bool_(), "bool values"), (pyarrow.map_(pyarrow.string(), pyarrow.string()), "objects"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, what",
+    [
+        (pyarrow.list_(pyarrow.string()), "lists"),
+        (pyarrow.struct([("a", pyarrow.string())]), "objects"),
+        (pyarrow.int64(), "int64 values"),
+        (pyarrow.float32(), "float values"),
+        (pyarrow.bool_(), "bool values"),
+        (pyarrow.map_(pyarrow.string(), pyarrow.string()), "objects"),
+    ],
+)
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
 def test_a_column_that_is_no_text_is_said_before_anything_is_read(tmp_path, kind, what, ending):
     path = tmp_path / f"a.{ending}"
@@ -129,7 +182,9 @@ def test_a_column_that_is_no_text_is_said_before_anything_is_read(tmp_path, kind
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
 def test_strings_and_bytes_of_every_arrow_type_are_text(tmp_path, kind, ending):
     path, values = tmp_path / f"a.{ending}", ["one é", None, "two"]
-    array = pyarrow.array([v if v is None or "binary" not in kind else v.encode() for v in values], getattr(pyarrow, kind)())
+    array = pyarrow.array(
+        [v if v is None or "binary" not in kind else v.encode() for v in values], getattr(pyarrow, kind)()
+    )
     write_arrow(path, pyarrow.table({"text": array}))
     assert [d.text for piece in split_inputs([str(path)]) for d in read(piece)] == ["one é", "", "two"]
     write_arrow(path, pyarrow.table({"text": pyarrow.array(["a", "b", "a"]).dictionary_encode()}))
@@ -176,13 +231,22 @@ def swallowing(header: str, row: str, delimiter: str, opens: str, closes: str, b
     return "\n".join([header.replace(",", delimiter), *lines]) + "\n"
 
 
-@pytest.mark.parametrize("header, row", [("text,id", "{text}{delimiter}{number}"), ("id,text", "{number}{delimiter}{text}"),
-                                         ("a,text,id", "x{delimiter}{text}{delimiter}{number}")])  # fmt: skip
+@pytest.mark.parametrize(
+    "header, row",
+    [
+        ("text,id", "{text}{delimiter}{number}"),
+        ("id,text", "{number}{delimiter}{text}"),
+        ("a,text,id", "x{delimiter}{text}{delimiter}{number}"),
+    ],
+)
 @pytest.mark.parametrize("delimiter, between", [("\t", 130), ("\t", 5), (",", 130), (",", 30)])
 def test_rows_that_a_quote_has_swallowed_are_refused(tmp_path, header, row, delimiter, between):
     file = tmp_path / ("t.tsv" if delimiter == "\t" else "t.csv")
     file.write_text(swallowing(header, row, delimiter, '"open', 'closed"', between))
-    with pytest.raises(UserError, match=rf"{file.name}, row 11 \(line 12\): a field that begins with a quote goes on over {between + 1} more rows"):
+    with pytest.raises(
+        UserError,
+        match=rf"{file.name}, row 11 \(line 12\): a field that begins with a quote goes on over {between + 1} more rows",
+    ):
         list(documents([str(file)]))
 
 
@@ -194,11 +258,16 @@ def test_a_swallowing_quote_in_one_column_is_remarked_on(tmp_path):
 
 
 def test_texts_of_many_lines_are_no_swallowed_rows(tmp_path):
-    verses = [f"It is an ancient Mariner, {n}\nAnd he stoppeth one of three.\nBy thy long beard\n\nand glittering eye," for n in range(50)]
+    verses = [
+        f"It is an ancient Mariner, {n}\nAnd he stoppeth one of three.\nBy thy long beard\n\nand glittering eye,"
+        for n in range(50)
+    ]
     with (tmp_path / "t.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["id", "text"], *enumerate(verses)])
     findings = Findings()
-    assert [d.text for piece in split_inputs([str(tmp_path / "t.csv")]) for d in read(piece, findings=findings)] == verses
+    assert [
+        d.text for piece in split_inputs([str(tmp_path / "t.csv")]) for d in read(piece, findings=findings)
+    ] == verses
     assert not findings.remarks
 
 

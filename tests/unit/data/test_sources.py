@@ -14,7 +14,7 @@ from ds_distill.data.readers import documents, read
 from ds_distill.data.sources import corpus_identity, split_inputs
 from ds_distill.utils.errors import UserError
 
-TEXTS = ["The first document.", "A second, with a comma\nand a line end.", "Third: \"quoted\" and ünïcode 中文"]
+TEXTS = ["The first document.", "A second, with a comma\nand a line end.", 'Third: "quoted" and ünïcode 中文']
 
 
 def write(path, kind):
@@ -43,7 +43,10 @@ def write(path, kind):
 KINDS = ("txt", "jsonl", "csv", "tsv")
 
 
-@pytest.mark.parametrize("ending", [*KINDS, "parquet", *(f"{kind}.{packed}" for kind in KINDS for packed in ("gz", "zst")), "txt.GZ", "TSV", "tsv.GZ"])
+@pytest.mark.parametrize(
+    "ending",
+    [*KINDS, "parquet", *(f"{kind}.{packed}" for kind in KINDS for packed in ("gz", "zst")), "txt.GZ", "TSV", "tsv.GZ"],
+)
 def test_every_kind_of_file_gives_the_same_documents(tmp_path, ending):
     path = tmp_path / f"data.{ending}"
     write(path, ending.split(".")[0].lower())
@@ -107,7 +110,11 @@ def test_a_huge_document_is_cut_between_words_and_loses_none(tmp_path, monkeypat
     for text in (" ".join(words), "\n".join(" ".join(words[i : i + 12]) for i in range(0, len(words), 12))):
         (tmp_path / "huge.txt").write_text(text)
         found = list(read(split_inputs([str(tmp_path / "huge.txt")])[0]))
-        assert len(found) > 100 and all(len(d.text) <= 1000 and not d.bad_utf8 for d in found) and all(d.cut for d in found[:-1])
+        assert (
+            len(found) > 100
+            and all(len(d.text) <= 1000 and not d.bad_utf8 for d in found)
+            and all(d.cut for d in found[:-1])
+        )
         assert " ".join(d.text for d in found).split() == words
 
 
@@ -135,7 +142,9 @@ def test_hub_data_sets_load_from_a_folder_too(tmp_path, monkeypatch, streaming):
     pieces = split_inputs([f"hf:{folder}"], streaming=streaming)
     assert len(pieces) == (2 if streaming else 1)
     assert sorted(d.text for piece in pieces for d in read(piece)) == sorted(TEXTS)
-    assert [d.text for piece in split_inputs([f"hf:{folder}@validation#text"], streaming=streaming) for d in read(piece)] == ["held out"]
+    assert [
+        d.text for piece in split_inputs([f"hf:{folder}@validation#text"], streaming=streaming) for d in read(piece)
+    ] == ["held out"]
     with pytest.raises(UserError, match="no column 'body', it has text, n"):
         split_inputs([f"hf:{folder}#body"], streaming=streaming)
     with pytest.raises(UserError, match=r"@nosuch: cannot be loaded"):
@@ -157,11 +166,14 @@ def test_damage_is_named_with_its_place(tmp_path):
     path.write_bytes(gzip.compress(b"words " * 1000)[:30])
     with pytest.raises(UserError, match="broken.txt.gz: cannot be read"):
         list(documents([str(path)]))
-    for name, data, said in (("a.jsonl", '{"text": "x"}\n{"text": ', "a.jsonl, line 2: not JSON"),
-                             ("b.jsonl", '{"body": "x"}\n', "no column 'text', it has body"),
-                             ("f.jsonl", '[{"text": "x"}]\n', "f.jsonl, line 1: a JSON array; one JSON object a line"),
-                             ("c.csv", "a,b\n1,2\n", "no column 'text', it has a, b"), ("d.parquet", "PAR", "d.parquet: cannot be read"),
-                             ("e.txt.zst", "no zstd", "e.txt.zst: cannot be read")):  # fmt: skip
+    for name, data, said in (
+        ("a.jsonl", '{"text": "x"}\n{"text": ', "a.jsonl, line 2: not JSON"),
+        ("b.jsonl", '{"body": "x"}\n', "no column 'text', it has body"),
+        ("f.jsonl", '[{"text": "x"}]\n', "f.jsonl, line 1: a JSON array; one JSON object a line"),
+        ("c.csv", "a,b\n1,2\n", "no column 'text', it has a, b"),
+        ("d.parquet", "PAR", "d.parquet: cannot be read"),
+        ("e.txt.zst", "no zstd", "e.txt.zst: cannot be read"),
+    ):
         (tmp_path / name).write_text(data)
         with pytest.raises(UserError, match=said):
             list(documents([str(tmp_path / name)]))

@@ -34,7 +34,9 @@ def put(variables: dict[str, str]) -> None:
     os.environ.update(variables)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(command=st.sampled_from(sorted(COMMANDS)), variables=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6))
 def test_any_environment_is_understood_or_named(capsys, command, variables):
     put(variables)
@@ -48,7 +50,9 @@ def test_any_environment_is_understood_or_named(capsys, command, variables):
     said, rank, world = capsys.readouterr().err, variables.get("RANK", ""), variables.get("WORLD_SIZE", "")
     if command not in job.SHARED:
         assert not set(os.environ) & {*job.RANK, *job.MPI}
-        assert works or any(name in variables for name in job.LAUNCHED), "only what a launcher started may leave the work to the first rank"
+        assert works or any(name in variables for name in job.LAUNCHED), (
+            "only what a launcher started may leave the work to the first rank"
+        )
         assert not works or bool(said) == (rank not in ("", "0") or world not in ("", "1"))
     else:
         assert works and 0 <= int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) == job.ranks()
@@ -57,15 +61,24 @@ def test_any_environment_is_understood_or_named(capsys, command, variables):
         assert job.ranks() > 1 or os.environ["MASTER_ADDR"] == "127.0.0.1", "not the address of another job"
 
 
-@pytest.mark.parametrize("variables, words", [
-    ({"WORLD_SIZE": "8"}, "WORLD_SIZE = 8 in the environment, but no RANK and no MASTER_ADDR"),
-    ({"WORLD_SIZE": "8", "RANK": "0"}, "WORLD_SIZE = 8 in the environment, but no MASTER_ADDR"),
-    ({"RANK": "1"}, "RANK = 1 in the environment, but no WORLD_SIZE"),
-    ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK = 1 in the environment, but WORLD_SIZE = 1"),
-    ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, "RANK = 2 in the environment: WORLD_SIZE = 2 has ranks 0 to 1"),
-    ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two in the environment: a number is expected"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "tcp://10.0.0.1:80"}, "MASTER_PORT = tcp://10.0.0.1:80 in the environment"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "variables, words",
+    [
+        ({"WORLD_SIZE": "8"}, "WORLD_SIZE = 8 in the environment, but no RANK and no MASTER_ADDR"),
+        ({"WORLD_SIZE": "8", "RANK": "0"}, "WORLD_SIZE = 8 in the environment, but no MASTER_ADDR"),
+        ({"RANK": "1"}, "RANK = 1 in the environment, but no WORLD_SIZE"),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK = 1 in the environment, but WORLD_SIZE = 1"),
+        (
+            {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+            "RANK = 2 in the environment: WORLD_SIZE = 2 has ranks 0 to 1",
+        ),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two in the environment: a number is expected"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "tcp://10.0.0.1:80"},
+            "MASTER_PORT = tcp://10.0.0.1:80 in the environment",
+        ),
+    ],
+)
 def test_what_describes_no_rank_ends_a_distillation_at_its_start(tmp_path, capsys, variables, words):
     put(variables)
     assert main(["distill", "--teacher", "T", "--corpus", "x", "--output", str(tmp_path / "out")]) == 2
@@ -74,7 +87,15 @@ def test_what_describes_no_rank_ends_a_distillation_at_its_start(tmp_path, capsy
 
 
 def test_a_lone_process_of_a_pod_is_itself_without_a_word(capsys):
-    put({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "pod-0.of-another-job", "MASTER_PORT": "tcp://10.0.0.1:80"})
+    put(
+        {
+            "WORLD_SIZE": "1",
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "pod-0.of-another-job",
+            "MASTER_PORT": "tcp://10.0.0.1:80",
+        }
+    )
     assert job.settle("finetune") and job.settle("distill")
     assert capsys.readouterr().err == "" and os.environ["MASTER_ADDR"] == "127.0.0.1"
 
@@ -86,18 +107,37 @@ def test_only_the_first_of_launched_ranks_does_the_work_of_one(capsys):
         assert ("not read" in capsys.readouterr().err) is works
 
 
-@pytest.mark.parametrize("variables", [
-    {"RANK": "1"}, {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "1"},
+        {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"},
+    ],
+)
 def test_the_work_of_one_process_is_done_and_its_result_printed(tmp_path, variables):
     (tmp_path / "text.txt").write_text("\n\n".join(["the small model reads what a large one wrote"] * 20))
     from ds_distill.data.tokenizer import train_wordpiece
 
     train_wordpiece(["the small model reads what a large one wrote"] * 3, 256, tmp_path / "tokenizer")
-    done = ds_distill("prepare", "--tokenizer", tmp_path / "tokenizer", "--corpus", tmp_path / "text.txt", "--output", tmp_path / "tokens",
-                      "--data.sequence_length", 32, "--data.workers", 1, **variables)  # fmt: skip
+    done = ds_distill(
+        "prepare",
+        "--tokenizer",
+        tmp_path / "tokenizer",
+        "--corpus",
+        tmp_path / "text.txt",
+        "--output",
+        tmp_path / "tokens",
+        "--data.sequence_length",
+        32,
+        "--data.workers",
+        1,
+        **variables,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1])["documents"]["train"] > 0 and (tmp_path / "tokens" / "summary.json").is_file()
+    assert (
+        json.loads(done.stdout.splitlines()[-1])["documents"]["train"] > 0
+        and (tmp_path / "tokens" / "summary.json").is_file()
+    )
     assert "RANK = 1" in done.stderr and "prepare is the work of one process" in done.stderr
 
 
@@ -125,7 +165,9 @@ def test_variables_of_mpirun_and_accelerate_reach_no_library(monkeypatch, capsys
     put({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"})
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert job.settle("distill") and not set(os.environ) & set(job.MPI)
-    assert "OMPI_COMM_WORLD_RANK = 1 and OMPI_COMM_WORLD_SIZE = 2 in the environment: not read" in capsys.readouterr().err
+    assert (
+        "OMPI_COMM_WORLD_RANK = 1 and OMPI_COMM_WORLD_SIZE = 2 in the environment: not read" in capsys.readouterr().err
+    )
     assert job.settle("finetune") and "ACCELERATE_USE_DEEPSPEED" not in os.environ
 
 

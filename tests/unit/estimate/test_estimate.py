@@ -24,7 +24,12 @@ def test_flops_of_the_papers_models():
     from transformers import BertConfig, DistilBertConfig
 
     h, v, length = 768, 30_522, 128
-    expected = 12 * (24 * h * h + 4 * length * h) + 2 * h * v + 2 * h * h + 3 * (6 * (24 * h * h + 4 * length * h) + 2 * h * v + 2 * h * h)
+    expected = (
+        12 * (24 * h * h + 4 * length * h)
+        + 2 * h * v
+        + 2 * h * h
+        + 3 * (6 * (24 * h * h + 4 * length * h) + 2 * h * v + 2 * h * h)
+    )
     assert flops_per_token(BertConfig(), DistilBertConfig(), length) == expected == pytest.approx(629e6, rel=1e-3)
 
 
@@ -32,7 +37,9 @@ def test_activations_grow_with_sequences_and_checkpointing_drops_them():
     student = build_student(tiny_bert(4))
     count = lambda n: activation_bytes(student, n, 16, torch.float32, torch.device("cpu"))  # noqa: E731
     assert 0 < count(1) and count(9) - count(8) == pytest.approx(count(5) - count(4))
-    assert count(8) > 2 * 8 * 16 * 34 * 32  # two layers keep some 34 H numbers a token (Korthikanti et al. 2022), attention aside
+    assert (
+        count(8) > 2 * 8 * 16 * 34 * 32
+    )  # two layers keep some 34 H numbers a token (Korthikanti et al. 2022), attention aside
     full = count(8)
     student.gradient_checkpointing_enable()
     assert count(8) < 0.6 * full
@@ -44,8 +51,18 @@ def test_memory_by_stage_is_the_papers_arithmetic():
     count = student.num_parameters()
 
     def of(stage, ranks, dtype):
-        return memory(student, 20, Training(micro_batch=4), length=16, stage=stage, ranks=ranks, dtype=dtype, accumulation=1, activations=0.0,
-                      device="cpu")  # fmt: skip
+        return memory(
+            student,
+            20,
+            Training(micro_batch=4),
+            length=16,
+            stage=stage,
+            ranks=ranks,
+            dtype=dtype,
+            accumulation=1,
+            activations=0.0,
+            device="cpu",
+        )
 
     assert of(0, 8, torch.float32).optimizer == 8 * count and of(0, 8, torch.float32).weights == 4 * count
     assert of(1, 8, torch.bfloat16).optimizer == 12 * count / 8 and of(1, 8, torch.bfloat16).weights == 2 * count
@@ -56,7 +73,9 @@ def test_memory_by_stage_is_the_papers_arithmetic():
 
 def test_live_bytes_of_the_loss():
     assert live_bytes(10, 1000, 2, "cpu") == 10 * 1000 * (2 * 2 + 5 * 4)
-    assert live_bytes(10, 1000, 2, "cuda") == 10 * 1000 * (2 * 4 + 2 + 7 * 4)  # fp32 logits, and their gradient beside them
+    assert live_bytes(10, 1000, 2, "cuda") == 10 * 1000 * (
+        2 * 4 + 2 + 7 * 4
+    )  # fp32 logits, and their gradient beside them
     assert live_bytes(10, 1000, 4, "cuda") == 10 * 1000 * (2 * 4 + 7 * 4)
     # at 16,384 tokens benchmarks.training.vocab_loss measured 1,098 MB on an H100, gradients and copies of the weights (of 47, 94 and 25 MB) included
     assert live_bytes(16_384, 30_522, 2, "cuda", "triton") == 2432 * 30_528 * 10
@@ -65,7 +84,9 @@ def test_live_bytes_of_the_loss():
 
 
 def test_out_of_memory_says_what_to_lower():
-    with pytest.raises(UserError, match=r"micro_batch = 32: try training.micro_batch = 16, or training.gradient_checkpointing"):
+    with pytest.raises(
+        UserError, match=r"micro_batch = 32: try training.micro_batch = 16, or training.gradient_checkpointing"
+    ):
         with explain_training_memory(Training(micro_batch=32)):
             torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(UserError, match="a shorter data.sequence_length"):
@@ -77,14 +98,21 @@ def test_out_of_memory_says_what_to_lower():
 
 
 def test_memory_is_what_a_container_allows(monkeypatch):
-    files = {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}
-    monkeypatch.setattr("ds_distill.utils.memory.Path", lambda file: SimpleNamespace(read_text=lambda encoding: files[file]))
+    files = {
+        "/sys/fs/cgroup/memory.max": "max\n",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    monkeypatch.setattr(
+        "ds_distill.utils.memory.Path", lambda file: SimpleNamespace(read_text=lambda encoding: files[file])
+    )
     assert memory_limit() == psutil.virtual_memory().total
     files["/sys/fs/cgroup/memory.max"] = f"{2**30}\n"
     assert memory_limit() == 2**30
 
 
-@pytest.mark.parametrize("key, value", [("ranks", 0), ("ranks", -1), ("tokens_per_second", 0.0), ("memory_gib", math.nan)])
+@pytest.mark.parametrize(
+    "key, value", [("ranks", 0), ("ranks", -1), ("tokens_per_second", 0.0), ("memory_gib", math.nan)]
+)
 def test_a_plan_for_nothing_is_refused(key, value):
     given = {"ranks": 1, "memory_gib": None, "tokens_per_second": None, key: value}
     with pytest.raises(UserError, match=f"--{key} {value}: must be above 0"):

@@ -39,7 +39,9 @@ def student(tmp_path_factory):
     tokenizer = train_wordpiece(SAMPLE.read_text().splitlines(), 400, folder)
     torch.manual_seed(0)
     model = DistilBertForMaskedLM(
-        DistilBertConfig(vocab_size=len(tokenizer), dim=64, hidden_dim=128, n_heads=4, n_layers=2, max_position_embeddings=64)
+        DistilBertConfig(
+            vocab_size=len(tokenizer), dim=64, hidden_dim=128, n_heads=4, n_layers=2, max_position_embeddings=64
+        )
     )
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -51,7 +53,9 @@ def student(tmp_path_factory):
 def exported(student, tmp_path_factory):
     """(output folder, summary) of all formats."""
     output = tmp_path_factory.mktemp("exported")
-    return output, export_formats(str(student), [name for name in FORMATS if not FORMATS[name].why_not()], output, text=[])
+    return output, export_formats(
+        str(student), [name for name in FORMATS if not FORMATS[name].why_not()], output, text=[]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +66,32 @@ def classifier(student, tmp_path_factory):
         shutil.copy(student / file, folder)
     torch.manual_seed(1)
     config = BertConfig(
-        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64, num_labels=3
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=3,
     )
     model = BertForSequenceClassification(config)
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     lines = [line for line in SAMPLE.read_text().splitlines() if line][:12]
-    rows = [{"sentence1": a, "sentence2": b[:60], "label": i % 3, "idx": i} for i, (a, b) in enumerate(zip(lines, lines[::-1], strict=True))]
+    rows = [
+        {"sentence1": a, "sentence2": b[:60], "label": i % 3, "idx": i}
+        for i, (a, b) in enumerate(zip(lines, lines[::-1], strict=True))
+    ]
     (folder / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
 
-RUNNABLE = [pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason))) for name in FORMATS for reason in [FORMATS[name].why_not()]]
+RUNNABLE = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
+    for name in FORMATS
+    for reason in [FORMATS[name].why_not()]
+]
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -106,7 +123,9 @@ def test_the_example_beside_it_runs(exported, name, monkeypatch, capsys):
 
 
 def test_a_format_for_other_processors_is_refused(student, tmp_path, monkeypatch):
-    monkeypatch.setitem(FORMATS, "onnx-int8-vnni", dataclasses.replace(FORMATS["onnx-int8-vnni"], why_not=lambda: "no VNNI"))
+    monkeypatch.setitem(
+        FORMATS, "onnx-int8-vnni", dataclasses.replace(FORMATS["onnx-int8-vnni"], why_not=lambda: "no VNNI")
+    )
     with pytest.raises(UserError, match="onnx-int8-vnni cannot be compared here: no VNNI; .*or without -vnni"):
         export_formats(str(student), ["onnx-int8-vnni"], tmp_path / "out", text=[])
     assert not (tmp_path / "out").exists()
@@ -119,24 +138,34 @@ def test_the_onnx_file_says_what_it_is(exported):
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [OPSET]
     for value in (*model.graph.input, *model.graph.output):
         assert [axis.dim_param for axis in value.type.tensor_type.shape.dim][:2] == ["batch", "sequence"]
-    assert str(SAMPLE.parents[2]) not in (output / "onnx" / "model.onnx").read_bytes().decode("latin-1"), "paths of this machine in the file"
+    assert str(SAMPLE.parents[2]) not in (output / "onnx" / "model.onnx").read_bytes().decode("latin-1"), (
+        "paths of this machine in the file"
+    )
 
 
 def test_the_vocabulary_matrix_is_in_the_files_once(exported):
     """Embedding and projection share it: fp32 in one file, int8 in the others, and no second copy."""
     output, summary = exported
     table = 400 * 64
-    kept = [entry for entry in onnx.load(output / "onnx" / "model.onnx").graph.initializer if np.prod(entry.dims) == table]
+    kept = [
+        entry for entry in onnx.load(output / "onnx" / "model.onnx").graph.initializer if np.prod(entry.dims) == table
+    ]
     assert len(kept) == 1
     for name, most in (("onnx-int8", 0.45), ("openvino-int8", 0.8)):  # small as it is, the graph itself weighs
         assert summary["formats"][name]["megabytes"] < most * summary["formats"]["onnx"]["megabytes"]
-    large = [entry for entry in onnx.load(output / "onnx" / "model_quantized.onnx").graph.initializer if np.prod(entry.dims) == table]
+    large = [
+        entry
+        for entry in onnx.load(output / "onnx" / "model_quantized.onnx").graph.initializer
+        if np.prod(entry.dims) == table
+    ]
     assert [entry.data_type for entry in large] == [onnx.TensorProto.INT8]
 
 
 def test_the_folder_has_what_loads_it_and_says_what_was_compared(exported):
     output, summary = exported
-    assert {"config.json", "tokenizer.json", "README.md", "onnx", "openvino", "torch"} <= {file.name for file in output.iterdir()}
+    assert {"config.json", "tokenizer.json", "README.md", "onnx", "openvino", "torch"} <= {
+        file.name for file in output.iterdir()
+    }
     assert not (output / ".partial").exists()
     card = (output / "README.md").read_text()
     assert "## Formats" in card and "model_quantized.onnx" in card and summary["compared_on"] in card
@@ -144,10 +173,18 @@ def test_the_folder_has_what_loads_it_and_says_what_was_compared(exported):
 
 def test_a_fine_tuned_folder_keeps_its_dev_score(classifier):
     """BERT, with token types; into the folder itself."""
-    summary = export_formats(str(classifier), ["onnx", "openvino-int8"], classifier, text=[], data=str(classifier / "dev.jsonl"))
-    assert summary["head"] == "classification" and summary["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
+    summary = export_formats(
+        str(classifier), ["onnx", "openvino-int8"], classifier, text=[], data=str(classifier / "dev.jsonl")
+    )
+    assert summary["head"] == "classification" and summary["inputs"] == [
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+    ]
     row = summary["formats"]["onnx"]
-    assert row["dev_accuracy"] == row["dev_accuracy_pytorch"] and 0 <= row["dev_accuracy"] <= 1 and row["agreement"] == 1
+    assert (
+        row["dev_accuracy"] == row["dev_accuracy_pytorch"] and 0 <= row["dev_accuracy"] <= 1 and row["agreement"] == 1
+    )
     assert (classifier / "onnx" / "model.onnx").is_file() and (classifier / "model.safetensors").is_file()
 
 
@@ -162,7 +199,12 @@ def test_a_number_is_exported_and_a_nan_is_no_agreement(student, tmp_path):
     row = export_formats(str(tmp_path), ["onnx"], tmp_path, text=[])["formats"]["onnx"]
     assert row["max_difference"] < 1e-4 and "agreement" not in row
     one = load_source(str(tmp_path))
-    found = compare(one, lambda inputs: [np.full((len(inputs["input_ids"]), 1), np.nan, np.float32)], text_batches(one, [], sequences=4), "nan")
+    found = compare(
+        one,
+        lambda inputs: [np.full((len(inputs["input_ids"]), 1), np.nan, np.float32)],
+        text_batches(one, [], sequences=4),
+        "nan",
+    )
     assert np.isnan(found["max_difference"])
 
 
@@ -170,8 +212,17 @@ def test_robertas_are_exported(tmp_path):
     """Positions that begin behind the padding's id, and token types that the tokenizer does not give."""
     tokenizer = train_wordpiece(SAMPLE.read_text().splitlines(), 400, tmp_path)
     torch.manual_seed(3)
-    RobertaForMaskedLM(RobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-                                     max_position_embeddings=66, pad_token_id=tokenizer.pad_token_id)).save_pretrained(tmp_path)  # fmt: skip
+    RobertaForMaskedLM(
+        RobertaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=66,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).save_pretrained(tmp_path)
     summary = export_formats(str(tmp_path), ["onnx", "onnx-int8"], tmp_path, text=[])
     assert summary["formats"]["onnx"]["agreement"] == 1
 
@@ -200,7 +251,10 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
     config.finetuning_task, config.id2label = "mrpc", {0: "not_equivalent", 1: "equivalent"}
     source.model.classifier = torch.nn.Linear(32, 2)
     dev = tmp_path / "dev.tsv"  # of GLUE's own form: a lone quotation mark is one
-    dev.write_text("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" + "".join(f'{i % 3 % 2}\t{i}\t{i}\t"one {i}\ttwo\n' for i in range(12)))
+    dev.write_text(
+        "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+        + "".join(f'{i % 3 % 2}\t{i}\t{i}\t"one {i}\ttwo\n' for i in range(12))
+    )
     assert set(dev_score(source, torch_runner(source), dev, "mrpc")) == {"f1"}
     read = []
 
@@ -211,7 +265,11 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
     config.finetuning_task, source.tokenizer.model_max_length = "rte", 5
     rows = [{"sentence1": "a b c d e f", "sentence2": "g h i", "label": int(i % 4 == 0)} for i in range(12)]
     (tmp_path / "rte.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for names, accuracy in ((["entailment", "not_entailment"], 0.75), (["not_entailment", "entailment"], 0.25), (["LABEL_0", "LABEL_1"], 0.75)):
+    for names, accuracy in (
+        (["entailment", "not_entailment"], 0.75),
+        (["not_entailment", "entailment"], 0.25),
+        (["LABEL_0", "LABEL_1"], 0.75),
+    ):
         config.id2label = dict(enumerate(names))  # which is all that a pipeline looks at
         assert dev_score(source, first, tmp_path / "rte.jsonl", "rte") == {"accuracy": accuracy}
     assert set(read) == {5}, "as many tokens as a pipeline reads"
@@ -222,12 +280,16 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
     BertForQuestionAnswering(config).save_pretrained(tmp_path)
     source.tokenizer.save_pretrained(tmp_path)
     context = "village near the coast"
-    first = context[: source.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][0][1]]
+    first = context[
+        : source.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][0][1]
+    ]
     asked = {"id": "1", "question": "Where?", "answers": [{"text": first, "answer_start": 0}]}
     (tmp_path / "dev.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [asked]}]}]}))
     summary = export_formats(str(tmp_path), ["onnx"], tmp_path, text=[], data=str(tmp_path / "dev.json"))
     row = summary["formats"]["onnx"]
-    assert 0 <= row["dev_f1"] == row["dev_f1_pytorch"] <= 1 and "dev f1, PyTorch" in (tmp_path / "README.md").read_text()
+    assert (
+        0 <= row["dev_f1"] == row["dev_f1_pytorch"] <= 1 and "dev f1, PyTorch" in (tmp_path / "README.md").read_text()
+    )
 
     def perfect(inputs):  # the answer is the context's first token
         starts = np.zeros(inputs["input_ids"].shape, np.float32)
@@ -241,7 +303,9 @@ def test_exports_into_one_folder_do_not_mix(student, tmp_path):
     with _alone(student), pytest.raises(UserError, match="another export is at it"):
         export_formats(str(student), ["torch-export"], student, text=[])
     export_formats(str(student), ["torch-export"], tmp_path, text=[])
-    with pytest.raises(UserError, match="holds files with the head masked-lm, these would have encoder; choose another --output"):
+    with pytest.raises(
+        UserError, match="holds files with the head masked-lm, these would have encoder; choose another --output"
+    ):
         export_formats(str(student), ["onnx"], tmp_path, text=[], encoder=True)
     export_formats(str(student), ["torch-export"], tmp_path, text=[])
 
@@ -249,7 +313,9 @@ def test_exports_into_one_folder_do_not_mix(student, tmp_path):
 def test_an_encoder_gives_hidden_states(student, tmp_path):
     summary = export_formats(str(student), ["onnx"], tmp_path, text=[], encoder=True)
     run = FORMATS["onnx"].load(tmp_path / "onnx" / "model.onnx")
-    assert summary["head"] == "encoder" and run({"input_ids": np.ones((2, 9), np.int64), "attention_mask": np.ones((2, 9), np.int64)})[0].shape == (
+    assert summary["head"] == "encoder" and run(
+        {"input_ids": np.ones((2, 9), np.int64), "attention_mask": np.ones((2, 9), np.int64)}
+    )[0].shape == (
         2,
         9,
         64,
@@ -258,7 +324,10 @@ def test_an_encoder_gives_hidden_states(student, tmp_path):
 
 def test_a_format_that_differs_is_not_published(student, tmp_path, monkeypatch):
     broken = FORMATS["onnx"].__class__(
-        **{**vars(FORMATS["onnx"]), "load": lambda file: lambda inputs: [np.zeros((*inputs["input_ids"].shape, 400), np.float32)]}
+        **{
+            **vars(FORMATS["onnx"]),
+            "load": lambda file: lambda inputs: [np.zeros((*inputs["input_ids"].shape, 400), np.float32)],
+        }
     )
     monkeypatch.setitem(FORMATS, "onnx", broken)
     with pytest.raises(RuntimeError, match="onnx: outputs differ"):
@@ -273,7 +342,12 @@ def test_mistakes_are_said(student, classifier, tmp_path):
         ((str(student), ["onnx"], "data"), "labelled examples are for a classification or question-answering head"),
     ):
         with pytest.raises(UserError, match=words):
-            export_formats(*arguments[:2], tmp_path / "a", text=[], data=str(classifier / "dev.jsonl") if len(arguments) > 2 else None)
+            export_formats(
+                *arguments[:2],
+                tmp_path / "a",
+                text=[],
+                data=str(classifier / "dev.jsonl") if len(arguments) > 2 else None,
+            )
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "other": 1}\n')
     with pytest.raises(UserError, match="needs `label`"):
         export_formats(str(classifier), ["onnx"], tmp_path / "b", text=[], data=str(tmp_path / "bad.jsonl"))
@@ -284,10 +358,21 @@ def test_agreement_counts_first_choices(student):
     batches = text_batches(source, [], sequences=8)
     masked = sum(int(batch.at.sum()) for batch in batches)
     share = masked / sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
-    assert 0.1 < share < 0.2 and all((batch.inputs["input_ids"][batch.at] == source.tokenizer.mask_token_id).all() for batch in batches)
+    assert 0.1 < share < 0.2 and all(
+        (batch.inputs["input_ids"][batch.at] == source.tokenizer.mask_token_id).all() for batch in batches
+    )
     exact = compare(source, torch_runner(source), batches, "same")
-    assert exact["clear_agreement"] == 1 and 0 < exact["clear_positions"] <= masked and exact["loss"] == exact["loss_pytorch"] > 1
-    assert exact["agreement"] == 1 and exact["max_difference"] == 0 and exact["positions"] == masked and exact["accuracy"] == exact["accuracy_pytorch"]
+    assert (
+        exact["clear_agreement"] == 1
+        and 0 < exact["clear_positions"] <= masked
+        and exact["loss"] == exact["loss_pytorch"] > 1
+    )
+    assert (
+        exact["agreement"] == 1
+        and exact["max_difference"] == 0
+        and exact["positions"] == masked
+        and exact["accuracy"] == exact["accuracy_pytorch"]
+    )
 
     def half(inputs):  # every second sequence's choices are another token
         logits = torch_runner(source)(inputs)[0].copy()
@@ -295,7 +380,9 @@ def test_agreement_counts_first_choices(student):
         return [logits]
 
     wrong = sum(int(batch.at[::2].sum()) for batch in batches)
-    assert abs(compare(source, half, batches, "half")["agreement"] - (1 - wrong / masked)) < 0.02  # 7 may have been the choice before
+    assert (
+        abs(compare(source, half, batches, "half")["agreement"] - (1 - wrong / masked)) < 0.02
+    )  # 7 may have been the choice before
 
 
 def test_of_no_clear_choice_there_is_no_share(classifier):
@@ -308,10 +395,16 @@ def test_of_no_clear_choice_there_is_no_share(classifier):
     assert "of clear ones" not in formats_table({"onnx": found})
 
 
-@pytest.mark.parametrize("labels, said", [
-    ([0, -1], "label -1 of example 2: the model's are 0 to 2, its classes"), ([4, 0], "label 4 of example 1"), ([0.5, 1], "label 0.5"),
-    ([0, math.nan], "label nan"), (["good", "bad"], "label 'good' is none of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        ([0, -1], "label -1 of example 2: the model's are 0 to 2, its classes"),
+        ([4, 0], "label 4 of example 1"),
+        ([0.5, 1], "label 0.5"),
+        ([0, math.nan], "label nan"),
+        (["good", "bad"], "label 'good' is none of"),
+    ],
+)
 def test_labels_that_a_model_cannot_have_are_no_score(classifier, tmp_path, labels, said):
     (tmp_path / "dev.jsonl").write_text("\n".join(json.dumps({"text": "a film", "label": label}) for label in labels))
     source = load_source(str(classifier))
@@ -336,5 +429,8 @@ def test_a_second_export_of_a_model_keeps_what_was_made_of_it(student, tmp_path,
     assert (tmp_path / "out" / "formats.json").is_file() and "gone" not in capsys.readouterr().err
     weights = {name: value + 1 for name, value in weights.items()}
     export(weights, model, tokenizer, tmp_path / "out", card)
-    assert not (tmp_path / "out" / "formats.json").exists() and "another model than before; gone with that: formats.json" in capsys.readouterr().err
+    assert (
+        not (tmp_path / "out" / "formats.json").exists()
+        and "another model than before; gone with that: formats.json" in capsys.readouterr().err
+    )
     assert len(list(tmp_path.iterdir())) == 1, "no folder is left beside it"

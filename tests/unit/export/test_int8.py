@@ -15,9 +15,17 @@ from ds_distill.export.runtimes import OnnxRunner
 def test_sums_of_products_are_right_or_said_to_be_wrong(tmp_path, steps):
     """Weights all alike and activations at their most: what a processor that adds in 16 bits cuts off."""
     weight = onnx.numpy_helper.from_array(np.ones((64, 8), np.float32), "weight")
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", width]) for name, width in (("x", 64), ("y", 8))]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])], "product", ends[:1], ends[1:], [weight])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10), tmp_path / "fp32.onnx")
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", width])
+        for name, width in (("x", 64), ("y", 8))
+    ]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "weight"], ["y"])], "product", ends[:1], ends[1:], [weight]
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10),
+        tmp_path / "fp32.onnx",
+    )
     write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", steps)
     x = np.ones((3, 64), np.float32)
     x[:, ::7] = -2

@@ -81,13 +81,23 @@ def test_an_export_elsewhere_is_a_model(student, exported, monkeypatch):
     inputs = AutoTokenizer.from_pretrained(".")("some text of it", return_tensors="pt")
     assert torch.equal(there(**inputs).logits, AutoModelForMaskedLM.from_pretrained(student)(**inputs).logits)
     assert set(inputs) == {"input_ids", "attention_mask"}
-    assert len(pipeline("fill-mask", ".")("a [MASK] here " + "and more " * 200, tokenizer_kwargs={"truncation": True})) == 5
+    assert (
+        len(pipeline("fill-mask", ".")("a [MASK] here " + "and more " * 200, tokenizer_kwargs={"truncation": True}))
+        == 5
+    )
     card = (exported / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n") and "## Formats" in card
 
 
 def test_no_file_names_a_folder_of_this_machine(student, exported):
-    folders = [str(student.parent), str(exported.parent), str(ROOT), sys.prefix, os.path.dirname(torch.__file__), "site-packages"]
+    folders = [
+        str(student.parent),
+        str(exported.parent),
+        str(ROOT),
+        sys.prefix,
+        os.path.dirname(torch.__file__),
+        "site-packages",
+    ]
     for file in exported.rglob("*"):
         found = strings_in(file) if file.is_file() else b""
         assert not [folder for folder in folders if folder.encode() in found], file
@@ -103,7 +113,9 @@ def test_an_example_runs_in_a_process_of_its_own(exported, name):
     """What this process has imported, a user's has not."""
     file = f"example_{name.replace('-', '_')}.py"
     assert "return_token_type_ids" not in (exported / file).read_text(), "the tokenizer beside it knows"
-    done = subprocess.run([sys.executable, file], cwd=exported, env=environment_of(HF_HUB_OFFLINE="1"), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, file], cwd=exported, env=environment_of(HF_HUB_OFFLINE="1"), capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.strip(), done.stderr[-2000:]
 
 
@@ -115,7 +127,12 @@ print(*found, *next(iter(found.values())).shape)
 
 
 def test_a_program_loads_with_torch_alone(exported):
-    done = subprocess.run([sys.executable, "-c", PLAIN, exported / "torch" / "model.pt2"], env=environment_of(), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, exported / "torch" / "model.pt2"],
+        env=environment_of(),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[:3] == ["logits", "3", "7"]
 
@@ -168,16 +185,24 @@ def test_what_an_earlier_version_has_exported_gets_its_weights(student, tmp_path
 
 def test_a_card_keeps_the_license(student, tmp_path):
     source = shutil.copytree(student, tmp_path / "model")
-    (source / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n\n# Its own card\n\n## Formats\n\noutdated\n")
+    (source / "README.md").write_text(
+        "---\nlicense: apache-2.0\ntags: [x]\n---\n\n# Its own card\n\n## Formats\n\noutdated\n"
+    )
     export_formats(str(source), ["torch-export"], tmp_path / "out", text=[])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "# Its own card" in card and "license: apache-2.0" in card and "model.pt2" in card and "outdated" not in card
     publish(source, tmp_path / "encoder", encoder=True)
     card = (tmp_path / "encoder" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: feature-extraction\nlicense: apache-2.0\n---\n\n# model\n")
+    assert card.startswith(
+        "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\nlicense: apache-2.0\n---\n\n# model\n"
+    )
     (source / "README.md").write_text("---\nlicense: [\n---\n\nnot YAML\n")
     publish(source, tmp_path / "third")
-    assert (tmp_path / "third" / "README.md").read_text().startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n")
+    assert (
+        (tmp_path / "third" / "README.md")
+        .read_text()
+        .startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n")
+    )
 
 
 def test_an_encoder_is_what_its_config_says(classifier, tmp_path):
@@ -190,7 +215,9 @@ def test_an_encoder_is_what_its_config_says(classifier, tmp_path):
     inputs = AutoTokenizer.from_pretrained(tmp_path)("a text", return_tensors="pt")
     expected = BertForSequenceClassification.from_pretrained(classifier).bert(**inputs)
     torch.testing.assert_close(found(**inputs).pooler_output, expected.pooler_output)
-    run = FORMATS["onnx"].load(tmp_path / "onnx" / "model.onnx")({name: value.numpy() for name, value in inputs.items()})
+    run = FORMATS["onnx"].load(tmp_path / "onnx" / "model.onnx")(
+        {name: value.numpy() for name, value in inputs.items()}
+    )
     torch.testing.assert_close(torch.from_numpy(run[0]), expected.last_hidden_state, rtol=1e-4, atol=1e-4)
 
 
@@ -203,10 +230,20 @@ def test_an_encoder_has_what_sentence_transformers_reads(student, tmp_path):
     ]
     pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
     assert pooling["word_embedding_dimension"] == 32 and [key for key, value in pooling.items() if value is True] == [
-        "pooling_mode_mean_tokens", "include_prompt"]  # fmt: skip
-    assert json.loads((tmp_path / "sentence_bert_config.json").read_text()) == {"max_seq_length": 64, "do_lower_case": False}
+        "pooling_mode_mean_tokens",
+        "include_prompt",
+    ]
+    assert json.loads((tmp_path / "sentence_bert_config.json").read_text()) == {
+        "max_seq_length": 64,
+        "do_lower_case": False,
+    }
     said = json.loads((tmp_path / "config.json").read_text())
-    assert (said["architectures"], said["hidden_size"], said["num_hidden_layers"], said["num_attention_heads"]) == (["DistilBertModel"], 32, 2, 2)
+    assert (said["architectures"], said["hidden_size"], said["num_hidden_layers"], said["num_attention_heads"]) == (
+        ["DistilBertModel"],
+        32,
+        2,
+        2,
+    )
     assert len(pipeline("feature-extraction", str(tmp_path))("a text")[0][0]) == 32
 
 
@@ -214,7 +251,10 @@ OLD, NEW = "sentence_transformers.models.", "sentence_transformers.sentence_tran
 POOLINGS = {
     "release 5's names": ({"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": False}, {"cls_token"}),
     "several": ({"word_embedding_dimension": 32, "pooling_mode": ["cls", "max"]}, {"cls_token", "max_tokens"}),
-    "flags": ({"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, {"cls_token"}),
+    "flags": (
+        {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+        {"cls_token"},
+    ),
 }
 
 
@@ -224,20 +264,41 @@ def test_a_sentence_transformers_folder_keeps_its_pooling(student, tmp_path, kin
     given, expected = POOLINGS[kind]
     package = NEW if "release 5" in kind else OLD
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize")]
-    (source / "modules.json").write_text(json.dumps([{"idx": i, "name": str(i), "path": path, "type": package + name.lower() * (package == NEW)
-                                                      + "." * (package == NEW) + name} for i, (path, name) in enumerate(modules)]))  # fmt: skip
-    for folder, settings in (("1_Pooling", given), ("2_Dense", {"in_features": 32, "out_features": 8}), ("3_Normalize", {})):
+    (source / "modules.json").write_text(
+        json.dumps(
+            [
+                {
+                    "idx": i,
+                    "name": str(i),
+                    "path": path,
+                    "type": package + name.lower() * (package == NEW) + "." * (package == NEW) + name,
+                }
+                for i, (path, name) in enumerate(modules)
+            ]
+        )
+    )
+    for folder, settings in (
+        ("1_Pooling", given),
+        ("2_Dense", {"in_features": 32, "out_features": 8}),
+        ("3_Normalize", {}),
+    ):
         (source / folder).mkdir()
         (source / folder / "config.json").write_text(json.dumps(settings))
     save_file({"linear.weight": torch.ones(8, 32)}, source / "2_Dense" / "model.safetensors")
     (source / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": True}))
-    (source / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "q: "}, "__version__": {"x": "1"}}))
+    (source / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": {"query": "q: "}, "__version__": {"x": "1"}})
+    )
     out = tmp_path / "out"
     publish(source, out, encoder=True)
     pooling = json.loads((out / "1_Pooling" / "config.json").read_text())
-    assert {key.removeprefix("pooling_mode_") for key, value in pooling.items() if key.startswith("pooling_mode") and value} == expected
+    assert {
+        key.removeprefix("pooling_mode_") for key, value in pooling.items() if key.startswith("pooling_mode") and value
+    } == expected
     assert pooling["include_prompt"] is given.get("include_prompt", True)
-    assert [module["type"] for module in json.loads((out / "modules.json").read_text())] == [OLD + name for _, name in modules]
+    assert [module["type"] for module in json.loads((out / "modules.json").read_text())] == [
+        OLD + name for _, name in modules
+    ]
     assert load_file(out / "2_Dense" / "model.safetensors")["linear.weight"].shape == (8, 32)
     assert json.loads((out / "sentence_bert_config.json").read_text()) == {"max_seq_length": 24, "do_lower_case": True}
     assert json.loads((out / "config_sentence_transformers.json").read_text()) == {"prompts": {"query": "q: "}}
@@ -252,10 +313,16 @@ def test_a_pickled_module_is_left_out_and_a_strange_one_reaches_no_path(student,
     (source / "modules.json").write_text(json.dumps(listed))
     publish(source, tmp_path / "out", encoder=True)
     assert "2_Dense has pickled weights, which are not read" in capsys.readouterr().err
-    assert [module["path"] for module in json.loads((tmp_path / "out" / "modules.json").read_text())] == ["", "1_Pooling"]
+    assert [module["path"] for module in json.loads((tmp_path / "out" / "modules.json").read_text())] == [
+        "",
+        "1_Pooling",
+    ]
     (source / "modules.json").write_text(json.dumps([listed[0], {"path": "../../2_Dense", "type": "x./../../../evil"}]))
     publish(source, tmp_path / "again", encoder=True)
-    assert [module["path"] for module in json.loads((tmp_path / "again" / "modules.json").read_text())] == ["", "1_Pooling"]
+    assert [module["path"] for module in json.loads((tmp_path / "again" / "modules.json").read_text())] == [
+        "",
+        "1_Pooling",
+    ]
     assert not (tmp_path / "evil").exists()
 
 
@@ -283,7 +350,9 @@ def test_a_folder_without_weights_does_not_hide_the_hubs_model(cached, tmp_path)
     export_formats("acme/small", ["onnx"], here, text=[])  # of the folder itself now: it is a model
     assert resolve_model_folder("acme/small").resolve() == here and (here / "onnx" / "model.onnx").is_file()
     (tmp_path / "work" / "alone").mkdir()
-    assert resolve_model_folder("alone").resolve() == tmp_path / "work" / "alone", "none in the cache: what is wrong with the folder is said"
+    assert resolve_model_folder("alone").resolve() == tmp_path / "work" / "alone", (
+        "none in the cache: what is wrong with the folder is said"
+    )
 
 
 @pytest.mark.parametrize("limit", [0, 50_000])
@@ -295,25 +364,42 @@ def test_weights_beyond_one_file_lie_beside_it(student, tmp_path, monkeypatch, l
     assert "model.onnx_data" in names and ("model_quantized.onnx_data" in names) == (limit == 0)
     file = tmp_path / "onnx" / "model.onnx"
     onnx.checker.check_model(str(file))
-    held = [entry for value in onnx.load(file, load_external_data=False).graph.initializer for entry in value.external_data]
+    held = [
+        entry for value in onnx.load(file, load_external_data=False).graph.initializer for entry in value.external_data
+    ]
     assert {entry.value for entry in held if entry.key == "location"} == {"model.onnx_data"}
     beside = file.with_name("model.onnx_data").stat().st_size
-    assert beside > 32 * 300 * 4 and summary["formats"]["onnx"]["megabytes"] * 1e6 == pytest.approx(file.stat().st_size + beside)
+    assert beside > 32 * 300 * 4 and summary["formats"]["onnx"]["megabytes"] * 1e6 == pytest.approx(
+        file.stat().st_size + beside
+    )
     moved = shutil.copytree(tmp_path / "onnx", tmp_path / "moved")
-    inputs = {"input_ids": torch.ones(2, 5, dtype=torch.int64).numpy(), "attention_mask": torch.ones(2, 5, dtype=torch.int64).numpy()}
+    inputs = {
+        "input_ids": torch.ones(2, 5, dtype=torch.int64).numpy(),
+        "attention_mask": torch.ones(2, 5, dtype=torch.int64).numpy(),
+    }
     expected = load_source(str(student)).model(**{key: torch.from_numpy(value) for key, value in inputs.items()}).logits
-    torch.testing.assert_close(torch.from_numpy(FORMATS["onnx"].load(moved / "model.onnx")(inputs)[0]), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        torch.from_numpy(FORMATS["onnx"].load(moved / "model.onnx")(inputs)[0]), expected, rtol=1e-4, atol=1e-3
+    )
     FORMATS["onnx-int8"].load(moved / "model_quantized.onnx")(inputs)
     assert len({file.stat().st_mode & 0o777 for file in (tmp_path / "onnx").iterdir()}) == 1
     if limit == 0:
         monkeypatch.undo()
         export_formats(str(student), ["onnx"], tmp_path, text=[])
-        assert {file.name for file in (tmp_path / "onnx").iterdir()} == names - {"model.onnx_data"}, "what lay beside an earlier file goes with it"
+        assert {file.name for file in (tmp_path / "onnx").iterdir()} == names - {"model.onnx_data"}, (
+            "what lay beside an earlier file goes with it"
+        )
 
 
 def test_the_texts_compared_on_are_named_without_their_folders(student, tmp_path):
     (tmp_path / "private").mkdir()
-    (tmp_path / "private" / "some texts.txt").write_text(("a text with enough words in it to be compared on , and more of them . " * 3 + "\n\n") * 9)
-    summary = export_formats(str(student), ["torch-export"], tmp_path / "out", text=[str(tmp_path / "private" / "some texts.txt")])
+    (tmp_path / "private" / "some texts.txt").write_text(
+        ("a text with enough words in it to be compared on , and more of them . " * 3 + "\n\n") * 9
+    )
+    summary = export_formats(
+        str(student), ["torch-export"], tmp_path / "out", text=[str(tmp_path / "private" / "some texts.txt")]
+    )
     assert summary["compared_on"] == "some texts.txt"
-    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file() and str(tmp_path).encode() in strings_in(file)]
+    assert not [
+        file for file in (tmp_path / "out").rglob("*") if file.is_file() and str(tmp_path).encode() in strings_in(file)
+    ]

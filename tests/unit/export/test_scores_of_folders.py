@@ -141,7 +141,9 @@ def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
     folders, data, tmp_path, monkeypatch, capsys, family, what, name
 ):
     outputs, real = {}, trainer_module.predict
-    monkeypatch.setattr(trainer_module, "predict", lambda *given: outputs.setdefault(given[-1].split(", ")[-1], real(*given)))
+    monkeypatch.setattr(
+        trainer_module, "predict", lambda *given: outputs.setdefault(given[-1].split(", ")[-1], real(*given))
+    )
     task, encoder = task_of(name), change(folders[family], tmp_path / "encoder", what)
     found = runs.finetune(task, str(encoder), tmp_path / "out", points=[QUICK], seeds=[0], data=str(data / name))
     assert set(outputs) == set(task.validation)

@@ -181,16 +181,27 @@ def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
                 export.check_paths(options)
 
 
-@pytest.mark.parametrize("name, text, words", [
-    ("d.csv", 'label,sentence\n1,fine\n0,"an unclosed quote\n1,more\n', "row 2 .*the quote that opens there is never closed"),
-    ("d.csv", 'label,sentence\n1,"He said \\"x\\" twice"\n', "row 1 .*text goes on after a closing quote"),
-    ("d.csv", "label,sentence\n" + '0,"open\n' + "1,row\n" * 30 + '0,close"\n', "goes on over 31 more rows"),
-    ("d.csv", "label,sentence,sentence\n1,a,b\n", "line 2: more than one column is called 'sentence'"),
-    ("d.csv", "label,label,sentence\n1,0,b\n", "line 2: more than one column is called 'label'"),
-    ("d.jsonl", '{"label": 1, "sentence": "a", "sentence": "b"}\n', "line 1: more than one column is called 'sentence'"),
-    ("d.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7340\n", "a Git LFS pointer"),
-    ("d.parquet", "\nversion https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7340\n", "a Git LFS pointer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        (
+            "d.csv",
+            'label,sentence\n1,fine\n0,"an unclosed quote\n1,more\n',
+            "row 2 .*the quote that opens there is never closed",
+        ),
+        ("d.csv", 'label,sentence\n1,"He said \\"x\\" twice"\n', "row 1 .*text goes on after a closing quote"),
+        ("d.csv", "label,sentence\n" + '0,"open\n' + "1,row\n" * 30 + '0,close"\n', "goes on over 31 more rows"),
+        ("d.csv", "label,sentence,sentence\n1,a,b\n", "line 2: more than one column is called 'sentence'"),
+        ("d.csv", "label,label,sentence\n1,0,b\n", "line 2: more than one column is called 'label'"),
+        (
+            "d.jsonl",
+            '{"label": 1, "sentence": "a", "sentence": "b"}\n',
+            "line 1: more than one column is called 'sentence'",
+        ),
+        ("d.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7340\n", "a Git LFS pointer"),
+        ("d.parquet", "\nversion https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7340\n", "a Git LFS pointer"),
+    ],
+)
 @pytest.mark.parametrize("task", ["sst2", None])
 def test_rows_that_would_be_lost_or_taken_for_others_are_refused(tmp_path, name, text, words, task):
     (tmp_path / name).write_text(text)
@@ -205,7 +216,11 @@ def test_columns_of_one_name_and_one_value_are_one(tmp_path):
 
 def test_half_a_character_is_replaced(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"sentence": "\\ud83d hi \\ud83d\\ude42", "label": 1}\n')
-    assert labelled(tmp_path / "d.jsonl", TASKS["sst2"]).texts == labelled(tmp_path / "d.jsonl").texts == [["\ufffd hi 🙂"]]
+    assert (
+        labelled(tmp_path / "d.jsonl", TASKS["sst2"]).texts
+        == labelled(tmp_path / "d.jsonl").texts
+        == [["\ufffd hi 🙂"]]
+    )
 
 
 def test_quotes_around_a_tsv_files_texts_are_said(tmp_path, capsys):

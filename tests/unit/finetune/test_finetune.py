@@ -26,7 +26,10 @@ def logits(classes):
 
 
 def test_scores_by_hand():
-    labels, predicted = np.array([1, 1, 1, 0, 0, 1]), logits([1, 1, 0, 0, 1, 1])  # 3 true positives, 1 false, 1 true negative, 1 missed
+    labels, predicted = (
+        np.array([1, 1, 1, 0, 0, 1]),
+        logits([1, 1, 0, 0, 1, 1]),
+    )  # 3 true positives, 1 false, 1 true negative, 1 missed
     found = scores(("accuracy", "f1", "matthews"), predicted, labels)
     assert found["accuracy"] == pytest.approx(4 / 6) and found["f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
     assert found["matthews"] == pytest.approx((3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2))
@@ -44,7 +47,7 @@ def test_a_score_over_nothing_is_not_measured():
         (("pearson", "spearman"), np.ones((1, 1)), np.ones(1)),
         (("matthews", "f1"), np.eye(2)[[0, 0, 0]], np.zeros(3, int)),
         (("accuracy", "f1", "matthews", "pearson"), np.zeros((0, 2)), np.zeros(0)),
-    ):  # fmt: skip
+    ):
         assert scores(names, outputs, labels) == dict.fromkeys(names)
     always = scores(("accuracy", "f1", "matthews"), np.eye(2)[[0, 0, 0, 0]], np.array([0, 1, 0, 0]))
     assert always == {"accuracy": 0.75, "f1": 0.0, "matthews": 0.0}, (
@@ -77,8 +80,12 @@ def test_scores_are_the_libraries(size, seed):
 def test_squads_rules_by_hand():
     assert normalised("The  Eiffel-Tower, a tower!") == "eiffeltower tower"
     assert exact_match("the tower", ["A Tower."]) == 1 and exact_match("tower", ["towers"]) == 0
-    assert exact_match("", []) == 1 and exact_match("x", []) == 0 and overlap_f1("", []) == 1 and overlap_f1("x", []) == 0
-    assert overlap_f1("in the old town", ["the old town hall"]) == pytest.approx(2 * (2 / 3) * (2 / 3) / (4 / 3))  # old, town of three words each
+    assert (
+        exact_match("", []) == 1 and exact_match("x", []) == 0 and overlap_f1("", []) == 1 and overlap_f1("x", []) == 0
+    )
+    assert overlap_f1("in the old town", ["the old town hall"]) == pytest.approx(
+        2 * (2 / 3) * (2 / 3) / (4 / 3)
+    )  # old, town of three words each
     assert overlap_f1("new new york", ["new york"]) == pytest.approx(2 * (2 / 3) * 1 / (5 / 3))
     assert overlap_f1("b", ["a b", "b"]) == 1.0
 
@@ -86,8 +93,11 @@ def test_squads_rules_by_hand():
 def test_the_threshold_of_no_answer_is_the_best():
     score, answerable, nothing = [1.0, 0.5, 0.0, 0.0], [True, True, False, False], [-5.0, 1.0, 0.0, 3.0]
     best, threshold = best_threshold(score, answerable, nothing)
-    every = [sum((s if n <= t else 0.0) if a else float(n > t) for s, a, n in zip(score, answerable, nothing, strict=True)) / 4
-             for t in (-math.inf, *nothing)]  # fmt: skip
+    every = [
+        sum((s if n <= t else 0.0) if a else float(n > t) for s, a, n in zip(score, answerable, nothing, strict=True))
+        / 4
+        for t in (-math.inf, *nothing)
+    ]
     assert best == max(every) == 0.75 and threshold == -5.0
 
 
@@ -106,8 +116,10 @@ def test_the_best_threshold_is_one_that_can_be_set(rows):
     score = [s if has and odd < math.inf else 0.0 for s, has, odd in rows]
 
     def at(limit):
-        return sum((s if odd <= limit else 0.0) if has else float(odd > limit or odd == math.inf)
-                   for s, has, odd in zip(score, answerable, nothing, strict=True)) / len(rows)  # fmt: skip
+        return sum(
+            (s if odd <= limit else 0.0) if has else float(odd > limit or odd == math.inf)
+            for s, has, odd in zip(score, answerable, nothing, strict=True)
+        ) / len(rows)
 
     best, threshold = best_threshold(list(score), list(answerable), list(nothing))
     limits = (-math.inf, *(odd for odd in nothing if odd < math.inf))
@@ -125,23 +137,33 @@ def test_the_soft_loss_and_its_gradient_are_the_closed_form():
     p, q = (t / 2).softmax(-1), z.detach().double().masked_fill(gone, float("-inf")).div(2).softmax(-1)
     expected = 4 * (p * (p.clamp_min(1e-300).log() - q.clamp_min(1e-300).log())).sum(-1).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert torch.allclose(z.grad.double(), 2 * (q - p) / 10, atol=1e-7) and (z.grad[gone] == 0).all()  # T · (q − p) a row, over 10 rows
+    assert (
+        torch.allclose(z.grad.double(), 2 * (q - p) / 10, atol=1e-7) and (z.grad[gone] == 0).all()
+    )  # T · (q − p) a row, over 10 rows
 
 
 def test_the_hidden_loss_leaves_padding_out():
-    student, teacher = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [5.0, 5.0]]]), torch.tensor([[[2.0, 0.0], [0.0, 3.0], [-5.0, -5.0]]])
+    student, teacher = (
+        torch.tensor([[[1.0, 0.0], [1.0, 0.0], [5.0, 5.0]]]),
+        torch.tensor([[[2.0, 0.0], [0.0, 3.0], [-5.0, -5.0]]]),
+    )
     assert hidden_cosine_loss(student, teacher, torch.tensor([[1, 1, 0]])).item() == pytest.approx(0.5)
 
 
-ROW = {"jsonl": lambda rows: "\n".join(map(json.dumps, rows)),
-       "csv": lambda rows: "\n".join([",".join(rows[0]), *(",".join(f'"{v}"' for v in row.values()) for row in rows)]),
-       "tsv": lambda rows: "\n".join(["\t".join(rows[0]), *("\t".join(str(v) for v in row.values()) for row in rows)])}  # fmt: skip
+ROW = {
+    "jsonl": lambda rows: "\n".join(map(json.dumps, rows)),
+    "csv": lambda rows: "\n".join([",".join(rows[0]), *(",".join(f'"{v}"' for v in row.values()) for row in rows)]),
+    "tsv": lambda rows: "\n".join(["\t".join(rows[0]), *("\t".join(str(v) for v in row.values()) for row in rows)]),
+}
 
 
 @pytest.mark.parametrize("kind", ROW)
 @pytest.mark.parametrize("packed", [False, True])
 def test_files_of_every_kind_say_the_same(tmp_path, kind, packed):
-    rows = [{"sentence1": "one, two", "sentence2": 'it \'s "quoted', "label": 1, "idx": 0}, {"sentence1": "ü", "sentence2": "b", "label": 0, "idx": 1}]
+    rows = [
+        {"sentence1": "one, two", "sentence2": "it 's \"quoted", "label": 1, "idx": 0},
+        {"sentence1": "ü", "sentence2": "b", "label": 0, "idx": 1},
+    ]
     if kind == "csv":
         rows[0]["sentence2"] = "it 's quoted"
     text = ROW[kind](rows).encode()
@@ -150,21 +172,51 @@ def test_files_of_every_kind_say_the_same(tmp_path, kind, packed):
     assert found.texts == [["one, two", "ü"], [rows[0]["sentence2"], "b"]] and found.labels == [1, 0]
 
 
-@pytest.mark.parametrize(("task", "name", "text", "texts", "labels"), [
-    ("cola", "dev.tsv", "gj04\t1\t\tA book.\nks08\t0\t*\tBook a.\n", [["A book.", "Book a."]], [1, 0]),
-    ("sst2", "dev.tsv", "sentence\tlabel\nfine film\t1\n", [["fine film"]], [1]),
-    ("mrpc", "dev.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t6\tHe said \"no\n\t".rstrip("\t") + "0\t7\t8\ta\tb\n", None, None),
-    ("mrpc", "dev.tsv", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t6\tHe said \"no\tHe did\n0\t7\t8\ta\tb\n",
-     [['He said "no', "a"], ["He did", "b"]], [1, 0]),
-    ("stsb", "dev.tsv", "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n0\tg\tf\ty\t1\tn\tn\tA\tB\t3.8\n",
-     [["A"], ["B"]], [3.8]),
-    ("qqp", "dev.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tWhy?\tHow?\t0\n", [["Why?"], ["How?"]], [0]),
-    ("mnli", "dev_matched.tsv", "index\tpromptID\tpairID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n0\t1\t1n\tg\tA\tB\tneutral\tneutral\n",
-     [["A"], ["B"]], [1]),
-    ("rte", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tnot_entailment\n", [["A"], ["B"]], [1]),
-    ("qnli", "dev.tsv", "index\tquestion\tsentence\tlabel\n0\tQ\tS\tnot_entailment\n", [["Q"], ["S"]], [1]),
-    ("wnli", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\tA\tB\t1\n", [["A"], ["B"]], [1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "name", "text", "texts", "labels"),
+    [
+        ("cola", "dev.tsv", "gj04\t1\t\tA book.\nks08\t0\t*\tBook a.\n", [["A book.", "Book a."]], [1, 0]),
+        ("sst2", "dev.tsv", "sentence\tlabel\nfine film\t1\n", [["fine film"]], [1]),
+        (
+            "mrpc",
+            "dev.tsv",
+            'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t6\tHe said "no\n\t'.rstrip("\t") + "0\t7\t8\ta\tb\n",
+            None,
+            None,
+        ),
+        (
+            "mrpc",
+            "dev.tsv",
+            '\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t5\t6\tHe said "no\tHe did\n0\t7\t8\ta\tb\n',
+            [['He said "no', "a"], ["He did", "b"]],
+            [1, 0],
+        ),
+        (
+            "stsb",
+            "dev.tsv",
+            "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n0\tg\tf\ty\t1\tn\tn\tA\tB\t3.8\n",
+            [["A"], ["B"]],
+            [3.8],
+        ),
+        (
+            "qqp",
+            "dev.tsv",
+            "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tWhy?\tHow?\t0\n",
+            [["Why?"], ["How?"]],
+            [0],
+        ),
+        (
+            "mnli",
+            "dev_matched.tsv",
+            "index\tpromptID\tpairID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n0\t1\t1n\tg\tA\tB\tneutral\tneutral\n",
+            [["A"], ["B"]],
+            [1],
+        ),
+        ("rte", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\tA\tB\tnot_entailment\n", [["A"], ["B"]], [1]),
+        ("qnli", "dev.tsv", "index\tquestion\tsentence\tlabel\n0\tQ\tS\tnot_entailment\n", [["Q"], ["S"]], [1]),
+        ("wnli", "dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\tA\tB\t1\n", [["A"], ["B"]], [1]),
+    ],
+)
 def test_glues_own_layout(tmp_path, task, name, text, texts, labels):
     (tmp_path / name).write_text(text)
     [file] = split_files(tmp_path, task_of(task).validation[0])
@@ -179,22 +231,30 @@ def test_glues_own_layout(tmp_path, task, name, text, texts, labels):
 def test_squads_own_file_names(tmp_path):
     for name in ("train-v1.1.json", "dev-v1.1.json"):
         (tmp_path / name).write_text("{}")
-    assert [split_files(tmp_path, split)[0].name for split in ("train", "validation")] == ["train-v1.1.json", "dev-v1.1.json"]
+    assert [split_files(tmp_path, split)[0].name for split in ("train", "validation")] == [
+        "train-v1.1.json",
+        "dev-v1.1.json",
+    ]
     (tmp_path / "train-v2.0.json").write_text("{}")
     with pytest.raises(UserError, match="it holds train-v1.1.json, train-v2.0.json"):
         split_files(tmp_path, "train")
 
 
-@pytest.mark.parametrize(("task", "label", "number"), [
-    *(("sst2", label, 0) for label in (0, 0.0, "0", "0.0", False, "False", "false", "LABEL_0")),
-    *(("sst2", label, 0) for label in ("NEGATIVE", "Negative", " negative", "neg", "negativ")),
-    *(("sst2", label, 1) for label in (1, 1.0, "1.0", True, "True", "TRUE", "positive", "POS", "label 1")),
-    *(("mnli", label, 2) for label in ("CONTRADICTION", "contra", 2, "2", "LABEL_2")),
-    *(("rte", label, 1) for label in ("not_entailment", "Not Entailment", "NOT-ENTAILMENT", 1)),
-    ("rte", "ENTAILMENT", 0),
-    *(("sst2", label, None) for label in (2, -1, "2", 0.5, "0.5", "", "good", None, [0], "nan", "1 0", "ne")),
-    *(("rte", label, None) for label in (True, "false", "not")), ("mnli", True, None), ("mrpc", "equi", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "label", "number"),
+    [
+        *(("sst2", label, 0) for label in (0, 0.0, "0", "0.0", False, "False", "false", "LABEL_0")),
+        *(("sst2", label, 0) for label in ("NEGATIVE", "Negative", " negative", "neg", "negativ")),
+        *(("sst2", label, 1) for label in (1, 1.0, "1.0", True, "True", "TRUE", "positive", "POS", "label 1")),
+        *(("mnli", label, 2) for label in ("CONTRADICTION", "contra", 2, "2", "LABEL_2")),
+        *(("rte", label, 1) for label in ("not_entailment", "Not Entailment", "NOT-ENTAILMENT", 1)),
+        ("rte", "ENTAILMENT", 0),
+        *(("sst2", label, None) for label in (2, -1, "2", 0.5, "0.5", "", "good", None, [0], "nan", "1 0", "ne")),
+        *(("rte", label, None) for label in (True, "false", "not")),
+        ("mnli", True, None),
+        ("mrpc", "equi", 1),
+    ],
+)
 def test_a_label_is_understood_however_it_is_written(tmp_path, task, label, number):
     file, texts = tmp_path / "dev.jsonl", dict.fromkeys(task_of(task).texts, "a text")
     file.write_text(json.dumps(texts | {"label": label}))
@@ -213,9 +273,19 @@ def test_a_label_is_understood_however_it_is_written(tmp_path, task, label, numb
 def test_further_columns_change_nothing(tmp_path, task):
     task = task_of(task)
     rows = [{name: f"{name} {i}" for name in task.texts} | {"label": i % max(len(task.labels), 2)} for i in range(4)]
-    more = {"id": "review-1-q", "source": "a page", "html": "<p>x</p>", "date": "2024-05-01", "score": 0.25,
-            "Quality": 7, "gold_label": "x", "is_duplicate": "no", "label_text": "good", "tokens": ["a"],
-            "other text": "words"}  # fmt: skip
+    more = {
+        "id": "review-1-q",
+        "source": "a page",
+        "html": "<p>x</p>",
+        "date": "2024-05-01",
+        "score": 0.25,
+        "Quality": 7,
+        "gold_label": "x",
+        "is_duplicate": "no",
+        "label_text": "good",
+        "tokens": ["a"],
+        "other text": "words",
+    }
     more |= {name: "another text" for name in ("sentence1", "sentence2", "text") if name not in task.texts}
     for name, part in (
         ("plain", rows),
@@ -256,19 +326,27 @@ def test_rows_on_which_nobody_agreed_are_left_out_and_counted(tmp_path, capsys):
         load_examples(task_of("mnli"), "train", str(tmp_path))
 
 
-@pytest.mark.parametrize(("row", "words"), [
-    ({"sentence": "a", "label": 2}, "line 2: label 2 is none of sst2's: 0 (negative), 1 (positive)"),
-    ({"sentence": "a", "label": -1}, "the hub's test splits have no labels"),
-    ({"sentence": "a"}, "line 2: no column label"),
-    ({"text": "a", "label": 1}, "line 2: no text in column sentence"),
-    ({"sentence": None, "label": 1}, "line 2: no text in column sentence"),
-    ("not json", "line 2: not JSON"),
-    ({"sentence": "a", "label": "-1"}, "the hub's test splits have no labels"),
-    ({"sentence": "a", "label": "²"}, "label '²' is none of sst2's"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"sentence": "a", "label": 2}, "line 2: label 2 is none of sst2's: 0 (negative), 1 (positive)"),
+        ({"sentence": "a", "label": -1}, "the hub's test splits have no labels"),
+        ({"sentence": "a"}, "line 2: no column label"),
+        ({"text": "a", "label": 1}, "line 2: no text in column sentence"),
+        ({"sentence": None, "label": 1}, "line 2: no text in column sentence"),
+        ("not json", "line 2: not JSON"),
+        ({"sentence": "a", "label": "-1"}, "the hub's test splits have no labels"),
+        ({"sentence": "a", "label": "²"}, "label '²' is none of sst2's"),
+    ],
+)
 def test_bad_rows_are_said_with_file_and_line(tmp_path, row, words):
     file = tmp_path / "train.jsonl"
-    file.write_text(json.dumps({"sentence": "a", "label": "positive"}) + "\n" + (row if isinstance(row, str) else json.dumps(row)) + "\n")
+    file.write_text(
+        json.dumps({"sentence": "a", "label": "positive"})
+        + "\n"
+        + (row if isinstance(row, str) else json.dumps(row))
+        + "\n"
+    )
     with pytest.raises(UserError) as error:
         read_examples(task_of("sst2"), file)
     assert words in str(error.value) and str(file) in str(error.value)
@@ -293,10 +371,13 @@ def test_unreadable_files_and_numbers_out_of_range_are_said(tmp_path):
         (tmp_path / name).unlink()
 
 
-@pytest.mark.parametrize(("name", "text", "columns"), [
-    ("dev.tsv", "sentence\tgold\nA book.\t1\n", "sentence, gold"),
-    ("validation.csv", "text,acceptable,mark,sentence\nA book.,1,,\n", "text, acceptable, mark, sentence"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text", "columns"),
+    [
+        ("dev.tsv", "sentence\tgold\nA book.\t1\n", "sentence, gold"),
+        ("validation.csv", "text,acceptable,mark,sentence\nA book.,1,,\n", "text, acceptable, mark, sentence"),
+    ],
+)
 def test_a_head_is_said_as_it_is(tmp_path, name, text, columns):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f"line 2: no column label; it has {columns}"):
@@ -318,14 +399,22 @@ def test_a_hub_download_is_found(tmp_path):
 
 def test_what_the_hub_cannot_give_is_asked_for_by_name(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no network")))
-    with pytest.raises(UserError, match=r"the hub's nyu-mll/glue cannot be had \(no network\); give --data DIR with train.\* and "
-                                        r"validation_matched.\*, validation_mismatched"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=r"the hub's nyu-mll/glue cannot be had \(no network\); give --data DIR with train.\* and "
+        r"validation_matched.\*, validation_mismatched",
+    ):
         load_examples(task_of("mnli"), "train", None)
 
 
 def test_rows_that_qqp_is_known_for_are_left_out_and_counted(tmp_path, capsys):
-    (tmp_path / "dev.tsv").write_text("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tWhy?\n1\t2\t3\tWhy?\tHow?\t1\n")
-    assert load_examples(task_of("qqp"), "validation", str(tmp_path)).labels == [1] and "1 rows with too few columns" in capsys.readouterr().err
+    (tmp_path / "dev.tsv").write_text(
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tWhy?\n1\t2\t3\tWhy?\tHow?\t1\n"
+    )
+    assert (
+        load_examples(task_of("qqp"), "validation", str(tmp_path)).labels == [1]
+        and "1 rows with too few columns" in capsys.readouterr().err
+    )
     (tmp_path / "dev.tsv").write_text("index\tquestion\tsentence\tlabel\n0\tQ\tS\tentailment\tmore\n")
     with pytest.raises(UserError, match="line 2: 5 columns, its head has 4"):
         load_examples(task_of("qnli"), "validation", str(tmp_path))
@@ -352,7 +441,12 @@ def test_missing_files_are_said(tmp_path):
 
 def test_the_grid():
     points = expand_grid(Tuning(batch=8), ["lr=1e-5,2e-5", "epochs=2,3"])
-    assert [(p.learning_rate, p.epochs, p.batch) for p in points] == [(1e-5, 2.0, 8), (1e-5, 3.0, 8), (2e-5, 2.0, 8), (2e-5, 3.0, 8)]
+    assert [(p.learning_rate, p.epochs, p.batch) for p in points] == [
+        (1e-5, 2.0, 8),
+        (1e-5, 3.0, 8),
+        (2e-5, 2.0, 8),
+        (2e-5, 3.0, 8),
+    ]
     assert expand_grid(Tuning(), ["lr=1e-5,0.00001"]) == [Tuning(learning_rate=1e-5)], "one point, once"
     with pytest.raises(UserError, match="--grid learning_rate=2: learning_rate is there twice"):
         expand_grid(Tuning(), ["lr=1", "learning_rate=2"])

@@ -30,7 +30,13 @@ from ds_distill.models.families import INPUTS, inputs_of
 from ds_distill.tasks.registry import task_of
 from ds_distill.utils.errors import UserError
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +47,24 @@ def world(tmp_path_factory):
     torch.manual_seed(0)
     for name in ("bert", "distilbert"):
         tokenizer = train_wordpiece(lines, 300, folder / name)
-        model = (BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SIZES)) if name == "bert" else
-                 DistilBertForMaskedLM(DistilBertConfig(vocab_size=len(tokenizer), dim=32, hidden_dim=64, n_heads=2, n_layers=1,
-                                                        max_position_embeddings=64)))  # fmt: skip
+        model = (
+            BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SIZES))
+            if name == "bert"
+            else DistilBertForMaskedLM(
+                DistilBertConfig(
+                    vocab_size=len(tokenizer), dim=32, hidden_dim=64, n_heads=2, n_layers=1, max_position_embeddings=64
+                )
+            )
+        )
         model.save_pretrained(folder / name)
     words = [line.split() for line in lines if len(line.split()) > 6]
     for task, first, second, labels in (("mnli", "premise", "hypothesis", 3), ("rte", "sentence1", "sentence2", 2)):
         (folder / task).mkdir()
         for split in ("train", *task_of(task).validation):
-            rows = [{first: " ".join(w[: 3 + i % 4]), second: " ".join(w[-3:]), "label": i % labels} for i, w in enumerate((words * 40)[:40])]
+            rows = [
+                {first: " ".join(w[: 3 + i % 4]), second: " ".join(w[-3:]), "label": i % labels}
+                for i, w in enumerate((words * 40)[:40])
+            ]
             (folder / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
@@ -70,15 +85,33 @@ def test_a_teachers_labels_are_put_in_the_tasks_order(world, tmp_path):
     assert torch.equal(ours(ids).logits, plain[:, [2, 1, 0]]) and ours.config.id2label[0] == "entailment"
 
 
-@pytest.mark.parametrize(("config", "task", "tuned", "words"), [
-    ({"num_labels": 3}, "rte", True, "its labels are LABEL_0, LABEL_1, LABEL_2, those of rte are entailment, not_entailment"),
-    ({"num_labels": 3}, "rte", False, "give the pretrained folder it came from"),
-    ({"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}, "rte", True, "its labels are negative, positive"),
-    ({"num_labels": 2}, "stsb", False, "those of stsb are one number"),
-    ({"num_labels": 2}, "squad", True, "needs a teacher fine-tuned on squad"),
-    ({"num_labels": 2}, "squad", False, "a BertForSequenceClassification, fine-tuned for another kind of task than squad"),
-    ({"num_labels": 2, "finetuning_task": "SST-2"}, "rte", True, "was fine-tuned on SST-2, not on rte"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "task", "tuned", "words"),
+    [
+        (
+            {"num_labels": 3},
+            "rte",
+            True,
+            "its labels are LABEL_0, LABEL_1, LABEL_2, those of rte are entailment, not_entailment",
+        ),
+        ({"num_labels": 3}, "rte", False, "give the pretrained folder it came from"),
+        (
+            {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}},
+            "rte",
+            True,
+            "its labels are negative, positive",
+        ),
+        ({"num_labels": 2}, "stsb", False, "those of stsb are one number"),
+        ({"num_labels": 2}, "squad", True, "needs a teacher fine-tuned on squad"),
+        (
+            {"num_labels": 2},
+            "squad",
+            False,
+            "a BertForSequenceClassification, fine-tuned for another kind of task than squad",
+        ),
+        ({"num_labels": 2, "finetuning_task": "SST-2"}, "rte", True, "was fine-tuned on SST-2, not on rte"),
+    ],
+)
 def test_a_folder_of_another_task_is_refused(world, tmp_path, config, task, tuned, words):
     with pytest.raises(UserError, match=words):
         load_for_task(classifier(world, tmp_path / "t", **config), task_of(task), "teacher", tuned=tuned)
@@ -94,7 +127,11 @@ def test_weights_that_are_missing_are_not_made_up(world, tmp_path):
     classifier(world, path, num_labels=2)
     weights = load_file(path / "model.safetensors")
     for key in ("classifier.weight", "bert.encoder.layer.0.output.dense.weight"):
-        save_file({name: value for name, value in weights.items() if name != key}, path / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {name: value for name, value in weights.items() if name != key},
+            path / "model.safetensors",
+            metadata={"format": "pt"},
+        )
         with pytest.raises(UserError, match=f"the weights lack {key}"):
             load_for_task(str(path), task_of("rte"), "teacher", tuned=True)
 
@@ -115,7 +152,13 @@ def test_each_model_gets_its_own_inputs(world):
 
 def test_a_model_with_one_token_type_is_given_none():
     """RoBERTas whose tokenizer is of BERT's kind: its pairs have a second type, for which there is no embedding."""
-    sizes = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    sizes = {
+        "vocab_size": 50,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
     one, two = (RobertaForSequenceClassification(RobertaConfig(**sizes, type_vocab_size=types)) for types in (1, 2))
     assert inputs_of(one, INPUTS) == list(INPUTS[:2]) and inputs_of(two, INPUTS) == list(INPUTS)
 
@@ -139,17 +182,26 @@ def test_the_loss_is_the_weighted_sum(world, tmp_path):
     task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
     settings = Tuning(hard=0.3, soft=0.6, hidden=0.5, temperature=3.0)
     sets, collator = encode_sets(load_data(task, str(world / "rte")), tokenizer, settings, 64), Collator(tokenizer)
-    teacher, student = (load_for_task(str(world / name), task, "model", tuned=False).eval() for name in ("bert", "distilbert"))
+    teacher, student = (
+        load_for_task(str(world / name), task, "model", tuned=False).eval() for name in ("bert", "distilbert")
+    )
     sets.train.teacher = teacher_outputs(teacher, sets.train, collator, 4, tmp_path / "teacher")
-    arguments = runs.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
-    trainer = trainer_module.FinetuneTrainer(model=student, args=arguments, data_collator=collator, settings=settings, task=task, teacher=teacher)
+    arguments = runs.TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False
+    )
+    trainer = trainer_module.FinetuneTrainer(
+        model=student, args=arguments, data_collator=collator, settings=settings, task=task, teacher=teacher
+    )
     batch = collator([sets.train[i] for i in range(6)])
     with torch.no_grad():
         found = trainer.compute_loss(student, dict(batch))
         mine = student(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
         its = teacher(**{name: batch[name] for name in INPUTS}, output_hidden_states=True)
-        expected = (0.3 * torch.nn.functional.cross_entropy(mine.logits, batch["labels"]) + 0.6 * temperature_kl(mine.logits, its.logits, 3.0)
-                    + 0.5 * hidden_cosine_loss(mine.hidden_states[-1], its.hidden_states[-1], batch["attention_mask"]))  # fmt: skip
+        expected = (
+            0.3 * torch.nn.functional.cross_entropy(mine.logits, batch["labels"])
+            + 0.6 * temperature_kl(mine.logits, its.logits, 3.0)
+            + 0.5 * hidden_cosine_loss(mine.hidden_states[-1], its.hidden_states[-1], batch["attention_mask"])
+        )
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -162,7 +214,9 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
     order.set_epoch(1)
     assert list(order) != first and list(order) == list(order)
     longest = [max(lengths[first[start : start + batch]]) for start in range(0, 1003, batch)]
-    assert sum(longest) * batch < 1.1 * sum(lengths) and len({*longest[:20]}) > 10  # the batches themselves are in no order
+    assert (
+        sum(longest) * batch < 1.1 * sum(lengths) and len({*longest[:20]}) > 10
+    )  # the batches themselves are in no order
     assert sorted(ByLength([7, 7, 9], 8, seed=0)) == [0, 1, 2]
 
 
@@ -174,22 +228,42 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
     monkeypatch.setattr(ByLength, "__iter__", lambda self: epochs.append(self.epoch) or order(self))
 
     def run(name, points):
-        return runs.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / name, points=points, seeds=[0], data=str(world / "rte"))
+        return runs.finetune(
+            task_of("rte"),
+            str(world / "distilbert"),
+            tmp_path / name,
+            points=points,
+            seeds=[0],
+            data=str(world / "rte"),
+        )
 
     whole = run("whole", [point])
     assert sorted({*epochs}) == [0, 1, 2, 3]
     step = trainer_module._Bar.on_step_end
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module._Bar, "on_step_end", lambda self, args, state, control, **more:
-                      (_ for _ in ()).throw(KeyboardInterrupt) if state.global_step == 14 else step(self, args, state, control, **more))  # fmt: skip
+        patch.setattr(
+            trainer_module._Bar,
+            "on_step_end",
+            lambda self, args, state, control, **more: (
+                (_ for _ in ()).throw(KeyboardInterrupt)
+                if state.global_step == 14
+                else step(self, args, state, control, **more)
+            ),
+        )
         with pytest.raises(KeyboardInterrupt):
             run("broken", [point])
     left = tmp_path / "broken" / "seed=0"
-    assert (left / "checkpoints" / "checkpoint-12" / "trainer_state.json").is_file() and not (left / "result.json").exists()
+    assert (left / "checkpoints" / "checkpoint-12" / "trainer_state.json").is_file() and not (
+        left / "result.json"
+    ).exists()
     (left / "checkpoints" / "checkpoint-16").mkdir()  # killed while it was written
     epochs.clear()
-    assert run("broken", [point])["metrics"] == whole["metrics"] and sorted({*epochs}) == [2, 3], "it goes on in the middle of the third"
-    assert (bars[-1].initial, bars[-1].n, bars[-1].total) == (12, 20, 20), "what was done before is in the bar, not in its rate"
+    assert run("broken", [point])["metrics"] == whole["metrics"] and sorted({*epochs}) == [2, 3], (
+        "it goes on in the middle of the third"
+    )
+    assert (bars[-1].initial, bars[-1].n, bars[-1].total) == (12, 20, 20), (
+        "what was done before is in the bar, not in its rate"
+    )
     run("broken", [point])
     assert (bars[-1].initial, bars[-1].n) == (20, 20)
     weights = [load_file(tmp_path / name / "seed=0" / "model" / "model.safetensors") for name in ("whole", "broken")]
@@ -197,22 +271,38 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
 
     # with other settings what has ended stays, and what has not starts from the beginning
     others = [Tuning(epochs=2, batch=8, learning_rate=1e-4, precision="fp32")]
-    with pytest.raises(UserError, match=r"holds another run \(tuning.learning_rate was 0.001, is 0.0001; tuning.epochs was 4, is 2\)"):
+    with pytest.raises(
+        UserError, match=r"holds another run \(tuning.learning_rate was 0.001, is 0.0001; tuning.epochs was 4, is 2\)"
+    ):
         run("broken", others)
     (left / "result.json").unlink()
     other = run("broken", others)
-    assert other["tuning"]["learning_rate"] == 1e-4 and json.loads((left / "tuning.json").read_text())["asked"]["epochs"] == 2
+    assert (
+        other["tuning"]["learning_rate"] == 1e-4
+        and json.loads((left / "tuning.json").read_text())["asked"]["epochs"] == 2
+    )
 
 
 def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
     read = []
     real = trainer_module.FinetuneTrainer
-    monkeypatch.setattr(runs, "FinetuneTrainer", lambda **more: read.append((len(more["train_dataset"]), max(more["train_dataset"].lengths))) or real(**more))
-    points = [Tuning(epochs=1, batch=8, length=length, max_examples=most, precision="fp32") for length, most in ((8, 16), (0, 0))]
-    found = runs.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte"))
+    monkeypatch.setattr(
+        runs,
+        "FinetuneTrainer",
+        lambda **more: read.append((len(more["train_dataset"]), max(more["train_dataset"].lengths))) or real(**more),
+    )
+    points = [
+        Tuning(epochs=1, batch=8, length=length, max_examples=most, precision="fp32")
+        for length, most in ((8, 16), (0, 0))
+    ]
+    found = runs.finetune(
+        task_of("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte")
+    )
     assert read[0] == (16, 8) and read[1][0] == 40 and read[1][1] > 8 and len(found["grid"]) == 2
     saved = [json.loads(file.read_text()) for file in (tmp_path / "grid").glob("*/model/tokenizer.json")]
-    assert [tokenizer["truncation"] for tokenizer in saved] == [None, None], "how long an example was is the run's, not the tokenizer's"
+    assert [tokenizer["truncation"] for tokenizer in saved] == [None, None], (
+        "how long an example was is the run's, not the tokenizer's"
+    )
 
 
 def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch):
@@ -227,16 +317,24 @@ def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch
     settings = [("own", -1.0, "fp32"), ("none", 0.0, "bf16"), ("much", 0.3, "fp32")]
     for name, dropout, precision in settings:
         point = Tuning(epochs=1, batch=20, max_examples=20, dropout=dropout, precision=precision)
-        found = runs.finetune(task_of("rte"), str(world / "bert"), tmp_path / name, points=[point], seeds=[0], data=str(world / "rte"))
+        found = runs.finetune(
+            task_of("rte"), str(world / "bert"), tmp_path / name, points=[point], seeds=[0], data=str(world / "rte")
+        )
         assert found["examples"] == {"train": 20, "dev": 40}
     assert [dropouts for *dropouts, _ in seen] == [[0.1, 0.1], [0.0, 0.0], [0.3, 0.3]]
     if not torch.cuda.is_available():
         assert [attention for *_, attention in seen] == ["sdpa", "eager", "sdpa"]
     kept = json.loads((tmp_path / "much" / "seed=0" / "model" / "config.json").read_text())
-    assert kept["hidden_dropout_prob"] == kept["attention_probs_dropout_prob"] == 0.3 and "_attn_implementation" not in kept
+    assert (
+        kept["hidden_dropout_prob"] == kept["attention_probs_dropout_prob"] == 0.3
+        and "_attn_implementation" not in kept
+    )
 
 
-@pytest.mark.parametrize("name, task, head", [("distilbert", "rte", "dropout"), ("distilbert", "squad", "qa_outputs"), ("bert", "rte", "dropout")])
+@pytest.mark.parametrize(
+    "name, task, head",
+    [("distilbert", "rte", "dropout"), ("distilbert", "squad", "qa_outputs"), ("bert", "rte", "dropout")],
+)
 def test_dropout_is_before_the_head_too(world, name, task, head):
     for dropout in (-1.0, 0.3):
         model = load_for_task(str(world / name), task_of(task), "model", tuned=False, dropout=dropout)
@@ -248,14 +346,25 @@ def test_the_first_examples_of_a_set_in_order_are_refused(world, tmp_path):
     rows = [json.dumps({"sentence": f"word {i}", "label": int(i >= 20)}) for i in range(40)]
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
-    with pytest.raises(UserError, match="tuning.max_examples = 20: the first 20 training examples of sst2 have none that is positive"):
-        runs.finetune(task_of("sst2"), str(world / "bert"), tmp_path / "out", points=[Tuning(max_examples=20)], seeds=[0], data=str(tmp_path))
+    with pytest.raises(
+        UserError, match="tuning.max_examples = 20: the first 20 training examples of sst2 have none that is positive"
+    ):
+        runs.finetune(
+            task_of("sst2"),
+            str(world / "bert"),
+            tmp_path / "out",
+            points=[Tuning(max_examples=20)],
+            seeds=[0],
+            data=str(tmp_path),
+        )
 
 
 def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
     def run(output):
         point = Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")
-        return runs.finetune(task_of("rte"), str(world / "bert"), output, points=[point], seeds=[0], data=str(world / "rte"))
+        return runs.finetune(
+            task_of("rte"), str(world / "bert"), output, points=[point], seeds=[0], data=str(world / "rte")
+        )
 
     assert run(tmp_path / "first")["seeds"][0]["precision"] == "fp32"
     (tmp_path / "first").rename(tmp_path / "second")
@@ -265,16 +374,29 @@ def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
 def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "predict", lambda *_: [np.array([np.nan, 0.0], dtype=np.float32)] * 40)
     with pytest.raises(UserError, match="seed 0: the model's outputs are no numbers, it has diverged"):
-        runs.finetune(task_of("rte"), str(world / "bert"), tmp_path, points=[Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")], seeds=[0],
-                      data=str(world / "rte"))  # fmt: skip
+        runs.finetune(
+            task_of("rte"),
+            str(world / "bert"),
+            tmp_path,
+            points=[Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")],
+            seeds=[0],
+            data=str(world / "rte"),
+        )
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
     classifier(world, tmp_path / "t", num_labels=2)
     train_wordpiece(SAMPLE.read_text().splitlines(), 200, tmp_path / "t")
     with pytest.raises(UserError, match="its tokenizer is not the student's"):
-        runs.finetune(task_of("rte"), str(world / "distilbert"), tmp_path / "out", points=[Tuning()], seeds=[0], teacher=str(tmp_path / "t"),
-                      data=str(world / "rte"))  # fmt: skip
+        runs.finetune(
+            task_of("rte"),
+            str(world / "distilbert"),
+            tmp_path / "out",
+            points=[Tuning()],
+            seeds=[0],
+            teacher=str(tmp_path / "t"),
+            data=str(world / "rte"),
+        )
 
 
 def test_what_batches_leave_behind_is_given_back(monkeypatch):
@@ -286,14 +408,22 @@ def test_what_batches_leave_behind_is_given_back(monkeypatch):
     assert given == [25, 50, 75, 100]
 
 
-@pytest.mark.parametrize(("names", "task", "order"), [
-    (["POSITIVE", "NEGATIVE"], "sst2", [1, 0]), (["pos", "neg"], "sst2", [1, 0]),
-    (["LABEL_1", "LABEL_0"], "sst2", [1, 0]), (["1", "0"], "sst2", [1, 0]),
-    (["Positiv", "Negativ"], "sst2", [1, 0]), (["True", "False"], "mrpc", [1, 0]),
-    (["NOT EQUIVALENT", "Equivalent"], "mrpc", [0, 1]), (["neutral", "contradiction", "entailment"], "mnli", [2, 0, 1]),
-    (["LABEL_1", "LABEL_2"], "rte", [0, 1]), (["2", "3", "1"], "mnli", [2, 0, 1]),
-    (["ENTAILMENT", "not entailment"], "wnli", [1, 0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "task", "order"),
+    [
+        (["POSITIVE", "NEGATIVE"], "sst2", [1, 0]),
+        (["pos", "neg"], "sst2", [1, 0]),
+        (["LABEL_1", "LABEL_0"], "sst2", [1, 0]),
+        (["1", "0"], "sst2", [1, 0]),
+        (["Positiv", "Negativ"], "sst2", [1, 0]),
+        (["True", "False"], "mrpc", [1, 0]),
+        (["NOT EQUIVALENT", "Equivalent"], "mrpc", [0, 1]),
+        (["neutral", "contradiction", "entailment"], "mnli", [2, 0, 1]),
+        (["LABEL_1", "LABEL_2"], "rte", [0, 1]),
+        (["2", "3", "1"], "mnli", [2, 0, 1]),
+        (["ENTAILMENT", "not entailment"], "wnli", [1, 0]),
+    ],
+)
 def test_a_head_is_put_in_order_whatever_its_labels_look_like(world, tmp_path, names, task, order):
     path = classifier(
         world, tmp_path / "t", id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
@@ -306,11 +436,18 @@ def test_a_head_is_put_in_order_whatever_its_labels_look_like(world, tmp_path, n
     ) == list(task_of(task).labels)
 
 
-@pytest.mark.parametrize(("names", "task"), [
-    (["否定的", "肯定的"], "sst2"), (["négatif", "positif"], "sst2"), (["positive", "Positive"], "sst2"),
-    (["1", "5"], "sst2"),
-    (["True", "False"], "rte"), (["a", "b"], "rte"), (["yes", "entailment"], "rte"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "task"),
+    [
+        (["否定的", "肯定的"], "sst2"),
+        (["négatif", "positif"], "sst2"),
+        (["positive", "Positive"], "sst2"),
+        (["1", "5"], "sst2"),
+        (["True", "False"], "rte"),
+        (["a", "b"], "rte"),
+        (["yes", "entailment"], "rte"),
+    ],
+)
 def test_a_head_whose_labels_are_not_certain_is_refused(world, tmp_path, names, task):
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     path = classifier(world, tmp_path / "t", **labels)

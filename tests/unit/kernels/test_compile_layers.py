@@ -30,7 +30,12 @@ def test_dropout_drops_its_share_anew_each_time_and_the_same_under_the_same_seed
         assert set(x.unique().tolist()) == {0.0, x.max().item()} and x.max().item() == pytest.approx(1 / (1 - p))
         assert abs((x == 0).double().mean() - p) < 5 * sigma
     a, b = ((x.flatten() == 0).double() - p for x in (first, second))
-    for other in (b, a.roll(1), a.roll(97), a.roll(64)):  # another call, a neighbour, the next row, the next vector register
+    for other in (
+        b,
+        a.roll(1),
+        a.roll(97),
+        a.roll(64),
+    ):  # another call, a neighbour, the next row, the next vector register
         assert abs((a * other).mean()) < 5 * sigma**2 * n**0.5, "not independent"
 
 
@@ -44,7 +49,13 @@ def test_the_gradient_is_dropped_where_the_value_is():
 
 def students(dropout: float) -> list:
     torch.manual_seed(0)
-    shape = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+    shape = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
     bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32))
     roberta = RobertaForMaskedLM(RobertaConfig(**shape, max_position_embeddings=34, pad_token_id=1))
     return [build_student(teacher.eval(), dropout=dropout).double().train() for teacher in (bert, roberta)]
@@ -75,7 +86,9 @@ def test_compiled_blocks_compute_what_the_models_own_do():
                 model.zero_grad()
                 hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
                 (hidden[real].sin().sum()).backward()
-                outputs.append([hidden[real].detach(), *(p.grad for p in model.base_model.parameters() if p.grad is not None)])
+                outputs.append(
+                    [hidden[real].detach(), *(p.grad for p in model.base_model.parameters() if p.grad is not None)]
+                )
             assert len(outputs[0]) == len(outputs[1]) > 20
             for expected, found in zip(*outputs, strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)  # softmax in float32
@@ -97,7 +110,11 @@ def test_the_gradient_of_compiled_dropout_is_its_derivative(checkpointing):
         return model.base_model(input_ids=ids).last_hidden_state.sin().sum()
 
     loss().backward()
-    for name in ("transformer.layer.0.attention.q_lin.weight", "transformer.layer.1.ffn.lin1.weight", "embeddings.position_embeddings.weight"):
+    for name in (
+        "transformer.layer.0.attention.q_lin.weight",
+        "transformer.layer.1.ffn.lin1.weight",
+        "embeddings.position_embeddings.weight",
+    ):
         weight = model.base_model.get_parameter(name)
         way = torch.randn_like(weight)
         along = []
@@ -116,8 +133,16 @@ def test_bf16_is_no_further_from_fp32_than_the_models_own_attention():
     """Scores are a bf16 product here, where torch's kernel keeps them in fp32."""
     needs_compile()
     torch.manual_seed(0)
-    shape = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 96}
-    bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=64, initializer_range=0.3)).eval()  # sharp attention
+    shape = {
+        "vocab_size": 61,
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 96,
+    }
+    bert = BertForMaskedLM(
+        BertConfig(**shape, max_position_embeddings=64, initializer_range=0.3)
+    ).eval()  # sharp attention
     ids = torch.randint(5, 61, (4, 64))
     compiled, own = copy.deepcopy(bert).bfloat16(), copy.deepcopy(bert).bfloat16()
     compile_layers(compiled, CPU)
@@ -138,7 +163,13 @@ def test_packed_weights_compute_what_plain_ones_do():
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("no bf16 in oneDNN here")
     torch.manual_seed(0)
-    shape = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    shape = {
+        "vocab_size": 61,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    }
     plain = Teacher(BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32)).bfloat16())
     packed = Teacher(copy.deepcopy(plain.model))
     prepack_linears(packed.model)

@@ -18,7 +18,9 @@ from ds_distill.training.compile import compile_unavailable_reason
 ROOT = Path(__file__).parents[3]
 
 
-def problem(rows, vocabulary, student, teacher, dtype=torch.float32, scale=1.0, masked=0.3, padding=False, bias=True, seed=0):
+def problem(
+    rows, vocabulary, student, teacher, dtype=torch.float32, scale=1.0, masked=0.3, padding=False, bias=True, seed=0
+):
     g = torch.Generator().manual_seed(seed)
     hs = torch.randn(rows, student, generator=g)
     ws = torch.randn(vocabulary, student, generator=g) * scale / student**0.5
@@ -34,7 +36,15 @@ def problem(rows, vocabulary, student, teacher, dtype=torch.float32, scale=1.0, 
 def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk=None, passes="torch"):
     leaves = [x if x is None else x.clone().requires_grad_() for x in tensors[:3]]
     loss, kl, mlm = fused_linear_distillation_loss(
-        *leaves, *tensors[3:], labels, temperature=temperature, kl_weight=a, mlm_weight=b, kl_on=kl_on, token_mask=mask, chunk=chunk,
+        *leaves,
+        *tensors[3:],
+        labels,
+        temperature=temperature,
+        kl_weight=a,
+        mlm_weight=b,
+        kl_on=kl_on,
+        token_mask=mask,
+        chunk=chunk,
         passes=passes,
     )
     loss.backward()
@@ -111,7 +121,12 @@ def test_columns_that_are_no_tokens(passes, options, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("with a GPU `python -m benchmarks.gpu.checks` runs it there")
     monkeypatch.setattr(vocabulary, "columns", lambda tokens, device: columns(tokens, "cuda"))
-    assert columns(211, "cuda") == 256 and columns(30_522, "cuda") == 30_528 and columns(1000, "cuda") == 1000 and columns(211, "cpu") == 211
+    assert (
+        columns(211, "cuda") == 256
+        and columns(30_522, "cuda") == 30_528
+        and columns(1000, "cuda") == 1000
+        and columns(211, "cpu") == 211
+    )
     for padding, bias in ((False, True), (True, False)):
         check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes=passes, **options)
     check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes=passes, **options)
@@ -122,7 +137,9 @@ def test_columns_that_are_no_tokens(passes, options, monkeypatch):
 def test_triton_compiles_for_a_gpu():
     pytest.importorskip("triton")
     own = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "tests.unit.kernels.triton_worker"], capture_output=True, text=True, env=own, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.kernels.triton_worker"], capture_output=True, text=True, env=own, cwd=ROOT
+    )
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 12, done.stderr[-2000:]
 
 
@@ -156,7 +173,16 @@ def test_autograd_in_float64():
 
     def loss(hidden, weight, bias):
         return fused_linear_distillation_loss(
-            hidden, weight, bias, *tensors[3:], labels, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, token_mask=mask, chunk=4
+            hidden,
+            weight,
+            bias,
+            *tensors[3:],
+            labels,
+            temperature=2.0,
+            kl_weight=5.0,
+            mlm_weight=2.0,
+            token_mask=mask,
+            chunk=4,
         )[0]
 
     assert torch.autograd.gradcheck(loss, [x.requires_grad_() for x in tensors[:3]])
@@ -225,13 +251,26 @@ def test_memory_stays_bounded_at_the_vocabulary_of_xlm_r():
     """Beside gradients of the inputs' own size, a chunk's 240 MB: the logits of these 1024 tokens alone would be 1 GB each."""
     rows, width, vocabulary = 1024, 16, 250_002
     make = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(rows, width, generator=make, requires_grad=True), torch.randn(vocabulary, width, generator=make, requires_grad=True)
+    hidden, weight = (
+        torch.randn(rows, width, generator=make, requires_grad=True),
+        torch.randn(vocabulary, width, generator=make, requires_grad=True),
+    )
     bias = torch.zeros(vocabulary, requires_grad=True)
     labels = torch.where(torch.arange(rows) % 7 == 0, torch.arange(rows), -100)
 
     def step():
-        loss, *_ = fused_linear_distillation_loss(hidden, weight, bias, hidden.detach() + 1, weight.detach(), None, labels, temperature=2.0,
-                                         kl_weight=1.0, mlm_weight=1.0)  # fmt: skip
+        loss, *_ = fused_linear_distillation_loss(
+            hidden,
+            weight,
+            bias,
+            hidden.detach() + 1,
+            weight.detach(),
+            None,
+            labels,
+            temperature=2.0,
+            kl_weight=1.0,
+            mlm_weight=1.0,
+        )
         loss.backward()
 
     step()  # the libraries' own buffers, once

@@ -14,7 +14,12 @@ NUMBERS = {"width": "i32", "z_row": "i32", "t_row": "i32", "slope_row": "i32", "
 for dtype, taught, wanted in itertools.product(("fp32", "bf16", "fp16"), (True, False), (True, False)):
     logits = dict.fromkeys(("z_at", "t_at", "slope_at"), f"*{dtype}")
     flags = {"taught": taught, "masked": True, "biased": True, "t_biased": taught, "wanted": wanted, "block": BLOCK}
-    kinds = dict.fromkeys((name for name in _kernel.arg_names if name.endswith("_at")), "*fp32") | logits | POINTERS | NUMBERS
+    kinds = (
+        dict.fromkeys((name for name in _kernel.arg_names if name.endswith("_at")), "*fp32")
+        | logits
+        | POINTERS
+        | NUMBERS
+    )
     source = ASTSource(_kernel, kinds | dict.fromkeys(flags, "constexpr"), constexprs=flags)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS})
     assert made.asm["cubin"]

@@ -27,7 +27,13 @@ def kernel(query, key, value, starts, keys, longest, longest_key):
 def models(monkeypatch):
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     torch.manual_seed(0)
-    shape = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48}
+    shape = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
     bert = BertForMaskedLM(BertConfig(**shape, max_position_embeddings=32)).eval()
     return bert, lambda dropout: build_student(bert, dropout=dropout)
 
@@ -47,7 +53,9 @@ def test_teacher_and_student_compute_what_the_mask_says(models):
         nonsense = torch.ones_like(mask)  # the mask is not looked at
         found = model.base_model(input_ids=ids, attention_mask=nonsense, cu_seq_lens_q=starts).last_hidden_state
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-        assert not torch.allclose(expected, model.base_model(input_ids=ids, attention_mask=nonsense).last_hidden_state, atol=1e-3)
+        assert not torch.allclose(
+            expected, model.base_model(input_ids=ids, attention_mask=nonsense).last_hidden_state, atol=1e-3
+        )
     hidden = Teacher(bert).outputs(ids, mask, starts).hidden
     torch.testing.assert_close(hidden, bert.base_model(input_ids=ids, attention_mask=mask).last_hidden_state)
 

@@ -55,15 +55,26 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 def wordpiece(**changes) -> BertTokenizerFast:
     words = sorted({word for text in TEXTS for word in re.findall(r"\w+|[^\w\s]", text.lower())})
     letters = sorted({letter for word in words for letter in word})
-    entries = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters, *(f"##{letter}" for letter in letters)])
-    return BertTokenizerFast(vocab={entry: number for number, entry in enumerate(entries)}, **{"do_lower_case": True, **changes})
+    entries = dict.fromkeys(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *letters, *(f"##{letter}" for letter in letters)]
+    )
+    return BertTokenizerFast(
+        vocab={entry: number for number, entry in enumerate(entries)}, **{"do_lower_case": True, **changes}
+    )
 
 
 def byte_level() -> Tokenizer:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, show_progress=False,
-                                                           initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    backend.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=SPECIAL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     return backend
 
@@ -76,13 +87,22 @@ def byte_level_of_roberta(**changes) -> RobertaTokenizer:
 def unigram() -> XLMRobertaTokenizer:
     backend = Tokenizer(models.Unigram())
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    backend.train_from_iterator(TEXTS, trainers.UnigramTrainer(vocab_size=90, special_tokens=SPECIAL[:4], unk_token="<unk>", show_progress=False))
+    backend.train_from_iterator(
+        TEXTS,
+        trainers.UnigramTrainer(vocab_size=90, special_tokens=SPECIAL[:4], unk_token="<unk>", show_progress=False),
+    )
     return XLMRobertaTokenizer(vocab=[tuple(entry) for entry in json.loads(backend.to_str())["model"]["vocab"]])
 
 
 def without_class() -> PreTrainedTokenizerFast:
     """As many hub folders have it: tokenizer.json, and a class that says nothing."""
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     return PreTrainedTokenizerFast(tokenizer_object=wordpiece().backend_tokenizer, **names)
 
 
@@ -110,7 +130,9 @@ def bert(size, kind=BertForMaskedLM, **changes):
 
 
 def distilbert(size):
-    return DistilBertForMaskedLM(DistilBertConfig(vocab_size=size, max_position_embeddings=20, dim=32, n_layers=2, n_heads=2, hidden_dim=48))
+    return DistilBertForMaskedLM(
+        DistilBertConfig(vocab_size=size, max_position_embeddings=20, dim=32, n_layers=2, n_heads=2, hidden_dim=48)
+    )
 
 
 def roberta(size, kind=RobertaForMaskedLM, config=RobertaConfig, types=1):
@@ -147,10 +169,15 @@ def test_what_a_written_tokenizer_gives_its_model_takes(tmp_path, monkeypatch, m
     assert [found(text)["input_ids"] for text in TEXTS] == before
     positions = family_of(model).positions(model.config)
     inputs = found("a text", "word", return_tensors="pt")
-    assert set(inputs) <= set(inspect.signature(type(model).forward).parameters) and inputs["input_ids"].shape[1] <= positions
+    assert (
+        set(inputs) <= set(inspect.signature(type(model).forward).parameters)
+        and inputs["input_ids"].shape[1] <= positions
+    )
     model(**inputs)
     long = found("of text " * 100, truncation=True, return_tensors="pt")
-    assert long["input_ids"].shape[1] == positions == found.model_max_length, "cut to the model's positions without being told"
+    assert long["input_ids"].shape[1] == positions == found.model_max_length, (
+        "cut to the model's positions without being told"
+    )
     torch.testing.assert_close(model(**long).logits, type(model).from_pretrained("model")(**long).logits)
     ids = found(["a", "a small text"], padding=True)["attention_mask"]
     assert ids[0][-1] == 0, "padding stands behind the text: before it, it would move the text to other positions"
@@ -166,17 +193,31 @@ def test_transformers_4_reads_a_written_tokenizer_in_the_same_way(tmp_path, kind
     assert said["tokenizer_class"] in (*SHARED_CLASSES, READS_JSON_ONLY)
     assert isinstance(said.get("extra_special_tokens", {}), dict), "a list is an AttributeError there"
     assert said.get("additional_special_tokens", []) == (["[ONE]", "[TWO]"] if kind == "extra tokens" else [])
-    for key in ("model_input_names", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "model_max_length"):
+    for key in (
+        "model_input_names",
+        "padding_side",
+        "truncation_side",
+        "clean_up_tokenization_spaces",
+        "model_max_length",
+    ):
         assert key in said, "its default is another one there"
     assert said["clean_up_tokenization_spaces"] is (kind == "cleaning up")
     if said["tokenizer_class"] == "BertTokenizer":
         normalizer = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["normalizer"]
         assert (said["do_lower_case"], said["strip_accents"], said["tokenize_chinese_chars"]) == (
-            normalizer["lowercase"], normalizer["strip_accents"], normalizer["handle_chinese_chars"])  # fmt: skip
+            normalizer["lowercase"],
+            normalizer["strip_accents"],
+            normalizer["handle_chinese_chars"],
+        )
         lines = (tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines()
-        assert lines == [tokenizer.convert_ids_to_tokens(number) for number in range(len(lines))], "read with use_fast=False"
+        assert lines == [tokenizer.convert_ids_to_tokens(number) for number in range(len(lines))], (
+            "read with use_fast=False"
+        )
     if kind == "byte-level":
-        assert json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8")) == tokenizer.get_vocab() and (tmp_path / "merges.txt").is_file()
+        assert (
+            json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8")) == tokenizer.get_vocab()
+            and (tmp_path / "merges.txt").is_file()
+        )
     written = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     assert written["truncation"] is written["padding"] is None
     assert tokenizer_fingerprint(load_tokenizer(tmp_path)) == tokenizer_fingerprint(tokenizer)
@@ -199,16 +240,22 @@ def test_a_model_without_a_tokenizer_is_not_given_an_empty_one(tmp_path, make):
 
 
 @settings(max_examples=60, deadline=None)
-@given(length=st.one_of(st.integers(-1, 10**6), st.just(10**30), st.floats(1, 1e30)), side=st.sampled_from(["left", "right"]),
-       names=st.sets(st.sampled_from(["input_ids", "token_type_ids", "attention_mask", "special_tokens_mask"])),
-       make=st.sampled_from([bert, distilbert, roberta]))  # fmt: skip
+@given(
+    length=st.one_of(st.integers(-1, 10**6), st.just(10**30), st.floats(1, 1e30)),
+    side=st.sampled_from(["left", "right"]),
+    names=st.sets(st.sampled_from(["input_ids", "token_type_ids", "attention_mask", "special_tokens_mask"])),
+    make=st.sampled_from([bert, distilbert, roberta]),
+)
 def test_a_tokenizer_of_any_settings_fits_its_model_afterwards(length, side, names, make):
     tokenizer = wordpiece(model_max_length=length, padding_side=side, model_input_names=sorted(names))
     with torch.device("meta"):
         model = make(len(tokenizer))
     fit_tokenizer(tokenizer, model)
     assert tokenizer.model_input_names == ["input_ids", "attention_mask", *(["token_type_ids"] if make is bert else [])]
-    assert tokenizer.model_max_length == (min(20, int(length)) if length >= 1 else 20) and tokenizer.padding_side == "right"
+    assert (
+        tokenizer.model_max_length == (min(20, int(length)) if length >= 1 else 20)
+        and tokenizer.padding_side == "right"
+    )
     assert isinstance(tokenizer.model_max_length, int)
 
 
@@ -229,7 +276,9 @@ def test_a_distilbert_tells_its_sizes_by_their_common_names_too(tmp_path):
     tokenizer = wordpiece()
     save_model_folder(distilbert(len(tokenizer)), tokenizer, tmp_path)
     said = json.loads((tmp_path / "config.json").read_text())
-    assert [said[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "dim", "n_layers", "n_heads")] == [32, 2, 2] * 2
+    assert [
+        said[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "dim", "n_layers", "n_heads")
+    ] == [32, 2, 2] * 2
     model = load_masked_lm(str(tmp_path))
     assert model.config.dim == 32 and build_student(model, num_layers=1).config.n_layers == 1
 
@@ -251,7 +300,9 @@ def test_a_tied_weight_may_come_under_either_name(tmp_path_factory, data):
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(name)
     assert any(len(names) > 1 for names in names_of.values())
-    weights = {data.draw(st.sampled_from(names)): model.get_parameter(names[0]).detach().clone() for names in names_of.values()}
+    weights = {
+        data.draw(st.sampled_from(names)): model.get_parameter(names[0]).detach().clone() for names in names_of.values()
+    }
     output = tmp_path_factory.mktemp("tied") / "out"
     tokenizer = wordpiece()
     export(weights, model, tokenizer, output, f"{MADE_WITH}\n")
@@ -259,13 +310,21 @@ def test_a_tied_weight_may_come_under_either_name(tmp_path_factory, data):
     assert torch.equal(load_masked_lm(str(output))(ids).logits, model(ids).logits)
     lost = data.draw(st.sampled_from(sorted(weights)))
     with pytest.raises(RuntimeError, match="missing weights"):
-        export({name: value for name, value in weights.items() if name != lost}, model, tokenizer, output, f"{MADE_WITH}\n")
+        export(
+            {name: value for name, value in weights.items() if name != lost}, model, tokenizer, output, f"{MADE_WITH}\n"
+        )
 
 
 def test_an_untied_decoder_is_exported_as_it_is(tmp_path):
     tokenizer = wordpiece()
     model = randomised(bert(len(tokenizer), tie_word_embeddings=False))
-    export({name: value.detach() for name, value in model.named_parameters()}, model, tokenizer, tmp_path / "out", MADE_WITH)
+    export(
+        {name: value.detach() for name, value in model.named_parameters()},
+        model,
+        tokenizer,
+        tmp_path / "out",
+        MADE_WITH,
+    )
     found = load_masked_lm(str(tmp_path / "out"))
     assert not torch.equal(found.get_output_embeddings().weight, found.get_input_embeddings().weight)
 
@@ -290,14 +349,23 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(added, tmp_
     with pytest.raises(UserError, match=said):
         load_source(str(added))
     with pytest.raises(UserError, match=said):
-        runs.finetune(task_of("sst2"), str(added), tmp_path / "out", points=[Tuning(epochs=1)], seeds=[0], data=str(added / "data"))
+        runs.finetune(
+            task_of("sst2"),
+            str(added),
+            tmp_path / "out",
+            points=[Tuning(epochs=1)],
+            seeds=[0],
+            data=str(added / "data"),
+        )
     assert not (tmp_path / "out").exists()
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sets(st.integers(5, 60), min_size=1), st.integers(1, 64))
 def test_the_largest_id_counts_not_the_number_of_tokens(ids, size):
-    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])} | {f"t{i}": i for i in ids}
+    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])} | {
+        f"t{i}": i for i in ids
+    }
     tokenizer, config = BertTokenizerFast(vocab=vocabulary), BertConfig(vocab_size=size)
     if max(ids) < size:
         check_vocabulary(tokenizer, config, "--model m")
@@ -311,18 +379,32 @@ def test_a_fine_tuned_folder_is_as_complete(added, tmp_path, monkeypatch):
     folder = tmp_path / "student"
     tokenizer = train_wordpiece(TEXTS, 200, folder)  # promises 512 tokens
     distilbert(len(tokenizer)).save_pretrained(folder)
-    summary = runs.finetune(task_of("sst2"), str(folder), tmp_path / "out", points=[Tuning(epochs=1, batch=4, precision="fp32")], seeds=[0],
-                            data=str(added / "data"))  # fmt: skip
+    summary = runs.finetune(
+        task_of("sst2"),
+        str(folder),
+        tmp_path / "out",
+        points=[Tuning(epochs=1, batch=4, precision="fp32")],
+        seeds=[0],
+        data=str(added / "data"),
+    )
     made = tmp_path / "out" / "seed=0" / "model"
     assert summary["export"] == str(made)
     assert {file.stat().st_mode & 0o777 for file in made.iterdir()} == {(made / "config.json").stat().st_mode & 0o777}
     assert str(tmp_path) not in strings_in(made) and "local_files_only" not in strings_in(made)
     card = (made / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n") and "accuracy" in card
+    assert (
+        card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n")
+        and "accuracy" in card
+    )
     monkeypatch.chdir(made)
-    assert pipeline("text-classification", ".")("of text " * 100, truncation=True)[0]["label"] in ("negative", "positive")
+    assert pipeline("text-classification", ".")("of text " * 100, truncation=True)[0]["label"] in (
+        "negative",
+        "positive",
+    )
     inputs = AutoTokenizer.from_pretrained(".")("a", "b")
-    assert set(inputs) <= set(inspect.signature(AutoModelForSequenceClassification.from_pretrained(".").forward).parameters)
+    assert set(inputs) <= set(
+        inspect.signature(AutoModelForSequenceClassification.from_pretrained(".").forward).parameters
+    )
 
 
 @pytest.mark.parametrize("make", [bert, roberta])

@@ -1,6 +1,5 @@
 """The student: which layers it takes, and that what it takes is the teacher's."""
 
-
 import pytest
 import torch
 
@@ -72,7 +71,9 @@ def test_student_is_tied_fp32_and_its_own():
     assert student.vocab_projector.weight is student.distilbert.embeddings.word_embeddings.weight
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     assert (student.config.dropout, student.config.attention_dropout, student.config.n_layers) == (0.3, 0.3, 1)
-    assert not {parameter.data_ptr() for parameter in teacher.parameters()} & {parameter.data_ptr() for parameter in student.parameters()}
+    assert not {parameter.data_ptr() for parameter in teacher.parameters()} & {
+        parameter.data_ptr() for parameter in student.parameters()
+    }
     assert count_parameters(student) == sum(
         tensor.numel() for name, tensor in student.state_dict().items() if name != "vocab_projector.weight"
     )
@@ -92,7 +93,9 @@ def test_random_start_is_seeded_and_leaves_the_global_generator_alone():
     assert all(torch.equal(first[name], again[name]) for name in first)
     name = "distilbert.transformer.layer.1.ffn.lin1.weight"
     assert not torch.equal(first[name], other[name])
-    assert not torch.equal(first["distilbert.embeddings.word_embeddings.weight"], teacher.bert.embeddings.word_embeddings.weight)
+    assert not torch.equal(
+        first["distilbert.embeddings.word_embeddings.weight"], teacher.bert.embeddings.word_embeddings.weight
+    )
     assert build_student(teacher, layers="random", num_layers=6).config.n_layers == 6
 
 
@@ -120,11 +123,17 @@ def test_what_distilbert_cannot_be_is_said(capsys):
 def test_a_roberta_student_keeps_what_roberta_has():
     teacher = tiny_roberta(4)
     student = build_student(teacher, dropout=0.3)
-    assert type(student) is type(teacher) and student.config.num_hidden_layers == 2 and len(student.roberta.encoder.layer) == 2
+    assert (
+        type(student) is type(teacher)
+        and student.config.num_hidden_layers == 2
+        and len(student.roberta.encoder.layer) == 2
+    )
     assert (student.config.hidden_dropout_prob, student.config.attention_probs_dropout_prob) == (0.3, 0.3)
     assert teacher.config.num_hidden_layers == 4  # its own config is left alone
     assert student.lm_head.decoder.weight is student.roberta.embeddings.word_embeddings.weight
-    assert torch.equal(student.roberta.encoder.layer[1].output.dense.weight, teacher.roberta.encoder.layer[3].output.dense.weight)
+    assert torch.equal(
+        student.roberta.encoder.layer[1].output.dense.weight, teacher.roberta.encoder.layer[3].output.dense.weight
+    )
     with pytest.raises(UserError, match="freeze_positions"):
         build_student(teacher, layers="random", freeze_positions=True)
 
@@ -135,14 +144,19 @@ def test_a_narrower_student_is_cut_from_its_teacher(make):
     student = build_student(teacher, hidden=16)
     ours, theirs = family_of(student), family_of(teacher)
     assert ours.measures(student.config)[:4] == (2, 2, 16, 24)
-    query, other = (f.part(m, "layers")[0].get_submodule(f.block[0]).weight for f, m in ((ours, student), (theirs, teacher)))
+    query, other = (
+        f.part(m, "layers")[0].get_submodule(f.block[0]).weight for f, m in ((ours, student), (theirs, teacher))
+    )
     assert torch.equal(query, other[:16, :16])
     decoder, other = (f.part(m, "decoder") for f, m in ((ours, student), (theirs, teacher)))
     assert torch.equal(decoder.weight, other.weight[:, :16]) and torch.equal(decoder.bias, other.bias)
     assert student(tokens()).logits.shape == (3, 12, 101)
     assert build_student(teacher, hidden=8, layers="random").num_parameters() < student.num_parameters()
     for wrong in (12, 40, -8):
-        with pytest.raises(UserError, match=rf"student\.hidden = {wrong}: give a multiple of the teacher's head size 8, at most its width 32"):
+        with pytest.raises(
+            UserError,
+            match=rf"student\.hidden = {wrong}: give a multiple of the teacher's head size 8, at most its width 32",
+        ):
             build_student(teacher, hidden=wrong)
 
 
@@ -158,7 +172,9 @@ def test_differing_widths_meet_in_a_projection_that_learns():
     assert all(p.grad is not None for p in objective.parameters())
     assert not any("widen" in name for name, _ in objective.model.named_parameters())
     hidden = objective.model.distilbert(ids).last_hidden_state
-    expected = (1 - torch.nn.functional.cosine_similarity(hidden @ objective.widen.weight.T, teacher.targets(ids)[0], dim=-1)).sum()
+    expected = (
+        1 - torch.nn.functional.cosine_similarity(hidden @ objective.widen.weight.T, teacher.targets(ids)[0], dim=-1)
+    ).sum()
     assert sums[2].item() == pytest.approx(expected.item(), rel=1e-5)
     assert Objective(build_student(teacher.model), Losses(), 1, teacher_width=32).widen is None
     assert Objective(build_student(teacher.model, hidden=16), Losses(cosine=0.0), 1, teacher_width=32).widen is None

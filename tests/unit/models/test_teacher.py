@@ -41,7 +41,12 @@ def randomised(model, seed=1):
 
 def tiny_bert(layers=3, **changes):
     config = dict(
-        vocab_size=101, hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=48, max_position_embeddings=24
+        vocab_size=101,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=24,
     )
     return randomised(BertForMaskedLM(BertConfig(**(config | changes))))
 
@@ -49,14 +54,25 @@ def tiny_bert(layers=3, **changes):
 def tiny_distilbert(layers=3):
     return randomised(
         DistilBertForMaskedLM(
-            DistilBertConfig(vocab_size=101, dim=32, n_layers=layers, n_heads=4, hidden_dim=48, max_position_embeddings=24)
+            DistilBertConfig(
+                vocab_size=101, dim=32, n_layers=layers, n_heads=4, hidden_dim=48, max_position_embeddings=24
+            )
         )
     )
 
 
 def tiny_roberta(layers=3, kind=RobertaForMaskedLM, **changes):
-    config = dict(vocab_size=101, hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=48,
-                  max_position_embeddings=26, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5)  # fmt: skip
+    config = dict(
+        vocab_size=101,
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=26,
+        type_vocab_size=1,
+        pad_token_id=1,
+        layer_norm_eps=1e-5,
+    )
     return randomised(kind(kind.config_class(**(config | changes))))
 
 
@@ -112,7 +128,12 @@ def test_unknown_family_is_named(tmp_path):
 @pytest.mark.parametrize("make", FAMILIES)
 def test_teacher_outputs_make_the_logits(tmp_path, make):
     make().save_pretrained(tmp_path)
-    teacher, model, ids, mask = Teacher.load(str(tmp_path), "cpu", torch.float32), load_masked_lm(str(tmp_path)), tokens(), padding_mask()
+    teacher, model, ids, mask = (
+        Teacher.load(str(tmp_path), "cpu", torch.float32),
+        load_masked_lm(str(tmp_path)),
+        tokens(),
+        padding_mask(),
+    )
     for attention_mask in (None, mask):
         outputs = teacher.outputs(ids, attention_mask)
         logits = torch.nn.functional.linear(outputs.decoder_input, teacher.decoder_weight, teacher.decoder_bias)
@@ -132,7 +153,9 @@ def test_teacher_is_frozen_and_unchanged_by_training(folder):
     student = build_student(teacher.model, dropout=0.0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     target = teacher.outputs(tokens(), None).hidden
-    ((student(tokens()).logits ** 2).mean() + (student.distilbert(tokens()).last_hidden_state - target).pow(2).mean()).backward()
+    (
+        (student(tokens()).logits ** 2).mean() + (student.distilbert(tokens()).last_hidden_state - target).pow(2).mean()
+    ).backward()
     optimizer.step()
     teacher.assert_frozen()
     assert teacher.fingerprint() == before == Teacher.load(str(folder)).fingerprint()
@@ -152,7 +175,9 @@ def test_thawed_teacher_is_caught(folder):
 
 def test_tied_weights_share_storage(folder):
     for model in (load_masked_lm(str(folder)), Teacher.load(str(folder), dtype=torch.bfloat16).model):
-        assert model.cls.predictions.decoder.weight.data_ptr() == model.bert.embeddings.word_embeddings.weight.data_ptr()
+        assert (
+            model.cls.predictions.decoder.weight.data_ptr() == model.bert.embeddings.word_embeddings.weight.data_ptr()
+        )
 
 
 def test_fp16_checkpoint_loads_in_fp32(tmp_path):
@@ -229,10 +254,15 @@ def test_the_output_folder_of_a_run_stands_for_its_model(tmp_path):
         kind = BertForSequenceClassification if task else BertForMaskedLM
         kind(tiny_bert(vocab_size=256).config).save_pretrained(model)
         train_wordpiece(["the small model reads what a large one wrote"] * 3, 256, model)
-        (model.parents[1] if task else model.parent).joinpath("summary.json").write_text(json.dumps({"export": f"runs/run/{place}"}))
+        (model.parents[1] if task else model.parent).joinpath("summary.json").write_text(
+            json.dumps({"export": f"runs/run/{place}"})
+        )
     assert resolve_model_folder(str(run)) == run / "export" == open_model_folder(str(run), "--from")[0]
     assert load_masked_lm(str(run)).config.hidden_size == 32
-    assert load_source(str(run)).head == "masked-lm" and load_source(str(run / "tuned")).folder == run / "tuned" / "seed=1" / "model"
+    assert (
+        load_source(str(run)).head == "masked-lm"
+        and load_source(str(run / "tuned")).folder == run / "tuned" / "seed=1" / "model"
+    )
     assert load_for_task(str(run / "tuned"), task_of("sst2"), "teacher", tuned=True).num_labels == 2
     assert len(load_tokenizer(str(run))) == len(load_tokenizer(run / "export"))
     with pytest.raises(UserError, match="no config.json in the folder"):

@@ -21,10 +21,16 @@ WRAPPERS = {
     "compiled, in parallel": lambda name: f"module._orig_mod.{name}",
     "its layers compiled": lambda name: re.sub(LAYER, r"\1_orig_mod.", name),
     "all compiled": lambda name: "_orig_mod." + re.sub(LAYER, r"\1_orig_mod.", name),
-    "sharded, in checkpoints": lambda name: "_fsdp_wrapped_module." + re.sub(LAYER, r"\1_fsdp_wrapped_module._checkpoint_wrapped_module.", name)
-    .replace("embeddings.", "_fsdp_wrapped_module.embeddings.", 1),
-    "compiled, with BERT's first names": lambda name: "_orig_mod." + re.sub("LayerNorm.(weight|bias)", lambda found: LEGACY[found[0]], name),
-}  # fmt: skip
+    "sharded, in checkpoints": lambda name: (
+        "_fsdp_wrapped_module."
+        + re.sub(LAYER, r"\1_fsdp_wrapped_module._checkpoint_wrapped_module.", name).replace(
+            "embeddings.", "_fsdp_wrapped_module.embeddings.", 1
+        )
+    ),
+    "compiled, with BERT's first names": lambda name: (
+        "_orig_mod." + re.sub("LayerNorm.(weight|bias)", lambda found: LEGACY[found[0]], name)
+    ),
+}
 
 
 def rename(file, change, **more) -> None:
@@ -79,7 +85,9 @@ def test_a_hollow_model_is_answered_as_a_whole_one(tmp_path, hollow):
     """Names and shapes are told by the headers alone."""
     tiny_bert().save_pretrained(tmp_path)
     assert load_masked_lm(str(tmp_path), hollow=hollow).device.type == ("meta" if hollow else "cpu")
-    rename(tmp_path / "model.safetensors", lambda name: name.replace("encoder.layer.1.output.dense.weight", "elsewhere"))
+    rename(
+        tmp_path / "model.safetensors", lambda name: name.replace("encoder.layer.1.output.dense.weight", "elsewhere")
+    )
     with pytest.raises(UserError, match=r"the checkpoint lacks bert\.encoder\.layer\.1\.output\.dense\.weight"):
         load_masked_lm(str(tmp_path), hollow=hollow)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-8])
@@ -95,10 +103,14 @@ def test_values_that_are_no_numbers_are_named_by_their_weights(tmp_path, value, 
     bad = ["bert.encoder.layer.2.output.dense.weight", "cls.predictions.bias"]
     for name in bad:
         weights[name].view(-1)[-1] = value
-    weights["bert.pooler.dense.weight"] = torch.full((32, 32), value, dtype=dtype)  # which a masked-LM model does not read
+    weights["bert.pooler.dense.weight"] = torch.full(
+        (32, 32), value, dtype=dtype
+    )  # which a masked-LM model does not read
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     load_masked_lm(str(tmp_path), hollow=True)
-    with pytest.raises(UserError, match=f"teacher = {tmp_path}: NaN or infinite values in the weights {bad[0]}, {bad[1]};"):
+    with pytest.raises(
+        UserError, match=f"teacher = {tmp_path}: NaN or infinite values in the weights {bad[0]}, {bad[1]};"
+    ):
         load_masked_lm(str(tmp_path))
 
 

@@ -13,7 +13,9 @@ from ds_distill.cli.parser import check_command
 from ds_distill.data.tokenizer import train_wordpiece
 from tests.unit.models.test_teacher import FAMILIES, tiny_bert
 
-TEXT = ["the small model reads what a large one wrote and keeps most of it because both see every word of the text"] * 40
+TEXT = [
+    "the small model reads what a large one wrote and keeps most of it because both see every word of the text"
+] * 40
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 438011808\n"
 
 
@@ -37,7 +39,11 @@ def world(sound, tmp_path):
 def change_weights(teacher, change) -> None:
     weights = load_file(teacher / "model.safetensors")
     change(weights)
-    save_file({name: tensor.clone() for name, tensor in weights.items()}, teacher / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor.clone() for name, tensor in weights.items()},
+        teacher / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def change_config(teacher, **values) -> None:
@@ -60,7 +66,9 @@ def add_tokens(teacher, **kind) -> None:
 
 def untie(teacher) -> None:
     words, head = "bert.embeddings.word_embeddings.weight", "cls.predictions"
-    change_weights(teacher, lambda w: w.update({f"{head}.decoder.weight": w[words] + 1, f"{head}.decoder.bias": w[f"{head}.bias"]}))
+    change_weights(
+        teacher, lambda w: w.update({f"{head}.decoder.weight": w[words] + 1, f"{head}.decoder.bias": w[f"{head}.bias"]})
+    )
     change_config(teacher, tie_word_embeddings=False)
 
 
@@ -69,34 +77,69 @@ def to_json(world, said) -> None:
 
 
 ANY = {  # of any command that reads such a model: what is done to it, and what is said
-    "NaN": (lambda t: change_weights(t, lambda w: w["bert.encoder.layer.1.output.dense.bias"].fill_(float("nan"))),
-            "NaN or infinite values in the weights bert.encoder.layer.1.output.dense.bias"),
-    "infinity in the embeddings": (lambda t: change_weights(t, lambda w: w["bert.embeddings.word_embeddings.weight"][7].fill_(float("inf"))),
-                                   "NaN or infinite values in the weights bert.embeddings.word_embeddings.weight"),
+    "NaN": (
+        lambda t: change_weights(t, lambda w: w["bert.encoder.layer.1.output.dense.bias"].fill_(float("nan"))),
+        "NaN or infinite values in the weights bert.encoder.layer.1.output.dense.bias",
+    ),
+    "infinity in the embeddings": (
+        lambda t: change_weights(t, lambda w: w["bert.embeddings.word_embeddings.weight"][7].fill_(float("inf"))),
+        "NaN or infinite values in the weights bert.embeddings.word_embeddings.weight",
+    ),
     "LFS weights": (lambda t: (t / "model.safetensors").write_text(LFS), "a Git LFS pointer"),
     "LFS config": (lambda t: (t / "config.json").write_text(LFS), "a Git LFS pointer"),
     "LFS tokenizer": (lambda t: (t / "tokenizer.json").write_text(LFS), "a Git LFS pointer"),
-    "half a file": (lambda t: (t / "model.safetensors").write_bytes((t / "model.safetensors").read_bytes()[:9000]), "the weights cannot be read"),
-    "a shard is absent": (lambda t: [(t / "model.safetensors").rename(t / "model-00001-of-00002.safetensors"), (t / "model.safetensors.index.json")
-                                     .write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors",
-                                                                            "b": "model-00002-of-00002.safetensors"}}))],
-                          "model-00002-of-00002.safetensors, which the folder lacks"),
+    "half a file": (
+        lambda t: (t / "model.safetensors").write_bytes((t / "model.safetensors").read_bytes()[:9000]),
+        "the weights cannot be read",
+    ),
+    "a shard is absent": (
+        lambda t: [
+            (t / "model.safetensors").rename(t / "model-00001-of-00002.safetensors"),
+            (t / "model.safetensors.index.json").write_text(
+                json.dumps(
+                    {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+                )
+            ),
+        ],
+        "model-00002-of-00002.safetensors, which the folder lacks",
+    ),
     "added tokens": (add_tokens, "riverboat, stonebridge were added; call model.resize_token_embeddings"),
     "added special tokens": (lambda t: add_tokens(t, special_tokens=True), "riverboat, stonebridge were added"),
-    "another's tokenizer": (lambda t: train_wordpiece([f"other{i} words{i}" for i in range(400)], 500, t), "so it is another model's"),
-    "byte-order mark": (lambda t: only_vocab_txt(t, lambda text: codecs.BOM_UTF8 + text), "vocab.txt begins with a byte-order mark"),
-    "no [MASK]": (lambda t: only_vocab_txt(t, lambda text: text.replace(b"[MASK]", b"[M]")), "vocab.txt lacks [MASK]; put it back"),
-    "too few positions": (lambda t: tiny_bert(layers=2, vocab_size=200, max_position_embeddings=16).save_pretrained(t), "16 positions"),
+    "another's tokenizer": (
+        lambda t: train_wordpiece([f"other{i} words{i}" for i in range(400)], 500, t),
+        "so it is another model's",
+    ),
+    "byte-order mark": (
+        lambda t: only_vocab_txt(t, lambda text: codecs.BOM_UTF8 + text),
+        "vocab.txt begins with a byte-order mark",
+    ),
+    "no [MASK]": (
+        lambda t: only_vocab_txt(t, lambda text: text.replace(b"[MASK]", b"[M]")),
+        "vocab.txt lacks [MASK]; put it back",
+    ),
+    "too few positions": (
+        lambda t: tiny_bert(layers=2, vocab_size=200, max_position_embeddings=16).save_pretrained(t),
+        "16 positions",
+    ),
     "another width": (lambda t: change_config(t, intermediate_size=64), "differ in the shape"),
-    "a layer is absent": (lambda t: change_weights(t, lambda w: w.pop("bert.encoder.layer.0.output.dense.weight")),
-                          "lacks bert.encoder.layer.0.output.dense.weight"),
-    "weights of two models": (lambda t: change_weights(t, lambda w: [w.update({f"a.{name}": w[name], f"b.{name}": w.pop(name)}) for name in list(w)]),
-                              "are none of a BertForMaskedLM's"),
+    "a layer is absent": (
+        lambda t: change_weights(t, lambda w: w.pop("bert.encoder.layer.0.output.dense.weight")),
+        "lacks bert.encoder.layer.0.output.dense.weight",
+    ),
+    "weights of two models": (
+        lambda t: change_weights(
+            t, lambda w: [w.update({f"a.{name}": w[name], f"b.{name}": w.pop(name)}) for name in list(w)]
+        ),
+        "are none of a BertForMaskedLM's",
+    ),
     "a causal model": (lambda t: change_config(t, is_decoder=True), "a causal model"),
-}  # fmt: skip
+}
 TEACHERS = ANY | {
     "untied decoder": (untie, "its decoder is not tied to its word embeddings"),
-    "no head": (lambda t: change_weights(t, lambda w: [w.pop(name) for name in list(w) if name.startswith("cls.")]), "no masked-LM head"),
+    "no head": (
+        lambda t: change_weights(t, lambda w: [w.pop(name) for name in list(w) if name.startswith("cls.")]),
+        "no masked-LM head",
+    ),
 }
 SETTINGS = {  # of a run: arguments, what stands in d.json, and what is said
     "layers": (["--student.layers", "[0, 9]"], {}, "student.layers[1] = 9: the teacher has 2 layers, 0 to 1"),
@@ -106,18 +149,30 @@ SETTINGS = {  # of a run: arguments, what stands in d.json, and what is said
     "precision": (["--training.precision", "fp16"], {}, "training.precision = fp16: this machine has no GPU"),
     "device": (["--training.device", "cuda"], {}, "training.device = cuda: torch sees no GPU"),
     "optimizer": (["--training.optimizer", "apex"], {}, "training.optimizer = apex"),
-    "key of DeepSpeed's": ([], {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 1}}, "did you mean reduce_bucket_size?"),
-    "value of DeepSpeed's": ([], {"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}, "zero_optimization.reduce_bucket_size = 0"),
+    "key of DeepSpeed's": (
+        [],
+        {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 1}},
+        "did you mean reduce_bucket_size?",
+    ),
+    "value of DeepSpeed's": (
+        [],
+        {"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}},
+        "zero_optimization.reduce_bucket_size = 0",
+    ),
     "section of DeepSpeed's": ([], {"zero_optimisation": {"stage": 2}}, "did you mean zero_optimization?"),
     "DeepSpeed's start": ([], {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "nvme_path"),
     "the recipe's in DeepSpeed's": ([], {"fp16": {"enabled": True}}, "belongs to the recipe's training section"),
-    "offload": (["--training.optimizer", "torch"], {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "optimizer offload"),
+    "offload": (
+        ["--training.optimizer", "torch"],
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+        "optimizer offload",
+    ),
     "heldout": (["--heldout", "nowhere.txt"], {}, "nowhere.txt: no such file"),
     "empty heldout": (["--heldout", "/dev/null"], {}, "--heldout /dev/null: holds no text"),
     "corpus": (["--corpus", "nowhere.txt"], {}, "nowhere.txt: no such file"),
     "weights of sources": (["--data.weights", "[1, 2]"], {}, "data.weights = [1.0, 2.0]: one number"),
     "own part": (["--data.heldout_fraction", "0"], {}, "data.heldout_fraction = 0"),
-}  # fmt: skip
+}
 
 
 def refused(capsys, words: str, *arguments) -> None:
@@ -131,8 +186,24 @@ def refused(capsys, words: str, *arguments) -> None:
 
 
 def common(world) -> list:
-    return ["--corpus", world / "text.txt", "--output", world / "out", "--data.sequence_length", 32, "--data.workers", 1, "--training.global_batch", 4,
-            "--training.micro_batch", 2, "--training.max_tokens", 128, "--training.deepspeed", world / "d.json"]  # fmt: skip
+    return [
+        "--corpus",
+        world / "text.txt",
+        "--output",
+        world / "out",
+        "--data.sequence_length",
+        32,
+        "--data.workers",
+        1,
+        "--training.global_batch",
+        4,
+        "--training.micro_batch",
+        2,
+        "--training.max_tokens",
+        128,
+        "--training.deepspeed",
+        world / "d.json",
+    ]
 
 
 @pytest.mark.promise("What can be told before a corpus is prepared is told before it is")
@@ -170,8 +241,25 @@ def test_an_encoder_to_go_on_with_and_one_to_evaluate_are_looked_at_first(world,
 
 def test_models_of_two_tokenizers_are_told_apart_before_a_corpus_is_prepared(sound, world, capsys):
     train_wordpiece(TEXT[:1] + [text.replace("model", "theory") for text in TEXT], 200, world / "teacher")
-    refused(capsys, "its tokenizer is not that of", "evaluate", "--model", sound / "teacher", world / "teacher", *common(world))
-    refused(capsys, "its tokenizer is not that of", "pretrain", "--from", world / "teacher", "--tokenizer", sound / "teacher", *common(world))
+    refused(
+        capsys,
+        "its tokenizer is not that of",
+        "evaluate",
+        "--model",
+        sound / "teacher",
+        world / "teacher",
+        *common(world),
+    )
+    refused(
+        capsys,
+        "its tokenizer is not that of",
+        "pretrain",
+        "--from",
+        world / "teacher",
+        "--tokenizer",
+        sound / "teacher",
+        *common(world),
+    )
     assert not (world / "out").exists()
 
 
@@ -184,10 +272,14 @@ def test_settings_of_a_run_alone_are_no_mistake(world, capsys, more):
     check_engine(recipe)
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--training.seed", 5], "holds another run (training.seed was 0, is 5)"), (["--losses.kl", 1], "holds another run (losses.kl was 5.0, is 1.0)"),
-    (["--training.resume", "never"], "holds this run already"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--training.seed", 5], "holds another run (training.seed was 0, is 5)"),
+        (["--losses.kl", 1], "holds another run (losses.kl was 5.0, is 1.0)"),
+        (["--training.resume", "never"], "holds this run already"),
+    ],
+)
 def test_another_run_in_the_folder_is_told_before_a_corpus_is_prepared(world, capsys, more, words):
     recipe = check_command([str(word) for word in ["distill", "--teacher", world / "teacher", *common(world)]])
     (world / "out").mkdir()
@@ -206,20 +298,38 @@ def test_prepare_says_what_distill_will_not_take(world, capsys):
             train_wordpiece(TEXT, 200, world / "teacher")  # a tokenizer alone
         assert main([str(word) for word in command]) == 0
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: teacher")]
-        assert len(said) == 1 and (words or "no config.json") in said[0] and "distill will not take this teacher" in said[0]
+        assert (
+            len(said) == 1
+            and (words or "no config.json") in said[0]
+            and "distill will not take this teacher" in said[0]
+        )
 
 
 def test_a_random_start_asks_for_no_tied_decoder(world, capsys):
     untie(world / "teacher")
-    arguments = ["--student.layers", "random", "--training.optimizer", "torch", "--training.precision", "fp32", "--training.compile", "off"]
-    assert main([str(word) for word in ["distill", "--teacher", world / "teacher", *common(world), *arguments]]) == 0, capsys.readouterr().err[-2000:]
+    arguments = [
+        "--student.layers",
+        "random",
+        "--training.optimizer",
+        "torch",
+        "--training.precision",
+        "fp32",
+        "--training.compile",
+        "off",
+    ]
+    assert main([str(word) for word in ["distill", "--teacher", world / "teacher", *common(world), *arguments]]) == 0, (
+        capsys.readouterr().err[-2000:]
+    )
 
 
 def test_a_vocabulary_that_lacks_a_line_is_said_even_where_it_fits(world, capsys):
     """[MASK] is counted at the end, and every other token by the number before its own."""
     only_vocab_txt(world / "teacher", lambda text: text.replace(b"[MASK]\n", b""))
     main([str(word) for word in ["evaluate", "--model", world / "teacher", *common(world)]])
-    assert "warning: model" in (said := capsys.readouterr().err) and "vocab.txt lacks [MASK], which is counted as token" in said
+    assert (
+        "warning: model" in (said := capsys.readouterr().err)
+        and "vocab.txt lacks [MASK], which is counted as token" in said
+    )
 
 
 @pytest.mark.parametrize("make", FAMILIES)

@@ -27,11 +27,23 @@ from ds_distill.utils.files import json_text, write_json
 def test_a_page_says_the_same_in_markdown_and_html(tmp_path):
     points_plot({"a": (1.0, 2.0), "b": (10.0, 1.0)}, "MB", "ms", tmp_path / "p.png", marked=("a",))
     rows = [{"who": "x < y", "ms": "1.50"}, {"who": "z", "ms": None}]
-    section = Section("Times & sizes", "First `code` here.\n\nSecond.", rows, {"who": "who", "ms": "p50 (ms)"}, (1,), {"a picture": tmp_path / "p.png"})
+    section = Section(
+        "Times & sizes",
+        "First `code` here.\n\nSecond.",
+        rows,
+        {"who": "who", "ms": "p50 (ms)"},
+        (1,),
+        {"a picture": tmp_path / "p.png"},
+    )
     write_page(tmp_path, "page", "A title", "What it is.", [section])
     markdown, page = (tmp_path / "page.md").read_text(), (tmp_path / "page.html").read_text()
     assert "## Times & sizes" in markdown and "| x < y | 1.50" in markdown and "![a picture](p.png)" in markdown
-    assert "Times &amp; sizes" in page and "<td>x &lt; y</td>" in page and "<code>code</code>" in page and "data:image/png;base64," in page
+    assert (
+        "Times &amp; sizes" in page
+        and "<td>x &lt; y</td>" in page
+        and "<code>code</code>" in page
+        and "data:image/png;base64," in page
+    )
     assert page.count('<tr class="mark">') == 1 and "http" not in page, "one file, nothing fetched"
 
 
@@ -51,7 +63,13 @@ def test_tables_of_a_study_by_hand():
     def row(model, *seeds):
         return {
             "model": model,
-            "tasks": {"sst2": {"metric": "accuracy", "metrics": {"accuracy": sorted(seeds)[1]}, "seeds": [{"accuracy": s} for s in seeds]}},
+            "tasks": {
+                "sst2": {
+                    "metric": "accuracy",
+                    "metrics": {"accuracy": sorted(seeds)[1]},
+                    "seeds": [{"accuracy": s} for s in seeds],
+                }
+            },
         }
 
     rows = [
@@ -61,12 +79,27 @@ def test_tables_of_a_study_by_hand():
         {"model": "random start", "tasks": {}},
     ]
     [scores] = task_tables(rows, ["sst2"])
-    assert "kept" in scores.columns and "kept" not in task_tables(rows[1:], ["sst2"])[0].columns, "a plan without the teacher has no share of it"
-    assert scores.rows[1] == {"model": "triple loss", "parameters": "–", "mean": "72.0", "kept": "90.0 %", "sst2": "72.0 (70.0–80.0)"}
+    assert "kept" in scores.columns and "kept" not in task_tables(rows[1:], ["sst2"])[0].columns, (
+        "a plan without the teacher has no share of it"
+    )
+    assert scores.rows[1] == {
+        "model": "triple loss",
+        "parameters": "–",
+        "mean": "72.0",
+        "kept": "90.0 %",
+        "sst2": "72.0 (70.0–80.0)",
+    }
     rows[1]["parameters"] = 17.4e6
     [partly] = task_tables(rows, ["rte", "sst2"])  # what has not been run is said, and counts for nothing
-    assert partly.rows[1] | {"parameters": "17.4", "mean": "not run", "kept": "90.0 %, of sst2", "rte": "not run"} == partly.rows[1]
-    assert scores.rows[3]["sst2"] == "not run" and scores.rows[5]["sst2"] == "91.3" and "the paper's" in scores.rows[5]["model"]
+    assert (
+        partly.rows[1] | {"parameters": "17.4", "mean": "not run", "kept": "90.0 %, of sst2", "rte": "not run"}
+        == partly.rows[1]
+    )
+    assert (
+        scores.rows[3]["sst2"] == "not run"
+        and scores.rows[5]["sst2"] == "91.3"
+        and "the paper's" in scores.rows[5]["model"]
+    )
     shares = kept_table(rows, ["rte", "sst2"])
     assert shares.rows[0] == {"model": "triple loss", "all": "90.0 %, of sst2", "rte": "not run", "sst2": "90.0 %"}
     zero = [row("teacher", 0.0, 0.0, 0.0), row("student", 0.1, 0.1, 0.1)]
@@ -75,16 +108,31 @@ def test_tables_of_a_study_by_hand():
         for seed in run["tasks"]["sst2"]["seeds"]:
             seed["precision"] = precision
     assert "some in each of bf16, fp32" in task_tables(zero, ["sst2"])[0].text and "precision" not in scores.text
-    assert kept_table(rows, ["sst2"]) is None and kept_table(rows[1:], ["rte", "sst2"]) is None, "nothing that the tables do not say"
-    plan = {"a": {"losses.kl": 5, "training.clip": 1}, "b": {"losses.kl": 0, "training.clip": 1}, "c": {"training.clip": 1}}
+    assert kept_table(rows, ["sst2"]) is None and kept_table(rows[1:], ["rte", "sst2"]) is None, (
+        "nothing that the tables do not say"
+    )
+    plan = {
+        "a": {"losses.kl": 5, "training.clip": 1},
+        "b": {"losses.kl": 0, "training.clip": 1},
+        "c": {"training.clip": 1},
+    }
     assert differ_in(plan) == {"losses.kl"}, "what all students have in common is no difference"
-    plan = {"triple loss": {"training.clip": 1}, "without KL": {"training.clip": 1, "losses.kl": 0},
-            "random": {"training.clip": 1, "student.layers": "random"}}  # fmt: skip
+    plan = {
+        "triple loss": {"training.clip": 1},
+        "without KL": {"training.clip": 1, "losses.kl": 0},
+        "random": {"training.clip": 1, "student.layers": "random"},
+    }
     ablation = ablation_table(rows, ["sst2"], plan)
     assert ablation.heading == "Ablation"
-    for other in ({"losses.kl": 3, "training.clip": 1}, {"student.layers": [0, 1], "training.clip": 1}, {"losses.kl": 0}):
+    for other in (
+        {"losses.kl": 3, "training.clip": 1},
+        {"student.layers": [0, 1], "training.clip": 1},
+        {"losses.kl": 0},
+    ):
         compared = ablation_table(rows, ["sst2"], plan | {"other": other})
-        assert compared.heading == "One student against another" and compared.text.startswith("They differ in losses.kl, student.layers")
+        assert compared.heading == "One student against another" and compared.text.startswith(
+            "They differ in losses.kl, student.layers"
+        )
     assert ablation.rows[1] == {
         "student": "without KL",
         "loss": "not run",
@@ -97,7 +145,11 @@ def test_tables_of_a_study_by_hand():
 
 
 def test_what_a_task_is_also_scored_by():
-    runs = [{"f1": 0.5, "exact_match": 0.4, "threshold": 1.0}, {"f1": 0.6, "exact_match": 0.45, "threshold": 2.0}, {"f1": 0.7, "exact_match": 0.5}]
+    runs = [
+        {"f1": 0.5, "exact_match": 0.4, "threshold": 1.0},
+        {"f1": 0.6, "exact_match": 0.45, "threshold": 2.0},
+        {"f1": 0.7, "exact_match": 0.5},
+    ]
     found = {"metric": "f1", "metrics": {"f1": 0.6, "exact_match": 0.45, "threshold": 1.5}, "seeds": runs}
     section = other_metrics([{"model": "a", "tasks": {"squad": found}}, {"model": "b", "tasks": {}}], ["sst2", "squad"])
     assert section.columns == {"model": "model", "squad exact_match": "squad (exact match)"}
@@ -108,9 +160,19 @@ def test_what_a_task_is_also_scored_by():
 def test_a_student_that_is_not_distilled_yet_is_said_to_be(tmp_path):
     (tmp_path / "students" / "a").mkdir(parents=True)
     (tmp_path / "students" / "a" / "curves.json").write_text(json.dumps({"heldout": {"": [[0, 0, 5.0], [1, 10, 4.0]]}}))
-    rows = [{"model": "teacher", "tasks": {}}, {"model": "b", "tasks": {}},
-            {"model": "a", "tasks": {}, "tokens": 10, "tokens_per_second": 5.0, "heldout_mlm_loss": 4.0, "heldout_sets": {"book": {"mlm_loss": 4.5}}},
-            {"model": "a, second distillation", "tasks": {}}]  # fmt: skip
+    rows = [
+        {"model": "teacher", "tasks": {}},
+        {"model": "b", "tasks": {}},
+        {
+            "model": "a",
+            "tasks": {},
+            "tokens": 10,
+            "tokens_per_second": 5.0,
+            "heldout_mlm_loss": 4.0,
+            "heldout_sets": {"book": {"mlm_loss": 4.5}},
+        },
+        {"model": "a, second distillation", "tasks": {}},
+    ]
     section = pretraining(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
     assert [row["model"] for row in section.rows] == ["b", "a"] and section.rows[1]["book"] == "4.500"
     assert {section.rows[0][key] for key in section.columns if key != "model"} == {"not run"}

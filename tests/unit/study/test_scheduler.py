@@ -47,11 +47,18 @@ def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
     first = step(tmp_path, "first", 'wait("second")')  # each waits for the other: one at a time they would never end
     second = step(tmp_path, "second", 'wait("first"); print("hello", file=sys.stderr)')
     third = step(tmp_path, "third", model=tmp_path / "first", teacher=tmp_path / "second")
-    fourth = step(tmp_path, "fourth", 'if not (room / "third/summary.json").exists(): sys.exit(4)', after=(tmp_path / "third",))
+    fourth = step(
+        tmp_path, "fourth", 'if not (room / "third/summary.json").exists(): sys.exit(4)', after=(tmp_path / "third",)
+    )
     run_steps([fourth, third, first, second], 2, tmp_path / "logs")
     assert all(one.done for one in (first, second, third, fourth))
     started = {name: json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "third")}
-    assert started["third"]["argv"][1:5] == ["--model", str(tmp_path / "first" / "export"), "--teacher", str(tmp_path / "second" / "export")]
+    assert started["third"]["argv"][1:5] == [
+        "--model",
+        str(tmp_path / "first" / "export"),
+        "--teacher",
+        str(tmp_path / "second" / "export"),
+    ]
     assert started["first"]["threads"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
     assert (tmp_path / "logs/second.log").read_text().endswith("\nhello\n")
     run_steps([fourth, third, first, second], 2, tmp_path / "logs")  # nothing is done twice: their folders are there
@@ -73,16 +80,34 @@ def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch
 
 
 def test_a_model_is_looked_for_where_its_folder_is_now(tmp_path):
-    for name, made in (("student", {"export": "runs/student/export"}), ("tuned", {"export": "runs/tuned/seed=1/model", "output": "runs/tuned"})):
+    for name, made in (
+        ("student", {"export": "runs/student/export"}),
+        ("tuned", {"export": "runs/tuned/seed=1/model", "output": "runs/tuned"}),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(made))
-    words = Step("tune", tmp_path / "out", ("finetune",), model=tmp_path / "student", teacher=tmp_path / "tuned").command()
-    assert words[1:5] == ["--model", str(tmp_path / "student" / "export"), "--teacher", str(tmp_path / "tuned" / "seed=1" / "model")]
+    words = Step(
+        "tune", tmp_path / "out", ("finetune",), model=tmp_path / "student", teacher=tmp_path / "tuned"
+    ).command()
+    assert words[1:5] == [
+        "--model",
+        str(tmp_path / "student" / "export"),
+        "--teacher",
+        str(tmp_path / "tuned" / "seed=1" / "model"),
+    ]
 
 
 def test_what_takes_the_machine_runs_alone(tmp_path):
-    before, after = step(tmp_path, "before", "time.sleep(0.5)"), step(tmp_path, "after", 'if not (room / "whole/summary.json").exists(): sys.exit(6)')
-    whole = step(tmp_path, "whole", 'if not (room / "before/summary.json").exists(): sys.exit(5)\ntime.sleep(0.5)', starter="launcher")
+    before, after = (
+        step(tmp_path, "before", "time.sleep(0.5)"),
+        step(tmp_path, "after", 'if not (room / "whole/summary.json").exists(): sys.exit(6)'),
+    )
+    whole = step(
+        tmp_path,
+        "whole",
+        'if not (room / "before/summary.json").exists(): sys.exit(5)\ntime.sleep(0.5)',
+        starter="launcher",
+    )
     run_steps([before, whole, after], 3, tmp_path / "logs")
     assert [one.done for one in (before, whole, after)] == [True] * 3
 
@@ -94,7 +119,9 @@ def test_a_step_that_fails_ends_the_others(tmp_path, capsys, jobs):
     with pytest.raises(UserError, match=r"study: wrong ended with status 3.*; the same command goes on"):
         run_steps([other, wrong], jobs, tmp_path / "logs")
     assert (tmp_path / "other/saved").exists() == (jobs == 2)
-    assert ("it went wrong" in capsys.readouterr().err) == (jobs == 2)  # alone it speaks for itself, past Python's capture
+    assert ("it went wrong" in capsys.readouterr().err) == (
+        jobs == 2
+    )  # alone it speaks for itself, past Python's capture
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -104,7 +131,9 @@ def test_ending_a_study_ends_its_steps(tmp_path, jobs, number):
     steps = [step(tmp_path, f"step{number}", program) for number in range(jobs)]
 
     def study() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a shell's background jobs, and what they start, ignore it
         try:
             run_steps(steps, jobs, tmp_path / "logs")
         except UserError as error:

@@ -25,40 +25,73 @@ def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
     students = {"a": {}, "longer": {"data.sequence_length": 64}, "masks": {"data.mask_probability": 0.3}}
     study = Study(str(base), "TEACHER", ["text.txt"], ["held.txt"], None, students, ["rte"], teacher_too=False)
     prepare, *distil = steps_of(study, tmp_path)[:4]
-    assert prepare.words == ("prepare", "--tokenizer", "TEACHER", "--corpus", "text.txt", "--data.sequence_length", "96")
+    assert prepare.words == (
+        "prepare",
+        "--tokenizer",
+        "TEACHER",
+        "--corpus",
+        "text.txt",
+        "--data.sequence_length",
+        "96",
+    )
     assert prepare.output == tmp_path / "tokens"
-    assert [("--tokens" in step.words, "--corpus" in step.words) for step in distil] == [(True, False), (False, True), (True, False)]
+    assert [("--tokens" in step.words, "--corpus" in step.words) for step in distil] == [
+        (True, False),
+        (False, True),
+        (True, False),
+    ]
     assert [step.after for step in distil] == [(tmp_path / "tokens",), (), (tmp_path / "tokens",)]
     assert all("held.txt" in step.words for step in distil)
     for name in ("a", "masks"):
         (tmp_path / "students" / name).mkdir(parents=True)
         (tmp_path / "students" / name / "summary.json").touch()
-    assert [step.words[0] for step in steps_of(study, tmp_path)][:3] == ["distill"] * 3, "all that share the tokens have read them"
+    assert [step.words[0] for step in steps_of(study, tmp_path)][:3] == ["distill"] * 3, (
+        "all that share the tokens have read them"
+    )
 
 
 def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
     tuning = {"learning_rate": 1e-4, "squad": {"learning_rate": 3e-4, "seeds": 1}}
-    study = Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte", "squad"], teacher_too=False, tuning=tuning)
+    study = Study(
+        "ds_configs/few_tokens.yaml",
+        "T",
+        ["text.txt"],
+        [],
+        None,
+        {"a": {}},
+        ["rte", "squad"],
+        teacher_too=False,
+        tuning=tuning,
+    )
     rte, squad = steps_of(study, tmp_path)[-2:]
     assert rte.words[3:] == ("--seeds", "3", "--tuning.learning_rate", "0.0001")
     assert squad.words[3:] == ("--seeds", "1", "--tuning.learning_rate", "0.0003")
     assert (rte.seeds, squad.seeds) == (3, 1)
 
 
-@pytest.mark.parametrize("before, now, changed", [
-    ({}, {"tasks": ["rte", "squad"], "tuning": {"epochs": 3, "squad": {"seeds": 1}}}, []),
-    ({}, {"students": {"a": {}, "b": {"losses.kl": 0}}, "second": ["a"]}, []),
-    ({}, {"tuning": {"epochs": 3, "rte": {"seeds": 1}}}, ["tuning"]),
-    ({}, {"tuning": {"epochs": 4, "rte": {"epochs": 3}}}, []),
-    ({"tasks": ["rte", "squad"]}, {"tuning": {"epochs": 3, "squad": {"seeds": 1}}, "tasks": ["rte"]}, ["tasks", "tuning"]),
-    ({}, {"base": "/elsewhere/few_tokens.yaml"}, []),
-    ({}, {"seeds": 5, "students": {"a": {"losses.kl": 0}}}, ["students"]),
-    ({}, {"seeds": 2}, ["seeds"]),
-    ({"tuning": {"rte": {"seeds": 1}}}, {"tuning": {"rte": {"seeds": 3}}}, []),
-    ({"tuning": {"rte": {"seeds": 1}}}, {"tuning": {"rte": {"seeds": 3, "epochs": 2}}}, ["tuning"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "before, now, changed",
+    [
+        ({}, {"tasks": ["rte", "squad"], "tuning": {"epochs": 3, "squad": {"seeds": 1}}}, []),
+        ({}, {"students": {"a": {}, "b": {"losses.kl": 0}}, "second": ["a"]}, []),
+        ({}, {"tuning": {"epochs": 3, "rte": {"seeds": 1}}}, ["tuning"]),
+        ({}, {"tuning": {"epochs": 4, "rte": {"epochs": 3}}}, []),
+        (
+            {"tasks": ["rte", "squad"]},
+            {"tuning": {"epochs": 3, "squad": {"seeds": 1}}, "tasks": ["rte"]},
+            ["tasks", "tuning"],
+        ),
+        ({}, {"base": "/elsewhere/few_tokens.yaml"}, []),
+        ({}, {"seeds": 5, "students": {"a": {"losses.kl": 0}}}, ["students"]),
+        ({}, {"seeds": 2}, ["seeds"]),
+        ({"tuning": {"rte": {"seeds": 1}}}, {"tuning": {"rte": {"seeds": 3}}}, []),
+        ({"tuning": {"rte": {"seeds": 1}}}, {"tuning": {"rte": {"seeds": 3, "epochs": 2}}}, ["tuning"]),
+    ],
+)
 def test_a_study_may_grow_but_what_it_held_stays(before, now, changed):
-    plan = asdict(Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], tuning={"epochs": 3}))
+    plan = asdict(
+        Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], tuning={"epochs": 3})
+    )
     assert _changed(plan | before, plan | before | now) == changed
 
 
@@ -69,43 +102,52 @@ def test_every_recipe_can_be_a_studys_base(tmp_path, config):
     assert options.prepare.data.sequence_length == yaml.safe_load(Path(config).read_text())["data"]["sequence_length"]
 
 
-@pytest.mark.parametrize("launch, changes, words", [
-    ("deepspede launch.sh", {}, "--launch deepspede launch.sh: no such command"),
-    ("deepspeed 'launch.sh", {}, "No closing quotation"),
-    ("", {"corpus": "half.txt"}, "students: a: corpus: a dotted setting"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "launch, changes, words",
+    [
+        ("deepspede launch.sh", {}, "--launch deepspede launch.sh: no such command"),
+        ("deepspeed 'launch.sh", {}, "No closing quotation"),
+        ("", {"corpus": "half.txt"}, "students: a: corpus: a dotted setting"),
+    ],
+)
 def test_a_studys_mistakes_are_said(launch, changes, words):
     with pytest.raises(UserError, match=words):
         Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], None, {"a": changes}, ["rte"], launch=launch).check()
 
 
-@pytest.mark.parametrize("what, words", [
-    ({"tuning": {"epoch": 2}}, "tuning: epoch: no such setting; did you mean epochs?"),
-    ({"tuning": {"rte": {"learning_rates": 1e-4}}}, "did you mean learning_rate?"),
-    ({"tuning": {"learning_rate": "fast"}}, "tuning of rte: .*not all of these are numbers"),
-    ({"tuning": {"warmup": 1}}, "tuning.warmup = 1: a share of the steps, below 1"),
-    ({"tuning": {"batch": 2.5}}, "tuning.batch = 2.5: must be a whole number"),
-    ({"tuning": {"dropout": 1}}, "tuning.dropout = 1: a share of the values, below 1"),
-    ({"tuning": {"rte": 3}}, "tuning: rte: 3: a task's settings go by name"),
-    ({"seeds": 0}, "seeds of rte: 0: a whole number, 1 or more"),
-    ({"tuning": {"rte": {"seeds": "two"}}}, "seeds of rte: 'two': a whole number, 1 or more"),
-    ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
-    ({"data": "nowhere"}, "--data nowhere/rte: one file train"),
-    ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: named twice"),
-    ({"jobs": 0}, "--jobs 0: how many steps run side by side, 1 or more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ({"tuning": {"epoch": 2}}, "tuning: epoch: no such setting; did you mean epochs?"),
+        ({"tuning": {"rte": {"learning_rates": 1e-4}}}, "did you mean learning_rate?"),
+        ({"tuning": {"learning_rate": "fast"}}, "tuning of rte: .*not all of these are numbers"),
+        ({"tuning": {"warmup": 1}}, "tuning.warmup = 1: a share of the steps, below 1"),
+        ({"tuning": {"batch": 2.5}}, "tuning.batch = 2.5: must be a whole number"),
+        ({"tuning": {"dropout": 1}}, "tuning.dropout = 1: a share of the values, below 1"),
+        ({"tuning": {"rte": 3}}, "tuning: rte: 3: a task's settings go by name"),
+        ({"seeds": 0}, "seeds of rte: 0: a whole number, 1 or more"),
+        ({"tuning": {"rte": {"seeds": "two"}}}, "seeds of rte: 'two': a whole number, 1 or more"),
+        ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
+        ({"data": "nowhere"}, "--data nowhere/rte: one file train"),
+        ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: named twice"),
+        ({"jobs": 0}, "--jobs 0: how many steps run side by side, 1 or more"),
+    ],
+)
 def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
     plan = {"students": {"a": {}}, "tasks": ["rte"], "data": None} | what
     with pytest.raises(UserError, match=words):
         Study(base="ds_configs/small_real.yaml", teacher="T", corpus=["text.txt"], heldout=[], **plan).check()
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"losses.kl_on": "maskd"}, "distil b: losses.kl_on: .*maskd"),
-    ({"training.epochs": "many"}, "distil b: training.epochs: .*many"),
-    ({"losses.temperature": 0}, "distil b: losses.temperature = 0"),
-    ({"training.learning_rate": -1}, "distil b: training.learning_rate = -1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"losses.kl_on": "maskd"}, "distil b: losses.kl_on: .*maskd"),
+        ({"training.epochs": "many"}, "distil b: training.epochs: .*many"),
+        ({"losses.temperature": 0}, "distil b: losses.temperature = 0"),
+        ({"training.learning_rate": -1}, "distil b: training.learning_rate = -1"),
+    ],
+)
 def test_a_value_that_a_student_cannot_have_is_said_before_another_is_distilled(tmp_path, changes, words):
     study = Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], None, {"a": {}, "b": changes}, ["rte"])
     with pytest.raises(UserError, match=words):
@@ -116,7 +158,9 @@ def test_a_value_that_a_student_cannot_have_is_said_before_another_is_distilled(
 def test_what_is_wrong_in_a_tasks_files_is_said_before_a_student_is_distilled(tmp_path):
     for split in ("train", "validation"):
         (tmp_path / "rte").mkdir(exist_ok=True)
-        (tmp_path / "rte" / f"{split}.jsonl").write_text(json.dumps({"sentence1": "a", "sentence2": "b", "label": int(split == "train") + 1}))
+        (tmp_path / "rte" / f"{split}.jsonl").write_text(
+            json.dumps({"sentence1": "a", "sentence2": "b", "label": int(split == "train") + 1})
+        )
     study = Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], str(tmp_path), {"a": {}}, ["rte"])
     with pytest.raises(UserError, match="train.jsonl, line 1: label 2 is none of rte's"):
         run_study(study, tmp_path / "out", check_command)
@@ -151,21 +195,40 @@ tuning: {learning_rate: 1e-4, batch: 1e1, rte: {seeds: 3, precision: bf16}}
     options = build_parser().parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
     study = Study(**{key: options[key] for key in Study.__dataclass_fields__})
     study.check()
-    changes = {"training.compile": "off", "training.max_tokens": 10**6, "losses.kl": 0, "student.layers": [0, 2], "data.column": "1e3"}
+    changes = {
+        "training.compile": "off",
+        "training.max_tokens": 10**6,
+        "losses.kl": 0,
+        "student.layers": [0, 2],
+        "data.column": "1e3",
+    }
     tuning = {"learning_rate": 1e-4, "batch": 10, "rte": {"seeds": 3, "precision": "bf16"}}
-    same = Study("ds_configs/few_tokens.yaml", "2024", ["text.txt"], [], None, {"no": changes}, ["rte"], 2, True, ["no"], tuning)
+    same = Study(
+        "ds_configs/few_tokens.yaml", "2024", ["text.txt"], [], None, {"no": changes}, ["rte"], 2, True, ["no"], tuning
+    )
     assert study == same
     for step in steps_of(study, tmp_path):
         check_command([*step.words, "--output", "x"])
         if step.words[0] == "distill":
             training = build_parser().parse_args([*step.words, "--output", "x"]).distill
-            assert (training.training.compile, training.training.max_tokens, training.data.column) == ("off", 10**6, "1e3")
+            assert (training.training.compile, training.training.max_tokens, training.data.column) == (
+                "off",
+                10**6,
+                "1e3",
+            )
 
 
 @pytest.mark.parametrize(
     "text, said",
-    [("- a", "holds a list; keys belong there"), ("", "holds nothing"), ("data: {seed: 1, seed: 2}", "the key seed stands here for the second time")]
-    + [("data: 3", "prepare the text: no|data: 3: keys belong there"), ("größe: 1".encode("latin-1"), "base: .*: not UTF-8 text")],
+    [
+        ("- a", "holds a list; keys belong there"),
+        ("", "holds nothing"),
+        ("data: {seed: 1, seed: 2}", "the key seed stands here for the second time"),
+    ]
+    + [
+        ("data: 3", "prepare the text: no|data: 3: keys belong there"),
+        ("größe: 1".encode("latin-1"), "base: .*: not UTF-8 text"),
+    ],
 )
 def test_a_base_that_is_no_recipe_is_said(tmp_path, text, said):
     base = tmp_path / "base.yaml"
@@ -179,10 +242,14 @@ def test_a_study_goes_on_where_its_paths_were_kept_as_written(tmp_path, monkeypa
     """Earlier ones kept ~ in study.json; a recipe may hold what JSON has no word for."""
     monkeypatch.setenv("HOME", str(tmp_path))
     base = tmp_path / "base.yaml"
-    base.write_text("teacher: 2024-01-01\ntraining: {seed: 0x10, compile: off, learning_rate: 1e-4, gradient_checkpointing: no}\nheldout: [=, 1:99]\n")
+    base.write_text(
+        "teacher: 2024-01-01\ntraining: {seed: 0x10, compile: off, learning_rate: 1e-4, gradient_checkpointing: no}\nheldout: [=, 1:99]\n"
+    )
     kept = _kept_of(str(base))
     json.dumps(kept, default=str)
-    plan = asdict(Study(str(base), f"{tmp_path}/t", [f"{tmp_path}/a", "hf:b"], [], None, {"a": {}}, ["rte"])) | {"recipe": kept}
+    plan = asdict(Study(str(base), f"{tmp_path}/t", [f"{tmp_path}/a", "hf:b"], [], None, {"a": {}}, ["rte"])) | {
+        "recipe": kept
+    }
     assert _changed(_at_home(plan | {"teacher": "~/t", "corpus": ["~/a", "hf:b"]}), plan) == []
     assert _changed(_at_home(plan | {"teacher": "~/u"}), plan) == ["teacher"]
 
@@ -193,7 +260,9 @@ def test_a_starter_in_the_home_folder(tmp_path, monkeypatch):
     starter.parent.mkdir()
     starter.write_text("#!/bin/sh\n")
     starter.chmod(0o755)
-    study = Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], launch="~/launch.sh --x ~/y")
+    study = Study(
+        "ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], launch="~/launch.sh --x ~/y"
+    )
     study.check()
     [distil] = [step for step in steps_of(study, tmp_path) if step.words[0] == "distill"]
     assert distil.started_as()[:3] == [str(starter), "--x", f"{tmp_path}/a home/y"]

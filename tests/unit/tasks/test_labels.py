@@ -7,25 +7,42 @@ from ds_distill.tasks.labels import are_numbered_otherwise, class_of
 STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
 
 
-@pytest.mark.parametrize("names, yes", [
-    (["yes", "no"], 0), (["no", "yes"], 1), (["Positive", "Negative"], 0), (["false", "true"], 1), (["other", "no"], 0), (["yes", "unsure"], 0),
-    (["a", "b"], 1), (["LABEL_0", "LABEL_1"], 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names, yes",
+    [
+        (["yes", "no"], 0),
+        (["no", "yes"], 1),
+        (["Positive", "Negative"], 0),
+        (["false", "true"], 1),
+        (["other", "no"], 0),
+        (["yes", "unsure"], 0),
+        (["a", "b"], 1),
+        (["LABEL_0", "LABEL_1"], 1),
+    ],
+)
 def test_a_truth_value_is_the_class_that_says_so(names, yes):
     assert class_of(True, names) == class_of("true", names) == yes
     assert class_of(False, names) == class_of("FALSE", names) == 1 - yes
 
 
 def test_a_truth_value_that_may_be_either_is_none():
-    assert class_of(True, ["entailment", "not_entailment"]) is None and class_of("true", ["yes", "true story", "no"]) is None
+    assert (
+        class_of(True, ["entailment", "not_entailment"]) is None
+        and class_of("true", ["yes", "true story", "no"]) is None
+    )
 
 
-@pytest.mark.parametrize("labels, otherwise", [([1, 2, 3, 4], None), ([0, 1], False), (["5", 2], True), ([1.0, 5.0], True), (["3 stars"], False)])
+@pytest.mark.parametrize(
+    "labels, otherwise",
+    [([1, 2, 3, 4], None), ([0, 1], False), (["5", 2], True), ([1.0, 5.0], True), (["3 stars"], False)],
+)
 def test_numbers_in_the_names_of_classes_are_told_from_the_classes_own(labels, otherwise):
     assert are_numbered_otherwise(labels, STARS) is otherwise
 
 
-@pytest.mark.parametrize("names", [["0", "1"], ["LABEL_0", "LABEL_1"], ["negative", "positive"], ["3", "1", "2"], ["top1", "top1"]])
+@pytest.mark.parametrize(
+    "names", [["0", "1"], ["LABEL_0", "LABEL_1"], ["negative", "positive"], ["3", "1", "2"], ["top1", "top1"]]
+)
 def test_names_without_numbers_of_their_own_leave_labels_as_they_are(names):
     assert are_numbered_otherwise([0, 1, 2], names) is False
 

@@ -58,13 +58,18 @@ def perfect(spans, noise=0.0):
 
 
 def test_a_perfect_model_scores_everything(tokenizer):
-    asked = [question(CONTEXT[start : start + 25].strip().split(" ", 1)[1].rsplit(" ", 1)[0], str(start)) for start in (0, 100, 300, 500)]
+    asked = [
+        question(CONTEXT[start : start + 25].strip().split(" ", 1)[1].rsplit(" ", 1)[0], str(start))
+        for start in (0, 100, 300, 500)
+    ]
     asked = [Question(q.id, q.question, q.context, ((q.references[0], CONTEXT.index(q.references[0])),)) for q in asked]
     spans = spans_of(asked, tokenizer, length=64, stride=16)
     answers = postprocess_spans(asked, spans, *perfect(spans, 0.1))
     assert [answer.text for answer in answers] == [q.references[0] for q in asked]
     assert squad_scores(asked, answers) == {"f1": 1.0, "exact_match": 1.0}
-    assert all(len(answer.best) <= 20 and answer.best == sorted(answer.best, key=lambda pair: -pair[0]) for answer in answers)
+    assert all(
+        len(answer.best) <= 20 and answer.best == sorted(answer.best, key=lambda pair: -pair[0]) for answer in answers
+    )
 
 
 def test_nothing_is_answered_where_nothing_is_best(tokenizer):
@@ -79,7 +84,10 @@ def test_nothing_is_answered_where_nothing_is_best(tokenizer):
 def test_an_answer_never_ends_before_it_starts_nor_outside_the_context(tokenizer):
     asked = [question("the", "a")]
     spans = spans_of(asked, tokenizer, length=64, stride=16)
-    starts, ends = [np.zeros(len(ids)) for ids in spans.inputs["input_ids"]], [np.zeros(len(ids)) for ids in spans.inputs["input_ids"]]
+    starts, ends = (
+        [np.zeros(len(ids)) for ids in spans.inputs["input_ids"]],
+        [np.zeros(len(ids)) for ids in spans.inputs["input_ids"]],
+    )
     for start, end in zip(starts, ends, strict=True):
         start[-2], end[1] = 50, 50  # the last real token starts, a token of the question ends
     [answer] = postprocess_spans(asked, spans, starts, ends)
@@ -89,7 +97,9 @@ def test_an_answer_never_ends_before_it_starts_nor_outside_the_context(tokenizer
 def test_long_questions_are_cut_and_no_room_is_said(tokenizer):
     asked = [question("near", ask="what is " * 90)]
     spans = spans_of(asked, tokenizer, length=128, stride=16)
-    assert all(sum(pair is None for pair in offsets) <= 64 + 3 for offsets in spans.offsets) and any(start for start in spans.starts)
+    assert all(sum(pair is None for pair in offsets) <= 64 + 3 for offsets in spans.offsets) and any(
+        start for start in spans.starts
+    )
     assert {len(ids) for ids in spans.inputs["token_type_ids"]} == {len(ids) for ids in spans.inputs["input_ids"]}
     with pytest.raises(UserError, match="20 tokens leave no room"):
         spans_of(asked, tokenizer, length=20)
@@ -104,25 +114,43 @@ def test_the_official_file_and_its_mistakes(tmp_path):
 
     assert write([{"text": "Ann", "answer_start": 0}])[0].references == ["Ann"]
     assert write([], is_impossible=True)[0].answers == ()
-    with pytest.raises(UserError, match="'T', paragraph 1, question 'x1'.*'Ann' is not at character 4 .* there is 'ran'"):
+    with pytest.raises(
+        UserError, match="'T', paragraph 1, question 'x1'.*'Ann' is not at character 4 .* there is 'ran'"
+    ):
         write([{"text": "Ann", "answer_start": 4}])
-    for answers, more, words in (([], {"task": "squad"}, "use --task squad_v2"), ([{"text": "Ann"}], {}, "'answer_start' is missing"),
-                                 ([{"text": "Ann", "answer_start": "0"}], {}, "needs a text and its first character"),
-                                 ([{"text": "", "answer_start": 0}], {}, "'' at character 0; .* an empty list of each"),
-                                 ([{"text": "ran", "answer_start": -4}], {}, "'ran' at character -4"),
-                                 ("Ann", {}, "answers is 'Ann'; it needs"),
-                                 ([], {"question": None}, "question or context is no text")):  # fmt: skip
+    for answers, more, words in (
+        ([], {"task": "squad"}, "use --task squad_v2"),
+        ([{"text": "Ann"}], {}, "'answer_start' is missing"),
+        ([{"text": "Ann", "answer_start": "0"}], {}, "needs a text and its first character"),
+        ([{"text": "", "answer_start": 0}], {}, "'' at character 0; .* an empty list of each"),
+        ([{"text": "ran", "answer_start": -4}], {}, "'ran' at character -4"),
+        ("Ann", {}, "answers is 'Ann'; it needs"),
+        ([], {"question": None}, "question or context is no text"),
+    ):
         with pytest.raises(UserError, match=words):
             write(answers, **more)
-    for text in ("[]", "{", json.dumps({"data": [{"title": "T"}]}), json.dumps({"data": [{"paragraphs": [{"qas": []}]}]})):
+    for text in (
+        "[]",
+        "{",
+        json.dumps({"data": [{"title": "T"}]}),
+        json.dumps({"data": [{"paragraphs": [{"qas": []}]}]}),
+    ):
         (tmp_path / "train.json").write_text(text)
         with pytest.raises(UserError, match="train.json: (not SQuAD's JSON|no questions)"):
             load_questions(task_of("squad"), "train", str(tmp_path))
 
 
 def test_the_hubs_columns_are_read_too(tmp_path):
-    row = {"id": "7", "title": "T", "context": "Ann ran.", "question": "Who?", "answers": {"text": ["Ann"], "answer_start": [0]}}
-    (tmp_path / "validation.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"answers": {"text": ["ran"], "answer_start": [1]}}))
+    row = {
+        "id": "7",
+        "title": "T",
+        "context": "Ann ran.",
+        "question": "Who?",
+        "answers": {"text": ["Ann"], "answer_start": [0]},
+    }
+    (tmp_path / "validation.jsonl").write_text(
+        json.dumps(row) + "\n" + json.dumps(row | {"answers": {"text": ["ran"], "answer_start": [1]}})
+    )
     with pytest.raises(UserError, match="validation.jsonl, line 2, question '7'"):
         load_questions(task_of("squad"), "validation", str(tmp_path))
     (tmp_path / "validation.csv").write_text("id,question,context,answers")
@@ -131,7 +159,9 @@ def test_the_hubs_columns_are_read_too(tmp_path):
         load_questions(task_of("squad"), "validation", str(tmp_path))
     (tmp_path / "validation.csv").unlink()
     (tmp_path / "validation.jsonl").write_text(json.dumps(row))
-    assert load_questions(task_of("squad"), "validation", str(tmp_path)) == [Question("7", "Who?", "Ann ran.", (("Ann", 0),))]
+    assert load_questions(task_of("squad"), "validation", str(tmp_path)) == [
+        Question("7", "Who?", "Ann ran.", (("Ann", 0),))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +174,33 @@ def readers(tokenizer, tmp_path_factory):
     return found
 
 
-PIECES = ["the", "sign", "shows", "12", "€5", "龍", "龍門", "é", "e\u0301", "café", "naïve", "🎉", "👩\u200d👩\u200d👧", "👍🏽",
-          "🇫🇷", "नमस्ते", "สวัสดี", "مرحبا", "don't", "U.S.", "(x)", "-", "…", "small", "village"]  # fmt: skip
+PIECES = [
+    "the",
+    "sign",
+    "shows",
+    "12",
+    "€5",
+    "龍",
+    "龍門",
+    "é",
+    "e\u0301",
+    "café",
+    "naïve",
+    "🎉",
+    "👩\u200d👩\u200d👧",
+    "👍🏽",
+    "🇫🇷",
+    "नमस्ते",
+    "สวัสดี",
+    "مرحبا",
+    "don't",
+    "U.S.",
+    "(x)",
+    "-",
+    "…",
+    "small",
+    "village",
+]
 GAPS = ["", " ", "  ", "\n"]
 
 

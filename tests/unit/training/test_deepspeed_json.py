@@ -35,28 +35,58 @@ def top_level_keys() -> list[str]:
     return sorted(watched.asked)
 
 
-@pytest.mark.parametrize("said, words", [
-    ({"zero_optimization": {"stage": 2, "reduce_bucket_sise": 1000}}, "zero_optimization.reduce_bucket_sise: .*did you mean reduce_bucket_size"),
-    ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}, "zero_optimization.reduce_bucket_size = 0: input should be greater than 0"),
-    ({"zero_optimization": {"stage": 2, "allgather_bucket_size": 0.9}}, "zero_optimization.allgather_bucket_size = 0.9: .*integer"),
-    ({"zero_optimization": {"stage": 2, "overlap_comm": "yep"}}, 'zero_optimization.overlap_comm = "yep": .*boolean'),
-    ({"zero_optimization": {"stage": 2, "offload_optimizer": {"devise": "cpu"}}}, "offload_optimizer.devise: .*did you mean device"),
-    ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}}, 'offload_optimizer.device = "gpu": .*cpu'),
-    ({"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "zero_optimization: Partial offloading only"),
-    ({"zero_optimization": {"mics_shard_size": 2}}, "zero_optimization.mics_shard_size = 2: .*removed"),
-    ({"zero_optimisation": {"stage": 2}}, "zero_optimisation: no key that DeepSpeed reads; did you mean zero_optimization"),
-    ({"amp": {"enabled": True}}, "amp = .*removed"),
-    ({"fp32_allreduce": True}, "fp32_allreduce: no key that DeepSpeed reads; correct it, or take it out"),
-    ({"activation_checkpointing": {"partition_activation": True}}, "activation_checkpointing.partition_activation: .*partition_activations"),
-    ({"activation_checkpointing": [1]}, r"activation_checkpointing = \[1\]: no value that DeepSpeed takes"),
-    ({"tensorboard": {"enabled": True, "job_nam": "x"}}, "tensorboard.job_nam: .*did you mean job_name"),
-    ({"comms_logger": {"verbos": True}}, "comms_logger.verbos: .*did you mean verbose"),
-    ({"timers": {"throughput": {"enabled": "x"}}}, 'timers.throughput.enabled = "x"'),
-    ({"data_types": {"grad_acum_dtype": "fp32"}}, "data_types.grad_acum_dtype: .*did you mean grad_accum_dtype"),
-    ({"communication_data_type": "fp8"}, "communication_data_type"),
-    ({"wall_clock_breakdown": "no"}, 'wall_clock_breakdown = "no"'),
-    ({"torch_autocast": {"enabled": True, "dtype": "fp19"}}, 'torch_autocast.dtype = "fp19"'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 1000}},
+            "zero_optimization.reduce_bucket_sise: .*did you mean reduce_bucket_size",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}},
+            "zero_optimization.reduce_bucket_size = 0: input should be greater than 0",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "allgather_bucket_size": 0.9}},
+            "zero_optimization.allgather_bucket_size = 0.9: .*integer",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "overlap_comm": "yep"}},
+            'zero_optimization.overlap_comm = "yep": .*boolean',
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"devise": "cpu"}}},
+            "offload_optimizer.devise: .*did you mean device",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}},
+            'offload_optimizer.device = "gpu": .*cpu',
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            "zero_optimization: Partial offloading only",
+        ),
+        ({"zero_optimization": {"mics_shard_size": 2}}, "zero_optimization.mics_shard_size = 2: .*removed"),
+        (
+            {"zero_optimisation": {"stage": 2}},
+            "zero_optimisation: no key that DeepSpeed reads; did you mean zero_optimization",
+        ),
+        ({"amp": {"enabled": True}}, "amp = .*removed"),
+        ({"fp32_allreduce": True}, "fp32_allreduce: no key that DeepSpeed reads; correct it, or take it out"),
+        (
+            {"activation_checkpointing": {"partition_activation": True}},
+            "activation_checkpointing.partition_activation: .*partition_activations",
+        ),
+        ({"activation_checkpointing": [1]}, r"activation_checkpointing = \[1\]: no value that DeepSpeed takes"),
+        ({"tensorboard": {"enabled": True, "job_nam": "x"}}, "tensorboard.job_nam: .*did you mean job_name"),
+        ({"comms_logger": {"verbos": True}}, "comms_logger.verbos: .*did you mean verbose"),
+        ({"timers": {"throughput": {"enabled": "x"}}}, 'timers.throughput.enabled = "x"'),
+        ({"data_types": {"grad_acum_dtype": "fp32"}}, "data_types.grad_acum_dtype: .*did you mean grad_accum_dtype"),
+        ({"communication_data_type": "fp8"}, "communication_data_type"),
+        ({"wall_clock_breakdown": "no"}, 'wall_clock_breakdown = "no"'),
+        ({"torch_autocast": {"enabled": True, "dtype": "fp19"}}, 'torch_autocast.dtype = "fp19"'),
+    ],
+)
 def test_what_is_wrong_is_named(said, words):
     with pytest.raises(UserError, match=f"^d.json: .*{words}"):
         check(said)
@@ -66,7 +96,9 @@ def test_what_is_wrong_is_named(said, words):
 def test_each_misspelt_key_of_zero_is_named_with_the_right_one(key):
     with pytest.raises(UserError) as caught:
         check({"zero_optimization": {"stage": 2, f"{key[:-2]}x{key[-1]}": 1}})
-    assert f"zero_optimization.{key[:-2]}x{key[-1]}: no key that DeepSpeed reads; did you mean {key}?" in str(caught.value)
+    assert f"zero_optimization.{key[:-2]}x{key[-1]}: no key that DeepSpeed reads; did you mean {key}?" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("key", top_level_keys())
@@ -75,9 +107,27 @@ def test_each_misspelt_section_is_named_with_the_right_one(key):
         check({f"x{key}": {}})
 
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["auto", "cpu", "nvme", "fp32", "bf16"])
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(
-    st.sampled_from([*DeepSpeedZeroConfig.model_fields, "enabled", "device", "params", "type"]) | st.text(max_size=5), inner, max_size=3), max_leaves=4)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["auto", "cpu", "nvme", "fp32", "bf16"])
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from([*DeepSpeedZeroConfig.model_fields, "enabled", "device", "params", "type"])
+            | st.text(max_size=5),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=4,
+)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -93,30 +143,81 @@ def test_any_json_is_taken_or_answered_in_a_sentence(tmp_path_factory, said):
         assert "\n" not in str(error) and str(file) in str(error)
 
 
-@pytest.mark.parametrize("said", [
-    *[json.loads(file.read_text()) for file in SHIPPED],
-    {"_comment": "mine", "//": "a note", "zero_optimization": {"stage": 1}},
-    {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 1e9, "reduce_bucket_size": "auto", "overlap_comm": "auto",
-                           "offload_param": {"device": "none"}, "sub_group_size": 1e9, "stage3_gather_16bit_weights_on_model_save": True}},
-    {"activation_checkpointing": {"partition_activations": True, "profile": True}, "wandb": {"enabled": False, "team": "x"},
-     "flops_profiler": {"enabled": False, "profile_step": 1, "module_depth": -1, "top_modules": 1, "detailed": True},
-     "aio": {"block_size": 1048576, "queue_depth": 8, "thread_count": 1, "single_submit": False, "overlap_events": True},
-     "data_efficiency": {"enabled": False, "seed": 1, "data_sampling": {"enabled": False, "num_epochs": 3}}, "pipeline": {"stages": 2},
-     "checkpoint": {"tag_validation": "Warn", "use_node_local_storage": True}, "autotuning": {"enabled": False, "fast": False}},
-    {key: False for key in ("prescale_gradients", "zero_allow_untested_optimizer", "dump_state", "memory_breakdown", "dataloader_drop_last")},
-    {"steps_per_print": 2000, "gradient_predivide_factor": 2.0, **dict.fromkeys(BESIDE_PARSER, 8)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        *[json.loads(file.read_text()) for file in SHIPPED],
+        {"_comment": "mine", "//": "a note", "zero_optimization": {"stage": 1}},
+        {
+            "zero_optimization": {
+                "stage": 3,
+                "stage3_max_live_parameters": 1e9,
+                "reduce_bucket_size": "auto",
+                "overlap_comm": "auto",
+                "offload_param": {"device": "none"},
+                "sub_group_size": 1e9,
+                "stage3_gather_16bit_weights_on_model_save": True,
+            }
+        },
+        {
+            "activation_checkpointing": {"partition_activations": True, "profile": True},
+            "wandb": {"enabled": False, "team": "x"},
+            "flops_profiler": {
+                "enabled": False,
+                "profile_step": 1,
+                "module_depth": -1,
+                "top_modules": 1,
+                "detailed": True,
+            },
+            "aio": {
+                "block_size": 1048576,
+                "queue_depth": 8,
+                "thread_count": 1,
+                "single_submit": False,
+                "overlap_events": True,
+            },
+            "data_efficiency": {"enabled": False, "seed": 1, "data_sampling": {"enabled": False, "num_epochs": 3}},
+            "pipeline": {"stages": 2},
+            "checkpoint": {"tag_validation": "Warn", "use_node_local_storage": True},
+            "autotuning": {"enabled": False, "fast": False},
+        },
+        {
+            key: False
+            for key in (
+                "prescale_gradients",
+                "zero_allow_untested_optimizer",
+                "dump_state",
+                "memory_breakdown",
+                "dataloader_drop_last",
+            )
+        },
+        {"steps_per_print": 2000, "gradient_predivide_factor": 2.0, **dict.fromkeys(BESIDE_PARSER, 8)},
+    ],
+)
 def test_what_is_right_is_taken(said):
     check(said)
 
 
 AUTO = {
-    "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16, "hysteresis": 2, "min_loss_scale": 1},
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
     "bf16": {"enabled": "auto"},
     "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
-    "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_max_lr": "auto", "warmup_num_steps": "auto", "total_num_steps": "auto"}},
-    "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto",
-}  # fmt: skip
+    "scheduler": {
+        "type": "WarmupDecayLR",
+        "params": {"warmup_max_lr": "auto", "warmup_num_steps": "auto", "total_num_steps": "auto"},
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+}
 
 
 def test_what_hugging_faces_jsons_leave_open_is_left_to_the_recipe(tmp_path):
@@ -131,35 +232,58 @@ def test_what_hugging_faces_jsons_leave_open_is_left_to_the_recipe(tmp_path):
 @pytest.mark.parametrize("said", [{"communication_data_type": "bf16"}, {"data_types": {"grad_accum_dtype": "bf16"}}])
 def test_a_type_for_gradients_that_16_bit_replaces_is_named(tmp_path, capsys, said):
     training = recipe_with(tmp_path, said | {"zero_optimization": {"stage": 1}}, precision="bf16").training
-    assert deepspeed_config(training, 1, torch.float32) | said == deepspeed_config(training, 1, torch.float32), "in fp32 it stands"
+    assert deepspeed_config(training, 1, torch.float32) | said == deepspeed_config(training, 1, torch.float32), (
+        "in fp32 it stands"
+    )
     assert "not used" not in capsys.readouterr().err
     made = deepspeed_config(training, 1, torch.bfloat16)
     assert made["communication_data_type"] == "fp32" and made["data_types"] == {"grad_accum_dtype": "fp32"}
     assert f"{next(iter(said))} = {json.dumps(next(iter(said.values())))} is not used" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("said, words", [
-    ({"hybrid_engine": {"enabled": True}}, "hybrid_engine.enabled = true: it is for models that generate text; remove it"),
-    ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "torch_autocast.enabled = true: training.precision decides"),
-    ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel.autotp_size = 2: a student is not divided"),
-    ({"pipeline": {"stages": 2}}, "pipeline = .*: a student is not divided"), ({"data_efficiency": {"enabled": True}}, "data_efficiency.enabled"),
-    ({"autotuning": {"enabled": True}}, "autotuning.enabled"), ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "zero_optimization.cpu_offload = true: its name is now offload_optimizer"),
-    ({"checkpoint": {"writer": {"type": "fast"}}}, "checkpoint.writer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        (
+            {"hybrid_engine": {"enabled": True}},
+            "hybrid_engine.enabled = true: it is for models that generate text; remove it",
+        ),
+        (
+            {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+            "torch_autocast.enabled = true: training.precision decides",
+        ),
+        ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel.autotp_size = 2: a student is not divided"),
+        ({"pipeline": {"stages": 2}}, "pipeline = .*: a student is not divided"),
+        ({"data_efficiency": {"enabled": True}}, "data_efficiency.enabled"),
+        ({"autotuning": {"enabled": True}}, "autotuning.enabled"),
+        (
+            {"zero_optimization": {"stage": 2, "cpu_offload": True}},
+            "zero_optimization.cpu_offload = true: its name is now offload_optimizer",
+        ),
+        ({"checkpoint": {"writer": {"type": "fast"}}}, "checkpoint.writer"),
+    ],
+)
 def test_what_a_job_cannot_use_is_refused_before_it_begins(tmp_path, said, words):
     with pytest.raises(UserError, match=f"d.json: {words}"):
         check_machine(recipe_with(tmp_path, said))
 
 
 def test_what_is_switched_off_is_taken(tmp_path):
-    off = {"hybrid_engine": {"enabled": False}, "torch_autocast": {"enabled": False}, "tensor_parallel": {"autotp_size": 1}, "data_efficiency": {"enabled": False}}
+    off = {
+        "hybrid_engine": {"enabled": False},
+        "torch_autocast": {"enabled": False},
+        "tensor_parallel": {"autotp_size": 1},
+        "data_efficiency": {"enabled": False},
+    }
     check_machine(recipe_with(tmp_path, off))
 
 
 def test_a_monitor_that_cannot_write_is_named(tmp_path):
     (tmp_path / "file").touch()
     path = str(tmp_path / "file" / "logs")
-    with pytest.raises(UserError, match=f"d.json: csv_monitor.output_path = {path}: Not a directory; choose another folder"):
+    with pytest.raises(
+        UserError, match=f"d.json: csv_monitor.output_path = {path}: Not a directory; choose another folder"
+    ):
         check_machine(recipe_with(tmp_path, {"csv_monitor": {"enabled": True, "output_path": path}}))
 
 
@@ -170,24 +294,38 @@ def test_sums_over_ranks_are_refused(tmp_path):
             deepspeed_config(recipe_with(tmp_path, {"gradient_allreduce_op": value}).training, 1, torch.float32)
 
 
-@pytest.mark.parametrize("said, words", [
-    ({"fp16": {"enabled": True}}, "fp16.enabled = true"), ({"fp16": AUTO["fp16"] | {"loss_scale_window": 500}}, "fp16.loss_scale_window = 500"),
-    ({"bf16": {"enabled": False}}, "bf16.enabled = false"), ({"bfloat16": {"enabled": True}}, "bfloat16.enabled = true"),
-    ({"optimizer": {"type": "Lamb", "params": {"lr": "auto"}}}, 'optimizer.type = "Lamb"'),
-    ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}, "optimizer.params.lr = 0.0001"),
-    ({"scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": "auto"}}}, 'scheduler.type = "WarmupLR"'),
-    ({"train_batch_size": 8}, "train_batch_size = 8"), ({"gradient_clipping": 1.0}, "gradient_clipping = 1.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        ({"fp16": {"enabled": True}}, "fp16.enabled = true"),
+        ({"fp16": AUTO["fp16"] | {"loss_scale_window": 500}}, "fp16.loss_scale_window = 500"),
+        ({"bf16": {"enabled": False}}, "bf16.enabled = false"),
+        ({"bfloat16": {"enabled": True}}, "bfloat16.enabled = true"),
+        ({"optimizer": {"type": "Lamb", "params": {"lr": "auto"}}}, 'optimizer.type = "Lamb"'),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}, "optimizer.params.lr = 0.0001"),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": "auto"}}}, 'scheduler.type = "WarmupLR"'),
+        ({"train_batch_size": 8}, "train_batch_size = 8"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping = 1.0"),
+    ],
+)
 def test_what_a_json_decides_in_the_recipes_place_is_named(tmp_path, said, words):
     assert set(said) <= set(OWNED_BY_RECIPE)
     with pytest.raises(UserError, match=f"{words} belongs to the recipe's training section"):
         deepspeed_config(recipe_with(tmp_path, said).training, 1, torch.float32)
 
 
-@pytest.mark.parametrize("text, words", [
-    ('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}', "the key zero_optimization stands twice"),
-    ('{"zero_optimization": {"stage": 1, "stage": 2}}', "the key stage stands twice"), ("[" * 100_000, "not JSON"), ("{'a': 1}", "not JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (
+            '{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}',
+            "the key zero_optimization stands twice",
+        ),
+        ('{"zero_optimization": {"stage": 1, "stage": 2}}', "the key stage stands twice"),
+        ("[" * 100_000, "not JSON"),
+        ("{'a': 1}", "not JSON"),
+    ],
+)
 def test_a_text_that_is_not_one_meaning(tmp_path, text, words):
     (tmp_path / "d.json").write_text(text)
     with pytest.raises(UserError, match=words):
@@ -200,7 +338,13 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
 
 
 def test_a_monitor_writes_nothing_while_settings_are_looked_at(tmp_path):
-    check_engine(recipe_with(tmp_path, {"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "made"), "job_name": "x"}}, precision="fp32"))
+    check_engine(
+        recipe_with(
+            tmp_path,
+            {"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "made"), "job_name": "x"}},
+            precision="fp32",
+        )
+    )
     assert not (tmp_path / "made").exists()
 
 
@@ -209,13 +353,32 @@ def test_an_offload_that_is_left_open_is_none(tmp_path):
     check_engine(recipe_with(tmp_path, said, precision="fp32", optimizer="torch"))
 
 
-@pytest.mark.parametrize("said, more, words", [
-    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, {}, "nvme_path"),
-    ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}, {}, "Zenflow must be used with cpu offload"),
-    ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, {}, "d.json: zero_optimization.zero_quantized_weights: DeepSpeed does not start"),
-    ({"data_types": {"grad_accum_dtype": "foo"}}, {}, "d.json: data_types: DeepSpeed does not start with it .*'foo'"),
-    ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, {"optimizer": "torch"}, "optimizer = torch: optimizer offload"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, more, words",
+    [
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, {}, "nvme_path"),
+        (
+            {"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}},
+            {},
+            "Zenflow must be used with cpu offload",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
+            {},
+            "d.json: zero_optimization.zero_quantized_weights: DeepSpeed does not start",
+        ),
+        (
+            {"data_types": {"grad_accum_dtype": "foo"}},
+            {},
+            "d.json: data_types: DeepSpeed does not start with it .*'foo'",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+            {"optimizer": "torch"},
+            "optimizer = torch: optimizer offload",
+        ),
+    ],
+)
 def test_what_deepspeed_asks_for_only_when_it_starts_is_asked_first(tmp_path, said, more, words):
     recipe = recipe_with(tmp_path, said, precision="fp32", **more)
     check_machine(recipe)

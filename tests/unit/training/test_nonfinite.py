@@ -17,12 +17,15 @@ class Order:
         return np.arange(2)
 
 
-@pytest.mark.parametrize("losses, remedy", [
-    ([float("nan"), 4.0, 0.1], "the teacher's outputs are not. Give another teacher"),
-    ([float("inf"), 4.0, float("nan")], "the teacher's outputs are not. Give another teacher"),
-    ([float("nan"), float("nan"), float("nan")], "Lower training.learning_rate"),
-    ([3.0, float("inf"), 0.1], "Lower training.learning_rate"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "losses, remedy",
+    [
+        ([float("nan"), 4.0, 0.1], "the teacher's outputs are not. Give another teacher"),
+        ([float("inf"), 4.0, float("nan")], "the teacher's outputs are not. Give another teacher"),
+        ([float("nan"), float("nan"), float("nan")], "Lower training.learning_rate"),
+        ([3.0, float("inf"), 0.1], "Lower training.learning_rate"),
+    ],
+)
 def test_a_teacher_whose_outputs_are_no_numbers_is_blamed(tmp_path, losses, remedy):
     start_distributed()
     watch = NonFiniteGuard(Order(), 1, tmp_path, scaled=False)
