@@ -1,0 +1,75 @@
+"""Every command in the documents is one that the program takes."""
+
+import importlib
+import re
+import shlex
+import sys
+
+import pytest
+
+from ds_distill.cli.commands import COMMANDS
+from ds_distill.cli.parser import check_command
+from tests.start import ROOT
+
+PAGES = sorted(page for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
+FLAGS = ("--encoder", "--untrained", "--fresh", "--debug", "--help", "--version")
+
+
+def fragments(text: str) -> list[str]:
+    """Return the lines of fenced blocks, and what stands between backticks elsewhere; a line that ends with \\ goes on in the next."""
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    lines = [line for block in fenced for line in block.replace("\\\n", " ").splitlines()]
+    return [line.strip() for line in (*lines, *inline)]
+
+
+def words_of(command: str) -> list[str]:
+    """Return the words of a command, without the remark beside it, what stands for more of the same, and files that are not here."""
+    command = re.split(r"\s{2,}(?=[^-\s])|\s#\s", command)[0]
+    command = command.replace("$DATA", "--teacher T --corpus C").replace("...", "…")
+    command = re.sub(r"(--\S+\s)(…|N)(?=\s|$)", r"\g<1>1", command).replace("…", "")
+    words = shlex.split(command)
+    if words[-1].startswith("--") and words[-1] not in FLAGS:
+        words.append("1")  # the text speaks of the option
+    for place in range(len(words) - 2, -1, -1):
+        if words[place] == "--config" and not (ROOT / words[place + 1]).is_file():
+            del words[place : place + 2]
+    return words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_of_a_page_is_taken(page):
+    for fragment in fragments(page.read_text(encoding="utf-8")):
+        if fragment.startswith("ds-distill "):
+            words = words_of(fragment)[1:]
+        elif re.match(r"(deepspeed .*|(\S+=\S+ )*\./)launch\.sh( |$)", fragment):
+            words = words_of(fragment)
+            words = ["run", *words[next(place for place, word in enumerate(words) if word.endswith("launch.sh")) + 1 :]]
+        else:
+            continue
+        if words[0] not in COMMANDS:
+            assert words[0] in ("COMMAND", "--version", "--help"), fragment
+        elif len(words) > 1 and not {"--help", "--version", "--setup-only"} & set(words):
+            check_command(words)
+
+
+def python_commands() -> list[str]:
+    pages = (page for page in PAGES if page.name != "LOG.md")  # which records what was typed at the time
+    found = (fragment for page in pages for fragment in fragments(page.read_text(encoding="utf-8")))
+    return sorted({command for command in found if command.startswith(("python -m benchmarks.", "python -m tests."))})
+
+
+@pytest.mark.parametrize("command", python_commands())
+def test_every_benchmark_of_the_documents_is_there_and_has_its_options(command, monkeypatch, capsys):
+    _, _, module, *words = words_of(command)
+    if module.startswith("tests."):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file() or (
+            ROOT / module.replace(".", "/") / "__main__.py"
+        ).is_file()
+        return
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    main = importlib.import_module("benchmarks.inference.__main__" if module == "benchmarks.inference" else module).main
+    with pytest.raises(SystemExit):
+        main()
+    known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, command
