@@ -126,7 +126,7 @@ class Parser(ArgumentParser):
         self.chosen = next(iter(args or ()), "")
         commands = self._subcommands_action._name_parser_map if self._subcommands_action else {}
         if self.chosen in commands:
-            args = _with_lists_joined(list(args), commands[self.chosen])
+            _check_lists_given_once(list(args), commands[self.chosen])
         try:
             return super().parse_args(args, *more, **options)
         except RecursionError:
@@ -144,33 +144,18 @@ class Parser(ArgumentParser):
         return super()._check_value_key(action, value, key, cfg, append=append)
 
 
-def _with_lists_joined(words: list[str], parser: ArgumentParser) -> list[str]:
-    """Return a command's words with the values of a list that is given twice (`--corpus a --corpus b`) after its last option.
-
-    argparse would take the last list alone.
-    """
-    lists = {name: action for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings}
-    values: dict[str, list[str]] = {}
-    places: dict[str, list[tuple[int, int]]] = {}
-    for start, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name not in lists or not name.startswith("--") or name.endswith("+"):
-            continue
-        stop = start + 1
-        while not equals and stop < len(words) and not words[stop].startswith("--"):
-            stop += 1
-        values.setdefault(lists[name].dest, []).extend([value] if equals else words[start + 1 : stop])
-        places.setdefault(lists[name].dest, []).append((start, stop))
-    for dest, spans in places.items():
-        if len(spans) > 1:
-            kept = next(name for name, action in lists.items() if action.dest == dest)
-            last = spans[-1][0]
-            words = [
-                None if any(start <= place < stop for start, stop in spans) and place != last else word
-                for place, word in enumerate(words)
-            ]
-            words[last] = (kept, *values[dest])
-    return [part for word in words if word is not None for part in (word if isinstance(word, tuple) else (word,))]
+def _check_lists_given_once(words: list[str], parser: ArgumentParser) -> None:
+    """Raise UserError for a list that is given twice (`--corpus a --corpus b`): argparse would take the last one alone."""
+    lists = {
+        name: action.dest for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings
+    }
+    given: dict[str, str] = {}
+    for name in (word.partition("=")[0] for word in words):
+        if name in lists and name.startswith("--") and not name.endswith("+"):
+            if lists[name] in given:
+                also = "" if given[lists[name]] == name else f", also as {given[lists[name]]}"
+                raise UserError(f"{name}: given twice{also}; all of its values follow one {name}, as in {name} a b")
+            given[lists[name]] = name
 
 
 def with_values(parser: ArgumentParser) -> ArgumentParser:

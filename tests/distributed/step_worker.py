@@ -74,9 +74,11 @@ def relative(mine: dict, other: dict) -> float:
 @contextlib.contextmanager
 def fp16_on_a_cpu():
     """DeepSpeed refuses it there, though all of it works; with a loss scale that nothing overflows at."""
-    config = lambda *arguments: (
-        (made := deepspeed_config(*arguments)) | {"fp16": made["fp16"] | {"initial_scale_power": 8}}
-    )  # noqa: E731
+
+    def config(*arguments):
+        made = deepspeed_config(*arguments)
+        return made | {"fp16": made["fp16"] | {"initial_scale_power": 8}}
+
     here = get_accelerator()
     dtypes = [*here.supported_dtypes(), torch.float16]
     with (

@@ -59,7 +59,7 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         "4 layers, 0 to 3": [*teacher, *common, "--student.layers", "[0, 9]"],
         "positions": [*teacher, *common, "--data.sequence_length", 64],
         "data.weights = [1.0, 2.0]: one number": [*teacher, *common, "--data.weights", "[1, 2]"],
-        "empty": [*teacher, *common, "--corpus", empty],
+        "empty": [*teacher, "--corpus", empty, *common[2:]],
         "train-00000.bin: expected": [*teacher, "--tokens", broken, *common[2:]],
         "no GPU": [*teacher, *common, "--training.precision", "fp16"],
         "sees no GPU": [*teacher, *common, "--training.device", "cuda"],

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from ds_distill.cli.parser import build_parser
 from ds_distill.config.unknown_keys import OTHER_NAMES, say_unknown
 from ds_distill.recipe import Training
 from ds_distill.run_folder import find_model
+from ds_distill.utils.errors import UserError
 from tests import patience
 from tests.start import ROOT
 
@@ -253,20 +255,26 @@ def options_of(*words):
     return build_parser().parse_args(["distill", "--teacher", "T", "--output", "o", *words]).distill
 
 
-def test_a_list_that_is_given_twice_is_one_list():
-    assert options_of("--corpus", "a", "b", "--heldout", "h", "--corpus", "c", "--training.seed", "1").corpus == [
-        "a",
-        "b",
-        "c",
-    ]
-    assert options_of("--corpus=a", "--input", "b", "--heldout=h", "--heldout", "i", "j").heldout == ["h", "i", "j"]
-    assert options_of("--corpus=a", "--input", "b").corpus == ["a", "b"]
-    assert options_of("--output", "p", "--corpus", "a").output == "p", "of a single value the last counts"
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (
+            "--corpus a b --heldout h --corpus c",
+            "--corpus: given twice; all of its values follow one --corpus, as in --corpus a b",
+        ),
+        ("--corpus=a --input b", "--input: given twice, also as --corpus;"),
+        ("--corpus a --heldout=h --heldout i j", "--heldout: given twice;"),
+    ],
+)
+def test_a_list_that_is_given_twice_is_refused(words, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        options_of(*words.split())
 
 
 def test_a_list_on_the_command_line_is_instead_of_the_files(tmp_path):
     (tmp_path / "r.yaml").write_text("corpus: [x, y]\n")
-    assert options_of("--config", str(tmp_path / "r.yaml"), "--corpus", "a", "--corpus", "b").corpus == ["a", "b"]
+    assert options_of("--config", str(tmp_path / "r.yaml"), "--corpus", "a", "b").corpus == ["a", "b"]
+    assert options_of("--output", "p", "--corpus", "a").output == "p", "of a single value the last counts"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""The first twenty steps of the demo's recipe, pinned: what changes the order of the data, the masks, the schedule or a loss changes them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from ds_distill.data.tokenizer import train_wordpiece
+from ds_distill.export.parity import SAMPLE
+from tests.start import ROOT, ds_distill
+
+GOLDEN = Path(__file__).with_name("golden.json")
+STEPS = 20
+
+
+def curve_of(folder: Path) -> list[dict[str, float]]:
+    """Distill a student from a teacher of random weights, in fp32 on the CPU; return the losses of each step."""
+    lines = [line for line in SAMPLE.read_text(encoding="utf-8").splitlines() if line.strip()]
+    size = len(train_wordpiece(lines, 512, folder / "teacher"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=size,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.2,  # larger than usual, so that the teacher's guesses differ from token to token
+    )
+    BertForMaskedLM(config).save_pretrained(folder / "teacher")
+    (folder / "text.txt").write_text("\n\n".join(lines * 20) + "\n", encoding="utf-8")
+    words = ["run", "--config", ROOT / "ds_configs" / "demo.yaml", "--teacher", folder / "teacher"]
+    words += ["--corpus", folder / "text.txt", "--output", folder / "run", "--data.sequence_length", 64]
+    words += ["--training.global_batch", 8, "--training.micro_batch", 4, "--training.max_tokens", 8 * 64 * STEPS]
+    words += ["--training.precision", "fp32", "--training.device", "cpu", "--training.optimizer", "torch"]
+    done = ds_distill(*words, "--training.compile", "off")
+    assert done.returncode == 0, done.stderr
+    history = json.loads((folder / "run" / "curves.json").read_text(encoding="utf-8"))["history"]
+    return [dict(zip(("step", "tokens", "loss", "kl", "mlm", "cosine"), row, strict=True)) for row in history]
+
+
+def test_the_first_twenty_steps_are_what_they_were(tmp_path):
+    """To pin them anew after a change that is meant: `python -m tests.end_to_end.test_golden`."""
+    golden, found = json.loads(GOLDEN.read_text(encoding="utf-8")), curve_of(tmp_path)
+    assert len(found) == len(golden) == STEPS
+    for mine, pinned in zip(found, golden, strict=True):
+        assert (mine["step"], mine["tokens"]) == (pinned["step"], pinned["tokens"])
+        # processors add up in different orders
+        assert mine == pytest.approx(pinned, rel=2e-4)
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [json.dumps(row) for row in curve_of(Path(folder))]
+    GOLDEN.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
+    print(f"written to {GOLDEN}")
