@@ -228,7 +228,7 @@ class Data:
 
 @dataclass
 class Recipe:
-    """Everything that defines a run, except its inputs and its output folder."""
+    """Everything that defines a run beside its inputs and its output folder."""
 
     data: Data = field(default_factory=Data)
     student: Student = field(default_factory=Student)
