@@ -257,12 +257,12 @@ def open_hub(given: str, streaming: bool):
     import datasets
 
     parts = _HUB.match(given)
-    # A missing name, network or config each raises a class of its own.
     try:
         return datasets.load_dataset(
             parts["name"], parts["config"], split=parts["split"] or "train", streaming=streaming
         )
     except Exception as error:
+        # A missing name, network or config each raises a class of its own.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"{given}: cannot be loaded ({lines[0][:200]}); check name, config and split, and the network or "
