@@ -153,8 +153,7 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
     manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
     log(
         f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} "
-        "tokens to train on, "
-        f"{time.perf_counter() - began:.0f} s"
+        f"tokens to train on, {time.perf_counter() - began:.0f} s"
     )
 
 

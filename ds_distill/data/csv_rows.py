@@ -16,7 +16,7 @@ from ds_distill.utils.errors import UserError
 LONGEST_FIELD = 1 << 27  # in characters; an unclosed quote ends there at the latest
 # A field with so many lines, each with as many commas as a row, suggests an unclosed quote.
 _MANY_LINES = 200
-_SOME_ROWS, _MANY_ROWS = 10, 20  # how many lines of a field look exactly like rows
+_SOME_ROWS, _MANY_ROWS = 10, 20  # lines exactly like rows that lead to a remark, or to an error
 QUOTES = "a quote that is text is written as two, in a field with quotes around it; or give jsonl"
 
 

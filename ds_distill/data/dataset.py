@@ -90,8 +90,7 @@ class TokenDataset:
             name = self.manifest["shards"][self.split][shard]["file"]
             raise UserError(
                 f"{self.path / name}.bin: damaged at byte {start * ids.itemsize:,} (checksum of sequence "
-                f"{index - self._starts[shard]}); "
-                "restore the file or prepare the corpus again"
+                f"{index - self._starts[shard]}); restore the file or prepare the corpus again"
             )
         return ids
 

@@ -349,7 +349,6 @@ def unreadable(path: Path | str, error: Exception) -> UserError:
         unpack = f"zstd -dc --long=31 {path}"
         return UserError(
             f"{path}: cannot be read: it was packed with a window beyond 128 MiB (zstd --long); unpack it "
-            f"({unpack} > NEW), or let it "
-            f"come through a pipe: --corpus <({unpack})"
+            f"({unpack} > NEW), or let it come through a pipe: --corpus <({unpack})"
         )
     return UserError(f"{path}: cannot be read ({error}); replace the file or leave it out")

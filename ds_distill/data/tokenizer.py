@@ -105,8 +105,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     if spm := _only_sentencepiece(folder):
         raise UserError(
             f"{name}: of its tokenizer only {spm.name}; make a tokenizer.json of it once, where sentencepiece "
-            "and protobuf are installed: "
-            f"`AutoTokenizer.from_pretrained('{name}').save_pretrained('{name}')`"
+            f"and protobuf are installed: `AutoTokenizer.from_pretrained('{name}').save_pretrained('{name}')`"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

@@ -169,8 +169,8 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
     if not chosen:
         raise UserError(
             f"training.micro_batch = auto: not even one sequence fits {room / GIB:.1f} GiB; lower "
-            "data.sequence_length, use a higher "
-            "ZeRO stage (training.deepspeed), or training.gradient_checkpointing = true"
+            "data.sequence_length, use a higher ZeRO stage (training.deepspeed), or "
+            "training.gradient_checkpointing = true"
         )
     log(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit {room / GIB:.1f} GiB")
     return chosen

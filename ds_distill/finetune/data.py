@@ -133,8 +133,7 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning
         names = ", ".join(data.task.labels[label] for label in sorted(absent))
         raise UserError(
             f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none "
-            f"that is {names}: the set is "
-            "in order; take more, or all, or give --data in random order"
+            f"that is {names}: the set is in order; take more, or all, or give --data in random order"
         )
     return Sets(encode_features(train, tokenizer, length), dev, length)
 

@@ -46,8 +46,8 @@ def write_page(folder: Path, name: str, title: str, lead: str, sections: list[Se
     (folder / f"{name}.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
     body = f"<h1>{_inline(title)}</h1>\n{_paragraphs(lead)}" + "".join(map(_section_html, sections))
     (folder / f"{name}.html").write_text(
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
         encoding="utf-8",
     )

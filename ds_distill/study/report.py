@@ -172,8 +172,7 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
         columns |= headings(here)
         text = (
             "Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own "
-            "teacher and data, for comparison; it "
-            "does not say which of a task's metrics they are."
+            "teacher and data, for comparison; it does not say which of a task's metrics they are."
         )
         if "squad_v2" in here:
             text += (

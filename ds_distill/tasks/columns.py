@@ -73,8 +73,7 @@ def text_columns(rows: list[dict], given: str) -> list[str]:
         raise UserError(f"{given}: columns {', '.join(names)}: needs `label` and one or two of text")
     raise UserError(
         f"{given}: its text may be in {', '.join(texts)}; name the one or two columns that the model reads, "
-        "in their order: "
-        f"{given.rpartition(' ')[-1]}#{','.join(texts[:2])}"
+        f"in their order: {given.rpartition(' ')[-1]}#{','.join(texts[:2])}"
     )
 
 
