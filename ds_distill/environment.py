@@ -37,7 +37,7 @@ def describe() -> dict:
 
     Returns:
         {"versions": {package: version or None}, "devices": {…}, "kernels": [{"kernel", "active",
-            "why"}]}.
+        "why"}]}.
     """
     return {"versions": _versions(), "devices": _devices(), "kernels": kernels()}
 

@@ -275,7 +275,8 @@ class Recipe:
         if round(d.mask_probability * tokens) == 0:
             raise UserError(
                 f"data.mask_probability = {d.mask_probability}: of the {tokens} tokens of a sequence "
-                f"(data.sequence_length = {d.sequence_length}) it masks none; {math.ceil(501 / tokens) / 1000} masks one"
+                f"(data.sequence_length = {d.sequence_length}) it masks none; "
+                f"{math.ceil(501 / tokens) / 1000} masks one"
             )
         if x.kl == x.mlm == x.cosine == 0:
             raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")

@@ -78,8 +78,8 @@ def finetune(
 
     Returns:
         The summary: `metric` (the task's first), its median over seeds at the best point, `metrics`
-            (medians), `seeds` (those of each run), and the folder of the representative model, the
-            one at the median.
+        (medians), `seeds` (those of each run), and the folder of the representative model, the
+        one at the median.
     """
     tokenizer = load_tokenizer(resolve_model_folder(model, "--model"))
     mentor = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None

@@ -140,7 +140,7 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
 
     Returns:
         (The task's columns of text, the line and the raw label of each row, how many rows are left
-            out by cause).
+        out by cause).
     """
     texts: list[list[str]] = [[] for _ in task.texts]
     labels: list[tuple[int, object]] = []
