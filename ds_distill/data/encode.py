@@ -38,7 +38,7 @@ _PROBES = (
 )
 _MARKS = r"!-/:-@\[-`{-~"  # the ASCII marks, for a character class
 _MARK_OR_WORD = rf"[{_MARKS}]|[^\s{_MARKS}]+"
-_SEPARATORS = "[\x0b\x0c\x1c-\x1f\x85]"  # White space to Python, but nothing to some tokenizers.
+_SEPARATORS = "[\x0b\x0c\x1c-\x1f\x85]"  # These are white space to Python, but nothing to some tokenizers.
 # The effect of these on a character depends on no character beyond the next white space or ASCII
 # mark.
 _LOCAL_NORMALIZERS = ("BertNormalizer", "Lowercase", "NFD", "NFKD", "StripAccents", "Nmt", "Strip")

@@ -14,7 +14,7 @@ from ds_distill.data.files import head_of, open_unpacked, unreadable
 from ds_distill.data.findings import Findings
 from ds_distill.data.sources import WorkUnit, split_inputs
 
-# A byte that is not UTF-8, or half a pair, which JSON escapes may hold.
+# It matches a byte that is not UTF-8, or half a pair, which JSON escapes may hold.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _OTHER_ENDS = {
     "\r": "carriage returns alone",

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 _ROUNDING = 1e-9  # the rounding error of a number of words that is a sum of fractions
-# In pieces, as SpanBERT's longest span. Longer words (an address, base64) are divided into parts
-# that count as words.
+# The limit is in pieces, as SpanBERT's longest span. Longer words (an address, base64) are divided
+# into parts that count as words.
 LONGEST_WORD = 10
 
 # The bits that describe a piece:

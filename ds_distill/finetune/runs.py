@@ -234,8 +234,8 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
         plan.device.type == "cpu",
         plan.encode_sets(point),
     )
-    # Eager attention takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26). In fp32 torch's own is
-    # no slower.
+    # In bf16 on a CPU, eager attention takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26). In
+    # fp32 torch's own is no slower.
     if cpu and precision == "bf16":
         network.set_attn_implementation("eager")
     arguments = TrainingArguments(

@@ -19,8 +19,8 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import trim_heap
 
 SAVE_EVERY = 200  # steps
-# In steps. Batches have many lengths, and the memory that one frees leaves holes that no other
-# fills: without this, a thousand steps of SQuAD on a CPU took 10 GB instead of 3.
+# The interval is in steps. Batches have many lengths, and the memory that one frees leaves holes
+# that no other fills: without this, a thousand steps of SQuAD on a CPU took 10 GB instead of 3.
 GIVE_BACK_EVERY = 25
 
 

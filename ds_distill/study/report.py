@@ -29,13 +29,13 @@ PAPER = {
     ),
     "DistilBERT, second distillation, the paper's": {"squad": 86.9},
 }
-# exact match on SQuAD 1.1, from table 2
+# These are exact matches on SQuAD 1.1, from table 2.
 EXACT = {
     "BERT-base, the paper's": 81.2,
     "DistilBERT, the paper's": 77.7,
     "DistilBERT, second distillation, the paper's": 79.1,
 }
-# differences of the GLUE mean, from table 4
+# These are differences of the GLUE mean, from table 4.
 ABLATION = {
     "without KL": -2.96,
     "without cosine": -1.46,

@@ -169,7 +169,7 @@ def _asked_to_end():
         if number == signal.SIGINT:
             signal.signal(number, before[number])
 
-    # A shell may have SIGINT ignored; then it stays ignored.
+    # Where a shell has SIGINT ignored, it stays ignored.
     heard = [
         signal.SIGTERM,
         *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else []),
