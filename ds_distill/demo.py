@@ -1,4 +1,7 @@
-"""The embedded default: from the text found on any machine to a distilled, exported student, and what distilling was worth."""
+"""The built-in demo: from the text found on any machine to a distilled, exported student.
+
+It also measures what the distillation was worth.
+"""
 
 import copy
 import json
@@ -46,12 +49,15 @@ def run(
     teacher_tokens: int,
     fresh: bool,
 ) -> dict:
-    """Collective: corpus → tokenizer → teacher → student → the same student without a teacher → table; returns the summary."""
+    """Collective: run the demo and return its summary.
+
+    The steps are corpus → tokenizer → teacher → student → the same student without a teacher →
+    table.
+    """
     _, ranks = start_distributed()
     recipe = copy.deepcopy(recipe)
-    recipe.training.global_batch = (
-        -(-recipe.training.global_batch // ranks) * ranks
-    )  # this recipe is nobody's choice: it runs on any number
+    # Nobody has chosen this recipe, so its batch is rounded up to run on any number of ranks.
+    recipe.training.global_batch = -(-recipe.training.global_batch // ranks) * ranks
     checks.check_machine(recipe)
     checks.check_engine(recipe)
     if is_first():
@@ -146,19 +152,19 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
         )
     manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
     log(
-        f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} tokens to train on, "
-        f"{time.perf_counter() - began:.0f} s"
+        f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} "
+        f"tokens to train on, {time.perf_counter() - began:.0f} s"
     )
 
 
 def _onto(bar):
-    """Show what is read of one more piece."""
+    """Return a function that shows on `bar` how much of one more piece is read."""
     before = bar.n
     return lambda read: bar.update(before + read - bar.n)
 
 
 def _once(folder: Path, job) -> dict:
-    """A finished part is not made again."""
+    """Run `job` and return its summary, or that of a finished part, which is not made again."""
     done = folder / "summary.json"
     if done.is_file() and (folder / "export").is_dir():
         log(f"{folder.name}: finished before, reused (--fresh starts over)")
@@ -170,7 +176,7 @@ def _once(folder: Path, job) -> dict:
 
 
 def _latency(folder: Path, repeats: int = 15) -> float:
-    """Median milliseconds of one forward of 1 × 128 tokens in fp32 on the CPU."""
+    """Return the median milliseconds of one forward of 1 × 128 tokens in fp32 on the CPU."""
     model = load_masked_lm(str(folder)).eval()
     ids = torch.full((1, min(128, model.config.max_position_embeddings)), 5)
     times = []

@@ -1,4 +1,7 @@
-"""What this machine has: versions, devices, and which fused kernels a run would use here, or why not."""
+"""A description of this machine: versions, devices, and the fused kernels that a run would use here.
+
+Each kernel comes with the reason why it is used or not.
+"""
 
 import importlib.metadata
 import platform
@@ -28,7 +31,14 @@ PACKAGES = (
 
 
 def describe() -> dict:
-    """{"versions": {package: version or None}, "devices": {…}, "kernels": [{"kernel", "active", "why"}]}. Compiles nothing, asks no network."""
+    """Return the versions, devices and kernels of this machine.
+
+    Nothing is compiled, and the network is not used.
+
+    Returns:
+        {"versions": {package: version or None}, "devices": {…}, "kernels": [{"kernel", "active",
+        "why"}]}.
+    """
     return {"versions": _versions(), "devices": _devices(), "kernels": kernels()}
 
 
@@ -59,7 +69,7 @@ def _devices() -> dict:
 
 
 def kernels() -> list[dict]:
-    """Each fused kernel, whether a run here uses it, and why or why not."""
+    """Return each fused kernel, whether a run here uses it, and why or why not."""
     cuda = torch.cuda.is_available()
     no_build, no_compile = build_unavailable_reason(), compile_unavailable_reason()
     device = torch.device("cuda" if cuda else "cpu")

@@ -14,12 +14,15 @@ CHECKOUT = Path(__file__).parents[1]
 
 
 def shipped(path: str) -> Path:
-    """A file that a recipe or a plan names: from here or, as those that ship with the project, from the checkout, wherever the command starts."""
+    """Return the file that a recipe or a plan names, from here or from the checkout.
+
+    Files that ship with the project are found in the checkout, wherever the command starts.
+    """
     return next((file for file in (Path(path), CHECKOUT / path) if file.is_file()), Path(path))
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object; ValueError where a key stands twice, of which the last would count unsaid."""
+    """Return a JSON object as a dict; raise ValueError where a key stands twice, since one would be lost."""
     found = dict(pairs)
     if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
         raise ValueError(f"the key {twice[0]} stands twice in one object")
@@ -50,10 +53,13 @@ class Student:
     """The student's shape and start.
 
     Args:
-        layers: "every_other" (evenly spaced, first and last included), "random", or a list of teacher layers.
+        layers: "every_other" (evenly spaced, first and last included), "random", or a list of
+            teacher layers.
         depth: Number of layers; half the teacher's when not given.
-        hidden: Hidden size; the teacher's when not given. A smaller one starts from the first rows and columns of the teacher's weights.
-        freeze_positions: The authors' positions were sinusoidal, so frozen, and then overwritten by BERT's; false trains them.
+        hidden: Hidden size; the teacher's when not given. A smaller one starts from the first rows
+            and columns of the teacher's weights.
+        freeze_positions: The authors' positions were sinusoidal, so frozen, and then overwritten by
+            BERT's; false trains them.
     """
 
     layers: str | list[int] = "every_other"
@@ -68,12 +74,14 @@ class Training:
 
     Args:
         global_batch: Sequences an optimizer step, over all ranks and accumulation steps.
-        micro_batch: Sequences a rank and forward pass, at most: the largest number that divides a rank's share of the global batch, which
-            accumulation follows from. "auto": for distill, the most that fit the memory.
+        micro_batch: Sequences a rank and forward pass, at most: the largest number that divides a
+            rank's share of the global batch, which accumulation follows from. "auto": for distill,
+            the most that fit the memory.
         max_tokens: Stop after this many tokens; 0: after `epochs`.
         epochs: Passes over the data where max_tokens is 0.
         learning_rate: Peak; linear warm-up, then linear to zero.
-        trunk_learning_rate: Of `pretrain --from`, for all but the masked-LM head; 0 trains the head alone; learning_rate when not given.
+        trunk_learning_rate: Of `pretrain --from`, for all but the masked-LM head; 0 trains the head
+            alone; learning_rate when not given.
         warmup: Share of the steps that warm up.
         weight_decay: Never on a bias or a norm.
         betas: AdamW's.
@@ -82,14 +90,19 @@ class Training:
         dropout: Hidden and attention dropout of the trained model.
         seed: Order, masks, dropout and random starts follow from it.
         device: "auto" takes a GPU where there is one; "cuda" insists on it, "cpu" leaves it alone.
-        precision: "auto": bf16 on CUDA (fp16 on GPUs before Ampere), on CPU bf16 where a probe shows it faster, else fp32.
-        optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once an environment, about a minute), else torch's fused AdamW.
-        compile: Whether torch.compile makes kernels of what lies between the matrix products: "auto" where the run is long enough to earn it back.
-            On a GPU the vocabulary loss has its kernel in Triton either way, but with "off".
-        deepspeed: Path of a DeepSpeed JSON (ds_configs/deepspeed/), which owns zero_optimization only. Without one ZeRO stage 0 in fp32 and
-            stage 1 in 16 bit, where it is faster even on one rank.
+        precision: "auto": bf16 on CUDA (fp16 on GPUs before Ampere), on CPU bf16 where a probe
+            shows it faster, else fp32.
+        optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once an environment, about a
+            minute), else torch's fused AdamW.
+        compile: Whether torch.compile makes kernels of what lies between the matrix products:
+            "auto" where the run is long enough to earn it back. On a GPU the vocabulary loss has
+            its kernel in Triton either way, but with "off".
+        deepspeed: Path of a DeepSpeed JSON (ds_configs/deepspeed/), which owns zero_optimization
+            only. Without one ZeRO stage 0 in fp32 and stage 1 in 16 bit, where it is faster even on
+            one rank.
         gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
-        max_skipped: Steps in a row that may be skipped because loss or gradient is not finite, before the run ends.
+        max_skipped: Steps in a row that may be skipped because loss or gradient is not finite,
+            before the run ends.
         checkpoint_every: Optimizer steps between checkpoints; 0: only at the end.
         keep_checkpoints: How many to keep.
         evaluate_every: Optimizer steps between held-out evaluations; 0: only at the end.
@@ -124,30 +137,39 @@ class Training:
     resume: Literal["auto", "never"] = "auto"
 
     def share_of(self, ranks: int) -> int:
-        """A rank's sequences of the global batch. UserError where the ranks have no equal shares."""
+        """Return how many sequences of the global batch each rank gets.
+
+        Raises:
+            UserError: If the ranks cannot have equal shares.
+        """
         share, rest = divmod(self.global_batch, ranks)
         if rest:
             nearest = " or ".join(str(count * ranks) for count in (share, share + 1) if count)
             raise UserError(
-                f"training.global_batch = {self.global_batch}: not to be shared evenly among {ranks} ranks; use {nearest}"
+                f"training.global_batch = {self.global_batch}: not to be shared evenly among {ranks} ranks; "
+                f"use {nearest}"
             )
         return share
 
     def micro_batches(self, ranks: int) -> list[int]:
-        """What divides a rank's share, the largest first."""
+        """Return the divisors of a rank's share of the global batch, the largest first."""
         share = self.share_of(ranks)
         return [size for size in range(share, 0, -1) if share % size == 0]
 
     def micro_batch_of(self, ranks: int) -> int:
-        """The micro-batch, given as a number, that so many ranks run."""
+        """Return the micro-batch that a run on `ranks` ranks uses, where the recipe gives it as a number."""
         return next(size for size in self.micro_batches(ranks) if size <= self.micro_batch)
 
     def deepspeed_file(self) -> Path:
-        """The DeepSpeed JSON, from here or from the checkout."""
+        """Return the path of the DeepSpeed JSON, from here or from the checkout."""
         return shipped(self.deepspeed)
 
     def deepspeed_json(self) -> dict:
-        """What the DeepSpeed JSON says; nothing where there is none. UserError where it is not JSON, or has no ZeRO stage where one belongs."""
+        """Return the content of the DeepSpeed JSON, or an empty dict where the recipe names none.
+
+        Raises:
+            UserError: If the file is not JSON, or has no ZeRO stage where one belongs.
+        """
         try:
             text = self.deepspeed_file().read_text(encoding="utf-8-sig") if self.deepspeed else "{}"
             said = json.loads(text, object_pairs_hook=_once)
@@ -156,11 +178,13 @@ class Training:
         zero = said.get("zero_optimization", {}) if isinstance(said, dict) else None
         if not isinstance(zero, dict) or not isinstance(zero.get("offload_optimizer", {}), dict):
             raise UserError(
-                f"training.deepspeed = {self.deepspeed}: must be an object, and so zero_optimization and its offload_optimizer, if there"
+                f"training.deepspeed = {self.deepspeed}: must be an object, and so zero_optimization and its "
+                "offload_optimizer, if there"
             )
         if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3) or isinstance(stage, bool):
             raise UserError(
-                f"training.deepspeed = {self.deepspeed}: zero_optimization.stage = {json.dumps(stage)}: must be 0, 1, 2 or 3"
+                f"training.deepspeed = {self.deepspeed}: zero_optimization.stage = {json.dumps(stage)}: must "
+                "be 0, 1, 2 or 3"
             )
         return said
 
@@ -170,16 +194,22 @@ class Data:
     """How text becomes blocks.
 
     Args:
-        mode: "packed": documents fill whole blocks, nothing is padding; "grouped": a line is a sequence (the authors' data).
-        sequence_length: Tokens a sequence, [CLS] and [SEP] included; at most so many in grouped mode.
+        mode: "packed": documents fill whole blocks, nothing is padding; "grouped": a line is a
+            sequence (the authors' data).
+        sequence_length: Tokens a sequence, [CLS] and [SEP] included; at most so many in grouped
+            mode.
         heldout_fraction: Share of the documents kept out of training.
-        column: Of jsonl, csv, tsv and parquet files and hub data sets; FILE#COLUMN names another for one input.
-        weights: How often an epoch sees each source, in the order of --corpus: 2 twice, 0.5 a random half; once when not given.
+        column: Of jsonl, csv, tsv and parquet files and hub data sets; FILE#COLUMN names another
+            for one input.
+        weights: How often an epoch sees each source, in the order of --corpus: 2 twice, 0.5 a
+            random half; once when not given.
         attend_across_documents: Whether the documents of a packed block see each other.
         mask_probability: Share of a sequence's real tokens that are masked.
         mask_smoothing: Masking probability ∝ count^−smoothing: rare tokens more often.
-        whole_word_masking: Mask all pieces of a word together, each word with the same chance; in scripts without spaces a piece is a word.
-        streaming: Read hub data sets while they are downloaded; false downloads them first, or takes the local cache.
+        whole_word_masking: Mask all pieces of a word together, each word with the same chance; in
+            scripts without spaces a piece is a word.
+        streaming: Read hub data sets while they are downloaded; false downloads them first, or
+            takes the local cache.
         workers: Processes that prepare; 0: one a core.
     """
 
@@ -206,7 +236,7 @@ class Recipe:
     training: Training = field(default_factory=Training)
 
     def check(self) -> None:
-        """Raise UserError for the first number that can't be meant, before anything is allocated."""
+        """Raise UserError for the first value that makes no sense, before anything is allocated."""
         t, d, x = self.training, self.data, self.losses
         limits = [
             ("training.global_batch", t.global_batch, 1, 1 << 24),
@@ -244,8 +274,9 @@ class Recipe:
         tokens = d.sequence_length - 2  # [CLS] and [SEP] are never masked
         if round(d.mask_probability * tokens) == 0:
             raise UserError(
-                f"data.mask_probability = {d.mask_probability}: of the {tokens} tokens of a sequence (data.sequence_length = "
-                f"{d.sequence_length}) it masks none; {math.ceil(501 / tokens) / 1000} masks one"
+                f"data.mask_probability = {d.mask_probability}: of the {tokens} tokens of a sequence "
+                f"(data.sequence_length = {d.sequence_length}) it masks none; "
+                f"{math.ceil(501 / tokens) / 1000} masks one"
             )
         if x.kl == x.mlm == x.cosine == 0:
             raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
@@ -260,10 +291,14 @@ class Recipe:
         t.deepspeed_json()
 
     def as_dict(self) -> dict:
+        """Return the recipe as nested dicts, one per section."""
         return asdict(self)
 
     def identity(self) -> dict:
-        """Return what decides a run's result, by dotted key. Housekeeping (how often to save or evaluate) may change on resume."""
+        """Return the settings that decide a run's result, by dotted key.
+
+        Housekeeping, such as how often to save or evaluate, is left out: it may change on resume.
+        """
         keys = {f"{room}.{key}": value for room, values in self.as_dict().items() for key, value in values.items()}
         for key in (
             "max_skipped",

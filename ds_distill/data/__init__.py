@@ -1,1 +1,1 @@
-"""Text to tokens to batches.  Knows no model."""
+"""From text to tokens to batches; this package knows no model."""

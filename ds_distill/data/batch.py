@@ -1,4 +1,4 @@
-"""One batch: what a model reads, and what it has to guess."""
+"""One batch: the inputs of a model and the labels that it must predict."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ from ds_distill.data.masking import IGNORE_INDEX, Masker
 
 @dataclass
 class Batch:
-    """input_ids [B, L] long; labels [B, L] long, -100 where unmasked; token_mask [B, L] bool, false on padding, None without any;
-    where each document of a packed block is a context of its own, document_ids [B, L] long and cu_seqlens, see cu_seqlens_of; else None."""
+    """One batch of sequences.
+
+    Args:
+        input_ids: [B, L] long.
+        labels: [B, L] long, -100 where unmasked.
+        token_mask: [B, L] bool, false on padding; None without padding.
+        document_ids: [B, L] long, where each document of a packed block is a context of its own;
+            else None.
+        cu_seqlens: The documents' boundaries in the same case, see `cu_seqlens_of`; else None.
+    """
 
     input_ids: Tensor
     labels: Tensor
@@ -25,11 +33,14 @@ class Batch:
     cu_seqlens: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`; from pinned memory the copy does not make the caller wait."""
+        """Return the same batch on `device`.
+
+        From pinned memory the copy does not make the caller wait.
+        """
         return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pinned(self) -> Batch:
-        """The same batch in memory that a GPU can read by itself."""
+        """Return the same batch in memory that a GPU can read by itself."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -37,26 +48,36 @@ class Batch:
 
     @property
     def attention_mask(self) -> Tensor | None:
-        """What a model is given: token_mask [B, L], or [B, 1, L, L] bool, true where a query sees a key."""
+        """The mask for a model: token_mask [B, L], or [B, 1, L, L] bool, true where a query sees a key."""
         if self.document_ids is None:
             return self.token_mask
         sees = self.document_ids[:, None, :, None] == self.document_ids[:, None, None, :]
         if self.token_mask is not None:
             sees = sees & self.token_mask[:, None, None, :]
-            sees[..., 0] |= ~self.token_mask[:, None, :]  # padding looks at [CLS]: a softmax over nothing is nan
+            # Padding attends to [CLS], because a softmax over nothing is NaN.
+            sees[..., 0] |= ~self.token_mask[:, None, :]
         return sees
 
 
 @dataclass(frozen=True)
 class CollateSpec:
-    """How sequences become a batch: pad_id fills up; separator: the id that ends a document, where documents are contexts of their own."""
+    """The rules that turn sequences into a batch.
+
+    Args:
+        pad_id: The id of padding.
+        separator: The id that ends a document, where documents are contexts of their own; else
+            None.
+    """
 
     pad_id: int
     separator: int | None = None
 
 
 def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int, cut: CollateSpec) -> Batch:
-    """The masked sequences `entries` [B], padded to the longest. An entry is a sequence's number, plus len(store) for each further copy of it."""
+    """Return the masked sequences `entries` [B], padded to the longest.
+
+    An entry is a sequence's number, plus len(store) for each further copy of it.
+    """
     masked = [masker.mask(store.sequence(int(entry % len(store))), epoch=epoch, block=int(entry)) for entry in entries]
     lengths = np.array([len(ids) for ids, _ in masked])
     width = int(lengths.max())
@@ -68,7 +89,7 @@ def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int
     for row, (ids, wanted) in enumerate(masked):
         input_ids[row, : len(ids)], labels[row, : len(ids)] = ids, wanted
         if documents is not None:
-            ends = ids == cut.separator  # never masked, and never a text's own
+            ends = ids == cut.separator  # The separator is never masked and never part of a text.
             documents[row, : len(ids)] = np.cumsum(ends) - ends
     padded = lengths.min() < width
     return Batch(
@@ -81,8 +102,12 @@ def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int
 
 
 def cu_seqlens_of(documents: np.ndarray) -> np.ndarray:
-    """Where each document of [B, L] ids begins in the flattened batch, int32, as variable-length attention wants it; padding counts as a document.
-    B · L ends it and fills up to a power of two, at least 64: few lengths, so that little is compiled anew."""
+    """Return where each document of [B, L] ids begins in the flattened batch, as int32.
+
+    This is the format that variable-length attention takes. Padding counts as a document. B · L
+    ends the array and fills it up to a power of two, at least 64, so that there are few lengths and
+    little is recompiled.
+    """
     new = np.ones(documents.shape, bool)
     new[:, 1:] = documents[:, 1:] != documents[:, :-1]
     starts = np.flatnonzero(new)

@@ -1,4 +1,7 @@
-"""What a corpus holds, as a fingerprint that is quick to take: the same text is the same corpus wherever it lies."""
+"""A fingerprint of a corpus's content that is quick to compute.
+
+The same text is the same corpus wherever it lies.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,17 @@ import os
 
 from ds_distill.data.sources import WorkUnit
 
-BUDGET = 64 * 2**20  # bytes that are read of a corpus; one of no more is read whole
+BUDGET = 64 * 2**20  # how many bytes of a corpus are read; one that is no larger is read whole
 BLOCK = 2**15
 
 
 def content_fingerprint(pieces: list[WorkUnit]) -> str:
-    """Hex sha256 of the files that the pieces are of, source by source: of each its kind, column, size and bytes.
+    """Return the hex sha256 of the pieces' files, source by source.
 
-    Of a corpus beyond BUDGET the first, the last and some blocks between of each file are read, so that a change of a few letters that leaves a large
-    file as long as it was may go unnoticed. A hub data set counts by its name.
+    It covers the kind, column, size and bytes of each file. Of a corpus beyond BUDGET, only the
+    first block, the last and some in between are read from each file. A change of a few letters
+    that keeps the size of a large file may therefore go unnoticed. A hub data set counts by its
+    name.
     """
     files: dict[tuple[int, str], WorkUnit] = {}
     for piece in pieces:

@@ -1,4 +1,7 @@
-"""The rows of a csv or tsv file, read strictly: what is no row, or may be several, is refused or said with its place."""
+"""The rows of a csv or tsv file, read strictly.
+
+Text that is no row, or may be several rows, is refused or reported with its place.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,22 @@ from itertools import chain
 from ds_distill.data.findings import Findings
 from ds_distill.utils.errors import UserError
 
-LONGEST_FIELD = 1 << 27  # characters; a quote that is not closed ends there at the latest
-_MANY_LINES = 200  # of one field of a csv, each with as many commas as a row: a quote that is not closed
-_SOME_ROWS, _MANY_ROWS = 10, 20  # exactly like rows
+LONGEST_FIELD = 1 << 27  # in characters; an unclosed quote ends there at the latest
+# A field with so many lines, each with as many commas as a row, suggests an unclosed quote.
+_MANY_LINES = 200
+_SOME_ROWS, _MANY_ROWS = 10, 20  # lines exactly like rows that lead to a remark, or to an error
 QUOTES = "a quote that is text is written as two, in a field with quotes around it; or give jsonl"
 
 
 class CsvRows:
-    """The rows of a csv file, each a list of fields; what is no csv is a UserError with the row and the line where it begins."""
+    """The rows of a csv file, each a list of fields.
+
+    Text that is no csv raises a UserError with the row and the line where it begins.
+    """
 
     def __init__(self, stream: Iterator[str], delimiter: str, path: str):
         self._lines, self._delimiter, self._path = stream, delimiter, path
-        self._row: list[str] = []  # the lines of the row at hand
+        self._row: list[str] = []  # the lines of the current row
         self._number, self.line, self._lines_read = -1, 1, 0
         self._reader = csv.reader(self._remembered(), delimiter=delimiter, strict=True)
 
@@ -37,13 +44,20 @@ class CsvRows:
 
     @property
     def where(self) -> str:
-        """The file, with the row at hand and the line where it begins."""
+        """The file, with the current row and the line where it begins."""
         return f"{self._path}, row {self._number} (line {self.line})"
 
     def check(self, row: list[str], header: list[str], place: int, findings: Findings) -> None:
-        """Look at the row at hand, whose fields may not be the header's.
+        """Check the current row, whose fields may not be the header's, and remark on doubtful ones.
 
-        Raises UserError where the field at `place` may be another; remarks on what may be meant otherwise.
+        Args:
+            row: The fields of the current row.
+            header: The fields of the first row.
+            place: The index of the field that is read.
+            findings: Takes the remarks.
+
+        Raises:
+            UserError: If the field at `place` may be another one.
         """
         names = f"the header has {len(header)} ({listed_columns(header)})"
         if len(row) > len(header) and any(field.strip() for field in row[len(header) :]):
@@ -65,9 +79,12 @@ class CsvRows:
         self.check_lines(row, len(header), findings)
 
     def check_lines(self, row: list[str], columns: int, findings: Findings) -> None:
-        """Look for rows that a quote has swallowed: a later one closed it, and the rows between are lines of one field.
+        """Check for rows that a quote has swallowed, and remark on them where they are likely.
 
-        Raises UserError where that is certain; remarks on it where it is likely.
+        In such a case a later quote closed the field, and the rows between are lines of one field.
+
+        Raises:
+            UserError: If swallowed rows are certain.
         """
         if len(self._row) < 2:
             return
@@ -77,9 +94,9 @@ class CsvRows:
                 continue
             if columns > 1:
                 swallowed = self._are_rows(first, lines, place, columns)
-            else:  # every line is a row of one column
+            else:  # Every line is a row of one column.
                 swallowed = all(map(str.strip, lines)) and '""' not in "".join(self._row)
-            is_certain = 1 if self._delimiter == "\t" else _MANY_ROWS  # commas stand in prose, too
+            is_certain = 1 if self._delimiter == "\t" else _MANY_ROWS  # Commas occur in prose, too.
             if swallowed and columns > 1 and len(lines) > is_certain:
                 raise UserError(
                     f"{self.where}: a field that begins with a quote goes on over {len(lines):,} more rows; {QUOTES}"
@@ -93,7 +110,7 @@ class CsvRows:
                 )
 
     def _are_rows(self, first: str, lines: list[str], place: int, columns: int) -> bool:
-        """Whether a field at `place` reads as the rest of one row, whole rows, and the begin of another."""
+        """Return whether a field at `place` reads as the end of one row, whole rows, and the start of another."""
         numbers = [line.count(self._delimiter) for line in (first, *lines)]
         expected = [columns - 1 - place, *[columns - 1] * (len(lines) - 1), place]
         return numbers == expected or numbers[:-1] == expected[:-1] and numbers[-1] == columns - 1
@@ -108,7 +125,7 @@ class CsvRows:
         try:
             return next(self._reader)
         except csv.Error as error:
-            # blanks between a closing quote and the next field are not strict csv, and harmless
+            # Blanks between a closing quote and the next field are not strict csv, but harmless.
             closed = re.sub(rf'"[ ]+(?={self._delimiter}|\r?\n?$)', '"', self._row[-1]) if self._row else ""
             if self._row and closed != self._row[-1]:
                 self._row[-1] = closed

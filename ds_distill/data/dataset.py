@@ -19,22 +19,29 @@ from ds_distill.utils.errors import UserError
 class TokenDataset:
     """One split of a prepared folder: len(store) sequences of token ids, numbered shard by shard.
 
-    manifest: as written by prepare; token_counts: int64 [V], always of the train split.
+    Args:
+        manifest: The manifest that `prepare` wrote.
+        token_counts: int64 [V], always of the train split.
     """
 
     path: Path
     split: str
     manifest: dict[str, Any]
     token_counts: np.ndarray
-    _ids: list[np.ndarray] = field(repr=False)  # a shard: its ids, memory-mapped
-    _rows: list[np.ndarray] = field(repr=False)  # a shard: its INDEX rows, memory-mapped
+    _ids: list[np.ndarray] = field(repr=False)  # the memory-mapped ids of each shard
+    _rows: list[np.ndarray] = field(repr=False)  # the memory-mapped INDEX rows of each shard
 
     def __post_init__(self) -> None:
         self._starts = np.cumsum([0, *map(len, self._rows)])
 
     @classmethod
     def open(cls, path: str | Path, split: str = "train") -> TokenDataset:
-        """Map `split` ("train" or "heldout"); UserError for missing files or a size that the manifest does not foretell."""
+        """Memory-map `split` ("train" or "heldout") of a prepared folder.
+
+        Raises:
+            UserError: If files are missing, or a size differs from the one that the manifest
+                implies.
+        """
         path = Path(path)
         manifest_file = path / "manifest.json"
         try:
@@ -61,7 +68,8 @@ class TokenDataset:
             ) from error
         if counts.shape != (vocabulary,):
             raise UserError(
-                f"{path / 'token_counts.npy'}: expected {vocabulary} counts, found shape {counts.shape}; prepare the corpus again"
+                f"{path / 'token_counts.npy'}: expected {vocabulary} counts, found shape {counts.shape}; "
+                "prepare the corpus again"
             )
         return cls(path, split, manifest, counts, ids, rows)
 
@@ -69,7 +77,11 @@ class TokenDataset:
         return int(self._starts[-1])
 
     def sequence(self, index: int) -> np.ndarray:
-        """The ids of one sequence, special tokens included: uint16 or uint32 [n]. UserError where the bytes are not those that were written."""
+        """Return the ids of one sequence, special tokens included: uint16 or uint32 [n].
+
+        Raises:
+            UserError: If the bytes are not those that were written.
+        """
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = self._rows[shard][index - self._starts[shard]]
         start = int(row["start"])
@@ -77,21 +89,27 @@ class TokenDataset:
         if zlib.crc32(ids.tobytes()) != row["crc"]:
             name = self.manifest["shards"][self.split][shard]["file"]
             raise UserError(
-                f"{self.path / name}.bin: damaged at byte {start * ids.itemsize:,} (checksum of sequence {index - self._starts[shard]}); "
-                "restore the file or prepare the corpus again"
+                f"{self.path / name}.bin: damaged at byte {start * ids.itemsize:,} (checksum of sequence "
+                f"{index - self._starts[shard]}); restore the file or prepare the corpus again"
             )
         return ids
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """Tokens, special ones included, of each sequence: int64, the shape of `indices`. Reads no sequence."""
+        """Return the number of tokens of each sequence, special ones included.
+
+        The result is int64 and has the shape of `indices`. No sequence is read.
+        """
         return self._look_up(indices, "length")
 
     def maskable(self, indices: np.ndarray) -> np.ndarray:
-        """Tokens that are not special, of each sequence: int64, the shape of `indices`. Reads no sequence."""
+        """Return the number of tokens of each sequence that are not special.
+
+        The result is int64 and has the shape of `indices`. No sequence is read.
+        """
         return self._look_up(indices, "maskable")
 
     def sources(self) -> list[np.ndarray]:
-        """The sequences of each source of the corpus, in order: int64 arrays."""
+        """Return the sequences of each source of the corpus, in order, as int64 arrays."""
         found: list[list[np.ndarray]] = [[] for _ in self.manifest["sources"]]
         for number, shard in enumerate(self.manifest["shards"][self.split]):
             found[shard["source"]].append(np.arange(self._starts[number], self._starts[number + 1]))
@@ -108,7 +126,10 @@ class TokenDataset:
 
 
 def _allow_files(shards: int) -> None:
-    """A map keeps its file open, two a shard: raise this process's soft limit if it is near."""
+    """Raise this process's soft limit of open files if it is near.
+
+    A memory map keeps its file open, and each shard has two.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4 * shards + 1024
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -123,4 +144,4 @@ def _map(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
     if found != expected:
         state = "the file is missing" if found is None else f"found {found:,} bytes"
         raise UserError(f"{file}: expected {expected:,} bytes, {state}; restore the file or prepare the corpus again")
-    return np.memmap(file, dtype, "r") if count else np.empty(0, dtype)  # an empty file cannot be mapped
+    return np.memmap(file, dtype, "r") if count else np.empty(0, dtype)  # An empty file cannot be mapped.

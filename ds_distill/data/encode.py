@@ -1,4 +1,7 @@
-"""Text to token ids, by the tokenizers library, each distinct word once; and the characters that no token stands for."""
+"""From text to token ids with the tokenizers library, which encodes each distinct word once.
+
+The module also finds the characters that no token stands for.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from ds_distill.data.lost import Loss, LossFinder
 
-REMEMBERED_WORDS = 400_000  # some 100 MB; text has few words that come often, and many that come once
-LONG_WORD = 40  # characters; clauses of languages without spaces do not come twice
+# These take about 100 MB. A text has few words that are frequent and many that occur once.
+REMEMBERED_WORDS = 400_000
+LONG_WORD = 40  # in characters; clauses of languages without spaces do not recur
 _PROBES = (
     "Plain words, again words; words!",
     "tab\tand  two spaces\nline\r\nend ",
@@ -32,18 +36,25 @@ _PROBES = (
     "🙂🙂 emoji",
     "a b c a b",
 )
-_MARKS = r"!-/:-@\[-`{-~"  # the ASCII ones, for a character class
+_MARKS = r"!-/:-@\[-`{-~"  # the ASCII marks, for a character class
 _MARK_OR_WORD = rf"[{_MARKS}]|[^\s{_MARKS}]+"
-_SEPARATORS = "[\x0b\x0c\x1c-\x1f\x85]"  # white space to Python, nothing to some tokenizers
-# What these do to a character depends on no character beyond the next white space or ASCII mark.
+_SEPARATORS = "[\x0b\x0c\x1c-\x1f\x85]"  # These are white space to Python, but nothing to some tokenizers.
+# The effect of these on a character depends on no character beyond the next white space or ASCII
+# mark.
 _LOCAL_NORMALIZERS = ("BertNormalizer", "Lowercase", "NFD", "NFKD", "StripAccents", "Nmt", "Strip")
-_PREPENDED = "\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u0d4e\U000110bd\U000110cd\U000111c2\U000111c3"  # clusters with what follows
+# These form clusters with the character that follows.
+_PREPENDED = "\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u0d4e\U000110bd\U000110cd\U000111c2\U000111c3"
 _SPACES_TO_ONE = (" {2,}", " +", r"\s+", r"\s{2,}")
 
 
 class Encoded(NamedTuple):
-    """ids: uint32 [n] of each text. lost: int64 [texts, len(Loss)], characters that no token stands for, by cause.
-    special: tokens left out because a text spelled out a special one."""
+    """The encoded texts.
+
+    Args:
+        ids: uint32 [n] for each text.
+        lost: int64 [texts, len(Loss)], the number of characters that no token stands for, by cause.
+        special: The number of tokens left out because a text spelled out a special token.
+    """
 
     ids: list[np.ndarray]
     lost: np.ndarray
@@ -51,23 +62,28 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Token ids of texts, without special tokens, exactly those of `tokenizer.encode`.
+    """An encoder of texts to token ids, without special tokens: exactly the ids of `tokenizer.encode`.
 
-    Encoders of the BERT, RoBERTa and XLM-R kind split at white space before anything else, so a word's ids do not depend on its neighbours:
-    the library encodes each distinct word once. Whether that holds for this tokenizer follows from its normalizer, and is checked against the
-    library on texts that are odd in many ways; where it does not, or words were added to the tokenizer, the library encodes every text.
+    Tokenizers of the BERT, RoBERTa and XLM-R kind split at white space before anything else, so the
+    ids of a word do not depend on its neighbors, and the library encodes each distinct word once.
+    Whether this holds for a tokenizer follows from its normalizer and is checked against the
+    library on texts that are odd in many ways. Where it does not hold, or words were added to the
+    tokenizer, the library encodes every text.
 
     Args:
-        tokenizer: Of the tokenizers library; it is changed to read "[MASK]" in a text as text.
-        unknown_id: The id of a word that the vocabulary does not hold, where the model itself does not tell.
-        special_ids: Ids that are never a text's own: `encode` leaves them out where a text can spell them, as XLM-R's <s> and <mask>.
+        tokenizer: A tokenizer of the tokenizers library; it is changed to read "[MASK]" in a text
+            as text.
+        unknown_id: The id of a word that the vocabulary does not hold, where the model itself does
+            not tell.
+        special_ids: Ids that never belong to a text: `encode` leaves them out where a text can
+            spell them, such as XLM-R's <s> and <mask>.
     """
 
     def __init__(self, tokenizer: Tokenizer, unknown_id: int | None = None, special_ids: Iterable[int] = ()):
-        tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text
+        tokenizer.encode_special_tokens = True  # "[MASK]" in a text is plain text.
         self.tokenizer = tokenizer
         kind = str(tokenizer.pre_tokenizer)
-        # byte-level pieces begin with the space before them; BERT also splits at every ASCII mark
+        # Byte-level pieces begin with the space before them. BERT also splits at every ASCII mark.
         pattern = r"\s*\S+|\s+" if "ByteLevel" in kind else _MARK_OR_WORD if "BertPreTokenizer" in kind else r"\S+"
         self._split = re.compile(pattern).findall
         added = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.special]
@@ -90,15 +106,15 @@ class Encoder:
 
     @property
     def examples(self) -> dict[str, str]:
-        """Of each cause of a loss the first that was met."""
+        """The first example of each cause of a loss."""
         return self._losses.examples
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        """The ids of each text: uint32 [n]."""
+        """Return the ids of each text: uint32 [n]."""
         return self.encode(texts).ids
 
     def encode(self, texts: list[str]) -> Encoded:
-        """The ids of each text, and the characters that were lost."""
+        """Return the ids of each text, and the characters that were lost."""
         parts = self._noted(texts)
         lost = np.zeros((len(texts), len(Loss)), np.int64)
         codes = np.concatenate(parts) if parts else np.empty(0, np.uint32)
@@ -139,7 +155,10 @@ class Encoder:
 
 
 class _Words(dict):
-    """Word → its ids, with notes, as uint32 bytes; a new word is encoded when it is first asked for. noted: ids that come with a note."""
+    """A map from each word to its ids, with notes, as uint32 bytes.
+
+    A new word is encoded when it is first needed. `noted` holds the ids that come with a note.
+    """
 
     def __init__(
         self,
@@ -148,7 +167,8 @@ class _Words(dict):
         noted: Set[int] = frozenset(),
     ):
         self.encode, self.model, self.with_notes, self.noted = tokenizer.encode, tokenizer.model, with_notes, noted
-        # BERT's normalizer does nothing to ASCII letters and digits but lower them, and does not split them: four times faster without it
+        # BERT's normalizer only lowercases ASCII letters and digits and does not split them:
+        # skipping it is four times faster.
         self.bert = isinstance(tokenizer.pre_tokenizer, BertPreTokenizer) and isinstance(
             tokenizer.normalizer, BertNormalizer
         )
@@ -160,7 +180,7 @@ class _Words(dict):
             ids = self.with_notes(word, encoding.ids, encoding).tobytes()
         elif self.lowers and (lower := word.lower()) != word:
             ids = self[lower]
-        else:  # of which the normalizer takes out nothing
+        else:  # The normalizer removes nothing from such a word.
             found = [token.id for token in self.model.tokenize(word)]
             ids = (array("I", found) if self.noted.isdisjoint(found) else self.with_notes(word, found, None)).tobytes()
         if len(word) <= LONG_WORD:
@@ -173,22 +193,21 @@ def _without_notes(text: str, ids: list[int], encoding: Encoding | None) -> arra
 
 
 def _odd_texts(normalizer: Normalizer | None, *, splits_at_marks: bool) -> str | None:
-    """A pattern of the texts that the library must see whole; None where what the normalizer does to a word may depend on its neighbors.
+    """Return a pattern of the texts that the library must see whole.
 
-    splits_at_marks: whether a word ends at every ASCII mark, not at white space alone.
+    It is None where the effect of the normalizer on a word may depend on the word's neighbors.
+    `splits_at_marks` tells whether a word ends at every ASCII mark, not only at white space.
     """
     state = json.loads(normalizer.__getstate__()) if normalizer is not None else {"type": "Sequence", "normalizers": []}
     patterns = [_SEPARATORS]
     for step in state.get("normalizers", [state]):
         kind = step["type"]
         if kind in ("NFC", "NFKC"):
-            patterns += (
-                ["[<=>]\u0338"] if splits_at_marks else []
-            )  # the only ASCII marks that compose; white space never does
+            # These are the only ASCII marks that compose; white space never does.
+            patterns += ["[<=>]\u0338"] if splits_at_marks else []
         elif kind == "Precompiled":
-            patterns.append(
-                f"[{_MARKS if splits_at_marks else ''}\\s][{_extending()}]|[{_PREPENDED}]"
-            )  # it sees grapheme clusters
+            # This normalizer sees grapheme clusters.
+            patterns.append(f"[{_MARKS if splits_at_marks else ''}\\s][{_extending()}]|[{_PREPENDED}]")
         elif kind == "Replace":
             pattern = step["pattern"]
             whole = pattern.get("String", " ")
@@ -203,7 +222,7 @@ def _odd_texts(normalizer: Normalizer | None, *, splits_at_marks: bool) -> str |
 
 @cache
 def _extending() -> str:
-    """For a character class: what a grapheme cluster goes on with after a space or a mark."""
+    """Return, for a character class, the characters that continue a grapheme cluster after a space or a mark."""
     marks = (
         chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in ("Mn", "Mc", "Me", "Cf")
     )

@@ -1,4 +1,4 @@
-"""What the bytes of a file say about it: text in UTF-8, text in another encoding, or no text."""
+"""The encoding of a file, judged by its bytes: text in UTF-8, text in another encoding, or no text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _MAGIC = {
     b"%PDF-": "a PDF: extract its text",
     b"ARROW1": "Arrow: name it .arrow",
 }
-# Scripts of one byte a letter, by language: its letters beyond ASCII, the frequent ones first, and the encodings in use, by iconv's name and Python's.
+# Scripts with one byte per letter. Each entry has a language's letters beyond ASCII, the frequent
+# ones first, and its encodings in use, by iconv's name and Python's.
 _ALPHABETS = (
     (
         "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфёіїєґъў",
@@ -38,14 +39,18 @@ _ACCENTED = (
     ("áíęłąéěóćčřžśšýżńůúäöőüťďźňűăâîșțşţđľĺŕ’”“„–—«»…", {"WINDOWS-1250": "cp1250", "ISO-8859-2": "iso8859_2"}),
     ("ıişğüçöâîû’”“–—…", {"WINDOWS-1254": "cp1254"}),
 )
+# These rows of a double-byte set hold its common characters.
 _LEVEL_1 = {
     "gb18030": ("gb2312", 0xB0, 0xD7),
     "cp950": ("big5", 0xA4, 0xC6),
-}  # rows of a double-byte set that hold its common characters
+}
 
 
 def check_text(path: Path, packed: str) -> None:
-    """Raise UserError where a file does not begin as text in UTF-8 or in a code like it; packed: ".gz", ".zst" or another suffix."""
+    """Raise UserError unless a file begins as text in UTF-8, or in an encoding much like it.
+
+    `packed` is ".gz", ".zst" or another suffix.
+    """
     head = head_of(path, packed)
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
@@ -53,19 +58,24 @@ def check_text(path: Path, packed: str) -> None:
     if encoding := _marked_encoding(head):
         raise UserError(f"{path}: not text in UTF-8 but in {encoding}; convert it: {conversion(path, encoding)}")
     controls = len(head) - len(head.translate(None, _CONTROLS))
-    if b"\0" in head and controls > max(1, len(head) // 1000):  # one in a long text is an accident
+    # One zero byte in a long text is an accident.
+    if b"\0" in head and controls > max(1, len(head) // 1000):
         raise UserError(f"{path}: not text; give {', '.join(KINDS)} files, plain, .gz or .zst")
 
 
 def conversion(path: Path | str, encoding: str) -> str:
-    """The command that makes UTF-8 of a file."""
+    """Return the command that converts a file to UTF-8."""
     name, suffix = shlex.quote(str(path)), Path(path).suffix.lower()
     unpack = {".gz": f"gzip -dc {name} | ", ".zst": f"zstd -dc {name} | "}.get(suffix, "")
     return f"{unpack}iconv -f {encoding} -t UTF-8{'' if suffix in COMPRESSED else f' {name}'} > NEW"
 
 
 def _marked_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, by their mark or, in text that is mostly ASCII, by their zeros; and the one that switches sets by escapes."""
+    """Return an encoding that the first bytes prove, or None.
+
+    UTF-16 and UTF-32 show by their mark or, in text that is mostly ASCII, by their zeros.
+    ISO-2022-JP shows by its escapes, which switch character sets.
+    """
     if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "UTF-32"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in head:
@@ -79,7 +89,10 @@ def _marked_encoding(head: bytes) -> str | None:
 
 
 def likely_encoding(lines: Iterable[bytes]) -> str | None:
-    """iconv's name of the encoding that lines which are no UTF-8 look like; None where they look like none."""
+    """Return iconv's name of the encoding that lines which are not UTF-8 seem to be in.
+
+    It is None where they look like none.
+    """
     sample = b"\n".join(lines)
     shares = {name: share(sample, codec) for name, codec, share in _DOUBLE_BYTE}
     best = max(shares, key=shares.get)
@@ -92,14 +105,17 @@ def likely_encoding(lines: Iterable[bytes]) -> str | None:
         for letters, codecs in (_ACCENTED if accented else _ALPHABETS)
         for name, codec in codecs.items()
     }
-    best = max(
-        likelihoods, key=lambda name: likelihoods[name] + (name == "WINDOWS-1252")
-    )  # the usual one, where letters of several fit
+    # WINDOWS-1252 is the usual one where the letters fit several encodings.
+    best = max(likelihoods, key=lambda name: likelihoods[name] + (name == "WINDOWS-1252"))
     return best if likelihoods[best] > math.log(0.01) else None
 
 
 def _likelihood(sample: bytes, codec: str, letters: str) -> float:
-    """Mean log probability of the letters beyond ASCII, if a language's have the frequencies that ranks mostly have (Gusein-Zade 1988)."""
+    """Return the mean log probability of the letters beyond ASCII.
+
+    It assumes that a language's letters have the frequencies that ranks mostly have (Gusein-Zade
+    1988).
+    """
     chances = {
         letter: math.log((math.log(len(letters) + 1) - math.log(rank)) / len(letters))
         for rank, letter in enumerate(letters, 1)
@@ -114,7 +130,10 @@ def _likelihood(sample: bytes, codec: str, letters: str) -> float:
 
 
 def _share(sample: bytes, codec: str, is_usual: Callable[[str], bool]) -> float:
-    """Of the characters beyond ASCII that a sample has if it is in `codec`, how many are ones that such text mostly has; 0 for many errors."""
+    """Return the share of usual characters among those beyond ASCII, if a sample is in `codec`.
+
+    The share is 0 where there are many decoding errors.
+    """
     foreign = [character for character in sample.decode(codec, "replace") if character > "\x7f"]
     return (
         sum(map(is_usual, foreign)) / len(foreign)
@@ -128,9 +147,8 @@ def _hangul(sample: bytes, codec: str) -> float:
 
 
 def _kana(sample: bytes, codec: str) -> float:
-    return min(
-        1.0, 2 * _share(sample, codec, lambda character: "ぁ" <= character <= "ヿ")
-    )  # about half of a Japanese text
+    # About half of a Japanese text is kana.
+    return min(1.0, 2 * _share(sample, codec, lambda character: "ぁ" <= character <= "ヿ"))
 
 
 def _common_han(sample: bytes, codec: str) -> float:
@@ -146,7 +164,7 @@ def _common_han(sample: bytes, codec: str) -> float:
     )
 
 
-# The narrower first: their text could be in those after them too.
+# The narrower sets come first, because their text could be in the later ones too.
 _DOUBLE_BYTE = (
     ("EUC-KR", "cp949", _hangul),
     ("EUC-JP", "euc_jp", _kana),
@@ -157,7 +175,10 @@ _DOUBLE_BYTE = (
 
 
 def lines_not_utf8(path: Path, packed: str, most: int = 1 << 16) -> list[bytes]:
-    """Lines of a file that are no UTF-8, `most` bytes of them at most; the first 8 MiB are looked at."""
+    """Return lines of a file that are not UTF-8, at most `most` bytes of them.
+
+    Only the first 8 MiB are read.
+    """
     found, size, read = [], 0, 0
     with open_unpacked(path, packed) as stream:
         while size < most and read < 1 << 23 and (line := stream.readline(most)):

@@ -1,4 +1,4 @@
-"""The files that an input names: itself, those of a folder or a pattern, and what comes through a pipe."""
+"""The files that an input names: the file itself, those of a folder or a pattern, and data from a pipe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS = {
 }
 COMPRESSED = (".gz", ".zst")
 UNSUPPORTED = (".bz2", ".xz", ".zip", ".7z", ".tar", ".pdf", ".docx")
-# What a data set's folder holds beside its rows.
+# Files of these names accompany the rows in a data set's folder.
 ABOUT = (
     "README",
     "LICENSE",
@@ -52,15 +52,22 @@ _HEAD = 1 << 16
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of a file by its name, compression aside; None for an unknown one."""
+    """Return the kind of a file by its name, without the suffix of compression; None for an unknown kind."""
     suffixes = [s.lower() for s in Path(name).suffixes if s.lower() not in COMPRESSED]
     return {**KINDS, ".arrow": "arrow"}.get(suffixes[-1]) if suffixes else None
 
 
 def files_of(given: str, column: str | None = None) -> list[Path]:
-    """The files of an input: a file, a folder, a pattern, or a pipe, which is copied into a file.
+    """Return the files of an input: a file, a folder, a pattern or a pipe.
 
-    column: the one that the input names, if it names one. Raises UserError where there is no file, or one that cannot be reached.
+    The data from a pipe is copied into a file.
+
+    Args:
+        given: The input.
+        column: The column that the input names, if it names one.
+
+    Raises:
+        UserError: If there is no file, or one cannot be reached.
     """
     given = "/dev/stdin" if given == "-" and not Path(given).exists() else given
     path = expand_user(given)
@@ -68,10 +75,12 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
         found = _files_in(path)
         if not found:
             raise UserError(
-                f"{given}: the folder holds no {', '.join(KINDS)} file (.gz and .zst too); name files or a pattern such as '{given}/*.md'"
+                f"{given}: the folder holds no {', '.join(KINDS)} file (.gz and .zst too); name files or a "
+                f"pattern such as '{given}/*.md'"
             )
         return found
-    if path.exists():  # before globbing: a file's name may hold brackets
+    # This comes before globbing, because a file's name may hold brackets.
+    if path.exists():
         return [path if path.is_file() and not given.startswith(_DESCRIPTORS) else _from_descriptor(path, column)]
     if glob.has_magic(given):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
@@ -87,14 +96,15 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
         return found
     if given.startswith(_DESCRIPTORS):
         raise UserError(
-            f"{given}: not open in this process: a pipe does not reach those that a launcher starts; run `ds-distill prepare` on it"
+            f"{given}: not open in this process: a pipe does not reach those that a launcher starts; run "
+            "`ds-distill prepare` on it"
         )
     _check_reachable(path)
     raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The files of a known kind in a folder, and a line on the others where they are more than a trace."""
+    """Return the files of a known kind in a folder, and log the others where they are more than a trace."""
     others: list[Path] = []
     found = sorted(_files_below(folder, others))
     if not found:
@@ -120,20 +130,22 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _files_below(folder: Path, others: list[Path]) -> Iterator[Path]:
-    """The files of a known kind in a folder and the folders in it, linked ones too, each folder once; nothing whose name begins with a dot.
+    """Yield the files of a known kind in a folder and its subfolders.
 
-    others: is given the files that are not read.
+    Links are followed, each folder is visited once, and names that begin with a dot are skipped.
+    The files that are not read are added to `others`.
     """
 
     def refuse(error: OSError) -> None:
         raise UserError(
-            f"{error.filename}: a folder of the corpus that cannot be read ({error.strerror}); make it readable or move it away"
+            f"{error.filename}: a folder of the corpus that cannot be read ({error.strerror}); make it "
+            "readable or move it away"
         )
 
     seen: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         facts = os.stat(here)
-        if (facts.st_dev, facts.st_ino) in seen:  # a link back up
+        if (facts.st_dev, facts.st_ino) in seen:  # This is a link back up.
             folders.clear()
             continue
         seen.add((facts.st_dev, facts.st_ino))
@@ -145,11 +157,12 @@ def _files_below(folder: Path, others: list[Path]) -> Iterator[Path]:
             kind = kind_of(name)
             if name.startswith(".") or name in METADATA or (saved and (name == "state.json" or kind == "arrow")):
                 continue
-            if kind == "arrow" and name.startswith(("cache-", "tmp")):  # what `datasets` has computed from the rows
+            # `datasets` has computed these from the rows.
+            if kind == "arrow" and name.startswith(("cache-", "tmp")):
                 continue
             if kind or not file.suffix:
                 _check_reachable(file)
-            # an Arrow file of unknown origin may be a table of indices
+            # An Arrow file of unknown origin may be a table of indices.
             if kind and kind != "arrow" and file.is_file():
                 yield file
             elif not name.upper().startswith(ABOUT):
@@ -157,7 +170,7 @@ def _files_below(folder: Path, others: list[Path]) -> Iterator[Path]:
 
 
 def _check_reachable(file: Path) -> None:
-    """UserError for a link to nothing, or one that leads back to itself."""
+    """Raise UserError for a link to nothing, or one that leads back to itself."""
     if file.is_symlink() and not file.exists():
         raise UserError(
             f"{file}: a link to {os.readlink(file)}, which is not there; restore that file, or remove the link"
@@ -165,14 +178,20 @@ def _check_reachable(file: Path) -> None:
 
 
 def saved_files(folder: Path) -> list[Path]:
-    """The files of rows of a data set that `datasets` wrote with save_to_disk; none for any other folder."""
+    """Return the files of rows of a data set that `datasets` wrote with save_to_disk.
+
+    The list is empty for any other folder.
+    """
     return [folder / entry["filename"] for entry in _saved_state(folder).get("_data_files", ())]
 
 
 def saved_split(folder: Path, split: str | None) -> list[Path]:
-    """The files of rows of a split of what save_to_disk wrote, "train" where none is named; none for any other folder.
+    """Return the files of rows of one split of a data set that save_to_disk wrote.
 
-    Raises UserError for a split that is not there.
+    The split is "train" where none is named. The list is empty for any other folder.
+
+    Raises:
+        UserError: If the split does not exist.
     """
     if (folder / "dataset_dict.json").is_file():
         found, splits = (
@@ -183,7 +202,8 @@ def saved_split(folder: Path, split: str | None) -> list[Path]:
         found, splits = saved_files(folder), [_saved_state(folder).get("_split") or "train"]
     if (folder / "dataset_dict.json").is_file() and not found or found and split not in (None, *splits):
         raise UserError(
-            f"hf:{folder}: no split {split or 'train'!r}, it has {', '.join(splits) or 'none'}; choose one: hf:{folder}@SPLIT"
+            f"hf:{folder}: no split {split or 'train'!r}, it has {', '.join(splits) or 'none'}; choose one: "
+            f"hf:{folder}@SPLIT"
         )
     return found
 
@@ -205,16 +225,21 @@ class _Copy:
     digest: str
 
 
-_copies: dict[tuple[int, int], _Copy] = {}  # by device and inode: a pipe is read once, its input may be asked for again
+# Copies are kept by device and inode: a pipe can be read only once, but its input may be needed
+# again.
+_copies: dict[tuple[int, int], _Copy] = {}
 
 
 def digest_of_copy(file: str) -> str | None:
-    """sha256 of a file that a pipe was copied into; None for any other."""
+    """Return the sha256 of a file that a pipe was copied into; None for any other file."""
     return next((copy.digest for copy in _copies.values() if str(copy.path) == file), None)
 
 
 def _from_descriptor(path: Path, column: str | None) -> Path:
-    """The file behind an open descriptor, or a copy of what comes through a pipe: a worker has neither."""
+    """Return the file behind an open descriptor, or a copy of the data from a pipe.
+
+    Workers cannot open either of them.
+    """
     facts = path.stat()
     if stat.S_ISREG(facts.st_mode) and (real := Path(os.path.realpath(path))).is_file():
         return real
@@ -244,7 +269,10 @@ def _copied(stream: BinaryIO, name: Path, column: str | None) -> _Copy:
 
 
 def _suffix(file: Path, name: Path, column: str | None) -> str:
-    """What a file's name should end with, by its first bytes; column: the one that is to be read, where one is named."""
+    """Return the suffix that a file's name should have, judged by its first bytes.
+
+    `column` is the column to read, where one is named.
+    """
     with file.open("rb") as stream:
         magic = stream.read(6)
     packed = ".gz" if magic.startswith(b"\x1f\x8b") else ".zst" if magic.startswith(b"\x28\xb5\x2f\xfd") else ""
@@ -266,7 +294,7 @@ def _suffix(file: Path, name: Path, column: str | None) -> str:
 
 
 class _Counting(io.RawIOBase):
-    """A byte stream that ends at `stop` and reports how far the file under it was read."""
+    """A byte stream that ends at `stop` and reports how far the underlying file was read."""
 
     def __init__(self, path: Path, start: int, stop: int | None, tick: Callable[[int], None]):
         self.file, self.start, self.tick = path.open("rb"), start, tick
@@ -290,13 +318,13 @@ class _Counting(io.RawIOBase):
 def open_unpacked(
     path: Path, packed: str, start: int = 0, stop: int | None = None, tick: Callable[[int], None] = lambda _: None
 ) -> BinaryIO:
-    """Bytes [start, stop) of a file, unpacked.
+    """Open bytes [start, stop) of a file as an uncompressed stream.
 
     Args:
         path: The file.
-        packed: ".gz", ".zst", or anything else for a plain one.
+        packed: ".gz", ".zst", or anything else for a plain file.
         start: Offset of the first byte.
-        stop: Offset behind the last one; the file's end without it.
+        stop: Offset behind the last byte; the file's end without it.
         tick: Called with the bytes of the file read so far.
     """
     raw = io.BufferedReader(_Counting(path, start, stop, tick), 1 << 18)
@@ -310,17 +338,17 @@ def open_unpacked(
 
 
 def head_of(path: Path, packed: str) -> bytes:
-    """The first 64 KiB of a file, unpacked."""
+    """Return the first 64 KiB of a file, uncompressed."""
     with open_unpacked(path, packed) as stream:
         return stream.read(_HEAD)
 
 
 def unreadable(path: Path | str, error: Exception) -> UserError:
-    """The UserError for a file that broke while it was read."""
+    """Return the UserError for a file that failed while it was read."""
     if "requires too much memory for decoding" in str(error):
         unpack = f"zstd -dc --long=31 {path}"
         return UserError(
-            f"{path}: cannot be read: it was packed with a window beyond 128 MiB (zstd --long); unpack it ({unpack} > NEW), or let it "
-            f"come through a pipe: --corpus <({unpack})"
+            f"{path}: cannot be read: it was packed with a window beyond 128 MiB (zstd --long); unpack it "
+            f"({unpack} > NEW), or let it come through a pipe: --corpus <({unpack})"
         )
     return UserError(f"{path}: cannot be read ({error}); replace the file or leave it out")

@@ -1,4 +1,4 @@
-"""What reading a piece of a corpus has found beside its documents."""
+"""Findings that come up while a piece of a corpus is read, besides its documents."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Findings:
-    """characters: how many were read, and what became of them, by name. remarks: of each kind how many there were, and the first, a sentence for the
-    user."""
+    """The findings on a piece of a corpus.
+
+    Args:
+        characters: How many characters were read, and what became of them, by name.
+        remarks: For each kind, how many there were and the first, which is a sentence for the user.
+    """
 
     characters: Counter[str] = field(default_factory=Counter)
     remarks: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -20,6 +24,6 @@ class Findings:
         self.characters["between_documents"] += between_documents
 
     def remark(self, kind: str, sentence: str, times: int = 1) -> None:
-        """Keep a sentence, or count it where there is one of its kind."""
+        """Keep a sentence, or count it where there already is one of its kind."""
         number, first = self.remarks.get(kind, (0, sentence))
         self.remarks[kind] = (number + times, first)

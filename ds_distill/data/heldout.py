@@ -1,4 +1,4 @@
-"""Further held-out texts of a run: each has a name under which its figures stand, and keeps it."""
+"""Further held-out texts of a run; each has a name for its figures, and keeps it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ from ds_distill.recipe import Recipe
 
 
 def heldout_sets(texts: list[str], tokens: Path, recipe: Recipe, output: Path) -> dict[str, Path]:
-    """Collective: the folders of the tokens of held-out texts, under output/heldout, by name. UserError where a text that the run has been measured on
-    is another now."""
+    """Collective: prepare the held-out texts and return the folders of their tokens by name.
+
+    The folders are under output/heldout.
+
+    Raises:
+        UserError: If a text that the run was measured on has changed.
+    """
     named: dict[str, str] = {}
     run_on_rank0(lambda: named.update(heldout_names(texts, recipe, output / "heldout")))
     return {
@@ -29,10 +34,11 @@ def heldout_sets(texts: list[str], tokens: Path, recipe: Recipe, output: Path) -
 
 
 def heldout_names(texts: list[str], recipe: Recipe, folder: Path) -> dict[str, str]:
-    """The texts by name, sorted by it, whatever their order.
+    """Return the texts by name, sorted by name, whatever their order.
 
-    A text that was measured before, and so has tokens in `folder`, is called as it was, also where it has been moved since. Another is called as its
-    file, without the suffixes of its kind; where two would be called the same, with as many of the folders above as tell them apart.
+    A text that was measured before, and so has tokens in `folder`, keeps its name, even where it
+    has been moved since. Another text is named after its file, without the suffixes of its kind.
+    Where two would have the same name, it includes as many of the folders above as tell them apart.
     """
     made = {
         file.parent.name: json.loads(file.read_text(encoding="utf-8"))
@@ -61,7 +67,10 @@ def heldout_names(texts: list[str], recipe: Recipe, folder: Path) -> dict[str, s
 
 
 def _parts(place: str) -> list[str]:
-    """The parts of a text's path, or of a hub data set's name, each fit for the name of a folder; without the suffixes of its kind."""
+    """Return the parts of a text's path, or of a hub data set's name, each fit to name a folder.
+
+    The suffixes of the text's kind are left out.
+    """
     *above, last = place.strip("/").split("/")
     name, mark, column = last.partition("#")
     while Path(name).suffix.lower() in (*COMPRESSED, *KINDS):

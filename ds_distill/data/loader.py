@@ -1,4 +1,4 @@
-"""The order of training: which blocks form step k, whole and per rank, from (seed, step) alone."""
+"""The order of training: (seed, step) alone decides which blocks form step k, globally and per rank."""
 
 from __future__ import annotations
 
@@ -15,19 +15,32 @@ from ds_distill.data.masking import Masker
 from ds_distill.data.sources import check_weights
 from ds_distill.utils.errors import UserError
 
-HELDOUT_EPOCH = 2**31  # no training epoch: held-out masks never change, and none is a training block's
-_WINDOW = 64  # global batches sorted by length together
+# This is no training epoch, so held-out masks never change, and none equals a training block's.
+HELDOUT_EPOCH = 2**31
+_WINDOW = 64  # how many global batches are sorted by length together
 _STREAM = 0x6F726465  # "orde": keeps the permutation apart from every other use of the seed
 
 
 class BatchLoader:
-    """Batches of one rank.  Step k's sequences are a slice of the epoch's global order, the same at any world size.
+    """The batches of one rank.
 
-    A global batch is laid out micro-step by micro-step, in each rank by rank.  weights: how often an epoch sees each source of the corpus
-    (2 twice, with other masks; 0.5 a random half).  by_length: sequences of like length meet in a global batch, so that little is padding;
-    which ones, and in which order the batches come, is drawn anew each epoch.  document_masking: a packed block's documents do not see each other.
-    steps_per_epoch leaves the incomplete last global batch out; accumulation is the number of micro-batches a rank runs per step.
-    Raises UserError where the global batch cannot be cut evenly or exceeds the data, and for weights that do not fit the sources.
+    The sequences of step k are a slice of the epoch's global order, which is the same at any world
+    size. A global batch is laid out micro-step by micro-step, and within each micro-step rank by
+    rank.
+
+    `steps_per_epoch` leaves out the incomplete last global batch. `accumulation` is the number of
+    micro-batches that a rank runs per step.
+
+    Args:
+        weights: How often an epoch sees each source of the corpus: 2 means twice, with other masks;
+            0.5 means a random half.
+        by_length: Whether a global batch holds sequences of similar length, so that little is
+            padding. Which sequences meet, and the order of the batches, is drawn anew each epoch.
+        document_masking: Whether the documents of a packed block cannot see each other.
+
+    Raises:
+        UserError: If the global batch cannot be divided evenly or exceeds the data, or if the
+            weights do not fit the sources.
     """
 
     def __init__(
@@ -54,7 +67,8 @@ class BatchLoader:
             below, above = global_batch // wave * wave, -(-global_batch // wave) * wave
             nearest = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"global batch = {global_batch}: not a multiple of micro-batch {micro_batch} × {world_size} ranks = {wave}; use {nearest}"
+                f"global batch = {global_batch}: not a multiple of micro-batch {micro_batch} × {world_size} "
+                f"ranks = {wave}; use {nearest}"
             )
         self._sources = store.sources()
         self.weights = list(weights or [1.0] * len(self._sources))
@@ -74,15 +88,16 @@ class BatchLoader:
         self._order = (-1, np.empty(0, np.int64))
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 0, that step belongs to."""
+        """Return the epoch, counted from 0, that `step` belongs to."""
         return step // self.steps_per_epoch
 
     def indices_of(self, step: int) -> np.ndarray:
-        """The entries (see collate) of step's whole global batch: int64 [global_batch]."""
+        """Return the entries (see `collate`) of the whole global batch of `step`: int64 [global_batch]."""
         if step < 0:
             raise ValueError(f"step {step}: steps count from 0")
         epoch, place = divmod(step, self.steps_per_epoch)
-        # One tuple, replaced whole: the prefetch thread and the main thread may both be here.
+        # The tuple is replaced as a whole, because the prefetch thread and the main thread may both
+        # be here.
         cached, order = self._order
         if cached != epoch:
             order = self._draw(
@@ -110,12 +125,15 @@ class BatchLoader:
         return random.permutation(order.reshape(-1, self.global_batch), axis=0).reshape(-1)
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """This rank's `accumulation` batches of step, each [micro_batch, L]."""
+        """Return this rank's `accumulation` batches of `step`, each [micro_batch, L]."""
         mine = self.indices_of(step).reshape(self.accumulation, self.world_size, self.micro_batch)[:, self.rank]
         return [collate(self.store, self.masker, entries, self.epoch(step), self.cut) for entries in mine]
 
     def counts(self, step: int) -> tuple[int, int]:
-        """(real tokens, masked tokens) of step's whole global batch: what the losses divide by, without asking other ranks."""
+        """Return (real tokens, masked tokens) of the whole global batch of `step`.
+
+        The losses are divided by these counts, which need no communication with other ranks.
+        """
         sequences = self.indices_of(step) % len(self.store)
         return int(self.store.lengths(sequences).sum()), int(
             self.masker.masked_counts(self.store.maskable(sequences)).sum()
@@ -124,10 +142,16 @@ class BatchLoader:
     def prefetch(
         self, first_step: int, last_step: int, pin: bool = False
     ) -> Iterator[tuple[int, list[Batch], tuple[int, int]]]:
-        """(step, this rank's batches, counts) for first_step ≤ step < last_step, made ahead in one background thread; `pin`: for a GPU.
+        """Yield (step, this rank's batches, counts) for first_step ≤ step < last_step.
 
-        seconds_waited grows by the time that the caller had to wait for it.
-        An exception of the thread is raised here, after the steps made before it.  Closing the iterator stops the thread.
+        One background thread makes the batches ahead of time. `seconds_waited` grows by the time
+        that the caller had to wait. An exception in the thread is raised here, after the steps that
+        were made before it. Closing the iterator stops the thread.
+
+        Args:
+            first_step: The first step to make.
+            last_step: The step to stop before.
+            pin: Whether to pin the batches' memory, for a GPU.
         """
         made: queue.Queue = queue.Queue(maxsize=2)
         stop = threading.Event()
@@ -147,7 +171,7 @@ class BatchLoader:
                     batches = self.micro_batches(step)
                     put((step, [batch.pinned() for batch in batches] if pin else batches, self.counts(step)))
                 put(None)
-            except BaseException as error:  # whatever it is, the consumer must not wait for ever
+            except BaseException as error:  # Whatever the error is, the consumer must not wait forever.
                 put(error)
 
         thread = threading.Thread(target=work, name="batch-prefetch", daemon=True)
@@ -174,7 +198,10 @@ def heldout_batches(
     max_sequences: int | None = None,
     document_masking: bool = False,
 ) -> Iterator[Batch]:
-    """`max_sequences` sequences spread evenly over the store, the last batch as short as it comes; the same ones and masks every time."""
+    """Yield batches of `max_sequences` sequences that are spread evenly over the store.
+
+    The sequences and their masks are the same every time. The last batch may be shorter.
+    """
     count = len(store) if max_sequences is None else min(max_sequences, len(store))
     cut = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
     chosen = np.arange(count) * len(store) // max(count, 1)

@@ -1,4 +1,4 @@
-"""Characters of a text that no token stands for, and why: found where a text is encoded."""
+"""Characters of a text that no token stands for, and the causes, found where a text is encoded."""
 
 from __future__ import annotations
 
@@ -14,25 +14,32 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 
 class Loss(IntEnum):
-    """Why a character is in no token."""
+    """The cause why a character is in no token."""
 
-    NOT_UTF8 = 0  # U+FFFD, which stands for bytes that are no UTF-8, replaced here or by an earlier program
+    NOT_UTF8 = 0  # U+FFFD, which stands for bytes that are not UTF-8, replaced here or by an earlier program
     UNKNOWN = 1  # in a word or character that the vocabulary does not hold
     TOO_LONG = 2  # in a word longer than a WordPiece model takes
-    REMOVED = 3  # taken out by the tokenizer's normalizer: control characters, accents
+    REMOVED = 3  # removed by the tokenizer's normalizer: control characters, accents
     SPECIAL_TOKENS = 4  # spells a special token, such as XLM-R's <s>
 
 
 class Notes(NamedTuple):
-    """What notes say: int64 [n] causes and numbers of characters, bool [n] whether a token stands there, the unknown one."""
+    """The content of notes.
+
+    Args:
+        cause: int64 [n].
+        characters: int64 [n], how many were lost.
+        is_token: bool [n], whether a token, the unknown one, stands there.
+    """
 
     cause: np.ndarray
     characters: np.ndarray
     is_token: np.ndarray
 
 
-# A note stands among a text's ids: the top bit, which no id has, three bits of cause, one for is_token, the rest counts. So what is known of a word
-# is remembered with its ids, and a text without losses costs nothing.
+# A note stands among a text's ids. It has the top bit, which no id has, three bits of cause and one
+# for is_token; the rest is the count. In this way the losses of a word are remembered with its ids,
+# and a text without losses costs nothing.
 _NOTE, _CAUSE, _TOKEN = 31, 28, 27
 _COUNT = (1 << _TOKEN) - 1
 _KEPT, _REMOVED, _BAD = 1, 2, 3
@@ -50,10 +57,12 @@ _PRE_TOKENIZERS = (
 
 
 class LossFinder:
-    """Finds what a tokenizer loses of a text: each character is lost to one cause at most, and white space to none.
+    """A finder of the characters of a text that a tokenizer loses.
+
+    Each character is lost to one cause at most, and white space to none.
 
     Args:
-        tokenizer: Of the tokenizers library.
+        tokenizer: A tokenizer of the tokenizers library.
         unknown_id: The id of its unknown token, where its model does not tell.
         special: Ids to leave out with a note.
     """
@@ -63,36 +72,40 @@ class LossFinder:
         own_id = tokenizer.token_to_id(own) if own is not None else None
         self.unknown_id = unknown_id if own_id is None else own_id
         self.special = special - {self.unknown_id}
-        self.examples: dict[str, str] = {}  # of each cause the first that was met
+        self.examples: dict[str, str] = {}  # the first example of each cause
         self._tokenizer = tokenizer
         self._limit = getattr(tokenizer.model, "max_input_chars_per_word", None)
         self._normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer is not None else lambda text: text
         self._drops = _drops_without_a_trace(tokenizer)
-        # Of the characters that were seen so far, since normalizers are many and characters few:
+        # These are known for the characters seen so far, since normalizers are many and characters
+        # few.
         self._kinds = np.zeros(sys.maxunicode + 1, np.uint8)  # _KEPT, _REMOVED or _BAD
         self._kept: set[str] = set()
-        self._uncounted: set[str] = set()  # white space and all that is not kept
+        self._uncounted: set[str] = set()  # white space and all characters that are not kept
 
     @staticmethod
     def is_note(codes: np.ndarray) -> np.ndarray:
-        """bool [n], true where an array of ids and notes, uint32 [n], holds a note."""
+        """Return bool [n], true where an array of ids and notes, uint32 [n], holds a note."""
         return codes.view(np.int32) < 0
 
     @staticmethod
     def read(notes: np.ndarray) -> Notes:
-        """What the notes, uint32 [n], say."""
+        """Return the content of the notes, uint32 [n]."""
         wide = notes.astype(np.int64)
         return Notes(wide >> _CAUSE & 7, wide & _COUNT, (wide >> _TOKEN & 1).astype(bool))
 
     def with_notes(self, text: str, ids: list[int], encoding: Encoding | None) -> array:
-        """The ids of a text, as the tokenizer gives them, with a note for every loss: uint32 [n]. encoding: the ids' own, if it has offsets."""
+        """Return a text's ids, as the tokenizer gives them, with a note for every loss: uint32 [n].
+
+        `encoding` is the one that the ids come from, if it has offsets.
+        """
         notes = [] if len(text) < _SHORT and self._kept.issuperset(text) else self._notes_on(text)
         if self._drops or self.unknown_id in ids or (self.special and not self.special.isdisjoint(ids)):
             ids = self._by_offsets(text, ids, encoding or self._tokenizer.encode(text, add_special_tokens=False))
         return array("I", [*ids, *notes] if notes else ids)
 
     def _notes_on(self, text: str) -> list[int]:
-        """Notes of the characters that no tokenizer can do anything with, and of those that the normalizer takes out."""
+        """Return notes on the characters that no tokenizer can use, and on those that the normalizer removes."""
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         kinds = self._kinds[codes]
         if not kinds.all():
@@ -142,14 +155,21 @@ class LossFinder:
         return codes + self._dropped(text, end, len(text))
 
     def _note_on(self, token: int, span: str) -> int:
-        """In the place of an unknown or special token. span: the characters that it stands for; one that it shares with a known token is lost too."""
+        """Return the note that replaces an unknown or special token.
+
+        `span` holds the characters that the token stands for. One that it shares with a known token
+        is lost too.
+        """
         if token in self.special:
             return self._note(Loss.SPECIAL_TOKENS, span)
         too_long = self._limit is not None and len(self._normalize(span)) > self._limit
         return self._note(Loss.TOO_LONG if too_long else Loss.UNKNOWN, span, is_token=True)
 
     def _dropped(self, text: str, start: int, stop: int) -> list[int]:
-        """A note of text[start:stop], which is in no token, but for marks that the normalizer has composed with the character before."""
+        """Return a note of text[start:stop], which is in no token.
+
+        Marks that the normalizer has composed with the character before them are left out.
+        """
         base = start - 1
         while (
             0 <= base
@@ -172,7 +192,10 @@ def _note(cause: Loss, characters: int, *, is_token: bool = False) -> int:
 
 
 def _drops_without_a_trace(tokenizer: Tokenizer) -> bool:
-    """Whether characters may be missing from the tokens with no unknown one in their place: only offsets tell."""
+    """Return whether characters may be missing from the tokens with no unknown token in their place.
+
+    Only offsets reveal such characters.
+    """
     model, state = (
         tokenizer.model,
         json.loads(tokenizer.pre_tokenizer.__getstate__()) if tokenizer.pre_tokenizer is not None else {},

@@ -1,4 +1,4 @@
-"""Documents → sequences of at most one length."""
+"""Packing of documents into sequences of limited length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from ds_distill.data.shards import ShardWriter
 
 
 class Packer:
-    """Documents → full blocks [CLS] body [SEP] of one length (RoBERTa's full-sentences): documents are separated by [SEP] in the body."""
+    """A packer of documents into full blocks [CLS] body [SEP] of one length.
+
+    As in RoBERTa's full-sentences, documents in the body are separated by [SEP].
+    """
 
     def __init__(self, writer: ShardWriter, length: int, cls_id: int, sep_id: int):
         self.writer, self.body = writer, length - 2
@@ -20,7 +23,7 @@ class Packer:
         self._count, self._first = 0, True
 
     def add(self, ids: np.ndarray) -> None:
-        """Append a document (or what another packer left over)."""
+        """Append a document, or the ids that another packer left over."""
         self._waiting += [ids] if self._first else [self.sep, ids]
         self._count += len(ids) + (not self._first)
         self._first = False
@@ -28,12 +31,12 @@ class Packer:
             self._write(last=False)
 
     def rest(self) -> np.ndarray:
-        """Write what makes full blocks; returns the ids left over, at most one block's body."""
+        """Write the full blocks and return the ids left over, at most one block's body."""
         self._write(last=False)
         return np.concatenate(self._waiting) if self._waiting else np.empty(0, np.int64)
 
     def finish(self) -> None:
-        """Write everything, the last block as short as it comes."""
+        """Write everything; the last block may be shorter."""
         self._write(last=True)
 
     def _write(self, last: bool) -> None:
@@ -48,9 +51,11 @@ class Packer:
 
 
 class LinePacker:
-    """Lines → a sequence each, [CLS] line [SEP] of at most `length` ids; longer ones are cut into several (the authors' data).
+    """A packer that turns each line into a sequence [CLS] line [SEP] of at most `length` ids.
 
-    Sequences of fewer than 12 ids, and those of which half or more are unknown, are dropped and counted, and their characters, in `lost`.
+    Longer lines are divided into several sequences (the authors' data). Sequences of fewer than 12
+    ids, and those with half or more unknown ids, are dropped. Both are counted, and their
+    characters are counted in `lost`.
     """
 
     SHORT = 12
@@ -62,7 +67,11 @@ class LinePacker:
         self.lost: Counter[str] = Counter()
 
     def add(self, lines: Sequence[np.ndarray], characters: Sequence[int]) -> None:
-        """Append the ids of lines. characters: how many of each line are in them; a part of a line that is cut has its share by number of ids."""
+        """Append the ids of lines.
+
+        `characters` tells how many characters of each line are in them. A part of a divided line
+        has its share of them by number of ids.
+        """
         kept = []
         for line, count in zip(lines, characters, strict=True):
             if not len(line):

@@ -1,7 +1,9 @@
-"""A saved tokenizer that every transformers release from 4.46 on, and programs beside transformers, read in the same way.
+"""Saving a tokenizer so that every transformers release from 4.46 on reads it in the same way.
 
-transformers 5 leaves out of tokenizer_config.json what equals its own defaults, and those are not the defaults of transformers 4.
-It names classes and keys that transformers 4 does not know, and it keeps settings of the process that loaded the tokenizer.
+This holds for programs other than transformers, too. transformers 5 leaves out of
+tokenizer_config.json the settings that equal its own defaults, which are not the defaults of
+transformers 4. It names classes and keys that transformers 4 does not know, and it keeps settings
+of the process that loaded the tokenizer.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from pathlib import Path
 from tokenizers.models import BPE, WordPiece
 from transformers import PreTrainedTokenizerFast
 
-# Classes that both majors have under one name. transformers 4 applies do_lower_case, add_prefix_space and the like, which are always saved, to what it
-# reads from tokenizer.json, so it ends with the same tokenizer. Under any other name it may change more, know no such class, or want a SentencePiece
-# model's own file where it is called with `use_fast=False`.
+# Both major versions have these classes under one name. transformers 4 applies do_lower_case,
+# add_prefix_space and similar settings, which are always saved, to the tokenizer that it reads from
+# tokenizer.json, so it ends with the same tokenizer. Under any other name it may change more, not
+# know the class, or require a SentencePiece model's own file with `use_fast=False`.
 SHARED_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "RobertaTokenizer")
-READS_JSON_ONLY = "PreTrainedTokenizerFast"  # takes tokenizer.json as it is, in both majors
+READS_JSON_ONLY = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in both major versions
 
-# How the tokenizer was loaded, and code that is not in the folder
+# These settings tell how the tokenizer was loaded, or name code that is not in the folder.
 OF_THE_PROCESS = (
     "is_local",
     "local_files_only",
@@ -38,8 +41,11 @@ OF_THE_PROCESS = (
 
 
 def make_portable(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Rewrite `folder`/tokenizer_config.json, which save_pretrained has written for `tokenizer`, so that no default of a release matters,
-    and add the vocabulary files that transformers 4 reads with `use_fast=False`."""
+    """Rewrite tokenizer_config.json in `folder` so that no default of a release matters.
+
+    save_pretrained must have written that file for `tokenizer`. The function also adds the
+    vocabulary files that transformers 4 reads with `use_fast=False`.
+    """
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
     for key in OF_THE_PROCESS:
@@ -48,10 +54,11 @@ def make_portable(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     settings["tokenizer_class"] = name if name in SHARED_CLASSES else READS_JSON_ONLY
     settings["model_input_names"] = list(tokenizer.model_input_names)
     settings["padding_side"], settings["truncation_side"] = tokenizer.padding_side, tokenizer.truncation_side
-    # transformers 5 never cleans up after a BPE, transformers 4 does if told to
+    # transformers 5 never cleans up after a BPE; transformers 4 does if the setting is true.
     is_bpe = isinstance(tokenizer.backend_tokenizer.model, BPE)
     settings["clean_up_tokenization_spaces"] = bool(tokenizer.clean_up_tokenization_spaces) and not is_bpe
-    # a list under its name of transformers 5 is an AttributeError in transformers 4, which expects a dictionary there
+    # A list under the name that transformers 5 uses is an AttributeError in transformers 4, which
+    # expects a dictionary there.
     if isinstance(extra := settings.get("extra_special_tokens"), list):
         del settings["extra_special_tokens"]
         settings["additional_special_tokens"] = extra
@@ -61,7 +68,10 @@ def make_portable(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def _write_vocabulary_files(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """vocab.txt of a WordPiece, vocab.json and merges.txt of a BPE. A vocab.txt numbers by line, so there is none for ids with gaps."""
+    """Write vocab.txt for a WordPiece, or vocab.json and merges.txt for a BPE.
+
+    A vocab.txt numbers tokens by line, so none is written for ids with gaps.
+    """
     model, vocabulary = (
         tokenizer.backend_tokenizer.model,
         tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False),

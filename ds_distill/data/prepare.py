@@ -1,4 +1,7 @@
-"""A corpus → shards of token sequences on disk, complete or absent; many workers, flat memory, interrupted runs go on."""
+"""Preparation of a corpus: many workers turn it into shards of token sequences on disk.
+
+The prepared folder is complete or absent, memory use is flat, and an interrupted run resumes.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.locks import try_lock
 
 MODES = ("packed", "grouped")
-REPORT_VERSION = 2  # of what a finished piece says of itself
+REPORT_VERSION = 2  # version of the report that a finished piece writes
 
 
 def prepare(
@@ -49,16 +52,32 @@ def prepare(
     streaming: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Tokenize the sources `inputs` (see sources.split_inputs) into the folder `output`; returns its manifest.
+    """Tokenize the sources `inputs` into the folder `output` and return its manifest.
 
-    tokenizer: a transformers fast tokenizer. mode: "packed" (full blocks) or "grouped" (one line a sequence). workers: processes, 0: one a core.
-    progress: called with bytes read and bytes in all (0 where a hub data set does not tell).
-    Writes a shard a piece and split (NAME.bin, NAME.idx), token_counts.npy (int64 [V], of the train split), tokenizer/ and manifest.json into a
-    sibling folder that takes the name `output` once complete. Interrupted, the same call goes on with the pieces that are done. The result does
-    not depend on the number of workers. A document is held out by a hash of (seed, text) alone, so that adding documents never moves others;
-    where that leaves one split empty and the other with two sequences or more, the last one changes sides. The manifest's `characters` say what
-    became of every character that was read, its `remarks` what of that is worth a line to the user.
-    Raises UserError for a corpus without a token, a setting out of range, a damaged file, and while another process prepares the same folder.
+    It writes one shard per piece and split (NAME.bin, NAME.idx), token_counts.npy (int64 [V], of
+    the train split), tokenizer/ and manifest.json into a sibling folder, which takes the name
+    `output` once it is complete. After an interruption the same call keeps the finished pieces and
+    continues with the others. The result does not depend on the number of workers.
+
+    A document is held out by a hash of (seed, text) alone, so adding documents never moves others.
+    Where that leaves one split empty and the other with two sequences or more, the last sequence
+    changes sides.
+
+    In the manifest, `characters` tells what became of every character that was read, and `remarks`
+    holds what is worth a line to the user.
+
+    Args:
+        inputs: The sources; see `sources.split_inputs`.
+        tokenizer: A fast tokenizer of transformers.
+        output: The folder to write.
+        mode: "packed" (full blocks) or "grouped" (each line is a sequence).
+        workers: Number of processes; 0 means one per core.
+        progress: Called with the bytes read and the total bytes, which are 0 where a hub data set
+            does not tell.
+
+    Raises:
+        UserError: If the corpus has no token, a setting is out of range, a file is damaged, or
+            another process prepares the same folder.
     """
     output = Path(output)
     _check(output, tokenizer, mode, sequence_length, heldout_fraction)
@@ -89,7 +108,7 @@ def prepare(
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -103,14 +122,18 @@ def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fra
     others = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
     if tokenizer.pad_token_id is None or None in others or tokenizer.pad_token_id in others:
         raise UserError(
-            "the tokenizer needs [CLS], [SEP] and mask tokens and a padding token that is none of them; use a BERT-like encoder's"
+            "the tokenizer needs [CLS], [SEP] and mask tokens and a padding token that is none of them; use a "
+            "BERT-like encoder's"
         )
     if output.exists() and not (output.is_dir() and ((output / "manifest.json").exists() or not any(output.iterdir()))):
         raise UserError(f"{output}: exists and is not prepared data; choose another output folder or remove it")
 
 
 def _resume_or_reset(building: Path, pieces: list[WorkUnit], form: Format) -> None:
-    """Keep the finished pieces of an interrupted call with the same sources and settings; clear away those of any other."""
+    """Keep the finished pieces of an interrupted call with the same sources and settings.
+
+    The pieces of any other call are removed.
+    """
     state = {p.path: [os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns] for p in pieces if p.kind != "hub"}
     plan = json.dumps([REPORT_VERSION, [asdict(piece) for piece in pieces], state, asdict(form)])
     file = building / "plan.json"
@@ -135,7 +158,7 @@ def _tokenize(
     total = sum(piece.size for piece in pieces)
     before = total - sum(pieces[number].size for number in left)
     progress(before, total)
-    # spawned, not forked: the calling process may hold threads and a GPU
+    # The workers are spawned, not forked: the calling process may hold threads and a GPU.
     context, workers = multiprocessing.get_context("spawn"), min(workers, len(left))
     try:
         read = context.Value("q", 0) if workers > 1 else None
@@ -163,13 +186,15 @@ def _tokenize(
     finally:
         running = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in running:  # at the end they are idle; on a mistake or Ctrl-C none may go on writing
+        # At the end the workers are idle. After an error or Ctrl-C none of them may continue to
+        # write.
+        for process in running:
             process.terminate()
 
 
 def _start_worker(form: Format, read) -> None:
     global _worker, _read
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process answers it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one answers it.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = os.getppid()
 
@@ -201,7 +226,7 @@ def _work(piece: WorkUnit, folder: Path) -> None:
 def _assemble(
     inputs: list[str], pieces: list[WorkUnit], content: str, building: Path, form: Format, tokenizer
 ) -> dict[str, Any]:
-    """The folder building/data out of the finished pieces."""
+    """Build the folder building/data from the finished pieces and return its manifest."""
     data = building / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
@@ -247,7 +272,8 @@ def _assemble(
     if not any(shards.values()):
         reasons = "; ".join(remarks)
         raise UserError(
-            f"{', '.join(inputs)}: the corpus is empty (no document with a token in it); {reasons or 'give files that hold text'}"
+            f"{', '.join(inputs)}: the corpus is empty (no document with a token in it); "
+            f"{reasons or 'give files that hold text'}"
         )
     _ensure_nonempty_splits(data, shards, counts, maskable, form)
     for split in SPLITS:
@@ -293,14 +319,17 @@ def _assemble(
 def _link(file: Path, name: Path) -> None:
     try:
         os.link(file, name)
-    except OSError:  # a file system without hard links
+    except OSError:  # The file system has no hard links.
         shutil.copyfile(file, name)
 
 
 def _ensure_nonempty_splits(
     data: Path, shards: dict[str, list[dict]], counts: np.ndarray, maskable: dict[str, Counter], form: Format
 ) -> None:
-    """A small corpus may leave one split empty: the other then gives its last sequence, if it has two."""
+    """Move the last sequence into an empty split.
+
+    A small corpus may leave one split empty. The other then gives its last sequence, if it has two.
+    """
     for empty, full in (("heldout", "train"), ("train", "heldout")):
         wanted = 0 < form.heldout_fraction < 1 and not shards[empty]
         if not wanted or sum(shard["sequences"] for shard in shards[full]) < 2:
@@ -325,7 +354,7 @@ def _ensure_nonempty_splits(
 
 
 def _publish(made: Path, output: Path) -> None:
-    """Give the finished folder its name; earlier prepared data is there until the moment before."""
+    """Give the finished folder its name; earlier prepared data stays there until the moment before."""
     old = output.parent / f".{output.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():

@@ -1,4 +1,4 @@
-"""The documents of a piece: cut to size, their characters counted, with what is wrong with them."""
+"""The documents of a piece, cut to size, with their characters counted and their faults noted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ds_distill.data.files import head_of, open_unpacked, unreadable
 from ds_distill.data.findings import Findings
 from ds_distill.data.sources import WorkUnit, split_inputs
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # a byte that is no UTF-8, or half a pair, as JSON escapes may hold
+# It matches a byte that is not UTF-8, or half a pair, which JSON escapes may hold.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _OTHER_ENDS = {
     "\r": "carriage returns alone",
     "\f": "form feeds",
@@ -26,7 +27,13 @@ _OTHER_ENDS = {
 
 @dataclass(frozen=True)
 class Document:
-    """text, and what was found wrong with it: bad_utf8 (replaced), cut (a part of a longer document)."""
+    """A document and its faults.
+
+    Args:
+        text: The document's text.
+        bad_utf8: Whether bytes that are not UTF-8 were replaced.
+        cut: Whether it is a part of a longer document.
+    """
 
     text: str
     bad_utf8: bool = False
@@ -34,7 +41,10 @@ class Document:
 
 
 def documents(inputs: list[str]) -> Iterator[str]:
-    """The texts of `inputs`, in order; checks them at the call, before anything is read."""
+    """Return an iterator over the texts of `inputs`, in order.
+
+    The inputs are checked at the call, before anything is read.
+    """
     pieces = split_inputs(inputs)
     return (document.text for piece in pieces for document in read(piece) if document.text)
 
@@ -42,17 +52,20 @@ def documents(inputs: list[str]) -> Iterator[str]:
 def read(
     piece: WorkUnit, tick: Callable[[int], None] = lambda _: None, findings: Findings | None = None
 ) -> Iterator[Document]:
-    """The documents of a piece, in order; one that is empty comes with an empty text.
+    """Yield the documents of a piece, in order; an empty document has an empty text.
 
-    Text files: documents are separated by blank lines, their lines stay lines. Others: a row is a document. Bad UTF-8 is replaced.
+    In text files, documents are separated by blank lines, and their lines stay lines. In other
+    files, each row is a document. Bad UTF-8 is replaced.
 
     Args:
-        piece: What to read.
+        piece: The piece to read.
         tick: Called with the bytes of the piece read so far.
-        findings: Are told how many characters were read, and how many are in no document: white space at the ends of documents and between them,
-            carriage returns before line ends, byte-order marks. Also of what is hardly meant.
+        findings: Takes the number of characters read and how many of them are in no document: white
+            space at the ends of documents and between them, carriage returns before line ends, and
+            byte-order marks. It also takes remarks on text that is hardly meant that way.
 
-    Raises UserError for a damaged file, and for a column that is not there or holds no text.
+    Raises:
+        UserError: If a file is damaged, or a column does not exist or holds no text.
     """
     findings = Findings() if findings is None else findings
     characters = outside = 0
@@ -71,11 +84,10 @@ def read(
             outside += len(text) - sum(map(len, parts))
             for part in parts:
                 yield Document(part, bad, len(parts) > 1)
-    except (OSError, EOFError, zlib.error, csv.Error) as error:  # gzip.BadGzipFile and pyarrow's are OSErrors
+    except (OSError, EOFError, zlib.error, csv.Error) as error:  # gzip.BadGzipFile and pyarrow's are OSErrors.
         raise unreadable(piece.path, error) from error
-    findings.count(
-        0 if piece.kind == "text" else characters, outside
-    )  # a text's reader counts for itself: it drops blank lines
+    # The reader of text files does its own counting, because it drops blank lines.
+    findings.count(0 if piece.kind == "text" else characters, outside)
 
 
 def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
@@ -88,7 +100,7 @@ def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
                 and len(line) < sources.DOCUMENT_CHARACTERS + 3
                 and b"\x80" <= stream.peek(1)[:1] < b"\xc0"
             ):
-                line += stream.read(1)  # the limit fell inside a character
+                line += stream.read(1)  # The limit fell inside a character.
             text = line.decode("utf-8", "surrogateescape")
             characters += len(text)
             if text.startswith("\ufeff"):
@@ -101,7 +113,8 @@ def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
                 lines.append(text)
                 size += len(text)
             if lines and (blank or size >= 4 * sources.DOCUMENT_CHARACTERS):
-                # a document that will be cut anyway need not be read whole, but none of its words is cut
+                # A document that will be cut anyway need not be read whole, but none of its words
+                # is cut.
                 joined = "".join(lines)
                 whole = joined.replace("\r\n", "\n")
                 outside += len(joined) - len(whole)
@@ -116,7 +129,7 @@ def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
 
 
 def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
-    """Say what a file's first bytes tell of mistakes that lose nothing, and are hardly meant."""
+    """Remark on mistakes, visible in a file's first bytes, that lose nothing but are hardly meant."""
     path = Path(piece.path)
     head = head_of(path, path.suffix).decode(errors="replace")
     if not head:
@@ -142,12 +155,13 @@ def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
         if counts[name] > max(1, head.count("\n")):
             findings.remark(
                 "line ends",
-                f"{path}: no blank line, so one document; its {name} end no line here: put a line end, or two, in their place",
+                f"{path}: no blank line, so one document; its {name} end no line here: put a line end, or two, "
+                "in their place",
             )
 
 
 def _cut(text: str) -> Iterator[str]:
-    """A long document's parts, cut at the end of a line or, failing that, of a word."""
+    """Yield the parts of a long document, cut at the end of a line or, failing that, of a word."""
     start = 0
     while len(text) - start > sources.DOCUMENT_CHARACTERS:
         stop = start + sources.DOCUMENT_CHARACTERS

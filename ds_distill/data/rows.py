@@ -1,4 +1,7 @@
-"""The text column of files of rows and of hub data sets: what is no text, or no row, is refused with its place."""
+"""The text column of files of rows and of hub data sets.
+
+Values that are not text, and lines that are not rows, are refused with their place.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ _KINDS = {list: "a list", dict: "an object", bool: "true or false", int: "a numb
 
 
 def read_jsonl(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+    """Yield the text of each row of a piece of JSON lines."""
     with open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick) as stream:
         for number, line in enumerate(stream, 1):
             text = line.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
@@ -45,7 +49,8 @@ def read_jsonl(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
             yield _text(row if isinstance(row, str) else row[piece.column], piece, where)
 
 
-_SEVERAL = object()  # in place of the values of a key that stands several times in one object, with other values
+# This replaces the values of a key that occurs several times in one object with different values.
+_SEVERAL = object()
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
@@ -56,6 +61,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def read_csv(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+    """Yield the text of each row of a csv or tsv piece."""
     csv.field_size_limit(LONGEST_FIELD)
     delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in Path(piece.path).suffixes] else ","
     binary = open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick)
@@ -68,7 +74,8 @@ def read_csv(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -
             raise no_column(piece, f"{piece.path}, line 1", header)
         if header.count(piece.column) > 1:
             raise UserError(
-                f"{piece.path}: {header.count(piece.column)} columns are called {piece.column!r}; rename all but one in its first line"
+                f"{piece.path}: {header.count(piece.column)} columns are called {piece.column!r}; rename all "
+                "but one in its first line"
             )
         place = header.index(piece.column)
         for row in chain([first], rows):
@@ -77,6 +84,7 @@ def read_csv(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -
 
 
 def read_parquet(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+    """Yield the text of each row of a piece of a parquet file."""
     table = open_parquet(Path(piece.path))
     for number, group in enumerate(range(piece.start, piece.stop), 1):
         for batch in table.iter_batches(batch_size=256, row_groups=[group], columns=[piece.column]):
@@ -85,6 +93,7 @@ def read_parquet(piece: WorkUnit, findings: Findings, tick: Callable[[int], None
 
 
 def read_arrow(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+    """Yield the text of each row of an Arrow file."""
     for batch in arrow_batches(Path(piece.path)):
         column = batch.column(batch.schema.names.index(piece.column))
         for start in range(0, len(column), 256):
@@ -93,27 +102,31 @@ def read_arrow(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
 
 
 def read_hub(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
+    """Yield the text of each row of a piece of a hub data set."""
     data = open_hub(piece.path, piece.streaming).select_columns(piece.column)
     for number, row in enumerate(data.shard(num_shards=piece.stop, index=piece.start), 1):
         yield _text(row[piece.column], piece, f"{piece.path}, row {number} of part {piece.start + 1}")
 
 
 def _column(array, piece: WorkUnit) -> Iterator[str]:
-    """The texts of an Arrow array; its type was looked at before."""
+    """Return the texts of an Arrow array, whose type was checked before."""
     try:
         values = array.to_pylist()
-    except UnicodeDecodeError:  # a writer that does not check what it calls UTF-8
+    except UnicodeDecodeError:  # The writer did not check what it declared as UTF-8.
         values = array.cast("large_binary" if "large" in str(array.type) else "binary").to_pylist()
     return (_text(value, piece, piece.path) for value in values)
 
 
 def _text(value, piece: WorkUnit, where: str) -> str:
-    """A row's text; nothing for null, and for NaN, which stands for it where rows went through pandas."""
+    """Return a row's text.
+
+    It is empty for null, and for NaN, which stands for null where rows went through pandas.
+    """
     if isinstance(value, str):
         return value
     if value is None or value != value:
         return ""
-    if isinstance(value, bytes):  # as older Spark and Impala write strings
+    if isinstance(value, bytes):  # Older Spark and Impala write strings like this.
         return value.decode(errors="surrogateescape")
     raise UserError(
         f"{where}: column {piece.column!r} holds {_KINDS.get(type(value), type(value).__name__)}, not text; "
@@ -122,6 +135,8 @@ def _text(value, piece: WorkUnit, where: str) -> str:
 
 
 def no_column(piece: WorkUnit, where: str, names: list) -> UserError:
+    """Return the UserError for a column that does not exist."""
     return UserError(
-        f"{where}: no column {piece.column!r}, it has {listed_columns(names) or 'none'}; choose one: {piece.path}#COLUMN"
+        f"{where}: no column {piece.column!r}, it has {listed_columns(names) or 'none'}; choose one: "
+        f"{piece.path}#COLUMN"
     )

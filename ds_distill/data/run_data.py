@@ -1,4 +1,7 @@
-"""The tokens that a run reads: prepared once by its first rank, bound to the run, opened in the run's order."""
+"""The tokens that a run reads.
+
+The run's first rank prepares them once; they are bound to the run and opened in the run's order.
+"""
 
 import copy
 import json
@@ -24,7 +27,7 @@ from ds_distill.utils.errors import UserError
 def prepare_tokens(
     inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None
 ) -> dict:
-    """data.prepare with the recipe's settings, and say what of the text was lost; returns its manifest."""
+    """Run `data.prepare` with the recipe's settings, log what was lost, and return the manifest."""
     d = recipe.data
     with progress(None, "tokens", "B") as bar:
 
@@ -51,7 +54,10 @@ def prepare_tokens(
 
 
 def text_statistics(tokens: Path) -> dict:
-    """What a run's summary says of its text: what became of every character, and what was found in its documents."""
+    """Return what a run's summary tells of its text.
+
+    That is what became of every character, and the findings in its documents.
+    """
     manifest = TokenDataset.open(tokens, "heldout").manifest
     return {key: manifest[key] for key in ("characters", "found") if key in manifest}
 
@@ -65,16 +71,21 @@ def prepare_run_tokens(
     bound: Path | None = None,
     option: str = "--corpus",
 ) -> Path:
-    """Collective: tokens of `corpus` in `folder`, made by the first rank unless they are there, of the same text, wherever it lies, in the same way.
+    """Collective: prepare the tokens of `corpus` in `folder` and return that folder.
 
-    bound: folder of the run they are for; once it has begun, other text is a UserError. option: where `corpus` was given.
+    The first rank makes them, unless they are there already: of the same text, wherever it lies,
+    and prepared in the same way.
+
+    Args:
+        bound: Folder of the run that the tokens are for. Once that run has begun, other text is a
+            UserError.
+        option: The option that gave `corpus`.
     """
 
     def make() -> None:
         d, file = recipe.data, folder / "manifest.json"
-        pieces = split_inputs(
-            corpus, column=d.column, streaming=d.streaming
-        )  # before the tokenizer: a wrong path is said first
+        # This comes before the tokenizer, so that a wrong path is reported first.
+        pieces = split_inputs(corpus, column=d.column, streaming=d.streaming)
         tokenizer = load_tokenizer(tokenizer_folder)
         asked = {
             "mode": d.mode,
@@ -110,9 +121,9 @@ def prepare_run_tokens(
 
 
 def _other_text(made: dict, corpus: list[str], pieces: list[WorkUnit]) -> str | None:
-    """How a corpus differs from that of prepared data, in words; None where it is the same."""
+    """Return in words how a corpus differs from that of prepared data; None where it is the same."""
     before, now = made.get("corpus"), corpus_identity(corpus, pieces)
-    if "content" not in made:  # as earlier versions prepared it
+    if "content" not in made:  # Earlier versions prepared the data like this.
         return None if before == now else f"was {before}, is {now}"
     if made["content"] == content_fingerprint(pieces):
         return None
@@ -121,7 +132,10 @@ def _other_text(made: dict, corpus: list[str], pieces: list[WorkUnit]) -> str | 
 
 
 def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
-    """The recipe as the prepared folder has it: mode and sequence length were decided there."""
+    """Return the recipe with the prepared folder's mode and sequence length.
+
+    These two were decided when the folder was prepared.
+    """
     manifest = TokenDataset.open(tokens, "train").manifest
     recipe, d = copy.deepcopy(recipe), recipe.data
     for key in ("mode", "sequence_length"):
@@ -132,11 +146,13 @@ def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
 
 
 def make_masker(store: TokenDataset, recipe: Recipe) -> Masker:
+    """Return the masker that the recipe asks for, with the token counts of `store`."""
     m, d = store.manifest, recipe.data
     words = words_of(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
     if words is not None and not words.told:
         log(
-            f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each of its pieces is masked on its own"
+            f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each "
+            "of its pieces is masked on its own"
         )
     masker = Masker(
         store.token_counts,
@@ -153,7 +169,10 @@ def make_masker(store: TokenDataset, recipe: Recipe) -> Masker:
 
 
 def _check_masked(store: TokenDataset, masker: Masker) -> None:
-    """UserError where no sequence has a token masked; a line where some have not: they are too short for data.mask_probability."""
+    """Raise UserError where no sequence has a token masked, and log where some have none.
+
+    Those are too short for data.mask_probability.
+    """
     sequences = {
         int(tokens): count for tokens, count in store.manifest.get("maskable", {}).get(store.split, {}).items()
     }
@@ -171,7 +190,11 @@ def _check_masked(store: TokenDataset, masker: Masker) -> None:
 
 
 def open_heldout(tokens: Path) -> TokenDataset:
-    """The held-out part of a prepared folder. UserError where it is empty."""
+    """Return the held-out part of a prepared folder.
+
+    Raises:
+        UserError: If it is empty.
+    """
     part = TokenDataset.open(tokens, "heldout")
     if not len(part):
         raise UserError(f"{tokens}: no held-out text; give a data.heldout_fraction above 0, and more than one document")
@@ -179,7 +202,14 @@ def open_heldout(tokens: Path) -> TokenDataset:
 
 
 def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str, Path]):
-    """(the training part, its order, what makes the batches of each held-out set)."""
+    """Collective: open the prepared data in the run's order.
+
+    Returns:
+        (The training part, its order, and for each held-out set a function that makes its batches).
+
+    Raises:
+        UserError: If a rank has other tokens than the first.
+    """
     store = TokenDataset.open(tokens, "train")
     found = all_gather_object(store.manifest["fingerprint"])
     other = next((number for number, fingerprint in enumerate(found) if fingerprint != found[0]), None)

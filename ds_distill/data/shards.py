@@ -9,12 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-# start: first id's place in NAME.bin; length: ids; maskable: those that are no special token; crc: crc32 of the sequence's bytes
+# start: the first id's place in NAME.bin; length: the number of ids; maskable: the number of ids
+# that are not special tokens; crc: the crc32 of the sequence's bytes
 INDEX = np.dtype([("start", "<u8"), ("length", "<u4"), ("maskable", "<u4"), ("crc", "<u4")])
 
 
 class ShardWriter:
-    """Appends sequences to one shard. special: bool [V], true for special tokens; dtype: of the ids on disk."""
+    """A writer that appends sequences to one shard.
+
+    Args:
+        stem: The path of the shard's files without suffix.
+        special: bool [V], true for special tokens.
+        dtype: The type of the ids on disk.
+    """
 
     def __init__(self, stem: Path, special: np.ndarray, dtype: np.dtype):
         self.stem, self.special, self.dtype = stem, special, dtype
@@ -46,7 +53,10 @@ class ShardWriter:
         self.tokens += len(ids)
 
     def close(self) -> dict:
-        """What the manifest says of the shard, and `maskable`: how many sequences have so many maskable ids."""
+        """Close the files and return the shard's entry in the manifest.
+
+        The entry also has `maskable`: how many sequences have so many maskable ids.
+        """
         self._ids.close()
         self._rows.close()
         return {

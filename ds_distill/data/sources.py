@@ -1,4 +1,7 @@
-"""Where the user's text lies: files of every usual kind, folders, patterns, hub data sets, cut into pieces that a worker reads alone."""
+"""The sources of the user's text: files of every usual kind, folders, patterns and hub data sets.
+
+They are divided into pieces that a worker can read alone.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,24 @@ from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 PIECE_BYTES = 32 * 2**20
-DOCUMENT_CHARACTERS = (
-    100_000  # a longer document is cut: a book of one paragraph must neither fill memory nor fall to one split whole
-)
+# A longer document is cut: a book of one paragraph must neither fill memory nor fall into one split
+# as a whole.
+DOCUMENT_CHARACTERS = 100_000
 _HUB = re.compile(r"hf:(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<split>[^#]+))?(#(?P<column>.+))?$")
 
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """What one worker reads alone: bytes [start, stop) of a file, row groups [start, stop) of a parquet file, or shard `start` of `stop` of a
-    hub data set. source: number of the input it comes from; size: bytes, for progress; streaming: of a hub data set."""
+    """A piece that one worker reads alone.
+
+    It covers bytes [start, stop) of a file, row groups [start, stop) of a parquet file, or shard
+    `start` of the `stop` shards of a hub data set.
+
+    Args:
+        source: The number of the input that the piece comes from.
+        size: Its bytes, for progress.
+        streaming: Whether a hub data set is streamed.
+    """
 
     source: int
     path: str
@@ -46,10 +57,14 @@ class WorkUnit:
 
 
 def split_inputs(inputs: list[str], *, column: str = "text", streaming: bool = True) -> list[WorkUnit]:
-    """The pieces of text, jsonl, csv, tsv and parquet files (also .gz and .zst), folders and patterns of them, and hub data sets.
+    """Return the pieces of files, folders, patterns and hub data sets.
 
-    A file of rows may name its column, `FILE#COLUMN`; a hub data set is `hf:NAME[:CONFIG][@SPLIT][#COLUMN]`, NAME may be a folder.
-    The same inputs give the same pieces, whatever the number of workers. Raises UserError for a path, pattern or folder that yields no file.
+    The files are text, jsonl, csv, tsv or parquet, and may be .gz or .zst. A file of rows may name
+    its column, as in `FILE#COLUMN`. A hub data set is `hf:NAME[:CONFIG][@SPLIT][#COLUMN]`, where
+    NAME may be a folder. The same inputs give the same pieces, whatever the number of workers.
+
+    Raises:
+        UserError: If a path, pattern or folder yields no file.
     """
     pieces = []
     for source, given in enumerate(inputs):
@@ -65,7 +80,10 @@ def split_inputs(inputs: list[str], *, column: str = "text", streaming: bool = T
 
 
 def check_inputs(inputs: list[str]) -> None:
-    """Raises UserError for a path, pattern or folder that yields no file, as split_inputs does, which also looks into the files and asks the hub."""
+    """Raise UserError for a path, pattern or folder that yields no file.
+
+    Unlike `split_inputs`, this neither looks into the files nor asks the hub.
+    """
     for given in inputs:
         if given.startswith("hf:"):
             _hub_parts(given)
@@ -74,37 +92,39 @@ def check_inputs(inputs: list[str]) -> None:
 
 
 def check_weights(weights: list[float], sources: int) -> None:
-    """UserError where data.weights are not for so many sources."""
+    """Raise UserError unless data.weights has one number, at least 0, for each source."""
     if len(weights) != sources or min(weights) < 0:
         raise UserError(f"data.weights = {weights}: one number, at least 0, for each of the corpus's {sources} sources")
 
 
 def corpus_identity(inputs: list[str], pieces: list[WorkUnit]) -> list[list]:
-    """What tells one corpus from another: each input as an absolute path, the bytes that were found there, and the column that is read, unless it is
-    the usual one or named in the input."""
+    """Return what tells one corpus from another, with one entry per input.
+
+    An entry holds the input as an absolute path, the bytes that were found there, and the column
+    that is read, unless it is the usual one or the input names it.
+    """
     found = []
     for source, given in enumerate(inputs):
         own = [piece for piece in pieces if piece.source == source]
         columns = {piece.column for piece in own if piece.kind != "text" and not given.endswith(f"#{piece.column}")} - {
             "text"
         }
-        piped = next(
-            (digest for piece in own if (digest := digest_of_copy(piece.path))), None
-        )  # the number of a pipe tells nothing
+        # The number of a pipe does not identify its content, but the digest does.
+        piped = next((digest for piece in own if (digest := digest_of_copy(piece.path))), None)
         where = given if given.startswith("hf:") else f"pipe {piped}" if piped else str(expand_user(given).absolute())
         found.append([where, sum(piece.size for piece in own), *sorted(columns)])
     return found
 
 
 def _split_column(given: str) -> tuple[str, str | None]:
-    """(path, the column that it names, if it does) of an input that is not the hub's."""
+    """Return (path, the column that it names, or None) of an input that is not a hub data set."""
     name, mark, column = given.rpartition("#")
     if not mark or expand_user(given).exists():
         return given, None
     if not name.strip() or not column.strip():
         what = "no file stands before the #" if column.strip() else "no column stands behind the #"
         raise UserError(f"{given}: {what}; write FILE#COLUMN (is a shell variable in it not set?)")
-    # the # of `data#v2/*.txt` belongs to the name of a folder
+    # The # of `data#v2/*.txt` belongs to the name of a folder.
     is_path = not expand_user(name).is_file() and re.search(r"[/*?\[]", column)
     return (given, None) if is_path else (name, column)
 
@@ -128,23 +148,22 @@ def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
         check_text(file, file.suffix)
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(file, error) from error
-    whole = (
-        file.suffix.lower() in COMPRESSED or kind == "csv"
-    )  # a quoted field of a csv may hold anything, line ends too
+    # A quoted field of a csv may hold anything, line ends included.
+    whole = file.suffix.lower() in COMPRESSED or kind == "csv"
     cuts = [0, *([] if whole else _cuts(file, size, kind)), size]
     return [WorkUnit(source, str(file), kind, column, a, b, b - a) for a, b in pairwise(cuts)]
 
 
 def _cuts(file: Path, size: int, kind: str) -> list[int]:
-    """Offsets about PIECE_BYTES apart at which a document starts."""
+    """Return offsets about PIECE_BYTES apart at which a document starts."""
     cuts: list[int] = []
     with file.open("rb") as stream:
         target = PIECE_BYTES
         while target < size:
             stream.seek(target)
             while (line := stream.readline(1 << 20)) and not line.endswith(b"\n"):
-                pass  # the rest of a line, however long
-            # a document that is longer than this will be cut anyway
+                pass  # Skip the rest of a line, however long.
+            # A longer document will be cut anyway.
             while kind == "text" and line and stream.tell() < target + 4 * DOCUMENT_CHARACTERS:
                 line = stream.readline(1 << 20)
                 if not line.strip():
@@ -160,6 +179,7 @@ def _cuts(file: Path, size: int, kind: str) -> list[int]:
 
 
 def open_parquet(file: Path):
+    """Open a parquet file; raise UserError if it cannot be read."""
     import pyarrow
     import pyarrow.parquet
 
@@ -170,7 +190,7 @@ def open_parquet(file: Path):
 
 
 def _arrow_reader(file: Path):
-    """Of Arrow's stream format, in which `datasets` writes, or its file format."""
+    """Return a reader of Arrow's stream format, in which `datasets` writes, or of its file format."""
     import pyarrow
 
     try:
@@ -184,7 +204,7 @@ def _arrow_reader(file: Path):
 
 
 def arrow_batches(file: Path) -> Iterator:
-    """The record batches of an Arrow file, mapped rather than read."""
+    """Return the record batches of an Arrow file, memory-mapped rather than read."""
     reader = _arrow_reader(file)
     return (
         (reader.get_batch(i) for i in range(reader.num_record_batches))
@@ -194,7 +214,7 @@ def arrow_batches(file: Path) -> Iterator:
 
 
 def _check_column(file: Path, schema, column: str) -> None:
-    """UserError where a file of Arrow types has no such column, two of them, or one of something that is no text."""
+    """Raise UserError unless a file of Arrow types has exactly one such column, and it holds text."""
     from pyarrow import types
 
     if schema.names.count(column) != 1:
@@ -207,7 +227,8 @@ def _check_column(file: Path, schema, column: str) -> None:
     if not re.fullmatch(r"(large_)?(string|binary)(_view)?|fixed_size_binary.*|null", str(inner)):
         what = "lists" if "list" in str(inner) else "objects" if types.is_nested(inner) else f"{inner} values"
         raise UserError(
-            f"{file}: column {column!r} holds {what}, not text; make it one string per row, or choose another column: {file}#COLUMN"
+            f"{file}: column {column!r} holds {what}, not text; make it one string per row, or choose another "
+            f"column: {file}#COLUMN"
         )
 
 
@@ -232,7 +253,7 @@ def _hub_parts(given: str) -> re.Match:
 
 
 def open_hub(given: str, streaming: bool):
-    """The data set of an hf: input, by the library `datasets`: hub scripts are not run."""
+    """Return the data set of an hf: input, opened with the library `datasets`; no hub script is run."""
     import datasets
 
     parts = _HUB.match(given)
@@ -240,8 +261,10 @@ def open_hub(given: str, streaming: bool):
         return datasets.load_dataset(
             parts["name"], parts["config"], split=parts["split"] or "train", streaming=streaming
         )
-    except Exception as error:  # a missing name, a missing network, a missing config: each has a class of its own
+    except Exception as error:
+        # A missing name, network or config each raises a class of its own.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{given}: cannot be loaded ({lines[0][:200]}); check name, config and split, and the network or the local cache"
+            f"{given}: cannot be loaded ({lines[0][:200]}); check name, config and split, and the network or "
+            "the local cache"
         ) from error

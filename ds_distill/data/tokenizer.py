@@ -1,4 +1,4 @@
-"""BERT-style WordPiece tokenizers: trained from text, or loaded from a Hugging Face folder."""
+"""BERT-style WordPiece tokenizers, trained from text or loaded from a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -24,15 +24,19 @@ from ds_distill.utils.git_lfs import check_not_lfs_pointer
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MIN_VOCAB, MAX_ALPHABET = 200, 1000
 
-# BERT's words: runs of letters and digits; every other mark, the underscore too, stands alone.
+# BERT's words are runs of letters and digits. Every other mark, the underscore too, stands alone.
 _WORDS = re.compile(r"[^\W_]+|[^\w\s]|_")
-_CONTINUING = 0xF0000  # a private-use plane: how a character inside a word is told from one at its start
+# A private-use plane tells a character inside a word from one at its start.
+_CONTINUING = 0xF0000
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, output: Path) -> PreTrainedTokenizerFast:
-    """Train an uncased WordPiece vocabulary of at most `vocab_size` tokens and save it as a Hugging Face folder at `output`.
+    """Train an uncased WordPiece vocabulary and save it as a Hugging Face folder at `output`.
 
-    The same texts give the same vocabulary and ids.  Raises UserError for a vocabulary below 200 or texts without a word.
+    The vocabulary has at most `vocab_size` tokens. The same texts give the same vocabulary and ids.
+
+    Raises:
+        UserError: If the vocabulary is below 200, or the texts hold no word.
     """
     if vocab_size < MIN_VOCAB:
         raise UserError(f"tokenizer vocabulary of {vocab_size}: must be at least {MIN_VOCAB}")
@@ -51,26 +55,29 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, output: Path) -> PreT
 
 
 def _wordpieces(words: Counter[str], size: int) -> list[str]:
-    """The pieces of a vocabulary, without special tokens, those inside a word prefixed with ##.
+    """Return the pieces of a vocabulary without special tokens, where ## marks those inside a word.
 
-    WordPieceTrainer numbers its ## characters in hash order, and breaks ties between merges by number: two runs on one
-    text differ.  Here characters inside a word are mapped to code points of their own and trained as plain BPE, whose
-    alphabet is sorted: the same merges, in an order that never changes.
+    WordPieceTrainer numbers its ## characters in hash order and breaks ties between merges by
+    number, so two runs on one text differ. Here characters inside a word are mapped to code points
+    of their own and trained as plain BPE, whose alphabet is sorted. The merges are the same, in an
+    order that never changes.
     """
     characters: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:
             characters[character] += count
     ranked = sorted(characters, key=lambda c: (-characters[c], c))
-    alphabet = sorted(ranked[: min(MAX_ALPHABET, size // 4)])  # a small vocabulary must not be spent on rare characters
+    # A small vocabulary must not be spent on rare characters.
+    alphabet = sorted(ranked[: min(MAX_ALPHABET, size // 4)])
     inside = {character: chr(_CONTINUING + index) for index, character in enumerate(alphabet)}
     outside = {code: character for character, code in inside.items()}
 
     def repeated() -> Iterator[str]:
         for word, count in words.items():
-            if all(c in inside for c in word):  # otherwise the whole word is [UNK], and teaches nothing
+            if all(c in inside for c in word):  # Otherwise the whole word is [UNK] and teaches nothing.
                 mapped = word[0] + "".join(inside[c] for c in word[1:])
-                for start in range(0, count, 10_000):  # the trainer counts words itself: it cannot be handed the counts
+                # The trainer counts words itself and does not accept the counts.
+                for start in range(0, count, 10_000):
                     yield " ".join([mapped] * min(10_000, count - start))
 
     trained = Tokenizer(BPE())
@@ -81,8 +88,11 @@ def _wordpieces(words: Counter[str], size: int) -> list[str]:
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer with mask, padding, [CLS] and [SEP] tokens from a folder, or the local cache's of a hub name; UserError
-    otherwise."""
+    """Load a fast tokenizer from a folder, or from the local cache of a hub name.
+
+    Raises:
+        UserError: If there is no fast tokenizer with mask, padding, [CLS] and [SEP] tokens.
+    """
     name = str(path)
     looks_local = isinstance(path, Path) or name.startswith(("/", ".", "~")) or name.count("/") > 1
     if looks_local and not expand_user(name).is_dir():
@@ -94,24 +104,24 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         check_not_lfs_pointer(file)
     if spm := _only_sentencepiece(folder):
         raise UserError(
-            f"{name}: of its tokenizer only {spm.name}; make a tokenizer.json of it once, where sentencepiece and protobuf are installed: "
-            f"`AutoTokenizer.from_pretrained('{name}').save_pretrained('{name}')`"
+            f"{name}: of its tokenizer only {spm.name}; make a tokenizer.json of it once, where sentencepiece "
+            f"and protobuf are installed: `AutoTokenizer.from_pretrained('{name}').save_pretrained('{name}')`"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the libraries answer a broken file with whatever breaks first
+    except Exception as error:  # For a broken file the libraries raise whatever breaks first.
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(
             f"{name}: no tokenizer can be loaded from it ({reason}); "
-            "give a folder that holds tokenizer.json and tokenizer_config.json, or fetch a hub model once with `hf download`"
+            "give a folder that holds tokenizer.json and tokenizer_config.json, or fetch a hub model once with "
+            "`hf download`"
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
             f"{name}: not a fast tokenizer (no tokenizer.json); convert it with transformers and save it again"
         )
-    if set(tokenizer.get_vocab()) <= set(
-        tokenizer.all_special_tokens
-    ):  # what transformers 5 makes of a model's folder without a tokenizer's files
+    # This is what transformers 5 makes of a model's folder without a tokenizer's files.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(f"{name}: no tokenizer in it; give a folder that holds tokenizer.json, or vocab.txt")
     for kind in ("mask", "pad", "cls", "sep"):
         if getattr(tokenizer, f"{kind}_token_id") is None:
@@ -122,7 +132,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
 
 
 def _only_sentencepiece(folder: Path) -> Path | None:
-    """A SentencePiece model, where it is all that a folder has of a tokenizer, and this environment cannot read it."""
+    """Return the SentencePiece model of a folder with no other tokenizer file, if it cannot be read.
+
+    It cannot be read where this environment lacks the sentencepiece package.
+    """
     if not folder.is_dir() or any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt", "vocab.json")):
         return None
     if importlib.util.find_spec("sentencepiece"):
@@ -131,8 +144,11 @@ def _only_sentencepiece(folder: Path) -> Path | None:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a tokenizer's files into `folder`, without the truncation and padding that a call leaves behind: they would go into tokenizer.json, and a
-    reader other than transformers would go on cutting. What tokenizer_config.json says holds in transformers 4 as well."""
+    """Write a tokenizer's files into `folder`, without truncation and padding.
+
+    A call leaves these settings behind; in tokenizer.json they would make readers other than
+    transformers truncate. The settings in tokenizer_config.json hold in transformers 4 as well.
+    """
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +157,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy of the Rust tokenizer that neither cuts nor pads, and reads '[MASK]' in a text as text."""
+    """Return a copy of the Rust tokenizer that neither truncates nor pads, and reads '[MASK]' in a text as text."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
@@ -150,16 +166,25 @@ def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return 1 + the largest id. A vocabulary that holds a name twice has fewer names than ids: `len` counts names."""
+    """Return 1 + the largest id.
+
+    A vocabulary that holds a name twice has fewer names than ids, and `len` counts names.
+    """
     return 1 + max(tokenizer.get_vocab().values())
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """Return, in order, the ids that are never masked and never drawn: special tokens, and ids below the largest that no name has."""
+    """Return, in order, the ids that are never masked and never drawn.
+
+    These are the special tokens, and the ids below the largest that no name has.
+    """
     unused = set(range(vocabulary_size(tokenizer))) - set(tokenizer.get_vocab().values())
     return tuple(sorted(unused | set(tokenizer.all_special_ids)))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """sha256 of the tokenizer's JSON, truncation and padding aside: they are a call's state, not the tokenizer's."""
+    """Return the sha256 of the tokenizer's JSON, without truncation and padding.
+
+    These two belong to a call, not to the tokenizer.
+    """
     return hashlib.sha256(plain_backend(tokenizer).to_str().encode()).hexdigest()

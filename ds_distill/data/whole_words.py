@@ -1,4 +1,7 @@
-"""Words in a sequence of ids, and which of them are masked: each with the same chance, so many pieces in all."""
+"""Words in a sequence of ids, and the choice of those that are masked.
+
+Each word has the same chance, and the number of masked pieces is fixed.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,29 @@ from collections.abc import Callable
 
 import numpy as np
 
-_ROUNDING = 1e-9  # of a number of words, as sums of fractions have it
-LONGEST_WORD = (
-    10  # pieces, SpanBERT's longest span; what is longer (an address, base64) is divided into parts that count as words
-)
+_ROUNDING = 1e-9  # the rounding error of a number of words that is a sum of fractions
+# The limit is in pieces, as SpanBERT's longest span. Longer words (an address, base64) are divided
+# into parts that count as words.
+LONGEST_WORD = 10
 
-# What is known of a piece, bit by bit.
-SPACED = 1  # white space before it: it begins a word, whatever stands before it
-OPENS = 2  # it begins a word, unless the piece before joins
-INSIDE = 4  # it goes on with a character: bytes of one, a combining mark
-CLOSES = 8  # after it a word begins
-JOINS = 16  # it is a space alone, and belongs to the piece after it
-INHERITS = 32  # bytes inside a character: whether it closes, the piece before tells
-UNFINISHED = 64  # it ends inside a character: which one that is, the pieces after it tell
+# The bits that describe a piece:
+SPACED = 1  # White space precedes it: it begins a word, whatever the piece before it is.
+OPENS = 2  # It begins a word, unless the piece before joins.
+INSIDE = 4  # It continues a character: bytes of one, or a combining mark.
+CLOSES = 8  # A word begins after it.
+JOINS = 16  # It is a lone space and belongs to the piece after it.
+INHERITS = 32  # It has bytes inside a character; the piece before tells whether it closes.
+UNFINISHED = 64  # It ends inside a character; the pieces after it tell which one.
 
 
 class Words:
-    """Tells where words begin.
+    """A description of where words begin.
 
     Args:
-        bits: uint8 [V], what is known of each piece.
-        told: False where pieces do not show it, and each counts as a word.
-        bits_of_pieces: Returns what is known of pieces put together, by their ids; needed where one is UNFINISHED.
+        bits: uint8 [V], the bits that describe each piece.
+        told: False where pieces do not show where words begin, and each counts as a word.
+        bits_of_pieces: Returns the bits of joined pieces by their ids; needed where a piece is
+            UNFINISHED.
     """
 
     def __init__(
@@ -40,7 +44,10 @@ class Words:
         self.bits, self.told, self._bits_of_pieces = bits, told, bits_of_pieces
 
     def starts(self, pieces: np.ndarray) -> np.ndarray:
-        """Return bool [n], true where a piece begins a word. pieces: ids [n], n > 0, each directly behind the one before."""
+        """Return bool [n], true where a piece begins a word.
+
+        `pieces` holds ids [n], n > 0, each directly behind the one before.
+        """
         bits = self.bits[pieces]
         if (unfinished := np.flatnonzero(bits & UNFINISHED)).size and self._bits_of_pieces:
             self._finish(bits, pieces.tolist(), unfinished.tolist())
@@ -54,19 +61,23 @@ class Words:
         return starts
 
     def _finish(self, bits: np.ndarray, pieces: list[int], unfinished: list[int]) -> None:
-        """Put what is known of whole characters into the bits of the pieces in which they begin."""
+        """Put the bits of whole characters into the pieces in which those characters begin."""
         for place in unfinished:
             end = place + 1
             while end < len(pieces) and bits[end] & INHERITS:
                 end += 1
-            # a piece that ends this character and goes on tells of it by its first bytes
+            # A piece that ends this character and continues also reveals it by its first bytes.
             end += end < len(pieces) and bits[end] & INSIDE != 0
             spaced = bits[place] & SPACED
             bits[place] = self._bits_of_pieces(tuple(pieces[place:end])) & ~UNFINISHED | spaced
 
 
 def divided(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where words begin, and their lengths, int64 [W], with those of more than 10 pieces in parts of nearly the same length. starts: bool [n]."""
+    """Return where words begin and their lengths, int64 [W].
+
+    Words of more than 10 pieces are divided into parts of nearly the same length. `starts` is bool
+    [n].
+    """
     first = np.flatnonzero(starts)
     lengths = np.empty_like(first)
     lengths[:-1] = first[1:] - first[:-1]
@@ -82,18 +93,21 @@ def divided(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def choose_words(
     lengths: np.ndarray, weights: np.ndarray, keys: np.ndarray, count: int, uniform: np.ndarray
 ) -> np.ndarray:
-    """Return how many pieces of each word are masked, int64 [W], `count` in all: all or none of a word's, but for one.
+    """Return how many pieces of each word are masked, int64 [W], `count` in all.
 
-    The share of a word that is masked has an expectation in proportion to the word's weight, whatever its length. How
-    many words of each length are masked is decided length by length, the longest first, by balanced sampling (Deville
-    & Tillé 2004, "Efficient balanced sampling: the cube method"). Where whole words do not add up to `count`, one more
-    is masked in part. Of a word longer than `count`, `count` pieces are masked.
+    All or none of a word's pieces are masked, except for one word. The expected share of a word
+    that is masked is proportional to the word's weight, whatever its length. The number of masked
+    words of each length is decided length by length, the longest first, by balanced sampling
+    (Deville & Tillé 2004, "Efficient balanced sampling: the cube method"). Where whole words do not
+    add up to `count`, one more is masked in part. Of a word longer than `count`, `count` pieces are
+    masked.
 
     Args:
-        lengths: int64 [W], pieces of each word.
+        lengths: int64 [W], the pieces of each word.
         weights: float64 [W].
-        keys: float64 [W]; among words of one length the smallest are taken: Exp(1) / weight.
-        count: Pieces to mask, from 1 to the sum of lengths.
+        keys: float64 [W], Exp(1) / weight. Among words of one length those with the smallest keys
+            are taken.
+        count: The number of pieces to mask, from 1 to the sum of lengths.
         uniform: float64 [`count` + 1] random numbers from 0 to 1.
     """
     sizes = np.minimum(lengths, count)
@@ -111,7 +125,10 @@ def choose_words(
 
 
 def _chances(sizes: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
-    """Of each word to be masked, float64 [W]: in proportion to the weights, at most 1, and so that `count` pieces are expected."""
+    """Return each word's probability to be masked, float64 [W].
+
+    It is proportional to the weights, at most 1, and such that `count` pieces are expected.
+    """
     sizes = sizes.astype(np.float64)
     chances = weights * (count / (weights @ sizes))
     certain = np.zeros(len(sizes), bool)
@@ -125,14 +142,15 @@ def _chances(sizes: np.ndarray, weights: np.ndarray, count: int) -> np.ndarray:
 def _whole_numbers(
     expected: list[float], available: list[int], uniform: list[float]
 ) -> tuple[list[int], dict[int, int]]:
-    """Return how many words of each length are masked whole, by length, and the length and pieces of one in part.
+    """Return how many words of each length are masked whole, and a word that is masked in part.
 
-    A fraction of a word is rounded up or down, and the pieces that this takes or gives are spread over the shorter
-    words, so far as these are neither all masked nor none; up and down have the chances that keep every expectation.
+    That word is given as {length: pieces}. A fraction of a word is rounded up or down, and the
+    pieces that this takes or gives are spread over the shorter words, as long as these are neither
+    all masked nor none. Up and down have the chances that keep every expectation.
 
     Args:
         expected: How many words of each length should be masked; overwritten.
-        available: How many there are.
+        available: How many words of each length there are.
         uniform: A random number from 0 to 1 for each length.
     """
     numbers, in_part = [0] * len(available), {}
@@ -147,7 +165,8 @@ def _whole_numbers(
             if most < _ROUNDING:
                 in_part[size] = round(size * fraction)
                 break
-            # so far as none of the shorter lengths has fewer than no words masked, or more than all
+            # The limit is that none of the shorter lengths has fewer than no words masked, or more
+            # than all.
             taking = min(expected[shorter] / part for shorter, part in zip(present, slack, strict=True) if part)
             giving = min(
                 (available[shorter] - expected[shorter]) / part
@@ -157,7 +176,8 @@ def _whole_numbers(
             up, down = min(size * (1 - fraction), most * taking), min(size * fraction, most * giving)
             rises = down / (up + down)
             change = up if draw < rises else -down
-            draw = draw / rises if draw < rises else (draw - rises) / (1 - rises)  # as good as a new one
+            # This is as good as a new random number.
+            draw = draw / rises if draw < rises else (draw - rises) / (1 - rises)
             fraction += change / size
             for shorter, part in zip(present, slack, strict=True):
                 expected[shorter] -= part * change / most

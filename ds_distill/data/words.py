@@ -1,9 +1,11 @@
-"""What the pieces of a vocabulary tell of where words begin, for every kind of tokenizer and script.
+"""Word boundaries that the pieces of a vocabulary reveal, for every kind of tokenizer and script.
 
-A word is a run of letters and digits between white space, and each mark (punctuation, symbol, emoji) is a word of its own, as in BERT's own splitting;
-so "(don't" is four words under every tokenizer: ( don ' t. Scripts that put no space between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese,
-Tibetan …) tell nothing of words without a dictionary: there a piece of the vocabulary counts as a word, but no piece begins one inside a character. For
-BERT in Chinese, where a piece is a character, whole-word masking therefore is plain masking.
+A word is a run of letters and digits between white space, and each mark (punctuation, symbol,
+emoji) is a word of its own, as in BERT's own splitting. So "(don't" is four words under every
+tokenizer: ( don ' t. Scripts that put no space between words (Chinese, Japanese, Thai, Lao, Khmer,
+Burmese, Tibetan …) reveal no words without a dictionary. There, a piece of the vocabulary counts as
+a word, but no piece begins one inside a character. For BERT in Chinese, where a piece is a
+character, whole-word masking is therefore plain masking.
 """
 
 from __future__ import annotations
@@ -46,7 +48,11 @@ _UNSPACED = (
 
 
 def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
-    """Return where a tokenizer's words begin: by ## (WordPiece), ▁ (SentencePiece), Ġ (byte-level) or </w>, and by the characters of its pieces."""
+    """Return where a tokenizer's words begin.
+
+    This follows from ## (WordPiece), ▁ (SentencePiece), Ġ (byte-level) or </w>, and from the
+    characters of the pieces.
+    """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model, around = (
         state["model"],
@@ -73,9 +79,9 @@ def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
             bits[number] |= SPACED
         if suffix and name.endswith(suffix):
             bits[number] |= CLOSES
-        if (
-            byte_level and not data.strip()
-        ):  # only a space belongs to what follows; further white space is pieces of its own there
+        # Only a space belongs to the text that follows; further white space forms pieces of its own
+        # there.
+        if byte_level and not data.strip():
             bits[number] = SPACED | (JOINS if data.endswith(b" ") else CLOSES)
 
     @functools.lru_cache(1 << 16)
@@ -86,13 +92,13 @@ def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
 
 
 def _first_characters(pieces: list[bytes]) -> bytes:
-    """The bytes of pieces up to the end of the last character that begins in the first of them."""
+    """Return the bytes of pieces up to the end of the last character that begins in the first of them."""
     rest = b"".join(pieces[1:])
     return pieces[0] + rest[: len(rest) - len(rest.lstrip(bytes(range(0x80, 0xC0))))]
 
 
 def _bits_of(data: bytes) -> int:
-    """What the bytes of a piece tell, white space standing before it where it follows some."""
+    """Return the bits that describe a piece, given its bytes with any white space that precedes it."""
     body = data.lstrip()
     bits = SPACED if len(body) < len(data) else 0
     if not body:
@@ -115,12 +121,12 @@ def _bits_of(data: bytes) -> int:
 
 
 def _character(data: bytes) -> str:
-    """The character that bytes begin with; U+FFFD where they end inside it."""
+    """Return the character that bytes begin with; U+FFFD where they end inside it."""
     return data[: _size(data[0])].decode(errors="replace")[0]
 
 
 def _size(lead: int) -> int:
-    """How many bytes a character has that begins with this one."""
+    """Return how many bytes a character has that begins with this one."""
     return 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
 
 
@@ -137,12 +143,15 @@ def _is_combining(character: str) -> bool:
 
 
 def _stands_alone(character: str) -> bool:
-    """Whether a character is a mark, or of a script without spaces."""
+    """Return whether a character is a mark, or belongs to a script without spaces."""
     return unicodedata.category(character)[0] in "PS" or _is_unspaced(character)
 
 
 def _byte_of_letter() -> dict[str, int]:
-    """The byte that a letter of a byte-level vocabulary stands for: itself if it can be printed, else the next one from U+0100 on."""
+    """Return the byte that each letter of a byte-level vocabulary stands for.
+
+    A printable byte is its own letter; the others have the next letters from U+0100 on.
+    """
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printed]
     return {chr(byte): byte for byte in printed} | {chr(256 + number): byte for number, byte in enumerate(others)}

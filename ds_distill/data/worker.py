@@ -1,4 +1,4 @@
-"""What one worker does with one piece of a corpus: read, tokenize, pack, write."""
+"""The work of one worker on one piece of a corpus: read, tokenize, pack, write."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ SHORT_DOCUMENT = 12  # tokens
 
 @dataclass(frozen=True)
 class Format:
-    """How documents become sequences. tokenizer: the library's JSON; special_ids, *_id: of the tokenizer; the rest as in recipe.Data."""
+    """The rules by which documents become sequences.
+
+    The ids are those of the tokenizer, and the other fields are as in recipe.Data.
+
+    Args:
+        tokenizer: The JSON of the tokenizers library.
+    """
 
     tokenizer: str
     vocab_size: int
@@ -46,26 +52,30 @@ class Format:
 
     @property
     def dtype(self) -> np.dtype:
+        """The smallest unsigned type, uint16 or uint32, that holds every id."""
         return np.dtype(np.uint16 if self.vocab_size < 65536 else np.uint32)
 
     def writer(self, stem: Path) -> ShardWriter:
+        """Return a writer of the shard at `stem`."""
         special = np.zeros(self.vocab_size, bool)
         special[list(self.special_ids)] = True
         return ShardWriter(stem, special, self.dtype)
 
 
 class PieceWorker:
-    """Turns pieces into shards; keeps its encoder's memory from piece to piece."""
+    """A worker that turns pieces into shards; its encoder remembers words from piece to piece."""
 
     def __init__(self, form: Format):
         self.form = form
         self.encoder = Encoder(Tokenizer.from_str(form.tokenizer), form.unknown_id, form.special_ids)
 
     def __call__(self, piece: WorkUnit, folder: Path, tick: Callable[[int], None] = lambda _: None) -> None:
-        """Write the folder: a shard a split, report.json and arrays.npz (what is left over of each split, token counts of the train split,
-        a hash of every document). It has its name only when complete.
+        """Write the folder of a piece, which has its name only when complete.
 
-        The report's `characters` say what became of each character that was read: "tokenized", or a cause; they sum to "read".
+        It holds one shard per split, report.json and arrays.npz. The arrays are the rest of each
+        split, the token counts of the train split and a hash of every document. The report's
+        `characters` tell what became of each character that was read: "tokenized", or a cause of
+        its loss. They sum to "read".
         """
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -147,5 +157,5 @@ class PieceWorker:
 
 
 def _hash(seed: int, text: str) -> int:
-    """64 bits fixed by (seed, text); Python's own hash changes from run to run."""
+    """Return 64 bits that (seed, text) alone decide; Python's own hash changes from run to run."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{text}".encode(errors="replace"), digest_size=8).digest(), "little")

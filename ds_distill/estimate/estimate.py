@@ -1,4 +1,7 @@
-"""`plan`: what a recipe will take on given machines, before anything runs; and the largest micro-batch that fits."""
+"""The `plan` of a recipe: what it will take on given machines, before anything runs.
+
+The module also finds the largest micro-batch that fits.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +35,22 @@ from ds_distill.utils.console import is_first, log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
 
-HEADROOM = 0.9  # of the device's memory: allocators keep some for themselves
-# On a CPU, measured (python -m benchmarks.training.memory_estimate): thread pools and GEMM buffers, and what glibc's heap keeps of freed activations
+HEADROOM = 0.9  # share of the device's memory that a run may use; allocators keep some for themselves
+# These values for CPUs were measured (python -m benchmarks.training.memory_estimate): thread pools
+# and GEMM buffers, and the share of freed activations that glibc's heap keeps.
 CPU_LIBRARIES, CPU_HEAP = 0.13 * GIB, 0.45
 
 
 class Forecast:
-    """Teacher and student of a recipe with random weights, asked for memory and time. Collective at its making."""
+    """An estimator of memory and time, with a recipe's teacher and student in random weights.
+
+    All ranks must create it together.
+    """
 
     def __init__(self, recipe: Recipe, teacher: str):
         start_distributed()
-        self.process = psutil.Process().memory_info().rss  # before any model: the libraries
+        # Before any model is built, this is the memory of the libraries.
+        self.process = psutil.Process().memory_info().rss
         self.recipe, t = recipe, recipe.training
         self.device = local_device(t.device)
         self.dtype = resolve_dtype(t, self.device)
@@ -68,7 +76,7 @@ class Forecast:
         self.activations = activation_bytes_fit(self.student, self.length, self.dtype, torch.device("cpu"))
 
     def memory(self, micro_batch: int, stage: int, ranks: int):
-        """The Memory of a rank."""
+        """Return the Memory of one rank."""
         t = copy.copy(self.recipe.training)
         t.micro_batch = micro_batch
         one, more = self.activations
@@ -88,13 +96,23 @@ class Forecast:
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
 
     def largest(self, stage: int, ranks: int, room: float, taken: float) -> int:
-        """The largest micro-batch that divides the global batch over the ranks and fits, 0 if none does."""
+        """Return the largest micro-batch that divides the global batch over the ranks and fits.
+
+        It is 0 if none fits.
+        """
         sizes = self.recipe.training.micro_batches(ranks)
         return next((size for size in sizes if taken + self.memory(size, stage, ranks).peak <= HEADROOM * room), 0)
 
     def rate(self, micro_batch: int, tokens: float) -> float:
-        """Tokens a second and rank, measured: forward and backward of two micro-batches of random tokens; the optimizer's step is left out.
-        tokens: a rank's, of the whole run; they decide whether it compiles."""
+        """Measure the tokens per second and rank.
+
+        The measurement runs forward and backward on two micro-batches of random tokens and leaves
+        out the optimizer's step.
+
+        Args:
+            micro_batch: Sequences per micro-batch.
+            tokens: The tokens per rank in the whole run, which decide whether it compiles.
+        """
         objective = Objective(
             copy.deepcopy(self.student).to(self.device), self.recipe.losses, 1, self.teacher.config.hidden_size
         )
@@ -122,7 +140,10 @@ class Forecast:
         return ids.numel() / (time.perf_counter() - began)
 
     def room(self) -> tuple[float, float]:
-        """(bytes of memory that a rank here may use, bytes already taken by the process itself, 0 on a GPU)."""
+        """Return (the bytes that a rank here may use, the bytes that the process already takes).
+
+        The second number is 0 on a GPU.
+        """
         if self.device.type == "cuda":
             return float(torch.cuda.get_device_properties(self.device).total_memory), 0.0
         local = int(
@@ -132,7 +153,13 @@ class Forecast:
 
 
 def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
-    """Collective: the largest micro-batch that divides the global batch over the ranks and fits the memory of the smallest rank."""
+    """Collective: return the largest micro-batch that fits the memory of the smallest rank.
+
+    It divides the global batch over the ranks.
+
+    Raises:
+        UserError: If not even one sequence fits.
+    """
     forecast = Forecast(recipe, teacher)
     ranks = torch.distributed.get_world_size()
     room, taken = forecast.room()
@@ -141,8 +168,9 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
     chosen = int(smallest)
     if not chosen:
         raise UserError(
-            f"training.micro_batch = auto: not even one sequence fits {room / GIB:.1f} GiB; lower data.sequence_length, use a higher "
-            "ZeRO stage (training.deepspeed), or training.gradient_checkpointing = true"
+            f"training.micro_batch = auto: not even one sequence fits {room / GIB:.1f} GiB; lower "
+            "data.sequence_length, use a higher ZeRO stage (training.deepspeed), or "
+            "training.gradient_checkpointing = true"
         )
     log(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit {room / GIB:.1f} GiB")
     return chosen
@@ -156,8 +184,17 @@ def plan(
     memory_gib: float | None,
     tokens_per_second: float | None,
 ) -> dict:
-    """What the recipe takes on `ranks` devices of `memory_gib` GiB (this machine's when None). tokens: a prepared folder, which says how long an
-    epoch is. tokens_per_second: of all ranks together; measured here on one rank, briefly, when None."""
+    """Return what the recipe takes on `ranks` devices of `memory_gib` GiB.
+
+    Args:
+        recipe: The recipe.
+        teacher: The teacher's folder or name.
+        tokens: A prepared folder, which tells how long an epoch is.
+        ranks: The number of devices.
+        memory_gib: Memory per device; this machine's if None.
+        tokens_per_second: The rate of all ranks together; measured here on one rank, briefly, if
+            None.
+    """
     for key, value in (("--ranks", ranks), ("--memory_gib", memory_gib), ("--tokens_per_second", tokens_per_second)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{key} {value}: must be above 0")
@@ -243,7 +280,10 @@ def show(found: dict) -> None:
         "run": f"{found['tokens']:,} tokens, {found['steps']:,} steps"
         if found["tokens"]
         else "give --tokens or training.max_tokens",
-        "rate": f"{found['tokens_per_second']:,} tokens/s on {found['ranks']} ranks ({found['rate_is']}), {found['tflops_needed']} TFLOP/s",
+        "rate": (
+            f"{found['tokens_per_second']:,} tokens/s on {found['ranks']} ranks ({found['rate_is']}), "
+            f"{found['tflops_needed']} TFLOP/s"
+        ),
         "time": f"{found['hours']:,} hours" if found["hours"] is not None else "give --tokens or training.max_tokens",
         "memory": f"{found['memory_gib']} GiB a rank, {found['device']}, {found['precision']}: {found['advice']}",
     }

@@ -1,4 +1,4 @@
-"""Floating-point operations of a step."""
+"""Floating-point operations of a training step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from ds_distill.models.families import family_of_type
 def flops_per_token(
     teacher: PretrainedConfig | None, student: PretrainedConfig, length: int, projected: float = 1.0
 ) -> float:
-    """Floating-point operations of one step, a token: teacher forward, student forward and backward, both heads on `projected` of the positions.
+    """Return the floating-point operations per token of one training step.
 
-    length: tokens a sequence. A product of [n, k] and [k, m] counts 2nkm; softmaxes, norms and embeddings are left out.
+    They cover the teacher's forward, the student's forward and backward, and both heads. A product
+    of [n, k] and [k, m] counts 2nkm; softmaxes, norms and embeddings are left out.
+
+    Args:
+        teacher: The teacher's config, or None without a teacher.
+        student: The student's config.
+        length: Tokens per sequence.
+        projected: The share of positions that the heads run on.
     """
     return (_forward(teacher, length, projected) if teacher is not None else 0.0) + 3 * _forward(
         student, length, projected

@@ -1,4 +1,4 @@
-"""What a run will take, before it starts: parameters, floating-point operations, memory a rank by ZeRO stage, steps, hours."""
+"""The memory per rank that a run will take at each ZeRO stage, before it starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a rank: weights, gradients, optimizer (masters and moments), buffers (DeepSpeed's), teacher, activations, loss."""
+    """The memory of one rank, in bytes.
+
+    Args:
+        optimizer: Master weights and moments.
+        buffers: DeepSpeed's buffers.
+    """
 
     weights: float
     gradients: float
@@ -28,7 +33,11 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The most at once: the end of the student's forward, or, where gradients outgrow activations, the end of the backward."""
+        """The most memory that is in use at one time.
+
+        The peak is at the end of the student's forward or, where gradients outgrow activations, at
+        the end of the backward.
+        """
         standing = self.weights + self.optimizer + self.teacher
         return standing + max(self.activations + self.loss, self.gradients + self.buffers)
 
@@ -46,33 +55,47 @@ def memory(
     activations: float,
     device: str,
 ) -> Memory:
-    """Memory of a rank at ZeRO `stage`. teacher: its bytes. activations: bytes of one micro-batch, from `activation_bytes`. device: its type.
+    """Return the memory of one rank at ZeRO `stage`.
 
-    Source: Rajbhandari et al. 2020, section 3 (Adam: 12 bytes a parameter beside 16-bit weights), and DeepSpeed's code for what it copies.
+    Source: Rajbhandari et al. 2020, section 3 (Adam: 12 bytes per parameter besides 16-bit
+    weights), and DeepSpeed's code for what it copies.
+
+    Args:
+        student: The student.
+        teacher: The teacher's bytes.
+        training: The recipe's training section, with the micro-batch as a number.
+        length: Tokens per sequence.
+        stage: The ZeRO stage.
+        ranks: The number of ranks.
+        dtype: The type of the student's weights.
+        accumulation: Micro-batches per step.
+        activations: Bytes of one micro-batch, from `activation_bytes`.
+        device: The device's type.
     """
     count = sum(p.numel() for p in student.parameters())
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     size = dtype.itemsize
     shard = ranks if stage else 1
-    masters = (
-        0 if size == 4 and stage == 0 else 4 * trained / shard
-    )  # a sharded optimizer has copies even of fp32 weights
+    # A sharded optimizer has copies even of fp32 weights.
+    masters = 0 if size == 4 and stage == 0 else 4 * trained / shard
     weights = size * count / (ranks if stage == 3 else 1)
-    gathered = size * count if stage == 3 else 0  # while it runs; DeepSpeed keeps what a small model needs again
+    # The weights are gathered while the model runs; DeepSpeed keeps those that a small model needs
+    # again.
+    gathered = size * count if stage == 3 else 0
     gradients = {0: size * trained, 1: size * trained, 2: 4 * trained / ranks, 3: 4 * trained / ranks}[stage]
     if size == 2 and stage == 1:
-        gradients += 4 * trained / ranks  # accumulated in fp32
+        gradients += 4 * trained / ranks  # Gradients are accumulated in fp32.
     asked = training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", "auto")
-    bucket = 500_000_000 if asked == "auto" else int(asked)  # DeepSpeed's own
+    bucket = 500_000_000 if asked == "auto" else int(asked)  # DeepSpeed's own default
     config = student.config
     rows, width = training.micro_batch * length, family_of(student).measures(config)[2]
-    passes = (
-        "torch" if device == "cpu" or training.compile == "off" else "triton"
-    )  # compiled, a CPU's temporaries are spared: not relied on
+    # A compiled loss spares a CPU the temporaries, but the estimate does not rely on that.
+    passes = "torch" if device == "cpu" or training.compile == "off" else "triton"
     loss = live_bytes(rows, config.vocab_size, size, device, passes) + 4 * rows * width + 4 * config.vocab_size * width
     if (wider := columns(config.vocab_size, device)) != config.vocab_size:
-        loss += 2 * size * wider * width  # copies of both weights
-    # measured on CPUs: from stage 2 on what holds a bucket is there in the next forward too
+        loss += 2 * size * wider * width  # Both weights are copied.
+    # Measurements on CPUs show that from stage 2 on the memory of a bucket remains in the next
+    # forward.
     buffers = min(bucket, trained) * 4.0 if stage else 0.0
     kept = (gradients if accumulation > 1 else 0.0) + (buffers if stage >= 2 else 0.0)
     return Memory(
@@ -83,7 +106,10 @@ def memory(
 def activation_bytes(
     student: PreTrainedModel, sequences: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """What autograd keeps of the student's trunk and head transform for `sequences` × `length` tokens."""
+    """Return the bytes that autograd keeps for `sequences` × `length` tokens.
+
+    They are those of the student's trunk and head transform.
+    """
     one, more = activation_bytes_fit(student, length, dtype, device)
     return one + more * (sequences - 1)
 
@@ -91,8 +117,10 @@ def activation_bytes(
 def activation_bytes_fit(
     student: PreTrainedModel, length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[float, float]:
-    """The bytes of `activation_bytes` for one sequence, and for each further one: counted on one and on two. Leaves weights, mode and random state
-    as they are."""
+    """Return the bytes of `activation_bytes` for one sequence, and for each further one.
+
+    They are counted on one and on two sequences. Weights, mode and random state stay as they are.
+    """
     family, counted = family_of(student), []
     for batch in (1, 2):
         seen: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""How a fine-tuning run is trained, and the grid of such settings."""
+"""The settings of a fine-tuning run, and the grid of such settings."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ class Tuning:
     """How one run is trained.
 
     Args:
-        learning_rate: Peak; linear warm-up, then linear to zero. DistilBERT's authors take 5e-5 for SQuAD.
+        learning_rate: Peak; linear warm-up, then linear to zero. DistilBERT's authors take 5e-5 for
+            SQuAD.
         epochs: Passes over the training set.
         batch: Examples a step.
-        length: Tokens an example at most, never more than the model has positions; 0: 128, and of SQuAD 384, in parts that
-            overlap by 128, as in transformers' run_qa. The saved folder's tokenizer cuts at as many.
+        length: Tokens an example at most, never more than the model has positions; 0: 128, and of
+            SQuAD 384, in parts that overlap by 128, as in transformers' run_qa. The saved folder's
+            tokenizer cuts at as many.
         warmup: Share of the steps that warm up.
         weight_decay: AdamW's, never on a bias or a norm.
         max_examples: Training examples used, the first so many; 0: all.
-        dropout: Hidden and attention dropout while it is fine-tuned, and before the head; below 0: what the folder's config says, so what it was
-            pretrained with, and the head what its family has (DistilBERT's 0.2 for classes, 0.1 for spans).
+        dropout: Hidden and attention dropout while it is fine-tuned, and before the head; below 0:
+            what the folder's config says, so what it was pretrained with, and the head what its
+            family has (DistilBERT's 0.2 for classes, 0.1 for spans).
         temperature: Of the teacher's soft targets; the authors' 2.
         hard: Weight of the labels' loss where there is a teacher; the authors' 0.5.
         soft: Weight of the soft targets' loss; the authors' 0.5.
-        hidden: Weight of 1 − cos of the last hidden states, of teacher and student of one width; above 0 the teacher runs in every step.
-        precision: "auto": bf16 autocast on CUDA, on CPU where a probe shows it faster, else fp32. Weights stay fp32.
+        hidden: Weight of 1 − cos of the last hidden states, of teacher and student of one width;
+            above 0 the teacher runs in every step.
+        precision: "auto": bf16 autocast on CUDA, on CPU where a probe shows it faster, else fp32.
+            Weights stay fp32.
     """
 
     learning_rate: float = 5e-5
@@ -51,7 +56,7 @@ class Tuning:
     precision: PRECISIONS = "auto"
 
     def check(self) -> None:
-        """UserError for a value that makes no sense."""
+        """Raise UserError for a value that makes no sense."""
         if self.precision not in get_args(PRECISIONS):
             raise UserError(f"tuning.precision = {self.precision}: one of {', '.join(get_args(PRECISIONS))}")
         for name, value in vars(self).items():
@@ -65,7 +70,8 @@ class Tuning:
                 raise UserError(f"tuning.{name} = {getattr(self, name)}: must be above 0")
         if 0 < self.length < LEAST_LENGTH:
             raise UserError(
-                f"tuning.length = {self.length}: at least {LEAST_LENGTH}, of which a pair's special tokens take up to 4; 0 for the usual"
+                f"tuning.length = {self.length}: at least {LEAST_LENGTH}, of which a pair's special tokens "
+                "take up to 4; 0 for the usual"
             )
         for name, what in (("warmup", "a share of the steps"), ("dropout", "a share of the values")):
             if getattr(self, name) >= 1:
@@ -76,7 +82,10 @@ class Tuning:
 
 
 def expand_grid(settings: Tuning, grid: list[str]) -> list[Tuning]:
-    """The settings with every combination of `NAME=VALUE,VALUE…` in their place; `lr` is short for learning_rate."""
+    """Return the settings with every combination of the `NAME=VALUE,VALUE…` entries in `grid`.
+
+    The name `lr` is short for learning_rate.
+    """
     hints, axes = get_type_hints(Tuning), []
     for entry in grid:
         name, _, values = entry.partition("=")

@@ -1,4 +1,4 @@
-"""A task's data, read once, and as one tokenizer and one length have it."""
+"""The data of a task, read once, and its encoding by one tokenizer at one length."""
 
 from __future__ import annotations
 
@@ -21,12 +21,18 @@ from ds_distill.tasks.registry import Task
 from ds_distill.tasks.squad import LENGTH, Questions, load_questions, spans_of, unplaced
 from ds_distill.utils.errors import UserError
 
-SENTENCES = 128  # tokens of an example that is not SQuAD's, unless tuning.length says otherwise
+SENTENCES = 128  # tokens of an example that is not from SQuAD, unless tuning.length differs
 
 
 @dataclass
 class Data:
-    """train, and dev by the name of its split: Examples, or Questions. fingerprint: of all of it."""
+    """The data of a task.
+
+    Args:
+        train: The training set.
+        dev: The dev sets, by the names of their splits.
+        fingerprint: A fingerprint of all of the data.
+    """
 
     task: Task
     train: Examples | Questions
@@ -35,12 +41,12 @@ class Data:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Examples of the training set and of the first dev set."""
+        """The number of examples in the training set and in the first dev set."""
         return {"train": len(self.train), "dev": len(next(iter(self.dev.values())))}
 
     @property
     def left_out(self) -> dict[str, dict[str, int]]:
-        """What was left out of the files, by set and cause."""
+        """How much of the files was left out, by set and cause."""
         return {
             named(split): dict(part.left_out)
             for split, part in {"train": self.train, **self.dev}.items()
@@ -49,12 +55,17 @@ class Data:
 
 
 def named(split: str) -> str:
-    """What a summary calls a split: train, dev, and dev_mismatched of MNLI's second."""
+    """Return the name of a split in a summary: train, dev, and dev_mismatched for MNLI's second."""
     return split if split == "train" else "dev_mismatched" if split.endswith("mismatched") else "dev"
 
 
 def load_data(task: Task, folder: str | None) -> Data:
-    """Raises UserError for what is wrong in the files, with file and line, and where a split is missing."""
+    """Load the data of a task.
+
+    Raises:
+        UserError: If a split is missing or a file has a mistake. The message has the file and the
+            line.
+    """
     load = load_questions if task.spans else load_examples
     train, dev = load(task, "train", folder), {split: load(task, split, folder) for split in task.validation}
     if task.spans and not any(question.answers for question in train):
@@ -69,9 +80,13 @@ def load_data(task: Task, folder: str | None) -> Data:
 
 @dataclass
 class Sets:
-    """A task's data as a model reads it. dev: by name of the split, features and what they are scored with: labels, or (questions, spans). length: the
-    most tokens of an example, or of a question's span. unplaced: questions that are not trained on, since no span holds
-    their answer."""
+    """The data of a task as a model reads it.
+
+    Args:
+        dev: By the name of the split, the features and their gold: labels, or (questions, spans).
+        length: The most tokens of an example, or of a question's span.
+        unplaced: How many questions are not trained on, because no span holds their answer.
+    """
 
     train: Features
     dev: dict[str, tuple[Features, object]]
@@ -85,7 +100,14 @@ class Sets:
 
 
 def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, positions: int) -> Sets:
-    """positions: the most tokens that the models read."""
+    """Encode the data of a task with a tokenizer.
+
+    Args:
+        data: The data.
+        tokenizer: The tokenizer.
+        settings: The length and the number of training examples are read from it.
+        positions: The most tokens that the models read.
+    """
     most, length = (
         settings.max_examples or None,
         min(settings.length or (LENGTH if data.task.spans else SENTENCES), positions),
@@ -110,14 +132,14 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning
     if absent := set(data.train.labels) - set(train.labels) if data.task.labels else ():
         names = ", ".join(data.task.labels[label] for label in sorted(absent))
         raise UserError(
-            f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none that is {names}: the set is "
-            "in order; take more, or all, or give --data in random order"
+            f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none "
+            f"that is {names}: the set is in order; take more, or all, or give --data in random order"
         )
     return Sets(encode_features(train, tokenizer, length), dev, length)
 
 
 def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, tuple[Features, object]]:
-    """Sets.dev: the dev sets as `tokenizer` has them, of at most `length` tokens."""
+    """Return Sets.dev: the dev sets encoded with `tokenizer`, in at most `length` tokens."""
     if not data.task.spans:
         return {
             split: (encode_features(part, tokenizer, length), np.array(part.labels)) for split, part in data.dev.items()
@@ -132,7 +154,10 @@ def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dic
 def teacher_outputs(
     teacher: PreTrainedModel, features: Features, collator: Collator, batch: int, folder: Path
 ) -> list[np.ndarray]:
-    """The teacher's outputs for `features`, fp32, computed once and kept in `folder` by what it is and what it read."""
+    """Return the teacher's outputs for `features`, in fp32.
+
+    They are computed once and kept in `folder` under fingerprints of the teacher and of its inputs.
+    """
     file = (
         folder
         / f"{weights_fingerprint(teacher)[:16]}-{_digest(zip(*features.inputs.values(), strict=True))}.safetensors"
@@ -154,7 +179,7 @@ def teacher_outputs(
 
 
 def _digest(*values: object) -> str:
-    """Of values; what can be gone through, an iterator, a row at a time."""
+    """Return a digest of values; the items of an iterator are digested one by one."""
     digest = hashlib.sha256()
     for value in values:
         for row in value if isinstance(value, Iterator) else (value,):

@@ -1,4 +1,7 @@
-"""A task's examples as a model reads them, and a model's outputs for all of them: the same for training, evaluation and the teacher."""
+"""The examples of a task as a model reads them, and a model's outputs for all of them.
+
+Training, evaluation and the teacher share this code.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,19 @@ from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.examples import Examples
 from ds_distill.utils.console import progress
 
-MEGABATCH = 50  # batches whose rows are sorted together, as in transformers' LengthGroupedSampler
+MEGABATCH = 50  # how many batches are sorted together, as in transformers' LengthGroupedSampler
 
 
 class Features(Dataset):
-    """inputs: token lists by name; labels: what the model's forward takes, by name; teacher: its outputs a row (arrays
-    whose last axis is classes or tokens), or None; cut: how many examples, or of SQuAD questions, were longer than what
-    is read of them."""
+    """The features of a set.
+
+    Args:
+        inputs: Token lists by name.
+        labels: The arguments of the model's forward that hold labels, by name.
+        teacher: The teacher's outputs for each row, as arrays whose last axis is classes or tokens;
+            or None.
+        cut: How many examples, or SQuAD questions, were longer than the part that is read.
+    """
 
     def __init__(
         self,
@@ -44,18 +53,22 @@ class Features(Dataset):
 
     @property
     def lengths(self) -> list[int]:
+        """The number of tokens of each row."""
         return [len(ids) for ids in self.inputs["input_ids"]]
 
     def count(self, token: int | None) -> int:
-        """How often a token, by id, is in the inputs."""
+        """Return how often a token, given by id, occurs in the inputs."""
         return 0 if token is None else sum(ids.count(token) for ids in self.inputs["input_ids"])
 
 
 class ByLength(Sampler):
-    """The order of an epoch's rows, a pure function of (seed, epoch): random, but batches hold rows of like length, so that little is padding.
+    """The order of an epoch's rows, a pure function of (seed, epoch).
 
-    Of a random order, the rows of 50 batches at a time (of a small set: of a quarter of it) are sorted by length and cut into batches, and the batches
-    shuffled. Rows that fill no batch come last, as drawn. In random order half to two thirds of a batch is padding, so a few per cent.
+    The order is random, but batches hold rows of similar length, so that little is padding. From a
+    random order, the rows of 50 batches at a time (for a small set, a quarter of it) are sorted by
+    length and divided into batches, and the batches are shuffled. Rows that fill no batch come
+    last, as drawn. In random order half to two thirds of a batch is padding; here it is a few
+    percent.
     """
 
     def __init__(self, lengths: list[int], batch: int, seed: int):
@@ -65,7 +78,7 @@ class ByLength(Sampler):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Trainer calls it before each epoch."""
+        """Set the epoch; Trainer calls this before each epoch."""
         self.epoch = epoch
 
     def __iter__(self):
@@ -80,15 +93,21 @@ class ByLength(Sampler):
 
 
 def encode_features(examples: Examples, tokenizer: PreTrainedTokenizerBase, length: int) -> Features:
-    """Examples of one or two texts, cut to `length` tokens, at the side where the tokenizer cuts."""
+    """Encode examples of one or two texts, truncated to `length` tokens.
+
+    The tokenizer decides at which side they are truncated.
+    """
     encoded, cut = encode_rows(tokenizer, examples.texts, length)
     return Features(encoded, {"labels": examples.labels}, cut=cut)
 
 
 @dataclass
 class Collator:
-    """Rows of Features → tensors, padded on the right to the longest, all INPUTS. A teacher's outputs over tokens are
-    padded with -inf: no probability."""
+    """A collator that turns rows of Features into tensors, with all INPUTS.
+
+    Rows are padded on the right to the longest. A teacher's outputs over tokens are padded with
+    -inf, which means no probability.
+    """
 
     tokenizer: PreTrainedTokenizerBase
 
@@ -109,7 +128,10 @@ class Collator:
 
 @torch.inference_mode()
 def predict(model: PreTrainedModel, features: Features, collator: Collator, batch: int, what: str) -> list[np.ndarray]:
-    """A row's output, fp32: [classes], or [2, tokens] of answer starts and ends. Rows of like length go together, so little is padding."""
+    """Return the output of each row in fp32: [classes], or [2, tokens] of answer starts and ends.
+
+    Rows of similar length share a batch, so little is padding.
+    """
     was_training, device, takes = model.training, next(model.parameters()).device, inputs_of(model, INPUTS)
     model.eval()
     lengths = features.lengths

@@ -1,4 +1,7 @@
-"""An encoder's folder with the head for a task: a new one on a pretrained trunk, or the one that was fine-tuned for it."""
+"""An encoder with the head for a task.
+
+The head is a new one on a pretrained trunk, or the one that was fine-tuned for the task.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,21 @@ from ds_distill.utils.errors import UserError
 
 
 def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: float = -1.0) -> PreTrainedModel:
-    """fp32 on the CPU. tuned: the head must be there, fine-tuned on this very task; else it is new (torch's generator), or the one that a folder
-    fine-tuned on the task has. option: of the command line, for messages. dropout: hidden, attention and before the head; the config's own if below 0.
+    """Load a model for a task, in fp32 on the CPU.
 
-    Raises UserError for a folder without such a model, of another task, with other labels, or without all of its weights.
+    Args:
+        path: The model's folder or name.
+        task: The task.
+        option: The option of the command line, for messages.
+        tuned: Whether the folder must have the head, fine-tuned on this very task. Otherwise the
+            head is new (from torch's generator), or the one of a folder that was fine-tuned on the
+            task.
+        dropout: Hidden and attention dropout, and dropout before the head; below 0, the config's
+            own.
+
+    Raises:
+        UserError: If the folder has no such model, one of another task or with other labels, or not
+            all of its weights.
     """
     given = f"--{option} {path}"
     folder, config = open_model_folder(path, f"--{option}")
@@ -26,7 +40,8 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     remedy = f"give one fine-tuned on {task.name}" if tuned else "give the pretrained folder it came from"
     if tuned and not has_head:
         raise UserError(
-            f"{given}: a {kind or 'model without a head'}; the second distillation needs a teacher fine-tuned on {task.name}"
+            f"{given}: a {kind or 'model without a head'}; the second distillation needs a teacher fine-tuned "
+            f"on {task.name}"
         )
     if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):
         raise UserError(f"{given}: a {kind}, fine-tuned for another kind of task than {task.name}; {remedy}")
@@ -40,7 +55,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     else:
         wanted = 1 if task.regression else len(task.labels)
         theirs = [str(config.id2label[i]) for i in sorted(config.id2label)]
-        meant = classes_of(theirs, task.labels)  # numbers are the hub's ids
+        meant = classes_of(theirs, task.labels)  # Numbers are the hub's ids.
         if has_head and (len(theirs) != wanted or (task.labels and meant is None)):
             raise UserError(
                 f"{given}: its labels are {', '.join(theirs)}, those of {task.name} are "
@@ -58,7 +73,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     auto = AutoModelForQuestionAnswering if task.spans else AutoModelForSequenceClassification
     model, lacking = load_model(auto, folder, config, given)
     trunk = model.base_model_prefix + "."
-    # a pooler is part of BERT's head for sentences: masked-LM models come without
+    # A pooler is part of BERT's head for sentences; masked-LM models come without one.
     missing = [key for key in lacking if has_head or (key.startswith(trunk) and ".pooler." not in key)]
     if missing:
         raise UserError(f"{given}: the weights lack {listed(missing)}; give a complete checkpoint")
@@ -69,7 +84,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
 
 @torch.no_grad()
 def _reorder(model: PreTrainedModel, order: list[int]) -> None:
-    """Have output i be what was output order[i]: every family's last linear layer gives the labels."""
+    """Make output order[i] output i; in every family the last linear layer gives the labels."""
     last = [part for part in model.modules() if isinstance(part, torch.nn.Linear)][-1]
     for parameter in (last.weight, last.bias):
         parameter.copy_(parameter[order])

@@ -1,5 +1,7 @@
-"""What a fine-tuning does not read, or reads otherwise than one may think: counted for the summary, said where it is
-more than a trace."""
+"""Notices about input that a fine-tuning does not read, or reads otherwise than one may expect.
+
+It is counted for the summary, and logged where it is more than a trace.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,18 @@ from ds_distill.tasks.squad import LONGEST_QUESTION
 from ds_distill.utils.console import TRACE, log, log_share
 
 UNPLACED = "questions whose answer no part of the context holds"
-SAME_MEAN = 1.0  # how far the mean of a teacher's scores may lie off the labels'
-SAME_SLOPE = (0.5, 2.0)  # how much the labels may grow where its scores grow by one
-CLEAR = 0.3  # correlation from which that means something
+SAME_MEAN = 1.0  # how far the mean of a teacher's scores may be from the labels'
+SAME_SLOPE = (0.5, 2.0)  # how much the labels may grow where the teacher's scores grow by one
+CLEAR = 0.3  # the correlation from which the slope is meaningful
 
 
 def not_read(data: Data, sets: Sets, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict]:
-    """Return what is not read, by set: examples that are cut (`truncated`), tokens that stand for what the vocabulary
-    does not hold (`unknown`), and rows or questions that are not used, by cause (`left_out`; sets and causes without
-    any are not in it)."""
+    """Return how much is not read, by set.
+
+    The keys are `truncated` for truncated examples, `unknown` for tokens that stand for words which
+    the vocabulary does not hold, and `left_out` for unused rows or questions by cause. Sets and
+    causes without any are not in `left_out`.
+    """
     left_out = data.left_out
     if sets.unplaced:
         left_out["train"] = left_out.get("train", {}) | {UNPLACED: sets.unplaced}
@@ -34,7 +39,10 @@ def not_read(data: Data, sets: Sets, tokenizer: PreTrainedTokenizerBase) -> dict
 
 
 def said_of(counts: dict[str, dict]) -> str:
-    """Return what a model card says of what is not read, `counts` being not_read's; nothing where all is read."""
+    """Return the text of a model card on input that is not read, from the counts of `not_read`.
+
+    It is empty where everything is read.
+    """
     said = {"truncated": "examples cut to what the model reads", "unknown": "tokens unknown to the tokenizer"}
     found = [f"{count:,} {what} ({part})" for key, what in said.items() for part, count in counts[key].items() if count]
     found += [
@@ -46,15 +54,17 @@ def said_of(counts: dict[str, dict]) -> str:
 def say_what_is_not_read(
     data: Data, sets: Sets, point: Tuning, positions: int, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Say how long an example is where another length was asked for, how many are cut to that, and how much of them is
-    unknown.
+    """Log input that is not read.
+
+    That is the length of an example where another was asked for, how many examples are truncated to
+    it, and how much of them is unknown.
 
     Args:
-        data: as it was read from the files.
-        sets: as `tokenizer` has it.
-        point: what was asked for.
-        positions: the most tokens that the models read.
-        tokenizer: its truncation side and unknown token are named.
+        data: The data as it was read from the files.
+        sets: The data as `tokenizer` encodes it.
+        point: The settings that were asked for.
+        positions: The most tokens that the models read.
+        tokenizer: The tokenizer; its truncation side and unknown token are named.
     """
     name, length = data.task.name, sets.length
     if point.length > length:
@@ -66,7 +76,7 @@ def say_what_is_not_read(
     totals |= {named(split): len(part) for split, part in data.dev.items()}
     cut, end = {part: features.cut for part, features in sets.parts.items()}, tokenizer.truncation_side
     if any(cut[part] > TRACE * total for part, total in totals.items()):
-        what = "questions" if data.task.spans else "examples"  # contexts are read in parts
+        what = "questions" if data.task.spans else "examples"  # Contexts are read in parts.
         most = min(LONGEST_QUESTION, length // 2) if data.task.spans else length
         more = f"; the model reads up to {positions} (tuning.length)" if most == length < positions else ""
         log(f"{name}: {what} longer than {most} tokens are cut at their {end} end: {_shares(cut, totals)}{more}")
@@ -89,12 +99,13 @@ def _shares(counts: dict[str, int], totals: dict[str, int]) -> str:
 
 
 def say_other_scale(given: str, train: Features) -> None:
-    """Say where a teacher's scores and the labels are of two scales, such as 0 to 1 and 0 to 5, both of which a student
-    would learn.
+    """Log if a teacher's scores and the labels have different scales, such as 0 to 1 and 0 to 5.
+
+    A student would learn both.
 
     Args:
-        given: the option and the folder, for the line.
-        train: with the teacher's outputs and the labels, a number each.
+        given: The option and the folder, for the line.
+        train: The training set with the teacher's outputs and the labels, one number each.
     """
     scores, labels = np.array(train.teacher, np.float64).reshape(-1), np.array(train.labels["labels"], np.float64)
     if len(scores) < 2 or np.ptp(labels) == 0:

@@ -1,4 +1,4 @@
-"""Fine-tuning one model on one task: runs over seeds and settings, each resumable."""
+"""Fine-tuning of one model on one task: runs over seeds and settings, each resumable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,12 @@ from ds_distill.utils.resources import explain_disk_full, explain_out_of_memory
 
 @dataclass
 class Plan:
-    """What all runs of a plan have in common. sets: by (length, max_examples), with the teacher's outputs where there is one."""
+    """The state that all runs of a plan share.
+
+    Args:
+        sets: The encoded sets by (length, max_examples), with the teacher's outputs where there is
+            one.
+    """
 
     data: Data
     model: str
@@ -49,9 +54,11 @@ class Plan:
 
     @property
     def task(self) -> Task:
+        """The task."""
         return self.data.task
 
     def encode_sets(self, point: Tuning) -> Sets:
+        """Return the encoded sets of a point of the grid."""
         return self.sets[point.length, point.max_examples]
 
 
@@ -65,14 +72,18 @@ def finetune(
     teacher: str | None = None,
     data: str | None = None,
 ) -> dict:
-    """All runs of a plan: every point of the grid with every seed, each in a folder of its own and done once.
+    """Run a plan: every point of the grid with every seed, each once and in a folder of its own.
 
-    Returns the summary: `metric` (the task's first), its median over seeds at the best point, `metrics` (medians), `seeds` (each run's), and the folder
-    of the model that stands for it, the one at the median. Source of seeds and median: Sanh et al. 2019, section 3.
+    Source of seeds and median: Sanh et al. 2019, section 3.
+
+    Returns:
+        The summary: `metric` (the task's first), its median over seeds at the best point, `metrics`
+        (medians), `seeds` (those of each run), and the folder of the representative model, the
+        one at the median.
     """
     tokenizer = load_tokenizer(resolve_model_folder(model, "--model"))
     mentor = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
-    torch.manual_seed(0)  # the new head's values are part of the run's identity
+    torch.manual_seed(0)  # The new head's values are part of the run's identity.
     student = load_for_task(model, task, "model", tuned=False)
     check_vocabulary(tokenizer, student.config, f"--model {model}")
     positions = family_of(student).positions(student.config)
@@ -82,7 +93,8 @@ def finetune(
         widths = mentor.config.hidden_size, student.config.hidden_size
         if widths[0] != widths[1] and any(point.hidden > 0 for point in points):
             raise UserError(
-                f"tuning.hidden = {max(point.hidden for point in points)}: teacher and student have widths {widths[0]} and {widths[1]}"
+                f"tuning.hidden = {max(point.hidden for point in points)}: teacher and student have widths "
+                f"{widths[0]} and {widths[1]}"
             )
     read = load_data(task, data)
     identity = {
@@ -111,7 +123,7 @@ def finetune(
 def _check_reads_the_same(
     path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """UserError where the teacher's token ids mean something else."""
+    """Raise UserError if the teacher's token ids mean something else."""
     folder = resolve_model_folder(path, "--teacher")
     other = (folder / "tokenizer_config.json").is_file() and tokenizer_fingerprint(
         load_tokenizer(folder)
@@ -167,7 +179,7 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
                 else:
                     with explain_disk_full(folder), explain_out_of_memory(_smaller(point)):
                         write_json(result, _one_run(plan, folder, point, seed, bar))
-                # not kept: what was made may be moved
+                # The folder is not kept in the result, because the output may be moved.
                 results.append(
                     json.loads(result.read_text(encoding="utf-8"))
                     | {"folder": str(folder / "model"), "length": plan.encode_sets(point).length}
@@ -185,9 +197,12 @@ def _differing(point: Tuning, points: list[Tuning]) -> dict:
 
 
 def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
-    """Have folder/tuning.json say how the run is trained, "auto" decided once for all; what was begun with other settings goes.
+    """Write how the run is trained into folder/tuning.json, with "auto" decided once and for all.
 
-    Raises UserError where a run with other settings has ended: its model stays.
+    A run that was begun with other settings is removed.
+
+    Raises:
+        UserError: If a run with other settings has ended; its model stays.
     """
     file = folder / "tuning.json"
     if file.is_file():
@@ -219,9 +234,9 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
         plan.device.type == "cpu",
         plan.encode_sets(point),
     )
-    if (
-        cpu and precision == "bf16"
-    ):  # written out it takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26); in fp32 torch's own is no slower
+    # In bf16 on a CPU, eager attention takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26). In
+    # fp32 torch's own is no slower.
+    if cpu and precision == "bf16":
         network.set_attn_implementation("eager")
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -244,7 +259,8 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
         remove_unused_columns=False,
     )
     if not cpu and arguments.device.type == "cuda":
-        arguments._n_gpu = 1  # or Trainer would spread a batch over every GPU it sees, and multiply it
+        # Otherwise Trainer would spread a batch over every GPU it sees, and multiply it.
+        arguments._n_gpu = 1
     trainer = FinetuneTrainer(
         model=network,
         args=arguments,
@@ -255,16 +271,17 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
         teacher=plan.teacher,
         callbacks=[_Bar(bar)],
     )
-    trainer.remove_callback(PrinterCallback)  # it prints to standard output, which belongs to results
-    # Trainer writes trainer_state.json last
+    trainer.remove_callback(PrinterCallback)  # It prints to standard output, which belongs to results.
+    # Trainer writes trainer_state.json last.
     whole = [file.parent for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")]
     last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    setattr(network.config, LENGTH_KEY, sets.length)  # what scores the folder later reads examples as it did
+    # A later scoring of the folder then reads examples as this run did.
+    setattr(network.config, LENGTH_KEY, sets.length)
     fit_tokenizer(plan.collator.tokenizer, network, length=sets.length)
     save_model_folder(network, plan.collator.tokenizer, folder / "model")
-    # what is scored is what the folder holds, its tokenizer with its settings, its weights in fp32: training's autocast
-    # stays with the network
+    # The folder's content is scored: its tokenizer with its settings, and its weights in fp32.
+    # Training's autocast stays with the network.
     final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(plan.device)
     reader = load_tokenizer(folder / "model")
     as_read = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
@@ -280,8 +297,10 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
 
 
 def summary_of(task: Task, results: list[dict], output: Path, model: str, teacher: str | None) -> tuple[dict, Tuning]:
-    """(summary, the best point of the grid) by the median of the task's first metric. In the summary a tuning's length
-    is the one that was used."""
+    """Return (summary, the best point of the grid) by the median of the task's first metric.
+
+    In the summary, a tuning's length is the one that was used.
+    """
     metric = task.metrics[0]
     by_point: dict[str, list[dict]] = {}
     for result in results:

@@ -1,4 +1,4 @@
-"""Fine-tuning one model on one task: runs over seeds and settings, each resumable, on transformers' Trainer."""
+"""The training and scoring of one model on one task, on transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -19,23 +19,29 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import trim_heap
 
 SAVE_EVERY = 200  # steps
-# as many: batches are of many lengths, and what one frees leaves holes that no other fills: 10 GB after a thousand steps of SQuAD on a CPU, for 3
+# The interval is in steps. Batches have many lengths, and the memory that one frees leaves holes
+# that no other fills: without this, a thousand steps of SQuAD on a CPU took 10 GB instead of 3.
 GIVE_BACK_EVERY = 25
 
 
 class FinetuneTrainer(Trainer):
-    """Trainer with batches of like length, and with a teacher's soft targets when a batch has them."""
+    """A Trainer with batches of similar length, and with a teacher's soft targets when a batch has them."""
 
     def __init__(self, *arguments, settings: Tuning, task: Task, teacher: PreTrainedModel | None = None, **more):
         super().__init__(*arguments, **more)
         self.settings, self.task, self.teacher = settings, task, teacher
         self.takes = inputs_of(self.model, INPUTS)
-        self.model_accepts_loss_kwargs = False  # the loss is a mean over the micro-batch
+        self.model_accepts_loss_kwargs = False  # The loss is a mean over the micro-batch.
 
     def _get_train_sampler(self, train_dataset=None):
         return ByLength(self.train_dataset.lengths, self.settings.batch, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the loss of a batch.
+
+        With soft targets it is the weighted sum of the labels' loss, the soft targets' loss and,
+        where its weight is above 0, the cosine loss of the last hidden states.
+        """
         s, targets = self.settings, inputs.pop("teacher", None)
         read = {name: inputs.pop(name) for name in INPUTS}
         outputs = model(
@@ -60,13 +66,17 @@ class FinetuneTrainer(Trainer):
 
 
 def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, batch: int, what: str) -> Measured:
-    """The task's figures on its dev sets; of a second dev set with its name before them."""
+    """Return the task's figures on its dev sets.
+
+    The figures of a second dev set have its name before theirs.
+    """
     found: Measured = {}
     for number, (split, (features, gold)) in enumerate(sets.dev.items()):
         outputs = predict(model, features, collator, batch, f"{what}, {split}")
         if not all(np.isfinite(output).all() for output in outputs):
             raise UserError(
-                f"{what}: the model's outputs are no numbers, it has diverged; a lower tuning.learning_rate in another --output"
+                f"{what}: the model's outputs are no numbers, it has diverged; a lower tuning.learning_rate in "
+                "another --output"
             )
         if task.spans:
             questions, spans = gold
@@ -84,7 +94,7 @@ def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, b
 
 
 class _Bar(TrainerCallback):
-    """The whole plan's bar, moved on by steps."""
+    """A callback that advances the whole plan's progress bar with each step."""
 
     def __init__(self, bar):
         self.bar = bar

@@ -17,13 +17,18 @@ PIPELINES = {
 
 
 def front_matter(head: str, **more: str) -> str:
-    """The YAML that a model card begins with. head: a key of PIPELINES; more: further keys, such as the license where it is known."""
+    """Return the YAML that a model card begins with.
+
+    Args:
+        head: A key of PIPELINES.
+        more: Further keys, such as the license where it is known.
+    """
     entries = {"library_name": "transformers", "pipeline_tag": PIPELINES[head]} | more
     return "---\n" + "".join(f"{key}: {value}\n" for key, value in entries.items()) + "---\n\n"
 
 
 def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str:
-    """The export's README.md: measured figures, recipe and data fingerprint."""
+    """Return the README.md of an export: measured figures, recipe and data fingerprint."""
     figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     return (
         front_matter("masked-lm") + f"# {title}\n\nA masked language model {MADE_WITH}.\n\n"
@@ -31,14 +36,17 @@ def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str
         + table(
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
         )
-        + f"\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\nfingerprint `{fingerprint}`\n\n"
+        + "\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\n"
+        f"fingerprint `{fingerprint}`\n\n"
         "## Recipe\n\n```json\n" + json_text(_without_folders(recipe), indent=2) + "\n```\n"
     )
 
 
 def task_card(head: str, task: str, metrics: dict[str, float | None], settings: dict, remark: str = "") -> str:
-    """The README.md of a fine-tuned folder: what the folder scores on the task's dev set, and how it was trained.
-    remark: what is to be said of the scores."""
+    """Return the README.md of a fine-tuned folder: its scores on the task's dev set and its settings.
+
+    `remark` is a remark on the scores.
+    """
     rows = [{"metric": name.replace("_", " "), "value": value} for name, value in metrics.items()]
     remark = f"{remark}\n\n" if remark else ""
     return (
@@ -49,7 +57,7 @@ def task_card(head: str, task: str, metrics: dict[str, float | None], settings: 
 
 
 def _without_folders(value: object) -> object:
-    """A recipe's values as a published file may say them: of a path of this machine the name alone."""
+    """Return a recipe's values fit for a published file: only the name of an absolute path."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -58,7 +66,10 @@ def _without_folders(value: object) -> object:
 
 
 def put_section(card: Path, heading: str, text: str) -> None:
-    """Write `## heading` and `text` into the Markdown file `card`, in the place of the section of that name if there is one; a new file otherwise."""
+    """Write the section `## heading` with `text` into the Markdown file `card`.
+
+    It replaces the section of that name if there is one, and creates the file if there is none.
+    """
     before = card.read_text(encoding="utf-8") if card.is_file() else ""
     new = f"## {heading}\n\n{text.strip()}\n"
     there = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", before, flags=re.M | re.S)

@@ -11,8 +11,15 @@ from ds_distill.reporting.tables import NOT_RUN, _cell, table
 
 @dataclass
 class Section:
-    """A part of a page. text: paragraphs, with `code` in backticks; rows, columns: as for `table`; emphasised: rows that stand out, by number;
-    pictures: caption → PNG file in the page's folder."""
+    """A section of a page.
+
+    Args:
+        text: Paragraphs, with `code` in backticks.
+        rows: The rows of `table`.
+        columns: The columns of `table`.
+        emphasised: The numbers of rows that stand out.
+        pictures: Maps a caption to a PNG file in the page's folder.
+    """
 
     heading: str
     text: str = ""
@@ -23,7 +30,10 @@ class Section:
 
 
 def write_page(folder: Path, name: str, title: str, lead: str, sections: list[Section]) -> None:
-    """folder/NAME.md and folder/NAME.html, the same in both; the HTML is one file, its pictures within."""
+    """Write folder/NAME.md and folder/NAME.html with the same content.
+
+    The HTML is a single file with its pictures embedded.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     markdown = [f"# {title}", lead]
     for section in sections:
@@ -36,7 +46,8 @@ def write_page(folder: Path, name: str, title: str, lead: str, sections: list[Se
     (folder / f"{name}.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
     body = f"<h1>{_inline(title)}</h1>\n{_paragraphs(lead)}" + "".join(map(_section_html, sections))
     (folder / f"{name}.html").write_text(
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
         encoding="utf-8",
     )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 
 def _pyplot():
-    import matplotlib  # here, since every --help would wait for it
+    # The import is here, because otherwise every --help would wait for it.
+    import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -13,9 +14,13 @@ def _pyplot():
 
 
 def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -> None:
-    """PNG of the training losses and the held-out losses over tokens.
+    """Write a PNG of the training losses and the held-out losses over tokens.
 
-    history: [step, tokens, total, kl, mlm, cosine] a step; heldout: by name of the set, [step, tokens, loss, accuracy] an evaluation.
+    Args:
+        history: [step, tokens, total, kl, mlm, cosine] for each step.
+        heldout: [step, tokens, loss, accuracy] for each evaluation, by the name of the set.
+        path: The file to write.
+        title: The title of the figure.
     """
     plt = _pyplot()
 
@@ -48,7 +53,10 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
 
 
 def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
-    """PNG of several runs' held-out losses over tokens, a panel for each held-out set; runs: label → set → [step, tokens, loss, accuracy] rows."""
+    """Write a PNG of several runs' held-out losses over tokens, with one panel per held-out set.
+
+    `runs` maps label → set → [step, tokens, loss, accuracy] rows.
+    """
     plt = _pyplot()
 
     kinds = list(dict.fromkeys(kind for sets in runs.values() for kind in sets))
@@ -75,8 +83,10 @@ def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
 
 
 def race_plot(curves: dict[str, list], path: Path) -> None:
-    """PNG of held-out figures over minutes of training, a row of panels for each held-out set; curves: label → [minutes, step, {set: [masked-LM loss,
-    KL, agreement]}] rows."""
+    """Write a PNG of held-out figures over minutes of training, with a row of panels per held-out set.
+
+    `curves` maps label → [minutes, step, {set: [masked-LM loss, KL, agreement]}] rows.
+    """
     plt = _pyplot()
 
     sets = list(next(iter(curves.values()))[0][2])
@@ -109,7 +119,14 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
 
 
 def bars_plot(values: dict[str, float], what: str, path: Path, marked: tuple[str, ...] = ()) -> None:
-    """PNG of a horizontal bar a label, in the order given, with its value; `marked`: the labels of bars that stand out."""
+    """Write a PNG with one horizontal bar per label, in the order given, each with its value.
+
+    Args:
+        values: The value of each label.
+        what: The label of the axis.
+        path: The file to write.
+        marked: The labels whose bars stand out.
+    """
     plt = _pyplot()
 
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.45 * len(values)), layout="constrained")
@@ -129,12 +146,21 @@ def bars_plot(values: dict[str, float], what: str, path: Path, marked: tuple[str
 def points_plot(
     points: dict[str, tuple[float, float]], across: str, up: str, path: Path, marked: tuple[str, ...] = ()
 ) -> None:
-    """PNG of labelled points, both axes logarithmic; points: label → (x, y); marked: the labels that stand out."""
+    """Write a PNG of labeled points, with both axes logarithmic.
+
+    Args:
+        points: Maps label → (x, y).
+        across: The label of the horizontal axis.
+        up: The label of the vertical axis.
+        path: The file to write.
+        marked: The labels that stand out.
+    """
     plt = _pyplot()
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     figure, axes = plt.subplots(figsize=(10, max(4.5, 0.26 * len(points) + 1)), layout="constrained")
-    # points lie in clusters, where labels beside them would cover each other: a column at the right, in the points' own order, and a line to each
+    # Points lie in clusters, where labels next to them would cover each other. So the labels form a
+    # column at the right, in the points' own order, with a line to each point.
     for place, (label, (x, y)) in enumerate(sorted(points.items(), key=lambda point: point[1][1])):
         colour = "tab:blue" if label in marked else "gray"
         axes.plot(x, y, "o", color=colour, markersize=6)
@@ -160,6 +186,6 @@ def points_plot(
 
 
 def _within_a_decade(points: dict[str, tuple[float, float]], up: bool) -> bool:
-    """Whether the axis has so few powers of ten that the numbers between them must be written too."""
+    """Return whether an axis has so few powers of ten that the numbers between them need labels too."""
     values = [point[up] for point in points.values()]
     return not values or max(values) < 15 * min(values)

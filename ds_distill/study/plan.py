@@ -1,4 +1,7 @@
-"""A study: students that differ in something, each distilled and then fine-tuned on tasks, step by step, going on where it stopped."""
+"""A study: students that differ in some settings, each distilled and then fine-tuned on tasks.
+
+The study runs step by step, and the same command resumes it where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ SETTINGS = tuple(
     f"{room.name}.{setting.name}" for room in fields(Recipe) for setting in fields(getattr(Recipe(), room.name))
 )
 TUNING = tuple(setting.name for setting in fields(Tuning))
+# These are the settings that `prepare` reads.
 READ = (
     "data.mode",
     "data.sequence_length",
@@ -35,17 +39,28 @@ READ = (
     "data.streaming",
     "data.workers",
     "training.seed",
-)  # by prepare
-TOKENS = READ[:4]  # what decides the tokens of a text; the seed, which of its documents are held out: the base's
+)
+# These settings decide a text's tokens. The seed decides which of its documents are held out; there
+# the base's seed counts.
+TOKENS = READ[:4]
 
 
 @dataclass
 class Study:
-    """A plan. students: a name → the dotted settings in which it differs from the recipe `base`. teacher_too: fine-tune the teacher as well.
-    second: students that are also fine-tuned with the fine-tuned teacher. tuning: settings of every fine-tuning, by name; a task's under its name, and
-    its own number of seeds there.
-    launch: the command that a distillation is started with, several processes or hosts of it; empty: this process's Python. jobs: steps side by side,
-    but for a distillation that `launch` starts."""
+    """The plan of a study.
+
+    Args:
+        base: The recipe that all students start from.
+        students: Maps each name to the dotted settings in which that student differs from `base`.
+        teacher_too: Whether to fine-tune the teacher as well.
+        second: The students that are also fine-tuned with the fine-tuned teacher.
+        tuning: The settings of every fine-tuning, by name. A task's own settings, and its own
+            number of seeds, go under the task's name.
+        launch: The command that starts a distillation, on several processes or hosts. If empty,
+            this process's Python starts it.
+        jobs: How many steps run side by side. A distillation that `launch` starts always runs
+            alone.
+    """
 
     base: str
     teacher: str
@@ -66,11 +81,11 @@ class Study:
 
     @classmethod
     def of(cls, plan: dict) -> Study:
-        """What study.json holds."""
+        """Return the study that study.json holds."""
         return cls(**{name: value for name, value in plan.items() if name in cls.__dataclass_fields__})
 
     def tuning_of(self, task: str) -> tuple[int, dict]:
-        """How many seeds a task's fine-tunings have, and their settings."""
+        """Return how many seeds a task's fine-tunings have, and their settings."""
         found = (
             {"seeds": self.seeds}
             | {key: value for key, value in self.tuning.items() if key not in TASKS}
@@ -79,7 +94,10 @@ class Study:
         return found.pop("seeds"), found
 
     def check(self) -> None:
-        """UserError for what would end the study hours later, too: a task without files, a setting that there is not."""
+        """Raise UserError for mistakes that would end the study hours later.
+
+        Examples are a task without files and a setting that does not exist.
+        """
         if odd := [name for name, own in self.tuning.items() if name in TASKS and not isinstance(own or {}, dict)]:
             raise UserError(
                 f"tuning: {odd[0]}: {self.tuning[odd[0]]!r}: a task's settings go by name, such as {{epochs: 3}}"
@@ -101,7 +119,8 @@ class Study:
             for key in changes:
                 if not key.startswith(ROOMS):
                     raise UserError(
-                        f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what a student may differ in"
+                        f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what "
+                        "a student may differ in"
                     )
                 if key not in SETTINGS:
                     raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
@@ -141,7 +160,10 @@ class Study:
 
 
 def steps_of(study: Study, output: Path) -> list[Step]:
-    """What is to be done, in order. Students that read text the same way share its tokens."""
+    """Return the steps of a study, in order.
+
+    Students that read text in the same way share its tokens.
+    """
     recipe, corpus, tokens = ("--config", study.base), ("--corpus", *study.corpus), output / "tokens"
     heldout = ("--heldout", *study.heldout) if study.heldout else ()
     shared = [name for name, changes in study.students.items() if not any(key in TOKENS for key in changes)]
@@ -199,18 +221,24 @@ def steps_of(study: Study, output: Path) -> list[Step]:
 
 
 def _reading(base: str) -> list[str]:
-    """The base recipe's settings that prepare reads, as words: a recipe may also hold a teacher and texts, which prepare does not take."""
+    """Return the base recipe's settings that `prepare` reads, as words of a command.
+
+    A recipe may also hold a teacher and texts, which `prepare` does not take.
+    """
     where = f"base: {base}"
     recipe = load_keys(read_recipe(Path(base), where), where)
-    sections = {
-        room: section if isinstance(section, dict) else {} for room, section in recipe.items()
-    }  # what is none is said with the recipe
+    # A section that is not a mapping is reported when the recipe itself is read.
+    sections = {room: section if isinstance(section, dict) else {} for room, section in recipe.items()}
     found = {key: sections.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in READ}
     return [word for key, value in found.items() if isinstance(value, str) for word in (f"--{key}", value)]
 
 
 def _kept_of(base: str) -> object:
-    """What study.json keeps of the base: as PyYAML reads it, since earlier studies were kept so; as text where PyYAML cannot."""
+    """Return what study.json keeps of the base.
+
+    That is the recipe as PyYAML reads it, because earlier studies were kept that way, or as this
+    project reads it where PyYAML cannot.
+    """
     text = read_recipe(Path(base), f"base: {base}")
     try:
         return yaml.safe_load(text)
@@ -219,8 +247,15 @@ def _kept_of(base: str) -> object:
 
 
 def run_study(study: Study, output: Path, check_command: Callable[[list[str]], Recipe | None]) -> dict:
-    """Do what is not done yet; returns the summary, a row a model. check_command: returns the recipe of a command, if it has one; raises UserError for
-    words that would be refused, which else were said only when its turn comes."""
+    """Run the steps that are not done yet and return the summary, which has one row per model.
+
+    Args:
+        study: The plan.
+        output: The study's folder.
+        check_command: Returns the recipe of a command, if the command has one. It raises UserError
+            for words that the command would refuse, which would otherwise come up only when the
+            command's turn comes.
+    """
     study.check()
     steps, recipes = steps_of(study, output), {}
     for step in steps:
@@ -231,7 +266,7 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
     asked = json.loads(json.dumps(asdict(study) | {"recipe": _kept_of(study.base)}, default=str))
-    del asked["launch"], asked["jobs"]  # how it is run may change
+    del asked["launch"], asked["jobs"]  # How the study is run may change.
     if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != asked:
         if changed := _changed(_at_home(before), asked):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
@@ -245,15 +280,16 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
 
 
 def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
-    """UserError for a teacher that a student cannot be made of, which else were said only when the text has been prepared. students: those that are not
-    there yet, (step, recipe)."""
+    """Raise UserError if a student cannot be built from the teacher.
+
+    Without this check the error would come up only after the text has been prepared. `students`
+    holds (step, recipe) for each student that does not exist yet.
+    """
     if not students:
         return
     with spinner("looking at the teacher"):
-        from ds_distill.preflight.models import (
-            check_teacher_fits,
-            check_whole,
-        )  # with it torch, which a report need not wait for
+        # This module imports torch, and a report need not wait for that.
+        from ds_distill.preflight.models import check_teacher_fits, check_whole
 
         started = []
         for what, recipe in students:
@@ -265,8 +301,8 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
 
 
 def _read_tasks(study: Study, steps: list[Step]) -> None:
-    """UserError for what is wrong in a task's files, which else were said only when its turn comes."""
-    from ds_distill.finetune.data import load_data  # with it torch, which a report need not wait for
+    """Raise UserError for mistakes in a task's files, which would otherwise come up only when its turn comes."""
+    from ds_distill.finetune.data import load_data  # It imports torch, and a report need not wait for that.
 
     for task in study.tasks:
         if any(step.words[:3] == ("finetune", "--task", task) and not step.done for step in steps):
@@ -275,7 +311,7 @@ def _read_tasks(study: Study, steps: list[Step]) -> None:
 
 
 def _at_home(plan: dict) -> dict:
-    """The plan with ~ for what it stands for, which earlier ones kept as it was written."""
+    """Return the plan with ~ expanded; earlier plans kept it as it was written."""
     paths = {
         key: value if isinstance(value, list) else [value]
         for key in ("teacher", "data", "corpus", "heldout")
@@ -286,18 +322,25 @@ def _at_home(plan: dict) -> dict:
 
 
 def _changed(before: dict, now: dict) -> list[str]:
-    """The keys under which what a plan held is not what it was. Students, tasks with their tuning, seeds and second distillations may be added."""
+    """Return the keys under which a plan differs from the earlier one.
+
+    Students, tasks with their tuning, seeds and second distillations may be added.
+    """
     earlier, later = Study.of(before), Study.of(now)
     kept = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "second")}
     kept["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
     pairs = [(earlier.tuning_of(task), later.tuning_of(task)) for task in earlier.tasks]
     kept["tuning"] = kept["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
-    kept["base"] = True  # where it lies; what it says is under `recipe`
+    kept["base"] = True  # The base may move; its content is under `recipe`.
     return [key for key in now if before.get(key) != now[key] and not kept.get(key)]
 
 
 def rows_of(study: Study, output: Path) -> list[dict]:
-    """A row a model: held-out figures of its pretraining, and each task's score with its seeds; what has not been run is not in it."""
+    """Return one row per model, with its held-out figures and its task scores.
+
+    The held-out figures are those of the pretraining, and each score comes with its seeds. What has
+    not been run is not in the row.
+    """
     rows: list[dict] = []
     names = [
         name

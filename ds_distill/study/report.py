@@ -1,4 +1,7 @@
-"""The report of studies, laid out as the paper's tables 1 to 4 (Sanh et al. 2019), with the paper's own figures in their own rows, marked as such."""
+"""The report of studies, laid out like tables 1 to 4 of the paper (Sanh et al. 2019).
+
+The paper's own figures stand in rows of their own and are marked as such.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from ds_distill.utils.errors import UserError
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 OTHERS = ("imdb", "squad", "squad_v2")
-PAPER = {  # tables 1 and 2; per cent. BERT-base's MNLI is the authors' 84.7, with which its nine have the mean that is printed, 79.5
+# Tables 1 and 2, in percent. BERT-base's MNLI is the authors' 84.7: with it, the nine scores have
+# the printed mean, 79.5.
+PAPER = {
     "BERT-base, the paper's": dict(
         zip((*GLUE, "imdb", "squad"), (56.3, 84.7, 88.6, 91.8, 89.6, 69.3, 92.7, 89.0, 53.5, 93.46, 88.5), strict=True)
     ),
@@ -24,20 +29,22 @@ PAPER = {  # tables 1 and 2; per cent. BERT-base's MNLI is the authors' 84.7, wi
     ),
     "DistilBERT, second distillation, the paper's": {"squad": 86.9},
 }
+# These are exact matches on SQuAD 1.1, from table 2.
 EXACT = {
     "BERT-base, the paper's": 81.2,
     "DistilBERT, the paper's": 77.7,
     "DistilBERT, second distillation, the paper's": 79.1,
-}  # SQuAD 1.1, table 2
+}
+# These are differences of the GLUE mean, from table 4.
 ABLATION = {
     "without KL": -2.96,
     "without cosine": -1.46,
     "without masked LM": -0.31,
     "random start": -3.69,
-}  # table 4, of the GLUE mean
-NOT_MEASURED = "–"  # what stands where there was nothing to measure a figure on
+}
+NOT_MEASURED = "–"  # shown where there was nothing to measure a figure on
 OWN = "the corpus's own documents"
-# what decides which tokens are held out, and which of them are masked
+# These settings decide which tokens are held out, and which of them are masked.
 HELDOUT = (
     *TOKENS,
     "data.mask_probability",
@@ -50,7 +57,10 @@ HELDOUT = (
 
 
 def score(found: dict | None, metric: str = "") -> str:
-    """A task's median in per cent with the spread of its seeds, lowest to highest; of its first metric, or another."""
+    """Return a task's median in percent, with the range of its seeds from lowest to highest.
+
+    The metric is the task's first unless `metric` names another.
+    """
     if not found:
         return NOT_RUN
     metric = metric or found["metric"]
@@ -67,19 +77,25 @@ def score(found: dict | None, metric: str = "") -> str:
 
 
 def mean_of(row: dict, tasks: list[str]) -> float | None:
-    """Mean of the medians over `tasks` in per cent; None where one has not been run, or could not be measured."""
+    """Return the mean of the medians over `tasks` in percent.
+
+    The mean is None if one of the tasks was not run or could not be measured.
+    """
     scores = [row["tasks"].get(task, {"metric": "", "metrics": {"": None}}) for task in tasks]
     medians = [found["metrics"][found["metric"]] for found in scores]
     return None if not tasks or None in medians else statistics.mean(100 * middle for middle in medians)
 
 
 def without_mean(row: dict | None, tasks: list[str]) -> str:
-    """What stands in the place of a mean that there is not."""
+    """Return the text that is shown in place of a missing mean."""
     return NOT_MEASURED if row and tasks and all(task in row["tasks"] for task in tasks) else NOT_RUN
 
 
 def kept(row: dict, teacher: dict | None, tasks: list[str]) -> str:
-    """A model's mean as a share of its teacher's, over the tasks that both were run on; which, where not all."""
+    """Return a model's mean as a share of its teacher's, over the tasks that both were run on.
+
+    The text names these tasks where they are not all of `tasks`.
+    """
     both = [task for task in tasks if teacher and task in row["tasks"] and task in teacher["tasks"]]
     mean, its = mean_of(row, both), mean_of(teacher, both) if teacher else None
     if mean is None or its is None:
@@ -90,28 +106,29 @@ def kept(row: dict, teacher: dict | None, tasks: list[str]) -> str:
 
 
 def means_by_seed(row: dict, tasks: list[str]) -> list[float | None]:
-    """The mean over `tasks` of each seed, in per cent; None where one of them could not be measured."""
+    """Return each seed's mean over `tasks` in percent; None where a task could not be measured."""
     seeds = min((len(row["tasks"][task]["seeds"]) for task in tasks), default=0)
     each = [[row["tasks"][task]["seeds"][i][row["tasks"][task]["metric"]] for task in tasks] for i in range(seeds)]
     return [None if None in scores else statistics.mean(100 * score for score in scores) for scores in each]
 
 
 def teacher_of(rows: list[dict]) -> dict | None:
+    """Return the teacher's row, or None."""
     return next((row for row in rows if row["model"] == TEACHER), None)
 
 
 def students_of(rows: list[dict]) -> list[dict]:
-    """The rows of what was distilled, once each: without the teacher and second distillations."""
+    """Return one row per distilled student, without the teacher and without second distillations."""
     return [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(f", {SECOND}")]
 
 
 def headings(tasks: list[str]) -> dict[str, str]:
-    """A column a task, with the metric that is shown."""
+    """Return one column heading per task, with the metric that is shown."""
     return {task: f"{task} ({TASKS[task].metrics[0]})" for task in tasks}
 
 
 def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
-    """Tables 1 and 2: a row a model, what it keeps of its teacher; and the paper's rows."""
+    """Return tables 1 and 2: one row per model with the share it keeps of its teacher, and the paper's rows."""
     teacher = teacher_of(rows)
     sections = []
     precisions = {
@@ -137,7 +154,7 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
                 }
                 | {task: score(row["tasks"].get(task)) for task in here}
             )
-        first = next((row["model"] for row in rows if row is not teacher), "")  # the student that the study is about
+        first = next((row["model"] for row in rows if row is not teacher), "")  # the study's main student
         marked = tuple(i for i, row in enumerate(rows) if row["model"] in (first, f"{first}, {SECOND}"))
         for name, values in PAPER.items():
             shown = {task: f"{values[task]:.1f}" if task in values else "–" for task in here}
@@ -154,11 +171,14 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
         )
         columns |= headings(here)
         text = (
-            "Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own teacher and data, for comparison; it "
-            "does not say which of a task's metrics they are."
+            "Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own "
+            "teacher and data, for comparison; it does not say which of a task's metrics they are."
         )
         if "squad_v2" in here:
-            text += " Of squad_v2 the best threshold for saying nothing is taken, as by the official script's best_f1: chosen on what it is scored by."
+            text += (
+                " Of squad_v2 the best threshold for saying nothing is taken, as by the official script's "
+                "best_f1: chosen on what it is scored by."
+            )
         if len(precisions) > 1:
             text += f" Not all were fine-tuned in one precision, but some in each of {', '.join(sorted(precisions))}."
         sections.append(Section(heading, text, lines, columns, marked))
@@ -166,7 +186,7 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
 
 
 def other_metrics(rows: list[dict], tasks: list[str]) -> Section | None:
-    """What the tasks are scored by beside their first metric, and the paper's exact matches."""
+    """Return the table of the tasks' other metrics and the paper's exact matches, or None if there are none."""
     columns: dict[str, tuple[str, str]] = {}
     for row in rows:
         for task in tasks:
@@ -189,7 +209,7 @@ def other_metrics(rows: list[dict], tasks: list[str]) -> Section | None:
 
 
 def kept_table(rows: list[dict], tasks: list[str]) -> Section | None:
-    """Each model's score as a share of its teacher's, over all tasks and on each."""
+    """Return each model's score as a share of its teacher's, over all tasks and on each task."""
     teacher = teacher_of(rows)
     if teacher is None or len(tasks) < 2:
         return None
@@ -199,22 +219,29 @@ def kept_table(rows: list[dict], tasks: list[str]) -> Section | None:
         if row is not teacher
     ]
     columns = {"model": "model", "all": "of the mean of all tasks"} | headings(tasks)
-    text = "A model's score as a share of its teacher's, medians over seeds; the paper's DistilBERT keeps 97 % of BERT-base's mean on GLUE."
+    text = (
+        "A model's score as a share of its teacher's, medians over seeds; the paper's DistilBERT keeps 97 % "
+        "of BERT-base's mean on GLUE."
+    )
     return Section("What is kept of the teacher's scores", text, lines, columns)
 
 
 def in_nats(loss: float | None) -> str:
+    """Return a loss as text, or the mark of a figure that was not measured."""
     return NOT_MEASURED if loss is None else f"{loss:.3f}"
 
 
 def differ_in(students: dict[str, dict]) -> set[str]:
-    """The settings that are not the same for all students of a plan."""
+    """Return the settings that are not the same for all students of a plan."""
     first, *others = students.values()
     return {key for changes in others for key in first | changes if changes.get(key) != first.get(key)}
 
 
 def taken_away(students: dict[str, dict]) -> bool:
-    """Whether the students of a plan are the first of them, each without something: a loss, or its teacher's layers."""
+    """Return whether each further student of a plan is the first one without something.
+
+    That something is a loss, or the start from the teacher's layers.
+    """
     first, *others = students.values()
 
     def without(key: str, value) -> bool:
@@ -228,7 +255,15 @@ def taken_away(students: dict[str, dict]) -> bool:
 
 
 def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) -> Section | None:
-    """Table 4: each student's mean less the first one's, with the spread of that difference over seeds. plan: the settings of each."""
+    """Return table 4: how each student's mean differs from the first one's.
+
+    The table also has the range of that difference over seeds.
+
+    Args:
+        rows: One row per model, from `rows_of`.
+        tasks: The tasks that the mean is over.
+        plan: The settings of each student.
+    """
     students = students_of(rows)
     if len(students) < 3:
         return None
@@ -274,14 +309,21 @@ def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) ->
 
 
 def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, dict]) -> Section | None:
-    """The students' pretraining: held-out losses at its end, and over tokens. plan: the settings of each."""
+    """Return the section on the students' pretraining: held-out losses at its end and over tokens.
+
+    Args:
+        study: The study's folder.
+        rows: One row per model, from `rows_of`.
+        picture: The file that the plot is written to.
+        plan: The settings of each student.
+    """
     found, lines, first = {}, [], None
     for row in students_of(rows):
         file = study / "students" / folder_of(row["model"]) / "curves.json"
-        if file.is_file() and "heldout_mlm_loss" in row:  # the summary comes last
+        if file.is_file() and "heldout_mlm_loss" in row:  # The summary is written last.
             heldout = json.loads(file.read_text(encoding="utf-8"))["heldout"]
             found[row["model"]] = {key or OWN: points for key, points in heldout.items()}
-            rate = row.get("tokens_per_second")  # none where a run was only ended, all its steps done before
+            rate = row.get("tokens_per_second")  # A run that resumed after its last step has no rate.
             seconds = row["tokens"] / rate if rate else None
             first = first or seconds
             losses = {OWN: row["heldout_mlm_loss"]} | {
@@ -309,14 +351,21 @@ def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, di
         "Held-out masked-LM loss at the end, nats a masked token. Times are as each was run, with what ran beside it."
     )
     if unlike := sorted(key for key in differ_in(plan) if key in HELDOUT):
-        text += f" Not one and the same text under the same masks: they differ in {', '.join(unlike)}, so the losses do not compare them."
+        text += (
+            f" Not one and the same text under the same masks: they differ in {', '.join(unlike)}, so the "
+            "losses do not compare them."
+        )
     return Section(
         "Pretraining", text, lines, columns, pictures={"Held-out masked-LM loss over tokens, by text.": picture}
     )
 
 
 def report(folders: list[str], output: Path) -> dict:
-    """output/report.html and .md of the studies and benchmark reports in `folders`. Raises UserError where there is nothing to report."""
+    """Write output/report.html and output/report.md on the studies and benchmark reports in `folders`.
+
+    Raises:
+        UserError: If there is nothing to report.
+    """
     sections: list[Section] = []
     for number, folder in enumerate(map(Path, folders)):
         made = len(sections)
@@ -332,7 +381,8 @@ def report(folders: list[str], output: Path) -> dict:
             )
         if len(sections) == made:
             raise UserError(
-                f"{folder}: neither a study (study.json) nor a benchmark's report (table3.json, inference.json); give the --output of one"
+                f"{folder}: neither a study (study.json) nor a benchmark's report (table3.json, "
+                "inference.json); give the --output of one"
             )
         if len(folders) > 1:
             for section in sections[made:]:
@@ -355,7 +405,7 @@ def report(folders: list[str], output: Path) -> dict:
 
 
 def of_study(folder: Path, picture: Path) -> list[Section]:
-    """Of what has been run so far."""
+    """Return the sections on what a study has run so far."""
     plan = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     rows = rows_of(Study.of(plan), folder)
     sections = [section for section in (kept_table(rows, plan["tasks"]),) if section] + task_tables(rows, plan["tasks"])
@@ -397,6 +447,7 @@ def of_study(folder: Path, picture: Path) -> list[Section]:
 
 
 def of_benchmark(found: dict, name: str) -> Section:
+    """Return the section on a benchmark's report, table3.json or inference.json."""
     if name == "table3.json":
         lines = [
             row | {key: f"{row[key]:.{digits}f}" for key, digits in (("parameters", 1), ("seconds", 1), ("share", 3))}
@@ -414,7 +465,10 @@ def of_benchmark(found: dict, name: str) -> Section:
             "paper_share": "the paper's share",
         }
         columns = {key: name for key, name in columns.items() if any(key in line for line in lines)}
-        about = f"A full pass over {found['examples']:,} examples of {found['data']}, one thread, one at a time; {found['machine']}."
+        about = (
+            f"A full pass over {found['examples']:,} examples of {found['data']}, one thread, one at a "
+            f"time; {found['machine']}."
+        )
         return Section("Size and speed", about, lines, columns)
     lines = [
         {"figure": key.replace("_", " "), "value": json.dumps(value).replace('"', "")}

@@ -1,4 +1,8 @@
-"""A study's steps, each in a process of its own, as many at a time as asked, begun when what they start from is there and ended together."""
+"""The scheduler of a study: it runs each step in a process of its own.
+
+It runs as many steps side by side as asked for. A step begins when its inputs are there, and all
+running steps are ended together.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,21 @@ from ds_distill.utils.console import log, on_terminal, progress
 from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import UserError
 
-TAIL = 4  # lines of a failed step's log_file that are said
+TAIL = 4  # how many lines of a failed step's log file are shown
 LATE = 10.0  # seconds
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a study, done when its `output` has a summary, of as many seeds where it has any. after: folders that have to have theirs first.
-    starter: what runs it in place of this process's Python; such a step takes the whole machine, or several, and runs alone."""
+    """One command of a study.
+
+    A step is done when its `output` has a summary, with at least `seeds` seeds where that is not 0.
+
+    Args:
+        after: Folders that must have a summary first.
+        starter: The command that runs the step in place of this process's Python. Such a step takes
+            the whole machine, or several machines, and runs alone.
+    """
 
     what: str
     output: Path
@@ -38,6 +49,7 @@ class Step:
 
     @property
     def done(self) -> bool:
+        """Whether the step's summary is there, with all of its seeds."""
         file = self.output / "summary.json"
         return file.is_file() and (
             not self.seeds or len(json.loads(file.read_text(encoding="utf-8"))["seeds"]) >= self.seeds
@@ -45,14 +57,19 @@ class Step:
 
     @property
     def needs(self) -> list[Path]:
+        """The folders that must have a summary before the step begins."""
         return [*self.after, *(folder for folder in (self.model, self.teacher) if isinstance(folder, Path))]
 
     @property
     def ready(self) -> bool:
+        """Whether all folders that the step needs have a summary."""
         return all((folder / "summary.json").is_file() for folder in self.needs)
 
     def command(self) -> list[str]:
-        """As it is typed; what earlier steps made is looked up now."""
+        """Return the command as it is typed.
+
+        The models that earlier steps made are looked up at the call.
+        """
         own = ["--model", str(_made(self.model))] if self.model else []
         return [
             *self.words,
@@ -63,15 +80,20 @@ class Step:
         ]
 
     def started_as(self) -> list[str]:
+        """Return the words that start the step's process, with the starter or the Python that runs it."""
         words = self.command()
-        # launch.sh has no command but distill
+        # launch.sh knows no command but distill, so that word is left out.
         return (
             [*starter_words(self.starter), *words[1:]] if self.starter else [sys.executable, "-m", "ds_distill", *words]
         )
 
 
 def _made(where: str | Path) -> str | Path:
-    """The model that a step made: in its folder as that is called now, not as it was called from wherever the step was started."""
+    """Return the folder of the model that a step made.
+
+    The path is relative to the step's folder under its present name, which may differ from the one
+    at the time of the step.
+    """
     if not isinstance(where, Path):
         return where
     made = json.loads((where / "summary.json").read_text(encoding="utf-8"))
@@ -79,21 +101,30 @@ def _made(where: str | Path) -> str | Path:
 
 
 def starter_words(starter: str) -> list[str]:
-    """The words of a command that distillations are started with, ~ for what it stands for. ValueError for an open quote."""
+    """Return the words of a command that starts distillations, with ~ expanded.
+
+    Raises:
+        ValueError: If a quote is left open.
+    """
     return [os.path.expanduser(word) for word in shlex.split(starter)]
 
 
 def folder_of(name: str) -> str:
-    """A name as that of a folder, which leads nowhere else."""
+    """Return a name as the name of a folder, with nothing in it that leads to another folder."""
     return re.sub(r"[^\w.-]+|^\.+$", "_", name)
 
 
 def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
-    """Do all that is not done. One at a time they write to the terminal; side by side each to a file in `logs`, with its share of the cores and, on
-    a machine with GPUs, one of these, in turn.
+    """Run all steps that are not done.
 
-    UserError where a step fails or SIGTERM comes, KeyboardInterrupt at Ctrl-C. What runs is then ended and waited for: a distillation saves first,
-    others go on from what they keep.
+    A single job writes to the terminal. Jobs that run side by side each write to a file in `logs`,
+    and each gets its share of the cores and, on a machine with GPUs, one GPU in turn. When a step
+    fails or a signal comes, the running steps are terminated and waited for: a distillation saves
+    first, and the others resume from what they have kept.
+
+    Raises:
+        UserError: If a step fails or SIGTERM arrives.
+        KeyboardInterrupt: On Ctrl-C.
     """
     waiting = [step for step in steps if not step.done]
     jobs, running = max(1, min(jobs, len(waiting))), dict[int, tuple[Step, subprocess.Popen]]()  # by slot
@@ -127,7 +158,10 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
 
 @contextlib.contextmanager
 def _asked_to_end():
-    """A list that SIGTERM and the first Ctrl-C fill: an exception at any moment could come between a step's start and its being known."""
+    """Yield a list that SIGTERM and the first Ctrl-C fill.
+
+    An exception at any moment could come after a step has started and before it is registered.
+    """
     asked: list[int] = []
 
     def ask(number: int, _) -> None:
@@ -135,10 +169,11 @@ def _asked_to_end():
         if number == signal.SIGINT:
             signal.signal(number, before[number])
 
+    # Where a shell has SIGINT ignored, it stays ignored.
     heard = [
         signal.SIGTERM,
         *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else []),
-    ]  # ignored where a shell has it so
+    ]
     before = {number: signal.signal(number, ask) for number in heard}
     try:
         yield asked
@@ -148,14 +183,16 @@ def _asked_to_end():
 
 
 def _start_more(running: dict, waiting: list[Step], jobs: int, logs: Path) -> None:
-    """Start what is ready, in order, while there is room. What has a starter waits for all before it, and all after it wait for it."""
+    """Start the steps that are ready, in order, while there is room.
+
+    A step with a starter waits for all steps before it, and all steps after it wait for it.
+    """
     for step in list(waiting):
         alone = step.starter and running or any(other.starter for other, _ in running.values())
         if len(running) == jobs or alone:
             return
-        at_work = {
-            other.output for other in (*waiting, *(other for other, _ in running.values()))
-        }  # a summary of fewer seeds may be there
+        # A step still at work may already have a summary, of fewer seeds.
+        at_work = {other.output for other in (*waiting, *(other for other, _ in running.values()))}
         if step.ready and at_work.isdisjoint(step.needs):
             slot = next(number for number in range(jobs) if number not in running)
             running[slot] = step, _start(step, slot, jobs, logs)
@@ -173,10 +210,11 @@ def _log_of(step: Step, logs: Path) -> Path:
 def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
     words = step.started_as()
     typed = f"study: {step.what}: {shlex.join(words if step.starter else ['ds-distill', *words[3:]])}"
+    # launch.sh uses this Python, unless the environment names another.
     environment = {
         "DS_DISTILL_PYTHON": sys.executable,
         **os.environ,
-    }  # launch.sh takes this Python, unless told otherwise
+    }
     if jobs == 1:
         log(f"\n{typed}")
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
@@ -191,7 +229,7 @@ def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
 
 
 def _share(slot: int, jobs: int) -> dict[str, str]:
-    """Of the cores, and a GPU where there are any."""
+    """Return the environment that gives a job its share of the cores, and a GPU where there are any."""
     import torch
 
     from ds_distill.data.prepare import cores
@@ -204,7 +242,11 @@ def _share(slot: int, jobs: int) -> dict[str, str]:
 
 
 def _check(step: Step, status: int, log_file: Path | None) -> None:
-    """UserError unless the step is done. Launchers may end with 0 where a rank was killed, and a folder shared by hosts may show a file late."""
+    """Raise UserError unless the step is done.
+
+    Launchers may end with status 0 although a rank was killed, and a folder shared by hosts may
+    show a file late.
+    """
     deadline = time.monotonic() + LATE
     while status == 0 and not step.done and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,1 +1,1 @@
-"""What a model is fine-tuned on and asked: GLUE, IMDb, SQuAD; their files and their scores."""
+"""The tasks that a model is fine-tuned on (GLUE, IMDb, SQuAD), with their files and their scores."""

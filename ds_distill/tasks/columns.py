@@ -1,5 +1,7 @@
-"""Which columns of a file are the texts that a model reads, where no task says so: by their names, never by their
-place."""
+"""The choice of a file's text columns where no task names them.
+
+Columns are chosen by their names, never by their place.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from pathlib import Path
 from ds_distill.tasks.registry import TASKS
 from ds_distill.utils.errors import UserError, expand_user
 
-# What data sets call their texts: one column, or two in the order in which a model reads them
+# Data sets give these names to their texts: one column, or two in the order in which a model reads
+# them.
 KNOWN = {task.texts for task in TASKS.values()} | {
     ("text", "text_pair"),
     ("text1", "text2"),
@@ -24,16 +27,17 @@ NO_TEXT = re.compile(
     r"(.*[^a-z])?(ids?|idx|index|[gu]uid|uid|key|hash|sha\d*|md5|url|uri|path|filename|gold|"
     r"date|datetime|time|timestamp|((created|updated|published)(_at)?))|.*label.*"
 )
-# Beside texts of known names they are no texts either; beside others they may be: `source` and `target` are a pair, too
+# Next to texts of known names, columns of these names are not texts. Next to others they may be:
+# `source` and `target` are a pair, too.
 ABOUT_TEXT = re.compile(
     r"(.*[^a-z])?(source|origin|dataset|corpus|split|fold|file|html?|lang|language|locale|country|genre|domain|author|"
     r"user|username|annotator|worker|license|version)"
 )
-NUMBER = re.compile(r"[-+\d.,:/e\s]*")  # or a date: csv and tsv have everything as text
+NUMBER = re.compile(r"[-+\d.,:/e\s]*")  # It also matches dates: csv and tsv hold everything as text.
 
 
 def named_columns(given: str) -> tuple[Path, list[str]]:
-    """Return the file of labelled examples that `given` names, and the columns behind its #, if any."""
+    """Return the file of labeled examples that `given` names, and the columns behind its #, if any."""
     if "#" not in given or expand_user(given).exists():
         return expand_user(given), []
     name, _, columns = given.rpartition("#")
@@ -44,17 +48,19 @@ def named_columns(given: str) -> tuple[Path, list[str]]:
 
 
 def text_columns(rows: list[dict], given: str) -> list[str]:
-    """Return the one or two columns of `rows` that hold the texts, in the order in which a model reads them.
+    """Return the one or two columns of `rows` that hold the texts, in the model's order.
 
-    Columns of numbers, ids, places, dates and labels are no texts. What is left is read where it is one column, or has
-    the names that data sets give to a text or to the two texts of a pair. Anything else is asked for: a text too much
-    or too little changes every output, and the score does not tell.
+    Columns of numbers, ids, places, dates and labels are not texts. The remaining columns are read
+    if there is only one, or if they have the names that data sets give to a text or to the two
+    texts of a pair. In any other case the user must name them: one text too many or too few changes
+    every output, and the score does not show it.
 
     Args:
-        rows: the file's, all of them.
-        given: the option and the file, for the error.
+        rows: All rows of the file.
+        given: The option and the file, for the error.
 
-    Raises UserError, with the columns and the remedy, where that leaves a doubt.
+    Raises:
+        UserError: If a doubt remains. The message has the columns and the remedy.
     """
     names = dict.fromkeys(str(name) for row in rows for name in row)
     texts = [name for name in names if _has_words(rows, name) and not NO_TEXT.fullmatch(_folded(name))]
@@ -67,8 +73,7 @@ def text_columns(rows: list[dict], given: str) -> list[str]:
         raise UserError(f"{given}: columns {', '.join(names)}: needs `label` and one or two of text")
     raise UserError(
         f"{given}: its text may be in {', '.join(texts)}; name the one or two columns that the model reads, "
-        "in their order: "
-        f"{given.rpartition(' ')[-1]}#{','.join(texts[:2])}"
+        f"in their order: {given.rpartition(' ')[-1]}#{','.join(texts[:2])}"
     )
 
 
@@ -79,12 +84,12 @@ def _has_words(rows: list[dict], name: str) -> bool:
 
 
 def _folded(name: str) -> str:
-    """pairID as pair_id."""
+    """Return a name in lower case with an underscore at each change of case: pairID becomes pair_id."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).casefold()
 
 
 def _are_numbered(names: list[str]) -> bool:
-    """Whether these are two names that differ in their last character, 1 and 2, or a and b."""
+    """Return whether two names differ only in their last character: 1 and 2, or a and b."""
     if len(names) != 2:
         return False
     (stem, first), (other, second) = ((name[:-1], name[-1:].casefold()) for name in sorted(names))

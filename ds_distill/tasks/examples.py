@@ -1,4 +1,7 @@
-"""A task's examples: from files in the hub's columns or GLUE's own layout, or from the hub. What is wrong is said with file and line."""
+"""The examples of a task, from files in the hub's columns or GLUE's own layout, or from the hub.
+
+Mistakes are reported with file and line.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,29 @@ from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error)
+# The last name is for IMDb's test split.
 OTHER_NAMES = {
     "validation": "dev",
     "validation_matched": "dev_matched",
     "validation_mismatched": "dev_mismatched",
     "test": "validation",
-}  # IMDb's test
+}
+# GLUE's own QQP has the first kind, MNLI and SNLI have the second.
 SHORT, UNDECIDED = (
     "rows with too few columns",
     "rows without a label (-)",
-)  # GLUE's own QQP has the first, MNLI and SNLI the second
+)
 
 
 @dataclass
 class Examples:
-    """texts: one or two lists of strings; labels: ids, or floats for a number; left_out: how many rows are not in it,
-    by cause."""
+    """The examples of a split.
+
+    Args:
+        texts: One or two lists of strings.
+        labels: Class ids, or floats for a number.
+        left_out: How many rows are left out, by cause.
+    """
 
     texts: list[list[str]]
     labels: list[int] | list[float]
@@ -53,10 +63,14 @@ class Examples:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """The file of a split in a folder: SPLIT.jsonl, .tsv, .csv, .parquet or .json, .gz and .zst too, SQuAD's SPLIT-v1.1.json, a hub download's
-    SPLIT-00000-of-00001.parquet; else their own dev* for validation*.
+    """Return the file of a split in a folder, as a list of one.
 
-    Raises UserError where there is none, or more than one.
+    The name is SPLIT.jsonl, .tsv, .csv, .parquet or .json, with or without .gz or .zst, SQuAD's
+    SPLIT-v1.1.json, or a hub download's SPLIT-00000-of-00001.parquet. Otherwise it is the data
+    set's own dev* for validation*.
+
+    Raises:
+        UserError: If there is no such file, or more than one.
     """
     names = [split, *([OTHER_NAMES[split]] if split in OTHER_NAMES else [])]
     patterns = "{}.*", "{}-v*.json*", "{}-*-of-*.parquet"
@@ -83,7 +97,10 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 
 def load_examples(task: Task, split: str, data: str | None) -> Examples:
-    """A split of `task` from the folder `data`, or from the hub (its cache, where there is no network) without one."""
+    """Load a split of `task` from the folder `data`, or without one from the hub.
+
+    Without a network, the hub's local cache is read.
+    """
     if data:
         [file] = split_files(expand_user(data), split)
         return read_examples(task, file)
@@ -93,13 +110,13 @@ def load_examples(task: Task, split: str, data: str | None) -> Examples:
 
 
 def from_hub(task: Task, split: str):
-    """A split as the hub, or its cache on this machine, has it."""
+    """Load a split from the hub, or from its cache on this machine."""
     from datasets import load_dataset
 
     path, configuration = task.hub
     try:
         return load_dataset(path, configuration, split=split)
-    except Exception as error:  # no network, no such split: the library answers with whatever breaks first
+    except Exception as error:  # Without a network or the split, the library raises whatever breaks first.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"--task {task.name}: the hub's {path} cannot be had ({reason}); give --data DIR with train.* and "
@@ -108,22 +125,30 @@ def from_hub(task: Task, split: str):
 
 
 def read_examples(task: Task, file: Path) -> Examples:
-    """All examples of a file. Raises UserError, with file and line, for a missing column, an unknown label or an empty file."""
+    """Read all examples of a file.
+
+    Raises:
+        UserError: If a column is missing, a label is unknown or the file is empty. The message has
+            the file and the line.
+    """
     texts, labels, left_out = read_columns(task, file)
     return Examples(texts, [label_of(task, label, f"{file}, line {line}") for line, label in labels], left_out)
 
 
 def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[int, object]], Counter[str]]:
-    """(the task's columns of text, each row's line and label as the file has it, how many rows are left out by cause);
-    errors as read_examples'."""
+    """Read the columns of a task from a file; the errors are those of `read_examples`.
+
+    Returns:
+        (The task's columns of text, the line and the raw label of each row, how many rows are left
+        out by cause).
+    """
     texts: list[list[str]] = [[] for _ in task.texts]
     labels: list[tuple[int, object]] = []
     left_out: Counter[str] = Counter()
     for line, row in rows_of(file, task.headless, left_out if task.name == "qqp" else None):
         where = f"{file}, line {line}"
-        row = {
-            hub: row[old] for old, hub in task.original if old in row
-        } | row  # a column of the hub's name is what it is called
+        # A column that already has the hub's name takes precedence.
+        row = {hub: row[old] for old, hub in task.original if old in row} | row
         for name in ("label", *task.texts):
             check_value(row, name, where)
         if "label" not in row:
@@ -134,7 +159,8 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
         for column, name in zip(texts, task.texts, strict=True):
             if not isinstance(row.get(name), str):
                 raise UserError(
-                    f"{where}: no text in column {name}, which {task.name} needs; the row has {', '.join(map(str, row))}"
+                    f"{where}: no text in column {name}, which {task.name} needs; the row has "
+                    f"{', '.join(map(str, row))}"
                 )
             column.append(without_lone_surrogates(row[name]))
         labels.append((line, row["label"]))
@@ -148,7 +174,11 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
 
 
 def label_of(task: Task, value: object, where: str) -> int | float:
-    """The class, or the number, of a label as a file has it. Raises UserError, beginning with `where`, for another."""
+    """Return the class, or the number, of a label as a file has it.
+
+    Raises:
+        UserError: If there is no such label. The message begins with `where`.
+    """
     if task.regression:
         try:
             number = float(value)
@@ -169,8 +199,13 @@ def label_of(task: Task, value: object, where: str) -> int | float:
 def rows_of(
     file: Path, headless: tuple[str, ...] = (), left_out: Counter[str] | None = None
 ) -> Iterator[tuple[int, dict]]:
-    """(line, row) of a file. headless: names of a tsv's columns where its first line has none of them. left_out: where
-    rows with too few columns are counted, which are an error without it."""
+    """Yield (line, row) for each row of a file.
+
+    Args:
+        file: The file.
+        headless: The names of a tsv's columns, for a file whose first line has none of them.
+        left_out: Counts the rows with too few columns. Without it such a row is an error.
+    """
     check_not_lfs_pointer(file)
     try:
         yield from _rows_of(file, headless, left_out)
@@ -194,7 +229,7 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
                 if not text.strip():
                     continue
                 expected = "one JSON object a line is expected"
-                if text.lstrip().startswith("["):  # on one line or on many
+                if text.lstrip().startswith("["):  # The array may be on one line or on many.
                     raise UserError(
                         f"{file}, line {line}: a JSON array; {expected}, which `jq -c '.[]' {file.name}` makes of it"
                     )
@@ -228,7 +263,11 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
 
 
 def _csv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of each row; what is no csv, or has swallowed rows in a quote, is refused or said with its place."""
+    """Yield (line, fields) of each row.
+
+    Text that is no csv, or rows that a quote has swallowed, are refused or reported with their
+    place.
+    """
     csv.field_size_limit(LONGEST_FIELD)
     rows, findings, columns = CsvRows(stream, ",", str(file)), Findings(), 0
     for row in rows:
@@ -240,8 +279,11 @@ def _csv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
 
 
 def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of each row. GLUE's own files quote nothing: a lone " in a sentence would swallow the lines behind it."""
-    csv.field_size_limit(sys.maxsize)  # a text may be longer than the library's 131,072 characters
+    """Yield (line, fields) of each row.
+
+    GLUE's own files quote nothing: a lone " in a sentence would swallow the lines after it.
+    """
+    csv.field_size_limit(sys.maxsize)  # A text may be longer than the library's 131,072 characters.
     rows, quoted, count = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE), 0, 0
     for row in rows:
         count += 1
@@ -256,11 +298,14 @@ def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
 
 
 class Ambiguous:
-    """What a row has under a name that stands over several of its columns."""
+    """The value of a name that several columns of a row share."""
 
 
 def _row_of(pairs: Iterable[tuple[str, object]]) -> dict:
-    """A row by the names of its columns; of a name that stands over several with other values none is taken."""
+    """Return a row by the names of its columns.
+
+    A name that stands over several columns with different values gets none of them.
+    """
     row: dict = {}
     for name, value in pairs:
         row[name] = Ambiguous() if name in row and row[name] != value else value
@@ -268,18 +313,21 @@ def _row_of(pairs: Iterable[tuple[str, object]]) -> dict:
 
 
 def check_value(row: dict, name: str, where: str) -> None:
-    """Raise UserError, beginning with `where`, where a row has several values under one name."""
+    """Raise UserError, beginning with `where`, if a row has several values under one name."""
     if isinstance(row.get(name), Ambiguous):
         raise UserError(f"{where}: more than one column is called {name!r}; rename all but one")
 
 
 def without_lone_surrogates(text: str) -> str:
-    """Return a text that can be encoded: half a pair, as JSON escapes may hold, becomes U+FFFD."""
+    """Return a text that can be encoded.
+
+    Half a surrogate pair, which JSON escapes may hold, becomes U+FFFD.
+    """
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def opened(file: Path) -> io.TextIOBase:
-    """The text of a file, unpacked."""
+    """Open a file as text, uncompressed."""
     if file.suffix.lower() == ".gz":
         return io.TextIOWrapper(gzip.open(file), encoding="utf-8-sig", newline="")
     if file.suffix.lower() == ".zst":
@@ -292,5 +340,6 @@ def opened(file: Path) -> io.TextIOBase:
 
 
 def kind_of(file: Path) -> str | None:
+    """Return the suffix of a file of a known kind, without that of compression; None for others."""
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst")]
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None

@@ -1,4 +1,4 @@
-"""Which class a label stands for: files and models write one and the same label in many ways."""
+"""The class that a label stands for: files and models write the same label in many ways."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from collections.abc import Iterable, Sequence
 from ds_distill.tasks.registry import plain
 
 YES, NO = {"yes", "true", "y", "t", "positive", "pos", "on"}, {"no", "false", "n", "f", "negative", "neg", "off"}
-LEAST_LETTERS = 3  # of a short form such as "neg"
+LEAST_LETTERS = 3  # how many letters a short form such as "neg" has at least
 
 
 def class_of(label: object, names: Sequence[str]) -> int | None:
-    """Return the index in `names` of the class that `label` stands for; None where that is not certain.
+    """Return the index in `names` of the class that `label` stands for, or None if that is uncertain.
 
-    A label may be a name, in any case and with any separators; a short form that only one name goes on from ("neg",
-    "contra"), or the long form of such a name; a class's number, as a number, as text (csv has nothing else) or as
-    transformers' LABEL_1; of two classes a truth value, true being 1.
+    A label may be any of these:
+
+    - a name, in any case and with any separators;
+    - a short form that only one name continues ("neg", "contra"), or the long form of such a name;
+    - a class's number, as a number, as text (csv has nothing else) or as transformers' LABEL_1;
+    - of two classes a truth value, where true is 1.
     """
     return _class_of(label, tuple(names)) if isinstance(label, str | int | float) else None
 
 
-@functools.lru_cache(typed=True)  # a file has few labels, in many rows
+@functools.lru_cache(typed=True)  # A file has few labels, in many rows.
 def _class_of(label: str | int | float, names: tuple[str, ...]) -> int | None:
     found = class_by_name(label, names)
     return class_by_number(label, names) if found is None else found
 
 
 def class_by_name(label: object, names: Sequence[str]) -> int | None:
-    """As class_of, for names only."""
+    """Return the same as `class_of`, for names only."""
     text = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
     same = [lambda name: name == label, lambda name: str(name) == text, lambda name: plain(name) == plain(text)]
     if number_of(label) is None:
@@ -44,21 +47,25 @@ def class_by_name(label: object, names: Sequence[str]) -> int | None:
 
 
 def class_by_number(label: object, names: Sequence[str]) -> int | None:
-    """As class_of, for numbers and truth values only. Where class 1 is the negation of class 0, as not_entailment is, a
-    truth value says nothing."""
+    """Return the same as `class_of`, for numbers and truth values only.
+
+    Where class 1 is the negation of class 0, as not_entailment is, a truth value tells nothing.
+    """
     truth = label if isinstance(label, bool) else {"true": True, "false": False}.get(str(label).strip().casefold())
     if truth is not None:
         return _class_of_truth(truth, names) if len(names) == 2 else None
     number, numbers = number_of(label), [number_of(name) for name in names]
-    if number is not None and None not in numbers:  # names that are numbers, in whatever order a model has them
+    # The names are numbers, in whatever order a model has them.
+    if number is not None and None not in numbers:
         return numbers.index(number) if numbers.count(number) == 1 else None
     return number if number is not None and 0 <= number < len(names) else None
 
 
 def are_numbered_otherwise(labels: Iterable[object], names: Sequence[str]) -> bool | None:
-    """Return whether the numbers among `labels` are those in the names of classes ("1 star"), not the classes' own.
+    """Return whether the numbers among `labels` are those in the class names, as in "1 star".
 
-    False where they are the classes' own, or the names hold no numbers of their own; None where both may be meant.
+    The result is False where they are the classes' own indices, or the names hold no numbers of
+    their own. It is None where both may be meant.
     """
     found = [re.findall(r"\d+", str(name)) for name in names]
     inside = [int(numbers[0]) for numbers in found if len(numbers) == 1]
@@ -73,17 +80,20 @@ def are_numbered_otherwise(labels: Iterable[object], names: Sequence[str]) -> bo
 
 
 def _class_of_truth(truth: bool, names: Sequence[str]) -> int | None:
-    """Of two classes the one that says yes, or no; by their names where these say it, else class 1 says yes."""
+    """Return which of two classes a truth value means.
+
+    The names decide where they mean yes or no; otherwise class 1 means yes.
+    """
     says = [True if _folded(name) in YES else False if _folded(name) in NO else None for name in names]
     if says[0] is not None or says[1] is not None:
         yes = says.index(True) if True in says else 1 - says.index(False)
         return None if says[0] == says[1] else yes if truth else 1 - yes
-    # class 1 may be the negation of class 0, as not_entailment is
+    # Class 1 may be the negation of class 0, as not_entailment is.
     return None if plain(names[1]).endswith(plain(names[0])) else int(truth)
 
 
 def number_of(label: object) -> int | None:
-    """Return the whole number that `label` is, or names: 1, 1.0, "1", "1.0" and "LABEL_1" are all 1."""
+    """Return the whole number that `label` is or names: 1, 1.0, "1", "1.0" and "LABEL_1" are all 1."""
     if isinstance(label, bool):
         return None
     numbered = re.fullmatch(r"label[\s_-]*(\d+)", str(label).strip().casefold())
@@ -95,10 +105,10 @@ def number_of(label: object) -> int | None:
 
 
 def classes_of(theirs: Sequence[str], names: Sequence[str]) -> list[int] | None:
-    """Return which of `names` each of a model's labels `theirs` stands for; None unless each of `names` is meant by
-    exactly one of them.
+    """Return which of `names` each of a model's labels `theirs` stands for.
 
-    Labels that are numbered from 1 on are in the order of their numbers.
+    It is None unless each of `names` is meant by exactly one of them. Labels that are numbered from
+    1 on are in the order of their numbers.
     """
     numbers = [number_of(name) for name in theirs]
     if sorted(number or 0 for number in numbers) == list(range(1, len(theirs) + 1)):
@@ -113,5 +123,5 @@ def _folded(name: object) -> str:
 
 
 def _goes_on(short: str, long: str) -> bool:
-    """Whether `long` is `short` with more letters behind it."""
+    """Return whether `long` is `short` followed by more letters."""
     return len(short) >= LEAST_LETTERS and long.startswith(short) and long[len(short) :][:1].isalpha()

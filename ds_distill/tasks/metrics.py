@@ -1,4 +1,8 @@
-"""Scores by their official definitions: GLUE's (Wang et al. 2019, section 2) through scikit-learn and scipy, SQuAD's by the rules of its own script."""
+"""Scores by their official definitions.
+
+GLUE's (Wang et al. 2019, section 2) come from scikit-learn and scipy, and SQuAD's follow the rules
+of its own script.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,21 @@ import numpy as np
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-Measured = dict[str, float | None]  # None: not measured, since there was nothing to measure it on
+Measured = dict[str, float | None]  # None means not measured, because there was nothing to measure it on.
 
 
 def _matthews(predicted: np.ndarray, labels: np.ndarray) -> float | None:
     from sklearn.metrics import matthews_corrcoef
 
-    if np.ptp(labels) == 0:  # one class only: there is nothing to tell apart
+    if np.ptp(labels) == 0:  # With only one class there is nothing to tell apart.
         return None
-    return float(matthews_corrcoef(labels, predicted))  # 0 where all is taken for one class, as GLUE has it
+    return float(matthews_corrcoef(labels, predicted))  # 0 where one class is always predicted, as in GLUE
 
 
 def _f1(predicted: np.ndarray, labels: np.ndarray) -> float | None:
     from sklearn.metrics import f1_score
 
-    if not (predicted == 1).any() and not (labels == 1).any():  # 0 of 0
+    if not (predicted == 1).any() and not (labels == 1).any():  # This would be 0 of 0.
         return None
     return float(f1_score(labels == 1, predicted == 1))
 
@@ -37,9 +41,8 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float | None]:
     def score(predicted: np.ndarray, labels: np.ndarray) -> float | None:
         import scipy.stats
 
-        if (
-            len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0
-        ):  # a constant correlates with nothing; scipy says nan
+        # A constant correlates with nothing; scipy returns NaN.
+        if len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0:
             return None
         found = float(getattr(scipy.stats, name)(predicted, labels)[0])
         return found if math.isfinite(found) else None
@@ -57,36 +60,54 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
 
 
 def scores(names: tuple[str, ...], outputs: np.ndarray, labels: np.ndarray) -> Measured:
-    """outputs: [examples, classes], or [examples, 1] for a number; labels: [examples]. Scores by name, as shares (not per cent)."""
+    """Return the scores by name, as shares and not in percent.
+
+    Args:
+        names: The names of the metrics.
+        outputs: [examples, classes], or [examples, 1] for a number.
+        labels: [examples].
+    """
     predicted = outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
     return {name: METRICS[name](predicted, labels) if len(labels) else None for name in names}
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """Return the median where what was not measured ranks lowest; None where it falls on that."""
+    """Return the median, where values that were not measured rank lowest.
+
+    It is None where the median falls on such a value.
+    """
     ranked = sorted(values, key=rank)
     middle = ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1]
     return None if None in middle else statistics.mean(middle)
 
 
 def rank(score: float | None) -> float:
-    """Return what a score is ordered by: one that was not measured stands below all others."""
+    """Return the key that a score is ordered by; one that was not measured is below all others."""
     return -math.inf if score is None else score
 
 
 def normalised(answer: str) -> str:
-    """Lower case, without punctuation, articles and extra white space: SQuAD's evaluation script."""
+    """Return an answer in lower case, without punctuation, articles and extra white space.
+
+    Source: SQuAD's evaluation script.
+    """
     answer = answer.lower().translate(PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", answer).split())
 
 
 def exact_match(answer: str, references: list[str]) -> float:
-    """1 where the normalised answer is one of `references` (none: no answer is right), else 0."""
+    """Return 1 where the normalized answer is one of `references`, else 0.
+
+    Without references, the empty answer is right.
+    """
     return float(any(normalised(answer) == normalised(gold) for gold in references or [""]))
 
 
 def overlap_f1(answer: str, references: list[str]) -> float:
-    """The best F1 of shared words with one of `references`; without words on one side, 1 where the other has none either."""
+    """Return the best F1 of the words that an answer shares with one of `references`.
+
+    Where one side has no words, it is 1 if the other has none either.
+    """
     return max(_overlap(normalised(answer).split(), normalised(gold).split()) for gold in references or [""])
 
 
@@ -101,15 +122,22 @@ def _overlap(words: list[str], gold: list[str]) -> float:
 
 
 def best_threshold(score: list[float], answerable: list[bool], no_answer: list[float]) -> tuple[float, float]:
-    """(best mean score, threshold): a question whose `no_answer` is above the threshold is answered with nothing.
+    """Return (best mean score, threshold) over all thresholds of `no_answer`.
 
-    score: of the answer that is not nothing, a question. answerable: whether it has one: nothing scores 1 where it has
-    none. no_answer: infinite where there is no other answer than nothing. The threshold is -inf where nothing said to
-    anybody scores best.
-    Source: SQuAD 2.0's evaluation script, find_best_thresh; but questions of equal `no_answer` are all answered or all
-    not, as with any threshold.
+    A question whose `no_answer` is above the threshold gets the empty answer. The threshold is -inf
+    where empty answers to all questions score best.
+
+    Source: SQuAD 2.0's evaluation script, find_best_thresh. Unlike there, questions of equal
+    `no_answer` are all answered or all not, as with any threshold.
+
+    Args:
+        score: The score of each question's best answer that is not empty.
+        answerable: Whether each question has an answer. Where it has none, the empty answer scores
+            1.
+        no_answer: The odds of the empty answer for each question, infinite where there is no other
+            answer.
     """
-    total = best = float(sum(not has for has in answerable))  # nothing is said to anybody
+    total = best = float(sum(not has for has in answerable))  # the score where no question is answered
     threshold, order = (
         -math.inf,
         sorted((i for i in range(len(score)) if no_answer[i] < math.inf), key=lambda i: no_answer[i]),

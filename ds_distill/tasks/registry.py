@@ -1,4 +1,4 @@
-"""The tasks: which columns they read, what their labels are called, how they are scored."""
+"""The tasks: the columns they read, the names of their labels, and their metrics."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from dataclasses import dataclass
 
 from ds_distill.utils.errors import UserError, did_you_mean
 
-LENGTH_KEY = (
-    "finetuning_length"  # in a fine-tuned folder's config.json, beside finetuning_task: the most tokens of an example
-)
+# This key stands in a fine-tuned folder's config.json, next to finetuning_task: the most tokens of
+# an example.
+LENGTH_KEY = "finetuning_length"
 
 
 @dataclass(frozen=True)
 class Task:
-    """texts: one or two columns, by the hub's names. labels: names by id, empty for a number (STS-B's 0 to 5). metrics: the task's first is what it is
-    ranked by. hub: path and configuration there. validation: its splits, by the name that their figures get. original: columns of the original GLUE
-    file that differ from the hub's names: {original: hub}; columns by position where the original has no header.
+    """A task.
+
+    Args:
+        texts: One or two columns, by the hub's names.
+        labels: The names of the classes by id; empty for a number (STS-B's 0 to 5).
+        metrics: The metrics. The task is ranked by the first.
+        hub: The path and the configuration on the hub.
+        validation: The validation splits, by the names that their figures get.
+        original: The columns of the original GLUE file whose names differ from the hub's, as
+            (original, hub).
+        headless: The columns by position, where the original has no header.
     """
 
     name: str
@@ -30,10 +38,12 @@ class Task:
 
     @property
     def regression(self) -> bool:
+        """Whether the task predicts a number."""
         return not self.labels and not self.spans
 
     @property
     def spans(self) -> bool:
+        """Whether the task predicts spans of a context."""
         return self.name.startswith("squad")
 
 
@@ -88,14 +98,20 @@ TASKS = {
 
 
 def plain(name: object) -> str:
-    """Return a name as it is compared, without case, spaces and marks: SST-2 is sst2. A name of nothing but marks stays
-    as it is."""
+    """Return a name in the form in which names are compared, without case, spaces and marks.
+
+    For example, SST-2 becomes sst2. A name of nothing but marks keeps them.
+    """
     text = unicodedata.normalize("NFKC", str(name)).casefold()
     return "".join(c for c in text if unicodedata.category(c)[0] in "LMN") or text
 
 
 def task_of(name: str) -> Task:
-    """The task of this name. Raises UserError, with the nearest, for another."""
+    """Return the task of this name.
+
+    Raises:
+        UserError: If there is none. The message has the nearest name.
+    """
     if name not in TASKS:
         raise UserError(
             f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS)} ({', '.join(TASKS)})"

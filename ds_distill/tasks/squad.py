@@ -1,4 +1,8 @@
-"""SQuAD: its questions, contexts cut into overlapping spans that a model reads, and answers put together again (Devlin et al. 2019, section 4.2)."""
+"""SQuAD: its questions, the spans of their contexts and the answers that spans yield.
+
+Contexts are divided into overlapping spans that a model can read, and answers are put together from
+them (Devlin et al. 2019, section 4.2).
+"""
 
 from __future__ import annotations
 
@@ -28,21 +32,28 @@ from ds_distill.utils.console import log_share
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
+# LENGTH is in tokens of a span. STRIDE is how many of them the next span repeats, as in
+# transformers' run_qa; the authors' code moves on by 128.
 LENGTH, STRIDE = (
     384,
     128,
-)  # tokens of a span and, as in transformers' run_qa, that the next one repeats; the authors' code moves on by 128
+)
 NEEDED = "it needs id, question, context and answers: their texts and, as many, answer_start"
 LONGEST_QUESTION, LONGEST_ANSWER, N_BEST = 64, 30, 20
 
 
 MISPLACED = "questions whose answer is not at its answer_start"
-MANY = 0.25  # share of them that can be no slip
+MANY = 0.25  # a share of misplaced answers that can be no accident
 
 
 @dataclass(frozen=True)
 class Question:
-    """answers: (text, its first character in the context); none where the question has no answer."""
+    """A question with its context.
+
+    Args:
+        answers: (text, its first character in the context) for each answer; empty where the
+            question has none.
+    """
 
     id: str
     question: str
@@ -51,11 +62,12 @@ class Question:
 
     @property
     def references(self) -> list[str]:
+        """The texts of the answers."""
         return [text for text, _ in self.answers]
 
 
 class Questions(list[Question]):
-    """A split's questions; left_out: how many are not in it, by cause."""
+    """The questions of a split; `left_out` has how many are missing from it, by cause."""
 
     def __init__(self, questions: Iterable[Question] = (), left_out: Counter[str] | None = None):
         super().__init__(questions)
@@ -64,9 +76,17 @@ class Questions(list[Question]):
 
 @dataclass
 class Spans:
-    """One feature a row: inputs by name, int64 lists of unequal length; the question it is of; the characters of each token, None outside of the
-    context; first and last token of the answer, 0 and 0 (the first token) where the span does not hold it. cut: how
-    many questions were cut."""
+    """The spans of questions, one feature per row.
+
+    Args:
+        inputs: The model's inputs by name, as int64 lists of unequal length.
+        cut: How many questions were truncated.
+        question: The number of the row's question.
+        offsets: The characters of each token, None outside of the context.
+        starts: The first token of the answer; 0, the first token, where the span does not hold the
+            answer.
+        ends: The last token of the answer; 0 in the same case.
+    """
 
     inputs: dict[str, list[list[int]]]
     cut: int = 0
@@ -76,7 +96,7 @@ class Spans:
     ends: list[int] = field(default_factory=list)
 
     def without(self, questions: set[int]) -> Spans:
-        """The spans of all other questions."""
+        """Return the spans of all other questions."""
         rows = [row for row, number in enumerate(self.question) if number not in questions]
         inputs = {name: [values[row] for row in rows] for name, values in self.inputs.items()}
         return Spans(
@@ -87,11 +107,15 @@ class Spans:
 
 
 def load_questions(task: Task, split: str, data: str | None) -> Questions:
-    """A split of SQuAD, as load_examples: an official JSON file, or the hub's columns in any other kind of file.
+    """Load a split of SQuAD, as `load_examples` does for other tasks.
 
-    Raises UserError, with the file and the question's id, for a part that is missing, for a question of 1.1 that has no
-    answer, and where more than a quarter of the questions have an answer that is not where it is said to be; fewer are
-    left out, and counted.
+    The source is an official JSON file, or the hub's columns in any other kind of file. Misplaced
+    answers, which are not where their answer_start points, are left out and counted if they are
+    few.
+
+    Raises:
+        UserError: If a part is missing, a question of 1.1 has no answer, or more than a quarter of
+            the questions have misplaced answers. The message has the file and the question's id.
     """
     if data:
         [file] = split_files(expand_user(data), split)
@@ -100,7 +124,7 @@ def load_questions(task: Task, split: str, data: str | None) -> Questions:
 
 
 def questions_in(task: Task, file: Path) -> Questions:
-    """All questions of a file; errors as load_questions'."""
+    """Return all questions of a file; the errors are those of `load_questions`."""
     if kind_of(file) in (".csv", ".tsv"):
         raise UserError(
             f"{file}: answers are lists, which {kind_of(file)} has not; give SQuAD's own JSON, jsonl or parquet"
@@ -153,7 +177,7 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
 
 
 def official(file: Path) -> Iterator[tuple[str, dict]]:
-    """(place, question with its context) of an official SQuAD JSON."""
+    """Yield (place, question with its context) from an official SQuAD JSON."""
     check_not_lfs_pointer(file)
     try:
         with opened(file) as stream:
@@ -167,12 +191,16 @@ def official(file: Path) -> Iterator[tuple[str, dict]]:
                     )
     except (*UNREADABLE, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file}: not SQuAD's JSON ({error!r}); it has `data`, a list of articles with `paragraphs` of `context` and `qas`"
+            f"{file}: not SQuAD's JSON ({error!r}); it has `data`, a list of articles with `paragraphs` of "
+            "`context` and `qas`"
         ) from error
 
 
 def checked(question: Question, where: str) -> Question:
-    """The question, its answers' places whole numbers: where pandas met a gap in a column, it made floats of them."""
+    """Return the question with whole numbers as the places of its answers.
+
+    Where pandas met a gap in a column, it turned them into floats.
+    """
     if not (isinstance(question.question, str) and isinstance(question.context, str)):
         raise UserError(f"{where}: question or context is no text")
     answers = []
@@ -182,7 +210,8 @@ def checked(question: Question, where: str) -> Question:
             raise UserError(f"{where}: an answer needs a text and its first character, not {text!r} and {start!r}")
         if not text or start < 0:
             raise UserError(
-                f"{where}: the answer {text!r} at character {start}; a question without an answer has no answers: an empty list of each"
+                f"{where}: the answer {text!r} at character {start}; a question without an answer has no "
+                "answers: an empty list of each"
             )
         answers.append((without_lone_surrogates(text), start))
     texts = {name: without_lone_surrogates(getattr(question, name)) for name in ("question", "context")}
@@ -190,7 +219,10 @@ def checked(question: Question, where: str) -> Question:
 
 
 def misplaced(question: Question) -> str:
-    """What is wrong with the first answer that is not where it is said to be; empty where all are."""
+    """Return what is wrong with the first answer that is not where its answer_start points.
+
+    The text is empty where all answers are in place.
+    """
     for text, start in question.answers:
         if (there := question.context[start : start + len(text)]) != text:
             return f"the answer {text!r} is not at character {start} of its context, where there is {there!r}"
@@ -200,7 +232,11 @@ def misplaced(question: Question) -> str:
 def spans_of(
     questions: list[Question], tokenizer: PreTrainedTokenizerBase, length: int = LENGTH, stride: int = STRIDE
 ) -> Spans:
-    """Every question, cut to 64 tokens, with all parts of its context: parts of at most `length` tokens, question included, overlapping by `stride`."""
+    """Return the spans of every question: the question itself with each part of its context.
+
+    The question is truncated to 64 tokens. A span has at most `length` tokens, question included,
+    and the parts overlap by `stride`.
+    """
     asked = [q.question.lstrip() for q in questions]
     alone = tokenizer(
         asked,
@@ -210,15 +246,16 @@ def spans_of(
         return_offsets_mapping=True,
     )
     cut = sum(bool(encoding.overflowing) for encoding in alone.encodings)
-    # a tokenizer may cut at the left
+    # A tokenizer may truncate on the left.
     asked = [
         text[offsets[0][0] : offsets[-1][1]] if offsets else text
         for text, offsets in zip(asked, alone["offset_mapping"], strict=True)
     ]
-    room = length - max(map(len, alone["input_ids"])) - 4  # special tokens: three of BERT's, four of RoBERTa's
+    room = length - max(map(len, alone["input_ids"])) - 4  # special tokens: three for BERT, four for RoBERTa
     if room < 8:
         raise UserError(
-            f"{length} tokens leave no room for a context beside its question; give a longer tuning.length, or a model with more positions"
+            f"{length} tokens leave no room for a context beside its question; give a longer tuning.length, or "
+            "a model with more positions"
         )
     encoded = tokenizer(
         asked,
@@ -247,8 +284,10 @@ def spans_of(
 
 
 def unplaced(questions: list[Question], spans: Spans) -> set[int]:
-    """Numbers of the questions that have an answer, which no span holds: no token stands for it, or it is longer than a
-    span."""
+    """Return the numbers of the questions that have an answer which no span holds.
+
+    Either no token stands for that answer, or it is longer than a span.
+    """
     placed = {
         number
         for number, start, end in zip(spans.question, spans.starts, spans.ends, strict=True)
@@ -260,10 +299,11 @@ def unplaced(questions: list[Question], spans: Spans) -> set[int]:
 def _place(
     question: Question, offsets: list[tuple[int, int] | None], covered_from: int, covered_to: int
 ) -> tuple[int, int]:
-    """First and last token that share a character with the first answer, (0, 0) unless all of the answer is in this
-    span, but for what stands before and behind all tokens of the context.
+    """Return the first and the last token that share a character with the first answer.
 
-    One character may be several tokens: of byte-level BPE each of its bytes, with the same offsets.
+    The result is (0, 0) unless this span holds all of the answer, apart from characters before the
+    first and after the last token of the context. One character may be several tokens: in
+    byte-level BPE each of its bytes, with the same offsets.
     """
     if not question.answers:
         return 0, 0
@@ -282,24 +322,40 @@ def _place(
 
 @dataclass
 class Answer:
-    """best: (score, text) of answers that are not nothing, best first, the n best; nothing: score of the first token, lowest of all spans."""
+    """The answers to a question.
+
+    Args:
+        best: (score, text) of the n best answers that are not empty, best first.
+        nothing: The score of the first token, which means no answer: the lowest of all spans.
+    """
 
     best: list[tuple[float, str]] = field(default_factory=list)
     nothing: float = float("inf")
 
     @property
     def text(self) -> str:
+        """The best answer, or the empty text."""
         return self.best[0][1] if self.best else ""
 
     @property
     def odds_of_nothing(self) -> float:
+        """The score of the empty answer minus that of the best answer; infinite without one."""
         return self.nothing - self.best[0][0] if self.best else float("inf")
 
 
 def postprocess_spans(
     questions: list[Question], spans: Spans, starts: list[np.ndarray], ends: list[np.ndarray]
 ) -> list[Answer]:
-    """starts, ends: logits of each span's tokens (at least as many as it has). The best pairs start ≤ end of at most 30 tokens, within the context."""
+    """Return the answers to all questions, from the logits of their spans.
+
+    An answer is one of the best pairs start ≤ end of at most 30 tokens, within the context.
+
+    Args:
+        questions: The questions.
+        spans: Their spans.
+        starts: The start logits of each span's tokens, at least as many as it has tokens.
+        ends: The end logits, likewise.
+    """
     found = [Answer() for _ in questions]
     for row, number in enumerate(spans.question):
         offsets, answer = spans.offsets[row], found[number]
@@ -322,9 +378,13 @@ def postprocess_spans(
 
 
 def squad_scores(questions: list[Question], answers: list[Answer]) -> Measured:
-    """exact_match and f1, shares of all questions. Where some have no answer (2.0), the threshold below which nothing is said is chosen best for each,
-    as the official script's best_exact and best_f1; `threshold` is that of f1, has_answer_f1 and no_answer_f1 are the
-    parts at it. None: not measured, since there is no such question."""
+    """Return exact_match and f1, as shares of all questions.
+
+    Where some questions have no answer (2.0), each metric gets the best threshold above which the
+    empty answer is given, as the official script's best_exact and best_f1. Then `threshold` is that
+    of f1, and has_answer_f1 and no_answer_f1 are its parts at this threshold. None means not
+    measured, because there is no such question.
+    """
     if not questions:
         return {"f1": None, "exact_match": None}
     exact = [exact_match(a.text, q.references) if q.answers else 0.0 for q, a in zip(questions, answers, strict=True)]
@@ -335,13 +395,14 @@ def squad_scores(questions: list[Question], answers: list[Answer]) -> Measured:
     odds = [a.odds_of_nothing for a in answers]
     best_exact, _ = best_threshold(exact, answerable, odds)
     best_f1, threshold = best_threshold(f1, answerable, odds)
-    said = [odd <= threshold for odd in odds]  # where there is nothing but nothing to say, the odds are infinite
+    # Where the empty answer is the only one, the odds are infinite.
+    said = [odd <= threshold for odd in odds]
     parts = {
         True: [s * score for s, score, has in zip(said, f1, answerable, strict=True) if has],
         False: [not s for s, has in zip(said, answerable, strict=True) if not has],
     }
     finite = [odd for odd in odds if math.isfinite(odd)]
-    if not math.isfinite(threshold):  # best where nothing is said to anybody
+    if not math.isfinite(threshold):  # Empty answers to all questions score best.
         threshold = min(finite) - 1 if finite else None
     return {
         "f1": best_f1,
