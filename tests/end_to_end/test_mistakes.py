@@ -54,7 +54,7 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         "did you mean training.learning_rate": [*teacher, *common, "--training.learningrate", 1],
         "global_batch": [*teacher, *common, "--training.global_batch", "many"],
         "nowhere": ["--teacher", tmp_path / "nowhere", *common],
-        "missing.txt": [*teacher, *common, "--corpus", tmp_path / "missing.txt"],
+        "missing.txt": [*teacher, "--corpus", tmp_path / "missing.txt", *common[2:]],
         "head": ["--teacher", headless, *common],
         "4 layers, 0 to 3": [*teacher, *common, "--student.layers", "[0, 9]"],
         "positions": [*teacher, *common, "--data.sequence_length", 64],
