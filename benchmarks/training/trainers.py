@@ -1,6 +1,9 @@
-"""Who runs in benchmarks.training.time_to_loss: each trains the same student on the same batches with the same recipe, in its own way.
+"""The racers of benchmarks.training.time_to_loss.
 
-The schedule follows the clock: linear up, then linear to zero at the end of the time. Steps are what differs, and how long they will take is not known.
+Each one trains the same student on the same batches with the same recipe, in its own way. The
+schedule follows the clock: it rises linearly, then falls linearly to zero at the end of the time.
+It cannot follow the steps, because racers differ in their speed and the number of steps is not
+known in advance.
 """
 
 import copy
@@ -26,12 +29,19 @@ from ds_distill.training.weights import gather_master_weights
 
 
 def by_the_clock(warmup: float, share: Callable[[], float]) -> Callable[[int], float]:
-    """Factor of the peak rate, from the share of the time that has passed; a step behind, since a step's own time is known after it."""
+    """Return the factor of the peak learning rate as a function of the share of the time that has passed.
+
+    The factor is one step behind, since a step's own time is known only after it.
+    """
     return lambda step: min(share() / warmup if warmup else 1.0, max(0.0, 1 - share()) / (1 - warmup))
 
 
 class Plain:
-    """As the authors' code has it: fp32 weights (under bf16 autocast if asked), full logits, means of micro-batches, AdamW."""
+    """The reference implementation as in the authors' code.
+
+    Weights are fp32 (under bf16 autocast if `autocast` is set). It computes full logits, averages
+    the means of micro-batches and uses AdamW.
+    """
 
     def __init__(
         self,
@@ -98,7 +108,11 @@ class Plain:
 
 
 class Engine:
-    """As ds-distill distill has it, of packed batches and below ZeRO stage 3. steps: about how many there will be, for what pays back within them."""
+    """The engine as `ds-distill distill` runs it, for packed batches below ZeRO stage 3.
+
+    `steps` is roughly the number of steps to expect; it decides which optimizations pay off within
+    the run.
+    """
 
     def __init__(
         self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float]
@@ -145,4 +159,4 @@ RACERS = {
     "plain_fp32": ("plain recipe, fp32", lambda *a: Plain(*a, autocast=False)),
     "plain_bf16": ("plain recipe, bf16 autocast", lambda *a: Plain(*a, autocast=True)),
     "engine": ("engine", Engine),
-}  # label, maker
+}  # each value is (label, maker)
