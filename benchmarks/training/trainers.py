@@ -40,7 +40,7 @@ class Plain:
     """The reference implementation as in the authors' code.
 
     Weights are fp32 (under bf16 autocast if `autocast` is set). It computes full logits, averages
-    the means of micro-batches and uses AdamW.
+    the mean losses of the micro-batches and uses AdamW.
     """
 
     def __init__(
