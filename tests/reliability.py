@@ -20,9 +20,12 @@ from ds_distill.reporting.tables import table
 PAGE = Path(__file__).parents[1] / "docs" / "RELIABILITY.md"
 INTRODUCTION = """# What a run survives
 
-Made by `python -m tests.reliability` on {date}: {machine}; {minutes:.0f} minutes. Each row is a promise, the tests that show it, and what they counted
-in this run. `./tests/run.sh` runs the quick part of them. All of it is DeepSpeed's real engine in real processes on CPUs, over gloo; the table's runs
-on two hosts are network namespaces with an sshd each. Nothing here has been run on GPUs. fp16's loss scale does not occur on CPUs.
+Made by `python -m tests.reliability` on {date}: {machine}; {minutes:.0f} minutes. \
+Each row is a promise, the tests that show it, and what they counted
+in this run. `./tests/run.sh` runs the quick part of them. \
+All of it is DeepSpeed's real engine in real processes on CPUs, over gloo; the table's runs
+on two hosts are network namespaces with an sshd each. \
+Nothing here has been run on GPUs. fp16's loss scale does not occur on CPUs.
 
 """
 

@@ -116,7 +116,10 @@ def _outcome(row: dict) -> str:
     counts = {
         status: sum(check["status"] == status for check in row["checks"]) for status in ("same", "failed", "limit")
     }
-    return f"{counts['same']} of {len(row['checks'])} the same, {counts['failed']} failed, {counts['limit']} not possible, {row['seconds']} s"
+    return (
+        f"{counts['same']} of {len(row['checks'])} the same, {counts['failed']} failed, "
+        f"{counts['limit']} not possible, {row['seconds']} s"
+    )
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ def _make(export: Export, folder: Path, made: dict[str, Path]) -> Path:
         _ds_distill("export", "--model", made[export.source], "--output", output, "--format", *FORMATS[1:], "--encoder")
         return output
     if export.made_by == "finetune":
-        # a rate at which a word that decides the label is learned in minutes: a head that has learned nothing answers every text alike
+        # At this rate, a word that decides the label is learned in minutes.
+        # A head that has learned nothing would give every text the same answer.
         options = [
             "--tuning.epochs",
             40 if export.task == "regression" else 12,  # squared errors around the mean give small gradients

@@ -110,7 +110,7 @@ def _run_script(client: Client, ready: Path, job: Path, result: Path, log: Path)
         for file in SCRIPTS.glob("*.mjs"):
             shutil.copy(file, ready)
         script = ready / client.script
-    # the model hub is out of reach: what a folder lacks must not be looked for there, and a client that asks for it fails at once
+    # The model hub is out of reach: a client must not look there for what a folder lacks, and fails at once if it does.
     variables = os.environ | {
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(scratch / "hub"),

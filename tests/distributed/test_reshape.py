@@ -16,7 +16,8 @@ def rows_of(world: int, folder, cases: list[str]) -> dict[str, dict]:
 
 
 @pytest.mark.promise(
-    "Saved at one shape, a run goes on at another: ZeRO 1, 2, 3, number of ranks, accumulation; losses within 1e-5 (fp32)"
+    "Saved at one shape, a run goes on at another: ZeRO 1, 2, 3, number of ranks, accumulation; "
+    "losses within 1e-5 (fp32)"
 )
 def test_another_shape_goes_on_alike(tmp_path, record_property):
     folder = tmp_path / "lr=1+[2]"  # a path that a pattern would misread

@@ -148,7 +148,8 @@ def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(world, common, tmp_
         done, "3 steps in a row were not finite", "the teacher's outputs are not. Give another teacher", "checkpoints"
     )
     assert re.search(
-        r"step 1: loss kl nan, cosine nan \(rank 0, micro-batch 1 of 2, sequences [\d, ]+, and 1 more.*skipped, 1 in a row of at most 3",
+        r"step 1: loss kl nan, cosine nan \(rank 0, micro-batch 1 of 2, sequences [\d, ]+, "
+        r"and 1 more.*skipped, 1 in a row of at most 3",
         done.stderr,
     ), done.stderr
 

@@ -112,7 +112,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.promise(
-    "Killed at any moment and started again, a run ends bit-equal: losses, weights, learning rate, held-out history, TensorBoard"
+    "Killed at any moment and started again, a run ends bit-equal: "
+    "losses, weights, learning rate, held-out history, TensorBoard"
 )
 @pytest.mark.parametrize(
     "stage, precision, ranks", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in EVERY]

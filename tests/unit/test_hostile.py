@@ -58,7 +58,8 @@ def change(file, **values) -> None:
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 def test_pickled_weights_are_never_read(folder, tmp_path):
     mark = tmp_path / "executed"
@@ -72,7 +73,8 @@ def test_pickled_weights_are_never_read(folder, tmp_path):
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 def test_a_folders_own_code_is_never_run(folder, tmp_path):
     mark = tmp_path / "executed"
@@ -92,7 +94,8 @@ def header(tensors: dict, length: int | None = None, data: bytes = b"") -> bytes
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 @pytest.mark.parametrize(
     "content",
@@ -118,7 +121,8 @@ def test_lying_tensor_headers(folder, content):
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 @pytest.mark.parametrize(
     "name", ["../outside.safetensors", "/tmp/outside.safetensors", "sub/../../outside.safetensors"]
@@ -133,7 +137,8 @@ def test_an_index_does_not_lead_out_of_its_folder(folder, name):
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 @pytest.mark.parametrize(
     "changes",
@@ -157,7 +162,8 @@ def test_a_config_that_asks_for_more_than_there_is(folder, changes):
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 @pytest.mark.parametrize(
     "changes",
@@ -180,7 +186,8 @@ def test_a_config_of_another_form(folder, changes):
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 @pytest.mark.parametrize("named", ["someone/kernel", "flash_attention_2"])
 def test_a_kernel_that_a_config_names_is_not_fetched(folder, named):

@@ -78,12 +78,14 @@ def test_a_part_ends_with_the_suite(tmp_path, number):
     """Its contenders too, which are processes of its group; a real suite, whose one part starts another process and hangs."""
     pids = tmp_path / "pids"
     part = (
-        f"import os, subprocess, sys, time; other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+        "import os, subprocess, sys, time; "
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
         f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}} '); time.sleep(600)"
     )
     suite = (
         "from benchmarks.gpu import suite as gpu_suite\n"
-        f"gpu_suite.PARTS, gpu_suite.rehearsed = (('checks', 'hangs', ('timeit', '-n', '1', '-r', '1', {part!r})),), list\n"
+        "gpu_suite.PARTS, gpu_suite.rehearsed = "
+        f"(('checks', 'hangs', ('timeit', '-n', '1', '-r', '1', {part!r})),), list\n"
         "gpu_suite.start_build = lambda: None\n"
         "raise SystemExit(gpu_suite.main())"
     )
@@ -192,7 +194,7 @@ def test_checks_hold_here_or_say_why_they_were_not_made(family, monkeypatch):
 
 def test_each_check_that_was_not_made_is_counted():
     names = [row["check"] for row in gpu_checks.results(torch.device("cpu"), -1.0)]
-    # of the vocabulary loss two precisions, three kinds of rows and three bodies; of the engine four stages in two precisions
+    # The vocabulary loss has two precisions, three kinds of rows and three backends; the engine four stages in two.
     assert len(names) == len(set(names)) == 18 + 1 + 1 + 1 + 1 + 8
     assert {row["why"] for row in gpu_checks.results(torch.device("cpu"), -1.0)} == {gpu_checks.NO_TIME}
 

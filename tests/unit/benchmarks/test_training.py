@@ -116,7 +116,8 @@ def test_a_race_goes_on_only_where_its_minutes_compare():
     refuse_another(Path("R"), now(), now())
     with pytest.raises(
         UserError,
-        match="R holds a race under other conditions .threads 2, here 4; torch 2.11, here 2.12.*choose another --output",
+        match="R holds a race under other conditions .threads 2, here 4; torch 2.11, here 2.12"
+        ".*choose another --output",
     ):
         refuse_another(Path("R"), now(), now(threads=4, torch="2.12"))
     with pytest.raises(UserError, match="machine not kept, here a Xeon"):
@@ -129,7 +130,8 @@ def test_the_benchmarks_of_the_step_need_neither_datasets_nor_an_argument_parser
     """A bare GPU machine has torch, transformers and a DeepSpeed wheel."""
     code = (
         "import sys\nsys.modules |= dict.fromkeys(('datasets', 'jsonargparse', 'pyarrow'))\n"
-        "import benchmarks.gpu.suite, benchmarks.gpu.checks, benchmarks.training.step, benchmarks.training.vocab_loss, benchmarks.training.scaling"
+        "import benchmarks.gpu.suite, benchmarks.gpu.checks, benchmarks.training.step, "
+        "benchmarks.training.vocab_loss, benchmarks.training.scaling"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]

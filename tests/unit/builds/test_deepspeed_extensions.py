@@ -16,7 +16,8 @@ from ds_distill.builds import deepspeed_extensions as extensions
 SOURCE = """
 #include <Python.h>
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "tiny_extension", nullptr, -1, nullptr};
-PyMODINIT_FUNC PyInit_tiny_extension() { PyObject* m = PyModule_Create(&module); PyModule_AddIntConstant(m, "answer", 42); return m; }
+PyMODINIT_FUNC PyInit_tiny_extension() { PyObject* m = PyModule_Create(&module); \
+PyModule_AddIntConstant(m, "answer", 42); return m; }
 """
 
 

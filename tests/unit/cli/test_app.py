@@ -330,7 +330,8 @@ def test_what_cannot_be_written_any_more_ends_nothing(tmp_path):
     """A pipe without a reader, and a full disk, as standard output or error."""
     program = (
         "import sys; from ds_distill.cli.terminal import outlive_broken_streams; outlive_broken_streams(); "
-        "[print('x' * 9999, file=stream, flush=True) for stream in (sys.stdout, sys.stderr) for _ in range(9)]; open(sys.argv[1], 'w').close()"
+        "[print('x' * 9999, file=stream, flush=True) for stream in (sys.stdout, sys.stderr) for _ in range(9)]; "
+        "open(sys.argv[1], 'w').close()"
     )
     for number, shell in enumerate(("{} | true", "{} 2>&1 | true", "{} >/dev/full", "{} 2>/dev/full")):
         done = tmp_path / f"done{number}"

@@ -26,7 +26,8 @@ from ds_distill.utils.errors import UserError
 
 MARKS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 NAMES = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), MARKS, strict=True))
-# Letters that are known and unknown, accents composed and not, controls, white space of all kinds, scripts, what spells special tokens, a broken byte
+# These are known and unknown letters, composed and decomposed accents, controls, all kinds of white space,
+# several scripts, the spelling of special tokens, and a broken byte.
 ODD = [
     *"abcxyzé <=>.,!\t\n\r\v\f",
     "e\u0301",
@@ -298,7 +299,8 @@ GOOD = "a b c d e g h i a b c d e g\n" * 15 + "\n"  # lines of 16 tokens, with [
             b"caf\xe9\n\n",
             1,
             "packed",
-            r"a\.txt hold bytes that are not UTF-8, .* like WINDOWS-1252: iconv -f WINDOWS-1252 -t UTF-8 .*a\.txt > NEW",
+            r"a\.txt hold bytes that are not UTF-8, .* like WINDOWS-1252: "
+            r"iconv -f WINDOWS-1252 -t UTF-8 .*a\.txt > NEW",
         ),
         (
             "bert",

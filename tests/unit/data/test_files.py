@@ -81,7 +81,10 @@ def test_links_that_would_not_be_read_do_not_matter(corpus):
 
 def test_a_folder_or_file_that_may_not_be_read_is_named(corpus):
     (corpus / "sub" / "b.txt").write_text("there")
-    program = f"import os; from ds_distill.data.sources import split_inputs; os.seteuid(65534); split_inputs([{str(corpus)!r}])"
+    program = (
+        "import os; from ds_distill.data.sources import split_inputs; os.seteuid(65534); "
+        f"split_inputs([{str(corpus)!r}])"
+    )
     for parent in list(corpus.parents)[:-2]:
         os.chmod(parent, 0o755)
     if os.geteuid():
@@ -104,7 +107,8 @@ def test_a_pointer_among_the_files_is_named(corpus, name):
     ):
         with pytest.raises(
             UserError,
-            match=rf"{name}: a Git LFS pointer of 134 bytes, not the 734,003,200 bytes .*; run `git lfs pull` in {corpus}",
+            match=rf"{name}: a Git LFS pointer of 134 bytes, not the 734,003,200 bytes .*; "
+            rf"run `git lfs pull` in {corpus}",
         ):
             split_inputs([given])
 
@@ -166,7 +170,8 @@ def through(data, command):
 
 
 READ = (
-    "from ds_distill.data.sources import *; from ds_distill.data.readers import read; import sys; p = split_inputs(sys.argv[1:]); "
+    "from ds_distill.data.sources import *; from ds_distill.data.readers import read; import sys; "
+    "p = split_inputs(sys.argv[1:]); "
     "print([d.text for q in split_inputs(sys.argv[1:]) for d in read(q)], corpus_identity(sys.argv[1:], p))"
 )
 

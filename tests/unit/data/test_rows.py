@@ -245,7 +245,8 @@ def test_rows_that_a_quote_has_swallowed_are_refused(tmp_path, header, row, deli
     file.write_text(swallowing(header, row, delimiter, '"open', 'closed"', between))
     with pytest.raises(
         UserError,
-        match=rf"{file.name}, row 11 \(line 12\): a field that begins with a quote goes on over {between + 1} more rows",
+        match=rf"{file.name}, row 11 \(line 12\): "
+        rf"a field that begins with a quote goes on over {between + 1} more rows",
     ):
         list(documents([str(file)]))
 

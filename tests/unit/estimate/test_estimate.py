@@ -77,7 +77,8 @@ def test_live_bytes_of_the_loss():
         2 * 4 + 2 + 7 * 4
     )  # fp32 logits, and their gradient beside them
     assert live_bytes(10, 1000, 4, "cuda") == 10 * 1000 * (2 * 4 + 7 * 4)
-    # at 16,384 tokens benchmarks.training.vocab_loss measured 1,098 MB on an H100, gradients and copies of the weights (of 47, 94 and 25 MB) included
+    # At 16,384 tokens, benchmarks.training.vocab_loss measured 1,098 MB on an H100.
+    # That includes gradients and copies of the weights (47, 94 and 25 MB).
     assert live_bytes(16_384, 30_522, 2, "cuda", "triton") == 2432 * 30_528 * 10
     for size in (2, 4):
         assert 0.9 * LIVE_BYTES["cpu"] < live_bytes(10**6, 30_522, size, "cpu") <= 1.2 * LIVE_BYTES["cpu"]

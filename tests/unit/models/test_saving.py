@@ -345,7 +345,10 @@ def added(tmp_path_factory):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(added, tmp_path):
-    said = r"--model .*: its tokenizer has \d+ tokens, the model \d+: anewword were added; call model.resize_token_embeddings"
+    said = (
+        r"--model .*: its tokenizer has \d+ tokens, the model \d+: anewword were added; "
+        "call model.resize_token_embeddings"
+    )
     with pytest.raises(UserError, match=said):
         load_source(str(added))
     with pytest.raises(UserError, match=said):

@@ -69,7 +69,10 @@ def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch
     (tmp_path / "teacher").mkdir()
     summary = tmp_path / "teacher" / "summary.json"
     summary.write_text(json.dumps({"seeds": [0]}))
-    more = f"import json, pathlib, time; time.sleep(1); pathlib.Path({str(summary)!r}).write_text(json.dumps({{'seeds': [0, 1]}}))"
+    more = (
+        "import json, pathlib, time; time.sleep(1); "
+        f"pathlib.Path({str(summary)!r}).write_text(json.dumps({{'seeds': [0, 1]}}))"
+    )
     monkeypatch.setattr(Step, "started_as", lambda self: [sys.executable, "-c", more])
     teacher = Step("teacher", summary.parent, ("word",), seeds=2)
     enough = 'if len(json.loads((room / "teacher/summary.json").read_text())["seeds"]) < 2: sys.exit(4)'
@@ -154,7 +157,10 @@ def test_an_end_without_a_summary_is_no_success(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"study: killed ended without .*killed/summary.json"):
         run_steps([step(tmp_path, "killed", "sys.exit(0)")], 1, tmp_path / "logs")
     monkeypatch.setattr(schedule, "LATE", 60.0)
-    late = """import subprocess; subprocess.Popen(["sh", "-c", f"sleep 1; echo '{{}}' > {out}/summary.json"]); sys.exit(0)"""
+    late = (
+        """import subprocess; subprocess.Popen(["sh", "-c", f"sleep 1; echo '{{}}' > {out}/summary.json"]); """
+        "sys.exit(0)"
+    )
     run_steps([step(tmp_path, "late", late)], 1, tmp_path / "logs")
 
 

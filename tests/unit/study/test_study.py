@@ -243,7 +243,9 @@ def test_a_study_goes_on_where_its_paths_were_kept_as_written(tmp_path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     base = tmp_path / "base.yaml"
     base.write_text(
-        "teacher: 2024-01-01\ntraining: {seed: 0x10, compile: off, learning_rate: 1e-4, gradient_checkpointing: no}\nheldout: [=, 1:99]\n"
+        "teacher: 2024-01-01\n"
+        "training: {seed: 0x10, compile: off, learning_rate: 1e-4, gradient_checkpointing: no}\n"
+        "heldout: [=, 1:99]\n"
     )
     kept = _kept_of(str(base))
     json.dumps(kept, default=str)
