@@ -1,6 +1,7 @@
-"""One rank: the engine's step against benchmarks/reference/recipe.py, case after case. Prints a JSON line a case and accumulation on rank 0.
+"""Run one rank that compares the engine's step with benchmarks/reference/recipe.py, case after case.
 
-Arguments, one a case: {"deepspeed": name in ds_configs/deepspeed, "dtype": "float32", "optimizer": "auto", "accumulations": [1, 2],
+Rank 0 prints one JSON line per case and accumulation. Each argument is a case: {"deepspeed": name
+in ds_configs/deepspeed, "dtype": "float32", "optimizer": "auto", "accumulations": [1, 2],
 "checkpointing": false, "freeze": false, "overflow": false, "batched": false}
 """
 
@@ -38,7 +39,7 @@ GLOBAL, LENGTH, STEPS, VOCABULARY = 8, 16, 5, 199
 
 
 def batches():
-    """STEPS global batches with very unequal token and mask counts a sequence."""
+    """Yield or return STEPS global batches with very unequal numbers of tokens and masks per sequence."""
     g = torch.Generator().manual_seed(3)
     for _ in range(STEPS):
         ids = torch.randint(5, VOCABULARY, (GLOBAL, LENGTH), generator=g)
@@ -50,7 +51,7 @@ def batches():
 
 
 def random_bert() -> BertForMaskedLM:
-    """The same every time, every parameter random."""
+    """Return a BERT that is the same every time and has only random parameters."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=VOCABULARY,
@@ -73,7 +74,10 @@ def relative(mine: dict, other: dict) -> float:
 
 @contextlib.contextmanager
 def fp16_on_a_cpu():
-    """DeepSpeed refuses it there, though all of it works; with a loss scale that nothing overflows at."""
+    """Allow fp16 on a CPU, with a loss scale at which nothing overflows.
+
+    DeepSpeed refuses fp16 there, though all of it works.
+    """
     config = lambda *arguments: (
         (made := deepspeed_config(*arguments)) | {"fp16": made["fp16"] | {"initial_scale_power": 8}}
     )  # noqa: E731
@@ -89,7 +93,7 @@ def fp16_on_a_cpu():
 
 def run_case(what: dict, rank: int, world: int) -> None:
     bert = random_bert()
-    # a sharp teacher: at a KL of 0.001 nats fp32's own rounding would be the difference
+    # The teacher is sharp: at a KL of 0.001 nats, the difference would only be fp32's own rounding.
     bert.bert.embeddings.word_embeddings.weight.data.mul_(5)
     teacher = Teacher(bert)
     before = teacher.fingerprint()
@@ -186,7 +190,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
             ids, labels, mask = (x[: recipe.micro_batch] for x in next(batches()))
             for _ in range(accumulation):
                 loss, _ = engine(ids, mask, labels, (1, 1), teacher.targets(ids, mask))
-                backward(engine, loss * (float("inf") if rank == 0 else 1.0))  # one rank's overflow is everyone's
+                backward(engine, loss * (float("inf") if rank == 0 else 1.0))  # one rank's overflow is an overflow for all
                 optimizer_step(engine)
             after = gather_master_weights(engine)
             row["overflow"] = [
