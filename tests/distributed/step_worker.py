@@ -39,7 +39,7 @@ GLOBAL, LENGTH, STEPS, VOCABULARY = 8, 16, 5, 199
 
 
 def batches():
-    """Yield or return STEPS global batches with very unequal numbers of tokens and masks per sequence."""
+    """Yield STEPS global batches with very unequal numbers of tokens and masks per sequence."""
     g = torch.Generator().manual_seed(3)
     for _ in range(STEPS):
         ids = torch.randint(5, VOCABULARY, (GLOBAL, LENGTH), generator=g)
@@ -190,7 +190,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
             ids, labels, mask = (x[: recipe.micro_batch] for x in next(batches()))
             for _ in range(accumulation):
                 loss, _ = engine(ids, mask, labels, (1, 1), teacher.targets(ids, mask))
-                backward(engine, loss * (float("inf") if rank == 0 else 1.0))  # one rank's overflow is an overflow for all
+                backward(engine, loss * (float("inf") if rank == 0 else 1.0))  # one overflow counts for all ranks
                 optimizer_step(engine)
             after = gather_master_weights(engine)
             row["overflow"] = [

@@ -1,5 +1,8 @@
-"""Folders, texts and recipes that mean harm or are simply wrong: nothing executes, nothing is written elsewhere, memory stays bounded,
-and the answer is one sentence."""
+"""Test folders, texts and recipes that are malicious or simply wrong.
+
+Nothing executes, nothing is written elsewhere, memory stays bounded, and the answer is one
+sentence.
+"""
 
 import gzip
 import json
@@ -35,7 +38,7 @@ LOADERS = (load_masked_lm, load_source, lambda path: load_for_task(path, task_of
 
 
 class Payload:
-    """What a pickle may do: write the file `mark`."""
+    """An object that creates `mark` when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = str(mark)
@@ -191,7 +194,7 @@ def test_a_config_of_another_form(folder, changes):
 )
 @pytest.mark.parametrize("named", ["someone/kernel", "flash_attention_2"])
 def test_a_kernel_that_a_config_names_is_not_fetched(folder, named):
-    """transformers would look for it on the hub; what it finds there is code."""
+    """transformers would look for it on the hub, and would run the code that it finds there."""
     change(folder / "config.json", attn_implementation=named, return_dict=False)
     loaded = [load(str(folder)) for load in LOADERS]
     assert [getattr(model, "model", model).config._attn_implementation for model in loaded] == ["sdpa", "eager", "sdpa"]
@@ -240,7 +243,7 @@ print(count, longest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - befo
 
 @pytest.mark.promise("Text that is none, lines without end, archive bombs: counted or refused, in bounded memory")
 def test_an_archive_bomb_and_a_line_without_end(tmp_path):
-    """300 MB in one line, 300 kB on the disk."""
+    """The file has 300 MB in one line and takes 300 kB on disk."""
     with gzip.open(tmp_path / "bomb.txt.gz", "wb", compresslevel=6) as file:
         for _ in range(300):
             file.write(b"a" * 10**6)

@@ -1,4 +1,4 @@
-"""Mistakes in a command's arguments are told before torch is imported, and before anything is written."""
+"""Mistakes in a command's arguments are reported before torch is imported and before anything is written."""
 
 import json
 import os
@@ -55,7 +55,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """What a command needs, as far as it is looked at without torch."""
+    """The files that a command needs, as far as it checks them without torch."""
     world = tmp_path_factory.mktemp("arguments")
     (world / "text.txt").write_text("some text")
     (world / "model").mkdir()

@@ -1,4 +1,4 @@
-"""The embedded corpus."""
+"""Test the embedded corpus."""
 
 from ds_distill.data.docstrings import MIN_DOCSTRING, _prose_of_file, embedded_documents
 

@@ -152,7 +152,7 @@ def test_a_saved_data_set_without_a_file_or_beside_others(saved):
         split_inputs([str(saved / "one")])
     (saved / "one" / "more.txt").write_text("more")
     (saved / "one" / "state.json").unlink()
-    assert list(documents([str(saved / "one")])) == ["more"]  # an .arrow file of unknown origin may be a cache of indices
+    assert list(documents([str(saved / "one")])) == ["more"]  # an unknown .arrow file may be a cache of indices
 
 
 def test_metadata_of_a_hub_clone_is_no_text(corpus):
