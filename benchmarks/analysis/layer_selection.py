@@ -46,6 +46,7 @@ class CollateSpec:
         self.layers = list(getattr(self.owner, self.name))
 
     def score(self, keep: Choice) -> float | None:
+        """Return the score with the layers `keep` only."""
         if keep not in self.scores:
             setattr(self.owner, self.name, nn.ModuleList([self.layers[i] for i in keep]))
             self.scores[keep] = self.measure(f"layers {', '.join(map(str, keep))}")

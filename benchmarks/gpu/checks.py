@@ -55,6 +55,7 @@ class NotMade(Exception):
 
 
 def unless(reason: str | None) -> None:
+    """Raise NotMade if there is a reason why the check cannot be made."""
     if reason:
         raise NotMade(reason)
 
@@ -74,10 +75,12 @@ class Check:
 
 
 def short(dtype: torch.dtype) -> str:
+    """Return a dtype's short name."""
     return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
 
 def precisions(device: torch.device) -> list[torch.dtype]:
+    """Return the dtypes to check on this device."""
     return [torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])]
 
 
@@ -130,6 +133,7 @@ def vocabulary_problem(device: torch.device, dtype: torch.dtype, on: str, paddin
 
 
 def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | None) -> tuple[float, str]:
+    """Return the largest relative error of the fused loss's sums and gradients."""
     unless(reason)
     leaves, given, options, expected = problem()
     leaves = [x.clone().requires_grad_() for x in leaves]
@@ -152,11 +156,13 @@ def tiny_teacher(device: torch.device) -> BertForMaskedLM:
 
 
 def batch(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return input_ids and labels, [8, 64] each, with 15 % of the positions masked."""
     ids = torch.randint(5, 1000, (8, 64), device=device)
     return ids, torch.where(torch.rand(8, 64, device=device) < 0.15, ids, -100)
 
 
 def compiled_blocks(device: torch.device) -> Iterator[Check]:
+    """Check compiled blocks against the model's own."""
     yield Check("compiled blocks, fp32", 1e-4, functools.partial(compiled_blocks_error, device))
 
 
@@ -179,6 +185,7 @@ def compiled_blocks_error(device: torch.device) -> tuple[float, str]:
 
 
 def varlen(device: torch.device) -> Iterator[Check]:
+    """Check attention within documents in 16 bits."""
     for dtype in precisions(device)[1:]:
         yield Check(
             f"attention within documents, {short(dtype)}",
@@ -209,6 +216,7 @@ def varlen_error(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def engine_steps(device: torch.device) -> Iterator[Check]:
+    """Check three steps of the engine at every ZeRO stage and in every precision."""
     plain = functools.cache(functools.partial(plain_steps, device))
     for stage in range(4):
         for dtype in precisions(device):
@@ -267,6 +275,7 @@ def engine_steps_error(
 
 
 def host_syncs(device: torch.device) -> Iterator[Check]:
+    """Check that a micro-step does not make the host wait for the GPU."""
     yield Check("host waits in a micro-step", 0, functools.partial(host_waits, device))
 
 
@@ -305,6 +314,7 @@ def host_waits(device: torch.device) -> tuple[float, str]:
 
 
 def adam(device: torch.device) -> Iterator[Check]:
+    """Check DeepSpeed's FusedAdam."""
     yield Check("DeepSpeed FusedAdam", 1e-5, functools.partial(adam_error, device))
 
 
@@ -392,6 +402,7 @@ def main() -> int:
 
 
 def report(seconds: float) -> int:
+    """Run the checks and print the report; return the exit status."""
     start_distributed()
     device = local_device()
     peak, rows = square_gemm(device), results(device, seconds)

@@ -310,6 +310,7 @@ def main() -> int:
 
 
 def suite(args: argparse.Namespace) -> int:
+    """Run the parts and write the report; return the exit status."""
     if not torch.cuda.is_available() and not args.rehearse:
         raise UserError("torch sees no GPU here; --rehearse shows on a CPU that the suite works")
     make_folder("--report", args.report)

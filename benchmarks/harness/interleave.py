@@ -92,6 +92,7 @@ class Variant:
         return answer
 
     def stop(self) -> None:
+        """Stop the processes; kill those that have not ended after 10 seconds."""
         for link in self.links:
             with contextlib.suppress(OSError):
                 link.send("stop")

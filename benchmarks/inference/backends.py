@@ -38,6 +38,7 @@ class Row:
 
     @property
     def name(self) -> str:
+        """The row's name in messages: the model and the backend."""
         return f"{self.model}, {BODIES[self.body].label}"
 
 
@@ -105,12 +106,14 @@ def torch_body(
 
 
 def onnx_body(row: Row) -> Callable:
+    """Load the row's ONNX file in ONNX Runtime."""
     from ds_distill.export.runtimes import OnnxRunner
 
     return OnnxRunner(row.files / BODIES[row.body].file, row.threads)
 
 
 def openvino_body(row: Row, precision: str = "f32") -> Callable:
+    """Load the row's file in OpenVINO."""
     from ds_distill.export.runtimes import OpenvinoRunner
 
     return OpenvinoRunner(row.files / BODIES[row.body].file, row.threads, precision)

@@ -35,6 +35,7 @@ class _Package:
         self.folder, self.before, self.turns = folder, 0, 0
 
     def read(self) -> float | None:
+        """Return the joules so far, or None if the counter cannot be read."""
         try:
             now, most = (
                 int((self.folder / name).read_text(encoding="utf-8")) for name in ("energy_uj", "max_energy_range_uj")

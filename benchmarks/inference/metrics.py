@@ -29,12 +29,15 @@ class Measured:
     ended: bool = False
 
     def median(self, case: str) -> float:
+        """Return the median latency of a case over all rounds, in seconds."""
         return statistics.median(self.all(case))
 
     def all(self, case: str) -> list[float]:
+        """Return the latencies of a case over all rounds, in seconds."""
         return [value for part in self.latencies[case] for value in part]
 
     def medians(self, case: str) -> list[float]:
+        """Return the median latency of a case in each round, in seconds."""
         return [statistics.median(part) for part in self.latencies[case]]
 
 

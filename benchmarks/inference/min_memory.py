@@ -50,6 +50,7 @@ def least_megabytes(
 
 
 def runs_within(row: Row, length: int, megabytes: int) -> bool:
+    """Return whether a new process reads a sequence of `length` tokens within `megabytes`."""
     with tempfile.NamedTemporaryFile(suffix=".pickle") as file:  # written here, so the process below may unpickle it
         pickle.dump((row, length, megabytes), file)
         file.flush()

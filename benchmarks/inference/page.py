@@ -67,10 +67,12 @@ def shown(entry: dict) -> dict:
 
 
 def counted(threads: int) -> str:
+    """Return the number of threads in words."""
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
 def sections_of(result: dict, folder: Path | None) -> list[Section]:
+    """Return the sections of the page; plots go to `folder`, if there is one."""
     rows = result["rows"]
     most = max(row["threads"] for row in rows)
     first, threads = rows[0]["head"], counted(most)
@@ -156,6 +158,7 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
 
 
 def label(row: dict) -> str:
+    """Return the name of a row's model and backend."""
     return f"{row['model']}: {BODIES[row['body']].label}"
 
 

@@ -215,6 +215,7 @@ def measure(
 
 
 def take_turn(contender: Variant, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:
+    """Measure one row on all cases, except those that have used up their time or are too long for the model."""
     for case, batches in cases.items():
         if sum(sum(part) for part in one.latencies.get(case, [])) > args.patience:
             continue  # a slow row has used up its time

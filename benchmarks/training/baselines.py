@@ -57,6 +57,7 @@ class Setting:
 
     @property
     def training(self) -> Training:
+        """The engine's training settings."""
         own = None if self.zero is None else f"ds_configs/deepspeed/zero{self.zero}.json"
         return Training(
             global_batch=self.sequences,
@@ -68,9 +69,11 @@ class Setting:
 
     @property
     def losses(self) -> Losses:
+        """The loss settings."""
         return Losses(kl_on=self.objective)
 
     def config(self) -> BertConfig:
+        """Return the teacher's config."""
         layers, hidden = SIZES[self.size]
         return BertConfig(
             vocab_size=self.vocabulary,
@@ -108,14 +111,17 @@ class Setting:
         return resolve_dtype(self.training, device)
 
     def frozen(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype) -> Teacher:
+        """Return the frozen teacher in the dtype that it has beside a student in `dtype`."""
         return Teacher(teacher.to(teacher_dtype(device, dtype)))
 
     def compile(self, objective: Objective, teacher: Teacher, device: torch.device) -> None:
+        """Compile the step, unless the setting or the machine rules that out."""
         if self.passes != "torch" and compile_unavailable_reason() is None:
             compile_step(objective, teacher, device, passes=self.passes)
 
 
 def options_of(training: Training) -> dict:
+    """Return the options of AdamW."""
     return {
         "lr": training.learning_rate,
         "betas": tuple(training.betas),

@@ -71,8 +71,9 @@ def gemm_contender(
     device: torch.device,
     dtype: torch.dtype,
 ):
-    """Return a function that runs all products of one distillation step, one after another, into
-    preallocated buffers.
+    """Return a function that runs all products of one distillation step, one after another.
+
+    The results go to preallocated buffers.
     """
     make = lambda *shape: torch.randn(*shape, device=device).to(dtype)  # noqa: E731
     wanted = [

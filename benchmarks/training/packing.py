@@ -102,6 +102,7 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace) -> dict:
+    """Run the steps of all three kinds of batches in turns; return their rates and gains."""
     silence_libraries(False)
     on_cpu_only()
     start_distributed()

@@ -105,6 +105,7 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
 
 
 def setting_of(args: argparse.Namespace) -> who.Setting:
+    """Return the Setting that the options describe."""
     return who.Setting(**{name: getattr(args, name) for name in who.Setting.__dataclass_fields__})
 
 
@@ -259,6 +260,7 @@ def heading(result: dict) -> str:
 
 
 def rows_of(contenders: list[Variant], result: dict) -> list[dict]:
+    """Return one row of the table per contender."""
     rows = []
     for c in contenders:
         against = result.get(f"engine_vs_{c.name}")

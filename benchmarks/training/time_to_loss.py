@@ -173,8 +173,9 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
 
 
 def at_minute(rows: list, minute: float, set: str, figure: int) -> float:
-    """Return a figure at `minute`, interpolated linearly between two measurements; after the end,
-    return the last one.
+    """Return a figure at `minute`, interpolated linearly between two measurements.
+
+    After the last measurement, its figure is returned.
     """
     for (left, _, a), (right, _, b) in zip(rows, rows[1:], strict=False):
         if minute <= right:
@@ -268,6 +269,10 @@ def main() -> int:
 
 
 def race(args: argparse.Namespace) -> int:
+    """Run the racers one after another and write the report; return the exit status.
+
+    With --racer, run only that racer in this process.
+    """
     silence_libraries(False)
     on_cpu_only()
     options = build_parser().parse_args(

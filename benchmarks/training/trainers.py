@@ -69,6 +69,7 @@ class Plain:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, by_the_clock(t.warmup, share))
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
+        """Take one optimizer step over the micro-batches."""
         x, t = self.recipe.losses, self.recipe.training
         for batch in batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
@@ -90,15 +91,18 @@ class Plain:
         self.optimizer.zero_grad()
 
     def weights(self) -> dict[str, torch.Tensor]:
+        """Return the student's weights."""
         return self.student.state_dict()
 
     def save(self, folder: Path, number: int, state: dict) -> None:
+        """Save the student, the optimizer, the schedule and `state`, replacing the previous file atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         own = {name: getattr(self, name).state_dict() for name in ("student", "optimizer", "schedule")}
         torch.save(own | {"state": state}, folder / "writing")
         os.replace(folder / "writing", folder / "state.pt")
 
     def resume(self, folder: Path) -> dict | None:
+        """Load what `save` wrote; return its state, or None if there is nothing."""
         if not (folder / "state.pt").is_file():
             return None
         found = torch.load(folder / "state.pt", weights_only=True)
@@ -143,15 +147,19 @@ class Engine:
             group["lr"] = base * factor(0)
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
+        """Take one optimizer step over the micro-batches."""
         self.take(self.engine.global_steps, batches, counts)
 
     def weights(self) -> dict[str, torch.Tensor]:
+        """Return the student's fp32 master weights."""
         return gather_master_weights(self.engine)
 
     def save(self, folder: Path, number: int, state: dict) -> None:
+        """Save a checkpoint with `state`, and keep only this one."""
         checkpoint.save(self.engine, folder, number, state, keep=1)
 
     def resume(self, folder: Path) -> dict | None:
+        """Resume from the checkpoint in `folder`; return its state, or None if there is none."""
         return checkpoint.resume(self.engine, folder)
 
 

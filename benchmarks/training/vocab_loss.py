@@ -51,6 +51,7 @@ def inputs_of(
 
 
 def fused(x: dict, passes: str) -> None:
+    """Run the fused loss, forward and backward."""
     rows, masked = len(x["h"]), int((x["labels"] >= 0).sum())
     loss, *_ = fused_linear_distillation_loss(
         x["h"],
@@ -83,6 +84,7 @@ def plain(x: dict) -> None:
 
 
 def clear(x: dict) -> None:
+    """Remove the gradients of the student's inputs."""
     for name in "hwb":
         x[name].grad = None
 

@@ -102,9 +102,7 @@ def main(words: list[str]) -> int:
 
 
 def _fresh(folder: Path, stamp: str) -> Path:
-    """Return `folder`, emptied if its exports come from another state of the product; nobody else's
-    folder is emptied.
-    """
+    """Return `folder`, emptied if another state of the product made its exports; never empty anybody else's folder."""
     made_by = folder / "made-by.txt"
     if made_by.is_file() and made_by.read_text(encoding="utf-8") != stamp:
         say(f"{folder}: the product has changed since, its exports are made anew")

@@ -78,9 +78,9 @@ def fp16_on_a_cpu():
 
     DeepSpeed refuses fp16 there, though all of it works.
     """
-    config = lambda *arguments: (
+    config = lambda *arguments: (  # noqa: E731
         (made := deepspeed_config(*arguments)) | {"fp16": made["fp16"] | {"initial_scale_power": 8}}
-    )  # noqa: E731
+    )
     here = get_accelerator()
     dtypes = [*here.supported_dtypes(), torch.float16]
     with (

@@ -11,9 +11,7 @@ from tests.start import start_ranks
 
 
 def demo(output, text, *more):
-    """Run on three ranks, among which 8 sequences do not divide evenly; return how the first one
-    ended, and their output.
-    """
+    """Run on three ranks, which cannot share 8 sequences evenly; return the first one's ending and the output."""
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 4,

@@ -171,9 +171,7 @@ def test_the_least_memory_is_found():
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("body", ["onnx_fp32", "openvino_fp32"])
 def test_rest_gives_memory_back(tiny, tmp_path, body):
-    """A real process runs a large batch and must release that memory, since all rows of a benchmark
-    are in memory at once.
-    """
+    """A real process runs a large batch and must release its memory, since all rows are in memory at once."""
     sources = prepare({STUDENT: tiny}, "masked-lm", [body], tmp_path, [])
     row = Row(STUDENT, body, "masked-lm", 1, tiny, sources[STUDENT][1])
     contender = Variant("rests", make, row, serve=serve)
@@ -209,9 +207,7 @@ def test_a_memory_limit_holds(tiny, tmp_path):
 
 
 def test_rounding_is_what_int8_would_do(tiny):
-    """Rounding equals integer arithmetic by hand, and a tied embedding keeps its values when the
-    projection is rounded.
-    """
+    """Rounding equals integer arithmetic by hand, and a tied embedding keeps its values."""
     from benchmarks.analysis.quantization_error import asymmetric, grouped, rounded, symmetric
 
     x = torch.tensor([[1.0, -0.5, 0.251, 0.0], [0.0, 2.01, 4.0, 1.0]])  # no ties

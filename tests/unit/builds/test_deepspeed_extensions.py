@@ -36,9 +36,7 @@ class TinyBuilder(OpBuilder):
 
 
 class Build:
-    """An environment's folder, a compiler that can be told to wait or to fail, and processes that
-    load the extension.
-    """
+    """A build environment whose compiler can be told to wait or to fail, and processes that load the extension."""
 
     def __init__(self, folder: Path):
         self.folder, self.processes = folder, []

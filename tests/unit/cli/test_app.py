@@ -202,8 +202,9 @@ def test_a_mistake_in_the_first_words(capsys, monkeypatch, tmp_path, words, said
     ],
 )
 def test_a_short_or_foreign_name_is_answered_with_the_key(capsys, tmp_path, command, written, meant):
-    """The name is refused, so that each setting has one name, but the answer names the key, and a
-    value where one is meant.
+    """The name is refused, so that each setting has one name.
+
+    The answer names the key, with a value where one is meant.
     """
     said = said_by(capsys, command, f"--{written}", "1", "--output", str(tmp_path))
     assert said.startswith(f"{written}: no such key; ") and meant.removeprefix("--") in said, said

@@ -1,5 +1,6 @@
-"""Characters in the input equal characters tokenized plus characters lost to a named cause; large
-losses are reported.
+"""Characters in the input equal characters tokenized plus characters lost to a named cause.
+
+Large losses are reported.
 """
 
 import gzip

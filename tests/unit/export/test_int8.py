@@ -13,9 +13,7 @@ from ds_distill.export.runtimes import OnnxRunner
 
 @pytest.mark.parametrize("steps", [FULL, SAFE])
 def test_sums_of_products_are_right_or_said_to_be_wrong(tmp_path, steps):
-    """All weights are equal and activations are at their largest, so a processor that adds in 16
-    bits would saturate.
-    """
+    """All weights are equal and activations are largest, where a processor that adds in 16 bits saturates."""
     weight = onnx.numpy_helper.from_array(np.ones((64, 8), np.float32), "weight")
     ends = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", width])

@@ -177,9 +177,7 @@ def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
 
 
 def test_a_folder_from_elsewhere_is_read_as_its_tokenizer_says(folders, tmp_path):
-    """It is exported with labeled examples and not fine-tuned here, so its own maximum length,
-    sides and inputs hold.
-    """
+    """It is exported with labeled examples and not fine-tuned here: its own maximum length, sides and inputs hold."""
     rows = [{"text": some_text(2, 40), "label": i % 3} for i in range(30)]
     (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for what in ("as it came", "cut left", "padded left", "without token types", "ids alone, after the mask", "short"):
@@ -296,8 +294,9 @@ def test_labels_in_another_language_are_the_models_own(classifier, tmp_path, cap
 @pytest.mark.parametrize("what", ["as it came", "padded left", "cut left", "without token types"])
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_answers_of_the_saved_folder_score_what_is_reported(folders, tmp_path, family, what):
-    """transformers 5 has no pipeline for questions, so the folder is loaded by AutoModel, with its
-    tokenizer's windows and SQuAD's rules.
+    """transformers 5 has no pipeline for questions.
+
+    AutoModel loads the folder, with its tokenizer's windows and SQuAD's rules.
     """
     (tmp_path / "squad_v2").mkdir()
     for split in ("train", "validation"):

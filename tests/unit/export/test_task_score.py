@@ -154,9 +154,7 @@ def test_columns_may_be_named(tmp_path):
 
 
 def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
-    """This check precedes the loading of torch: the file must exist, and the columns after the #
-    are no part of its name.
-    """
+    """Before torch is loaded, the file must exist; the columns after the # are no part of its name."""
     (tmp_path / "dev.jsonl").write_text(json.dumps({"text": "t", "label": 1}))
     for given_, there in (
         ("dev.jsonl", True),

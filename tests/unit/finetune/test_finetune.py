@@ -39,9 +39,7 @@ def test_scores_by_hand():
 
 
 def test_a_score_over_nothing_is_not_measured():
-    """A constant correlates with nothing, a single class cannot be told from another, and a score
-    of no examples is undefined.
-    """
+    """A constant has no correlation, a single class no contrast, and no examples have no score."""
     for names, outputs, labels in (
         (("pearson", "spearman"), np.zeros((3, 1)), np.array([1.0, 2.0, 3.0])),
         (("pearson", "spearman"), np.eye(3)[:, :1], np.ones(3)),

@@ -91,8 +91,9 @@ def test_text_that_the_vocabulary_does_not_hold_is_said(encoder, tmp_path, capsy
 
 
 def test_two_points_of_one_length_are_two_points(encoder, tmp_path):
-    """Both lengths exceed what the model reads; each seed of each is a run, and the summary has the
-    length that was used.
+    """Both lengths exceed what the model reads.
+
+    Each seed of each is a run, and the summary has the length that was used.
     """
     data = write(tmp_path / "data", task_of("sst2"), ["a small village"] * 16)
     points = [Tuning(length=length, **QUICK) for length in (512, 1024)]
@@ -159,8 +160,9 @@ def test_questions_whose_answer_no_span_holds_are_left_out_of_training(encoder, 
     ],
 )
 def test_a_teacher_of_another_scale_is_said(capsys, scale, offset, noise, is_said):
-    """STS-B is learned on 0 to 5 here and on 0 to 1 elsewhere; a weak teacher on the same scale
-    must not be reported.
+    """STS-B is learned on 0 to 5 here and on 0 to 1 elsewhere.
+
+    A weak teacher on the same scale must not be reported.
     """
     random = np.random.default_rng(0)
     labels = random.uniform(0, 5, 200)

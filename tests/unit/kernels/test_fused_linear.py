@@ -97,8 +97,9 @@ def test_compiled(options):
 
 @pytest.mark.parametrize("options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_on": "masked"}, {"temperature": 1.0, "chunk": 7}])
 def test_triton(options, monkeypatch):
-    """The kernel itself runs in Triton's interpreter, with block 64, so that a row has several
-    blocks and an incomplete last one.
+    """The kernel itself runs in Triton's interpreter.
+
+    The block is 64, so that a row has several blocks and an incomplete last one.
     """
     pytest.importorskip("triton")
     if torch.cuda.is_available():

@@ -190,9 +190,7 @@ def test_what_a_written_tokenizer_gives_its_model_takes(tmp_path, monkeypatch, m
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_transformers_4_reads_a_written_tokenizer_in_the_same_way(tmp_path, kind):
-    """The files have what its releases take for granted and nothing that they cannot read (tried in
-    4.46.3 and 4.57.6).
-    """
+    """The files have what its releases need and nothing that they cannot read (tried in 4.46.3 and 4.57.6)."""
     tokenizer = TOKENIZERS[kind]()
     save_tokenizer(tokenizer, tmp_path)
     said = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -300,8 +298,9 @@ def test_code_that_is_not_in_the_folder_is_not_named(tmp_path):
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_a_tied_weight_may_come_under_either_name(tmp_path_factory, data):
-    """The families differ in which name comes first and stands for both: XLM-R registers its
-    decoder before its embeddings.
+    """The families differ in which name comes first and stands for both.
+
+    XLM-R registers its decoder before its embeddings.
     """
     model = data.draw(st.sampled_from(FAMILIES))()
     names_of: dict[int, list[str]] = {}

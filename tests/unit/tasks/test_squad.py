@@ -211,8 +211,10 @@ GAPS = ["", " ", "  ", "\n"]
     st.data(),
 )
 def test_an_answer_is_where_its_characters_are(readers, kind, parts, data):
-    """An answer may begin or end with several tokens of one character, a part of a token, a mark on
-    the character before, or white space.
+    """An answer may begin or end in difficult places.
+
+    These are several tokens of one character, a part of a token, a mark on the character before, or
+    white space.
     """
     context = "".join(word + gap for word, gap in parts)
     start = data.draw(st.integers(0, len(context) - 1))
