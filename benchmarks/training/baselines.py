@@ -209,7 +209,7 @@ def trainer(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
 
 
 def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
-    """Make the step of the engine's module in a bare PyTorch loop.
+    """Make the step of the engine's module in a plain PyTorch loop.
 
     It has the same precision, fp32 master weights, clipping and torch's fused AdamW.
     """

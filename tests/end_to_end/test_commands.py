@@ -1,4 +1,4 @@
-"""Tests of export, evaluate, prepare, pretrain, plan and env, as a user runs them."""
+"""Test export, evaluate, prepare, pretrain, plan and env, as a user runs them."""
 
 import json
 

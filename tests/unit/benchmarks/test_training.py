@@ -127,7 +127,7 @@ def test_a_race_goes_on_only_where_its_minutes_compare():
 
 
 def test_the_benchmarks_of_the_step_need_neither_datasets_nor_an_argument_parser():
-    """A bare GPU machine has torch, transformers and a DeepSpeed wheel."""
+    """A minimal GPU machine has torch, transformers and a DeepSpeed wheel."""
     code = (
         "import sys\nsys.modules |= dict.fromkeys(('datasets', 'jsonargparse', 'pyarrow'))\n"
         "import benchmarks.gpu.suite, benchmarks.gpu.checks, benchmarks.training.step, "

@@ -1,4 +1,4 @@
-"""Tests of text in other encodings than UTF-8, and of files that are no text.
+"""Test text in other encodings than UTF-8, and of files that are no text.
 
 Both are recognized by their bytes, after unpacking.
 """

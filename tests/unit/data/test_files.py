@@ -1,4 +1,4 @@
-"""Tests of the files that an input names.
+"""Test the files that an input names.
 
 Missing files, and files that only stand for others, are reported. Pipes and saved data sets are
 read.

@@ -1,4 +1,4 @@
-"""Tests of what an export writes beside its formats.
+"""Test what an export writes beside its formats.
 
 It is a complete model, an encoder from which embedding servers start, and no file names anything of
 this machine.

@@ -1,4 +1,4 @@
-"""Tests of the tasks, their data, scores and losses, by hand and against scikit-learn and scipy."""
+"""Test the tasks, their data, scores and losses, by hand and against scikit-learn and scipy."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Tests of what a person sees, on terminals of every kind and in files."""
+"""Test what a person sees, on terminals of every kind and in files."""
 
 import io
 import sys
