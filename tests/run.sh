@@ -14,6 +14,6 @@ if [[ ! -f "$stamp" || "$(<"$stamp")" != "$wanted" ]]; then
     echo "$wanted" >"$stamp"
     rm "$prefix/.installing"
 fi
-# The tests of a file stay together because they share fixtures, and the files that take longest come first.
+# The tests of a file stay together because they share their setup, and the files that take longest come first.
 # Much of a test is waiting for the processes that it starts.
 exec "$PY" -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

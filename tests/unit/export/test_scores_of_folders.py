@@ -93,7 +93,7 @@ def change(source, target, what: str):
             "pad_token": "x",
         }
         (target / "tokenizer.json").write_text(json.dumps(state))
-        said = json.loads(file.read_text())  # tokenizer.json would take precedence
+        said = json.loads(file.read_text())  # its sides would take precedence
         file.write_text(json.dumps({key: value for key, value in said.items() if not key.endswith("_side")}))
     else:
         file.write_text(json.dumps(json.loads(file.read_text()) | SETTINGS[what]))

@@ -109,7 +109,7 @@ def test_the_threshold_of_no_answer_is_the_best():
     )
 )
 def test_the_best_threshold_is_one_that_can_be_set(rows):
-    """Questions of equal odds are either all answered or all not; with nothing to answer, no threshold is reported."""
+    """Questions of equal odds are either all answered or all not; one without any answer text stays unanswered."""
     score, answerable, nothing = zip(*rows, strict=True)
     score = [s if has and odd < math.inf else 0.0 for s, has, odd in rows]
 
