@@ -4,6 +4,6 @@ from pathlib import Path
 from ds_distill.builds.inductor_cache import keep_cache_in_environment
 
 keep_cache_in_environment()
-# Read when triton is first imported, which torch and transformers do: without a GPU its kernels run in its interpreter.
+# Triton reads this when torch or transformers first imports it. Without a GPU, its kernels run in its interpreter.
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ["TRITON_INTERPRET"] = "1"

@@ -1,4 +1,7 @@
-"""Waiting for processes without a limit that load alone can break: what hangs is given up, what is only slow is not."""
+"""Wait for processes without a limit that load alone can break.
+
+A process that hangs is given up; one that is only slow is not.
+"""
 
 import contextlib
 import os
@@ -9,19 +12,20 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-IDLE_SECONDS = 120.0  # of nothing but waiting: no test waits that long on purpose
-MAX_CPU_SECONDS = 3600.0  # what loops forever takes this long at some time
-_IDLE_SHARE = 0.02  # of a core: heartbeats and polls take less, a process that is starved is seen to be runnable
+IDLE_SECONDS = 120.0  # of nothing but waiting; no test waits that long on purpose
+MAX_CPU_SECONDS = 3600.0  # an endless loop reaches this at some time
+_IDLE_SHARE = 0.02  # of a core; heartbeats and polls take less, and a starved process is seen to be runnable
 
 
 class HangWatch:
     """Tells a process that hangs from one that a busy machine keeps waiting.
 
-    A process hangs where it and all that it has begun have neither computed nor been ready to, for two minutes. A process
-    that other load starves is ready to run (state R) or waits for a disk (D) whenever one looks.
+    A process hangs if it and all its descendants have neither computed nor been ready to for two
+    minutes. A process starved by other load is ready to run (state R) or waits for a disk (D) at
+    every look.
 
     Args:
-        roots: Process ids; what they have begun counts with them.
+        roots: Process ids; their descendants count with them.
     """
 
     def __init__(self, roots: Iterable[int]):
@@ -34,7 +38,7 @@ class HangWatch:
         self._cpu = _cpu_seconds(processes_below(self.roots))
 
     def check(self) -> str | None:
-        """Look once (call it about once per second); return why the processes are given up, or None."""
+        """Look once (call this about once per second); return why the processes are given up, or None."""
         processes = processes_below(self.roots)
         cpu = _cpu_seconds(processes)
         self._looks += 1
@@ -50,7 +54,7 @@ class HangWatch:
 
 
 def processes_below(roots: Iterable[int]) -> list[psutil.Process]:
-    """Return the processes `roots`, where they live, and all that they have begun."""
+    """Return the processes `roots` that are alive, and all their descendants."""
     found = {}
     for root in roots:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -60,7 +64,7 @@ def processes_below(roots: Iterable[int]) -> list[psutil.Process]:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and all that it has begun, compilers in groups of their own too."""
+    """Kill a process and all its descendants, including compilers in process groups of their own."""
     for process in reversed(processes_below([pid])):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -70,7 +74,7 @@ def _cpu_seconds(processes: list[psutil.Process]) -> float:
     total = 0.0
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:4])  # its children's too, that have ended
+            total += sum(process.cpu_times()[:4])  # includes its children that have ended
     return total
 
 
@@ -96,10 +100,13 @@ def wait_until(condition: Callable[[], object], roots: Iterable[int], pause: flo
 
 
 def communicate(job: subprocess.Popen, *more_roots: int) -> tuple[str, str]:
-    """Wait for a process begun with Popen; return its output. One that hangs is killed, with all that it began.
+    """Wait for a process started with Popen; return its output.
+
+    A process that hangs is killed with all its descendants.
 
     Args:
-        more_roots: Processes that do its work without being begun by it, such as an sshd.
+        job: The process.
+        more_roots: Processes that do its work without being its descendants, such as an sshd.
     """
     watch = HangWatch([job.pid, *more_roots])
     while True:
@@ -109,12 +116,12 @@ def communicate(job: subprocess.Popen, *more_roots: int) -> tuple[str, str]:
             if reason := watch.check():
                 kill_tree(job.pid)
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(job.pid, signal.SIGKILL)  # what has lost its parent, where the job leads a session
+                    os.killpg(job.pid, signal.SIGKILL)  # reaches orphans, if the job leads a session
                 raise AssertionError(f"{job.args} {reason}:\n{job.communicate()[1][-3000:]}") from None
 
 
 def run(command: list, **options) -> subprocess.CompletedProcess:
-    """subprocess.run(capture_output=True, text=True), whose only limit is `communicate`'s."""
+    """Run a command like subprocess.run(capture_output=True, text=True), with `communicate`'s limit only."""
     job = subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.PIPE,

@@ -1,4 +1,7 @@
-"""What the process that tests fork from has loaded: importing it takes longer than most runs."""
+"""The modules that are loaded in the process from which tests fork.
+
+Importing them takes longer than most runs.
+"""
 
 import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  (what ZeRO imports when it begins)
 import matplotlib.pyplot  # noqa: F401

@@ -1,9 +1,11 @@
-"""docs/RELIABILITY.md, made by running what it lists, the long tests too (about half an hour on two cores):
+"""Write docs/RELIABILITY.md by running the tests that it lists, including the long ones.
 
-    python -m tests.reliability                       everything
-    python -m tests.reliability -k resume             further arguments go to pytest; a part does not overwrite the page
+    python -m tests.reliability                       runs everything (about half an hour on two cores)
+    python -m tests.reliability -k resume             passes further arguments to pytest; a part
+    does not overwrite the page
 
-A promise is the mark `@pytest.mark.promise("…")` of the tests that show it; what they count stands in their recorded properties.
+A promise is the mark `@pytest.mark.promise("…")` of the tests that show it. What the tests count is
+in their recorded properties.
 """
 
 import datetime
@@ -20,15 +22,18 @@ from ds_distill.reporting.tables import table
 PAGE = Path(__file__).parents[1] / "docs" / "RELIABILITY.md"
 INTRODUCTION = """# What a run survives
 
-Made by `python -m tests.reliability` on {date}: {machine}; {minutes:.0f} minutes. Each row is a promise, the tests that show it, and what they counted
-in this run. `./tests/run.sh` runs the quick part of them. All of it is DeepSpeed's real engine in real processes on CPUs, over gloo; the table's runs
-on two hosts are network namespaces with an sshd each. Nothing here has been run on GPUs. fp16's loss scale does not occur on CPUs.
+Made by `python -m tests.reliability` on {date}: {machine}; {minutes:.0f} minutes. \
+Each row is a promise, the tests that show it, and what they counted
+in this run. `./tests/run.sh` runs the quick part of them. \
+All of it is DeepSpeed's real engine in real processes on CPUs, over gloo; the table's runs
+on two hosts are network namespaces with an sshd each. \
+Nothing here has been run on GPUs. fp16's loss scale does not occur on CPUs.
 
 """
 
 
 class Promises:
-    """A pytest plugin that keeps, by promise, the tests, their outcomes and what they counted."""
+    """A pytest plugin that records the tests of each promise, their outcomes and what they counted."""
 
     def __init__(self):
         self.of_test: dict[str, list[str]] = {}

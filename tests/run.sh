@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests, in the environment that launch.sh makes. Arguments go to pytest: ./tests/run.sh tests/unit -k launch
+# Run all tests in the environment that launch.sh makes. Arguments go to pytest: ./tests/run.sh tests/unit -k launch
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,5 +14,6 @@ if [[ ! -f "$stamp" || "$(<"$stamp")" != "$wanted" ]]; then
     echo "$wanted" >"$stamp"
     rm "$prefix/.installing"
 fi
-# A file's tests stay together, for what they share; the files that take longest come first. Much of a test is waiting for the processes that it starts.
+# The tests of a file stay together because they share their setup, and the files that take longest come first.
+# Much of a test is waiting for the processes that it starts.
 exec "$PY" -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,4 +1,4 @@
-"""Processes of a test: `python -m MODULE ARGUMENTS`, each its own, forked from one that has the libraries loaded."""
+"""Start a test's processes: `python -m MODULE ARGUMENTS`, forked from a process that has the libraries loaded."""
 
 import contextlib
 import ctypes
@@ -23,7 +23,7 @@ _forks.set_forkserver_preload(["tests.preload"])
 
 
 def environment_of(**changes) -> dict[str, str]:
-    """A lone CPU process's environment, and `changes`."""
+    """Return the environment of a lone CPU process, with `changes`."""
     variables = os.environ | {
         "PYTHONPATH": str(ROOT),
         "DS_ACCELERATOR": "cpu",
@@ -35,7 +35,7 @@ def environment_of(**changes) -> dict[str, str]:
 
 def _run(module: str, arguments: list[str], environment: dict, out: str, err: str) -> None:
     os.setsid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # tests that are killed leave nothing behind
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # killed tests leave no processes behind
     for number, name in ((1, out), (2, err)):
         file = os.open(name, os.O_WRONLY)
         os.dup2(file, number)
@@ -49,14 +49,14 @@ def _run(module: str, arguments: list[str], environment: dict, out: str, err: st
 
 
 class Process:
-    """A process that has begun; its output goes to files."""
+    """A process that has started; its output goes to files."""
 
     def __init__(self, module: str, *arguments, **environment):
         self.words = [str(word) for word in arguments]
         self.out, self.err = (tempfile.NamedTemporaryFile("r") for _ in range(2))
         values = environment_of(**{key: str(value) for key, value in environment.items()})
         self._process = _forks.Process(target=_run, args=(module, self.words, values, self.out.name, self.err.name))
-        with mock.patch.dict(os.environ, environment_of()):  # what the libraries read while they are imported
+        with mock.patch.dict(os.environ, environment_of()):  # the libraries read it while they are imported
             self._process.start()
         self.pid = self._process.pid
 
@@ -67,10 +67,10 @@ class Process:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """The process and all that it began."""
+        """Kill the process and all its descendants."""
         kill_tree(self.pid)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # what has lost its parent
+            os.killpg(self.pid, signal.SIGKILL)  # reaches orphans too
         self._process.join()
 
     def wait(self) -> subprocess.CompletedProcess:
@@ -87,7 +87,7 @@ def ds_distill(*arguments, **environment) -> subprocess.CompletedProcess:
 
 
 def start_ranks(world: int, module: str, *arguments, own: Callable[[int], list] = lambda rank: []) -> list[Process]:
-    """Begin `world` gloo ranks on this machine, by rank; `own`: each rank's further arguments."""
+    """Start `world` gloo ranks on this machine and return them by rank; `own` gives each rank's further arguments."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -96,7 +96,7 @@ def start_ranks(world: int, module: str, *arguments, own: Callable[[int], list] 
 
 
 def run_ranks(world: int, module: str, *arguments) -> str:
-    """Run `world` ranks to their end; returns the first one's standard output, fails with a failing rank's errors."""
+    """Run `world` ranks to their end; return the first one's standard output, or fail with a failing rank's errors."""
     ranks = start_ranks(world, module, *arguments)
     try:
         results = [rank.wait() for rank in ranks]
@@ -109,7 +109,7 @@ def run_ranks(world: int, module: str, *arguments) -> str:
 
 
 def wait_for(condition: Callable[[], object], *processes, pause: float = 0.05) -> None:
-    """Until `condition` holds; fails where a process ends before, or hangs."""
+    """Wait until `condition` holds; fail if a process ends before that, or hangs."""
 
     def holds() -> bool:
         if condition():

@@ -1,4 +1,4 @@
-"""Tiny encoders of every family, each with the kind of tokenizer that it comes with."""
+"""Tiny encoders of every family, each with its family's usual kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MARKS = {
 
 
 def byte_level_tokenizer(folder: Path) -> None:
-    """RoBERTa's: byte-level BPE, in which a character beyond ASCII is several tokens."""
+    """Train RoBERTa's kind: byte-level BPE, in which a character beyond ASCII is several tokens."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -57,7 +57,7 @@ def byte_level_tokenizer(folder: Path) -> None:
 
 
 def sentencepiece_tokenizer(folder: Path) -> None:
-    """XLM-R's: Unigram over text whose spaces are characters of it."""
+    """Train XLM-R's kind: Unigram over text in which spaces are characters."""
     marks = ["<s>", "<pad>", "</s>", "<unk>"]
     trained = Tokenizer(models.Unigram())
     trained.normalizer = normalizers.NFKC()
@@ -74,8 +74,10 @@ def sentencepiece_tokenizer(folder: Path) -> None:
 
 
 def save_encoder(family: str, folder: Path) -> Path:
-    """Write a masked-LM model of `family` and its tokenizer into `folder`. Its weights are large: outputs differ from
-    text to text."""
+    """Write a masked-LM model of `family` and its tokenizer to `folder`.
+
+    Its weights are large, so that outputs differ from text to text.
+    """
     torch.manual_seed(0)
     if family in ("bert", "distilbert"):
         size = len(train_wordpiece(SAMPLE.read_text().splitlines(), 300, folder))

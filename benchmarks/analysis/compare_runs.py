@@ -1,9 +1,11 @@
-"""Runs side by side: their held-out losses over tokens in one plot, and a table.
+"""Compare runs side by side: their held-out losses over tokens in one plot, and a table.
 
-    python -m benchmarks.analysis.compare_runs RUNS/distilled RUNS/no_teacher RUNS/random --output docs/results/first_evidence
+    python -m benchmarks.analysis.compare_runs RUNS/distilled RUNS/no_teacher RUNS/random --output
+    docs/results/first_evidence
 
-A run is the --output folder of distill or pretrain; its folder's name is its label. Writes OUTPUT.png and OUTPUT_table.md; says at how many of the
-common measurements the first run is ahead of each other. The last line of standard output is JSON.
+A run is the --output folder of distill or pretrain, and the folder's name is its label. The
+benchmark writes OUTPUT.png and OUTPUT_table.md. It counts, for each other run, at how many of the
+common measurements the first run is ahead. The last line of standard output is JSON.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from ds_distill.utils.errors import UserError
 
 
 def held_out(folder: Path) -> dict[str, list]:
-    """By name of the set: [step, tokens, loss, accuracy] a measurement."""
+    """Return, by name of the set, the measurements of a run; each is [step, tokens, loss, accuracy]."""
     try:
         return {
             name or "own": rows
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     for other in others:
         for kind in runs[first].keys() & runs[other].keys():
             mine, theirs = ({row[0]: row[2] for row in runs[name][kind]} for name in (first, other))
-            common = sorted((mine.keys() & theirs.keys()) - {0})  # before the first step nothing has been learnt
+            common = sorted((mine.keys() & theirs.keys()) - {0})  # nothing has been learned before the first step
             ahead[f"{other}, {kind}"] = [sum(mine[step] < theirs[step] for step in common), len(common)]
     columns = {"run": "run"}
     for kind in runs[first]:

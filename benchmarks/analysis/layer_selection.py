@@ -1,10 +1,13 @@
-"""Which layers a task needs: a fine-tuned model's score without each of them, and with every choice of as many as a student would get.
+"""Show which layers a task needs.
 
     python -m benchmarks.analysis.layer_selection --task stsb --model FINETUNED --data DIR
 
-Nothing is trained: minutes, where a student of each choice takes hours. The order of the choices is a hint at which to try as student.layers, not a
-forecast: docs/LOG.md has what students of some of them then scored. With more choices than --most, layers are dropped one by one, each time that
-which is missed least. The last line of standard output is JSON.
+It measures a fine-tuned model's score without each of its layers, and with every choice of as many
+layers as a student would get. Nothing is trained, so this takes minutes, where a student of each
+choice takes hours. The order of the choices hints at which to try as student.layers, but it is not
+a forecast: docs/LOG.md has the scores that students of some of them reached. If there are more
+choices than --most, layers are dropped one by one, each time the layer whose loss costs the least.
+The last line of standard output is JSON.
 """
 
 import argparse
@@ -43,6 +46,7 @@ class CollateSpec:
         self.layers = list(getattr(self.owner, self.name))
 
     def score(self, keep: Choice) -> float | None:
+        """Return the score with the layers `keep` only."""
         if keep not in self.scores:
             setattr(self.owner, self.name, nn.ModuleList([self.layers[i] for i in keep]))
             self.scores[keep] = self.measure(f"layers {', '.join(map(str, keep))}")
@@ -50,12 +54,16 @@ class CollateSpec:
 
 
 def without_each(cut: CollateSpec, keep: Choice) -> list[tuple[float | None, Choice]]:
-    """Scores without one layer of `keep`, in the order of the layers."""
+    """Return the scores without one layer of `keep`, in the order of the layers."""
     return [(cut.score(rest), rest) for rest in (tuple(i for i in keep if i != out) for out in keep)]
 
 
 def choices_of(cut: CollateSpec, count: int, most: int) -> list[tuple[float | None, Choice]]:
-    """(score, layers), best first, of every choice of `count` layers; where these are more than `most`, of the last that dropping one by one tried."""
+    """Return (score, layers) of the choices of `count` layers, best first.
+
+    If there are more than `most` choices, only those of the last round of dropping layers one by
+    one are returned.
+    """
     every = tuple(range(len(cut.layers)))
     if math.comb(len(every), count) <= most:
         found = [(cut.score(keep), keep) for keep in combinations(every, count)]

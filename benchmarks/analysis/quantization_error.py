@@ -1,9 +1,11 @@
-"""What rounding does to a model's first choices: how far any 8-bit product can go, whatever runs it.
+"""Measure what rounding does to a model's top-1 predictions, whatever the 8-bit products run on.
 
     python -m benchmarks.analysis.quantization_error --model DIR --text FILE
 
-The model runs in fp32 with the operands of its products rounded as int8 would have them (Dettmers et al. 2022, section 2), in PyTorch, and once in
-bf16; its first choices of masked tokens are held against its own in fp32. The last line of standard output is JSON.
+The result bounds how far any 8-bit product can go. The model runs in fp32 in PyTorch, with the
+operands of its products rounded as in int8 (Dettmers et al. 2022, section 2), and once in bf16. Its
+top-1 predictions at masked tokens ("first choices") are compared with its own in fp32. The last
+line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ from ds_distill.utils.console import progress
 
 
 def symmetric(x: Tensor, dim: int | tuple[int, ...], steps: int = 127) -> Tensor:
-    """x rounded to so many steps each way of the largest value along `dim`."""
+    """Round x to `steps` steps in each direction of the largest value along `dim`."""
     step = x.abs().amax(dim, keepdim=True).clamp_min(1e-12) / steps
     return (x / step).round() * step
 
 
 def asymmetric(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """x rounded to 255 steps from the least to the largest value along `dim`, 0 being one of them."""
+    """Round x to 255 steps from the least to the largest value along `dim`, one of which is 0."""
     low, high = x.amin(dim, keepdim=True).clamp_max(0), x.amax(dim, keepdim=True).clamp_min(0)
     step = ((high - low) / 255).clamp_min(1e-12)
     zero = (-low / step).round()
@@ -38,7 +40,7 @@ def asymmetric(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 
 def grouped(x: Tensor, size: int) -> Tensor:
-    """Symmetric, a scale for each `size` values of the last axis."""
+    """Round x symmetrically, with one scale for each `size` values of the last axis."""
     return symmetric(x.unflatten(-1, (-1, size)), -1).flatten(-2)
 
 
@@ -64,13 +66,13 @@ ROWS = [
 
 
 def rounded(model: nn.Module, weights: str | None, activations: str | None) -> list:
-    """Round the operands of every linear layer of `model`, in place; returns the hooks."""
+    """Round the operands of every linear layer of `model` in place, and return the hooks."""
     hooks = []
     for layer in [part for part in model.modules() if isinstance(part, nn.Linear)]:
         if weights:
             layer.weight = nn.Parameter(
                 WEIGHTS[weights](layer.weight.data), requires_grad=False
-            )  # a new one: an embedding tied to it stays as it is
+            )  # a new parameter, so that an embedding tied to the old one stays as it is
         if activations:
             hooks.append(
                 layer.register_forward_pre_hook(lambda _, inputs: (ACTIVATIONS[activations](inputs[0]), *inputs[1:]))
@@ -80,7 +82,7 @@ def rounded(model: nn.Module, weights: str | None, activations: str | None) -> l
 
 @torch.inference_mode()
 def logits_of(source: Source, batches: list[Batch], what: str) -> np.ndarray:
-    """fp32 [masked tokens, V]."""
+    """Return the logits at masked tokens, fp32 [masked tokens, V]."""
     found = []
     with progress(len(batches), what, "batch") as bar:
         for batch in batches:
@@ -108,7 +110,7 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> int:
     source = load_source(args.model, "masked-lm")
-    # one sequence at a time: a scale a tensor depends on what else is in it
+    # Batches have one sequence, since a scale per tensor depends on what else is in the tensor.
     batches = text_batches(source, args.text, sequences=args.sequences, batch=1)
     reference = logits_of(source, batches, "fp32")
     choice, clear = first_choices(reference)
@@ -150,7 +152,8 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     print(
-        f"\n{len(choice):,} masked tokens, {100 * clear.mean():.0f} % of them clear. The two best of a token differ by less than "
+        f"\n{len(choice):,} masked tokens, {100 * clear.mean():.0f} % of them clear. "
+        "The two best of a token differ by less than "
         + ", ".join(f"{value:.4f} for {share}" for share, value in margins.items())
         + "\n"
     )

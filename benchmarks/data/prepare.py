@@ -1,11 +1,15 @@
-"""Preparing text: megabytes a second and core against `datasets.map`, and memory as the corpus grows.
+"""Measure text preparation: megabytes per second and core against `datasets.map`, and memory as the corpus grows.
 
-    python -m benchmarks.data.prepare --tokenizer DIR --text FILE…               real English text, 20 MB or more
+    python -m benchmarks.data.prepare --tokenizer DIR --text FILE…
+        real English text, 20 MB or more
     python -m benchmarks.data.prepare --tokenizer DIR --text FILE… --sizes 10 100 1000
 
-Speed: one worker on the text as it is, against datasets.map with a transformers fast tokenizer, row by row (its default) and with batched=True (1,000
-rows a call, its default), all on one core, in turns; ratios are medians over rounds. Memory: the most that one worker's process holds while it
-prepares corpora of the given sizes, made of copies of the text in which every line carries a word of its own. The last line of standard output is JSON.
+Speed: one worker prepares the text as it is. It is compared with datasets.map and a transformers
+fast tokenizer, row by row (the default of datasets.map) and with batched=True (its default of 1,000
+rows per call). All run on one core, in turns, and ratios are medians over rounds. Memory: the most
+that one worker's process holds while it prepares corpora of the given sizes. These consist of
+copies of the text in which every line has a word of its own. The last line of standard output is
+JSON.
 """
 
 import argparse
@@ -58,7 +62,7 @@ ROWS = {
 
 
 def probe(program: str, *arguments) -> dict:
-    """The JSON that a program prints, run alone on one core."""
+    """Run a program alone on one core and return the JSON that it prints last."""
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
@@ -74,7 +78,7 @@ def probe(program: str, *arguments) -> dict:
 
 
 def grown(texts: list[str], megabytes: float, path: Path) -> None:
-    """A text file of that size: copies of `texts`, every line with a number of its own."""
+    """Write a text file of that size: copies of `texts` in which every line ends with a number of its own."""
     size, number = 0, 0
     with path.open("w", encoding="utf-8") as file:
         while size < megabytes * 1e6:
@@ -119,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
             for ratio in [result.get(f"times_{name}")]
         ]
         print(
-            f"{megabytes:.3g} MB, one core, {result['machine']}\n\n{table(rows, {'who': '', 'rate': 'MB/s', 'ratio': 'prepare against it'})}\n"
+            f"{megabytes:.3g} MB, one core, {result['machine']}\n\n"
+            f"{table(rows, {'who': '', 'rate': 'MB/s', 'ratio': 'prepare against it'})}\n"
         )
         if args.sizes:
             result["memory"] = []
@@ -142,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def speeds(args: argparse.Namespace, texts: list[str], megabytes: float, folder: Path) -> dict:
-    """Megabytes a second of each of ROWS, and how many times faster prepare is than each other."""
+    """Return the megabytes per second of each of ROWS, and how many times faster prepare is than each of the others."""
     plain, rows = folder / "plain.txt", folder / "rows.json"
     plain.write_text("\n\n".join(texts), encoding="utf-8")
     rows.write_text(json.dumps(texts), encoding="utf-8")

@@ -1,9 +1,11 @@
-"""Every kernel of the step against its definition, on this machine's GPU (or, to see that the checks themselves work, small on a CPU).
+"""Check every kernel of the step against its definition, on this machine's GPU.
 
     python -m benchmarks.gpu.checks
 
-Prints a table of errors and their limits; the last line of standard output is JSON. Exit status 1 where a limit does not hold, and on a GPU also where
-a check was not made: for lack of time, or because its kernel is not to be had.
+On a CPU, the checks run at small sizes, which shows that the checks themselves work. The output is
+a table of errors and their limits, and its last line is JSON. The exit status is 1 if a limit does
+not hold. On a GPU, it is also 1 if a check was not made, for lack of time or because its kernel is
+unavailable.
 """
 
 import argparse
@@ -49,18 +51,23 @@ NO_TIME = "no time left"
 
 
 class NotMade(Exception):
-    """Why a check has no result here."""
+    """The reason why a check has no result here."""
 
 
 def unless(reason: str | None) -> None:
+    """Raise NotMade if there is a reason why the check cannot be made."""
     if reason:
         raise NotMade(reason)
 
 
 @dataclass
 class Check:
-    """measure: its error, and what else there is to say; NotMade where it cannot be made. Nothing is computed before, so that what no time is left for
-    can be counted."""
+    """A check of one kernel.
+
+    `measure` returns the error and a remark, and raises NotMade if the check cannot be made.
+    Nothing is computed before `measure` is called, so that checks for which no time is left can be
+    counted.
+    """
 
     what: str
     limit: float
@@ -68,15 +75,17 @@ class Check:
 
 
 def short(dtype: torch.dtype) -> str:
+    """Return a dtype's short name."""
     return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
 
 def precisions(device: torch.device) -> list[torch.dtype]:
+    """Return the dtypes to check on this device."""
     return [torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])]
 
 
 def bodies(device: torch.device) -> dict[str, str | None]:
-    """The vocabulary loss's bodies, and why one is not to be had here."""
+    """Return the backends of the vocabulary loss, each with the reason why it is unavailable here, or None."""
     no_triton = (
         None
         if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
@@ -86,13 +95,13 @@ def bodies(device: torch.device) -> dict[str, str | None]:
 
 
 def vocabulary(device: torch.device) -> Iterator[Check]:
-    """Sums and gradients of the fused loss, over several chunks, against the closed form in float64."""
+    """Check sums and gradients of the fused loss, over several chunks, against the closed form in float64."""
     reasons = bodies(device)
     for dtype in precisions(device):
         for on, padding in (("all", False), ("masked", False), ("all", True)):
             problem = functools.cache(
                 functools.partial(vocabulary_problem, device, dtype, on, padding)
-            )  # the bodies' own is the same
+            )  # all backends share one problem
             for passes, reason in reasons.items():
                 yield Check(
                     f"vocabulary loss, {passes}, {short(dtype)}, KL on {on}{', padding' if padding else ''}",
@@ -102,7 +111,12 @@ def vocabulary(device: torch.device) -> Iterator[Check]:
 
 
 def vocabulary_problem(device: torch.device, dtype: torch.dtype, on: str, padding: bool) -> tuple:
-    """(student's tensors, the teacher's and labels, the fused loss's options, what the closed form makes of them); the teacher as in a run."""
+    """Return a problem for the fused loss; the teacher has the dtype that it has in a run.
+
+    Returns:
+        The student's tensors, the teacher's tensors and labels, the options of the fused loss, and
+        the results of the closed form.
+    """
     rows, hidden, size, chunk = (2048, 768, 30_522, 600) if device.type == "cuda" else (37, 32, 503, 16)
     make = lambda *shape, scale=1.0: (torch.randn(*shape, device=device) * scale).to(dtype)  # noqa: E731
     leaves = make(rows, hidden), make(size, hidden, scale=0.1), make(size)
@@ -119,6 +133,7 @@ def vocabulary_problem(device: torch.device, dtype: torch.dtype, on: str, paddin
 
 
 def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | None) -> tuple[float, str]:
+    """Return the largest relative error of the fused loss's sums and gradients."""
     unless(reason)
     leaves, given, options, expected = problem()
     leaves = [x.clone().requires_grad_() for x in leaves]
@@ -131,7 +146,7 @@ def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | No
 
 
 def tiny_teacher(device: torch.device) -> BertForMaskedLM:
-    """Random and sharp: at a KL of 0.001 nats rounding would be the difference."""
+    """Return a random teacher with sharp distributions; at a KL of 0.001 nats, the error would only be rounding."""
     torch.manual_seed(0)
     teacher = BertForMaskedLM(
         BertConfig(vocab_size=1000, hidden_size=128, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256)
@@ -141,16 +156,18 @@ def tiny_teacher(device: torch.device) -> BertForMaskedLM:
 
 
 def batch(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return input_ids and labels, [8, 64] each, with 15 % of the positions masked."""
     ids = torch.randint(5, 1000, (8, 64), device=device)
     return ids, torch.where(torch.rand(8, 64, device=device) < 0.15, ids, -100)
 
 
 def compiled_blocks(device: torch.device) -> Iterator[Check]:
+    """Check compiled blocks against the model's own."""
     yield Check("compiled blocks, fp32", 1e-4, functools.partial(compiled_blocks_error, device))
 
 
 def compiled_blocks_error(device: torch.device) -> tuple[float, str]:
-    """Hidden states and gradients of compiled blocks against the model's own, fp32."""
+    """Compare hidden states and gradients of compiled blocks with the model's own, in fp32."""
     unless(compile_unavailable_reason())
     ids, _ = batch(device)
     own = build_student(tiny_teacher(device), dropout=0.0).to(device)
@@ -162,12 +179,13 @@ def compiled_blocks_error(device: torch.device) -> tuple[float, str]:
         hidden.sin().sum().backward()
         gradients = torch.cat(
             [p.grad.flatten() for p in model.base_model.parameters()]
-        )  # as one: a key's bias has none but rounding
+        )  # as one vector, since the gradient of a key's bias is only rounding
         outputs.append([hidden, gradients])
     return worst(relative(a, b.detach()) for a, b in zip(outputs[1], outputs[0], strict=True)), ""
 
 
 def varlen(device: torch.device) -> Iterator[Check]:
+    """Check attention within documents in 16 bits."""
     for dtype in precisions(device)[1:]:
         yield Check(
             f"attention within documents, {short(dtype)}",
@@ -177,7 +195,7 @@ def varlen(device: torch.device) -> Iterator[Check]:
 
 
 def varlen_error(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """Attention within documents against softmax under a mask in fp32: output and gradients."""
+    """Compare attention within documents with softmax under a mask in fp32: output and gradients."""
     unless(varlen_unavailable_reason(device, dtype))
     length, starts = 256, [0, 3, 100, 256, 300, 512, 700, 768]
     document = torch.bucketize(torch.arange(4 * length), torch.tensor(starts), right=True).view(4, length).to(device)
@@ -198,6 +216,7 @@ def varlen_error(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
 
 
 def engine_steps(device: torch.device) -> Iterator[Check]:
+    """Check three steps of the engine at every ZeRO stage and in every precision."""
     plain = functools.cache(functools.partial(plain_steps, device))
     for stage in range(4):
         for dtype in precisions(device):
@@ -210,7 +229,7 @@ def engine_steps(device: torch.device) -> Iterator[Check]:
 
 
 def plain_steps(device: torch.device) -> tuple:
-    """(teacher, student, batch, losses of three steps of the plain recipe in fp32)."""
+    """Return (teacher, student, batch, losses of three steps of the reference implementation in fp32)."""
     teacher, (ids, labels) = tiny_teacher(device), batch(device)
     student = build_student(teacher, dropout=0.0)
     plain = copy.deepcopy(student).to(device)
@@ -227,7 +246,7 @@ def plain_steps(device: torch.device) -> tuple:
 def engine_steps_error(
     plain: Callable[[], tuple], device: torch.device, stage: int, dtype: torch.dtype
 ) -> tuple[float, str]:
-    """Losses of three steps of the engine against the plain recipe's."""
+    """Compare the losses of three steps of the engine with those of the reference implementation."""
     teacher, student, (ids, labels), expected = plain()
     counts = labels.numel(), int((labels >= 0).sum())
     training = Training(
@@ -244,7 +263,7 @@ def engine_steps_error(
     engine = make_engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
     engine.train()
     found: list[float] = []
-    while len(found) < 3 and engine.skipped_steps < 30:  # fp16 finds its loss scale by steps that overflow
+    while len(found) < 3 and engine.skipped_steps < 30:  # fp16 finds its loss scale in steps that overflow
         skipped = engine.skipped_steps
         loss, _ = engine(ids, None, labels, counts, frozen.targets(ids))
         backward(engine, loss)
@@ -256,11 +275,12 @@ def engine_steps_error(
 
 
 def host_syncs(device: torch.device) -> Iterator[Check]:
+    """Check that a micro-step does not make the host wait for the GPU."""
     yield Check("host waits in a micro-step", 0, functools.partial(host_waits, device))
 
 
 def host_waits(device: torch.device) -> tuple[float, str]:
-    """How often a micro-step, forward and backward, makes the host wait for the GPU."""
+    """Count how often a micro-step, forward and backward, makes the host wait for the GPU."""
     unless("no GPU" if device.type != "cuda" else None)
     teacher, (ids, labels) = tiny_teacher(device), batch(device)
     frozen, counts = Teacher(teacher.half()), (labels.numel(), int((labels >= 0).sum()))
@@ -281,7 +301,7 @@ def host_waits(device: torch.device) -> tuple[float, str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn" if micro == 4 else "default")
-            # the debug mode sees copies to the host, not a wait for the whole device
+            # The debug mode sees copies to the host, but not a wait for the whole device.
             with mock.patch("torch.cuda.synchronize", lambda *_: warnings.warn("torch.cuda.synchronize", stacklevel=2)):
                 loss, _ = engine(ids, None, labels, counts, frozen.targets(ids))
                 backward(engine, loss)
@@ -294,11 +314,12 @@ def host_waits(device: torch.device) -> tuple[float, str]:
 
 
 def adam(device: torch.device) -> Iterator[Check]:
+    """Check DeepSpeed's FusedAdam."""
     yield Check("DeepSpeed FusedAdam", 1e-5, functools.partial(adam_error, device))
 
 
 def adam_error(device: torch.device) -> tuple[float, str]:
-    """DeepSpeed's FusedAdam against torch's fused AdamW, ten steps."""
+    """Compare DeepSpeed's FusedAdam with torch's fused AdamW over ten steps."""
     began = time.perf_counter()
     unless(build_optimizer())
     from deepspeed.ops.adam import FusedAdam
@@ -330,7 +351,10 @@ CHECKS: tuple[Callable[[torch.device], Iterator[Check]], ...] = (
 
 
 def square_gemm(device: torch.device) -> dict:
-    """10¹² operations a second of a square bf16 product: the peak that shares are given of."""
+    """Return the rate of a square bf16 product in 10¹² operations per second.
+
+    Shares are relative to this peak.
+    """
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     out = a @ b
@@ -339,10 +363,10 @@ def square_gemm(device: torch.device) -> dict:
 
 
 def results(device: torch.device, seconds: float) -> list[dict]:
-    """A row a check, made or not; none begins after `seconds`."""
+    """Return one row per check, made or not; no check begins after `seconds`."""
     began, rows = time.monotonic(), []
     for family in CHECKS:
-        torch._dynamo.reset()  # a check's kinds of input are no later one's reason to fall back to eager
+        torch._dynamo.reset()  # one check's input shapes must not make a later one fall back to eager
         for check in family(device):
             row = {"check": check.what, "error": None, "limit": f"{check.limit:.0e}"}
             try:
@@ -355,7 +379,7 @@ def results(device: torch.device, seconds: float) -> list[dict]:
                 }
             except NotMade as reason:
                 row |= {"holds": f"not made: {reason}", "why": str(reason)}
-            except Exception as error:  # one kernel that fails must not hide what the others do
+            except Exception as error:  # one failing kernel must not hide the others' results
                 traceback.print_exc()
                 row["holds"] = f"DOES NOT RUN: {first_line(error)}"
             print(f"{time.monotonic() - began:5.0f} s  {row['check']}: {row['error']}, {row['holds']}", file=sys.stderr)
@@ -378,6 +402,7 @@ def main() -> int:
 
 
 def report(seconds: float) -> int:
+    """Run the checks and print the report; return the exit status."""
     start_distributed()
     device = local_device()
     peak, rows = square_gemm(device), results(device, seconds)

@@ -1,12 +1,17 @@
-"""All that is to be measured on a GPU, in one command and under ten minutes, into one report.
+"""Run all GPU measurements in one command, in under ten minutes, and write one report.
 
     python -m benchmarks.gpu.suite --report benchmarks/results/h100
-    python -m benchmarks.gpu.suite --rehearse --report /tmp/rehearsal       small, on a CPU: whether the suite itself works; no figure counts
+    python -m benchmarks.gpu.suite --rehearse --report /tmp/rehearsal
+        runs small on a CPU to see whether the suite itself works; its figures do not count
 
-Each part is another benchmark of this folder in a process of its own, in the order of importance; a part that fails or for which no time is left is
-reported as such and the others go on. Needs torch, transformers, triton and DeepSpeed, neither datasets nor an argument parser beyond Python's.
-gpu_suite.md and gpu_suite.json lie in the report's folder, written anew after each part; what matters is printed last, and the very last line is JSON.
-Exit status 1 where a part or, on a GPU, a check has no result, or a limit does not hold.
+Each part is another benchmark in a process of its own. The parts run in the order of importance. If
+a part fails or no time is left for it, the report says so and the others continue. The suite needs
+torch, transformers, triton and DeepSpeed; it needs neither datasets nor an argument parser beyond
+Python's.
+
+gpu_suite.md and gpu_suite.json are written to the report's folder, anew after each part. The
+conclusion is printed at the end, and the very last line is JSON. The exit status is 1 if a part has
+no result, if a limit does not hold, or, on a GPU, if a check has no result.
 """
 
 import argparse
@@ -33,7 +38,7 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json, write_whole
 
 SPARE = 15  # seconds kept for the report
-LONGEST = 180  # seconds of one part: a part that hangs leaves time to the others
+LONGEST = 180  # limit for one part in seconds, so that a part that hangs leaves time for the others
 NOT_ASKED, NOT_REACHED = "not asked for", "not reached"
 STEP = ("benchmarks.training.step", "--size", "base")
 AT_128, AT_512 = ("--sequences", "128", "--length", "128"), ("--sequences", "32", "--length", "512")
@@ -53,7 +58,7 @@ INFERENCE = (
     "3",
 )
 
-# name, what it is, arguments; in the order of importance
+# Each part is (name, title, arguments); the order is that of importance.
 PARTS = (
     (
         "checks",
@@ -104,18 +109,21 @@ ON_A_CPU = {"fp16": "bf16", "gpu_fp32": "eager_fp32", "gpu_fp16": "eager_bf16", 
 GOAL_RATE, GOAL_SHARE = (
     0.6e6,
     0.45,
-)  # tokens/s on one H100 with KL over all tokens, and share of the square product's rate
+)  # tokens/s on one H100 with KL over all tokens, and the share of the square product's rate
 
 
 def rehearsed(arguments: tuple[str, ...]) -> list[str]:
-    """The same command, small enough for a CPU and in its precisions."""
+    """Return the same command, small enough for a CPU and in its precisions."""
     small = [SMALL.get(before, argument) for before, argument in zip(("", *arguments), arguments, strict=False)]
     small += ["--vocabulary", "2000"] if "--size" in arguments or "--rows" in arguments else []
     return [ON_A_CPU.get(argument, argument) for argument in small if argument != "--triton"]
 
 
 def run(arguments: list[str], seconds: float) -> dict:
-    """A part's JSON, or {"why": …}; with "said", what it printed before it, and "seconds"."""
+    """Run a part and return its JSON, or {"why": …} if it has none.
+
+    The result also has "said", the output before the JSON, and "seconds".
+    """
     began = time.monotonic()
     job = subprocess.Popen(
         [sys.executable, "-m", *arguments],
@@ -140,18 +148,21 @@ def run(arguments: list[str], seconds: float) -> dict:
     except (IndexError, ValueError):
         found, lines = {"why": why}, [*lines, ""]
     if job.returncode:
-        found["log"] = log[-4000:]  # the tracebacks of what did not run
+        found["log"] = log[-4000:]  # the tracebacks of the parts that failed
     return found | {"said": "\n".join(lines[:-1]).strip(), "seconds": round(time.monotonic() - began, 1)}
 
 
 def end(job: subprocess.Popen) -> None:
-    """All of a part's group: its contenders would keep the GPU's memory, and Ctrl-C does not reach them."""
+    """Kill a part's whole process group.
+
+    Its contenders would otherwise keep the GPU's memory, and Ctrl-C does not reach them.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job.pid, signal.SIGKILL)
 
 
 def summary_rows(found: dict[str, dict]) -> list[dict]:
-    """A row a step that was measured, or that was not and why."""
+    """Return one row per step, with its figures or the reason why it was not measured."""
     peak = found.get("checks", {}).get("square_gemm", {}).get("tflops")
     rows = []
     for name, title, arguments in PARTS:
@@ -176,25 +187,27 @@ def summary_rows(found: dict[str, dict]) -> list[dict]:
 
 
 def verdicts(found: dict[str, dict]) -> list[str]:
-    """What follows from the figures, a sentence each."""
+    """Return the conclusions from the figures, one sentence each."""
     checks, head = found["checks"], found["head"]
     said, goals = [numerics(checks)], []
     for name, title in (("step_128", "128 × 128"), ("large", "512 × 128")):
         if (rate := found[name].get("engine")) and "square_gemm" in checks:
             share = rate * found[name]["mflops_a_token"] / 1e6 / checks["square_gemm"]["tflops"]
             goals.append(
-                f"{rate:,.0f} tokens/s and {100 * share:.0f} % with {title} tokens a step ({'met' if rate >= GOAL_RATE else 'not met'}, "
-                f"{'met' if share >= GOAL_SHARE else 'not met'})"
+                f"{rate:,.0f} tokens/s and {100 * share:.0f} % with {title} tokens a step "
+                f"({'met' if rate >= GOAL_RATE else 'not met'}, {'met' if share >= GOAL_SHARE else 'not met'})"
             )
     if goals:
         said.append(
-            f"Goal of {GOAL_RATE:,.0f} tokens/s on one H100 and {100 * GOAL_SHARE:.0f} % of the square product: {'; '.join(goals)}."
+            f"Goal of {GOAL_RATE:,.0f} tokens/s on one H100 and {100 * GOAL_SHARE:.0f} % of the square product: "
+            f"{'; '.join(goals)}."
         )
     if {"fused_triton", "fused_compiled"} <= (ms := head.get("milliseconds", {})).keys():
         gain = ms["fused_compiled"] / ms["fused_triton"]
         said.append(
             f"Triton kernel against torch.compile in the vocabulary loss: {gain:.2f}×, so "
-            f"{'it stays the default on a GPU' if gain >= 1.1 else 'torch.compile should be the default'} (1.10× is asked for)."
+            f"{'it stays the default on a GPU' if gain >= 1.1 else 'torch.compile should be the default'} "
+            "(1.10× is asked for)."
         )
     for batch in ("1", "32"):
         if ratios := found["inference"].get("summary", {}).get(f"batch_{batch}_vs_base_same_body"):
@@ -206,7 +219,7 @@ def verdicts(found: dict[str, dict]) -> list[str]:
 
 
 def numerics(checks: dict) -> str:
-    """What the checks say; that all limits hold only where all of them were made."""
+    """Return the result of the checks in a sentence; it says that all limits hold only if all checks were made."""
     if "checks" not in checks:
         return f"Numerics: NOT CHECKED: {checks['why']}."
     count, broken, not_made = len(checks["checks"]), checks["broken"], checks["not_made"]
@@ -219,7 +232,10 @@ def numerics(checks: dict) -> str:
 
 
 def without_result(found: dict[str, dict]) -> list[str]:
-    """The parts and checks that make the exit status 1. On a CPU there are kernels that cannot run: checks that are not made are none of them."""
+    """Return the parts and checks that make the exit status 1.
+
+    Some kernels cannot run on a CPU, so checks that were not made there do not count.
+    """
     checks = found["checks"]
     not_made = list(checks.get("not_made", ())) if checks.get("device") == "cuda" else []
     return (
@@ -230,7 +246,7 @@ def without_result(found: dict[str, dict]) -> list[str]:
 
 
 def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds: float) -> str:
-    """gpu_suite.md and gpu_suite.json; returns what matters."""
+    """Write gpu_suite.md and gpu_suite.json; return the conclusion."""
     machine = next(
         (part["machine"] for part in found.values() if "machine" in part), "no part has said on which machine"
     )
@@ -294,10 +310,11 @@ def main() -> int:
 
 
 def suite(args: argparse.Namespace) -> int:
+    """Run the parts and write the report; return the exit status."""
     if not torch.cuda.is_available() and not args.rehearse:
         raise UserError("torch sees no GPU here; --rehearse shows on a CPU that the suite works")
     make_folder("--report", args.report)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the part too, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the part too, as Ctrl-C does
     began = time.monotonic()
     found = {name: {"why": NOT_ASKED if args.only and name not in args.only else NOT_REACHED} for name, *_ in PARTS}
     start_build()  # DeepSpeed's FusedAdam, while the first part runs
@@ -313,7 +330,7 @@ def suite(args: argparse.Namespace) -> int:
                 found[name] = run(rehearsed(arguments) if args.rehearse else list(arguments), min(left, LONGEST))
         conclusion = write_report(
             args.report, found, args.rehearse, time.monotonic() - began
-        )  # anew: a cut-off loses only the part in progress
+        )  # after each part, so that an interruption loses only the part in progress
     print(conclusion + "\n")
     failed = without_result(found)
     print(

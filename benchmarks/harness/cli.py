@@ -1,4 +1,4 @@
-"""What a benchmark does not take, and how it ends where it cannot go on."""
+"""Check the options of a benchmark, and report why it or one of its processes cannot continue."""
 
 import argparse
 import contextlib
@@ -15,7 +15,10 @@ from ds_distill.utils.errors import UserError, message_of
 
 @contextlib.contextmanager
 def user_errors(program: str) -> Iterator[None]:
-    """A UserError or OSError within becomes one sentence and status 2, Ctrl-C status 130; a terminal shows of both what it can."""
+    """Turn a UserError or OSError into one sentence and exit status 2, and Ctrl-C into exit status 130.
+
+    Characters that the terminal cannot show are replaced.
+    """
     show_what_can_be_shown()
     try:
         yield
@@ -30,14 +33,14 @@ def user_errors(program: str) -> Iterator[None]:
 
 
 def count(text: str) -> int:
-    """An option's value of 1 or more."""
+    """Return an option's value as a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 1 or more")
     return int(text)
 
 
 def amount(text: str) -> float:
-    """An option's value above 0."""
+    """Return an option's value as a finite number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -48,7 +51,11 @@ def amount(text: str) -> float:
 
 
 def make_folder(option: str, folder: Path | None) -> None:
-    """The folder that `option` names, if any: made before the measurement, which would be lost where it cannot be."""
+    """Create the folder that `option` names, if any, so that no measurement is lost because it cannot be written.
+
+    Raises:
+        UserError: If the folder cannot be created or is not writable.
+    """
     if folder is None:
         return
     try:
@@ -60,7 +67,7 @@ def make_folder(option: str, folder: Path | None) -> None:
 
 
 def why_it_ended(status: int, log: str) -> str:
-    """Of a process that failed, in a line: the signal that killed it, or the last line that it said."""
+    """Return in one line why a process failed: the signal that killed it, or the last line that it logged."""
     if status < 0:
         return f"killed by signal {-status}{', as where memory runs out' if status == -9 else ''}"
     lines = log.strip().splitlines() or [f"exit status {status}"]

@@ -1,4 +1,7 @@
-"""Contenders of a benchmark: each in a process and environment of its own, as its user would start it, taking turns, so only one works at a time."""
+"""Run the contenders of a benchmark in turns, each in a process and an environment of its own.
+
+Each contender starts as its user would start it, and only one works at a time.
+"""
 
 import contextlib
 import gc
@@ -15,10 +18,21 @@ from ds_distill.utils.errors import UserError
 
 
 class Variant:
-    """`make(setting, device)` runs in a new process (`ranks` of them, which make one job, and `jobs` such jobs, which work at once and know nothing of
-    each other). It returns the step, a function that takes no arguments and returns the seconds it took, or None when the clock is to say, and a
-    dictionary of what it has to say. environment: variables of the process, beside the benchmark's own. serve: the process itself, (link, make,
-    setting): reads questions from the link until "stop", and answers (True, what), (False, why not) or, of a mistake, (None, the sentence)."""
+    """A contender: one or several processes that run steps on request.
+
+    Args:
+        name: The contender's name in messages and results.
+        make: `make(setting, device)` runs in each new process. It returns the step and a dictionary
+            that describes the contender. The step takes no arguments. It returns the seconds it
+            took, or None if it is to be timed from outside.
+        setting: The first argument of `make`.
+        ranks: The number of processes that make one job.
+        jobs: The number of such jobs. They work at once and know nothing of each other.
+        environment: Variables of the processes, in addition to the benchmark's own.
+        serve: The function that the processes run, called with (link, make, setting). It reads
+            questions from the link until "stop". It answers (True, result), (False, the traceback),
+            or (None, one sentence) for a user's mistake.
+    """
 
     def __init__(
         self,
@@ -53,9 +67,9 @@ class Variant:
             self.processes.append(process)
 
     def ask(self, what):
-        """What the first rank answers; of "step" the slowest rank's seconds."""
+        """Return the first rank's answer; for "step", return the slowest rank's seconds."""
         for link in self.links:
-            with contextlib.suppress(OSError):  # one that has ended says so below
+            with contextlib.suppress(OSError):  # a process that has ended is reported below
                 link.send(what)
         answers = [self._answer(number) for number in range(len(self.links))]
         return max(answers) if what == "step" else answers[0]
@@ -68,7 +82,8 @@ class Variant:
             code = self.processes[number].exitcode
             fine, answer = (
                 False,
-                f"its process has ended ({'killed, as where memory runs out' if code == -9 else f'exit status {code}'})",
+                "its process has ended "
+                f"({'killed, as where memory runs out' if code == -9 else f'exit status {code}'})",
             )
         if fine is None:
             raise UserError(f"{self.name}: {answer}")
@@ -77,6 +92,7 @@ class Variant:
         return answer
 
     def stop(self) -> None:
+        """Stop the processes; kill those that have not ended after 10 seconds."""
         for link in self.links:
             with contextlib.suppress(OSError):
                 link.send("stop")
@@ -88,9 +104,18 @@ class Variant:
 def run_interleaved(
     contenders: list[Variant], rounds: int, patience: float = float("inf"), compiling: tuple[str, ...] = ()
 ) -> None:
-    """Fill in each contender's seconds (one a round, of a step after one that is not counted), its peak memory in bytes (models, optimizer and step)
-    and the seconds of its first step. One whose first step takes longer than `patience` seconds is not asked again (`once`): that step is its
-    measurement; not so where the name is in `compiling`."""
+    """Fill in the seconds, the peak memory and the first step's seconds of each contender.
+
+    Each round contributes the seconds of one step, which follows an uncounted step. The memory is
+    in bytes and covers models, optimizer and step.
+
+    Args:
+        contenders: The contenders, in the order of their turns.
+        rounds: The number of rounds after the warm-up.
+        patience: A contender whose first step takes longer than this many seconds runs no other
+            step. That step is its measurement, and `once` is set.
+        compiling: Names of contenders to which `patience` does not apply.
+    """
     for number in range(-1, rounds):
         for contender in contenders:
             if contender.once:
@@ -111,7 +136,7 @@ def run_interleaved(
 
 
 def ratio(theirs: list[float], mine: list[float]) -> float:
-    """Median of the ratios within a round; a contender that was asked once is held against every round."""
+    """Return the median of the ratios within a round; a contender with a single step is compared with every round."""
     return statistics.median(a / b for a, b in zip(theirs * (len(mine) if len(theirs) == 1 else 1), mine, strict=True))
 
 
@@ -130,7 +155,7 @@ def _serve(link, make: Callable, setting: object) -> None:
                     torch.set_num_threads(setting.threads)
                     torch.manual_seed(0)
                     device = local_device()
-                    before = bytes_in_use(device)  # what one contender keeps between steps another takes anew in each
+                    before = bytes_in_use(device)  # others allocate in each step what one keeps between steps
                     step, answer = make(setting, device)
                     gc.collect()
                 elif what == "memory":
@@ -139,19 +164,19 @@ def _serve(link, make: Callable, setting: object) -> None:
                     answer = _profiled(step, device)
                 else:
                     said: list[float | None] = []
-                    steps = 8 if device.type == "cuda" else 1  # a GPU's step alone would be its start from idling
-                    step()  # not counted: in a run a step comes after a step, not after other contenders' gigabytes
+                    steps = 8 if device.type == "cuda" else 1  # a single step would time a GPU's start from idle
+                    step()  # uncounted: in a real run, a step follows a step, not other contenders' gigabytes
                     answer = timed(lambda: [said.append(step()) for _ in range(steps)], device) / steps  # noqa: B023
                     answer = said[-1] or answer
                 link.send((True, answer))
             except UserError as error:
                 link.send((None, str(error)))
-            except Exception:  # the benchmark itself says it, with its name
+            except Exception:  # the benchmark reports it with the contender's name
                 link.send((False, traceback.format_exc()))
 
 
 def _profiled(step: Callable[[], object], device) -> str:
-    """One step's time by operator, its own without what it calls, as a table."""
+    """Return a table of one step's time by operator, excluding the operators that each one calls."""
     import torch
 
     from benchmarks.harness.timing import timed

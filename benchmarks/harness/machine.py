@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and what it took in memory."""
+"""Describe the machine that a benchmark runs on, and measure the memory that it takes."""
 
 import gc
 import os
@@ -17,7 +17,7 @@ from ds_distill.utils.memory import trim_heap
 
 
 def describe(device: torch.device) -> str:
-    """Processor or GPU, cores, and torch's version, in words."""
+    """Return the processor or GPU, the number of cores and torch's version, in words."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -29,24 +29,31 @@ def describe(device: torch.device) -> str:
 
 
 def on_cpu_only() -> None:
-    """UserError where torch sees a GPU: for benchmarks whose plain recipe and engine are both on the CPU."""
+    """Raise a UserError if torch sees a GPU.
+
+    This is for benchmarks whose reference implementation and engine both run on the CPU.
+    """
     if torch.cuda.is_available():
         raise UserError("this benchmark is for CPUs; start it with CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu before it")
 
 
 def bytes_in_use(device: torch.device) -> int:
-    """By CUDA's own counter, or this process's resident set."""
+    """Return the bytes in use by CUDA's own counter, or by this process's resident set."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.memory_allocated(device)
     release_workspace()
-    trim_heap()  # else what an earlier run left to the process would count as there before
+    trim_heap()  # otherwise memory that an earlier run left behind would count as in use
     return psutil.Process().memory_info().rss
 
 
 def peak_bytes(job: Callable[[], object], device: torch.device, before: int | None = None) -> int:
-    """Most memory in use while `job` runs, above `before`, or what was in use just before: CUDA's own counter, or the resident set every 2 ms."""
+    """Return the most bytes in use while `job` runs, above `before`.
+
+    Without `before`, the memory in use just before the job is subtracted. The source is CUDA's own
+    counter, or the resident set sampled every 2 ms.
+    """
     found = bytes_in_use(device)
     before = found if before is None else before
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The clock that benchmarks share."""
+"""The clock that the benchmarks share."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import torch
 
 
 def timed(job: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `job` takes, its work on the device included."""
+    """Return the seconds that `job` takes, including its work on the device."""
     began = time.perf_counter()
     job()
     if device.type == "cuda":

@@ -1,13 +1,20 @@
-"""The student at work: latency, throughput, size and memory beside its teacher and BERT-base.
+"""Compare the student's latency, throughput, size and memory with its teacher's and BERT-base's.
 
-    python -m benchmarks.inference                                        BERT-base and DistilBERT sizes, random weights
+    python -m benchmarks.inference
+        BERT-base and DistilBERT sizes, random weights
     python -m benchmarks.inference --student DIR --teacher DIR --text FILE --report DIR
-    python -m benchmarks.inference --quick                                batch 1 and 32 of 128 tokens, encoder only
+    python -m benchmarks.inference --quick
+        batch 1 and 32 of 128 tokens, encoder only
 
-Every model runs in every body (PyTorch, torch.compile, ONNX Runtime, OpenVINO; fp32, bf16, int8), each in a process of its own with the threads that
-are stated, all of a group in turns: each round asks every one for every case. Figures are over all rounds' calls; ratios are medians of ratios of a
-round's medians. p95 is given from 20 calls on, p99 from 100. --text gives real sequences: a mix of their lengths, and how often a body's first choice
-of a masked token is that of PyTorch in fp32. The last line of standard output is JSON.
+Every model runs in every backend ("body": PyTorch, torch.compile, ONNX Runtime, OpenVINO; fp32,
+bf16, int8). Each pair has a process of its own with the stated number of threads. The processes of
+a group take turns: in each round, each one runs every case. Figures cover the calls of all rounds.
+Ratios are medians of the ratios between a round's medians. p95 is given from 20 calls on, p99 from
+100.
+
+With --text, real sequences add two results: cases with a mix of their lengths, and the share of
+masked tokens at which a backend's top-1 prediction ("first choice") equals that of PyTorch in fp32.
+The last line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +31,7 @@ HEADS = ("encoder", "masked-lm", "classification")
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.inference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,7 +86,7 @@ def main() -> int:
     args = parser().parse_args()
     if args.quick:
         args.heads, args.batches, args.lengths, args.rounds = ["encoder"], [1, 32], [128], 3
-    # imported here: the rows' processes import this file too, and must not have torch's memory where they do not use it
+    # The import is here because the rows' processes import this file too: those without torch must not pay its memory.
     from benchmarks.inference.suite import run
 
     own = (

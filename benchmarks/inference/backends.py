@@ -1,4 +1,8 @@
-"""What can run an encoder: each body loads a model its own way, in a process of its own, and is asked for its times."""
+"""The backends that can run an encoder.
+
+Each backend ("body") loads a model in its own way, in a process of its own, which then answers
+requests for its times.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,13 @@ from ds_distill.utils.memory import trim_heap
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the benchmark, as its process is given it. folder: a Hugging Face folder; files: where `prepare` has put the exported ones.
-    positions: the most tokens that it reads."""
+    """One row of the benchmark, as its process receives it.
+
+    Attributes:
+        folder: A Hugging Face folder.
+        files: The folder to which `prepare` wrote the exported files.
+        positions: The most tokens that the model reads.
+    """
 
     model: str
     body: str
@@ -29,14 +38,26 @@ class Row:
 
     @property
     def name(self) -> str:
+        """The row's name in messages: the model and the backend."""
         return f"{self.model}, {BODIES[self.body].label}"
 
 
 @dataclass(frozen=True)
 class Body:
-    """load: a Row → a function from inputs, int64 [B, L] by name, to the outputs. file: its file below Row.files; none: the folder's own weights.
-    width: bytes of a weight in memory, where there is no file, and linear of a linear layer's, if they differ; needs: a module that must be there,
-    install: what brings it. int8, gpu: whether it computes in int8, on a GPU; vnni: whether its products need a processor that adds them in 32 bits."""
+    """A backend.
+
+    Attributes:
+        label: The backend's name in tables.
+        load: A function from a Row to a function from inputs (int64 [B, L] by name) to the outputs.
+        file: The backend's file below Row.files; None for the folder's own weights.
+        width: Bytes of a weight in memory, if there is no file.
+        linear: Bytes of a linear layer's weight, if they differ from `width`.
+        needs: A module that must be installed.
+        install: The command that installs it.
+        int8: Whether the backend computes in int8.
+        gpu: Whether it computes on a GPU.
+        vnni: Whether its products need a processor that accumulates them in 32 bits.
+    """
 
     label: str
     load: Callable[[Row], Callable]
@@ -53,22 +74,25 @@ class Body:
 def torch_body(
     row: Row, *, dtype: str = "float32", compiled: bool = False, device: str = "cpu", int8: bool = False
 ) -> Callable:
-    """As a user has it: from_pretrained, torch's own attention, inference mode. int8: by torchao, a scale a token and an output, as its documentation
-    has it for CPUs."""
+    """Load a model as a user would: from_pretrained, torch's own attention, inference mode.
+
+    `int8` uses torchao with one scale per token and per output, as its documentation recommends for
+    CPUs.
+    """
     import torch
     from transformers import AutoConfig
 
     from ds_distill.export.model import HEADS, without_pooler
 
     torch.set_num_threads(row.threads)
-    torch.manual_seed(0)  # heads that the folder lacks
-    own = without_pooler(row.head, AutoConfig.from_pretrained(row.folder).model_type)  # as the exported files have it
+    torch.manual_seed(0)  # for heads that the folder lacks
+    own = without_pooler(row.head, AutoConfig.from_pretrained(row.folder).model_type)  # as in the exported files
     model = HEADS[row.head][1].from_pretrained(row.folder, dtype=getattr(torch, dtype), **own).eval().to(device)
     if int8:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
         quantize_(model, Int8DynamicActivationInt8WeightConfig())
-        torch._inductor.config.freezing = True  # weights as constants, which its patterns for int8 products need
+        torch._inductor.config.freezing = True  # the patterns for int8 products need constant weights
     call = torch.compile(model, dynamic=True) if compiled else model
 
     def run(inputs: dict[str, np.ndarray]) -> list:
@@ -82,12 +106,14 @@ def torch_body(
 
 
 def onnx_body(row: Row) -> Callable:
+    """Load the row's ONNX file in ONNX Runtime."""
     from ds_distill.export.runtimes import OnnxRunner
 
     return OnnxRunner(row.files / BODIES[row.body].file, row.threads)
 
 
 def openvino_body(row: Row, precision: str = "f32") -> Callable:
+    """Load the row's file in OpenVINO."""
     from ds_distill.export.runtimes import OpenvinoRunner
 
     return OpenvinoRunner(row.files / BODIES[row.body].file, row.threads, precision)
@@ -132,7 +158,10 @@ BODIES = {
 
 
 def inputs_of(lengths: list[int], vocabulary: int = 200) -> dict[str, np.ndarray]:
-    """A batch of sequences of these lengths, padded to the longest; tokens drawn from a fixed seed, of a vocabulary that every model has."""
+    """Return a batch of sequences of these lengths, padded to the longest.
+
+    Tokens are drawn with a fixed seed, from a vocabulary that every model has.
+    """
     longest = max(lengths)
     mask = (np.arange(longest)[None] < np.array(lengths)[:, None]).astype(np.int64)
     ids = np.random.default_rng(longest).integers(1, vocabulary, (len(lengths), longest))
@@ -140,7 +169,10 @@ def inputs_of(lengths: list[int], vocabulary: int = 200) -> dict[str, np.ndarray
 
 
 def make(row: Row) -> tuple[Callable, dict]:
-    """(what answers questions, load time in seconds up to the first answer). Libraries are imported before the clock starts."""
+    """Load a row's model; return its Answers and the load time in seconds up to the first answer.
+
+    Libraries are imported before the clock starts.
+    """
     if BODIES[row.body].file is None:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -163,15 +195,32 @@ def make(row: Row) -> tuple[Callable, dict]:
 
 
 class Answers:
-    """run: the body; call: lengths → a function that runs it on such a batch; gpu: whether it computes on one."""
+    """The answers that one row's process can give.
+
+    Args:
+        run: The loaded backend.
+        call: A function from lengths to a function that runs the backend on such a batch.
+        names: The names of the model's inputs.
+        gpu: Whether the backend computes on a GPU.
+    """
 
     def __init__(self, run: Callable, call: Callable, names: list[str], gpu: bool):
         self.run, self.call, self.names, self.gpu, self.warm = run, call, names, gpu, set()
 
     def time(self, key, batches: list[list[int]], seconds: float) -> dict:
-        """Latencies in seconds of going through `batches` (the lengths in each) again and again for `seconds`, once at least. The first time `key` is
-        asked for, all of them come before and are not counted, later the first: other rows have had the caches since. joules: of all counted calls, or
-        None."""
+        """Run `batches` again and again for `seconds`, at least once, and return latencies and energy.
+
+        Some uncounted calls come first: all batches the first time that `key` is requested, later
+        only the first batch, because other rows have used the caches since.
+
+        Args:
+            key: The name of the case.
+            batches: The lengths of the sequences in each batch.
+            seconds: The time to fill.
+
+        Returns:
+            `latencies` in seconds per call, and `joules` of all counted calls, or None.
+        """
         jobs = [self.call(lengths) for lengths in batches]
         for job in jobs[:1] if key in self.warm else jobs:
             job()
@@ -187,7 +236,7 @@ class Answers:
         return {"latencies": latencies, "joules": None if before is None or after is None else after - before}
 
     def choices(self, batches: list[tuple[dict[str, np.ndarray], np.ndarray]]) -> list[np.ndarray]:
-        """First choices of tokens; batches: (inputs by name, where they are masked)."""
+        """Return the top-1 predictions at masked tokens; `batches` has (inputs by name, where they are masked)."""
         found = []
         for inputs, at in batches:
             logits = self.run({name: inputs[name] for name in self.names})[0]
@@ -196,12 +245,15 @@ class Answers:
         return found
 
     def rest(self) -> None:
-        """Give back the memory of the calls so far: all rows are there at once, and most of it is the largest case's."""
+        """Release the memory of the calls so far.
+
+        All rows are in memory at once, and most of this memory belongs to the largest case.
+        """
         getattr(self.run, "rest", lambda: None)()
         trim_heap()
 
     def peak_bytes(self) -> int:
-        """Most memory this process has had, its libraries included."""
+        """Return the most memory that this process has had, including its libraries."""
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024
@@ -209,7 +261,11 @@ class Answers:
 
 
 def serve(link, make: Callable, setting: Row) -> None:
-    """The process of one row: answers ("start",) with what `make` says, and (method, *arguments) with what that method of Answers gives."""
+    """Run the process of one row.
+
+    It answers ("start",) with the result of `make`, and (method, *arguments) with the result of
+    that method of Answers.
+    """
     answers = None
     try:
         while (what := link.recv()) != "stop":
@@ -219,7 +275,7 @@ def serve(link, make: Callable, setting: Row) -> None:
                 else:
                     said = getattr(answers, what[0])(*what[1:])
                 link.send((True, said))
-            except Exception:  # the benchmark itself says it, with its name
+            except Exception:  # the benchmark reports it with the row's name
                 link.send((False, traceback.format_exc()))
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         pass

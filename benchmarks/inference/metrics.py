@@ -1,4 +1,4 @@
-"""From the inference suite's latencies to its figures: quantiles, rates, ratios within a round, sizes, and what matters of them."""
+"""Turn the inference suite's latencies into its figures: quantiles, rates, ratios, sizes and a summary."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ds_distill.export.model import Source
 from ds_distill.export.parity import agreed
 
 BASE, STUDENT, TEACHER = "BERT-base", "student", "teacher"
-MIX = "mix"  # of real sequences' lengths
+MIX = "mix"  # the lengths of real sequences
 
 
 @dataclass
 class Measured:
-    """One row's figures: by case, the latencies of each round; and what its process said."""
+    """The measurements of one row: the latencies of each round by case, and what its process reported."""
 
     row: Row
     latencies: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -29,17 +29,20 @@ class Measured:
     ended: bool = False
 
     def median(self, case: str) -> float:
+        """Return the median latency of a case over all rounds, in seconds."""
         return statistics.median(self.all(case))
 
     def all(self, case: str) -> list[float]:
+        """Return the latencies of a case over all rounds, in seconds."""
         return [value for part in self.latencies[case] for value in part]
 
     def medians(self, case: str) -> list[float]:
+        """Return the median latency of a case in each round, in seconds."""
         return [statistics.median(part) for part in self.latencies[case]]
 
 
 def in_memory(model: torch.nn.Module, body: Body) -> int:
-    """Bytes of the weights as a body without a file has them."""
+    """Return the bytes of the weights in a backend that has no file."""
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
     return body.width * sum(p.numel() for p in model.parameters()) + linear * (
         0 if body.linear is None else body.linear - body.width
@@ -52,7 +55,7 @@ def figures(
     sources: dict[str, tuple[Source, Path]],
     choices: dict[str, tuple],
 ) -> list[dict]:
-    """A dictionary a row and case: what the report and the JSON show."""
+    """Return one dictionary per row and case, with the figures that the report and the JSON show."""
     by = {(one.row.model, one.row.body): one for one in found}
     out = []
     for one in found:
@@ -112,7 +115,10 @@ def figures(
 
 
 def summary(entries: list[dict]) -> dict:
-    """The figures that matter: the student's, at one and 32 sequences of 128 tokens, encoder only, all threads."""
+    """Return the main figures of the student.
+
+    They are for 1 and 32 sequences of 128 tokens, the encoder alone and all threads.
+    """
     most = max(entry["threads"] for entry in entries)
     found: dict = {}
     mine = [entry for entry in entries if entry["model"] == STUDENT]

@@ -1,7 +1,9 @@
-"""The least memory a model runs in, as a small device would have it: one thread, and a limit on what the process may allocate.
+"""Find the least memory in which a model runs, as on a small device: one thread and a limit on allocations.
 
-The limit is on private writable memory (RLIMIT_DATA): a runtime's own and the weights it reads in; files that are only mapped do not count, as on a
-device that maps them from flash. A try is a process of its own that sets the limit, imports the runtime, loads the file and reads one sequence.
+The limit applies to private writable memory (RLIMIT_DATA): the runtime's own memory and the weights
+that it reads in. Files that are only mapped do not count, as on a device that maps them from flash.
+Each try is a process of its own. It sets the limit, imports the runtime, loads the file and reads
+one sequence.
 """
 
 from __future__ import annotations
@@ -23,9 +25,18 @@ MEGABYTE = 2**20
 def least_megabytes(
     row: Row, length: int, *, most: int = 4096, step: int = 8, tries: Callable | None = None
 ) -> int | None:
-    """The smallest limit in MB, a multiple of `step`, under which `row` reads a sequence of `length` tokens; None where even `most` is too little.
+    """Return the smallest limit in MB under which `row` reads a sequence of `length` tokens.
 
-    tries: (row, length, megabytes) → whether it ran; a new process by default.
+    Args:
+        row: The model and backend.
+        length: The number of tokens.
+        most: The largest limit to try, in MB.
+        step: The limit is a multiple of this many MB.
+        tries: A function from (row, length, megabytes) to whether it ran; by default, it starts a
+            new process.
+
+    Returns:
+        The limit, or None if even `most` is too little.
     """
     tries = tries or runs_within
     low, high = 0, most // step
@@ -39,7 +50,8 @@ def least_megabytes(
 
 
 def runs_within(row: Row, length: int, megabytes: int) -> bool:
-    with tempfile.NamedTemporaryFile(suffix=".pickle") as file:  # ours, for the process below
+    """Return whether a new process reads a sequence of `length` tokens within `megabytes`."""
+    with tempfile.NamedTemporaryFile(suffix=".pickle") as file:  # written here, so the process below may unpickle it
         pickle.dump((row, length, megabytes), file)
         file.flush()
         try:

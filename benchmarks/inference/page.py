@@ -1,4 +1,4 @@
-"""What benchmarks.inference shows: tables on the terminal, a page with plots, and the student's model card."""
+"""The output of benchmarks.inference: tables on the terminal, a page with plots, and the student's model card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds_distill.utils.console import log
 from ds_distill.utils.files import write_json
 
 ONE, MANY = "1 × 128", "32 × 128"
-FEW = 3  # rounds below which a ratio says how many it is of: one that is slow at a shape is not asked again
+FEW = 3  # a ratio of fewer rounds states their number: a row that is slow at a shape gets fewer turns there
 COLUMNS = {
     "model": "model",
     "body": "body",
@@ -42,7 +42,7 @@ SIZES = {
 
 
 def shown(entry: dict) -> dict:
-    """An entry as its row of a table: numbers with the digits that mean something."""
+    """Return an entry as a row of a table, with as many digits as are meaningful."""
     out = {"model": entry["model"], "body": BODIES[entry["body"]].label}
     for key in ("p50_ms", "p95_ms", "p99_ms", "sequences_s", "tokens_s", "file_mb", "peak_mb", "load_s"):
         value = entry.get(key)
@@ -67,10 +67,12 @@ def shown(entry: dict) -> dict:
 
 
 def counted(threads: int) -> str:
+    """Return the number of threads in words."""
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
 def sections_of(result: dict, folder: Path | None) -> list[Section]:
+    """Return the sections of the page; plots go to `folder`, if there is one."""
     rows = result["rows"]
     most = max(row["threads"] for row in rows)
     first, threads = rows[0]["head"], counted(most)
@@ -92,7 +94,10 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
             section.pictures = {f"Latency of {case} tokens; the student in blue.": file}
         sections.append(section)
     one = [row for row in wide if row["case"] == ONE] or [row for row in wide if row["case"] == wide[0]["case"]]
-    text = f"The {first} alone, {threads}. Most memory: of the process, libraries too, on the host, after calls of {one[0]['peak_case']} tokens."
+    text = (
+        f"The {first} alone, {threads}. Most memory: of the process, libraries too, on the host, "
+        f"after calls of {one[0]['peak_case']} tokens."
+    )
     columns = {key: name for key, name in SIZES.items() if key not in ("agreement", "clear")}
     sizes = Section("Size, memory, load time", text, [shown(row) for row in one], columns, _students(one))
     if folder:
@@ -114,7 +119,10 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
         cases = [case for case in dict.fromkeys(row["case"] for row in alone) if "mix" not in case]
         sections.append(_shapes(f"{first}, one thread", alone, cases, "p50 of a call in ms."))
     for mix in dict.fromkeys(row["case"] for row in wide if "mix" in row["case"]):
-        text = "Sequences as the text has them, padded to the longest of a batch; sequences and tokens a second count real ones only."
+        text = (
+            "Sequences as the text has them, padded to the longest of a batch; "
+            "sequences and tokens a second count real ones only."
+        )
         sections.append(
             _section(
                 f"{first}, real lengths, {mix.split()[0]} at a time, {threads}",
@@ -133,8 +141,8 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
         if agreeing:
             positions = agreeing[0]["positions"]
             text = (
-                f"First choices of a masked token that are PyTorch's in fp32, of {positions:,} in real text, and of those whose two best "
-                f"PyTorch tells apart by {result['clear']} nats or more; whole files."
+                f"First choices of a masked token that are PyTorch's in fp32, of {positions:,} in real text, "
+                f"and of those whose two best PyTorch tells apart by {result['clear']} nats or more; whole files."
             )
             columns = {key: SIZES[key] for key in ("model", "body", "file_mb", "agreement", "clear")}
             sections.append(
@@ -150,6 +158,7 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
 
 
 def label(row: dict) -> str:
+    """Return the name of a row's model and backend."""
     return f"{row['model']}: {BODIES[row['body']].label}"
 
 
@@ -175,19 +184,20 @@ def _shapes(heading: str, rows: list[dict], cases: list[str], text: str) -> Sect
 
 
 def print_tables(result: dict) -> None:
-    """All tables, to standard output."""
+    """Print all tables to standard output."""
     for section in sections_of(result, None):
         print(f"\n{section.heading}\n\n{table(section.rows, section.columns)}")
     print()
 
 
 def write_report(result: dict, folder: Path) -> None:
-    """folder/inference.json, .md, .html and plots."""
+    """Write folder/inference.json, .md, .html and the plots."""
     folder.mkdir(parents=True, exist_ok=True)
     words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(folder)))
     lead = (
-        f"Student: {result['student']}; teacher: {result['teacher'] or 'none'}; BERT-base: random weights. {result['machine']}, {result['date']}. "
-        f"All of a table take turns, {result['rounds']} rounds; the slow at a shape fewer, and a ratio of one or two says so."
+        f"Student: {result['student']}; teacher: {result['teacher'] or 'none'}; BERT-base: random weights. "
+        f"{result['machine']}, {result['date']}. All of a table take turns, {result['rounds']} rounds; "
+        "the slow at a shape fewer, and a ratio of one or two says so."
     )
     if result["not_measured_yet"]:
         lead += f" Not measured yet, or broken off: {', '.join(result['not_measured_yet'])}."
@@ -202,7 +212,7 @@ def write_report(result: dict, folder: Path) -> None:
 
 
 def write_card(result: dict, model: Path) -> None:
-    """The section "Speed" of the student's README.md."""
+    """Write the section "Speed" of the student's README.md."""
     mine = [
         row for row in result["rows"] if row["model"] == "student" and row["head"] == "encoder" and row["case"] == ONE
     ]
@@ -216,7 +226,8 @@ def write_card(result: dict, model: Path) -> None:
         for key in ("body", "p50_ms", "sequences_s", "vs_base_eager", "vs_base_same_body", "file_mb", "peak_mb")
     }
     text = (
-        f"Without its head, one sequence of 128 tokens, {counted(most)}, {result['machine']}, {result['date']} (`python -m benchmarks.inference`). "
-        f"Peak memory is the process's, after calls of {mine[0]['peak_case']} tokens."
+        f"Without its head, one sequence of 128 tokens, {counted(most)}, {result['machine']}, {result['date']} "
+        "(`python -m benchmarks.inference`). Peak memory is the process's, "
+        f"after calls of {mine[0]['peak_case']} tokens."
     )
     put_section(model / "README.md", "Speed", f"{text}\n\n{table(rows, columns)}")

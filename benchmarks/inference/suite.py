@@ -1,4 +1,4 @@
-"""What benchmarks.inference does: exports the models, starts a process for each row, and lets all take turns."""
+"""Run benchmarks.inference: export the models, start a process for each row, and let all of them take turns."""
 
 from __future__ import annotations
 
@@ -27,11 +27,15 @@ from ds_distill.models.folder import resolve_model_folder
 from ds_distill.utils.console import log, progress, spinner
 from ds_distill.utils.errors import UserError
 
-MIXED = 32  # real sequences whose lengths make the mix
+MIXED = 32  # number of real sequences whose lengths make the mix
 
 
 def model_folders(args: argparse.Namespace, scratch: Path) -> dict[str, Path]:
-    """Label → Hugging Face folder; models that are not given are made with random weights, at BERT-base's and DistilBERT's sizes."""
+    """Return the Hugging Face folder of each model by label.
+
+    Models that are not given are created with random weights, at the sizes of BERT-base and
+    DistilBERT.
+    """
     torch.manual_seed(0)
     folders = {BASE: scratch / "bert-base"}
     BertForMaskedLM(BertConfig()).save_pretrained(folders[BASE])
@@ -44,7 +48,13 @@ def model_folders(args: argparse.Namespace, scratch: Path) -> dict[str, Path]:
 
 
 def runnable(asked: list[str]) -> list[str]:
-    """The bodies that are asked for; UserError where one cannot run here. Of none, all that can: what cannot, and why, is said."""
+    """Return the requested backends; if none are requested, return all that can run here.
+
+    Backends that are left out are logged with the reason.
+
+    Raises:
+        UserError: If a requested backend cannot run here.
+    """
     bodies = asked or [name for name, body in BODIES.items() if torch.cuda.is_available() or not body.gpu]
     reasons = {}
     for name in bodies:
@@ -64,7 +74,7 @@ def runnable(asked: list[str]) -> list[str]:
 def prepare(
     folders: dict[str, Path], head: str, bodies: list[str], scratch: Path, text: list[str]
 ) -> dict[str, tuple[Source, Path]]:
-    """Label → (source, folder of the exported files that the bodies need)."""
+    """Export the files that the backends need; return (source, their folder) by label."""
     made = {}
     for label, folder in folders.items():
         files = scratch / "files" / label / head
@@ -88,7 +98,7 @@ def prepare(
 
 
 def _onnxruntimes_own(source: Source, files: Path, wanted: set, text: list[str]) -> None:
-    """onnxruntime.quantization on the fp32 file: dynamic as its documentation recommends for transformers, static calibrated on text."""
+    """Quantize with onnxruntime.quantization: dynamic as its documentation recommends, static calibrated on text."""
     import logging
 
     from onnxruntime.quantization import (
@@ -132,14 +142,17 @@ def _onnxruntimes_own(source: Source, files: Path, wanted: set, text: list[str])
 
 
 def reference_choices(source: Source, batches: list) -> tuple[np.ndarray, np.ndarray]:
-    """PyTorch's first choices in fp32 of all masked tokens, and which of them are clear."""
+    """Return PyTorch's top-1 predictions in fp32 at all masked tokens, and which of them are clear."""
     run = torch_runner(source)
     parts = [first_choices(run(batch.inputs)[0][batch.at]) for batch in batches]
     return np.concatenate([choice for choice, _ in parts]), np.concatenate([clear for _, clear in parts])
 
 
 def cases_of(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[str, list[list[int]]]:
-    """Name → batches, each the lengths of its sequences. `lengths`: of real sequences, for the mix."""
+    """Return the batches of each case by name; a batch is a list of its sequences' lengths.
+
+    `lengths` are those of real sequences, for the mix.
+    """
     grid = [(batch, length) for length in args.lengths for batch in args.batches]
     if head != args.heads[0]:
         grid = [
@@ -156,7 +169,7 @@ def cases_of(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[st
 def measure(
     rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.Namespace, batches: dict[str, list]
 ) -> list[Measured]:
-    """All rows in turns. batches: by model, what first choices are asked of."""
+    """Measure all rows in turns; `batches` are the texts by model for which top-1 predictions are requested."""
     contenders, found = [], []
     try:
         for row in rows:
@@ -184,15 +197,15 @@ def measure(
                     bar.update()
                     if one.ended:
                         continue
-                    time.sleep(0.1)  # the one before lets go of its cores
+                    time.sleep(0.1)  # the previous contender releases its cores
                     try:
                         take_turn(contender, one, cases, args)
                         if number == 0 and one.row.model in batches:
-                            # arrays only: a Batch would have its process import this package, and torch
+                            # Only arrays are sent: to read a Batch, the process would import this package and torch.
                             one.said["choices"] = contender.ask(
                                 ("choices", [(batch.inputs, batch.at) for batch in batches[one.row.model]])
                             )
-                    except RuntimeError as error:  # out of memory, say: what it has given stays, and the others go on
+                    except RuntimeError as error:  # such as out of memory: its results stay, the others continue
                         one.ended = True
                         log(f"\nended: {str(error).strip().splitlines()[-1]}")
     finally:
@@ -202,15 +215,16 @@ def measure(
 
 
 def take_turn(contender: Variant, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:
+    """Measure one row on all cases, except those that have used up their time or are too long for the model."""
     for case, batches in cases.items():
         if sum(sum(part) for part in one.latencies.get(case, [])) > args.patience:
-            continue  # slow: it has had its time
+            continue  # a slow row has used up its time
         if max(max(lengths) for lengths in batches) > one.row.positions:
-            continue  # longer than it reads
+            continue  # longer than the model reads
         answer = contender.ask(("time", case, batches, args.seconds))
         one.latencies.setdefault(case, []).append(answer["latencies"])
         one.joules.setdefault(case, []).append(answer["joules"])
-        if "peak_bytes" not in one.said:  # of the first case, before larger ones
+        if "peak_bytes" not in one.said:  # after the first case, before larger ones
             one.said |= {"peak_bytes": contender.ask(("peak_bytes",)), "peak_case": case}
     contender.ask(("rest",))
 
@@ -221,7 +235,8 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
         raise UserError("--text needs --student or --teacher: their tokenizer reads it")
     if args.card and not (args.student and "encoder" in args.heads and 1 in args.batches and 128 in args.lengths):
         raise UserError(
-            "--card is a student's encoder at one sequence of 128 tokens: give --student, and leave heads, batches and lengths so"
+            "--card is a student's encoder at one sequence of 128 tokens: "
+            "give --student, and leave heads, batches and lengths so"
         )
     folders = model_folders(args, scratch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -242,7 +257,7 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
             raise UserError("nothing was measured: see above why")
         result["summary"] = summary(result["rows"])
         result["not_measured_yet"].remove(head)
-        if args.report:  # after each: what has been measured stays where the next is broken off
+        if args.report:  # after each head, so that an interruption loses only the next one
             write_report(result, args.report)
     print_tables(result)
     if args.card:
@@ -254,7 +269,7 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
 def of_head(
     head: str, args: argparse.Namespace, folders: dict[str, Path], bodies: list[str], scratch: Path
 ) -> list[dict]:
-    """All figures of the models with this head."""
+    """Return all figures of the models with this head."""
     sources = prepare(folders, head, bodies, scratch, args.text)
     lengths: list[int] = []
     batches, choices = {}, {}

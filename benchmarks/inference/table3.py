@@ -1,10 +1,14 @@
-"""The paper's table 3: parameters, and the time of a full pass over STS-B's dev set on a CPU, one sequence at a time (Sanh et al. 2019, section 3).
+"""Reproduce the paper's table 3: parameters, and the time of a full pass over STS-B's dev set on a CPU.
 
     python -m benchmarks.inference.table3 --data validation.jsonl.gz --student DIR --teacher DIR [--report DIR]
 
-One thread. Any file of examples will do, a column `label` and one or two of text, cut at 512 tokens or what the shortest model reads; a student with
-random weights takes as long as a trained one. Rows take turns, a tenth of the file each. The last column stands for a small device: the least memory it
-runs in (benchmarks/inference/min_memory.py). The last line of standard output is JSON.
+As in the paper (Sanh et al. 2019, section 3), the models read one sequence at a time. They use one
+thread. Any file of examples works if it has a column `label` and one or two columns of text. Texts
+are cut at 512 tokens, or at what the shortest model reads. A student with random weights takes as
+long as a trained one. Rows take turns, each with a tenth of the file at a time.
+
+The last column stands for a small device: the least memory in which the row runs
+(benchmarks/inference/min_memory.py). The last line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -21,11 +25,12 @@ from benchmarks.inference.backends import BODIES, Row, make, serve
 from ds_distill.utils.console import progress, spinner
 from ds_distill.utils.errors import UserError
 
-# what needs torch is imported within functions: the rows' processes import this file too, and must not have its memory where they do not use it
+# Everything that needs torch is imported within functions. The rows' processes import this file too,
+# and those that do not use torch must not pay its memory.
 BASE, STUDENT = "BERT-base", "student"
 PAPER = {BASE: (110, 668), STUDENT: (66, 410)}  # millions of parameters, seconds: table 3, on an Intel Xeon E5-2690 v3
 PARTS = 10
-LONGEST = 512  # tokens of an example: BERT's
+LONGEST = 512  # tokens per example, as in BERT
 CPU_BODIES = [name for name, body in BODIES.items() if not body.gpu]
 COLUMNS = {
     "model": "model",
@@ -41,7 +46,7 @@ COLUMNS = {
 
 
 def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
-    """Tokens of each example, as a classifier reads it."""
+    """Return the number of tokens of each example, as a classifier reads it."""
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.export.task_score import labelled
 
@@ -51,7 +56,10 @@ def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
 
 
 def cut(lengths: list[int], positions: dict[str, int]) -> tuple[list[int], str]:
-    """The lengths that all models read, and what there is to say of it; positions: by model, the most tokens that it reads."""
+    """Cut the lengths to what all models read, and describe the cut in words.
+
+    `positions` holds, by model, the most tokens that the model reads.
+    """
     shortest = min(positions, key=positions.get)
     most = min(LONGEST, positions[shortest])
     count = sum(length > most for length in lengths)
@@ -60,7 +68,7 @@ def cut(lengths: list[int], positions: dict[str, int]) -> tuple[list[int], str]:
 
 
 def passes(rows: list[Row], lengths: list[int]) -> dict[str, float]:
-    """Seconds of a full pass, by row's name."""
+    """Return the seconds of a full pass, by the row's name."""
     from benchmarks.harness.interleave import Variant
 
     contenders, seconds = [], {row.name: 0.0 for row in rows}
@@ -182,8 +190,9 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     shown = [line | {"parameters": f"{line['parameters']:.1f}", "seconds": f"{line['seconds']:.1f}"} for line in lines]
     columns = {key: name for key, name in COLUMNS.items() if any(key in line for line in lines)}
     text = (
-        f"{args.data.name}, {len(lengths):,} examples, {sum(lengths):,} tokens ({cut_at}), one at a time, one thread, with a classification head; "
-        f"{result['machine']}, {result['date']}. The least memory is for a sequence of {min(128, max(lengths))} tokens."
+        f"{args.data.name}, {len(lengths):,} examples, {sum(lengths):,} tokens ({cut_at}), one at a time, one thread, "
+        f"with a classification head; {result['machine']}, {result['date']}. "
+        f"The least memory is for a sequence of {min(128, max(lengths))} tokens."
     )
     print(f"\n{text}\n\n{table(shown, columns)}\n")
     print(json.dumps(result), flush=True)

@@ -1,4 +1,7 @@
-"""The vocabulary loss and its gradients written out from the formula in float64, without autograd: what every fast path is held against."""
+"""The vocabulary loss and its gradients, written out from the formula in float64 without autograd.
+
+Every fast implementation is compared with this one.
+"""
 
 from collections.abc import Iterable
 
@@ -21,9 +24,13 @@ def vocabulary_loss(
     kl_on: str,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(kl_sum, mlm_sum, gradient in the student's hidden states, weight, bias), float64; arguments as of losses.fused_linear_distillation_loss.
+    """Compute the vocabulary loss and its gradients in float64.
 
-    Source: Hinton et al. 2015, section 2.1; Sanh et al. 2019, section 2.
+    The arguments are those of losses.fused_linear_distillation_loss. Source: Hinton et al. 2015,
+    section 2.1; Sanh et al. 2019, section 2.
+
+    Returns:
+        (kl_sum, mlm_sum, gradients of the student's hidden states, weight and bias).
     """
     hs, ws, ht, wt = (x.detach().double() for x in (hs, ws, ht, wt))
     z = hs @ ws.T + (0 if bs is None else bs.detach().double())
@@ -45,10 +52,10 @@ def vocabulary_loss(
 
 
 def worst(errors: Iterable[float]) -> float:
-    """The largest; nan where one is nan, which Python's max may let through."""
+    """Return the largest error, or nan if one is nan, which Python's max may let through."""
     return float(np.max(list(errors)))
 
 
 def relative(x: Tensor, y: Tensor) -> float:
-    """‖x − y‖ ÷ ‖y‖."""
+    """Return ‖x − y‖ ÷ ‖y‖."""
     return float((x.detach().double() - y.double()).norm() / y.double().norm().clamp(min=1e-300))

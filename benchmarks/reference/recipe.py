@@ -1,7 +1,8 @@
-"""The plain recipe: the yardstick for correctness and speed.
+"""The reference implementation, against which correctness and speed are measured.
 
-Full logits, the whole global batch in one forward, one process, no DeepSpeed, no fused loss: what the paper's recipe says, written
-the way a reader would check it. It stays plain; a faster yardstick is no yardstick.
+It follows the paper's recipe in the way a reader would check it: full logits, the whole global
+batch in one forward pass, one process, no DeepSpeed and no fused loss. It stays this simple on
+purpose, because a reference that is optimized no longer shows what the optimizations bring.
 """
 
 import torch
@@ -19,9 +20,15 @@ def reference_losses(
     temperature: float = 2.0,
     kl_on: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(kl, mlm, cosine), each a mean over its tokens, as the paper's section 2 defines them.
+    """Return (kl, mlm, cosine), each a mean over its tokens, as section 2 of the paper defines them.
 
-    student, teacher: Hugging Face masked-LM models; input_ids, labels [B, L] int64 (−100 where not masked); attention_mask [B, L] bool or None.
+    Args:
+        student, teacher: Hugging Face masked-LM models.
+        input_ids: [B, L] int64.
+        labels: [B, L] int64, −100 where not masked.
+        attention_mask: [B, L] bool or None.
+        temperature: The temperature of the KL.
+        kl_on: "all" for a KL over all real tokens, "masked" for one over masked tokens only.
     """
     with torch.no_grad():
         t = teacher(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
@@ -48,7 +55,7 @@ def reference_step(
     clip: float = 5.0,
     kl_on: str = "all",
 ) -> tuple[float, float, float]:
-    """One optimizer step on batch = (input_ids, labels, attention_mask); returns the three losses before it."""
+    """Take one optimizer step on batch = (input_ids, labels, attention_mask); return the three losses before it."""
     losses = reference_losses(student, teacher, *batch, kl_on=kl_on)
     sum(w * x for w, x in zip(weights, losses, strict=True)).backward()
     if clip:

@@ -1,4 +1,8 @@
-"""Who trains in benchmarks.training.step: each makes a step on one fixed batch, with dropout, clipping and AdamW, and says what it runs on."""
+"""The contenders of benchmarks.training.step.
+
+Each one makes a step on one fixed batch, with dropout, clipping and AdamW, and reports what it runs
+on.
+"""
 
 import contextlib
 import io
@@ -38,21 +42,22 @@ SIZES = {
 
 @dataclass
 class Setting:
-    """What all contenders of a benchmark have in common, and what the engine chooses."""
+    """The settings that all contenders of a benchmark share, and the choices for the engine."""
 
     size: str = "base"
     sequences: int = 16
     length: int = 128
     vocabulary: int = 30_522
     dropout: float = 0.1
-    objective: str = "all"  # rows of the KL
+    objective: str = "all"  # the tokens that the KL covers
     threads: int = 2
     precision: str = "auto"
     zero: int | None = None
-    passes: str = "auto"  # the kernel of the vocabulary loss, see compile_step; "torch": nothing is compiled
+    passes: str = "auto"  # the kernel of the vocabulary loss, see compile_step; with "torch", nothing is compiled
 
     @property
     def training(self) -> Training:
+        """The engine's training settings."""
         own = None if self.zero is None else f"ds_configs/deepspeed/zero{self.zero}.json"
         return Training(
             global_batch=self.sequences,
@@ -64,9 +69,11 @@ class Setting:
 
     @property
     def losses(self) -> Losses:
+        """The loss settings."""
         return Losses(kl_on=self.objective)
 
     def config(self) -> BertConfig:
+        """Return the teacher's config."""
         layers, hidden = SIZES[self.size]
         return BertConfig(
             vocab_size=self.vocabulary,
@@ -78,37 +85,43 @@ class Setting:
         )
 
     def models(self, device: torch.device) -> tuple[nn.Module, nn.Module]:
-        """(frozen teacher, student), fp32 random weights, the same in every process; the student in training mode."""
+        """Return the frozen teacher and the student with fp32 random weights that are the same in every process.
+
+        The student is in training mode.
+        """
         logging.set_verbosity_error()
         torch.manual_seed(0)
         teacher = BertForMaskedLM(self.config()).eval().requires_grad_(False)
         return teacher.to(device), build_student(teacher, dropout=self.dropout).to(device).train()
 
     def batch(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """(input_ids, labels), [B, L] int64; 15 % of the positions masked."""
+        """Return (input_ids, labels), [B, L] int64, with 15 % of the positions masked."""
         ids = torch.randint(1000, self.vocabulary, (self.sequences, self.length))
         labels = torch.where(torch.rand(self.sequences, self.length) < 0.15, ids, -100)
         return ids.to(device), labels.to(device)
 
     def counts(self, labels: torch.Tensor) -> tuple[int, int]:
-        """Real and masked tokens of the global batch."""
+        """Return the numbers of real and of masked tokens in the global batch."""
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         return labels.numel() * ranks, int((labels >= 0).sum()) * ranks
 
     def dtype(self, device: torch.device) -> torch.dtype:
-        """The engine's."""
+        """Return the engine's dtype."""
         start_distributed()
         return resolve_dtype(self.training, device)
 
     def frozen(self, teacher: nn.Module, device: torch.device, dtype: torch.dtype) -> Teacher:
+        """Return the frozen teacher in the dtype that it has beside a student in `dtype`."""
         return Teacher(teacher.to(teacher_dtype(device, dtype)))
 
     def compile(self, objective: Objective, teacher: Teacher, device: torch.device) -> None:
+        """Compile the step, unless the setting or the machine rules that out."""
         if self.passes != "torch" and compile_unavailable_reason() is None:
             compile_step(objective, teacher, device, passes=self.passes)
 
 
 def options_of(training: Training) -> dict:
+    """Return the options of AdamW."""
     return {
         "lr": training.learning_rate,
         "betas": tuple(training.betas),
@@ -118,12 +131,12 @@ def options_of(training: Training) -> dict:
 
 
 def reference_fp32(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
-    """The plain recipe."""
+    """Make the step of the reference implementation."""
     return _reference(setting, device, autocast=False)
 
 
 def reference_bf16(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
-    """The plain recipe under bf16 autocast."""
+    """Make the step of the reference implementation under bf16 autocast."""
     return _reference(setting, device, autocast=True)
 
 
@@ -131,7 +144,7 @@ def _reference(setting: Setting, device: torch.device, autocast: bool) -> tuple[
     (teacher, student), training, (ids, labels) = setting.models(device), setting.training, setting.batch(device)
     optimizer = torch.optim.AdamW(student.parameters(), **options_of(training))
     if device.type == "cpu" and os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
-        retain_freed_memory(largest=True)  # its logits too, or this would not be the best for it
+        retain_freed_memory(largest=True)  # the logits too, since these rows have the best settings
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -143,8 +156,10 @@ def _reference(setting: Setting, device: torch.device, autocast: bool) -> tuple[
 
 
 def trainer(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
-    """transformers.Trainer with the triple loss in compute_loss, as one would write it today; returns the seconds of its second step, when all
-    is set up."""
+    """Make a step of transformers.Trainer with the triple loss in compute_loss, as one would write it today.
+
+    The step returns the seconds of its second step, when everything is set up.
+    """
     (teacher, student), training, (ids, labels) = setting.models(device), setting.training, setting.batch(device)
     low = setting.dtype(device) != torch.float32
 
@@ -162,7 +177,7 @@ def trainer(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
                 torch.cuda.synchronize(device)
             self.took = time.perf_counter() - self.began
 
-    # two steps: the first sets up
+    # There are two steps because the first one sets things up.
     rows = [{"input_ids": i.cpu(), "labels": y.cpu()} for i, y in zip(ids, labels, strict=True)] * 2
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
@@ -186,7 +201,7 @@ def trainer(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     distiller = Distiller(student, arguments, train_dataset=rows, callbacks=[clock])
 
     def step() -> float:
-        with contextlib.redirect_stdout(io.StringIO()):  # its summary of every train()
+        with contextlib.redirect_stdout(io.StringIO()):  # train() prints a summary every time
             distiller.train()
         return clock.took
 
@@ -194,7 +209,10 @@ def trainer(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
 
 
 def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
-    """The engine's module in a loop of bare PyTorch: the same precision, fp32 masters, clipping, torch's fused AdamW."""
+    """Make the step of the engine's module in a plain PyTorch loop.
+
+    It has the same precision, fp32 master weights, clipping and torch's fused AdamW.
+    """
     (teacher, student), training, (ids, labels), dtype = (
         setting.models(device),
         setting.training,
@@ -228,7 +246,7 @@ def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
 
 
 def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
-    """The step as the training loop runs it."""
+    """Make the step as the training loop runs it."""
     (teacher, student), training, (ids, labels), dtype = (
         setting.models(device),
         setting.training,
@@ -238,7 +256,7 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     frozen, counts = setting.frozen(teacher, device, dtype), setting.counts(labels)
     objective = Objective(student, setting.losses, torch.distributed.get_world_size())
     recipe = Recipe(training=training, losses=setting.losses, data=Data(sequence_length=setting.length))
-    # many steps, so that compiling pays where it works
+    # Many steps are announced, so that compiling pays where it works.
     take = Step(
         objective,
         frozen,
@@ -261,14 +279,14 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
             torch.stack(parts).tolist()  # the loop reads the losses too
             if take.engine.skipped_steps == before:
                 return
-            # fp16 is finding its scale, in the first call: without an optimizer's step it was none
+            # In the first call, fp16 is still finding its loss scale: a call without an optimizer step is not a step.
         raise RuntimeError("no step of 30 had a finite gradient")
 
     return step, {"dtype": str(dtype).removeprefix("torch."), "zero": resolve_zero_config(training, dtype)["stage"]}
 
 
 def gemms(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
-    """The step's matrix products alone, in the engine's precision."""
+    """Make a step of the matrix products alone, in the engine's precision."""
     teacher, student = setting.models(torch.device("cpu"))
     return gemm_contender(
         teacher.config, student.config, setting.sequences, setting.length, device, setting.dtype(device)

@@ -1,5 +1,9 @@
-"""The step's matrix products alone, on its exact shapes (a GPU's logits have columns more, see losses.vocabulary.columns, and are faster with them):
-as plain products: the engine's CPU teacher has its weights packed for them, which is 4 to 9 % faster in its quarter of the step."""
+"""The matrix products of a step alone, on its exact shapes.
+
+On a GPU, the logits have extra columns (see kernels.fused_linear.columns), which make the products
+faster. All products are plain ones. The engine's CPU teacher has its weights packed, which makes
+its quarter of the step 4 to 9 % faster.
+"""
 
 from collections.abc import Callable
 
@@ -13,8 +17,22 @@ from ds_distill.models.families import family_of_type
 def products(
     config: PretrainedConfig, sequences: int, length: int, device: str, *, trained: bool
 ) -> list[tuple[Callable, int]]:
-    """(product, how often) of a masked-LM model's forward and, if trained, backward: x · wᵀ, g · w and gᵀ · x of its linear layers, and
-    attention's batched [B · heads, L, d]. A product, given a function that makes a tensor of a shape, returns what multiplies. device: its type."""
+    """Return (product, how often it runs) for a masked-LM model's forward pass and, if trained, its backward pass.
+
+    The products are x · wᵀ, g · w and gᵀ · x of the linear layers, and attention's batched
+    products, [B · heads, L, d].
+
+    Args:
+        config: The model's configuration.
+        sequences: The batch size B.
+        length: The sequence length L.
+        device: The device's type.
+        trained: Whether to include the backward pass.
+
+    Returns:
+        A list of pairs. Each product takes a function that makes a tensor of a given shape, and
+        returns the function that multiplies.
+    """
     depth, heads, hidden, feed_forward, _ = family_of_type(config.model_type).measures(config)
     tokens, vocabulary, size = sequences * length, columns(config.vocab_size, device), hidden // heads
     linears = [
@@ -53,7 +71,10 @@ def gemm_contender(
     device: torch.device,
     dtype: torch.dtype,
 ):
-    """All products of one distillation step, one after another, results into buffers that are there already."""
+    """Return a function that runs all products of one distillation step, one after another.
+
+    The results go to preallocated buffers.
+    """
     make = lambda *shape: torch.randn(*shape, device=device).to(dtype)  # noqa: E731
     wanted = [
         *products(teacher, sequences, length, device.type, trained=False),

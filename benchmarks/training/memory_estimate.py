@@ -1,10 +1,13 @@
-"""The memory that `ds-distill plan` foretells, against what a run then takes; and which share of the run's time it waited for batches and wrote logs.
+"""Compare the memory that `ds-distill plan` estimates with the memory that a run then takes.
 
-    python -m benchmarks.training.memory_estimate                          a 6 × 384 teacher with 30,522 pieces, several batches and ZeRO stages
+    python -m benchmarks.training.memory_estimate
+        a 6 × 384 teacher with 30,522 pieces, several batches and ZeRO stages
     python -m benchmarks.training.memory_estimate --hidden 768 --layers 12 --cases 16x1x0 8x2x2
 
-A case is micro-batch × ranks × ZeRO stage, at a global batch of 32 sequences of 128 tokens. Each is planned and run for --steps steps with random
-weights on a small text; the run's figure is the most that its first rank held. The last line of standard output is JSON.
+A case is micro-batch × ranks × ZeRO stage, at a global batch of 32 sequences of 128 tokens. Each
+case is planned and then run for --steps steps, with random weights on a small text. The run's
+figure is the most memory that its first rank held. The output also shows the shares of the run's
+time that it spent waiting for batches and writing logs. The last line of standard output is JSON.
 """
 
 import argparse
@@ -27,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def said_by(*words, ranks: int = 1) -> dict:
-    """The last line of a command, or of launch.sh where there are several ranks."""
+    """Return the JSON that a command prints last; with several ranks, launch.sh starts the command."""
     environment = os.environ | {
         "DS_DISTILL_PYTHON": sys.executable,
         "DS_DISTILL_RANKS": str(ranks),
@@ -89,9 +92,8 @@ def run(args: argparse.Namespace) -> int:
         draw = random.Random(0)
         text.write_text("\n\n".join(" ".join(draw.choices(words[5:], k=200)) for _ in range(400)), encoding="utf-8")
         print(
-            "| micro-batch | ranks | ZeRO stage | foretold (GiB) | taken (GiB) | error | waiting for batches | logging |\n"
-            + "|---" * 8
-            + "|"
+            "| micro-batch | ranks | ZeRO stage | foretold (GiB) | taken (GiB) | error | "
+            "waiting for batches | logging |\n" + "|---" * 8 + "|"
         )
         for case in args.cases:
             micro, ranks, stage = map(int, case.split("x"))
@@ -125,8 +127,8 @@ def run(args: argparse.Namespace) -> int:
                 | {"foretold": {key: round(value, 3) for key, value in parts.items() if isinstance(value, float)}}
             )
             print(
-                f"| {micro} | {ranks} | {stage} | {foretold:.2f} | {taken:.2f} | {error:+.1%} | {shares['data_wait_share']:.2%} | "
-                f"{shares['logging_share']:.2%} |"
+                f"| {micro} | {ranks} | {stage} | {foretold:.2f} | {taken:.2f} | {error:+.1%} | "
+                f"{shares['data_wait_share']:.2%} | {shares['logging_share']:.2%} |"
             )
     worst = max(rows, key=lambda row: abs(row["error"]))
     print(f"\nlargest error: {worst['error']:+.1%} ({worst['case']})")

@@ -1,11 +1,20 @@
-"""What packing brings on a corpus: real tokens a second of packed, grouped and plainly padded batches, against what the padding's share promises.
+"""Measure what packing gains on a corpus, compared with the gain that the share of padding promises.
 
     python -m benchmarks.training.packing --teacher DIR --corpus FILE… [--length 512]
 
-Padded: a line is a sequence, lines meet in random order, a batch is as wide as its longest. Grouped: lines of like length meet (the authors' data).
-Packed: documents fill whole blocks, as many a step as hold the same real tokens. One student of the teacher learns from each in turn, on torch's own
-operators in all three, so that nothing but the batches differs. Promised: padded positions ÷ real tokens, what a step would gain if its cost were
-the number of positions. Kept: the measured gain ÷ the promised one, over all steps. The last line of standard output is JSON.
+One student of the teacher learns from three kinds of batches in turn. All three run on torch's own
+operators, so that only the batches differ:
+
+    padded     each line is a sequence, lines come in random order, and a batch is as wide as its
+               longest line
+    grouped    lines of similar length share a batch, as in the authors' data
+    packed     documents fill whole blocks; a step has as many blocks as hold the same number of
+               real tokens
+
+The output gives real tokens per second and these gains over padded batches. The promised gain is
+what a step would gain if its cost were the number of positions (padded positions ÷ real tokens).
+"Kept" is the measured gain ÷ the promised gain, over all steps. The last line of standard output is
+JSON.
 """
 
 import argparse
@@ -33,8 +42,8 @@ from ds_distill.utils.console import spinner
 
 
 def orders(args: argparse.Namespace, folder: Path) -> dict[str, BatchLoader]:
-    """By name, the batches of the corpus."""
-    found, mean = {}, args.length  # real tokens a line
+    """Return the corpus's batches by name: padded, grouped and packed."""
+    found, mean = {}, args.length  # real tokens per line
     for mode, kinds in {"grouped": {"padded": False, "grouped": True}, "packed": {"packed": False}}.items():
         recipe = Recipe(data=Data(mode=mode, sequence_length=args.length))
         prepare_tokens(args.corpus, load_tokenizer(args.teacher), folder / mode, recipe)
@@ -93,6 +102,7 @@ def main() -> int:
 
 
 def measure(args: argparse.Namespace) -> dict:
+    """Run the steps of all three kinds of batches in turns; return their rates and gains."""
     silence_libraries(False)
     on_cpu_only()
     start_distributed()

@@ -1,14 +1,26 @@
-"""From one rank to two, and on to N: what more ranks bring, and a projection whose assumptions are spelt out and held against the two.
+"""Measure how the step scales from one rank to two, and project the result to N ranks.
 
-    python -m benchmarks.training.scaling                                     BERT-base teacher, DistilBERT student, 16 × 128 tokens a rank
+    python -m benchmarks.training.scaling
+        BERT-base teacher, DistilBERT student, 16 × 128 tokens per rank
     python -m benchmarks.training.scaling --size small --sequences 4
-    python -m benchmarks.training.scaling --step 0.0137 --gigabytes-per-second 300 --ranks 8 64 512      a step and a network measured elsewhere
+    python -m benchmarks.training.scaling --step 0.0137 --gigabytes-per-second 300 --ranks 8 64 512
+        projects from a step and a network that were measured elsewhere
 
-Weak scaling: each rank has its own sequences. On a CPU a rank has one thread (--threads). Measured, taking turns: one rank; as many ranks alone at
-once, which tell each other nothing (they share caches, memory and turbo: no fault of the engine's); two ranks as one job; and the job's collectives
-alone, on the bytes of this ZeRO stage. Projected step of N ranks = ranks alone + bytes ÷ rate: a ring moves 2 (N − 1) ÷ N of all gradients (fp32) a
-rank, and (N − 1) ÷ N of the new weights; the rate of two ranks holds for all N; nothing overlaps with the backward pass, which is the worst case.
-Under --step the projection has only that step and rate. The last line of standard output is JSON.
+This is weak scaling: each rank has its own sequences. On a CPU, each rank has one thread
+(--threads). Four contenders take turns:
+
+    one rank       a job of one rank
+    two alone      two such jobs at once, which exchange nothing; they share caches, memory and
+                   turbo, and what that costs is not the engine's doing
+    two ranks      one job of two ranks
+    collectives    the collectives of that job alone, on the bytes of this ZeRO stage
+
+The projected step of N ranks is the time of the ranks alone plus bytes ÷ rate. In a ring, each rank
+moves 2 (N − 1) ÷ N of all gradients (fp32) and (N − 1) ÷ N of the new weights. The projection
+assumes that the rate of two ranks holds for all N, and that nothing overlaps with the backward
+pass, which is the worst case. The projection for two ranks is compared with their measured step.
+With --step, there is only the projection, from the given step and rate. The last line of standard
+output is JSON.
 """
 
 import argparse
@@ -29,13 +41,17 @@ from ds_distill.training.deepspeed_config import resolve_zero_config
 
 
 def bytes_moved(parameters: int, stage: int, size: int, ranks: int) -> float:
-    """That a rank sends in a step: gradients all-reduced in fp32 (in the weights' `size` bytes at stage 0), from stage 1 weights all-gathered."""
+    """Return the number of bytes that each rank sends per step.
+
+    Gradients are all-reduced in fp32 (at stage 0 in the weights' `size` bytes). From stage 1 on,
+    weights are all-gathered.
+    """
     around = (ranks - 1) / ranks
     return around * (2 * parameters * (4 if stage else size) + (parameters * size if stage else 0))
 
 
 def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, dict]:
-    """What the ranks tell each other in a step, and nothing else."""
+    """Return a contender that only runs the collectives of a step."""
     start_distributed()
     dtype, ranks = setting.dtype(device), torch.distributed.get_world_size()
     stage, numbers = (
@@ -60,7 +76,12 @@ def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, d
 
 
 def measure(setting: who.Setting, rounds: int) -> dict:
-    """Seconds a step of one rank, two alone, two as a job, and the collectives; bytes a rank moves and their rate."""
+    """Measure the four contenders of this benchmark.
+
+    Returns:
+        Seconds per step of one rank, two alone, two as one job, and the collectives, with the bytes
+        that each rank moves and their rate.
+    """
     one, alone, two, talk = contenders = [
         Variant("one rank", who.engine, setting),
         Variant("two alone", who.engine, setting, jobs=2),
@@ -120,8 +141,9 @@ def run(args: argparse.Namespace) -> int:
         found = measure(setting, args.repeats)
         step, rate = found["seconds"]["two alone"], found["gb_per_second"]
         print(
-            f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) a rank, ZeRO {found['stage']}, "
-            f"{describe(device)}\n\n| | seconds a step | tokens/s | of one rank's rate a rank |\n|---|---|---|---|"
+            f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) "
+            f"a rank, ZeRO {found['stage']}, {describe(device)}\n\n"
+            "| | seconds a step | tokens/s | of one rank's rate a rank |\n|---|---|---|---|"
         )
         for name, ranks, share in (
             ("one rank", 1, 1.0),
@@ -129,11 +151,12 @@ def run(args: argparse.Namespace) -> int:
             ("two ranks", 2, found["efficiency"]),
         ):
             print(
-                f"| {name} | {found['seconds'][name]:.4g} | {ranks * tokens / found['seconds'][name]:,.0f} | {100 * share:.0f} % |"
+                f"| {name} | {found['seconds'][name]:.4g} | {ranks * tokens / found['seconds'][name]:,.0f} | "
+                f"{100 * share:.0f} % |"
             )
         print(
-            f"\nA rank sends {found['bytes'] / 1e6:,.0f} MB a step, alone {found['seconds']['collectives']:.4g} s, {rate:.3g} GB/s. Projected ÷ "
-            f"measured step of two ranks: {found['projected_vs_measured']}\n"
+            f"\nA rank sends {found['bytes'] / 1e6:,.0f} MB a step, alone {found['seconds']['collectives']:.4g} s, "
+            f"{rate:.3g} GB/s. Projected ÷ measured step of two ranks: {found['projected_vs_measured']}\n"
         )
     else:
         count, size = count_parameters(setting.models(torch.device("cpu"))[1]), 4 if setting.precision == "fp32" else 2
@@ -157,12 +180,13 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     print(
-        f"Projected from a step of {step:.4g} s and {rate:.4g} GB/s a rank, nothing overlapped:\n\n| ranks | MB a rank sends | seconds a step | "
-        "tokens/s | of a rank alone |\n|---|---|---|---|---|"
+        f"Projected from a step of {step:.4g} s and {rate:.4g} GB/s a rank, nothing overlapped:\n\n"
+        "| ranks | MB a rank sends | seconds a step | tokens/s | of a rank alone |\n|---|---|---|---|---|"
     )
     for row in rows:
         print(
-            f"| {row['ranks']} | {row['megabytes']:,.0f} | {row['step']:.4g} | {row['tokens_per_second']:,.0f} | {100 * row['efficiency']:.0f} % |"
+            f"| {row['ranks']} | {row['megabytes']:,.0f} | {row['step']:.4g} | {row['tokens_per_second']:,.0f} | "
+            f"{100 * row['efficiency']:.0f} % |"
         )
     print()
     print(json.dumps(found | vars(setting) | {"projection": rows, "machine": describe(device)}))

@@ -1,17 +1,32 @@
-"""Training throughput: the engine's step against the plain recipe, its peers and its own matrix products, each in a process of its own, taking turns.
+"""Measure training throughput: the engine's step against its peers and against its own matrix products.
 
-    python -m benchmarks.training.step                           BERT-base teacher, DistilBERT student, 16 × 128 tokens, random weights
-    python -m benchmarks.training.step --dropout 0               how near the step is to its bare matrix products
+    python -m benchmarks.training.step
+        BERT-base teacher, DistilBERT student, 16 × 128 tokens, random weights
+    python -m benchmarks.training.step --dropout 0
+        shows how near the step is to its GEMM bound
     python -m benchmarks.training.step --sequences 4 --length 512
-    python -m benchmarks.training.step --add trainer plain_loop reference_fp32_huge_pages        in 24 GB of memory
+    python -m benchmarks.training.step --add trainer plain_loop reference_fp32_huge_pages
+        needs 24 GB of memory
 
-All run the same objective: KL (over all tokens, or with --objective masked over the masked ones: another objective, labelled), masked-LM, cosine,
-the same dropout, clipping, AdamW. Plain recipe and Trainer run as their users start them, without TF32 and with an fp32 teacher; "huge pages" rows
-have the best allocator settings that a user could give them (THP_MEM_ALLOC_ENABLE, and keeping all that is freed; CPU only), the products have huge
-pages too. Machines are noisy, so contenders take turns and ratios are medians of ratios within a round.
-"gemms" are the step's matrix products alone, on its exact shapes, in the engine's precision (gemm_bound_fraction: their time as a share of the
-engine's). A contender whose first step takes longer than --patience is not asked again: that step is its measurement, and the output says so.
-first_step_extra_s: what the engine's first step took beyond the others, compiling, or reading what was compiled before, included. The last line of
+Each contender runs in a process of its own. Machines are noisy, so contenders take turns, and
+ratios are medians of the ratios within a round.
+
+All contenders train on the same objective, with the same dropout, clipping and AdamW: KL, masked-LM
+and cosine. The KL covers all tokens. With --objective masked it covers the masked tokens only,
+which is another objective and labeled so.
+
+    plain recipe, Trainer    the reference implementation and transformers.Trainer, as their users
+                             start them: without TF32, with an fp32 teacher
+    huge pages               the same with the best allocator settings that a user could choose
+                             (THP_MEM_ALLOC_ENABLE, and keeping all freed memory; CPU only); "gemms"
+                             has huge pages too
+    gemms                    the matrix products of the step alone, on its exact shapes, in the
+                             engine's precision; gemm_bound_fraction is their time as a share of the
+                             engine's
+
+A contender whose first step takes longer than --patience runs no further step: that step is its
+measurement, and the output says so. first_step_extra_s is the time by which the engine's first step
+exceeds the others; it includes compiling, or reading what was compiled before. The last line of
 standard output is JSON.
 """
 
@@ -35,7 +50,7 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 
 SMALL_PAGES, HUGE_PAGES = ({"THP_MEM_ALLOC_ENABLE": value} for value in "01")
-# label, maker, environment
+# Each value is (label, maker, environment).
 ROWS = {
     "reference_fp32": ("plain recipe, fp32", who.reference_fp32, SMALL_PAGES),
     "reference_bf16": ("plain recipe, bf16 autocast", who.reference_bf16, SMALL_PAGES),
@@ -47,12 +62,12 @@ ROWS = {
     "gemms": ("the step's matrix products alone", who.gemms, HUGE_PAGES),
 }
 
-COMPILING = ("plain_loop", "engine", "gemms")  # their first step says nothing of the others
-MORE = ("trainer", "reference_fp32_huge_pages", "plain_loop")  # each takes gigabytes while the others work
+COMPILING = ("plain_loop", "engine", "gemms")  # their first step does not predict the later ones
+MORE = ("trainer", "reference_fp32_huge_pages", "plain_loop")  # each holds gigabytes while the others work
 
 
 def add_setting(parser: argparse.ArgumentParser) -> None:
-    """The options of a Setting."""
+    """Add the options that describe a Setting."""
     parser.add_argument("--sequences", type=count, default=16, help="sequences a step (default 16)")
     parser.add_argument("--length", type=count, default=128, help="tokens a sequence (default 128)")
     parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
@@ -90,11 +105,12 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
 
 
 def setting_of(args: argparse.Namespace) -> who.Setting:
+    """Return the Setting that the options describe."""
     return who.Setting(**{name: getattr(args, name) for name in who.Setting.__dataclass_fields__})
 
 
 def check(setting: who.Setting, device: torch.device) -> None:
-    """UserError for a setting that the contenders' processes could only fail at."""
+    """Raise a UserError for a setting with which the contenders' processes could only fail."""
     if setting.vocabulary <= 1000:
         raise UserError(
             f"--vocabulary {setting.vocabulary}: the batch's tokens are drawn from piece 1000 on; give more than 1000"
@@ -104,7 +120,7 @@ def check(setting: who.Setting, device: torch.device) -> None:
 
 
 def measured(contenders: list[Variant], setting: who.Setting, ranks: int) -> dict:
-    """The figures of contenders that took their turns; the engine's step is that of `ranks` times the tokens."""
+    """Return the figures of contenders that took their turns; the engine's step covers `ranks` times the tokens."""
     tokens = setting.sequences * setting.length
     seconds = {c.name: [s / (ranks if c.name == "engine" else 1) for s in c.seconds] for c in contenders}
     result = {name: round(tokens / statistics.median(times), 1) for name, times in seconds.items()}
@@ -175,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
         if args.profile and (engine := next((c for c in contenders if c.name == "engine"), None)):
             try:
                 profile = engine.ask("profile")
-            except RuntimeError as error:  # a profiler that does not work here is no reason to lose the figures
+            except RuntimeError as error:  # the figures must survive a profiler that does not work here
                 print(f"no profile: {error}", file=sys.stderr)
     finally:
         for contender in contenders:
@@ -200,7 +216,10 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(result), flush=True)
     if args.report:
         words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(args.report)))
-        page = f"# Training throughput, {result['date']}\n\n{title}\n\n`python -m benchmarks.training.step {words}`, medians of {args.repeats} rounds\n\n"
+        page = (
+            f"# Training throughput, {result['date']}\n\n{title}\n\n"
+            f"`python -m benchmarks.training.step {words}`, medians of {args.repeats} rounds\n\n"
+        )
         (args.report / "training.md").write_text(
             page + f"{text}\n\n![tokens a second](training.png)\n", encoding="utf-8"
         )
@@ -224,7 +243,7 @@ COLUMNS = {
 
 
 def heading(result: dict) -> str:
-    """What was measured, in a sentence."""
+    """Return a sentence that describes the measurement."""
     layers, hidden = who.SIZES[result["size"]]
     kl = "all tokens" if result["objective"] == "all" else "MASKED TOKENS ONLY, another objective"
     sequences, length, threads = (result[key] for key in ("sequences", "length", "threads"))
@@ -234,12 +253,14 @@ def heading(result: dict) -> str:
         else ""
     )
     return (
-        f"{sequences * length} tokens a step ({sequences} × {length}), teacher {layers} × {hidden}, dropout {result['dropout']}, KL over {kl}, "
-        f"{result['mflops_a_token']:.0f} MFLOP a token, {engine}{result['machine']}, {threads} threads"
+        f"{sequences * length} tokens a step ({sequences} × {length}), teacher {layers} × {hidden}, "
+        f"dropout {result['dropout']}, KL over {kl}, {result['mflops_a_token']:.0f} MFLOP a token, "
+        f"{engine}{result['machine']}, {threads} threads"
     )
 
 
 def rows_of(contenders: list[Variant], result: dict) -> list[dict]:
+    """Return one row of the table per contender."""
     rows = []
     for c in contenders:
         against = result.get(f"engine_vs_{c.name}")

@@ -1,14 +1,24 @@
-"""Speed and learning in one figure: who has learnt more after the same minutes on the same machine?
+"""Compare how much each trainer has learned after the same minutes on the same machine.
 
     python -m benchmarks.training.time_to_loss --minutes 20 --teacher DIR --corpus FILE… --heldout FILE… --output DIR
 
-The plain recipe (fp32, and under bf16 autocast) and the engine train the same student of the same teacher on the same batches with the same recipe
-(--config, by default ds_configs/small_real.yaml), one after another, each alone on the machine and started as its user would. The learning rate
-follows the clock and is zero at the end of the minutes. Training time alone counts, what the first step takes beyond the others (compiling) included;
-at --evaluations moments of it the student is measured, in fp32 by the plain definitions, on held-out text:
-masked-LM loss (nats a masked token), how often its first guess at a masked token is the teacher's, and, on every eighth batch of it, KL from the
-teacher's distribution at temperature 1 (nats a token). A race that was broken off goes on from its last measurement when the same command is given
-again on the same machine. The last line of standard output is JSON; race.md, race.json and race.png lie in the output folder.
+The reference implementation (in fp32, and under bf16 autocast) and the engine train the same
+student. They share the teacher, the batches and the recipe (--config, by default
+ds_configs/small_real.yaml). They run one after another, each alone on the machine and started as
+its user would start it. The learning rate follows the clock and reaches zero at the end of the
+minutes. Only training time counts, including the extra time of the first step (compiling).
+
+At --evaluations moments of that time, the student is measured in fp32 on held-out text, by the
+definitions of the reference implementation:
+
+    mlm_loss     masked-LM loss, in nats per masked token
+    agreement    how often the top-1 prediction at a masked token equals the teacher's
+    kl           KL from the teacher's distribution at temperature 1, in nats per token, on every
+                 eighth batch
+
+If a race is interrupted, the same command on the same machine resumes it from its last measurement.
+The last line of standard output is JSON. race.md, race.json and race.png are written to the output
+folder.
 """
 
 import argparse
@@ -46,11 +56,11 @@ from ds_distill.utils.files import write_json
 
 FIGURES = ("mlm_loss", "kl", "agreement")
 WARM, TIMED = 2, 5
-KL_EVERY = 8  # batches: KL needs both models' logits at every token, of which there are many; first guesses are few
+KL_EVERY = 8  # batches: KL needs both models' logits at every token; the top-1 predictions need masked tokens only
 
 
 def logits_of(model, batch, rows: torch.Tensor) -> torch.Tensor:
-    """[rows, V] logits at the positions where rows [B, L] is true, of a masked-LM model."""
+    """Return the logits of a masked-LM model, [rows, V], at the positions where rows [B, L] is true."""
     family = family_of(model)
     hidden = family.part(model, "trunk")(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask
@@ -60,8 +70,14 @@ def logits_of(model, batch, rows: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def measured(student, teacher, batches, guesses: list[torch.Tensor]) -> list[float]:
-    """[masked-LM loss, KL, agreement] of fp32 models in eval mode, as the module's text has them. guesses: a tensor a batch, the teacher's first guess
-    at each masked token, filled in where the list is empty."""
+    """Return [masked-LM loss, KL, agreement] as the module's docstring defines them.
+
+    Args:
+        student, teacher: fp32 models in eval mode.
+        batches: The held-out batches.
+        guesses: One tensor per batch with the teacher's top-1 prediction at each masked token. An
+            empty list is filled in.
+    """
     sums = torch.zeros(3, dtype=torch.float64)
     tokens = masked = 0
     fill = not guesses
@@ -82,7 +98,7 @@ def measured(student, teacher, batches, guesses: list[torch.Tensor]) -> list[flo
 
 
 def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path, held: dict[str, Path]) -> None:
-    """One racer's race, in this process: args.output/NAME/curve.json."""
+    """Run one racer's race in this process and write its curve to args.output/NAME/curve.json."""
     start_distributed()
     label, make = RACERS[name]
     folder, t = args.output / name, recipe.training
@@ -97,7 +113,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     limit, state = 60 * args.minutes, {"step": 0, "elapsed": 0.0, "rows": [], "tokens": 0, "masked_tokens": {}}
 
     def begin(pace: float):
-        # as if there were many steps: the race compiles where that works, and pays for it
+        # The engine is told that there are many steps, so it compiles where that works; the race pays for it.
         return make(
             copy.deepcopy(teacher), student(), recipe, 10**6, lambda: min(1.0, (state["elapsed"] + pace) / limit)
         )
@@ -121,7 +137,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     pace = json.loads(file.read_text(encoding="utf-8"))
     racer, judge = begin(pace["seconds_a_step"]), student().eval()
     found = racer.resume(folder / "checkpoint") or {}
-    state |= {key: found[key] for key in state if key in found}  # DeepSpeed's own comes with it
+    state |= {key: found[key] for key in state if key in found}  # the checkpoint also holds DeepSpeed's own keys
     begun, guesses = state["step"], {set: [] for set in sets}
 
     def measure() -> None:
@@ -130,7 +146,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
             raise RuntimeError(f"{label}: weights {unexpected} are not the student's, {missing} are missing")
         figures = {set: measured(judge, teacher, batches_of(), guesses[set]) for set, batches_of in sets.items()}
         state["rows"].append([state["elapsed"] / 60, state["step"], figures])
-        # kept with the rows: a start that has only the curve left to write measures nothing itself
+        # This is kept with the rows: a process that has only the curve left to write measures nothing itself.
         state["masked_tokens"] = {set: sum(map(len, found)) for set, found in guesses.items()}
 
     if not state["rows"]:
@@ -140,7 +156,8 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
         if state["elapsed"] >= limit - pace["seconds_a_step"] / 2:
             break
         seconds = take(racer, step, batches, counts)
-        # a race that goes on compiles once more, which its racer has paid for already; its first start paid what the timing found
+        # A race that resumes compiles once more, but its racer has already paid for that.
+        # The first start pays the extra time that the timing found.
         state["elapsed"] += (
             pace["seconds_a_step"] + (0 if begun else pace["first_step_extra"]) if step == begun else seconds
         )
@@ -156,7 +173,10 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
 
 
 def at_minute(rows: list, minute: float, set: str, figure: int) -> float:
-    """A figure between two measurements, on the line through them; the last one's after the end."""
+    """Return a figure at `minute`, interpolated linearly between two measurements.
+
+    After the last measurement, its figure is returned.
+    """
     for (left, _, a), (right, _, b) in zip(rows, rows[1:], strict=False):
         if minute <= right:
             share = (minute - left) / (right - left) if right > left else 1.0
@@ -165,12 +185,17 @@ def at_minute(rows: list, minute: float, set: str, figure: int) -> float:
 
 
 def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
-    """Against each plain recipe: at how many of the engine's measurements it is ahead on everything, and on each figure on every text, and in which
-    share of the plain recipe's time it has reached the plain recipe's last masked-LM loss."""
+    """Compare the engine with each reference implementation.
+
+    Returns:
+        For each of them: at how many of the engine's measurements the engine is ahead on
+        everything, the same count for each figure on every text, and the share of the reference's
+        time after which the engine has reached the reference's last masked-LM loss.
+    """
     found, engine = {}, curves["engine"]["rows"]
     for name in curves.keys() - {"engine"}:
         rows = curves[name]["rows"]
-        # a row a measurement, a column a figure: agreement is better where it is larger
+        # One row per measurement, one column per figure; a larger agreement is better, a smaller loss or KL is.
         ahead = [
             [all((b[s][i] < at_minute(rows, minute, s, i)) == (i < 2) for s in sets) for i in range(3)]
             for minute, _, b in engine[1:]
@@ -192,7 +217,7 @@ def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
 
 
 def conditions() -> dict:
-    """What else minutes of one racer must have in common with another's."""
+    """Return the conditions that the racers' minutes must share to be comparable."""
     return {
         "machine": describe(torch.device("cpu")),
         "threads": torch.get_num_threads(),
@@ -201,7 +226,7 @@ def conditions() -> dict:
 
 
 def refuse_another(folder: Path, kept: dict, now: dict) -> None:
-    """UserError where `folder` holds a race that was asked for otherwise, or measured under other conditions."""
+    """Raise a UserError if `folder` holds a race with other options, or one measured under other conditions."""
     before, here = kept.pop("on", {}), now.pop("on")
     if kept != now:
         raise UserError(
@@ -213,7 +238,8 @@ def refuse_another(folder: Path, kept: dict, now: dict) -> None:
         if before.get(name) != value
     ]:
         raise UserError(
-            f"{folder} holds a race under other conditions ({'; '.join(other)}), whose minutes bring more or less: choose another --output"
+            f"{folder} holds a race under other conditions ({'; '.join(other)}), "
+            "whose minutes bring more or less: choose another --output"
         )
 
 
@@ -236,13 +262,17 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder; a race in it goes on")
     parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="who (default all)")
-    parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # the process of one
+    parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # runs one racer in its own process
     args = parser.parse_args()
     with user_errors("benchmarks.training.time_to_loss"):
         return race(args)
 
 
 def race(args: argparse.Namespace) -> int:
+    """Run the racers one after another and write the report; return the exit status.
+
+    With --racer, run only that racer in this process.
+    """
     silence_libraries(False)
     on_cpu_only()
     options = build_parser().parse_args(
@@ -256,8 +286,8 @@ def race(args: argparse.Namespace) -> int:
         )
     if recipe.student.hidden or recipe.student.freeze_positions or recipe.training.micro_batch == "auto":
         raise UserError(
-            "the race is for students of their teacher's width, all of them trained, and for a micro-batch that is a number "
-            "(student.hidden, student.freeze_positions, training.micro_batch)"
+            "the race is for students of their teacher's width, all of them trained, and for a micro-batch that is "
+            "a number (student.hidden, student.freeze_positions, training.micro_batch)"
         )
     make_folder("--output", args.output)
     recipe.training.device, recipe.training.heldout_blocks = "cpu", args.blocks
@@ -330,8 +360,8 @@ def race(args: argparse.Namespace) -> int:
     }
     masked = ", ".join(f"{count:,}" for count in next(iter(curves.values()))["masked_tokens"].values())
     lines = [
-        f"{args.minutes:g} minutes of training each, alone on the machine; measured on {masked} masked tokens a text; {result['machine']}, "
-        f"{result['threads']} threads, DeepSpeed {result['deepspeed']}, {result['date']}",
+        f"{args.minutes:g} minutes of training each, alone on the machine; measured on {masked} masked tokens a text; "
+        f"{result['machine']}, {result['threads']} threads, DeepSpeed {result['deepspeed']}, {result['date']}",
         table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES}),
     ]
     if "engine" in curves:
@@ -343,8 +373,8 @@ def race(args: argparse.Namespace) -> int:
             )
             each = ", ".join(f"{figure} {count}" for figure, count in found["ahead_by_figure"].items())
             lines.append(
-                f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements ({each}); its last masked-LM "
-                f"loss in this share of its time: {when}"
+                f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements "
+                f"({each}); its last masked-LM loss in this share of its time: {when}"
             )
     print("\n" + "\n\n".join(lines) + "\n")
     print(json.dumps(result | {"plot": str(args.output / "race.png")}), flush=True)

@@ -1,6 +1,9 @@
-"""Who runs in benchmarks.training.time_to_loss: each trains the same student on the same batches with the same recipe, in its own way.
+"""The racers of benchmarks.training.time_to_loss.
 
-The schedule follows the clock: linear up, then linear to zero at the end of the time. Steps are what differs, and how long they will take is not known.
+Each one trains the same student on the same batches with the same recipe, in its own way. The
+schedule follows the clock: it rises linearly, then falls linearly to zero at the end of the time.
+It cannot follow the steps, because racers differ in their speed and the number of steps is not
+known in advance.
 """
 
 import copy
@@ -26,12 +29,19 @@ from ds_distill.training.weights import gather_master_weights
 
 
 def by_the_clock(warmup: float, share: Callable[[], float]) -> Callable[[int], float]:
-    """Factor of the peak rate, from the share of the time that has passed; a step behind, since a step's own time is known after it."""
+    """Return the factor of the peak learning rate as a function of the share of the time that has passed.
+
+    The factor is one step behind, since a step's own time is known only after it.
+    """
     return lambda step: min(share() / warmup if warmup else 1.0, max(0.0, 1 - share()) / (1 - warmup))
 
 
 class Plain:
-    """As the authors' code has it: fp32 weights (under bf16 autocast if asked), full logits, means of micro-batches, AdamW."""
+    """The reference implementation as in the authors' code.
+
+    Weights are fp32 (under bf16 autocast if `autocast` is set). It computes full logits, averages
+    the mean losses of the micro-batches and uses AdamW.
+    """
 
     def __init__(
         self,
@@ -59,6 +69,7 @@ class Plain:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, by_the_clock(t.warmup, share))
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
+        """Take one optimizer step over the micro-batches."""
         x, t = self.recipe.losses, self.recipe.training
         for batch in batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
@@ -80,15 +91,18 @@ class Plain:
         self.optimizer.zero_grad()
 
     def weights(self) -> dict[str, torch.Tensor]:
+        """Return the student's weights."""
         return self.student.state_dict()
 
     def save(self, folder: Path, number: int, state: dict) -> None:
+        """Save the student, the optimizer, the schedule and `state`, replacing the previous file atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         own = {name: getattr(self, name).state_dict() for name in ("student", "optimizer", "schedule")}
         torch.save(own | {"state": state}, folder / "writing")
         os.replace(folder / "writing", folder / "state.pt")
 
     def resume(self, folder: Path) -> dict | None:
+        """Load what `save` wrote; return its state, or None if there is nothing."""
         if not (folder / "state.pt").is_file():
             return None
         found = torch.load(folder / "state.pt", weights_only=True)
@@ -98,7 +112,11 @@ class Plain:
 
 
 class Engine:
-    """As ds-distill distill has it, of packed batches and below ZeRO stage 3. steps: about how many there will be, for what pays back within them."""
+    """The engine as `ds-distill distill` runs it, for packed batches below ZeRO stage 3.
+
+    `steps` is roughly the number of steps to expect; it decides which optimizations pay off within
+    the run.
+    """
 
     def __init__(
         self, teacher: PreTrainedModel, student: PreTrainedModel, recipe: Recipe, steps: int, share: Callable[[], float]
@@ -129,15 +147,19 @@ class Engine:
             group["lr"] = base * factor(0)
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
+        """Take one optimizer step over the micro-batches."""
         self.take(self.engine.global_steps, batches, counts)
 
     def weights(self) -> dict[str, torch.Tensor]:
+        """Return the student's fp32 master weights."""
         return gather_master_weights(self.engine)
 
     def save(self, folder: Path, number: int, state: dict) -> None:
+        """Save a checkpoint with `state`, and keep only this one."""
         checkpoint.save(self.engine, folder, number, state, keep=1)
 
     def resume(self, folder: Path) -> dict | None:
+        """Resume from the checkpoint in `folder`; return its state, or None if there is none."""
         return checkpoint.resume(self.engine, folder)
 
 
@@ -145,4 +167,4 @@ RACERS = {
     "plain_fp32": ("plain recipe, fp32", lambda *a: Plain(*a, autocast=False)),
     "plain_bf16": ("plain recipe, bf16 autocast", lambda *a: Plain(*a, autocast=True)),
     "engine": ("engine", Engine),
-}  # label, maker
+}  # each value is (label, maker)

@@ -1,12 +1,17 @@
-"""The vocabulary loss: its time against its bare matrix products, its memory against the plain recipe's loss.
+"""Measure the vocabulary loss: its time against its GEMM bound, its memory against the reference implementation.
 
-    python -m benchmarks.training.vocab_loss                       hidden 768, vocabulary 30,522, time at 2,048 tokens and memory at 8,192
+    python -m benchmarks.training.vocab_loss
+        hidden 768, vocabulary 30,522, time at 2,048 tokens and memory at 8,192
     python -m benchmarks.training.vocab_loss --hidden 384
 
-The bare products are four: both logits, and the gradients of hidden states and weight, in the same precision, results into buffers that
-are there already. Fused (compiled, and on torch's own operators) and plain take turns, a call that is not counted before each that is; ratios are
-medians of ratios within a round. Memory is the most in use above what was in use before, gradients of the inputs included. The last line of standard
-output is JSON.
+The GEMM bound is the time of four matrix products: both logits, and the gradients of the hidden
+states and of the weight. They run in the same precision and write to preallocated buffers. The
+output calls them "products".
+
+The fused loss (compiled, and on torch's own operators) and the plain one take turns. An uncounted
+call precedes each counted one, and ratios are medians of the ratios within a round. Memory is the
+most in use above the memory in use before, including gradients of the inputs. The last line of
+standard output is JSON.
 """
 
 import argparse
@@ -31,7 +36,7 @@ from ds_distill.utils.console import spinner
 def inputs_of(
     rows: int, hidden: int, vocabulary: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Hidden states, weights and biases of student and teacher, and labels, 15 % of them masked."""
+    """Return hidden states, weights and biases of student and teacher, and labels with 15 % of them masked."""
     make = lambda *shape, scale=1.0: (torch.randn(*shape, device=device) * scale).to(dtype)  # noqa: E731
     ids = torch.randint(vocabulary, (rows,), device=device)
     return {
@@ -46,6 +51,7 @@ def inputs_of(
 
 
 def fused(x: dict, passes: str) -> None:
+    """Run the fused loss, forward and backward."""
     rows, masked = len(x["h"]), int((x["labels"] >= 0).sum())
     loss, *_ = fused_linear_distillation_loss(
         x["h"],
@@ -65,7 +71,7 @@ def fused(x: dict, passes: str) -> None:
 
 
 def plain(x: dict) -> None:
-    """As benchmarks/reference/recipe.py has it, from the hidden states on."""
+    """Run the loss of benchmarks/reference/recipe.py, starting from the hidden states."""
     with torch.no_grad():
         t = F.linear(x["th"], x["tw"], x["tb"])
     z = F.linear(x["h"], x["w"], x["b"])
@@ -78,12 +84,13 @@ def plain(x: dict) -> None:
 
 
 def clear(x: dict) -> None:
+    """Remove the gradients of the student's inputs."""
     for name in "hwb":
         x[name].grad = None
 
 
 def bare(x: dict):
-    """The four products, with the columns that make them fastest."""
+    """Return a function that runs the four products, with the number of columns that makes them fastest."""
     with torch.no_grad():
         more = columns(len(x["w"]), x["w"].device.type) - len(x["w"])
         h, w, tw = (
@@ -133,12 +140,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"not compiled: {reason}")
     if args.triton:
         jobs["fused_triton"] = lambda: fused(x, "triton")
-    calls = 10 if device.type == "cuda" else 1  # a GPU's call alone would be its start from idling
+    calls = 10 if device.type == "cuda" else 1  # a single call would time a GPU's start from idle
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(-1, args.repeats):
         for name, job in jobs.items():
             with spinner(f"{'warm-up' if number < 0 else f'round {number + 1} of {args.repeats}'}: {name}"):
-                job()  # not counted: it finds the caches as the others left them
+                job()  # uncounted: it finds the caches as the others left them
                 took = timed(lambda: [job() for _ in range(calls)], device) / calls  # noqa: B023
             if number >= 0:
                 seconds[name].append(took)
@@ -169,14 +176,15 @@ def run(args: argparse.Namespace) -> int:
         "machine": describe(device),
     }
     print(
-        f"{args.rows} tokens, hidden {args.hidden}, vocabulary {args.vocabulary:,}, {result['dtype']}, {result['machine']}, {args.threads} threads\n"
+        f"{args.rows} tokens, hidden {args.hidden}, vocabulary {args.vocabulary:,}, {result['dtype']}, "
+        f"{result['machine']}, {args.threads} threads\n"
     )
     print("| | ms | × the bare products |\n|---|---|---|")
     for name in jobs:
         print(f"| {name} | {result['milliseconds'][name]:,} | {result['times_bare_products'].get(name, 1.0)} |")
     print(
-        f"\nmemory at {args.memory_rows} tokens: {result['memory_mb']['fused']:,} MB against {result['memory_mb']['plain']:,}: "
-        f"{100 * result['memory_share']:.1f} %"
+        f"\nmemory at {args.memory_rows} tokens: {result['memory_mb']['fused']:,} MB against "
+        f"{result['memory_mb']['plain']:,}: {100 * result['memory_share']:.1f} %"
     )
     print(json.dumps(result))
     return 0

@@ -1,1 +1,1 @@
-"""What ds-distill writes, loaded in the programs that its users load it into. See `python -m tests.clients --help`."""
+"""Load what ds-distill writes in its users' own programs. See `python -m tests.clients --help`."""

@@ -1,8 +1,10 @@
 """Load every kind of export in the programs that users load them into, and compare with PyTorch.
 
-The exports are made by ds-distill's own commands from small teachers; each client has an environment of its own, from the package indexes of Python
-and npm. Environments, exports and results are kept, so that a second call goes on where the first stopped, and a single client can be run again.
-The command ends with 1 where an export cannot be made, or a client's answers differ from PyTorch's.
+The exports are made by ds-distill's own commands from small teachers. Each client has an
+environment of its own, from the package indexes of Python and npm. Environments, exports and
+results are kept, so that a second call continues where the first one stopped, and a single client
+can be run again. The exit status is 1 if an export cannot be made or a client's answers differ from
+PyTorch's.
 """
 
 import argparse
@@ -29,7 +31,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "CLIENTS.md"
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Return the options; names of clients that are none are refused."""
+    """Return the options; refuse names of clients that do not exist."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.clients", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -100,7 +102,7 @@ def main(words: list[str]) -> int:
 
 
 def _fresh(folder: Path, stamp: str) -> Path:
-    """Return `folder`, emptied where another state of the product has made its exports; nobody else's folder is emptied."""
+    """Return `folder`, emptied if another state of the product made its exports; never empty anybody else's folder."""
     made_by = folder / "made-by.txt"
     if made_by.is_file() and made_by.read_text(encoding="utf-8") != stamp:
         say(f"{folder}: the product has changed since, its exports are made anew")
@@ -116,7 +118,10 @@ def _outcome(row: dict) -> str:
     counts = {
         status: sum(check["status"] == status for check in row["checks"]) for status in ("same", "failed", "limit")
     }
-    return f"{counts['same']} of {len(row['checks'])} the same, {counts['failed']} failed, {counts['limit']} not possible, {row['seconds']} s"
+    return (
+        f"{counts['same']} of {len(row['checks'])} the same, {counts['failed']} failed, "
+        f"{counts['limit']} not possible, {row['seconds']} s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The clients: where each runs, what it loads, and what is its own limit, not the files'."""
+"""The catalog of clients: where each one runs, what it loads, and which limits are its own rather than the files'."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ ENVIRONMENTS = {
 
 @dataclass(frozen=True)
 class Limit:
-    """What a client cannot do with anybody's files.
+    """Something that a client cannot do with anybody's files.
 
     Args:
-        error: A regular expression that its error's line matches.
-        why: Said in the table instead of the error.
-        exports, formats: Where it applies; everywhere when empty.
+        error: A regular expression that the line of the client's error matches.
+        why: The text that the table shows instead of the error.
+        exports, formats: Where the limit applies; if empty, everywhere.
     """
 
     error: str
@@ -57,7 +57,7 @@ class Limit:
     formats: tuple[str, ...] = ()
 
     def covers(self, export: str, form: str, error: str) -> bool:
-        """Whether this limit is the reason of an error."""
+        """Return whether this limit explains an error."""
         where = (not self.exports or export in self.exports) and (not self.formats or form in self.formats)
         return where and re.search(self.error, error) is not None
 
@@ -67,18 +67,21 @@ class Client:
     """A program that loads what ds-distill writes.
 
     Args:
-        name: In the table, and of its file of results.
+        name: The client's name in the table and in its file of results.
         environment: A key of ENVIRONMENTS.
         script: A file of tests/clients/scripts.
-        way: How it loads them, in a few words for the table.
-        tasks: Of the exports that it loads.
-        formats: That it loads.
-        exports: Names of the exports where its tasks do not tell; all of its tasks when empty.
+        way: How the client loads exports, in a few words for the table.
+        tasks: The tasks of the exports that it loads.
+        formats: The formats that it loads.
+        exports: The names of the exports, if its tasks do not determine them; if empty, all of its
+            tasks' exports.
         limits: What it cannot do.
-        minutes: After which it is stopped.
-        in_page: The script is a page for a browser.
-        cuts_last: It cuts overlong texts after [SEP] has been put at their end, with anybody's models.
-        own_copy: It gets copies of the folders, with their modes, in a place that every user may enter.
+        minutes: The time after which it is stopped.
+        in_page: Whether the script is a page for a browser.
+        cuts_last: Whether it cuts overlong texts after [SEP] has been added at their end, with
+            anybody's models.
+        own_copy: Whether it gets copies of the folders, with their modes, in a place that every
+            user may enter.
     """
 
     name: str
@@ -95,7 +98,7 @@ class Client:
     cuts_last: bool = False
 
     def takes(self, export: Export) -> bool:
-        """Whether it is given this export."""
+        """Return whether the client is given this export."""
         return export.task in self.tasks and (not self.exports or export.name in self.exports)
 
 
@@ -166,7 +169,7 @@ def _clients() -> Iterator[Client]:
         "executorch_lowered.py",
         "`model.pt2` lowered to XNNPACK",
         formats=TORCH_EXPORT,
-        exports=("student", "roberta", "sentences", "bert-pairs", "questions", "encoder"),  # a minute or so each
+        exports=("student", "roberta", "sentences", "bert-pairs", "questions", "encoder"),  # each takes about a minute
         minutes=30,
         limits=(
             Limit(

@@ -1,26 +1,28 @@
-"""Whether a client's numbers are PyTorch's."""
+"""Check whether a client's numbers agree with PyTorch's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
-# As shares of the largest value of the reference: sums in another order, and matrices and activations in 8 bits.
+# These are shares of the reference's largest value. They allow for sums in another order in fp32,
+# and for matrices and activations in 8 bits.
 TOLERANCES = {"hf": 1e-4, "onnx": 1e-4, "torch-export": 1e-4, "onnx-int8": 0.15, "openvino-int8": 0.15}
 VIEWS = ("logits", "scores", "answer", "mean", "unit_mean")
 
 
 class Wrong(Exception):
-    """An answer that is no answer: of another shape, not finite, empty, or not there at all."""
+    """An answer that cannot be used: it has another shape, is not finite, is empty, or is missing."""
 
 
 def difference(view: str, found: object, reference: Mapping) -> float:
     """Return the largest difference of one answer from PyTorch's, as a share of PyTorch's largest value.
 
     Args:
-        view: One of VIEWS. "logits", "mean": a list of numbers; "unit_mean": the mean, brought to length 1; "scores":
-            [key, score] pairs, best first; "answer": words.
-        found: What the client gave.
+        view: One of VIEWS. "logits" and "mean" are lists of numbers, "unit_mean" is the mean
+            brought to length 1, "scores" has [key, score] pairs, best first, and "answer" has
+            words.
+        found: The client's answer.
         reference: PyTorch's views of the same input.
 
     Raises:
@@ -49,15 +51,16 @@ def difference(view: str, found: object, reference: Mapping) -> float:
 def check_answers(
     answers: Mapping[str, Mapping], reference: Mapping[str, Mapping], cuts_last: bool = False
 ) -> dict[str, float]:
-    """Return the largest difference of every input of the reference, by its name.
+    """Return the largest difference for every input of the reference, by the input's name.
 
     Args:
-        answers: Views of what the client gave, by the input's name.
+        answers: Views of the client's answers, by the input's name.
         reference: PyTorch's views, likewise.
-        cuts_last: Whether the client cuts overlong texts after [SEP] has been put at their end, so that it is gone.
+        cuts_last: Whether the client cuts overlong texts after [SEP] has been added at their end,
+            so that it is lost.
 
     Raises:
-        Wrong: an input has no answer, or one that cannot be compared.
+        Wrong: An input has no answer, or one that cannot be compared.
     """
     found = {}
     for name, expected in reference.items():
@@ -77,9 +80,10 @@ def check_answers(
 
 
 def too_alike(reference: Mapping[str, Mapping]) -> str | None:
-    """Return why PyTorch's answers to different inputs could not tell which text a client has read; None where they can.
+    """Return why PyTorch's answers could not tell which text a client has read, or None if they can.
 
-    No two may be as near as ten times what an fp32 format may differ by, and some two must be farther apart than an int8 format may differ by.
+    The answers to no two inputs may be closer than ten times the tolerance of an fp32 format, and
+    those to some two must be farther apart than the tolerance of an int8 format.
     """
     names, apart = list(reference), []
     for i, one in enumerate(names):

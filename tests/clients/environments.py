@@ -1,4 +1,4 @@
-"""An environment for each set of client programs: packages from the index, made once and used again."""
+"""Environments for the client programs, with packages from the index; each is made once and used again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INSTALL_SECONDS = 1800
 
 
 class NotRun(Exception):
-    """A client cannot be tried on this machine: the reason, in one sentence."""
+    """The reason, in one sentence, why a client cannot be tried on this machine."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,10 @@ class Environment:
     """Packages that are installed together.
 
     Args:
-        name: Of its folder.
+        name: The name of the environment's folder.
         packages: pip requirements, or npm's NAME@VERSION.
-        installer: "pip" gives a virtual environment of this Python, "npm" a folder with node_modules.
+        installer: "pip" gives a virtual environment of this Python, "npm" a folder with
+            node_modules.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Environment:
 
     @property
     def stamp(self) -> str:
-        """What an environment on disk must have been made from to be used again."""
+        """Return the text that an environment on disk must have been made from to be used again."""
         python = f"python {sys.version_info.major}.{sys.version_info.minor}" if self.installer == "pip" else "npm"
         return "\n".join((python, *self.packages)) + "\n"
 
@@ -44,7 +45,7 @@ def pinned(package: str) -> str:
     """Return NAME==VERSION as this project's requirements pin it.
 
     Raises:
-        KeyError: no requirements file pins it.
+        KeyError: No requirements file pins it.
     """
     for file in ("requirements.txt", "requirements-deploy.txt", "requirements-dev.txt"):
         found = re.search(rf"^{re.escape(package)}==[^\s#]+", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
@@ -57,7 +58,7 @@ def make_ready(environment: Environment, root: Path) -> Path:
     """Return the folder of `environment` below `root`, installed unless an earlier call has done so.
 
     Raises:
-        NotRun: it cannot be installed; the installer's last lines are in install.log beside it.
+        NotRun: It cannot be installed; the installer's last lines are in install.log beside it.
     """
     folder = root / environment.name
     stamp = folder / "made-from.txt"
@@ -72,12 +73,16 @@ def make_ready(environment: Environment, root: Path) -> Path:
 
 
 def interpreter(environment: Environment, folder: Path) -> str:
-    """Return what runs a script in an environment that is ready."""
+    """Return the program that runs a script in an environment that is ready."""
     return str(folder / "bin" / "python") if environment.installer == "pip" else _required("node")
 
 
 def browser() -> str:
-    """Return the path of a Chromium. Raises NotRun where there is none."""
+    """Return the path of a Chromium.
+
+    Raises:
+        NotRun: There is none.
+    """
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
@@ -102,7 +107,7 @@ def _install_with_pip(environment: Environment, folder: Path, log: Path) -> None
     )  # one build for all, so that numbers differ by the clients alone
     rest = [package for package in environment.packages if package != pinned("torch")]
     if len(rest) < len(environment.packages):
-        try:  # the CPU build where the index has it, as launch.sh does; the general one brings gigabytes for GPUs
+        try:  # like launch.sh, takes the CPU build if there is one; the general build has gigabytes for GPUs
             _install([*pip, pinned("torch") + "+cpu"], log)
         except NotRun:
             _install([*pip, pinned("torch")], log)
@@ -111,7 +116,7 @@ def _install_with_pip(environment: Environment, folder: Path, log: Path) -> None
 
 
 def _install_with_npm(environment: Environment, folder: Path, log: Path) -> None:
-    # onnxruntime-node's install script would fetch GPU libraries from elsewhere; its CPU library is in the package
+    # onnxruntime-node's install script would fetch GPU libraries from elsewhere; its CPU library is in the package.
     variables = os.environ | {"ONNXRUNTIME_NODE_INSTALL": "skip"}
     command = [_required("npm"), "install", "--no-audit", "--no-fund", "--prefix", str(folder), *environment.packages]
     _required("node")

@@ -25,10 +25,10 @@ class Export:
     """One folder that the product makes.
 
     Args:
-        name: Of the folder.
-        task: What it is used for, by the name of transformers' pipeline, "regression" apart.
+        name: The folder's name.
+        task: The export's use, by the name of transformers' pipeline, except for "regression".
         pairs: Whether it reads two texts.
-        source: The teacher, for a masked LM; else the export that it is made from.
+        source: The teacher for a masked LM; otherwise the export from which it is made.
         made_by: "distill", "pretrain", "finetune" or "encoder".
         finetuned_on: finetune's --task.
     """
@@ -63,7 +63,10 @@ EXPORTS = {
 
 
 def product_stamp() -> str:
-    """Return a digest of the product's code and of what makes the exports: with another one they are made anew."""
+    """Return a digest of the product's code and of the code that makes the exports.
+
+    If it changes, the exports are made anew.
+    """
     digest = hashlib.sha256()
     sources = sorted(Path(ds_distill.__file__).parent.rglob("*.py"))
     for file in (*sources, Path(__file__), Path(teachers.__file__)):
@@ -72,10 +75,11 @@ def product_stamp() -> str:
 
 
 def make_exports(names: list[str], folder: Path, say: Callable[[str], None]) -> tuple[dict[str, Path], dict[str, str]]:
-    """Make the exports `names`, with what they are made from, below `folder`, unless an earlier call has done so.
+    """Make the exports `names` and their sources below `folder`, unless an earlier call has done so.
 
     Returns:
-        The folders by name, and the last line of the error by name of those that the product could not make.
+        The folders by name, and the last line of the error by name of those that the product could
+        not make.
     """
     made: dict[str, Path] = {}
     failed: dict[str, str] = {}
@@ -109,7 +113,7 @@ def make_exports(names: list[str], folder: Path, say: Callable[[str], None]) -> 
 
 
 class _CommandFailed(Exception):
-    """A command of the product has failed: which, and its last line."""
+    """The failure of one of the product's commands: which one, and its last line."""
 
 
 def _make(export: Export, folder: Path, made: dict[str, Path]) -> Path:
@@ -118,7 +122,8 @@ def _make(export: Export, folder: Path, made: dict[str, Path]) -> Path:
         _ds_distill("export", "--model", made[export.source], "--output", output, "--format", *FORMATS[1:], "--encoder")
         return output
     if export.made_by == "finetune":
-        # a rate at which a word that decides the label is learned in minutes: a head that has learned nothing answers every text alike
+        # At this rate, a word that decides the label is learned in minutes.
+        # A head that has learned nothing would give every text the same answer.
         options = [
             "--tuning.epochs",
             40 if export.task == "regression" else 12,  # squared errors around the mean give small gradients
@@ -175,7 +180,7 @@ def _make(export: Export, folder: Path, made: dict[str, Path]) -> Path:
 
 
 def _ds_distill(*arguments: object) -> str:
-    """Run a command as a user does, with files that all may read; returns its standard output."""
+    """Run a command as a user would, with files that everyone may read; return its standard output."""
     words = [str(argument) for argument in arguments]
     root = str(Path(ds_distill.__file__).parents[1])
     variables = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root}
@@ -199,7 +204,7 @@ def _ds_distill(*arguments: object) -> str:
 
 
 def _write_text_and_tasks(folder: Path) -> None:
-    """Write the corpus, and data in each task's own form whose label one word decides."""
+    """Write the corpus, and data in each task's own form in which one word decides the label."""
     lines = [line for line in SAMPLE.read_text(encoding="utf-8").splitlines() if line.strip()]
     (folder / "text.txt").write_text("\n\n".join(lines * 8) + "\n", encoding="utf-8")
     sentences = [sentence.strip() for line in lines for sentence in line.split(". ") if len(sentence) > 20]
@@ -211,7 +216,7 @@ def _write_text_and_tasks(folder: Path) -> None:
             word, second = ("river", "house")[i % 2], ("river", "house")[(i // 2) % 2]
             label = (
                 i % 2 if i % 7 else 1 - i % 2
-            )  # some are wrong, so that no answer becomes certain: what is certain hides small errors
+            )  # some are wrong, so that no answer becomes certain: certainty would hide small errors
             second_label = (i // 2) % 2 if i % 7 else 1 - (i // 2) % 2
             pair = {"sentence1": f"The {word}. {text[:60]}", "sentence2": f"The {second}. {other[:60]}"}
             rows["sst2"].append({"sentence": f"The {word}. {text}", "label": label})

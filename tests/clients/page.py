@@ -1,4 +1,7 @@
-"""A page of this machine in a headless browser: what the browser asks for is served from here alone, and what the page finds is posted back."""
+"""Run a page of this machine in a headless browser.
+
+Everything that the browser requests is served from here alone, and the page posts its results back.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +31,19 @@ TYPES = {
 def run_page(
     page: Path, ready: Path, job: Path, result: Path, models: dict[str, Path], log: Path, seconds: float
 ) -> str:
-    """Open `page` in Chromium and wait until it says that it is done; returns how it ended where it did not end well.
+    """Open `page` in Chromium and wait until it reports that it is done.
 
     Args:
         page: The HTML file; its scripts are served below /scripts/.
         ready: The npm environment, whose node_modules are served.
-        job: Served as /job.json.
-        result: Where what the page posts is written.
+        job: The content served as /job.json.
+        result: The file for what the page posts.
         models: Folders by the name under which /models/ serves them.
-        log: File for the browser's own output and the requests.
+        log: The file for the browser's own output and the requests.
         seconds: How long to wait.
+
+    Returns:
+        How the page ended, if it did not end well.
     """
     chromium = browser()
     done, requests = threading.Event(), []
@@ -125,4 +131,4 @@ class _Handler(BaseHTTPRequestHandler):
         return self.models[name] / "/".join(filter(None, rest)) if models == "models" and name in self.models else None
 
     def log_message(self, *_) -> None:
-        """Nothing on standard error: the requests are in the log."""
+        """Print nothing on standard error, since the requests are in the log."""

@@ -1,7 +1,7 @@
-"""What the clients are asked, and what PyTorch answers in fp32 on the same folder.
+"""The clients' inputs, and PyTorch's answers to them in fp32 on the same folder.
 
-Token ids come from tokenizer.json itself, and the most tokens from the model's own config: what a folder's tokenizer_config.json adds or forgets
-is for the clients to show.
+Token ids come from tokenizer.json itself, and the most tokens from the model's own config. The
+clients then show what a folder's tokenizer_config.json adds or forgets.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ CLASSES = {
     "question-answering": AutoModelForQuestionAnswering,
     "feature-extraction": AutoModel,
 }
-MOST_ANSWER_TOKENS = 15  # the pipeline's
+MOST_ANSWER_TOKENS = 15  # the pipeline's limit
 
 
 def inputs_of(export: Export, mask: str) -> dict[str, dict[str, str]]:
-    """Return the inputs by name: "text", and of two texts the second as "pair"; those called overlong have more tokens than the model positions."""
+    """Return the inputs by name: "text", and the second of two texts as "pair".
+
+    Inputs called overlong have more tokens than the model has positions.
+    """
     if export.task == "fill-mask":
         return {
             "short": {"text": f"The river rises in the {mask} north of the town."},
@@ -69,13 +72,15 @@ def inputs_of(export: Export, mask: str) -> dict[str, dict[str, str]]:
 def reference_of(export: Export, folder: Path, model_folder: Path) -> dict:
     """Return {"inputs": by name, "answers": by name}.
 
-    Args:
-        export: What `folder` is.
-        folder: Where its tokenizer.json lies.
-        model_folder: Where its weights lie: of an encoder the masked LM's folder, whose trunk it must equal.
+    An input has the texts and, for clients without a tokenizer, "ids" and "type_ids". An answer has
+    the views of `_views`. An answer to an overlong text also has "cut_last": the same for a client
+    that cuts the token ids after [SEP] has been added at their end.
 
-    An input has the texts and, for clients without a tokenizer, "ids" and "type_ids". An answer has the views of `_views`; one to an overlong
-    text also has "cut_last", the same for a client that cuts the token ids after [SEP] has been put at their end.
+    Args:
+        export: The export in `folder`.
+        folder: The folder of its tokenizer.json.
+        model_folder: The folder of its weights; for an encoder, that of the masked LM whose trunk
+            it must equal.
     """
     config = AutoConfig.from_pretrained(model_folder)
     whole = export.task != "feature-extraction" or config.model_type == "distilbert"
@@ -104,8 +109,11 @@ def reference_of(export: Export, folder: Path, model_folder: Path) -> dict:
 
 
 def _views(export: Export, model: PreTrainedModel, ids: list[int], type_ids: list[int], mask: int) -> dict:
-    """Return PyTorch's answer as clients may give it: "logits", all of the model's outputs, flat; "scores", what a pipeline reports, by its key;
-    "mean", the mean of the last hidden states."""
+    """Return PyTorch's answer in the forms that clients may give.
+
+    "logits" has all of the model's outputs, flat; "scores" has what a pipeline reports, by its key;
+    "mean" is the mean of the last hidden states.
+    """
     with torch.no_grad():
         found = model(**_tensors(ids, type_ids, model.config), output_hidden_states=True)
     if export.task == "question-answering":
@@ -134,7 +142,7 @@ def write_reference(export: Export, folder: Path, model_folder: Path, file: Path
 
 
 def _positions(config: PretrainedConfig) -> int:
-    """How many tokens the model takes: RoBERTa's positions begin behind the padding's id."""
+    """Return how many tokens the model takes; RoBERTa's positions begin after the padding's id."""
     return config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
 
 
@@ -148,7 +156,10 @@ def _flat(values: torch.Tensor) -> list[float]:
 
 
 def _best_answer(model: PreTrainedModel, tokenizer: Tokenizer, given: dict[str, str], positions: int) -> str:
-    """Return the likeliest answer, as transformers' pipeline finds it: in windows that overlap by half, in whole words of the context."""
+    """Return the likeliest answer as transformers' pipeline finds it.
+
+    It reads windows that overlap by half, and answers in whole words of the context.
+    """
     tokenizer.enable_truncation(positions, stride=positions // 2, strategy="only_second")
     first = tokenizer.encode(given["text"], given["pair"])
     best: tuple[float, str] = (-math.inf, "")

@@ -1,4 +1,4 @@
-"""The table of the documents, made from the clients' results."""
+"""The table in the documentation, made from the clients' results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = {
 
 
 def failures(rows: list[dict], unmade: dict[str, str]) -> list[str]:
-    """Return one line for each thing that makes the whole fail: exports that could not be made, and checks that failed."""
+    """Return one line for each failure: each export that could not be made, and each check that failed."""
     lines = [f"export {name}: {error}" for name, error in unmade.items()]
     for row in rows:
         failed: dict[str, list[str]] = {}
@@ -35,7 +35,7 @@ def failures(rows: list[dict], unmade: dict[str, str]) -> list[str]:
 
 
 def summary_of(row: dict) -> dict[str, str]:
-    """Return a client's line of the table."""
+    """Return a client's row of the table."""
     client = CLIENTS[row["client"]]
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
     line = {"client": f"{row['client']} ({versions})" if versions else row["client"], "way": client.way}
@@ -68,7 +68,11 @@ def page_section(rows: list[dict], unmade: dict[str, str], head: str) -> str:
 
 
 def write_section(page: Path, text: str) -> None:
-    """Put `text` between the markers of `page`. Raises ValueError where they are not there."""
+    """Put `text` between the markers of `page`.
+
+    Raises:
+        ValueError: The markers are missing.
+    """
     before = page.read_text(encoding="utf-8")
     pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
     if not pattern.search(before):

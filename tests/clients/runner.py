@@ -1,4 +1,4 @@
-"""One client after another: its environment, its process, and what its numbers come to."""
+"""Run one client after another: prepare its environment, run its process and judge its numbers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.clients.compare import TOLERANCES, Wrong, check_answers
 from tests.clients.environments import NotRun, interpreter, make_ready
 
 SCRIPTS = Path(__file__).parent / "scripts"
-NOT_RUN = "not run: "  # how a script's last line begins where it cannot run here
+NOT_RUN = "not run: "  # how the last line of a script begins if it cannot run here
 
 
 def client_stamp(client: Client, exports_stamp: str) -> str:
-    """Return a digest of all that a client's results follow from: with another one it is run again."""
+    """Return a digest of everything that a client's results depend on; if it changes, the client is run again."""
     digest = hashlib.sha256(f"{exports_stamp} {client} {ENVIRONMENTS[client.environment]} {TOLERANCES}".encode())
     for file in sorted(SCRIPTS.iterdir()):
         if file.is_file():
@@ -40,16 +40,16 @@ def run_client(
     """Run a client on every export that it takes and that could be made.
 
     Args:
-        client: Of the catalog.
-        environments: Where environments lie.
+        client: A client of the catalog.
+        environments: The folder of the environments.
         folders: The exports, by name.
         references: PyTorch's inputs and answers, by the export's name.
-        log: File for what its process prints.
-        say: Shows a line of progress.
+        log: The file for the output of the client's process.
+        say: A function that shows a line of progress.
 
     Returns:
-        {"client", "versions", "not_run": the reason or None, "checks": [{"export", "format", "status": "same", "failed" or "limit", "difference",
-        "error", "notes"}], "seconds"}.
+        {"client", "versions", "not_run": the reason or None, "checks", "seconds"}. A check is
+        {"export", "format", "status": "same", "failed" or "limit", "difference", "error", "notes"}.
     """
     began = time.monotonic()
     row: dict = {"client": client.name, "versions": {}, "not_run": None, "checks": []}
@@ -71,7 +71,7 @@ def run_client(
 def _run(
     client: Client, ready: Path, folders: dict[str, Path], references: dict[str, dict], scratch: Path, log: Path
 ) -> tuple[dict, str]:
-    """Return what the client's process wrote, and how it ended where it did not end well."""
+    """Return the output of the client's process, and how it ended if it did not end well."""
     scratch.chmod(0o755)
     checks = []
     for export, form in checks_of(client):
@@ -106,11 +106,11 @@ def _run(
 def _run_script(client: Client, ready: Path, job: Path, result: Path, log: Path) -> str:
     scratch = job.parent
     script = SCRIPTS / client.script
-    if ENVIRONMENTS[client.environment].installer == "npm":  # packages are looked for beside the script
+    if ENVIRONMENTS[client.environment].installer == "npm":  # npm packages are found beside the script
         for file in SCRIPTS.glob("*.mjs"):
             shutil.copy(file, ready)
         script = ready / client.script
-    # the model hub is out of reach: what a folder lacks must not be looked for there, and a client that asks for it fails at once
+    # The model hub is out of reach: a client must not look there for what a folder lacks, and fails at once if it does.
     variables = os.environ | {
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(scratch / "hub"),
@@ -160,7 +160,10 @@ def _judged(
 
 
 def judge(client: Client, export: str, form: str, row: dict, reference: dict[str, dict]) -> dict:
-    """Return the status of one check: "same" as PyTorch within the format's tolerance, "limit" of the client's own, or "failed"."""
+    """Return the status of one check: "same", "limit" or "failed".
+
+    "same" is within the format's tolerance of PyTorch; "limit" is a limit of the client's own.
+    """
     notes = sorted({*row.get("notes", []), *(["overlong text: cut after [SEP] was added"] if client.cuts_last else [])})
     errors = row.get("errors", {})
     difference, error = None, None

@@ -1,4 +1,7 @@
-"""Small teachers of every family, each with a tokenizer of its family's own kind, trained on the sample text of the package."""
+"""Small teachers of every family.
+
+Each has a tokenizer of its family's own kind, trained on the package's sample text.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from transformers import (
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.export.parity import SAMPLE
 
-POSITIONS = 48  # few, so that an overlong text is a short one
+POSITIONS = 48  # so few that even a short text is overlong
 VOCABULARY = 600
 SIZES = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -48,7 +51,7 @@ def make_roberta(folder: Path) -> None:
 
 
 def make_xlm_roberta(folder: Path) -> None:
-    """Write an XLM-R with a Unigram tokenizer, SentencePiece's kind."""
+    """Write an XLM-R with a Unigram tokenizer, which is SentencePiece's kind."""
     trainer = UnigramTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
     tokenizer = Tokenizer(Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])

@@ -1,5 +1,9 @@
-"""One rank that does nothing but give its sign of life. Arguments: patience, length of life, how long a sentence takes, and
-after how long without progress that is reported, in seconds; the rank that stands still in the end, if any."""
+"""Run one rank that does nothing but give its sign of life.
+
+Arguments, in seconds: patience, length of life, how long it takes to write a sentence, and the time
+without progress after which that is reported. A last, optional argument is the rank that stands
+still at the end.
+"""
 
 import os
 import sys
@@ -13,7 +17,7 @@ from ds_distill.utils.progress import note_progress
 
 class Slow(Heartbeat):
     def _say(self, what: str) -> None:
-        time.sleep(float(sys.argv[3]))  # a terminal that is slow to take it
+        time.sleep(float(sys.argv[3]))  # acts like a terminal that is slow to take the sentence
         super()._say(what)
 
 
@@ -30,7 +34,7 @@ def stand_still() -> None:
 
 for _ in range(round(float(sys.argv[2]) * 5)):
     time.sleep(0.2)
-    if os.environ["RANK"] == "0":  # one rank's work of hours, for which the others wait, is the job's
+    if os.environ["RANK"] == "0":  # hours of one rank's work, for which the others wait, count as the job's progress
         note_progress()
 if sys.argv[5:] == [os.environ["RANK"]]:
     stand_still()

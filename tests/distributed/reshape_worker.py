@@ -1,7 +1,9 @@
-"""One rank: train, save, go on; or load what another shape saved, and go on. Prints a JSON line {name: losses} on rank 0.
+"""Run one rank: train, save and continue; or load what another shape saved, and continue.
 
-Arguments: a folder; then "train STAGE DTYPE" or "load STAGE DTYPE NAME" for each case, NAME that of a case that trained (stage-dtype-ranks).
-"refuse" instead of "load": which shall be refused. "train/torch": with torch's optimizer; so with the others.
+Rank 0 prints a JSON line {name: losses}. The arguments are a folder, then "train STAGE DTYPE" or
+"load STAGE DTYPE NAME" for each case, where NAME is that of a case that trained
+(stage-dtype-ranks). With "refuse" instead of "load", the checkpoint must be refused. "train/torch"
+uses torch's optimizer, and so do the other words with "/torch".
 """
 
 import json
@@ -32,7 +34,7 @@ def main() -> None:
         bert = random_bert()
         teacher = Teacher(bert)
         student = build_student(bert, layers=[0, 3], dropout=0.0)
-        if name:  # what is not loaded shall be wrong
+        if name:  # makes every weight wrong that is not loaded
             for parameter in student.parameters():
                 parameter.data.normal_(0, 0.2)
         micro = GLOBAL // world // (2 if kind == "train" else 1)

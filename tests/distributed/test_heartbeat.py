@@ -1,4 +1,4 @@
-"""A rank that is gone or stopped ends the job, with one sentence; one that is slow does not."""
+"""A rank that is gone or stopped ends the job with one sentence; a slow rank does not."""
 
 import re
 import signal
@@ -11,14 +11,14 @@ from tests.start import Process, ds_distill, start_ranks, wait_for
 
 @pytest.fixture
 def ranks():
-    """Three living ranks, started with (patience, life, sentence, stalled, the rank that stands still)."""
-    assert ds_distill("--help").returncode == 0  # from now on the libraries are loaded: only the ranks are waited for
+    """Start three living ranks with (patience, life, sentence, stalled, the rank that stands still)."""
+    assert ds_distill("--help").returncode == 0  # loads the libraries, so that tests wait for the ranks alone
     running = []
 
     def start(patience: float, life: float, sentence: float = 0, stalled: float = 600, *still: int) -> list[Process]:
         running.extend(start_ranks(3, "tests.distributed.heartbeat_worker", patience, life, sentence, stalled, *still))
         for rank in running:
-            wait_for(rank.out.read, rank)  # it says that it lives
+            wait_for(rank.out.read, rank)  # the rank reports that it lives
         return running
 
     yield start
@@ -66,7 +66,7 @@ def test_a_slow_rank_and_a_proper_end_are_no_loss(ranks):
     "A rank that lives but does not get on: it is printed where each rank is, and in the end the job ends"
 )
 def test_a_rank_that_stands_still_is_reported_and_the_job_ends(ranks):
-    *_, first, last = sentences(ranks(60, 1, 0, 4, 1))  # on a busy machine the ranks' start may have been reported too
+    *_, first, last = sentences(ranks(60, 1, 0, 4, 1))  # a busy machine may have reported the ranks' start too
     assert (
         "no rank has made progress for" in first
         and "no rank has made progress for" in last

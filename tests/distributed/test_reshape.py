@@ -1,4 +1,4 @@
-"""A run goes on at another ZeRO stage, number of ranks and accumulation as if nothing had changed."""
+"""A run resumes at another ZeRO stage, number of ranks and accumulation as if nothing had changed."""
 
 import json
 
@@ -16,10 +16,11 @@ def rows_of(world: int, folder, cases: list[str]) -> dict[str, dict]:
 
 
 @pytest.mark.promise(
-    "Saved at one shape, a run goes on at another: ZeRO 1, 2, 3, number of ranks, accumulation; losses within 1e-5 (fp32)"
+    "Saved at one shape, a run goes on at another: ZeRO 1, 2, 3, number of ranks, accumulation; "
+    "losses within 1e-5 (fp32)"
 )
 def test_another_shape_goes_on_alike(tmp_path, record_property):
-    folder = tmp_path / "lr=1+[2]"  # a path that a pattern would misread
+    folder = tmp_path / "lr=1+[2]"  # a glob pattern would misread this path
     fp32, bf16 = [(a, b) for a in (1, 2, 3) for b in (1, 2, 3)], [(1, 2), (2, 3), (3, 1)]
     loads = [
         f"load {to} {dtype} {stage}-{dtype}-2"
@@ -74,6 +75,6 @@ def test_an_optimizer_that_cannot_go_on_with_anothers_state_says_so(tmp_path, st
 
 
 def test_torchs_optimizer_goes_on_with_deepspeeds_state(tmp_path):
-    """Where a cluster's node has no compiler."""
+    """This is the case of a cluster node without a compiler."""
     rows = rows_of(1, tmp_path, ["train 1 float32", "load/torch 1 float32 1-float32-1"])
     assert rows["1-float32-1 → 1-float32-1"]["losses"] == pytest.approx(rows["1-float32-1"]["losses"], rel=1e-5)

@@ -1,4 +1,7 @@
-"""The engine's step is the plain recipe, whatever the ZeRO stage, number of ranks, accumulation, optimizer and precision."""
+"""The engine's step equals that of the reference implementation.
+
+This holds for every ZeRO stage, number of ranks, accumulation, optimizer and precision.
+"""
 
 import json
 
@@ -27,7 +30,7 @@ FP16 += [{"deepspeed": "zero0", "dtype": "float16", "optimizer": "torch"}]
 
 
 def rows_of(world: int, cases: list[dict]) -> list[dict]:
-    """All cases in one launch: starting the ranks takes longer than the steps."""
+    """Run all cases in one launch, because starting the ranks takes longer than the steps."""
     cases = [{"accumulations": [2]} | case for case in cases]
     output = run_ranks(world, "tests.distributed.step_worker", *map(json.dumps, cases))
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
@@ -60,14 +63,14 @@ def assert_equals_reference(row: dict) -> None:
 
 def test_bf16_follows_reference_and_keeps_fp32_masters():
     for row in rows_of(2, BF16):
-        # a step of zeros that counts for Adam, as DeepSpeed's stage 0 takes one, would make it 1.2e-2
+        # It would be 1.2e-2 if a step of zeros counted for Adam, as at DeepSpeed's stage 0.
         assert row["total"] <= 8e-3 and row["gradient"] <= 5e-2 and row["norm"] <= 5e-2, row
         assert row["masters_beyond_16_bit"], row
-        # an overflowed step changes neither weights nor schedule, and is counted
+        # A step that overflows changes neither weights nor schedule, and is counted.
         assert row["overflow"] == [1, True, True], row
 
 
 def test_fp16_follows_reference():
     for row in rows_of(1, FP16):
-        # a loss that is not scaled, as DeepSpeed's stage 0 leaves it, makes the norm 256 times too small
+        # An unscaled loss, as at DeepSpeed's stage 0, would make the norm 256 times too small.
         assert row["total"] <= 2e-3 and row["norm"] <= 5e-3 and row["change"] <= 0.1, row

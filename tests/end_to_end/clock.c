@@ -1,4 +1,5 @@
-/* Loaded before libc: the time of day is an hour later while the file named by CLOCK_JUMPED exists. The monotonic clock is left alone. */
+/* Loaded before libc, this makes the time of day an hour later while the file named by CLOCK_JUMPED exists.
+   The monotonic clock stays unchanged. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>

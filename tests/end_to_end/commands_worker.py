@@ -1,4 +1,7 @@
-"""Several commands in one process, since each begins by loading the same libraries: a JSON file of lists of words."""
+"""Run several commands in one process, since each would begin by loading the same libraries.
+
+The argument is a JSON file with lists of words.
+"""
 
 import json
 import sys

@@ -27,7 +27,7 @@ def world(tmp_path_factory):
         max_position_embeddings=32,
     )
     BertForMaskedLM(config).save_pretrained(folder / "teacher")
-    assert ds_distill("--help").returncode == 0  # from now on the libraries are loaded: tests time what they start
+    assert ds_distill("--help").returncode == 0  # loads the libraries, since tests time what they start
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Compilers that are killed: what they leave behind stops no later run."""
+"""Compilers that are killed leave nothing behind that stops a later run."""
 
 import random
 import time
@@ -11,7 +11,7 @@ OFFLOAD = ["--training.deepspeed", "ds_configs/deepspeed/zero2_offload.json", "-
 COMPILED = ["--training.optimizer", "torch", "--training.compile", "on"]
 
 
-@pytest.mark.long  # DeepSpeed's extensions take a minute each; unit tests kill a small one
+@pytest.mark.long  # each of DeepSpeed's extensions takes a minute; unit tests kill a small one
 @pytest.mark.promise("A run that is killed while DeepSpeed or torch.compile compiles stops no later one")
 @pytest.mark.parametrize(
     "variable, files, options",

@@ -1,4 +1,4 @@
-"""export, evaluate, prepare, pretrain, plan and env, as a user runs them."""
+"""Test export, evaluate, prepare, pretrain, plan and env, as a user runs them."""
 
 import json
 
@@ -150,7 +150,7 @@ def test_prepare_says_what_it_made(world, tmp_path):
 
 
 def test_env_needs_nothing(tmp_path):
-    """No GPU, no compiler, no network: it says so."""
+    """Without GPU, compiler and network, env reports that they are missing."""
     summary = last_line(ds_distill("env", PATH="/nonexistent", CXX="none"))
     kernels = {row["kernel"]: row for row in summary["kernels"]}
     assert not kernels["DeepSpeed FusedAdam"]["active"] and "compiler" in kernels["DeepSpeed FusedAdam"]["why"]
@@ -187,7 +187,7 @@ def test_without_a_compiler_torch_takes_over(world, common, tmp_path):
 
 
 def test_a_trunk_without_a_head_is_given_one_and_teaches(world, common, tmp_path):
-    """A sentence-embedding model's trunk, saved without its masked-LM head."""
+    """The trunk is that of a sentence-embedding model, saved without its masked-LM head."""
     trunk = tmp_path / "trunk"
     model = AutoModel.from_pretrained(world / "teacher")
     model.save_pretrained(trunk)

@@ -1,4 +1,7 @@
-"""The main job, on any number of ranks: text → tokenizer → teacher → student → baseline → table; and again from what is there."""
+"""Test the main job, from text over tokenizer, teacher, student and baseline to the table.
+
+It runs on several ranks, and then again from what is there.
+"""
 
 import json
 
@@ -8,7 +11,7 @@ from tests.start import start_ranks
 
 
 def demo(output, text, *more):
-    """On three ranks, whose shares of 8 sequences are not whole; how the first one ended, and what they said."""
+    """Run on three ranks, which cannot share 8 sequences evenly; return the first one's ending and the output."""
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 4,

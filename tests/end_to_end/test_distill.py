@@ -1,4 +1,4 @@
-"""`ds-distill distill` from text to an exported student, as a user runs it."""
+"""Test `ds-distill distill` from text to an exported student, as a user runs it."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_export_loads_everywhere(finished):
 
 
 def test_stopped_and_resumed_is_bit_equal(world, common, finished):
-    """Stop by training on with a longer checkpoint interval: the second process starts from step 4's checkpoint alone."""
+    """The second process starts from step 4's checkpoint alone, because the later ones are deleted."""
     output = world / "resumed"
     arguments = [
         "distill",

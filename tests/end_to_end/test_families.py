@@ -1,4 +1,4 @@
-"""Each family of encoders, with the kind of tokenizer that it comes with, from its teacher to an answer."""
+"""Test each family of encoders, with its usual kind of tokenizer, from its teacher to an answer."""
 
 import inspect
 import json
@@ -39,7 +39,11 @@ SMALL = [
 
 
 def as_the_hub_has_them(family: str, folder) -> None:
-    """Older files: BERT's vocab.txt and a vocabulary padded to a multiple of 64, RoBERTa's two files of a BPE and weights in fp16, XLM-R's in bf16."""
+    """Give the teacher the older files that the hub has.
+
+    These are BERT's vocab.txt with a vocabulary padded to a multiple of 64, RoBERTa's two BPE files
+    with weights in fp16, and XLM-R's weights in bf16.
+    """
     model = AutoModelForMaskedLM.from_pretrained(folder)
     if family in ("bert", "roberta"):
         save_tokenizer(load_tokenizer(folder), folder)
@@ -56,7 +60,7 @@ def as_the_hub_has_them(family: str, folder) -> None:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def made(request, tmp_path_factory):
-    """(family, folder) in which one process has run all commands, one after another."""
+    """Return (family, folder) in which one process has run all commands, one after another."""
     folder = tmp_path_factory.mktemp(request.param)
     as_the_hub_has_them(request.param, save_encoder(request.param, folder / "teacher"))
     (folder / "text.txt").write_text("\n\n".join(SAMPLE.read_text().splitlines()))
@@ -109,7 +113,7 @@ def test_its_students_fill_masks(made, monkeypatch):
 
 
 def test_its_tokenizers_give_what_its_models_take(made, monkeypatch):
-    """By what the forward names: transformers 5 swallows the rest, 4 does not."""
+    """The check uses the names in the forward method: transformers 5 swallows the other inputs, 4 does not."""
     _, folder = made
     for config in folder.rglob("config.json"):
         if not (config.parent / "model.safetensors").is_file() or config.parent.name == "teacher":

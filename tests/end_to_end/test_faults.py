@@ -1,4 +1,8 @@
-"""What happens to a run that lasts: damaged checkpoints, a full disk, a second job, a loss that is not finite, ranks lost or slow, Ctrl-C."""
+"""Test what can happen to a long run.
+
+This covers damaged checkpoints, a full disk, a second job, a loss that is not finite, ranks that
+are lost or slow, and Ctrl-C.
+"""
 
 import fcntl
 import json
@@ -20,7 +24,7 @@ from tests.start import ROOT, ds_distill, environment_of, start_ranks, wait_for
 
 @pytest.fixture(scope="module")
 def run(world, common):
-    """A finished run with a checkpoint at steps 3, 6, 9 and 10; and the command that made it."""
+    """A finished run with checkpoints at steps 3, 6, 9 and 10, and the command that made it."""
     output = world / "faultless"
     arguments = [
         "distill",
@@ -40,7 +44,7 @@ def run(world, common):
 
 
 def copy_of(run, folder, up_to: int):
-    """The run as it was after the checkpoint of step `up_to`."""
+    """Copy the run as it was after the checkpoint of step `up_to`."""
     shutil.copytree(run[0], folder)
     shutil.rmtree(folder / "export")
     for path in (folder / "checkpoints").iterdir():
@@ -138,7 +142,7 @@ def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(world, common, tmp_
     shutil.copytree(world / "teacher", teacher)
     weights = load_file(teacher / "model.safetensors")
     weights["bert.encoder.layer.1.output.dense.bias"][:] = (
-        3e38  # finite, its sum is not; in a layer that the student is not given
+        3e38  # finite, but its sum is not; in a layer that the student does not get
     )
     save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
     done = ds_distill(
@@ -148,13 +152,14 @@ def test_a_loss_that_is_not_finite_is_named_and_ends_the_run(world, common, tmp_
         done, "3 steps in a row were not finite", "the teacher's outputs are not. Give another teacher", "checkpoints"
     )
     assert re.search(
-        r"step 1: loss kl nan, cosine nan \(rank 0, micro-batch 1 of 2, sequences [\d, ]+, and 1 more.*skipped, 1 in a row of at most 3",
+        r"step 1: loss kl nan, cosine nan \(rank 0, micro-batch 1 of 2, sequences [\d, ]+, "
+        r"and 1 more.*skipped, 1 in a row of at most 3",
         done.stderr,
     ), done.stderr
 
 
 def two_ranks(*arguments, **environment):
-    """A job of two ranks under DeepSpeed's launcher, as ./launch.sh starts it."""
+    """Start a job of two ranks under DeepSpeed's launcher, as ./launch.sh does."""
     environment = environment_of(DS_DISTILL_RANKS="2", DS_DISTILL_PYTHON=sys.executable, **environment)
     return subprocess.Popen(
         [ROOT / "launch.sh", *map(str, arguments)],
@@ -168,7 +173,7 @@ def two_ranks(*arguments, **environment):
 
 
 def ranks_of(job) -> dict[int, int]:
-    """Rank → process of a job."""
+    """Return the processes of a job by rank."""
     found = {}
     for number in subprocess.run(["pgrep", "-s", str(job.pid)], capture_output=True, text=True).stdout.split():
         try:
@@ -182,7 +187,7 @@ def ranks_of(job) -> dict[int, int]:
 
 
 class Endless:
-    """A job of two ranks under the launcher, that would take hours."""
+    """A job of two ranks under the launcher that would take hours."""
 
     def __init__(self, world, common, output, **environment):
         self.checkpoints = output / "checkpoints"
@@ -211,7 +216,7 @@ class Endless:
         wait_for(lambda: self.newest > before + 5, self.job)
 
     def end(self) -> list[str]:
-        """It ends by itself, leaving nothing behind; returns what it said."""
+        """Wait until the job ends by itself and leaves nothing behind; return its sentences."""
         began = time.monotonic()
         _, errors = communicate(self.job)
         self.seconds_to_end = round(time.monotonic() - began)
@@ -263,7 +268,7 @@ def test_slow_ranks_and_jumping_clocks_are_borne_and_a_killed_rank_is_not(endles
 @pytest.mark.promise("Ctrl-C in the launcher's terminal: saved, one sentence, no orphan")
 def test_ctrl_c(endless):
     one = endless()
-    os.killpg(one.job.pid, signal.SIGINT)  # a terminal's: to the launcher and the ranks alike
+    os.killpg(one.job.pid, signal.SIGINT)  # like a terminal's Ctrl-C, it reaches the launcher and the ranks
     (said,) = one.end()
     step = int(re.search(r"stopped at step (\d+) of", said)[1])
     assert one.newest == step and "the same command goes on" in said
@@ -318,7 +323,7 @@ def test_ranks_that_do_not_share(world, common, run, tmp_path, differs, words):
 
     ranks = start_ranks(2, "ds_distill", "distill", "--teacher", world / "teacher", *common[2:], own=own)
     results = [rank.wait() for rank in ranks]
-    said = "".join(done.stderr for done in results)  # of one sentence or, since here the paths differ too, of two
+    said = "".join(done.stderr for done in results)  # one sentence, or two since the paths differ here too
     assert (
         all(done.returncode == 2 for done in results)
         and "Traceback" not in said

@@ -1,4 +1,4 @@
-"""`ds-distill finetune`, `study` and `report` as a user runs them, on tiny data in the tasks' own form."""
+"""Test `ds-distill finetune`, `study` and `report` as a user runs them, on tiny data in the tasks' own form."""
 
 import json
 
@@ -22,7 +22,11 @@ def sentence(number: int) -> str:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """A folder a task: sst2 (whether a word stands first), stsb (the same, as a number), squad_v2 (a word of the context, or none)."""
+    """Folders of tiny tasks.
+
+    sst2 asks whether a certain word stands first, stsb asks the same as a number, and squad_v2 asks
+    for a word of the context, or for none.
+    """
     folder = tmp_path_factory.mktemp("tasks")
     for split, count in (("train", 96), ("validation", 32)):
         rows = [{"sentence": f"{'small' if i % 2 else 'large'} {sentence(i)}", "label": i % 2} for i in range(count)]
@@ -49,7 +53,7 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(world, tasks):
-    """(folder, summary) of the teacher fine-tuned on sst2, two seeds and a grid."""
+    """Return (folder, summary) of the teacher fine-tuned on sst2, with two seeds and a grid."""
     output = world / "sst2"
     done = ds_distill(
         "finetune",
@@ -171,7 +175,7 @@ def test_numbers_and_answers(world, tasks, tmp_path, task, metrics):
 
 def test_mistakes_are_one_sentence(tuned, world, tasks, tmp_path):
     _, teacher = tuned
-    (tmp_path / "empty.yaml").write_text("tuning:\ngrid:\n")  # nothing under a key: its defaults
+    (tmp_path / "empty.yaml").write_text("tuning:\ngrid:\n")  # an empty key stands for its defaults
     for words, said in (
         (
             (

@@ -1,4 +1,7 @@
-"""Two hosts: network namespaces with an sshd in each, joined by a wire. DeepSpeed's launcher starts the job as on a cluster."""
+"""Test two hosts: network namespaces that are joined by a wire and have an sshd each.
+
+DeepSpeed's launcher starts the job as on a cluster.
+"""
 
 import json
 import os
@@ -38,7 +41,7 @@ def ip(*words) -> None:
 
 
 class Hosts:
-    """Namespaces dsd0 and dsd1; the environment of a user who is logged in on the first."""
+    """Namespaces dsd0 and dsd1, and the environment of a user who is logged in on the first."""
 
     def __init__(self, folder: Path):
         self.folder, self.names, self.servers = folder, [f"dsd{os.getpid()}-{i}" for i in range(2)], []
@@ -66,7 +69,7 @@ class Hosts:
                     [*self.inside(name), *server], stdout=log, stderr=log, env=os.environ | {"PATH": PATHS}
                 )
             )
-        # the user's ssh settings, without touching those of who runs the tests
+        # These are the ssh settings of the tests' user; those of whoever runs the tests stay untouched.
         (folder / "bin").mkdir()
         (folder / "ssh_config").write_text(
             f"IdentityFile {folder}/user\nStrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n"
@@ -83,7 +86,7 @@ class Hosts:
 
     @staticmethod
     def inside(name: str) -> list[str]:
-        """What starts a command in a namespace, under a host name of its own."""
+        """Return the words that start a command in a namespace, under a host name of its own."""
         return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', name]
 
     def start(self, host: int, *words) -> subprocess.Popen:
@@ -99,7 +102,7 @@ class Hosts:
 
     @property
     def roots(self) -> list[int]:
-        """The servers, which begin a job's processes on the other host."""
+        """Return the servers, which start a job's processes on the other host."""
         return [server.pid for server in self.servers]
 
     def processes(self, name: str) -> list[str]:
@@ -198,7 +201,7 @@ def test_a_link_that_goes_down_ends_the_job_on_both_hosts(hosts, arguments, tmp_
         record_property("seconds", round(time.monotonic() - began))
     finally:
         ip("-n", hosts.names[1], "link", "set", "eth0", "up")
-    for job, text in zip(jobs, errors, strict=True):  # either side of the cut has one that speaks
+    for job, text in zip(jobs, errors, strict=True):  # one rank speaks on each side of the cut
         said = [line for line in text.splitlines() if line.startswith("ds-distill: ")]
         assert job.returncode != 0 and len(said) == 1 and "Traceback" not in text, text[-3000:]
         assert "no sign of life" in said[0] or "no answer from the first rank" in said[0]

@@ -1,4 +1,4 @@
-"""Each mistake gets one clear sentence, a non-zero exit and no traceback."""
+"""Each mistake gets one clear sentence, a non-zero exit status and no traceback."""
 
 import shutil
 

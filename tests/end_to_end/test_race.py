@@ -1,4 +1,7 @@
-"""`python -m benchmarks.training.time_to_loss` on a tiny teacher: what it prints, and that a race which was broken off goes on; `python -m benchmarks.training.packing`."""
+"""Test `python -m benchmarks.training.time_to_loss` and `python -m benchmarks.training.packing` on a tiny teacher.
+
+An interrupted race must resume.
+"""
 
 import json
 
@@ -48,7 +51,7 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
         assert row["minutes"] >= MINUTES - row["s/step"] / 120 and row["steps"] > 2
     for name in ("plain_bf16", "engine"):
         rows = json.loads((folder / name / "curve.json").read_text())["rows"]
-        # no training, halfway, and the end; the small model learns the corpus's few words
+        # The rows are before training, halfway and at the end; the small model learns the corpus's few words.
         assert len(rows) == 3 and rows[0][0] == 0 and rows[-1][2][""][0] < rows[0][2][""][0]
         assert set(rows[0][2]) == {""} and all(
             kl >= 0 and 0 <= same <= 1 for _, _, sets in rows for _, kl, same in sets.values()
@@ -59,7 +62,7 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     other = race(world, folder, "--heldout", world / "text.txt")
     assert other.returncode == 2 and "holds another race" in other.stderr
 
-    # as if begun with more threads
+    # This is as if the race had begun with more threads.
     asked = folder / "asked.json"
     kept = asked.read_text()
     asked.write_text(kept.replace('"threads": 1', '"threads": 64'))
@@ -71,7 +74,7 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     )
     asked.write_text(kept)
 
-    # as if killed between its last checkpoint and its curve
+    # This is as if the race had been killed between its last checkpoint and its curve.
     curve = folder / "engine" / "curve.json"
     whole = curve.read_text()
     curve.unlink()
@@ -79,7 +82,7 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     assert again.returncode == 0, again.stderr[-3000:]
     assert curve.read_text() == whole and min(json.loads(whole)["masked_tokens"].values()) > 0
 
-    # as if broken off at half of its time
+    # This is as if the race had been interrupted at half of its time.
     curve, kept = folder / "plain_bf16" / "curve.json", folder / "plain_bf16" / "checkpoint" / "state.pt"
     before = json.loads(curve.read_text())
     saved = torch.load(kept, weights_only=True)

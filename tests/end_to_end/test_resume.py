@@ -1,4 +1,7 @@
-"""A run that is killed goes on as if nothing had happened: same losses, same weights, same logs, bit for bit."""
+"""A run that is killed resumes as if nothing had happened.
+
+Losses, weights and logs are the same, bit for bit.
+"""
 
 import itertools
 import json
@@ -23,11 +26,11 @@ OF_THE_MACHINE = (
     "data_wait_share",
     "peak_memory_gib",
     "checkpoint/",
-)  # all other logs are the run's
+)  # all other logs depend on the run alone
 
 
 class Job:
-    """The ranks of a run, begun with the same command each time."""
+    """The ranks of a run, started with the same command each time."""
 
     def __init__(self, world: Path, output: Path, ranks: int, *options):
         self.output, self.ranks = output, ranks
@@ -78,12 +81,12 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether a rank has ended."""
+        """Return whether a rank has ended."""
         return any(process.poll() is not None for process in self.processes)
 
     @property
     def seen(self) -> set[str]:
-        """The names of all checkpoints that there have been, as often as this was asked."""
+        """Return the names of all checkpoints that were there at any of the calls."""
         self._seen |= {path.name for path in self.published}
         return self._seen
 
@@ -112,7 +115,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.promise(
-    "Killed at any moment and started again, a run ends bit-equal: losses, weights, learning rate, held-out history, TensorBoard"
+    "Killed at any moment and started again, a run ends bit-equal: "
+    "losses, weights, learning rate, held-out history, TensorBoard"
 )
 @pytest.mark.parametrize(
     "stage, precision, ranks", [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in EVERY]
@@ -129,11 +133,11 @@ def test_killed_at_any_moment(world, tmp_path, record_property, stage, precision
         ranks_of_job = job.start()
         more = draw.randint(
             0, 3
-        )  # checkpoints until the kill: by what the run has done, not by a clock that other load slows
+        )  # checkpoints until the kill, which do not depend on how busy the machine is, as a time would
         goal = len(job.seen) + more
         wait_for(
             lambda goal=goal: len(job.seen) >= goal or job.ended, *ranks_of_job
-        )  # the draw may lie beyond the run's end
+        )  # the goal may lie beyond the run's end
         time.sleep(draw.uniform(0, 0.5) if more else draw.uniform(0, 5))
         kills += ranks_of_job[0].poll() is None
         job.kill()
@@ -146,7 +150,7 @@ def test_killed_at_any_moment(world, tmp_path, record_property, stage, precision
 
 
 def born(folder: Path) -> int:
-    """When a folder was made, in ns; 0 where there is none."""
+    """Return when a folder was made, in ns, or 0 if there is none."""
     try:
         return folder.stat().st_ctime_ns if folder.is_dir() else 0
     except FileNotFoundError:
@@ -154,7 +158,7 @@ def born(folder: Path) -> int:
 
 
 def entries_in(folder: Path) -> int:
-    """How many files and folders lie in a folder; -1 where it is gone."""
+    """Return how many files and folders are in a folder, or -1 if it is gone."""
     try:
         return len(list(folder.rglob("*"))) if folder.is_dir() else -1
     except FileNotFoundError:
@@ -174,20 +178,20 @@ def test_killed_while_a_checkpoint_is_written(world, tmp_path, record_property, 
     undisturbed.finish()
     options = ["--training.checkpoint_every", 1, "--training.keep_checkpoints", 1]
     job, draw, kills, seen = Job(world, tmp_path / "killed", 2, *shape(2, "fp32"), *options), random.Random(), 0, set()
-    had = 0  # published checkpoints: from the first on there is always one
+    had = 0  # published checkpoints; after the first, there must always be one
     partial = job.output / "checkpoints" / ".partial"
     while kills < wanted:
-        left, killed = born(partial), False  # by the kill before
+        left, killed = born(partial), False  # `left` comes from the previous kill
         ranks = job.start()
         while not killed:
-            enough = draw.randint(0, 7)  # more than there are: after the last byte, before the rename
+            enough = draw.randint(0, 7)  # may exceed the entries: then after the last byte, before the rename
             wait_for(lambda left=left: born(partial) not in (0, left), *ranks, pause=0.001)
             until = time.monotonic() + 1
             while 0 <= entries_in(partial) < enough and time.monotonic() < until:
                 pass
             for rank in ranks:
                 rank.signal(signal.SIGSTOP)
-            if born(partial):  # stopped in the middle of the write
+            if born(partial):  # the ranks have stopped in the middle of the write
                 seen.add(entries_in(partial))
                 job.kill()
                 killed = True
@@ -227,7 +231,7 @@ def test_asked_to_end(world, tmp_path, precision, compiled):
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process holds in memory."""
+    """Return the bytes that a process holds in memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

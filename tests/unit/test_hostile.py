@@ -1,5 +1,8 @@
-"""Folders, texts and recipes that mean harm or are simply wrong: nothing executes, nothing is written elsewhere, memory stays bounded,
-and the answer is one sentence."""
+"""Test folders, texts and recipes that are malicious or simply wrong.
+
+Nothing executes, nothing is written elsewhere, memory stays bounded, and the answer is one
+sentence.
+"""
 
 import gzip
 import json
@@ -35,7 +38,7 @@ LOADERS = (load_masked_lm, load_source, lambda path: load_for_task(path, task_of
 
 
 class Payload:
-    """What a pickle may do: write the file `mark`."""
+    """An object that creates `mark` when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = str(mark)
@@ -58,7 +61,8 @@ def change(file, **values) -> None:
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 def test_pickled_weights_are_never_read(folder, tmp_path):
     mark = tmp_path / "executed"
@@ -72,7 +76,8 @@ def test_pickled_weights_are_never_read(folder, tmp_path):
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 def test_a_folders_own_code_is_never_run(folder, tmp_path):
     mark = tmp_path / "executed"
@@ -92,7 +97,8 @@ def header(tensors: dict, length: int | None = None, data: bytes = b"") -> bytes
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 @pytest.mark.parametrize(
     "content",
@@ -118,7 +124,8 @@ def test_lying_tensor_headers(folder, content):
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 @pytest.mark.parametrize(
     "name", ["../outside.safetensors", "/tmp/outside.safetensors", "sub/../../outside.safetensors"]
@@ -133,7 +140,8 @@ def test_an_index_does_not_lead_out_of_its_folder(folder, name):
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 @pytest.mark.parametrize(
     "changes",
@@ -157,7 +165,8 @@ def test_a_config_that_asks_for_more_than_there_is(folder, changes):
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 @pytest.mark.parametrize(
     "changes",
@@ -180,11 +189,12 @@ def test_a_config_of_another_form(folder, changes):
 
 
 @pytest.mark.promise(
-    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, nothing is allocated that is not there"
+    "Model folders that mean harm: nothing executes, nothing is read from elsewhere, "
+    "nothing is allocated that is not there"
 )
 @pytest.mark.parametrize("named", ["someone/kernel", "flash_attention_2"])
 def test_a_kernel_that_a_config_names_is_not_fetched(folder, named):
-    """transformers would look for it on the hub; what it finds there is code."""
+    """transformers would look for it on the hub, and would run the code that it finds there."""
     change(folder / "config.json", attn_implementation=named, return_dict=False)
     loaded = [load(str(folder)) for load in LOADERS]
     assert [getattr(model, "model", model).config._attn_implementation for model in loaded] == ["sdpa", "eager", "sdpa"]
@@ -233,7 +243,7 @@ print(count, longest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - befo
 
 @pytest.mark.promise("Text that is none, lines without end, archive bombs: counted or refused, in bounded memory")
 def test_an_archive_bomb_and_a_line_without_end(tmp_path):
-    """300 MB in one line, 300 kB on the disk."""
+    """The file has 300 MB in one line and takes 300 kB on disk."""
     with gzip.open(tmp_path / "bomb.txt.gz", "wb", compresslevel=6) as file:
         for _ in range(300):
             file.write(b"a" * 10**6)

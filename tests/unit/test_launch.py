@@ -1,4 +1,4 @@
-"""launch.sh is one file in two languages; the requirements are pinned."""
+"""launch.sh is one file in two languages, and the requirements are pinned."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def main(argv=None):
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of launch.sh beside a package that prints what it is called with and returns 3."""
+    """Make a copy of launch.sh beside a package that prints its arguments and returns 3."""
     shutil.copy(ROOT / "launch.sh", tmp_path)
     for module in (
         "__init__.py",
@@ -93,14 +93,14 @@ def test_starts_ranks_and_passes_their_failure_on(checkout: Path):
     options = {"DS_DISTILL_PYTHON": sys.executable, "DS_DISTILL_RANKS": "1", "DS_ACCELERATOR": "cpu"}
     done = run([checkout / "launch.sh", "--a.b", "x y"], **options)
     assert done.returncode == 3, done.stderr
-    said = json.loads(done.stdout)  # nothing of the launcher's on standard output
+    said = json.loads(done.stdout)  # the launcher prints nothing to standard output
     assert said["argv"] == ["run", "--a.b", "x y"]
     assert (said["RANK"], said["WORLD_SIZE"]) == ("0", "1")
 
 
 def test_an_interrupted_installation_is_not_built_upon(checkout: Path, tmp_path: Path):
-    """pip may take what it had half installed for whole."""
-    tools = tmp_path / "tools"  # no Python among them, so that it stops where it would make a new environment
+    """pip may mistake a half-installed package for a whole one."""
+    tools = tmp_path / "tools"  # without a Python, so that it stops before it makes a new environment
     tools.mkdir()
     for name in ("bash", "cat", "cksum", "dirname", "flock", "grep", "ls", "rm", "touch"):
         (tools / name).symlink_to(shutil.which(name))
@@ -131,7 +131,7 @@ def test_any_shell_may_start_it(checkout: Path, shell: str):
 
 def test_a_shell_without_bash_says_what_it_needs(checkout: Path):
     done = run([shutil.which("dash") or "sh", checkout / "launch.sh", "--help"], PATH="/nonexistent")
-    if not done.stdout:  # where sh is bash it goes on
+    if not done.stdout:  # if sh is bash, it continues
         assert (done.returncode, done.stderr) == (127, "launch.sh: needs bash, which is not installed\n")
 
 
@@ -141,7 +141,7 @@ def test_it_is_found_through_links_and_from_anywhere(checkout: Path, tmp_path_fa
     (elsewhere / "go").symlink_to("link")
     spaced = elsewhere / "a check out"
     shutil.copytree(checkout, spaced)
-    # a shell's CDPATH sends `cd name` elsewhere, and has it print where
+    # CDPATH sends `cd name` elsewhere and makes it print the folder.
     (elsewhere / "decoy" / "a check out").mkdir(parents=True)
     monkeypatch.chdir(elsewhere)
     for command in (["bash", "go"], ["sh", "go"], ["./go"], [sys.executable, "go"], ["bash", "a check out/launch.sh"]):
@@ -156,7 +156,7 @@ def test_it_is_found_through_links_and_from_anywhere(checkout: Path, tmp_path_fa
     + [("", False), ("-1", False), ("-1,0", False), (",0", False), ("NoDevFiles", False), ("none", False)],
 )
 def test_which_gpus_are_visible_is_read_as_cuda_reads_it(checkout: Path, visible: str, sees: bool):
-    """The bash part, with a driver that shows GPUs, and the same question in Python."""
+    """The bash part, with a driver that shows GPUs, and Python must give the same answer."""
     tools = checkout / "tools"
     tools.mkdir()
     for name, lines in (("nvidia-smi", 'echo "GPU 0: A100"'), ("python", 'echo "${DS_ACCELERATOR:-GPUs}"')):

@@ -1,4 +1,4 @@
-"""What waits for processes in tests: a hang is given up, a busy machine is not."""
+"""Test the waiting for processes: a hang is given up, a busy machine is not."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def test_what_only_waits_is_given_up_and_leaves_nothing(monkeypatch, tmp_path):
         patience.run([sys.executable, "-c", program])
     child = int(str(error.value).split("\n")[1])
     deadline = time.monotonic() + 60
-    while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:  # until it is reaped
+    while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:  # the child exists until it is reaped
         time.sleep(0.01)
     assert not os.path.exists(f"/proc/{child}")
 
@@ -29,7 +29,7 @@ def test_what_works_is_not_given_up(monkeypatch):
     monkeypatch.setattr(patience, "IDLE_SECONDS", 2.0)
     job = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        os.setpriority(os.PRIO_PROCESS, job.pid, 19)  # it gets little of a machine that does something else
+        os.setpriority(os.PRIO_PROCESS, job.pid, 19)  # a busy machine gives it little time
         watch = patience.HangWatch([job.pid])
         for _ in range(5):
             time.sleep(1)

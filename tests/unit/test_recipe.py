@@ -1,4 +1,4 @@
-"""Every recipe that ships can be parsed, meant and understood."""
+"""Every shipped recipe can be parsed and is understood as intended."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe(name, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # no path in it depends on where the command starts
+    monkeypatch.chdir(tmp_path)  # no path in a recipe may depend on the working folder
     command = "run" if name == "demo.yaml" else "distill"
     options = build_parser().parse_args([command, "--config", str(FOLDER / name), "--output", "out"])[command]
     recipe = Recipe(**{room: kind(**vars(options[room])) for room, kind in SECTIONS.items()})

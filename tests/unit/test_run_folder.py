@@ -13,7 +13,7 @@ def claim(folder, **identity):
 
 def test_another_run_is_refused_and_what_auto_became_is_not(tmp_path):
     claim(tmp_path)
-    claim(tmp_path, **{"training.precision": "bf16"})  # what a checkpoint's refusal asks for
+    claim(tmp_path, **{"training.precision": "bf16"})  # the refusal of a checkpoint asks for this
     claim(tmp_path, **{"training.optimizer": "torch"})
     with pytest.raises(UserError, match=r"holds another run \(training.seed was 0, is 1\)"):
         claim(tmp_path, **{"training.seed": 1, "training.precision": "bf16"})

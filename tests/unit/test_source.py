@@ -1,4 +1,4 @@
-"""The source itself: what no other test would notice until it runs elsewhere."""
+"""Test the source itself for mistakes that no other test would notice until it runs elsewhere."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ FILES = [*sorted(ROOT.glob("ds_distill/**/*.py")), *sorted(ROOT.glob("benchmarks
 
 
 def lacks_encoding(call: ast.Call) -> bool:
-    """Whether a call reads or writes text in the encoding of wherever it runs."""
+    """Return whether a call reads or writes text in the encoding of the machine on which it runs."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if any(keyword.arg in ("encoding", None) for keyword in call.keywords):
         return False

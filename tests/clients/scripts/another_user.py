@@ -1,6 +1,7 @@
-"""Another user of the machine: reads every file of the folders, and loads the model, as nobody.
+"""Another user of the machine: reads every file of the folders and loads the model, as the user "nobody".
 
-The libraries are loaded, and the model once, before the process becomes nobody: an environment may lie where nobody may not go.
+The libraries are loaded, and the model once, before the process becomes "nobody", since that user
+may lack access to the environment's folder.
 """
 
 import os
@@ -19,7 +20,7 @@ torch.set_num_threads(1)
 def load(check):
     answer = model_of(check)
     for given in list(check["inputs"].values())[:1]:
-        answer(given)  # imports what is imported late
+        answer(given)  # triggers late imports
     nobody = pwd.getpwnam("nobody")
     os.setgroups([])
     os.setegid(nobody.pw_gid)

@@ -1,6 +1,8 @@
-"""What every Python client shares: it reads its job, answers each input of each check, and writes down what it found after every check.
+"""The part that every Python client shares.
 
-A client is started as `python CLIENT.py JOB RESULT`. It imports nothing of this project, whose environment it does not have.
+It reads the client's job, answers each input of each check, and writes its results after every
+check. A client is started as `python CLIENT.py JOB RESULT`. It imports nothing of this project,
+whose environment it does not have.
 """
 
 import importlib.metadata
@@ -14,8 +16,9 @@ def run_checks(load, packages):
     """Answer all inputs of all checks.
 
     Args:
-        load: check → a function from an input to views of its answer. A check has "export", "format", "task", "pairs" and "folder"; an input has
-            "text", maybe "pair", and PyTorch's "ids" and "type_ids".
+        load: A function from a check to a function from an input to views of its answer. A check
+            has "export", "format", "task", "pairs" and "folder". An input has "text", maybe "pair",
+            and PyTorch's "ids" and "type_ids".
         packages: Distributions whose versions are reported.
     """
     job, result = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
@@ -46,7 +49,7 @@ def numbers(values):
 
 
 def call(tokenizer, given, **options):
-    """Return a tokenizer's output for an input of one or two texts, cut where the folder's tokenizer says that it must be."""
+    """Return a tokenizer's output for one or two texts, cut where the folder's tokenizer requires it."""
     texts = (given["text"], given["pair"]) if "pair" in given else (given["text"],)
     return tokenizer(*texts, truncation=True, **options)
 

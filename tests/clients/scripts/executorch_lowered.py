@@ -1,4 +1,4 @@
-"""ExecuTorch: torch/model.pt2 lowered to XNNPACK, and run by its own runtime."""
+"""ExecuTorch: lower torch/model.pt2 to XNNPACK and run it in ExecuTorch's own runtime."""
 
 import torch
 from checks import numbers, run_checks
@@ -13,7 +13,7 @@ def load(check):
     buffer = lowered.buffer
     loaded = Runtime.get().load_program(buffer)
     method = loaded.load_method("forward")
-    kept = (buffer, loaded)  # the method reads both, and keeps neither
+    kept = (buffer, loaded)  # the method reads both but keeps no reference to them
 
     def answer(given):
         ids = torch.tensor([given["ids"]])

@@ -1,4 +1,4 @@
-"""fastembed: a model of one's own, by its README's lines."""
+"""fastembed: load a custom model with the lines of its README."""
 
 import json
 from pathlib import Path

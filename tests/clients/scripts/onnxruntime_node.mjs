@@ -1,4 +1,4 @@
-// onnxruntime-node on the files themselves, with PyTorch's token ids.
+// Run onnxruntime-node on the files themselves, with PyTorch's token ids.
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime, by the line of docs/DEPLOY.md."""
+"""ONNX Runtime: load the files with the line of docs/DEPLOY.md."""
 
 import onnxruntime
 from checks import call, numbers, run_checks

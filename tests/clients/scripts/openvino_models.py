@@ -1,4 +1,4 @@
-"""OpenVINO, by the line of docs/DEPLOY.md: its own format, and the ONNX files."""
+"""OpenVINO: load its own format and the ONNX files with the line of docs/DEPLOY.md."""
 
 import openvino
 from checks import call, numbers, run_checks

@@ -1,4 +1,4 @@
-"""optimum-onnx and optimum-intel: their model classes on the folder, and transformers' pipeline around them."""
+"""optimum-onnx and optimum-intel: load the folder with their model classes, inside transformers' pipeline."""
 
 import torch
 from checks import call, numbers, run_checks

@@ -1,4 +1,7 @@
-"""PEFT: a LoRA adapter put on a fine-tuned model changes nothing before it is trained; then it is trained, saved, loaded again and merged."""
+"""PEFT: a LoRA adapter on a fine-tuned model changes nothing before it is trained.
+
+Then the adapter is trained, saved, loaded again and merged.
+"""
 
 import tempfile
 
@@ -7,7 +10,8 @@ from checks import call, numbers, run_checks
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-# DistilBERT's names of the query and value projections: PEFT has no default for it; those of BERT and RoBERTa it knows
+# These are DistilBERT's names of the query and value projections. PEFT knows those of BERT and RoBERTa,
+# but has no default for DistilBERT.
 TARGETS = {"distilbert": ["q_lin", "v_lin"]}
 
 

@@ -1,4 +1,4 @@
-"""sentence-transformers: classifiers and scores of pairs as cross-encoders."""
+"""sentence-transformers: load classifiers and scores of pairs as cross-encoders."""
 
 import torch
 from checks import numbers, run_checks

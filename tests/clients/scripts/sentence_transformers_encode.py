@@ -1,4 +1,4 @@
-"""sentence-transformers: sentence vectors of a masked LM and of an embedding folder, by each backend."""
+"""sentence-transformers: compute sentence vectors of a masked LM and of an embedding folder, with each backend."""
 
 from checks import numbers, run_checks
 from sentence_transformers import SentenceTransformer

@@ -1,4 +1,4 @@
-"""SetFit: sentence vectors, then a classifier trained on them, saved and loaded again."""
+"""SetFit: compute sentence vectors, then train a classifier on them, save it and load it again."""
 
 import tempfile
 

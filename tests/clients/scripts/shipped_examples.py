@@ -1,4 +1,7 @@
-"""The example beside each file, run in the folder by a process of its own: it must end well and print something."""
+"""Run the example beside each file in the folder, in a process of its own.
+
+The example must end well and print something.
+"""
 
 import subprocess
 import sys

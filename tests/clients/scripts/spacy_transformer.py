@@ -1,4 +1,4 @@
-"""spaCy: spacy-transformers' pipe on the folder, with its defaults."""
+"""spaCy: run spacy-transformers' pipe on the folder, with its defaults."""
 
 import spacy
 from checks import numbers, run_checks

@@ -1,4 +1,4 @@
-"""torch and nothing else: torch/model.pt2 is loaded and run on token ids."""
+"""torch and nothing else: load torch/model.pt2 and run it on token ids."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Which class of transformers loads an export, by its task."""
+"""The transformers class that loads an export, by its task."""
 
 AUTO = {
     "fill-mask": "AutoModelForMaskedLM",

@@ -1,4 +1,4 @@
-// transformers.js under Node, by absolute paths.
+// Run transformers.js under Node, with absolute paths.
 import { readFileSync, writeFileSync } from "node:fs";
 import * as library from "@huggingface/transformers";
 import { runCheck } from "./transformers_js_answers.mjs";

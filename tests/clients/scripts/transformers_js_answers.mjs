@@ -1,4 +1,5 @@
-// What transformers.js answers to one check's inputs, under Node and in a page: a pipeline with its defaults where it has one for them.
+// Answer one check's inputs with transformers.js, under Node and in a page.
+// It uses a pipeline with its defaults if there is one for the inputs.
 
 export const DTYPES = { "onnx": "fp32", "onnx-int8": "q8" };
 
@@ -6,7 +7,7 @@ export async function answersTo(library, check, name) {
   const { pipeline, AutoTokenizer, AutoModelForSequenceClassification } = library;
   const options = { dtype: DTYPES[check.format], device: check.device };
   if (check.task === "text-classification" && check.pairs || check.task === "regression") {
-    // its pipeline takes no second text
+    // the pipeline takes no second text
     const tokenizer = await AutoTokenizer.from_pretrained(name);
     const model = await AutoModelForSequenceClassification.from_pretrained(name, options);
     return async (given) => {

@@ -1,4 +1,4 @@
-"""transformers: `pipeline` with its defaults, and the model called on what its tokenizer gives."""
+"""transformers: run `pipeline` with its defaults, and call the model on its tokenizer's output."""
 
 import torch
 import transformers
@@ -12,7 +12,7 @@ def load(check):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = getattr(transformers, AUTO[task]).from_pretrained(folder)
     name = "text-classification" if task == "regression" else task
-    # transformers 5 has no pipeline for questions any more
+    # transformers 5 no longer has a pipeline for questions.
     pipe = pipeline(name, folder) if name in transformers.pipelines.SUPPORTED_TASKS else None
 
     def answer(given):
@@ -29,7 +29,7 @@ def load(check):
             return views | {"answer": found["answer"]}
         try:
             found = ask(given)
-        except (RuntimeError, IndexError):  # no pipeline of these cuts unless it is told to
+        except (RuntimeError, IndexError):  # these pipelines truncate only on request
             cut = {"tokenizer_kwargs": {"truncation": True}} if task == "fill-mask" else {"truncation": True}
             found = ask(given, **cut)
             check["notes"].append("overlong text: with truncation=True")

@@ -1,4 +1,4 @@
-"""What a benchmark says where it cannot go on: one sentence, and before it has measured anything."""
+"""A benchmark that cannot continue reports that in one sentence, before it has measured anything."""
 
 import importlib
 import json
@@ -21,7 +21,7 @@ NO_GPU = not torch.cuda.is_available()
 
 
 def said_by(monkeypatch, capsys, module: str, *words) -> str:
-    """What `python -m benchmarks.MODULE WORDS` says on standard error where it ends with status 2."""
+    """Return what `python -m benchmarks.MODULE WORDS` writes to standard error when it ends with status 2."""
     monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"benchmarks.{module}").main()
@@ -43,7 +43,7 @@ MAINS = {
     "gpu.checks": (),
     "training.time_to_loss": ("--teacher", "t", "--corpus", "c", "--output", "o"),
 }
-DOES = {"gpu.suite": "suite", "gpu.checks": "report", "training.time_to_loss": "race"}  # the others: run
+DOES = {"gpu.suite": "suite", "gpu.checks": "report", "training.time_to_loss": "race"}  # the others have `run`
 
 
 @pytest.mark.parametrize("module", MAINS)
@@ -97,7 +97,7 @@ def test_settings_that_contenders_could_only_fail_at(monkeypatch, capsys):
 
 def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_path):
     class Measured:
-        """As a contender that has had its turns."""
+        """A contender that has had its turns."""
 
         def __init__(self, name, *_, **__):
             self.name, self.seconds, self.memory, self.first, self.once, self.said = (
@@ -179,7 +179,7 @@ def test_a_text_of_any_size_has_a_rate(monkeypatch, capsys, tmp_path):
 
 
 def test_the_memory_of_preparing_is_the_workers_own(tmp_path):
-    """Not what the process that starts it holds, which a fork would hand on."""
+    """The figure is not the memory of the process that starts the worker, which a fork would inherit."""
     ballast = bytearray(600_000_000)
     program = prepare.PROBE.replace("prepare([", "(lambda *_, **__: None)([").replace(
         "load_tokenizer(sys.argv[1])", "None"

@@ -1,4 +1,4 @@
-"""The GPU suite and its checks: what they report of what was measured, of what was not, and where they are cut off. All on a CPU."""
+"""Test the GPU suite and its checks on a CPU: what they report about results, gaps and interruptions."""
 
 import json
 import signal
@@ -38,10 +38,10 @@ def test_without_a_gpu_the_suite_refuses_and_a_rehearsal_reports(tmp_path):
 
 
 def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch, capsys):
-    """After each part, and only as a whole file: one that cannot be written leaves the one before."""
+    """The report is written after each part, and only as a whole file: a failed write leaves the previous file."""
     monkeypatch.setattr(sys, "argv", ["gpu_suite", "--rehearse", "--report", str(tmp_path / "deep" / "report")])
     monkeypatch.setattr(gpu_suite, "start_build", lambda: None)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the tests' own process
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process must keep its handlers
     found = {
         "checks": [{"error": "1e-6"}],
         "broken": [],
@@ -75,15 +75,20 @@ def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_part_ends_with_the_suite(tmp_path, number):
-    """Its contenders too, which are processes of its group; a real suite, whose one part starts another process and hangs."""
+    """The part's contenders, which are processes of its group, end too.
+
+    The suite is real; its only part starts another process and hangs.
+    """
     pids = tmp_path / "pids"
     part = (
-        f"import os, subprocess, sys, time; other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+        "import os, subprocess, sys, time; "
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
         f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{other.pid}} '); time.sleep(600)"
     )
     suite = (
         "from benchmarks.gpu import suite as gpu_suite\n"
-        f"gpu_suite.PARTS, gpu_suite.rehearsed = (('checks', 'hangs', ('timeit', '-n', '1', '-r', '1', {part!r})),), list\n"
+        "gpu_suite.PARTS, gpu_suite.rehearsed = "
+        f"(('checks', 'hangs', ('timeit', '-n', '1', '-r', '1', {part!r})),), list\n"
         "gpu_suite.start_build = lambda: None\n"
         "raise SystemExit(gpu_suite.main())"
     )
@@ -172,7 +177,7 @@ def test_not_all_limits_hold_where_checks_were_not_made():
     assert (
         said.startswith("Numerics: 1 of 5 limits DO NOT HOLD: varlen; 3 of 5 checks NOT MADE (") and "hold." not in said
     )
-    # on a GPU that is a failure, on a CPU, where kernels cannot run, it is not
+    # On a GPU that is a failure. On a CPU it is not, because some kernels cannot run there.
     assert gpu_suite.without_result({"checks": checks | {"device": "cuda"}, "head": {"why": "not asked for"}}) == [
         "a",
         "b",
@@ -192,7 +197,7 @@ def test_checks_hold_here_or_say_why_they_were_not_made(family, monkeypatch):
 
 def test_each_check_that_was_not_made_is_counted():
     names = [row["check"] for row in gpu_checks.results(torch.device("cpu"), -1.0)]
-    # of the vocabulary loss two precisions, three kinds of rows and three bodies; of the engine four stages in two precisions
+    # The vocabulary loss has two precisions, three kinds of rows and three backends; the engine four stages in two.
     assert len(names) == len(set(names)) == 18 + 1 + 1 + 1 + 1 + 8
     assert {row["why"] for row in gpu_checks.results(torch.device("cpu"), -1.0)} == {gpu_checks.NO_TIME}
 

@@ -1,4 +1,4 @@
-"""The inference suite: its figures from known times, and itself on a tiny model."""
+"""Test the inference suite: its figures from known times, and the suite itself on a tiny model."""
 
 import sys
 from argparse import Namespace
@@ -107,7 +107,7 @@ def test_figures_from_known_times(tmp_path):
     assert eager["vs_base_eager_rounds"] == 2 and shown(eager)["vs_base_eager"] == "3.00 (of 2)"
     assert (
         eager["vs_base_eager"] == 3.0 and eager["p50_ms"] == 2000 and eager["p95_ms"] is None
-    )  # rounds: 2 and 4 times as fast
+    )  # the rounds are 2 and 4 times as fast
     assert (
         eight["vs_base_eager"] == 8.0
         and eight["file_mb"] == 2.0
@@ -120,7 +120,7 @@ def test_figures_from_known_times(tmp_path):
         "batch_1_best_int8": "openvino_int8",
         "batch_1_best_int8_vs_base_eager": 8.0,
     }
-    for cases in (("1 × 128", "32 × 128"), ("1 × 32", "32 × 32")):  # with the case that sizes are told of, and without
+    for cases in (("1 × 128", "32 × 128"), ("1 × 32", "32 × 32")):  # with and without the case used for sizes
         sizes = sections_of({"rows": [entry | {"case": case} for case in cases for entry in entries]}, None)[-2]
         assert sizes.heading.startswith("Size") and [row["body"] for row in sizes.rows] == [
             BODIES[entry["body"]].label for entry in entries
@@ -142,7 +142,7 @@ def test_energy_is_the_counters_or_nothing(tmp_path, monkeypatch):
     assert energy.joules(False) is None
     for number, name in enumerate(
         ("package-0", "psys", "package-0")
-    ):  # psys counts the package too, and so does a package's own part
+    ):  # psys counts the package again, and so does a part of a package
         package = tmp_path / ("intel-rapl:0:0" if number == 2 else f"intel-rapl:{number}")
         package.mkdir()
         (package / "name").write_text(f"{name if number < 2 else 'core'}\n")
@@ -150,7 +150,7 @@ def test_energy_is_the_counters_or_nothing(tmp_path, monkeypatch):
         (package / "energy_uj").write_text("900000\n")
     energy._counters.cache_clear()
     before = energy.joules(False)
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")  # it has gone round
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")  # the counter has wrapped around
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("950000\n")
     assert energy.joules(False) - before == pytest.approx(0.2)
     energy._counters.cache_clear()
@@ -171,7 +171,7 @@ def test_the_least_memory_is_found():
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 @pytest.mark.parametrize("body", ["onnx_fp32", "openvino_fp32"])
 def test_rest_gives_memory_back(tiny, tmp_path, body):
-    """A real process, asked for a large batch: all rows of a benchmark are there at once, and must not keep what their largest case took."""
+    """A real process runs a large batch and must release its memory, since all rows are in memory at once."""
     sources = prepare({STUDENT: tiny}, "masked-lm", [body], tmp_path, [])
     row = Row(STUDENT, body, "masked-lm", 1, tiny, sources[STUDENT][1])
     contender = Variant("rests", make, row, serve=serve)
@@ -198,7 +198,7 @@ def test_rest_gives_memory_back(tiny, tmp_path, body):
 
 
 def test_a_memory_limit_holds(tiny, tmp_path):
-    """A real process: what cannot fit does not run, what has room does."""
+    """In a real process, what cannot fit does not run, and what has room does."""
     sources = prepare({STUDENT: tiny}, "encoder", ["onnx_fp32"], tmp_path, [])
     row = Row(STUDENT, "onnx_fp32", "encoder", 1, tiny, sources[STUDENT][1])
     from benchmarks.inference.min_memory import runs_within
@@ -207,7 +207,7 @@ def test_a_memory_limit_holds(tiny, tmp_path):
 
 
 def test_rounding_is_what_int8_would_do(tiny):
-    """Against integer arithmetic, by hand; and a tied embedding keeps its values when the projection is rounded."""
+    """Rounding equals integer arithmetic by hand, and a tied embedding keeps its values."""
     from benchmarks.analysis.quantization_error import asymmetric, grouped, rounded, symmetric
 
     x = torch.tensor([[1.0, -0.5, 0.251, 0.0], [0.0, 2.01, 4.0, 1.0]])  # no ties

@@ -1,4 +1,4 @@
-"""What the benchmarks compute from their measurements, and that contenders are processes of their own."""
+"""Test what the benchmarks compute from their measurements, and that contenders are processes of their own."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def make(setting, device):
-    """A contender whose step takes what the setting says."""
+    """Make a contender whose step takes the time that the setting states."""
     if setting.broken:
         raise setting.broken
     return lambda: setting.seconds, {
@@ -71,7 +71,7 @@ def test_a_contender_that_is_killed_is_said_to_be():
     try:
         contender.processes[0].kill()
         contender.processes[0].join()
-        for _ in range(2):  # its link is noticed to be broken by the first answer, or by the next question
+        for _ in range(2):  # the broken link shows at the first answer or the next question
             with pytest.raises(RuntimeError, match="large: its process has ended .killed, as where memory runs out"):
                 contender.ask("step")
     finally:
@@ -89,8 +89,8 @@ def test_a_nan_is_the_worst_of_errors():
 
 
 def test_bytes_that_a_rank_sends():
-    assert bytes_moved(100, 0, 4, 1) == 0  # alone
-    assert bytes_moved(100, 0, 4, 2) == 400  # half of the gradients to the other and half of the sums back
+    assert bytes_moved(100, 0, 4, 1) == 0  # a single rank sends nothing
+    assert bytes_moved(100, 0, 4, 2) == 400  # half of the gradients one way, half of the sums back
     assert bytes_moved(100, 1, 2, 4) == 0.75 * (2 * 400 + 200)
 
 
@@ -102,7 +102,7 @@ def test_the_race_is_read_off_its_curves():
     assert found["plain"]["ahead_at"] == "3 of 3" and found["plain"]["ahead_by_figure"] == dict.fromkeys(
         ("mlm_loss", "kl", "agreement"), "3 of 3"
     )
-    assert found["plain"]["share_of_its_time"] == {"corpus": 0.375}  # 5.0 between 6.0 at 5 and 4.0 at 10: 7.5 of 20
+    assert found["plain"]["share_of_its_time"] == {"corpus": 0.375}  # 5.0 is between 6.0 at 5 and 4.0 at 10: 7.5 of 20
     slower = verdict({"plain": {"rows": engine}, "engine": {"rows": plain}}, [""])
     assert slower["plain"]["ahead_at"] == "0 of 2" and slower["plain"]["share_of_its_time"] == {"corpus": None}
 
@@ -116,7 +116,8 @@ def test_a_race_goes_on_only_where_its_minutes_compare():
     refuse_another(Path("R"), now(), now())
     with pytest.raises(
         UserError,
-        match="R holds a race under other conditions .threads 2, here 4; torch 2.11, here 2.12.*choose another --output",
+        match="R holds a race under other conditions .threads 2, here 4; torch 2.11, here 2.12"
+        ".*choose another --output",
     ):
         refuse_another(Path("R"), now(), now(threads=4, torch="2.12"))
     with pytest.raises(UserError, match="machine not kept, here a Xeon"):
@@ -126,10 +127,11 @@ def test_a_race_goes_on_only_where_its_minutes_compare():
 
 
 def test_the_benchmarks_of_the_step_need_neither_datasets_nor_an_argument_parser():
-    """A bare GPU machine has torch, transformers and a DeepSpeed wheel."""
+    """A minimal GPU machine has torch, transformers and a DeepSpeed wheel."""
     code = (
         "import sys\nsys.modules |= dict.fromkeys(('datasets', 'jsonargparse', 'pyarrow'))\n"
-        "import benchmarks.gpu.suite, benchmarks.gpu.checks, benchmarks.training.step, benchmarks.training.vocab_loss, benchmarks.training.scaling"
+        "import benchmarks.gpu.suite, benchmarks.gpu.checks, benchmarks.training.step, "
+        "benchmarks.training.vocab_loss, benchmarks.training.scaling"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -137,7 +139,7 @@ def test_the_benchmarks_of_the_step_need_neither_datasets_nor_an_argument_parser
 
 @pytest.mark.parametrize("tiny", [tiny_bert, tiny_distilbert])
 def test_the_layers_that_a_score_needs(tiny):
-    """The score: what the layers are worth that the model runs through, each worth its place in `worth`."""
+    """The score adds up what each layer that the model runs through is worth, according to `worth`."""
     model, worth, runs = tiny(4), [1.0, 8.0, 2.0, 4.0], []
     values = {id(layer): worth[i] for i, layer in enumerate(family_of(model).part(model, "layers"))}
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled extensions: whatever a killed build leaves behind, the next process builds or loads."""
+"""Whatever a killed build of DeepSpeed's extensions leaves behind, the next process builds or loads them."""
 
 import contextlib
 import multiprocessing
@@ -16,7 +16,8 @@ from ds_distill.builds import deepspeed_extensions as extensions
 SOURCE = """
 #include <Python.h>
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "tiny_extension", nullptr, -1, nullptr};
-PyMODINIT_FUNC PyInit_tiny_extension() { PyObject* m = PyModule_Create(&module); PyModule_AddIntConstant(m, "answer", 42); return m; }
+PyMODINIT_FUNC PyInit_tiny_extension() { PyObject* m = PyModule_Create(&module); \
+PyModule_AddIntConstant(m, "answer", 42); return m; }
 """
 
 
@@ -35,7 +36,7 @@ class TinyBuilder(OpBuilder):
 
 
 class Build:
-    """An environment's folder, a compiler that can be told to wait or to fail, and processes that load the extension."""
+    """A build environment whose compiler can be told to wait or to fail, and processes that load the extension."""
 
     def __init__(self, folder: Path):
         self.folder, self.processes = folder, []
@@ -109,7 +110,7 @@ def test_a_killed_build_stops_nobody(build, compiler_dies):
         os.kill(int((build.folder / "compilers").read_text()), signal.SIGKILL)
     killed.join()
     next_one = build.start()
-    build.until(lambda: build.compilers == 2)  # it does not wait for the one that is gone
+    build.until(lambda: build.compilers == 2)  # the second build does not wait for the dead one
     (build.folder / "wait").unlink()
     assert ends(next_one) == [0] and ends(build.start()) == [0]
     assert build.compilers == 2, "what is built is loaded"

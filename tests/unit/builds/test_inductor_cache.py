@@ -1,4 +1,4 @@
-"""torch.compile after a process that was killed while it compiled."""
+"""Test torch.compile after a process that was killed while it compiled."""
 
 import fcntl
 import subprocess
@@ -36,6 +36,6 @@ def test_a_library_that_is_being_written_is_left_alone(tmp_path):
         (tmp_path / "ab" / f"{name}.main.so").write_bytes(b"\x7fELF\x02\x01" + bytes(100))
     (tmp_path / "locks").mkdir()
     with open(tmp_path / "locks" / "locked.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # as Inductor's library for locks does
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as Inductor's lock library does
         assert [file.name for file in remove_partial_libraries(tmp_path)] == ["dead.main.so"]
     assert [file.name for file in remove_partial_libraries(tmp_path)] == ["locked.main.so"]

@@ -116,7 +116,7 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
 
 
 def said_by(capsys, *words) -> str:
-    """The one sentence that a refused command ends with."""
+    """Return the sentence with which a refused command ends."""
     assert cli.main(list(words)) == 2
     out, err = capsys.readouterr()
     last = err.strip().splitlines()[-1]
@@ -128,7 +128,7 @@ def test_without_a_word_it_says_what_to_type_first(capsys):
     assert cli.main([]) == 2
     out, err = capsys.readouterr()
     assert not out and all(command in err for command in COMMANDS)
-    for line in err.splitlines():  # what it says can be typed
+    for line in err.splitlines():  # what the answer suggests must work
         if line.startswith("  ds-distill "):
             build_parser().parse_args(line.split("  ")[1].split()[1:])
 
@@ -204,7 +204,10 @@ def test_a_mistake_in_the_first_words(capsys, monkeypatch, tmp_path, words, said
     ],
 )
 def test_a_short_or_foreign_name_is_answered_with_the_key(capsys, tmp_path, command, written, meant):
-    """One rule: it is not taken, so that one setting has one name, but the key is named exactly, with a value where one is meant."""
+    """The name is refused, so that each setting has one name.
+
+    The answer names the key, with a value where one is meant.
+    """
     said = said_by(capsys, command, f"--{written}", "1", "--output", str(tmp_path))
     assert said.startswith(f"{written}: no such key; ") and meant.removeprefix("--") in said, said
     section, _, name = written.rpartition(".")
@@ -335,10 +338,11 @@ def test_a_full_disk_is_one_sentence_whatever_says_it(monkeypatch, capsys, tmp_p
 
 
 def test_what_cannot_be_written_any_more_ends_nothing(tmp_path):
-    """A pipe without a reader, and a full disk, as standard output or error."""
+    """Standard output or error is a pipe without a reader, or a full disk."""
     program = (
         "import sys; from ds_distill.cli.terminal import outlive_broken_streams; outlive_broken_streams(); "
-        "[print('x' * 9999, file=stream, flush=True) for stream in (sys.stdout, sys.stderr) for _ in range(9)]; open(sys.argv[1], 'w').close()"
+        "[print('x' * 9999, file=stream, flush=True) for stream in (sys.stdout, sys.stderr) for _ in range(9)]; "
+        "open(sys.argv[1], 'w').close()"
     )
     for number, shell in enumerate(("{} | true", "{} 2>&1 | true", "{} >/dev/full", "{} 2>/dev/full")):
         done = tmp_path / f"done{number}"

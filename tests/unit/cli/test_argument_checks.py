@@ -1,4 +1,4 @@
-"""Mistakes in a command's arguments are told before torch is imported, and before anything is written."""
+"""Mistakes in a command's arguments are reported before torch is imported and before anything is written."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from ds_distill.cli.commands import COMMANDS
 from tests.start import ROOT
 
-# every option that is a path, of every command, is given one that leads nowhere, the others what they need
+# Every path option of every command gets a path that leads nowhere; the other options get what they need.
 PROBE = """
 import contextlib, io, json, sys
 from pathlib import Path
@@ -21,16 +21,20 @@ world = Path(sys.argv[1])
 NOWHERE = str(world / "nowhere" / "x")
 M, TEXT, D, DD, OUT = (str(world / name) for name in ("model", "text.txt", "rte", "", "out"))
 NEEDED = {
-    "run": {"--teacher": M, "--corpus": TEXT}, "prepare": {"--tokenizer": M, "--corpus": TEXT}, "distill": {"--teacher": M, "--corpus": TEXT},
-    "pretrain": {"--tokenizer": M, "--corpus": TEXT}, "plan": {"--teacher": M}, "evaluate": {"--model": M, "--corpus": TEXT},
+    "run": {"--teacher": M, "--corpus": TEXT}, "prepare": {"--tokenizer": M, "--corpus": TEXT}, \
+"distill": {"--teacher": M, "--corpus": TEXT},
+    "pretrain": {"--tokenizer": M, "--corpus": TEXT}, "plan": {"--teacher": M}, \
+"evaluate": {"--model": M, "--corpus": TEXT},
     "export": {"--model": M, "--format": "onnx"}, "finetune": {"--task": "rte", "--model": M, "--data": D},
     "study": {"--teacher": M, "--corpus": TEXT, "--data": DD, "--tasks": "[rte]"}, "report": {"": DD}, "env": {},
 }
-INSTEAD = {"--tokens": "--corpus", "--run": "--model", "--teacher": "--tokenizer"}  # of prepare, whose tokenizer is the teacher's
+INSTEAD = {"--tokens": "--corpus", "--run": "--model", "--teacher": "--tokenizer"}  \
+# of prepare, whose tokenizer is the teacher's
 found = []
 for command, parser in build_parser()._subcommands_action._name_parser_map.items():
     for action in parser._actions:
-        if "UserPath" not in repr(getattr(action, "_typehint", "")) and "path" not in str(getattr(action, "_typehint", "")):
+        if "UserPath" not in repr(getattr(action, "_typehint", "")) \
+and "path" not in str(getattr(action, "_typehint", "")):
             continue
         if "not read here" in (action.help or ""):
             continue
@@ -51,7 +55,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """What a command needs, as far as it is looked at without torch."""
+    """The files that a command needs, as far as it checks them without torch."""
     world = tmp_path_factory.mktemp("arguments")
     (world / "text.txt").write_text("some text")
     (world / "model").mkdir()

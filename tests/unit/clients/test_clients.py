@@ -1,4 +1,7 @@
-"""The clients' table, and that no wrong answer passes for PyTorch's; the clients themselves are run by `python -m tests.clients`."""
+"""Test the clients' table, and that no wrong answer passes for PyTorch's.
+
+`python -m tests.clients` runs the clients themselves.
+"""
 
 import copy
 import json

@@ -1,5 +1,7 @@
-"""Options and keys take numbers, words, paths and lists as people write them, on the command line and in YAML, or
-say in one sentence what is wrong."""
+"""Options and keys take numbers, words, paths and lists as people write them, on the command line and in YAML.
+
+Otherwise, one sentence reports what is wrong.
+"""
 
 import os
 import types
@@ -27,7 +29,7 @@ TEXT_THAT_MAY_BE_ANYTHING = {
 
 
 def leaves(hint) -> list:
-    """The types that a hint is made of."""
+    """Return the types of which a hint consists."""
     if get_origin(hint) is Annotated or get_origin(hint) is Literal or not get_args(hint):
         return [hint]
     return [leaf for part in get_args(hint) for leaf in leaves(part)]
@@ -38,12 +40,12 @@ def values_of(command: str) -> list[Value]:
 
 
 def checked(command: str, action: Value, value: Any) -> Any:
-    """What jsonargparse is given for `value` of an option: of the command line, or of a file."""
+    """Return what jsonargparse gets for `value` of an option, from the command line or from a file."""
     return SUBS[command]._check_value_key(action, value, action.dest, None)
 
 
 def keys_with(hint: Any, command: str) -> dict[str, Value]:
-    """The options of a command that take a single value of the type, alone or among others."""
+    """Return the options of a command that take a single value of the type, alone or among others."""
     return {
         action.dest: action for action in values_of(command) if hint in leaves(action._typehint) and not is_list(action)
     }
@@ -56,7 +58,7 @@ def is_list(action: Value) -> bool:
 
 
 def parse_file(tmp_path, command: str, keys: dict[str, str]) -> dict[str, Any]:
-    """What the keys of a file mean; keys: dotted, with the YAML that stands after each."""
+    """Return the values of the keys of a file; `keys` are dotted, each with its YAML."""
     if not keys:
         return {}
     lines: dict[str, list[str]] = {}
@@ -90,7 +92,7 @@ def refused(command: str, action: Value, value: Any) -> str:
     "written", ["10", "1e1", "1E1", "10.0", "1_0", "+10", "0.01k", ".01K", "0.00001M", "1e-8G", "0xA", "010", " 10 "]
 )
 def test_ten_in_every_key_of_a_whole_number(tmp_path, written):
-    if written == "1e-8G":  # one or the other
+    if written == "1e-8G":  # an exponent or a suffix, not both
         with pytest.raises(UserError):
             convert(written, int, "key")
         return
@@ -257,7 +259,7 @@ def test_a_word_of_yaml_is_the_word_that_was_written(tmp_path, word):
         for text, listed, many in (
             (word, word, [word]),
             (f'"{word}"', f"['x', {word}]", ["x", word]),
-        ):  # a word is a list of one
+        ):  # a single word is a list of one
             keys = dict.fromkeys(single, text) | dict.fromkeys(several, listed)
             assert parse_file(tmp_path, command, keys) == dict.fromkeys(single, word) | dict.fromkeys(several, many), (
                 command
@@ -276,7 +278,7 @@ def test_names_of_a_mapping_are_the_words_that_were_written(tmp_path, word):
 
 
 def test_every_option_of_text_is_a_path_or_a_name():
-    """So that a new one is not forgotten: a path has ~ expanded, and neither may be empty."""
+    """No new option may be forgotten: a path has ~ expanded, and neither a path nor a name may be empty."""
     for command in COMMANDS:
         plain = {
             action.dest
@@ -378,7 +380,7 @@ def test_a_file_that_cannot_be_meant_is_one_sentence(tmp_path, text, said):
 
 @pytest.mark.parametrize("place", ["students: {a: {q: ", "corpus: ", "teacher: ", "anything: "])
 def test_aliases_that_stand_for_more_than_there_is_room_for(tmp_path, place):
-    """Ten lines for nine to the power of thirteen."""
+    """Ten lines stand for nine to the power of thirteen."""
     lists = "".join(f", &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 14))
     (tmp_path / "r.yaml").write_text(f"{place}[&a0 [x]{lists}]{'}}' if '{' in place else ''}")
     with pytest.raises(UserError, match="aliases of aliases"):
@@ -432,12 +434,12 @@ def test_sections_and_mappings_in_all_their_forms(tmp_path):
 
 
 def test_unions_are_known():
-    """leaves() above sees into both kinds."""
+    """leaves() above sees into both kinds of union."""
     assert leaves(int | None) == leaves(Union[int, None]) == [int, types.NoneType]  # noqa: UP007
 
 
 def test_what_is_written_has_a_name_in_utf_8():
-    """What is read need not."""
+    """Files that are read need no such name."""
     odd = os.fsdecode(b"l\xe4uft")
     for command in COMMANDS:
         [output] = keys_with(OutputPath, command).values()

@@ -1,4 +1,7 @@
-"""Characters in = characters tokenized + characters under a named cause; and what is said where that is much."""
+"""Characters in the input equal characters tokenized plus characters lost to a named cause.
+
+Large losses are reported.
+"""
 
 import gzip
 import io
@@ -26,7 +29,8 @@ from ds_distill.utils.errors import UserError
 
 MARKS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 NAMES = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), MARKS, strict=True))
-# Letters that are known and unknown, accents composed and not, controls, white space of all kinds, scripts, what spells special tokens, a broken byte
+# These are known and unknown letters, composed and decomposed accents, controls, all kinds of white space,
+# several scripts, the spelling of special tokens, and a broken byte.
 ODD = [
     *"abcxyzé <=>.,!\t\n\r\v\f",
     "e\u0301",
@@ -130,7 +134,7 @@ def tokenizers():
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4))
 def test_remembered_words_are_the_librarys_and_so_are_the_losses(tokenizers, name, texts):
-    """Whatever a normalizer does across words: the ids are those of the library, and a word's losses those of its text."""
+    """Whatever a normalizer does across words, the ids are the library's, and a word's losses are those of its text."""
     tokenizer = tokenizers[name]
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     encoder = Encoder(backend, tokenizer.unk_token_id, ())
@@ -173,16 +177,16 @@ def test_each_character_is_lost_to_the_cause_that_it_is_lost_to(tokenizers):
     assert lost(bert, "abc a.b, abé cafe\u0301") == {
         "unknown": 3 + 1,
         "removed": 1,
-    }  # café has an f that the vocabulary has not
+    }  # café has an f, which the vocabulary lacks
     assert lost(bert, "abc xyz zé 中国") == {"unknown": 3 + 2 + 1}
     assert lost(bert, f"{'ab' * 50} {'ab' * 51}") == {"too_long": 102}
-    assert lost(bert, "각" * 40 + " 각") == {"too_long": 40, "unknown": 1}  # three letters each, once decomposed
+    assert lost(bert, "각" * 40 + " 각") == {"too_long": 40, "unknown": 1}  # each decomposes into three letters
     assert lost(bert, "a\x00b\u200bc \ufffda \ufffd") == {"removed": 2, "not_utf8": 2}
     assert lost(bert, "x\u200bz\ufffd") == {"unknown": 2, "removed": 1, "not_utf8": 1}
     assert lost(tokenizers["unigram"], "ab <s> b</s>") == {"special_tokens": 7}
     assert lost(tokenizers["unigram"], "abz b zz ze\u0301") == {"unknown": 4}
     assert lost(tokenizers["byte-level"], "xyz 中国 \x00 🙂") == {}
-    assert lost(letters, "abz zz 国 a") == {"unknown": 4}  # with no unknown token they go without a trace
+    assert lost(letters, "abz zz 国 a") == {"unknown": 4}  # without an unknown token, they vanish without a trace
     assert lost(tokenizers["letters, marks removed"], "ab, a,, z") == {"unknown": 3 + 1}
 
 
@@ -193,7 +197,7 @@ def test_marks_that_a_normalizer_composes_are_not_lost():
         "ae\u0301a",
         "e\u0301\u0323 ae\u0301",
         "az\u0301",
-    ]  # the vocabulary has no letter with both marks, and no z with one
+    ]  # the vocabulary has no letter with both marks and no z with a mark
     assert Encoder(backend).encode(texts).lost.sum(1).tolist() == [0, 3, 2]
 
 
@@ -201,11 +205,11 @@ def test_marks_that_a_normalizer_composes_are_not_lost():
 
 
 def write(folder, number, kind, texts):
-    """A file of the texts, of one kind; how many characters it holds for a reader."""
+    """Write a file of the texts in one format; return how many characters it holds for a reader."""
     if kind == "txt":
         data = (
             "\n\n".join(texts).replace("\0", "").encode() + b" caf\xe9 \xff"
-        )  # more than one NUL in so short a file, and it is no text
+        )  # in so short a file, more than one NUL would mean that it is no text
         (folder / f"{number}.txt").write_bytes(data)
         return len(data.decode(errors="surrogateescape"))
     if kind == "parquet":
@@ -277,7 +281,7 @@ def test_characters_in_are_characters_tokenized_and_characters_lost(
         assert [found[cause.name.lower()] for cause in Loss if cause != Loss.REMOVED] == [
             losses[cause] for cause in Loss if cause != Loss.REMOVED
         ]
-        # white space that no token stands for is only in documents without any
+        # White space that no token stands for is only in documents without any tokens.
         assert losses[Loss.REMOVED] <= found["removed"] <= losses[Loss.REMOVED] + sum(map(len, documents))
 
 
@@ -298,7 +302,8 @@ GOOD = "a b c d e g h i a b c d e g\n" * 15 + "\n"  # lines of 16 tokens, with [
             b"caf\xe9\n\n",
             1,
             "packed",
-            r"a\.txt hold bytes that are not UTF-8, .* like WINDOWS-1252: iconv -f WINDOWS-1252 -t UTF-8 .*a\.txt > NEW",
+            r"a\.txt hold bytes that are not UTF-8, .* like WINDOWS-1252: "
+            r"iconv -f WINDOWS-1252 -t UTF-8 .*a\.txt > NEW",
         ),
         (
             "bert",

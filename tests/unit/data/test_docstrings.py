@@ -1,4 +1,4 @@
-"""The embedded corpus."""
+"""Test the embedded corpus."""
 
 from ds_distill.data.docstrings import MIN_DOCSTRING, _prose_of_file, embedded_documents
 
@@ -11,7 +11,8 @@ def test_docstrings_are_told_from_other_strings_and_code(tmp_path):
     code = "x = {}\n" * 60
     path = tmp_path / "m.py"
     path.write_text(
-        f'"""{prose}"""\ndata = """{prose} not a docstring"""\ndef f():\n    r"""{code}"""\n    """\n    Short.\n    """\n'
+        f'"""{prose}"""\ndata = """{prose} not a docstring"""\ndef f():\n    r"""{code}"""\n'
+        '    """\n    Short.\n    """\n'
     )
     assert _prose_of_file(str(path)) == [[prose.strip()]]
 

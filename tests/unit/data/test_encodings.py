@@ -1,4 +1,7 @@
-"""Text in other encodings than UTF-8, and what is no text: recognized by its bytes, unpacked first."""
+"""Test text in other encodings than UTF-8, and of files that are no text.
+
+Both are recognized by their bytes, after unpacking.
+"""
 
 import gzip
 import subprocess
@@ -12,7 +15,8 @@ from ds_distill.utils.errors import UserError
 
 TEXTS = {
     "Chinese": "在这个世界上，有许多事情是我们无法控制的。人们常常为了生活而奔波，却忘记了欣赏沿途的风景。",
-    "Chinese, traditional": "在這個世界上，有許多事情是我們無法控制的。人們常常為了生活而奔波，卻忘記了欣賞沿途的風景。",
+    "Chinese, traditional": "在這個世界上，有許多事情是我們無法控制的。"
+    "人們常常為了生活而奔波，卻忘記了欣賞沿途的風景。",
     "Japanese": "私はその人を常に先生と呼んでいた。だからここでもただ先生と書くだけで本名は打ち明けない。",
     "Korean": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
     "Russian": "Все люди рождаются свободными и равными в своем достоинстве и правах.",
@@ -21,10 +25,13 @@ TEXTS = {
     "Arabic": "يولد جميع الناس أحرارا متساوين في الكرامة والحقوق. وقد وهبوا عقلا وضميرا",
     "Thai": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
     "French": "Tous les êtres humains naissent libres et égaux en dignité et en droits, dans un esprit de fraternité.",
-    "German": "Alle Menschen sind frei und gleich an Würde geboren und sollen einander im Geist der Brüderlichkeit begegnen.",
-    "Polish": "Wszyscy ludzie rodzą się wolni i równi pod względem swej godności i swych praw. Są oni obdarzeni rozumem.",
+    "German": "Alle Menschen sind frei und gleich an Würde geboren "
+    "und sollen einander im Geist der Brüderlichkeit begegnen.",
+    "Polish": "Wszyscy ludzie rodzą się wolni i równi pod względem swej godności i swych praw. "
+    "Są oni obdarzeni rozumem.",
     "Czech": "Všichni lidé rodí se svobodní a sobě rovní co do důstojnosti a práv. Jsou nadáni rozumem a svědomím.",
-    "Turkish": "Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar. Akıl ve vicdana sahiptirler ve karşı kardeşlik.",
+    "Turkish": "Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar. "
+    "Akıl ve vicdana sahiptirler ve karşı kardeşlik.",
 }
 
 

@@ -1,4 +1,8 @@
-"""The files that an input names: what is not there, or only stands for it, is said; pipes and saved data sets are read."""
+"""Test the files that an input names.
+
+Missing files, and files that only stand for others, are reported. Pipes and saved data sets are
+read.
+"""
 
 import gzip
 import json
@@ -48,12 +52,12 @@ def corpus(tmp_path):
     return folder
 
 
-# --- what is not there -----------------------------------------------------------------------------------------------
+# --- missing files ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["b.txt", "b.jsonl.gz", "b.parquet", "sub/b.txt", "wiki"])
 def test_a_link_to_nothing_is_named(corpus, name):
-    """Also one without a suffix, which may have led to a folder."""
+    """A link without a suffix is named too, since it may have led to a folder."""
     (corpus / name).symlink_to("/nowhere/store/b")
     with pytest.raises(
         UserError,
@@ -81,7 +85,10 @@ def test_links_that_would_not_be_read_do_not_matter(corpus):
 
 def test_a_folder_or_file_that_may_not_be_read_is_named(corpus):
     (corpus / "sub" / "b.txt").write_text("there")
-    program = f"import os; from ds_distill.data.sources import split_inputs; os.seteuid(65534); split_inputs([{str(corpus)!r}])"
+    program = (
+        "import os; from ds_distill.data.sources import split_inputs; os.seteuid(65534); "
+        f"split_inputs([{str(corpus)!r}])"
+    )
     for parent in list(corpus.parents)[:-2]:
         os.chmod(parent, 0o755)
     if os.geteuid():
@@ -104,7 +111,8 @@ def test_a_pointer_among_the_files_is_named(corpus, name):
     ):
         with pytest.raises(
             UserError,
-            match=rf"{name}: a Git LFS pointer of 134 bytes, not the 734,003,200 bytes .*; run `git lfs pull` in {corpus}",
+            match=rf"{name}: a Git LFS pointer of 134 bytes, not the 734,003,200 bytes .*; "
+            rf"run `git lfs pull` in {corpus}",
         ):
             split_inputs([given])
 
@@ -144,7 +152,7 @@ def test_a_saved_data_set_without_a_file_or_beside_others(saved):
         split_inputs([str(saved / "one")])
     (saved / "one" / "more.txt").write_text("more")
     (saved / "one" / "state.json").unlink()
-    assert list(documents([str(saved / "one")])) == ["more"]  # an .arrow of unknown origin may be a cache of indices
+    assert list(documents([str(saved / "one")])) == ["more"]  # an unknown .arrow file may be a cache of indices
 
 
 def test_metadata_of_a_hub_clone_is_no_text(corpus):
@@ -158,7 +166,7 @@ def test_metadata_of_a_hub_clone_is_no_text(corpus):
 
 
 def through(data, command):
-    """Run a shell command that reads the corpus given as its standard input; standard output and error."""
+    """Run a shell command with `data` as the corpus on its standard input; return standard output and error."""
     done = subprocess.run(
         ["bash", "-c", command], input=data, env=environment_of(HF_HUB_OFFLINE="1"), cwd=ROOT, capture_output=True
     )
@@ -166,7 +174,8 @@ def through(data, command):
 
 
 READ = (
-    "from ds_distill.data.sources import *; from ds_distill.data.readers import read; import sys; p = split_inputs(sys.argv[1:]); "
+    "from ds_distill.data.sources import *; from ds_distill.data.readers import read; import sys; "
+    "p = split_inputs(sys.argv[1:]); "
     "print([d.text for q in split_inputs(sys.argv[1:]) for d in read(q)], corpus_identity(sys.argv[1:], p))"
 )
 
@@ -243,7 +252,7 @@ def test_a_window_beyond_the_librarys_is_answered_and_a_pipe_is_the_remedy(tmp_p
 
 
 def test_without_shared_memory_one_worker_prepares(tmp_path):
-    """A read-only /dev/shm: no lock can be made there."""
+    """No lock can be made in a read-only /dev/shm."""
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text("the student learns\n\nwhat a teacher knows")
     program = tmp_path / "job.py"
@@ -256,7 +265,8 @@ if __name__ == "__main__":
     folder = Path({str(tmp_path)!r})
     tokenizer = train_wordpiece(["the student learns what a teacher knows"] * 9, 256, folder / "t")
     files = [str(folder / "a.txt"), str(folder / "b.txt")]
-    print(prepare(files, tokenizer, folder / "out", sequence_length=16, heldout_fraction=0.0, seed=0, workers=2)["documents"])
+    print(prepare(files, tokenizer, folder / "out", sequence_length=16, heldout_fraction=0.0, seed=0, \
+workers=2)["documents"])
     print(len(embedded_documents(2000)))
 """)
     shell = f"mount -t tmpfs -o ro none /dev/shm && exec {sys.executable} {program}"
@@ -273,7 +283,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("kind", ["a line twice", "a gap"])
 def test_ids_beyond_the_number_of_names_have_their_place(tmp_path, kind):
-    """A vocabulary with a line twice: its later id counts. Ids that nobody has are neither masked nor drawn."""
+    """The vocabulary has one line twice, and its later id counts; ids without a name are neither masked nor drawn."""
     if kind == "a line twice":
         (tmp_path / "vocab.txt").write_text(
             "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "student", "the", "learns"])
@@ -359,7 +369,7 @@ def test_sequences_in_which_nothing_can_be_masked(tokenizer, tmp_path, capsys):
 
 
 def test_an_interrupted_call_of_an_older_version_starts_over(tokenizer, tmp_path, monkeypatch):
-    """Its pieces do not say what became of their characters."""
+    """The older version's pieces do not record what became of their characters."""
     monkeypatch.setattr(sources, "PIECE_BYTES", 2000)
     (tmp_path / "a.txt").write_text("the student learns\n\n" * 500)
     building = tmp_path / ".out.building"

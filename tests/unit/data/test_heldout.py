@@ -1,4 +1,7 @@
-"""Held-out texts keep their names, whatever their order and company; a corpus is known by what it holds, wherever it lies."""
+"""Held-out texts keep their names, whatever their order and company.
+
+A corpus is identified by its content, wherever it lies.
+"""
 
 import itertools
 import json
@@ -39,7 +42,7 @@ def write(file: Path, seed: int, documents: int = 12) -> Path:
 
 
 def measured(folder: Path, names: dict[str, str]) -> None:
-    """Leave in `folder` what a run that has measured these texts leaves there."""
+    """Leave in `folder` the files that a run leaves after measuring these texts."""
     for name, text in names.items():
         pieces = split_inputs([text])
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,7 @@ def test_a_text_that_was_moved_keeps_its_name_and_one_in_its_place_does_not_take
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A run that has begun: tokens of c.txt, and of the held-out news.valid.txt."""
+    """A run that has begun, with the tokens of c.txt and of the held-out news.valid.txt."""
     folder = tmp_path_factory.mktemp("prepared")
     texts_of(folder, "c.txt", "news.valid.txt", "news.test.txt")
     train_wordpiece([" ".join(WORDS)] * 3, 200, folder / "tokenizer")
@@ -157,7 +160,8 @@ def test_a_corpus_that_was_changed_is_another_even_where_its_size_is_the_same(ru
     (run / "c.txt").write_text(change((run / "c.txt").read_text()))
     with pytest.raises(
         UserError,
-        match=rf"holds another run \(--corpus .*--tokens {run / 'run' / 'tokens'} instead of --corpus goes on with the text",
+        match=rf"holds another run \(--corpus .*--tokens {run / 'run' / 'tokens'} "
+        "instead of --corpus goes on with the text",
     ):
         again(run, run / "c.txt")
 
@@ -221,7 +225,7 @@ def test_of_a_large_corpus_the_ends_and_parts_between_are_read(tmp_path, monkeyp
 
 
 def test_figures_stay_with_their_texts(tmp_path, capsys):
-    """Asked again in another order, with fewer texts, and with one more."""
+    """The texts are given again in another order, with fewer of them, and with one more."""
     texts = texts_of(tmp_path, "c.txt", "news.valid.txt", "news.test.txt", "third.txt")
     tokenizer = train_wordpiece([" ".join(WORDS)] * 3, 200, tmp_path / "teacher")
     tiny_bert(layers=2, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "teacher")

@@ -1,4 +1,4 @@
-"""Masks and order: pure functions of seed and step."""
+"""Masks and order are pure functions of seed and step."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ VOCAB, LENGTH, SPECIAL, MASK = 100, 32, [0, 1, 2, 3, 4], 4
 
 
 def make_store(blocks=45, short=10, seed=0, sources=1):
-    """Blocks [CLS] … [SEP] … [SEP], the last one short, in as many shards as sources."""
+    """Make blocks [CLS] … [SEP] … [SEP], the last one short, in as many shards as sources."""
     ids = np.random.default_rng(seed).integers(5, VOCAB, (blocks, LENGTH))
     ids[:, 0], ids[:, -1] = 2, 3
     ids[::3, 7] = 3  # a separator inside: fewer maskable tokens in every third block
@@ -31,7 +31,7 @@ def make_store(blocks=45, short=10, seed=0, sources=1):
 
 
 def store_of(sources):
-    """A store with one shard a source, each a list of sequences."""
+    """Make a store with one shard per source; each source is a list of sequences."""
     folder = Path(tempfile.mkdtemp())
     special = np.isin(np.arange(VOCAB), SPECIAL)
     shards = []
@@ -95,7 +95,7 @@ def test_a_block_without_enough_tokens_masks_none():
 
 
 def test_masks_of_single_tokens_are_the_same_for_ever():
-    """A run that goes on after an update must draw the masks that it would have drawn before."""
+    """A run that resumes after an update must draw the masks that it would have drawn before."""
     counts, digest = np.arange(1000) ** 2 % 977, hashlib.sha256()
     for seed, probability, smoothing in ((0, 0.15, 0.7), (7, 0.3, 0.0)):
         masker = Masker(counts, SPECIAL, MASK, 1000, seed, probability, smoothing)
@@ -119,7 +119,7 @@ def test_eighty_ten_ten():
         masked += (inputs[at] == MASK).sum()
         kept += (inputs[at] == labels[at]).sum()
         drawn.extend(inputs[at & (inputs != MASK) & (inputs != ids)])
-    assert masked / total == pytest.approx(0.8, abs=0.01)  # 2.5 % of 23 100: about four standard deviations
+    assert masked / total == pytest.approx(0.8, abs=0.01)  # 2.5 % of 23,100, about four standard deviations
     assert kept / total == pytest.approx(0.1, abs=0.01)
     assert len(drawn) / total == pytest.approx(0.1, abs=0.01)
     assert min(drawn) >= 5 and np.mean(drawn) == pytest.approx(5000, rel=0.06)
@@ -130,7 +130,7 @@ def test_rare_tokens_are_preferred_by_count_to_the_minus_smoothing():
     counts[50:] = 10
     masker = Masker(counts, SPECIAL, MASK, VOCAB, 0)
     ids = np.array([10] * 500 + [60] * 500)
-    # One draw of few without replacement is nearly one with it: odds (1000/10)^0.7 = 25.
+    # Drawing few without replacement is nearly drawing with it: the odds are (1000/10)^0.7 = 25.
     masker.probability = 0.005
     labels = np.concatenate([masker.mask(ids, epoch=0, block=b)[1] for b in range(1000)])
     rare, common = (labels == 60).sum(), (labels == 10).sum()
@@ -185,13 +185,13 @@ def test_counts_are_what_the_batches_hold():
                 real += batch.input_ids.numel() if mask is None else int(mask.sum())
                 masked += int((batch.labels != IGNORE_INDEX).sum())
         assert order(store, world=2).counts(step) == (real, masked)
-    assert padded == 1  # the epoch uses every block: the short one comes once
+    assert padded == 1  # the epoch uses every block, and the short one once
 
 
 def test_an_epoch_is_a_permutation_and_the_next_another():
     store = make_store()
     batches = order(store)
-    assert batches.steps_per_epoch == 5  # 45 blocks: five are left out
+    assert batches.steps_per_epoch == 5  # five of the 45 blocks are left out
     first, second = (np.concatenate([batches.indices_of(s) for s in steps]) for steps in (range(5), range(5, 10)))
     assert len(set(first)) == len(set(second)) == 40
     assert (first != second).any() and (order(store, seed=2).indices_of(0) != batches.indices_of(0)).any()
@@ -217,7 +217,7 @@ def test_prefetch_gives_the_same_steps_and_raises_here():
         assert all(torch.equal(a.labels, b.labels) for a, b in zip(micro, batches.micro_batches(step), strict=True))
     iterator = batches.prefetch(0, 10**9)
     next(iterator)
-    iterator.close()  # returns: the thread has ended
+    iterator.close()  # close() returns only if the thread has ended
     with pytest.raises(ValueError, match="step -1"):
         list(batches.prefetch(-1, 3))
 
@@ -233,7 +233,7 @@ def test_heldout_masks_never_change_and_cover_every_block():
     assert sum(len(b.labels) for b in heldout_batches(store, make_masker(store), 4, max_sequences=5)) == 5
     few = list(heldout_batches(store, make_masker(store), 2, max_sequences=2))[
         0
-    ]  # of both halves, with the masks they always have
+    ]  # from both halves, with their usual masks
     assert torch.equal(few.labels[1], one[1].labels[1])
     moved = one[-1].to("cpu")
     assert torch.equal(moved.token_mask, one[-1].token_mask)
@@ -244,9 +244,9 @@ def test_weights_say_how_often_an_epoch_sees_a_source():
     batches = order(store, weights=[2, 0.5, 1])
     assert batches.entries == 70 and batches.steps_per_epoch == 8
     entries = np.concatenate([batches.indices_of(step) for step in range(8)])
-    assert len(set(entries)) == 64  # a copy of a sequence is an entry of its own, with masks of its own
+    assert len(set(entries)) == 64  # a copy of a sequence is an entry of its own, with its own masks
     seen = np.bincount(entries % 60 // 20, minlength=3)
-    assert abs(seen - np.array([40, 10, 20])).max() <= 6  # six entries fall off the last step
+    assert abs(seen - np.array([40, 10, 20])).max() <= 6  # the last step leaves out six entries
     twice = [e for e in entries if e >= 60]
     assert twice and all(e % 60 < 20 for e in twice)
     halves = [
@@ -295,7 +295,7 @@ def test_documents_of_a_block_do_not_see_each_other():
     assert sees[0, 0].int().tolist() == [[1, 1, 1, 1, 0, 0, 0]] * 4 + [[0, 0, 0, 0, 1, 1, 1]] * 3
     assert (
         sees[1, 0].int().tolist() == [[1, 1, 1, 0, 0, 0, 0]] * 3 + [[1, 0, 0, 0, 0, 0, 0]] * 4
-    )  # padding sees [CLS], nobody sees padding
+    )  # padding sees [CLS], but nothing sees padding
     assert next(heldout_batches(store, make_masker(store), 2)).attention_mask.shape == (2, 7)
 
 
@@ -317,7 +317,7 @@ def test_whole_words_are_masked_together_and_the_count_is_exact():
         parts = [chosen[word == w] for w in set(word[chosen])]
         assert sum(not part.all() for part in parts) <= 1  # only the last word may be cut short
         masked_words += len(parts)
-    assert masked_words < 50 * 12  # single tokens would be spread over about 16 words
+    assert masked_words < 50 * 12  # single tokens would spread over about 16 words
 
 
 @pytest.mark.promise("A damaged token file is named, with the place")

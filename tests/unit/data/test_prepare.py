@@ -1,4 +1,4 @@
-"""Tokenizers, packing, and prepared data on disk."""
+"""Test tokenizers, packing, and prepared data on disk."""
 
 import fcntl
 import json
@@ -55,7 +55,7 @@ def test_tokenizer_is_a_uncased_bert_folder(tokenizer, tmp_path):
 
 
 def test_tokenizer_training_is_the_same_in_every_process(tmp_path):
-    # Hash seeds differ between processes, not within one; ties in such a text are many.
+    # Hash seeds differ between processes, not within one, and such a text has many ties.
     code = (
         "import sys, random; from pathlib import Path; from ds_distill.data.tokenizer import *; r = random.Random(0);"
         "texts = [''.join(r.choices('abcdefgh ', k=2000)) for _ in range(5)];"
@@ -116,7 +116,7 @@ def test_packing_gives_the_token_stream_back(tokenizer, tmp_path):
     # Every document is in one split, whole and in order.
     expected = {"train": [], "heldout": []}
     for text in documents:
-        # "[MASK]" in a text is text: [ mask ]
+        # "[MASK]" in a text is ordinary text: [ mask ].
         ids = tokenizer(text.replace("[MASK]", "[ MASK ]"), add_special_tokens=False)["input_ids"]
         side = expected["heldout" if (_hash(3, text) >> 11) / 2**53 < 0.2 else "train"]
         side.extend(([manifest["sep_id"]] if side else []) + ids)
@@ -137,7 +137,7 @@ def test_pieces_and_workers_do_not_change_the_result(tokenizer, tmp_path, monkey
         1,
     )
     short = [ids for ids in sequences(tmp_path / "d", "train") if len(ids) < 16]
-    assert len(short) <= 1  # what the pieces left over was packed together
+    assert len(short) <= 1  # the remainders of the pieces are packed together
     ordinary = [
         np.bincount(np.concatenate(sequences(tmp_path / name, "train")), minlength=300)[5:] for name in ("whole", "d")
     ]
@@ -177,7 +177,7 @@ def test_an_interrupted_call_goes_on_with_the_pieces_that_are_done(tokenizer, tm
     assert text.stat().st_mtime_ns == stamp and not set(again) & set(stamps) and len(again) > 3
     assert manifest["fingerprint"] == expected["fingerprint"]
     assert not list(tmp_path.glob(".*"))
-    # other settings do not take the pieces of these
+    # A call with other settings does not use these pieces.
     done.clear()
     monkeypatch.setattr(PieceWorker, "__call__", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -203,7 +203,7 @@ def test_grouped_sequences_are_lines(tokenizer, tmp_path):
     found = sequences(tmp_path / "d", "train")
     one = tokenizer("teacher", add_special_tokens=False)["input_ids"]
     assert len(one) == 1
-    # 200 = 62 + 62 + 62 + 14; three and nine words are too short, one line too unknown
+    # 200 = 62 + 62 + 62 + 14. Three and nine words are too short, and one line has too many unknown words.
     assert [len(ids) for ids in found] == [12, 32, 64, 64, 64, 64, 64, 16]
     assert (
         manifest["found"]["sequences_too_short"] == 3 and manifest["found"]["sequences_unknown"] == 1
@@ -291,7 +291,7 @@ def test_remembered_words_give_the_librarys_ids(kind):
     ]
     tokenizer.add_tokens(["new york"])
     assert not Encoder(tokenizer).remembers
-    # a tokenizer that looks across spaces is not taken for one that does not
+    # A tokenizer that looks across spaces is not mistaken for one that does not.
     crossing = Tokenizer(
         models.BPE(vocab={"a": 0, " ": 1, "b": 2, "a ": 3, "a b": 4}, merges=[("a", " "), ("a ", "b")])
     )
@@ -300,7 +300,7 @@ def test_remembered_words_give_the_librarys_ids(kind):
 
 
 def test_special_tokens_that_a_text_spells_out_are_left_out(tmp_path):
-    """XLM-R's <s> and <mask> are pieces of its own vocabulary: a page with <s>…</s> in it would bring our separators."""
+    """XLM-R's <s> and <mask> are pieces of its own vocabulary, so a page with <s>…</s> in it would add separators."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     pieces = [
         (word, -float(i)) for i, word in enumerate([*special, "▁", *(f"▁{word}" for word in WORDS), *"<>/smaskpd"])
@@ -332,7 +332,7 @@ def test_manifest_is_reproducible_and_complete(tokenizer, tmp_path):
 
 
 def test_a_single_document_still_gives_both_splits_a_sequence(tokenizer, tmp_path):
-    for seed in range(8):  # the hash puts it on either side
+    for seed in range(8):  # the hash can put it on either side
         manifest = run(tokenizer, tmp_path / str(seed), [" ".join(WORDS * 4)], seed=seed, heldout_fraction=0.5)
         assert min(manifest["blocks"].values()) >= 1
         train = sequences(tmp_path / str(seed), "train")

@@ -1,4 +1,8 @@
-"""The text column of rows: what is no text, no row or no csv is named with its place; what is, is read to the last character."""
+"""Test the text column of rows.
+
+A value that is no text, no row or no csv is named with its place. Anything else is read to the last
+character.
+"""
 
 import csv
 import io
@@ -81,7 +85,7 @@ def test_what_is_no_row_of_text_is_named_with_its_place(tmp_path, name, data, sa
 @pytest.mark.parametrize(
     "name, data, expected",
     [
-        ("a.csv", "id,text,,\n1,one,,\n2,two,,,\n", ["one", "two"]),  # what a spreadsheet writes for empty cells
+        ("a.csv", "id,text,,\n1,one,,\n2,two,,,\n", ["one", "two"]),  # a spreadsheet writes empty cells like this
         ("a.csv", 'id,text\n1, "with a space"\n2,"x" ,\n3,"y"  \n', ['"with a space"', "x", "y"]),
         ("a.csv", 'id,text\n\n1,"two\nlines, and ""quotes"""\n\n', ['two\nlines, and "quotes"']),
         ("a.csv", "id,text,note\n1,one\n2,two,x\n", ["one", "two"]),
@@ -110,10 +114,10 @@ FIELDS = st.text(st.sampled_from([*"ab ,\t\"\n\r;'\\", "é", "中", "\u2028"]), 
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
 def test_what_a_csv_writer_writes_comes_back(tmp_path, rows, delimiter, ends, quoting):
-    """Or is answered, where a field of a tsv looks like rows that an open quote has swallowed; never anything else."""
+    """The rows come back, or an error names a tsv field that looks like rows swallowed by an open quote."""
     if (
         quoting == csv.QUOTE_MINIMAL
-    ):  # the library's writer leaves a lone carriage return unquoted, which ends a row to every reader
+    ):  # the library's writer leaves a lone carriage return unquoted, which ends a row for every reader
         rows = [(first.replace("\r", " "), text.replace("\r", " ")) for first, text in rows]
     stream = io.StringIO(newline="")
     csv.writer(stream, delimiter=delimiter, quoting=quoting, lineterminator=ends).writerows([("id", "text"), *rows])
@@ -200,7 +204,7 @@ def write_arrow(path, table):
 
 
 def test_bytes_that_are_no_utf_8_are_marked_in_a_column_too(tmp_path):
-    """Written as bytes, or as strings by a writer that does not check."""
+    """They are written as bytes, or as strings by a writer that does not check."""
     data = pyarrow.array([b"caf\xe9 au lait", b"fine"], pyarrow.binary())
     unchecked = pyarrow.Array.from_buffers(pyarrow.string(), len(data), data.buffers())
     for name, array in (("a", data), ("b", unchecked)):
@@ -224,7 +228,7 @@ def test_a_hub_data_set_of_lists_is_answered(tmp_path, monkeypatch):
 
 
 def swallowing(header: str, row: str, delimiter: str, opens: str, closes: str, between: int) -> str:
-    """A file in which a quote that one row opens is closed by another, `between` rows later."""
+    """Return a file in which a quote that one row opens is closed by another, `between` rows later."""
     lines = [row.format(delimiter=delimiter, number=number, text=f"text {number}") for number in range(between + 40)]
     lines[10] = row.format(delimiter=delimiter, number=10, text=opens)
     lines[11 + between] = row.format(delimiter=delimiter, number=11 + between, text=closes)
@@ -245,7 +249,8 @@ def test_rows_that_a_quote_has_swallowed_are_refused(tmp_path, header, row, deli
     file.write_text(swallowing(header, row, delimiter, '"open', 'closed"', between))
     with pytest.raises(
         UserError,
-        match=rf"{file.name}, row 11 \(line 12\): a field that begins with a quote goes on over {between + 1} more rows",
+        match=rf"{file.name}, row 11 \(line 12\): "
+        rf"a field that begins with a quote goes on over {between + 1} more rows",
     ):
         list(documents([str(file)]))
 

@@ -1,4 +1,4 @@
-"""Where documents come from: every kind of file gives the same documents, whole and in pieces."""
+"""Every kind of file gives the same documents, whole and in pieces."""
 
 import csv
 import gzip
@@ -87,7 +87,7 @@ def test_a_file_of_lines_without_blank_ones_is_cut_into_pieces_too(tmp_path, mon
     pieces = split_inputs([str(tmp_path / "lines.txt")])
     assert len(pieces) > 5
     assert "\n".join(d.text for piece in pieces for d in read(piece)).split("\n") == lines
-    (tmp_path / "one.txt").write_text("word " * 100_000)  # not one line end
+    (tmp_path / "one.txt").write_text("word " * 100_000)  # has not one line end
     assert len(split_inputs([str(tmp_path / "one.txt")])) == 1
 
 
@@ -190,12 +190,12 @@ def test_the_column_tells_one_corpus_from_another(tmp_path):
 
 
 def test_a_folder_is_read_with_its_links_and_without_what_is_hidden(tmp_path):
-    """DIR is what DIR/**/*.txt would be; a link back up is not followed for ever."""
+    """DIR means the same as DIR/**/*.txt, and a link back up is not followed forever."""
     real, corpus = tmp_path / "elsewhere", tmp_path / "corpus.tsv.d"
     for folder in (real, corpus / "sub", corpus / ".ipynb_checkpoints"):
         folder.mkdir(parents=True)
     (real / "linked.txt").write_text("by a link")
-    (corpus / "sub" / "a.csv").write_text("id,text\n1,in a folder\n")  # a comma's file, whatever the folder is called
+    (corpus / "sub" / "a.csv").write_text("id,text\n1,in a folder\n")  # comma-separated, whatever the folder is called
     (corpus / "sub" / "._a.txt").write_bytes(bytes(9))
     (corpus / ".ipynb_checkpoints" / "b.txt").write_text("hidden")
     (corpus / "wiki").symlink_to(real)

@@ -1,4 +1,4 @@
-"""Whole words: where they begin under every kind of tokenizer, and that each has the same chance of being masked."""
+"""Whole words begin where they should under every kind of tokenizer, and each has the same chance of being masked."""
 
 from math import sqrt
 
@@ -37,7 +37,7 @@ MARKS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
 def trained(kind):
-    """A tokenizer of single characters and bytes, so that nearly every word has several pieces."""
+    """Train a tokenizer of single characters and bytes, so that nearly every word has several pieces."""
     characters = sorted({c for text in TEXT for c in text if c != " "})
     if kind == "wordpiece":
         pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
@@ -67,7 +67,7 @@ def trained(kind):
 
 
 def words_in(tokenizer, text):
-    """The words of a text, each as the characters that its pieces stand for."""
+    """Return the words of a text, each as the characters that its pieces stand for."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     starts = words_of(tokenizer).starts(np.array(encoded["input_ids"]))
     spans = np.split(np.array(encoded["offset_mapping"]), np.flatnonzero(starts)[1:])
@@ -94,7 +94,7 @@ def test_where_no_space_stands_between_words_a_piece_is_one_and_no_character_is_
     tokenizer = trained(kind)
     for text in ("在这个世界上，有许多事情", "私はその人を常に先生", "🙂🙂"):
         if kind == "wordpiece" and text == "🙂🙂":
-            continue  # BERT's splitting takes a run of symbols for a word; its pieces are characters here
+            continue  # BERT's splitting takes a run of symbols for one word; here its pieces are characters
         assert words_in(tokenizer, text) == list(text)
 
 
@@ -135,7 +135,7 @@ def test_pieces_that_show_no_words_are_words():
 
 
 def a_block(lengths):
-    """(ids with [CLS] and [SEP], the word of each id between them); pieces from 30 on go on with a word."""
+    """Return (ids with [CLS] and [SEP], the word of each id between them); pieces from 30 on continue a word."""
     words = [[10 + i % 20, *[30 + i % 20] * (length - 1)] for i, length in enumerate(lengths)]
     return np.array([2, *sum(words, []), 3]), np.repeat(np.arange(len(lengths)), lengths)
 

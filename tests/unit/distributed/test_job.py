@@ -1,4 +1,4 @@
-"""Variables of another process in the environment are understood, or named; never obeyed in silence."""
+"""Variables that another process left in the environment are understood or named, never obeyed in silence."""
 
 import json
 import os
@@ -22,7 +22,7 @@ VALUES = st.sampled_from(["", "0", "1", "2", "7", "-1", "eight", "²", "tcp://10
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    """No test leaves variables behind, nor finds any."""
+    """No test leaves variables behind or finds any."""
     for name in NAMES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""Forecasts: what is counted by hand, and what a run then shows."""
+"""Test estimates against counts by hand and against what a run then shows."""
 
 import math
 from types import SimpleNamespace
@@ -20,7 +20,10 @@ from tests.unit.models.test_teacher import tiny_bert, tiny_roberta
 
 
 def test_flops_of_the_papers_models():
-    """BERT-base and DistilBERT at 128 tokens, both heads on all of them: 12(24H²+4LH) + 2HV+2H² and three times half of it."""
+    """BERT-base and DistilBERT at 128 tokens, with both heads on all of them.
+
+    The counts are 12(24H²+4LH) + 2HV+2H² and three times half of it.
+    """
     from transformers import BertConfig, DistilBertConfig
 
     h, v, length = 768, 30_522, 128
@@ -39,7 +42,7 @@ def test_activations_grow_with_sequences_and_checkpointing_drops_them():
     assert 0 < count(1) and count(9) - count(8) == pytest.approx(count(5) - count(4))
     assert (
         count(8) > 2 * 8 * 16 * 34 * 32
-    )  # two layers keep some 34 H numbers a token (Korthikanti et al. 2022), attention aside
+    )  # two layers keep about 34 H numbers per token (Korthikanti et al. 2022), apart from attention
     full = count(8)
     student.gradient_checkpointing_enable()
     assert count(8) < 0.6 * full
@@ -75,9 +78,10 @@ def test_live_bytes_of_the_loss():
     assert live_bytes(10, 1000, 2, "cpu") == 10 * 1000 * (2 * 2 + 5 * 4)
     assert live_bytes(10, 1000, 2, "cuda") == 10 * 1000 * (
         2 * 4 + 2 + 7 * 4
-    )  # fp32 logits, and their gradient beside them
+    )  # fp32 logits, with their gradient beside them
     assert live_bytes(10, 1000, 4, "cuda") == 10 * 1000 * (2 * 4 + 7 * 4)
-    # at 16,384 tokens benchmarks.training.vocab_loss measured 1,098 MB on an H100, gradients and copies of the weights (of 47, 94 and 25 MB) included
+    # At 16,384 tokens, benchmarks.training.vocab_loss measured 1,098 MB on an H100.
+    # That includes gradients and copies of the weights (47, 94 and 25 MB).
     assert live_bytes(16_384, 30_522, 2, "cuda", "triton") == 2432 * 30_528 * 10
     for size in (2, 4):
         assert 0.9 * LIVE_BYTES["cpu"] < live_bytes(10**6, 30_522, size, "cpu") <= 1.2 * LIVE_BYTES["cpu"]

@@ -1,4 +1,4 @@
-"""Deployable formats: each loaded by its own runtime, compared with PyTorch, its example run."""
+"""Test the deployable formats: each is loaded by its own runtime and compared with PyTorch, and its example is run."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ from ds_distill.utils.errors import UserError
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    """A DistilBERT folder with a tokenizer; its weights are large enough that its outputs differ from token to token."""
+    """A DistilBERT folder with a tokenizer and weights so large that its outputs differ from token to token."""
     folder = tmp_path_factory.mktemp("student")
     tokenizer = train_wordpiece(SAMPLE.read_text().splitlines(), 400, folder)
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def student(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(student, tmp_path_factory):
-    """(output folder, summary) of all formats."""
+    """Return (output folder, summary) of all formats."""
     output = tmp_path_factory.mktemp("exported")
     return output, export_formats(
         str(student), [name for name in FORMATS if not FORMATS[name].why_not()], output, text=[]
@@ -60,7 +60,7 @@ def exported(student, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classifier(student, tmp_path_factory):
-    """A BERT classifier of pairs with token types, and labelled examples."""
+    """A BERT classifier of pairs with token types, and labeled examples."""
     folder = tmp_path_factory.mktemp("classifier")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(student / file, folder)
@@ -102,7 +102,7 @@ def test_each_format_runs_in_its_own_runtime_at_any_shape(exported, student, nam
     for shape in ((1, 7), (3, 20), (2, 64)):
         ids = np.random.default_rng(0).integers(5, 400, shape)
         inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        inputs["attention_mask"][-1, shape[1] // 2 :] = 0  # what is masked must not matter
+        inputs["attention_mask"][-1, shape[1] // 2 :] = 0  # masked tokens must not matter
         inputs["attention_mask"][0] = 1
         mine, its = run(inputs)[0], torch_runner(source)(inputs)[0]
         real = inputs["attention_mask"] == 1
@@ -144,14 +144,14 @@ def test_the_onnx_file_says_what_it_is(exported):
 
 
 def test_the_vocabulary_matrix_is_in_the_files_once(exported):
-    """Embedding and projection share it: fp32 in one file, int8 in the others, and no second copy."""
+    """Embedding and projection share it: fp32 in one file, int8 in the others, with no second copy."""
     output, summary = exported
     table = 400 * 64
     kept = [
         entry for entry in onnx.load(output / "onnx" / "model.onnx").graph.initializer if np.prod(entry.dims) == table
     ]
     assert len(kept) == 1
-    for name, most in (("onnx-int8", 0.45), ("openvino-int8", 0.8)):  # small as it is, the graph itself weighs
+    for name, most in (("onnx-int8", 0.45), ("openvino-int8", 0.8)):  # in so small a model, the graph itself has weight
         assert summary["formats"][name]["megabytes"] < most * summary["formats"]["onnx"]["megabytes"]
     large = [
         entry
@@ -172,7 +172,7 @@ def test_the_folder_has_what_loads_it_and_says_what_was_compared(exported):
 
 
 def test_a_fine_tuned_folder_keeps_its_dev_score(classifier):
-    """BERT, with token types; into the folder itself."""
+    """The folder is a BERT with token types, and the export goes into the folder itself."""
     summary = export_formats(
         str(classifier), ["onnx", "openvino-int8"], classifier, text=[], data=str(classifier / "dev.jsonl")
     )
@@ -189,7 +189,7 @@ def test_a_fine_tuned_folder_keeps_its_dev_score(classifier):
 
 
 def test_a_number_is_exported_and_a_nan_is_no_agreement(student, tmp_path):
-    """STS-B's head gives one number, between which there is no first choice."""
+    """STS-B's head gives one number, so there is no top-1 prediction."""
     source = load_source(str(student))
     torch.manual_seed(2)
     config = source.model.config
@@ -209,7 +209,7 @@ def test_a_number_is_exported_and_a_nan_is_no_agreement(student, tmp_path):
 
 
 def test_robertas_are_exported(tmp_path):
-    """Positions that begin behind the padding's id, and token types that the tokenizer does not give."""
+    """Positions begin after the padding's id, and the tokenizer does not give the token types."""
     tokenizer = train_wordpiece(SAMPLE.read_text().splitlines(), 400, tmp_path)
     torch.manual_seed(3)
     RobertaForMaskedLM(
@@ -250,7 +250,7 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
     config = source.model.config
     config.finetuning_task, config.id2label = "mrpc", {0: "not_equivalent", 1: "equivalent"}
     source.model.classifier = torch.nn.Linear(32, 2)
-    dev = tmp_path / "dev.tsv"  # of GLUE's own form: a lone quotation mark is one
+    dev = tmp_path / "dev.tsv"  # GLUE's own form, in which a lone quotation mark is literal
     dev.write_text(
         "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
         + "".join(f'{i % 3 % 2}\t{i}\t{i}\t"one {i}\ttwo\n' for i in range(12))
@@ -258,7 +258,7 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
     assert set(dev_score(source, torch_runner(source), dev, "mrpc")) == {"f1"}
     read = []
 
-    def first(inputs):  # always its label 0
+    def first(inputs):  # always predicts label 0
         read.append(inputs["input_ids"].shape[1])
         return [np.eye(2)[np.zeros(len(inputs["input_ids"]), int)]]
 
@@ -270,7 +270,7 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
         (["not_entailment", "entailment"], 0.25),
         (["LABEL_0", "LABEL_1"], 0.75),
     ):
-        config.id2label = dict(enumerate(names))  # which is all that a pipeline looks at
+        config.id2label = dict(enumerate(names))  # a pipeline looks at nothing else
         assert dev_score(source, first, tmp_path / "rte.jsonl", "rte") == {"accuracy": accuracy}
     assert set(read) == {5}, "as many tokens as a pipeline reads"
     source.tokenizer.model_max_length = 64
@@ -374,7 +374,7 @@ def test_agreement_counts_first_choices(student):
         and exact["accuracy"] == exact["accuracy_pytorch"]
     )
 
-    def half(inputs):  # every second sequence's choices are another token
+    def half(inputs):  # predicts another token in every second sequence
         logits = torch_runner(source)(inputs)[0].copy()
         logits[::2, :, 7] = 1e4
         return [logits]
@@ -382,11 +382,11 @@ def test_agreement_counts_first_choices(student):
     wrong = sum(int(batch.at[::2].sum()) for batch in batches)
     assert (
         abs(compare(source, half, batches, "half")["agreement"] - (1 - wrong / masked)) < 0.02
-    )  # 7 may have been the choice before
+    )  # the prediction may have been 7 before
 
 
 def test_of_no_clear_choice_there_is_no_share(classifier):
-    """A head whose outputs lie near each other: 0 of 0 is neither all nor nothing."""
+    """The head's outputs are close to each other, and 0 of 0 is neither all nor nothing."""
     source = load_source(str(classifier))
     source.model.classifier.weight.data *= 1e-3
     source.model.classifier.bias.data.zero_()

@@ -1,4 +1,4 @@
-"""Eight bits: the codes of a weight, and the sums of their products."""
+"""Test eight bits: the codes of a weight, and the sums of their products."""
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from ds_distill.export.runtimes import OnnxRunner
 
 @pytest.mark.parametrize("steps", [FULL, SAFE])
 def test_sums_of_products_are_right_or_said_to_be_wrong(tmp_path, steps):
-    """Weights all alike and activations at their most: what a processor that adds in 16 bits cuts off."""
+    """All weights are equal and activations are largest, where a processor that adds in 16 bits saturates."""
     weight = onnx.numpy_helper.from_array(np.ones((64, 8), np.float32), "weight")
     ends = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", width])

@@ -1,4 +1,8 @@
-"""What an export makes beside its formats: a complete model, an encoder that embedding servers start from, files that name nothing of this machine."""
+"""Test what an export writes beside its formats.
+
+It is a complete model, an encoder from which embedding servers start, and no file names anything of
+this machine.
+"""
 
 import json
 import os
@@ -42,7 +46,7 @@ def student(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(student, tmp_path_factory):
-    """All formats of a student in another folder, made as a user does: by its absolute path."""
+    """All formats of a student in another folder, exported as a user would, by its absolute path."""
     output = tmp_path_factory.mktemp("there") / "out"
     assert main(["export", "--model", str(student), "--output", str(output), "--format", *RUNNABLE]) == 0
     return output
@@ -60,7 +64,7 @@ def classifier(tmp_path_factory):
 
 
 def publish(model, output, encoder=False):
-    """What export_formats does before it makes formats."""
+    """Run the part of export_formats that precedes the formats."""
     output.mkdir(exist_ok=True)
     publish_model(load_source(str(model), "encoder" if encoder else None), output, model.name)
     return output
@@ -74,7 +78,7 @@ def strings_in(file) -> bytes:
 
 
 def test_an_export_elsewhere_is_a_model(student, exported, monkeypatch):
-    """It loads by its folder's name, and answers as what it was made of."""
+    """The export loads by its folder's name and answers like the model it was made from."""
     monkeypatch.chdir(exported)
     there, info = AutoModelForMaskedLM.from_pretrained(".", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -110,7 +114,7 @@ def test_all_files_have_one_mode(exported):
 
 @pytest.mark.parametrize("name", ["onnx", "openvino-int8", "torch-export"])
 def test_an_example_runs_in_a_process_of_its_own(exported, name):
-    """What this process has imported, a user's has not."""
+    """A user's process has not imported what this process has."""
     file = f"example_{name.replace('-', '_')}.py"
     assert "return_token_type_ids" not in (exported / file).read_text(), "the tokenizer beside it knows"
     done = subprocess.run(
@@ -120,7 +124,8 @@ def test_an_example_runs_in_a_process_of_its_own(exported, name):
 
 
 PLAIN = """import sys, torch
-found = torch.export.load(sys.argv[1]).module()(input_ids=torch.ones(3, 7, dtype=torch.int64), attention_mask=torch.ones(3, 7, dtype=torch.int64))
+found = torch.export.load(sys.argv[1]).module()(input_ids=torch.ones(3, 7, dtype=torch.int64), \
+attention_mask=torch.ones(3, 7, dtype=torch.int64))
 assert type(found) is dict and "transformers" not in sys.modules
 print(*found, *next(iter(found.values())).shape)
 """
@@ -138,7 +143,7 @@ def test_a_program_loads_with_torch_alone(exported):
 
 
 def test_answers_keep_their_order_in_a_program(student, tmp_path):
-    """A dictionary of starts and ends."""
+    """The program returns a dictionary of starts and ends."""
     from transformers import AutoModelForQuestionAnswering
 
     source = load_source(str(student))
@@ -155,7 +160,7 @@ def test_answers_keep_their_order_in_a_program(student, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_in_16_bit_are_written_in_32(student, tmp_path, dtype):
-    """transformers 4 makes fp32 of them while it loads them, 5 does not: one folder, two answers."""
+    """transformers 4 converts them to fp32 while it loads them and 5 does not, so one folder would give two answers."""
     shutil.copytree(student, tmp_path / "half")
     AutoModelForMaskedLM.from_pretrained(student).to(dtype).save_pretrained(tmp_path / "half")
     publish(tmp_path / "half", tmp_path / "out")
@@ -165,7 +170,7 @@ def test_weights_in_16_bit_are_written_in_32(student, tmp_path, dtype):
 
 
 def test_weights_of_another_model_are_left_alone(student, tmp_path):
-    """Of the same config and tokenizer: a second fine-tuning of one encoder."""
+    """The other model has the same config and tokenizer, like a second fine-tuning of one encoder."""
     other = shutil.copytree(student, tmp_path / "other")
     weights = {name: value + 1 for name, value in load_file(other / "model.safetensors").items()}
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
@@ -176,7 +181,7 @@ def test_weights_of_another_model_are_left_alone(student, tmp_path):
 
 
 def test_what_an_earlier_version_has_exported_gets_its_weights(student, tmp_path):
-    """It left a config and a tokenizer without them."""
+    """The earlier version left a config and a tokenizer without weights."""
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(student / name, tmp_path / name)
     publish(student, tmp_path)
@@ -206,7 +211,7 @@ def test_a_card_keeps_the_license(student, tmp_path):
 
 
 def test_an_encoder_is_what_its_config_says(classifier, tmp_path):
-    """Of a classifier: neither its class nor its labels, by which servers choose; its pooler stays."""
+    """A classifier's encoder has neither its class nor its labels, by which servers choose, but keeps its pooler."""
     export_formats(str(classifier), ["onnx"], tmp_path, text=[], encoder=True)
     said = json.loads((tmp_path / "config.json").read_text())
     assert said["architectures"] == ["BertModel"] and not {"id2label", "label2id", "finetuning_task"} & said.keys()
@@ -328,7 +333,7 @@ def test_a_pickled_module_is_left_out_and_a_strange_one_reaches_no_path(student,
 
 @pytest.fixture
 def cached(student, tmp_path, monkeypatch):
-    """The model acme/small in the hub's cache, and an empty folder to be in."""
+    """The model acme/small in the hub's cache, and an empty working folder."""
     snapshot = tmp_path / "hub" / "models--acme--small" / "snapshots" / ("0" * 40)
     shutil.copytree(student, snapshot)
     (snapshot.parents[1] / "refs").mkdir()
@@ -340,14 +345,14 @@ def cached(student, tmp_path, monkeypatch):
 
 
 def test_a_folder_without_weights_does_not_hide_the_hubs_model(cached, tmp_path):
-    """As earlier exports of the model have left one, under its name."""
+    """Earlier exports of the model have left such a folder under its name."""
     assert resolve_model_folder("acme/small") == cached
     here = tmp_path / "work" / "acme" / "small"
     here.mkdir(parents=True)
     shutil.copy(cached / "config.json", here)
     assert resolve_model_folder("acme/small") == cached
     publish_model(load_source("acme/small"), here, "small")
-    export_formats("acme/small", ["onnx"], here, text=[])  # of the folder itself now: it is a model
+    export_formats("acme/small", ["onnx"], here, text=[])  # now exports the folder itself, which is a model
     assert resolve_model_folder("acme/small").resolve() == here and (here / "onnx" / "model.onnx").is_file()
     (tmp_path / "work" / "alone").mkdir()
     assert resolve_model_folder("alone").resolve() == tmp_path / "work" / "alone", (
@@ -357,7 +362,11 @@ def test_a_folder_without_weights_does_not_hide_the_hubs_model(cached, tmp_path)
 
 @pytest.mark.parametrize("limit", [0, 50_000])
 def test_weights_beyond_one_file_lie_beside_it(student, tmp_path, monkeypatch, limit):
-    """As of a model beyond 2 GiB, which protobuf cannot write: 0 puts all weights there, 50,000 bytes those of the fp32 file, not the int8 one's."""
+    """Weights go beside the file, as for a model beyond 2 GiB, which protobuf cannot write.
+
+    A limit of 0 puts all weights there; 50,000 bytes puts those of the fp32 file there, but not
+    those of the int8 file.
+    """
     monkeypatch.setattr(graph, "LARGEST_FILE", limit)
     summary = export_formats(str(student), ["onnx", "onnx-int8", "openvino-int8"], tmp_path, text=[])
     names = {file.name for file in (tmp_path / "onnx").iterdir()}

@@ -1,5 +1,4 @@
-"""What is reported of a folder is what transformers' own pipeline gives on it, whatever its tokenizer and its labels
-are like."""
+"""The scores reported for a folder are those of transformers' own pipeline, whatever its tokenizer and its labels."""
 
 import json
 import shutil
@@ -56,14 +55,14 @@ def some_text(least: int, most: int) -> str:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """An encoder's folder a family."""
+    """One encoder's folder per family."""
     root = tmp_path_factory.mktemp("encoders")
     return {family: save_encoder(family, root / family) for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder a task; a third of the texts are longer than what is read of them."""
+    """One folder per task; a third of the texts are longer than what is read of them."""
     root = tmp_path_factory.mktemp("tasks")
     for name in ("sst2", "mrpc", "stsb", "mnli"):
         (root / name).mkdir()
@@ -79,7 +78,7 @@ def data(tmp_path_factory):
 
 
 def change(source, target, what: str):
-    """A copy of an encoder's folder with other settings of its tokenizer."""
+    """Copy an encoder's folder with other settings of its tokenizer."""
     shutil.copytree(source, target)
     file = target / "tokenizer_config.json"
     if what == "in tokenizer.json":
@@ -94,7 +93,7 @@ def change(source, target, what: str):
             "pad_token": "x",
         }
         (target / "tokenizer.json").write_text(json.dumps(state))
-        said = json.loads(file.read_text())  # which would come first
+        said = json.loads(file.read_text())  # its sides would take precedence
         file.write_text(json.dumps({key: value for key, value in said.items() if not key.endswith("_side")}))
     else:
         file.write_text(json.dumps(json.loads(file.read_text()) | SETTINGS[what]))
@@ -106,7 +105,7 @@ def rows_of(file):
 
 
 def piped(folder, task, rows, **how) -> tuple[list[str], np.ndarray]:
-    """(the label, the numbers of all labels [examples, labels]) that a pipeline gives for each example."""
+    """Return a pipeline's label and the numbers of all labels [examples, labels] for each example."""
     pipe = pipeline("text-classification", model=str(folder), device="cpu")
     texts = [
         row[task.texts[0]] if len(task.texts) == 1 else {"text": row[task.texts[0]], "text_pair": row[task.texts[1]]}
@@ -123,11 +122,11 @@ def piped(folder, task, rows, **how) -> tuple[list[str], np.ndarray]:
 
 
 def noted(run, outputs: list):
-    """`run`, whose answers are kept in `outputs`."""
+    """Return `run` in a form that keeps its answers in `outputs`."""
     return lambda inputs: outputs.append(run(inputs)) or outputs[-1]
 
 
-# each setting with BERT and with every second other family, the tasks in turn
+# Each setting runs with BERT and with every second other family; the tasks take turns.
 CASES = [
     (family, what, ("sst2", "mrpc", "stsb", "mnli")[(i + j) % 4])
     for i, family in enumerate(FAMILIES)
@@ -164,7 +163,7 @@ def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
         )
         if name == "mrpc":
             assert found["f1"] == pytest.approx(f1_score(labels, predicted))
-    # and so does an export of it
+    # An export of the folder gives the same score.
     source = load_source(found["export"])
     assert dev_score(source, torch_runner(source), data / name / f"{task.validation[0]}.jsonl", "dev") == {
         found["metric"]: pytest.approx(found[found["metric"]], abs=1e-5)
@@ -178,13 +177,13 @@ def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
 
 
 def test_a_folder_from_elsewhere_is_read_as_its_tokenizer_says(folders, tmp_path):
-    """Exported with labelled examples, nothing fine-tuned here: its own maximum length, sides and inputs hold."""
+    """It is exported with labeled examples and not fine-tuned here: its own maximum length, sides and inputs hold."""
     rows = [{"text": some_text(2, 40), "label": i % 3} for i in range(30)]
     (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for what in ("as it came", "cut left", "padded left", "without token types", "ids alone, after the mask", "short"):
         folder = change(folders["bert"], tmp_path / what, what)
         settings = json.loads((folder / "tokenizer_config.json").read_text())
-        settings["model_max_length"] = min(settings["model_max_length"], POSITIONS)  # or a pipeline ends with an error
+        settings["model_max_length"] = min(settings["model_max_length"], POSITIONS)  # otherwise a pipeline fails
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
         torch.manual_seed(3)
         config = BertConfig.from_pretrained(folder, num_labels=3)
@@ -201,7 +200,7 @@ def test_a_folder_from_elsewhere_is_read_as_its_tokenizer_says(folders, tmp_path
 
 
 def test_one_output_is_squashed_where_a_pipeline_does_that(folders, tmp_path):
-    """num_labels 1 and no problem_type, as cross-encoders have it."""
+    """Cross-encoders have num_labels 1 and no problem_type."""
     rows = [{"sentence1": some_text(2, 9), "sentence2": some_text(2, 9), "label": float(i % 6)} for i in range(20)]
     (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for kind in (None, "regression"):
@@ -245,7 +244,7 @@ def classifier(folders):
 @given(st.data())
 def test_labels_are_understood_in_every_order_case_and_form(classifier, tmp_path_factory, draw):
     task = task_of(draw.draw(st.sampled_from(["sst2", "mrpc", "mnli", "rte", "wnli"])))
-    order = draw.draw(st.permutations(range(len(task.labels))))  # which of the task's classes each output stands for
+    order = draw.draw(st.permutations(range(len(task.labels))))  # the task's class for which each output stands
     numbered, known = draw.draw(st.booleans()), draw.draw(st.booleans())
     write = draw.draw(
         st.sampled_from(
@@ -255,7 +254,7 @@ def test_labels_are_understood_in_every_order_case_and_form(classifier, tmp_path
     config = classifier.model.config
     config.id2label, config.finetuning_task = dict(enumerate(map(write, order))), task.name if known else None
     gold = draw.draw(st.lists(st.integers(0, len(task.labels) - 1), min_size=6, max_size=12))
-    # without a task a number is a class of the model's, by its name or place
+    # Without a task, a number is one of the model's classes, by its name or place.
     forms = NUMBERS if known or numbered else ()
     form = draw.draw(
         st.sampled_from(
@@ -268,7 +267,7 @@ def test_labels_are_understood_in_every_order_case_and_form(classifier, tmp_path
     chosen = draw.draw(st.lists(st.integers(0, len(order) - 1), min_size=len(gold), max_size=len(gold)))
     outputs = iter(np.eye(len(order))[chosen])
     found = dev_score(classifier, lambda inputs: [np.array([next(outputs) for _ in inputs["input_ids"]])], file, "dev")
-    said = [order[k] for k in chosen]  # what a pipeline would answer, as a class of the task
+    said = [order[k] for k in chosen]  # a pipeline's answers, as classes of the task
     if known and task.name == "mrpc":
         assert found == {"f1": pytest.approx(f1_score(gold, said)) if 1 in gold + said else None}
     else:
@@ -277,7 +276,7 @@ def test_labels_are_understood_in_every_order_case_and_form(classifier, tmp_path
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_labels_in_another_language_are_the_models_own(classifier, tmp_path, capsys, name):
-    """Which of them is the task's first nobody can tell: names and places count, and that is said."""
+    """Nobody can tell which of them is the task's first, so names and places count, and that is reported."""
     config, task, names = classifier.model.config, task_of(name), FOREIGN[name]
     config.id2label, config.finetuning_task = dict(enumerate(names)), name
     texts = dict.fromkeys(task.texts, "a film")
@@ -295,8 +294,10 @@ def test_labels_in_another_language_are_the_models_own(classifier, tmp_path, cap
 @pytest.mark.parametrize("what", ["as it came", "padded left", "cut left", "without token types"])
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_answers_of_the_saved_folder_score_what_is_reported(folders, tmp_path, family, what):
-    """transformers 5 has no pipeline for questions: the folder loaded by AutoModel, its tokenizer's windows, SQuAD's
-    rules."""
+    """transformers 5 has no pipeline for questions.
+
+    AutoModel loads the folder, with its tokenizer's windows and SQuAD's rules.
+    """
     (tmp_path / "squad_v2").mkdir()
     for split in ("train", "validation"):
         rows = []

@@ -1,4 +1,4 @@
-"""Labelled examples: which columns are read as text, and what is no text."""
+"""Test labeled examples: which columns are read as text, and which are no text."""
 
 import json
 
@@ -154,7 +154,7 @@ def test_columns_may_be_named(tmp_path):
 
 
 def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
-    """Before torch is loaded: the file must be there, the columns behind the # are no part of its name."""
+    """Before torch is loaded, the file must exist; the columns after the # are no part of its name."""
     (tmp_path / "dev.jsonl").write_text(json.dumps({"text": "t", "label": 1}))
     for given_, there in (
         ("dev.jsonl", True),

@@ -1,4 +1,4 @@
-"""Tasks, their data, scores and losses: by hand, and against scikit-learn and scipy."""
+"""Test the tasks, their data, scores and losses, by hand and against scikit-learn and scipy."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ def test_scores_by_hand():
     labels, predicted = (
         np.array([1, 1, 1, 0, 0, 1]),
         logits([1, 1, 0, 0, 1, 1]),
-    )  # 3 true positives, 1 false, 1 true negative, 1 missed
+    )  # 3 true positives, 1 false positive, 1 true negative, 1 false negative
     found = scores(("accuracy", "f1", "matthews"), predicted, labels)
     assert found["accuracy"] == pytest.approx(4 / 6) and found["f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
     assert found["matthews"] == pytest.approx((3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2))
@@ -39,8 +39,7 @@ def test_scores_by_hand():
 
 
 def test_a_score_over_nothing_is_not_measured():
-    """A constant correlates with nothing, one class cannot be told from another, and no example is neither right nor
-    wrong."""
+    """A constant has no correlation, a single class no contrast, and no examples have no score."""
     for names, outputs, labels in (
         (("pearson", "spearman"), np.zeros((3, 1)), np.array([1.0, 2.0, 3.0])),
         (("pearson", "spearman"), np.eye(3)[:, :1], np.ones(3)),
@@ -85,7 +84,7 @@ def test_squads_rules_by_hand():
     )
     assert overlap_f1("in the old town", ["the old town hall"]) == pytest.approx(
         2 * (2 / 3) * (2 / 3) / (4 / 3)
-    )  # old, town of three words each
+    )  # "old" and "town" match, of three words each
     assert overlap_f1("new new york", ["new york"]) == pytest.approx(2 * (2 / 3) * 1 / (5 / 3))
     assert overlap_f1("b", ["a b", "b"]) == 1.0
 
@@ -110,8 +109,7 @@ def test_the_threshold_of_no_answer_is_the_best():
     )
 )
 def test_the_best_threshold_is_one_that_can_be_set(rows):
-    """Questions of equal odds are all answered or all not; where there is nothing but nothing to say, nothing is
-    said."""
+    """Questions of equal odds are either all answered or all not; one without any answer text stays unanswered."""
     score, answerable, nothing = zip(*rows, strict=True)
     score = [s if has and odd < math.inf else 0.0 for s, has, odd in rows]
 
@@ -139,7 +137,7 @@ def test_the_soft_loss_and_its_gradient_are_the_closed_form():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert (
         torch.allclose(z.grad.double(), 2 * (q - p) / 10, atol=1e-7) and (z.grad[gone] == 0).all()
-    )  # T · (q − p) a row, over 10 rows
+    )  # T · (q − p) per row, over 10 rows
 
 
 def test_the_hidden_loss_leaves_padding_out():
@@ -194,7 +192,8 @@ def test_files_of_every_kind_say_the_same(tmp_path, kind, packed):
         (
             "stsb",
             "dev.tsv",
-            "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n0\tg\tf\ty\t1\tn\tn\tA\tB\t3.8\n",
+            "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+            "0\tg\tf\ty\t1\tn\tn\tA\tB\t3.8\n",
             [["A"], ["B"]],
             [3.8],
         ),
@@ -208,7 +207,8 @@ def test_files_of_every_kind_say_the_same(tmp_path, kind, packed):
         (
             "mnli",
             "dev_matched.tsv",
-            "index\tpromptID\tpairID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n0\t1\t1n\tg\tA\tB\tneutral\tneutral\n",
+            "index\tpromptID\tpairID\tgenre\tsentence1\tsentence2\tlabel1\tgold_label\n"
+            "0\t1\t1n\tg\tA\tB\tneutral\tneutral\n",
             [["A"], ["B"]],
             [1],
         ),

@@ -1,4 +1,4 @@
-"""What a fine-tuning does not read, or reads otherwise than one may think, is counted and said."""
+"""A fine-tuning counts and reports everything that it does not read, or reads otherwise than one may expect."""
 
 import json
 
@@ -21,7 +21,7 @@ def encoder(tmp_path_factory):
 
 
 def write(folder, task, texts, labels=(0, 1)):
-    """The same examples to train and to score on."""
+    """Write the same examples for training and for scoring."""
     folder.mkdir(exist_ok=True)
     rows = [
         {task.texts[0]: text, task.texts[-1]: text, "label": labels[i % len(labels)]} for i, text in enumerate(texts)
@@ -91,7 +91,10 @@ def test_text_that_the_vocabulary_does_not_hold_is_said(encoder, tmp_path, capsy
 
 
 def test_two_points_of_one_length_are_two_points(encoder, tmp_path):
-    """Both lengths are more than the model reads; each seed of each is a run, and the summary says what was used."""
+    """Both lengths exceed what the model reads.
+
+    Each seed of each is a run, and the summary has the length that was used.
+    """
     data = write(tmp_path / "data", task_of("sst2"), ["a small village"] * 16)
     points = [Tuning(length=length, **QUICK) for length in (512, 1024)]
     found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=points, seeds=[0, 1], data=data)
@@ -101,7 +104,7 @@ def test_two_points_of_one_length_are_two_points(encoder, tmp_path):
 
 
 def test_a_score_of_nothing_is_null_in_the_summary(encoder, tmp_path):
-    """Labels of one value have no correlation: the run ends, and says so."""
+    """Labels of a single value have no correlation; the run ends and reports that."""
     data = write(tmp_path / "data", task_of("stsb"), ["a small village", "a village near the coast"] * 8, labels=(2.0,))
     found = runs.finetune(
         task_of("stsb"), str(encoder), tmp_path / "a", points=[Tuning(**QUICK)], seeds=[0, 1], data=data
@@ -157,7 +160,10 @@ def test_questions_whose_answer_no_span_holds_are_left_out_of_training(encoder, 
     ],
 )
 def test_a_teacher_of_another_scale_is_said(capsys, scale, offset, noise, is_said):
-    """STS-B is learned on 0 to 5 here and on 0 to 1 elsewhere; a weak teacher of the same scale is none of another."""
+    """STS-B is learned on 0 to 5 here and on 0 to 1 elsewhere.
+
+    A weak teacher on the same scale must not be reported.
+    """
     random = np.random.default_rng(0)
     labels = random.uniform(0, 5, 200)
     scores = scale * labels + offset + noise * random.normal(size=200)

@@ -1,4 +1,4 @@
-"""Heads, data as models read it, and runs that are broken off: in one process, on tiny models."""
+"""Test heads, data as models read it, and interrupted runs, in one process on tiny models."""
 
 import json
 from types import SimpleNamespace
@@ -41,7 +41,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """bert/ and distilbert/, masked-LM models of one tokenizer; mnli/ and rte/, tasks."""
+    """bert/ and distilbert/ are masked-LM models with one tokenizer; mnli/ and rte/ are tasks."""
     folder = tmp_path_factory.mktemp("runs")
     lines = SAMPLE.read_text().splitlines()
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_weights_that_are_missing_are_not_made_up(world, tmp_path):
 
 
 def test_each_model_gets_its_own_inputs(world):
-    """A DistilBERT student has no token types, its BERT teacher has, and they matter to it."""
+    """A DistilBERT student has no token types; its BERT teacher has them, and they matter to it."""
     task, tokenizer = task_of("rte"), load_tokenizer(world / "distilbert")
     sets, collator = encode_sets(load_data(task, str(world / "rte")), tokenizer, Tuning(), 64), Collator(tokenizer)
     teacher, student = (load_for_task(str(world / name), task, "model", tuned=False) for name in ("bert", "distilbert"))
@@ -151,7 +151,7 @@ def test_each_model_gets_its_own_inputs(world):
 
 
 def test_a_model_with_one_token_type_is_given_none():
-    """RoBERTas whose tokenizer is of BERT's kind: its pairs have a second type, for which there is no embedding."""
+    """A RoBERTa may have a tokenizer of BERT's kind, whose pairs have a second type for which there is no embedding."""
     sizes = {
         "vocab_size": 50,
         "hidden_size": 8,
@@ -216,13 +216,13 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
     longest = [max(lengths[first[start : start + batch]]) for start in range(0, 1003, batch)]
     assert (
         sum(longest) * batch < 1.1 * sum(lengths) and len({*longest[:20]}) > 10
-    )  # the batches themselves are in no order
+    )  # the batches themselves have no order
     assert sorted(ByLength([7, 7, 9], 8, seed=0)) == [0, 1, 2]
 
 
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_EVERY", 4)
-    point = Tuning(epochs=4, batch=8, learning_rate=1e-3, precision="fp32")  # 5 steps an epoch
+    point = Tuning(epochs=4, batch=8, learning_rate=1e-3, precision="fp32")  # 5 steps per epoch
     epochs, order, bars, progress = [], ByLength.__iter__, [], runs.progress
     monkeypatch.setattr(runs, "progress", lambda *arguments: bars.append(progress(*arguments)) or bars[-1])
     monkeypatch.setattr(ByLength, "__iter__", lambda self: epochs.append(self.epoch) or order(self))
@@ -256,7 +256,7 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
     assert (left / "checkpoints" / "checkpoint-12" / "trainer_state.json").is_file() and not (
         left / "result.json"
     ).exists()
-    (left / "checkpoints" / "checkpoint-16").mkdir()  # killed while it was written
+    (left / "checkpoints" / "checkpoint-16").mkdir()  # as if killed while it was being written
     epochs.clear()
     assert run("broken", [point])["metrics"] == whole["metrics"] and sorted({*epochs}) == [2, 3], (
         "it goes on in the middle of the third"
@@ -269,7 +269,7 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
     weights = [load_file(tmp_path / name / "seed=0" / "model" / "model.safetensors") for name in ("whole", "broken")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
-    # with other settings what has ended stays, and what has not starts from the beginning
+    # With other settings, finished runs stay and unfinished ones start from the beginning.
     others = [Tuning(epochs=2, batch=8, learning_rate=1e-4, precision="fp32")]
     with pytest.raises(
         UserError, match=r"holds another run \(tuning.learning_rate was 0.001, is 0.0001; tuning.epochs was 4, is 2\)"

@@ -1,4 +1,4 @@
-"""Compiled blocks compute what the model's own do, and their dropout is dropout."""
+"""Compiled blocks compute the same as the model's own blocks, and their dropout is dropout."""
 
 import copy
 import gc
@@ -62,7 +62,7 @@ def students(dropout: float) -> list:
 
 
 def masks(lengths=(24, 9, 17)):
-    """None, padding, and packed documents of which the padding's own rows see nothing."""
+    """Return None, padding, and packed documents of which the padding's own rows see nothing."""
     real = torch.arange(24) < torch.tensor(lengths)[:, None]
     document = torch.arange(24)[None] // 7
     return None, real, (document[:, :, None] == document[:, None]) & real[:, None] & real[:, :, None], real
@@ -97,12 +97,12 @@ def test_compiled_blocks_compute_what_the_models_own_do():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_gradient_of_compiled_dropout_is_its_derivative(checkpointing):
-    """Under one seed the loss is a smooth function of the weights: central differences, and not those without dropout."""
+    """The gradient must equal the central differences of the loss, which is smooth in the weights for a fixed seed."""
     needs_compile()
     ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
     model = students(0.2)[0]
     compile_layers(model, CPU)
-    if checkpointing:  # what is computed again in the backward pass must drop the same
+    if checkpointing:  # recomputation in the backward pass must drop the same values
         model.gradient_checkpointing_enable()
 
     def loss(seed: int = 5) -> torch.Tensor:
@@ -130,7 +130,7 @@ def test_the_gradient_of_compiled_dropout_is_its_derivative(checkpointing):
 
 
 def test_bf16_is_no_further_from_fp32_than_the_models_own_attention():
-    """Scores are a bf16 product here, where torch's kernel keeps them in fp32."""
+    """Scores are a bf16 product here, while torch's kernel keeps them in fp32."""
     needs_compile()
     torch.manual_seed(0)
     shape = {

@@ -1,4 +1,4 @@
-"""The fused vocabulary loss against a closed form in float64."""
+"""Test the fused vocabulary loss against a closed form in float64."""
 
 import os
 import subprocess
@@ -97,7 +97,10 @@ def test_compiled(options):
 
 @pytest.mark.parametrize("options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_on": "masked"}, {"temperature": 1.0, "chunk": 7}])
 def test_triton(options, monkeypatch):
-    """The kernel itself, in Triton's interpreter; block 64, so that a row has several and an incomplete last one."""
+    """The kernel itself runs in Triton's interpreter.
+
+    The block is 64, so that a row has several blocks and an incomplete last one.
+    """
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("with a GPU `python -m benchmarks.gpu.checks` runs it there")
@@ -113,7 +116,7 @@ def test_triton(options, monkeypatch):
 @pytest.mark.parametrize("passes", ["torch", "compiled", "triton"])
 @pytest.mark.parametrize("options", [{}, {"kl_on": "masked", "chunk": 7}])
 def test_columns_that_are_no_tokens(passes, options, monkeypatch):
-    """As on a GPU, which has the logits' rows in whole 16 bytes."""
+    """On a GPU, each row of the logits is 16-byte aligned."""
     if passes == "compiled" and (reason := compile_unavailable_reason()):
         pytest.skip(f"torch.compile: {reason}")
     if passes == "triton":
@@ -233,7 +236,10 @@ def test_cosine_against_closed_form():
 
 
 def test_kept_memory_serves_other_sizes_and_dtypes_and_follows_an_evaluation():
-    """The logits' memory stays between calls on a CPU: after other vocabularies, dtypes and inference mode, results are those of fresh memory."""
+    """The logits' memory stays between calls on a CPU.
+
+    After other vocabularies, dtypes and inference mode, results must be those of fresh memory.
+    """
     small, large = problem(6, 40, 8, 16), problem(20, 90, 8, 16, seed=1)
     release_workspace()
     fresh = run(*small)
@@ -248,7 +254,10 @@ def test_kept_memory_serves_other_sizes_and_dtypes_and_follows_an_evaluation():
 
 
 def test_memory_stays_bounded_at_the_vocabulary_of_xlm_r():
-    """Beside gradients of the inputs' own size, a chunk's 240 MB: the logits of these 1024 tokens alone would be 1 GB each."""
+    """Memory is gradients of the inputs' own size and a chunk's 240 MB.
+
+    The logits of these 1024 tokens alone would be 1 GB each.
+    """
     rows, width, vocabulary = 1024, 16, 250_002
     make = torch.Generator().manual_seed(0)
     hidden, weight = (
@@ -273,5 +282,5 @@ def test_memory_stays_bounded_at_the_vocabulary_of_xlm_r():
         )
         loss.backward()
 
-    step()  # the libraries' own buffers, once
+    step()  # lets the libraries allocate their own buffers
     assert peak_bytes(step, torch.device("cpu")) < 500e6

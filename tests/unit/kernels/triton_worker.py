@@ -1,4 +1,7 @@
-"""Compiles the Triton kernel of the vocabulary loss for an H100, which needs none; the interpreter does not see what the compiler refuses."""
+"""Compile the Triton kernel of the vocabulary loss for an H100, without needing one.
+
+The interpreter does not notice what the compiler refuses.
+"""
 
 import itertools
 

@@ -1,4 +1,7 @@
-"""Attention within documents: everything but torch's kernel itself, which needs a GPU (`python -m benchmarks.gpu.checks` holds it there)."""
+"""Test attention within documents, except for torch's kernel itself.
+
+The kernel needs a GPU; `python -m benchmarks.gpu.checks` tests it there.
+"""
 
 import pytest
 import torch
@@ -12,7 +15,10 @@ from ds_distill.models.teacher import Teacher
 
 
 def kernel(query, key, value, starts, keys, longest, longest_key):
-    """The definition of torch.nn.attention.varlen.varlen_attn: [tokens, heads, d] each, every document by itself."""
+    """Compute torch.nn.attention.varlen.varlen_attn by its definition.
+
+    All inputs are [tokens, heads, d], and every document attends to itself alone.
+    """
     assert starts is keys and longest == longest_key
     out = torch.zeros_like(query)
     for begin, end in zip(starts.tolist(), starts.tolist()[1:], strict=False):
@@ -50,7 +56,7 @@ def test_teacher_and_student_compute_what_the_mask_says(models):
     for model in (bert, student_with(0.0)):
         expected = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
         varlen.use_varlen_attention(model)
-        nonsense = torch.ones_like(mask)  # the mask is not looked at
+        nonsense = torch.ones_like(mask)  # the mask must not be read
         found = model.base_model(input_ids=ids, attention_mask=nonsense, cu_seq_lens_q=starts).last_hidden_state
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(

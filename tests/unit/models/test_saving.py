@@ -1,5 +1,9 @@
-"""Every folder that is written: it loads by its name alone, for everyone who may read it, in transformers 4 as in 5, and the tokenizer in it knows its
-model. `python -m tests.clients` runs the same folders in the programs themselves."""
+"""Test every folder that is written.
+
+It loads by its name alone, for everyone who may read it, in transformers 4 as in 5, and its
+tokenizer fits its model. `python -m tests.clients` runs the same folders in the programs
+themselves.
+"""
 
 import inspect
 import json
@@ -95,7 +99,7 @@ def unigram() -> XLMRobertaTokenizer:
 
 
 def without_class() -> PreTrainedTokenizerFast:
-    """As many hub folders have it: tokenizer.json, and a class that says nothing."""
+    """Return a tokenizer as in many hub folders: tokenizer.json, and a class that says nothing."""
     names = {
         "pad_token": "[PAD]",
         "unk_token": "[UNK]",
@@ -107,7 +111,7 @@ def without_class() -> PreTrainedTokenizerFast:
 
 
 def used(tokenizer):
-    """One that has cut and padded, which stays with it."""
+    """Return a tokenizer that has truncated and padded, which leaves its settings changed."""
     tokenizer("a text", truncation=True, max_length=5, padding="max_length")
     return tokenizer
 
@@ -157,7 +161,7 @@ def strings_in(folder) -> str:
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("make", MODELS)
 def test_what_a_written_tokenizer_gives_its_model_takes(tmp_path, monkeypatch, make, kind):
-    """By what the forward names: transformers 5 swallows the rest, 4 does not."""
+    """The check uses the names in the forward method: transformers 5 swallows the other inputs, 4 does not."""
     tokenizer = TOKENIZERS[kind]()
     save_tokenizer(tokenizer, tmp_path / "teacher")
     tokenizer = load_tokenizer(tmp_path / "teacher")
@@ -186,7 +190,7 @@ def test_what_a_written_tokenizer_gives_its_model_takes(tmp_path, monkeypatch, m
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_transformers_4_reads_a_written_tokenizer_in_the_same_way(tmp_path, kind):
-    """What its releases take for granted, and what they cannot read. (Tried in 4.46.3 and 4.57.6.)"""
+    """The files have what its releases need and nothing that they cannot read (tried in 4.46.3 and 4.57.6)."""
     tokenizer = TOKENIZERS[kind]()
     save_tokenizer(tokenizer, tmp_path)
     said = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -224,7 +228,7 @@ def test_transformers_4_reads_a_written_tokenizer_in_the_same_way(tmp_path, kind
 
 
 def test_a_vocabulary_with_gaps_has_no_vocab_txt(tmp_path):
-    """Its numbers are those of the lines."""
+    """The ids in vocab.txt are the line numbers."""
     tokenizer = wordpiece()
     vocabulary = {token: number + (number > 10) for token, number in tokenizer.get_vocab().items()}
     save_tokenizer(BertTokenizerFast(vocab=vocabulary), tmp_path)
@@ -233,7 +237,7 @@ def test_a_vocabulary_with_gaps_has_no_vocab_txt(tmp_path):
 
 @pytest.mark.parametrize("make", [bert, distilbert, roberta])
 def test_a_model_without_a_tokenizer_is_not_given_an_empty_one(tmp_path, make):
-    """transformers 5 makes one of special tokens alone, which reads every text as [UNK]."""
+    """transformers 5 makes one from special tokens alone, which reads every text as [UNK]."""
     make(44).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no tokenizer in it; give a folder that holds tokenizer.json, or vocab.txt"):
         load_tokenizer(tmp_path)
@@ -272,7 +276,7 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path, mask):
 
 
 def test_a_distilbert_tells_its_sizes_by_their_common_names_too(tmp_path):
-    """Servers read them from config.json, and know no `dim`."""
+    """Servers read the sizes from config.json and do not know `dim`."""
     tokenizer = wordpiece()
     save_model_folder(distilbert(len(tokenizer)), tokenizer, tmp_path)
     said = json.loads((tmp_path / "config.json").read_text())
@@ -294,7 +298,10 @@ def test_code_that_is_not_in_the_folder_is_not_named(tmp_path):
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_a_tied_weight_may_come_under_either_name(tmp_path_factory, data):
-    """Which name is first, and stands for both, differs among the families: XLM-R's decoder is registered before its embeddings."""
+    """The families differ in which name comes first and stands for both.
+
+    XLM-R registers its decoder before its embeddings.
+    """
     model = data.draw(st.sampled_from(FAMILIES))()
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -331,7 +338,7 @@ def test_an_untied_decoder_is_exported_as_it_is(tmp_path):
 
 @pytest.fixture(scope="module")
 def added(tmp_path_factory):
-    """A tokenizer with a token more than its model, and a small task."""
+    """A tokenizer with one token more than its model, and a small task."""
     folder = tmp_path_factory.mktemp("added")
     tokenizer = wordpiece()
     bert(len(tokenizer)).save_pretrained(folder)
@@ -345,7 +352,10 @@ def added(tmp_path_factory):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(added, tmp_path):
-    said = r"--model .*: its tokenizer has \d+ tokens, the model \d+: anewword were added; call model.resize_token_embeddings"
+    said = (
+        r"--model .*: its tokenizer has \d+ tokens, the model \d+: anewword were added; "
+        "call model.resize_token_embeddings"
+    )
     with pytest.raises(UserError, match=said):
         load_source(str(added))
     with pytest.raises(UserError, match=said):
@@ -375,9 +385,9 @@ def test_the_largest_id_counts_not_the_number_of_tokens(ids, size):
 
 
 def test_a_fine_tuned_folder_is_as_complete(added, tmp_path, monkeypatch):
-    """Scores, texts beyond the model's length, the card; no word of where it was made."""
+    """This covers scores, texts beyond the model's length, and a card that does not reveal where it was made."""
     folder = tmp_path / "student"
-    tokenizer = train_wordpiece(TEXTS, 200, folder)  # promises 512 tokens
+    tokenizer = train_wordpiece(TEXTS, 200, folder)  # its tokenizer promises 512 tokens
     distilbert(len(tokenizer)).save_pretrained(folder)
     summary = runs.finetune(
         task_of("sst2"),
@@ -409,8 +419,11 @@ def test_a_fine_tuned_folder_is_as_complete(added, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("make", [bert, roberta])
 def test_the_bias_of_a_decoder_is_read_and_written_as_every_release_has_it(tmp_path, make):
-    """One parameter of two names: transformers 4.46 reads the decoder's of a RoBERTa, later ones the head's; an untied decoder's is saved as the head's
-    by 4, and read as the decoder's by 5."""
+    """The bias is one parameter with two names.
+
+    For a RoBERTa, transformers 4.46 reads the decoder's, later releases the head's. The bias of an
+    untied decoder is saved by 4 as the head's, and read by 5 as the decoder's.
+    """
     for tied in (True, False):
         model = make(44).eval()
         model.config.tie_word_embeddings = tied

@@ -1,4 +1,4 @@
-"""The student: which layers it takes, and that what it takes is the teacher's."""
+"""Test which layers the student takes, and that they are the teacher's."""
 
 import pytest
 import torch
@@ -110,7 +110,7 @@ def test_frozen_positions(layers):
 def test_what_distilbert_cannot_be_is_said(capsys):
     build_student(tiny_bert(layer_norm_eps=1e-5))
     assert "layer_norm_eps is 1e-05" in capsys.readouterr().err
-    build_student(tiny_roberta())  # its student has the same
+    build_student(tiny_roberta())  # its student has the same settings
     assert not capsys.readouterr().err
     untied = randomised(tiny_bert(tie_word_embeddings=False))
     with pytest.raises(UserError, match="not tied"):
@@ -129,7 +129,7 @@ def test_a_roberta_student_keeps_what_roberta_has():
         and len(student.roberta.encoder.layer) == 2
     )
     assert (student.config.hidden_dropout_prob, student.config.attention_probs_dropout_prob) == (0.3, 0.3)
-    assert teacher.config.num_hidden_layers == 4  # its own config is left alone
+    assert teacher.config.num_hidden_layers == 4  # its own config stays unchanged
     assert student.lm_head.decoder.weight is student.roberta.embeddings.word_embeddings.weight
     assert torch.equal(
         student.roberta.encoder.layer[1].output.dense.weight, teacher.roberta.encoder.layer[3].output.dense.weight

@@ -1,4 +1,4 @@
-"""Families and teacher: parts add up to the model, nothing unfit loads, nothing thaws."""
+"""Test families and teacher: parts add up to the model, nothing unfit loads, and nothing unfreezes."""
 
 import json
 
@@ -30,7 +30,7 @@ from ds_distill.utils.errors import UserError
 
 
 def randomised(model, seed=1):
-    """Every parameter random: zero biases and unit norms hide what a copy forgets."""
+    """Make every parameter random, since zero biases and unit norms would hide what a copy forgets."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -114,7 +114,7 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
         expected = model(input_ids=ids, attention_mask=mask).logits
     assert torch.equal(logits, expected)
     owners = {module for module in model.modules() if module._parameters}
-    # cls.predictions of BERT owns only the bias that it shares with its decoder
+    # BERT's cls.predictions owns only the bias that it shares with its decoder.
     assert owners & set(fired) - parts <= {parent}
     assert len(family.part(model, "layers")) == 3
 
@@ -247,7 +247,7 @@ def test_the_probe_leaves_the_threads_as_they_were():
 
 
 def test_the_output_folder_of_a_run_stands_for_its_model(tmp_path):
-    """Wherever a model is asked for, also where the folder was moved since."""
+    """This holds wherever a model is needed, even if the folder has been moved since."""
     run = tmp_path / "moved" / "run"
     for place, task in (("export", False), ("seed=1/model", True)):
         model = run / ("tuned" if task else "") / place

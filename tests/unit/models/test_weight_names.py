@@ -1,4 +1,4 @@
-"""Weights whose names a wrapper of training code has lengthened are the model's all the same; others' are not."""
+"""Weights whose names a training wrapper has lengthened still count as the model's; other weights do not."""
 
 import re
 
@@ -82,7 +82,7 @@ def test_weights_of_two_models_are_not_chosen_between(tmp_path):
 
 @pytest.mark.parametrize("hollow", [False, True])
 def test_a_hollow_model_is_answered_as_a_whole_one(tmp_path, hollow):
-    """Names and shapes are told by the headers alone."""
+    """The headers alone give names and shapes."""
     tiny_bert().save_pretrained(tmp_path)
     assert load_masked_lm(str(tmp_path), hollow=hollow).device.type == ("meta" if hollow else "cpu")
     rename(
@@ -105,7 +105,7 @@ def test_values_that_are_no_numbers_are_named_by_their_weights(tmp_path, value, 
         weights[name].view(-1)[-1] = value
     weights["bert.pooler.dense.weight"] = torch.full(
         (32, 32), value, dtype=dtype
-    )  # which a masked-LM model does not read
+    )  # a masked-LM model does not read these
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     load_masked_lm(str(tmp_path), hollow=True)
     with pytest.raises(
@@ -117,6 +117,6 @@ def test_values_that_are_no_numbers_are_named_by_their_weights(tmp_path, value, 
 def test_large_values_are_numbers(tmp_path):
     model = tiny_bert()
     with torch.no_grad():
-        model.bert.embeddings.word_embeddings.weight.fill_(3e38)  # their sum is not
+        model.bert.embeddings.word_embeddings.weight.fill_(3e38)  # finite, but their sum is not
     model.save_pretrained(tmp_path)
     load_masked_lm(str(tmp_path))

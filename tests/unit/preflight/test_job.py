@@ -1,4 +1,4 @@
-"""A single thing that is wrong is told before the corpus is prepared, whatever it is."""
+"""Any single mistake is reported before the corpus is prepared."""
 
 import codecs
 import json
@@ -21,7 +21,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\n
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A teacher and text that nothing is wrong with."""
+    """A teacher and a text without any mistake."""
     folder = tmp_path_factory.mktemp("sound")
     (folder / "text.txt").write_text("\n\n".join(TEXT))
     tokenizer = train_wordpiece(TEXT, 200, folder / "teacher")
@@ -32,7 +32,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def world(sound, tmp_path):
-    """A copy of it, to be spoilt."""
+    """A copy of the sound folder that tests may spoil."""
     return shutil.copytree(sound, tmp_path / "world")
 
 
@@ -76,7 +76,7 @@ def to_json(world, said) -> None:
     (world / "d.json").write_text(json.dumps(said))
 
 
-ANY = {  # of any command that reads such a model: what is done to it, and what is said
+ANY = {  # for any command that reads such a model: the change to it, and the message
     "NaN": (
         lambda t: change_weights(t, lambda w: w["bert.encoder.layer.1.output.dense.bias"].fill_(float("nan"))),
         "NaN or infinite values in the weights bert.encoder.layer.1.output.dense.bias",
@@ -141,7 +141,7 @@ TEACHERS = ANY | {
         "no masked-LM head",
     ),
 }
-SETTINGS = {  # of a run: arguments, what stands in d.json, and what is said
+SETTINGS = {  # for a run: the arguments, the content of d.json, and the message
     "layers": (["--student.layers", "[0, 9]"], {}, "student.layers[1] = 9: the teacher has 2 layers, 0 to 1"),
     "depth": (["--student.depth", "3"], {}, "student.depth = 3: the teacher has 2 layers to copy"),
     "width": (["--student.hidden", "12"], {}, "student.hidden = 12: give a multiple of the teacher's head size"),
@@ -176,7 +176,7 @@ SETTINGS = {  # of a run: arguments, what stands in d.json, and what is said
 
 
 def refused(capsys, words: str, *arguments) -> None:
-    """The command ends with one sentence that holds `words`."""
+    """Run the command and check that it ends with one sentence that holds `words`."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
@@ -295,7 +295,7 @@ def test_prepare_says_what_distill_will_not_take(world, capsys):
             ANY[what][0](world / "teacher")
         else:
             shutil.rmtree(world / "teacher")
-            train_wordpiece(TEXT, 200, world / "teacher")  # a tokenizer alone
+            train_wordpiece(TEXT, 200, world / "teacher")  # leaves a tokenizer alone in the folder
         assert main([str(word) for word in command]) == 0
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: teacher")]
         assert (

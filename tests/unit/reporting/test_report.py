@@ -1,4 +1,4 @@
-"""Pages and model cards."""
+"""Test pages and model cards."""
 
 import json
 import math
@@ -90,7 +90,7 @@ def test_tables_of_a_study_by_hand():
         "sst2": "72.0 (70.0–80.0)",
     }
     rows[1]["parameters"] = 17.4e6
-    [partly] = task_tables(rows, ["rte", "sst2"])  # what has not been run is said, and counts for nothing
+    [partly] = task_tables(rows, ["rte", "sst2"])  # missing runs are reported and count for nothing
     assert (
         partly.rows[1] | {"parameters": "17.4", "mean": "not run", "kept": "90.0 %, of sst2", "rte": "not run"}
         == partly.rows[1]

@@ -1,4 +1,4 @@
-"""A study's steps: side by side, in order of need, ended together."""
+"""A study's steps run side by side, in order of need, and end together."""
 
 import json
 import multiprocessing
@@ -30,7 +30,7 @@ END = """
 
 @dataclass(frozen=True)
 class Program(Step):
-    """A step that is a Python program, told its folder as a command is."""
+    """A step that is a Python program and gets its folder as a command does."""
 
     program: str = ""
 
@@ -44,7 +44,7 @@ def step(folder: Path, what: str, program: str = "", **more) -> Program:
 
 def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    first = step(tmp_path, "first", 'wait("second")')  # each waits for the other: one at a time they would never end
+    first = step(tmp_path, "first", 'wait("second")')  # each waits for the other; one at a time, they would never end
     second = step(tmp_path, "second", 'wait("first"); print("hello", file=sys.stderr)')
     third = step(tmp_path, "third", model=tmp_path / "first", teacher=tmp_path / "second")
     fourth = step(
@@ -61,15 +61,18 @@ def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
     ]
     assert started["first"]["threads"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
     assert (tmp_path / "logs/second.log").read_text().endswith("\nhello\n")
-    run_steps([fourth, third, first, second], 2, tmp_path / "logs")  # nothing is done twice: their folders are there
+    run_steps([fourth, third, first, second], 2, tmp_path / "logs")  # nothing runs twice, since the folders are there
 
 
 def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch):
-    """Though the summary of fewer is there."""
+    """The summary of fewer seeds is already there."""
     (tmp_path / "teacher").mkdir()
     summary = tmp_path / "teacher" / "summary.json"
     summary.write_text(json.dumps({"seeds": [0]}))
-    more = f"import json, pathlib, time; time.sleep(1); pathlib.Path({str(summary)!r}).write_text(json.dumps({{'seeds': [0, 1]}}))"
+    more = (
+        "import json, pathlib, time; time.sleep(1); "
+        f"pathlib.Path({str(summary)!r}).write_text(json.dumps({{'seeds': [0, 1]}}))"
+    )
     monkeypatch.setattr(Step, "started_as", lambda self: [sys.executable, "-c", more])
     teacher = Step("teacher", summary.parent, ("word",), seeds=2)
     enough = 'if len(json.loads((room / "teacher/summary.json").read_text())["seeds"]) < 2: sys.exit(4)'
@@ -121,7 +124,7 @@ def test_a_step_that_fails_ends_the_others(tmp_path, capsys, jobs):
     assert (tmp_path / "other/saved").exists() == (jobs == 2)
     assert ("it went wrong" in capsys.readouterr().err) == (
         jobs == 2
-    )  # alone it speaks for itself, past Python's capture
+    )  # a single job writes to the terminal itself, past Python's capture
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -133,7 +136,7 @@ def test_ending_a_study_ends_its_steps(tmp_path, jobs, number):
     def study() -> None:
         signal.signal(
             signal.SIGINT, signal.default_int_handler
-        )  # a shell's background jobs, and what they start, ignore it
+        )  # a shell's background jobs and their children ignore SIGINT
         try:
             run_steps(steps, jobs, tmp_path / "logs")
         except UserError as error:
@@ -154,7 +157,10 @@ def test_an_end_without_a_summary_is_no_success(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"study: killed ended without .*killed/summary.json"):
         run_steps([step(tmp_path, "killed", "sys.exit(0)")], 1, tmp_path / "logs")
     monkeypatch.setattr(schedule, "LATE", 60.0)
-    late = """import subprocess; subprocess.Popen(["sh", "-c", f"sleep 1; echo '{{}}' > {out}/summary.json"]); sys.exit(0)"""
+    late = (
+        """import subprocess; subprocess.Popen(["sh", "-c", f"sleep 1; echo '{{}}' > {out}/summary.json"]); """
+        "sys.exit(0)"
+    )
     run_steps([step(tmp_path, "late", late)], 1, tmp_path / "logs")
 
 

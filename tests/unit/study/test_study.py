@@ -1,4 +1,4 @@
-"""A study's plan: what it does, how it may grow, and which mistakes are said before its first step."""
+"""Test a study's plan: its steps, how it may grow, and which mistakes are reported before its first step."""
 
 import json
 from dataclasses import asdict
@@ -239,11 +239,13 @@ def test_a_base_that_is_no_recipe_is_said(tmp_path, text, said):
 
 
 def test_a_study_goes_on_where_its_paths_were_kept_as_written(tmp_path, monkeypatch):
-    """Earlier ones kept ~ in study.json; a recipe may hold what JSON has no word for."""
+    """Earlier studies kept ~ in study.json, and a recipe may hold values that JSON cannot represent."""
     monkeypatch.setenv("HOME", str(tmp_path))
     base = tmp_path / "base.yaml"
     base.write_text(
-        "teacher: 2024-01-01\ntraining: {seed: 0x10, compile: off, learning_rate: 1e-4, gradient_checkpointing: no}\nheldout: [=, 1:99]\n"
+        "teacher: 2024-01-01\n"
+        "training: {seed: 0x10, compile: off, learning_rate: 1e-4, gradient_checkpointing: no}\n"
+        "heldout: [=, 1:99]\n"
     )
     kept = _kept_of(str(base))
     json.dumps(kept, default=str)

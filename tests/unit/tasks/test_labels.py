@@ -1,4 +1,4 @@
-"""Which class a label stands for."""
+"""Test which class a label stands for."""
 
 import pytest
 

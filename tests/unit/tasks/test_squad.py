@@ -1,4 +1,4 @@
-"""SQuAD: spans and answers on contexts longer than a model reads."""
+"""Test SQuAD: spans and answers on contexts longer than a model reads."""
 
 import json
 import math
@@ -166,7 +166,7 @@ def test_the_hubs_columns_are_read_too(tmp_path):
 
 @pytest.fixture(scope="module")
 def readers(tokenizer, tmp_path_factory):
-    """A tokenizer of each kind."""
+    """One tokenizer of each kind."""
     folder, found = tmp_path_factory.mktemp("readers"), {"wordpiece": tokenizer}
     for kind, make in (("byte-level", byte_level_tokenizer), ("sentencepiece", sentencepiece_tokenizer)):
         make(folder / kind)
@@ -211,8 +211,11 @@ GAPS = ["", " ", "  ", "\n"]
     st.data(),
 )
 def test_an_answer_is_where_its_characters_are(readers, kind, parts, data):
-    """Whatever it begins and ends with: several tokens of one character, a part of a token, a mark on the character
-    before, white space."""
+    """An answer may begin or end in difficult places.
+
+    These are several tokens of one character, a part of a token, a mark on the character before, or
+    white space.
+    """
     context = "".join(word + gap for word, gap in parts)
     start = data.draw(st.integers(0, len(context) - 1))
     text = context[start : data.draw(st.integers(start + 1, min(len(context), start + 12)))]
@@ -223,8 +226,8 @@ def test_an_answer_is_where_its_characters_are(readers, kind, parts, data):
     places = [i for i, pair in enumerate(alone) if pair[0] < pair[1] and pair[1] > first and pair[0] < last]
     there = [alone[i] for i in places] if first < last else []
     lost = unplaced([Question("q", "what?", context, ((text, start),))], spans)
-    # an answer is in a span unless nothing stands for it, or it is longer than what two spans share
-    if there and places[-1] - places[0] < 12:  # with those between that stand for no character
+    # An answer is in a span unless no token stands for it, or it is longer than the overlap of two spans.
+    if there and places[-1] - places[0] < 12:  # includes tokens between that stand for no character
         assert not lost
     if not there:
         assert lost
@@ -296,7 +299,7 @@ def test_a_slip_is_left_out_and_counted_and_many_are_refused(tmp_path, capsys):
 
 
 def test_nothing_to_say_is_nothing_said(tokenizer):
-    """Contexts without a token: the threshold for saying nothing is not measured, nor is what there is none of."""
+    """Contexts have no tokens, so neither the threshold for no answer nor any score of missing kinds is measured."""
     asked = [Question(str(i), "what?", "", ()) for i in range(3)]
     spans = spans_of(asked, tokenizer)
     found = squad_scores(asked, postprocess_spans(asked, spans, *perfect(spans)))
@@ -313,7 +316,7 @@ def test_nothing_to_say_is_nothing_said(tokenizer):
     )
 )
 def test_the_parts_of_a_score_make_up_the_whole(rows):
-    """What is reported at the threshold is what that threshold gives."""
+    """The scores reported at the threshold are those that the threshold gives."""
     asked = [question("near" if has else None, str(i)) for i, (has, _, _) in enumerate(rows)]
     answers = [Answer([(0.0, text)] if text else [], odds) for _, text, odds in rows]
     found = squad_scores(asked, answers)

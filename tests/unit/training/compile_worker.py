@@ -1,4 +1,4 @@
-"""A process that compiles two lines with torch.compile, and ends with what stood in the way."""
+"""Compile two lines with torch.compile in a process that ends with the reason why it could not."""
 
 from ds_distill.training.compile import compile_unavailable_reason
 

@@ -1,4 +1,7 @@
-"""A DeepSpeed JSON is read by DeepSpeed's own parser before anything is prepared; what is wrong in it is one sentence with the key."""
+"""DeepSpeed's own parser reads a DeepSpeed JSON before anything is prepared.
+
+A mistake in it is reported in one sentence with the key.
+"""
 
 import json
 from pathlib import Path
@@ -29,7 +32,7 @@ def recipe_with(tmp_path, said: dict, **more) -> Recipe:
 
 
 def top_level_keys() -> list[str]:
-    """All that DeepSpeed's parser asks for."""
+    """Return all keys that DeepSpeed's parser asks for."""
     watched = Watched({"train_micro_batch_size_per_gpu": 1})
     DeepSpeedConfig(watched)
     return sorted(watched.asked)
@@ -221,7 +224,7 @@ AUTO = {
 
 
 def test_what_hugging_faces_jsons_leave_open_is_left_to_the_recipe(tmp_path):
-    """The sections of transformers' own examples."""
+    """The sections are those of transformers' own examples."""
     recipe = recipe_with(tmp_path, AUTO | {"zero_optimization": {"stage": 2}}, precision="bf16")
     made = deepspeed_config(recipe.training, 4, torch.bfloat16)
     assert made["bf16"] == {"enabled": True} and made["gradient_accumulation_steps"] == 4

@@ -1,4 +1,4 @@
-"""Held-out figures: sums over masked tokens, by their number, and none where there is no such token."""
+"""Held-out figures are sums over masked tokens divided by their number; without such tokens there are none."""
 
 import torch
 
@@ -8,7 +8,10 @@ from ds_distill.utils.files import json_text
 
 
 class Counted(torch.nn.Module):
-    """(loss, right guesses, masked tokens) of a batch: half a nat each, every second one right."""
+    """A model that returns (loss, right predictions, masked tokens) of a batch.
+
+    Each masked token counts half a nat, and every second one is right.
+    """
 
     def __init__(self, loss: float = 0.5):
         super().__init__()

@@ -7,7 +7,7 @@ from ds_distill.utils.errors import UserError
 
 
 class Order:
-    """What a NonFiniteGuard asks of a BatchLoader."""
+    """The part of a BatchLoader that a NonFiniteGuard uses."""
 
     accumulation, world_size, micro_batch, rank, store = 1, 1, 2, 0, range(10)
 

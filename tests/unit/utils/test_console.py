@@ -1,4 +1,4 @@
-"""What a person sees, on terminals of every kind and in files."""
+"""Test what a person sees, on terminals of every kind and in files."""
 
 import io
 import sys
@@ -22,7 +22,8 @@ MANY = """
 import io, sys
 from ds_distill.cli import app as cli
 from ds_distill.cli.commands import COMMANDS
-for words in ([], ["--help"], *([command, "--help"] for command in COMMANDS), ["distill", "--läuft"], ["distill", "--training.clip", "…"]):
+for words in ([], ["--help"], *([command, "--help"] for command in COMMANDS), \
+["distill", "--läuft"], ["distill", "--training.clip", "…"]):
     assert cli.main(words) in (0, 2), words
 from ds_distill.utils.console import spinner, progress, log
 from ds_distill.reporting.tables import table
@@ -42,7 +43,7 @@ def python(*words: str, **variables: str):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_a_terminal_cannot_show_is_replaced(tmp_path, place):
-    """Every help, messages, bars and tables."""
+    """This covers the help of every command, messages, bars and tables."""
     (tmp_path / "many.py").write_text(MANY, encoding="utf-8")
     done = python(str(tmp_path / "many.py"), **PLACES[place])
     assert done.returncode == 0, done.stderr[-2000:]
@@ -51,7 +52,7 @@ def test_what_a_terminal_cannot_show_is_replaced(tmp_path, place):
 
 
 def test_a_file_system_in_ascii_reads_names_as_utf_8(tmp_path):
-    """As the terminal encodes them: the program starts anew in UTF-8 mode, with the same words."""
+    """The terminal encodes names in UTF-8, so the program restarts in UTF-8 mode with the same arguments."""
     where = tmp_path / "läuft"
     where.mkdir()
     (where / "größe.yaml").write_text("training: {seed: 3}\noutput: läuft/模型\n", encoding="utf-8")
@@ -99,12 +100,12 @@ def test_a_log_has_few_whole_lines_ever_fewer(monkeypatch, clock):
         for _ in range(days // 10):
             clock[0] += 10
             bar.n += 10
-            bar.set_postfix(loss="1.0")  # it shows the bar each time
+            bar.set_postfix(loss="1.0")  # set_postfix shows the bar each time
     lines = stream.getvalue().splitlines()
     assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
     assert 20 < len(lines) < 200
     assert lines[0].startswith("student: 0% 10/") and lines[-1].startswith(f"student: 100% {days}/{days} [")
-    seen = [int(line.split()[2].split("/")[0]) for line in lines]  # a step a second
+    seen = [int(line.split()[2].split("/")[0]) for line in lines]  # one step per second
     assert all(after - before >= 30 for before, after in zip(seen, seen[1:-1], strict=False)), (
         "no two within half a minute"
     )
@@ -159,5 +160,5 @@ def test_a_bar_that_moves_is_progress_on_ranks_that_do_not_show_it_too(monkeypat
             before = liveness.progress_count()
             bar.update(2)
             assert liveness.progress_count() == before + 1
-            bar.update(0)  # a look without anything done
+            bar.update(0)  # an update without any progress
             assert liveness.progress_count() == before + 1

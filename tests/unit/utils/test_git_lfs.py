@@ -1,4 +1,4 @@
-"""Pointers that version control leaves in place of files."""
+"""Test the pointers that version control leaves in place of files."""
 
 import pytest
 

@@ -1,4 +1,7 @@
-"""A process without others has a watch for progress too; the ranks of a job are watched in distributed/test_heartbeat.py."""
+"""A single process has a watch for progress too.
+
+distributed/test_heartbeat.py tests the ranks of a job.
+"""
 
 import os
 
