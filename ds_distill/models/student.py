@@ -50,7 +50,8 @@ def resolve_layer_map(
     for index, layer in enumerate(layers):
         if not _is_int(layer) or not 0 <= layer < teacher_layers:
             raise UserError(
-                f"student.layers[{index}] = {layer!r}: the teacher has {teacher_layers} layers, 0 to {teacher_layers - 1}"
+                f"student.layers[{index}] = {layer!r}: the teacher has {teacher_layers} layers, "
+                f"0 to {teacher_layers - 1}"
             )
     if student_layers is not None and student_layers != len(layers):
         raise UserError(
