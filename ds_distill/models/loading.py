@@ -64,7 +64,8 @@ def load_model(
         raise UserError(f"{given}: the weights cannot be read ({error}); copy or save the model again") from error
     if mismatched := sorted(str(entry[0]) for entry in info["mismatched_keys"]):
         raise UserError(
-            f"{given}: config.json and weights differ in the shape of {listed(mismatched)}; restore the right config.json"
+            f"{given}: config.json and weights differ in the shape of {listed(mismatched)}; "
+            "restore the right config.json"
         )
     if info["missing_keys"] and not any(name not in info["missing_keys"] for name in empty.state_dict()):
         raise UserError(
@@ -169,8 +170,8 @@ def load_masked_lm(
     trunk = sorted(set(missing) - set(head))
     if head and not new_head and not trunk:
         raise UserError(
-            f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, or one "
-            f"that `ds-distill pretrain --from {path}` has given a head"
+            f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, "
+            f"or one that `ds-distill pretrain --from {path}` has given a head"
         )
     if trunk:
         raise UserError(f"{given}: the checkpoint lacks {listed(trunk)}; give a complete checkpoint")
