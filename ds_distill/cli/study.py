@@ -1,4 +1,4 @@
-"""`study`: a plan of students and tasks, each distilled and then fine-tuned."""
+"""`study`: runs a plan of students and tasks; each student is distilled and then fine-tuned."""
 
 from __future__ import annotations
 

@@ -80,7 +80,10 @@ def portable_config(config: dict) -> dict:
 
 
 def follow_umask(folder: Path) -> None:
-    """Give all files in `folder` the mode of a new file there; safetensors makes weights readable to the owner alone."""
+    """Give all files in `folder` the mode of a new file there.
+
+    safetensors writes weights that only their owner can read.
+    """
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
