@@ -19,7 +19,8 @@ from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.progress import ProgressWatch
 
 DEMO = Path(__file__).parents[2] / "ds_configs" / "demo.yaml"
-LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}  # what loads, if not torch and DeepSpeed
+# the libraries that a command loads, if not torch and DeepSpeed
+LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}
 FIRST_STEPS = (
     "usage: ds-distill COMMAND [OPTIONS]\n"
     "\n"

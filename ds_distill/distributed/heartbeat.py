@@ -17,7 +17,7 @@ import torch
 from ds_distill.utils.progress import main_thread_position, progress_count
 
 PATIENCE = 30.0  # seconds without a sign of life; a rank that is only slow still gives one
-STALLED = 300.0  # seconds in which no rank has noted progress, until each rank's place is printed
+STALLED = 300.0  # seconds without progress on any rank, until each rank's place is printed
 GIVEN_UP = 3600.0  # until the job ends; nothing in a job takes an hour without noting progress
 _EVERY = 2.0
 _LOST = 3  # exit status
@@ -53,7 +53,7 @@ class Heartbeat:
             threading.Thread(target=work, name=f"heartbeat{work.__name__}", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop at the end of the job, from when on silence means nothing."""
+        """Stop the heartbeat at the end of the job; from then on silence means nothing."""
         self.ended.set()
         try:
             self.store.set(f"beat {self.rank}", "gone")

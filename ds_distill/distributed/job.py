@@ -10,8 +10,8 @@ from ds_distill.utils.errors import UserError
 
 # Several ranks share the work of these commands. The work of the others is one process's.
 SHARED = ("run", "pretrain", "distill")
-# About the last one: torchrun keeps the store in which ranks meet, and a process that makes a group of its own must
-# not look for its store there.
+# These are the variables of a rank. The last one is among them because torchrun keeps the store in which ranks meet, and
+# a process that makes a group of its own must not look for its store there.
 RANK = (
     "RANK",
     "WORLD_SIZE",
@@ -47,8 +47,8 @@ def ranks() -> int:
 def settle(command: str) -> bool:
     """Make the environment consistent for `command`, and return whether this process has work to do.
 
-    Must be called before anything else reads the environment. A command of one process becomes one, whatever the
-    environment says. A command that ranks share needs variables that fit together.
+    It must be called before anything else reads the environment. For a command of one process the variables of ranks
+    are removed, whatever they are. A command that ranks share needs variables that fit together.
 
     Raises:
         UserError: The variables of a shared command do not fit together, or DS_ACCELERATOR is unknown.

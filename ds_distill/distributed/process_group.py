@@ -76,7 +76,7 @@ def _wait_said(seconds: float = 15.0) -> Iterator[None]:
 def leave() -> None:
     """Mark this rank's part as done, so that its silence is no loss from now on.
 
-    Must not be called after a mistake: the others must notice that.
+    It must not be called after a mistake, because the other ranks must notice that.
     """
     for heartbeat in _heartbeats:
         heartbeat.stop()

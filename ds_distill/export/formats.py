@@ -196,8 +196,8 @@ def export_formats(
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output):
-        # An encoder's config.json is not that of the same model with its head. The error is to name the head, not
-        # the model.
+        # Without its head a model has another config.json. The head is checked first, so that the error names the
+        # head rather than the model.
         if encoder:
             _check_head(output, source)
         publish_model(source, output, Path(model).name)

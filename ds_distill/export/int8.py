@@ -21,7 +21,7 @@ import numpy as np
 from ds_distill.export.onnx import save_graph, silence
 
 FULL, SAFE = 127, 63
-LARGE = 1_000_000  # values from which a lookup table is quantized: vocabularies are, positions are not
+LARGE = 1_000_000  # lookup tables of more values are quantized: vocabularies are, positions are not
 # OpenVINO scales a token's activations in groups of at most this size; 128 takes 1.2 times as long, 32 half as
 # long again.
 GROUP = 384

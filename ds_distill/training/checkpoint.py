@@ -25,8 +25,8 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.resources import explain_disk_full
 
 FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
-# The manifest holds what the checkpoint is cut by (stage, ranks, precision), the parameters of each group, and the
-# size and checksum of every file.
+# The manifest holds the properties that the checkpoint is divided by (stage, ranks, precision), the parameters of each
+# group, and the size and checksum of every file.
 MANIFEST = "manifest.json"
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's name → the recipe's
 _CHUNK = 2**24
@@ -164,7 +164,7 @@ def _check_room(engine, folder: Path) -> None:
 
 
 def _checksum(file: Path, flush: bool = False) -> tuple[int, int]:
-    """Return (bytes, CRC-32) of a file; with flush, have it written to the disk first."""
+    """Return (bytes, CRC-32) of a file; with flush, also have the disk write it."""
     size, crc = 0, 0
     with open(file, "rb") as stream:
         while chunk := stream.read(_CHUNK):

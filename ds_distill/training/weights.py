@@ -60,7 +60,7 @@ def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, T
     states = sorted(folder.glob("*model_states.pt"))
     if not states:
         raise UserError(f"{folder}: no DeepSpeed checkpoint in it")
-    # these are this program's own files, with the optimizer, not weights from outside
+    # these are this program's own files, with its optimizer, and no weights from outside
     state = torch.load(states[0], map_location="cpu", weights_only=False)
     found = dict(state["module"])  # below stage 2, fp32 training keeps frozen parameters nowhere else
     names = read_manifest(folder)["groups"]
