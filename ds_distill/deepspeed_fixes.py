@@ -22,8 +22,8 @@ from ds_distill.builds.deepspeed_extensions import load_extension
 def without_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Undo the effect of the step of zeros that DeepSpeed's stage 0 in 16 bit takes while it makes its optimizer.
 
-    That step allocates the optimizer's memory. It must neither decay the weights nor count in Adam's bias correction,
-    where it makes the first real step a quarter too small.
+    That step allocates the optimizer's memory. It must neither decay the weights nor count in
+    Adam's bias correction, where it makes the first real step a quarter too small.
     """
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -39,8 +39,8 @@ def without_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def batch_gradient_copies(optimizer: BF16_Optimizer) -> None:
     """Have gradients copied into fp32, measured and clipped one group at a time.
 
-    DeepSpeed does this one parameter at a time: five hundred kernels per step, too small for a GPU, which waits for the
-    host meanwhile.
+    DeepSpeed does this one parameter at a time: five hundred kernels per step, too small for a GPU,
+    which waits for the host meanwhile.
     """
 
     @torch.no_grad()
@@ -89,8 +89,9 @@ def make_step_skippable(optimizer: torch.optim.Optimizer) -> None:
 def make_adam_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Make a step of DeepSpeed's CPU Adam depend on its step number alone, so that a resumed run is bit-equal.
 
-    Its C++ backend multiplies beta^t up from step to step, but after a resume it takes pow(beta, t), which differs in
-    the last bit. An update of a dummy with other betas before each step makes it always take pow.
+    Its C++ backend multiplies beta^t up from step to step, but after a resume it takes pow(beta,
+    t), which differs in the last bit. An update of a dummy with other betas before each step makes
+    it always take pow.
     """
     dummy = [torch.zeros(1) for _ in range(4)]
     if hasattr(optimizer, "ds_opt_adam"):

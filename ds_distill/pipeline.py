@@ -1,6 +1,7 @@
 """The work of the commands: each function takes a recipe and paths, and returns the run's summary.
 
-`prepare_and_…` first checks all that can be checked, then makes the tokens, which may take hours, then does the work.
+`prepare_and_…` first checks all that can be checked, then makes the tokens, which may take hours,
+then does the work.
 """
 
 import copy
@@ -138,7 +139,8 @@ def _tokens_of(
 ) -> tuple[Recipe, Path, dict[str, Path]]:
     """Collective: make the last checks, then the tokens.
 
-    Returns the recipe with the tokens' settings, their folder and the folders of the held-out texts.
+    Returns the recipe with the tokens' settings, their folder and the folders of the held-out
+    texts.
     """
     preflight.check_engine(recipe)
     preflight.check_output(output, recipe)
@@ -259,8 +261,8 @@ def pretrain(
 
     Args:
         recipe: The recipe.
-        model: The sizes of a BERT with random weights (BertConfig's), or the folder of an encoder to continue from.
-            An encoder without a masked-LM head is given one.
+        model: The sizes of a BERT with random weights (BertConfig's), or the folder of an encoder
+            to continue from. An encoder without a masked-LM head is given one.
         tokens: The folder of prepared tokens.
         output: The run's folder.
         title: The title of plot and model card.
@@ -348,8 +350,8 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
         models: The folders or names of the models.
         tokens: The folder of prepared tokens.
         recipe: The recipe.
-        untrained: Also measure the first one's architecture with random weights. Its loss is that of a model that has
-            learned nothing.
+        untrained: Also measure the first one's architecture with random weights. Its loss is that
+            of a model that has learned nothing.
     """
     _check_micro_batch(recipe)
     _, world = start_distributed()

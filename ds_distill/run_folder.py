@@ -12,7 +12,8 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import try_lock
 
-# "auto" may resolve to the same value as before. A checkpoint records the value, and refuses another.
+# "auto" may resolve to the same value as before. A checkpoint records the value, and refuses
+# another.
 AUTO_RESOLVED_KEYS = ("training.precision", "training.optimizer")
 
 
@@ -34,8 +35,8 @@ def locked_run_folder(
         first: Called before anything is compared, for example to empty the folder.
 
     Raises:
-        UserError: The folder holds another run (the message names the difference), another job is using it, or it
-            cannot be written.
+        UserError: The folder holds another run (the message names the difference), another job is
+            using it, or it cannot be written.
     """
     # imported here because it loads DeepSpeed, which a lone process need not wait for
     from ds_distill.distributed.process_group import all_gather_object, run_on_rank0, start_distributed
@@ -131,8 +132,9 @@ def check_shared(file: Path) -> None:
 def find_model(folder: Path) -> Path:
     """Return the folder of the model that `folder` stands for.
 
-    That is `folder` itself, or a folder in it where `folder` is the --output of a command. A run's summary names its
-    model by the path at that time. The folder may have been moved since, so the end of that path is looked up in it.
+    That is `folder` itself, or a folder in it where `folder` is the --output of a command. A run's
+    summary names its model by the path at that time. The folder may have been moved since, so the
+    end of that path is looked up in it.
     """
     if (folder / "config.json").is_file():
         return folder

@@ -1,8 +1,9 @@
 """DeepSpeed's C++ extensions (FusedAdam, CPUAdam, …), built once per environment, either complete or absent.
 
-torch and DeepSpeed build an extension in the folder that it is loaded from, under a lock that is a file. Both outlive
-a process that is killed: every later process then waits for the lock forever, or loads half a library. Here an
-extension is built in a folder of its own and renamed into place. The lock is the kernel's, which ends with its process.
+torch and DeepSpeed build an extension in the folder that it is loaded from, under a lock that is a
+file. Both outlive a process that is killed: every later process then waits for the lock forever, or
+loads half a library. Here an extension is built in a folder of its own and renamed into place. The
+lock is the kernel's, which ends with its process.
 """
 
 import contextlib
@@ -38,10 +39,12 @@ _torch_build = OpBuilder.jit_load
 def load_extension(builder: OpBuilder) -> ModuleType:
     """Return the module of a DeepSpeed extension, from the environment's folder, or built there first.
 
-    A build takes about a minute. Several processes may call this at once: one builds, the others wait for it.
+    A build takes about a minute. Several processes may call this at once: one builds, the others
+    wait for it.
 
     Raises:
-        RuntimeError: The extension cannot be built here, or another process has been building it for half an hour.
+        RuntimeError: The extension cannot be built here, or another process has been building it
+            for half an hour.
     """
     name = builder.name
     module = _load_built(name)
@@ -60,8 +63,9 @@ def is_built(name: str) -> bool:
 def extensions_folder() -> Path:
     """Return the folder of this environment's extensions for this kind of machine.
 
-    Compiled code depends on the Python environment (paths, versions) and on the processor, since DeepSpeed compiles
-    for the very machine it runs on. Hosts of several kinds on one file system have a folder each.
+    Compiled code depends on the Python environment (paths, versions) and on the processor, since
+    DeepSpeed compiles for the very machine it runs on. Hosts of several kinds on one file system
+    have a folder each.
     """
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
     if not root and sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
@@ -145,8 +149,8 @@ def _build(builder: OpBuilder) -> ModuleType:
 def _build_lock(name: str) -> Iterator[None]:
     """Hold the build lock of `name`; its file names who builds, or why the last build failed.
 
-    Raises RuntimeError where the build that was waited for failed, so that not every rank tries in turn, and after
-    half an hour of waiting.
+    Raises RuntimeError where the build that was waited for failed, so that not every rank tries in
+    turn, and after half an hour of waiting.
     """
     folder = extensions_folder()
     folder.mkdir(parents=True, exist_ok=True)

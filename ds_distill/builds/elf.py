@@ -9,9 +9,10 @@ from pathlib import Path
 def is_complete_elf(file: Path) -> bool:
     """Return whether a compiled library or object is complete.
 
-    Loading a truncated library ends the process with SIGBUS, so this is called first. The linker writes the table of
-    sections at the end of the file, and last of all the header, which states where that table is. macOS has its own
-    format, whose loader refuses truncated files, so there every file counts as complete.
+    Loading a truncated library ends the process with SIGBUS, so this is called first. The linker
+    writes the table of sections at the end of the file, and last of all the header, which states
+    where that table is. macOS has its own format, whose loader refuses truncated files, so there
+    every file counts as complete.
     """
     if sys.platform == "darwin":
         return True

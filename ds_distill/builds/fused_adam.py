@@ -40,7 +40,8 @@ def build_unavailable_reason() -> str | None:
 def build_optimizer(offload: bool = False) -> str | None:
     """Compile, or load, DeepSpeed's FusedAdam (its C++ backend on a CPU) or, for `offload`, its CPUAdam.
 
-    The first time in an environment takes about a minute. Several processes may call it; one builds.
+    The first time in an environment takes about a minute. Several processes may call it; one
+    builds.
 
     Returns:
         Why the optimizer is unavailable, or None.

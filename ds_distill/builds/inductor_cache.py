@@ -21,9 +21,10 @@ def keep_cache_in_environment() -> None:
 def remove_partial_libraries(cache: Path | None = None) -> list[Path]:
     """Remove the libraries of torch.compile's cache that were not written to their end; return them.
 
-    Inductor (torch 2.13) has the compiler write a library where it will be loaded from, and never compiles what is
-    there already. After a kill at the wrong moment torch.compile would fail in this environment forever. Inductor
-    holds a lock per library while it is written, and the lock ends with its process. Locked libraries are left alone.
+    Inductor (torch 2.13) has the compiler write a library where it will be loaded from, and never
+    compiles what is there already. After a kill at the wrong moment torch.compile would fail in
+    this environment forever. Inductor holds a lock per library while it is written, and the lock
+    ends with its process. Locked libraries are left alone.
 
     Args:
         cache: The cache's folder; by default the one that this process uses.

@@ -113,8 +113,8 @@ def _run(name: str, options, debug: bool) -> dict:
     if options.get("training") and options.training.device == "cpu":
         force_cpu()
     command.check(options)
-    # With several ranks, the others would wait for one that fails before it joins them. Also, some of the paths need
-    # to exist for the first rank alone.
+    # With several ranks, the others would wait for one that fails before it joins them. Also, some
+    # of the paths need to exist for the first rank alone.
     if job.ranks() == 1:
         command.check_paths(options)
     keep_cache_in_environment()

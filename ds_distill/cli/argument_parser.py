@@ -1,6 +1,7 @@
 """The command line's parser, built on jsonargparse.
 
-It knows commands, sections and recipes. ds_distill.config.values reads the values, and a mistake is one sentence.
+It knows commands, sections and recipes. ds_distill.config.values reads the values, and a mistake is
+one sentence.
 """
 
 from __future__ import annotations
@@ -175,7 +176,8 @@ def _with_lists_joined(words: list[str], parser: ArgumentParser) -> list[str]:
 
 def with_values(parser: ArgumentParser) -> ArgumentParser:
     """Return the parser with every option read by `convert`."""
-    # jsonargparse makes the actions of a dataclass's fields itself and cannot be given a class for them
+    # jsonargparse makes the actions of a dataclass's fields itself and cannot be given a class for
+    # them
     for action in parser._actions:
         if type(action) is ActionTypeHint:
             action.__class__ = Value

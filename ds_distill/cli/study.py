@@ -12,8 +12,8 @@ from ds_distill.finetune.config import Tuning
 from ds_distill.tasks.registry import TASKS
 
 PURPOSE = "a plan of students and tasks: distils and fine-tunes each, going on where it stopped"
-# These are the settings that a study's student may change, and those of its fine-tunings, for all tasks or, under a
-# task's name, for that task.
+# These are the settings that a study's student may change, and those of its fine-tunings, for all
+# tasks or, under a task's name, for that task.
 STUDENT_SETTINGS = {
     f"{name}.{key}": hint
     for name, section in arguments.SECTIONS.items()

@@ -27,9 +27,9 @@ def show_what_can_be_shown() -> None:
 def restart_in_utf8() -> None:
     """Restart this program in Python's UTF-8 mode where file names are decoded otherwise.
 
-    The C locale with that mode switched off is such a case. Libraries written in Rust and C++ take file names as
-    UTF-8 in any case, and would write `läuft` elsewhere or not at all. Programs call this at their start; imported
-    modules never do.
+    The C locale with that mode switched off is such a case. Libraries written in Rust and C++ take
+    file names as UTF-8 in any case, and would write `läuft` elsewhere or not at all. Programs call
+    this at their start; imported modules never do.
     """
     if sys.getfilesystemencoding().lower() in ("utf-8", "utf8"):
         return
@@ -42,8 +42,8 @@ def restart_in_utf8() -> None:
 def outlive_broken_streams() -> None:
     """Keep the program running where standard output or error can no longer be written.
 
-    Examples are a pipe without a reader and a full disk. Hours of work must not end because of a line of the log.
-    Programs call this at their start, as they do restart_in_utf8.
+    Examples are a pipe without a reader and a full disk. Hours of work must not end because of a
+    line of the log. Programs call this at their start, as they do restart_in_utf8.
     """
     for name in ("stdout", "stderr"):
         if (stream := getattr(sys, name)) is not None:

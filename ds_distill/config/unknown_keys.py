@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ds_distill.utils.errors import did_you_mean
 
-# Names from Hugging Face's Trainer and scripts, from DistilBERT's authors and from DeepSpeed → keys here, with a value
-# where one is meant. Of the keys in a tuple, the message gives all that the command has.
+# Names from Hugging Face's Trainer and scripts, from DistilBERT's authors and from DeepSpeed → keys
+# here, with a value where one is meant. Of the keys in a tuple, the message gives all that the
+# command has.
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "lr": ("training.learning_rate", "tuning.learning_rate"),
     "seed": ("training.seed", "first_seed"),

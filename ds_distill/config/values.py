@@ -32,7 +32,8 @@ class Reader:
 
     Args:
         name: The name in help and errors.
-        read: Takes the written value and the key for errors, returns the value, and raises UserError.
+        read: Takes the written value and the key for errors, returns the value, and raises
+            UserError.
     """
 
     name: str
@@ -147,12 +148,15 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     """Return `value` as the type that `hint` states.
 
     Args:
-        value: The text of the command line, the result of load_yaml, or a converted value, which stays as it is.
-        hint: A type hint of str, int, float, bool, Literal, list, tuple, dict, unions of these, texts with a Reader.
+        value: The text of the command line, the result of load_yaml, or a converted value, which
+            stays as it is.
+        hint: A type hint of str, int, float, bool, Literal, list, tuple, dict, unions of these,
+            texts with a Reader.
         key: The key or option, for errors.
 
     Raises:
-        UserError: `value` is not of this type. The message is one sentence that names the key and the value.
+        UserError: `value` is not of this type. The message is one sentence that names the key and
+            the value.
     """
     if get_origin(hint) is Annotated:
         return get_args(hint)[1].read(value, key)
@@ -206,7 +210,8 @@ def _one_of(value: Any, hints: tuple, key: str) -> Any:
 def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
     """Return a list or tuple.
 
-    A single value is a list of one, numbers may be separated by commas, and `[a, b]` is read as in YAML.
+    A single value is a list of one, numbers may be separated by commas, and `[a, b]` is read as in
+    YAML.
     """
     kind, items = get_origin(hint), [item for item in get_args(hint) if item is not Ellipsis]
     if (

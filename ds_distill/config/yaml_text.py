@@ -11,8 +11,8 @@ import yaml
 
 from ds_distill.utils.errors import UserError
 
-# PyYAML assigns these tags to words by their look. Tags that somebody wrote (!!python/…) are not among them, and are
-# refused.
+# PyYAML assigns these tags to words by their look. Tags that somebody wrote (!!python/…) are not
+# among them, and are refused.
 LOOKS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "int", "float", "timestamp", "value", "merge")}
 MOST_ENTRIES = 10**6
 
@@ -58,8 +58,8 @@ def load_yaml(text: str, where: str) -> object:
     """Return the content of the YAML document `text`: dict, list, str, or None for nothing.
 
     Raises:
-        UserError: Begins with `where`. The text is not YAML, has a tag or a key that has no meaning here, or nests
-            without end.
+        UserError: Begins with `where`. The text is not YAML, has a tag or a key that has no meaning
+            here, or nests without end.
     """
     try:
         found = yaml.load(text, Loader=_TextLoader)

@@ -1,7 +1,7 @@
 """A sign of life beside the collectives: a lost rank or host ends the job within a minute.
 
-The collectives' own time limits are ten minutes and more. Ranks that live but make no progress are found too: where no
-rank notes progress for minutes, the place where each of them is gets printed.
+The collectives' own time limits are ten minutes and more. Ranks that live but make no progress are
+found too: where no rank notes progress for minutes, the place where each of them is gets printed.
 """
 
 import contextlib
@@ -26,10 +26,11 @@ _LOST = 3  # exit status
 class Heartbeat:
     """Two threads per rank: one speaks through the job's own store, one watches the clock.
 
-    The store needs no further port. The clock has its own thread because speaking may block forever. A rank writes a
-    count of its own, reads its neighbor's and adds to the job's count of progress, so the store of a thousand ranks
-    serves four requests per rank in two seconds. A rank that finds its neighbor silent reports it for all. Only the
-    monotonic clock counts, so a jump of the time of day has no effect.
+    The store needs no further port. The clock has its own thread because speaking may block
+    forever. A rank writes a count of its own, reads its neighbor's and adds to the job's count of
+    progress, so the store of a thousand ranks serves four requests per rank in two seconds. A rank
+    that finds its neighbor silent reports it for all. Only the monotonic clock counts, so a jump of
+    the time of day has no effect.
     """
 
     def __init__(self, patience: float = PATIENCE, stalled: float = STALLED, given_up: float = GIVEN_UP):
@@ -149,8 +150,8 @@ class Heartbeat:
         os._exit(_LOST)
 
     def _abort(self) -> None:
-        # Each host that is cut off reports it once. On the first rank's own host another rank can report it, unless
-        # the first rank is there and only its store is silent.
+        # Each host that is cut off reports it once. On the first rank's own host another rank can
+        # report it, unless the first rank is there and only its store is silent.
         if self.rank == 0:
             self._say(self._silence())
         elif os.environ.get("LOCAL_RANK", "0") == ("1" if self.first_host == socket.gethostname() else "0"):

@@ -10,8 +10,8 @@ from ds_distill.utils.errors import UserError
 
 # Several ranks share the work of these commands. The work of the others is one process's.
 SHARED = ("run", "pretrain", "distill")
-# These are the variables of a rank. The last one is among them because torchrun keeps the store in which ranks meet, and
-# a process that makes a group of its own must not look for its store there.
+# These are the variables of a rank. The last one is among them because torchrun keeps the store in
+# which ranks meet, and a process that makes a group of its own must not look for its store there.
 RANK = (
     "RANK",
     "WORLD_SIZE",
@@ -23,8 +23,8 @@ RANK = (
     "TORCHELASTIC_USE_AGENT_STORE",
 )
 LONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-# DeepSpeed's launcher and torchrun set these beside them. They show that a rank's process was really started as one,
-# which a pod's variables do not show.
+# DeepSpeed's launcher and torchrun set these beside them. They show that a rank's process was
+# really started as one, which a pod's variables do not show.
 LAUNCHED = ("CROSS_RANK", "TORCHELASTIC_RUN_ID")
 # accelerate, which fine-tuning uses, takes these for a rank's variables as well.
 MPI = tuple(
@@ -47,11 +47,13 @@ def ranks() -> int:
 def settle(command: str) -> bool:
     """Make the environment consistent for `command`, and return whether this process has work to do.
 
-    It must be called before anything else reads the environment. For a command of one process the variables of ranks
-    are removed, whatever they are. A command that ranks share needs variables that fit together.
+    It must be called before anything else reads the environment. For a command of one process the
+    variables of ranks are removed, whatever they are. A command that ranks share needs variables
+    that fit together.
 
     Raises:
-        UserError: The variables of a shared command do not fit together, or DS_ACCELERATOR is unknown.
+        UserError: The variables of a shared command do not fit together, or DS_ACCELERATOR is
+            unknown.
     """
     _check_accelerator()
     if command in SHARED:

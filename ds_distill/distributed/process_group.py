@@ -86,7 +86,8 @@ def leave() -> None:
 def _patient_group():
     """Return a group with a long timeout.
 
-    Ranks wait for hours while one of them prepares a corpus, and the default group gives up after ten minutes.
+    Ranks wait for hours while one of them prepares a corpus, and the default group gives up after
+    ten minutes.
     """
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 

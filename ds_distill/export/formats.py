@@ -1,6 +1,7 @@
 """Deployable formats of a Hugging Face folder.
 
-Each format is written, loaded by its own runtime, and compared with PyTorch on text before it is published.
+Each format is written, loaded by its own runtime, and compared with PyTorch on text before it is
+published.
 """
 
 from __future__ import annotations
@@ -171,13 +172,15 @@ def export_formats(
 ) -> dict:
     """Write formats of the Hugging Face folder `model` into `output`, which may be that folder.
 
-    A file takes its place only when its runtime has loaded it and, for an fp32 format, has returned PyTorch's numbers.
+    A file takes its place only when its runtime has loaded it and, for an fp32 format, has returned
+    PyTorch's numbers.
 
     Args:
         model: The Hugging Face folder.
         names: The names of the formats.
         output: The folder to write into.
-        text: The texts that the formats are compared on, as for prepare. If empty, this package's sample is used.
+        text: The texts that the formats are compared on, as for prepare. If empty, this package's
+            sample is used.
         data: Labeled examples for a fine-tuned head, which is scored on them before and after.
         encoder: Export the model without its head.
 
@@ -196,8 +199,8 @@ def export_formats(
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output):
-        # Without its head a model has another config.json. The head is checked first, so that the error names the
-        # head rather than the model.
+        # Without its head a model has another config.json. The head is checked first, so that the
+        # error names the head rather than the model.
         if encoder:
             _check_head(output, source)
         publish_model(source, output, Path(model).name)

@@ -21,9 +21,10 @@ def export(
 ) -> Path:
     """Write `weights` as a folder that AutoModelForMaskedLM loads, and return `output`.
 
-    The folder is reloaded, and its logits are compared with the weights' own before a rename publishes it. Where the
-    same model lies there already, the folder stays, with its card and the formats made of it. The folder of another
-    model is replaced, and a line names what had been made of that model.
+    The folder is reloaded, and its logits are compared with the weights' own before a rename
+    publishes it. Where the same model lies there already, the folder stays, with its card and the
+    formats made of it. The folder of another model is replaced, and a line names what had been made
+    of that model.
 
     Args:
         weights: fp32, by state-dict name, tied ones once.
@@ -78,7 +79,8 @@ def _load_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     Which name comes first, and so stands for both, differs among the families.
 
     Raises:
-        RuntimeError: A weight is missing under all of its names, or the model does not have a weight.
+        RuntimeError: A weight is missing under all of its names, or the model does not have a
+            weight.
     """
     missing, unexpected = model.load_state_dict(weights, strict=False)
     names_by_parameter: dict[int, list[str]] = {}

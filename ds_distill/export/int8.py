@@ -1,13 +1,15 @@
 """Quantization of an exported graph's matrices to int8.
 
-Activations are quantized too, while the model runs. ONNX Runtime's own quantizer uses one scale for a whole tensor and
-loses much accuracy, because outliers of a few tokens set the scale of all. Here each token has a range of its own
-(Dettmers et al. 2022, section 2.1; Yao et al. 2022, section 4.2), and each column of a weight has its own scale. The
-vocabulary matrix serves as embedding and as projection. It is stored once, with one scale per token.
+Activations are quantized too, while the model runs. ONNX Runtime's own quantizer uses one scale for
+a whole tensor and loses much accuracy, because outliers of a few tokens set the scale of all. Here
+each token has a range of its own (Dettmers et al. 2022, section 2.1; Yao et al. 2022, section 4.2),
+and each column of a weight has its own scale. The vocabulary matrix serves as embedding and as
+projection. It is stored once, with one scale per token.
 
-Without VNNI (vpdpbusd), x86 adds pairs of products in 16 bits (vpmaddubsw). 2 · 255 · 127 does not fit into them, and
-the sum is silently saturated. 2 · 255 · 63 fits. A file that must be right everywhere therefore has SAFE steps in each
-direction for its weights. A file for processors with VNNI, or ARM's counterpart, has FULL.
+Without VNNI (vpdpbusd), x86 adds pairs of products in 16 bits (vpmaddubsw). 2 · 255 · 127 does not
+fit into them, and the sum is silently saturated. 2 · 255 · 63 fits. A file that must be right
+everywhere therefore has SAFE steps in each direction for its weights. A file for processors with
+VNNI, or ARM's counterpart, has FULL.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from ds_distill.export.onnx import save_graph, silence
 
 FULL, SAFE = 127, 63
 LARGE = 1_000_000  # lookup tables of more values are quantized: vocabularies are, positions are not
-# OpenVINO scales a token's activations in groups of at most this size; 128 takes 1.2 times as long, 32 half as
-# long again.
+# OpenVINO scales a token's activations in groups of at most this size; 128 takes 1.2 times as long,
+# 32 half as long again.
 GROUP = 384
 
 
@@ -214,8 +216,8 @@ def write_openvino_int8(graph: Path, file: Path, widths: tuple[int, int]) -> Non
     Args:
         graph: The fp32 ONNX file.
         file: The .xml file to write.
-        widths: The row lengths of the products: the hidden size and the feed-forward size. A product whose rows a
-            group does not divide would not be quantized.
+        widths: The row lengths of the products: the hidden size and the feed-forward size. A
+            product whose rows a group does not divide would not be quantized.
     """
     import nncf
     import openvino

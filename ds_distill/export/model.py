@@ -39,7 +39,8 @@ class Source:
 
     Attributes:
         folder: The folder.
-        model: fp32, eval, on the CPU, with attention written out, which exporters turn into fewer nodes.
+        model: fp32, eval, on the CPU, with attention written out, which exporters turn into fewer
+            nodes.
         tokenizer: None only for a model of which only the speed is measured.
         head: A key of HEADS.
         whole: Whether all weights were in the folder.
@@ -65,7 +66,8 @@ class Source:
     def inputs(self) -> list[str]:
         """The names of the inputs, each int64 [batch, sequence].
 
-        They are those that the tokenizer returns and the model takes, and in any case a mask, for batches.
+        They are those that the tokenizer returns and the model takes, and in any case a mask, for
+        batches.
         """
         return inputs_of(
             self.model, {"input_ids", "attention_mask", *(self.tokenizer.model_input_names if self.tokenizer else ())}

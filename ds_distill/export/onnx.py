@@ -15,15 +15,16 @@ from ds_distill.export.model import Source
 
 # ONNX's first opset with Gelu as one node. onnxruntime 1.18 (2024) and later read it.
 OPSET = 20
-# Bytes of weights that a file holds itself. Beyond 2 GiB protobuf cannot write it, so the weights go into a file
-# beside it.
+# Bytes of weights that a file holds itself. Beyond 2 GiB protobuf cannot write it, so the weights
+# go into a file beside it.
 LARGEST_FILE = 2**31 - 2**26
 
 
 def write_onnx(source: Source, file: Path) -> None:
     """Write the fp32 graph as ONNX, opset 20.
 
-    The axes `batch` and `sequence` are free, `sequence` up to the model's positions. The tied matrix is stored once.
+    The axes `batch` and `sequence` are free, `sequence` up to the model's positions. The tied
+    matrix is stored once.
     """
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -47,8 +48,8 @@ def write_onnx(source: Source, file: Path) -> None:
 def save_graph(graph, file: Path) -> None:
     """Write an onnx_ir.Model as one file, with weights that are too large for one in `file`_data beside it.
 
-    ONNX Runtime's own tools use that name, and transformers.js looks for it. Readers find the weights by the name
-    alone, so the two files must move together.
+    ONNX Runtime's own tools use that name, and transformers.js looks for it. Readers find the
+    weights by the name alone, so the two files must move together.
     """
     import onnx_ir
 

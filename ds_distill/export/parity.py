@@ -18,7 +18,8 @@ from ds_distill.utils.errors import UserError
 
 SAMPLE = Path(__file__).with_name("sample.txt")
 MASKED_SHARE = 0.15
-# In nats: the top-1 is a tenth likelier than the second. Any rounding, also bf16's, can reverse closer calls.
+# In nats: the top-1 is a tenth likelier than the second. Any rounding, also bf16's, can reverse
+# closer calls.
 CLEAR = 0.1
 
 
@@ -40,12 +41,13 @@ class Batch:
 def text_batches(source: Source, text: list[str], *, sequences: int, length: int = 128, batch: int = 8) -> list[Batch]:
     """Return the first documents of the texts as batches, in their order.
 
-    For a masked-LM head 15 % of the tokens are masked, drawn from a fixed seed, and `at` marks them. Otherwise `at` is
-    every token.
+    For a masked-LM head 15 % of the tokens are masked, drawn from a fixed seed, and `at` marks
+    them. Otherwise `at` is every token.
 
     Args:
         source: The model and its tokenizer.
-        text: Texts, as for ds-distill prepare. If empty, the sample that comes with this package is used.
+        text: Texts, as for ds-distill prepare. If empty, the sample that comes with this package is
+            used.
         sequences: The most documents to take.
         length: The number of tokens that a document is cut to.
         batch: The number of documents per batch.
@@ -110,11 +112,12 @@ def compare(
         what: The label of the progress bar.
 
     Returns:
-        Figures by name. max_difference is that of an output's value where `at` is true, and max_output the largest
-        value there, its scale. agreement is the share of equal top-1 outputs (tokens, classes, or answer starts and
-        ends; absent without a head and for a head with one number), and positions is how many were compared.
-        clear_agreement and clear_positions, if there are any, count only those whose two best outputs differ by CLEAR
-        or more in PyTorch. For masked-LM only: loss (nats per masked token) and accuracy, and PyTorch's.
+        Figures by name. max_difference is that of an output's value where `at` is true, and
+        max_output the largest value there, its scale. agreement is the share of equal top-1 outputs
+        (tokens, classes, or answer starts and ends; absent without a head and for a head with one
+        number), and positions is how many were compared. clear_agreement and clear_positions, if
+        there are any, count only those whose two best outputs differ by CLEAR or more in PyTorch.
+        For masked-LM only: loss (nats per masked token) and accuracy, and PyTorch's.
 
     Raises:
         UserError: There is too little text to compare on.

@@ -1,10 +1,11 @@
 """Loading of an exported file in its own runtime.
 
-Each loader takes the file and a number of threads (None for the runtime's default, all cores). The result is called
-with inputs, int64 [B, L] by name, and returns the outputs in the model's order. Inputs that the file does not take are
-left out.
+Each loader takes the file and a number of threads (None for the runtime's default, all cores). The
+result is called with inputs, int64 [B, L] by name, and returns the outputs in the model's order.
+Inputs that the file does not take are left out.
 
-torch is imported only where the file needs it, so that measurements here include only what a deployer starts.
+torch is imported only where the file needs it, so that measurements here include only what a
+deployer starts.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class OnnxRunner:
 class OpenvinoRunner:
     """An OpenVINO file in OpenVINO. rest() returns the memory that earlier, larger calls took.
 
-    The precision applies to what is not quantized. It is "f32", or "bf16" where the processor has units for it, and
-    there "bf16" is OpenVINO's own default.
+    The precision applies to what is not quantized. It is "f32", or "bf16" where the processor has
+    units for it, and there "bf16" is OpenVINO's own default.
     """
 
     def __init__(self, file: Path, threads: int | None = None, precision: str = "f32"):

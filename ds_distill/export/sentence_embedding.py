@@ -9,8 +9,8 @@ from pathlib import Path
 from ds_distill.export.model import Source, read_json
 from ds_distill.utils.console import log
 
-# Flags of 1_Pooling/config.json that every release and text-embeddings-inference know. The keys are the names that
-# sentence-transformers 5 uses instead.
+# Flags of 1_Pooling/config.json that every release and text-embeddings-inference know. The keys are
+# the names that sentence-transformers 5 uses instead.
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -25,7 +25,8 @@ KEPT_SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "trunca
 def write_sentence_transformers_files(source: Source, folder: Path) -> None:
     """Write modules.json, the modules' folders and sentence_bert_config.json into `folder`.
 
-    They are those of the source where it is a sentence-transformers folder, else they describe mean pooling.
+    They are those of the source where it is a sentence-transformers folder, else they describe mean
+    pooling.
     """
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for kind, settings, weights in _modules_after_transformer(source):

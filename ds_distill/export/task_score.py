@@ -54,8 +54,9 @@ class DevSet:
         source: The folder.
         rows: The inputs of each example, by name.
         judge: Takes the outputs and returns the scores.
-        about: A description of the examples and of what was not read of them: file, columns, examples, length (tokens),
-            truncated (examples), unknown (tokens), left_out (rows, by cause).
+        about: A description of the examples and of what was not read of them: file, columns,
+            examples, length (tokens), truncated (examples), unknown (tokens), left_out (rows, by
+            cause).
     """
 
     source: Source
@@ -89,11 +90,12 @@ def dev_score(source: Source, run: Runner, file: Path, what: str, batch: int = 8
 def dev_set(source: Source, file: str | Path) -> DevSet:
     """Return the examples of a file, which may name its text columns: FILE#COLUMN, or FILE#COLUMN,COLUMN for pairs.
 
-    For a classifier the file holds examples as finetune reads them. They are in the task's columns where config.json
-    names a task, else in a column `label` and one or two columns of text (tasks.columns finds them). For a model that
-    answers questions the file is SQuAD's JSON. The score is the task's first metric. Without a task it is accuracy, or
-    Pearson's correlation for a single number. Texts are cut as a pipeline cuts them when it truncates: to the
-    tokenizer's model_max_length.
+    For a classifier the file holds examples as finetune reads them. They are in the task's columns
+    where config.json names a task, else in a column `label` and one or two columns of text
+    (tasks.columns finds them). For a model that answers questions the file is SQuAD's JSON. The
+    score is the task's first metric. Without a task it is accuracy, or Pearson's correlation for a
+    single number. Texts are cut as a pipeline cuts them when it truncates: to the tokenizer's
+    model_max_length.
 
     Raises:
         UserError: The file is of another kind, or the folder has neither head.
@@ -213,7 +215,8 @@ def _by_name(labels: list, names: list[str], file: Path) -> list:
 def _class(label: object, names: list[str], task: Task | None, meant: list[int] | None, file: Path, row: int) -> int:
     """Return the class of a label of the file.
 
-    It is the task's class, by id, where the model's `names` are known to be the task's (`meant`), else the model's own.
+    It is the task's class, by id, where the model's `names` are known to be the task's (`meant`),
+    else the model's own.
     """
     own = class_by_name(label, names)
     if task and meant:
@@ -285,7 +288,8 @@ class Labelled(NamedTuple):
 def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) -> Labelled:
     """Return the examples of a file.
 
-    Their texts come from `columns`, else from the task's columns, else from those that tasks.columns finds.
+    Their texts come from `columns`, else from the task's columns, else from those that
+    tasks.columns finds.
     """
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give examples with a column `label` and one or two of text")

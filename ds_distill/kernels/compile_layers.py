@@ -15,12 +15,13 @@ _NAME = "written_out"
 def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
     """Have each block of `model` compiled at its first call, for one shape [B, L] of input.
 
-    Parameters and their names stay as they are. On a CPU attention is written out, since torch's flash kernel has no
-    dropout and a slow backward there, and dropout is `counter_dropout`. Outside compiled code
-    (torch.compiler.set_stance("force_eager")) the model computes as before.
+    Parameters and their names stay as they are. On a CPU attention is written out, since torch's
+    flash kernel has no dropout and a slow backward there, and dropout is `counter_dropout`. Outside
+    compiled code (torch.compiler.set_stance("force_eager")) the model computes as before.
     """
     blocks = family_of(model).part(model, "layers")
-    # to torch all blocks of teacher and student are one piece of code, and it falls back to eager after eight variants
+    # to torch all blocks of teacher and student are one piece of code, and it falls back to eager
+    # after eight variants
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     if device.type == "cpu":
         model.set_attn_implementation(_NAME)

@@ -1,7 +1,8 @@
 """Dropout whose mask is a function of two seeds and the position.
 
-Inside compiled code it costs a few instructions. torch's CPU generator draws one number after another, which takes
-6 % of a step at BERT-base size and cannot be fused with the operators around it.
+Inside compiled code it costs a few instructions. torch's CPU generator draws one number after
+another, which takes 6 % of a step at BERT-base size and cannot be fused with the operators around
+it.
 """
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 def counter_dropout(x: Tensor, p: float) -> Tensor:
     """Return x [...] (float) with a share p of its elements zero and the others divided by 1 − p.
 
-    The gradient has the same elements zero. The seeds come from torch's default generator, so torch.manual_seed
-    decides the mask. p is rounded to a multiple of 2⁻³¹. Salmon et al. 2011, "Parallel random numbers: as easy as
-    1, 2, 3", section 2, describes generators of this kind. The mixing is of the family of MurmurHash3's finalizer.
+    The gradient has the same elements zero. The seeds come from torch's default generator, so
+    torch.manual_seed decides the mask. p is rounded to a multiple of 2⁻³¹. Salmon et al. 2011,
+    "Parallel random numbers: as easy as 1, 2, 3", section 2, describes generators of this kind. The
+    mixing is of the family of MurmurHash3's finalizer.
     """
     seeds = torch.randint(-(2**31), 2**31 - 1, (2,), dtype=torch.int32)
     kept = _mixed(x.shape, seeds[0], seeds[1]) >= round(p * 2**31)

@@ -1,7 +1,8 @@
 """The vocabulary projection and its losses as one operation.
 
-At a 30 k vocabulary the logits of a batch are larger than everything else in the step together. Here they never
-exist beyond one chunk. The forward pass finishes each chunk's losses and gradients while the chunk is in memory.
+At a 30 k vocabulary the logits of a batch are larger than everything else in the step together.
+Here they never exist beyond one chunk. The forward pass finishes each chunk's losses and gradients
+while the chunk is in memory.
 """
 
 import math
@@ -13,17 +14,18 @@ from torch import Tensor
 
 from ds_distill.kernels.row_losses import TEMPORARIES, passes_of
 
-# Large chunks beat small ones at a 30 k vocabulary, because the GEMMs stay near their peak. A GPU also reads and
-# writes the weight's gradient once per chunk.
+# Large chunks beat small ones at a 30 k vocabulary, because the GEMMs stay near their peak. A GPU
+# also reads and writes the weight's gradient once per chunk.
 LIVE_BYTES = {"cpu": 240 * 2**20, "cuda": 768 * 2**20}
-# The logits of one call of row_losses. A CPU finds them in its cache again, and a GPU needs many to be busy.
+# The logits of one call of row_losses. A CPU finds them in its cache again, and a GPU needs many to
+# be busy.
 BLOCK = {"cpu": 2**21, "cuda": 2**25}
-# The bias of a column that is no token; -1e30 for other dtypes. It leaves the column no probability, and it is
-# finite, so that 0 times its logit is 0.
+# The bias of a column that is no token; -1e30 for other dtypes. It leaves the column no
+# probability, and it is finite, so that 0 times its logit is 0.
 PAD_LOGIT_BIAS = {torch.float16: -65504.0}
 TILE = 128  # rows
-# On a CPU, by model: the memory of the logits, kept from one step to the next. Fresh pages for it cost as much as
-# a pass over them.
+# On a CPU, by model: the memory of the logits, kept from one step to the next. Fresh pages for it
+# cost as much as a pass over them.
 _kept = threading.local()
 
 
@@ -60,14 +62,15 @@ def fused_linear_distillation_loss(
         kl_on: "all" (every real token) or "masked" (a different objective).
         token_mask: [N] bool, False for padding.
         chunk: How many rows of logits exist at a time. None chooses by memory.
-        passes: What computes the passes over the logits: torch's operators ("torch"), one "compiled" kernel (it
-            takes seconds, once per machine) or, on a GPU, the "triton" kernel.
+        passes: What computes the passes over the logits: torch's operators ("torch"), one
+            "compiled" kernel (it takes seconds, once per machine) or, on a GPU, the "triton"
+            kernel.
 
     Returns:
-        (loss, kl_sum, mlm_sum), scalars in fp32 (float64 for float64 inputs), in nats, summed over tokens:
-        loss = kl_weight · kl_sum + mlm_weight · mlm_sum, kl_sum = Σ T² · KL(softmax(t/T) ‖ softmax(z/T)),
-        mlm_sum = Σ −log softmax(z)_y. The loss is differentiable once, in student hidden, weight and bias. The
-        sums are detached.
+        (loss, kl_sum, mlm_sum), scalars in fp32 (float64 for float64 inputs), in nats, summed over
+        tokens: loss = kl_weight · kl_sum + mlm_weight · mlm_sum, kl_sum = Σ T² · KL(softmax(t/T) ‖
+        softmax(z/T)), mlm_sum = Σ −log softmax(z)_y. The loss is differentiable once, in student
+        hidden, weight and bias. The sums are detached.
 
     Raises:
         ValueError: Shapes do not fit, or kl_on is unknown.
@@ -116,8 +119,8 @@ def fused_linear_distillation_loss(
 def columns(vocabulary: int, device: str) -> int:
     """Return the number of logit columns: the vocabulary size, padded on GPUs so that each row is 16-byte aligned.
 
-    The rows of the weight's gradient are aligned too. At 30,522 tokens a GPU's matrix products are then 2 to 3 times
-    as fast as without padding (docs/PERFORMANCE.md).
+    The rows of the weight's gradient are aligned too. At 30,522 tokens a GPU's matrix products are
+    then 2 to 3 times as fast as without padding (docs/PERFORMANCE.md).
     """
     return vocabulary if device == "cpu" or vocabulary % 8 == 0 else -(-vocabulary // 64) * 64
 
@@ -177,13 +180,13 @@ def _workspace_view(model: str, rows: int, vocabulary: int, like: Tensor) -> Ten
 class _Logits:
     """hidden [N, H] · weightᵀ [H, V] chunk by chunk, without the bias, as [n, columns].
 
-    Logits are fp32 from 16-bit inputs on a GPU, and in the inputs' own dtype on a CPU. torch's CPU GEMM cannot return
-    fp32 from bf16 inputs at bf16's speed. Rounded logits put 1 % of noise into the gradient at |z| = 20
-    (docs/PERFORMANCE.md).
+    Logits are fp32 from 16-bit inputs on a GPU, and in the inputs' own dtype on a CPU. torch's CPU
+    GEMM cannot return fp32 from bf16 inputs at bf16's speed. Rounded logits put 1 % of noise into
+    the gradient at |z| = 20 (docs/PERFORMANCE.md).
 
     Attributes:
-        bias: Is to be added to the logits. It is at least fp32 on a CPU and as given on a GPU; None where there is
-            nothing to add.
+        bias: Is to be added to the logits. It is at least fp32 on a CPU and as given on a GPU; None
+            where there is nothing to add.
     """
 
     def __init__(
@@ -240,16 +243,17 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         low = hidden.dtype
         kl_factor, unit = temperature * kl_weight, 1.0
         if low == torch.float16:
-            # Gradients stay unnormalized until backward knows the loss scale: 1/N inside would underflow. They are
-            # in units of KL's own factor, where its gradient is q − p, unless that would take the masked-LM
-            # gradient out of fp16's range.
+            # Gradients stay unnormalized until backward knows the loss scale: 1/N inside would
+            # underflow. They are in units of KL's own factor, where its gradient is q − p, unless
+            # that would take the masked-LM gradient out of fp16's range.
             unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
         # filled, not copied: a copy would make a GPU wait
         factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)]
         student = _Logits("student", hidden, weight, bias, wide, chunk)
         teacher = _Logits("teacher", t_hidden, t_weight, t_bias, wide, chunk) if kl_weight != 0 else None
         t_bias = teacher.bias if teacher else None
-        # one kernel takes a whole chunk; torch's operators need several times the memory of its logits
+        # one kernel takes a whole chunk; torch's operators need several times the memory of its
+        # logits
         whole = hidden.is_cuda and passes != "torch"
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want else None
         d_weight = d_bias = None
@@ -262,7 +266,8 @@ class _FusedVocabularyLoss(torch.autograd.Function):
             real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
             masked, real = (masked & real).unsqueeze(1), real.unsqueeze(1)
             target = labels[part].clamp(min=0).unsqueeze(1)
-            # A CPU treats the masked rows, some 15 %, apart. A GPU would have to wait to learn which ones they are.
+            # A CPU treats the masked rows, some 15 %, apart. A GPU would have to wait to learn
+            # which ones they are.
             at = masked.squeeze(1).nonzero().squeeze(1) if z.device.type == "cpu" and t is not None else None
             z_at = None if at is None else z[at]
             for block in _blocks(z, whole):
@@ -334,7 +339,8 @@ class _FusedVocabularyLoss(torch.autograd.Function):
 def _weight_gradient(total: Tensor | None, slopes: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
     """Return total + slopesᵀ · hidden, [columns, H], and overwrite total.
 
-    The result is at least fp32 where the device's GEMM can return that, or where there are two chunks.
+    The result is at least fp32 where the device's GEMM can return that, or where there are two
+    chunks.
     """
     if not slopes.is_cuda:
         return _added(total, slopes.t() @ hidden, wide)

@@ -1,7 +1,7 @@
 """Linear layers of a frozen model whose weights are stored in oneDNN's own layout.
 
-No product has to convert them. On a CPU in bf16 such a product is 4 to 9 % faster, and gelu is fused into it
-(docs/PERFORMANCE.md).
+No product has to convert them. On a CPU in bf16 such a product is 4 to 9 % faster, and gelu is
+fused into it (docs/PERFORMANCE.md).
 """
 
 import weakref
@@ -12,15 +12,16 @@ from transformers import PreTrainedModel
 
 from ds_distill.models.families import family_of
 
-# (plain, packed) by the address of the plain weight. That weight is kept, so that no other can get its address.
+# (plain, packed) by the address of the plain weight. That weight is kept, so that no other can get
+# its address.
 _PACKED: dict[int, tuple[Tensor, Tensor]] = {}
 
 
 def prepack_linears(model: PreTrainedModel) -> None:
     """Give the blocks' linear layers of a frozen bf16 model on a CPU packed copies of their weights.
 
-    The plain weights and their names stay, and must not change any more. Where oneDNN is not built in, or has no bf16
-    on this processor, nothing changes.
+    The plain weights and their names stay, and must not change any more. Where oneDNN is not built
+    in, or has no bf16 on this processor, nothing changes.
     """
     if not _can_pack():
         return

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# The number of [n, V] tensors alive at once on torch's own operators; compiled there are none. On a CPU masked-LM has
-# a call of its own.
+# The number of [n, V] tensors alive at once on torch's own operators; compiled there are none. On a
+# CPU masked-LM has a call of its own.
 TEMPORARIES = {"cpu": 5, "cuda": 7}
 
 
@@ -42,12 +42,12 @@ def row_losses(
         kl_factor: A scalar on the device, at least fp32, in the gradients' units.
         mlm_factor: A scalar on the device, at least fp32, in the gradients' units.
         temperature: T in the formulas below.
-        slope: [n, V], becomes kl_factor · (q − p) + mlm_factor · softmax(z). It may be z itself, and is None where no
-            gradient is wanted.
+        slope: [n, V], becomes kl_factor · (q − p) + mlm_factor · softmax(z). It may be z itself,
+            and is None where no gradient is wanted.
 
     Returns:
-        (kl [n, 1], T² · KL(softmax(t/T) ‖ softmax(z/T)); mlm [n, 1], −log softmax(z)_target). Both are 0 where masked
-        out and None where left out.
+        (kl [n, 1], T² · KL(softmax(t/T) ‖ softmax(z/T)); mlm [n, 1], −log softmax(z)_target). Both
+        are 0 where masked out and None where left out.
     """
     wide = mlm_factor.dtype
     z = _peak_removed(z.to(wide) if bias is None else z + bias)
@@ -67,7 +67,8 @@ def row_losses(
         sum_q, sum_p = q.sum(-1, keepdim=True), p.sum(-1, keepdim=True)
         p.mul_(1 / sum_p)
         q = q.mul_(1 / sum_q).sub_(p)
-        # Σ (q − p) is 0 but for the rounding of the two normalizers, so adding it removes that rounding from a small KL
+        # Σ (q − p) is 0 but for the rounding of the two normalizers, so adding it removes that
+        # rounding from a small KL
         rows = t.sub_(z).add_((sum_q / sum_p).log_()).mul_(p).add_(q).sum(-1, keepdim=True)
         kl = torch.where(kl_mask, temperature**2 * rows, 0.0)
         if slope is not None:
@@ -78,7 +79,8 @@ def row_losses(
     return kl, mlm
 
 
-# torch's log_softmax guards against infinite maxima, which makes the compiled kernel three times slower
+# torch's log_softmax guards against infinite maxima, which makes the compiled kernel three times
+# slower
 def _peak_removed(z: Tensor) -> Tensor:
     return z - z.amax(-1, keepdim=True)
 
@@ -87,8 +89,9 @@ def _peak_removed(z: Tensor) -> Tensor:
 def passes_of(name: str) -> Callable:
     """Return a function like row_losses, by name.
 
-    "torch" is row_losses on torch's operators. "compiled" is one kernel per block, which torch.compile makes when a
-    shape is new, in C++ on a CPU and in Triton on a GPU. "triton" is the Triton kernel written here.
+    "torch" is row_losses on torch's operators. "compiled" is one kernel per block, which
+    torch.compile makes when a shape is new, in C++ on a CPU and in Triton on a GPU. "triton" is the
+    Triton kernel written here.
     """
     if name == "triton":
         from ds_distill.kernels.row_losses_triton import triton_row_losses  # not everyone has Triton

@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# The logits processed at once, and the warps per row. Memory is the limit: one row fills a multiprocessor, so the
-# second pass, which runs backwards, finds in the GPU's cache some of what the first has read.
+# The logits processed at once, and the warps per row. Memory is the limit: one row fills a
+# multiprocessor, so the second pass, which runs backwards, finds in the GPU's cache some of what
+# the first has read.
 BLOCK, WARPS = 8192, 16
 
 

@@ -8,8 +8,8 @@ from ds_distill.kernels.fused_linear import fused_linear_distillation_loss
 class VocabularyProjection(nn.Linear):
     """The student's decoder, which computes its losses instead of returning logits.
 
-    It owns weight [V, H] and bias [V], so ZeRO-3 gathers them for exactly this call. It keeps nn.Linear's names, so
-    the student's state dict is the one that Hugging Face expects.
+    It owns weight [V, H] and bias [V], so ZeRO-3 gathers them for exactly this call. It keeps
+    nn.Linear's names, so the student's state dict is the one that Hugging Face expects.
     """
 
     @classmethod

@@ -7,7 +7,8 @@ from torch import Tensor
 def cosine_distance_sum(student_hidden: Tensor, teacher_hidden: Tensor, token_mask: Tensor | None = None) -> Tensor:
     """Return the sum over tokens of 1 − cos(h_s, h_t), in fp32 (float64 stays float64).
 
-    The result is a scalar, summed, not averaged: the caller divides by the global count of real tokens.
+    The result is a scalar, summed, not averaged: the caller divides by the global count of real
+    tokens.
 
     Args:
         student_hidden: [..., H], any float dtype.

@@ -11,9 +11,9 @@ from ds_distill.recipe import Losses
 class Objective(nn.Module):
     """A masked-LM model with its triple loss or, without a teacher, with the masked-LM loss alone.
 
-    Sums are divided by the counts of the *global* batch, so the gradient does not depend on how the batch is divided
-    among ranks and accumulation steps. Means of means do depend on it, since DistilBERT's own counts differ from block
-    to block.
+    Sums are divided by the counts of the *global* batch, so the gradient does not depend on how the
+    batch is divided among ranks and accumulation steps. Means of means do depend on it, since
+    DistilBERT's own counts differ from block to block.
     """
 
     def __init__(self, model: nn.Module, losses: Losses, world_size: int, teacher_width: int | None = None):
@@ -23,9 +23,9 @@ class Objective(nn.Module):
             model: The masked-LM model.
             losses: The recipe's losses.
             world_size: The number of ranks.
-            teacher_width: The teacher's hidden size. Where it differs from the model's, the cosine loss compares a
-                learned projection of the model's hidden states. The projection is trained and checkpointed, but is no
-                part of the model.
+            teacher_width: The teacher's hidden size. Where it differs from the model's, the cosine
+                loss compares a learned projection of the model's hidden states. The projection is
+                trained and checkpointed, but is no part of the model.
         """
         super().__init__()
         self.model = model
@@ -60,19 +60,19 @@ class Objective(nn.Module):
 
         Args:
             input_ids: [B, L] int64.
-            attention_mask: [B, L] or [B, 1, L, L] bool, or None where all tokens are real. A real token always sees
-                itself and padding never does.
+            attention_mask: [B, L] or [B, 1, L, L] bool, or None where all tokens are real. A real
+                token always sees itself and padding never does.
             labels: [B, L] int64.
             counts: The real and masked tokens of the global batch.
-            teacher: (hidden [B, L, H], decoder_input [B, L, H], decoder_weight [V, H], decoder_bias [V] or None), or
-                None for masked-LM only.
-            cu_seqlens: For a batch whose documents do not see each other, see data.batches.cu_seqlens_of. It is given
-                beside the mask, for models.varlen.
+            teacher: (hidden [B, L, H], decoder_input [B, L, H], decoder_weight [V, H], decoder_bias
+                [V] or None), or None for masked-LM only.
+            cu_seqlens: For a batch whose documents do not see each other, see
+                data.batches.cu_seqlens_of. It is given beside the mask, for models.varlen.
 
         Returns:
-            (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached sums
-            [kl, mlm, cosine]. Without counts: [masked-LM loss, correct predictions, tokens], summed over the masked
-            tokens.
+            (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached
+            sums [kl, mlm, cosine]. Without counts: [masked-LM loss, correct predictions, tokens],
+            summed over the masked tokens.
         """
         more = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
         hidden = self.family.part(self.model, "trunk")(

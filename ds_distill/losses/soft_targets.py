@@ -33,8 +33,8 @@ def soft_target_loss(outputs, targets: Tensor, *, temperature: float, regression
 
     Args:
         outputs: The student's outputs.
-        targets: [B, C] for a classifier, [B, 1] for a number (the loss is then the squared error), [B, 2, L] for answer
-            starts and ends (the loss is then their mean).
+        targets: [B, C] for a classifier, [B, 1] for a number (the loss is then the squared error),
+            [B, 2, L] for answer starts and ends (the loss is then their mean).
         temperature: The temperature of the softmax.
         regression: Whether the task predicts a number.
     """

@@ -33,8 +33,8 @@ def varlen_unavailable_reason(device: torch.device, dtype: torch.dtype, head_siz
 def use_varlen_attention(model: PreTrainedModel) -> None:
     """Have `model` use the kernel where its trunk gets cu_seqlens and attention has no dropout.
 
-    cu_seqlens is given as cu_seq_lens_q, beside the mask. The kernel has no dropout, so a student with attention
-    dropout keeps the mask while it trains.
+    cu_seqlens is given as cu_seq_lens_q, beside the mask. The kernel has no dropout, so a student
+    with attention dropout keeps the mask while it trains.
     """
     model.set_attn_implementation(_NAME)
 
@@ -46,7 +46,8 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) 
         query: [B, heads, L, d] in 16 bit.
         key: [B, heads, L, d] in 16 bit.
         value: [B, heads, L, d] in 16 bit.
-        starts: [n + 1] int32, where each document begins in the flattened [B · L] batch, then filled up with B · L.
+        starts: [n + 1] int32, where each document begins in the flattened [B · L] batch, then
+            filled up with B · L.
     """
     batch, heads, length, size = query.shape
     flat = (x.transpose(1, 2).reshape(batch * length, heads, size) for x in (query, key, value))

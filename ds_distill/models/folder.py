@@ -1,7 +1,8 @@
 """Checks of a Hugging Face folder before anything of it is loaded.
 
-Where from_pretrained would raise a puzzling error, these checks raise one clear sentence. Functions import torch and
-transformers only when they need them, so that a mistake that the files show is reported before that.
+Where from_pretrained would raise a puzzling error, these checks raise one clear sentence. Functions
+import torch and transformers only when they need them, so that a mistake that the files show is
+reported before that.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
     """Return the folder of a checkpoint.
 
-    That is `path` itself, the model in it where `path` is the --output of a command that made one, or the local
-    Hugging Face cache's copy of the hub model of that name. A folder without weights, such as one that earlier exports
-    of the hub model have made, gives way to the cache's copy with weights. The network is never used: hundreds of
-    ranks must not each download.
+    That is `path` itself, the model in it where `path` is the --output of a command that made one,
+    or the local Hugging Face cache's copy of the hub model of that name. A folder without weights,
+    such as one that earlier exports of the hub model have made, gives way to the cache's copy with
+    weights. The network is never used: hundreds of ranks must not each download.
 
     Args:
         path: The folder or the name of a hub model.
@@ -72,9 +73,9 @@ def open_model_folder(path: str, option: str = "teacher =") -> tuple[Path, Pretr
     No remote code is run and the network is not used.
 
     Raises:
-        UserError: Begins with `option` and the path. The folder is missing, the config is missing or unfit, the model
-            is no bidirectional encoder with absolute positions, weights are pickled or absent, or an index names
-            files outside the folder.
+        UserError: Begins with `option` and the path. The folder is missing, the config is missing
+            or unfit, the model is no bidirectional encoder with absolute positions, weights are
+            pickled or absent, or an index names files outside the folder.
     """
     folder = check_model_files(path, option)
     return folder, config_of(folder, f"{option} {path}")
@@ -98,8 +99,8 @@ def weight_files(folder: Path, given: str) -> list[Path]:
     """Return the safetensors files that from_pretrained reads, without a look at their headers.
 
     Raises:
-        UserError: Begins with `given`. There are no such files, an index does not fit them, or Git LFS has not
-            fetched a file.
+        UserError: Begins with `given`. There are no such files, an index does not fit them, or Git
+            LFS has not fetched a file.
     """
     files = sorted(folder.glob("model*.safetensors"))
     if (folder / "model.safetensors").is_file():
@@ -131,7 +132,8 @@ def read_config(folder: Path, given: str) -> dict:
     """Return the contents of config.json.
 
     Raises:
-        UserError: Begins with `given`. There is no config.json, or it describes no encoder of a known family.
+        UserError: Begins with `given`. There is no config.json, or it describes no encoder of a
+            known family.
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -152,7 +154,8 @@ def read_config(folder: Path, given: str) -> dict:
         )
     if config.get("is_decoder"):
         raise UserError(f"{given}: is_decoder is true, a causal model; give a bidirectional encoder")
-    # transformers 5 dropped relative positions and would load such a checkpoint as if they were absolute
+    # transformers 5 dropped relative positions and would load such a checkpoint as if they were
+    # absolute
     if config.get("position_embedding_type", "absolute") != "absolute":
         kind = config["position_embedding_type"]
         raise UserError(f"{given}: position_embedding_type is {kind!r}; give a model with absolute positions")

@@ -20,22 +20,24 @@ def load_model(
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the model of an opened folder, in fp32 on the CPU.
 
-    Words that training code has put before or into the weights' names are left out (models.weight_names).
+    Words that training code has put before or into the weights' names are left out
+    (models.weight_names).
 
     Args:
         auto: The AutoModel class of the model's head.
         folder: The folder that holds the model.
         config: The config of that folder.
         given: What error messages begin with.
-        hollow: Load names and shapes alone, on the device `meta`. Only the headers of the files are read.
+        hollow: Load names and shapes alone, on the device `meta`. Only the headers of the files are
+            read.
         **how: Further arguments of from_pretrained.
 
     Returns:
         (the model, the sorted names of the weights that the folder lacks).
 
     Raises:
-        UserError: The config describes no model, or another model than the one that the weights belong to, or
-            the weights cannot be read or are not finite.
+        UserError: The config describes no model, or another model than the one that the weights
+            belong to, or the weights cannot be read or are not finite.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -98,7 +100,8 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], given: str) -> None:
     """Raise UserError, beginning with `given`, that names the floating-point tensors with a NaN or an infinity."""
     bad = []
     for name, tensor in tensors:
-        # The sum is not finite where an element is not. Unlike isfinite's result, it takes no memory.
+        # The sum is not finite where an element is not. Unlike isfinite's result, it takes no
+        # memory.
         if (
             tensor.is_floating_point()
             and not math.isfinite(tensor.detach().float().sum())
@@ -116,8 +119,8 @@ def _empty_model(auto: type, folder: Path, config: PretrainedConfig, given: str)
     """Return the model that config.json describes, without values.
 
     Raises:
-        UserError: The model cannot be built, or the weights are far too small for it. Such a model would be
-            allocated all the same, and filled with noise.
+        UserError: The model cannot be built, or the weights are far too small for it. Such a model
+            would be allocated all the same, and filled with noise.
     """
     import torch
 
@@ -145,20 +148,22 @@ def load_masked_lm(
 ) -> PreTrainedModel:
     """Load a complete masked-LM model from a folder or from the local Hugging Face cache.
 
-    The model is in fp32, on the CPU, in eval mode, and uses sdpa attention. Only safetensors are read, no remote
-    code is run, and the network is not used. transformers renames LayerNorm's legacy names `gamma` and `beta`.
+    The model is in fp32, on the CPU, in eval mode, and uses sdpa attention. Only safetensors are
+    read, no remote code is run, and the network is not used. transformers renames LayerNorm's
+    legacy names `gamma` and `beta`.
 
     Args:
         path: The folder, or the name of a model in the cache.
         option: What errors begin with, before the path.
-        new_head: Give a checkpoint without a masked-LM head a random one, drawn from torch's generator.
+        new_head: Give a checkpoint without a masked-LM head a random one, drawn from torch's
+            generator.
         dropout: The hidden and the attention dropout, or None for the config's own.
         hollow: Load no values, as in `load_model`.
 
     Raises:
-        UserError: The folder is missing, the config is missing or unfit, the weights are pickled, values are not
-            finite, or the checkpoint lacks weights. transformers would fill missing weights with noise, and a
-            teacher without its head teaches noise.
+        UserError: The folder is missing, the config is missing or unfit, the weights are pickled,
+            values are not finite, or the checkpoint lacks weights. transformers would fill missing
+            weights with noise, and a teacher without its head teaches noise.
     """
     folder, config = open_model_folder(path, option)
     given = f"{option} {path}"

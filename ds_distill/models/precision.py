@@ -20,8 +20,8 @@ def teacher_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 def choose_cpu_dtype() -> torch.dtype:
     """Return bf16 where this CPU multiplies at least 1.2 × faster in it than in fp32, else fp32.
 
-    The measured product is 512 × 768 × 768. The measurement takes at most 1 s, once. It may come out differently on
-    two ranks, so with several ranks one measures and tells the others.
+    The measured product is 512 × 768 × 768. The measurement takes at most 1 s, once. It may come
+    out differently on two ranks, so with several ranks one measures and tells the others.
     """
     seconds = _product_seconds((torch.float32, torch.bfloat16))
     return torch.bfloat16 if seconds[torch.float32] > 1.2 * seconds[torch.bfloat16] else torch.float32
@@ -35,7 +35,8 @@ def _product_seconds(dtypes: tuple[torch.dtype, ...], budget: float = 0.6) -> di
     }
     best, end, rounds = dict.fromkeys(dtypes, float("inf")), time.perf_counter() + budget, 0
     threads = torch.get_num_threads()
-    # on a busy machine several threads wait for each other, and the ratio was then anything from 0.5 to 10
+    # on a busy machine several threads wait for each other, and the ratio was then anything from
+    # 0.5 to 10
     torch.set_num_threads(1)
     try:
         while rounds < 3 or time.perf_counter() < end:

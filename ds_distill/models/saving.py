@@ -23,12 +23,12 @@ def save_model_folder(
 ) -> None:
     """Write weights (safetensors), config.json and the tokenizer, which is fitted to the model in place, into `folder`.
 
-    The folder then loads by its name alone, with the same answers in transformers 4.46 and later, and for every user
-    that the umask allows to read it.
+    The folder then loads by its name alone, with the same answers in transformers 4.46 and later,
+    and for every user that the umask allows to read it.
 
     Args:
-        model: A model with any head, in fp32. From 16-bit weights transformers 5 would compute in 16 bit, while 4
-            converts them to fp32 as it loads them.
+        model: A model with any head, in fp32. From 16-bit weights transformers 5 would compute in
+            16 bit, while 4 converts them to fp32 as it loads them.
         tokenizer: See `fit_tokenizer`.
         folder: Made where it is missing.
         offered: See `fit_tokenizer`.
@@ -49,9 +49,9 @@ def save_model_folder(
 def _bias_under_both_names(model: PreTrainedModel) -> Iterator[None]:
     """Have a masked-LM model save the bias of its decoder under the head's name and under the decoder's own.
 
-    They are one parameter. Of a RoBERTa, however, transformers 4.46 reads only the decoder's name, and later releases
-    only the head's. With an untied decoder they are one parameter in transformers 4 and two in 5, which does not use
-    the head's.
+    They are one parameter. Of a RoBERTa, however, transformers 4.46 reads only the decoder's name,
+    and later releases only the head's. With an untied decoder they are one parameter in
+    transformers 4 and two in 5, which does not use the head's.
     """
     head, name = (
         family_of(model).decoder_parent_and_name(model) if type(model).__name__.endswith("ForMaskedLM") else (None, "")
@@ -73,7 +73,8 @@ def _bias_under_both_names(model: PreTrainedModel) -> Iterator[None]:
 def portable_config(config: dict) -> dict:
     """Return a config.json's content in portable form.
 
-    A DistilBERT's sizes are added under their common names. Keys that point at code or at another folder are removed.
+    A DistilBERT's sizes are added under their common names. Keys that point at code or at another
+    folder are removed.
     """
     kept = {key: value for key, value in config.items() if key not in ("auto_map", "_name_or_path")}
     return kept | {common: config[own] for common, own in COMMON_SIZES.items() if own in config}

@@ -1,6 +1,7 @@
 """The student: a smaller encoder of its teacher's family (DistilBERT for BERT), initialized from the teacher's weights.
 
-Source: Sanh et al. 2019, section 2. The choice of layers and the copied MLM transform are those of the authors' code.
+Source: Sanh et al. 2019, section 2. The choice of layers and the copied MLM transform are those of
+the authors' code.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ def resolve_layer_map(
     """Return the teacher layer that each student layer starts from, or None for a random start.
 
     Args:
-        spec: "every_other" (evenly spaced, first and last included: 12 → 6 gives [0, 2, 4, 7, 9, 11]), "random", or
-            a list of teacher layers.
+        spec: "every_other" (evenly spaced, first and last included: 12 → 6 gives [0, 2, 4, 7, 9,
+            11]), "random", or a list of teacher layers.
         teacher_layers: The teacher's depth.
-        student_layers: The student's depth. By default it is half the teacher's, or the list's length.
+        student_layers: The student's depth. By default it is half the teacher's, or the list's
+            length.
 
     Raises:
         UserError: The layers and depths do not fit together.
@@ -80,8 +82,8 @@ def _evenly_spaced(teacher_layers: int, depth: int) -> list[int]:
     if depth == 1:
         return [0]  # the layer that fits the copied embeddings
     gaps, last = depth - 1, teacher_layers - 1
-    # This is i · last / gaps in whole numbers, rounded to the nearest, halves down. Steps are ≥ 1, so no layer
-    # occurs twice.
+    # This is i · last / gaps in whole numbers, rounded to the nearest, halves down. Steps are ≥ 1,
+    # so no layer occurs twice.
     return [-((gaps - 2 * i * last) // (2 * gaps)) for i in range(depth)]
 
 
@@ -101,13 +103,14 @@ def build_student(
         teacher_model: A teacher of any float dtype, on any device. It is left untouched.
         layers: As `spec` in `resolve_layer_map`.
         num_layers: As `student_layers` in `resolve_layer_map`.
-        hidden: The student's width, by default the teacher's. A smaller one keeps whole attention heads and starts
-            from the first rows and columns of the teacher's weights.
+        hidden: The student's width, by default the teacher's. A smaller one keeps whole attention
+            heads and starts from the first rows and columns of the teacher's weights.
         dropout: The hidden and the attention dropout.
         seed: The seed of a random start. The global generators are left alone.
-        freeze_positions: Freeze the position embeddings. The authors' config asks for sinusoidal and therefore frozen
-            positions, which BERT's then overwrite, so their positions were never trained. With a random start, frozen
-            positions are sinusoidal; only DistilBERT has these.
+        freeze_positions: Freeze the position embeddings. The authors' config asks for sinusoidal
+            and therefore frozen positions, which BERT's then overwrite, so their positions were
+            never trained. With a random start, frozen positions are sinusoidal; only DistilBERT has
+            these.
 
     Raises:
         UserError: The layer map, width or dropout is unfit, or the teacher's decoder is not tied.
@@ -127,7 +130,8 @@ def build_student(
         check_tied(teacher_model)
         _warn_of_eps(teacher_model, ours)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not restore
+        # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not
+        # restore
         torch.random.default_generator.manual_seed(seed)
         student = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").float()
     if layer_map is not None:
@@ -234,7 +238,8 @@ def _copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layer_map:
     _fill(target.word_embeddings.weight, source.word_embeddings.weight)  # the tied decoder shares it
     positions = source.position_embeddings.weight.float()
     if theirs.token_types and not ours.token_types:
-        # Pretraining sees type 0 only. Its embedding is a constant vector, which the positions can carry.
+        # Pretraining sees type 0 only. Its embedding is a constant vector, which the positions can
+        # carry.
         positions = positions + source.token_type_embeddings.weight[0].float()
     elif ours.token_types:
         _fill(target.token_type_embeddings.weight, source.token_type_embeddings.weight)
@@ -261,6 +266,7 @@ def _fill(mine: Tensor, other: Tensor) -> None:
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters.
 
-    Tied parameters count once, frozen ones count too, and where ZeRO-3 holds a part the whole parameter counts.
+    Tied parameters count once, frozen ones count too, and where ZeRO-3 holds a part the whole
+    parameter counts.
     """
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

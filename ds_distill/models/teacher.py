@@ -29,9 +29,9 @@ class TeacherOutputs:
 class Teacher:
     """A frozen masked-LM model in eval mode.
 
-    It is not an nn.Module: as an attribute of the student or engine it must not enter parameters, checkpoints or
-    `.train()`. Create it outside any `zero.Init` context and before an HfDeepSpeedConfig of stage 3, because its
-    weights must be whole on every rank.
+    It is not an nn.Module: as an attribute of the student or engine it must not enter parameters,
+    checkpoints or `.train()`. Create it outside any `zero.Init` context and before an
+    HfDeepSpeedConfig of stage 3, because its weights must be whole on every rank.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -57,8 +57,9 @@ class Teacher:
 
         Args:
             input_ids: [B, L] int.
-            attention_mask: [B, L] bool, true on real tokens, or [B, 1, L, L] bool, true where a query may see a key.
-                None where every token is real, so that sdpa can take its fastest kernel.
+            attention_mask: [B, L] bool, true on real tokens, or [B, 1, L, L] bool, true where a
+                query may see a key. None where every token is real, so that sdpa can take its
+                fastest kernel.
             cu_seqlens: [n] int32. Beside a [B, 1, L, L] mask it tells models.varlen the same.
 
         Raises:

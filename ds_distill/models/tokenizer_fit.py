@@ -21,17 +21,19 @@ def fit_tokenizer(
 ) -> None:
     """Make `tokenizer`, in place, return the inputs of the model's forward, cut to its positions, padded on the right.
 
-    A tokenizer that came with a teacher, or from elsewhere, may return token types that the student's forward refuses
-    (transformers 4 refuses them; 5 ignores them). It may also promise more tokens than there are positions, and
-    `truncation=True` relies on that number. Padding on the left would move a text's tokens to other positions, so the
-    answer would depend on the texts beside it. The side on which the tokenizer cuts stays.
+    A tokenizer that came with a teacher, or from elsewhere, may return token types that the
+    student's forward refuses (transformers 4 refuses them; 5 ignores them). It may also promise
+    more tokens than there are positions, and `truncation=True` relies on that number. Padding on
+    the left would move a text's tokens to other positions, so the answer would depend on the texts
+    beside it. The side on which the tokenizer cuts stays.
 
     Args:
-        tokenizer: Changed in place. Saved with the model, it behaves the same wherever the folder is loaded.
+        tokenizer: Changed in place. Saved with the model, it behaves the same wherever the folder
+            is loaded.
         model: A model with any head.
         offered: The inputs to choose from.
-        length: The most tokens that the model was trained on, where a text is to be cut to them. None uses the
-            tokenizer's own limit.
+        length: The most tokens that the model was trained on, where a text is to be cut to them.
+            None uses the tokenizer's own limit.
     """
     positions = family_of_type(model.config.model_type).positions(model.config)
     limit = length or tokenizer.model_max_length
@@ -43,8 +45,9 @@ def fit_tokenizer(
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, given: str) -> None:
     """Raise UserError where the tokenizer has ids for which the model has no embedding.
 
-    The largest id counts, not the number of tokens, because ids may have gaps. The error begins with `given` (the
-    option and the folder), and states the cause where the tokenizer's own folder shows it.
+    The largest id counts, not the number of tokens, because ids may have gaps. The error begins
+    with `given` (the option and the folder), and states the cause where the tokenizer's own folder
+    shows it.
     """
     ids, lacking = tokenizer.get_vocab(), _absent_from_vocab_txt(tokenizer)
     beyond = sorted((name for name, number in ids.items() if number >= config.vocab_size), key=ids.get)

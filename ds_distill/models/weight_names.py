@@ -1,6 +1,7 @@
 """Names of weights as training code saves them.
 
-torch.compile, DistributedDataParallel, FSDP and custom modules put words before a model's own names, or between them.
+torch.compile, DistributedDataParallel, FSDP and custom modules put words before a model's own
+names, or between them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ WITHIN = r"(?:\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)
 def renaming(names: list[str], model: PreTrainedModel, given: str) -> dict[str, str] | None:
     """Return from_pretrained's key_mapping that turns these names of weights into the model's own.
 
-    The mapping is {pattern: replacement}, or None where the names need no change. The words that it removes are logged
-    once.
+    The mapping is {pattern: replacement}, or None where the names need no change. The words that it
+    removes are logged once.
 
     Args:
         names: The names in the files.

@@ -1,6 +1,7 @@
 """Checks that the ranks of a job make before its corpus is prepared, which takes hours.
 
-They find out whether the ranks can run the recipe, and whether its texts and models are there and fit.
+They find out whether the ranks can run the recipe, and whether its texts and models are there and
+fit.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def check_machine(recipe: Recipe) -> None:
 
     They must be able to share the global batch and to run as the recipe and its DeepSpeed JSON ask.
     """
-    # a rank that joins and is then lost is missed within seconds, while one that never comes is waited for
+    # a rank that joins and is then lost is missed within seconds, while one that never comes is
+    # waited for
     _, ranks = start_distributed()
     recipe.training.share_of(ranks)
     device = local_device(recipe.training.device)
@@ -73,7 +75,8 @@ def check_deepspeed(training: Training) -> None:
 def check_engine(recipe: Recipe) -> None:
     """Collective: raise UserError where DeepSpeed does not start with the recipe's optimizer and DeepSpeed JSON.
 
-    A model of two numbers is started with them, because DeepSpeed checks many of its settings nowhere else.
+    A model of two numbers is started with them, because DeepSpeed checks many of its settings
+    nowhere else.
     """
     t = _smallest(recipe.training)
     if t.deepspeed is None and t.optimizer in ("auto", "torch"):

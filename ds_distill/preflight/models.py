@@ -114,8 +114,8 @@ def check_reads(
 def check_fits(store: TokenDataset, config: PretrainedConfig, what: str, folder: str | None = None) -> None:
     """Raise UserError where a model cannot read prepared tokens.
 
-    The vocabulary size and the positions are checked. For a model from a folder that has a tokenizer, the meaning of
-    the ids is checked too.
+    The vocabulary size and the positions are checked. For a model from a folder that has a
+    tokenizer, the meaning of the ids is checked too.
     """
     if store.manifest["vocab_size"] > config.vocab_size:
         raise UserError(

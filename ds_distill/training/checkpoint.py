@@ -1,6 +1,7 @@
 """Checkpoints that are either complete or absent.
 
-DeepSpeed writes into a folder beside the final place, checksums follow, and a rename publishes the checkpoint.
+DeepSpeed writes into a folder beside the final place, checksums follow, and a rename publishes the
+checkpoint.
 """
 
 import json
@@ -25,8 +26,8 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.resources import explain_disk_full
 
 FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
-# The manifest holds the properties that the checkpoint is divided by (stage, ranks, precision), the parameters of each
-# group, and the size and checksum of every file.
+# The manifest holds the properties that the checkpoint is divided by (stage, ranks, precision), the
+# parameters of each group, and the size and checksum of every file.
 MANIFEST = "manifest.json"
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's name → the recipe's
 _CHUNK = 2**24
@@ -79,7 +80,8 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
             save_file(engine.frozen_weights, partial / "state" / FROZEN)
             follow_umask(partial / "state")
         torch.distributed.barrier()
-        # a network file system may show one host's files to another late, but each host sees its own
+        # a network file system may show one host's files to another late, but each host sees its
+        # own
         names = sorted(
             {name for seen in all_gather_object([path.name for path in (partial / "state").iterdir()]) for name in seen}
         )
@@ -130,8 +132,8 @@ def _optimizer(engine) -> str:
 def _check_reads(engine, path: Path, before: str | None) -> None:
     """Raise UserError where the run's optimizer cannot continue from the state of another one, `before`.
 
-    A fused optimizer never reads the state of torch's, which counts its steps elsewhere. In 16 bit at stage 0 no
-    optimizer reads another's.
+    A fused optimizer never reads the state of torch's, which counts its steps elsewhere. In 16 bit
+    at stage 0 no optimizer reads another's.
     """
     now = _optimizer(engine)
     own = not engine.zero_optimization() and isinstance(engine.optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer))
@@ -228,10 +230,12 @@ def resume(engine, folder: Path) -> dict | None:
 def load(engine, path: Path) -> dict:
     """Collective: restore the engine from `path`, and return the state that was given to `save`.
 
-    A change of the ZeRO stage (1 to 3) or of the number of ranks goes through DeepSpeed's universal checkpoint.
+    A change of the ZeRO stage (1 to 3) or of the number of ranks goes through DeepSpeed's universal
+    checkpoint.
 
     Raises:
-        UserError: The precision differs, one stage is 0 and the other is not, or the optimizer's state cannot be read.
+        UserError: The precision differs, one stage is 0 and the other is not, or the optimizer's
+            state cannot be read.
     """
     now, manifest = _shape(engine), read_manifest(path)
     before = manifest["shape"]
@@ -260,7 +264,8 @@ def load(engine, path: Path) -> dict:
         loaded, state = _load_converted(engine, path)
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to go on from the one before")
-    # From a universal checkpoint, and always at stage 3, DeepSpeed copies one group's hyperparameters onto all.
+    # From a universal checkpoint, and always at stage 3, DeepSpeed copies one group's
+    # hyperparameters onto all.
     for group, own, rate in zip(engine.optimizer.param_groups, kept, engine.lr_scheduler.get_last_lr(), strict=True):
         group.update(own, lr=rate)
     return state

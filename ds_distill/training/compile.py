@@ -18,9 +18,10 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.utils.console import log
 
-# Compiling pays where it saves more than this many seconds. On two CPU cores the blocks and the loss take 25 s to
-# compile at first. The constants below are seconds that it saves there: per logit; per token and layer, for an element
-# of the hidden state and for a score of attention, both with dropout. A GPU's share of the latter two is a guess.
+# Compiling pays where it saves more than this many seconds. On two CPU cores the blocks and the
+# loss take 25 s to compile at first. The constants below are seconds that it saves there: per
+# logit; per token and layer, for an element of the hidden state and for a score of attention, both
+# with dropout. A GPU's share of the latter two is a guess.
 MIN_SAVED_SECONDS = 40.0
 LOGIT, HIDDEN, SCORE = 6.5e-9, 28e-9, 20e-9
 GPU = 0.02
@@ -136,8 +137,8 @@ def compile_step(
         teacher: The teacher, or None.
         device: The device of the run.
         body: Whether to compile the blocks too.
-        passes: The vocabulary loss's kernel. "auto" is the Triton one on a GPU (docs/PERFORMANCE.md), else that of
-            torch.compile.
+        passes: The vocabulary loss's kernel. "auto" is the Triton one on a GPU
+            (docs/PERFORMANCE.md), else that of torch.compile.
     """
     if device.type == "cuda":
         objective.distance = torch.compile(objective.distance)

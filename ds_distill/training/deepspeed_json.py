@@ -32,7 +32,8 @@ OWNED_BY_RECIPE = (
 ITS_OWN = {"optimizer": ("adamw", "adam"), "scheduler": ("warmupdecaylr",)}
 # DeepSpeed reads these keys outside its parser.
 BESIDE_PARSER = ("vocabulary_size", "sequence_parallel_size", "data_parallel_size")
-# DeepSpeed accepts these keys, but here they would have no effect or break the run after its corpus is prepared.
+# DeepSpeed accepts these keys, but here they would have no effect or break the run after its corpus
+# is prepared.
 NOT_HERE = {
     "torch_autocast.enabled": "training.precision decides the number format",
     "hybrid_engine.enabled": "it is for models that generate text",
@@ -179,8 +180,8 @@ def check_deepspeed_json(given: str, said: dict, config: dict) -> None:
                 f"{did_you_mean(key, known, 0.6) or '; correct it, or take it out'}"
             )
         section = dict.get(watched, key)
-        # Typed sections check their keys themselves. In the others DeepSpeed may leave known keys unread, so only a
-        # key that is similar to one that it asked for is a typo.
+        # Typed sections check their keys themselves. In the others DeepSpeed may leave known keys
+        # unread, so only a key that is similar to one that it asked for is a typo.
         if isinstance(section, Watched) and section.asked and not section.whole:
             for name in dict.keys(section) - section.asked.keys():
                 if near := difflib.get_close_matches(name, list(section.asked), n=1, cutoff=0.85):

@@ -36,8 +36,8 @@ def make_engine(
         total_steps: The optimizer steps of the whole run.
         device: The device of the run.
         dtype: The number format of the run.
-        leave_out: Keys of the DeepSpeed JSON to leave out, dotted within zero_optimization. Monitors are an example,
-            since they write as soon as they are made.
+        leave_out: Keys of the DeepSpeed JSON to leave out, dotted within zero_optimization.
+            Monitors are an example, since they write as soon as they are made.
 
     Returns:
         The engine, whose scheduler steps once per optimizer step.
@@ -108,12 +108,13 @@ def optimizer_step(engine) -> float | None:
 
 def backward(engine, loss: torch.Tensor) -> None:
     """Call engine.backward for a loss that is already divided by the global batch's counts."""
-    # DeepSpeed 0.19 divides by the accumulation steps in a hook on the forward's output, unless backward's own hook ran
-    # before it. On the very same tensor (stage 0 in fp32, scale_wrt_gas=False) that hook runs after it, so the gradient
-    # would be divided. A new tensor restores the order.
+    # DeepSpeed 0.19 divides by the accumulation steps in a hook on the forward's output, unless
+    # backward's own hook ran before it. On the very same tensor (stage 0 in fp32,
+    # scale_wrt_gas=False) that hook runs after it, so the gradient would be divided. A new tensor
+    # restores the order.
     scale = 1.0
     if engine.fp16_enabled() and not engine.zero_optimization():
-        # Stage 0 divides its gradients by the loss scale, but DeepSpeed 0.19 multiplies the loss by it only at the
-        # other stages.
+        # Stage 0 divides its gradients by the loss scale, but DeepSpeed 0.19 multiplies the loss by
+        # it only at the other stages.
         scale = engine.optimizer.loss_scale
     engine.backward(loss * scale, scale_wrt_gas=False)

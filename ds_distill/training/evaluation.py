@@ -15,7 +15,8 @@ def evaluate(run, batches: Iterable, device: torch.device) -> dict[str, float | 
 
     Args:
         run: An engine or an Objective.
-        batches: Batch objects with fixed masks. Every rank reads all batches, since ZeRO-3 needs equal calls.
+        batches: Batch objects with fixed masks. Every rank reads all batches, since ZeRO-3 needs
+            equal calls.
         device: The device to run on.
     """
     was_training = run.training

@@ -17,7 +17,8 @@ def parameter_groups(module: nn.Module, weight_decay: float, rates: dict[str, fl
     Args:
         module: The module to train.
         weight_decay: The weight decay of matrices.
-        rates: Learning rates by the beginning of a parameter's name. Such parameters form groups of their own.
+        rates: Learning rates by the beginning of a parameter's name. Such parameters form groups of
+            their own.
 
     Returns:
         Groups with "params", "names", "weight_decay" and, where the group has its own rate, "lr".

@@ -25,7 +25,8 @@ def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:
 class Step:
     """The recipe's step.
 
-    `engine` is its DeepSpeedEngine, in training mode. The engine's scheduler steps once per optimizer step.
+    `engine` is its DeepSpeedEngine, in training mode. The engine's scheduler steps once per
+    optimizer step.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class Step:
             objective: The student with its losses.
             teacher: The teacher, or None for masked-LM only.
             recipe: The recipe.
-            steps: The steps of the whole run. The schedule ends with them, and compiling has to pay off within them.
+            steps: The steps of the whole run. The schedule ends with them, and compiling has to pay
+                off within them.
             accumulation: The micro-batches per optimizer step.
             length: The length of a sequence in tokens.
-            documents: Whether the batches mark where their documents start, because these do not see each other.
+            documents: Whether the batches mark where their documents start, because these do not
+                see each other.
             device: The device of the run.
             dtype: The number format of the run.
         """
@@ -88,8 +91,8 @@ class Step:
             counts: The real and masked tokens of the global batch.
 
         Returns:
-            (this rank's summed losses [kl, mlm, cosine] of each micro-batch, on the device; the norm of the global
-            gradient before clipping).
+            (this rank's summed losses [kl, mlm, cosine] of each micro-batch, on the device; the
+            norm of the global gradient before clipping).
         """
         parts_of, norm = [], None
         for micro, batch in enumerate(batches):

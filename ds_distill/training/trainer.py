@@ -77,15 +77,15 @@ def train(
 ):
     """Collective: run the recipe to its end, or to SIGTERM.
 
-    Checkpoints go to output/checkpoints, TensorBoard to output/tensorboard. A run that finds its own checkpoint resumes
-    from it.
+    Checkpoints go to output/checkpoints, TensorBoard to output/tensorboard. A run that finds its
+    own checkpoint resumes from it.
 
     Args:
         objective: The student with its losses.
         teacher: A models.teacher.Teacher, or None for masked-LM only.
         order: The loader of the training batches.
-        heldout: By name, a function that makes a held-out set's batches. "" is the corpus's own held-out part, whose
-            figures the summary reports.
+        heldout: By name, a function that makes a held-out set's batches. "" is the corpus's own
+            held-out part, whose figures the summary reports.
         recipe: The recipe.
         output: The run's folder.
         device: The device of the run.

@@ -18,9 +18,9 @@ from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
 def make_universal(checkpoint: Path, target: Path) -> None:
     """Convert `checkpoint` into the folder `target`, which engines of any ZeRO stage from 1 to 3 can load.
 
-    The number of ranks does not matter either. DeepSpeed's converter writes optimizer_state.pt and the model states for
-    engines of the original stage; here one folder holds both kinds. Frozen parameters are left out, because they are
-    those that the run started from.
+    The number of ranks does not matter either. DeepSpeed's converter writes optimizer_state.pt and
+    the model states for engines of the original stage; here one folder holds both kinds. Frozen
+    parameters are left out, because they are those that the run started from.
     """
     target.mkdir(parents=True)
     with regex_safe_path(checkpoint) as source, regex_safe_path(target) as result, silent_converters():

@@ -68,7 +68,8 @@ def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, T
     known = all(name in parameters or not name.startswith(PREFIX) for group in names for name in group)
     if not known:
         raise UserError(f"{folder}: another model's checkpoint, its parameters are not those of config.json")
-    # parameters that are no part of the model, such as a projection between widths, come last in their group
+    # parameters that are no part of the model, such as a projection between widths, come last in
+    # their group
     groups = [[parameters[name] for name in group if name in parameters] for group in names]
     shards = sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)
     if shards and SINGLE_PARTITION_OF_FP32_GROUPS in (first := _optimizer_of(shards[0])) and "zero_stage" not in first:

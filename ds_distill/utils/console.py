@@ -22,7 +22,8 @@ def is_first() -> bool:
 def log_once(key: str, line: str) -> None:
     """Print `line`, unless a rank of the job has printed `key` before.
 
-    A line that all ranks find is printed once, and a line that one rank finds is printed by that one.
+    A line that all ranks find is printed once, and a line that one rank finds is printed by that
+    one.
     """
     distributed = sys.modules.get("torch.distributed")  # a mistake in the arguments need not wait for the import
     if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:

@@ -16,8 +16,8 @@ def write_whole(file: Path, text: str) -> None:
 def json_text(value: object, indent: int | None = None) -> str:
     """Return `value` as JSON that any reader accepts.
 
-    A number that is not finite has not been measured and becomes null. NaN and Infinity, which Python writes, are no
-    JSON.
+    A number that is not finite has not been measured and becomes null. NaN and Infinity, which
+    Python writes, are no JSON.
     """
     return json.dumps(_measured(value), indent=indent, allow_nan=False)
 
@@ -38,7 +38,8 @@ def write_json(file: Path, value: dict) -> None:
 def write_summary(summary: dict, folder: Path) -> None:
     """Write folder/summary.json, which has the content of the command's last line.
 
-    A model's folder may be published as it is, so its summary has paths inside the folder relative to it.
+    A model's folder may be published as it is, so its summary has paths inside the folder relative
+    to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.json").is_file():

@@ -16,7 +16,8 @@ _GIT_ANNEX = re.compile(rb"/annex/objects/\S+\s*\Z")
 def check_not_lfs_pointer(file: str | Path) -> None:
     """Raise UserError where `file` is a Git LFS or git-annex pointer to content that is not on this machine.
 
-    At most 1 KiB is read, whatever the file is called. A file that cannot be read is left to its next reader.
+    At most 1 KiB is read, whatever the file is called. A file that cannot be read is left to its
+    next reader.
     """
     try:
         with Path(file).open("rb") as stream:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # a process that only runs an exported file must not have torch's memory
     import torch
 
-# The values of glibc's malloc.h: the heap is never trimmed, grows by 16 MiB, and is one for all threads.
+# The values of glibc's malloc.h: the heap is never trimmed, grows by 16 MiB, and is one for all
+# threads.
 _MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 16 << 20), "M_ARENA_MAX": (-8, 1)}
-# Without the largest blocks, each allocation from 32 MiB on (the threshold's maximum) gets its own mapping. Else holes
-# in the heap add up to half a step's memory within ten steps. With them, there are no mappings at all.
+# Without the largest blocks, each allocation from 32 MiB on (the threshold's maximum) gets its own
+# mapping. Else holes in the heap add up to half a step's memory within ten steps. With them, there
+# are no mappings at all.
 _LARGEST = {False: {"M_MMAP_THRESHOLD": (-3, 32 << 20)}, True: {"M_MMAP_MAX": (-4, 0)}}
 
 

@@ -34,8 +34,8 @@ def main_thread_position() -> str:
 class ProgressWatch:
     """Watch this process while a block runs.
 
-    Where the process notes no progress for minutes, a line reports where it is, once each time. The watch ends
-    nothing. The ranks of a job have a heartbeat instead, which does.
+    Where the process notes no progress for minutes, a line reports where it is, once each time. The
+    watch ends nothing. The ranks of a job have a heartbeat instead, which does.
 
     Args:
         stalled: Seconds without progress after which the line is printed.

@@ -35,8 +35,8 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # tokenizers make th
 def inputs_of(model: PreTrainedModel, given: Iterable[str]) -> list[str]:
     """Return the names of the inputs, each int64 [B, L], that the model takes of those that are given.
 
-    Token types are taken only where the model has more than one. RoBERTas that came with a BERT-style tokenizer have
-    only one.
+    Token types are taken only where the model has more than one. RoBERTas that came with a
+    BERT-style tokenizer have only one.
     """
     taken, given = inspect.signature(model.forward).parameters, set(given)
     if getattr(model.config, "type_vocab_size", 2) < 2:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class Family:
     """One family, by `config.model_type`.
 
-    Paths are dotted module names in its `...ForMaskedLM` model. Everything goes through the model's own modules, so
-    that hooks (ZeRO-3's gathering among them) fire as they would in the model's forward.
+    Paths are dotted module names in its `...ForMaskedLM` model. Everything goes through the model's
+    own modules, so that hooks (ZeRO-3's gathering among them) fire as they would in the model's
+    forward.
 
     Attributes:
         name: The family's `config.model_type`.
@@ -27,8 +28,8 @@ class Family:
         decoder: The vocabulary `nn.Linear`.
         head: The dense layer and the norm before the decoder.
         transform: (model, hidden [..., H]) → [..., H], that head.
-        block: Within a block, the modules in the order query, key, value, attention output, its norm, inner and outer
-            feed-forward, its norm.
+        block: Within a block, the modules in the order query, key, value, attention output, its
+            norm, inner and outer feed-forward, its norm.
         activation: Within a block, the module between inner and outer feed-forward.
         sizes: The config's names of depth, heads, width, feed-forward width and activation.
         dropouts: The config's names of its hidden and attention dropout.

@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020).
 
-Their positions start after the padding id, and their head has names of its own. Their students are of the same
-family: transformers' RoBERTa has no smaller sister class, and needs none.
+Their positions start after the padding id, and their head has names of its own. Their students are
+of the same family: transformers' RoBERTa has no smaller sister class, and needs none.
 """
 
 from ds_distill.models.families.bert import BERT
