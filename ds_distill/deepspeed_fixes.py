@@ -89,9 +89,9 @@ def make_step_skippable(optimizer: torch.optim.Optimizer) -> None:
 def make_adam_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Make a step of DeepSpeed's CPU Adam depend on its step number alone, so that a resumed run is bit-equal.
 
-    Its C++ backend multiplies beta^t up from step to step, but after a resume it takes pow(beta,
-    t), which differs in the last bit. An update of a dummy with other betas before each step makes
-    it always take pow.
+    Its C++ backend multiplies beta^t up from step to step. After a resume it takes pow(beta, t)
+    instead, which differs in the last bit. An update of a dummy with other betas before each step
+    makes it always take pow.
     """
     dummy = [torch.zeros(1) for _ in range(4)]
     if hasattr(optimizer, "ds_opt_adam"):

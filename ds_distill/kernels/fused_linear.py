@@ -68,9 +68,13 @@ def fused_linear_distillation_loss(
 
     Returns:
         (loss, kl_sum, mlm_sum), scalars in fp32 (float64 for float64 inputs), in nats, summed over
-        tokens: loss = kl_weight · kl_sum + mlm_weight · mlm_sum, kl_sum = Σ T² · KL(softmax(t/T) ‖
-        softmax(z/T)), mlm_sum = Σ −log softmax(z)_y. The loss is differentiable once, in student
-        hidden, weight and bias. The sums are detached.
+        tokens:
+
+            loss = kl_weight · kl_sum + mlm_weight · mlm_sum
+            kl_sum = Σ T² · KL(softmax(t/T) ‖ softmax(z/T))
+            mlm_sum = Σ −log softmax(z)_y
+
+        The loss is differentiable once, in student hidden, weight and bias. The sums are detached.
 
     Raises:
         ValueError: Shapes do not fit, or kl_on is unknown.
@@ -185,8 +189,8 @@ class _Logits:
     the gradient at |z| = 20 (docs/PERFORMANCE.md).
 
     Attributes:
-        bias: Is to be added to the logits. It is at least fp32 on a CPU and as given on a GPU; None
-            where there is nothing to add.
+        bias: The bias that is to be added to the logits. It is at least fp32 on a CPU and as given
+            on a GPU; None where there is nothing to add.
     """
 
     def __init__(

@@ -60,7 +60,8 @@ class Teacher:
             attention_mask: [B, L] bool, true on real tokens, or [B, 1, L, L] bool, true where a
                 query may see a key. None where every token is real, so that sdpa can take its
                 fastest kernel.
-            cu_seqlens: [n] int32. Beside a [B, 1, L, L] mask it tells models.varlen the same.
+            cu_seqlens: [n] int32. Beside a [B, 1, L, L] mask it has the same content, for
+                models.attention.
 
         Raises:
             ValueError: L > max_positions.
