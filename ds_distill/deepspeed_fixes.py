@@ -1,4 +1,7 @@
-"""Every change that is made to DeepSpeed at run time, with its reason. All were needed by DeepSpeed 0.19.8 and torch 2.13."""
+"""Every change that is made to DeepSpeed at run time, with its reason.
+
+DeepSpeed 0.19.8 with torch 2.13 needs them all.
+"""
 
 import contextlib
 import io
@@ -17,8 +20,11 @@ from ds_distill.builds.deepspeed_extensions import load_extension
 
 @contextlib.contextmanager
 def without_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """DeepSpeed's stage 0 in 16 bit has its optimizer take a step of zeros while it is made, so that its memory is there: that step must neither decay
-    the weights nor count in Adam's bias correction, where it makes the first real step a quarter too small."""
+    """Undo the effect of the step of zeros that DeepSpeed's stage 0 in 16 bit takes while it makes its optimizer.
+
+    That step allocates the optimizer's memory. It must neither decay the weights nor count in
+    Adam's bias correction, where it makes the first real step a quarter too small.
+    """
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
@@ -31,8 +37,11 @@ def without_step_of_zeros(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def batch_gradient_copies(optimizer: BF16_Optimizer) -> None:
-    """Have gradients copied into fp32, measured and clipped a group at a time. DeepSpeed does it a parameter at a time: five hundred kernels a step,
-    too small for a GPU, which waits for the host meanwhile."""
+    """Have gradients copied into fp32, measured and clipped one group at a time.
+
+    DeepSpeed does this one parameter at a time: five hundred kernels per step, too small for a GPU,
+    which waits for the host meanwhile.
+    """
 
     @torch.no_grad()
     def update_hp_grads(clear_lp_grads: bool = False) -> None:
@@ -59,7 +68,7 @@ def batch_gradient_copies(optimizer: BF16_Optimizer) -> None:
 
 
 def _pieces(group: list[nn.Parameter]) -> Iterator[list[int]]:
-    """Numbers of the parameters that have a gradient, some 64 MB of fp32 at a time."""
+    """Yield the numbers of the parameters that have a gradient, some 64 MB of fp32 at a time."""
     piece, elements = [], 0
     for number, p in enumerate(group):
         if p.grad is not None:
@@ -72,7 +81,7 @@ def _pieces(group: list[nn.Parameter]) -> Iterator[list[int]]:
 
 
 def make_step_skippable(optimizer: torch.optim.Optimizer) -> None:
-    """Give fp32 at stage 0 what DeepSpeed has everywhere else: a step with a gradient that is not finite changes nothing, and is counted."""
+    """Make fp32 at stage 0 skip and count a step with a gradient that is not finite, as DeepSpeed does elsewhere."""
     step, optimizer.overflow = optimizer.step, False
     optimizer.step = lambda *arguments, **options: None if optimizer.overflow else step(*arguments, **options)
 
@@ -80,8 +89,9 @@ def make_step_skippable(optimizer: torch.optim.Optimizer) -> None:
 def make_adam_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Make a step of DeepSpeed's CPU Adam depend on its step number alone, so that a resumed run is bit-equal.
 
-    Its C++ body multiplies beta^t up from step to step, but after a resume takes pow(beta, t): another last bit. An update of a dummy with
-    other betas before each step makes it take pow always.
+    Its C++ backend multiplies beta^t up from step to step. After a resume it takes pow(beta, t)
+    instead, which differs in the last bit. An update of a dummy with other betas before each step
+    makes it always take pow.
     """
     dummy = [torch.zeros(1) for _ in range(4)]
     if hasattr(optimizer, "ds_opt_adam"):
@@ -100,20 +110,23 @@ def make_adam_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimiz
 
 
 def guard_extension_builds() -> None:
-    """Have every extension that this process loads through DeepSpeed be built, or waited for, as this module does it."""
+    """Have every extension that this process loads through DeepSpeed built, or waited for, by `load_extension`."""
     OpBuilder.jit_load = lambda builder, verbose=True: load_extension(builder)
 
 
 @contextlib.contextmanager
 def silent_converters():
-    """DeepSpeed's converters show their own progress, on both outputs."""
+    """Silence DeepSpeed's converters, which show their own progress on both outputs."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 @contextlib.contextmanager
 def regex_safe_path(folder: Path):
-    """A path to `folder` of letters and figures: DeepSpeed reads the paths it is given as patterns and regular expressions."""
+    """Yield a path to `folder` without special characters.
+
+    DeepSpeed reads the paths that it is given as patterns and regular expressions.
+    """
     with tempfile.TemporaryDirectory() as home:
         link = Path(home) / "link"
         link.symlink_to(folder.resolve())
@@ -121,6 +134,9 @@ def regex_safe_path(folder: Path):
 
 
 def skip_unused_extension() -> None:
-    """On a CPU DeepSpeed compiles a shared-memory all-reduce at start, most of a minute, that only its inference engine calls."""
+    """Keep DeepSpeed from compiling a shared-memory all-reduce at start on a CPU.
+
+    That takes most of a minute, and only its inference engine calls it.
+    """
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

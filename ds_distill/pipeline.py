@@ -1,6 +1,7 @@
-"""What the commands do: each function takes a recipe and paths, and returns the run's summary.
+"""The work of the commands: each function takes a recipe and paths, and returns the run's summary.
 
-`prepare_and_…` checks all that can be checked, then makes the tokens, which may take hours, then does the work.
+`prepare_and_…` first checks all that can be checked, then makes the tokens, which may take hours,
+then does the work.
 """
 
 import copy
@@ -52,7 +53,16 @@ from ds_distill.utils.resources import explain_disk_full
 def prepare_and_distill(
     recipe: Recipe, teacher: str, output: Path, *, corpus: list[str], tokens: str | None, heldout: list[str]
 ) -> dict:
-    """Collective: distill a student of `teacher` from the texts `corpus`, or from what `prepare` has made of them in the folder `tokens`."""
+    """Collective: distill a student of `teacher` from texts or prepared tokens.
+
+    Args:
+        recipe: The recipe.
+        teacher: The folder or name of the teacher.
+        output: The run's folder.
+        corpus: The texts.
+        tokens: The folder that `prepare` has made of texts, or None.
+        heldout: Further held-out texts.
+    """
     recipe = _check_job(recipe, corpus, tokens, heldout)
     tokenizer = preflight.check_teacher(teacher, recipe, Path(tokens) if tokens else None)
     recipe, folder, held = _tokens_of(recipe, tokenizer, output, corpus, tokens, heldout)
@@ -69,7 +79,17 @@ def prepare_and_pretrain(
     tokens: str | None,
     heldout: list[str],
 ) -> dict:
-    """Collective: as `pretrain`, from the texts `corpus`, or from what `prepare` has made of them in the folder `tokens`."""
+    """Collective: do as `pretrain` does, from texts or prepared tokens.
+
+    Args:
+        recipe: The recipe.
+        model: As in `pretrain`.
+        tokenizer: The tokenizer that makes the tokens.
+        output: The run's folder.
+        corpus: The texts.
+        tokens: The folder that `prepare` has made of texts, or None.
+        heldout: Further held-out texts.
+    """
     recipe = _check_job(recipe, corpus, tokens, heldout)
     preflight.check_encoder(model, recipe, tokenizer, Path(tokens) if tokens else None)
     recipe, folder, held = _tokens_of(recipe, tokenizer, output, corpus, tokens, heldout)
@@ -86,7 +106,17 @@ def prepare_and_evaluate(
     tokens: str | None,
     untrained: bool,
 ) -> list[dict]:
-    """Collective: as `evaluate_folders`, on the texts `corpus`, whose tokens are put into `folder`, or on the folder `tokens`."""
+    """Collective: do as `evaluate_folders` does, on texts or prepared tokens.
+
+    Args:
+        recipe: The recipe.
+        models: The folders or names of the models.
+        output: The folder that the tokens belong to, or None.
+        folder: Where the tokens of the texts are put.
+        corpus: The texts.
+        tokens: The folder of prepared tokens, or None.
+        untrained: As in `evaluate_folders`.
+    """
     recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
     preflight.check_texts([] if tokens else corpus, [], recipe)
     tokenizer = preflight.check_evaluated(models, recipe, Path(tokens) if tokens else None)
@@ -97,7 +127,7 @@ def prepare_and_evaluate(
 
 
 def _check_job(recipe: Recipe, corpus: list[str], tokens: str | None, heldout: list[str]) -> Recipe:
-    """Collective: check what does not depend on a model; returns the recipe as prepared tokens have it."""
+    """Collective: check what does not depend on a model; return the recipe with the settings of prepared tokens."""
     preflight.check_machine(recipe)
     recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
     preflight.check_texts([] if tokens else corpus, heldout, recipe)
@@ -107,7 +137,11 @@ def _check_job(recipe: Recipe, corpus: list[str], tokens: str | None, heldout: l
 def _tokens_of(
     recipe: Recipe, tokenizer: str, output: Path, corpus: list[str], tokens: str | None, heldout: list[str]
 ) -> tuple[Recipe, Path, dict[str, Path]]:
-    """Collective: the last checks, then the tokens; returns the recipe as they have it, their folder and those of the held-out texts."""
+    """Collective: make the last checks, then the tokens.
+
+    Returns the recipe with the tokens' settings, their folder and the folders of the held-out
+    texts.
+    """
     preflight.check_engine(recipe)
     preflight.check_output(output, recipe)
     folder = Path(tokens) if tokens else prepare_run_tokens(corpus, tokenizer, recipe, output / "tokens", bound=output)
@@ -116,7 +150,7 @@ def _tokens_of(
 
 
 def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, title: str) -> dict:
-    """Collective: export, plot and model card; returns the summary without its curves."""
+    """Collective: write export, plot and model card; return the summary without its curves."""
     weights = gather_master_weights(engine)
     history, heldout = summary.pop("history"), summary.pop("heldout")
     summary["parameters"] = sum(x.numel() for x in weights.values())
@@ -146,9 +180,17 @@ def distill(
     title: str = "distil",
     heldout: dict[str, Path] | None = None,
 ) -> dict:
-    """Collective: distil a student from the folder `teacher`. With losses.kl and losses.cosine 0 the same student is trained without it.
+    """Collective: distill a student from the folder `teacher`.
 
-    heldout: folders of further held-out texts, by name, from heldout_sets.
+    With losses.kl and losses.cosine 0 the same student is trained without the teacher.
+
+    Args:
+        recipe: The recipe.
+        teacher: The folder or name of the teacher.
+        tokens: The folder of prepared tokens.
+        output: The run's folder.
+        title: The title of plot and model card.
+        heldout: Folders of further held-out texts, by name, from heldout_sets.
     """
     recipe.check()
     rank, world = start_distributed()
@@ -191,13 +233,16 @@ def _check_micro_batch(recipe: Recipe) -> None:
 
 
 def _with_resolved_micro_batch(recipe: Recipe, teacher: str | None, ranks: int) -> Recipe:
-    """Collective: the recipe with the micro-batch that these ranks run."""
+    """Collective: return the recipe with the micro-batch that these ranks run."""
     recipe, asked = copy.deepcopy(recipe), recipe.training.micro_batch
     t = recipe.training
     t.micro_batch = choose_micro_batch(recipe, teacher) if asked == "auto" else t.micro_batch_of(ranks)
     if asked not in ("auto", t.micro_batch):
-        line = f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is {t.share_of(ranks)}"
-        log_once(line, line)  # for all the runs of a job
+        line = (
+            f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is "
+            f"{t.share_of(ranks)}"
+        )
+        log_once(line, line)  # once for all runs of a job
     return recipe
 
 
@@ -210,8 +255,19 @@ def pretrain(
     title: str = "pretrain",
     heldout: dict[str, Path] | None = None,
 ) -> dict:
-    """Collective: train with masked-LM only. model: sizes of a BERT with random weights (BertConfig's), or the folder of an encoder to go on
-    with, which is given a masked-LM head if it has none. training.trunk_learning_rate: of all but the head; 0 leaves it as it is."""
+    """Collective: train with masked-LM only.
+
+    training.trunk_learning_rate applies to all but the head; 0 leaves the trunk as it is.
+
+    Args:
+        recipe: The recipe.
+        model: The sizes of a BERT with random weights (BertConfig's), or the folder of an encoder
+            to continue from. An encoder without a masked-LM head is given one.
+        tokens: The folder of prepared tokens.
+        output: The run's folder.
+        title: The title of plot and model card.
+        heldout: Folders of further held-out texts, by name, from heldout_sets.
+    """
     recipe.check()
     _check_micro_batch(recipe)
     rank, world = start_distributed()
@@ -246,7 +302,7 @@ def pretrain(
 
 
 def _keep_model(config, tokens: Path, output: Path) -> None:
-    """Collective: config and tokenizer beside the checkpoints, so that `export` needs the run's folder only."""
+    """Collective: save config and tokenizer beside the checkpoints, so that `export` needs only the run's folder."""
 
     def keep() -> None:
         if not (output / "model" / "config.json").is_file():
@@ -257,7 +313,16 @@ def _keep_model(config, tokens: Path, output: Path) -> None:
 
 
 def export_run(run: Path, output: Path, step: int | None) -> dict:
-    """The Hugging Face folder of a run's checkpoint (the newest, or that of `step`), of any ZeRO stage and number of ranks."""
+    """Write the Hugging Face folder of a run's checkpoint, from any ZeRO stage and number of ranks.
+
+    Args:
+        run: The run's folder.
+        output: The folder to write.
+        step: The checkpoint's step, or None for the newest.
+
+    Raises:
+        UserError: The run has no checkpoint, or none of this step.
+    """
     found = checkpoint.all_of(run / "checkpoints")
     if not found or not (run / "model" / "config.json").is_file():
         raise UserError(f"--run {run}: no run with a checkpoint; give the --output folder of distill or pretrain")
@@ -279,9 +344,14 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
 
 
 def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained: bool) -> list[dict]:
-    """Held-out masked-LM loss and accuracy of masked-LM folders on the prepared tokens, best first.
+    """Return held-out masked-LM loss and accuracy of masked-LM folders on the prepared tokens, best first.
 
-    untrained: also the first one's architecture with random weights, which is what knowing nothing costs.
+    Args:
+        models: The folders or names of the models.
+        tokens: The folder of prepared tokens.
+        recipe: The recipe.
+        untrained: Also measure the first one's architecture with random weights. Its loss is that
+            of a model that has learned nothing.
     """
     _check_micro_batch(recipe)
     _, world = start_distributed()

@@ -1,4 +1,4 @@
-"""An output folder is one run's, and one job's at a time; its first rank writes for all."""
+"""An output folder belongs to one run, and to one job at a time; the job's first rank writes for all."""
 
 import contextlib
 import json
@@ -12,10 +12,9 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import try_lock
 
-AUTO_RESOLVED_KEYS = (
-    "training.precision",
-    "training.optimizer",
-)  # "auto" may become what it was: a checkpoint tells, and refuses another
+# "auto" may resolve to the same value as before. A checkpoint records the value, and refuses
+# another.
+AUTO_RESOLVED_KEYS = ("training.precision", "training.optimizer")
 
 
 @contextlib.contextmanager
@@ -26,9 +25,20 @@ def locked_run_folder(
     remedy: str = "choose another --output",
     first: Callable | None = None,
 ):
-    """Collective: bind `output` to one run, and to this job while it lasts. UserError where it holds another run, naming what differs, where
-    another job is at it, or where it cannot be written. first: done before anything is compared, such as emptying the folder."""
-    # with it DeepSpeed, which a lone process need not wait for
+    """Collective: bind `output` to one run, and to this job while it lasts.
+
+    Args:
+        output: The output folder.
+        identity: The settings that make two runs different.
+        resume: The recipe's training.resume.
+        remedy: The end of error messages.
+        first: Called before anything is compared, for example to empty the folder.
+
+    Raises:
+        UserError: The folder holds another run (the message names the difference), another job is
+            using it, or it cannot be written.
+    """
+    # imported here because it loads DeepSpeed, which a lone process need not wait for
     from ds_distill.distributed.process_group import all_gather_object, run_on_rank0, start_distributed
 
     start_distributed()
@@ -36,7 +46,8 @@ def locked_run_folder(
     for rank, its in enumerate(ranks):
         if changed := _changed(ranks[0], its):
             raise UserError(
-                f"rank {rank} was given another run than the first ({changed}): every host needs the same recipe, teacher and code"
+                f"rank {rank} was given another run than the first ({changed}): "
+                "every host needs the same recipe, teacher and code"
             )
     with contextlib.ExitStack() as lock:
         run_on_rank0(lambda: _bind(output, identity, lock, resume, remedy, first))
@@ -46,7 +57,7 @@ def locked_run_folder(
 
 @contextlib.contextmanager
 def locked_run_folder_alone(output: Path, identity: dict, remedy: str = "choose another --output"):
-    """As `locked_run_folder`, by a process that is no rank of a job."""
+    """Do as `locked_run_folder` does, for a process that is no rank of a job."""
     with contextlib.ExitStack() as lock:
         _bind(output, identity, lock, "auto", remedy, None)
         yield
@@ -72,14 +83,17 @@ def _bind(
 
 
 def check_run_identity(output: Path, identity: dict, resume: str) -> None:
-    """UserError where `locked_run_folder` will find another run in `output`, by the part of its identity that is known so far."""
+    """Raise UserError where `output` holds another run, judged by the part of its identity that is known so far.
+
+    `locked_run_folder` would find the same later.
+    """
     before = _run_in(output, "choose another --output")
     if before is not None:
         _check_same(output, {key: before.get(key) for key in identity}, identity, resume, "choose another --output")
 
 
 def _run_in(output: Path, remedy: str) -> dict | None:
-    """The identity of the run in a folder, if there is one."""
+    """Return the identity of the run in a folder, if there is one."""
     file = output / "run.json"
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -95,17 +109,17 @@ def _check_same(output: Path, before: dict, identity: dict, resume: str, remedy:
 
 
 def _changed(before: dict, now: dict) -> str:
-    """What makes two identities two runs, in words; nothing for one and the same."""
+    """Return in words what makes two identities two runs; empty where they are the same."""
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     keys = [key for key in keys if not (key in AUTO_RESOLVED_KEYS and "auto" in (before.get(key), now.get(key)))]
     return "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys[:3])
 
 
 def check_shared(file: Path) -> None:
-    """Collective: UserError where a rank's host does not see what the first rank wrote."""
+    """Collective: raise UserError where a rank's host does not see what the first rank wrote."""
     from ds_distill.distributed.process_group import all_gather_object
 
-    deadline = time.monotonic() + 30  # a network file system may be that late
+    deadline = time.monotonic() + 30  # a network file system may take that long
     while not file.is_file() and time.monotonic() < deadline:
         time.sleep(0.5)
     blind = sorted({host for host in all_gather_object(None if file.is_file() else socket.gethostname()) if host})
@@ -116,10 +130,11 @@ def check_shared(file: Path) -> None:
 
 
 def find_model(folder: Path) -> Path:
-    """Return where the model lies that `folder` means: there, or in it, where `folder` is the --output of a command.
+    """Return the folder of the model that `folder` stands for.
 
-    The summary of a run names its model by the path of that day. The folder may have been moved since, so the end of
-    that path is looked for in it.
+    That is `folder` itself, or a folder in it where `folder` is the --output of a command. A run's
+    summary names its model by the path at that time. The folder may have been moved since, so the
+    end of that path is looked up in it.
     """
     if (folder / "config.json").is_file():
         return folder

@@ -1,8 +1,9 @@
-"""DeepSpeed's C++ extensions (FusedAdam, CPUAdam, …): built once per environment, complete or absent.
+"""DeepSpeed's C++ extensions (FusedAdam, CPUAdam, …), built once per environment, either complete or absent.
 
-torch and DeepSpeed build an extension in the folder that it is loaded from, under a lock that is a file. Both outlive a
-process that is killed: every later process then waits for the lock forever, or loads half a library. Here an extension is
-built in a folder of its own and renamed into place, and the lock is the kernel's, which ends with its process.
+torch and DeepSpeed build an extension in the folder that it is loaded from, under a lock that is a
+file. Both outlive a process that is killed: every later process then waits for the lock forever, or
+loads half a library. Here an extension is built in a folder of its own and renamed into place. The
+lock is the kernel's, which ends with its process.
 """
 
 import contextlib
@@ -36,12 +37,14 @@ _torch_build = OpBuilder.jit_load
 
 
 def load_extension(builder: OpBuilder) -> ModuleType:
-    """Return the module of a DeepSpeed extension: from the environment's folder, or built there first (about a minute).
+    """Return the module of a DeepSpeed extension, from the environment's folder, or built there first.
 
-    Several processes may call it at once: one builds, the others wait for it.
+    A build takes about a minute. Several processes may call this at once: one builds, the others
+    wait for it.
 
     Raises:
-        RuntimeError: The extension cannot be built here, or another process has been building it for half an hour.
+        RuntimeError: The extension cannot be built here, or another process has been building it
+            for half an hour.
     """
     name = builder.name
     module = _load_built(name)
@@ -53,15 +56,16 @@ def load_extension(builder: OpBuilder) -> ModuleType:
 
 
 def is_built(name: str) -> bool:
-    """Return whether the extension lies in the environment's folder."""
+    """Return whether the extension is in the environment's folder."""
     return _library(name).is_file()
 
 
 def extensions_folder() -> Path:
-    """Return where the extensions of this environment, for this kind of machine, lie.
+    """Return the folder of this environment's extensions for this kind of machine.
 
-    Compiled code depends on the Python environment (paths, versions) and on the processor, since DeepSpeed compiles for
-    the very machine it runs on: hosts of several kinds on one file system have a folder each.
+    Compiled code depends on the Python environment (paths, versions) and on the processor, since
+    DeepSpeed compiles for the very machine it runs on. Hosts of several kinds on one file system
+    have a folder each.
     """
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
     if not root and sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
@@ -107,19 +111,18 @@ def _load_built(name: str) -> ModuleType | None:
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except (ImportError, OSError) as error:  # a disk that lost it, or a library of the system that is gone
+    except (ImportError, OSError) as error:  # the disk lost it, or a library of the system is gone
         log(f"{file}: does not load ({first_line(error)}); it is built anew")
         return None
     return module
 
 
 def _build(builder: OpBuilder) -> ModuleType:
-    """Build in a folder of this process's own, and publish the result by a rename. Call with the lock held."""
+    """Build in this process's own folder and publish the result by a rename; the caller holds the lock."""
     folder, prefix = extensions_folder(), f".{builder.name}.{socket.gethostname()}."
     for left_over in folder.glob(f"{prefix}*"):
-        if not psutil.pid_exists(
-            int(left_over.name.removeprefix(prefix).split(".")[0])
-        ):  # a build that was killed here
+        # a build that was killed on this host
+        if not psutil.pid_exists(int(left_over.name.removeprefix(prefix).split(".")[0])):
             shutil.rmtree(left_over, ignore_errors=True)
     log(f"compiling DeepSpeed's {builder.name}, once per environment, about a minute")
     own = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", dir=folder)
@@ -128,9 +131,8 @@ def _build(builder: OpBuilder) -> ModuleType:
     try:
         with spinner("compiling"):
             module = _torch_build(builder, verbose=False)
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # one that does not load, or of a host that the lock does not reach
+        # the old library does not load, or comes from a host that the lock does not reach
+        with contextlib.suppress(FileNotFoundError):
             os.rename(folder / builder.name, Path(own) / "replaced")
         with contextlib.suppress(OSError):  # such a host may have been faster
             os.rename(Path(own) / builder.name, folder / builder.name)
@@ -145,10 +147,10 @@ def _build(builder: OpBuilder) -> ModuleType:
 
 @contextlib.contextmanager
 def _build_lock(name: str) -> Iterator[None]:
-    """Hold the build of `name`: one process at a time. The lock's file says who builds, or why the last build failed.
+    """Hold the build lock of `name`; its file names who builds, or why the last build failed.
 
-    Raises RuntimeError where the build that was waited for failed, so that not every rank tries in turn, and after half
-    an hour of waiting.
+    Raises RuntimeError where the build that was waited for failed, so that not every rank tries in
+    turn, and after half an hour of waiting.
     """
     folder = extensions_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +189,7 @@ def _try_lock(lock) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: each process builds, and the first rename wins
+    except OSError:  # on a file system without locks each process builds, and the first rename wins
         return True
     return True
 
@@ -204,5 +206,5 @@ def _write(lock, what: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says, shortened to a line."""
+    """Return an error's message, shortened to a line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

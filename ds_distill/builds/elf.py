@@ -1,4 +1,4 @@
-"""Whether a compiled file was written to its end."""
+"""A check that a compiled file was written to its end."""
 
 import os
 import struct
@@ -7,11 +7,12 @@ from pathlib import Path
 
 
 def is_complete_elf(file: Path) -> bool:
-    """Return whether a compiled library or object is all there.
+    """Return whether a compiled library or object is complete.
 
-    Loading a truncated library ends the process with SIGBUS, so this is asked before. The linker writes the table of
-    sections at the end of the file and the header, which says where that table lies, last of all. macOS has a
-    format of its own, whose loader refuses what is truncated: there every file counts as complete.
+    Loading a truncated library ends the process with SIGBUS, so this is called first. The linker
+    writes the table of sections at the end of the file, and last of all the header, which states
+    where that table is. macOS has its own format, whose loader refuses truncated files, so there
+    every file counts as complete.
     """
     if sys.platform == "darwin":
         return True

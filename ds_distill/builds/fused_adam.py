@@ -1,4 +1,4 @@
-"""Compiled optimizers, DeepSpeed's and apex's: whether this machine can have them, and if not, why."""
+"""DeepSpeed's and apex's compiled optimizers: whether this machine can have them, and if not, why."""
 
 import importlib.util
 import os
@@ -14,16 +14,16 @@ from ds_distill.deepspeed_fixes import guard_extension_builds
 
 
 def has_compiler() -> bool:
+    """Return whether there is a C++ compiler."""
     return bool(shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++"))
 
 
 def build_unavailable_reason() -> str | None:
-    """Why nothing can be compiled here, or None."""
+    """Return why nothing can be compiled here, or None."""
     scripts = str(Path(sys.executable).parent)
     if scripts not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = (
-            scripts + os.pathsep + os.environ.get("PATH", "")
-        )  # ninja lies beside an interpreter that nobody activated
+        # ninja lies beside the interpreter, whose environment may not be activated
+        os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
     if not has_compiler():
         return "no C++ compiler"
     if not shutil.which("ninja"):
@@ -38,10 +38,13 @@ def build_unavailable_reason() -> str | None:
 
 
 def build_optimizer(offload: bool = False) -> str | None:
-    """Compile, or load, DeepSpeed's FusedAdam (its C++ body on a CPU) or, for `offload`, its CPUAdam.
+    """Compile, or load, DeepSpeed's FusedAdam (its C++ backend on a CPU) or, for `offload`, its CPUAdam.
 
-    Returns why the optimizer cannot be had, or None. The first time in an environment takes about a minute; several processes
-    may call it, one builds.
+    The first time in an environment takes about a minute. Several processes may call it; one
+    builds.
+
+    Returns:
+        Why the optimizer is unavailable, or None.
     """
     reason = build_unavailable_reason()
     if reason:
@@ -51,20 +54,26 @@ def build_optimizer(offload: bool = False) -> str | None:
     guard_extension_builds()
     try:
         (CPUAdamBuilder if offload else FusedAdamBuilder)().load(verbose=False)
-    except Exception as error:  # compilers fail in as many ways as there are; torch's own optimizer is at hand
+    except Exception as error:  # compilers fail in many ways, and torch's own optimizer is always there
         return first_line(error)
     return None
 
 
 def start_build() -> None:
-    """Start the build in a process of its own, so that it runs while text is read. Does nothing where it is built or can't be."""
+    """Start the build in a separate process, so that it runs while text is read.
+
+    Does nothing where the extension is built already or cannot be built.
+    """
     if build_unavailable_reason() is None and not is_built("fused_adam"):
         command = [sys.executable, "-c", "from ds_distill.builds.fused_adam import build_optimizer; build_optimizer()"]
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def apex_unavailable_reason() -> str | None:
-    """Why NVIDIA's apex cannot be used, or None. The package of that name on the public index is a web toolkit, not NVIDIA's."""
+    """Return why NVIDIA's apex cannot be used, or None.
+
+    The package of that name on the public index is a web toolkit, not NVIDIA's.
+    """
     if importlib.util.find_spec("apex") is None:
         return "apex is not installed (built from source: see requirements-gpu.txt)"
     try:

@@ -1,4 +1,4 @@
-"""torch.compile's cache on disk, kept free of what killed compilers left in it."""
+"""torch.compile's cache on disk, kept free of partial files that killed compilers left in it."""
 
 import os
 import sys
@@ -21,12 +21,13 @@ def keep_cache_in_environment() -> None:
 def remove_partial_libraries(cache: Path | None = None) -> list[Path]:
     """Remove the libraries of torch.compile's cache that were not written to their end; return them.
 
-    Inductor (torch 2.13) has the compiler write a library where it will be loaded from, and never compiles what is there
-    already: after a kill at the wrong moment torch.compile would fail in this environment forever. Inductor holds a lock
-    per library while it is being written, and the lock ends with its process: what is locked is left alone.
+    Inductor (torch 2.13) has the compiler write a library where it will be loaded from, and never
+    compiles what is there already. After a kill at the wrong moment torch.compile would fail in
+    this environment forever. Inductor holds a lock per library while it is written, and the lock
+    ends with its process. Locked libraries are left alone.
 
     Args:
-        cache: The cache's folder; the one that this process uses when not given.
+        cache: The cache's folder; by default the one that this process uses.
     """
     if cache is None:
         from torch._inductor.runtime.cache_dir_utils import cache_dir
@@ -42,6 +43,6 @@ def remove_partial_libraries(cache: Path | None = None) -> list[Path]:
                 if file.exists() and not is_complete_elf(file):
                     file.unlink()
                     removed.append(file)
-        except Timeout:  # its compiler is at work
+        except Timeout:  # its compiler is still running
             continue
     return removed

@@ -2,11 +2,12 @@
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns its exit status.
+    """Run a command and return its exit status.
 
     Args:
-        argv: Its words, without the program's name; those that the program was started with when not given.
+        argv: The command's words, without the program's name; by default those that the program was
+            started with.
     """
-    from ds_distill.cli.app import main as run  # here, so that `ds_distill.cli.terminal` alone loads nothing else
+    from ds_distill.cli.app import main as run  # here, so that importing `ds_distill.cli.terminal` loads nothing else
 
     return run(argv)

@@ -1,4 +1,4 @@
-"""The command line: parse, execute, say what went wrong."""
+"""The command line: it parses a command, runs it and reports what went wrong."""
 
 import contextlib
 import logging
@@ -19,36 +19,35 @@ from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.progress import ProgressWatch
 
 DEMO = Path(__file__).parents[2] / "ds_configs" / "demo.yaml"
-LOADED = {
-    "finetune": "torch and transformers",
-    "study": "",
-    "report": "",
-}  # what a command waits for, if not torch and DeepSpeed
-FIRST_STEPS = """usage: ds-distill COMMAND [OPTIONS]
-
-  ds-distill run                                                    try it: a small teacher, a student, a table, in some minutes
-  ds-distill distill --teacher DIR --corpus FILE --output DIR       train a student of your teacher
-  ds-distill finetune --task sst2 --model DIR --output DIR          fine-tune it on a task
-  ds-distill export --model DIR --format onnx-int8                  make it ready to serve
-
-commands: {commands}
-ds-distill --help says what each is for, ds-distill COMMAND --help what it takes."""
+# the libraries that a command loads, if not torch and DeepSpeed
+LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}
+FIRST_STEPS = (
+    "usage: ds-distill COMMAND [OPTIONS]\n"
+    "\n"
+    "  ds-distill run                                                    "
+    "try it: a small teacher, a student, a table, in some minutes\n"
+    "  ds-distill distill --teacher DIR --corpus FILE --output DIR       train a student of your teacher\n"
+    "  ds-distill finetune --task sst2 --model DIR --output DIR          fine-tune it on a task\n"
+    "  ds-distill export --model DIR --format onnx-int8                  make it ready to serve\n"
+    "\n"
+    "commands: {commands}\n"
+    "ds-distill --help says what each is for, ds-distill COMMAND --help what it takes."
+)
 
 
 def force_cpu() -> None:
-    """training.device = cpu: torch and DeepSpeed choose their device while they are imported, so this comes before."""
+    """Apply training.device = cpu. torch and DeepSpeed choose their device on import, so this must come before."""
     os.environ["DS_ACCELERATOR"], os.environ["CUDA_VISIBLE_DEVICES"] = "cpu", ""
 
 
 def silence_libraries(debug: bool) -> None:
-    """Leave the output to our own lines, unless asked otherwise."""
+    """Silence the libraries, so that only this program's own lines are shown, unless asked otherwise."""
     if debug:
         return
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # where a rank is lost, the others' stores warn with pages of C++ frames
+    # where a rank is lost, the others' stores warn with pages of C++ frames
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.disable(logging.WARNING)
     from transformers.utils import logging as hf_logging
@@ -58,7 +57,7 @@ def silence_libraries(debug: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns its exit status. Mistakes are said once, by the first rank."""
+    """Run a command and return its exit status. The first rank reports a mistake, once."""
     if argv is None:
         restart_in_utf8()
         outlive_broken_streams()
@@ -93,11 +92,11 @@ def main(argv: list[str] | None = None) -> int:
         close_bars()
         log_once(
             "lost",
-            "\nds-distill: another rank has ended or cannot be reached, this one ends with it; the same command goes on from the last "
-            "checkpoint",
+            "\nds-distill: another rank has ended or cannot be reached, this one ends with it; "
+            "the same command goes on from the last checkpoint",
         )
         return 2
-    except KeyboardInterrupt:  # distillations answer it themselves
+    except KeyboardInterrupt:  # distillations handle it themselves
         if debug:
             raise
         close_bars()
@@ -109,12 +108,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, options, debug: bool) -> dict:
-    """Check a command's options and run it; returns its summary."""
+    """Check a command's options and run it; return its summary."""
     command = COMMANDS[name]
     if options.get("training") and options.training.device == "cpu":
         force_cpu()
     command.check(options)
-    # of several ranks, one that fails before it has joined the others is waited for; and some of the paths need be there for the first alone
+    # With several ranks, the others would wait for one that fails before it joins them. Also, some
+    # of the paths need to exist for the first rank alone.
     if job.ranks() == 1:
         command.check_paths(options)
     keep_cache_in_environment()
@@ -138,12 +138,12 @@ def _run(name: str, options, debug: bool) -> dict:
 
 
 def _at(error: Exception) -> str:
-    """The file at which the disk was full, where the error tells."""
+    """Return the file at which the disk was full, where the error names it."""
     return f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
 
 
 def _command_of(argv: list[str]) -> list[str]:
-    """Return the words of a command as they are parsed. Raises UserError where they do not begin with one."""
+    """Return the words of a command as they are parsed; raise UserError where they do not begin with one."""
     first, *rest = argv
     if first == "help" and rest and rest[0] not in COMMANDS:
         first = rest[0]
@@ -153,7 +153,8 @@ def _command_of(argv: list[str]) -> list[str]:
         return argv
     if first.startswith("-"):
         raise UserError(
-            f"{first}: a command comes first, such as ds-distill distill {first} …; the commands are {', '.join(COMMANDS)}"
+            f"{first}: a command comes first, such as ds-distill distill {first} …; "
+            f"the commands are {', '.join(COMMANDS)}"
         )
     if first not in COMMANDS:
         raise UserError(
@@ -161,7 +162,8 @@ def _command_of(argv: list[str]) -> list[str]:
         )
     if first == "run" and rest[:1] and rest[0] in COMMANDS:
         raise UserError(
-            f"{rest[0]}: not expected after run, which is what launch.sh does: it distills where --teacher is given; leave the word out"
+            f"{rest[0]}: not expected after run, which is what launch.sh does: it distills where --teacher is given; "
+            "leave the word out"
         )
     if first == "run" and not any(word.split("=")[0] in ("--config", "--teacher") for word in rest):
         return [first, "--config", str(DEMO), *rest]
@@ -169,7 +171,7 @@ def _command_of(argv: list[str]) -> list[str]:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective broke off because of another process: gloo's errors are plain RuntimeErrors."""
+    """Return whether a collective failed because of another process; gloo's errors are plain RuntimeErrors."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or any(

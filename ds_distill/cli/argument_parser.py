@@ -1,6 +1,7 @@
-"""jsonargparse as ds-distill uses it.
+"""The command line's parser, built on jsonargparse.
 
-It knows commands, sections and recipes; values are read by ds_distill.config.values, mistakes are one sentence.
+It knows commands, sections and recipes. ds_distill.config.values reads the values, and a mistake is
+one sentence.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from ds_distill.config.yaml_text import load_keys, load_yaml
 from ds_distill.utils.errors import UserError
 
 SECTIONS = ("data", "student", "losses", "training", "tuning")
-RECIPE = "recipe"  # jsonargparse's name for our way to read YAML
+RECIPE = "recipe"  # jsonargparse's name for this module's way to read YAML
 
 
 def _load(text: str, path: str = "") -> Any:
-    """Return what a recipe holds, or what stands in place of one on the command line."""
+    """Return the content of a recipe, or of a value in place of one on the command line."""
     if not path:
         return load_yaml(text, "--config")
     keys = load_keys(text, f"--config {path}")
@@ -57,7 +58,7 @@ set_loader(RECIPE, _load, (YAMLError,))
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Shows `path` for a text that is one."""
+    """Shows `path` as the type of a text that is a path."""
 
     def _get_type_str(self, action):
         said = super()._get_type_str(action)
@@ -67,7 +68,7 @@ class HelpFormatter(DefaultHelpFormatter):
 class Value(ActionTypeHint):
     """An option whose value `convert` reads, from the command line and from YAML alike.
 
-    With_values makes it of what jsonargparse made.
+    `with_values` turns jsonargparse's own options into this class.
     """
 
     def _check_type(self, value, append=False, cfg=None, mode=None):
@@ -86,7 +87,7 @@ class Value(ActionTypeHint):
 
 
 class Flag(argparse.Action):
-    """An option without a value; in YAML its key says true or false."""
+    """An option without a value; in YAML its key is true or false."""
 
     def __init__(self, option_strings, dest, help=None):
         super().__init__(option_strings, dest, nargs=0, const=True, default=False, help=help)
@@ -101,7 +102,7 @@ class Flag(argparse.Action):
 
 
 class RecipeFile(ActionConfigFile):
-    """--config: a YAML file, or keys written out."""
+    """The option --config: a YAML file, or keys written out."""
 
     def __call__(self, parser, cfg, values, option_string=None):
         try:
@@ -134,7 +135,7 @@ class Parser(ArgumentParser):
 
     def _check_value_key(self, action, value, key, cfg, append=False):
         if value is None and isinstance(action, Value) and NoneType not in get_args(action._typehint):
-            return deepcopy(action.default)  # a key with nothing after it
+            return deepcopy(action.default)  # the key has nothing after it
         if action.metavar == "CONFIG" and not isinstance(action, ActionConfigFile):  # a section, such as training
             if isinstance(value, str) and value.startswith("~"):
                 value = read_path(value, action.dest)
@@ -160,7 +161,8 @@ def _check_lists_given_once(words: list[str], parser: ArgumentParser) -> None:
 
 def with_values(parser: ArgumentParser) -> ArgumentParser:
     """Return the parser with every option read by `convert`."""
-    # jsonargparse makes the actions of a dataclass's fields itself, and can be given no class for them
+    # jsonargparse makes the actions of a dataclass's fields itself and cannot be given a class for
+    # them
     for action in parser._actions:
         if type(action) is ActionTypeHint:
             action.__class__ = Value
@@ -168,7 +170,7 @@ def with_values(parser: ArgumentParser) -> ArgumentParser:
 
 
 def no_section(name: str, value: Any) -> str:
-    """Return the sentence for what stands where a section of a recipe belongs."""
+    """Return the sentence for a value that stands where a section of a recipe belongs."""
     return f"{name}: {shown(value)}: keys belong there, such as {{key: value}}, or the name of a YAML file of them"
 
 

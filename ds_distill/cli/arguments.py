@@ -1,4 +1,4 @@
-"""Options that several commands take, and the checks that go with them. Imports neither torch nor transformers."""
+"""Options that several commands take, and their checks. This module imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def add_recipe(parser) -> None:
 
 
 def add_teacher(parser, remark: str = "") -> None:
+    """Add --teacher."""
     parser.add_argument(
         "--teacher",
         type=UserPath | None,
@@ -36,32 +37,36 @@ def add_teacher(parser, remark: str = "") -> None:
 
 
 def add_corpus(parser, help: str = INPUTS) -> None:
+    """Add --corpus."""
     parser.add_argument("--corpus", "--input", type=UserPath, nargs="+", default=[], help=help)
 
 
 def add_tokens(parser) -> None:
+    """Add --tokens."""
     parser.add_argument(
         "--tokens", type=UserPath | None, default=None, help="folder made by prepare (instead of --corpus)"
     )
 
 
 def add_tokenizer(parser) -> None:
+    """Add --tokenizer."""
     parser.add_argument("--tokenizer", type=UserPath | None, default=None, help="folder with the tokenizer")
 
 
 def add_heldout(parser) -> None:
+    """Add --heldout."""
     help = "further held-out texts, each measured on its own along the way"
     parser.add_argument("--heldout", type=UserPath, nargs="+", default=[], help=help)
 
 
 def add_unread_heldout(parser) -> None:
-    """A recipe written for distill may name held-out texts."""
+    """Add --heldout without using it, because a recipe written for distill may name held-out texts."""
     help = "a recipe's, for distill; not read here"
     parser.add_argument("--heldout", type=UserPath, nargs="+", default=[], help=help)
 
 
 def add_unread_teacher(parser) -> None:
-    """A recipe written for distill may name a teacher."""
+    """Add --teacher without using it, because a recipe written for distill may name a teacher."""
     help = "a recipe's, for distill; not read here"
     parser.add_argument("--teacher", type=UserPath | None, default=None, help=help)
 
@@ -81,7 +86,7 @@ def section_of(value: Any, section: type):
 
 
 def check_recipe(options) -> Recipe:
-    """Return the recipe in parsed options. Raises UserError for a setting out of its range."""
+    """Return the recipe in parsed options; raise UserError for a setting out of its range."""
     recipe = recipe_of(options)
     recipe.check()
     return recipe
@@ -111,7 +116,7 @@ def require_output(options) -> None:
 
 
 def check_text_paths(options) -> None:
-    """Raise UserError for inputs, held-out texts or a prepared folder that lead nowhere."""
+    """Raise UserError for inputs, held-out texts or a prepared folder that do not exist."""
     for inputs in ([] if options.tokens else options.corpus, options.heldout):
         if inputs:
             check_inputs(inputs)

@@ -1,7 +1,8 @@
-"""The commands, by name: one module each.
+"""The commands by name, one module each.
 
-A command's module has PURPOSE, `add_arguments(parser)`, `check(options)` for what its words alone tell, `check_paths(options)`
-for what the disk tells, both before torch is imported, and `run(options)`, which returns its summary.
+A command's module has PURPOSE, `add_arguments(parser)`, `check(options)` for what the command line
+alone shows, `check_paths(options)` for what the disk shows, both called before torch is imported,
+and `run(options)`, which returns its summary.
 """
 
 from ds_distill.cli import distill, env, estimate, evaluate, export, finetune, prepare, pretrain, report, run, study

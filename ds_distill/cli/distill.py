@@ -1,4 +1,4 @@
-"""`distill`: train a student of a teacher."""
+"""`distill`: trains a student of a teacher."""
 
 from __future__ import annotations
 

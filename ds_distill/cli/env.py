@@ -1,4 +1,4 @@
-"""`env`: versions, devices, and which fused kernels run here."""
+"""`env`: shows versions, devices, and which fused kernels run here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ PURPOSE = "versions, devices, and which fused kernels run here"
 
 
 def add_arguments(parser) -> None:
-    """It takes none of its own."""
+    """Add nothing, because the command has no options of its own."""
 
 
 def check(options) -> None:
-    """There is nothing to check."""
+    """Check nothing, because there is nothing to check."""
 
 
 def check_paths(options) -> None:

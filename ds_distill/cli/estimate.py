@@ -1,4 +1,4 @@
-"""`estimate`: what a recipe will take on given machines, before anything runs."""
+"""`plan`: estimates what a recipe will need on given machines, before anything runs."""
 
 from __future__ import annotations
 

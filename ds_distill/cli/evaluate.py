@@ -1,4 +1,4 @@
-"""`evaluate`: held-out masked-LM loss and accuracy of Hugging Face folders."""
+"""`evaluate`: measures held-out masked-LM loss and accuracy of Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_summary
 
 PURPOSE = "held-out masked-LM loss and accuracy of Hugging Face folders, best first"
-OUTPUT = "runs/evaluate"  # where it writes without --output
+OUTPUT = "runs/evaluate"  # the folder without --output
 COLUMNS = {
     "model": "model",
     "parameters": "parameters",

@@ -1,4 +1,4 @@
-"""`export`: a run's checkpoint → a Hugging Face folder; either → formats for deployment."""
+"""`export`: turns a run's checkpoint into a Hugging Face folder, and either of them into formats for deployment."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def check(options) -> None:
 def _folder_of(model: str) -> Path:
     """Return where `export --model` writes without --output: beside that model.
 
-    Raises UserError for a model of the hub, which lies in a cache.
+    Raises UserError for a model of the hub, because it is in a cache.
     """
     if not Path(model).is_dir():
         raise UserError(
@@ -109,7 +109,7 @@ def run(options) -> dict:
     formats = [name for name in options.format if name != "hf"]
     formats_of(formats)  # a wrong name is refused before the work begins
     if options.text:
-        split_inputs(options.text)  # a file that is no text is refused before the run's model is written
+        split_inputs(options.text)  # a file that holds no text is refused before the run's model is written
     summary = pipeline.export_run(Path(options.run), output, options.step) if options.run else {}
     if formats and is_first():
         exported = export_formats(

@@ -1,4 +1,4 @@
-"""`finetune`: an encoder on a task, over several seeds and settings."""
+"""`finetune`: fine-tunes an encoder on a task, over several seeds and settings."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def build_parser():
 def check_command(words: list[str]) -> Recipe | None:
     """Return the recipe of a command as it is typed, if it has one.
 
-    Raises UserError where the command would be refused for its words or its recipe's numbers.
+    Raises:
+        UserError: The command would be refused for its words or its recipe's numbers.
     """
     options = build_parser().parse_args(words)
     options = options[options.subcommand]

@@ -1,4 +1,4 @@
-"""`prepare`: text → tokens on disk."""
+"""`prepare`: turns text into tokens on disk."""
 
 from __future__ import annotations
 

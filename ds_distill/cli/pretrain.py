@@ -1,4 +1,4 @@
-"""`pretrain`: masked-LM training without a teacher, which makes teachers."""
+"""`pretrain`: trains with masked-LM and without a teacher, to make teachers."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def add_arguments(parser) -> None:
 
 
 def add_new_model(parser) -> None:
+    """Add --model, the sizes of a new BERT."""
     help = "sizes of the BERT to pretrain, transformers' BertConfig"
     parser.add_argument("--model", type=dict[str, int], default=NEW_MODEL, help=help)
 

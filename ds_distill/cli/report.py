@@ -1,4 +1,4 @@
-"""`report`: studies and benchmark reports on one page."""
+"""`report`: puts studies and benchmark reports on one page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`run`: what `./launch.sh` starts. With a teacher it distills as `distill` does; without one it is the demo."""
+"""`run`: the command that `./launch.sh` starts.
+
+With a teacher it distills as `distill` does; without one it is the demo.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`study`: a plan of students and tasks, each distilled and then fine-tuned."""
+"""`study`: runs a plan of students and tasks; each student is distilled and then fine-tuned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ds_distill.finetune.config import Tuning
 from ds_distill.tasks.registry import TASKS
 
 PURPOSE = "a plan of students and tasks: distils and fine-tunes each, going on where it stopped"
-# what a study's student may differ in, and how its fine-tunings are trained: in all tasks, or under a task's name in that one
+# These are the settings that a study's student may change, and those of its fine-tunings, for all
+# tasks or, under a task's name, for that task.
 STUDENT_SETTINGS = {
     f"{name}.{key}": hint
     for name, section in arguments.SECTIONS.items()

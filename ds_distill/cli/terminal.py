@@ -1,6 +1,6 @@
-"""Terminals and file systems that are not UTF-8, and standard output or error that somebody closed.
+"""Handling of terminals and file systems that are not UTF-8, and of a closed standard output or error.
 
-What cannot be shown is replaced, and names of files are read as UTF-8.
+Characters that cannot be shown are replaced, and file names are read as UTF-8.
 """
 
 from __future__ import annotations
@@ -14,35 +14,36 @@ from typing import Any, TextIO
 def show_what_can_be_shown() -> None:
     """Have standard output and error replace a character that their encoding lacks, instead of raising an error.
 
-    What is written where one is closed (`2>&-`) goes nowhere.
+    Output to a closed one (`2>&-`) is discarded.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        elif hasattr(stream, "reconfigure"):  # a notebook's or a test's may be of another kind
+        elif hasattr(stream, "reconfigure"):  # a notebook's or a test's stream may be of another kind
             stream.reconfigure(errors="replace")
 
 
 def restart_in_utf8() -> None:
-    """Start this program anew in Python's UTF-8 mode where file names are decoded otherwise.
+    """Restart this program in Python's UTF-8 mode where file names are decoded otherwise.
 
-    The C locale with that mode switched off is such a place. The libraries written in Rust and C++ take file names as
-    UTF-8 in any case, and would write `läuft` elsewhere or not at all. Called by programs at their start, never by
-    what is imported.
+    The C locale with that mode switched off is such a case. Libraries written in Rust and C++ take
+    file names as UTF-8 in any case, and would write `läuft` elsewhere or not at all. Programs call
+    this at their start; imported modules never do.
     """
     if sys.getfilesystemencoding().lower() in ("utf-8", "utf8"):
         return
     os.environ["PYTHONUTF8"] = "1"
-    if sys.stderr is not None:  # the terminal stays what it is
+    if sys.stderr is not None:  # the terminal keeps its encoding
         os.environ.setdefault("PYTHONIOENCODING", f"{sys.stderr.encoding}:replace")
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def outlive_broken_streams() -> None:
-    """Have the program go on where standard output or error can no longer be written: a pipe without a reader, a full disk.
+    """Keep the program running where standard output or error can no longer be written.
 
-    The work of hours must not end for a line of its log. Called by programs at their start, as restart_in_utf8 is.
+    Examples are a pipe without a reader and a full disk. Hours of work must not end because of a
+    line of the log. Programs call this at their start, as they do restart_in_utf8.
     """
     for name in ("stdout", "stderr"):
         if (stream := getattr(sys, name)) is not None:
@@ -50,7 +51,7 @@ def outlive_broken_streams() -> None:
 
 
 class _Outliving:
-    """A text stream of which what cannot be written is lost, from the first error on."""
+    """A text stream that discards what cannot be written, from the first error on."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -72,7 +73,7 @@ class _Outliving:
         try:
             yield
         except OSError:
-            # what waits in the stream's buffer goes nowhere too, also when Python flushes it at its end
+            # the stream's buffer is discarded too, also when Python flushes it at its end
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)

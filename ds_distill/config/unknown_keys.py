@@ -1,12 +1,12 @@
-"""What is said of a key that there is not: the key that was meant, also where another tool calls it otherwise."""
+"""Messages about unknown keys: they name the key that was meant, also where another tool has another name for it."""
 
 from __future__ import annotations
 
 from ds_distill.utils.errors import did_you_mean
 
-# Names of Hugging Face's Trainer and scripts, of DistilBERT's authors and of DeepSpeed → keys here, with a value
-# where one is meant.
-# Of those in a tuple the answer gives all that the command has.
+# Names from Hugging Face's Trainer and scripts, from DistilBERT's authors and from DeepSpeed → keys
+# here, with a value where one is meant. Of the keys in a tuple, the message gives all that the
+# command has.
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "lr": ("training.learning_rate", "tuning.learning_rate"),
     "seed": ("training.seed", "first_seed"),
@@ -113,7 +113,12 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 def say_unknown(written: str, keys: list[str], dashes: str = "--") -> str:
     """Return the sentence for `written`, which is none of a command's `keys`.
 
-    It names the one that was meant, or the nearest. dashes: what a key is written with; none in a file.
+    The sentence names the key that was meant, or the nearest one.
+
+    Args:
+        written: The unknown key.
+        keys: The command's keys.
+        dashes: The prefix of a key; empty for keys in a file.
     """
     key = written.lstrip("-").replace("-", "_")
     *_, leaf = key.split(".")

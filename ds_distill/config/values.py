@@ -1,6 +1,6 @@
-"""The values of options and keys as people write them, read by the type that each has.
+"""The values of options and keys as people write them, read by the type of each.
 
-`1M` where a whole number belongs, `off` where a word does.
+Examples are `1M` for a whole number and `off` where a word belongs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ WAYS = "1000000, 1_000_000, 1e6 and 1M are ways to write one"
 
 @dataclass(frozen=True)
 class Reader:
-    """What an option of text is, and how it is read. A type hint carries it: `Annotated[str, Reader(…)]`.
+    """A named way to read an option of text. A type hint carries it: `Annotated[str, Reader(…)]`.
 
     Args:
-        name: As help and errors call it.
-        read: Takes what was written and the key for errors, returns the value, raises UserError.
+        name: The name in help and errors.
+        read: Takes the written value and the key for errors, returns the value, and raises
+            UserError.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Reader:
 
 
 def read_text(value: Any, key: str) -> str:
-    """Return a text that says something. Raises UserError for an empty one, as an unset shell variable leaves it."""
+    """Return a text that is not empty; raise UserError for an empty one, such as an unset shell variable leaves."""
     if not isinstance(value, str):
         raise UserError(
             f"{key}: {shown(value)}: one word or text belongs here{'; put it in quotes' if value is None else ''}"
@@ -56,9 +57,10 @@ def read_text(value: Any, key: str) -> str:
 
 
 def read_path(value: Any, key: str) -> str:
-    """Return a path, or a name of the hub, with ~ and ~NAME for what they stand for.
+    """Return a path, or a name of the hub, with ~ and ~NAME expanded.
 
-    Raises UserError for the home of nobody, too.
+    Raises:
+        UserError: As in `read_text`, and for the home of an unknown user.
     """
     path = os.path.expanduser(read_text(value, key))
     if path.startswith("~"):
@@ -70,7 +72,7 @@ def read_path(value: Any, key: str) -> str:
 
 
 def read_output(value: Any, key: str) -> str:
-    """Return a path to write to. Raises UserError also for a name that is not UTF-8, as libraries in Rust need it."""
+    """Return a path to write to; raise UserError also for a name that is not UTF-8, which libraries in Rust need."""
     path = read_path(value, key)
     try:
         path.encode()
@@ -85,9 +87,12 @@ Name = Annotated[str, Reader("name", read_text)]  # never begins with a bracket,
 
 
 def read_whole_number(text: str) -> int:
-    """Return the whole number that `text` is.
+    """Return the whole number that `text` states.
 
-    1000000, 1_000_000, 1e6, 1M, 8.0, 0x10. Raises ValueError for any other.
+    1000000, 1_000_000, 1e6, 1M, 8.0 and 0x10 are examples.
+
+    Raises:
+        ValueError: The text is no whole number.
     """
     value = Decimal(int(text, 0)) if BASED.fullmatch(text.strip()) else _decimal(text)
     if value is None:
@@ -100,7 +105,7 @@ def read_whole_number(text: str) -> int:
 
 
 def _decimal(text: str) -> Decimal | None:
-    """Return the decimal number that `text` is, exactly; None where it is none."""
+    """Return the exact decimal number that `text` states; None where it states none."""
     found = NUMBER.fullmatch(text.strip())
     if not found:
         return None
@@ -109,7 +114,7 @@ def _decimal(text: str) -> Decimal | None:
 
 
 def read_number(text: str) -> float:
-    """Return the number that `text` is, infinity and not-a-number among them. Raises ValueError for what is none."""
+    """Return the number that `text` states, also infinity and not-a-number; raise ValueError where it is none."""
     if found := NO_NUMBER.fullmatch(text.strip()):
         return float(found[1] + found[2])
     if BASED.fullmatch(text.strip()):
@@ -121,7 +126,7 @@ def read_number(text: str) -> float:
 
 
 def read_truth(text: str) -> bool:
-    """Return whether `text` says yes. Raises ValueError where it says neither yes nor no."""
+    """Return whether `text` means yes; raise ValueError where it means neither yes nor no."""
     try:
         return TRUTH[text.strip().lower()]
     except KeyError:
@@ -132,7 +137,7 @@ SCALARS: dict[type, Callable[[str], Any]] = {int: read_whole_number, float: read
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error shows it, of long texts and deep lists the beginning."""
+    """Return a value as an error shows it; long texts and deep lists are shortened to their beginning."""
     if value is None:
         return "nothing"
     text = " ".join((value if isinstance(value, str) and value else reprlib.repr(value)).split())
@@ -140,15 +145,18 @@ def shown(value: Any) -> str:
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """Return `value` as the type that `hint` says.
+    """Return `value` as the type that `hint` states.
 
     Args:
-        value: The text of the command line, what load_yaml gives, or a converted value, which stays as it is.
-        hint: A type hint of str, int, float, bool, Literal, list, tuple, dict, unions of these, texts with a Reader.
+        value: The text of the command line, the result of load_yaml, or a converted value, which
+            stays as it is.
+        hint: A type hint of str, int, float, bool, Literal, list, tuple, dict, unions of these,
+            texts with a Reader.
         key: The key or option, for errors.
 
     Raises:
-        UserError: `value` is nothing of the kind. One sentence, which names the key and the value.
+        UserError: `value` is not of this type. The message is one sentence that names the key and
+            the value.
     """
     if get_origin(hint) is Annotated:
         return get_args(hint)[1].read(value, key)
@@ -183,14 +191,14 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def _one_of(value: Any, hints: tuple, key: str) -> Any:
-    """Return `value` as the first of `hints` that it is, text the last."""
+    """Return `value` as the first of `hints` that fits; text is tried last."""
     if NoneType in hints and value in (None, "null"):
         return None
     mistakes: list[str] = []
     a_list = isinstance(value, str) and value.lstrip().startswith("[")
     for hint in sorted((hint for hint in hints if hint is not NoneType), key=lambda hint: hint is str):
         if mistakes and a_list and hint is str:
-            continue  # a list with a mistake in it
+            continue  # this is a list with a mistake in it
         try:
             return convert(value, hint, key)
         except UserError as error:
@@ -202,7 +210,8 @@ def _one_of(value: Any, hints: tuple, key: str) -> Any:
 def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
     """Return a list or tuple.
 
-    A single value is a list of one, numbers may stand between commas, and `[a, b]` is read as in YAML.
+    A single value is a list of one, numbers may be separated by commas, and `[a, b]` is read as in
+    YAML.
     """
     kind, items = get_origin(hint), [item for item in get_args(hint) if item is not Ellipsis]
     if (
@@ -244,8 +253,10 @@ def _mapping(value: Any, key: str) -> dict[str, Any]:
 
 
 def by_name(hints: dict[str, Any], key_is: str) -> Reader:
-    """Return the reader of a mapping whose entries have types of their own; what it does not know stays as it was
-    written, to be refused later."""
+    """Return the reader of a mapping whose entries have types of their own.
+
+    Unknown entries stay as they were written, to be refused later.
+    """
 
     def read(value: Any, key: str) -> dict[str, Any]:
         return {

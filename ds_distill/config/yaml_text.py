@@ -1,6 +1,6 @@
 """YAML files in which every scalar stays the text that was written.
 
-What `off`, `no`, `2024` or `1e6` means, the key it stands under decides.
+The key above it decides what `off`, `no`, `2024` or `1e6` means.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import yaml
 
 from ds_distill.utils.errors import UserError
 
-# what PyYAML reads words as by their look; tags that somebody wrote (!!python/…) are not among them, and are refused
+# PyYAML assigns these tags to words by their look. Tags that somebody wrote (!!python/…) are not
+# among them, and are refused.
 LOOKS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "int", "float", "timestamp", "value", "merge")}
 MOST_ENTRIES = 10**6
 
 
 class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Reads scalars and keys as text, only `null`, `~` and nothing at all as None."""
+    """Reads scalars and keys as text; only `null`, `~` and an empty value become None."""
 
     def construct_object(self, node, deep=False):
         if isinstance(node, yaml.ScalarNode) and node.tag in LOOKS:
@@ -43,21 +44,22 @@ class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 
 
 def _size(value: object, known: dict[int, int]) -> int:
-    """Return how many entries a value has when what is named by aliases is written out; known: of lists and mappings."""
+    """Return how many entries a value has with its aliases written out; known: sizes of lists and mappings."""
     if not isinstance(value, list | dict):
         return 1
     if id(value) not in known:
-        known[id(value)] = 0  # one that holds itself
+        known[id(value)] = 0  # for a value that holds itself
         entries = value.values() if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(_size(entry, known) for entry in entries)
     return known[id(value)]
 
 
 def load_yaml(text: str, where: str) -> object:
-    """Return what the YAML document `text` holds: dict, list, str, or None for nothing.
+    """Return the content of the YAML document `text`: dict, list, str, or None for nothing.
 
-    Raises UserError, beginning with `where`, for text that is not YAML, has a tag or a key that has no meaning here,
-    or nests without end.
+    Raises:
+        UserError: Begins with `where`. The text is not YAML, has a tag or a key that has no meaning
+            here, or nests without end.
     """
     try:
         found = yaml.load(text, Loader=_TextLoader)
@@ -78,7 +80,8 @@ def load_yaml(text: str, where: str) -> object:
 def load_keys(text: str, where: str) -> dict:
     """Return the keys that the YAML document `text` holds.
 
-    Raises UserError as load_yaml does, and for one without keys.
+    Raises:
+        UserError: As in load_yaml, and for a document without keys.
     """
     found = load_yaml(text, where)
     if not isinstance(found, dict):
@@ -88,7 +91,7 @@ def load_keys(text: str, where: str) -> dict:
 
 
 def read_recipe(file: Path, where: str) -> str:
-    """Return the text of a YAML file. Raises UserError, beginning with `where`, where it is not UTF-8."""
+    """Return the text of a YAML file; raise UserError, beginning with `where`, where it is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,6 +1,7 @@
-"""A sign of life beside the collectives, whose own time limits are ten minutes and more: a lost rank or host ends the job within a minute.
+"""A sign of life beside the collectives: a lost rank or host ends the job within a minute.
 
-Ranks that live but do not get on are found too: where no rank notes progress for minutes, it is printed where each of them is.
+The collectives' own time limits are ten minutes and more. Ranks that live but make no progress are
+found too: where no rank notes progress for minutes, the place where each of them is gets printed.
 """
 
 import contextlib
@@ -16,17 +17,20 @@ import torch
 from ds_distill.utils.progress import main_thread_position, progress_count
 
 PATIENCE = 30.0  # seconds without a sign of life; a rank that is only slow still gives one
-STALLED = 300.0  # seconds in which no rank has noted progress: it is printed where each rank is
-GIVEN_UP = 3600.0  # and the job ends; what takes an hour without a measure of its progress does not occur in a job
+STALLED = 300.0  # seconds without progress on any rank, until each rank's place is printed
+GIVEN_UP = 3600.0  # until the job ends; nothing in a job takes an hour without noting progress
 _EVERY = 2.0
 _LOST = 3  # exit status
 
 
 class Heartbeat:
-    """Two threads a rank: one speaks through the job's own store (no further port), one watches the clock, since speaking may block for ever.
+    """Two threads per rank: one speaks through the job's own store, one watches the clock.
 
-    A rank writes a count of its own, reads its neighbour's and adds to the job's count of progress, so the store of a thousand ranks has four requests
-    per rank in two seconds. Who finds its neighbour silent says so for all. Only the monotonic clock counts: a jump of the time of day does nothing.
+    The store needs no further port. The clock has its own thread because speaking may block
+    forever. A rank writes a count of its own, reads its neighbor's and adds to the job's count of
+    progress, so the store of a thousand ranks serves four requests per rank in two seconds. A rank
+    that finds its neighbor silent reports it for all. Only the monotonic clock counts, so a jump of
+    the time of day has no effect.
     """
 
     def __init__(self, patience: float = PATIENCE, stalled: float = STALLED, given_up: float = GIVEN_UP):
@@ -44,13 +48,13 @@ class Heartbeat:
         self.store.get(f"beat {self.neighbour}")
         self.ended = threading.Event()
         self.stalled, self.given_up, self.reported = stalled, given_up, False
-        self.sent, self.total = 0, 0  # progress: this rank's part of the job's, and the job's
+        self.sent, self.total = 0, 0  # progress: this rank's part of the job's count, and the job's count
         self.answered = self.heard = self.progressed = time.monotonic()
         for work in (self._speak, self._watch):
             threading.Thread(target=work, name=f"heartbeat{work.__name__}", daemon=True).start()
 
     def stop(self) -> None:
-        """At the end of the job: silence means nothing any more."""
+        """Stop the heartbeat at the end of the job; from then on silence means nothing."""
         self.ended.set()
         try:
             self.store.set(f"beat {self.rank}", "gone")
@@ -72,7 +76,7 @@ class Heartbeat:
             if beat != last or beat == b"gone":
                 last, self.heard = beat, self.answered
             if verdict and verdict != str(self.rank).encode() and not self.ended.is_set():
-                self._leave(self.world - 1)  # who gave the verdict says it, and ends by itself when it has
+                self._leave(self.world - 1)  # the rank that gave the verdict reports it, and then ends by itself
 
     def _look_at_progress(self) -> None:
         done, now = progress_count(), time.monotonic()
@@ -84,7 +88,8 @@ class Heartbeat:
         silent = now - self.progressed
         if silent > self.stalled:
             self.store.set(f"place {self.rank}", main_thread_position())
-        if self.rank or silent <= self.stalled + 3 * _EVERY:  # until the others have written theirs
+        # wait until the others have written their places
+        if self.rank or silent <= self.stalled + 3 * _EVERY:
             return
         if silent > self.given_up:
             if self.store.compare_set("verdict", "", "0") == b"0":
@@ -93,14 +98,14 @@ class Heartbeat:
         if not self.reported:
             self.reported = True
             print(
-                f"\nds-distill: no rank has made progress for {silent / 60:.0f} min: {self._places()}. The run ends if that lasts "
-                f"{self.given_up / 60:.0f} min",
+                f"\nds-distill: no rank has made progress for {silent / 60:.0f} min: {self._places()}. "
+                f"The run ends if that lasts {self.given_up / 60:.0f} min",
                 file=sys.stderr,
                 flush=True,
             )
 
     def _places(self) -> str:
-        """Where the ranks are, those at one place together."""
+        """Return where the ranks are, grouped by place."""
         ranks_at: dict[str, list[str]] = {}
         for rank in range(self.world):
             key = f"place {rank}"
@@ -114,15 +119,14 @@ class Heartbeat:
         before = time.monotonic()
         while not self.ended.wait(1.0):
             now = time.monotonic()
-            if now - before > 5:  # this process itself was stopped, or its machine: nobody else's silence
+            if now - before > 5:  # this process itself was stopped, or its machine; no other rank was silent
                 self.answered = self.heard = self.progressed = now
             before = now
             if now - self.answered > self.patience:
                 self._abort()
             if now - self.heard > self.patience:
-                ask = threading.Thread(
-                    target=self._report_lost_neighbour, daemon=True
-                )  # the store may be silent too, and asking block for ever
+                # in a thread: the store may be silent too, and asking it block forever
+                ask = threading.Thread(target=self._report_lost_neighbour, daemon=True)
                 ask.start()
                 ask.join(5 * _EVERY)
                 self._abort()  # not reached where the store answers
@@ -133,7 +137,10 @@ class Heartbeat:
         self._leave(self.world - 1)
 
     def _leave(self, living: int) -> None:
-        """End this rank; the first one, which keeps the store, when all `living` ranks have read the verdict there, or ten seconds later."""
+        """End this rank; the first one waits for `living` ranks to read the verdict, or ten seconds.
+
+        The first rank keeps the store, where the others read the verdict.
+        """
         until = time.monotonic() + 5 * _EVERY
         with contextlib.suppress(RuntimeError):  # the store is gone
             read = self.store.add("read", 1)
@@ -143,12 +150,14 @@ class Heartbeat:
         os._exit(_LOST)
 
     def _abort(self) -> None:
-        # each host cut off says so once; on the first rank's own it is another that can, unless the first rank is there and only its store is silent
+        # Each host that is cut off reports it once. On the first rank's own host another rank can
+        # report it, unless the first rank is there and only its store is silent.
         if self.rank == 0:
             self._say(self._silence())
         elif os.environ.get("LOCAL_RANK", "0") == ("1" if self.first_host == socket.gethostname() else "0"):
             self._say(
-                f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: its host or the network is down"
+                f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: "
+                "its host or the network is down"
             )
         os._exit(_LOST)
 
@@ -164,7 +173,7 @@ class Heartbeat:
 
 
 def _own_connection(store):
-    """The same store on a connection of its own: a rank that waits on the shared one would be silent."""
+    """Return the same store on its own connection: a rank that waits on the shared one would be silent."""
     while isinstance(store, torch.distributed.PrefixStore):
         store = store.underlying_store
     own = store.clone()

@@ -1,16 +1,17 @@
-"""The job that this process is a part of, by what a launcher, or something else, has put into its environment. Imports nothing that takes time."""
+"""The job that this process belongs to, as a launcher, or something else, has described it in the environment.
+
+This module imports nothing that takes time.
+"""
 
 import os
 
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
-SHARED = (
-    "run",
-    "pretrain",
-    "distill",
-)  # commands whose work several ranks do together; that of the others is one process's
-# the last: torchrun keeps the store in which ranks meet, a process that makes a group of its own must not look for it there
+# Several ranks share the work of these commands. The work of the others is one process's.
+SHARED = ("run", "pretrain", "distill")
+# These are the variables of a rank. The last one is among them because torchrun keeps the store in
+# which ranks meet, and a process that makes a group of its own must not look for its store there.
 RANK = (
     "RANK",
     "WORLD_SIZE",
@@ -22,26 +23,38 @@ RANK = (
     "TORCHELASTIC_USE_AGENT_STORE",
 )
 LONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-# what DeepSpeed's launcher and torchrun set beside them: a rank's process was really started as one, which a pod's variables do not tell
+# DeepSpeed's launcher and torchrun set these beside them. They show that a rank's process was
+# really started as one, which a pod's variables do not show.
 LAUNCHED = ("CROSS_RANK", "TORCHELASTIC_RUN_ID")
-# what accelerate, which fine-tuning goes through, takes for a rank's as well
+# accelerate, which fine-tuning uses, takes these for a rank's variables as well.
 MPI = tuple(
     f"{start}_{end}"
     for start in ("OMPI_COMM_WORLD", "MV2_COMM_WORLD", "PMI")
     for end in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 )
-ACCELERATORS = ("cuda", "cpu", "xpu", "xpu.external", "npu", "mps", "hpu", "mlu", "sdaa")  # DeepSpeed's
-REMEDY = "a launcher (./launch.sh, deepspeed, torchrun) sets them all; if they are another job's, run the command under `env -u RANK -u WORLD_SIZE`"
+ACCELERATORS = ("cuda", "cpu", "xpu", "xpu.external", "npu", "mps", "hpu", "mlu", "sdaa")  # those DeepSpeed knows
+REMEDY = (
+    "a launcher (./launch.sh, deepspeed, torchrun) sets them all; if they are another job's, run the command under "
+    "`env -u RANK -u WORLD_SIZE`"
+)
 
 
 def ranks() -> int:
-    """How many ranks the job has, once `settle` has had its look."""
+    """Return the number of ranks of the job, once `settle` has checked the environment."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def settle(command: str) -> bool:
-    """Whether this process has work to do. To be asked before anything else looks at the environment: a command of one process is made one, whatever
-    the environment says, and one that ranks share needs variables that fit together (UserError)."""
+    """Make the environment consistent for `command`, and return whether this process has work to do.
+
+    It must be called before anything else reads the environment. For a command of one process the
+    variables of ranks are removed, whatever they are. A command that ranks share needs variables
+    that fit together.
+
+    Raises:
+        UserError: The variables of a shared command do not fit together, or DS_ACCELERATOR is
+            unknown.
+    """
     _check_accelerator()
     if command in SHARED:
         _check()
@@ -57,17 +70,18 @@ def settle(command: str) -> bool:
 
 
 def _check() -> None:
-    """UserError where the environment describes no rank of a job; a lone process is made one in every variable."""
+    """Raise UserError where the environment describes no rank of a job; set all variables for a lone process."""
     try:
         rank, world = _number("RANK"), _number("WORLD_SIZE")
         _forget_mpi(world)
         if (world or 1) == 1:
             if rank:
                 raise UserError(
-                    f"RANK = {rank} in the environment, but {'no WORLD_SIZE' if world is None else 'WORLD_SIZE = 1'}: {REMEDY}"
+                    f"RANK = {rank} in the environment, but "
+                    f"{'no WORLD_SIZE' if world is None else 'WORLD_SIZE = 1'}: {REMEDY}"
                 )
             for name in RANK:
-                os.environ.pop(name, None)  # the address of another job, or its GPU
+                os.environ.pop(name, None)  # it may be the address of another job, or its GPU
             os.environ.update(LONE)
             return
         if lacking := [name for name in ("RANK", "MASTER_ADDR") if not os.environ.get(name)]:
@@ -81,15 +95,16 @@ def _check() -> None:
                 os.environ[name] = usual
         if not 0 < int(os.environ["MASTER_PORT"]) < 65536:
             raise UserError(
-                f"MASTER_PORT = {os.environ['MASTER_PORT']} in the environment: a port lies between 1 and 65535; {REMEDY}"
+                f"MASTER_PORT = {os.environ['MASTER_PORT']} in the environment: "
+                f"a port lies between 1 and 65535; {REMEDY}"
             )
     except UserError:
-        os.environ.pop("RANK", None)  # nobody's: what is wrong is said by this process
+        os.environ.pop("RANK", None)  # this process is no rank now, so it reports the error itself
         raise
 
 
 def _forget_mpi(world: int | None) -> None:
-    """Take the variables of an mpirun away, in which DeepSpeed would look for this rank's place: RANK and WORLD_SIZE tell it."""
+    """Remove mpirun's variables, where DeepSpeed would look for this rank's place; RANK and WORLD_SIZE state it."""
     found = {name: value for name in MPI if (value := os.environ.pop(name, None)) is not None}
     size = next(
         (
@@ -105,11 +120,12 @@ def _forget_mpi(world: int | None) -> None:
 
 
 def _check_accelerator() -> None:
-    """UserError for a DS_ACCELERATOR that DeepSpeed does not know: it would say so after a long import, with a traceback."""
+    """Raise UserError for a DS_ACCELERATOR unknown to DeepSpeed, which would fail late and with a traceback."""
     wanted = os.environ.get("DS_ACCELERATOR")
     if wanted is not None and wanted not in ACCELERATORS:
         raise UserError(
-            f"DS_ACCELERATOR = {wanted} in the environment: must be one of {', '.join(ACCELERATORS)}; correct it, or unset it"
+            f"DS_ACCELERATOR = {wanted} in the environment: must be one of {', '.join(ACCELERATORS)}; "
+            "correct it, or unset it"
         )
 
 

@@ -1,4 +1,4 @@
-"""The ranks of a job: joining and leaving it, and what they tell each other beside the training."""
+"""The ranks of a job: how they join and leave it, and how they communicate beside the training."""
 
 import contextlib
 import functools
@@ -18,11 +18,11 @@ from ds_distill.distributed.job import LONE
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 
-_heartbeats: list[Heartbeat] = []  # the job's, where it has several ranks
+_heartbeats: list[Heartbeat] = []  # the job's heartbeat, where the job has several ranks
 
 
 def start_distributed() -> tuple[int, int]:
-    """Join the job's process group (a lone process makes its own); returns (rank, world size)."""
+    """Join the job's process group (a lone process makes its own); return (rank, world size)."""
     for key, value in LONE.items():
         os.environ.setdefault(key, value)
     if not torch.distributed.is_initialized():
@@ -35,7 +35,8 @@ def start_distributed() -> tuple[int, int]:
             local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
             if local >= there:
                 raise UserError(
-                    f"LOCAL_RANK = {local}: this machine shows {there} GPUs, 0 to {there - 1}; start as many ranks here, or fewer"
+                    f"LOCAL_RANK = {local}: this machine shows {there} GPUs, 0 to {there - 1}; "
+                    "start as many ranks here, or fewer"
                 )
             torch.cuda.set_device(local)  # else every rank's first collective would be on GPU 0
         with _wait_said():
@@ -47,9 +48,12 @@ def start_distributed() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _wait_said(seconds: float = 15.0) -> Iterator[None]:
-    """Say who is waited for, where joining takes longer than that: a rank that never comes is waited for without a word, for half an hour."""
+    """Print who is waited for where joining takes longer, since a rank that never comes is awaited for half an hour."""
     rank, world, address, port = (os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-    line = f"rank {rank} of {world} waits for the others at {address}:{port} (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment)"
+    line = (
+        f"rank {rank} of {world} waits for the others at {address}:{port} "
+        "(RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment)"
+    )
 
     def show() -> None:
         try:
@@ -61,7 +65,7 @@ def _wait_said(seconds: float = 15.0) -> Iterator[None]:
 
     timer = threading.Timer(seconds, show)
     timer.daemon = True
-    if os.environ["LOCAL_RANK"] == "0":  # one of a host
+    if os.environ["LOCAL_RANK"] == "0":  # one rank per host
         timer.start()
     try:
         yield
@@ -70,33 +74,43 @@ def _wait_said(seconds: float = 15.0) -> Iterator[None]:
 
 
 def leave() -> None:
-    """This rank has done its part: from now on its silence is no loss. Not after a mistake: the others must notice."""
+    """Mark this rank's part as done, so that its silence is no loss from now on.
+
+    It must not be called after a mistake, because the other ranks must notice that.
+    """
     for heartbeat in _heartbeats:
         heartbeat.stop()
 
 
 @functools.cache
 def _patient_group():
-    """Ranks that wait for one of them to prepare a corpus, wait for hours: the default group gives up after ten minutes."""
+    """Return a group with a long timeout.
+
+    Ranks wait for hours while one of them prepares a corpus, and the default group gives up after
+    ten minutes.
+    """
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
 def broadcast_object(value: object) -> object:
-    """Collective: the first rank's `value`, however long it takes to come."""
+    """Collective: return the first rank's `value`, however long it takes to arrive."""
     values = [value]
     torch.distributed.broadcast_object_list(values, group=_patient_group())
     return values[0]
 
 
 def all_gather_object(value: object) -> list:
-    """Collective: every rank's `value`, by rank."""
+    """Collective: return every rank's `value`, by rank."""
     values: list = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value, group=_patient_group())
     return values
 
 
 def run_on_rank0(job: Callable[[], object]) -> None:
-    """Collective: the first rank does `job`; its mistake or full disk is a UserError on every rank, so that none waits for what never comes."""
+    """Collective: run `job` on the first rank.
+
+    Its mistake or full disk is a UserError on every rank, so that none waits for what never comes.
+    """
     start_distributed()
     problem, failure = None, None
     if is_first():
@@ -105,7 +119,10 @@ def run_on_rank0(job: Callable[[], object]) -> None:
         except UserError as error:
             problem = str(error)
         except OSError as error:
-            problem = f"{error.filename or 'the output folder'}: {error.strerror or error}; choose another --output, or make room there"
+            problem = (
+                f"{error.filename or 'the output folder'}: {error.strerror or error}; "
+                "choose another --output, or make room there"
+            )
         except Exception as error:
             problem, failure = f"the first rank failed: {error!r}", error
     problem = broadcast_object(problem)

@@ -1,1 +1,1 @@
-"""Trained weights → a Hugging Face folder, verified before it is published."""
+"""Export of trained weights to a Hugging Face folder, which is verified before it is published."""

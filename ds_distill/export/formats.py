@@ -1,4 +1,8 @@
-"""Deployable formats of a Hugging Face folder: each is written, loaded by its own runtime, and compared with PyTorch on text before it is published."""
+"""Deployable formats of a Hugging Face folder.
+
+Each format is written, loaded by its own runtime, and compared with PyTorch on text before it is
+published.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +36,13 @@ from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import try_lock
 from ds_distill.utils.memory import peak_memory
 
-EXACT = 1e-4  # share of the largest output that fp32 formats may differ from PyTorch by: sums in another order
+EXACT = 1e-4  # fp32 formats may differ from PyTorch by this share of the largest output: they sum in another order
 SEQUENCES = 64
 
 
 @dataclass
 class Job:
-    """What the formats of one export share. graph: the fp32 ONNX file, traced once."""
+    """The model, the batches and the scratch folder that the formats of one export share."""
 
     source: Source
     batches: list[Batch]
@@ -46,6 +50,7 @@ class Job:
 
     @cached_property
     def graph(self) -> Path:
+        """The fp32 ONNX file, traced once."""
         file = self.scratch / "fp32" / "model.onnx"
         with spinner("tracing the model"):
             write_onnx(self.source, file)
@@ -54,9 +59,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Format:
-    """file: in the output folder, named so that what loads such folders finds it. needs: modules. exact: must equal PyTorch.
+    """A deployable format: how it is written, loaded and checked.
 
-    write: (job, file) makes it; load: the file's own runtime; runtime: its name, with what it must be told; why_not: why this machine cannot run it.
+    Attributes:
+        file: Its path in the output folder, named so that programs that load such folders find it.
+        runtime: The runtime's name, with what the runtime has to be told.
+        needs: The modules that it needs.
+        exact: Whether its outputs must equal PyTorch's.
+        write: Called with (job, file) to write the file.
+        load: Loads the file with its own runtime.
+        example: An expression that runs the file.
+        why_not: Returns why this machine cannot run it, or None.
     """
 
     file: str
@@ -120,18 +133,25 @@ FORMATS = {
 
 
 def parts_of(file: Path) -> list[Path]:
-    """A format's file and what lies beside it for it (OpenVINO's weights, those of an ONNX file beyond 2 GiB); the file itself comes last."""
+    """Return a format's file and the files beside it that belong to it; the file itself comes last.
+
+    Such files are OpenVINO's weights, and the weights of an ONNX file beyond 2 GiB.
+    """
     return sorted(file.parent.glob(f"{file.stem}.*"), key=lambda part: part == file)
 
 
 def _copy_parts(graph: Path, file: Path) -> None:
-    """Copy an ONNX file and what lies beside it, under their names, which the file refers to."""
+    """Copy an ONNX file and the files beside it under their own names, because the file refers to them."""
     for part in parts_of(graph):
         shutil.copyfile(part, file.parent / part.name)
 
 
 def formats_of(names: list[str]) -> dict[str, Format]:
-    """The formats of these names. Raises UserError for a name that is none, a module that is not there, and what this machine cannot run."""
+    """Return the formats of these names.
+
+    Raises:
+        UserError: A name is unknown, a module is missing, or this machine cannot run a format.
+    """
     for name in names:
         if name not in FORMATS:
             raise UserError(
@@ -150,11 +170,25 @@ def formats_of(names: list[str]) -> dict[str, Format]:
 def export_formats(
     model: str, names: list[str], output: Path, *, text: list[str], data: str | None = None, encoder: bool = False
 ) -> dict:
-    """Write formats of the Hugging Face folder `model` into `output` (which may be that folder); returns the summary, figures by format.
+    """Write formats of the Hugging Face folder `model` into `output`, which may be that folder.
 
-    text: what the formats are compared on, as for prepare; the sample of this package if empty. data: labelled examples for a fine-tuned head, whose
-    score is given before and after. encoder: without its head.
-    A file takes its place only when its runtime has loaded it and, of an fp32 format, has given PyTorch's numbers (RuntimeError otherwise).
+    A file takes its place only when its runtime has loaded it and, for an fp32 format, has returned
+    PyTorch's numbers.
+
+    Args:
+        model: The Hugging Face folder.
+        names: The names of the formats.
+        output: The folder to write into.
+        text: The texts that the formats are compared on, as for prepare. If empty, this package's
+            sample is used.
+        data: Labeled examples for a fine-tuned head, which is scored on them before and after.
+        encoder: Export the model without its head.
+
+    Returns:
+        The summary, with figures by format.
+
+    Raises:
+        RuntimeError: The outputs of an fp32 format differ from PyTorch's.
     """
     formats = formats_of(names)
     source = load_source(model, "encoder" if encoder else None)
@@ -165,16 +199,15 @@ def export_formats(
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output):
-        if (
-            encoder
-        ):  # whose config.json is not that of the same model with its head: the head is what is wrong, not the model
+        # Without its head a model has another config.json. The head is checked first, so that the
+        # error names the head rather than the model.
+        if encoder:
             _check_head(output, source)
         publish_model(source, output, Path(model).name)
         _check_head(output, source)
         rows = _written(source, formats, batches, output, dev, before)
-        compared = (
-            ", ".join(Path(name).name for name in text) or "this package's sample text"
-        )  # a published page names no folder of this machine
+        # a published page names no folder of this machine
+        compared = ", ".join(Path(name).name for name in text) or "this package's sample text"
         put_section(
             output / "README.md",
             "Formats",
@@ -194,8 +227,8 @@ def export_formats(
 
 @contextlib.contextmanager
 def _alone(output: Path):
-    """One export at a time in a folder: they share its scratch and its tables. UserError where another is at it."""
-    held = os.open(output, os.O_RDONLY)  # the folder itself: what is exported may be published as it lies
+    """Allow one export at a time in a folder, since exports share its scratch and tables; UserError for a second."""
+    held = os.open(output, os.O_RDONLY)  # the folder itself: a lock file would be published with the export
     try:
         try_lock(held, output, lambda: "another export")
         yield
@@ -204,19 +237,22 @@ def _alone(output: Path):
 
 
 def _check_head(output: Path, source: Source) -> None:
-    """UserError where the files that lie in `output` have another head."""
+    """Raise UserError where the files in `output` have another head."""
     others = {row.get("head", source.head) for row in _formats_in(output).values()} - {source.head}
     if others:
         raise UserError(
-            f"{output}: holds files with the head {', '.join(others)}, these would have {source.head}; choose another --output"
+            f"{output}: holds files with the head {', '.join(others)}, these would have {source.head}; "
+            "choose another --output"
         )
 
 
 def _written(
     source: Source, formats: dict[str, Format], batches: list[Batch], output: Path, dev: DevSet | None, before: Measured
 ) -> dict[str, dict]:
-    """The files, each in its place once it has been compared; a row of figures each. before: PyTorch's scores on
-    `dev`."""
+    """Write the files, move each into place after its comparison, and return a row of figures for each.
+
+    before: PyTorch's scores on `dev`.
+    """
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -235,7 +271,8 @@ def _written(
                 format.exact and figures["max_difference"] > EXACT * figures["max_output"]
             ):
                 raise RuntimeError(
-                    f"{name}: outputs differ from PyTorch's by {figures['max_difference']:.2g} of {figures['max_output']:.2g}"
+                    f"{name}: outputs differ from PyTorch's by {figures['max_difference']:.2g} of "
+                    f"{figures['max_output']:.2g}"
                 )
             if dev:
                 figures |= {f"dev_{metric}_pytorch": value for metric, value in before.items()}
@@ -259,7 +296,7 @@ def _written(
 
 
 def _publish(file: Path, folder: Path) -> None:
-    """Move a format's file into `folder`, after all that it needs beside it; what an earlier export left there for a file of its name goes."""
+    """Move a format's file into `folder`, after the files it needs, and delete what an earlier export left there."""
     folder.mkdir(exist_ok=True)
     parts = [part.name for part in parts_of(file)]
     for name in parts:
@@ -270,7 +307,7 @@ def _publish(file: Path, folder: Path) -> None:
 
 
 def _formats_in(output: Path) -> dict[str, dict]:
-    """The rows of earlier exports into `output`, of files that still lie there."""
+    """Return the rows of earlier exports into `output` whose files still lie there."""
     file = output / "formats.json"
     rows = read_json(file) if file.is_file() else {}
     if not isinstance(rows, dict):
@@ -279,7 +316,7 @@ def _formats_in(output: Path) -> dict[str, dict]:
 
 
 def _kept(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]:
-    """The figures of all formats that lie in `output`, those of earlier exports too (formats.json)."""
+    """Write formats.json with the figures of all formats in `output`, also those of earlier exports; return them."""
     found = _formats_in(output) | {name: row | {"compared_on": compared} for name, row in rows.items()}
     kept = {name: found[name] for name in FORMATS if name in found}
     write_json(output / "formats.json", kept)
@@ -287,7 +324,7 @@ def _kept(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]
 
 
 def example(source: Source, format: Format) -> str:
-    """Three lines that use the file, to be run in the folder."""
+    """Return three lines of Python that use the file, to be run in the folder."""
     module = format.example.split(".")[0]
     words = (
         f"the capital of france is {source.tokenizer.mask_token}."
@@ -295,9 +332,8 @@ def example(source: Source, format: Format) -> str:
         else "a text to look at"
     )
     kind = "pt" if module == "torch" else "np"
-    surplus = (
-        "token_type_ids" in source.tokenizer.model_input_names and "token_type_ids" not in source.inputs
-    )  # in a folder that is not ours
+    # in a folder that another program has written
+    surplus = "token_type_ids" in source.tokenizer.model_input_names and "token_type_ids" not in source.inputs
     types = ", return_token_type_ids=False" if surplus else ""
     first = {"encoder": "last_hidden_state", "question-answering": "start_logits"}.get(source.head, "logits")
     call = format.example.format(file=format.file, first=first)
@@ -328,7 +364,7 @@ COLUMNS = {
 
 
 def formats_table(rows: dict[str, dict]) -> str:
-    """What there is, and how far it is from PyTorch in fp32."""
+    """Return a table of the formats and of how far each is from PyTorch in fp32."""
     shown = []
     for name, row in rows.items():
         line = {"format": name, "runtime": FORMATS[name].runtime} | row

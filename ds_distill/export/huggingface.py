@@ -1,3 +1,5 @@
+"""Export of trained weights as a Hugging Face folder."""
+
 import filecmp
 import os
 import shutil
@@ -17,13 +19,25 @@ from ds_distill.utils.errors import UserError
 def export(
     weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, card: str
 ) -> Path:
-    """Write `weights` (fp32, by state-dict name, tied ones once) as a folder that AutoModelForMaskedLM loads; returns `output`.
+    """Write `weights` as a folder that AutoModelForMaskedLM loads, and return `output`.
 
-    like: a model of the same class and config. The folder is reloaded and its logits compared with the weights' own before a rename
-    publishes it. Where the same model lies there already, the folder stays, with its card and what else was made of it; another model's goes, and what
-    was made of that is named. Raises RuntimeError if the logits differ, and UserError for an `output` with anything but an earlier export of ours.
+    The folder is reloaded, and its logits are compared with the weights' own before a rename
+    publishes it. Where the same model lies there already, the folder stays, with its card and the
+    formats made of it. The folder of another model is replaced, and a line names what had been made
+    of that model.
+
+    Args:
+        weights: fp32, by state-dict name, tied ones once.
+        like: A model of the same class and config.
+        tokenizer: The tokenizer to save with the model.
+        output: The folder to write.
+        card: The text of the model card.
+
+    Raises:
+        RuntimeError: The logits differ.
+        UserError: `output` holds anything but an earlier export by ds-distill.
     """
-    output = Path(os.path.abspath(output))  # "." has no name to give its neighbors
+    output = Path(os.path.abspath(output))  # the folders beside it are named after it, and "." has no name
     there = output / "README.md"
     if (
         output.exists()
@@ -60,8 +74,14 @@ def export(
 
 
 def _load_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """Load `weights` into `model`. Of a tied weight either name will do: which one comes first, and so stands for both, differs among the families.
-    Raises RuntimeError for a weight that is missing under all of its names, and for one that the model does not have."""
+    """Load `weights` into `model`, a tied weight under any of its names.
+
+    Which name comes first, and so stands for both, differs among the families.
+
+    Raises:
+        RuntimeError: A weight is missing under all of its names, or the model does not have a
+            weight.
+    """
     missing, unexpected = model.load_state_dict(weights, strict=False)
     names_by_parameter: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -1,11 +1,15 @@
-"""The same graph with int8 matrices.
+"""Quantization of an exported graph's matrices to int8.
 
-Activations are quantised too, while the model runs. One scale for a whole tensor, as ONNX Runtime's own quantizer has it, loses much: a few tokens'
-outliers set the scale of all. Here each token has a range of its own (Dettmers et al. 2022, section 2.1; Yao et al. 2022, section 4.2), each column of
-a weight a scale, and the vocabulary matrix, which is embedding and projection at once, is kept once, a scale a token.
+Activations are quantized too, while the model runs. ONNX Runtime's own quantizer uses one scale for
+a whole tensor and loses much accuracy, because outliers of a few tokens set the scale of all. Here
+each token has a range of its own (Dettmers et al. 2022, section 2.1; Yao et al. 2022, section 4.2),
+and each column of a weight has its own scale. The vocabulary matrix serves as embedding and as
+projection. It is stored once, with one scale per token.
 
-Without VNNI (vpdpbusd) x86 adds pairs of products up in 16 bits (vpmaddubsw), and 2 · 255 · 127 does not fit: sums are cut off without a word, while
-2 · 255 · 63 fits. So weights have SAFE steps each way in a file that is to be right everywhere, FULL in one for processors with VNNI or what ARM has.
+Without VNNI (vpdpbusd), x86 adds pairs of products in 16 bits (vpmaddubsw). 2 · 255 · 127 does not
+fit into them, and the sum is silently saturated. 2 · 255 · 63 fits. A file that must be right
+everywhere therefore has SAFE steps in each direction for its weights. A file for processors with
+VNNI, or ARM's counterpart, has FULL.
 """
 
 from __future__ import annotations
@@ -19,20 +23,33 @@ import numpy as np
 from ds_distill.export.onnx import save_graph, silence
 
 FULL, SAFE = 127, 63
-LARGE = 1_000_000  # values of a table that is looked up, from which it is worth its codes: vocabularies, not positions
-GROUP = 384  # OpenVINO: a token's activations are scaled in groups of at most so many; 128 takes 1.2 times as long, 32 half as long again
+LARGE = 1_000_000  # lookup tables of more values are quantized: vocabularies are, positions are not
+# OpenVINO scales a token's activations in groups of at most this size; 128 takes 1.2 times as long,
+# 32 half as long again.
+GROUP = 384
 
 
 def quantised(weight: np.ndarray, axis: int, steps: int = FULL) -> tuple[np.ndarray, np.ndarray]:
-    """(int8 codes of -steps to steps, fp32 scales along `axis`): so that codes · scales is nearest to `weight` [rows, columns]."""
+    """Return (int8 codes from -steps to steps, fp32 scales along `axis`), codes · scales nearest to `weight`.
+
+    Args:
+        weight: [rows, columns].
+        axis: The axis that the scales belong to.
+        steps: The largest code.
+    """
     scales = np.maximum(np.abs(weight).max(axis=1 - axis), 1e-12).astype(np.float32) / steps
     return np.rint(weight / np.expand_dims(scales, 1 - axis)).astype(np.int8), scales
 
 
 def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
-    """`graph`, an fp32 ONNX file, with every MatMul by a constant matrix, and every large table, in int8. Standard operators only.
+    """Write the fp32 ONNX file `graph` with int8 for every MatMul by a constant matrix and for every large table.
 
-    steps: FULL or SAFE, of the weights.
+    The result uses standard operators only.
+
+    Args:
+        graph: The file to read.
+        file: The file to write.
+        steps: FULL or SAFE, for the weights.
     """
     import onnx_ir
 
@@ -43,7 +60,10 @@ def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
 
 @functools.cache
 def why_not_full() -> str | None:
-    """Why ONNX Runtime cannot run a file of FULL steps on this processor, or None: it is asked for a product whose sums do not fit 16 bits."""
+    """Return why ONNX Runtime cannot run a file of FULL steps on this processor, or None.
+
+    It is asked for a product whose sums do not fit 16 bits.
+    """
     import onnx_ir
     import onnxruntime
 
@@ -65,13 +85,14 @@ def why_not_full() -> str | None:
 
 
 class OnnxQuantizer:
-    """One pass over an ONNX graph."""
+    """Quantizes an ONNX graph in one pass."""
 
     def __init__(self, graph, steps: int):
         import onnx_ir
 
         self.ir, self.graph, self.steps = onnx_ir, graph, steps
-        self.rows: dict = {}  # an activation → its codes, steps and least values, shared by the products that read it
+        # an activation → its codes, steps and least values, shared by the products that read it
+        self.rows: dict = {}
         self.tables: dict = {}  # a table → its codes and scales
         self.number = 0
 
@@ -84,13 +105,12 @@ class OnnxQuantizer:
             if table is not None and (
                 table in self.tables or table.const_value is not None and table.const_value.size > LARGE
             ):
-                self.lookup(
-                    node, *self.codes_of(table, FULL)
-                )  # unless a product reads it too: then it has its codes already
+                # a table that a product reads too has its codes already
+                self.lookup(node, *self.codes_of(table, FULL))
         self.drop_unused()
 
     def matrix_of(self, value):
-        """(codes [K, N], scales [N], column sums [N]) of a constant right-hand side, or of a table that is transposed; None for another value."""
+        """Return (codes [K, N], scales [N], column sums [N]) of a constant or a transposed table, None for others."""
         if value.const_value is not None and len(value.shape) == 2:
             codes, scales = quantised(value.const_value.numpy(), axis=1, steps=self.steps)
             return (
@@ -106,21 +126,24 @@ class OnnxQuantizer:
         return None
 
     def codes_of(self, table, steps: int):
-        """(codes [V, H], scales [V]) of a table, once."""
+        """Return (codes [V, H], scales [V]) of a table, computed once."""
         if table not in self.tables:
             codes, scales = quantised(table.const_value.numpy(), axis=0, steps=steps)
             self.tables[table] = self.constant("table", codes), self.constant("table_scales", scales)
         return self.tables[table]
 
     def product(self, node, codes, scales, sums) -> None:
-        """x W = step · (codes of x) (codes of W) · scales + least · (column sums of W)."""
+        """Replace a product: x W = step · (codes of x) (codes of W) · scales + least · (column sums of W)."""
         left, step, least = self.quantised_rows(node.inputs[0], node)
         whole = self.add(node, "Cast", self.add(node, "MatMulInteger", left, codes), to=self.ir.DataType.FLOAT)
         scaled = self.add(node, "Mul", self.add(node, "Mul", whole, scales), step)
         self.replace(node, self.add(node, "Add", scaled, self.add(node, "Mul", least, sums)))
 
     def quantised_rows(self, value, before):
-        """(codes [..., K] of 0 to 255, step [..., 1], least [..., 1]): value = step · codes + least, a token at a time."""
+        """Return (codes [..., K] from 0 to 255, step [..., 1], least [..., 1]): value = step · codes + least.
+
+        Step and least differ from token to token.
+        """
         if value not in self.rows:
             last = self.constant("last", np.array([-1], np.int64))
             least, most = (
@@ -162,7 +185,7 @@ class OnnxQuantizer:
         return value
 
     def add(self, before, operator: str, *inputs, **attributes):
-        """The output of a new node, which stands before the node `before`."""
+        """Return the output of a new node that is inserted before the node `before`."""
         self.number += 1
         node = self.ir.node(operator, inputs=inputs, attributes=attributes or None)
         node.outputs[0].name = f"int8_{operator}_{self.number}"
@@ -186,9 +209,15 @@ class OnnxQuantizer:
 
 
 def write_openvino_int8(graph: Path, file: Path, widths: tuple[int, int]) -> None:
-    """OpenVINO's files (.xml and .bin): int8 weights, a scale a column; activations in int8, a scale for each group of a token's values.
+    """Write OpenVINO's files (.xml and .bin) with int8 weights, one scale per column.
 
-    widths: of the products' rows, the hidden size and that between; a product whose rows a group does not divide would not be quantised.
+    Activations are int8 too, with one scale for each group of a token's values.
+
+    Args:
+        graph: The fp32 ONNX file.
+        file: The .xml file to write.
+        widths: The row lengths of the products: the hidden size and the feed-forward size. A
+            product whose rows a group does not divide would not be quantized.
     """
     import nncf
     import openvino

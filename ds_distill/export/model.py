@@ -1,4 +1,4 @@
-"""What is exported: a Hugging Face folder as the model, tokenizer and inputs that every format starts from."""
+"""The source of an export: a Hugging Face folder as the model, tokenizer and inputs that every format starts from."""
 
 from __future__ import annotations
 
@@ -24,18 +24,27 @@ from ds_distill.models.loading import load_model
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.utils.errors import UserError
 
+# the class's ending in config.json, and the class that loads it
 HEADS = {
     "masked-lm": ("ForMaskedLM", AutoModelForMaskedLM),
     "classification": ("ForSequenceClassification", AutoModelForSequenceClassification),
     "question-answering": ("ForQuestionAnswering", AutoModelForQuestionAnswering),
     "encoder": ("Model", AutoModel),
-}  # the class's ending in config.json, and what loads it
+}
 
 
 @dataclass
 class Source:
-    """A folder, loaded. model: fp32, eval, on the CPU, with attention written out (exporters turn that into fewer nodes); head: a key of HEADS.
-    tokenizer: None only for a model whose speed is all that is asked for. whole: whether all weights were in the folder."""
+    """A loaded folder.
+
+    Attributes:
+        folder: The folder.
+        model: fp32, eval, on the CPU, with attention written out, which exporters turn into fewer
+            nodes.
+        tokenizer: None only for a model of which only the speed is measured.
+        head: A key of HEADS.
+        whole: Whether all weights were in the folder.
+    """
 
     folder: Path
     model: PreTrainedModel
@@ -45,41 +54,52 @@ class Source:
 
     @cached_property
     def positions(self) -> int:
-        """How many tokens a sequence may have."""
+        """The number of tokens that a sequence may have."""
         return family_of_type(self.model.config.model_type).positions(self.model.config)
 
     @property
     def widths(self) -> tuple[int, int]:
-        """The hidden size, and that of the layers between."""
+        """The hidden size and the feed-forward size."""
         return family_of_type(self.model.config.model_type).measures(self.model.config)[2:4]
 
     @cached_property
     def inputs(self) -> list[str]:
-        """Names of the inputs, each int64 [batch, sequence]: what the tokenizer gives and the model takes, and a mask
-        in any case, for batches."""
+        """The names of the inputs, each int64 [batch, sequence].
+
+        They are those that the tokenizer returns and the model takes, and in any case a mask, for
+        batches.
+        """
         return inputs_of(
             self.model, {"input_ids", "attention_mask", *(self.tokenizer.model_input_names if self.tokenizer else ())}
         )
 
     def sample(self) -> dict[str, torch.Tensor]:
-        """Inputs to trace with: two sequences, since a size of one would be taken for a constant."""
+        """Return inputs to trace with: two sequences, since an axis of size one would be taken for a constant."""
         ids = torch.arange(2 * min(16, self.positions)).remainder(self.model.config.vocab_size).view(2, -1)
         values = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
         return {name: values[name] for name in self.inputs}
 
 
 def load_source(path: str, head: str | None = None, *, for_speed: bool = False) -> Source:
-    """The folder `path`, with the head that its config names, or with `head`.
+    """Load the folder `path`.
 
-    for_speed: a head that the weights lack gets random values, and there need be no tokenizer. Safetensors only, no remote code, no network.
-    Raises UserError for a folder that holds no such model.
+    Only safetensors are read, no remote code is run and the network is not used.
+
+    Args:
+        path: The folder or the name of a model.
+        head: A key of HEADS, or None for the head that the config names.
+        for_speed: Give a head that the weights lack random values, and need no tokenizer.
+
+    Raises:
+        UserError: The folder holds no such model.
     """
     folder, config = open_model_folder(path, "--model")
     kind = (config.architectures or [""])[0]
     head = head or next((name for name, (ending, _) in HEADS.items() if kind.endswith(ending)), None)
     if head is None:
         raise UserError(
-            f"--model {path}: architectures = [{kind!r}] in config.json: exported are models with the heads {', '.join(HEADS)}"
+            f"--model {path}: architectures = [{kind!r}] in config.json: exported are models with the heads "
+            f"{', '.join(HEADS)}"
         )
     model, missing = load_model(
         HEADS[head][1],
@@ -100,12 +120,15 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
 
 
 def without_pooler(head: str, model_type: str) -> dict[str, bool]:
-    """What from_pretrained is told, so that an encoder has no pooler, whose weights masked-LM models lack; DistilBERT never has one."""
+    """Return the options with which from_pretrained makes an encoder without a pooler.
+
+    Masked-LM models lack a pooler's weights, and DistilBERT never has one.
+    """
     return {"add_pooling_layer": False} if head == "encoder" and model_type != "distilbert" else {}
 
 
 def read_json(file: Path) -> object:
-    """What a file of an output folder holds; UserError where it is damaged."""
+    """Return the contents of a JSON file in an output folder; raise UserError where it is damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

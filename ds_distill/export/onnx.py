@@ -1,4 +1,4 @@
-"""A model as a traced graph: an ONNX file, or torch's own program. Through transformers' exporters."""
+"""Export of a model as a traced graph, an ONNX file or torch's own program, through transformers' exporters."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from transformers import PreTrainedModel
 
 from ds_distill.export.model import Source
 
-OPSET = 20  # of ONNX: the first with Gelu as one node, and what onnxruntime 1.18 (2024) and later read
-# Bytes of weights that a file holds itself. Beyond 2 GiB protobuf cannot write it, so the weights then lie in a file beside it.
+# ONNX's first opset with Gelu as one node. onnxruntime 1.18 (2024) and later read it.
+OPSET = 20
+# Bytes of weights that a file holds itself. Beyond 2 GiB protobuf cannot write it, so the weights
+# go into a file beside it.
 LARGEST_FILE = 2**31 - 2**26
 
 
 def write_onnx(source: Source, file: Path) -> None:
-    """Write the fp32 graph, opset 20; axes `batch` and `sequence` are free, `sequence` up to the model's positions. The tied matrix is in it once."""
+    """Write the fp32 graph as ONNX, opset 20.
+
+    The axes `batch` and `sequence` are free, `sequence` up to the model's positions. The tied
+    matrix is stored once.
+    """
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from transformers.exporters import OnnxConfig, OnnxExporter
@@ -29,7 +35,7 @@ def write_onnx(source: Source, file: Path) -> None:
             source.model, source.sample(), OnnxConfig(dynamic_shapes=_free_axes(source), opset_version=OPSET)
         )
     graph = exported.program
-    ClearMetadataAndDocStringPass()(graph)  # else every node names the Python files it was traced from
+    ClearMetadataAndDocStringPass()(graph)  # else every node names the Python files that it was traced from
     names = dict(zip((axis.value for axis in graph.graph.inputs[0].shape), ("batch", "sequence"), strict=True))
     values = [*graph.graph.inputs, *(value for node in graph.graph.all_nodes() for value in node.outputs)]
     for value in values:
@@ -40,10 +46,10 @@ def write_onnx(source: Source, file: Path) -> None:
 
 
 def save_graph(graph, file: Path) -> None:
-    """Write an onnx_ir.Model, one file, or with its weights in `file`_data beside it where they are too large for one.
+    """Write an onnx_ir.Model as one file, with weights that are too large for one in `file`_data beside it.
 
-    That is the name that ONNX Runtime's own tools give, and the one that transformers.js looks for. Readers find it by the name alone, so the two files
-    move together.
+    ONNX Runtime's own tools use that name, and transformers.js looks for it. Readers find the
+    weights by the name alone, so the two files must move together.
     """
     import onnx_ir
 
@@ -57,14 +63,16 @@ def save_graph(graph, file: Path) -> None:
     if weights > LARGEST_FILE:
         onnx_ir.save(graph, file, external_data=f"{file.name}_data")
     else:
-        onnx_ir.external_data.load_to_model(
-            graph
-        )  # of a graph that was read, weights may still lie in the file beside it
+        # the weights of a graph that was read from a file may still lie in the file beside it
+        onnx_ir.external_data.load_to_model(graph)
         onnx_ir.save(graph, file)
 
 
 def write_program(source: Source, file: Path) -> None:
-    """Write torch.export's file (.pt2), with the same free axes. It gives a plain dictionary, so that torch alone can load it."""
+    """Write torch.export's file (.pt2) with the same free axes.
+
+    The program returns a plain dictionary, so that torch alone can load it.
+    """
     import torch
     from transformers.exporters import DynamoConfig, DynamoExporter
 
@@ -75,20 +83,20 @@ def write_program(source: Source, file: Path) -> None:
             )
         for part in exported.program.graph_module.modules():
             for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
-                node.meta.pop("stack_trace", None)  # which names the Python files of this machine
+                node.meta.pop("stack_trace", None)  # it names the Python files of this machine
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.export.save(exported.program, str(file))
 
 
 @contextlib.contextmanager
 def _plain_outputs(model: PreTrainedModel) -> Iterator[None]:
-    """Have the model return a dictionary: transformers' output classes are registered with torch where transformers is imported, nowhere else."""
+    """Have the model return a dictionary, since torch knows transformers' output classes only where it is imported."""
     forward = model.forward
     model.forward = lambda **inputs: dict(forward(**inputs).items())
     try:
         yield
     finally:
-        del model.forward  # the class's own shows again
+        del model.forward  # uncovers the class's own
 
 
 def _free_axes(source: Source) -> dict:
@@ -100,7 +108,7 @@ def _free_axes(source: Source) -> dict:
 
 @contextlib.contextmanager
 def silence():
-    """The exporters and quantizers print each of their steps, and warn about operators of packages that are not there."""
+    """Silence exporters and quantizers, which print each step and warn about operators of packages not installed."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

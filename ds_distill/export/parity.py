@@ -1,4 +1,4 @@
-"""What a format costs in accuracy: its outputs beside PyTorch's fp32 ones, on text."""
+"""The accuracy that a format costs: its outputs compared with PyTorch's fp32 outputs, on text."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ from ds_distill.utils.errors import UserError
 
 SAMPLE = Path(__file__).with_name("sample.txt")
 MASKED_SHARE = 0.15
-CLEAR = 0.1  # nats: the first choice is a tenth likelier than the second; closer calls are turned by any rounding, bf16's too
+# In nats: the top-1 is a tenth likelier than the second. Any rounding, also bf16's, can reverse
+# closer calls.
+CLEAR = 0.1
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs: int64 [B, L] by name, padded to the longest; at: bool [B, L], what is looked at; labels: int64 [B, L], the text's own tokens."""
+    """A batch of texts.
+
+    Attributes:
+        inputs: int64 [B, L] by name, padded to the longest.
+        at: bool [B, L], the positions that are compared.
+        labels: int64 [B, L], the text's own tokens.
+    """
 
     inputs: dict[str, np.ndarray]
     at: np.ndarray
@@ -31,8 +39,22 @@ class Batch:
 
 
 def text_batches(source: Source, text: list[str], *, sequences: int, length: int = 128, batch: int = 8) -> list[Batch]:
-    """At most `sequences` documents of `text` (as for ds-distill prepare; the sample that comes with this package if empty), cut to `length` tokens, in
-    batches as they come. For a masked-LM head 15 % of the tokens are masked, drawn from a fixed seed; `at` says where. Else `at` is every token."""
+    """Return the first documents of the texts as batches, in their order.
+
+    For a masked-LM head 15 % of the tokens are masked, drawn from a fixed seed, and `at` marks
+    them. Otherwise `at` is every token.
+
+    Args:
+        source: The model and its tokenizer.
+        text: Texts, as for ds-distill prepare. If empty, the sample that comes with this package is
+            used.
+        sequences: The most documents to take.
+        length: The number of tokens that a document is cut to.
+        batch: The number of documents per batch.
+
+    Raises:
+        UserError: A path is wrong, or no document is long enough.
+    """
     tokenizer, length = source.tokenizer, min(length, source.positions)
     if text:
         split_inputs(text)  # a wrong path is a UserError here
@@ -68,7 +90,7 @@ def text_batches(source: Source, text: list[str], *, sequences: int, length: int
 
 
 def torch_runner(source: Source) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
-    """The model itself, called as the runtimes are."""
+    """Return a function that calls the model itself as the runtimes are called."""
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
@@ -81,11 +103,24 @@ def torch_runner(source: Source) -> Callable[[dict[str, np.ndarray]], list[np.nd
 def compare(
     source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], batches: list[Batch], what: str
 ) -> dict:
-    """Figures of `run` (inputs by name → outputs in the model's order) against PyTorch in fp32.
+    """Compare a runtime's outputs with those of PyTorch in fp32.
 
-    max_difference: of an output's value, where `at` is true; max_output: the largest there, its scale. agreement: share of equal first choices (of
-    tokens, classes, or answer starts and ends; none without a head, nor of one number). positions: how many choices. clear_agreement, clear_positions:
-    of those, if any, whose two best outputs PyTorch tells apart by CLEAR or more. Masked-LM only: loss (nats a masked token), accuracy, and PyTorch's.
+    Args:
+        source: The model.
+        run: Takes inputs by name and returns outputs in the model's order.
+        batches: The batches to compare on.
+        what: The label of the progress bar.
+
+    Returns:
+        Figures by name. max_difference is that of an output's value where `at` is true, and
+        max_output the largest value there, its scale. agreement is the share of equal top-1 outputs
+        (tokens, classes, or answer starts and ends; absent without a head and for a head with one
+        number), and positions is how many were compared. clear_agreement and clear_positions, if
+        there are any, count only those whose two best outputs differ by CLEAR or more in PyTorch.
+        For masked-LM only: loss (nats per masked token) and accuracy, and PyTorch's.
+
+    Raises:
+        UserError: There is too little text to compare on.
     """
     reference, worst, scale, looked_at = torch_runner(source), 0.0, 0.0, 0
     sums: dict[str, float] = dict.fromkeys(("positions", "agreement", "clear_positions", "clear_agreement"), 0)
@@ -95,7 +130,7 @@ def compare(
             _looked_at(source.head, reference(batch.inputs), batch),
             strict=True,
         ):
-            # maximum, unlike max, lets a nan through: no limit holds for it
+            # unlike max, maximum lets a NaN through, and a NaN passes no limit
             worst, scale = (
                 float(np.maximum(worst, np.abs(mine - its).max(initial=0))),
                 float(np.maximum(scale, np.abs(its).max(initial=0))),
@@ -138,13 +173,13 @@ def compare(
 
 
 def first_choices(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """([...] the largest of each row, [...] whether it is so by CLEAR or more) of outputs [..., C]."""
+    """Return ([...] index of the largest of each row, [...] whether it leads by CLEAR or more), outputs [..., C]."""
     best = np.partition(outputs, -2, axis=-1)[..., -2:]
     return outputs.argmax(-1), best[..., 1] - best[..., 0] >= CLEAR
 
 
 def agreed(same: np.ndarray, clear: np.ndarray) -> dict[str, float]:
-    """The shares of equal first choices: of all, agreement, and of the clear ones, where there are any, clear_agreement."""
+    """Return the shares of equal top-1 outputs: agreement of all, and clear_agreement of the clear ones, if any."""
     return {"agreement": float(same.mean())} | ({"clear_agreement": float(same[clear].mean())} if clear.any() else {})
 
 
@@ -154,13 +189,13 @@ def _add(sums: dict, **values) -> None:
 
 
 def _nats(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Sum of −log softmax(logits)[label]."""
+    """Return the sum of −log softmax(logits)[label]."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     return float((np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(shifted, labels[:, None], -1)[:, 0]).sum())
 
 
 def _looked_at(head: str, outputs: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
-    """What is compared: rows of numbers, the last axis being what a first choice is made of."""
+    """Return the rows of numbers to compare; a top-1 is taken along their last axis."""
     if head == "classification":
         return [outputs[0]]
     if head == "question-answering":
@@ -169,6 +204,7 @@ def _looked_at(head: str, outputs: list[np.ndarray], batch: Batch) -> list[np.nd
 
 
 def progress_over(batches: list, what: str) -> Iterable:
+    """Yield the batches behind a progress bar."""
     with progress(len(batches), what, "batch") as bar:
         for batch in batches:
             yield batch

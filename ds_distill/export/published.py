@@ -1,4 +1,4 @@
-"""The model itself beside its formats: an export into another folder than the model's own makes a folder that loads as a model."""
+"""The model beside its formats: an export into another folder than the model's makes a folder that loads as a model."""
 
 from __future__ import annotations
 
@@ -21,23 +21,19 @@ from ds_distill.reporting.model_card import front_matter
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 
-OF_A_TASK = (
-    "finetuning_task",
-    "finetuning_length",
-    "id2label",
-    "label2id",
-    "problem_type",
-)  # in a config.json; servers choose a pipeline by them
+# Servers choose a pipeline by these keys of a config.json.
+OF_A_TASK = ("finetuning_task", "finetuning_length", "id2label", "label2id", "problem_type")
 
 
 def publish_model(source: Source, output: Path, name: str) -> None:
-    """Write weights (fp32), config.json, tokenizer and a model card of `source` into `output`, unless they lie there; of an encoder also the files that
-    sentence-transformers reads.
+    """Write weights (fp32), config.json, tokenizer and a model card of `source` into `output`, unless they lie there.
+
+    For an encoder the files that sentence-transformers reads are written too.
 
     Args:
-        source: the model; where `output` is its own folder nothing is done.
-        output: an existing folder.
-        name: what the card calls the model.
+        source: The model. Where `output` is its own folder nothing is done.
+        output: An existing folder.
+        name: The model's name in the card.
 
     Raises:
         UserError: `output` holds another model's config.json, tokenizer or weights.
@@ -50,7 +46,7 @@ def publish_model(source: Source, output: Path, name: str) -> None:
         _write(source, made, name)
         _check_same_model(made, output, source)
         is_new = not (output / "config.json").is_file()
-        # config.json comes last: with it, the folder is a model
+        # config.json comes last, because with it the folder is a model
         for file in sorted(made.rglob("*"), key=lambda file: file == made / "config.json"):
             place = output / file.relative_to(made)
             if file.is_file() and (not place.exists() or is_new and file.name != "README.md"):
@@ -64,7 +60,7 @@ def _write(source: Source, folder: Path, name: str) -> None:
     model = source.model
     if source.head == "encoder":
         with_pooler, missing = load_model(AutoModel, source.folder, model.config, f"--model {source.folder}")
-        model = model if missing else with_pooler  # a pooler that the checkpoint has stays
+        model = model if missing else with_pooler  # a pooler that the checkpoint has is kept
     save_model_folder(model, source.tokenizer, folder, source.inputs)
     if source.head == "encoder":
         config = read_json(folder / "config.json")
@@ -75,9 +71,9 @@ def _write(source: Source, folder: Path, name: str) -> None:
 
 
 def _check_same_model(made: Path, output: Path, source: Source) -> None:
-    """Raise UserError where what lies in `output` is of another model than what was `made` for it."""
+    """Raise UserError where the files in `output` belong to another model than the files `made` for it."""
     if (output / "config.json").is_file():
-        read_json(output / "config.json")  # damage is said
+        read_json(output / "config.json")  # raises where the file is damaged
         same = _described(output) == _described(made)
         if same and (output / "tokenizer.json").is_file():
             same = tokenizer_fingerprint(load_tokenizer(output)) == tokenizer_fingerprint(source.tokenizer)
@@ -90,13 +86,13 @@ def _check_same_model(made: Path, output: Path, source: Source) -> None:
 
 
 def _described(folder: Path) -> dict:
-    """What a folder's config.json says of its model, in the words of this release."""
+    """Return what a folder's config.json states about its model, in the terms of this release of transformers."""
     config = portable_config(config_of(folder, str(folder)).to_dict())
     return {key: value for key, value in config.items() if key not in ("dtype", "transformers_version")}
 
 
 def _same_weights(one: Path, other: Path) -> bool:
-    """Whether the weights that both files hold are equal, in fp32."""
+    """Return whether the weights that both files hold are equal, in fp32."""
     with safe_open(one, "pt") as mine, safe_open(other, "pt") as its:
         return all(
             torch.equal(mine.get_tensor(name).float(), its.get_tensor(name).float())
@@ -105,7 +101,7 @@ def _same_weights(one: Path, other: Path) -> bool:
 
 
 def _card(source: Source, name: str) -> str:
-    """The source's own card for the same model; else a short one, with the license that the source's card names."""
+    """Return the source's own card for the same model, else a short one with the license that the card names."""
     file = source.folder / "README.md"
     card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     given = _front_matter_of(card)
@@ -117,7 +113,7 @@ def _card(source: Source, name: str) -> str:
 
 
 def _front_matter_of(card: str) -> dict:
-    """The YAML that a card begins with; empty where it has none, or none that can be read."""
+    """Return the YAML that a card begins with; empty where it has none, or none that can be read."""
     if not card.startswith("---\n") or "\n---\n" not in card[4:]:
         return {}
     try:

@@ -1,7 +1,11 @@
-"""Loading an exported file in its own runtime. Imports no torch unless the file needs it: what is measured here is what a deployer starts.
+"""Loading of an exported file in its own runtime.
 
-Each takes the file and a number of threads (None: the runtime's default, all cores) and is then called with inputs, int64 [B, L] by name, for the
-outputs in the model's order. Inputs that the file does not take are left out.
+Each loader takes the file and a number of threads (None for the runtime's default, all cores). The
+result is called with inputs, int64 [B, L] by name, and returns the outputs in the model's order.
+Inputs that the file does not take are left out.
+
+torch is imported only where the file needs it, so that measurements here include only what a
+deployer starts.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ Runner = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
 
 class OnnxRunner:
-    """rest() gives back the memory that earlier, larger calls took."""
+    """An ONNX file in ONNX Runtime. rest() returns the memory that earlier, larger calls took."""
 
     def __init__(self, file: Path, threads: int | None = None):
         import onnxruntime
@@ -32,12 +36,15 @@ class OnnxRunner:
 
     def rest(self) -> None:
         one = {name: np.full((1, 1), name == "attention_mask", np.int64) for name in self.names}
-        self.session.run(None, one, self.shrinking)  # it shrinks at a call's end only
+        self.session.run(None, one, self.shrinking)  # memory shrinks only at the end of a call
 
 
 class OpenvinoRunner:
-    """precision: of what is not quantised; "f32", or "bf16" where the processor has units for it (OpenVINO's own default there). rest() gives back the
-    memory that earlier, larger calls took."""
+    """An OpenVINO file in OpenVINO. rest() returns the memory that earlier, larger calls took.
+
+    The precision applies to what is not quantized. It is "f32", or "bf16" where the processor has
+    units for it, and there "bf16" is OpenVINO's own default.
+    """
 
     def __init__(self, file: Path, threads: int | None = None, precision: str = "f32"):
         import openvino
@@ -53,15 +60,15 @@ class OpenvinoRunner:
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         found = self.request.infer({name: inputs[name] for name in self.names})
-        return [
-            found[port].copy() for port in self.compiled.outputs
-        ]  # the next call writes over what this one returned
+        # copies, since the next call overwrites what this one returned
+        return [found[port].copy() for port in self.compiled.outputs]
 
     def rest(self) -> None:
         self.compiled.release_memory()
 
 
 def load_program(file: Path, threads: int | None = None) -> Runner:
+    """Load a file of torch.export; return a function that runs it."""
     import torch
 
     if threads:

@@ -1,4 +1,4 @@
-"""What sentence-transformers, and servers that follow it, read beside an encoder: how its tokens become one embedding."""
+"""The files that tell sentence-transformers, and servers that follow it, how token outputs become one embedding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from ds_distill.export.model import Source, read_json
 from ds_distill.utils.console import log
 
-# Flags of 1_Pooling/config.json that every release and text-embeddings-inference know, by the names that sentence-transformers 5 gives instead
+# Flags of 1_Pooling/config.json that every release and text-embeddings-inference know. The keys are
+# the names that sentence-transformers 5 uses instead.
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -22,8 +23,11 @@ KEPT_SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "trunca
 
 
 def write_sentence_transformers_files(source: Source, folder: Path) -> None:
-    """Write modules.json, the modules' folders and sentence_bert_config.json into `folder`: those of the source where it is a sentence-transformers
-    folder, else mean pooling."""
+    """Write modules.json, the modules' folders and sentence_bert_config.json into `folder`.
+
+    They are those of the source where it is a sentence-transformers folder, else they describe mean
+    pooling.
+    """
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     for kind, settings, weights in _modules_after_transformer(source):
         number = len(modules)
@@ -50,7 +54,7 @@ def write_sentence_transformers_files(source: Source, folder: Path) -> None:
 
 
 def _modules_after_transformer(source: Source) -> list[tuple[str, dict, Path | None]]:
-    """(kind, config, weights or None) of each module behind the encoder; mean pooling where the source names none."""
+    """Return (kind, config, weights or None) of each module after the encoder; mean pooling if the source has none."""
     width, file = source.widths[0], source.folder / "modules.json"
     listed = read_json(file) if file.is_file() else []
     found: list[tuple[str, dict, Path | None]] = []
@@ -64,7 +68,8 @@ def _modules_after_transformer(source: Source) -> list[tuple[str, dict, Path | N
         settings, weights = _json_of(place / "config.json"), place / "model.safetensors"
         if not weights.is_file() and list(place.glob("*.bin")):
             log(
-                f"{source.folder}: {place.name} has pickled weights, which are not read: the embeddings of the export are those before it"
+                f"{source.folder}: {place.name} has pickled weights, which are not read: "
+                "the embeddings of the export are those before it"
             )
             break
         found.append(
@@ -74,7 +79,7 @@ def _modules_after_transformer(source: Source) -> list[tuple[str, dict, Path | N
 
 
 def _pooling(settings: dict, width: int) -> dict:
-    """The settings of a Pooling module under the names that all releases read."""
+    """Return the settings of a Pooling module under the names that all releases read."""
     modes = settings.get("pooling_mode", [mode for mode, flag in POOLING_FLAGS.items() if settings.get(flag)])
     modes = [modes] if isinstance(modes, str) else list(modes) or ["mean"]
     return {

@@ -1,5 +1,7 @@
-"""The score of a fine-tuned folder on labelled examples, whatever runs it: what a transformers pipeline of the folder
-would answer, scored."""
+"""The score of a fine-tuned folder on labeled examples, in any runtime.
+
+It scores the answers that a transformers pipeline of the folder would give.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,16 @@ Outputs = list[list[np.ndarray]]  # the model's outputs, batch by batch
 
 @dataclass
 class DevSet:
-    """Labelled examples as a folder's model reads them. rows: their inputs by name; judge: outputs → scores; about:
-    what they are and what of them was not read: file, columns, examples, length (tokens), truncated (examples), unknown
-    (tokens), left_out (rows, by cause)."""
+    """Labeled examples as a folder's model reads them.
+
+    Attributes:
+        source: The folder.
+        rows: The inputs of each example, by name.
+        judge: Takes the outputs and returns the scores.
+        about: A description of the examples and of what was not read of them: file, columns,
+            examples, length (tokens), truncated (examples), unknown (tokens), left_out (rows, by
+            cause).
+    """
 
     source: Source
     rows: list[dict[str, list[int]]]
@@ -56,7 +65,7 @@ class DevSet:
     about: dict
 
     def __str__(self) -> str:
-        """What a model card says of them."""
+        """Return the description for a model card."""
         a = self.about
         cut = "questions cut" if self.source.head == "question-answering" else f"cut to {a['length']} tokens"
         lost = [f"{a['truncated']:,} {cut}"] if a["truncated"] else []
@@ -65,7 +74,7 @@ class DevSet:
         return ", ".join([f"{a['file']} ({', '.join(a['columns'])}): {a['examples']:,} examples", *lost])
 
     def score(self, run: Runner, what: str, batch: int = 8) -> Measured:
-        """{metric: score} of what `run` answers."""
+        """Return {metric: score} of the answers of `run`."""
         outputs: Outputs = []
         for start in progress_over(list(range(0, len(self.rows), batch)), what):
             padded = pad_right(self.rows[start : start + batch], self.source.tokenizer.pad_token_id)
@@ -74,18 +83,22 @@ class DevSet:
 
 
 def dev_score(source: Source, run: Runner, file: Path, what: str, batch: int = 8) -> Measured:
-    """The score on a file; see dev_set."""
+    """Return the score on a file; see dev_set."""
     return dev_set(source, file).score(run, what, batch)
 
 
 def dev_set(source: Source, file: str | Path) -> DevSet:
-    """The examples of a file, which may name the columns of text: FILE#COLUMN, or FILE#COLUMN,COLUMN for pairs.
+    """Return the examples of a file, which may name its text columns: FILE#COLUMN, or FILE#COLUMN,COLUMN for pairs.
 
-    Of a classifier examples as finetune reads them, in the task's columns where config.json names a task, else with a
-    column `label` and one or two of text (tasks.columns tells which); of a model that answers questions SQuAD's JSON.
-    They are scored by the first metric of the task, or else by accuracy, or Pearson's correlation of one number. Texts
-    are cut as a pipeline cuts them when told to: to the tokenizer's model_max_length.
-    Raises UserError for other files, and for a folder with neither head.
+    For a classifier the file holds examples as finetune reads them. They are in the task's columns
+    where config.json names a task, else in a column `label` and one or two columns of text
+    (tasks.columns finds them). For a model that answers questions the file is SQuAD's JSON. The
+    score is the task's first metric. Without a task it is accuracy, or Pearson's correlation for a
+    single number. Texts are cut as a pipeline cuts them when it truncates: to the tokenizer's
+    model_max_length.
+
+    Raises:
+        UserError: The file is of another kind, or the folder has neither head.
     """
     path, columns = named_columns(str(file))
     if source.head == "question-answering":
@@ -129,7 +142,7 @@ def _about(
     truncated: int,
     left_out: Counter,
 ) -> dict:
-    """DevSet.about; says how much of it is unknown, if that is more than a trace."""
+    """Return DevSet.about, and log how many tokens are unknown if they are more than a trace."""
     mark = source.tokenizer.unk_token_id
     unknown = 0 if mark is None else sum(row["input_ids"].count(mark) for row in rows)
     tokens = sum(len(row["input_ids"]) for row in rows)
@@ -150,7 +163,7 @@ def _about(
 
 
 def _length(source: Source) -> int:
-    """How many tokens of a text a pipeline reads that truncates, unless the model takes fewer."""
+    """Return how many tokens of a text a truncating pipeline reads, unless the model takes fewer."""
     limit = source.tokenizer.model_max_length
     return int(min(limit, source.positions)) if limit and limit > 0 else source.positions
 
@@ -158,14 +171,14 @@ def _length(source: Source) -> int:
 def _judge(
     source: Source, file: Path, task: Task | None, labels: list
 ) -> tuple[str, Callable[[np.ndarray], float | None]]:
-    """(the metric, logits [examples, outputs] → its value) for labels as the file has them."""
+    """Return (the metric, logits [examples, outputs] → its value) for labels as the file has them."""
     config = source.model.config
     if config.num_labels == 1:
         task = task if task and task.regression else None
         places = [(label, f"--data {file}, example {row}") for row, label in enumerate(labels, 1)]
         gold = np.array([label_of(task, *place) if task else _number(*place) for place in places])
         metric = task.metrics[0] if task else "pearson"
-        squashed = config.problem_type != "regression"  # a pipeline then gives the sigmoid of the one output
+        squashed = config.problem_type != "regression"  # a pipeline then returns the sigmoid of the one output
         return metric, lambda logits: METRICS[metric](
             1 / (1 + np.exp(-logits[:, 0])) if squashed else logits[:, 0], gold
         )
@@ -186,7 +199,7 @@ def _judge(
 
 
 def _by_name(labels: list, names: list[str], file: Path) -> list:
-    """The labels, of numbers that stand in the names of classes these names. UserError where that is not certain."""
+    """Return the labels, with numbers in class names replaced by the names; UserError where that is ambiguous."""
     otherwise = are_numbered_otherwise(labels, names)
     if otherwise is None:
         raise UserError(
@@ -200,8 +213,11 @@ def _by_name(labels: list, names: list[str], file: Path) -> list:
 
 
 def _class(label: object, names: list[str], task: Task | None, meant: list[int] | None, file: Path, row: int) -> int:
-    """The class of a label of the file: the task's, by id, where the model's `names` are known to be its (`meant`),
-    else the model's own."""
+    """Return the class of a label of the file.
+
+    It is the task's class, by id, where the model's `names` are known to be the task's (`meant`),
+    else the model's own.
+    """
     own = class_by_name(label, names)
     if task and meant:
         found = class_of(label, task.labels) if own is None else meant[own]
@@ -230,10 +246,10 @@ def _number(label: object, where: str) -> float:
 
 
 def _questions(source: Source, file: Path) -> DevSet:
-    """SQuAD's, in parts of as many tokens as in fine-tuning, or as usual."""
+    """Return SQuAD's questions, split into parts of as many tokens as in fine-tuning, else of the usual number."""
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give SQuAD's JSON")
-    questions = questions_in(TASKS["squad_v2"], file)  # 1.1 as well: all of its questions have answers
+    questions = questions_in(TASKS["squad_v2"], file)  # it reads 1.1 as well, whose questions all have answers
     length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _length(source))
     spans = spans_of(questions, source.tokenizer, length)
     log_share(
@@ -254,8 +270,14 @@ def _questions(source: Source, file: Path) -> DevSet:
 
 
 class Labelled(NamedTuple):
-    """texts: one or two columns; labels: as the file has them; columns: the names of the texts'; left_out: how many
-    rows are not in it, by cause."""
+    """Labeled examples of a file.
+
+    Attributes:
+        texts: One or two columns.
+        labels: The labels as the file has them.
+        columns: The names of the text columns.
+        left_out: How many rows are left out, by cause.
+    """
 
     texts: list[list[str]]
     labels: list
@@ -264,7 +286,11 @@ class Labelled(NamedTuple):
 
 
 def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) -> Labelled:
-    """The examples of a file, their texts from `columns`, else the task's, else those that tasks.columns finds."""
+    """Return the examples of a file.
+
+    Their texts come from `columns`, else from the task's columns, else from those that
+    tasks.columns finds.
+    """
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give examples with a column `label` and one or two of text")
     if kind_of(file) is None:

@@ -1,4 +1,4 @@
-"""An encoder's blocks compiled: what lies between the matrix products becomes a few kernels, with dropout in them."""
+"""Compilation of an encoder's blocks: the code between the matrix products becomes a few kernels, including dropout."""
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,15 @@ _NAME = "written_out"
 
 
 def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
-    """Have each block of `model` compiled at its first call, for one shape [B, L] of input; parameters and their names stay as they are.
+    """Have each block of `model` compiled at its first call, for one shape [B, L] of input.
 
-    On a CPU attention is written out, since torch's flash kernel has no dropout there and a slow backward, and dropout is `counter_dropout`. Outside
+    Parameters and their names stay as they are. On a CPU attention is written out, since torch's
+    flash kernel has no dropout and a slow backward there, and dropout is `counter_dropout`. Outside
     compiled code (torch.compiler.set_stance("force_eager")) the model computes as before.
     """
     blocks = family_of(model).part(model, "layers")
-    # all blocks of teacher and student are one piece of code to torch, which falls back to eager after eight kinds
+    # to torch all blocks of teacher and student are one piece of code, and it falls back to eager
+    # after eight variants
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     if device.type == "cpu":
         model.set_attn_implementation(_NAME)
@@ -45,15 +47,17 @@ def _attention(
     scaling: float | None = None,
     **_,
 ) -> tuple[Tensor, None]:
-    """query, key, value: [B, heads, L, d]; mask: [B, 1, L, L] bool, true where a query may see a key, or None. Returns ([B, L, heads, d], None)."""
+    """Return (attention [B, L, heads, d], None) of query, key, value [B, heads, L, d].
+
+    mask: [B, 1, L, L] bool, true where a query may see a key, or None.
+    """
     if not torch.compiler.is_compiling():
         out = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
     else:
         scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         if mask is not None:
-            scores = scores.masked_fill(
-                ~mask, torch.finfo(scores.dtype).min
-            )  # padding sees nothing: −∞ everywhere would be no number
+            # padding sees nothing, and −∞ everywhere would give NaN
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1)
         out = (counter_dropout(weights, dropout) if dropout else weights).to(value.dtype) @ value
     return out.transpose(1, 2), None

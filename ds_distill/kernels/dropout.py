@@ -1,15 +1,21 @@
-"""Dropout whose mask is a function of two seeds and the position: inside compiled code it costs a few instructions where torch's CPU generator draws
-one number after another (6 % of a step at BERT-base size, and no fusing with what stands beside it)."""
+"""Dropout whose mask is a function of two seeds and the position.
+
+Inside compiled code it costs a few instructions. torch's CPU generator draws one number after
+another, which takes 6 % of a step at BERT-base size and cannot be fused with the operators around
+it.
+"""
 
 import torch
 from torch import Tensor, nn
 
 
 def counter_dropout(x: Tensor, p: float) -> Tensor:
-    """x [...] float with a share p of its elements zero and the others divided by 1 − p; the gradient has the same elements zero.
+    """Return x [...] (float) with a share p of its elements zero and the others divided by 1 − p.
 
-    The seeds come from torch's default generator, so torch.manual_seed decides the mask. p is rounded to a multiple of 2⁻³¹. A generator of this kind:
-    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 2; the mixing is of the family of MurmurHash3's finaliser.
+    The gradient has the same elements zero. The seeds come from torch's default generator, so
+    torch.manual_seed decides the mask. p is rounded to a multiple of 2⁻³¹. Salmon et al. 2011,
+    "Parallel random numbers: as easy as 1, 2, 3", section 2, describes generators of this kind. The
+    mixing is of the family of MurmurHash3's finalizer.
     """
     seeds = torch.randint(-(2**31), 2**31 - 1, (2,), dtype=torch.int32)
     kept = _mixed(x.shape, seeds[0], seeds[1]) >= round(p * 2**31)
@@ -17,7 +23,7 @@ def counter_dropout(x: Tensor, p: float) -> Tensor:
 
 
 def _mixed(shape: torch.Size, first: Tensor, second: Tensor) -> Tensor:
-    """Evenly spread int32 in [0, 2³¹), one a position. torch has signed shifts only: the masks take away what they shift in."""
+    """Return evenly spread int32 in [0, 2³¹), one per position; masks clear the bits that torch's signed shifts add."""
     x = torch.arange(shape.numel(), dtype=torch.int32).view(shape) ^ first
     x = (x ^ ((x >> 16) & 0xFFFF)) * 0x7FEB352D
     x = (x ^ ((x >> 15) & 0x1FFFF)) * -0x7B935975
@@ -27,7 +33,7 @@ def _mixed(shape: torch.Size, first: Tensor, second: Tensor) -> Tensor:
 
 
 class CounterDropout(nn.Module):
-    """In the place of nn.Dropout(p)."""
+    """A replacement for nn.Dropout(p)."""
 
     def __init__(self, p: float):
         super().__init__()

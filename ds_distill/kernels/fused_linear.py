@@ -1,7 +1,8 @@
 """The vocabulary projection and its losses as one operation.
 
-At a 30 k vocabulary the logits of a batch are larger than everything else in the step together. They never exist beyond one
-chunk here: each chunk's losses and gradients are finished while it is in memory, in the forward pass.
+At a 30 k vocabulary the logits of a batch are larger than everything else in the step together.
+Here they never exist beyond one chunk. The forward pass finishes each chunk's losses and gradients
+while the chunk is in memory.
 """
 
 import math
@@ -13,17 +14,19 @@ from torch import Tensor
 
 from ds_distill.kernels.row_losses import TEMPORARIES, passes_of
 
-# large chunks beat small ones at a 30 k vocabulary: the GEMMs stay near their peak; a GPU also reads and writes the weight's gradient once a chunk
+# Large chunks beat small ones at a 30 k vocabulary, because the GEMMs stay near their peak. A GPU
+# also reads and writes the weight's gradient once per chunk.
 LIVE_BYTES = {"cpu": 240 * 2**20, "cuda": 768 * 2**20}
-BLOCK = {
-    "cpu": 2**21,
-    "cuda": 2**25,
-}  # logits of one call of row_losses: a CPU finds them in its cache again, a GPU wants to be filled
-PAD_LOGIT_BIAS = {
-    torch.float16: -65504.0
-}  # bias of a column that is no token, else −1e30: no probability, and finite, so that 0 times its logit is 0
+# The logits of one call of row_losses. A CPU finds them in its cache again, and a GPU needs many to
+# be busy.
+BLOCK = {"cpu": 2**21, "cuda": 2**25}
+# The bias of a column that is no token; -1e30 for other dtypes. It leaves the column no
+# probability, and it is finite, so that 0 times its logit is 0.
+PAD_LOGIT_BIAS = {torch.float16: -65504.0}
 TILE = 128  # rows
-_kept = threading.local()  # on a CPU, by model: the logits' memory, from one step to the next; fresh pages for it cost as much as a pass over them
+# On a CPU, by model: the memory of the logits, kept from one step to the next. Fresh pages for it
+# cost as much as a pass over them.
+_kept = threading.local()
 
 
 def fused_linear_distillation_loss(
@@ -43,16 +46,39 @@ def fused_linear_distillation_loss(
     chunk: int | None = None,
     passes: str = "torch",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Project both hidden states on the vocabulary; return the weighted loss and its two sums.
+    """Project both hidden states on the vocabulary, and return the weighted loss and its two sums.
 
-    student_hidden [N, H_student], teacher_hidden [N, H_teacher] (widths and dtypes may differ), weights [V, H], biases [V] or None,
-    labels [N] int64 with −100 where not masked, token_mask [N] bool (False = padding), chunk: rows of logits at a time (None: by memory).
-    passes: over the logits, on torch's operators, as one "compiled" kernel (seconds, once a machine), or, on a GPU, the "triton" kernel.
-    kl_on: "all" (every real token) or "masked" (a different objective). With kl_weight 0 the teacher may be None.
-    Returns (loss, kl_sum, mlm_sum), scalars in fp32 (float64 for float64 inputs), in nats and summed over tokens:
-    loss = kl_weight · kl_sum + mlm_weight · mlm_sum, kl_sum = Σ T² · KL(softmax(t/T) ‖ softmax(z/T)), mlm_sum = Σ −log softmax(z)_y.
-    loss is differentiable once, in student hidden, weight and bias; the sums are detached.
-    Raises ValueError on shapes that do not fit and on an unknown kl_on.
+    Args:
+        student_hidden: [N, H_student]. Widths and dtypes of student and teacher may differ.
+        student_weight: [V, H_student].
+        student_bias: [V] or None.
+        teacher_hidden: [N, H_teacher]. May be None if kl_weight is 0.
+        teacher_weight: [V, H_teacher]. May be None if kl_weight is 0.
+        teacher_bias: [V] or None.
+        labels: [N] int64, −100 where a token is not masked.
+        temperature: T in the formula below.
+        kl_weight: The factor of kl_sum.
+        mlm_weight: The factor of mlm_sum.
+        kl_on: "all" (every real token) or "masked" (a different objective).
+        token_mask: [N] bool, False for padding.
+        chunk: How many rows of logits exist at a time. None chooses by memory.
+        passes: What computes the passes over the logits: torch's operators ("torch"), one
+            "compiled" kernel (it takes seconds, once per machine) or, on a GPU, the "triton"
+            kernel.
+
+    Returns:
+        (loss, kl_sum, mlm_sum), scalars in fp32 (float64 for float64 inputs), in nats, summed over
+        tokens:
+
+            loss = kl_weight · kl_sum + mlm_weight · mlm_sum
+            kl_sum = Σ T² · KL(softmax(t/T) ‖ softmax(z/T))
+            mlm_sum = Σ −log softmax(z)_y
+
+        The loss is differentiable once, in student hidden, weight and bias. The sums are detached.
+
+    Raises:
+        ValueError: Shapes do not fit, or kl_on is unknown.
+
     Source: Hinton et al. 2015, section 2.1; Sanh et al. 2019, section 2.
     """
     rows, vocabulary = student_hidden.shape[0], student_weight.shape[0]
@@ -65,12 +91,13 @@ def fused_linear_distillation_loss(
             raise ValueError(f"kl_weight = {kl_weight} needs teacher_hidden and teacher_weight")
         if teacher_hidden.shape[0] != rows or teacher_weight.shape[0] != vocabulary:
             raise ValueError(
-                f"teacher [{teacher_hidden.shape[0]} rows, {teacher_weight.shape[0]} tokens] against student [{rows}, {vocabulary}]"
+                f"teacher [{teacher_hidden.shape[0]} rows, {teacher_weight.shape[0]} tokens] against student "
+                f"[{rows}, {vocabulary}]"
             )
     inputs = (student_hidden, student_weight, student_bias)
     want = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if student_hidden.device.type == "cpu" and (kl_weight == 0 or kl_on == "masked"):
-        # only masked rows count; choosing them costs a GPU a synchronisation, a CPU nothing
+        # Only masked rows count. Selecting them makes a GPU synchronize and costs a CPU nothing.
         at = (labels >= 0 if token_mask is None else (labels >= 0) & token_mask).nonzero().squeeze(1)
         inputs = (student_hidden[at], *inputs[1:])
         teacher_hidden = teacher_hidden[at] if teacher_hidden is not None else None
@@ -94,19 +121,22 @@ def fused_linear_distillation_loss(
 
 
 def columns(vocabulary: int, device: str) -> int:
-    """Of the logits. A GPU's fast matrix products want rows of whole 16 bytes, in the weight's gradient too: at 30,522 tokens they are 2 to 3 times as
-    fast as without (docs/PERFORMANCE.md)."""
+    """Return the number of logit columns: the vocabulary size, padded on GPUs so that each row is 16-byte aligned.
+
+    The rows of the weight's gradient are aligned too. At 30,522 tokens a GPU's matrix products are
+    then 2 to 3 times as fast as without padding (docs/PERFORMANCE.md).
+    """
     return vocabulary if device == "cpu" or vocabulary % 8 == 0 else -(-vocabulary // 64) * 64
 
 
 def _row_bytes(vocabulary: int, element_size: int, device: str) -> int:
-    """Of a chunk's row: student's and teacher's logits, which the gradient overwrites unless they are wider than it."""
+    """Return the bytes of a chunk's row: both models' logits, overwritten by the gradient unless they are wider."""
     logits = max(element_size, 4) if device == "cuda" else element_size
     return columns(vocabulary, device) * (2 * logits + (element_size if logits > element_size else 0))
 
 
 def _chunk(rows: int, vocabulary: int, element_size: int, device: str) -> int:
-    """Rows of logits at a time, of `rows`; on a GPU in whole tiles of its matrix products, all chunks about as long."""
+    """Return how many rows of logits to hold at a time; on a GPU whole GEMM tiles, in chunks of similar length."""
     most = max(1, LIVE_BYTES[device] // _row_bytes(vocabulary, element_size, device))
     if device == "cpu" or most < TILE:
         return most
@@ -119,33 +149,48 @@ def _blocks(z: Tensor, whole: bool) -> Iterator[slice]:
 
 
 def live_bytes(rows: int, vocabulary: int, element_size: int, device: str, passes: str = "torch") -> int:
-    """The most bytes that the chunks of `rows` tokens hold at once, beside hidden states, weights and their gradients. device: its type."""
+    """Return the most bytes that the chunks of `rows` tokens hold at once.
+
+    Hidden states, weights and their gradients are not counted.
+
+    Args:
+        rows: The number of tokens.
+        vocabulary: The vocabulary size.
+        element_size: Bytes of an element of the hidden states.
+        device: The device type, "cpu" or "cuda".
+        passes: As in `fused_linear_distillation_loss`.
+    """
     rows = min(rows, _chunk(rows, vocabulary, element_size, device))
     temporaries = TEMPORARIES[device] if passes == "torch" else 0
     return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * temporaries
 
 
 def release_workspace() -> None:
-    """Give back the memory of logits, up to LIVE_BYTES["cpu"], that this thread keeps for its next call on a CPU."""
+    """Free the logits' memory, up to LIVE_BYTES["cpu"], that this thread keeps for its next call on a CPU."""
     _kept.__dict__.clear()
 
 
 def _workspace_view(model: str, rows: int, vocabulary: int, like: Tensor) -> Tensor:
-    """[rows, vocabulary] of like's dtype, with whatever lies there."""
+    """Return memory of shape [rows, vocabulary] in like's dtype, with arbitrary contents."""
     flat = getattr(_kept, model, None)
     if flat is None or flat.dtype != like.dtype or flat.numel() < rows * vocabulary:
-        setattr(_kept, model, None)  # before there is another
-        with torch.inference_mode(False):  # else an evaluation's could not serve the next training step
+        setattr(_kept, model, None)  # free the old memory before the new is allocated
+        with torch.inference_mode(False):  # else memory from an evaluation could not serve the next training step
             flat = like.new_empty(rows * vocabulary)
         setattr(_kept, model, flat)
     return flat[: rows * vocabulary].view(rows, vocabulary)
 
 
 class _Logits:
-    """hidden [N, H] · weightᵀ [H, V] chunk by chunk, without the bias: fp32 from 16-bit inputs on a GPU, their own dtype on a CPU; [n, columns].
+    """hidden [N, H] · weightᵀ [H, V] chunk by chunk, without the bias, as [n, columns].
 
-    torch's CPU GEMM has no fp32 result for bf16 inputs at bf16's rate; rounded logits put 1 % of noise into the gradient at |z| = 20
-    (docs/PERFORMANCE.md). bias: to be added to them, at least fp32 on a CPU, as it was given on a GPU; None where there is nothing to add.
+    Logits are fp32 from 16-bit inputs on a GPU, and in the inputs' own dtype on a CPU. torch's CPU
+    GEMM cannot return fp32 from bf16 inputs at bf16's speed. Rounded logits put 1 % of noise into
+    the gradient at |z| = 20 (docs/PERFORMANCE.md).
+
+    Attributes:
+        bias: The bias that is to be added to the logits. It is at least fp32 on a CPU and as given
+            on a GPU; None where there is nothing to add.
     """
 
     def __init__(
@@ -170,7 +215,7 @@ class _Logits:
         )
 
     def __call__(self, part: slice) -> Tensor:
-        """Valid until the next call."""
+        """Return the logits of `part`, valid until the next call."""
         hidden = self.hidden[part]
         return torch.mm(hidden, self.weight.t(), out=self.buffer[: len(hidden)], **self.options)
 
@@ -202,30 +247,31 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         low = hidden.dtype
         kl_factor, unit = temperature * kl_weight, 1.0
         if low == torch.float16:
-            # gradients stay unnormalised until backward knows the loss scale: 1/N inside would underflow.
-            # In units of KL's own factor its gradient is q − p; not where masked-LM's would then leave fp16's range.
+            # Gradients stay unnormalized until backward knows the loss scale: 1/N inside would
+            # underflow. They are in units of KL's own factor, where its gradient is q − p, unless
+            # that would take the masked-LM gradient out of fp16's range.
             unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
-        factors = [
-            kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)
-        ]  # filled, not copied: a copy would make a GPU wait
+        # filled, not copied: a copy would make a GPU wait
+        factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)]
         student = _Logits("student", hidden, weight, bias, wide, chunk)
         teacher = _Logits("teacher", t_hidden, t_weight, t_bias, wide, chunk) if kl_weight != 0 else None
         t_bias = teacher.bias if teacher else None
-        whole = (
-            hidden.is_cuda and passes != "torch"
-        )  # a kernel a chunk; torch's operators hold several times its logits
+        # one kernel takes a whole chunk; torch's operators need several times the memory of its
+        # logits
+        whole = hidden.is_cuda and passes != "torch"
         d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want else None
         d_weight = d_bias = None
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             z, t = student(part), teacher(part) if teacher else None
-            slopes = None  # the last chunk's, before there is another
+            slopes = None  # free the last chunk's before another is allocated
             slopes = None if not want else z if z.dtype == low else torch.empty_like(z, dtype=low)
             masked = labels[part] >= 0
             real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
             masked, real = (masked & real).unsqueeze(1), real.unsqueeze(1)
             target = labels[part].clamp(min=0).unsqueeze(1)
-            # a CPU visits the masked rows, some 15 %, apart; a GPU would have to wait to learn which they are
+            # A CPU treats the masked rows, some 15 %, apart. A GPU would have to wait to learn
+            # which ones they are.
             at = masked.squeeze(1).nonzero().squeeze(1) if z.device.type == "cpu" and t is not None else None
             z_at = None if at is None else z[at]
             for block in _blocks(z, whole):
@@ -240,11 +286,8 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                     masked[block] if at is None else None,
                     *factors,
                     temperature,
-                    None
-                    if slopes is None
-                    else mine
-                    if slopes is z
-                    else slopes[block],  # the same object: torch.compile copies aliases
+                    # the same object where possible, because torch.compile copies aliases
+                    None if slopes is None else mine if slopes is z else slopes[block],
                 )
                 kl_sum += 0.0 if kl is None else kl.sum()
                 mlm_sum += 0.0 if mlm is None else mlm.sum()
@@ -266,7 +309,7 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                 mlm_sum += mlm.sum()
             if at is not None and want:
                 slopes.index_add_(0, at, z_at)
-            z_at = mine = None  # the products below want much memory
+            z_at = mine = None  # the products below need much memory
             if want:
                 hit = target + torch.arange(0, slopes.numel(), slopes.shape[1], device=target.device).unsqueeze(1)
                 slopes.put_(hit, (slopes.take(hit) - torch.where(masked, factors[1], 0.0)).to(low))
@@ -298,7 +341,11 @@ class _FusedVocabularyLoss(torch.autograd.Function):
 
 
 def _weight_gradient(total: Tensor | None, slopes: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
-    """total + slopesᵀ · hidden, [columns, H]; total is overwritten. At least fp32 where the device's GEMM gives it, or where there are two chunks."""
+    """Return total + slopesᵀ · hidden, [columns, H], and overwrite total.
+
+    The result is at least fp32 where the device's GEMM can return that, or where there are two
+    chunks.
+    """
     if not slopes.is_cuda:
         return _added(total, slopes.t() @ hidden, wide)
     options = {} if slopes.dtype == wide else {"out_dtype": wide}
@@ -308,16 +355,15 @@ def _weight_gradient(total: Tensor | None, slopes: Tensor, hidden: Tensor, wide:
 
 
 def _bias_gradient(total: Tensor | None, slopes: Tensor, wide: torch.dtype) -> Tensor:
-    """total + the sum of slopes' rows, [columns]."""
+    """Return total + the sum of the rows of slopes, [columns]."""
     if slopes.is_cuda:
         return _added(total, slopes.sum(0, dtype=wide), wide)
-    return _added(
-        total, (slopes.t() @ slopes.new_ones(len(slopes), 1)).squeeze(1), wide
-    )  # much faster there than torch's sum
+    # on a CPU this product is much faster than torch's sum
+    return _added(total, (slopes.t() @ slopes.new_ones(len(slopes), 1)).squeeze(1), wide)
 
 
 def _added(total: Tensor | None, more: Tensor, wide: torch.dtype) -> Tensor:
-    """total + more, in `wide` as soon as there are two; total is overwritten."""
+    """Return total + more, in `wide` as soon as there are two, and overwrite total."""
     return more if total is None else total.to(wide).add_(more)
 
 
@@ -328,8 +374,7 @@ def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     if gradient.dtype == dtype:
         return gradient if scale.item() == 1.0 else gradient * scale.item()
     out, rows = torch.empty_like(gradient, dtype=dtype), max(1, BLOCK["cpu"] * len(gradient) // gradient.numel())
-    for part, into in zip(
-        gradient.split(rows), out.split(rows), strict=True
-    ):  # a whole product in fp32 would be as large as the gradient
+    # in pieces: one product in fp32 would be as large as the gradient
+    for part, into in zip(gradient.split(rows), out.split(rows), strict=True):
         into.copy_(part * scale.item())
     return out

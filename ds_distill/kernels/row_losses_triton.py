@@ -1,18 +1,22 @@
-"""row_losses as a Triton kernel: a program a row, one pass to normalise both distributions, one for losses and gradient."""
+"""row_losses as a Triton kernel, with one program per row.
+
+One pass normalizes both distributions, and one computes losses and gradient.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Logits at once, and warps a row. Memory is the limit: a multiprocessor is full with one row, so that the second pass, which goes backwards, finds in
-# the GPU's cache some of what the first has read.
+# The logits processed at once, and the warps per row. Memory is the limit: one row fills a
+# multiprocessor, so the second pass, which runs backwards, finds in the GPU's cache some of what
+# the first has read.
 BLOCK, WARPS = 8192, 16
 
 
 @triton.jit
 def _logits(products_at, bias_at, at, inside, biased: tl.constexpr, last: tl.constexpr):
-    """fp32 logits at the columns `at` of a row, −∞ where not inside. last: nobody reads them again, the GPU's cache may forget them."""
+    """Return fp32 logits at the columns `at` of a row, −∞ outside; `last` lets the GPU's cache drop them after that."""
     x = tl.load(products_at + at, inside, float("-inf"), eviction_policy="evict_first" if last else "").to(tl.float32)
     if biased:
         x += tl.load(bias_at + at, inside, 0.0).to(tl.float32)
@@ -50,7 +54,7 @@ def _kernel(
     t_at += row * t_row
     slope_at += row * slope_row
     columns = tl.arange(0, block)
-    per_e = 1.4426950408889634  # log₂ e: exponentials and logarithms are in base 2, as the hardware's
+    per_e = 1.4426950408889634  # log₂ e: exponentials and logarithms are in base 2, as in the hardware
     soft = per_e / temperature
     counts = False
     if masked:
@@ -87,7 +91,7 @@ def _kernel(
     factor = tl.load(kl_factor_at)
     log_sum, t_log_sum = tl.log2(soft_total), tl.log2(t_total)
     kl = tl.zeros((block,), tl.float32)
-    tl.debug_barrier()  # slope may be z, and every warp reads the target's logit
+    tl.debug_barrier()  # slope may be z, so every warp must have read the target's logit before it is overwritten
     end = (width - 1) // block * block
     for start in range(0, width, block):
         at = end - start + columns
@@ -98,7 +102,7 @@ def _kernel(
             t = _logits(t_at, t_bias_at, at, inside, t_biased, True)
             log_q, log_p = (z - peak) * soft - log_sum, (t - t_peak) * soft - t_log_sum
             p, q = tl.exp2(log_p), tl.exp2(log_q)
-            # Σ (q − p) is 0, but for the rounding of the two normalisers
+            # Σ (q − p) is 0 but for the rounding of the two normalizers
             kl += tl.where(inside, p * ((log_p - log_q) / per_e) + (q - p), 0.0)
             if wanted:
                 slope = tl.where(told, factor * (q - p), 0.0)
@@ -123,11 +127,14 @@ def triton_row_losses(
     temperature: float,
     slope: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As rows.row_losses, of fp32 or 16-bit logits; sums and exponentials in fp32. slope may be z: a row's pass reads what it then overwrites."""
+    """Compute row_losses for fp32 or 16-bit logits, with sums and exponentials in fp32.
+
+    slope may be z, because a row's pass reads each value before it overwrites it.
+    """
     n, width = z.shape
     kl = None if t is None else z.new_empty(n, 1, dtype=torch.float32)
     mlm = None if mlm_mask is None else z.new_empty(n, 1, dtype=torch.float32)
-    some = z  # in the place of what is absent, and not touched
+    some = z  # a placeholder for absent tensors, which the kernel does not touch
     _kernel[(n,)](
         z,
         some if t is None else t,

@@ -1,18 +1,20 @@
+"""The vocabulary projection as a module that computes its own losses."""
+
 from torch import Tensor, nn
 
 from ds_distill.kernels.fused_linear import fused_linear_distillation_loss
 
 
 class VocabularyProjection(nn.Linear):
-    """The student's decoder, which computes its losses instead of handing out logits.
+    """The student's decoder, which computes its losses instead of returning logits.
 
-    It owns weight [V, H] and bias [V], so ZeRO-3 gathers them for exactly this call, and keeps nn.Linear's names, so the
-    student's state dict is what Hugging Face expects.
+    It owns weight [V, H] and bias [V], so ZeRO-3 gathers them for exactly this call. It keeps
+    nn.Linear's names, so the student's state dict is the one that Hugging Face expects.
     """
 
     @classmethod
     def replacing(cls, linear: nn.Linear) -> "VocabularyProjection":
-        """The same parameters (not copies: ties stay ties) under this class."""
+        """Return a projection with the same parameters (not copies: ties stay ties)."""
         projection = cls.__new__(cls)
         nn.Module.__init__(projection)
         projection.in_features, projection.out_features = linear.in_features, linear.out_features
@@ -20,7 +22,10 @@ class VocabularyProjection(nn.Linear):
         return projection
 
     def forward(self, hidden: Tensor, *losses_of, **options):
-        """As nn.Linear for one argument; with more, fused_linear_distillation_loss(hidden, weight, bias, *losses_of, **options)."""
+        """Return logits for one argument, or the losses for more.
+
+        The losses are fused_linear_distillation_loss(hidden, weight, bias, *losses_of, **options).
+        """
         if not losses_of:
             return super().forward(hidden)
         return fused_linear_distillation_loss(hidden, self.weight, self.bias, *losses_of, **options)

@@ -1,4 +1,4 @@
-"""What the student is asked to match. Imports torch only: a bare GPU machine can run it."""
+"""The losses of a distillation. They import only torch, so that a GPU machine with nothing else can run them."""
 
 from ds_distill.kernels.fused_linear import fused_linear_distillation_loss
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection

@@ -1,16 +1,24 @@
+"""The loss between hidden states of student and teacher."""
+
 import torch
 from torch import Tensor
 
 
 def cosine_distance_sum(student_hidden: Tensor, teacher_hidden: Tensor, token_mask: Tensor | None = None) -> Tensor:
-    """Sum over tokens of 1 − cos(h_s, h_t), in fp32 (float64 stays float64).
+    """Return the sum over tokens of 1 − cos(h_s, h_t), in fp32 (float64 stays float64).
 
-    student_hidden, teacher_hidden: [..., H] of equal shape, any float dtype. token_mask: [...] bool, False = padding.
-    Returns a scalar, summed, not averaged: the caller divides by the global count of real tokens.
+    The result is a scalar, summed, not averaged: the caller divides by the global count of real
+    tokens.
+
+    Args:
+        student_hidden: [..., H], any float dtype.
+        teacher_hidden: [..., H], of the same shape, any float dtype.
+        token_mask: [...] bool, False for padding.
+
     Source: Sanh et al. 2019, section 2 (the cosine embedding loss on the last hidden state).
     """
     wide = torch.promote_types(student_hidden.dtype, torch.float32)
-    # norms of 16-bit vectors overflow (fp16) or lose the loss's small differences (bf16)
+    # norms of 16-bit vectors overflow (fp16) or lose small differences of the loss (bf16)
     similarity = torch.nn.functional.cosine_similarity(student_hidden.to(wide), teacher_hidden.to(wide), dim=-1)
     distance = 1.0 - similarity
     if token_mask is not None:

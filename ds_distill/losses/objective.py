@@ -9,15 +9,24 @@ from ds_distill.recipe import Losses
 
 
 class Objective(nn.Module):
-    """A masked-LM model with its triple loss (or, without a teacher, the masked-LM loss alone).
+    """A masked-LM model with its triple loss or, without a teacher, with the masked-LM loss alone.
 
-    Sums are divided by the counts of the *global* batch, so the gradient does not depend on how the batch was cut over ranks and
-    accumulation steps: means of means do (DistilBERT's own counts differ from block to block).
+    Sums are divided by the counts of the *global* batch, so the gradient does not depend on how the
+    batch is divided among ranks and accumulation steps. Means of means do depend on it, since
+    DistilBERT's own counts differ from block to block.
     """
 
     def __init__(self, model: nn.Module, losses: Losses, world_size: int, teacher_width: int | None = None):
-        """teacher_width: the teacher's hidden size; where it is not the model's, the cosine loss compares a learned projection of the model's
-        hidden states, which is trained and checkpointed, and no part of the model."""
+        """Put the vocabulary loss in place of the model's decoder.
+
+        Args:
+            model: The masked-LM model.
+            losses: The recipe's losses.
+            world_size: The number of ranks.
+            teacher_width: The teacher's hidden size. Where it differs from the model's, the cosine
+                loss compares a learned projection of the model's hidden states. The projection is
+                trained and checkpointed, but is no part of the model.
+        """
         super().__init__()
         self.model = model
         self.losses = losses
@@ -31,11 +40,11 @@ class Objective(nn.Module):
         self.widen = None
         if teacher_width and teacher_width != width and losses.cosine:
             self.widen = nn.Linear(width, teacher_width, bias=False)
-            nn.init.eye_(self.widen.weight)  # a student cut from its teacher starts as the teacher's first coordinates
+            nn.init.eye_(self.widen.weight)  # a narrower student starts as the teacher's first coordinates
 
     @property
     def trunk_name(self) -> str:
-        """How the names of all parameters begin that are not the masked-LM head's."""
+        """The prefix of the names of all parameters outside the masked-LM head."""
         return f"model.{self.family.trunk}."
 
     def forward(
@@ -47,13 +56,23 @@ class Objective(nn.Module):
         teacher: tuple | None = None,
         cu_seqlens: Tensor | None = None,
     ):
-        """input_ids, labels [B, L] int64; attention_mask [B, L] or [B, 1, L, L] bool, a real token always sees itself and padding never does,
-        or None where all are real; counts: real and masked tokens of the global batch.
+        """Return the loss and its sums or, without counts, evaluate.
 
-        teacher: (hidden [B, L, H], decoder_input [B, L, H], decoder_weight [V, H], decoder_bias [V] or None), or None for masked-LM only.
-        cu_seqlens: of a batch whose documents do not see each other, see data.batches.cu_seqlens_of; beside the mask, for models.varlen.
-        Returns (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached sums [kl, mlm, cosine].
-        Without counts it evaluates instead, and returns [masked-LM loss, correct predictions, tokens] summed over the masked tokens.
+        Args:
+            input_ids: [B, L] int64.
+            attention_mask: [B, L] or [B, 1, L, L] bool, or None where all tokens are real. A real
+                token always sees itself and padding never does.
+            labels: [B, L] int64.
+            counts: The real and masked tokens of the global batch.
+            teacher: (hidden [B, L, H], decoder_input [B, L, H], decoder_weight [V, H], decoder_bias
+                [V] or None), or None for masked-LM only.
+            cu_seqlens: For a batch whose documents do not see each other, see
+                data.batch.cu_seqlens_of. It is given beside the mask, for models.attention.
+
+        Returns:
+            (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached
+            sums [kl, mlm, cosine]. Without counts: [masked-LM loss, correct predictions, tokens],
+            summed over the masked tokens.
         """
         more = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
         hidden = self.family.part(self.model, "trunk")(
@@ -72,7 +91,7 @@ class Objective(nn.Module):
         real_tokens = attention_mask
         if attention_mask is not None and attention_mask.dim() == 4:
             real_tokens = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
-        # the engine averages over ranks; the sums want the sum
+        # the engine averages over ranks, but these sums need the sum
         scale = float(self.world_size)
         loss, kl_sum, mlm_sum = projection(
             decoder_input,

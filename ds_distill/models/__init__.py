@@ -1,1 +1,1 @@
-"""Teacher, student and the families of encoders they come from.  Knows no training and no data."""
+"""Teacher, student and the families of encoders that they come from, without training and data."""

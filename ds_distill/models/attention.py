@@ -1,4 +1,7 @@
-"""Attention within the documents of a packed block by torch's variable-length flash kernel, instead of a mask of tokens × tokens."""
+"""Attention within the documents of a packed block by torch's variable-length flash kernel.
+
+It replaces a mask of tokens × tokens.
+"""
 
 import torch
 from torch import Tensor
@@ -6,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-try:  # no other release of torch has it under this name
+try:  # other releases of torch do not have it under this name
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
     varlen_attn = None
@@ -15,7 +18,7 @@ _NAME = "varlen_attention"
 
 
 def varlen_unavailable_reason(device: torch.device, dtype: torch.dtype, head_size: int = 64) -> str | None:
-    """Why the kernel cannot serve a model of this dtype and size of attention heads on this device, or None."""
+    """Return why the kernel cannot serve a model of this dtype and attention head size on this device, or None."""
     if device.type != "cuda":
         return "no GPU"
     if varlen_attn is None:
@@ -28,14 +31,24 @@ def varlen_unavailable_reason(device: torch.device, dtype: torch.dtype, head_siz
 
 
 def use_varlen_attention(model: PreTrainedModel) -> None:
-    """Have `model` use the kernel where its trunk is given cu_seqlens (as cu_seq_lens_q, beside the mask) and attention drops nothing:
-    the kernel has no dropout, so a student with attention dropout keeps the mask while it trains."""
+    """Have `model` use the kernel where its trunk gets cu_seqlens and attention has no dropout.
+
+    cu_seqlens is given as cu_seq_lens_q, beside the mask. The kernel has no dropout, so a student
+    with attention dropout keeps the mask while it trains.
+    """
     model.set_attn_implementation(_NAME)
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
-    """query, key, value [B, heads, L, d] in 16 bit; starts [n + 1] int32, where each document begins in the flattened [B · L] batch, then B · L as
-    often as it fills up. Returns [B, L, heads, d]."""
+    """Return attention within documents, [B, L, heads, d].
+
+    Args:
+        query: [B, heads, L, d] in 16 bit.
+        key: [B, heads, L, d] in 16 bit.
+        value: [B, heads, L, d] in 16 bit.
+        starts: [n + 1] int32, where each document begins in the flattened [B · L] batch, then
+            filled up with B · L.
+    """
     batch, heads, length, size = query.shape
     flat = (x.transpose(1, 2).reshape(batch * length, heads, size) for x in (query, key, value))
     return varlen_attn(*flat, starts, starts, length, length).view(batch, length, heads, size)
@@ -52,9 +65,8 @@ def _attention(
     cu_seq_lens_q: Tensor | None = None,
     **_,
 ) -> tuple[Tensor, None]:
-    usual = (
-        scaling is None or abs(scaling * query.shape[-1] ** 0.5 - 1) < 1e-6
-    )  # older releases of the kernel know one scale
+    # older releases of the kernel know only this scale
+    usual = scaling is None or abs(scaling * query.shape[-1] ** 0.5 - 1) < 1e-6
     if cu_seq_lens_q is not None and not dropout and usual:
         return varlen_attention(query, key, value, cu_seq_lens_q), None
     return scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling).transpose(1, 2), None

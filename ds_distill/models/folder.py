@@ -1,6 +1,8 @@
-"""A Hugging Face folder, looked over before anything of it is loaded: what from_pretrained would answer with a puzzle is one sentence here.
+"""Checks of a Hugging Face folder before anything of it is loaded.
 
-torch and transformers are imported by what needs them: a mistake that the files tell is said before that.
+Where from_pretrained would raise a puzzling error, these checks raise one clear sentence. Functions
+import torch and transformers only when they need them, so that a mistake that the files show is
+reported before that.
 """
 
 from __future__ import annotations
@@ -22,13 +24,19 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
-    """The folder of a checkpoint: `path` itself, the model in it where it is the --output of a command that made one, or the local Hugging Face
-    cache's copy of the hub model of that name.
+    """Return the folder of a checkpoint.
 
-    A folder without weights, such as one that earlier exports of the hub model have made, gives way to the cache's copy with them.
+    That is `path` itself, the model in it where `path` is the --output of a command that made one,
+    or the local Hugging Face cache's copy of the hub model of that name. A folder without weights,
+    such as one that earlier exports of the hub model have made, gives way to the cache's copy with
+    weights. The network is never used: hundreds of ranks must not each download.
 
-    option: what errors begin with, before the path. Never touches the network: hundreds of ranks must not each download.
-    Raises UserError where neither exists.
+    Args:
+        path: The folder or the name of a hub model.
+        option: What errors begin with, before the path.
+
+    Raises:
+        UserError: Neither exists.
     """
     folder = expand_user(path)
     if folder.is_dir() and _has_weights(found := find_model(folder)):
@@ -55,24 +63,31 @@ def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether there are weights of any kind, those that are refused for their kind too."""
+    """Return whether there are weights of any kind, including kinds that are refused."""
     return any(file.suffix in (".safetensors", ".bin", ".h5", ".msgpack") for file in folder.iterdir())
 
 
 def open_model_folder(path: str, option: str = "teacher =") -> tuple[Path, PretrainedConfig]:
-    """(folder, config) of an encoder of a known family with safetensors in it.
+    """Return (folder, config) of an encoder of a known family with safetensors in it.
 
-    No remote code, no network. Raises UserError, beginning with `option` and the path, for a missing folder, a missing or unfit config, a model
-    that is no bidirectional encoder with absolute positions, pickled or absent weights, and an index that names files outside of the folder.
+    No remote code is run and the network is not used.
+
+    Raises:
+        UserError: Begins with `option` and the path. The folder is missing, the config is missing
+            or unfit, the model is no bidirectional encoder with absolute positions, weights are
+            pickled or absent, or an index names files outside the folder.
     """
     folder = check_model_files(path, option)
     return folder, config_of(folder, f"{option} {path}")
 
 
 def check_model_files(path: str, option: str = "teacher =") -> Path:
-    """The folder of a model, of which this much can be told without torch: config.json names a known family, and the weights are there.
+    """Return the folder of a model after the checks that need no torch.
 
-    Raises UserError as open_model_folder does.
+    config.json must name a known family, and the weights must be there.
+
+    Raises:
+        UserError: As in `open_model_folder`.
     """
     folder, given = resolve_model_folder(path, option), f"{option} {path}"
     read_config(folder, given)
@@ -81,8 +96,12 @@ def check_model_files(path: str, option: str = "teacher =") -> Path:
 
 
 def weight_files(folder: Path, given: str) -> list[Path]:
-    """The safetensors files that from_pretrained reads, their headers not yet looked at. Raises UserError, beginning with `given`, where there are
-    none, where an index does not fit them, and for a file that Git LFS has not fetched."""
+    """Return the safetensors files that from_pretrained reads, without a look at their headers.
+
+    Raises:
+        UserError: Begins with `given`. There are no such files, an index does not fit them, or Git
+            LFS has not fetched a file.
+    """
     files = sorted(folder.glob("model*.safetensors"))
     if (folder / "model.safetensors").is_file():
         files = [folder / "model.safetensors"]
@@ -110,7 +129,12 @@ def weight_files(folder: Path, given: str) -> list[Path]:
 
 
 def read_config(folder: Path, given: str) -> dict:
-    """What config.json says. Raises UserError, beginning with `given`, where there is none, or one of no encoder of a known family."""
+    """Return the contents of config.json.
+
+    Raises:
+        UserError: Begins with `given`. There is no config.json, or it describes no encoder of a
+            known family.
+    """
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(
@@ -130,7 +154,8 @@ def read_config(folder: Path, given: str) -> dict:
         )
     if config.get("is_decoder"):
         raise UserError(f"{given}: is_decoder is true, a causal model; give a bidirectional encoder")
-    # transformers 5 dropped relative positions and would load such a checkpoint as if they were absolute
+    # transformers 5 dropped relative positions and would load such a checkpoint as if they were
+    # absolute
     if config.get("position_embedding_type", "absolute") != "absolute":
         kind = config["position_embedding_type"]
         raise UserError(f"{given}: position_embedding_type is {kind!r}; give a model with absolute positions")
@@ -138,7 +163,11 @@ def read_config(folder: Path, given: str) -> dict:
 
 
 def config_of(folder: Path, given: str) -> PretrainedConfig:
-    """The config of an encoder of a known family. Raises UserError, beginning with `given`, where there is none, or an unfit one."""
+    """Return the config of an encoder of a known family.
+
+    Raises:
+        UserError: Begins with `given`. There is no config, or an unfit one.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -152,11 +181,12 @@ def config_of(folder: Path, given: str) -> PretrainedConfig:
         raise UserError(
             f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it"
         ) from error
-    found._attn_implementation = None  # it may name a kernel on the hub, which is code
+    found._attn_implementation = None  # it may name a kernel on the hub, and that would be remote code
     found.return_dict = True
     return found
 
 
 def listed(names: list[str], most: int = 8) -> str:
+    """Join the first `most` names with commas and count the rest."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

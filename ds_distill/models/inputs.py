@@ -1,4 +1,4 @@
-"""What a model is given: texts as rows of tokens, and rows of unequal length as one array."""
+"""The inputs of a model: texts as rows of tokens, and rows of unequal length as one array."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def encode_rows(
     """Return the token lists of texts, or of pairs of texts, by name of the input, and how many rows were cut.
 
     Args:
-        tokenizer: cuts at its truncation side; what else its folder says of inputs and lengths is left aside.
-        texts: one or two columns.
-        length: the most tokens of a row, special tokens included.
+        tokenizer: It cuts at its truncation side. Its folder's other settings for inputs and
+            lengths are ignored.
+        texts: One or two columns.
+        length: The most tokens of a row, special tokens included.
     """
     encoded = tokenizer(
         *texts, truncation=True, max_length=length, return_token_type_ids=True, return_attention_mask=True
@@ -25,11 +26,11 @@ def encode_rows(
 
 
 def pad_right(rows: list[dict[str, list[int]]], pad_id: int) -> dict[str, np.ndarray]:
-    """Return the rows' values by name, int64 [rows, longest]: input_ids are filled up with `pad_id`, everything else
-    with 0.
+    """Return the rows' values by name, int64 [rows, longest].
 
-    The tokenizer's own `pad` goes by the side that its folder names. On the left, the absolute positions of a row would
-    depend on the rows beside it, and so would the model's outputs.
+    input_ids are filled up with `pad_id`, everything else with 0. The tokenizer's own `pad` uses
+    the side that its folder names. On the left, the absolute positions of a row would depend on the
+    rows beside it, and so would the model's outputs.
     """
     width = max(len(row["input_ids"]) for row in rows)
     padded = {name: np.full((len(rows), width), pad_id if name == "input_ids" else 0, np.int64) for name in rows[0]}

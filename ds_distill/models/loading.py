@@ -1,4 +1,4 @@
-"""Models from Hugging Face folders: their weights read, complete and finite."""
+"""Loading of models from Hugging Face folders, with a check that their weights are complete and finite."""
 
 from __future__ import annotations
 
@@ -18,11 +18,26 @@ from ds_distill.utils.errors import UserError
 def load_model(
     auto: type, folder: Path, config: PretrainedConfig, given: str, *, hollow: bool = False, **how
 ) -> tuple[PreTrainedModel, list[str]]:
-    """(the model of an opened folder, fp32 on the CPU, the weights that the folder lacks, sorted). auto: the AutoModel class of its head; hollow: names
-    and shapes alone, on the device `meta`, for which only the headers of the files are read; how: more of from_pretrained's arguments.
+    """Load the model of an opened folder, in fp32 on the CPU.
 
-    Words that training code has put before or into the names are left out (models.weight_names). Raises UserError, beginning with `given`, for a
-    config that describes no model, or another than the weights are of, and for weights that cannot be read or are not finite.
+    Words that training code has put before or into the weights' names are left out
+    (models.weight_names).
+
+    Args:
+        auto: The AutoModel class of the model's head.
+        folder: The folder that holds the model.
+        config: The config of that folder.
+        given: What error messages begin with.
+        hollow: Load names and shapes alone, on the device `meta`. Only the headers of the files are
+            read.
+        **how: Further arguments of from_pretrained.
+
+    Returns:
+        (the model, the sorted names of the weights that the folder lacks).
+
+    Raises:
+        UserError: The config describes no model, or another model than the one that the weights
+            belong to, or the weights cannot be read or are not finite.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -51,14 +66,16 @@ def load_model(
         raise UserError(f"{given}: the weights cannot be read ({error}); copy or save the model again") from error
     if mismatched := sorted(str(entry[0]) for entry in info["mismatched_keys"]):
         raise UserError(
-            f"{given}: config.json and weights differ in the shape of {listed(mismatched)}; restore the right config.json"
+            f"{given}: config.json and weights differ in the shape of {listed(mismatched)}; "
+            "restore the right config.json"
         )
     if info["missing_keys"] and not any(name not in info["missing_keys"] for name in empty.state_dict()):
         raise UserError(
-            f"{given}: the names of its weights ({listed(sorted(names), 2)}) are none of a {type(model).__name__}'s; save the model itself "
-            "with save_pretrained, not what it is a part of"
+            f"{given}: the names of its weights ({listed(sorted(names), 2)}) are none of a "
+            f"{type(model).__name__}'s; save the model itself with save_pretrained, not what it is a part of"
         )
-    model._weight_conversions = None  # else save_pretrained would write the names of the file that was read
+    # without this, save_pretrained would write the names that stood in the file
+    model._weight_conversions = None
     if not hollow:
         check_finite(model.named_parameters(), given)
     missing = set(info["missing_keys"])
@@ -67,7 +84,7 @@ def load_model(
 
 
 def _take_bias_from_head(model: PreTrainedModel, missing: set[str]) -> None:
-    """Give an untied decoder the bias that transformers 4 has saved under the head's name alone, and take it out of `missing`, names of weights."""
+    """Give an untied decoder the bias that transformers 4 saved under the head's name alone; drop it from `missing`."""
     import torch
 
     if type(model).__name__.endswith("ForMaskedLM"):
@@ -80,10 +97,11 @@ def _take_bias_from_head(model: PreTrainedModel, missing: set[str]) -> None:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], given: str) -> None:
-    """Raises UserError, beginning with `given`, for floating-point tensors with a NaN or an infinity in them, and names them."""
+    """Raise UserError, beginning with `given`, that names the floating-point tensors with a NaN or an infinity."""
     bad = []
     for name, tensor in tensors:
-        # the sum is not finite where an element is not; it takes no memory, as isfinite's answer would
+        # The sum is not finite where an element is not. Unlike isfinite's result, it takes no
+        # memory.
         if (
             tensor.is_floating_point()
             and not math.isfinite(tensor.detach().float().sum())
@@ -92,14 +110,18 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], given: str) -> None:
             bad.append(name)
     if bad:
         raise UserError(
-            f"{given}: NaN or infinite values in the weights {listed(bad)}; the file is damaged, or the model's training diverged: give "
-            "a checkpoint from before"
+            f"{given}: NaN or infinite values in the weights {listed(bad)}; the file is damaged, or the model's "
+            "training diverged: give a checkpoint from before"
         )
 
 
 def _empty_model(auto: type, folder: Path, config: PretrainedConfig, given: str) -> PreTrainedModel:
-    """The model that config.json describes, without values. UserError where it cannot be built, or where the weights are far too small for it: it would
-    be allocated all the same, and filled with noise."""
+    """Return the model that config.json describes, without values.
+
+    Raises:
+        UserError: The model cannot be built, or the weights are far too small for it. Such a model
+            would be allocated all the same, and filled with noise.
+    """
     import torch
 
     if not 1 <= config.num_hidden_layers <= 1000:
@@ -113,9 +135,10 @@ def _empty_model(auto: type, folder: Path, config: PretrainedConfig, given: str)
         ) from error
     wanted = sum(parameter.numel() for parameter in model.parameters())
     there = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
-    if wanted > 4 * there + 2**20:  # a byte a parameter is the least, and a trunk may lack its head
+    if wanted > 4 * there + 2**20:  # a parameter takes at least one byte, and a trunk may lack its head
         raise UserError(
-            f"{given}: config.json describes {wanted:,} parameters, the weights hold {there:,} bytes; restore the right one"
+            f"{given}: config.json describes {wanted:,} parameters, the weights hold {there:,} bytes; "
+            "restore the right one"
         )
     return model
 
@@ -123,14 +146,24 @@ def _empty_model(auto: type, folder: Path, config: PretrainedConfig, given: str)
 def load_masked_lm(
     path: str, option: str = "teacher =", *, new_head: bool = False, dropout: float | None = None, hollow: bool = False
 ) -> PreTrainedModel:
-    """A complete masked-LM model on the CPU, fp32, eval, sdpa attention, from a folder or the local Hugging Face cache.
+    """Load a complete masked-LM model from a folder or from the local Hugging Face cache.
 
-    option: what errors begin with, before the path. new_head: give a checkpoint without a masked-LM head a random one (torch's generator).
-    dropout: hidden and attention; the config's own if None. hollow: without values, as of models.folder.load_model.
+    The model is in fp32, on the CPU, in eval mode, and uses sdpa attention. Only safetensors are
+    read, no remote code is run, and the network is not used. transformers renames LayerNorm's
+    legacy names `gamma` and `beta`.
 
-    Safetensors only, no remote code, no network.  LayerNorm's legacy names `gamma` and `beta` are renamed by transformers.
-    Raises UserError for a missing folder, a missing or unfit config, pickled weights, values that are not finite, and weights that the checkpoint
-    lacks (transformers would fill them with noise: a headless teacher teaches noise).
+    Args:
+        path: The folder, or the name of a model in the cache.
+        option: What errors begin with, before the path.
+        new_head: Give a checkpoint without a masked-LM head a random one, drawn from torch's
+            generator.
+        dropout: The hidden and the attention dropout, or None for the config's own.
+        hollow: Load no values, as in `load_model`.
+
+    Raises:
+        UserError: The folder is missing, the config is missing or unfit, the weights are pickled,
+            values are not finite, or the checkpoint lacks weights. transformers would fill missing
+            weights with noise, and a teacher without its head teaches noise.
     """
     folder, config = open_model_folder(path, option)
     given = f"{option} {path}"
@@ -142,8 +175,8 @@ def load_masked_lm(
     trunk = sorted(set(missing) - set(head))
     if head and not new_head and not trunk:
         raise UserError(
-            f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, or one "
-            f"that `ds-distill pretrain --from {path}` has given a head"
+            f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, "
+            f"or one that `ds-distill pretrain --from {path}` has given a head"
         )
     if trunk:
         raise UserError(f"{given}: the checkpoint lacks {listed(trunk)}; give a complete checkpoint")

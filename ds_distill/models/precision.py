@@ -1,4 +1,4 @@
-"""The number format that a machine computes fastest."""
+"""The number format in which a machine computes fastest."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import torch
 
 
 def teacher_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """What a frozen teacher beside a student of `dtype` computes in: fp16 on a GPU, the student's on a CPU, whose fp16 is slow."""
+    """Return the dtype of a frozen teacher beside a student of `dtype`.
+
+    It is fp16 on a GPU, and the student's on a CPU, where fp16 is slow.
+    """
     return torch.float16 if device.type == "cuda" else dtype
 
 
 @functools.cache
 def choose_cpu_dtype() -> torch.dtype:
-    """bf16 where a 512 × 768 × 768 product is at least 1.2 × faster in it than in fp32 on this CPU, else fp32.  Takes at most 1 s, once.
+    """Return bf16 where this CPU multiplies at least 1.2 × faster in it than in fp32, else fp32.
 
-    A measurement may come out differently on two ranks: with several, one rank asks and tells the others.
+    The measured product is 512 × 768 × 768. The measurement takes at most 1 s, once. It may come
+    out differently on two ranks, so with several ranks one measures and tells the others.
     """
     seconds = _product_seconds((torch.float32, torch.bfloat16))
     return torch.bfloat16 if seconds[torch.float32] > 1.2 * seconds[torch.bfloat16] else torch.float32
@@ -25,15 +29,15 @@ def choose_cpu_dtype() -> torch.dtype:
 
 @torch.no_grad()
 def _product_seconds(dtypes: tuple[torch.dtype, ...], budget: float = 0.6) -> dict[torch.dtype, float]:
-    """The fastest product in each dtype, taken in turn for `budget` seconds, three times at least."""
+    """Return the shortest time of a product in each dtype, alternating for `budget` seconds, at least three times."""
     operands = {
         dtype: (torch.full((512, 768), 0.5, dtype=dtype), torch.full((768, 768), 0.5, dtype=dtype)) for dtype in dtypes
     }
     best, end, rounds = dict.fromkeys(dtypes, float("inf")), time.perf_counter() + budget, 0
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # several wait for each other on a busy machine: the ratio was then anything from 0.5 to 10
+    # on a busy machine several threads wait for each other, and the ratio was then anything from
+    # 0.5 to 10
+    torch.set_num_threads(1)
     try:
         while rounds < 3 or time.perf_counter() < end:
             for dtype, (left, right) in operands.items():

@@ -1,4 +1,4 @@
-"""Writing a Hugging Face folder that works where it is used: in other releases of transformers, under other users, in other programs."""
+"""Writing a Hugging Face folder that works in other releases of transformers, under other users, in other programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds_distill.data.tokenizer import save_tokenizer
 from ds_distill.models.families import INPUTS, family_of
 from ds_distill.models.tokenizer_fit import fit_tokenizer
 
-# What servers look for in config.json, and what DistilBERT calls it
+# Servers look for these names in config.json. The values are DistilBERT's names.
 COMMON_SIZES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
 
 
@@ -23,13 +23,15 @@ def save_model_folder(
 ) -> None:
     """Write weights (safetensors), config.json and the tokenizer, which is fitted to the model in place, into `folder`.
 
-    The folder then loads by its name alone, with the same answers in transformers 4.46 and later, and for every user that the umask lets read it.
+    The folder then loads by its name alone, with the same answers in transformers 4.46 and later,
+    and for every user that the umask allows to read it.
 
     Args:
-        model: any head; fp32, or transformers 5 computes in 16 bit what 4 makes fp32 while loading it.
-        tokenizer: see `fit_tokenizer`.
-        folder: made where it is missing.
-        offered: see `fit_tokenizer`.
+        model: A model with any head, in fp32. From 16-bit weights transformers 5 would compute in
+            16 bit, while 4 converts them to fp32 as it loads them.
+        tokenizer: See `fit_tokenizer`.
+        folder: Made where it is missing.
+        offered: See `fit_tokenizer`.
     """
     with _bias_under_both_names(model):
         model.save_pretrained(folder)
@@ -45,10 +47,11 @@ def save_model_folder(
 
 @contextlib.contextmanager
 def _bias_under_both_names(model: PreTrainedModel) -> Iterator[None]:
-    """Have a masked-LM model save the bias of its decoder as the head's and as the decoder's own.
+    """Have a masked-LM model save the bias of its decoder under the head's name and under the decoder's own.
 
-    They are one parameter, but of a RoBERTa's transformers 4.46 reads only the decoder's name, later releases the head's. With an untied decoder they
-    are two parameters in transformers 5, which does not use the head's, and one in 4.
+    They are one parameter. Of a RoBERTa, however, transformers 4.46 reads only the decoder's name,
+    and later releases only the head's. With an untied decoder they are one parameter in
+    transformers 4 and two in 5, which does not use the head's.
     """
     head, name = (
         family_of(model).decoder_parent_and_name(model) if type(model).__name__.endswith("ForMaskedLM") else (None, "")
@@ -59,10 +62,8 @@ def _bias_under_both_names(model: PreTrainedModel) -> Iterator[None]:
         return
     decoder = getattr(head, name)
     own = decoder.bias
-    head.bias, decoder.bias = (
-        nn.Parameter(own.detach()),
-        nn.Parameter(own.detach().clone()),
-    )  # tensors that share memory are saved once
+    # separate memory, because tensors that share memory are saved once
+    head.bias, decoder.bias = nn.Parameter(own.detach()), nn.Parameter(own.detach().clone())
     try:
         yield
     finally:
@@ -70,13 +71,20 @@ def _bias_under_both_names(model: PreTrainedModel) -> Iterator[None]:
 
 
 def portable_config(config: dict) -> dict:
-    """A config.json's content with the common names of a DistilBERT's sizes, and without what points at code or a folder that is not in it."""
+    """Return a config.json's content in portable form.
+
+    A DistilBERT's sizes are added under their common names. Keys that point at code or at another
+    folder are removed.
+    """
     kept = {key: value for key, value in config.items() if key not in ("auto_map", "_name_or_path")}
     return kept | {common: config[own] for common, own in COMMON_SIZES.items() if own in config}
 
 
 def follow_umask(folder: Path) -> None:
-    """Give all files in `folder` the mode that a new file gets there: safetensors writes weights that only their owner can read."""
+    """Give all files in `folder` the mode of a new file there.
+
+    safetensors writes weights that only their owner can read.
+    """
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode & 0o777

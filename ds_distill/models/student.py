@@ -1,6 +1,7 @@
-"""The student: a smaller encoder of its teacher's family (DistilBERT for BERT), started from the teacher's weights.
+"""The student: a smaller encoder of its teacher's family (DistilBERT for BERT), initialized from the teacher's weights.
 
-Source: Sanh et al. 2019, section 2; the layer choice and the copied MLM transform are those of the authors' code.
+Source: Sanh et al. 2019, section 2. The choice of layers and the copied MLM transform are those of
+the authors' code.
 """
 
 from __future__ import annotations
@@ -20,10 +21,17 @@ from ds_distill.utils.errors import UserError
 def resolve_layer_map(
     spec: str | Sequence[int], teacher_layers: int, student_layers: int | None = None
 ) -> list[int] | None:
-    """The teacher layer that each student layer starts from, or None for a random start.
+    """Return the teacher layer that each student layer starts from, or None for a random start.
 
-    spec: "every_other" (evenly spaced, first and last included: 12 → 6 gives [0, 2, 4, 7, 9, 11]), "random", or a list of teacher layers.
-    student_layers: the student's depth; by default half the teacher's, or the list's length.  Raises UserError for what does not fit.
+    Args:
+        spec: "every_other" (evenly spaced, first and last included), "random", or a list of teacher
+            layers. For 12 → 6 layers "every_other" gives [0, 2, 4, 7, 9, 11].
+        teacher_layers: The teacher's depth.
+        student_layers: The student's depth. By default it is half the teacher's, or the list's
+            length.
+
+    Raises:
+        UserError: The layers and depths do not fit together.
     """
     if student_layers is not None and (not _is_int(student_layers) or student_layers < 1):
         raise UserError(f"student.depth = {student_layers!r}: give a whole number, 1 or more")
@@ -44,7 +52,8 @@ def resolve_layer_map(
     for index, layer in enumerate(layers):
         if not _is_int(layer) or not 0 <= layer < teacher_layers:
             raise UserError(
-                f"student.layers[{index}] = {layer!r}: the teacher has {teacher_layers} layers, 0 to {teacher_layers - 1}"
+                f"student.layers[{index}] = {layer!r}: the teacher has {teacher_layers} layers, "
+                f"0 to {teacher_layers - 1}"
             )
     if student_layers is not None and student_layers != len(layers):
         raise UserError(
@@ -56,12 +65,12 @@ def resolve_layer_map(
 def layers_of(
     config: PretrainedConfig, spec: str | Sequence[int], student_layers: int | None = None
 ) -> list[int] | None:
-    """As resolve_layer_map, of a teacher of this config."""
+    """Return what `resolve_layer_map` returns for a teacher of this config."""
     return resolve_layer_map(spec, family_of_type(config.model_type).measures(config)[0], student_layers)
 
 
 def default_depth(teacher_layers: int) -> int:
-    """Half the teacher's depth, at least 1."""
+    """Return half the teacher's depth, at least 1."""
     return max(1, teacher_layers // 2)
 
 
@@ -73,7 +82,8 @@ def _evenly_spaced(teacher_layers: int, depth: int) -> list[int]:
     if depth == 1:
         return [0]  # the layer that fits the copied embeddings
     gaps, last = depth - 1, teacher_layers - 1
-    # i · last / gaps rounded to the nearest, halves down, in whole numbers: steps are ≥ 1, so no layer comes twice
+    # This is i · last / gaps in whole numbers, rounded to the nearest, halves down. Steps are ≥ 1,
+    # so no layer occurs twice.
     return [-((gaps - 2 * i * last) // (2 * gaps)) for i in range(depth)]
 
 
@@ -87,14 +97,25 @@ def build_student(
     seed: int = 0,
     freeze_positions: bool = False,
 ) -> PreTrainedModel:
-    """A `...ForMaskedLM` student, fp32 on the CPU, in train mode; teacher of any float dtype and device, left untouched.
+    """Build a `...ForMaskedLM` student in fp32, on the CPU, in train mode.
 
-    layers, num_layers: as in `resolve_layer_map`.  hidden: its width, by default the teacher's; a smaller one keeps whole attention heads and
-    starts from the first rows and columns of the teacher's weights.  dropout: hidden and attention.
-    seed: of a random start; the global generators are left alone.
-    freeze_positions: the authors' config asks for sinusoidal, therefore frozen, positions, which BERT's then overwrite: their positions
-    never trained.  With a random start, frozen positions are sinusoidal, which DistilBERT alone has.
-    Raises UserError for an unfit layer map, width, dropout or an untied teacher decoder; warns of a LayerNorm eps that DistilBERT cannot have.
+    Args:
+        teacher_model: A teacher of any float dtype, on any device. It is left untouched.
+        layers: As `spec` in `resolve_layer_map`.
+        num_layers: As `student_layers` in `resolve_layer_map`.
+        hidden: The student's width, by default the teacher's. A smaller one keeps whole attention
+            heads and starts from the first rows and columns of the teacher's weights.
+        dropout: The hidden and the attention dropout.
+        seed: The seed of a random start. The global generators are left alone.
+        freeze_positions: Freeze the position embeddings. The authors' config asks for sinusoidal
+            and therefore frozen positions, which BERT's then overwrite, so their positions were
+            never trained. With a random start, frozen positions are sinusoidal; only DistilBERT has
+            these.
+
+    Raises:
+        UserError: The layer map, width or dropout is unfit, or the teacher's decoder is not tied.
+
+    A warning is logged where the teacher has a LayerNorm eps that DistilBERT cannot have.
     """
     layer_map, config = plan_student(
         teacher_model.config,
@@ -105,11 +126,12 @@ def build_student(
         freeze_positions=freeze_positions,
     )
     ours = FAMILIES[family_of(teacher_model).student]
-    if layer_map is not None:  # a random start copies nothing, so nothing need fit
+    if layer_map is not None:  # a random start copies nothing, so nothing has to fit
         check_tied(teacher_model)
         _warn_of_eps(teacher_model, ours)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not restore
+        # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not
+        # restore
         torch.random.default_generator.manual_seed(seed)
         student = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").float()
     if layer_map is not None:
@@ -128,9 +150,12 @@ def plan_student(
     dropout: float = 0.1,
     freeze_positions: bool = False,
 ) -> tuple[list[int] | None, PretrainedConfig]:
-    """(layer map as of `resolve_layer_map`, config) of the student that `build_student` makes of a teacher of this config.
+    """Return (layer map, config) of the student that `build_student` makes of a teacher of this config.
 
-    Raises UserError for an unfit layer map, width or dropout.
+    The layer map is that of `resolve_layer_map`.
+
+    Raises:
+        UserError: The layer map, width or dropout is unfit.
     """
     family = family_of_type(teacher.model_type)
     teacher_layers, heads, width, *_ = family.measures(teacher)
@@ -149,7 +174,8 @@ def plan_student(
     ours = FAMILIES[family.student]
     if freeze_positions and layer_map is None and ours.name != "distilbert":
         raise UserError(
-            "student.freeze_positions with student.layers = random: frozen random positions carry nothing; start from layers"
+            "student.freeze_positions with student.layers = random: frozen random positions carry nothing; "
+            "start from layers"
         )
     config = _config(teacher, family, ours, depth, hidden, dropout)
     if ours.name == "distilbert":
@@ -182,7 +208,10 @@ def _config(
 
 
 def check_tied(teacher: PreTrainedModel) -> None:
-    """Raises UserError for a decoder that is not its teacher's word embeddings: a student that starts from them has one matrix for both."""
+    """Raise UserError where a teacher's decoder is not its word embeddings.
+
+    A student that starts from them has one matrix for both.
+    """
     family = family_of(teacher)
     decoder, words = family.part(teacher, "decoder").weight, family.part(teacher, "embeddings").word_embeddings.weight
     if decoder is not words and not torch.equal(decoder, words):
@@ -193,11 +222,12 @@ def check_tied(teacher: PreTrainedModel) -> None:
 
 
 def _warn_of_eps(teacher: PreTrainedModel, ours: Family) -> None:
-    """Say where the student cannot have its teacher's LayerNorm eps."""
+    """Warn where the student cannot have its teacher's LayerNorm eps."""
     eps = family_of(teacher).eps or teacher.config.layer_norm_eps
     if ours.eps and eps != ours.eps:
         log(
-            f"warning: the teacher's layer_norm_eps is {eps:g}, {ours.name}'s is fixed at {ours.eps:g}: the student starts slightly off its teacher"
+            f"warning: the teacher's layer_norm_eps is {eps:g}, {ours.name}'s is fixed at {ours.eps:g}: "
+            "the student starts slightly off its teacher"
         )
 
 
@@ -208,7 +238,8 @@ def _copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layer_map:
     _fill(target.word_embeddings.weight, source.word_embeddings.weight)  # the tied decoder shares it
     positions = source.position_embeddings.weight.float()
     if theirs.token_types and not ours.token_types:
-        # pretraining sees type 0 only, a constant vector that the positions can carry
+        # Pretraining sees type 0 only. Its embedding is a constant vector, which the positions can
+        # carry.
         positions = positions + source.token_type_embeddings.weight[0].float()
     elif ours.token_types:
         _fill(target.token_type_embeddings.weight, source.token_type_embeddings.weight)
@@ -228,10 +259,14 @@ def _copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layer_map:
 
 
 def _fill(mine: Tensor, other: Tensor) -> None:
-    """Copy `other`, of a narrower student its first rows and columns."""
+    """Copy `other`; a narrower student takes its first rows and columns."""
     mine.copy_(other[tuple(slice(size) for size in mine.shape)])
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, tied ones once, frozen ones too, whole ones where ZeRO-3 holds a part."""
+    """Return the number of parameters.
+
+    Tied parameters count once, frozen ones count too, and where ZeRO-3 holds a part the whole
+    parameter counts.
+    """
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""The frozen teacher: loading a masked-LM checkpoint, and its hidden states under no_grad."""
+"""The frozen teacher: loads a masked-LM checkpoint and computes its hidden states under no_grad."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from ds_distill.models.loading import load_masked_lm
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """hidden: [B, L, H], the last hidden state.  decoder_input: [B, L, H], the decoder's input.  Both in the teacher's dtype."""
+    """The teacher's outputs, both in its dtype.
+
+    Attributes:
+        hidden: [B, L, H], the last hidden state.
+        decoder_input: [B, L, H], the decoder's input.
+    """
 
     hidden: Tensor
     decoder_input: Tensor
@@ -24,12 +29,13 @@ class TeacherOutputs:
 class Teacher:
     """A frozen masked-LM model in eval mode.
 
-    Not an nn.Module: as an attribute of the student or engine it must not enter parameters, checkpoints or `.train()`.
-    Create it outside any `zero.Init` context and before an HfDeepSpeedConfig of stage 3: its weights must be whole on every rank.
+    It is not an nn.Module: as an attribute of the student or engine it must not enter parameters,
+    checkpoints or `.train()`. Create it outside any `zero.Init` context and before an
+    HfDeepSpeedConfig of stage 3, because its weights must be whole on every rank.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Freezes `model` in place.  Raises RuntimeError where its parameters are partitioned by ZeRO-3."""
+        """Freeze `model` in place; raise RuntimeError where its parameters are partitioned by ZeRO-3."""
         if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
             raise RuntimeError(
                 "the teacher was created inside zero.Init: its weights are partitioned; create it outside"
@@ -40,18 +46,25 @@ class Teacher:
 
     @classmethod
     def load(cls, path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Teacher:
-        """The teacher at `path`, on `device` in `dtype`.  Raises UserError as `load_masked_lm` does."""
+        """Return the teacher at `path`, on `device` in `dtype`; raise UserError as `load_masked_lm` does."""
         return cls(load_masked_lm(path).to(device=device, dtype=dtype))
 
-    @torch.no_grad()  # not inference_mode: its tensors may not be saved for a backward, and the loss saves them
+    @torch.no_grad()  # not inference_mode: the loss saves these tensors for a backward, which that mode forbids
     def outputs(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, cu_seqlens: Tensor | None = None
     ) -> TeacherOutputs:
-        """Last hidden state and decoder input of a batch.
+        """Return last hidden state and decoder input of a batch.
 
-        input_ids: [B, L] int.  attention_mask: [B, L] bool, true on real tokens; None where every token is real, which lets sdpa
-        take its fastest kernel.  Also [B, 1, L, L] bool, true where a query may see a key; then cu_seqlens, [n] int32, says the same to
-        models.varlen.  Raises ValueError for L > max_positions.
+        Args:
+            input_ids: [B, L] int.
+            attention_mask: [B, L] bool, true on real tokens, or [B, 1, L, L] bool, true where a
+                query may see a key. None where every token is real, so that sdpa can take its
+                fastest kernel.
+            cu_seqlens: [n] int32. Beside a [B, 1, L, L] mask it has the same content, for
+                models.attention.
+
+        Raises:
+            ValueError: L > max_positions.
         """
         if input_ids.shape[-1] > self.max_positions:
             raise ValueError(
@@ -66,7 +79,7 @@ class Teacher:
     def targets(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What a student of this batch is asked to match: (hidden, decoder_input, decoder_weight, decoder_bias), shapes as above."""
+        """Return what a student is to match: (hidden, decoder_input, decoder_weight, decoder_bias), shapes as above."""
         out = self.outputs(input_ids, attention_mask, cu_seqlens)
         return out.hidden, out.decoder_input, self.decoder_weight, self.decoder_bias
 
@@ -97,7 +110,7 @@ class Teacher:
         return self._family.positions(self.config)
 
     def assert_frozen(self) -> None:
-        """Raises RuntimeError if any module is in train mode or any parameter requires a gradient."""
+        """Raise RuntimeError if any module is in train mode or any parameter requires a gradient."""
         for name, module in self.model.named_modules():
             if module.training:
                 raise RuntimeError(
@@ -108,15 +121,15 @@ class Teacher:
                 raise RuntimeError(f"the teacher's parameter {name} requires a gradient: the teacher must stay frozen")
 
     def fingerprint(self) -> str:
-        """Hex sha256 of the weights."""
+        """Return the hex sha256 of the weights."""
         return weights_fingerprint(self.model)
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
-    """Hex sha256 of a model's weights: names, dtypes, shapes and bytes; tied weights once."""
+    """Return the hex sha256 of a model's weights: names, dtypes, shapes and bytes, tied weights once."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        # numpy has no bfloat16: hash the raw bytes
+        # numpy has no bfloat16, so the raw bytes are hashed
         digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

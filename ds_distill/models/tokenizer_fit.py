@@ -1,4 +1,4 @@
-"""A tokenizer and the model beside it: whether they belong together, and what the one must know of the other."""
+"""Checks that a tokenizer fits the model beside it, and the adjustment of the tokenizer to the model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ def fit_tokenizer(
     offered: Iterable[str] = INPUTS,
     length: int | None = None,
 ) -> None:
-    """Have `tokenizer`, in place, give the inputs that the model's forward takes, cut to the model's positions, and pad on the right.
+    """Make `tokenizer`, in place, return the inputs of the model's forward, cut to its positions, padded on the right.
 
-    A tokenizer that came with a teacher, or from elsewhere, may give token types that the student's forward refuses (transformers 4 does; 5 swallows
-    them), or promise more tokens than there are positions, which `truncation=True` goes by. Padding on the left would move a text's tokens to other
-    positions, and so change the answer with the texts beside it. The side on which it cuts stays.
+    A tokenizer that came with a teacher, or from elsewhere, may return token types that the
+    student's forward refuses (transformers 4 refuses them; 5 ignores them). It may also promise
+    more tokens than there are positions, and `truncation=True` relies on that number. Padding on
+    the left would move a text's tokens to other positions, so the answer would depend on the texts
+    beside it. The side on which the tokenizer cuts stays.
 
     Args:
-        tokenizer: changed in place; saved with the model, it says the same wherever the folder is loaded.
-        model: any head.
-        offered: the inputs to choose from.
-        length: the most tokens that the model was trained on, where a text is to be cut to them; None for what the tokenizer says.
+        tokenizer: Changed in place. Saved with the model, it behaves the same wherever the folder
+            is loaded.
+        model: A model with any head.
+        offered: The inputs to choose from.
+        length: The most tokens that the model was trained on, where a text is to be cut to them.
+            None uses the tokenizer's own limit.
     """
     positions = family_of_type(model.config.model_type).positions(model.config)
     limit = length or tokenizer.model_max_length
@@ -39,33 +43,37 @@ def fit_tokenizer(
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, given: str) -> None:
-    """Raise UserError, beginning with `given` (the option and the folder), where the tokenizer has ids for which the model has no embedding, with the
-    cause where the tokenizer's own folder tells it.
+    """Raise UserError where the tokenizer has ids for which the model has no embedding.
 
-    The largest id counts, not the number of tokens: ids may have gaps.
+    The largest id counts, not the number of tokens, because ids may have gaps. The error begins
+    with `given` (the option and the folder), and states the cause where the tokenizer's own folder
+    shows it.
     """
     ids, lacking = tokenizer.get_vocab(), _absent_from_vocab_txt(tokenizer)
     beyond = sorted((name for name, number in ids.items() if number >= config.vocab_size), key=ids.get)
     if not beyond:
         for name in lacking:
             log(
-                f"warning: {given}: its vocab.txt lacks {name}, which is counted as token {ids[name]}; was the model trained so?"
+                f"warning: {given}: its vocab.txt lacks {name}, which is counted as token {ids[name]}; "
+                "was the model trained so?"
             )
         return
     said = f"{given}: its tokenizer has {max(ids.values()) + 1} tokens, the model {config.vocab_size}"
     if lacking and (Path(tokenizer.name_or_path) / "vocab.txt").read_bytes().startswith(codecs.BOM_UTF8):
         raise UserError(
-            f"{said}: vocab.txt begins with a byte-order mark, which makes its first line another token; save it as UTF-8 without one"
+            f"{said}: vocab.txt begins with a byte-order mark, which makes its first line another token; "
+            "save it as UTF-8 without one"
         )
     if lacking:
         raise UserError(
-            f"{said}: vocab.txt lacks {', '.join(lacking)}; put it back into the line of the id that the model learned it by"
+            f"{said}: vocab.txt lacks {', '.join(lacking)}; "
+            "put it back into the line of the id that the model learned it by"
         )
     shown = ", ".join(beyond[:4]) + (" …" if len(beyond) > 4 else "")
     if set(beyond) <= tokenizer.get_added_vocab().keys():
         raise UserError(
-            f"{said}: {shown} were added; call model.resize_token_embeddings(len(tokenizer)), train the new rows and save the model again, "
-            "or take the added tokens out of the tokenizer"
+            f"{said}: {shown} were added; call model.resize_token_embeddings(len(tokenizer)), train the new rows and "
+            "save the model again, or take the added tokens out of the tokenizer"
         )
     raise UserError(
         f"{said}: {shown} are beyond it, so it is another model's; save the model's own tokenizer in its folder"
@@ -73,7 +81,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
 
 
 def _absent_from_vocab_txt(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Special tokens that the tokenizer had to add, where a vocab.txt without them is all that its folder has."""
+    """Return special tokens that the tokenizer had to add, where its folder has only a vocab.txt without them."""
     folder = Path(tokenizer.name_or_path)
     if not (folder / "vocab.txt").is_file() or any(
         (folder / name).is_file() for name in ("tokenizer.json", "added_tokens.json")

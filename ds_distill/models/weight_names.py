@@ -1,5 +1,8 @@
-"""Names of weights as training code saves them: torch.compile, DistributedDataParallel, FSDP and modules of one's own put words before a model's own
-names, or between them."""
+"""Names of weights as training code saves them.
+
+torch.compile, DistributedDataParallel, FSDP and custom modules put words before a model's own
+names, or between them.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,20 @@ from ds_distill.utils.console import log
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# what wrappers of a part of a model leave within a name: layer.0._orig_mod.output
+# Wrappers around a part of a model leave these words within a name: layer.0._orig_mod.output.
 WITHIN = r"(?:\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
 
 
 def renaming(names: list[str], model: PreTrainedModel, given: str) -> dict[str, str] | None:
-    """from_pretrained's key_mapping, {pattern: replacement}, under which weights of these names are `model`'s; None where they are as they stand.
+    """Return from_pretrained's key_mapping that turns these names of weights into the model's own.
 
-    What it takes off is said once, with `given` before it.
+    The mapping is {pattern: replacement}, or None where the names need no change. The words that it
+    removes are logged once.
+
+    Args:
+        names: The names in the files.
+        model: The model.
+        given: The beginning of the log line.
     """
     prefix = _prefix(names, model)
     wrapped = [re.findall(WITHIN, name.removeprefix(prefix)) for name in names]
@@ -33,7 +42,7 @@ def renaming(names: list[str], model: PreTrainedModel, given: str) -> dict[str, 
 
 
 def _prefix(names: list[str], model: PreTrainedModel) -> str:
-    """What stands before the model's own names, with its dot. Nothing where two prefixes do alike: they are two models'."""
+    """Return the prefix of the model's own names, with its dot; empty where two prefixes tie, as two models would."""
     base = model.base_model_prefix + "."
     own = set(model.state_dict())
     own |= {base + name for name in own} | {name.removeprefix(base) for name in own}  # transformers finds these itself
@@ -50,5 +59,6 @@ def _prefix(names: list[str], model: PreTrainedModel) -> str:
 @functools.cache
 def _say(given: str, words: tuple[str, ...]) -> None:
     log(
-        f"{given}: names of its weights are read without {', '.join(words)}, which the training code that saved it has put there"
+        f"{given}: names of its weights are read without {', '.join(words)}, "
+        "which the training code that saved it has put there"
     )

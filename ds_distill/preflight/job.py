@@ -1,5 +1,8 @@
-"""What the ranks of a job look at before its corpus is prepared, for hours: whether they can run the recipe, whether its texts and its models are there
-and fit."""
+"""Checks that the ranks of a job make before its corpus is prepared, which takes hours.
+
+They find out whether the ranks can run the recipe, and whether its texts and models are there and
+fit.
+"""
 
 from __future__ import annotations
 
@@ -28,28 +31,27 @@ from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.engine import make_engine
 from ds_distill.utils.errors import UserError, did_you_mean
 
-MONITORS = {
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "comet": "comet_ml",
-    "csv_monitor": "csv",
-}  # section of a DeepSpeed JSON: its package
+# section of a DeepSpeed JSON: its package
+MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": "csv"}
 
 
 def check_machine(recipe: Recipe) -> None:
-    """Collective: UserError where these ranks cannot share the global batch, or not run it as asked, by the recipe and its DeepSpeed JSON."""
-    _, ranks = (
-        start_distributed()
-    )  # a rank that joins and is lost is missed in seconds, one that never comes is waited for
+    """Collective: raise UserError where these ranks cannot run the recipe.
+
+    They must be able to share the global batch and to run as the recipe and its DeepSpeed JSON ask.
+    """
+    # a rank that joins and is then lost is missed within seconds, while one that never comes is
+    # waited for
+    _, ranks = start_distributed()
     recipe.training.share_of(ranks)
     device = local_device(recipe.training.device)
-    if recipe.training.precision != "auto":  # which is measured
+    if recipe.training.precision != "auto":  # "auto" is measured
         resolve_dtype(recipe.training, device)
     check_deepspeed(recipe.training)
 
 
 def check_deepspeed(training: Training) -> None:
-    """UserError for what DeepSpeed's own parser does not read, or not take, in the DeepSpeed JSON, if there is one."""
+    """Raise UserError for what DeepSpeed's own parser does not read or take in the DeepSpeed JSON, if there is one."""
     if training.deepspeed is None:
         return
     t = _smallest(training)
@@ -71,8 +73,11 @@ def check_deepspeed(training: Training) -> None:
 
 
 def check_engine(recipe: Recipe) -> None:
-    """Collective: UserError where DeepSpeed does not start with the recipe's optimizer and DeepSpeed JSON. A model of two numbers is started with them:
-    much of what DeepSpeed asks of its settings it asks nowhere else."""
+    """Collective: raise UserError where DeepSpeed does not start with the recipe's optimizer and DeepSpeed JSON.
+
+    A model of two numbers is started with them, because DeepSpeed checks many of its settings
+    nowhere else.
+    """
     t = _smallest(recipe.training)
     if t.deepspeed is None and t.optimizer in ("auto", "torch"):
         return
@@ -92,7 +97,7 @@ def check_engine(recipe: Recipe) -> None:
             ).destroy()
         except UserError:
             raise
-        except Exception as error:  # DeepSpeed answers with whatever breaks first
+        except Exception as error:  # DeepSpeed raises whatever breaks first
             return error
         return None
 
@@ -115,14 +120,14 @@ def check_engine(recipe: Recipe) -> None:
 
 
 def _smallest(training: Training) -> Training:
-    """The same settings for a model that has no trunk, one sequence at a time."""
+    """Return the same settings for a model without a trunk, one sequence at a time."""
     return replace(training, trunk_learning_rate=None, micro_batch=1)
 
 
 def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
-    """Collective: UserError for a text that is not there, and for a held-out one, which would be read last, with nothing in it.
+    """Collective: raise UserError for a text that is missing, and for a held-out text with nothing in it.
 
-    The first rank alone need see them.
+    Held-out texts would be read last. Only the first rank needs to see the texts.
     """
 
     def look() -> None:
@@ -136,7 +141,7 @@ def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
 
 
 def check_output(output: Path, recipe: Recipe) -> None:
-    """Collective: UserError where an output folder holds a run of another recipe, or a host does not see it."""
+    """Collective: raise UserError where an output folder has a run of another recipe, or a host does not see it."""
     run_on_rank0(lambda: check_run_identity(output, recipe.identity(), recipe.training.resume))
     if torch.distributed.get_world_size() > 1:
         run_on_rank0(lambda: _touch(output / ".lock"))
@@ -149,18 +154,29 @@ def _touch(file: Path) -> None:
 
 
 def check_teacher(teacher: str, recipe: Recipe, tokens: Path | None = None) -> str:
-    """Collective: the folder of a teacher that the recipe can distil, whose tokenizer makes the tokens where none are prepared yet. UserError for what
-    does not fit."""
+    """Collective: return the folder of a teacher that the recipe can distill.
+
+    Its tokenizer makes the tokens where none are prepared yet.
+
+    Raises:
+        UserError: Something does not fit.
+    """
     folder, starts_from_it = check_teacher_fits(teacher, recipe, tokens)
-    # many ranks that read gigabytes at once would keep each other waiting
+    # many ranks that read gigabytes at once would slow each other down
     run_on_rank0(lambda: check_whole(teacher, tied=starts_from_it))
     return str(folder)
 
 
 def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = None, tokens: Path | None = None) -> None:
-    """Collective for a folder. UserError where there can be no such encoder to pretrain, or it cannot read the recipe's sequences.
+    """Raise UserError where there can be no such encoder to pretrain, or it cannot read the recipe's sequences.
 
-    model: as for `pretrain`. tokenizer: the folder whose tokenizer makes the tokens where none are prepared yet.
+    Collective where `model` is a folder.
+
+    Args:
+        model: As for `pretrain`.
+        recipe: The recipe.
+        tokenizer: The folder whose tokenizer makes the tokens where none are prepared yet.
+        tokens: The prepared tokens, or None.
     """
     if isinstance(model, str):
         folder, config = open_model_folder(model, "--from")
@@ -187,8 +203,11 @@ def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = Non
 
 
 def check_evaluated(models: list[str], recipe: Recipe, tokens: Path | None = None) -> str:
-    """Collective: the folder of the first of the models, whose tokenizer makes the tokens where none are prepared yet. UserError for one that does not
-    read them, or is not whole."""
+    """Collective: return the folder of the first model, whose tokenizer makes the tokens where none are prepared yet.
+
+    Raises:
+        UserError: A model does not read the tokens, or is not whole.
+    """
     first = resolve_model_folder(models[0], "--model")
     for model in models:
         folder, config = open_model_folder(model, "--model")

@@ -1,4 +1,7 @@
-"""Whether models are whole, and fit a recipe and its tokens: what one process can tell. ds_distill.preflight.job has what the ranks of a job do together."""
+"""Checks, by one process, that models are complete and fit a recipe and its tokens.
+
+ds_distill.preflight.job has the checks that the ranks of a job make together.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,19 @@ from ds_distill.utils.errors import UserError
 def check_teacher_fits(
     teacher: str, recipe: Recipe, tokens: Path | None = None, tokenizer: str | None = None
 ) -> tuple[Path, bool]:
-    """(folder of a teacher that the recipe can distil, whether the student starts from its weights), by all but the values of its weights.
+    """Check a teacher against the recipe in everything but the values of its weights.
 
-    tokens: prepared ones; None where a tokenizer will make them. tokenizer: whose folder, the teacher's own if None. UserError for what does not fit.
+    Args:
+        teacher: The folder or name of the teacher.
+        recipe: The recipe that is to distill it.
+        tokens: Prepared tokens, or None where a tokenizer will make them.
+        tokenizer: The folder of that tokenizer, or None for the teacher's own.
+
+    Returns:
+        (the teacher's folder, whether the student starts from its weights).
+
+    Raises:
+        UserError: Something does not fit.
     """
     folder, config = open_model_folder(teacher)
     s = recipe.student
@@ -42,18 +55,25 @@ def check_teacher_fits(
 
 
 def check_whole(path: str, option: str = "teacher =", *, new_head: bool = False, tied: bool = False) -> None:
-    """UserError where a masked-LM folder is not whole, in the values of its weights too, all of which are read.
+    """Raise UserError where a masked-LM folder is not complete and sound; all values of its weights are read.
 
-    option: what errors begin with, before the path. new_head: it need have no head. tied: its decoder must be its word embeddings.
+    Args:
+        path: The folder or name of the model.
+        option: What errors begin with, before the path.
+        new_head: The model may lack a head.
+        tied: The model's decoder must be its word embeddings.
     """
-    with torch.random.fork_rng(devices=[]):  # a new head is drawn
+    with torch.random.fork_rng(devices=[]):  # a new head draws from the generator
         model = load_masked_lm(path, option, new_head=new_head)
     if tied:
         check_tied(model)
 
 
 def warn_of_teacher(teacher: str, recipe: Recipe, tokenizer: str | None) -> None:
-    """Say what will keep a teacher from being distilled by the recipe, for whom the tokens are prepared: it may still be put right meanwhile."""
+    """Warn, while tokens are prepared, of what will keep the recipe from distilling a teacher.
+
+    The user may still correct it in the meantime.
+    """
     try:
         _, starts_from_it = check_teacher_fits(teacher, recipe, tokenizer=tokenizer)
         check_whole(teacher, tied=starts_from_it)
@@ -64,9 +84,15 @@ def warn_of_teacher(teacher: str, recipe: Recipe, tokenizer: str | None) -> None
 def check_reads(
     folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, tokens: Path | None, tokenizer: Path | str
 ) -> None:
-    """UserError where a model cannot read the prepared tokens, or, where there are none yet, those that a tokenizer will make.
+    """Raise UserError where a model cannot read the tokens: the prepared ones, or those that a tokenizer will make.
 
-    folder, config: the model's. what: what errors call it. tokenizer: the folder of the tokenizer.
+    Args:
+        folder: The model's folder.
+        config: The model's config.
+        what: What errors call the model.
+        recipe: The recipe, which has the sequence length.
+        tokens: The prepared tokens, or None where there are none yet.
+        tokenizer: The folder of the tokenizer that will make them.
     """
     if tokens:
         check_fits(TokenDataset.open(tokens, "train"), config, what, str(folder))
@@ -80,15 +106,21 @@ def check_reads(
         and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(maker)
     ):
         raise UserError(
-            f"{what}: its tokenizer is not that of {tokenizer}, which would make the tokens; give models of one tokenizer"
+            f"{what}: its tokenizer is not that of {tokenizer}, which would make the tokens; "
+            "give models of one tokenizer"
         )
 
 
 def check_fits(store: TokenDataset, config: PretrainedConfig, what: str, folder: str | None = None) -> None:
-    """UserError where a model cannot read prepared tokens: pieces, positions and, for one from a folder that has a tokenizer, what the ids mean."""
+    """Raise UserError where a model cannot read prepared tokens.
+
+    The vocabulary size and the positions are checked. For a model from a folder that has a
+    tokenizer, the meaning of the ids is checked too.
+    """
     if store.manifest["vocab_size"] > config.vocab_size:
         raise UserError(
-            f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: prepare with its own"
+            f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: "
+            "prepare with its own"
         )
     check_positions(config, store.manifest["sequence_length"], what)
     home = resolve_model_folder(folder) if folder else None
@@ -98,7 +130,8 @@ def check_fits(store: TokenDataset, config: PretrainedConfig, what: str, folder:
         and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]
     ):
         raise UserError(
-            f"{what}: its tokenizer is not the one that {store.path} was prepared with; prepare with --tokenizer {folder}"
+            f"{what}: its tokenizer is not the one that {store.path} was prepared with; "
+            f"prepare with --tokenizer {folder}"
         )
 
 

@@ -1,1 +1,1 @@
-"""The DeepSpeed engine and what runs it."""
+"""The DeepSpeed engine and the code that runs it."""

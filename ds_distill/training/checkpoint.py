@@ -1,4 +1,8 @@
-"""Checkpoints that are complete or absent: DeepSpeed writes beside, checksums follow, a rename publishes."""
+"""Checkpoints that are either complete or absent.
+
+DeepSpeed writes into a folder beside the final place, checksums follow, and a rename publishes the
+checkpoint.
+"""
 
 import json
 import os
@@ -22,13 +26,15 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.resources import explain_disk_full
 
 FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
-MANIFEST = "manifest.json"  # what cut it (stage, ranks, precision), the parameters of each group, and size and checksum of every file
-PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's word → the recipe's
+# The manifest holds the properties that the checkpoint is divided by (stage, ranks, precision), the
+# parameters of each group, and the size and checksum of every file.
+MANIFEST = "manifest.json"
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's name → the recipe's
 _CHUNK = 2**24
 
 
 def all_of(folder: Path) -> dict[int, Path]:
-    """The published checkpoints in `folder`, by optimizer step, oldest first."""
+    """Return the published checkpoints in `folder`, by optimizer step, oldest first."""
     return {
         int(path.name.removeprefix("step-")): path
         for path in sorted(folder.glob("step-*"))
@@ -37,7 +43,7 @@ def all_of(folder: Path) -> dict[int, Path]:
 
 
 def read_manifest(path: Path) -> dict:
-    """A checkpoint's manifest; UserError where it has none that can be read."""
+    """Return a checkpoint's manifest; raise UserError where it has none that can be read."""
     try:
         return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -45,9 +51,20 @@ def read_manifest(path: Path) -> dict:
 
 
 def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
-    """Collective: write, publish, then delete all but the `keep` newest; returns {"path", "seconds", "bytes"}.
+    """Collective: write and publish a checkpoint, then delete all but the newest.
 
-    state: what resume needs beside the engine. UserError where there is no room; the checkpoints before it stay as they are.
+    Args:
+        engine: The DeepSpeed engine.
+        folder: The folder of the checkpoints.
+        step: The optimizer step.
+        state: What resuming needs beside the engine.
+        keep: How many checkpoints to keep.
+
+    Returns:
+        {"path", "seconds", "bytes"}.
+
+    Raises:
+        UserError: There is no room. The earlier checkpoints stay as they are.
     """
     began = time.perf_counter()
     partial, final = folder / ".partial", folder / f"step-{step:09d}"
@@ -63,7 +80,8 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
             save_file(engine.frozen_weights, partial / "state" / FROZEN)
             follow_umask(partial / "state")
         torch.distributed.barrier()
-        # a network file system may show a host another's files late: each knows its own
+        # a network file system may show one host's files to another late, but each host sees its
+        # own
         names = sorted(
             {name for seen in all_gather_object([path.name for path in (partial / "state").iterdir()]) for name in seen}
         )
@@ -86,7 +104,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial / "state", final)
-        shutil.rmtree(partial)  # DeepSpeed leaves its conversion script beside the state
+        shutil.rmtree(partial)  # DeepSpeed leaves its conversion script in it
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)  # the rename itself must survive a power cut
         os.close(descriptor)
@@ -97,7 +115,7 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
 
 
 def _shape(engine) -> dict:
-    """What DeepSpeed's files of a checkpoint are cut by."""
+    """Return the properties that determine how DeepSpeed divides a checkpoint into files."""
     precision = str(next(engine.module.parameters()).dtype).removeprefix("torch.")
     return {
         "ZeRO stage": engine.zero_optimization_stage(),
@@ -107,13 +125,16 @@ def _shape(engine) -> dict:
 
 
 def _optimizer(engine) -> str:
-    """Whose Adam it is, in the recipe's word."""
+    """Return whose Adam the engine runs, by the recipe's name for it."""
     return type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__module__.partition(".")[0]
 
 
 def _check_reads(engine, path: Path, before: str | None) -> None:
-    """UserError where the run's optimizer cannot go on with the state of `before`, another's: a fused one never with torch's, which counts its steps
-    elsewhere, and in 16 bit at stage 0 none with any other's."""
+    """Raise UserError where the run's optimizer cannot continue from the state of another one, `before`.
+
+    A fused optimizer never reads the state of torch's, which counts its steps elsewhere. In 16 bit
+    at stage 0 no optimizer reads another's.
+    """
     now = _optimizer(engine)
     own = not engine.zero_optimization() and isinstance(engine.optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer))
     if before and before != now and (own or before == "torch"):
@@ -124,7 +145,7 @@ def _check_reads(engine, path: Path, before: str | None) -> None:
 
 
 def _check_room(engine, folder: Path) -> None:
-    """Collective: UserError where the disk cannot take a checkpoint; a write that breaks off would leave other ranks waiting."""
+    """Collective: raise UserError where a checkpoint does not fit; a failed write would leave other ranks waiting."""
 
     def look() -> None:
         before = list(all_of(folder).values())
@@ -145,7 +166,7 @@ def _check_room(engine, folder: Path) -> None:
 
 
 def _checksum(file: Path, flush: bool = False) -> tuple[int, int]:
-    """(bytes, CRC-32) of a file. flush: and have the disk hold it."""
+    """Return (bytes, CRC-32) of a file; with flush, also have the disk write it."""
     size, crc = 0, 0
     with open(file, "rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -156,7 +177,7 @@ def _checksum(file: Path, flush: bool = False) -> tuple[int, int]:
 
 
 def _find_corruption(path: Path) -> str | None:
-    """Collective: what is wrong with a checkpoint's files, or None; the ranks share the reading."""
+    """Collective: return what is wrong with a checkpoint's files, or None; the ranks share the reading."""
 
     def look() -> str | None:
         try:
@@ -176,9 +197,15 @@ def _find_corruption(path: Path) -> str | None:
 
 
 def resume(engine, folder: Path) -> dict | None:
-    """Collective: put the engine back to the newest sound checkpoint in `folder`; returns the state given to save, None where there is none.
+    """Collective: restore the engine from the newest sound checkpoint in `folder`.
 
-    A damaged one is set aside and the one before is taken, which is said. UserError where all are damaged.
+    A damaged checkpoint is set aside, a line reports it, and the one before is used.
+
+    Returns:
+        The state that was given to `save`, or None where there is no checkpoint.
+
+    Raises:
+        UserError: All checkpoints are damaged.
     """
     found = broadcast_object(list(all_of(folder).values()))
     problem = None
@@ -189,19 +216,27 @@ def resume(engine, folder: Path) -> dict | None:
         aside = path.with_name(f"damaged-{path.name}")
         if torch.distributed.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
-            os.replace(path, aside)  # it must not count among those that are kept
+            os.replace(path, aside)  # it must not count as one of the checkpoints to keep
             log(f"checkpoint {path.name} is damaged ({problem}): set aside as {aside}, going on from the one before")
         torch.distributed.barrier()
     if problem:
         raise UserError(
-            f"{folder}: every checkpoint is damaged ({problem}); bring one back from a copy, or choose another --output to start over"
+            f"{folder}: every checkpoint is damaged ({problem}); bring one back from a copy, or choose another "
+            "--output to start over"
         )
     return None
 
 
 def load(engine, path: Path) -> dict:
-    """Collective: put the engine back to `path`; returns the state given to save. Another ZeRO stage (1 to 3) or number of ranks goes through
-    DeepSpeed's universal checkpoint. UserError where the precision differs, or stage 0 and another, or the optimizer's state is not to be read."""
+    """Collective: restore the engine from `path`, and return the state that was given to `save`.
+
+    A change of the ZeRO stage (1 to 3) or of the number of ranks goes through DeepSpeed's universal
+    checkpoint.
+
+    Raises:
+        UserError: The precision differs, one stage is 0 and the other is not, or the optimizer's
+            state cannot be read.
+    """
     now, manifest = _shape(engine), read_manifest(path)
     before = manifest["shape"]
     if before["precision"] != now["precision"]:
@@ -212,8 +247,8 @@ def load(engine, path: Path) -> dict:
     stages = {now["ZeRO stage"], before["ZeRO stage"]}
     if 0 in stages and len(stages) > 1:
         raise UserError(
-            f"{path} was written with ZeRO stage {before['ZeRO stage']}, this run has {now['ZeRO stage']}; stages 1, 2 and 3 go on from "
-            "each other, stage 0 does not: go on with training.deepspeed = "
+            f"{path} was written with ZeRO stage {before['ZeRO stage']}, this run has {now['ZeRO stage']}; "
+            "stages 1, 2 and 3 go on from each other, stage 0 does not: go on with training.deepspeed = "
             f"ds_configs/deepspeed/zero{before['ZeRO stage']}.json, or choose another --output"
         )
     _check_reads(engine, path, manifest.get("optimizer"))
@@ -229,7 +264,8 @@ def load(engine, path: Path) -> dict:
         loaded, state = _load_converted(engine, path)
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to go on from the one before")
-    # from a universal checkpoint, and always at stage 3, DeepSpeed copies one group's hyper-parameters onto all
+    # From a universal checkpoint, and always at stage 3, DeepSpeed copies one group's
+    # hyperparameters onto all.
     for group, own, rate in zip(engine.optimizer.param_groups, kept, engine.lr_scheduler.get_last_lr(), strict=True):
         group.update(own, lr=rate)
     return state

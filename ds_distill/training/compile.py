@@ -1,4 +1,4 @@
-"""torch.compile: whether it works here, and whether a run is long enough to earn back what it costs."""
+"""torch.compile: whether it works here, and whether a run is long enough to repay the time that it costs."""
 
 import functools
 import importlib.util
@@ -18,8 +18,10 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.utils.console import log
 
-# Compiling pays where it saves more than this many seconds: on two CPU cores it takes 25 s at first, blocks and loss. What it saves there, in
-# seconds: a logit, and a token and layer's element of the hidden state and score of attention, with dropout. A GPU's share of the latter is a guess.
+# Compiling pays where it saves more than this many seconds. On two CPU cores the blocks and the
+# loss take 25 s to compile at first. The constants below are seconds that it saves there: per
+# logit; per token and layer, for an element of the hidden state and for a score of attention, both
+# with dropout. A GPU's share of the latter two is a guess.
 MIN_SAVED_SECONDS = 40.0
 LOGIT, HIDDEN, SCORE = 6.5e-9, 28e-9, 20e-9
 GPU = 0.02
@@ -27,7 +29,10 @@ GPU = 0.02
 
 @functools.cache
 def compile_unavailable_reason() -> str | None:
-    """Why torch.compile does not work here, or None.  Compiles two lines to see: seconds, from its cache less."""
+    """Return why torch.compile does not work here, or None.
+
+    Compiles two lines to find out. That takes seconds, and less from its cache.
+    """
     if not has_compiler():
         return "no C++ compiler"
     if torch.cuda.is_available() and importlib.util.find_spec("triton") is None:
@@ -39,25 +44,39 @@ def compile_unavailable_reason() -> str | None:
             torch.compile(lambda x: (x + 1).sum())(
                 torch.zeros(64, device="cuda" if torch.cuda.is_available() else "cpu")
             )
-    except Exception as error:  # compilers fail in as many ways as there are
+    except Exception as error:  # compilers fail in many ways
         return first_line(error)
     return None
 
 
 def triton_unavailable_reason(device: torch.device) -> str | None:
-    """Why the vocabulary loss's kernel in Triton cannot run here, or None. Triton compiles as torch.compile does, which writes its kernels with it."""
+    """Return why the vocabulary loss's Triton kernel cannot run here, or None.
+
+    Triton compiles where torch.compile does, since torch.compile writes its own kernels with it.
+    """
     return compile_unavailable_reason() if device.type == "cuda" else "no GPU"
 
 
 def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
-    """How many of `tokens` are projected on the vocabulary for a loss."""
+    """Return how many of `tokens` are projected on the vocabulary for a loss."""
     return tokens if taught and recipe.losses.kl_on == "all" else tokens * recipe.data.mask_probability
 
 
 def seconds_saved(
     recipe: Recipe, student: PretrainedConfig, tokens: float, length: int, taught: bool, device: torch.device
 ) -> float:
-    """What compiling spares a run of `tokens` tokens a rank in sequences of `length`, roughly. The logits' kernel is Triton's on a GPU, either way."""
+    """Return roughly how many seconds compiling saves in a run.
+
+    On a GPU the logits do not count: their kernel is Triton's either way.
+
+    Args:
+        recipe: The recipe.
+        student: The student's config.
+        tokens: The run's tokens per rank.
+        length: The sequence length.
+        taught: Whether there is a teacher.
+        device: The device of the run.
+    """
     depth, heads, hidden, _, _ = family_of_type(student.model_type).measures(student)
     body = depth * (HIDDEN * hidden + SCORE * heads * length) * (1.0 if recipe.training.dropout else 0.25)
     logits = student.vocab_size * rows_of_logits(recipe, tokens, taught)
@@ -65,13 +84,20 @@ def seconds_saved(
 
 
 def compiles(training: Training, saved: float, device: torch.device) -> bool:
-    """Collective: whether the step's passes between matrix products are compiled. saved: seconds of the whole run."""
+    """Collective: return whether the step's passes between matrix products are compiled.
+
+    Args:
+        training: The recipe's training section.
+        saved: The seconds that compiling saves in the whole run.
+        device: The device of the run.
+    """
     if training.compile == "off" or (training.compile == "auto" and saved < MIN_SAVED_SECONDS):
         return False
     reasons = [reason for reason in all_gather_object(compile_unavailable_reason()) if reason]
     if reasons:
         log(
-            f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, slower; training.compile = off is silent"
+            f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, slower; "
+            "training.compile = off is silent"
         )
     return not reasons
 
@@ -86,8 +112,10 @@ def choose_kernels(
     stage: int,
     device: torch.device,
 ) -> bool:
-    """Collective: compile the step where that pays in a run of `tokens` tokens a rank, and return whether; the vocabulary loss's kernel in Triton takes
-    two seconds to compile and always pays."""
+    """Collective: compile the step where that pays in a run of `tokens` tokens per rank, and return whether it did.
+
+    The vocabulary loss's Triton kernel takes two seconds to compile and always pays.
+    """
     saved = seconds_saved(recipe, objective.model.config, tokens, length, teacher is not None, device)
     if compiles(recipe.training, saved, device):
         compile_step(objective, teacher, device, body=compiled_layers_unavailable_reason(recipe, stage) is None)
@@ -100,8 +128,18 @@ def choose_kernels(
 def compile_step(
     objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, passes: str = "auto"
 ) -> None:
-    """Have the losses and, if `body`, the blocks of student and teacher compiled when they are first used; on a CPU the teacher's weights
-    are packed too. passes: the vocabulary loss's kernel, "auto" is on a GPU the one in Triton (docs/PERFORMANCE.md), else torch.compile's."""
+    """Have the losses and the blocks of student and teacher compiled when they are first used.
+
+    On a CPU the teacher's weights are packed too.
+
+    Args:
+        objective: The student with its losses.
+        teacher: The teacher, or None.
+        device: The device of the run.
+        body: Whether to compile the blocks too.
+        passes: The vocabulary loss's kernel. "auto" is the Triton one on a GPU
+            (docs/PERFORMANCE.md), else that of torch.compile.
+    """
     if device.type == "cuda":
         objective.distance = torch.compile(objective.distance)
     objective.passes = passes if passes != "auto" else "triton" if device.type == "cuda" else "compiled"
@@ -113,15 +151,15 @@ def compile_step(
 
 
 def compiled_layers_unavailable_reason(recipe: Recipe, stage: int) -> str | None:
-    """Why a run with this recipe at ZeRO `stage` leaves the blocks as they are, or None."""
+    """Return why a run with this recipe at ZeRO `stage` leaves the blocks uncompiled, or None."""
     if recipe.data.mode != "packed":
         return "grouped batches have many shapes, each to be compiled anew"
     return "ZeRO stage 3 gathers weights between the operators of a block" if stage == 3 else None
 
 
 def compile_seconds_so_far() -> float:
-    """What torch.compile has taken in this process so far, its cache's reading included."""
-    import torch._dynamo  # two seconds, for those who compile
+    """Return the seconds that torch.compile has taken in this process so far, including reading its cache."""
+    import torch._dynamo  # it takes two seconds, so only those who compile import it
 
     return sum(
         torch._dynamo.utils.calculate_time_spent().get(key, 0.0)

@@ -1,4 +1,4 @@
-"""What DeepSpeed is given: the recipe's DeepSpeed JSON with the recipe's own settings put in."""
+"""The config for DeepSpeed: the recipe's DeepSpeed JSON with the recipe's own settings put in."""
 
 import json
 
@@ -10,15 +10,18 @@ from ds_distill.utils.console import log
 
 
 def resolve_zero_config(training: Training, dtype: torch.dtype) -> dict:
-    """The recipe's zero_optimization, stage 0 where its DeepSpeed JSON names none. Without a JSON stage 0 in fp32, which then keeps one copy of the
-    weights, and stage 1 in 16 bit: DeepSpeed's stage 0 there copies all gradients once more a step (docs/PERFORMANCE.md)."""
+    """Return the recipe's zero_optimization, stage 0 where its DeepSpeed JSON names none.
+
+    Without a JSON the stage is 0 in fp32, which then keeps one copy of the weights, and 1 in 16
+    bit, where DeepSpeed's stage 0 copies all gradients once more per step (docs/PERFORMANCE.md).
+    """
     if training.deepspeed is None:
         return {"stage": 0 if dtype == torch.float32 else 1}
     return {"stage": 0} | training.deepspeed_json().get("zero_optimization", {})
 
 
 def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) -> dict:
-    """The DeepSpeed JSON with the recipe's own settings put in; a conflict is a UserError that names both."""
+    """Return the DeepSpeed JSON with the recipe's own settings put in; a conflict is a UserError that names both."""
     config = without_recipes_own(str(training.deepspeed), training.deepspeed_json())
     config["zero_optimization"] = resolve_zero_config(training, dtype)
     stage = config["zero_optimization"]["stage"]
@@ -27,7 +30,7 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": training.clip,
         "steps_per_print": 10**12,
-        "timers": {"throughput": {"enabled": False}},  # it makes the host wait for a GPU twice a micro-step
+        "timers": {"throughput": {"enabled": False}},  # it makes the host wait for a GPU twice per micro-step
     }
     if dtype == torch.bfloat16:
         config["bf16"] = {"enabled": True}
@@ -36,7 +39,8 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
     if dtype != torch.float32 and stage == 0 and accumulation > 1:
         name = str(dtype).removeprefix("torch.")
         log(
-            f"warning: ZeRO stage 0 sums its {accumulation} accumulation steps in {name}, which loses small gradients; stages 1 to 3 sum them in fp32"
+            f"warning: ZeRO stage 0 sums its {accumulation} accumulation steps in {name}, "
+            "which loses small gradients; stages 1 to 3 sum them in fp32"
         )
     if dtype != torch.float32 and stage > 0:
         # 16-bit sums over accumulation steps and ranks lose the small gradients

@@ -1,5 +1,7 @@
-"""A DeepSpeed JSON, read by DeepSpeed's own parser before anything is prepared: what it would answer with a traceback, or pass over in silence, is one
-sentence here."""
+"""Checks of a DeepSpeed JSON with DeepSpeed's own parser before anything is prepared.
+
+Where DeepSpeed would raise a traceback or silently ignore a key, these checks raise one sentence.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,12 @@ OWNED_BY_RECIPE = (
     "bf16",
     "bfloat16",
 )
-ITS_OWN = {
-    "optimizer": ("adamw", "adam"),
-    "scheduler": ("warmupdecaylr",),
-}  # DeepSpeed's names of what the recipe does in any case
-BESIDE_PARSER = ("vocabulary_size", "sequence_parallel_size", "data_parallel_size")  # what DeepSpeed asks for elsewhere
-# What DeepSpeed takes, and what would do nothing here, or break the run after its corpus is prepared.
+# DeepSpeed's names of what the recipe does in any case
+ITS_OWN = {"optimizer": ("adamw", "adam"), "scheduler": ("warmupdecaylr",)}
+# DeepSpeed reads these keys outside its parser.
+BESIDE_PARSER = ("vocabulary_size", "sequence_parallel_size", "data_parallel_size")
+# DeepSpeed accepts these keys, but here they would have no effect or break the run after its corpus
+# is prepared.
 NOT_HERE = {
     "torch_autocast.enabled": "training.precision decides the number format",
     "hybrid_engine.enabled": "it is for models that generate text",
@@ -44,13 +46,15 @@ NOT_HERE = {
     "zero_optimization.cpu_offload": 'its name is now offload_optimizer: {"device": "cpu"}',
     "zero_optimization.cpu_offload_params": 'its name is now offload_param: {"device": "cpu"}',
 }
-COMMENT = ("_", "#", "/")  # how keys begin that people write notes under, as JSON has no comments
+COMMENT = ("_", "#", "/")  # beginnings of keys that people write notes under, since JSON has no comments
 
 
 class Watched(dict):
-    """A dict that knows which of its keys have been asked for; the dicts in it do too.
+    """A dict that records which of its keys have been asked for; the dicts in it do too.
 
-    asked: those keys, in the order of the last question. whole: whether somebody went through all of them.
+    Attributes:
+        asked: Those keys, in the order of the last request for each.
+        whole: Whether somebody iterated over all of them.
     """
 
     def __init__(self, values: dict):
@@ -79,7 +83,7 @@ class Watched(dict):
         return super().__iter__()
 
     def keys(self) -> KeysView:
-        return _Keys(self)  # of dict's own, `key in d.keys()` would go unseen
+        return _Keys(self)  # with dict's own keys(), `key in d.keys()` would go unrecorded
 
     def items(self):
         self.whole = True
@@ -92,8 +96,17 @@ class _Keys(KeysView):
 
 
 def without_recipes_own(given: str, said: dict) -> dict:
-    """What the JSON says, without the settings that the recipe owns, which it must leave open: "auto", or a section of "auto", as Hugging Face's JSONs
-    have them. UserError, beginning with `given`, for one that it decides."""
+    """Return the JSON's contents without the settings that the recipe owns.
+
+    The JSON must leave those open: "auto", or a section of "auto", as in Hugging Face's JSONs.
+
+    Args:
+        given: What errors begin with.
+        said: The JSON's contents.
+
+    Raises:
+        UserError: The JSON decides a setting that the recipe owns.
+    """
     for key in OWNED_BY_RECIPE:
         if key in said and (decided := _decided(key, said[key])) is not None:
             raise UserError(
@@ -114,7 +127,7 @@ def without_recipes_own(given: str, said: dict) -> dict:
 
 
 def _decided(key: str, value: object) -> str | None:
-    """The dotted key and value of what one of the recipe's settings decides; None where it leaves all open, or says what is so without it."""
+    """Return the dotted key and value by which the JSON decides a recipe's setting; None where it changes nothing."""
     if value == "auto":
         return None
     if not isinstance(value, dict):
@@ -140,16 +153,19 @@ def _decided(key: str, value: object) -> str | None:
 
 
 def check_deepspeed_json(given: str, said: dict, config: dict) -> None:
-    """UserError, beginning with `given`, for a key of the JSON that DeepSpeed does not read and for a value that it does not take.
+    """Raise UserError for a key of the JSON that DeepSpeed does not read, and for a value that it does not take.
 
-    said: what the JSON says. config: what DeepSpeed is given, the recipe's settings put in.
+    Args:
+        given: What errors begin with.
+        said: The JSON's contents.
+        config: The config for DeepSpeed, with the recipe's settings put in.
     """
     watched = Watched(config)
     try:
         DeepSpeedConfig(watched)
     except ValidationError as error:
         raise UserError(f"{given}: {_sentence_of(error, watched)}") from error
-    except Exception as error:  # its parser answers with whatever breaks first
+    except Exception as error:  # its parser raises whatever breaks first
         place, value = _last_asked(watched)
         words = " ".join(str(error).split())[:300]
         if isinstance(error, AttributeError | TypeError | KeyError):
@@ -160,11 +176,12 @@ def check_deepspeed_json(given: str, said: dict, config: dict) -> None:
     for key in said:
         if key not in known and not key.startswith(COMMENT):
             raise UserError(
-                f"{given}: {_word(key)}: no key that DeepSpeed reads{did_you_mean(key, known, 0.6) or '; correct it, or take it out'}"
+                f"{given}: {_word(key)}: no key that DeepSpeed reads"
+                f"{did_you_mean(key, known, 0.6) or '; correct it, or take it out'}"
             )
         section = dict.get(watched, key)
-        # typed sections look at their keys themselves; of the others DeepSpeed may leave keys unread that it knows, so only what is near to one
-        # that it asked for is a slip
+        # Typed sections check their keys themselves. In the others DeepSpeed may leave known keys
+        # unread, so only a key that is similar to one that it asked for is a typo.
         if isinstance(section, Watched) and section.asked and not section.whole:
             for name in dict.keys(section) - section.asked.keys():
                 if near := difflib.get_close_matches(name, list(section.asked), n=1, cutoff=0.85):
@@ -174,19 +191,22 @@ def check_deepspeed_json(given: str, said: dict, config: dict) -> None:
 
 
 def _sentence_of(error: ValidationError, watched: Watched) -> str:
-    """The first complaint of a typed section: dotted key, value, and what is wrong."""
+    """Return the first complaint of a typed section: dotted key, value, and what is wrong."""
     first = error.errors()[0]
     loc = [str(part) for part in first["loc"]]
-    # DeepSpeed puts the sections of its monitors together before it looks at them
+    # DeepSpeed merges the sections of its monitors before it checks them
     place = _dotted(loc if loc and isinstance(dict.get(watched, loc[0]), Watched) else [_last_asked(watched)[0], *loc])
     if first["type"] == "extra_forbidden":
-        return f"{place}: no key that DeepSpeed reads{did_you_mean(loc[-1], _fields(error.title, loc[:-1]), 0.6) or '; correct it, or take it out'}"
+        return (
+            f"{place}: no key that DeepSpeed reads"
+            f"{did_you_mean(loc[-1], _fields(error.title, loc[:-1]), 0.6) or '; correct it, or take it out'}"
+        )
     said = first["msg"].removeprefix("Assertion failed, ").removeprefix("Value error, ")
     return f"{place} = {_shown(first['input'])}: {said[:1].lower()}{said[1:]}" if loc else f"{place}: {said}"
 
 
 def _fields(title: str, loc: list[str]) -> list[str]:
-    """The keys of a typed section of DeepSpeed's: of the class `title`, then of that of each key of `loc` in turn."""
+    """Return the keys of DeepSpeed's typed section: start at class `title`, then follow each key of `loc` in turn."""
     classes = {kind.__name__: kind for kind in _kinds(DeepSpeedConfigModel)}
     kind = classes.get(title)
     for name in loc:
@@ -209,11 +229,10 @@ def _kinds(kind: type) -> Iterator[type]:
 
 
 def _last_asked(watched: Watched) -> tuple[str, object]:
-    """(dotted key, value) that DeepSpeed looked at last."""
+    """Return (dotted key, value) that DeepSpeed looked at last."""
     place, value = [], watched
-    while (
-        isinstance(value, Watched) and value.asked and not (place and value.whole)
-    ):  # DeepSpeed copies the outermost first
+    # DeepSpeed copies the outermost dict first, so that one counts as iterated over in any case
+    while isinstance(value, Watched) and value.asked and not (place and value.whole):
         key = next(reversed(value.asked))
         place.append(key)
         value = dict.get(value, key)
@@ -225,7 +244,7 @@ def _dotted(path: list[str]) -> str:
 
 
 def _word(key: str) -> str:
-    """A key as it is shown: in quotes where it is not a plain word."""
+    """Return a key as it is shown: in quotes where it is not a plain word."""
     return key if key.strip() == key and key.isprintable() and key else json.dumps(key)
 
 

@@ -11,7 +11,7 @@ from ds_distill.utils.errors import UserError
 
 
 def local_device(wanted: str = "auto") -> torch.device:
-    """This rank's device; UserError where a GPU is asked for and there is none."""
+    """Return this rank's device; raise UserError where a GPU is asked for and there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device = cuda: torch sees no GPU here (ds-distill env says more); use auto or cpu")
     if not torch.cuda.is_available():
@@ -22,7 +22,11 @@ def local_device(wanted: str = "auto") -> torch.device:
 
 
 def resolve_dtype(training: Training, device: torch.device) -> torch.dtype:
-    """Collective: the trained model's dtype; raises UserError for fp16 on a CPU, whose GEMMs there are tens of times slower."""
+    """Collective: return the trained model's dtype.
+
+    Raises:
+        UserError: fp16 is asked for on a CPU, where its GEMMs are tens of times slower.
+    """
     if training.precision == "auto":
         if device.type == "cuda":  # GPUs before Ampere have no bf16 units
             return broadcast_object(

@@ -27,9 +27,20 @@ def make_engine(
     dtype: torch.dtype,
     leave_out: tuple = (),
 ):
-    """Build the engine around the Objective `module` (fp32 on the CPU); returns a DeepSpeedEngine whose scheduler steps once an optimizer step.
+    """Build the DeepSpeedEngine around the Objective `module`.
 
-    leave_out: keys of the DeepSpeed JSON, such as its monitors, which write as soon as they are made; dotted within zero_optimization.
+    Args:
+        module: The Objective, fp32 on the CPU.
+        training: The recipe's training section.
+        accumulation: The micro-batches per optimizer step.
+        total_steps: The optimizer steps of the whole run.
+        device: The device of the run.
+        dtype: The number format of the run.
+        leave_out: Keys of the DeepSpeed JSON to leave out, dotted within zero_optimization.
+            Monitors are an example, since they write as soon as they are made.
+
+    Returns:
+        The engine, whose scheduler steps once per optimizer step.
     """
     config = {
         key: value for key, value in deepspeed_config(training, accumulation, dtype).items() if key not in leave_out
@@ -55,10 +66,8 @@ def make_engine(
         if not p.requires_grad and dtype != torch.float32
     }
     zeros = without_step_of_zeros(optimizer) if config["zero_optimization"]["stage"] == 0 else contextlib.nullcontext()
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        zeros,
-    ):  # its 16-bit optimizer prints memory figures, past its own logger
+    # DeepSpeed's 16-bit optimizer prints memory figures past its own logger
+    with contextlib.redirect_stdout(io.StringIO()), zeros:
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,
@@ -70,28 +79,27 @@ def make_engine(
     if device.type == "cuda" and isinstance(engine.optimizer, BF16_Optimizer):
         batch_gradient_copies(engine.optimizer)
     engine.frozen_weights = frozen
-    engine.parameter_names = names  # a group each: what its flat fp32 masters are cut by
+    engine.parameter_names = names  # one list per group; the group's flat fp32 masters are divided in this order
     alone = torch.distributed.get_world_size() == 1
     if alone and (
         isinstance(engine.optimizer, BF16_Optimizer) or (dtype == torch.float32 and not engine.zero_optimization())
     ):
-        engine.enable_backward_allreduce = False  # alone, it would copy every gradient into a bucket and back
+        engine.enable_backward_allreduce = False  # a lone rank would copy every gradient into a bucket and back
     return engine
 
 
 def optimizer_step(engine) -> float | None:
-    """engine.step(); returns the norm of the global gradient before clipping, at the end of an accumulation, else None."""
+    """Call engine.step(); return the norm of the global gradient before clipping, or None within an accumulation."""
     if not engine.is_gradient_accumulation_boundary():
         engine.step()
         return None
     norm = None
     if not (engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled()):
-        # alone here DeepSpeed computes the norm for clipping and throws it away
+        # in this case only, DeepSpeed computes the norm for clipping and throws it away
         norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
         engine.optimizer.overflow = not math.isfinite(norm)
-    scale = (
-        engine.optimizer.loss_scale if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else 1.0
-    )  # it alone tells the scaled gradient's norm
+    # this optimizer alone returns the norm of the scaled gradient
+    scale = engine.optimizer.loss_scale if isinstance(engine.optimizer, FP16_UnfusedOptimizer) else 1.0
     engine.step()
     if norm is None:
         norm = engine.get_global_grad_norm()
@@ -99,12 +107,14 @@ def optimizer_step(engine) -> float | None:
 
 
 def backward(engine, loss: torch.Tensor) -> None:
-    """engine.backward for a loss that is already divided by the global batch's counts."""
-    # DeepSpeed 0.19 divides by the accumulation steps in a hook on the forward's output unless backward's own hook ran before it; on the very
-    # same tensor (stage 0 in fp32, scale_wrt_gas=False) it runs after, so the gradient would be divided. A new tensor restores the order.
+    """Call engine.backward for a loss that is already divided by the global batch's counts."""
+    # DeepSpeed 0.19 divides by the accumulation steps in a hook on the forward's output, unless
+    # backward's own hook ran before it. On the very same tensor (stage 0 in fp32,
+    # scale_wrt_gas=False) that hook runs after it, so the gradient would be divided. A new tensor
+    # restores the order.
     scale = 1.0
     if engine.fp16_enabled() and not engine.zero_optimization():
-        scale = (
-            engine.optimizer.loss_scale
-        )  # stage 0 divides its gradients by it, but DeepSpeed 0.19 multiplies the loss at the other stages only
+        # Stage 0 divides its gradients by the loss scale, but DeepSpeed 0.19 multiplies the loss by
+        # it only at the other stages.
+        scale = engine.optimizer.loss_scale
     engine.backward(loss * scale, scale_wrt_gas=False)

@@ -1,3 +1,5 @@
+"""Evaluation on held-out text."""
+
 import math
 from collections.abc import Iterable
 
@@ -7,15 +9,20 @@ from ds_distill.utils.progress import note_progress
 
 
 def evaluate(run, batches: Iterable, device: torch.device) -> dict[str, float | None]:
-    """Held-out masked-LM loss (nats a masked token) and top-1 accuracy (share); None where no token is masked, or their
-    sum is no number.
+    """Return held-out masked-LM loss (nats per masked token) and top-1 accuracy (share).
 
-    run: an engine or an Objective; batches: Batch objects with fixed masks. Every rank reads all batches, since ZeRO-3 needs equal calls.
+    Both are None where no token is masked or their sum is not finite.
+
+    Args:
+        run: An engine or an Objective.
+        batches: Batch objects with fixed masks. Every rank reads all batches, since ZeRO-3 needs
+            equal calls.
+        device: The device to run on.
     """
     was_training = run.training
     run.eval()
     total = torch.zeros(3, dtype=torch.float64)
-    # a last batch is smaller: not worth compiling anew
+    # the last batch is smaller and not worth compiling anew
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for batch in batches:
             batch = batch.to(device)

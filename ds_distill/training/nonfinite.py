@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: which loss, of which sequences, and when to give up."""
+"""Steps whose loss or gradient is not finite: which loss it is, which sequences caused it, and when to give up."""
 
 import math
 from pathlib import Path
@@ -14,16 +14,30 @@ LOSSES = ("kl", "mlm", "cosine")
 
 
 class NonFiniteGuard:
-    """Counts the steps in a row that taught nothing. at_most: how many are borne; folder: of the checkpoints, for the message."""
+    """Counts consecutive steps that taught nothing.
+
+    Attributes:
+        order: The loader, which knows the sequences of a step.
+        at_most: How many such steps in a row are tolerated.
+        folder: The folder of the checkpoints, for the message.
+        scaled: Whether fp16's dynamic loss scale is in use.
+    """
 
     def __init__(self, order: BatchLoader, at_most: int, folder: Path, scaled: bool):
         self.order, self.at_most, self.folder, self.in_a_row = order, at_most, folder, 0
-        self.scaled = scaled  # under fp16's dynamic loss scale a skipped step now and then is how the scale is found
+        self.scaled = scaled  # fp16's dynamic loss scale is found by skipping a step now and then
 
     def look(self, step: int, total: float, skipped: bool, parts: list[Tensor]) -> None:
-        """Collective, once every rank knows the step's total. parts: this rank's summed losses [kl, mlm, cosine] of each micro-batch.
+        """Collective: check a step once every rank knows its total, and report what is wrong with a bad one.
 
-        Says what is wrong with a bad step; UserError after `at_most` in a row.
+        Args:
+            step: The number of the step, from 0.
+            total: The step's total loss.
+            skipped: Whether the step was skipped.
+            parts: This rank's summed losses [kl, mlm, cosine] of each micro-batch.
+
+        Raises:
+            UserError: `at_most` steps in a row were bad.
         """
         if math.isfinite(total) and not skipped:
             self.in_a_row = 0
@@ -32,15 +46,20 @@ class NonFiniteGuard:
         what = "its gradient is not finite" if math.isfinite(total) else self._where(step, parts)
         if not (self.scaled and math.isfinite(total)):
             log(
-                f"\nstep {step + 1}: {what}: {'skipped' if skipped else 'the loss'}, {self.in_a_row} in a row of at most {self.at_most}"
+                f"\nstep {step + 1}: {what}: {'skipped' if skipped else 'the loss'}, "
+                f"{self.in_a_row} in a row of at most {self.at_most}"
             )
         if self.in_a_row >= self.at_most:
             remedy = "Lower training.learning_rate, use bf16 instead of fp16, or look at those sequences"
             if "kl" in what and "mlm" not in what:
-                remedy = "The masked-LM loss, which is the student's alone, is finite: the teacher's outputs are not. Give another teacher"
+                remedy = (
+                    "The masked-LM loss, which is the student's alone, is finite: the teacher's outputs are not. "
+                    "Give another teacher"
+                )
             raise UserError(
-                f"step {step + 1}: {self.in_a_row} steps in a row were not finite (training.max_skipped), the last: {what}. {remedy}. The checkpoints "
-                f"in {self.folder} are from before; without the newest, the same command goes further back"
+                f"step {step + 1}: {self.in_a_row} steps in a row were not finite (training.max_skipped), the last: "
+                f"{what}. {remedy}. The checkpoints in {self.folder} are from before; without the newest, the same "
+                "command goes further back"
             )
 
     def _where(self, step: int, parts: list[Tensor]) -> str:

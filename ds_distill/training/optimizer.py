@@ -1,4 +1,4 @@
-"""AdamW by the recipe's choice, its parameter groups, and the learning rate's schedule."""
+"""AdamW as the recipe chooses it, its parameter groups, and the schedule of the learning rate."""
 
 import torch
 from torch import nn
@@ -12,9 +12,16 @@ from ds_distill.utils.errors import UserError
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, rates: dict[str, float] | None = None) -> list[dict]:
-    """Decayed matrices; biases and every norm without decay. rates: by the start of a parameter's name, its learning rate: groups of their own.
+    """Return parameter groups: matrices with weight decay, biases and every norm without.
 
-    Each group has "params", "names", "weight_decay" and, of a rate of its own, "lr".
+    Args:
+        module: The module to train.
+        weight_decay: The weight decay of matrices.
+        rates: Learning rates by the beginning of a parameter's name. Such parameters form groups of
+            their own.
+
+    Returns:
+        Groups with "params", "names", "weight_decay" and, where the group has its own rate, "lr".
     """
     groups: dict[tuple, dict] = {}
     owners = {
@@ -39,7 +46,19 @@ def parameter_groups(module: nn.Module, weight_decay: float, rates: dict[str, fl
 def make_optimizer(
     training: Training, groups: list[dict], device: torch.device, offload: bool
 ) -> torch.optim.Optimizer:
-    """Collective: AdamW by the recipe's choice. UserError where what it names is not to be had; "auto" takes torch's fused one instead."""
+    """Collective: return AdamW as the recipe chooses it.
+
+    "auto" is torch's fused one where DeepSpeed's is unavailable.
+
+    Args:
+        training: The recipe's training section.
+        groups: The parameter groups.
+        device: The device of the run.
+        offload: Whether the optimizer's state is offloaded to the CPU.
+
+    Raises:
+        UserError: The optimizer that the recipe names is unavailable.
+    """
     options = {"lr": training.learning_rate, "betas": tuple(training.betas), "eps": training.eps}
     choice = training.optimizer
     if offload and choice not in ("auto", "deepspeed"):
@@ -66,19 +85,23 @@ def make_optimizer(
             return make_adam_resumable(adam) if offload or device.type == "cpu" else adam
         if offload or choice == "deepspeed":
             raise UserError(
-                f"training.optimizer = {choice}: DeepSpeed's cannot be built here ({reason}); use torch, without offload"
+                f"training.optimizer = {choice}: DeepSpeed's cannot be built here ({reason}); "
+                "use torch, without offload"
             )
         log(f"optimizer: torch's fused AdamW; DeepSpeed's FusedAdam cannot be built here ({reason})")
     return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def _agreed(reason: str | None) -> str | None:
-    """Collective: the first reason that any rank has; ranks with different optimizers would drift apart."""
+    """Collective: return the first reason that any rank has; ranks with different optimizers would drift apart."""
     return next((r for r in all_gather_object(reason) if r is not None), None)
 
 
 def linear_schedule(warmup_steps: int, total_steps: int):
-    """Factor of the peak rate at optimizer step s (0-based): linear up over warmup_steps, then linear to zero."""
+    """Return the schedule, a function from the optimizer step (0-based) to a factor of the peak rate.
+
+    The factor rises linearly over warmup_steps, then falls linearly to zero.
+    """
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -1,4 +1,7 @@
-"""One optimizer step: teacher, student's losses and engine, compiled where it pays, over the micro-batches of a global batch."""
+"""One optimizer step over the micro-batches of a global batch: teacher, student's losses and engine.
+
+The step is compiled where that pays.
+"""
 
 import numpy as np
 import torch
@@ -15,12 +18,16 @@ from ds_distill.training.engine import backward, make_engine, optimizer_step
 
 
 def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:
-    """Dropout's seed: resume is bit-equal because nothing but these four numbers decides it."""
+    """Return dropout's seed. Nothing but these four numbers decides it, so a resumed run is bit-equal."""
     return int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class Step:
-    """The recipe's step. `engine` is its DeepSpeedEngine, in training mode, whose scheduler steps once an optimizer step."""
+    """The recipe's step.
+
+    `engine` is its DeepSpeedEngine, in training mode. The engine's scheduler steps once per
+    optimizer step.
+    """
 
     def __init__(
         self,
@@ -35,8 +42,21 @@ class Step:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        """Collective. teacher: None for masked-LM only. steps: of the whole run, which the schedule ends with and compiling has to pay back within.
-        length: of a sequence, tokens; documents: whether the batches say where their documents start, since these do not see each other."""
+        """Collective: choose the kernels and make the engine.
+
+        Args:
+            objective: The student with its losses.
+            teacher: The teacher, or None for masked-LM only.
+            recipe: The recipe.
+            steps: The steps of the whole run. The schedule ends with them, and compiling has to pay
+                off within them.
+            accumulation: The micro-batches per optimizer step.
+            length: The length of a sequence in tokens.
+            documents: Whether the batches mark where their documents start, because these do not
+                see each other.
+            device: The device of the run.
+            dtype: The number format of the run.
+        """
         t, ranks = recipe.training, torch.distributed.get_world_size()
         tokens, stage = steps * t.global_batch * length / ranks, resolve_zero_config(t, dtype)["stage"]
         compiled = choose_kernels(objective, teacher, recipe, tokens, length=length, stage=stage, device=device)
@@ -57,15 +77,22 @@ class Step:
 
     @property
     def compile_seconds(self) -> float | None:
-        """What compiling has taken so far, its cache's reading included; None where nothing is compiled."""
+        """The seconds compiling has taken so far, including reading its cache; None where nothing is compiled."""
         return None if self._compiled_before is None else compile_seconds_so_far() - self._compiled_before
 
     def __call__(
         self, step: int, batches: list[Batch], counts: tuple[int, int]
     ) -> tuple[list[torch.Tensor], float | None]:
-        """Take optimizer step number `step` (0-based) on this rank's micro-batches; counts: real and masked tokens of the global batch.
+        """Take one optimizer step on this rank's micro-batches.
 
-        Returns (this rank's summed losses [kl, mlm, cosine] of each micro-batch, on the device, the norm of the global gradient before clipping).
+        Args:
+            step: The number of the optimizer step, from 0.
+            batches: This rank's micro-batches.
+            counts: The real and masked tokens of the global batch.
+
+        Returns:
+            (this rank's summed losses [kl, mlm, cosine] of each micro-batch, on the device; the
+            norm of the global gradient before clipping).
         """
         parts_of, norm = [], None
         for micro, batch in enumerate(batches):

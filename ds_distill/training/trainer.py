@@ -1,4 +1,4 @@
-"""The training loop: batches in, engine steps, logs out."""
+"""The training loop: it takes batches, runs engine steps and writes logs."""
 
 import math
 import signal
@@ -24,7 +24,7 @@ from ds_distill.utils.resources import explain_out_of_memory
 
 
 def total_steps(recipe: Recipe, order: BatchLoader) -> int:
-    """Optimizer steps of the whole run."""
+    """Return the optimizer steps of the whole run."""
     if recipe.training.max_tokens:
         manifest = order.store.manifest  # grouped sequences are shorter than sequence_length
         mean = (
@@ -37,7 +37,7 @@ def total_steps(recipe: Recipe, order: BatchLoader) -> int:
 
 
 class Stop:
-    """SIGTERM and SIGINT ask for a save and an exit; ranks agree on it by a flag in each step's all-reduce."""
+    """SIGTERM and SIGINT request a save and an exit; ranks agree on it by a flag in each step's all-reduce."""
 
     def __enter__(self):
         self.asked = False
@@ -53,14 +53,14 @@ class Stop:
 
 
 def explain_training_memory(training: Training):
-    """Where memory ends, a UserError that says which setting to lower."""
+    """Turn an out-of-memory error into a UserError that names the settings to lower."""
     size = training.micro_batch
     ways = [f"training.micro_batch = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
     ways += [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
     ways.append("in a new --output a higher ZeRO stage (training.deepspeed)")
     return explain_out_of_memory(
-        f"training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what takes it. With one of the "
-        "first, the run goes on from its last checkpoint"
+        f"training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what takes it. "
+        "With one of the first, the run goes on from its last checkpoint"
     )
 
 
@@ -75,11 +75,25 @@ def train(
     dtype,
     title: str,
 ):
-    """Run the recipe to its end, or to SIGTERM; returns (engine, summary dict).
+    """Collective: run the recipe to its end, or to SIGTERM.
 
-    teacher: a models.teacher.Teacher or None (masked-LM only). heldout: by name, what makes a held-out set's batches; "" is the corpus's own part,
-    whose figures the summary gives. Checkpoints go to output/checkpoints, TensorBoard
-    to output/tensorboard. A run that finds its own checkpoint goes on from it.
+    Checkpoints go to output/checkpoints, TensorBoard to output/tensorboard. A run that finds its
+    own checkpoint resumes from it.
+
+    Args:
+        objective: The student with its losses.
+        teacher: A models.teacher.Teacher, or None for masked-LM only.
+        order: The loader of the training batches.
+        heldout: By name, a function that makes a held-out set's batches. "" is the corpus's own
+            held-out part, whose figures the summary reports.
+        recipe: The recipe.
+        output: The run's folder.
+        device: The device of the run.
+        dtype: The number format of the run.
+        title: The label of the progress bar.
+
+    Returns:
+        (engine, summary dict).
     """
     t = recipe.training
     rank = torch.distributed.get_rank()
@@ -111,7 +125,7 @@ def train(
     def measure(done: int) -> None:
         for name, batches_of in heldout.items():
             if state["heldout"].get(name) and state["heldout"][name][-1][0] == done:
-                continue  # by the start before this one
+                continue  # the start before this one measured it
             figures = evaluate(engine, batches_of(), device)
             state["heldout"].setdefault(name, []).append([done, state["tokens"], *figures.values()])
             if writer is not None:
@@ -121,7 +135,7 @@ def train(
                             f"heldout{'_' if name else ''}{name}/{key.removeprefix('heldout_')}", value, done
                         )
 
-    if not found or first == steps:  # of a run that is through, texts that it had not been measured on
+    if not found or first == steps:  # a finished run measures texts that it has not been measured on yet
         measure(first)
     with Stop() as stop:
         for step, batches, counts in order.prefetch(first, steps, pin=device.type == "cuda"):
@@ -172,7 +186,7 @@ def train(
                 measure(done)
             if last or asked or (t.checkpoint_every and done % t.checkpoint_every == 0):
                 if writer is not None:
-                    writer.flush()  # what the checkpoint counts as logged must outlive a kill
+                    writer.flush()  # steps that the checkpoint counts as logged must survive a kill
                 cost = checkpoint.save(engine, folder, done, state, t.keep_checkpoints)
                 if writer is not None:
                     writer.add_scalar("checkpoint/seconds", cost["seconds"], done)
@@ -193,7 +207,7 @@ def train(
 
 
 def _log(writer: SummaryWriter, values: dict[str, float | None], step: int) -> None:
-    """All of a step's scalars as one event: add_scalar for each takes 1 % of a step of 60 ms."""
+    """Write all of a step's scalars as one event; add_scalar for each would take 1 % of a step of 60 ms."""
     found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
     writer.file_writer.add_summary(Summary(value=found), step)
 

@@ -1,4 +1,7 @@
-"""A ZeRO checkpoint made loadable at another stage or number of ranks, through DeepSpeed's universal checkpoint (a file a parameter)."""
+"""Conversion of a ZeRO checkpoint for another stage or number of ranks.
+
+It goes through DeepSpeed's universal checkpoint, with one file per parameter.
+"""
 
 import argparse
 import shutil
@@ -13,10 +16,11 @@ from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
 
 
 def make_universal(checkpoint: Path, target: Path) -> None:
-    """Write to the folder `target` what an engine of any ZeRO stage from 1 to 3, with any number of ranks, loads `checkpoint` from.
+    """Convert `checkpoint` into the folder `target`, which engines of any ZeRO stage from 1 to 3 can load.
 
-    DeepSpeed's converter writes optimizer_state.pt and the model states for engines of the stage that they come from; here both kinds stand in one.
-    Frozen parameters are not in it: they are what the run started from.
+    The number of ranks does not matter either. DeepSpeed's converter writes optimizer_state.pt and
+    the model states for engines of the original stage; here one folder holds both kinds. Frozen
+    parameters are left out, because they are those that the run started from.
     """
     target.mkdir(parents=True)
     with regex_safe_path(checkpoint) as source, regex_safe_path(target) as result, silent_converters():
@@ -37,13 +41,13 @@ def make_universal(checkpoint: Path, target: Path) -> None:
             shutil.copyfile(states[0], target / name)
     parameters = [file.parent for file in (target / "zero").rglob("exp_avg.pt")]
     file = target / "zero" / "optimizer_state.pt"
-    # our own run's file
+    # this program's own file
     found = torch.load(file, map_location="cpu", weights_only=False)
-    own = found.pop(OPTIMIZER_STATE_DICT, None)  # stage 3's
+    own = found.pop(OPTIMIZER_STATE_DICT, None)  # only stage 3 has it
     step = own["state"][0]["step"] if own else torch.load(parameters[0] / "step.pt", weights_only=False)
     groups = own[PARAM_GROUPS] if own else found[PARAM_GROUPS]
     small = {key: value for key, value in found.items() if key not in ("fp32_flat_groups", PARAM_GROUPS)}
-    small.setdefault(DS_VERSION, deepspeed.__version__)  # not in stage 3's, and asked for by the others
+    small.setdefault(DS_VERSION, deepspeed.__version__)  # stage 3 leaves it out, and the other stages ask for it
     torch.save(
         small | {PARAM_GROUPS: groups, OPTIMIZER_STATE_DICT: {"state": {0: {"step": step}}, PARAM_GROUPS: groups}}, file
     )

@@ -1,4 +1,4 @@
-"""The trained weights in fp32: from a live engine, or from its checkpoint on disk."""
+"""The trained weights in fp32, from a live engine or from its checkpoint on disk."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,10 @@ PREFIX = "model."  # the model's name in the module that the engine runs
 
 
 def gather_master_weights(engine) -> dict[str, Tensor]:
-    """Collective: the trained model's fp32 masters by state-dict name (tied ones once), on the CPU, from every ZeRO stage."""
+    """Collective: return the trained model's fp32 masters by state-dict name, on the CPU, at any ZeRO stage.
+
+    Tied weights are in it once.
+    """
     model = engine.module.model
     masters = _unsharded_masters(engine)
     weights = {}
@@ -30,7 +33,7 @@ def gather_master_weights(engine) -> dict[str, Tensor]:
             full = engine.frozen_weights.get(f"{PREFIX}{name}")
         if full is None and parameter.requires_grad and engine.zero_optimization_stage() > 0:
             full = safe_get_full_fp32_param(parameter)
-        if full is None:  # fp32: the parameter is its own master
+        if full is None:  # in fp32 the parameter is its own master
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
                 full = parameter.detach().clone()
         weights[name] = full.detach().float().cpu().clone()
@@ -38,33 +41,39 @@ def gather_master_weights(engine) -> dict[str, Tensor]:
 
 
 def _unsharded_masters(engine) -> dict[int, Tensor]:
-    """Stage 0 in 16 bit: DeepSpeed keeps fp32 copies a parameter group. Keys: id of the parameter."""
+    """Return the masters by id of the parameter; at stage 0 in 16 bit DeepSpeed keeps one fp32 copy per group."""
     if engine.zero_optimization_stage() > 0:
         return {}
     return _cut(_group_masters(vars(engine.optimizer)), getattr(engine.optimizer, "fp16_groups", []))
 
 
 def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
-    """The same from a checkpoint on disk, without an engine and whatever the number of ranks that wrote it.
+    """Return the same weights from a checkpoint on disk, without an engine, for any number of ranks that wrote it.
 
-    model: one of the class and config that was trained, for its names. Raises UserError for a folder that holds no checkpoint of it.
+    Args:
+        folder: The checkpoint.
+        model: A model of the class and config that was trained, for its names.
+
+    Raises:
+        UserError: The folder holds no checkpoint of this model.
     """
     states = sorted(folder.glob("*model_states.pt"))
     if not states:
         raise UserError(f"{folder}: no DeepSpeed checkpoint in it")
-    # our own run's files, with its optimizer: not weights from outside
+    # these are this program's own files, with its optimizer, and no weights from outside
     state = torch.load(states[0], map_location="cpu", weights_only=False)
-    found = dict(state["module"])  # in fp32 training frozen parameters are nowhere else below stage 2
+    found = dict(state["module"])  # below stage 2, fp32 training keeps frozen parameters nowhere else
     names = read_manifest(folder)["groups"]
     parameters = {f"{PREFIX}{name}": parameter for name, parameter in model.named_parameters()}
     known = all(name in parameters or not name.startswith(PREFIX) for group in names for name in group)
     if not known:
         raise UserError(f"{folder}: another model's checkpoint, its parameters are not those of config.json")
-    # what is no part of the model, such as a projection between widths, comes last in its group
+    # parameters that are no part of the model, such as a projection between widths, come last in
+    # their group
     groups = [[parameters[name] for name in group if name in parameters] for group in names]
     shards = sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)
     if shards and SINGLE_PARTITION_OF_FP32_GROUPS in (first := _optimizer_of(shards[0])) and "zero_stage" not in first:
-        # bf16's own optimizer, which DeepSpeed's converter does not know
+        # this is bf16's own optimizer, which DeepSpeed's converter does not know
         parts = [optimizer[SINGLE_PARTITION_OF_FP32_GROUPS] for optimizer in (first, *map(_optimizer_of, shards[1:]))]
         masters = _cut([torch.cat(flats) for flats in zip(*parts, strict=True)], groups)
     elif shards:
@@ -94,14 +103,14 @@ def _optimizer_of(shard: Path) -> dict:
 
 
 def _group_masters(optimizer: dict) -> list[Tensor]:
-    """The flat fp32 masters, one a parameter group, of DeepSpeed's stage-0 16-bit optimizers; none where it trains in fp32."""
+    """Return the flat fp32 masters of DeepSpeed's stage-0 16-bit optimizers, one per group; none in fp32 training."""
     if "fp32_groups_flat" in optimizer:
         return optimizer["fp32_groups_flat"]
     return [torch.cat([piece.flatten() for piece in group]) for group in optimizer.get("fp32_groups", [])]
 
 
 def _cut(flats: list[Tensor], groups: list[list[Tensor]]) -> dict[int, Tensor]:
-    """Flat masters, perhaps padded at the end, cut into those of each parameter, by the parameter's id."""
+    """Split flat masters, perhaps padded at the end, into each parameter's master, by the parameter's id."""
     masters = {}
     if flats:
         for flat, group in zip(flats, groups, strict=True):

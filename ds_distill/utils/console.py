@@ -1,4 +1,7 @@
-"""What a person at the terminal sees: one voice, the first rank's, on standard error. Standard output belongs to results."""
+"""Output for a person at the terminal: only the first rank writes it, on standard error.
+
+Standard output belongs to results.
+"""
 
 import contextlib
 import os
@@ -12,12 +15,16 @@ from ds_distill.utils.progress import note_progress
 
 
 def is_first() -> bool:
-    """Whether this process is the job's first rank, or the only process."""
+    """Return whether this process is the job's first rank, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def log_once(key: str, line: str) -> None:
-    """Print `line`, unless a rank of the job has said `key` before: what all ranks find is said once, what one finds is said by that one."""
+    """Print `line`, unless a rank of the job has printed `key` before.
+
+    A line that all ranks find is printed once, and a line that one rank finds is printed by that
+    one.
+    """
     distributed = sys.modules.get("torch.distributed")  # a mistake in the arguments need not wait for the import
     if distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
         if is_first():
@@ -29,39 +36,41 @@ def log_once(key: str, line: str) -> None:
     except RuntimeError:  # the rank that keeps the store is gone
         first = True
     if first:
-        print(line, file=sys.stderr, flush=True)  # at once: the launcher kills who is left of a job that lost a rank
+        # at once, because the launcher kills the remaining ranks of a job that lost one
+        print(line, file=sys.stderr, flush=True)
     deadline = time.monotonic() + 2
     while is_first() and store.add(key, 0) < world and time.monotonic() < deadline:
         time.sleep(0.02)  # the store ends with this rank, and the others must be able to ask
 
 
 def log(text: str) -> None:
+    """Print `text` on the first rank's standard error."""
     if is_first():
         print(text, file=sys.stderr, flush=True)
 
 
-TRACE = 0.01  # share of a whole up to which a loss is counted, but not said
+TRACE = 0.01  # share of a whole up to which a loss is counted but not reported
 
 
 def log_share(count: int, total: int, line: str) -> None:
-    """Say `line` where it is about more than a trace: `count` of `total`."""
+    """Log `line` where `count` is more than a trace of `total`."""
     if count > TRACE * total:
         log(line)
 
 
 def close_bars() -> None:
-    """Leave the cursor on a line of its own, where a bar that will not finish has left it in the middle of one."""
+    """Move the cursor to a line of its own where an unfinished bar has left it in the middle of one."""
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
 
 
 def on_terminal() -> bool:
-    """Return whether standard error is a terminal whose line can be written anew; else it is a file, a pipe or a log."""
+    """Return whether standard error is a terminal whose line can be rewritten; else it is a file, a pipe or a log."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class _Pause:
-    """Tells when a log needs another line that shows progress: after 10 s, then ever more seldom, a hundred times in a day and a half."""
+    """Tells when a log needs another progress line: after 10 s, then ever more rarely, a hundred times in 36 hours."""
 
     def __init__(self):
         self.began = time.monotonic()
@@ -76,7 +85,7 @@ class _Pause:
 
 
 class _Bar(tqdm):
-    """A bar whose moves count as the process's progress, on ranks that do not show it too."""
+    """A bar whose moves count as the process's progress, also on ranks that do not show it."""
 
     def update(self, n: float = 1) -> bool | None:
         if n:
@@ -85,7 +94,7 @@ class _Bar(tqdm):
 
 
 class _Lines(_Bar):
-    """A bar for what is no terminal: whole lines, few of them, and one at the end."""
+    """A bar for an output that is no terminal: whole lines, few of them, and one at the end."""
 
     def __init__(self, *arguments, **options):
         self.pause, self.said = _Pause(), -1
@@ -106,7 +115,7 @@ class _Lines(_Bar):
         return True
 
     def clear(self, nolock=False) -> None:
-        """Nothing: what is written stays."""
+        """Do nothing: printed lines stay."""
 
     def close(self) -> None:
         if self.disable:
@@ -118,7 +127,14 @@ class _Lines(_Bar):
 
 
 def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tqdm:
-    """A progress bar, or lines in a log, silent on other ranks; unit "B" or "char" is scaled to k and M. Without a total rate and time only."""
+    """Return a progress bar, or lines in a log; other ranks stay silent.
+
+    Args:
+        total: The amount of work. Without it the bar shows only rate and time.
+        what: The label.
+        unit: The unit of the work. "B", "char" and "token" are scaled to k and M.
+        initial: The amount already done.
+    """
     scaled = unit in ("B", "char", "token")
     kind = _Bar if on_terminal() else _Lines
     return kind(
@@ -135,7 +151,7 @@ def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tq
 
 
 def skip(bar: tqdm, amount: int) -> None:
-    """Move the bar on over what an earlier start has done: no part of its rate."""
+    """Advance the bar over what an earlier start has done, which does not count in its rate."""
     if not bar.disable:
         bar.initial += amount
         bar.last_print_n += amount
@@ -145,9 +161,9 @@ def skip(bar: tqdm, amount: int) -> None:
 
 @contextlib.contextmanager
 def spinner(what: str):
-    """Show `what` and the seconds it has taken so far, on the first rank's line, for work that has no measure of its progress.
+    """Show `what` and the seconds it has taken so far, for work without a measure of its progress.
 
-    In a log a line now and then says so.
+    Only the first rank shows it. A log gets a line now and then.
     """
     done, began, terminal, pause = threading.Event(), time.monotonic(), on_terminal(), _Pause()
 

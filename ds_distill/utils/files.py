@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that any reader takes."""
+"""Files that are written whole or not at all, and JSON that any reader accepts."""
 
 import json
 import math
@@ -7,15 +7,18 @@ from pathlib import Path
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Whole or not at all: what finds the file takes it for done."""
+    """Write a file whole or not at all, because readers take an existing file for complete."""
     partial = file.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """Return `value` as JSON that any reader takes. What is not a finite number has not been measured: null. (NaN and
-    Infinity, which Python writes, are no JSON.)"""
+    """Return `value` as JSON that any reader accepts.
+
+    A number that is not finite has not been measured and becomes null. NaN and Infinity, which
+    Python writes, are no JSON.
+    """
     return json.dumps(_measured(value), indent=indent, allow_nan=False)
 
 
@@ -28,11 +31,16 @@ def _measured(value: object) -> object:
 
 
 def write_json(file: Path, value: dict) -> None:
+    """Write `value` as JSON, whole or not at all."""
     write_whole(file, json_text(value, indent=2) + "\n")
 
 
 def write_summary(summary: dict, folder: Path) -> None:
-    """folder/summary.json: what the command's last line says. A model's folder may be published as it lies: there its own path is `.`"""
+    """Write folder/summary.json, which has the content of the command's last line.
+
+    A model's folder may be published as it is, so its summary has paths inside the folder relative
+    to it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.json").is_file():
         inside = {

@@ -1,4 +1,4 @@
-"""Small files that version control leaves in place of large ones whose content was not downloaded."""
+"""Small files that version control leaves in place of large ones that were not downloaded."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,8 @@ _GIT_ANNEX = re.compile(rb"/annex/objects/\S+\s*\Z")
 def check_not_lfs_pointer(file: str | Path) -> None:
     """Raise UserError where `file` is a Git LFS or git-annex pointer to content that is not on this machine.
 
-    Reads at most 1 KiB, whatever the file is called. A file that cannot be read is left to whoever reads it next.
+    At most 1 KiB is read, whatever the file is called. A file that cannot be read is left to its
+    next reader.
     """
     try:
         with Path(file).open("rb") as stream:

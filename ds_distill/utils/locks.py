@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""A lock that lets one process at a time use an output folder."""
 
 import fcntl
 from collections.abc import Callable
@@ -8,7 +8,16 @@ from ds_distill.utils.errors import UserError
 
 
 def try_lock(file, output: Path, who: Callable[[], str]) -> None:
-    """Lock an open file, or folder, until it is closed, or this process is gone. UserError where another has it: `who` is at `output`."""
+    """Lock an open file, or folder, until it is closed or this process ends.
+
+    Args:
+        file: The open file or folder.
+        output: The folder that the error names.
+        who: Returns the holder's name for the error.
+
+    Raises:
+        UserError: Another process holds the lock.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

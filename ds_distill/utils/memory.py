@@ -1,4 +1,4 @@
-"""How much memory this process has taken, and what the C library does with what is given back to it."""
+"""How much memory this process has taken, and how the C library treats memory that is freed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # a process that only runs an exported file must not have torch's memory
     import torch
 
-# malloc.h of glibc: the heap never trimmed, grown by 16 MiB, one for all threads
+# The values of glibc's malloc.h: the heap is never trimmed, grows by 16 MiB, and is one for all
+# threads.
 _MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 16 << 20), "M_ARENA_MAX": (-8, 1)}
-# from 32 MiB on (its most) a mapping an allocation, else the heap's holes add up, to half a step's memory more in ten steps; or not one mapping
+# Without the largest blocks, each allocation from 32 MiB on (the threshold's maximum) gets its own
+# mapping. Else holes in the heap add up to half a step's memory within ten steps. With them, there
+# are no mappings at all.
 _LARGEST = {False: {"M_MMAP_THRESHOLD": (-3, 32 << 20)}, True: {"M_MMAP_MAX": (-4, 0)}}
 
 
 def retain_freed_memory(largest: bool = False) -> None:
-    """Have this process keep what it frees for its next allocation; the largest blocks only if asked to. A step frees and takes gigabytes, whose
-    pages the system would else map and clear anew (docs/PERFORMANCE.md). Only with glibc; elsewhere nothing changes."""
+    """Have this process keep what it frees for its next allocation, the largest blocks only with `largest`.
+
+    A step frees and allocates gigabytes, whose pages the system would otherwise map and clear anew
+    (docs/PERFORMANCE.md). This works only with glibc; elsewhere nothing changes.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for key, value in (_MALLOPT | _LARGEST[largest]).values():
@@ -28,25 +34,25 @@ def retain_freed_memory(largest: bool = False) -> None:
 
 
 def trim_heap() -> None:
-    """The contrary, once: what is free goes back to the system now."""
+    """Return free memory to the system now, once; the opposite of `retain_freed_memory`."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def memory_limit() -> int:
-    """Bytes that processes here may have: the machine's, or less where a container allows less."""
+    """Return the bytes that processes here may have: the machine's, or fewer where a container allows fewer."""
     import psutil
 
     limits = [psutil.virtual_memory().total]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # version 2, version 1
-        with contextlib.suppress(OSError, ValueError):  # "max"
+        with contextlib.suppress(OSError, ValueError):  # ValueError for "max"
             limits.append(int(Path(file).read_text(encoding="utf-8")))
     return min(limits)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes this process has held so far: the allocator's on CUDA, the resident set on a CPU."""
+    """Return the most bytes this process has held so far: the allocator's on CUDA, the resident set on a CPU."""
     if device.type == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""What this process has last been seen to do: how much work it has noted, and where its main thread is."""
+"""The last signs of activity of this process: how much work it has noted, and where its main thread is."""
 
 import sys
 import threading
@@ -9,9 +9,9 @@ _noted = 0
 
 
 def note_progress() -> None:
-    """Note that a piece of work is done: a step, a batch, some text. What watches a job takes silence here for a hang."""
+    """Note that a piece of work is done: a step, a batch, some text. Watchers of a job take silence for a hang."""
     global _noted
-    _noted += 1  # a lost count of two threads does no harm: what is asked is whether it moves
+    _noted += 1  # a count lost between two threads does no harm, since watchers only ask whether it moves
 
 
 def progress_count() -> int:
@@ -32,13 +32,14 @@ def main_thread_position() -> str:
 
 
 class ProgressWatch:
-    """Watch this process while a block runs: where it notes no progress for minutes, print where it is, once each time.
+    """Watch this process while a block runs.
 
-    It ends nothing. The ranks of a job have a heartbeat instead, which does.
+    Where the process notes no progress for minutes, a line reports where it is, once each time. The
+    watch ends nothing. The ranks of a job have a heartbeat instead, which does.
 
     Args:
         stalled: Seconds without progress after which the line is printed.
-        every: Seconds between two looks.
+        every: Seconds between two checks.
     """
 
     def __init__(self, stalled: float = 300.0, every: float = 2.0):

@@ -1,4 +1,4 @@
-"""Where a disk or memory ends: one sentence, in place of what the libraries raise."""
+"""Errors for a full disk or memory: one sentence in place of what the libraries raise."""
 
 import contextlib
 import errno
@@ -13,7 +13,10 @@ from ds_distill.utils.errors import UserError
 
 @contextlib.contextmanager
 def explain_disk_full(folder: Path):
-    """A write that breaks off for want of room is a UserError: torch's own is a RuntimeError about positions in a file, safetensors' one of its own."""
+    """Turn a write that fails because the disk is full into a UserError.
+
+    torch raises a RuntimeError about positions in a file, and safetensors an error of its own.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -31,7 +34,7 @@ def explain_disk_full(folder: Path):
 
 @contextlib.contextmanager
 def explain_out_of_memory(what: str):
-    """Where memory ends, GPU's or CPU's, the UserError `what`."""
+    """Raise the UserError `what` where a GPU's or the CPU's memory is exhausted."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The families of encoders, one file each: adding one more is a file here, a line below, and its tests."""
+"""The families of encoders, one file each. A new one needs a file here, a line below, and its tests."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, DISTILBE
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """The family of a masked-LM model.  Raises UserError for a family that is not in the table."""
+    """Return the family of a masked-LM model; raise UserError for a family that is not in the table."""
     return family_of_type(model.config.model_type)
 
 
 def head_size(model: PreTrainedModel) -> int:
-    """Width of one attention head."""
+    """Return the width of one attention head."""
     _, heads, width, *_ = family_of(model).measures(model.config)
     return width // heads
 
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what tokenizers make; each model takes its own
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # tokenizers make these; each model takes a subset
 
 
 def inputs_of(model: PreTrainedModel, given: Iterable[str]) -> list[str]:
-    """Names of the inputs, each int64 [B, L], that the model takes of those that are given; token types only where it has more than one, as RoBERTas
-    that came with BERT's kind of tokenizer have not."""
+    """Return the names of the inputs, each int64 [B, L], that the model takes of those that are given.
+
+    Token types are taken only where the model has more than one. RoBERTas that came with a
+    BERT-style tokenizer have only one.
+    """
     taken, given = inspect.signature(model.forward).parameters, set(given)
     if getattr(model.config, "type_vocab_size", 2) < 2:
         given.discard("token_type_ids")
@@ -42,14 +45,14 @@ def inputs_of(model: PreTrainedModel, given: Iterable[str]) -> list[str]:
 
 
 def family_of_type(model_type: str | None) -> Family:
-    """The family of a `config.model_type`.  Raises UserError for one that is not in the table."""
+    """Return the family of a `config.model_type`; raise UserError for one that is not in the table."""
     if model_type not in FAMILIES:
         raise UserError(f"model_type = {model_type!r}: not a supported encoder; use one of: {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 
 def check_positions(config, length: int, what: str) -> None:
-    """UserError where `what`, a model of this config, cannot read sequences of `length` tokens."""
+    """Raise UserError where `what`, a model of this config, cannot read sequences of `length` tokens."""
     positions = family_of_type(config.model_type).positions(config)
     if length > positions:
         raise UserError(f"data.sequence_length = {length}: {what} has {positions} positions")

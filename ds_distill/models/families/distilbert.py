@@ -1,4 +1,7 @@
-"""DistilBERT (Sanh et al. 2019): no token types, its LayerNorm's eps is written into the code, and its decoder is tied."""
+"""DistilBERT (Sanh et al. 2019).
+
+It has no token types, its LayerNorm's eps is fixed in the code, and its decoder is tied.
+"""
 
 from ds_distill.models.families.family import Family
 

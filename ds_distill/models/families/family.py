@@ -1,4 +1,4 @@
-"""What the code must know of a family of encoders: where the parts of its masked-LM model are, and what its config calls them."""
+"""The facts about a family of encoders: where the parts of its masked-LM model are, and how its config names them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """One family, by `config.model_type`. Paths are dotted module names in its `...ForMaskedLM` model; everything goes through the model's own
-    modules, so that hooks (ZeRO-3's gathering among them) fire as they would in the model's forward.
+    """One family, by `config.model_type`.
 
-    student: the family of its student, another one's name or its own.
-    trunk: gives `last_hidden_state` from input_ids and attention_mask. layers, embeddings: the encoder's blocks; the owner of the embedding tables.
-    decoder: the vocabulary `nn.Linear`. head: dense layer and norm before it. transform: (model, hidden [..., H]) → [..., H], that head.
-    block: within a block, the modules in the order query, key, value, attention output, its norm, inner and outer feed-forward, its norm.
-    activation: within a block, the module between inner and outer feed-forward.
-    sizes: the config's names of depth, heads, width, feed-forward width and activation. dropouts: of its hidden and attention dropout.
-    head_dropouts: of the heads that tasks put on it.
-    token_types: whether it adds a token-type embedding. eps: the LayerNorm's where the config cannot say, else None.
-    first_position: position of the first token, from the config.
+    Paths are dotted module names in its `...ForMaskedLM` model. Everything goes through the model's
+    own modules, so that hooks (ZeRO-3's gathering among them) fire as they would in the model's
+    forward.
+
+    Attributes:
+        name: The family's `config.model_type`.
+        student: The family of its student, which may be its own.
+        trunk: The module that returns `last_hidden_state` from input_ids and attention_mask.
+        layers: The encoder's blocks.
+        embeddings: The owner of the embedding tables.
+        decoder: The vocabulary `nn.Linear`.
+        head: The dense layer and the norm before the decoder.
+        transform: (model, hidden [..., H]) → [..., H], that head.
+        block: Within a block, the modules in the order query, key, value, attention output, its
+            norm, inner and outer feed-forward, its norm.
+        activation: Within a block, the module between inner and outer feed-forward.
+        sizes: The config's names of depth, heads, width, feed-forward width and activation.
+        dropouts: The config's names of its hidden and attention dropout.
+        head_dropouts: The config's names of the dropout in heads that tasks put on the model.
+        token_types: Whether the model adds a token-type embedding.
+        eps: The LayerNorm's eps where the config cannot state it, else None.
+        first_position: The position of the first token, from the config.
     """
 
     name: str
@@ -51,28 +63,28 @@ class Family:
     first_position: Callable[[object], int] = lambda config: 0
 
     def set_dropout(self, config, dropout: float, heads: bool = False) -> None:
-        """Have a model that is made from `config` drop this share of hidden states and of attention; heads: before a task's head as well."""
+        """Set the dropout of hidden states and attention in `config`; with heads, that of a task's head as well."""
         for key in (*self.dropouts, *(self.head_dropouts if heads else ())):
             setattr(config, key, dropout)
 
     def decoder_parent_and_name(self, model: PreTrainedModel) -> tuple[nn.Module, str]:
-        """The module that owns the vocabulary projection, and its attribute name there."""
+        """Return the module that owns the vocabulary projection, and the projection's attribute name there."""
         parent, _, name = self.decoder.rpartition(".")
         return model.get_submodule(parent), name
 
     def part(self, model: PreTrainedModel, what: str) -> nn.Module:
-        """The module at the path named `what` ("trunk", "layers", "embeddings", "decoder")."""
+        """Return the module at the path named `what` ("trunk", "layers", "embeddings", "decoder")."""
         return model.get_submodule(getattr(self, what))
 
     @property
     def inner(self) -> str:
-        """Within a block, the inner feed-forward."""
+        """The inner feed-forward within a block."""
         return self.block[5]
 
     def positions(self, config) -> int:
-        """How many tokens a sequence may have."""
+        """Return how many tokens a sequence may have."""
         return config.max_position_embeddings - self.first_position(config)
 
     def measures(self, config) -> tuple[int, int, int, int, str]:
-        """(depth, heads, width, feed-forward width, activation) of a config."""
+        """Return (depth, heads, width, feed-forward width, activation) of a config."""
         return tuple(getattr(config, name) for name in self.sizes)

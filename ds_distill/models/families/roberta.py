@@ -1,6 +1,7 @@
-"""RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020): positions start after the padding id, and the head has names of its own.
+"""RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020).
 
-Their students are of the same family: transformers' RoBERTa has no smaller sister class, and needs none.
+Their positions start after the padding id, and their head has names of its own. Their students are
+of the same family: transformers' RoBERTa has no smaller sister class, and needs none.
 """
 
 from ds_distill.models.families.bert import BERT
@@ -23,7 +24,7 @@ def _family(name: str) -> Family:
 
 
 def _gelu(hidden):
-    from transformers.activations import gelu  # what their head applies, whatever the config's activation
+    from transformers.activations import gelu  # their head applies it, whatever the config's activation
 
     return gelu(hidden)
 
