@@ -14,6 +14,12 @@ if [[ ! -f "$stamp" || "$(<"$stamp")" != "$wanted" ]]; then
     echo "$wanted" >"$stamp"
     rm "$prefix/.installing"
 fi
+if [[ $# == 0 ]]; then
+    "$PY" -m ruff check --quiet . && "$PY" -m ruff format --quiet --check . || {
+        echo "tests/run.sh: run '$PY -m ruff check --fix . && $PY -m ruff format .' and look at what is left" >&2
+        exit 1
+    }
+fi
 # The tests of a file stay together because they share their setup, and the files that take longest come first.
 # Much of a test is waiting for the processes that it starts.
 exec "$PY" -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -146,7 +146,7 @@ class Parser(ArgumentParser):
 
 
 def _check_lists_given_once(words: list[str], parser: ArgumentParser) -> None:
-    """Raise UserError for a list that is given twice (`--corpus a --corpus b`): argparse would take the last one alone."""
+    """Raise UserError for a list that is given twice (`--corpus a --corpus b`): argparse would take the last alone."""
     lists = {
         name: action.dest for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings
     }

@@ -1,7 +1,8 @@
-"""One rank: the engine's step against benchmarks/reference/recipe.py, case after case. Prints a JSON line a case and accumulation on rank 0.
+"""Compare the engine's step with benchmarks/reference/recipe.py on one rank, case after case.
 
-Arguments, one a case: {"deepspeed": name in ds_configs/deepspeed, "dtype": "float32", "optimizer": "auto", "accumulations": [1, 2],
-"checkpointing": false, "freeze": false, "overflow": false, "batched": false}
+Rank 0 prints a JSON line per case and accumulation. Each argument is a case:
+{"deepspeed": name in ds_configs/deepspeed, "dtype": "float32", "optimizer": "auto",
+"accumulations": [1, 2], "checkpointing": false, "freeze": false, "overflow": false, "batched": false}
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""The first twenty steps of the demo's recipe, pinned: what changes the order of the data, the masks, the schedule or a loss changes them."""
+"""The first twenty steps of the demo's recipe are pinned.
+
+A change of the order of the data, the masks, the schedule or a loss changes them.
+"""
 
 import json
 from pathlib import Path

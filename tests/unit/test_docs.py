@@ -16,7 +16,7 @@ FLAGS = ("--encoder", "--untrained", "--fresh", "--debug", "--help", "--version"
 
 
 def fragments(text: str) -> list[str]:
-    """Return the lines of fenced blocks, and what stands between backticks elsewhere; a line that ends with \\ goes on in the next."""
+    """Return the lines of fenced blocks, continued ones joined, and what stands between backticks elsewhere."""
     fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     lines = [line for block in fenced for line in block.replace("\\\n", " ").splitlines()]
@@ -24,7 +24,7 @@ def fragments(text: str) -> list[str]:
 
 
 def words_of(command: str) -> list[str]:
-    """Return the words of a command, without the remark beside it, what stands for more of the same, and files that are not here."""
+    """Return the words of a command, without its remark, placeholders for more, and files that are not here."""
     command = re.split(r"\s{2,}(?=[^-\s])|\s#\s", command)[0]
     command = command.replace("$DATA", "--teacher T --corpus C").replace("...", "…")
     command = re.sub(r"(--\S+\s)(…|N)(?=\s|$)", r"\g<1>1", command).replace("…", "")
