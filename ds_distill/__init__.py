@@ -1,3 +1,19 @@
-"""Distil pretrained encoders into small ones during pretraining, on DeepSpeed."""
+"""Distill pretrained encoders into small ones during pretraining, on DeepSpeed."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ds_distill.api import Evaluation, RunSummary, distill, evaluate, export, pretrain
+    from ds_distill.recipe import Recipe
 
 __version__ = "0.1.0"
+__all__ = ["Evaluation", "Recipe", "RunSummary", "distill", "evaluate", "export", "pretrain"]
+
+
+def __getattr__(name: str) -> Any:
+    # `export` is a package as well: the function is found as an attribute only until something imports that package
+    if name in __all__:
+        from ds_distill import api
+
+        return api.Recipe if name == "Recipe" else getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

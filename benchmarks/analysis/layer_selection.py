@@ -30,8 +30,8 @@ from ds_distill.finetune.trainer import scored
 from ds_distill.models.families import family_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.reporting.tables import table
+from ds_distill.tasks.catalog import task_of
 from ds_distill.tasks.metrics import rank
-from ds_distill.tasks.registry import task_of
 from ds_distill.utils.errors import UserError
 
 Choice = tuple[int, ...]

@@ -9,8 +9,8 @@ from ds_distill.config.values import Name, UserPath
 from ds_distill.finetune.config import Tuning, expand_grid
 from ds_distill.models.folder import check_model_files
 from ds_distill.reporting.tables import table
+from ds_distill.tasks.catalog import task_of
 from ds_distill.tasks.examples import split_files
-from ds_distill.tasks.registry import task_of
 from ds_distill.utils.errors import UserError, expand_user
 
 PURPOSE = "an encoder on a task of GLUE, SQuAD or IMDb, several seeds, with or without a fine-tuned teacher"

@@ -9,7 +9,7 @@ from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath, by_name
 from ds_distill.data.sources import check_inputs
 from ds_distill.finetune.config import Tuning
-from ds_distill.tasks.registry import TASKS
+from ds_distill.tasks.catalog import TASKS
 
 PURPOSE = "a plan of students and tasks: distils and fine-tunes each, going on where it stopped"
 # These are the settings that a study's student may change, and those of its fine-tunings, for all

@@ -19,6 +19,7 @@ from ds_distill.export.model import Source
 from ds_distill.export.parity import progress_over
 from ds_distill.export.runtimes import Runner
 from ds_distill.models.inputs import encode_rows, pad_right
+from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, plain
 from ds_distill.tasks.columns import named_columns, text_columns
 from ds_distill.tasks.examples import (
     KINDS,
@@ -38,7 +39,6 @@ from ds_distill.tasks.labels import (
     number_of,
 )
 from ds_distill.tasks.metrics import METRICS, Measured
-from ds_distill.tasks.registry import LENGTH_KEY, TASKS, Task, plain
 from ds_distill.tasks.squad import LENGTH, postprocess_spans, questions_in, spans_of, squad_scores
 from ds_distill.utils.console import log, log_share
 from ds_distill.utils.errors import UserError

@@ -16,8 +16,8 @@ from ds_distill.finetune.config import Tuning
 from ds_distill.finetune.features import Collator, Features, encode_features, predict
 from ds_distill.models.saving import follow_umask
 from ds_distill.models.teacher import weights_fingerprint
+from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples, load_examples
-from ds_distill.tasks.registry import Task
 from ds_distill.tasks.squad import LENGTH, Questions, load_questions, spans_of, unplaced
 from ds_distill.utils.errors import UserError
 

@@ -11,8 +11,8 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from ds_distill.models.families import family_of_type
 from ds_distill.models.folder import listed, open_model_folder
 from ds_distill.models.loading import load_model
+from ds_distill.tasks.catalog import Task, plain
 from ds_distill.tasks.labels import classes_of
-from ds_distill.tasks.registry import Task, plain
 from ds_distill.utils.errors import UserError
 
 

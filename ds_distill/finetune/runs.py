@@ -26,8 +26,8 @@ from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
 from ds_distill.reporting.model_card import task_card
 from ds_distill.run_folder import locked_run_folder_alone
+from ds_distill.tasks.catalog import LENGTH_KEY, Task
 from ds_distill.tasks.metrics import median, rank
-from ds_distill.tasks.registry import LENGTH_KEY, Task
 from ds_distill.utils.console import progress, skip
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json

@@ -11,8 +11,8 @@ from ds_distill.finetune.data import Sets
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.losses.soft_targets import hidden_cosine_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, inputs_of
+from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured, scores
-from ds_distill.tasks.registry import Task
 from ds_distill.tasks.squad import postprocess_spans, squad_scores
 from ds_distill.utils.console import skip
 from ds_distill.utils.errors import UserError

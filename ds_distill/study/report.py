@@ -13,7 +13,7 @@ from ds_distill.reporting.pages import Section, write_page
 from ds_distill.reporting.plots import comparison_plot
 from ds_distill.reporting.tables import NOT_RUN, table
 from ds_distill.study.plan import SECOND, TEACHER, TOKENS, Study, folder_of, rows_of
-from ds_distill.tasks.registry import TASKS
+from ds_distill.tasks.catalog import TASKS
 from ds_distill.utils.errors import UserError
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ds_distill.tasks.registry import TASKS
+from ds_distill.tasks.catalog import TASKS
 from ds_distill.utils.errors import UserError, expand_user
 
 # Data sets give these names to their texts: one column, or two in the order in which a model reads

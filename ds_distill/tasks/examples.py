@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ds_distill.data.csv_rows import LONGEST_FIELD, CsvRows
 from ds_distill.data.findings import Findings
+from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.labels import class_of, number_of
-from ds_distill.tasks.registry import Task
 from ds_distill.utils.console import log, log_share
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from ds_distill.tasks.registry import plain
+from ds_distill.tasks.catalog import plain
 
 YES, NO = {"yes", "true", "y", "t", "positive", "pos", "on"}, {"no", "false", "n", "f", "negative", "neg", "off"}
 LEAST_LETTERS = 3  # how many letters a short form such as "neg" has at least

@@ -17,6 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ds_distill.models.families import INPUTS
+from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import (
     UNREADABLE,
     from_hub,
@@ -27,7 +28,6 @@ from ds_distill.tasks.examples import (
     without_lone_surrogates,
 )
 from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
-from ds_distill.tasks.registry import Task
 from ds_distill.utils.console import log_share
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer

@@ -24,7 +24,7 @@ from ds_distill.export.task_score import dev_score
 from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import Tuning
-from ds_distill.tasks.registry import task_of
+from ds_distill.tasks.catalog import task_of
 from ds_distill.tasks.squad import postprocess_spans, questions_in, spans_of, squad_scores
 from ds_distill.utils.errors import UserError
 from tests.tiny import FAMILIES, POSITIONS, save_encoder

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ds_distill.cli import export
 from ds_distill.cli.parser import build_parser
 from ds_distill.export.task_score import labelled
+from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.columns import KNOWN, named_columns, text_columns
-from ds_distill.tasks.registry import TASKS, task_of
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
 

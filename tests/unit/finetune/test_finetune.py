@@ -14,9 +14,9 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from ds_distill.finetune.config import Tuning, expand_grid
 from ds_distill.losses.soft_targets import hidden_cosine_loss, temperature_kl
+from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
 from ds_distill.tasks.metrics import best_threshold, exact_match, median, normalised, overlap_f1, scores
-from ds_distill.tasks.registry import TASKS, task_of
 from ds_distill.tasks.squad import load_questions
 from ds_distill.utils.errors import UserError
 

@@ -9,7 +9,7 @@ from ds_distill.finetune import runs
 from ds_distill.finetune.config import Tuning
 from ds_distill.finetune.features import Features
 from ds_distill.finetune.notices import say_other_scale
-from ds_distill.tasks.registry import task_of
+from ds_distill.tasks.catalog import task_of
 from tests.tiny import POSITIONS, save_encoder
 
 QUICK = {"epochs": 1, "batch": 16, "precision": "fp32"}

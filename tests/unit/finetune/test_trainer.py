@@ -27,7 +27,7 @@ from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.losses.soft_targets import hidden_cosine_loss, temperature_kl
 from ds_distill.models.families import INPUTS, inputs_of
-from ds_distill.tasks.registry import task_of
+from ds_distill.tasks.catalog import task_of
 from ds_distill.utils.errors import UserError
 
 SIZES = {

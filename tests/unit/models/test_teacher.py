@@ -25,7 +25,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
-from ds_distill.tasks.registry import task_of
+from ds_distill.tasks.catalog import task_of
 from ds_distill.utils.errors import UserError
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.export.parity import SAMPLE
+from ds_distill.tasks.catalog import task_of
 from ds_distill.tasks.metrics import normalised
-from ds_distill.tasks.registry import task_of
 from ds_distill.tasks.squad import Answer, Question, load_questions, postprocess_spans, spans_of, squad_scores, unplaced
 from ds_distill.utils.errors import UserError
 from tests.tiny import byte_level_tokenizer, sentencepiece_tokenizer

@@ -1,0 +1,237 @@
+"""The Python interface: `from ds_distill import Recipe, distill, pretrain, evaluate, export`.
+
+The functions do what the commands of the same names do, in a notebook, in a script, or in a script whose ranks a
+launcher starts. They return typed summaries, and raise `ds_distill.utils.errors.UserError` for a mistake that the
+caller can put right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ds_distill.distributed import job
+from ds_distill.recipe import Recipe
+
+PathLike = str | Path
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The result of a distillation or a pretraining.
+
+    Args:
+        export: Folder of the trained model, which loads with transformers.
+        parameters: Number of the model's parameters.
+        steps: Optimizer steps of the whole run.
+        tokens: Real tokens trained on.
+        tokens_per_second: Rate over all ranks; None where nothing was left to train.
+        loss: Weighted loss of the last step, in nats; None where it was not finite.
+        heldout_mlm_loss: Masked-LM loss on held-out text, in nats per masked token; None where it was not measured.
+        heldout_mlm_accuracy: Share of the masked tokens that the model guesses; None where it was not measured.
+        details: Everything in the run's summary.json.
+    """
+
+    export: Path
+    parameters: int
+    steps: int
+    tokens: int
+    tokens_per_second: float | None
+    loss: float | None
+    heldout_mlm_loss: float | None
+    heldout_mlm_accuracy: float | None
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The held-out figures of one model.
+
+    Args:
+        model: The folder, as it was given.
+        parameters: Number of its parameters.
+        heldout_mlm_loss: Masked-LM loss in nats per masked token; None where no token was masked.
+        heldout_mlm_accuracy: Share of the masked tokens that the model guesses; None where no token was masked.
+    """
+
+    model: str
+    parameters: int
+    heldout_mlm_loss: float | None
+    heldout_mlm_accuracy: float | None
+
+
+def distill(
+    recipe: Recipe,
+    *,
+    teacher: PathLike,
+    output: PathLike,
+    corpus: Sequence[PathLike] = (),
+    tokens: PathLike | None = None,
+    heldout: Sequence[PathLike] = (),
+) -> RunSummary:
+    """Train a student of a teacher, evaluate it and export it. Collective under a launcher.
+
+    A run that finds its own checkpoints in `output` resumes from the newest.
+
+    Args:
+        recipe: Every setting of the run.
+        teacher: Folder of a masked-LM model, or the name of one in the local Hugging Face cache.
+        output: Folder for everything that the run makes.
+        corpus: Files, folders, patterns or hub data sets of text; not needed with `tokens`.
+        tokens: Folder that `ds-distill prepare` has made.
+        heldout: Further texts, each measured on its own along the way.
+
+    Raises:
+        UserError: A mistake in the settings, the text, the teacher or the output folder.
+    """
+    from ds_distill import pipeline
+
+    with _one_job("distill"):
+        return _summary(
+            pipeline.prepare_and_distill(
+                _checked(recipe),
+                str(teacher),
+                Path(output),
+                corpus=[str(text) for text in corpus],
+                tokens=None if tokens is None else str(tokens),
+                heldout=[str(text) for text in heldout],
+            ),
+            Path(output),
+        )
+
+
+def pretrain(
+    recipe: Recipe,
+    *,
+    model: dict[str, int] | PathLike,
+    output: PathLike,
+    tokenizer: PathLike | None = None,
+    corpus: Sequence[PathLike] = (),
+    tokens: PathLike | None = None,
+    heldout: Sequence[PathLike] = (),
+) -> RunSummary:
+    """Train an encoder with masked-LM alone, evaluate it and export it. Collective under a launcher.
+
+    Args:
+        recipe: Every setting of the run.
+        model: Sizes of a new BERT, by the names of transformers' BertConfig; or the folder of an encoder to continue
+            with, which is given a masked-LM head if it has none.
+        output: Folder for everything that the run makes.
+        tokenizer: Folder of the tokenizer; that of `model` when not given.
+        corpus: Files, folders, patterns or hub data sets of text; not needed with `tokens`.
+        tokens: Folder that `ds-distill prepare` has made.
+        heldout: Further texts, each measured on its own along the way.
+
+    Raises:
+        UserError: A mistake in the settings, the text, the model or the output folder.
+    """
+    from ds_distill import pipeline
+    from ds_distill.utils.errors import UserError
+
+    if tokenizer is None and isinstance(model, dict):
+        raise UserError("tokenizer is missing: a new model needs the folder of one")
+    with _one_job("pretrain"):
+        return _summary(
+            pipeline.prepare_and_pretrain(
+                _checked(recipe),
+                model if isinstance(model, dict) else str(model),
+                str(tokenizer or model),
+                Path(output),
+                corpus=[str(text) for text in corpus],
+                tokens=None if tokens is None else str(tokens),
+                heldout=[str(text) for text in heldout],
+            ),
+            Path(output),
+        )
+
+
+def evaluate(
+    models: Sequence[PathLike],
+    *,
+    recipe: Recipe | None = None,
+    corpus: Sequence[PathLike] = (),
+    tokens: PathLike | None = None,
+    output: PathLike = "runs/evaluate",
+) -> list[Evaluation]:
+    """Measure masked-LM loss and accuracy of Hugging Face folders on held-out text; return them, best first.
+
+    Args:
+        models: Folders, or names in the local Hugging Face cache, which share one tokenizer.
+        recipe: Settings of the data; the defaults when not given.
+        corpus: Files, folders, patterns or hub data sets of text; not needed with `tokens`.
+        tokens: Folder that `ds-distill prepare` has made.
+        output: Folder for the tokens of `corpus`.
+
+    Raises:
+        UserError: A mistake in the settings, the text or a model.
+    """
+    from ds_distill import pipeline
+
+    with _one_job("evaluate"):
+        rows = pipeline.prepare_and_evaluate(
+            _checked(recipe or Recipe()),
+            [str(model) for model in models],
+            None,
+            Path(output) / "tokens",
+            corpus=[str(text) for text in corpus],
+            tokens=None if tokens is None else str(tokens),
+            untrained=False,
+        )
+    return [Evaluation(**{field.name: row[field.name] for field in fields(Evaluation)}) for row in rows]
+
+
+def export(
+    model: PathLike, *, formats: Sequence[str], output: PathLike | None = None, text: Sequence[PathLike] = ()
+) -> dict[str, Any]:
+    """Write formats for deployment of a Hugging Face folder, each compared with PyTorch before it takes its place.
+
+    Args:
+        model: Folder of a masked-LM or fine-tuned model.
+        formats: Names such as "onnx", "onnx-int8", "openvino-int8" and "torch-export".
+        output: Folder for them; `model` itself when not given.
+        text: What they are compared on; a sample of the package when not given.
+
+    Returns:
+        What summary.json of the command `export` has: under "formats" the files, sizes and differences of each format.
+
+    Raises:
+        UserError: An unknown format, a folder without a model, or a format that differs from PyTorch.
+    """
+    from ds_distill.export.formats import export_formats, formats_of
+
+    formats_of(list(formats))
+    with _one_job("export"):
+        return export_formats(str(model), list(formats), Path(output or model), text=[str(file) for file in text])
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    recipe.check()
+    return recipe
+
+
+def _summary(details: dict[str, Any], output: Path) -> RunSummary:
+    from ds_distill.utils.console import is_first
+    from ds_distill.utils.files import write_summary
+
+    if is_first():
+        write_summary(details, output)
+    named = {field.name: details.get(field.name) for field in fields(RunSummary) if field.name != "details"}
+    return RunSummary(**named | {"export": Path(details["export"])}, details=details)
+
+
+@contextlib.contextmanager
+def _one_job(command: str) -> Iterator[None]:
+    """Settle which rank this process is, and leave the environment as it was where it is the only one."""
+    before = dict(os.environ)
+    job.settle(command)
+    try:
+        yield
+    finally:
+        if job.ranks() == 1:
+            for name in job.RANK:
+                os.environ.pop(name, None)
+            os.environ.update({name: value for name, value in before.items() if name in job.RANK})
