@@ -226,11 +226,16 @@ def _summary(details: dict[str, Any], output: Path) -> RunSummary:
 @contextlib.contextmanager
 def _one_job(command: str) -> Iterator[None]:
     """Settle which rank this process is, and leave the environment as it was where it is the only one."""
-    before = dict(os.environ)
+    from transformers.utils import logging
+
+    before, bars = dict(os.environ), logging.is_progress_bar_enabled()
     job.settle(command)
+    logging.disable_progress_bar()  # of loading weights, which takes no time here
     try:
         yield
     finally:
+        if bars:
+            logging.enable_progress_bar()
         if job.ranks() == 1:
             for name in job.RANK:
                 os.environ.pop(name, None)

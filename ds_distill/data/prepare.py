@@ -5,16 +5,18 @@ The prepared folder is complete or absent, memory use is flat, and an interrupte
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -151,6 +153,20 @@ def _folder(building: Path, number: int) -> Path:
     return building / f"piece-{number:05d}"
 
 
+@contextlib.contextmanager
+def _main_not_imported() -> Iterator[None]:
+    """Have new processes not import the program that runs: a user's script may start its work without a guard."""
+    main = sys.modules["__main__"]
+    before = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    for name in before:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(main, name, value)
+
+
 def _tokenize(
     pieces: list[WorkUnit], building: Path, form: Format, workers: int, progress: Callable[[int, int], None]
 ) -> None:
@@ -173,7 +189,8 @@ def _tokenize(
         return
     pool = ProcessPoolExecutor(workers, context, _start_worker, (form, read))
     try:
-        waiting = {pool.submit(_work, pieces[number], _folder(building, number)) for number in left}
+        with _main_not_imported():  # all workers start with the first submission
+            waiting = {pool.submit(_work, pieces[number], _folder(building, number)) for number in left}
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
             for job in done:

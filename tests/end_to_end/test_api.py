@@ -1,0 +1,86 @@
+"""The Python interface does what the commands do, in a script as a user writes it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from transformers import pipeline
+
+from ds_distill import api
+from ds_distill.recipe import Recipe
+from ds_distill.utils.errors import UserError
+from tests import patience
+from tests.start import ROOT, environment_of
+
+SMALL = """
+recipe.data.sequence_length = 32
+recipe.data.workers = 2
+recipe.training.global_batch = recipe.training.micro_batch = 4
+recipe.training.precision = "fp32"
+"""
+
+
+def run_script(text: str, folder) -> subprocess.CompletedProcess:
+    (folder / "script.py").write_text(text, encoding="utf-8")
+    return patience.run([sys.executable, "script.py"], cwd=folder, env=environment_of() | {"PYTHONPATH": str(ROOT)})
+
+
+def test_the_example_of_readme_runs(world, tmp_path):
+    """Without a guard around it, although two processes read the text."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "from ds_distill" in block)
+    text = (world / "text.txt").read_text()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(text)
+    example = (
+        example.replace("1_000_000", "1_000")
+        .replace('"DIR"', repr(str(world / "teacher")))
+        .replace('"FILE"', '"a.txt", "b.txt"')
+    )
+    example = example.replace("summary =", SMALL + "summary =")
+    done = run_script(example, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    loss, export = done.stdout.split()[-2:]
+    summary = json.loads((tmp_path / "RUN" / "summary.json").read_text())
+    assert float(loss) == summary["heldout_mlm_loss"] and export == "RUN/export" == summary["export"]
+    assert len(pipeline("fill-mask", str(tmp_path / export))("the [MASK] model")) == 5
+
+
+def test_pretrain_evaluate_and_export(world, tmp_path):
+    script = f"""
+import os
+from ds_distill import Recipe, evaluate, pretrain
+from ds_distill.api import export
+before = dict(os.environ)
+recipe = Recipe()
+{SMALL}
+recipe.training.max_tokens = 500
+sizes = {{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}}
+places = {{"tokenizer": {str(world / "teacher")!r}, "corpus": [{str(world / "text.txt")!r}], "output": "run"}}
+made = pretrain(recipe, model=sizes, **places)
+rows = evaluate([made.export, {str(world / "teacher")!r}], recipe=recipe, tokens="run/tokens")
+formats = export(made.export, formats=["torch-export"])
+assert before == dict(os.environ), "as it was"
+print(made.steps, [row.heldout_mlm_loss for row in rows], [row["format"] for row in formats["formats"].values()] if isinstance(formats["formats"], dict) else formats["formats"])
+"""
+    done = run_script(script, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1].startswith("4 [") and done.stdout.split()[-1] == "torch-export"
+
+
+def test_a_mistake_is_a_user_error(world, tmp_path):
+    before = dict(os.environ)
+    with pytest.raises(UserError, match="no such file or folder"):
+        api.distill(Recipe(), teacher=world / "teacher", corpus=[tmp_path / "missing.txt"], output=tmp_path / "out")
+    with pytest.raises(UserError, match="training.epochs = 0"):
+        recipe = Recipe()
+        recipe.training.epochs = 0
+        api.distill(recipe, teacher=world / "teacher", corpus=[world / "text.txt"], output=tmp_path / "out")
+    with pytest.raises(UserError, match="tokenizer is missing"):
+        api.pretrain(Recipe(), model={"hidden_size": 8}, corpus=[world / "text.txt"], output=tmp_path / "out")
+    assert {name: value for name, value in os.environ.items() if "RANK" in name} == {
+        name: value for name, value in before.items() if "RANK" in name
+    }
