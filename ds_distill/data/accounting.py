@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from ds_distill.data.encodings import conversion, likely_encoding, lines_not_utf8
 from ds_distill.data.findings import Findings
@@ -94,10 +95,11 @@ class Accounts:
         parts = {path: (counts.characters[cause], counts.characters["read"]) for path, counts in self.files.items()}
         if not (where := _where(parts)):
             return None
+        sentence = cast(str, CAUSES[cause])  # Only the cause that loses nothing has none.
         example = self.examples.get(cause, "")
         return (
             f"{where.format('the characters')} "
-            f"{CAUSES[cause].format(example=example if example.startswith('U+') else repr(example))}"
+            f"{sentence.format(example=example if example.startswith('U+') else repr(example))}"
         )
 
     def _on_encoding(self) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(*(None if x is None else change(x) for x in vars(self).values()))
+        changed: Iterator[Any] = (None if x is None else change(x) for x in vars(self).values())
+        return Batch(*changed)
 
     @property
     def attention_mask(self) -> Tensor | None:

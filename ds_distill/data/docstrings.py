@@ -8,7 +8,7 @@ import multiprocessing
 import random
 import re
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ds_distill.utils.errors import UserError
@@ -51,6 +51,7 @@ def embedded_documents(max_bytes: int, seed: int = 0, *, progress: Callable[[int
     found: list[str] = []
     seen: set[str] = set()
     total = 0
+    files: Iterable[list[list[str]]]
     # With fork, the workers only read files and match patterns. A spawned worker would run the
     # launching script again.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"

@@ -164,7 +164,7 @@ class _Words(dict):
         self,
         tokenizer: Tokenizer,
         with_notes: Callable[[str, list[int], Encoding | None], array],
-        noted: Set[int] = frozenset(),
+        noted: Set[int | None] = frozenset(),
     ):
         self.encode, self.model, self.with_notes, self.noted = tokenizer.encode, tokenizer.model, with_notes, noted
         # BERT's normalizer only lowercases ASCII letters and digits and does not split them:

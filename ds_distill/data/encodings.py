@@ -95,7 +95,7 @@ def likely_encoding(lines: Iterable[bytes]) -> str | None:
     """
     sample = b"\n".join(lines)
     shares = {name: share(sample, codec) for name, codec, share in _DOUBLE_BYTE}
-    best = max(shares, key=shares.get)
+    best = max(shares, key=shares.__getitem__)
     if shares[best] >= 0.6:
         return best
     words = [word for word in re.findall(rb"[A-Za-z\x80-\xff]+", sample) if not word.isascii()]

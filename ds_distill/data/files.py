@@ -317,7 +317,7 @@ class _Counting(io.RawIOBase):
 
 def open_unpacked(
     path: Path, packed: str, start: int = 0, stop: int | None = None, tick: Callable[[int], None] = lambda _: None
-) -> BinaryIO:
+) -> io.BufferedReader | gzip.GzipFile:
     """Open bytes [start, stop) of a file as an uncompressed stream.
 
     Args:
@@ -327,7 +327,7 @@ def open_unpacked(
         stop: Offset behind the last byte; the file's end without it.
         tick: Called with the bytes of the file read so far.
     """
-    raw = io.BufferedReader(_Counting(path, start, stop, tick), 1 << 18)
+    raw: io.BufferedReader = io.BufferedReader(_Counting(path, start, stop, tick), 1 << 18)
     if packed.lower() == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if packed.lower() == ".zst":

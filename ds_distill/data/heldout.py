@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import cast
 
 from ds_distill.data.content import content_fingerprint
 from ds_distill.data.files import COMPRESSED, KINDS
@@ -29,7 +30,7 @@ def heldout_sets(texts: list[str], tokens: Path, recipe: Recipe, output: Path) -
         name: prepare_run_tokens(
             [text], str(tokens / "tokenizer"), recipe, output / "heldout" / name, 1.0, bound=output, option="--heldout"
         )
-        for name, text in broadcast_object(named).items()
+        for name, text in cast(dict[str, str], broadcast_object(named)).items()
     }
 
 

@@ -120,8 +120,8 @@ class BatchLoader:
         lengths = self.store.lengths(order % len(self.store))
         window = self.global_batch * _WINDOW
         for start in range(0, len(order), window):
-            part = slice(start, start + window)
-            order[part] = order[part][np.argsort(lengths[part], kind="stable")]
+            within = slice(start, start + window)
+            order[within] = order[within][np.argsort(lengths[within], kind="stable")]
         return random.permutation(order.reshape(-1, self.global_batch), axis=0).reshape(-1)
 
     def micro_batches(self, step: int) -> list[Batch]:

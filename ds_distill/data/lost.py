@@ -6,7 +6,7 @@ import json
 import sys
 from array import array
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -137,7 +137,8 @@ class LossFinder:
         codes, lost = list(ids), 0
         for place, token in enumerate(ids):
             if token == self.unknown_id or token in self.special:
-                start, stop = encoding.token_to_chars(place)
+                # A token of a text, unlike one that is put around it, stands for characters.
+                start, stop = cast(tuple[int, int], encoding.token_to_chars(place))
                 codes[place] = self._note_on(token, text[max(start, lost) : stop])
                 lost = stop
         return codes

@@ -100,6 +100,7 @@ class Masker:
 
         `uniform` has a random number for each position, and `more` has `count` + 2 further ones.
         """
+        assert self.words is not None
         pieces = ids[positions]
         starts = self.words.starts(pieces)
         # After a special token a word begins, whatever its first piece is.

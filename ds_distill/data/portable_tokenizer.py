@@ -77,7 +77,7 @@ def _write_vocabulary_files(tokenizer: PreTrainedTokenizerFast, folder: Path) ->
         tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False),
     )
     if isinstance(model, WordPiece):
-        tokens = sorted(vocabulary, key=vocabulary.get)
+        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         if [vocabulary[token] for token in tokens] == list(range(len(tokens))) and not any(
             "\n" in token or "\r" in token for token in tokens
         ):

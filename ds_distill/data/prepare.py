@@ -21,7 +21,7 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from ds_distill.data.worker import SPLITS, Format, PieceWorker
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.locks import try_lock
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 MODES = ("packed", "grouped")
 REPORT_VERSION = 2  # version of the report that a finished piece writes
@@ -184,9 +187,14 @@ def _tokenize(
     if workers <= 1:
         work = PieceWorker(form)
         for number in left:
-            work(pieces[number], _folder(building, number), lambda read, b=before: progress(b + read, total))
+
+            def tick(so_far: int, before: int = before) -> None:
+                progress(before + so_far, total)
+
+            work(pieces[number], _folder(building, number), tick)
             before += pieces[number].size
         return
+    assert read is not None
     pool = ProcessPoolExecutor(workers, context, _start_worker, (form, read))
     try:
         with _main_not_imported():  # all workers start with the first submission
@@ -209,7 +217,12 @@ def _tokenize(
             process.terminate()
 
 
-def _start_worker(form: Format, read) -> None:
+# A worker's process sets these.
+_worker: PieceWorker
+_read: Synchronized[int]  # bytes that all workers have read
+
+
+def _start_worker(form: Format, read: Synchronized[int]) -> None:
     global _worker, _read
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one answers it.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -248,7 +261,7 @@ def _assemble(
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
     counts, accounts, hashes = np.zeros(form.vocab_size, np.int64), Accounts(), []
-    maskable = {split: Counter() for split in SPLITS}
+    maskable: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
     shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
     sources = [
         {"input": given, "documents": 0, "sequences": dict.fromkeys(SPLITS, 0), "tokens": dict.fromkeys(SPLITS, 0)}

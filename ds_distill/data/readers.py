@@ -151,7 +151,7 @@ def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
         counts = {name: head.count(end) for end, name in _OTHER_ENDS.items()} | {
             "carriage returns alone": head.count("\r") - head.count("\r\n")
         }
-        name = max(counts, key=counts.get)
+        name = max(counts, key=counts.__getitem__)
         if counts[name] > max(1, head.count("\n")):
             findings.remark(
                 "line ends",

@@ -7,6 +7,7 @@ import copy
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 from ds_distill.data.accounting import TRACE
 from ds_distill.data.content import content_fingerprint
@@ -122,7 +123,8 @@ def prepare_run_tokens(
 
 def _other_text(made: dict, corpus: list[str], pieces: list[WorkUnit]) -> str | None:
     """Return in words how a corpus differs from that of prepared data; None where it is the same."""
-    before, now = made.get("corpus"), corpus_identity(corpus, pieces)
+    before: Any = made.get("corpus")
+    now = corpus_identity(corpus, pieces)
     if "content" not in made:  # Earlier versions prepared the data like this.
         return None if before == now else f"was {before}, is {now}"
     if made["content"] == content_fingerprint(pieces):
@@ -220,12 +222,13 @@ def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, more: dic
     masker = make_masker(store, recipe)
     t, d = recipe.training, recipe.data
     own = not d.attend_across_documents
+    micro_batch = cast(int, t.micro_batch)  # "auto" has been decided.
     order = BatchLoader(
         store,
         masker,
         seed=t.seed,
         global_batch=t.global_batch,
-        micro_batch=t.micro_batch,
+        micro_batch=micro_batch,
         rank=rank,
         world_size=world,
         weights=d.weights,
@@ -236,7 +239,6 @@ def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, more: dic
     for part in sets.values():
         _check_masked(part, masker)
     heldout = {
-        name: partial(heldout_batches, part, masker, t.micro_batch, t.heldout_blocks, own)
-        for name, part in sets.items()
+        name: partial(heldout_batches, part, masker, micro_batch, t.heldout_blocks, own) for name, part in sets.items()
     }
     return store, order, heldout

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 from ds_distill.data.encodings import check_text
 from ds_distill.data.files import (
@@ -245,7 +246,7 @@ def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[W
     return [WorkUnit(source, given, "hub", named, shard, shards, 0, streaming) for shard in range(shards)]
 
 
-def _hub_parts(given: str) -> re.Match:
+def _hub_parts(given: str) -> re.Match[str]:
     parts = _HUB.match(given)
     if not parts:
         raise UserError(f"{given}: write hf:NAME, hf:NAME:CONFIG, hf:NAME@SPLIT or hf:NAME#COLUMN, in this order")
@@ -256,7 +257,7 @@ def open_hub(given: str, streaming: bool):
     """Return the data set of an hf: input, opened with the library `datasets`; no hub script is run."""
     import datasets
 
-    parts = _HUB.match(given)
+    parts = cast(re.Match[str], _HUB.match(given))  # split_inputs has checked it.
     try:
         return datasets.load_dataset(
             parts["name"], parts["config"], split=parts["split"] or "train", streaming=streaming

@@ -8,13 +8,18 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import (  # type: ignore[attr-defined]  # transformers makes BertTokenizerFast when asked for it
+    AutoTokenizer,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+)
 
 from ds_distill.data.portable_tokenizer import make_portable
 from ds_distill.run_folder import find_model
@@ -128,7 +133,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
             raise UserError(
                 f"{name}: the tokenizer has no {kind} token; masked language modelling needs one of a BERT-like encoder"
             )
-    return tokenizer
+    return cast(PreTrainedTokenizerFast, tokenizer)  # Others have no backend_tokenizer.
 
 
 def _only_sentencepiece(folder: Path) -> Path | None:

@@ -62,6 +62,7 @@ class Words:
 
     def _finish(self, bits: np.ndarray, pieces: list[int], unfinished: list[int]) -> None:
         """Put the bits of whole characters into the pieces in which those characters begin."""
+        assert self._bits_of_pieces is not None
         for place in unfinished:
             end = place + 1
             while end < len(pieces) and bits[end] & INHERITS:

@@ -58,7 +58,7 @@ def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
         state["model"],
         json.dumps([state[key] for key in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False),
     )
-    names = tokenizer.convert_ids_to_tokens(range(vocabulary_size(tokenizer)))
+    names = tokenizer.convert_ids_to_tokens(list(range(vocabulary_size(tokenizer))))
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     byte_level, spaced = '"ByteLevel"' in around, "▁" in around
     if model["type"] == "WordLevel" or not (byte_level or spaced or prefix or suffix):

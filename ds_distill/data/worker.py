@@ -8,10 +8,11 @@ import os
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -82,6 +83,7 @@ class PieceWorker:
         partial.mkdir(parents=True)
         form = self.form
         writers = {split: form.writer(partial / split) for split in SPLITS}
+        makers: Mapping[str, Packer | LinePacker]
         if form.mode == "packed":
             makers = {
                 split: Packer(writer, form.sequence_length, form.cls_id, form.sep_id)
@@ -92,17 +94,20 @@ class PieceWorker:
                 split: LinePacker(writer, form.sequence_length, form.cls_id, form.sep_id, form.unknown_id)
                 for split, writer in writers.items()
             }
-        found, findings, hashes = Counter(), Findings(), array("Q")
+        found: Counter[str] = Counter()
+        findings, hashes = Findings(), array("Q")
         documents = read(piece, tick, findings)
         while batch := list(islice(documents, DOCUMENTS_A_BATCH)):
             self._add(batch, makers, found, findings.characters, hashes)
-        rest = {
-            split: maker.rest() if form.mode == "packed" else np.empty(0, np.int64) for split, maker in makers.items()
+        rest: dict[str, Any] = {
+            split: maker.rest() if isinstance(maker, Packer) else np.empty(0, np.int64)
+            for split, maker in makers.items()
         }
-        for maker in makers.values() if form.mode == "grouped" else ():
-            found.update({"sequences_too_short": maker.short, "sequences_unknown": maker.unknown})
-            findings.characters.update(maker.lost)
-            findings.characters["tokenized"] -= sum(maker.lost.values())
+        for maker in makers.values():
+            if isinstance(maker, LinePacker):
+                found.update({"sequences_too_short": maker.short, "sequences_unknown": maker.unknown})
+                findings.characters.update(maker.lost)
+                findings.characters["tokenized"] -= sum(maker.lost.values())
         shards = {split: writer.close() for split, writer in writers.items()}
         np.savez(partial / "arrays.npz", counts=writers["train"].counts, hashes=np.array(hashes, np.uint64), **rest)
         report = {
@@ -117,7 +122,14 @@ class PieceWorker:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
 
-    def _add(self, batch: list[Document], makers: dict, found: Counter, characters: Counter, hashes: array) -> None:
+    def _add(
+        self,
+        batch: list[Document],
+        makers: Mapping[str, Packer | LinePacker],
+        found: Counter[str],
+        characters: Counter[str],
+        hashes: array,
+    ) -> None:
         form = self.form
         units = [
             [d.text] if form.mode == "packed" else [line for line in d.text.split("\n") if line.strip()] for d in batch
@@ -147,10 +159,11 @@ class PieceWorker:
             split = "heldout" if (number >> 11) / 2**53 < form.heldout_fraction else "train"
             found[f"documents_{split}"] += 1
             tokenized += sum(kept[start:end])
-            if form.mode == "packed":
-                makers[split].add(ids[0])
+            maker = makers[split]
+            if isinstance(maker, Packer):
+                maker.add(ids[0])
             else:
-                makers[split].add(ids, kept[start:end])
+                maker.add(ids, kept[start:end])
         found["characters"] += read
         characters["between_documents"] += read - in_lines  # line ends, where a line is a sequence
         characters["tokenized"] += tokenized

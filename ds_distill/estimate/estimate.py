@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import psutil
 import torch
@@ -114,7 +115,10 @@ class Forecast:
             tokens: The tokens per rank in the whole run, which decide whether it compiles.
         """
         objective = Objective(
-            copy.deepcopy(self.student).to(self.device), self.recipe.losses, 1, self.teacher.config.hidden_size
+            copy.deepcopy(self.student).to(self.device),  # type: ignore[arg-type]  # wrong in transformers
+            self.recipe.losses,
+            1,
+            self.teacher.config.hidden_size,
         )
         frozen = (
             Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype))
@@ -203,10 +207,11 @@ def plan(
     room, taken = forecast.room()
     room = memory_gib * GIB if memory_gib else room
     largest = forecast.largest(stage, ranks, room, taken)
-    t.micro_batch = max(largest, 1) if t.micro_batch == "auto" else t.micro_batch_of(ranks)
+    micro_batch: int = max(largest, 1) if t.micro_batch == "auto" else t.micro_batch_of(ranks)
+    t.micro_batch = micro_batch
     rows = []
     for at in range(4):
-        need = forecast.memory(t.micro_batch, at, ranks)
+        need = forecast.memory(micro_batch, at, ranks)
         peak = need.peak + taken
         rows.append(
             {
@@ -228,7 +233,9 @@ def plan(
             sum(w * s["tokens"]["train"] for w, s in zip(weights, manifest["sources"], strict=False))
         )
     measured = tokens_per_second is None
-    rate = forecast.rate(min(t.micro_batch, 4), (total or math.inf) / ranks) * ranks if measured else tokens_per_second
+    if tokens_per_second is None:
+        tokens_per_second = forecast.rate(min(micro_batch, 4), (total or math.inf) / ranks) * ranks
+    rate = tokens_per_second
     flops = flops_per_token(
         forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length
     )
@@ -247,7 +254,7 @@ def plan(
         "device": str(forecast.device),
         "precision": str(forecast.dtype).removeprefix("torch."),
         "memory_gib": round(room / GIB, 1),
-        "micro_batch": t.micro_batch,
+        "micro_batch": micro_batch,
         "largest_micro_batch": largest,
         "stages": rows,
         "advice": _advice(rows[stage], rows, largest, t),
@@ -256,7 +263,7 @@ def plan(
 
 def _advice(row: dict, rows: list[dict], largest: int, t: Training) -> str:
     if row["fits"] == "yes":
-        return "fits" + (f"; training.micro_batch = {largest} would too" if largest > t.micro_batch else "")
+        return "fits" + (f"; training.micro_batch = {largest} would too" if largest > cast(int, t.micro_batch) else "")
     if largest:
         return f"does not fit: training.micro_batch = {largest} would"
     other = next((r["stage"] for r in rows if r["fits"] == "yes"), None)

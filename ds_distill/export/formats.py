@@ -327,13 +327,11 @@ def example(source: Source, format: Format) -> str:
     """Return three lines of Python that use the file, to be run in the folder."""
     module = format.example.split(".")[0]
     words = (
-        f"the capital of france is {source.tokenizer.mask_token}."
-        if source.head == "masked-lm"
-        else "a text to look at"
+        f"the capital of france is {source.reader.mask_token}." if source.head == "masked-lm" else "a text to look at"
     )
     kind = "pt" if module == "torch" else "np"
     # in a folder that another program has written
-    surplus = "token_type_ids" in source.tokenizer.model_input_names and "token_type_ids" not in source.inputs
+    surplus = "token_type_ids" in source.reader.model_input_names and "token_type_ids" not in source.inputs
     types = ", return_token_type_ids=False" if surplus else ""
     first = {"encoder": "last_hidden_state", "question-answering": "start_logits"}.get(source.head, "logits")
     call = format.example.format(file=format.file, first=first)

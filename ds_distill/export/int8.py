@@ -178,9 +178,10 @@ class OnnxQuantizer:
 
     def constant(self, name: str, array: np.ndarray):
         self.number += 1
-        value = self.ir.Value(name=f"int8_{name}_{self.number}", const_value=self.ir.tensor(array))
-        value.type, value.shape = self.ir.TensorType(value.const_value.dtype), self.ir.Shape(array.shape)
-        value.const_value.name = value.name
+        tensor = self.ir.tensor(array)
+        value = self.ir.Value(name=f"int8_{name}_{self.number}", const_value=tensor)
+        value.type, value.shape = self.ir.TensorType(tensor.dtype), self.ir.Shape(array.shape)
+        tensor.name = value.name
         self.graph.register_initializer(value)
         return value
 

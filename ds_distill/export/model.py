@@ -14,7 +14,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from ds_distill.data.tokenizer import load_tokenizer
@@ -48,9 +48,15 @@ class Source:
 
     folder: Path
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: PreTrainedTokenizerFast | None
     head: str
     whole: bool = True
+
+    @property
+    def reader(self) -> PreTrainedTokenizerFast:
+        """The tokenizer of a model that reads text."""
+        assert self.tokenizer is not None
+        return self.tokenizer
 
     @cached_property
     def positions(self) -> int:

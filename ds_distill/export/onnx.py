@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 
@@ -32,7 +33,9 @@ def write_onnx(source: Source, file: Path) -> None:
 
     with silence():
         exported = OnnxExporter().export(
-            source.model, source.sample(), OnnxConfig(dynamic_shapes=_free_axes(source), opset_version=OPSET)
+            source.model,
+            cast(dict[str, Any], source.sample()),
+            OnnxConfig(dynamic_shapes=_free_axes(source), opset_version=OPSET),
         )
     graph = exported.program
     ClearMetadataAndDocStringPass()(graph)  # else every node names the Python files that it was traced from
@@ -79,7 +82,7 @@ def write_program(source: Source, file: Path) -> None:
     with silence():
         with _plain_outputs(source.model):
             exported = DynamoExporter().export(
-                source.model, source.sample(), DynamoConfig(dynamic_shapes=_free_axes(source))
+                source.model, cast(dict[str, Any], source.sample()), DynamoConfig(dynamic_shapes=_free_axes(source))
             )
         for part in exported.program.graph_module.modules():
             for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():

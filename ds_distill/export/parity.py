@@ -55,7 +55,7 @@ def text_batches(source: Source, text: list[str], *, sequences: int, length: int
     Raises:
         UserError: A path is wrong, or no document is long enough.
     """
-    tokenizer, length = source.tokenizer, min(length, source.positions)
+    tokenizer, length = source.reader, min(length, source.positions)
     if text:
         split_inputs(text)  # a wrong path is a UserError here
     found: list[dict] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
 import yaml
@@ -61,9 +62,9 @@ def _write(source: Source, folder: Path, name: str) -> None:
     if source.head == "encoder":
         with_pooler, missing = load_model(AutoModel, source.folder, model.config, f"--model {source.folder}")
         model = model if missing else with_pooler  # a pooler that the checkpoint has is kept
-    save_model_folder(model, source.tokenizer, folder, source.inputs)
+    save_model_folder(model, source.reader, folder, source.inputs)
     if source.head == "encoder":
-        config = read_json(folder / "config.json")
+        config = cast(dict, read_json(folder / "config.json"))
         write_json(folder / "config.json", {key: value for key, value in config.items() if key not in OF_A_TASK})
         write_sentence_transformers_files(source, folder)
     (folder / "README.md").write_text(_card(source, name), encoding="utf-8")
@@ -76,7 +77,7 @@ def _check_same_model(made: Path, output: Path, source: Source) -> None:
         read_json(output / "config.json")  # raises where the file is damaged
         same = _described(output) == _described(made)
         if same and (output / "tokenizer.json").is_file():
-            same = tokenizer_fingerprint(load_tokenizer(output)) == tokenizer_fingerprint(source.tokenizer)
+            same = tokenizer_fingerprint(load_tokenizer(output)) == tokenizer_fingerprint(source.reader)
         if not same:
             raise UserError(f"{output}: holds another model's config.json or tokenizer; choose another --output")
     if (output / "model.safetensors").is_file() and not _same_weights(

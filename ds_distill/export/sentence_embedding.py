@@ -41,7 +41,7 @@ def write_sentence_transformers_files(source: Source, folder: Path) -> None:
             shutil.copyfile(weights, folder / path / "model.safetensors")
     _write_json(folder / "modules.json", modules)
     given = _json_of(source.folder / "sentence_bert_config.json")
-    longest = source.tokenizer.model_max_length
+    longest = source.reader.model_max_length
     if isinstance(given.get("max_seq_length"), int):
         longest = min(longest, given["max_seq_length"])
     _write_json(

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -77,7 +77,7 @@ class DevSet:
         """Return {metric: score} of the answers of `run`."""
         outputs: Outputs = []
         for start in progress_over(list(range(0, len(self.rows), batch)), what):
-            padded = pad_right(self.rows[start : start + batch], self.source.tokenizer.pad_token_id)
+            padded = pad_right(self.rows[start : start + batch], self.source.reader.pad_token_id)
             outputs.append(run({name: padded[name] for name in self.source.inputs}))
         return self.judge(outputs)
 
@@ -114,7 +114,7 @@ def dev_set(source: Source, file: str | Path) -> DevSet:
     read = labelled(path, task, columns)
     metric, judge = _judge(source, path, task, read.labels)
     length = _length(source)
-    encoded, truncated = encode_rows(source.tokenizer, read.texts, length)
+    encoded, truncated = encode_rows(source.reader, read.texts, length)
     count = len(read.labels)
     log_share(
         truncated, count, f"--data {path}: {truncated:,} of {count:,} examples are longer than {length} tokens, and cut"
@@ -143,13 +143,13 @@ def _about(
     left_out: Counter,
 ) -> dict:
     """Return DevSet.about, and log how many tokens are unknown if they are more than a trace."""
-    mark = source.tokenizer.unk_token_id
+    mark = source.reader.unk_token_id
     unknown = 0 if mark is None else sum(row["input_ids"].count(mark) for row in rows)
     tokens = sum(len(row["input_ids"]) for row in rows)
     log_share(
         unknown,
         tokens,
-        f"--data {file}: {unknown:,} of {tokens:,} tokens are unknown to the tokenizer ({source.tokenizer.unk_token})",
+        f"--data {file}: {unknown:,} of {tokens:,} tokens are unknown to the tokenizer ({source.reader.unk_token})",
     )
     return {
         "file": file.name,
@@ -164,7 +164,7 @@ def _about(
 
 def _length(source: Source) -> int:
     """Return how many tokens of a text a truncating pipeline reads, unless the model takes fewer."""
-    limit = source.tokenizer.model_max_length
+    limit = source.reader.model_max_length
     return int(min(limit, source.positions)) if limit and limit > 0 else source.positions
 
 
@@ -182,7 +182,8 @@ def _judge(
         return metric, lambda logits: METRICS[metric](
             1 / (1 + np.exp(-logits[:, 0])) if squashed else logits[:, 0], gold
         )
-    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    id2label = cast(dict[int, str], config.id2label)
+    names = [str(id2label[i]) for i in sorted(id2label)]
     # which of the task's classes an output stands for
     meant = classes_of(names, task.labels) if task and task.labels else None
     if task and meant is None:
@@ -208,7 +209,7 @@ def _by_name(labels: list, names: list[str], file: Path) -> list:
         )
     if not otherwise:
         return labels
-    by_number = {int(re.findall(r"\d+", name)[0]): name for name in names}
+    by_number: dict[int | None, str] = {int(re.findall(r"\d+", name)[0]): name for name in names}
     return [by_number.get(number_of(label), label) for label in labels]
 
 
@@ -235,7 +236,7 @@ def _class(label: object, names: list[str], task: Task | None, meant: list[int] 
     return found
 
 
-def _number(label: object, where: str) -> float:
+def _number(label: Any, where: str) -> float:
     try:
         number = float(label)
     except (TypeError, ValueError):
@@ -251,7 +252,7 @@ def _questions(source: Source, file: Path) -> DevSet:
         raise UserError(f"--data {file}: no such file; give SQuAD's JSON")
     questions = questions_in(TASKS["squad_v2"], file)  # it reads 1.1 as well, whose questions all have answers
     length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _length(source))
-    spans = spans_of(questions, source.tokenizer, length)
+    spans = spans_of(questions, source.reader, length)
     log_share(
         spans.cut,
         len(questions),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from ds_distill.config.values import convert
 from ds_distill.utils.errors import UserError
@@ -86,7 +86,8 @@ def expand_grid(settings: Tuning, grid: list[str]) -> list[Tuning]:
 
     The name `lr` is short for learning_rate.
     """
-    hints, axes = get_type_hints(Tuning), []
+    hints = get_type_hints(Tuning)
+    axes: list[list[tuple[str, Any]]] = []
     for entry in grid:
         name, _, values = entry.partition("=")
         name = {"lr": "learning_rate"}.get(name, name)

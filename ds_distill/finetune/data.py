@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -18,8 +19,10 @@ from ds_distill.models.saving import follow_umask
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples, load_examples
-from ds_distill.tasks.squad import LENGTH, Questions, load_questions, spans_of, unplaced
+from ds_distill.tasks.squad import LENGTH, Question, Questions, Spans, load_questions, spans_of, unplaced
 from ds_distill.utils.errors import UserError
+
+Gold = np.ndarray | tuple[Questions, Spans]  # of a dev set: labels, or for SQuAD (questions, spans)
 
 SENTENCES = 128  # tokens of an example that is not from SQuAD, unless tuning.length differs
 
@@ -66,16 +69,20 @@ def load_data(task: Task, folder: str | None) -> Data:
         UserError: If a split is missing or a file has a mistake. The message has the file and the
             line.
     """
-    load = load_questions if task.spans else load_examples
+    load: Callable[[Task, str, str | None], Examples | Questions] = load_questions if task.spans else load_examples
     train, dev = load(task, "train", folder), {split: load(task, split, folder) for split in task.validation}
-    if task.spans and not any(question.answers for question in train):
+    if task.spans and not any(question.answers for question in cast(Questions, train)):
         raise UserError(f"--task {task.name}: no question of the training set has an answer")
     rows = (
         row
         for part in (train, *dev.values())
-        for row in (map(vars, part) if task.spans else zip(*part.texts, part.labels, strict=True))
+        for row in (map(vars, cast(Questions, part)) if task.spans else _rows(cast(Examples, part)))
     )
     return Data(task, train, dev, _digest(task.name, len(train), rows))
+
+
+def _rows(part: Examples) -> Iterator[tuple]:
+    return zip(*part.texts, part.labels, strict=True)
 
 
 @dataclass
@@ -89,7 +96,7 @@ class Sets:
     """
 
     train: Features
-    dev: dict[str, tuple[Features, object]]
+    dev: dict[str, tuple[Features, Gold]]
     length: int
     unplaced: int = 0
 
@@ -115,8 +122,9 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning
     dev = dev_sets(data, tokenizer, length)
     train = data.train[:most]
     if data.task.spans:
-        spans = spans_of(train, tokenizer, length)
-        lost = unplaced(train, spans)
+        asked = cast(list[Question], train)
+        spans = spans_of(asked, tokenizer, length)
+        lost = unplaced(asked, spans)
         spans = spans.without(lost)
         if not spans.question:
             raise UserError(
@@ -129,22 +137,25 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning
             length,
             len(lost),
         )
-    if absent := set(data.train.labels) - set(train.labels) if data.task.labels else ():
-        names = ", ".join(data.task.labels[label] for label in sorted(absent))
+    every, used = cast(Examples, data.train), cast(Examples, train)
+    if absent := set(every.labels) - set(used.labels) if data.task.labels else ():
+        names = ", ".join(data.task.labels[label] for label in sorted(cast(set[int], absent)))
         raise UserError(
             f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none "
             f"that is {names}: the set is in order; take more, or all, or give --data in random order"
         )
-    return Sets(encode_features(train, tokenizer, length), dev, length)
+    return Sets(encode_features(used, tokenizer, length), dev, length)
 
 
-def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, tuple[Features, object]]:
+def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, tuple[Features, Gold]]:
     """Return Sets.dev: the dev sets encoded with `tokenizer`, in at most `length` tokens."""
     if not data.task.spans:
+        examples = cast(dict[str, Examples], data.dev)
         return {
-            split: (encode_features(part, tokenizer, length), np.array(part.labels)) for split, part in data.dev.items()
+            split: (encode_features(part, tokenizer, length), np.array(part.labels)) for split, part in examples.items()
         }
-    found = {split: (questions, spans_of(questions, tokenizer, length)) for split, questions in data.dev.items()}
+    asked = cast(dict[str, Questions], data.dev)
+    found = {split: (questions, spans_of(questions, tokenizer, length)) for split, questions in asked.items()}
     return {
         split: (Features(spans.inputs, {}, cut=spans.cut), (questions, spans))
         for split, (questions, spans) in found.items()

@@ -5,6 +5,8 @@ The head is a new one on a pretrained trunk, or the one that was fine-tuned for 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -54,7 +56,8 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         config.num_labels = 2
     else:
         wanted = 1 if task.regression else len(task.labels)
-        theirs = [str(config.id2label[i]) for i in sorted(config.id2label)]
+        labels = cast(dict[int, str], config.id2label)
+        theirs = [str(labels[i]) for i in sorted(labels)]
         meant = classes_of(theirs, task.labels)  # Numbers are the hub's ids.
         if has_head and (len(theirs) != wanted or (task.labels and meant is None)):
             raise UserError(

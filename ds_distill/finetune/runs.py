@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
 
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.finetune.config import Tuning
@@ -121,7 +121,7 @@ def finetune(
 
 
 def _check_reads_the_same(
-    path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Raise UserError if the teacher's token ids mean something else."""
     folder = resolve_model_folder(path, "--teacher")
@@ -148,7 +148,7 @@ def _plan(
     if device.type == "cpu":
         retain_freed_memory()
     if mentor is not None:
-        mentor = mentor.to(device).eval().requires_grad_(False)
+        mentor = mentor.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # wrong in transformers
     sets = {}
     for point in points:
         key = point.length, point.max_examples
@@ -282,7 +282,9 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     save_model_folder(network, plan.collator.tokenizer, folder / "model")
     # The folder's content is scored: its tokenizer with its settings, and its weights in fp32.
     # Training's autocast stays with the network.
-    final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(plan.device)
+    final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(
+        plan.device  # type: ignore[arg-type]  # wrong in transformers
+    )
     reader = load_tokenizer(folder / "model")
     as_read = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
     metrics = scored(plan.task, final, as_read, Collator(reader), 2 * point.batch, f"seed {seed}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -13,7 +15,7 @@ from ds_distill.losses.soft_targets import hidden_cosine_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, inputs_of
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured, scores
-from ds_distill.tasks.squad import postprocess_spans, squad_scores
+from ds_distill.tasks.squad import Questions, Spans, postprocess_spans, squad_scores
 from ds_distill.utils.console import skip
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import trim_heap
@@ -30,7 +32,7 @@ class FinetuneTrainer(Trainer):
     def __init__(self, *arguments, settings: Tuning, task: Task, teacher: PreTrainedModel | None = None, **more):
         super().__init__(*arguments, **more)
         self.settings, self.task, self.teacher = settings, task, teacher
-        self.takes = inputs_of(self.model, INPUTS)
+        self.takes = inputs_of(cast(PreTrainedModel, self.model), INPUTS)
         self.model_accepts_loss_kwargs = False  # The loss is a mean over the micro-batch.
 
     def _get_train_sampler(self, train_dataset=None):
@@ -79,12 +81,12 @@ def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, b
                 "another --output"
             )
         if task.spans:
-            questions, spans = gold
+            questions, spans = cast(tuple[Questions, Spans], gold)
             part = squad_scores(
                 questions, postprocess_spans(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs])
             )
         else:
-            part = scores(task.metrics, np.stack(outputs), gold)
+            part = scores(task.metrics, np.stack(outputs), cast(np.ndarray, gold))
         found |= (
             part
             if number == 0

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -113,8 +114,9 @@ class Study:
                 Tuning(**tuning).check()
             except TypeError as error:
                 raise UserError(f"tuning of {name}: {tuning}: not all of these are numbers ({error})") from None
-            for split in ("train", *task.validation) if self.data else ():
-                split_files(expand_user(self.data) / name, split)
+            if self.data:
+                for split in ("train", *task.validation):
+                    split_files(expand_user(self.data) / name, split)
         for name, changes in self.students.items():
             for key in changes:
                 if not key.startswith(ROOMS):
@@ -271,9 +273,10 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
         if changed := _changed(_at_home(before), asked):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     _read_tasks(study, steps)
-    _check_teacher(
-        study, [(step.what, recipes[step.what]) for step in steps if step.words[0] == "distill" and not step.done]
-    )
+    students = [
+        (step.what, cast(Recipe, recipes[step.what])) for step in steps if step.words[0] == "distill" and not step.done
+    ]
+    _check_teacher(study, students)
     write_json(plan, asked)
     run_steps(steps, study.jobs, output / "logs")
     return {"output": str(output), "rows": rows_of(study, output)}

@@ -15,8 +15,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ds_distill.utils.console import log, on_terminal, progress
 from ds_distill.utils.devices import visible_gpus
@@ -157,7 +159,7 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
 
 
 @contextlib.contextmanager
-def _asked_to_end():
+def _asked_to_end() -> Iterator[list[int]]:
     """Yield a list that SIGTERM and the first Ctrl-C fill.
 
     An exception at any moment could come after a step has started and before it is registered.
@@ -174,7 +176,7 @@ def _asked_to_end():
         signal.SIGTERM,
         *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else []),
     ]
-    before = {number: signal.signal(number, ask) for number in heard}
+    before: dict[int, Any] = {number: signal.signal(number, ask) for number in heard}
     try:
         yield asked
     finally:

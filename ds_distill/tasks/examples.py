@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ds_distill.data.csv_rows import LONGEST_FIELD, CsvRows
 from ds_distill.data.findings import Findings
@@ -173,7 +174,7 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
     return texts, labels, left_out
 
 
-def label_of(task: Task, value: object, where: str) -> int | float:
+def label_of(task: Task, value: Any, where: str) -> int | float:
     """Return the class, or the number, of a label as a file has it.
 
     Raises:

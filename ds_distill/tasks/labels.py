@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ds_distill.tasks.catalog import plain
 
@@ -92,7 +93,7 @@ def _class_of_truth(truth: bool, names: Sequence[str]) -> int | None:
     return None if plain(names[1]).endswith(plain(names[0])) else int(truth)
 
 
-def number_of(label: object) -> int | None:
+def number_of(label: Any) -> int | None:
     """Return the whole number that `label` is or names: 1, 1.0, "1", "1.0" and "LABEL_1" are all 1."""
     if isinstance(label, bool):
         return None
@@ -115,7 +116,8 @@ def classes_of(theirs: Sequence[str], names: Sequence[str]) -> list[int] | None:
         found: list[int | None] = [number - 1 for number in numbers if number is not None]
     else:
         found = [class_of(name, names) for name in theirs]
-    return found if None not in found and sorted(found) == list(range(len(names))) else None
+    known = [number for number in found if number is not None]
+    return known if len(known) == len(found) and sorted(known) == list(range(len(names))) else None
 
 
 def _folded(name: object) -> str:

@@ -12,6 +12,7 @@ import re
 import statistics
 import string
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def median(values: Iterable[float | None]) -> float | None:
     """
     ranked = sorted(values, key=rank)
     middle = ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1]
-    return None if None in middle else statistics.mean(middle)
+    return None if None in middle else statistics.mean(cast(list[float], middle))
 
 
 def rank(score: float | None) -> float:

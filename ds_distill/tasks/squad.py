@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -102,7 +103,10 @@ class Spans:
         return Spans(
             inputs,
             self.cut,
-            *([values[row] for row in rows] for values in (self.question, self.offsets, self.starts, self.ends)),
+            [self.question[row] for row in rows],
+            [self.offsets[row] for row in rows],
+            [self.starts[row] for row in rows],
+            [self.ends[row] for row in rows],
         )
 
 
@@ -204,7 +208,8 @@ def checked(question: Question, where: str) -> Question:
     if not (isinstance(question.question, str) and isinstance(question.context, str)):
         raise UserError(f"{where}: question or context is no text")
     answers = []
-    for text, start in question.answers:
+    given: tuple[tuple[Any, Any], ...] = question.answers
+    for text, start in given:
         start = int(start) if isinstance(start, float) and start.is_integer() else start
         if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
             raise UserError(f"{where}: an answer needs a text and its first character, not {text!r} and {start!r}")
@@ -313,10 +318,10 @@ def _place(
         first += 1
     while first < last and question.context[last - 1].isspace():
         last -= 1
-    inside = [i for i, pair in enumerate(offsets) if pair is not None and pair[0] < pair[1]]
-    if first == last or not inside or offsets[inside[0]][0] > first or offsets[inside[-1]][1] < last:
+    inside = [(i, *pair) for i, pair in enumerate(offsets) if pair is not None and pair[0] < pair[1]]
+    if first == last or not inside or inside[0][1] > first or inside[-1][2] < last:
         return 0, 0
-    shared = [i for i in inside if offsets[i][1] > first and offsets[i][0] < last]
+    shared = [i for i, start, stop in inside if stop > first and start < last]
     return (shared[0], shared[-1]) if shared else (0, 0)
 
 
@@ -394,10 +399,11 @@ def squad_scores(questions: list[Question], answers: list[Answer]) -> Measured:
         return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
     odds = [a.odds_of_nothing for a in answers]
     best_exact, _ = best_threshold(exact, answerable, odds)
+    threshold: float | None
     best_f1, threshold = best_threshold(f1, answerable, odds)
     # Where the empty answer is the only one, the odds are infinite.
     said = [odd <= threshold for odd in odds]
-    parts = {
+    parts: dict[bool, list[float]] = {
         True: [s * score for s, score, has in zip(said, f1, answerable, strict=True) if has],
         False: [not s for s, has in zip(said, answerable, strict=True) if not has],
     }
