@@ -64,7 +64,7 @@ made = pretrain(recipe, model=sizes, **places)
 rows = evaluate([made.export, {str(world / "teacher")!r}], recipe=recipe, tokens="run/tokens")
 formats = export(made.export, formats=["torch-export"])
 assert before == dict(os.environ), "as it was"
-print(made.steps, [row.heldout_mlm_loss for row in rows], [row["format"] for row in formats["formats"].values()] if isinstance(formats["formats"], dict) else formats["formats"])
+print(made.steps, [row.heldout_mlm_loss for row in rows], *formats["formats"])
 """
     done = run_script(script, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
