@@ -8,6 +8,7 @@ import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -69,7 +70,8 @@ def batch_gradient_copies(optimizer: BF16_Optimizer) -> None:
 
 def _pieces(group: list[nn.Parameter]) -> Iterator[list[int]]:
     """Yield the numbers of the parameters that have a gradient, some 64 MB of fp32 at a time."""
-    piece, elements = [], 0
+    piece: list[int] = []
+    elements = 0
     for number, p in enumerate(group):
         if p.grad is not None:
             piece, elements = [*piece, number], elements + p.numel()
@@ -80,13 +82,13 @@ def _pieces(group: list[nn.Parameter]) -> Iterator[list[int]]:
         yield piece
 
 
-def make_step_skippable(optimizer: torch.optim.Optimizer) -> None:
+def make_step_skippable(optimizer: Any) -> None:
     """Make fp32 at stage 0 skip and count a step with a gradient that is not finite, as DeepSpeed does elsewhere."""
     step, optimizer.overflow = optimizer.step, False
     optimizer.step = lambda *arguments, **options: None if optimizer.overflow else step(*arguments, **options)
 
 
-def make_adam_resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def make_adam_resumable(optimizer: Any) -> torch.optim.Optimizer:
     """Make a step of DeepSpeed's CPU Adam depend on its step number alone, so that a resumed run is bit-equal.
 
     Its C++ backend multiplies beta^t up from step to step. After a resume it takes pow(beta, t)

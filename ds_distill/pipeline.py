@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
@@ -219,7 +220,8 @@ def distill(
         objective = Objective(student, recipe.losses, world, teacher_width=source.config.hidden_size)
         frozen = None
         if recipe.losses.kl or recipe.losses.cosine:
-            frozen = Teacher(source.to(device=device, dtype=teacher_dtype(device, dtype)))
+            wanted = teacher_dtype(device, dtype)
+            frozen = Teacher(source.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # as in Teacher.load
         del source
         with explain_training_memory(t):
             engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
@@ -236,7 +238,8 @@ def _with_resolved_micro_batch(recipe: Recipe, teacher: str | None, ranks: int) 
     """Collective: return the recipe with the micro-batch that these ranks run."""
     recipe, asked = copy.deepcopy(recipe), recipe.training.micro_batch
     t = recipe.training
-    t.micro_batch = choose_micro_batch(recipe, teacher) if asked == "auto" else t.micro_batch_of(ranks)
+    # only distill, which has a teacher, gets here with "auto"
+    t.micro_batch = choose_micro_batch(recipe, cast(str, teacher)) if asked == "auto" else t.micro_batch_of(ranks)
     if asked not in ("auto", t.micro_batch):
         line = (
             f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is "
@@ -286,7 +289,7 @@ def pretrain(
                 hidden_dropout_prob=t.dropout,
                 attention_probs_dropout_prob=t.dropout,
                 pad_token_id=store.manifest["pad_id"],
-                **model,
+                **cast(dict, model),
             )
             encoder = BertForMaskedLM(config)
     check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
@@ -358,6 +361,7 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
     device = local_device(recipe.training.device)
     heldout, train_store = open_heldout(tokens), TokenDataset.open(tokens, "train")
     masker, t, own = make_masker(train_store, recipe), recipe.training, not recipe.data.attend_across_documents
+    size = cast(int, t.micro_batch)  # "auto" has been refused
     rows = []
     for name in [*models, *([None] if untrained else [])]:
         origin = name or models[0]
@@ -367,12 +371,10 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
                 torch.manual_seed(t.seed)
                 network = type(network)(network.config)
         check_fits(train_store, network.config, f"model {origin}", origin)
-        count = -(-min(t.heldout_blocks, len(heldout)) // t.micro_batch)
+        count = -(-min(t.heldout_blocks, len(heldout)) // size)
         with progress(count, name or "untrained", "batch") as bar:
             batches = (
-                batch
-                for batch in heldout_batches(heldout, masker, t.micro_batch, t.heldout_blocks, own)
-                if bar.update() or True
+                batch for batch in heldout_batches(heldout, masker, size, t.heldout_blocks, own) if bar.update() or True
             )
             figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
         rows.append({"model": name or f"{models[0]}, untrained", "parameters": count_parameters(network)} | figures)

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from ds_distill.config.values import UserPath
 from ds_distill.utils.errors import UserError
@@ -158,11 +158,11 @@ class Training:
 
     def micro_batch_of(self, ranks: int) -> int:
         """Return the micro-batch that a run on `ranks` ranks uses, where the recipe gives it as a number."""
-        return next(size for size in self.micro_batches(ranks) if size <= self.micro_batch)
+        return next(size for size in self.micro_batches(ranks) if size <= cast(int, self.micro_batch))
 
     def deepspeed_file(self) -> Path:
         """Return the path of the DeepSpeed JSON, from here or from the checkout."""
-        return shipped(self.deepspeed)
+        return shipped(cast(str, self.deepspeed))
 
     def deepspeed_json(self) -> dict:
         """Return the content of the DeepSpeed JSON, or an empty dict where the recipe names none.

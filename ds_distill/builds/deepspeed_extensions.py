@@ -108,6 +108,7 @@ def _load_built(name: str) -> ModuleType | None:
         log(f"{file}: not a whole library; it is built anew")
         return None
     spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # it knows .so
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

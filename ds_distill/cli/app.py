@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import cast
 
 from ds_distill import __version__
 from ds_distill.builds.inductor_cache import keep_cache_in_environment
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             options = build_parser().parse_args(_command_of(argv))
         except SystemExit as ended:  # after --help
-            return ended.code or 0
+            return cast(int, ended.code or 0)
         summary = _run(options.subcommand, options[options.subcommand], debug)
     except (UserError, OSError) as error:
         if debug:

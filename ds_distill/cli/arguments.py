@@ -76,7 +76,7 @@ def recipe_of(options) -> Recipe:
     return Recipe(**{name: section_of(options[name], section) for name, section in SECTIONS.items()})
 
 
-def section_of(value: Any, section: type):
+def section_of(value: Any, section: Any) -> Any:
     """Return a parsed section as its dataclass; the defaults where a file has nothing under its name."""
     if value is None:
         return section()

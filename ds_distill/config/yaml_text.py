@@ -17,7 +17,7 @@ LOOKS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "int", "float",
 MOST_ENTRIES = 10**6
 
 
-class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # not all PyYAMLs have C's
     """Reads scalars and keys as text; only `null`, `~` and an empty value become None."""
 
     def construct_object(self, node, deep=False):
@@ -25,7 +25,7 @@ class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             return node.value
         return super().construct_object(node, deep)
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node, deep: bool = False) -> dict:
         if not isinstance(node, yaml.MappingNode):
             raise yaml.constructor.ConstructorError(None, None, "keys belong here", node.start_mark)
         seen: set[str] = set()

@@ -86,6 +86,7 @@ def _check() -> None:
             return
         if lacking := [name for name in ("RANK", "MASTER_ADDR") if not os.environ.get(name)]:
             raise UserError(f"WORLD_SIZE = {world} in the environment, but no {' and no '.join(lacking)}: {REMEDY}")
+        assert rank is not None and world is not None  # RANK is there, and world is neither None nor 1
         if rank >= world:
             raise UserError(
                 f"RANK = {rank} in the environment: WORLD_SIZE = {world} has ranks 0 to {world - 1}; {REMEDY}"

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import deepspeed
 import torch
@@ -92,7 +93,7 @@ def _patient_group():
     return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
-def broadcast_object(value: object) -> object:
+def broadcast_object(value: object) -> Any:
     """Collective: return the first rank's `value`, however long it takes to arrive."""
     values = [value]
     torch.distributed.broadcast_object_list(values, group=_patient_group())

@@ -8,6 +8,7 @@ while the chunk is in memory.
 import math
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -203,7 +204,7 @@ class _Logits:
             weight = torch.nn.functional.pad(weight, (0, 0, 0, more))
             bias = (
                 weight.new_zeros(vocabulary, dtype=weight.dtype if hidden.is_cuda else wide)
-                if bias is None
+                if self.bias is None
                 else self.bias
             )
             self.bias = torch.nn.functional.pad(bias, (0, more), value=PAD_LOGIT_BIAS.get(bias.dtype, -1e30))
@@ -348,7 +349,7 @@ def _weight_gradient(total: Tensor | None, slopes: Tensor, hidden: Tensor, wide:
     """
     if not slopes.is_cuda:
         return _added(total, slopes.t() @ hidden, wide)
-    options = {} if slopes.dtype == wide else {"out_dtype": wide}
+    options: dict[str, Any] = {} if slopes.dtype == wide else {"out_dtype": wide}
     if total is None:
         return torch.mm(slopes.t(), hidden, **options)
     return torch.addmm(total, slopes.t(), hidden, out=total, **options)

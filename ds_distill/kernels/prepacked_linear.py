@@ -5,6 +5,7 @@ fused into it (docs/PERFORMANCE.md).
 """
 
 import weakref
+from typing import cast
 
 import torch
 from torch import Tensor, library, nn
@@ -29,7 +30,7 @@ def prepack_linears(model: PreTrainedModel) -> None:
     for block in family.part(model, "layers"):
         for linear in block.modules():
             if type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
-                linear.__class__, linear.after = _PackedLinear, "none"
+                linear.__class__, cast(_PackedLinear, linear).after = _PackedLinear, "none"
                 weight = linear.weight.detach()
                 _PACKED[weight.data_ptr()] = weight, torch.ops.mkldnn._reorder_linear_weight(weight)
                 weakref.finalize(linear, _PACKED.pop, weight.data_ptr(), None)
@@ -55,6 +56,8 @@ def prepacked_bytes(model: PreTrainedModel) -> int:
 
 
 class _PackedLinear(nn.Linear):
+    after: str
+
     def forward(self, x: Tensor) -> Tensor:
         return _packed_linear(x, self.weight, self.bias, self.after)
 

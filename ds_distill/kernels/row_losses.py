@@ -5,6 +5,7 @@ The code can be compiled into one kernel.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ def row_losses(
     """
     wide = mlm_factor.dtype
     z = _peak_removed(z.to(wide) if bias is None else z + bias)
+    total: Any  # at the end a Tensor, since KL or masked-LM is asked for
     kl = mlm = total = None
     if mlm_mask is not None:
         e = z.exp()

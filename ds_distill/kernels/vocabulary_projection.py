@@ -21,7 +21,10 @@ class VocabularyProjection(nn.Linear):
         projection.weight, projection.bias = linear.weight, linear.bias
         return projection
 
-    def forward(self, hidden: Tensor, *losses_of, **options):
+    # nn.Linear calls it `input`; everybody gives it by position
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, *losses_of, **options
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Return logits for one argument, or the losses for more.
 
         The losses are fused_linear_distillation_loss(hidden, weight, bias, *losses_of, **options).

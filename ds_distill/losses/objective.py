@@ -1,11 +1,18 @@
 """The module that the engine runs: the model and its whole loss in one forward."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from ds_distill.losses import VocabularyProjection, cosine_distance_sum
 from ds_distill.models.families import family_of
 from ds_distill.recipe import Losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Objective(nn.Module):
@@ -16,7 +23,7 @@ class Objective(nn.Module):
     DistilBERT's own counts differ from block to block.
     """
 
-    def __init__(self, model: nn.Module, losses: Losses, world_size: int, teacher_width: int | None = None):
+    def __init__(self, model: PreTrainedModel, losses: Losses, world_size: int, teacher_width: int | None = None):
         """Put the vocabulary loss in place of the model's decoder.
 
         Args:

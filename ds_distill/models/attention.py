@@ -3,12 +3,15 @@
 It replaces a mask of tokens × tokens.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+varlen_attn: Any
 try:  # other releases of torch do not have it under this name
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:

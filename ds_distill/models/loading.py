@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
@@ -16,7 +17,7 @@ from ds_distill.utils.errors import UserError
 
 
 def load_model(
-    auto: type, folder: Path, config: PretrainedConfig, given: str, *, hollow: bool = False, **how
+    auto: Any, folder: Path, config: PretrainedConfig, given: str, *, hollow: bool = False, **how
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the model of an opened folder, in fp32 on the CPU.
 
@@ -115,7 +116,7 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], given: str) -> None:
         )
 
 
-def _empty_model(auto: type, folder: Path, config: PretrainedConfig, given: str) -> PreTrainedModel:
+def _empty_model(auto: Any, folder: Path, config: PretrainedConfig, given: str) -> PreTrainedModel:
     """Return the model that config.json describes, without values.
 
     Raises:

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ds_distill.data.tokenizer import save_tokenizer
 from ds_distill.models.families import INPUTS, family_of
 from ds_distill.models.tokenizer_fit import fit_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Servers look for these names in config.json. The values are DistilBERT's names.
 COMMON_SIZES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
@@ -41,7 +45,7 @@ def save_model_folder(
         encoding="utf-8",
     )
     fit_tokenizer(tokenizer, model, offered)
-    save_tokenizer(tokenizer, folder)
+    save_tokenizer(cast("PreTrainedTokenizerFast", tokenizer), folder)  # it takes no others
     follow_umask(folder)
 
 
@@ -53,6 +57,7 @@ def _bias_under_both_names(model: PreTrainedModel) -> Iterator[None]:
     and later releases only the head's. With an untied decoder they are one parameter in
     transformers 4 and two in 5, which does not use the head's.
     """
+    head: Any
     head, name = (
         family_of(model).decoder_parent_and_name(model) if type(model).__name__.endswith("ForMaskedLM") else (None, "")
     )

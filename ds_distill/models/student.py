@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -188,7 +189,7 @@ def _config(
 ) -> PretrainedConfig:
     _, heads, width, feed_forward, activation = theirs.measures(source)
     sizes = (depth, heads * hidden // width, hidden, feed_forward * hidden // width, activation)
-    changes = (
+    changes: dict[str, Any] = (
         dict(zip(ours.sizes, sizes, strict=True))
         | dict.fromkeys(ours.dropouts, dropout)
         | {"tie_word_embeddings": True}
@@ -244,7 +245,7 @@ def _copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layer_map:
     elif ours.token_types:
         _fill(target.token_type_embeddings.weight, source.token_type_embeddings.weight)
     _fill(target.position_embeddings.weight, positions)
-    pairs: list[tuple[nn.Module, nn.Module]] = [(target.LayerNorm, source.LayerNorm)]
+    pairs: list[tuple[Any, Any]] = [(target.LayerNorm, source.LayerNorm)]
     pairs += [(student.get_submodule(a), teacher.get_submodule(b)) for a, b in zip(ours.head, theirs.head, strict=True)]
     for block, layer in zip(ours.part(student, "layers"), layer_map, strict=True):
         other = theirs.part(teacher, "layers")[layer]

@@ -47,7 +47,8 @@ class Teacher:
     @classmethod
     def load(cls, path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Teacher:
         """Return the teacher at `path`, on `device` in `dtype`; raise UserError as `load_masked_lm` does."""
-        return cls(load_masked_lm(path).to(device=device, dtype=dtype))
+        model = load_masked_lm(path)
+        return cls(model.to(device=device, dtype=dtype))  # type: ignore[call-arg]  # transformers' wrapper loses self
 
     @torch.no_grad()  # not inference_mode: the loss saves these tensors for a backward, which that mode forbids
     def outputs(
@@ -130,6 +131,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
-        # numpy has no bfloat16, so the raw bytes are hashed
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        # numpy has no bfloat16, so the raw bytes are hashed; its types call an array a Buffer from
+        # Python 3.12 on
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     return digest.hexdigest()

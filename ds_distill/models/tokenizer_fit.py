@@ -50,7 +50,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
     shows it.
     """
     ids, lacking = tokenizer.get_vocab(), _absent_from_vocab_txt(tokenizer)
-    beyond = sorted((name for name, number in ids.items() if number >= config.vocab_size), key=ids.get)
+    beyond = sorted((name for name, number in ids.items() if number >= config.vocab_size), key=ids.__getitem__)
     if not beyond:
         for name in lacking:
             log(

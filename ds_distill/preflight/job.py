@@ -11,6 +11,7 @@ import traceback
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -180,7 +181,8 @@ def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = Non
     """
     if isinstance(model, str):
         folder, config = open_model_folder(model, "--from")
-        check_reads(folder, config, f"--from {model}", recipe, tokens, folder if tokenizer == model else tokenizer)
+        maker = folder if tokenizer == model else cast(str, tokenizer)  # None only where there are tokens
+        check_reads(folder, config, f"--from {model}", recipe, tokens, maker)
         load_masked_lm(model, "--from", new_head=True, hollow=True)
         run_on_rank0(lambda: check_whole(model, "--from", new_head=True))
         return

@@ -62,7 +62,7 @@ class Watched(dict):
         self.asked: dict[str, None] = {}
         self.whole = False
 
-    def _ask(self, key: str) -> None:
+    def _ask(self, key: typing.Any) -> None:
         self.asked.pop(key, None)
         self.asked[key] = None
 
@@ -82,8 +82,9 @@ class Watched(dict):
         self.whole = True
         return super().__iter__()
 
-    def keys(self) -> KeysView:
-        return _Keys(self)  # with dict's own keys(), `key in d.keys()` would go unrecorded
+    # with dict's own keys(), whose class cannot be extended, `key in d.keys()` would go unrecorded
+    def keys(self) -> KeysView:  # type: ignore[override]
+        return _Keys(self)
 
     def items(self):
         self.whole = True
@@ -91,6 +92,8 @@ class Watched(dict):
 
 
 class _Keys(KeysView):
+    _mapping: Watched
+
     def __contains__(self, key: object) -> bool:
         return key in self._mapping
 
@@ -222,7 +225,7 @@ def _fields(title: str, loc: list[str]) -> list[str]:
     return list(kind.model_fields) if kind else []
 
 
-def _kinds(kind: type) -> Iterator[type]:
+def _kinds(kind: type[DeepSpeedConfigModel]) -> Iterator[type[DeepSpeedConfigModel]]:
     for below in kind.__subclasses__():
         yield below
         yield from _kinds(below)
@@ -230,7 +233,8 @@ def _kinds(kind: type) -> Iterator[type]:
 
 def _last_asked(watched: Watched) -> tuple[str, object]:
     """Return (dotted key, value) that DeepSpeed looked at last."""
-    place, value = [], watched
+    place: list[str] = []
+    value: object = watched
     # DeepSpeed copies the outermost dict first, so that one counts as iterated over in any case
     while isinstance(value, Watched) and value.asked and not (place and value.whole):
         key = next(reversed(value.asked))

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+from typing import cast
 
 import deepspeed
 import torch
@@ -54,7 +55,8 @@ def make_engine(
     if device.type == "cpu":
         retain_freed_memory()
     rate = training.trunk_learning_rate
-    groups = parameter_groups(module, training.weight_decay, None if rate is None else {module.trunk_name: rate})
+    rates = None if rate is None else {cast(str, module.trunk_name): rate}
+    groups = parameter_groups(module, training.weight_decay, rates)
     names = [group.pop("names") for group in groups]
     optimizer = make_optimizer(training, groups, device, offload)
     factor = linear_schedule(round(training.warmup * total_steps), total_steps)

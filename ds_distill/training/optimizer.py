@@ -1,5 +1,7 @@
 """AdamW as the recipe chooses it, its parameter groups, and the schedule of the learning rate."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -34,7 +36,7 @@ def parameter_groups(module: nn.Module, weight_decay: float, rates: dict[str, fl
             continue
         plain = name.endswith("bias") or isinstance(owners[name], nn.LayerNorm)
         rate = next((rate for start, rate in (rates or {}).items() if name.startswith(start)), None)
-        group = {"params": [], "names": [], "weight_decay": 0.0 if plain else weight_decay} | (
+        group: dict[str, Any] = {"params": [], "names": [], "weight_decay": 0.0 if plain else weight_decay} | (
             {} if rate is None else {"lr": rate}
         )
         group = groups.setdefault((rate is not None, rate or 0.0, plain), group)
@@ -59,7 +61,7 @@ def make_optimizer(
     Raises:
         UserError: The optimizer that the recipe names is unavailable.
     """
-    options = {"lr": training.learning_rate, "betas": tuple(training.betas), "eps": training.eps}
+    options: dict[str, Any] = {"lr": training.learning_rate, "betas": tuple(training.betas), "eps": training.eps}
     choice = training.optimizer
     if offload and choice not in ("auto", "deepspeed"):
         raise UserError(

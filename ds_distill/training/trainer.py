@@ -5,10 +5,11 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 from ds_distill.data.loader import BatchLoader
 from ds_distill.losses.objective import Objective
@@ -54,7 +55,7 @@ class Stop:
 
 def explain_training_memory(training: Training):
     """Turn an out-of-memory error into a UserError that names the settings to lower."""
-    size = training.micro_batch
+    size = cast(int, training.micro_batch)  # a number has replaced "auto"
     ways = [f"training.micro_batch = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
     ways += [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
     ways.append("in a new --output a higher ZeRO stage (training.deepspeed)")
@@ -110,7 +111,7 @@ def train(
         dtype=dtype,
     )
     engine = take.engine
-    state = {"history": [], "heldout": {name: [] for name in heldout}, "tokens": 0, "skipped": 0}
+    state: dict[str, Any] = {"history": [], "heldout": {name: [] for name in heldout}, "tokens": 0, "skipped": 0}
     first, folder, cost = 0, output / "checkpoints", None
     found = checkpoint.resume(engine, folder)
     if found:
@@ -209,7 +210,7 @@ def train(
 def _log(writer: SummaryWriter, values: dict[str, float | None], step: int) -> None:
     """Write all of a step's scalars as one event; add_scalar for each would take 1 % of a step of 60 ms."""
     found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
-    writer.file_writer.add_summary(Summary(value=found), step)
+    cast(FileWriter, writer.file_writer).add_summary(Summary(value=found), step)
 
 
 def _summary(state: dict, steps: int, rate: float | None, memory: int) -> dict:

@@ -1,7 +1,9 @@
 """The trained weights in fp32, from a live engine or from its checkpoint on disk."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import deepspeed
 import torch
@@ -85,7 +87,7 @@ def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, T
     found |= {f"{PREFIX}{name}": masters[id(p)] for name, p in model.named_parameters() if id(p) in masters}
     if (folder / FROZEN).is_file():
         found |= load_file(folder / FROZEN)
-    weights = {name: found.get(f"{PREFIX}{name}") for name, _ in model.named_parameters()}
+    weights: dict[str, Any] = {name: found.get(f"{PREFIX}{name}") for name, _ in model.named_parameters()}
     missing = [
         name for name, value in weights.items() if value is None or value.shape != model.get_parameter(name).shape
     ]
@@ -95,7 +97,7 @@ def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, T
 
 
 def _rank_of(file: Path) -> int:
-    return int(re.search(r"pp_rank_(\d+)", file.name)[1])
+    return int(cast(re.Match, re.search(r"pp_rank_(\d+)", file.name))[1])
 
 
 def _optimizer_of(shard: Path) -> dict:
@@ -109,9 +111,9 @@ def _group_masters(optimizer: dict) -> list[Tensor]:
     return [torch.cat([piece.flatten() for piece in group]) for group in optimizer.get("fp32_groups", [])]
 
 
-def _cut(flats: list[Tensor], groups: list[list[Tensor]]) -> dict[int, Tensor]:
+def _cut(flats: list[Tensor], groups: Sequence[Sequence[Tensor]]) -> dict[int, Tensor]:
     """Split flat masters, perhaps padded at the end, into each parameter's master, by the parameter's id."""
-    masters = {}
+    masters: dict[int, Tensor] = {}
     if flats:
         for flat, group in zip(flats, groups, strict=True):
             sizes = [parameter.numel() for parameter in group]

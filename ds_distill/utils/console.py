@@ -87,6 +87,8 @@ class _Pause:
 class _Bar(tqdm):
     """A bar whose moves count as the process's progress, also on ranks that do not show it."""
 
+    disable: bool
+
     def update(self, n: float = 1) -> bool | None:
         if n:
             note_progress()

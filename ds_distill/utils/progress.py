@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
 _noted = 0
 
@@ -21,7 +22,7 @@ def progress_count() -> int:
 
 def main_thread_position() -> str:
     """Return where the main thread is: its innermost function, and the innermost of this package that called it."""
-    frame = sys._current_frames().get(threading.main_thread().ident)
+    frame = sys._current_frames().get(cast(int, threading.main_thread().ident))
     if frame is None:
         return "ended"
     place, package = _describe(frame), Path(__file__).parents[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Family:
     embeddings: str
     decoder: str
     head: tuple[str, str]
-    transform: Callable[[PreTrainedModel, Tensor], Tensor]
+    transform: Callable[[Any, Tensor], Tensor]
     block: tuple[str, ...]
     activation: str = "intermediate.intermediate_act_fn"
     sizes: tuple[str, str, str, str, str] = (
@@ -60,7 +60,7 @@ class Family:
     head_dropouts: tuple[str, ...] = ("classifier_dropout",)
     token_types: bool = True
     eps: float | None = None
-    first_position: Callable[[object], int] = lambda config: 0
+    first_position: Callable[[Any], int] = lambda config: 0
 
     def set_dropout(self, config, dropout: float, heads: bool = False) -> None:
         """Set the dropout of hidden states and attention in `config`; with heads, that of a task's head as well."""
@@ -72,8 +72,8 @@ class Family:
         parent, _, name = self.decoder.rpartition(".")
         return model.get_submodule(parent), name
 
-    def part(self, model: PreTrainedModel, what: str) -> nn.Module:
-        """Return the module at the path named `what` ("trunk", "layers", "embeddings", "decoder")."""
+    def part(self, model: PreTrainedModel, what: str) -> Any:
+        """Return the module, of the family's own class, at the path named `what`: "trunk", "layers" and so on."""
         return model.get_submodule(getattr(self, what))
 
     @property
