@@ -20,6 +20,7 @@ from yaml import YAMLError
 from ds_distill.config.unknown_keys import say_unknown
 from ds_distill.config.values import convert, read_path, shown
 from ds_distill.config.yaml_text import load_keys, load_yaml
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 SECTIONS = ("data", "student", "losses", "training", "tuning")
@@ -127,7 +128,7 @@ class Parser(ArgumentParser):
         self.chosen = next(iter(args or ()), "")
         commands = self._subcommands_action._name_parser_map if self._subcommands_action else {}
         if self.chosen in commands:
-            _check_lists_given_once(list(args), commands[self.chosen])
+            _report_lists_given_twice(list(args), commands[self.chosen])
         try:
             return super().parse_args(args, *more, **options)
         except RecursionError:
@@ -145,8 +146,8 @@ class Parser(ArgumentParser):
         return super()._check_value_key(action, value, key, cfg, append=append)
 
 
-def _check_lists_given_once(words: list[str], parser: ArgumentParser) -> None:
-    """Raise UserError for a list that is given twice (`--corpus a --corpus b`): argparse would take the last alone."""
+def _report_lists_given_twice(words: list[str], parser: ArgumentParser) -> None:
+    """Report a list that is given twice (`--corpus a --corpus b`): argparse takes the last one alone."""
     lists = {
         name: action.dest for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings
     }
@@ -155,7 +156,7 @@ def _check_lists_given_once(words: list[str], parser: ArgumentParser) -> None:
         if name in lists and name.startswith("--") and not name.endswith("+"):
             if lists[name] in given:
                 also = "" if given[lists[name]] == name else f", also as {given[lists[name]]}"
-                raise UserError(f"{name}: given twice{also}; all of its values follow one {name}, as in {name} a b")
+                log(f"{name}: given twice{also}; the last one counts alone. For all values write one {name} a b")
             given[lists[name]] = name
 
 

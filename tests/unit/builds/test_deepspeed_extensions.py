@@ -146,7 +146,7 @@ def test_a_build_that_failed_is_not_tried_by_every_rank_but_by_the_next_run(buil
                 file.write("1")
         yield
 
-    monkeypatch.setattr(extensions, "alive", alive)
+    monkeypatch.setattr(extensions, "spinner", alive)
     for file in ("wait", "fail"):
         (build.folder / file).touch()
     several = [build.start() for _ in range(3)]

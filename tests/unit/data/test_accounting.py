@@ -207,9 +207,8 @@ def test_marks_that_a_normalizer_composes_are_not_lost():
 def write(folder, number, kind, texts):
     """Write a file of the texts in one format; return how many characters it holds for a reader."""
     if kind == "txt":
-        data = (
-            "\n\n".join(texts).replace("\0", "").encode() + b" caf\xe9 \xff"
-        )  # in so short a file, more than one NUL would mean that it is no text
+        # in so short a file, more than one NUL would mean that it is no text
+        data = "\n\n".join(texts).replace("\0", "").encode() + b" caf\xe9 \xff"
         (folder / f"{number}.txt").write_bytes(data)
         return len(data.decode(errors="surrogateescape"))
     if kind == "parquet":
@@ -217,6 +216,7 @@ def write(folder, number, kind, texts):
             pyarrow.table({"text": pyarrow.array([*texts, None], pyarrow.string())}), folder / f"{number}.parquet"
         )
     elif kind == "csv":
+        texts = [text.replace("\0", "") for text in texts]
         stream = io.StringIO(newline="")
         rows = csv_writer(stream)
         rows.writerows([("id", "text"), *enumerate(texts)])
