@@ -11,7 +11,6 @@ __all__ = ["Evaluation", "Recipe", "RunSummary", "distill", "evaluate", "export"
 
 
 def __getattr__(name: str) -> Any:
-    # `export` is a package as well: the function is found as an attribute only until something imports that package
     if name in __all__:
         from ds_distill import api
 

@@ -201,7 +201,7 @@ def export(
     Raises:
         UserError: An unknown format, a folder without a model, or a format that differs from PyTorch.
     """
-    from ds_distill.export.formats import export_formats, formats_of
+    from ds_distill.exporters.formats import export_formats, formats_of
 
     formats_of(list(formats))
     with _one_job("export"):
@@ -219,7 +219,9 @@ def _summary(details: dict[str, Any], output: Path) -> RunSummary:
 
     if is_first():
         write_summary(details, output)
-    named = {field.name: details.get(field.name) for field in fields(RunSummary) if field.name != "details"}
+    named: dict[str, Any] = {
+        field.name: details.get(field.name) for field in fields(RunSummary) if field.name != "details"
+    }
     return RunSummary(**named | {"export": Path(details["export"])}, details=details)
 
 

@@ -28,7 +28,7 @@ from ds_distill.data.run_data import (
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.distributed.process_group import run_on_rank0, start_distributed
 from ds_distill.estimate.estimate import choose_micro_batch
-from ds_distill.export.huggingface import export
+from ds_distill.exporters.huggingface import export
 from ds_distill.losses.objective import Objective
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import teacher_dtype

@@ -19,6 +19,7 @@ if [[ $# == 0 ]]; then
         echo "tests/run.sh: run '$PY -m ruff check --fix . && $PY -m ruff format .' and look at what is left" >&2
         exit 1
     }
+    "$PY" -m mypy || exit 1
 fi
 # The tests of a file stay together because they share their setup, and the files that take longest come first.
 # Much of a test is waiting for the processes that it starts.

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ds_distill.data.tokenizer import train_wordpiece
-from ds_distill.export.parity import SAMPLE
+from ds_distill.exporters.parity import SAMPLE
 
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta")
 POSITIONS = 64

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.cli import count, user_errors
-from ds_distill.export.model import Source, load_source
-from ds_distill.export.parity import CLEAR, Batch, agreed, first_choices, text_batches
+from ds_distill.exporters.model import Source, load_source
+from ds_distill.exporters.parity import CLEAR, Batch, agreed, first_choices, text_batches
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import progress
 

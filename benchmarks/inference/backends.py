@@ -82,7 +82,7 @@ def torch_body(
     import torch
     from transformers import AutoConfig
 
-    from ds_distill.export.model import HEADS, without_pooler
+    from ds_distill.exporters.model import HEADS, without_pooler
 
     torch.set_num_threads(row.threads)
     torch.manual_seed(0)  # for heads that the folder lacks
@@ -107,14 +107,14 @@ def torch_body(
 
 def onnx_body(row: Row) -> Callable:
     """Load the row's ONNX file in ONNX Runtime."""
-    from ds_distill.export.runtimes import OnnxRunner
+    from ds_distill.exporters.runtimes import OnnxRunner
 
     return OnnxRunner(row.files / BODIES[row.body].file, row.threads)
 
 
 def openvino_body(row: Row, precision: str = "f32") -> Callable:
     """Load the row's file in OpenVINO."""
-    from ds_distill.export.runtimes import OpenvinoRunner
+    from ds_distill.exporters.runtimes import OpenvinoRunner
 
     return OpenvinoRunner(row.files / BODIES[row.body].file, row.threads, precision)
 
@@ -177,7 +177,7 @@ def make(row: Row) -> tuple[Callable, dict]:
         import torch  # noqa: F401
         import transformers  # noqa: F401
 
-        import ds_distill.export.model  # noqa: F401
+        import ds_distill.exporters.model  # noqa: F401
     elif "openvino" in row.body:
         import openvino  # noqa: F401
     else:

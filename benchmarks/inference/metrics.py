@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.harness.interleave import ratio
 from benchmarks.inference.backends import BODIES, Body, Row
-from ds_distill.export.model import Source
-from ds_distill.export.parity import agreed
+from ds_distill.exporters.model import Source
+from ds_distill.exporters.parity import agreed
 
 BASE, STUDENT, TEACHER = "BERT-base", "student", "teacher"
 MIX = "mix"  # the lengths of real sequences

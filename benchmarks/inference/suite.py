@@ -19,10 +19,10 @@ from benchmarks.harness.machine import describe
 from benchmarks.inference.backends import BODIES, Row, make, serve
 from benchmarks.inference.metrics import BASE, MIX, STUDENT, TEACHER, Measured, figures, summary
 from benchmarks.inference.page import print_tables, write_card, write_report
-from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
-from ds_distill.export.model import Source, load_source
-from ds_distill.export.onnx import write_onnx
-from ds_distill.export.parity import CLEAR, first_choices, text_batches, torch_runner
+from ds_distill.exporters.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
+from ds_distill.exporters.model import Source, load_source
+from ds_distill.exporters.onnx import write_onnx
+from ds_distill.exporters.parity import CLEAR, first_choices, text_batches, torch_runner
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.utils.console import log, progress, spinner
 from ds_distill.utils.errors import UserError

@@ -48,7 +48,7 @@ COLUMNS = {
 def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
     """Return the number of tokens of each example, as a classifier reads it."""
     from ds_distill.data.tokenizer import load_tokenizer
-    from ds_distill.export.task_score import labelled
+    from ds_distill.exporters.task_score import labelled
 
     texts = labelled(data).texts
     encoded = load_tokenizer(tokenizer_folder)(*texts, truncation=True, max_length=most)

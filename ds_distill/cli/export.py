@@ -103,7 +103,7 @@ def check_paths(options) -> None:
 def run(options) -> dict:
     from ds_distill import pipeline
     from ds_distill.data.sources import split_inputs
-    from ds_distill.export.formats import export_formats, formats_of, formats_table
+    from ds_distill.exporters.formats import export_formats, formats_of, formats_table
 
     output = Path(options.output)
     formats = [name for name in options.format if name != "hf"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ds_distill
-from ds_distill.export.parity import SAMPLE
+from ds_distill.exporters.parity import SAMPLE
 from tests.clients import teachers
 from tests.clients.teachers import POSITIONS, TEACHERS
 

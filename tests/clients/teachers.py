@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from ds_distill.data.tokenizer import train_wordpiece
-from ds_distill.export.parity import SAMPLE
+from ds_distill.exporters.parity import SAMPLE
 
 POSITIONS = 48  # so few that even a short text is overlong
 VOCABULARY = 600

@@ -52,8 +52,7 @@ def test_the_example_of_readme_runs(world, tmp_path):
 def test_pretrain_evaluate_and_export(world, tmp_path):
     script = f"""
 import os
-from ds_distill import Recipe, evaluate, pretrain
-from ds_distill.api import export
+from ds_distill import Recipe, evaluate, export, pretrain
 before = dict(os.environ)
 recipe = Recipe()
 {SMALL}
@@ -84,3 +83,15 @@ def test_a_mistake_is_a_user_error(world, tmp_path):
     assert {name: value for name, value in os.environ.items() if "RANK" in name} == {
         name: value for name, value in before.items() if "RANK" in name
     }
+
+
+def test_what_the_package_offers_is_there_whatever_is_imported_first():
+    import ds_distill
+    import ds_distill.cli.app
+    import ds_distill.exporters.formats
+    import ds_distill.pipeline
+
+    for name in ds_distill.__all__:
+        assert callable(getattr(ds_distill, name)) and getattr(ds_distill, name).__doc__, name
+    with pytest.raises(AttributeError, match="has no attribute 'distil'"):
+        getattr(ds_distill, "dis" + "til")

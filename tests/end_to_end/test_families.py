@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from ds_distill.data.tokenizer import load_tokenizer, save_tokenizer
-from ds_distill.export.parity import SAMPLE
+from ds_distill.exporters.parity import SAMPLE
 from tests.start import Process
 from tests.tiny import FAMILIES, save_encoder
 

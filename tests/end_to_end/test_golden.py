@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from ds_distill.data.tokenizer import train_wordpiece
-from ds_distill.export.parity import SAMPLE
+from ds_distill.exporters.parity import SAMPLE
 from tests.start import ROOT, ds_distill
 
 GOLDEN = Path(__file__).with_name("golden.json")

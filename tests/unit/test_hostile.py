@@ -25,7 +25,7 @@ from ds_distill.cli.parser import build_parser
 from ds_distill.data.readers import read
 from ds_distill.data.sources import split_inputs
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
-from ds_distill.export.model import load_source
+from ds_distill.exporters.model import load_source
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.loading import load_masked_lm

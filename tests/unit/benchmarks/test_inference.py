@@ -16,8 +16,8 @@ from benchmarks.inference.min_memory import least_megabytes
 from benchmarks.inference.page import print_tables, sections_of, shown, write_report
 from benchmarks.inference.suite import cases_of, measure, prepare, reference_choices, runnable
 from ds_distill.data.tokenizer import train_wordpiece
-from ds_distill.export.model import load_source
-from ds_distill.export.parity import CLEAR, SAMPLE, text_batches
+from ds_distill.exporters.model import load_source
+from ds_distill.exporters.parity import CLEAR, SAMPLE, text_batches
 from ds_distill.utils.errors import UserError
 
 

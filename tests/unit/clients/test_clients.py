@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_distill.export.formats import FORMATS as PRODUCT_FORMATS
+from ds_distill.exporters.formats import FORMATS as PRODUCT_FORMATS
 from tests.clients import runner
 from tests.clients.catalog import CLIENTS, ENVIRONMENTS, Client, Limit, checks_of
 from tests.clients.compare import TOLERANCES, Wrong, check_answers, too_alike

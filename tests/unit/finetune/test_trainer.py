@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
-from ds_distill.export.parity import SAMPLE
+from ds_distill.exporters.parity import SAMPLE
 from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import Tuning

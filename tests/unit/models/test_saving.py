@@ -37,8 +37,8 @@ from transformers import (
 
 from ds_distill.data.portable_tokenizer import READS_JSON_ONLY, SHARED_CLASSES
 from ds_distill.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_wordpiece
-from ds_distill.export.huggingface import export
-from ds_distill.export.model import load_source
+from ds_distill.exporters.huggingface import export
+from ds_distill.exporters.model import load_source
 from ds_distill.finetune import runs
 from ds_distill.finetune.config import Tuning
 from ds_distill.models.families import family_of

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
-from ds_distill.export.model import load_source
+from ds_distill.exporters.model import load_source
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.models.families import family_of
 from ds_distill.models.folder import open_model_folder, resolve_model_folder

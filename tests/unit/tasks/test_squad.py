@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
-from ds_distill.export.parity import SAMPLE
+from ds_distill.exporters.parity import SAMPLE
 from ds_distill.tasks.catalog import task_of
 from ds_distill.tasks.metrics import normalised
 from ds_distill.tasks.squad import Answer, Question, load_questions, postprocess_spans, spans_of, squad_scores, unplaced

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from ds_distill.export.model import Source
+from ds_distill.exporters.model import Source
 
 # ONNX's first opset with Gelu as one node. onnxruntime 1.18 (2024) and later read it.
 OPSET = 20

@@ -18,9 +18,9 @@ from transformers import (
     pipeline,
 )
 
-from ds_distill.export.model import load_source
-from ds_distill.export.parity import SAMPLE, torch_runner
-from ds_distill.export.task_score import dev_score
+from ds_distill.exporters.model import load_source
+from ds_distill.exporters.parity import SAMPLE, torch_runner
+from ds_distill.exporters.task_score import dev_score
 from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import Tuning

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 
-from ds_distill.export.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
-from ds_distill.export.model import Source, load_source, read_json
-from ds_distill.export.onnx import OPSET, write_onnx, write_program
-from ds_distill.export.parity import Batch, compare, text_batches, torch_runner
-from ds_distill.export.published import publish_model
-from ds_distill.export.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
-from ds_distill.export.task_score import DevSet, dev_set
+from ds_distill.exporters.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
+from ds_distill.exporters.model import Source, load_source, read_json
+from ds_distill.exporters.onnx import OPSET, write_onnx, write_program
+from ds_distill.exporters.parity import Batch, compare, text_batches, torch_runner
+from ds_distill.exporters.published import publish_model
+from ds_distill.exporters.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
+from ds_distill.exporters.task_score import DevSet, dev_set
 from ds_distill.models.saving import follow_umask
 from ds_distill.reporting.model_card import put_section
 from ds_distill.reporting.tables import table

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from transformers import AutoModel
 
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from ds_distill.export.model import Source, read_json
-from ds_distill.export.sentence_embedding import write_sentence_transformers_files
+from ds_distill.exporters.model import Source, read_json
+from ds_distill.exporters.sentence_embedding import write_sentence_transformers_files
 from ds_distill.models.folder import config_of
 from ds_distill.models.loading import load_model
 from ds_distill.models.saving import follow_umask, portable_config, save_model_folder

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ds_distill.cli import export
 from ds_distill.cli.parser import build_parser
-from ds_distill.export.task_score import labelled
+from ds_distill.exporters.task_score import labelled
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.columns import KNOWN, named_columns, text_columns
 from ds_distill.utils.errors import UserError

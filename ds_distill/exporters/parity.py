@@ -11,7 +11,7 @@ import torch
 
 from ds_distill.data.readers import documents
 from ds_distill.data.sources import split_inputs
-from ds_distill.export.model import Source
+from ds_distill.exporters.model import Source
 from ds_distill.models.inputs import pad_right
 from ds_distill.utils.console import progress
 from ds_distill.utils.errors import UserError

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ds_distill.export.onnx import save_graph, silence
+from ds_distill.exporters.onnx import save_graph, silence
 
 FULL, SAFE = 127, 63
 LARGE = 1_000_000  # lookup tables of more values are quantized: vocabularies are, positions are not

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from ds_distill.export.model import Source, read_json
+from ds_distill.exporters.model import Source, read_json
 from ds_distill.utils.console import log
 
 # Flags of 1_Pooling/config.json that every release and text-embeddings-inference know. The keys are

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from ds_distill.export.model import Source
-from ds_distill.export.parity import progress_over
-from ds_distill.export.runtimes import Runner
+from ds_distill.exporters.model import Source
+from ds_distill.exporters.parity import progress_over
+from ds_distill.exporters.runtimes import Runner
 from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, plain
 from ds_distill.tasks.columns import named_columns, text_columns

@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from ds_distill.cli import main
-from ds_distill.export import onnx as graph
-from ds_distill.export.formats import FORMATS, export_formats
-from ds_distill.export.model import load_source
-from ds_distill.export.published import publish_model
+from ds_distill.exporters import onnx as graph
+from ds_distill.exporters.formats import FORMATS, export_formats
+from ds_distill.exporters.model import load_source
+from ds_distill.exporters.published import publish_model
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.saving import save_model_folder
 from ds_distill.utils.errors import UserError

@@ -22,12 +22,12 @@ from transformers import (
 )
 
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
-from ds_distill.export.formats import FORMATS, _alone, export_formats, formats_table
-from ds_distill.export.huggingface import export
-from ds_distill.export.model import load_source
-from ds_distill.export.onnx import OPSET
-from ds_distill.export.parity import SAMPLE, compare, text_batches, torch_runner
-from ds_distill.export.task_score import dev_score
+from ds_distill.exporters.formats import FORMATS, _alone, export_formats, formats_table
+from ds_distill.exporters.huggingface import export
+from ds_distill.exporters.model import load_source
+from ds_distill.exporters.onnx import OPSET
+from ds_distill.exporters.parity import SAMPLE, compare, text_batches, torch_runner
+from ds_distill.exporters.task_score import dev_score
 from ds_distill.reporting.model_card import MADE_WITH
 from ds_distill.utils.errors import UserError
 

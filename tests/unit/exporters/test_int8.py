@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_distill.export.int8 import FULL, SAFE, quantised, why_not_full, write_onnx_int8
-from ds_distill.export.onnx import OPSET
-from ds_distill.export.runtimes import OnnxRunner
+from ds_distill.exporters.int8 import FULL, SAFE, quantised, why_not_full, write_onnx_int8
+from ds_distill.exporters.onnx import OPSET
+from ds_distill.exporters.runtimes import OnnxRunner
 
 
 @pytest.mark.parametrize("steps", [FULL, SAFE])
