@@ -18,7 +18,7 @@ import yaml
 from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
 from ds_distill.finetune.config import Tuning
 from ds_distill.recipe import CHECKOUT, Recipe, shipped
-from ds_distill.study.scheduler import Step, folder_of, run_steps, starter_words
+from ds_distill.study.jobs import Step, folder_of, run_steps, starter_words
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import split_files
 from ds_distill.utils.console import spinner

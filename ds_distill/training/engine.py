@@ -14,7 +14,8 @@ from torch import nn
 from ds_distill.deepspeed_fixes import batch_gradient_copies, make_step_skippable, without_step_of_zeros
 from ds_distill.recipe import Training
 from ds_distill.training.deepspeed_config import deepspeed_config
-from ds_distill.training.optimizer import linear_schedule, make_optimizer, parameter_groups
+from ds_distill.training.optimizer import make_optimizer, parameter_groups
+from ds_distill.training.schedule import linear_schedule
 from ds_distill.utils.memory import retain_freed_memory
 
 

@@ -1,4 +1,4 @@
-"""AdamW as the recipe chooses it, its parameter groups, and the schedule of the learning rate."""
+"""Build AdamW by the recipe's choice, and its parameter groups."""
 
 from typing import Any
 
@@ -97,17 +97,3 @@ def make_optimizer(
 def _agreed(reason: str | None) -> str | None:
     """Collective: return the first reason that any rank has; ranks with different optimizers would drift apart."""
     return next((r for r in all_gather_object(reason) if r is not None), None)
-
-
-def linear_schedule(warmup_steps: int, total_steps: int):
-    """Return the schedule, a function from the optimizer step (0-based) to a factor of the peak rate.
-
-    The factor rises linearly over warmup_steps, then falls linearly to zero.
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
-
-    return factor

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ds_distill.study import scheduler as schedule
-from ds_distill.study.scheduler import Step, run_steps
+from ds_distill.study import jobs as schedule
+from ds_distill.study.jobs import Step, run_steps
 from ds_distill.utils.errors import UserError
 from tests.patience import wait_until
 from tests.start import wait_for
