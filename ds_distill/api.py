@@ -227,7 +227,7 @@ def _summary(details: dict[str, Any], output: Path) -> RunSummary:
 
 @contextlib.contextmanager
 def _one_job(command: str) -> Iterator[None]:
-    """Settle which rank this process is, and leave the environment as it was where it is the only one."""
+    """Settle which rank this process is; where it is the only one, leave a launcher's variables as they were."""
     from transformers.utils import logging
 
     before, bars = dict(os.environ), logging.is_progress_bar_enabled()
