@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ds_distill.utils.console import TRACE, log, log_once
+from ds_distill.utils.console import TRACE, log, log_new
 from ds_distill.utils.errors import UserError, expand_user
 
 KINDS = {
@@ -107,8 +107,17 @@ def _files_in(folder: Path) -> list[Path]:
     """Return the files of a known kind in a folder, and log the others where they are more than a trace."""
     others: list[Path] = []
     found = sorted(_files_below(folder, others))
-    if not found:
-        return []
+    if found and others:
+        _log_others(folder, found, others)
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted({file.parent.name for file in found if saved_files(file.parent)})
+        if len(splits) > 1:
+            log_new(f"{folder}: its splits {', '.join(splits)} are all read; hf:{folder}@{splits[-1]} reads one")
+    return found
+
+
+def _log_others(folder: Path, found: list[Path], others: list[Path]) -> None:
+    """Log which files of a folder are not read, where they are more than a trace."""
     gone = [file for file in others if not file.exists()]
     sizes = [sum(file.stat().st_size for file in files if file.is_file()) for files in (found, others)]
     packed = [file for file in others if file.suffix.lower() in UNSUPPORTED]
@@ -116,17 +125,10 @@ def _files_in(folder: Path) -> list[Path]:
         kinds = Counter(file.suffix.lower() or "without a suffix" for file in others)
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
         names = ", ".join(file.name for file in list(dict.fromkeys([*gone, *packed, *others]))[:3])
-        line = (
+        log_new(
             f"{folder}: files in it that are not read: {len(others):,} ({counts}), such as {names}; "
             f"those read are {', '.join(KINDS)}, plain, .gz or .zst; name others, or a pattern of them"
         )
-        log_once(line, line)
-    if (folder / "dataset_dict.json").is_file():
-        splits = sorted({file.parent.name for file in found if saved_files(file.parent)})
-        if len(splits) > 1:
-            line = f"{folder}: its splits {', '.join(splits)} are all read; hf:{folder}@{splits[-1]} reads one"
-            log_once(line, line)
-    return found
 
 
 def _files_below(folder: Path, others: list[Path]) -> Iterator[Path]:

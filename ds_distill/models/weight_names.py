@@ -6,12 +6,11 @@ names, or between them.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ds_distill.utils.console import log
+from ds_distill.utils.console import log_new
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +35,11 @@ def renaming(names: list[str], model: PreTrainedModel, given: str) -> dict[str, 
     most = max(map(len, wrapped), default=0)
     if not prefix and not most:
         return None
-    _say(given, tuple(sorted({prefix} - {""} | {word for words in wrapped for word in words})))
+    added = sorted({prefix} - {""} | {word for words in wrapped for word in words})
+    log_new(
+        f"{given}: names of its weights are read without {', '.join(added)}, "
+        "which the training code that saved it has put there"
+    )
     mapping = {f"^{re.escape(prefix)}": ""} if prefix else {}
     return mapping | {f"(?#{turn}){WITHIN}": "" for turn in range(most)}  # each pattern is replaced once
 
@@ -54,11 +57,3 @@ def _prefix(names: list[str], model: PreTrainedModel) -> str:
     best = [prefix for prefix, count in found.items() if count == max(found.values())]
     shortest = min(best, key=len, default="")
     return shortest if all(prefix.startswith(shortest) for prefix in best) else ""
-
-
-@functools.cache
-def _say(given: str, words: tuple[str, ...]) -> None:
-    log(
-        f"{given}: names of its weights are read without {', '.join(words)}, "
-        "which the training code that saved it has put there"
-    )

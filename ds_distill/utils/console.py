@@ -4,6 +4,7 @@ Standard output belongs to results.
 """
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -47,6 +48,12 @@ def log(text: str) -> None:
     """Print `text` on the first rank's standard error."""
     if is_first():
         print(text, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def log_new(line: str) -> None:
+    """Log a line, unless this process has logged it before: several checks may look at the same input."""
+    log(line)
 
 
 TRACE = 0.01  # share of a whole up to which a loss is counted but not reported

@@ -400,6 +400,8 @@ def test_files_of_a_folder_that_are_not_read_are_said(corpus, capsys, name):
         in said
     )
     assert said.count("\n") == 1
+    split_inputs([str(corpus)])
+    assert not capsys.readouterr().err, "once, however often it is looked at"
 
 
 def test_a_trace_of_other_files_and_what_is_about_a_corpus_is_not_said(corpus, capsys):
