@@ -85,11 +85,7 @@ class Accounts:
             *(self._on_cause(cause) for cause in CAUSES if cause not in ("between_documents", "not_utf8")),
             self._on_rows(),
         ]
-        more = ((times, sentence) for times, sentence in self.findings.remarks.values())
-        return [
-            *filter(None, found),
-            *(sentence + (f" ({times - 1:,} more like it)" if times > 1 else "") for times, sentence in more),
-        ]
+        return [*filter(None, found), *self.findings.sentences()]
 
     def _on_cause(self, cause: str) -> str | None:
         parts = {path: (counts.characters[cause], counts.characters["read"]) for path, counts in self.files.items()}

@@ -13,7 +13,7 @@ from itertools import chain
 from ds_distill.data.findings import Findings
 from ds_distill.utils.errors import UserError
 
-LONGEST_FIELD = 1 << 27  # in characters; an unclosed quote ends there at the latest
+_LONGEST_FIELD = 1 << 27  # in characters; an unclosed quote ends there at the latest
 # A field with so many lines, each with as many commas as a row, suggests an unclosed quote.
 _MANY_LINES = 200
 _SOME_ROWS, _MANY_ROWS = 10, 20  # lines exactly like rows that lead to a remark, or to an error
@@ -27,6 +27,7 @@ class CsvRows:
     """
 
     def __init__(self, stream: Iterator[str], delimiter: str, path: str):
+        csv.field_size_limit(_LONGEST_FIELD)
         self._lines, self._delimiter, self._path = stream, delimiter, path
         self._row: list[str] = []  # the lines of the current row
         self._number, self.line, self._lines_read = -1, 1, 0

@@ -11,6 +11,8 @@ from pathlib import Path
 from ds_distill.data.files import COMPRESSED, KINDS, head_of, open_unpacked
 from ds_distill.utils.errors import UserError
 
+# It matches a byte that is not UTF-8, or half a pair, which JSON escapes may hold.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
 _MAGIC = {
     b"\x1f\x8b\x08": "gzip: name it .gz",
@@ -44,6 +46,15 @@ _LEVEL_1 = {
     "gb18030": ("gb2312", 0xB0, 0xD7),
     "cp950": ("big5", 0xA4, 0xC6),
 }
+
+
+def replace_surrogates(text: str) -> str:
+    """Return a text that can be encoded: U+FFFD for a byte that is not UTF-8, and for half a pair of a JSON escape."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text)
+    return text
 
 
 def check_text(path: Path, packed: str) -> None:

@@ -27,3 +27,10 @@ class Findings:
         """Keep a sentence, or count it where there already is one of its kind."""
         number, first = self.remarks.get(kind, (0, sentence))
         self.remarks[kind] = (number + times, first)
+
+    def sentences(self) -> list[str]:
+        """Return the remarks, each with how many more there are like it."""
+        return [
+            sentence + (f" ({times - 1:,} more like it)" if times > 1 else "")
+            for times, sentence in self.remarks.values()
+        ]

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_distill.data import rows, sources
+from ds_distill.data.encodings import replace_surrogates
 from ds_distill.data.files import head_of, open_unpacked, unreadable
 from ds_distill.data.findings import Findings
 from ds_distill.data.sources import WorkUnit, split_inputs
 
-# It matches a byte that is not UTF-8, or half a pair, which JSON escapes may hold.
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _OTHER_ENDS = {
     "\r": "carriage returns alone",
     "\f": "form feeds",
@@ -73,11 +72,8 @@ def read(
         if piece.kind in ("text", "jsonl", "csv") and not piece.start:
             _remark_on_head(piece, findings)
         for text in _READERS[piece.kind](piece, findings, tick):
-            bad = False
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                text, bad = _SURROGATE.sub("\ufffd", text), True
+            clean = replace_surrogates(text)
+            text, bad = clean, clean is not text
             whole = text.strip()
             parts = list(_cut(whole)) if len(whole) > sources.DOCUMENT_CHARACTERS else [whole]
             characters += len(text)

@@ -5,16 +5,16 @@ Values that are not text, and lines that are not rows, are refused with their pl
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from ds_distill.data.csv_rows import LONGEST_FIELD, CsvRows, listed_columns
+from ds_distill.data.csv_rows import CsvRows, listed_columns
 from ds_distill.data.files import open_unpacked
 from ds_distill.data.findings import Findings
+from ds_distill.data.named_rows import AMBIGUOUS, row_of
 from ds_distill.data.sources import WorkUnit, arrow_batches, open_hub, open_parquet
 from ds_distill.utils.errors import UserError
 
@@ -30,7 +30,7 @@ def read_jsonl(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
                 continue
             where = f"{piece.path}, line {number}" + (f" after byte {piece.start}" if piece.start else "")
             try:
-                row = json.loads(text, object_pairs_hook=_object)
+                row = json.loads(text, object_pairs_hook=row_of)
             except (ValueError, RecursionError) as error:
                 if number == 1 and not piece.start and text.strip() in ("{", "["):
                     raise UserError(
@@ -42,27 +42,15 @@ def read_jsonl(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
                 raise UserError(
                     f"{where}: a JSON array; one JSON object a line is expected: jq -c '.[]' {piece.path} > NEW.jsonl"
                 )
-            if isinstance(row, dict) and row.get(piece.column) is _SEVERAL:
+            if isinstance(row, dict) and row.get(piece.column) is AMBIGUOUS:
                 raise UserError(f"{where}: {piece.column!r} stands there more than once; rename all but one")
             if not isinstance(row, str) and (not isinstance(row, dict) or piece.column not in row):
                 raise no_column(piece, where, list(row) if isinstance(row, dict) else [])
             yield _text(row if isinstance(row, str) else row[piece.column], piece, where)
 
 
-# This replaces the values of a key that occurs several times in one object with different values.
-_SEVERAL = object()
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        row |= {key: _SEVERAL for key, value in pairs if row[key] != value}
-    return row
-
-
 def read_csv(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -> Iterator[str]:
     """Yield the text of each row of a csv or tsv piece."""
-    csv.field_size_limit(LONGEST_FIELD)
     delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in Path(piece.path).suffixes] else ","
     binary = open_unpacked(Path(piece.path), Path(piece.path).suffix, piece.start, piece.stop, tick)
     with io.TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from ds_distill.data.encodings import replace_surrogates
 from ds_distill.exporters.model import Source
 from ds_distill.exporters.parity import progress_over
 from ds_distill.exporters.runtimes import Runner
@@ -28,7 +29,6 @@ from ds_distill.tasks.examples import (
     label_of,
     read_columns,
     rows_of,
-    without_lone_surrogates,
 )
 from ds_distill.tasks.labels import (
     are_numbered_otherwise,
@@ -321,7 +321,7 @@ def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) 
     others = [str(name) for name in rows[0] if name not in (*names, "label")]
     log(f"--data {file}: read as text: {', '.join(names)}" + (f"; not read: {', '.join(others)}" if others else ""))
     return Labelled(
-        [[without_lone_surrogates(row[name]) for row in rows] for name in names],
+        [[replace_surrogates(row[name]) for row in rows] for name in names],
         [row["label"] for row in rows],
         names,
         Counter(),

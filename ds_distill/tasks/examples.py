@@ -13,13 +13,15 @@ import math
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ds_distill.data.csv_rows import LONGEST_FIELD, CsvRows
+from ds_distill.data.csv_rows import CsvRows
+from ds_distill.data.encodings import replace_surrogates
 from ds_distill.data.findings import Findings
+from ds_distill.data.named_rows import AMBIGUOUS, row_of
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.labels import class_of, number_of
 from ds_distill.utils.console import log, log_share
@@ -163,7 +165,7 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
                     f"{where}: no text in column {name}, which {task.name} needs; the row has "
                     f"{', '.join(map(str, row))}"
                 )
-            column.append(without_lone_surrogates(row[name]))
+            column.append(replace_surrogates(row[name]))
         labels.append((line, row["label"]))
     if not labels:
         raise UserError(
@@ -235,7 +237,7 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
                         f"{file}, line {line}: a JSON array; {expected}, which `jq -c '.[]' {file.name}` makes of it"
                     )
                 try:
-                    row = json.loads(text, object_pairs_hook=_row_of)
+                    row = json.loads(text, object_pairs_hook=row_of)
                 except ValueError as error:
                     raise UserError(f"{file}, line {line}: not JSON ({error}); {expected}") from error
                 if not isinstance(row, dict):
@@ -260,7 +262,7 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
                         f"{file}, line {line}: {len(row)} columns, its head has {len(names)} ({', '.join(names)})"
                     )
                 elif row:
-                    yield line, _row_of(zip(names, row, strict=True))
+                    yield line, row_of(list(zip(names, row, strict=True)))
 
 
 def _csv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -269,14 +271,13 @@ def _csv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
     Text that is no csv, or rows that a quote has swallowed, are refused or reported with their
     place.
     """
-    csv.field_size_limit(LONGEST_FIELD)
     rows, findings, columns = CsvRows(stream, ",", str(file)), Findings(), 0
     for row in rows:
         columns = columns or len(row)
         rows.check_lines(row, columns, findings)
         yield rows.line, row
-    for times, sentence in findings.remarks.values():
-        log(sentence + (f" ({times - 1:,} more like it)" if times > 1 else ""))
+    for sentence in findings.sentences():
+        log(sentence)
 
 
 def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -298,33 +299,10 @@ def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
     )
 
 
-class Ambiguous:
-    """The value of a name that several columns of a row share."""
-
-
-def _row_of(pairs: Iterable[tuple[str, object]]) -> dict:
-    """Return a row by the names of its columns.
-
-    A name that stands over several columns with different values gets none of them.
-    """
-    row: dict = {}
-    for name, value in pairs:
-        row[name] = Ambiguous() if name in row and row[name] != value else value
-    return row
-
-
 def check_value(row: dict, name: str, where: str) -> None:
     """Raise UserError, beginning with `where`, if a row has several values under one name."""
-    if isinstance(row.get(name), Ambiguous):
+    if row.get(name) is AMBIGUOUS:
         raise UserError(f"{where}: more than one column is called {name!r}; rename all but one")
-
-
-def without_lone_surrogates(text: str) -> str:
-    """Return a text that can be encoded.
-
-    Half a surrogate pair, which JSON escapes may hold, becomes U+FFFD.
-    """
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def opened(file: Path) -> io.TextIOBase:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ds_distill.data.encodings import replace_surrogates
 from ds_distill.models.families import INPUTS
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import (
@@ -26,7 +27,6 @@ from ds_distill.tasks.examples import (
     opened,
     rows_of,
     split_files,
-    without_lone_surrogates,
 )
 from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
 from ds_distill.utils.console import log_share
@@ -218,8 +218,8 @@ def checked(question: Question, where: str) -> Question:
                 f"{where}: the answer {text!r} at character {start}; a question without an answer has no "
                 "answers: an empty list of each"
             )
-        answers.append((without_lone_surrogates(text), start))
-    texts = {name: without_lone_surrogates(getattr(question, name)) for name in ("question", "context")}
+        answers.append((replace_surrogates(text), start))
+    texts = {name: replace_surrogates(getattr(question, name)) for name in ("question", "context")}
     return replace(question, answers=tuple(answers), **texts)
 
 

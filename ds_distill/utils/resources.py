@@ -1,14 +1,13 @@
 """Errors for a full disk or memory: one sentence in place of what the libraries raise."""
 
 import contextlib
-import errno
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import UserError, is_disk_full
 
 
 @contextlib.contextmanager
@@ -20,11 +19,8 @@ def explain_disk_full(folder: Path):
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        full = (
-            error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if isinstance(error, OSError)
-            else shutil.disk_usage(folder).free < 2**20
-        )
+        # torch's error about positions in a file does not say why
+        full = is_disk_full(error) or (not isinstance(error, OSError) and shutil.disk_usage(folder).free < 2**20)
         if not full:
             raise
         raise UserError(
