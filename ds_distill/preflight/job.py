@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from ds_distill.data.readers import read
 from ds_distill.data.sources import check_inputs, split_inputs
-from ds_distill.distributed.process_group import run_on_rank0, start_distributed
+from ds_distill.distributed.process_group import all_gather_object, run_on_rank0, start_distributed
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import open_model_folder, resolve_model_folder
 from ds_distill.models.loading import load_masked_lm
@@ -103,6 +103,8 @@ def check_engine(recipe: Recipe) -> None:
         return None
 
     error = starts()
+    # Starting is collective: where one rank failed alone, the others must not be asked to start again.
+    everywhere = all(all_gather_object(error is not None))
     if error is None:
         return
     words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
@@ -113,7 +115,11 @@ def check_engine(recipe: Recipe) -> None:
     said = t.deepspeed_json()
     keys = [key for key in said if key != "zero_optimization"]
     keys += [f"zero_optimization.{key}" for key in said.get("zero_optimization", {}) if key != "stage"]
-    key = keys[0] if len(keys) == 1 else next((key for key in keys if starts((key,)) is None), "")
+    if len(keys) == 1:
+        key = keys[0]
+    else:
+        without = (key for key in keys if everywhere and all(all_gather_object(starts((key,)) is None)))
+        key = next(without, "")
     raise UserError(
         f"training.deepspeed = {t.deepspeed}: {key}{': ' * bool(key)}DeepSpeed does not start with it "
         f"({type(error).__name__}: {words})"
