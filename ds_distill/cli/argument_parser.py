@@ -17,13 +17,13 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 from jsonargparse._typehints import ActionTypeHint
 from yaml import YAMLError
 
+from ds_distill.cli.arguments import SECTIONS
 from ds_distill.config.unknown_keys import say_unknown
 from ds_distill.config.values import convert, read_path, shown
 from ds_distill.config.yaml_text import load_keys, load_yaml
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
-SECTIONS = ("data", "student", "losses", "training", "tuning")
 RECIPE = "recipe"  # jsonargparse's name for this module's way to read YAML
 
 
@@ -51,7 +51,7 @@ def _dotted(keys: dict, above: str = "") -> list[str]:
     dotted = []
     for key, value in keys.items():
         name = f"{above}{key}"
-        dotted += _dotted(value, f"{name}.") if isinstance(value, dict) and name in SECTIONS else [name]
+        dotted += _dotted(value, f"{name}.") if isinstance(value, dict) and name in (*SECTIONS, "tuning") else [name]
     return dotted
 
 

@@ -92,10 +92,16 @@ def check_recipe(options) -> Recipe:
     return recipe
 
 
-def check_corpus_weights(options, recipe: Recipe) -> None:
-    """Raise UserError where data.weights does not fit the inputs."""
+def check_job(options) -> Recipe:
+    """Return the recipe of a command that reads a corpus and writes into a folder.
+
+    Raises UserError where the folder is missing, or where a setting does not fit its range or the inputs.
+    """
+    require_output(options)
+    recipe = check_recipe(options)
     if recipe.data.weights and options.corpus:
         check_weights(recipe.data.weights, len(options.corpus))
+    return recipe
 
 
 def check_text_given(options, recipe: Recipe) -> None:

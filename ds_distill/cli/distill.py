@@ -19,9 +19,7 @@ def add_arguments(parser) -> None:
 
 
 def check(options) -> None:
-    arguments.require_output(options)
-    recipe = arguments.check_recipe(options)
-    arguments.check_corpus_weights(options, recipe)
+    recipe = arguments.check_job(options)
     if not options.teacher:
         raise UserError("--teacher is missing")
     arguments.check_text_given(options, recipe)

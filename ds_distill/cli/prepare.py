@@ -32,9 +32,7 @@ def add_arguments(parser) -> None:
 
 
 def check(options) -> None:
-    arguments.require_output(options)
-    recipe = arguments.check_recipe(options)
-    arguments.check_corpus_weights(options, recipe)
+    arguments.check_job(options)
     if not (options.tokenizer or options.teacher) or not options.corpus:
         raise UserError("prepare needs --tokenizer, or a recipe with a teacher, and --corpus")
 

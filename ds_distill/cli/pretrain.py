@@ -42,9 +42,7 @@ def add_new_model(parser) -> None:
 
 
 def check(options) -> None:
-    arguments.require_output(options)
-    recipe = arguments.check_recipe(options)
-    arguments.check_corpus_weights(options, recipe)
+    recipe = arguments.check_job(options)
     options.tokenizer = options.tokenizer or options["from"]
     if not options.tokenizer:
         raise UserError("--tokenizer is missing")

@@ -41,9 +41,7 @@ def add_arguments(parser) -> None:
 
 
 def check(options) -> None:
-    arguments.require_output(options)
-    recipe = arguments.check_recipe(options)
-    arguments.check_corpus_weights(options, recipe)
+    recipe = arguments.check_job(options)
     if not options.teacher:
         for key, least, most in LIMITS:
             if not least <= options[key] <= most:
