@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ds_distill import pipeline as runs
+from ds_distill import pipeline
 from ds_distill.builds.fused_adam import start_build
 from ds_distill.data.docstrings import embedded_documents
 from ds_distill.data.readers import read
@@ -20,7 +20,7 @@ from ds_distill.data.sources import split_inputs
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.distributed.process_group import run_on_rank0, start_distributed
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.preflight import job as checks
+from ds_distill.preflight import job as preflight
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.tables import table
 from ds_distill.run_folder import locked_run_folder
@@ -58,8 +58,8 @@ def run(
     recipe = copy.deepcopy(recipe)
     # Nobody has chosen this recipe, so its batch is rounded up to run on any number of ranks.
     recipe.training.global_batch = -(-recipe.training.global_batch // ranks) * ranks
-    checks.check_machine(recipe)
-    checks.check_engine(recipe)
+    preflight.check_machine(recipe)
+    preflight.check_engine(recipe)
     if is_first():
         start_build()
 
@@ -82,16 +82,16 @@ def run(
         teaching = copy.deepcopy(recipe)
         teaching.training.max_tokens = teacher_tokens
         teacher = _once(
-            output / "teacher", lambda folder: runs.pretrain(teaching, model, tokens, folder, title="teacher")
+            output / "teacher", lambda folder: pipeline.pretrain(teaching, model, tokens, folder, title="teacher")
         )
         folder = str(output / "teacher" / "export")
         student = _once(
-            output / "distilled", lambda out: runs.distill(recipe, folder, tokens, out, title="student, distilled")
+            output / "distilled", lambda out: pipeline.distill(recipe, folder, tokens, out, title="student, distilled")
         )
         plain = copy.deepcopy(recipe)
         plain.losses.kl = plain.losses.cosine = 0.0
         baseline = _once(
-            output / "baseline", lambda out: runs.distill(plain, folder, tokens, out, title="student, no teacher")
+            output / "baseline", lambda out: pipeline.distill(plain, folder, tokens, out, title="student, no teacher")
         )
     if not is_first():
         return {}

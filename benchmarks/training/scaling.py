@@ -33,7 +33,7 @@ import torch
 from benchmarks.harness.cli import amount, count, user_errors
 from benchmarks.harness.interleave import Variant, ratio, run_interleaved
 from benchmarks.harness.machine import describe
-from benchmarks.training import baselines as who
+from benchmarks.training import baselines
 from benchmarks.training.step import add_setting, check, setting_of
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.models.student import count_parameters
@@ -50,7 +50,7 @@ def bytes_moved(parameters: int, stage: int, size: int, ranks: int) -> float:
     return around * (2 * parameters * (4 if stage else size) + (parameters * size if stage else 0))
 
 
-def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, dict]:
+def collectives(setting: baselines.Setting, device: torch.device) -> tuple[Callable, dict]:
     """Return a contender that only runs the collectives of a step."""
     start_distributed()
     dtype, ranks = setting.dtype(device), torch.distributed.get_world_size()
@@ -75,7 +75,7 @@ def collectives(setting: who.Setting, device: torch.device) -> tuple[Callable, d
     }
 
 
-def measure(setting: who.Setting, rounds: int) -> dict:
+def measure(setting: baselines.Setting, rounds: int) -> dict:
     """Measure the four contenders of this benchmark.
 
     Returns:
@@ -83,9 +83,9 @@ def measure(setting: who.Setting, rounds: int) -> dict:
         that each rank moves and their rate.
     """
     one, alone, two, talk = contenders = [
-        Variant("one rank", who.engine, setting),
-        Variant("two alone", who.engine, setting, jobs=2),
-        Variant("two ranks", who.engine, setting, ranks=2),
+        Variant("one rank", baselines.engine, setting),
+        Variant("two alone", baselines.engine, setting, jobs=2),
+        Variant("two ranks", baselines.engine, setting, ranks=2),
         Variant("collectives", collectives, setting, ranks=2),
     ]
     try:

@@ -42,7 +42,7 @@ import torch
 from benchmarks.harness.cli import count, make_folder, user_errors
 from benchmarks.harness.interleave import Variant, ratio, run_interleaved
 from benchmarks.harness.machine import describe
-from benchmarks.training import baselines as who
+from benchmarks.training import baselines
 from ds_distill.estimate.flops import flops_per_token
 from ds_distill.reporting.plots import bars_plot
 from ds_distill.reporting.tables import table
@@ -52,14 +52,14 @@ from ds_distill.utils.files import write_json
 SMALL_PAGES, HUGE_PAGES = ({"THP_MEM_ALLOC_ENABLE": value} for value in "01")
 # Each value is (label, maker, environment).
 ROWS = {
-    "reference_fp32": ("plain recipe, fp32", who.reference_fp32, SMALL_PAGES),
-    "reference_bf16": ("plain recipe, bf16 autocast", who.reference_bf16, SMALL_PAGES),
-    "trainer": ("transformers.Trainer, triple loss in compute_loss", who.trainer, SMALL_PAGES),
-    "reference_fp32_huge_pages": ("plain recipe, fp32, huge pages", who.reference_fp32, HUGE_PAGES),
-    "reference_bf16_huge_pages": ("plain recipe, bf16 autocast, huge pages", who.reference_bf16, HUGE_PAGES),
-    "plain_loop": ("the engine's module in a bare PyTorch loop", who.plain_loop, SMALL_PAGES),
-    "engine": ("engine", who.engine, SMALL_PAGES),
-    "gemms": ("the step's matrix products alone", who.gemms, HUGE_PAGES),
+    "reference_fp32": ("plain recipe, fp32", baselines.reference_fp32, SMALL_PAGES),
+    "reference_bf16": ("plain recipe, bf16 autocast", baselines.reference_bf16, SMALL_PAGES),
+    "trainer": ("transformers.Trainer, triple loss in compute_loss", baselines.trainer, SMALL_PAGES),
+    "reference_fp32_huge_pages": ("plain recipe, fp32, huge pages", baselines.reference_fp32, HUGE_PAGES),
+    "reference_bf16_huge_pages": ("plain recipe, bf16 autocast, huge pages", baselines.reference_bf16, HUGE_PAGES),
+    "plain_loop": ("the engine's module in a bare PyTorch loop", baselines.plain_loop, SMALL_PAGES),
+    "engine": ("engine", baselines.engine, SMALL_PAGES),
+    "gemms": ("the step's matrix products alone", baselines.gemms, HUGE_PAGES),
 }
 
 COMPILING = ("plain_loop", "engine", "gemms")  # their first step does not predict the later ones
@@ -73,7 +73,7 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
     parser.add_argument(
         "--size",
-        choices=who.SIZES,
+        choices=baselines.SIZES,
         default="base",
         help="teacher: tiny 2 × 128, small 6 × 384, base 12 × 768 (default)",
     )
@@ -104,12 +104,12 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def setting_of(args: argparse.Namespace) -> who.Setting:
+def setting_of(args: argparse.Namespace) -> baselines.Setting:
     """Return the Setting that the options describe."""
-    return who.Setting(**{name: getattr(args, name) for name in who.Setting.__dataclass_fields__})
+    return baselines.Setting(**{name: getattr(args, name) for name in baselines.Setting.__dataclass_fields__})
 
 
-def check(setting: who.Setting, device: torch.device) -> None:
+def check(setting: baselines.Setting, device: torch.device) -> None:
     """Raise a UserError for a setting with which the contenders' processes could only fail."""
     if setting.vocabulary <= 1000:
         raise UserError(
@@ -119,7 +119,7 @@ def check(setting: who.Setting, device: torch.device) -> None:
         raise UserError("--precision fp16: this machine has no GPU; use bf16, fp32 or auto")
 
 
-def measured(contenders: list[Variant], setting: who.Setting, ranks: int) -> dict:
+def measured(contenders: list[Variant], setting: baselines.Setting, ranks: int) -> dict:
     """Return the figures of contenders that took their turns; the engine's step covers `ranks` times the tokens."""
     tokens = setting.sequences * setting.length
     seconds = {c.name: [s / (ranks if c.name == "engine" else 1) for s in c.seconds] for c in contenders}
@@ -244,7 +244,7 @@ COLUMNS = {
 
 def heading(result: dict) -> str:
     """Return a sentence that describes the measurement."""
-    layers, hidden = who.SIZES[result["size"]]
+    layers, hidden = baselines.SIZES[result["size"]]
     kl = "all tokens" if result["objective"] == "all" else "MASKED TOKENS ONLY, another objective"
     sequences, length, threads = (result[key] for key in ("sequences", "length", "threads"))
     engine = (

@@ -12,8 +12,7 @@ import torch
 from benchmarks.data import prepare
 from benchmarks.harness.cli import user_errors, why_it_ended
 from benchmarks.inference import table3
-from benchmarks.training import memory_estimate as forecast
-from benchmarks.training import step as training
+from benchmarks.training import memory_estimate, step
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.utils.errors import UserError
 
@@ -87,7 +86,7 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(
 
 def test_settings_that_contenders_could_only_fail_at(monkeypatch, capsys):
     assert "--vocabulary 1000: " in said_by(monkeypatch, capsys, "training.step", "--vocabulary", 1000)
-    training.check(training.who.Setting(vocabulary=1001), torch.device("cpu"))
+    step.check(step.baselines.Setting(vocabulary=1001), torch.device("cpu"))
     if NO_GPU:
         assert said_by(monkeypatch, capsys, "training.step", "--precision", "fp16").endswith(
             "this machine has no GPU; use bf16, fp32 or auto"
@@ -115,14 +114,14 @@ def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_p
     def full(*_, **__):
         raise OSError(28, "No space left on device", "training.png")
 
-    monkeypatch.setattr(training, "Variant", Measured)
-    monkeypatch.setattr(training, "run_interleaved", lambda *_: None)
-    monkeypatch.setattr(training, "bars_plot", full)
+    monkeypatch.setattr(step, "Variant", Measured)
+    monkeypatch.setattr(step, "run_interleaved", lambda *_: None)
+    monkeypatch.setattr(step, "bars_plot", full)
     monkeypatch.setattr(
         sys, "argv", ["training", "--size", "tiny", "--only", "engine", "--report", str(tmp_path / "report")]
     )
     with pytest.raises(SystemExit):
-        training.main()
+        step.main()
     out, err = capsys.readouterr()
     assert err == "benchmarks.training.step: training.png: No space left on device\n"
     assert json.loads(out.splitlines()[-1]) == json.loads((tmp_path / "report" / "training.json").read_text())
@@ -143,7 +142,7 @@ def test_a_forecast_whose_run_fails_says_so(monkeypatch):
         lambda *_, **__: subprocess.CompletedProcess([], 2, "", "…\nds-distill: --teacher is missing\n"),
     )
     with pytest.raises(UserError, match="^distill failed: ds-distill: --teacher is missing$"):
-        forecast.said_by("distill", "--output", "o")
+        memory_estimate.said_by("distill", "--output", "o")
 
 
 def test_runs_that_cannot_be_compared(monkeypatch, capsys, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from deepspeed.ops.op_builder.builder import OpBuilder
 
-from ds_distill.builds import deepspeed_extensions as extensions
+from ds_distill.builds import deepspeed_extensions
 
 SOURCE = """
 #include <Python.h>
@@ -54,7 +54,7 @@ exec c++ "$@"
         compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
 
     def load(self) -> None:
-        module = extensions.load_extension(TinyBuilder(self.folder / "tiny.cpp"))
+        module = deepspeed_extensions.load_extension(TinyBuilder(self.folder / "tiny.cpp"))
         if module.answer != 42:
             raise SystemExit(4)
 
@@ -114,7 +114,9 @@ def test_a_killed_build_stops_nobody(build, compiler_dies):
     (build.folder / "wait").unlink()
     assert ends(next_one) == [0] and ends(build.start()) == [0]
     assert build.compilers == 2, "what is built is loaded"
-    assert [path.name for path in extensions.extensions_folder().iterdir() if path.is_dir()] == ["tiny_extension"]
+    assert [path.name for path in deepspeed_extensions.extensions_folder().iterdir() if path.is_dir()] == [
+        "tiny_extension"
+    ]
 
 
 def test_who_waits_takes_over_from_a_killed_build(build):
@@ -146,7 +148,7 @@ def test_a_build_that_failed_is_not_tried_by_every_rank_but_by_the_next_run(buil
                 file.write("1")
         yield
 
-    monkeypatch.setattr(extensions, "spinner", alive)
+    monkeypatch.setattr(deepspeed_extensions, "spinner", alive)
     for file in ("wait", "fail"):
         (build.folder / file).touch()
     several = [build.start() for _ in range(3)]
@@ -159,7 +161,7 @@ def test_a_build_that_failed_is_not_tried_by_every_rank_but_by_the_next_run(buil
 
 def test_a_library_that_does_not_load_is_built_anew(build):
     assert ends(build.start()) == [0]
-    library = extensions._library("tiny_extension")
+    library = deepspeed_extensions._library("tiny_extension")
     whole = library.read_bytes()
     for damaged in (b"", whole[:40], whole[: len(whole) // 2], whole[:-1], b"\0" * len(whole), b"not a library" * 99):
         before = build.compilers
@@ -172,7 +174,7 @@ def test_a_wait_says_for_whom_and_ends(build, monkeypatch, capfd):
     (build.folder / "wait").touch()
     builder = build.start()
     build.until(lambda: build.compilers == 1)
-    monkeypatch.setattr(extensions, "MAX_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(deepspeed_extensions, "MAX_WAIT_SECONDS", 0.5)
     with pytest.raises(RuntimeError, match=f"process {builder.pid} on .* has been compiling tiny_extension .*; end it"):
         build.load()
     assert f"waiting for process {builder.pid} on" in capfd.readouterr().err
@@ -182,7 +184,7 @@ def test_locks_that_the_file_system_does_not_have_are_done_without(build, monkey
     def no_locks(*_):
         raise OSError("No locks available")
 
-    monkeypatch.setattr(extensions.fcntl, "flock", no_locks)
+    monkeypatch.setattr(deepspeed_extensions.fcntl, "flock", no_locks)
     (build.folder / "wait").touch()
     both = [build.start(), build.start()]
     build.until(lambda: build.compilers == 2)

@@ -26,7 +26,6 @@ from transformers import (
 )
 
 from ds_distill.cli import main
-from ds_distill.exporters import onnx as graph
 from ds_distill.exporters.formats import FORMATS, export_formats
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.published import publish_model
@@ -367,7 +366,7 @@ def test_weights_beyond_one_file_lie_beside_it(student, tmp_path, monkeypatch, l
     A limit of 0 puts all weights there; 50,000 bytes puts those of the fp32 file there, but not
     those of the int8 file.
     """
-    monkeypatch.setattr(graph, "LARGEST_FILE", limit)
+    monkeypatch.setattr("ds_distill.exporters.onnx.LARGEST_FILE", limit)
     summary = export_formats(str(student), ["onnx", "onnx-int8", "openvino-int8"], tmp_path, text=[])
     names = {file.name for file in (tmp_path / "onnx").iterdir()}
     assert "model.onnx_data" in names and ("model_quantized.onnx_data" in names) == (limit == 0)

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.harness.machine import peak_bytes
 from benchmarks.reference.closed_form import relative, vocabulary_loss
-from ds_distill.kernels import fused_linear as vocabulary
+from ds_distill.kernels import fused_linear
 from ds_distill.kernels.fused_linear import columns, release_workspace
 from ds_distill.losses import cosine_distance_sum, fused_linear_distillation_loss
 from ds_distill.training.compile import compile_unavailable_reason
@@ -104,9 +104,9 @@ def test_triton(options, monkeypatch):
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("with a GPU `python -m benchmarks.gpu.checks` runs it there")
-    from ds_distill.kernels import row_losses_triton as triton_rows
+    from ds_distill.kernels import row_losses_triton
 
-    monkeypatch.setattr(triton_rows, "BLOCK", 64)
+    monkeypatch.setattr(row_losses_triton, "BLOCK", 64)
     for padding, bias in ((False, True), (True, False)):
         check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes="triton", **options)
     check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes="triton", **options)
@@ -123,7 +123,7 @@ def test_columns_that_are_no_tokens(passes, options, monkeypatch):
         pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("with a GPU `python -m benchmarks.gpu.checks` runs it there")
-    monkeypatch.setattr(vocabulary, "columns", lambda tokens, device: columns(tokens, "cuda"))
+    monkeypatch.setattr(fused_linear, "columns", lambda tokens, device: columns(tokens, "cuda"))
     assert (
         columns(211, "cuda") == 256
         and columns(30_522, "cuda") == 30_528
@@ -204,8 +204,8 @@ def test_padding_may_hold_anything():
 
 def test_no_gradient_is_computed_without_need(monkeypatch):
     tensors, labels, mask = problem(12, 31, 8, 8)
-    asked, own = [], vocabulary._weight_gradient
-    monkeypatch.setattr(vocabulary, "_weight_gradient", lambda *given: asked.append(given) or own(*given))
+    asked, own = [], fused_linear._weight_gradient
+    monkeypatch.setattr(fused_linear, "_weight_gradient", lambda *given: asked.append(given) or own(*given))
     with torch.no_grad():
         loss, _, _ = fused_linear_distillation_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
     assert not loss.requires_grad and not asked

@@ -7,8 +7,7 @@ import time
 import pytest
 
 from ds_distill.cli.commands import COMMANDS
-from ds_distill.utils import console
-from ds_distill.utils import progress as liveness
+from ds_distill.utils import console, progress
 from tests import patience
 from tests.start import ROOT, environment_of
 
@@ -157,8 +156,8 @@ def test_a_bar_that_moves_is_progress_on_ranks_that_do_not_show_it_too(monkeypat
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         with console.progress(10, "steps", "step") as bar:
-            before = liveness.progress_count()
+            before = progress.progress_count()
             bar.update(2)
-            assert liveness.progress_count() == before + 1
+            assert progress.progress_count() == before + 1
             bar.update(0)  # an update without any progress
-            assert liveness.progress_count() == before + 1
+            assert progress.progress_count() == before + 1
