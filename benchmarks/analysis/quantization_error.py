@@ -4,7 +4,7 @@
 
 The result bounds how far any 8-bit product can go. The model runs in fp32 in PyTorch, with the
 operands of its products rounded as in int8 (Dettmers et al. 2022, section 2), and once in bf16. Its
-top-1 predictions at masked tokens ("first choices") are compared with its own in fp32. The last
+top-1 predictions at masked tokens are compared with its own in fp32. The last
 line of standard output is JSON.
 """
 
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         rows.append({"rounding": name, "error": error} | agreed(same, clear))
     columns = {
         "rounding": "rounded operands",
-        "agreement": "first choices as in fp32",
+        "agreement": "top-1 as in fp32",
         "clear_agreement": f"of those clear by {CLEAR} nats",
         "error": "RMS error of a logit",
     }

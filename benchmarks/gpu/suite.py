@@ -77,7 +77,11 @@ PARTS = (
         ("benchmarks.training.vocab_loss", "--rows", "16384", "--memory-rows", "16384", "--triton"),
     ),
     ("step_512", "step, 32 × 512 tokens", (*STEP, *AT_512, "--only", "reference_bf16", "engine", "gemms")),
-    ("step_fp32", "step, against the plain recipe in fp32", (*STEP, *AT_128, "--only", "reference_fp32", "engine")),
+    (
+        "step_fp32",
+        "step, against the reference implementation in fp32",
+        (*STEP, *AT_128, "--only", "reference_fp32", "engine"),
+    ),
     (
         "inference",
         "inference, DistilBERT's size and BERT-base's",
@@ -194,7 +198,7 @@ def verdicts(found: dict[str, dict]) -> list[str]:
         if (rate := found[name].get("engine")) and "square_gemm" in checks:
             share = rate * found[name]["mflops_a_token"] / 1e6 / checks["square_gemm"]["tflops"]
             goals.append(
-                f"{rate:,.0f} tokens/s and {100 * share:.0f} % with {title} tokens a step "
+                f"{rate:,.0f} tokens/s and {100 * share:.0f} % with {title} tokens per step "
                 f"({'met' if rate >= GOAL_RATE else 'not met'}, {'met' if share >= GOAL_SHARE else 'not met'})"
             )
     if goals:
@@ -259,7 +263,7 @@ def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds:
         "tokens/s": "tokens/s",
         "share": "of the square product's rate",
         "memory": "MB",
-        "fp32": "× plain recipe fp32",
+        "fp32": "× reference, fp32",
         "bf16": "× bf16 autocast",
         "floor": "of its products' rate",
         "first": "first step's extra s",

@@ -13,7 +13,7 @@ Ratios are medians of the ratios between a round's medians. p95 is given from 20
 100.
 
 With --text, real sequences add two results: cases with a mix of their lengths, and the share of
-masked tokens at which a backend's top-1 prediction ("first choice") equals that of PyTorch in fp32.
+masked tokens at which a backend's top-1 prediction equals that of PyTorch in fp32.
 The last line of standard output is JSON.
 """
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--text",
         nargs="*",
         default=[],
-        help="text, as for ds-distill prepare: real lengths, and first choices of masked tokens",
+        help="text, as for ds-distill prepare: real lengths, and top-1 predictions of masked tokens",
     )
     parser.add_argument(
         "--heads",
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         "--batches", nargs="+", type=count, default=[1, 8, 32], help="sequences a call (default 1 8 32)"
     )
     parser.add_argument(
-        "--lengths", nargs="+", type=count, default=[32, 128, 384], help="tokens a sequence (default 32 128 384)"
+        "--lengths", nargs="+", type=count, default=[32, 128, 384], help="tokens per sequence (default 32 128 384)"
     )
     parser.add_argument(
         "--threads", nargs="+", type=count, default=[], help="default: one (encoder, batch 1 only) and all cores"

@@ -36,7 +36,7 @@ SIZES = {
     "file_mb": "file (MB)",
     "load_s": "load, to the first answer (s)",
     "peak_mb": "peak memory (MB)",
-    "agreement": "first choices as PyTorch's fp32",
+    "agreement": "top-1 as in PyTorch's fp32",
     "clear": "of clear ones",
 }
 
@@ -121,7 +121,7 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
     for mix in dict.fromkeys(row["case"] for row in wide if "mix" in row["case"]):
         text = (
             "Sequences as the text has them, padded to the longest of a batch; "
-            "sequences and tokens a second count real ones only."
+            "sequences and tokens per second count real ones only."
         )
         sections.append(
             _section(

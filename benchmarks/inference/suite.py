@@ -282,10 +282,10 @@ def of_head(
     if args.text and head == "masked-lm":
         for label in (label for label, given in ((TEACHER, args.teacher), (STUDENT, args.student)) if given):
             if not sources[label][0].whole:
-                log(f"{label}: its masked-LM head is not in the folder: random, so its first choices are not compared")
+                log(f"{label}: its masked-LM head is not in the folder: random, so its predictions are not compared")
                 continue
             batches[label] = text_batches(sources[label][0], args.text, sequences=args.sequences)
-            with spinner(f"first choices of {label}, PyTorch in fp32"):
+            with spinner(f"top-1 predictions of {label}, PyTorch in fp32"):
                 choices[label] = reference_choices(sources[label][0], batches[label])
     entries, cores = [], len(os.sched_getaffinity(0))
     counts = list(dict.fromkeys(args.threads or ([cores, 1] if head == "encoder" and not args.quick else [cores])))

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         draw = random.Random(0)
         text.write_text("\n\n".join(" ".join(draw.choices(words[5:], k=200)) for _ in range(400)), encoding="utf-8")
         print(
-            "| micro-batch | ranks | ZeRO stage | foretold (GiB) | taken (GiB) | error | "
+            "| micro-batch | ranks | ZeRO stage | estimated (GiB) | taken (GiB) | error | "
             "waiting for batches | logging |\n" + "|---" * 8 + "|"
         )
         for case in args.cases:

@@ -74,7 +74,7 @@ def main() -> int:
     parser.add_argument("--teacher", required=True, help="folder of a masked-LM model with its tokenizer")
     parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
     parser.add_argument(
-        "--length", type=count, default=512, help="tokens a sequence at most (default 512, the paper's)"
+        "--length", type=count, default=512, help="tokens per sequence at most (default 512, the paper's)"
     )
     parser.add_argument("--sequences", type=count, default=32, help="lines a step (default 32)")
     parser.add_argument("--steps", type=count, default=16, help="steps of each, after two to warm up (default 16)")
@@ -82,7 +82,7 @@ def main() -> int:
     with user_errors("benchmarks.training.packing"):
         result = measure(args)
     rows = [{"batches": name, **row} for name, row in result["batches"].items()]
-    print(f"At most {args.length} tokens a sequence, {args.sequences} lines a step, {result['machine']}\n")
+    print(f"At most {args.length} tokens per sequence, {args.sequences} lines per step, {result['machine']}\n")
     print(
         table(
             rows,

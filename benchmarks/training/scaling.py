@@ -117,7 +117,7 @@ def main() -> int:
         "--ranks", type=count, nargs="+", default=[4, 8, 64, 512], help="project to so many ranks (default 4 8 64 512)"
     )
     parser.add_argument(
-        "--step", type=amount, help="seconds a step of one rank, measured elsewhere: nothing is measured here"
+        "--step", type=amount, help="seconds per step of one rank, measured elsewhere: nothing is measured here"
     )
     parser.add_argument(
         "--gigabytes-per-second", type=amount, help="with --step: what a rank sends, 10⁹ bytes a second"
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) "
             f"a rank, ZeRO {found['stage']}, {describe(device)}\n\n"
-            "| | seconds a step | tokens/s | of one rank's rate a rank |\n|---|---|---|---|"
+            "| | seconds per step | tokens/s | of one rank's rate, per rank |\n|---|---|---|---|"
         )
         for name, ranks, share in (
             ("one rank", 1, 1.0),
@@ -181,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
         )
     print(
         f"Projected from a step of {step:.4g} s and {rate:.4g} GB/s a rank, nothing overlapped:\n\n"
-        "| ranks | MB a rank sends | seconds a step | tokens/s | of a rank alone |\n|---|---|---|---|---|"
+        "| ranks | MB sent per rank | seconds per step | tokens/s | of a rank alone |\n|---|---|---|---|---|"
     )
     for row in rows:
         print(

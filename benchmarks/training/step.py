@@ -15,7 +15,7 @@ All contenders train on the same objective, with the same dropout, clipping and 
 and cosine. The KL covers all tokens. With --objective masked it covers the masked tokens only,
 which is another objective and labeled so.
 
-    plain recipe, Trainer    the reference implementation and transformers.Trainer, as their users
+    reference, Trainer       the reference implementation and transformers.Trainer, as their users
                              start them: without TF32, with an fp32 teacher
     huge pages               the same with the best allocator settings that a user could choose
                              (THP_MEM_ALLOC_ENABLE, and keeping all freed memory; CPU only); "gemms"
@@ -52,11 +52,15 @@ from ds_distill.utils.files import write_json
 SMALL_PAGES, HUGE_PAGES = ({"THP_MEM_ALLOC_ENABLE": value} for value in "01")
 # Each value is (label, maker, environment).
 ROWS = {
-    "reference_fp32": ("plain recipe, fp32", baselines.reference_fp32, SMALL_PAGES),
-    "reference_bf16": ("plain recipe, bf16 autocast", baselines.reference_bf16, SMALL_PAGES),
+    "reference_fp32": ("reference implementation, fp32", baselines.reference_fp32, SMALL_PAGES),
+    "reference_bf16": ("reference implementation, bf16 autocast", baselines.reference_bf16, SMALL_PAGES),
     "trainer": ("transformers.Trainer, triple loss in compute_loss", baselines.trainer, SMALL_PAGES),
-    "reference_fp32_huge_pages": ("plain recipe, fp32, huge pages", baselines.reference_fp32, HUGE_PAGES),
-    "reference_bf16_huge_pages": ("plain recipe, bf16 autocast, huge pages", baselines.reference_bf16, HUGE_PAGES),
+    "reference_fp32_huge_pages": ("reference implementation, fp32, huge pages", baselines.reference_fp32, HUGE_PAGES),
+    "reference_bf16_huge_pages": (
+        "reference implementation, bf16 autocast, huge pages",
+        baselines.reference_bf16,
+        HUGE_PAGES,
+    ),
     "plain_loop": ("the engine's module in a bare PyTorch loop", baselines.plain_loop, SMALL_PAGES),
     "engine": ("engine", baselines.engine, SMALL_PAGES),
     "gemms": ("the step's matrix products alone", baselines.gemms, HUGE_PAGES),
@@ -68,8 +72,8 @@ MORE = ("trainer", "reference_fp32_huge_pages", "plain_loop")  # each holds giga
 
 def add_setting(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe a Setting."""
-    parser.add_argument("--sequences", type=count, default=16, help="sequences a step (default 16)")
-    parser.add_argument("--length", type=count, default=128, help="tokens a sequence (default 128)")
+    parser.add_argument("--sequences", type=count, default=16, help="sequences per step (default 16)")
+    parser.add_argument("--length", type=count, default=128, help="tokens per sequence (default 128)")
     parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
     parser.add_argument(
         "--size",
@@ -221,12 +225,12 @@ def run(args: argparse.Namespace) -> int:
             f"`python -m benchmarks.training.step {words}`, medians of {args.repeats} rounds\n\n"
         )
         (args.report / "training.md").write_text(
-            page + f"{text}\n\n![tokens a second](training.png)\n", encoding="utf-8"
+            page + f"{text}\n\n![tokens per second](training.png)\n", encoding="utf-8"
         )
         write_json(args.report / "training.json", result)
         bars_plot(
             {ROWS[c.name][0]: result[c.name] for c in contenders},
-            "tokens a second",
+            "tokens per second",
             args.report / "training.png",
             marked=(ROWS["engine"][0],),
         )
@@ -253,7 +257,7 @@ def heading(result: dict) -> str:
         else ""
     )
     return (
-        f"{sequences * length} tokens a step ({sequences} × {length}), teacher {layers} × {hidden}, "
+        f"{sequences * length} tokens per step ({sequences} × {length}), teacher {layers} × {hidden}, "
         f"dropout {result['dropout']}, KL over {kl}, {result['mflops_a_token']:.0f} MFLOP a token, "
         f"{engine}{result['machine']}, {threads} threads"
     )

@@ -164,7 +164,7 @@ class Engine:
 
 
 RACERS = {
-    "plain_fp32": ("plain recipe, fp32", lambda *a: Plain(*a, autocast=False)),
-    "plain_bf16": ("plain recipe, bf16 autocast", lambda *a: Plain(*a, autocast=True)),
+    "plain_fp32": ("reference implementation, fp32", lambda *a: Plain(*a, autocast=False)),
+    "plain_bf16": ("reference implementation, bf16 autocast", lambda *a: Plain(*a, autocast=True)),
     "engine": ("engine", Engine),
 }  # each value is (label, maker)

@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
         f"{args.rows} tokens, hidden {args.hidden}, vocabulary {args.vocabulary:,}, {result['dtype']}, "
         f"{result['machine']}, {args.threads} threads\n"
     )
-    print("| | ms | × the bare products |\n|---|---|---|")
+    print("| | ms | × the GEMM bound |\n|---|---|---|")
     for name in jobs:
         print(f"| {name} | {result['milliseconds'][name]:,} | {result['times_bare_products'].get(name, 1.0)} |")
     print(

@@ -12,7 +12,7 @@ from ds_distill.config.values import UserPath
 from ds_distill.utils.errors import UserError
 
 PURPOSE = (
-    "the whole road on text of this machine: tokenizer, teacher, student, baseline, table (what ./launch.sh does), "
+    "the whole pipeline on text of this machine: tokenizer, teacher, student, baseline, table (what ./launch.sh does), "
     "or a recipe's distill"
 )
 DEFAULT_OUTPUT = "runs/demo"

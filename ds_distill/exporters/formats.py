@@ -352,7 +352,7 @@ COLUMNS = {
     "megabytes": "MB",
     "max_difference": "max difference",
     "max_output": "of at most",
-    "agreement": "first choices as PyTorch's",
+    "agreement": "top-1 as PyTorch's",
     "positions": "choices",
     "clear_agreement": "of clear ones",
     "loss_pytorch": "loss, PyTorch",

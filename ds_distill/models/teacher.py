@@ -133,5 +133,6 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
         # numpy has no bfloat16, so the raw bytes are hashed; its types call an array a Buffer from
         # Python 3.12 on
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        data = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        digest.update(data)  # type: ignore[arg-type]
     return digest.hexdigest()

@@ -150,7 +150,7 @@ def test_verdicts_follow_the_figures():
     found = nothing | {"checks": checks, "step_128": step, "head": head}
     numerics, goal, kernel = gpu_suite.verdicts(found)
     assert numerics == "Numerics: all 2 limits hold."
-    assert "650,000 tokens/s and 51 % with 128 × 128 tokens a step (met, met)" in goal and "512" not in goal
+    assert "650,000 tokens/s and 51 % with 128 × 128 tokens per step (met, met)" in goal and "512" not in goal
     assert "1.20×" in kernel and "it stays the default" in kernel
     assert "(not met, not met)" in gpu_suite.verdicts(found | {"step_128": step | {"engine": 4.5e5}})[1]
     head = {"milliseconds": {"fused_compiled": 10.5, "fused_triton": 10.0}}
