@@ -57,7 +57,7 @@ def run(
     _, ranks = start_distributed()
     recipe = copy.deepcopy(recipe)
     # Nobody has chosen this recipe, so its batch is rounded up to run on any number of ranks.
-    recipe.training.global_batch = -(-recipe.training.global_batch // ranks) * ranks
+    recipe.training.global_batch_size = -(-recipe.training.global_batch_size // ranks) * ranks
     preflight.check_machine(recipe)
     preflight.check_engine(recipe)
     if is_first():

@@ -209,9 +209,9 @@ def distill(
         t = recipe.training
         student = build_student(
             source,
-            layers=recipe.student.layers,
-            num_layers=recipe.student.depth,
-            hidden=recipe.student.hidden,
+            layers=recipe.student.init_layers,
+            num_layers=recipe.student.num_layers,
+            hidden=recipe.student.hidden_size,
             dropout=t.dropout,
             seed=t.seed,
             freeze_positions=recipe.student.freeze_positions,
@@ -225,24 +225,24 @@ def distill(
         del source
         with explain_training_memory(t):
             engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
-        summary["kl_on"] = recipe.losses.kl_on
+        summary["kl_tokens"] = recipe.losses.kl_tokens
         return _finish(engine, summary, recipe, tokens, output, title)
 
 
 def _check_micro_batch(recipe: Recipe) -> None:
-    if recipe.training.micro_batch == "auto":
-        raise UserError("training.micro_batch = auto: for distill only; give a number")
+    if recipe.training.micro_batch_size == "auto":
+        raise UserError("training.micro_batch_size = auto: for distill only; give a number")
 
 
 def _with_resolved_micro_batch(recipe: Recipe, teacher: str | None, ranks: int) -> Recipe:
     """Collective: return the recipe with the micro-batch that these ranks run."""
-    recipe, asked = copy.deepcopy(recipe), recipe.training.micro_batch
+    recipe, asked = copy.deepcopy(recipe), recipe.training.micro_batch_size
     t = recipe.training
     # only distill, which has a teacher, gets here with "auto"
-    t.micro_batch = choose_micro_batch(recipe, cast(str, teacher)) if asked == "auto" else t.micro_batch_of(ranks)
-    if asked not in ("auto", t.micro_batch):
+    t.micro_batch_size = choose_micro_batch(recipe, cast(str, teacher)) if asked == "auto" else t.micro_batch_of(ranks)
+    if asked not in ("auto", t.micro_batch_size):
         line = (
-            f"micro-batch: {t.micro_batch} sequences, not {asked}: a rank's share of the global batch is "
+            f"micro-batch: {t.micro_batch_size} sequences, not {asked}: a rank's share of the global batch is "
             f"{t.share_of(ranks)}"
         )
         log_once(line, line)  # once for all runs of a job
@@ -260,7 +260,7 @@ def pretrain(
 ) -> dict:
     """Collective: train with masked-LM only.
 
-    training.trunk_learning_rate applies to all but the head; 0 leaves the trunk as it is.
+    training.encoder_learning_rate applies to all but the head; 0 leaves the trunk as it is.
 
     Args:
         recipe: The recipe.
@@ -297,7 +297,7 @@ def pretrain(
     with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
         _keep_model(encoder.config, tokens, output)
         objective = Objective(encoder, recipe.losses, world)
-        if t.trunk_learning_rate == 0:
+        if t.encoder_learning_rate == 0:
             objective.family.part(encoder, "trunk").requires_grad_(False)
         with explain_training_memory(t):
             engine, summary = train(objective, None, order, held, recipe, output, device, dtype, title)
@@ -361,7 +361,7 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
     device = local_device(recipe.training.device)
     heldout, train_store = open_heldout(tokens), TokenDataset.open(tokens, "train")
     masker, t, own = make_masker(train_store, recipe), recipe.training, not recipe.data.attend_across_documents
-    size = cast(int, t.micro_batch)  # "auto" has been refused
+    size = cast(int, t.micro_batch_size)  # "auto" has been refused
     rows = []
     for name in [*models, *([None] if untrained else [])]:
         origin = name or models[0]
@@ -371,10 +371,12 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
                 torch.manual_seed(t.seed)
                 network = type(network)(network.config)
         check_fits(train_store, network.config, f"model {origin}", origin)
-        count = -(-min(t.heldout_blocks, len(heldout)) // size)
+        count = -(-min(t.eval_max_sequences, len(heldout)) // size)
         with progress(count, name or "untrained", "batch") as bar:
             batches = (
-                batch for batch in heldout_batches(heldout, masker, size, t.heldout_blocks, own) if bar.update() or True
+                batch
+                for batch in heldout_batches(heldout, masker, size, t.eval_max_sequences, own)
+                if bar.update() or True
             )
             figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
         rows.append({"model": name or f"{models[0]}, untrained", "parameters": count_parameters(network)} | figures)

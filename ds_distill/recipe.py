@@ -38,14 +38,14 @@ class Losses:
         mlm: Weight of the masked-LM cross-entropy.
         cosine: Weight of 1 − cos(student, teacher) on the last hidden state.
         temperature: T, on both sides of the KL.
-        kl_on: "all" real tokens, or only "masked" ones, which is a different objective.
+        kl_tokens: "all" real tokens, or only "masked" ones, which is a different objective.
     """
 
     kl: float = 5.0
     mlm: float = 2.0
     cosine: float = 1.0
     temperature: float = 2.0
-    kl_on: Literal["all", "masked"] = "all"
+    kl_tokens: Literal["all", "masked"] = "all"
 
 
 @dataclass
@@ -53,18 +53,18 @@ class Student:
     """The student's shape and start.
 
     Args:
-        layers: "every_other" (evenly spaced, first and last included), "random", or a list of
+        init_layers: "every_other" (evenly spaced, first and last included), "random", or a list of
             teacher layers.
-        depth: Number of layers; half the teacher's when not given.
-        hidden: Hidden size; the teacher's when not given. A smaller one starts from the first rows
+        num_layers: Number of layers; half the teacher's when not given.
+        hidden_size: Hidden size; the teacher's when not given. A smaller one starts from the first rows
             and columns of the teacher's weights.
         freeze_positions: The authors' positions were sinusoidal, so frozen, and then overwritten by
             BERT's; false trains them.
     """
 
-    layers: str | list[int] = "every_other"
-    depth: int | None = None
-    hidden: int | None = None
+    init_layers: str | list[int] = "every_other"
+    num_layers: int | None = None
+    hidden_size: int | None = None
     freeze_positions: bool = False
 
 
@@ -73,20 +73,20 @@ class Training:
     """Batch, length of the run, optimizer and engine.
 
     Args:
-        global_batch: Sequences an optimizer step, over all ranks and accumulation steps.
-        micro_batch: Sequences a rank and forward pass, at most: the largest number that divides a
+        global_batch_size: Sequences an optimizer step, over all ranks and accumulation steps.
+        micro_batch_size: Sequences a rank and forward pass, at most: the largest number that divides a
             rank's share of the global batch, which accumulation follows from. "auto": for distill,
             the most that fit the memory.
         max_tokens: Stop after this many tokens; 0: after `epochs`.
         epochs: Passes over the data where max_tokens is 0.
         learning_rate: Peak; linear warm-up, then linear to zero.
-        trunk_learning_rate: Of `pretrain --from`, for all but the masked-LM head; 0 trains the head
+        encoder_learning_rate: Of `pretrain --from`, for all but the masked-LM head; 0 trains the head
             alone; learning_rate when not given.
-        warmup: Share of the steps that warm up.
+        warmup_ratio: Share of the steps that warm up.
         weight_decay: Never on a bias or a norm.
         betas: AdamW's.
         eps: AdamW's.
-        clip: Largest norm of the global gradient; 0 does not clip.
+        max_grad_norm: Largest norm of the global gradient; 0 does not clip.
         dropout: Hidden and attention dropout of the trained model.
         seed: Order, masks, dropout and random starts follow from it.
         device: "auto" takes a GPU where there is one; "cuda" insists on it, "cpu" leaves it alone.
@@ -103,24 +103,24 @@ class Training:
         gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
         max_skipped: Steps in a row that may be skipped because loss or gradient is not finite,
             before the run ends.
-        checkpoint_every: Optimizer steps between checkpoints; 0: only at the end.
-        keep_checkpoints: How many to keep.
-        evaluate_every: Optimizer steps between held-out evaluations; 0: only at the end.
-        heldout_blocks: Held-out blocks evaluated, at most.
+        save_every: Optimizer steps between checkpoints; 0: only at the end.
+        save_total_limit: How many to keep.
+        eval_every: Optimizer steps between held-out evaluations; 0: only at the end.
+        eval_max_sequences: Held-out blocks evaluated, at most.
         resume: "auto" goes on where the output folder's run stopped; "never" refuses a used folder.
     """
 
-    global_batch: int = 64
-    micro_batch: int | Literal["auto"] = 16
+    global_batch_size: int = 64
+    micro_batch_size: int | Literal["auto"] = 16
     max_tokens: int = 0
     epochs: int = 3
     learning_rate: float = 5e-4
-    trunk_learning_rate: float | None = None
-    warmup: float = 0.05
+    encoder_learning_rate: float | None = None
+    warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
-    clip: float = 5.0
+    max_grad_norm: float = 5.0
     dropout: float = 0.1
     seed: int = 0
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -130,10 +130,10 @@ class Training:
     deepspeed: UserPath | None = None
     gradient_checkpointing: bool = False
     max_skipped: int = 20
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    evaluate_every: int = 500
-    heldout_blocks: int = 256
+    save_every: int = 500
+    save_total_limit: int = 2
+    eval_every: int = 500
+    eval_max_sequences: int = 256
     resume: Literal["auto", "never"] = "auto"
 
     def share_of(self, ranks: int) -> int:
@@ -142,11 +142,11 @@ class Training:
         Raises:
             UserError: If the ranks cannot have equal shares.
         """
-        share, rest = divmod(self.global_batch, ranks)
+        share, rest = divmod(self.global_batch_size, ranks)
         if rest:
             nearest = " or ".join(str(count * ranks) for count in (share, share + 1) if count)
             raise UserError(
-                f"training.global_batch = {self.global_batch}: not to be shared evenly among {ranks} ranks; "
+                f"training.global_batch_size = {self.global_batch_size}: not to be shared evenly among {ranks} ranks; "
                 f"use {nearest}"
             )
         return share
@@ -158,7 +158,7 @@ class Training:
 
     def micro_batch_of(self, ranks: int) -> int:
         """Return the micro-batch that a run on `ranks` ranks uses, where the recipe gives it as a number."""
-        return next(size for size in self.micro_batches(ranks) if size <= cast(int, self.micro_batch))
+        return next(size for size in self.micro_batches(ranks) if size <= cast(int, self.micro_batch_size))
 
     def deepspeed_file(self) -> Path:
         """Return the path of the DeepSpeed JSON, from here or from the checkout."""
@@ -194,18 +194,18 @@ class Data:
     """How text becomes blocks.
 
     Args:
-        mode: "packed": documents fill whole blocks, nothing is padding; "grouped": a line is a
+        mode: "packed": documents fill whole blocks, nothing is padding; "lines": a line is a
             sequence (the authors' data).
-        sequence_length: Tokens a sequence, [CLS] and [SEP] included; at most so many in grouped
-            mode.
+        sequence_length: Tokens a sequence, [CLS] and [SEP] included; at most so many in
+            mode "lines".
         heldout_fraction: Share of the documents kept out of training.
         column: Of jsonl, csv, tsv and parquet files and hub data sets; FILE#COLUMN names another
             for one input.
         weights: How often an epoch sees each source, in the order of --corpus: 2 twice, 0.5 a
             random half; once when not given.
         attend_across_documents: Whether the documents of a packed block see each other.
-        mask_probability: Share of a sequence's real tokens that are masked.
-        mask_smoothing: Masking probability ∝ count^−smoothing: rare tokens more often.
+        mlm_probability: Share of a sequence's real tokens that are masked.
+        mlm_smoothing: Masking probability ∝ count^−smoothing: rare tokens more often.
         whole_word_masking: Mask all pieces of a word together, each word with the same chance; in
             scripts without spaces a piece is a word.
         streaming: Read hub data sets while they are downloaded; false downloads them first, or
@@ -213,14 +213,14 @@ class Data:
         workers: Processes that prepare; 0: one a core.
     """
 
-    mode: Literal["packed", "grouped"] = "packed"
+    mode: Literal["packed", "lines"] = "packed"
     sequence_length: int = 128
     heldout_fraction: float = 0.02
     column: str = "text"
     weights: list[float] | None = None
     attend_across_documents: bool = True
-    mask_probability: float = 0.15
-    mask_smoothing: float = 0.7
+    mlm_probability: float = 0.15
+    mlm_smoothing: float = 0.7
     whole_word_masking: bool = False
     streaming: bool = True
     workers: int = 0
@@ -239,29 +239,29 @@ class Recipe:
         """Raise UserError for the first value that makes no sense, before anything is allocated."""
         t, d, x = self.training, self.data, self.losses
         limits = [
-            ("training.global_batch", t.global_batch, 1, 1 << 24),
-            ("training.micro_batch", 1 if t.micro_batch == "auto" else t.micro_batch, 1, 1 << 20),
+            ("training.global_batch_size", t.global_batch_size, 1, 1 << 24),
+            ("training.micro_batch_size", 1 if t.micro_batch_size == "auto" else t.micro_batch_size, 1, 1 << 20),
             ("training.max_tokens", t.max_tokens, 0, 10**15),
             ("training.epochs", t.epochs, 1, 10**6),
             ("training.learning_rate", t.learning_rate, 0, 10),
-            ("training.trunk_learning_rate", t.trunk_learning_rate or 0, 0, 10),
-            ("training.warmup", t.warmup, 0, 1),
+            ("training.encoder_learning_rate", t.encoder_learning_rate or 0, 0, 10),
+            ("training.warmup_ratio", t.warmup_ratio, 0, 1),
             ("training.weight_decay", t.weight_decay, 0, 10),
             *((f"training.betas[{index}]", beta, 0, 0.99999) for index, beta in enumerate(t.betas)),
             ("training.eps", t.eps, 1e-15, 1),
-            ("training.clip", t.clip, 0, 1e9),
+            ("training.max_grad_norm", t.max_grad_norm, 0, 1e9),
             ("training.dropout", t.dropout, 0, 0.99),
             ("training.seed", t.seed, 0, 2**63 - 1),
             ("training.max_skipped", t.max_skipped, 1, 10**9),
-            ("training.checkpoint_every", t.checkpoint_every, 0, 10**9),
-            ("training.keep_checkpoints", t.keep_checkpoints, 1, 10**6),
-            ("training.evaluate_every", t.evaluate_every, 0, 10**9),
-            ("training.heldout_blocks", t.heldout_blocks, 1, 10**9),
+            ("training.save_every", t.save_every, 0, 10**9),
+            ("training.save_total_limit", t.save_total_limit, 1, 10**6),
+            ("training.eval_every", t.eval_every, 0, 10**9),
+            ("training.eval_max_sequences", t.eval_max_sequences, 1, 10**9),
             ("data.sequence_length", d.sequence_length, 8, 1 << 16),
             ("data.heldout_fraction", d.heldout_fraction, 0, 0.5),
             ("data.workers", d.workers, 0, 4096),
-            ("data.mask_probability", d.mask_probability, 0.01, 0.9),
-            ("data.mask_smoothing", d.mask_smoothing, 0, 5),
+            ("data.mlm_probability", d.mlm_probability, 0.01, 0.9),
+            ("data.mlm_smoothing", d.mlm_smoothing, 0, 5),
             *((f"data.weights[{index}]", weight, 0, 1e6) for index, weight in enumerate(d.weights or ())),
             ("losses.kl", x.kl, 0, 1e6),
             ("losses.mlm", x.mlm, 0, 1e6),
@@ -272,9 +272,9 @@ class Recipe:
             if value is None or not low <= value <= high:
                 raise UserError(f"{key} = {value}: must be between {low} and {high:g}")
         tokens = d.sequence_length - 2  # [CLS] and [SEP] are never masked
-        if round(d.mask_probability * tokens) == 0:
+        if round(d.mlm_probability * tokens) == 0:
             raise UserError(
-                f"data.mask_probability = {d.mask_probability}: of the {tokens} tokens of a sequence "
+                f"data.mlm_probability = {d.mlm_probability}: of the {tokens} tokens of a sequence "
                 f"(data.sequence_length = {d.sequence_length}) it masks none; "
                 f"{math.ceil(501 / tokens) / 1000} masks one"
             )
@@ -302,14 +302,14 @@ class Recipe:
         keys = {f"{room}.{key}": value for room, values in self.as_dict().items() for key, value in values.items()}
         for key in (
             "max_skipped",
-            "checkpoint_every",
-            "keep_checkpoints",
+            "save_every",
+            "save_total_limit",
             "resume",
-            "evaluate_every",
-            "heldout_blocks",
+            "eval_every",
+            "eval_max_sequences",
             "deepspeed",
             "device",
-            "micro_batch",
+            "micro_batch_size",
             "gradient_checkpointing",
             "compile",
         ):

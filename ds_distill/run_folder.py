@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ds_distill.config.renamed import read_identity
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import try_lock
@@ -96,7 +97,7 @@ def _run_in(output: Path, remedy: str) -> dict | None:
     """Return the identity of the run in a folder, if there is one."""
     file = output / "run.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return read_identity(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}): {remedy}") from error
 

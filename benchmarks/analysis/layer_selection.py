@@ -4,7 +4,7 @@
 
 It measures a fine-tuned model's score without each of its layers, and with every choice of as many
 layers as a student would get. Nothing is trained, so this takes minutes, where a student of each
-choice takes hours. The order of the choices hints at which to try as student.layers, but it is not
+choice takes hours. The order of the choices hints at which to try as student.init_layers, but it is not
 a forecast: docs/LOG.md has the scores that students of some of them reached. If there are more
 choices than --most, layers are dropped one by one, each time the layer whose loss costs the least.
 The last line of standard output is JSON.
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.harness.cli import count, user_errors
 from ds_distill.data.tokenizer import load_tokenizer
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     data = load_data(task, args.data)
     data.train = data.train[:1]  # nothing is trained
     data.dev = {split: part[: args.examples] for split, part in data.dev.items()}
-    sets = encode_sets(data, tokenizer, Tuning(), family_of(model).positions(model.config))
+    sets = encode_sets(data, tokenizer, FinetuneConfig(), family_of(model).positions(model.config))
     collator, first = Collator(tokenizer), task.metrics[0]
     cut = CollateSpec(model, lambda what: scored(task, model, sets, collator, 32, what)[first])
     every = tuple(range(depth))

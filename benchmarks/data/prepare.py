@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         result |= speeds(args, texts, megabytes, Path(folder))
         rows = [
-            {"who": label, "rate": f"{result[f'{name}_mb_a_second']:.3g}", "ratio": ratio and f"{ratio:.2f}×"}
+            {"who": label, "rate": f"{result[f'{name}_mb_per_second']:.3g}", "ratio": ratio and f"{ratio:.2f}×"}
             for name, label in ROWS.items()
             for ratio in [result.get(f"times_{name}")]
         ]
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
             result["memory"].append(
                 {
                     "corpus_mb": size,
-                    "mb_a_second": round(size / found["seconds"], 2),
+                    "mb_per_second": round(size / found["seconds"], 2),
                     "peak_mb": round(found["peak_mb"]),
                 }
             )
@@ -167,7 +167,7 @@ def speeds(args: argparse.Namespace, texts: list[str], megabytes: float, folder:
         for name, theirs in seconds.items()
         if theirs is not mine
     }
-    return {f"{name}_mb_a_second": megabytes / statistics.median(values) for name, values in seconds.items()} | ratios
+    return {f"{name}_mb_per_second": megabytes / statistics.median(values) for name, values in seconds.items()} | ratios
 
 
 if __name__ == "__main__":

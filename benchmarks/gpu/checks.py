@@ -129,7 +129,7 @@ def vocabulary_problem(device: torch.device, dtype: torch.dtype, on: str, paddin
     )
     mask = torch.rand(rows, device=device) < 0.7 if padding else None
     expected = vocabulary_loss(*leaves, *given, 2.0, 5.0, 2.0, on, mask)
-    return leaves, given, {"kl_on": on, "token_mask": mask, "chunk": chunk}, expected
+    return leaves, given, {"kl_tokens": on, "token_mask": mask, "chunk": chunk}, expected
 
 
 def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | None) -> tuple[float, str]:
@@ -250,9 +250,9 @@ def engine_steps_error(
     teacher, student, (ids, labels), expected = plain()
     counts = labels.numel(), int((labels >= 0).sum())
     training = Training(
-        global_batch=8,
-        micro_batch=8,
-        warmup=0.0,
+        global_batch_size=8,
+        micro_batch_size=8,
+        warmup_ratio=0.0,
         learning_rate=1e-3,
         deepspeed=f"ds_configs/deepspeed/zero{stage}.json",
     )
@@ -289,7 +289,7 @@ def host_waits(device: torch.device) -> tuple[float, str]:
         compile_step(objective, frozen, device)
     engine = make_engine(
         objective,
-        Training(global_batch=16, micro_batch=8),
+        Training(global_batch_size=16, micro_batch_size=8),
         accumulation=2,
         total_steps=10,
         device=device,

@@ -174,7 +174,7 @@ def summary_rows(found: dict[str, dict]) -> list[dict]:
             continue
         part = found[name]
         rate = part.get("engine")
-        share = rate and peak and rate * part["mflops_a_token"] / 1e6 / peak
+        share = rate and peak and rate * part["mflops_per_token"] / 1e6 / peak
         rows.append(
             {
                 "step": title,
@@ -196,7 +196,7 @@ def verdicts(found: dict[str, dict]) -> list[str]:
     said, goals = [numerics(checks)], []
     for name, title in (("step_128", "128 × 128"), ("large", "512 × 128")):
         if (rate := found[name].get("engine")) and "square_gemm" in checks:
-            share = rate * found[name]["mflops_a_token"] / 1e6 / checks["square_gemm"]["tflops"]
+            share = rate * found[name]["mflops_per_token"] / 1e6 / checks["square_gemm"]["tflops"]
             goals.append(
                 f"{rate:,.0f} tokens/s and {100 * share:.0f} % with {title} tokens per step "
                 f"({'met' if rate >= GOAL_RATE else 'not met'}, {'met' if share >= GOAL_SHARE else 'not met'})"

@@ -97,7 +97,7 @@ def figures(
                 "p99_ms": 1e3 * float(np.quantile(values, 0.99)) if len(values) >= 100 else None,
                 "sequences_s": sequences / seconds,
                 "tokens_s": tokens / seconds,
-                "joules_a_sequence": sum(spent) / (len(values) * sequences) if spent else None,
+                "joules_per_sequence": sum(spent) / (len(values) * sequences) if spent else None,
             }
             others = {
                 "vs_base_eager": (BASE, "eager_fp32"),

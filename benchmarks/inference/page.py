@@ -58,7 +58,7 @@ def shown(entry: dict) -> dict:
     for key in ("vs_base_eager", "vs_base_onnx", "vs_base_same_body", "vs_teacher_same_body"):
         rounds = entry.get(f"{key}_rounds", FEW)
         out[key] = None if entry.get(key) is None else f"{entry[key]:.2f}" + (f" (of {rounds})" if rounds < FEW else "")
-    joules = entry.get("joules_a_sequence")
+    joules = entry.get("joules_per_sequence")
     out["energy"] = "no counter" if joules is None else f"{joules:.3g}"
     out["parameters_m"] = f"{entry['parameters'] / 1e6:.1f}"
     for key, name in (("agreement", "agreement"), ("clear", "clear_agreement")):

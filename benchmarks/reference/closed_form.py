@@ -21,7 +21,7 @@ def vocabulary_loss(
     temperature: float,
     kl_weight: float,
     mlm_weight: float,
-    kl_on: str,
+    kl_tokens: str,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the vocabulary loss and its gradients in float64.
@@ -37,7 +37,7 @@ def vocabulary_loss(
     t = ht @ wt.T + (0 if bt is None else bt.detach().double())
     real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
     masked = (labels >= 0) & real
-    kl_rows = (masked if kl_on == "masked" else real).double()
+    kl_rows = (masked if kl_tokens == "masked" else real).double()
     p, q = (t / temperature).softmax(-1), (z / temperature).softmax(-1)
     rows = p * ((t / temperature).log_softmax(-1) - (z / temperature).log_softmax(-1))
     kl = temperature**2 * (rows.sum(-1) * kl_rows).sum()

@@ -18,7 +18,7 @@ def reference_losses(
     attention_mask: Tensor | None = None,
     *,
     temperature: float = 2.0,
-    kl_on: str = "all",
+    kl_tokens: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (kl, mlm, cosine), each a mean over its tokens, as section 2 of the paper defines them.
 
@@ -28,14 +28,14 @@ def reference_losses(
         labels: [B, L] int64, −100 where not masked.
         attention_mask: [B, L] bool or None.
         temperature: The temperature of the KL.
-        kl_on: "all" for a KL over all real tokens, "masked" for one over masked tokens only.
+        kl_tokens: "all" for a KL over all real tokens, "masked" for one over masked tokens only.
     """
     with torch.no_grad():
         t = teacher(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
     s = student(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
     real = torch.ones_like(labels, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     masked = labels >= 0
-    rows = masked if kl_on == "masked" else real
+    rows = masked if kl_tokens == "masked" else real
     log_q = F.log_softmax(s.logits[rows].float() / temperature, dim=-1)
     p = F.softmax(t.logits[rows].float() / temperature, dim=-1)
     kl = F.kl_div(log_q, p, reduction="batchmean") * temperature**2
@@ -52,14 +52,14 @@ def reference_step(
     batch: tuple,
     *,
     weights=(5.0, 2.0, 1.0),
-    clip: float = 5.0,
-    kl_on: str = "all",
+    max_grad_norm: float = 5.0,
+    kl_tokens: str = "all",
 ) -> tuple[float, float, float]:
     """Take one optimizer step on batch = (input_ids, labels, attention_mask); return the three losses before it."""
-    losses = reference_losses(student, teacher, *batch, kl_on=kl_on)
+    losses = reference_losses(student, teacher, *batch, kl_tokens=kl_tokens)
     sum(w * x for w, x in zip(weights, losses, strict=True)).backward()
-    if clip:
-        nn.utils.clip_grad_norm_(student.parameters(), clip)
+    if max_grad_norm:
+        nn.utils.clip_grad_norm_(student.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
     return tuple(float(x.detach()) for x in losses)

@@ -60,8 +60,8 @@ class Setting:
         """The engine's training settings."""
         own = None if self.zero is None else f"ds_configs/deepspeed/zero{self.zero}.json"
         return Training(
-            global_batch=self.sequences,
-            micro_batch=self.sequences,
+            global_batch_size=self.sequences,
+            micro_batch_size=self.sequences,
             precision=self.precision,
             deepspeed=own,
             compile="off" if self.passes == "torch" else "auto",
@@ -70,7 +70,7 @@ class Setting:
     @property
     def losses(self) -> Losses:
         """The loss settings."""
-        return Losses(kl_on=self.objective)
+        return Losses(kl_tokens=self.objective)
 
     def config(self) -> BertConfig:
         """Return the teacher's config."""
@@ -149,7 +149,12 @@ def _reference(setting: Setting, device: torch.device, autocast: bool) -> tuple[
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             reference_step(
-                student, teacher, optimizer, (ids, labels, None), clip=training.clip, kl_on=setting.objective
+                student,
+                teacher,
+                optimizer,
+                (ids, labels, None),
+                max_grad_norm=training.max_grad_norm,
+                kl_tokens=setting.objective,
             )
 
     return step, {}
@@ -165,7 +170,9 @@ def trainer(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
 
     class Distiller(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            losses = reference_losses(model, teacher, inputs["input_ids"], inputs["labels"], kl_on=setting.objective)
+            losses = reference_losses(
+                model, teacher, inputs["input_ids"], inputs["labels"], kl_tokens=setting.objective
+            )
             return sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True))
 
     class Clock(TrainerCallback):
@@ -187,7 +194,7 @@ def trainer(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
         adam_beta1=training.betas[0],
         adam_beta2=training.betas[1],
         adam_epsilon=training.eps,
-        max_grad_norm=training.clip,
+        max_grad_norm=training.max_grad_norm,
         bf16=low,
         report_to=[],
         save_strategy="no",
@@ -234,7 +241,7 @@ def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
         if masters is not trained:
             for master, p in zip(masters, trained, strict=True):
                 master.grad, p.grad = p.grad.float(), None
-        nn.utils.clip_grad_norm_(masters, training.clip)
+        nn.utils.clip_grad_norm_(masters, training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         if masters is not trained:

@@ -1,4 +1,4 @@
-"""Compare the memory that `ds-distill plan` estimates with the memory that a run then takes.
+"""Compare the memory that `ds-distill estimate` estimates with the memory that a run then takes.
 
     python -m benchmarks.training.memory_estimate
         a 6 × 384 teacher with 30,522 pieces, several batches and ZeRO stages
@@ -100,34 +100,34 @@ def run(args: argparse.Namespace) -> int:
             options = [
                 "--teacher",
                 teacher,
-                "--training.micro_batch",
+                "--training.micro_batch_size",
                 micro,
-                "--training.global_batch",
+                "--training.global_batch_size",
                 32,
                 "--data.sequence_length",
                 128,
                 "--training.max_tokens",
                 args.steps * 32 * 128,
-                "--training.heldout_blocks",
+                "--training.eval_max_sequences",
                 8,
             ]
             options += ["--training.deepspeed", ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"]
             with spinner(case):
-                parts = said_by("plan", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
+                parts = said_by("estimate", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
                 found = said_by("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
-            foretold = parts["peak"]
+            estimated = parts["peak"]
             taken, shares = (
                 found["peak_memory_gib"],
                 {key: round(found[key], 5) for key in ("data_wait_share", "logging_share")},
             )
-            error = round(foretold / taken - 1, 3)
+            error = round(estimated / taken - 1, 3)
             rows.append(
-                {"case": case, "foretold_gib": round(foretold, 3), "taken_gib": round(taken, 3), "error": error}
+                {"case": case, "estimated_gib": round(estimated, 3), "taken_gib": round(taken, 3), "error": error}
                 | shares
-                | {"foretold": {key: round(value, 3) for key, value in parts.items() if isinstance(value, float)}}
+                | {"estimated": {key: round(value, 3) for key, value in parts.items() if isinstance(value, float)}}
             )
             print(
-                f"| {micro} | {ranks} | {stage} | {foretold:.2f} | {taken:.2f} | {error:+.1%} | "
+                f"| {micro} | {ranks} | {stage} | {estimated:.2f} | {taken:.2f} | {error:+.1%} | "
                 f"{shares['data_wait_share']:.2%} | {shares['logging_share']:.2%} |"
             )
     worst = max(rows, key=lambda row: abs(row["error"]))

@@ -44,20 +44,20 @@ from ds_distill.utils.console import spinner
 def orders(args: argparse.Namespace, folder: Path) -> dict[str, BatchLoader]:
     """Return the corpus's batches by name: padded, grouped and packed."""
     found, mean = {}, args.length  # real tokens per line
-    for mode, kinds in {"grouped": {"padded": False, "grouped": True}, "packed": {"packed": False}}.items():
+    for mode, kinds in {"lines": {"padded": False, "grouped": True}, "packed": {"packed": False}}.items():
         recipe = Recipe(data=Data(mode=mode, sequence_length=args.length))
         prepare_tokens(args.corpus, load_tokenizer(args.teacher), folder / mode, recipe)
         store = TokenDataset.open(folder / mode, "train")
-        if mode == "grouped":
+        if mode == "lines":
             mean = store.manifest["real_tokens"]["train"] / store.manifest["blocks"]["train"]
-        sequences = args.sequences if mode == "grouped" else max(1, round(args.sequences * mean / args.length))
+        sequences = args.sequences if mode == "lines" else max(1, round(args.sequences * mean / args.length))
         for name, by_length in kinds.items():
             found[name] = BatchLoader(
                 store,
                 make_masker(store, recipe),
                 seed=0,
-                global_batch=sequences,
-                micro_batch=sequences,
+                global_batch_size=sequences,
+                micro_batch_size=sequences,
                 rank=0,
                 world_size=1,
                 by_length=by_length,
@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace) -> dict:
     start_distributed()
     teacher = load_masked_lm(args.teacher)
     recipe = Recipe(
-        training=Training(global_batch=args.sequences, micro_batch=args.sequences, compile="off"),
+        training=Training(global_batch_size=args.sequences, micro_batch_size=args.sequences, compile="off"),
         data=Data(sequence_length=args.length),
     )
     with tempfile.TemporaryDirectory() as folder:

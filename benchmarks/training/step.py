@@ -205,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
     teacher, student = (c.config for c in setting.models(torch.device("cpu")))
     flops = flops_per_token(teacher, student, setting.length)
     result = measured(contenders, setting, args.ranks) | {
-        "mflops_a_token": round(flops / 1e6, 1),
+        "mflops_per_token": round(flops / 1e6, 1),
         "first_step_only": once,
         "rounds": args.repeats,
     }
@@ -258,7 +258,7 @@ def heading(result: dict) -> str:
     )
     return (
         f"{sequences * length} tokens per step ({sequences} × {length}), teacher {layers} × {hidden}, "
-        f"dropout {result['dropout']}, KL over {kl}, {result['mflops_a_token']:.0f} MFLOP a token, "
+        f"dropout {result['dropout']}, KL over {kl}, {result['mflops_per_token']:.0f} MFLOP a token, "
         f"{engine}{result['machine']}, {threads} threads"
     )
 

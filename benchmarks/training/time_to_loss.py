@@ -107,7 +107,11 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
 
     def student():
         return build_student(
-            teacher, layers=recipe.student.layers, num_layers=recipe.student.depth, dropout=t.dropout, seed=t.seed
+            teacher,
+            layers=recipe.student.init_layers,
+            num_layers=recipe.student.num_layers,
+            dropout=t.dropout,
+            seed=t.seed,
         )
 
     limit, state = 60 * args.minutes, {"step": 0, "elapsed": 0.0, "rows": [], "tokens": 0, "masked_tokens": {}}
@@ -132,10 +136,10 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
         pace = statistics.median(times[WARM:])
         extra = max(0.0, times[0] - pace)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"seconds_a_step": pace, "first_step_extra": extra})
+        write_json(file, {"seconds_per_step": pace, "first_step_extra": extra})
         del racer
     pace = json.loads(file.read_text(encoding="utf-8"))
-    racer, judge = begin(pace["seconds_a_step"]), student().eval()
+    racer, judge = begin(pace["seconds_per_step"]), student().eval()
     found = racer.resume(folder / "checkpoint") or {}
     state |= {key: found[key] for key in state if key in found}  # the checkpoint also holds DeepSpeed's own keys
     begun, guesses = state["step"], {set: [] for set in sets}
@@ -153,17 +157,17 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
         measure()
     bar = progress(round(limit), label, "s", initial=round(state["elapsed"]))
     for step, batches, counts in order.prefetch(state["step"], 10**6):
-        if state["elapsed"] >= limit - pace["seconds_a_step"] / 2:
+        if state["elapsed"] >= limit - pace["seconds_per_step"] / 2:
             break
         seconds = take(racer, step, batches, counts)
         # A race that resumes compiles once more, but its racer has already paid for that.
         # The first start pays the extra time that the timing found.
         state["elapsed"] += (
-            pace["seconds_a_step"] + (0 if begun else pace["first_step_extra"]) if step == begun else seconds
+            pace["seconds_per_step"] + (0 if begun else pace["first_step_extra"]) if step == begun else seconds
         )
         state["step"], state["tokens"] = step + 1, state["tokens"] + counts[0]
         bar.update(round(state["elapsed"]) - bar.n)
-        over = state["elapsed"] >= limit - pace["seconds_a_step"] / 2
+        over = state["elapsed"] >= limit - pace["seconds_per_step"] / 2
         if over or state["elapsed"] >= len(state["rows"]) * limit / args.evaluations:
             measure()
             bar.set_postfix(step=state["step"], mlm=f"{state['rows'][-1][2][''][0]:.3f}")
@@ -284,13 +288,13 @@ def race(args: argparse.Namespace) -> int:
         raise UserError(
             "the race is for packed batches whose documents see each other (data.mode, data.attend_across_documents)"
         )
-    if recipe.student.hidden or recipe.student.freeze_positions or recipe.training.micro_batch == "auto":
+    if recipe.student.hidden_size or recipe.student.freeze_positions or recipe.training.micro_batch_size == "auto":
         raise UserError(
             "the race is for students of their teacher's width, all of them trained, and for a micro-batch that is "
-            "a number (student.hidden, student.freeze_positions, training.micro_batch)"
+            "a number (student.hidden_size, student.freeze_positions, training.micro_batch_size)"
         )
     make_folder("--output", args.output)
-    recipe.training.device, recipe.training.heldout_blocks = "cpu", args.blocks
+    recipe.training.device, recipe.training.eval_max_sequences = "cpu", args.blocks
     asked = {
         "minutes": args.minutes,
         "evaluations": args.evaluations,
@@ -337,7 +341,7 @@ def race(args: argparse.Namespace) -> int:
             "steps": c["step"],
             "tokens": c["tokens"],
             "minutes": c["elapsed"] / 60,
-            "s/step": c["seconds_a_step"],
+            "s/step": c["seconds_per_step"],
             "first": c["first_step_extra"],
             **{f"{s}/{f}": c["rows"][-1][2][s][i] for s in sets for i, f in enumerate(FIGURES)},
         }

@@ -28,12 +28,12 @@ from ds_distill.training.step import Step
 from ds_distill.training.weights import gather_master_weights
 
 
-def by_the_clock(warmup: float, share: Callable[[], float]) -> Callable[[int], float]:
+def by_the_clock(warmup_ratio: float, share: Callable[[], float]) -> Callable[[int], float]:
     """Return the factor of the peak learning rate as a function of the share of the time that has passed.
 
     The factor is one step behind, since a step's own time is known only after it.
     """
-    return lambda step: min(share() / warmup if warmup else 1.0, max(0.0, 1 - share()) / (1 - warmup))
+    return lambda step: min(share() / warmup_ratio if warmup_ratio else 1.0, max(0.0, 1 - share()) / (1 - warmup_ratio))
 
 
 class Plain:
@@ -66,7 +66,7 @@ class Plain:
         self.optimizer = torch.optim.AdamW(
             groups, **{key: value for key, value in options_of(t).items() if key != "weight_decay"}
         )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, by_the_clock(t.warmup, share))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, by_the_clock(t.warmup_ratio, share))
 
     def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
         """Take one optimizer step over the micro-batches."""
@@ -80,12 +80,12 @@ class Plain:
                     batch.labels,
                     batch.attention_mask,
                     temperature=x.temperature,
-                    kl_on=x.kl_on,
+                    kl_tokens=x.kl_tokens,
                 )
                 loss = sum(w * value for w, value in zip((x.kl, x.mlm, x.cosine), losses, strict=True))
             (loss / len(batches)).backward()
-        if t.clip:
-            nn.utils.clip_grad_norm_(self.student.parameters(), t.clip)
+        if t.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.student.parameters(), t.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -132,7 +132,7 @@ class Engine:
             frozen,
             recipe,
             steps=steps,
-            accumulation=t.global_batch // t.micro_batch,
+            accumulation=t.global_batch_size // t.micro_batch_size,
             length=recipe.data.sequence_length,
             documents=False,
             device=cpu,
@@ -140,7 +140,7 @@ class Engine:
         )
         self.engine = self.take.engine
         schedule = self.engine.lr_scheduler
-        schedule.lr_lambdas = [by_the_clock(t.warmup, share)] * len(schedule.lr_lambdas)
+        schedule.lr_lambdas = [by_the_clock(t.warmup_ratio, share)] * len(schedule.lr_lambdas)
         for group, base, factor in zip(
             schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
         ):

@@ -51,7 +51,7 @@ def _dotted(keys: dict, above: str = "") -> list[str]:
     dotted = []
     for key, value in keys.items():
         name = f"{above}{key}"
-        dotted += _dotted(value, f"{name}.") if isinstance(value, dict) and name in (*SECTIONS, "tuning") else [name]
+        dotted += _dotted(value, f"{name}.") if isinstance(value, dict) and name in (*SECTIONS, "finetune") else [name]
     return dotted
 
 

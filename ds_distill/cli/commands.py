@@ -12,7 +12,7 @@ COMMANDS = {
     "prepare": prepare,
     "pretrain": pretrain,
     "distill": distill,
-    "plan": estimate,
+    "estimate": estimate,
     "evaluate": evaluate,
     "export": export,
     "finetune": finetune,

@@ -1,4 +1,4 @@
-"""`plan`: estimates what a recipe will need on given machines, before anything runs."""
+"""`estimate`: estimates what a recipe will need on given machines, before anything runs."""
 
 from __future__ import annotations
 

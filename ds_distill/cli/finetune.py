@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath
-from ds_distill.finetune.config import Tuning, expand_grid
+from ds_distill.finetune.config import FinetuneConfig, expand_grid
 from ds_distill.models.folder import check_model_files
 from ds_distill.reporting.tables import table
 from ds_distill.tasks.catalog import task_of
@@ -30,7 +30,7 @@ def add_arguments(parser) -> None:
         "--teacher",
         type=UserPath | None,
         default=None,
-        help="folder of a teacher fine-tuned on the task: the second distillation",
+        help="folder of a teacher fine-tuned on the task: task-specific distillation",
     )
     parser.add_argument(
         "--data",
@@ -48,7 +48,7 @@ def add_arguments(parser) -> None:
         default=[],
         help="settings to try, all combinations: lr=2e-5,5e-5 epochs=3,5; in a file a list, ['lr=2e-5,5e-5']",
     )
-    parser.add_argument("--tuning", type=Tuning, default=Tuning(), help="how a run is trained")
+    parser.add_argument("--finetune", type=FinetuneConfig, default=FinetuneConfig(), help="how a run is trained")
 
 
 def check(options) -> None:
@@ -61,9 +61,9 @@ def check(options) -> None:
     if not 0 <= options.first_seed <= options.first_seed + options.seeds - 1 < 2**32:
         raise UserError(f"--first_seed {options.first_seed}: seeds lie between 0 and 2^32 − 1")
     task_of(options.task)
-    tuning = arguments.section_of(options.tuning, Tuning)
-    tuning.check()
-    expand_grid(tuning, options.grid or [])
+    settings = arguments.section_of(options.finetune, FinetuneConfig)
+    settings.check()
+    expand_grid(settings, options.grid or [])
 
 
 def check_paths(options) -> None:
@@ -79,12 +79,12 @@ def check_paths(options) -> None:
 def run(options) -> dict:
     from ds_distill.finetune.runs import finetune
 
-    tuning = arguments.section_of(options.tuning, Tuning)
+    settings = arguments.section_of(options.finetune, FinetuneConfig)
     summary = finetune(
         task_of(options.task),
         options.model,
         Path(options.output),
-        points=expand_grid(tuning, options.grid or []),
+        points=expand_grid(settings, options.grid or []),
         seeds=list(range(options.first_seed, options.first_seed + options.seeds)),
         teacher=options.teacher,
         data=options.data,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath, by_name
 from ds_distill.data.sources import check_inputs
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.tasks.catalog import TASKS
 
 PURPOSE = "a plan of students and tasks: distils and fine-tunes each, going on where it stopped"
@@ -20,9 +20,9 @@ STUDENT_SETTINGS = {
     for key, hint in get_type_hints(section, include_extras=True).items()
 }
 STUDENT = Annotated[dict[str, Any], by_name(STUDENT_SETTINGS, "settings")]
-TASK_SETTINGS = get_type_hints(Tuning, include_extras=True) | {"seeds": int}
+TASK_SETTINGS = get_type_hints(FinetuneConfig, include_extras=True) | {"seeds": int}
 BY_TASK = dict.fromkeys(TASKS, Annotated[dict[str, Any], by_name(TASK_SETTINGS, "settings")])
-TUNING = Annotated[dict[str, Any], by_name(TASK_SETTINGS | BY_TASK, "settings")]
+FINETUNE = Annotated[dict[str, Any], by_name(TASK_SETTINGS | BY_TASK, "settings")]
 
 
 def add_arguments(parser) -> None:
@@ -48,18 +48,18 @@ def add_arguments(parser) -> None:
         "--tasks", "--tasks+", type=Name, nargs="+", default=["rte"], help="rte sst2 …, names as for finetune"
     )
     parser.add_argument("--seeds", type=int, default=3, help="of each fine-tuning")
-    parser.add_argument("--teacher_too", type=bool, default=True, help="fine-tune the teacher as well")
+    parser.add_argument("--include_teacher", type=bool, default=True, help="fine-tune the teacher as well")
     parser.add_argument(
-        "--second",
-        "--second+",
+        "--task_distillation",
+        "--task_distillation+",
         type=Name,
         nargs="+",
         default=[],
         help="students that are also fine-tuned with the fine-tuned teacher",
     )
     parser.add_argument(
-        "--tuning",
-        type=TUNING,
+        "--finetune",
+        type=FINETUNE,
         default={},
         help="settings of the fine-tunings; a task's own under its name, seeds among them",
     )

@@ -25,8 +25,8 @@ CAUSES = {
     "removed": "are taken out by the tokenizer's normalizer, such as {example}: control characters, or accents, "
     "which an uncased tokenizer drops",
     "special_tokens": "spell special tokens, such as {example}, and are left out; take them out of the text",
-    "short_sequences": "are in lines of fewer than 12 tokens, which data.mode = grouped leaves out; packed keeps them",
-    "unknown_sequences": "are in lines of which the tokenizer does not know half, which data.mode = grouped leaves "
+    "short_sequences": "are in lines of fewer than 12 tokens, which data.mode = lines leaves out; packed keeps them",
+    "unknown_sequences": "are in lines of which the tokenizer does not know half, which data.mode = lines leaves "
     "out; use a tokenizer made for this language",
 }
 

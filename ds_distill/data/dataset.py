@@ -11,8 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from ds_distill.config.renamed import MODE_LINES
 from ds_distill.data.shards import INDEX
 from ds_distill.utils.errors import UserError
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of prepared data; raise OSError, ValueError or KeyError where it is none."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest["mode"] == "grouped":  # the name of an earlier version
+        manifest["mode"] = MODE_LINES
+    return manifest
 
 
 @dataclass
@@ -45,7 +54,7 @@ class TokenDataset:
         path = Path(path)
         manifest_file = path / "manifest.json"
         try:
-            manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+            manifest = read_manifest(path)
             shards, dtype, vocabulary = manifest["shards"], np.dtype(manifest["dtype"]), manifest["vocab_size"]
         except FileNotFoundError as error:
             raise UserError(

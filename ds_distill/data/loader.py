@@ -49,42 +49,48 @@ class BatchLoader:
         masker: Masker,
         *,
         seed: int,
-        global_batch: int,
-        micro_batch: int,
+        global_batch_size: int,
+        micro_batch_size: int,
         rank: int,
         world_size: int,
         weights: list[float] | None = None,
         by_length: bool = False,
         document_masking: bool = False,
     ):
-        if min(global_batch, micro_batch, world_size) < 1 or not 0 <= rank < world_size:
+        if min(global_batch_size, micro_batch_size, world_size) < 1 or not 0 <= rank < world_size:
             raise UserError(
-                f"global batch {global_batch}, micro-batch {micro_batch}, rank {rank} of {world_size}: "
+                f"global batch {global_batch_size}, micro-batch {micro_batch_size}, rank {rank} of {world_size}: "
                 "sizes must be at least 1, ranks count from 0"
             )
-        wave = micro_batch * world_size
-        if global_batch % wave:
-            below, above = global_batch // wave * wave, -(-global_batch // wave) * wave
+        wave = micro_batch_size * world_size
+        if global_batch_size % wave:
+            below, above = global_batch_size // wave * wave, -(-global_batch_size // wave) * wave
             nearest = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"global batch = {global_batch}: not a multiple of micro-batch {micro_batch} × {world_size} "
+                f"global batch = {global_batch_size}: not a multiple of micro-batch {micro_batch_size} × {world_size} "
                 f"ranks = {wave}; use {nearest}"
             )
         self._sources = store.sources()
         self.weights = list(weights or [1.0] * len(self._sources))
         check_weights(self.weights, len(self._sources))
         self.entries = sum(round(weight * len(part)) for weight, part in zip(self.weights, self._sources, strict=True))
-        self.steps_per_epoch = self.entries // global_batch
+        self.steps_per_epoch = self.entries // global_batch_size
         if not self.steps_per_epoch:
             raise UserError(
-                f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch of {global_batch}; "
+                f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch "
+                f"of {global_batch_size}; "
                 "lower the global batch or prepare more text"
             )
         self.store, self.masker, self.seed, self.by_length = store, masker, seed, by_length
         self.cut = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
         self.seconds_waited = 0.0
-        self.global_batch, self.micro_batch, self.rank, self.world_size = global_batch, micro_batch, rank, world_size
-        self.accumulation = global_batch // wave
+        self.global_batch_size, self.micro_batch_size, self.rank, self.world_size = (
+            global_batch_size,
+            micro_batch_size,
+            rank,
+            world_size,
+        )
+        self.accumulation = global_batch_size // wave
         self._order = (-1, np.empty(0, np.int64))
 
     def epoch(self, step: int) -> int:
@@ -92,7 +98,7 @@ class BatchLoader:
         return step // self.steps_per_epoch
 
     def indices_of(self, step: int) -> np.ndarray:
-        """Return the entries (see `collate`) of the whole global batch of `step`: int64 [global_batch]."""
+        """Return the entries (see `collate`) of the whole global batch of `step`: int64 [global_batch_size]."""
         if step < 0:
             raise ValueError(f"step {step}: steps count from 0")
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -104,7 +110,7 @@ class BatchLoader:
                 np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _STREAM, epoch])))
             )
             self._order = (epoch, order)
-        return order[place * self.global_batch : (place + 1) * self.global_batch]
+        return order[place * self.global_batch_size : (place + 1) * self.global_batch_size]
 
     def _draw(self, random: np.random.Generator) -> np.ndarray:
         pool = []
@@ -114,19 +120,19 @@ class BatchLoader:
             pool += [part + copy * len(self.store) for copy in range(whole)]
             if more:
                 pool.append(random.permutation(part)[:more] + whole * len(self.store))
-        order = random.permutation(np.concatenate(pool))[: self.steps_per_epoch * self.global_batch]
+        order = random.permutation(np.concatenate(pool))[: self.steps_per_epoch * self.global_batch_size]
         if not self.by_length:
             return order
         lengths = self.store.lengths(order % len(self.store))
-        window = self.global_batch * _WINDOW
+        window = self.global_batch_size * _WINDOW
         for start in range(0, len(order), window):
             within = slice(start, start + window)
             order[within] = order[within][np.argsort(lengths[within], kind="stable")]
-        return random.permutation(order.reshape(-1, self.global_batch), axis=0).reshape(-1)
+        return random.permutation(order.reshape(-1, self.global_batch_size), axis=0).reshape(-1)
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """Return this rank's `accumulation` batches of `step`, each [micro_batch, L]."""
-        mine = self.indices_of(step).reshape(self.accumulation, self.world_size, self.micro_batch)[:, self.rank]
+        """Return this rank's `accumulation` batches of `step`, each [micro_batch_size, L]."""
+        mine = self.indices_of(step).reshape(self.accumulation, self.world_size, self.micro_batch_size)[:, self.rank]
         return [collate(self.store, self.masker, entries, self.epoch(step), self.cut) for entries in mine]
 
     def counts(self, step: int) -> tuple[int, int]:

@@ -39,7 +39,7 @@ from ds_distill.utils.locks import try_lock
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
-MODES = ("packed", "grouped")
+MODES = ("packed", "lines")
 REPORT_VERSION = 2  # version of the report that a finished piece writes
 
 
@@ -75,7 +75,7 @@ def prepare(
         inputs: The sources; see `sources.split_inputs`.
         tokenizer: A fast tokenizer of transformers.
         output: The folder to write.
-        mode: "packed" (full blocks) or "grouped" (each line is a sequence).
+        mode: "packed" (full blocks) or "lines" (each line is a sequence).
         workers: Number of processes; 0 means one per core.
         progress: Called with the bytes read and the total bytes, which are 0 where a hub data set
             does not tell.

@@ -4,14 +4,13 @@ The run's first rank prepares them once; they are bound to the run and opened in
 """
 
 import copy
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from ds_distill.data.accounting import TRACE
 from ds_distill.data.content import content_fingerprint
-from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.dataset import TokenDataset, read_manifest
 from ds_distill.data.loader import BatchLoader, heldout_batches
 from ds_distill.data.masking import Masker, masked_count
 from ds_distill.data.prepare import prepare
@@ -96,10 +95,8 @@ def prepare_run_tokens(
             "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         }
         if file.is_file():
-            made, names = (
-                json.loads(file.read_text(encoding="utf-8")),
-                {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"},
-            )
+            made = read_manifest(folder)
+            names = {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
             changed = [
                 f"{names.get(key, f'data.{key}')} was {made.get(key)}, is {value}"
                 for key, value in asked.items()
@@ -162,8 +159,8 @@ def make_masker(store: TokenDataset, recipe: Recipe) -> Masker:
         m["mask_id"],
         m["vocab_size"],
         recipe.training.seed,
-        d.mask_probability,
-        d.mask_smoothing,
+        d.mlm_probability,
+        d.mlm_smoothing,
         words,
     )
     _check_masked(store, masker)
@@ -173,7 +170,7 @@ def make_masker(store: TokenDataset, recipe: Recipe) -> Masker:
 def _check_masked(store: TokenDataset, masker: Masker) -> None:
     """Raise UserError where no sequence has a token masked, and log where some have none.
 
-    Those are too short for data.mask_probability.
+    Those are too short for data.mlm_probability.
     """
     sequences = {
         int(tokens): count for tokens, count in store.manifest.get("maskable", {}).get(store.split, {}).items()
@@ -182,7 +179,7 @@ def _check_masked(store: TokenDataset, masker: Masker) -> None:
     if not never:
         return
     total, count = sum(sequences.values()), sum(sequences[tokens] for tokens in never)
-    which = f"data.mask_probability = {masker.probability}: of the {total:,} {store.split} sequences of {store.path}"
+    which = f"data.mlm_probability = {masker.probability}: of the {total:,} {store.split} sequences of {store.path}"
     if store.split == "train" and count == total:
         raise UserError(
             f"{which} it masks no token, since none has more than {max(never)}; raise it, or prepare longer text"
@@ -222,23 +219,24 @@ def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, more: dic
     masker = make_masker(store, recipe)
     t, d = recipe.training, recipe.data
     own = not d.attend_across_documents
-    micro_batch = cast(int, t.micro_batch)  # "auto" has been decided.
+    micro_batch_size = cast(int, t.micro_batch_size)  # "auto" has been decided.
     order = BatchLoader(
         store,
         masker,
         seed=t.seed,
-        global_batch=t.global_batch,
-        micro_batch=micro_batch,
+        global_batch_size=t.global_batch_size,
+        micro_batch_size=micro_batch_size,
         rank=rank,
         world_size=world,
         weights=d.weights,
-        by_length=store.manifest["mode"] == "grouped",
+        by_length=store.manifest["mode"] == "lines",
         document_masking=own,
     )
     sets = {name: open_heldout(path) for name, path in {"": tokens, **more}.items()}
     for part in sets.values():
         _check_masked(part, masker)
     heldout = {
-        name: partial(heldout_batches, part, masker, micro_batch, t.heldout_blocks, own) for name, part in sets.items()
+        name: partial(heldout_batches, part, masker, micro_batch_size, t.eval_max_sequences, own)
+        for name, part in sets.items()
     }
     return store, order, heldout

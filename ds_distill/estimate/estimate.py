@@ -60,13 +60,13 @@ class Forecast:
         self.length = recipe.data.sequence_length
         config = config_of(resolve_model_folder(teacher), f"teacher = {teacher}")
         check_positions(config, self.length, f"teacher {teacher}")
-        layers = layers_of(config, recipe.student.layers, recipe.student.depth)
+        layers = layers_of(config, recipe.student.init_layers, recipe.student.num_layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(t.seed)
             self.teacher = AutoModelForMaskedLM.from_config(config).eval()
-            depth = len(layers) if layers else recipe.student.depth
+            depth = len(layers) if layers else recipe.student.num_layers
             self.student = build_student(
-                self.teacher, layers="random", num_layers=depth, hidden=recipe.student.hidden, dropout=t.dropout
+                self.teacher, layers="random", num_layers=depth, hidden=recipe.student.hidden_size, dropout=t.dropout
             )
         if t.gradient_checkpointing:
             self.student.gradient_checkpointing_enable()
@@ -76,10 +76,10 @@ class Forecast:
             self.teacher_bytes += prepacked_bytes(self.teacher)
         self.activations = activation_bytes_fit(self.student, self.length, self.dtype, torch.device("cpu"))
 
-    def memory(self, micro_batch: int, stage: int, ranks: int):
+    def memory(self, micro_batch_size: int, stage: int, ranks: int):
         """Return the Memory of one rank."""
         t = copy.copy(self.recipe.training)
-        t.micro_batch = micro_batch
+        t.micro_batch_size = micro_batch_size
         one, more = self.activations
         need = memory(
             self.student,
@@ -89,8 +89,8 @@ class Forecast:
             stage=stage,
             ranks=ranks,
             dtype=self.dtype,
-            accumulation=max(1, t.global_batch // (micro_batch * ranks)),
-            activations=one + more * (micro_batch - 1),
+            accumulation=max(1, t.global_batch_size // (micro_batch_size * ranks)),
+            activations=one + more * (micro_batch_size - 1),
             device=self.device.type,
         )
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
@@ -104,14 +104,14 @@ class Forecast:
         sizes = self.recipe.training.micro_batches(ranks)
         return next((size for size in sizes if taken + self.memory(size, stage, ranks).peak <= HEADROOM * room), 0)
 
-    def rate(self, micro_batch: int, tokens: float) -> float:
+    def rate(self, micro_batch_size: int, tokens: float) -> float:
         """Measure the tokens per second and rank.
 
         The measurement runs forward and backward on two micro-batches of random tokens and leaves
         out the optimizer's step.
 
         Args:
-            micro_batch: Sequences per micro-batch.
+            micro_batch_size: Sequences per micro-batch.
             tokens: The tokens per rank in the whole run, which decide whether it compiles.
         """
         objective = Objective(
@@ -129,10 +129,10 @@ class Forecast:
         ids = torch.randint(
             self.student.config.vocab_size // 2,
             self.student.config.vocab_size,
-            (micro_batch, self.length),
+            (micro_batch_size, self.length),
             device=self.device,
         )
-        labels = torch.where(torch.rand(ids.shape, device=self.device) < self.recipe.data.mask_probability, ids, -100)
+        labels = torch.where(torch.rand(ids.shape, device=self.device) < self.recipe.data.mlm_probability, ids, -100)
         objective.to(self.dtype)
         for _ in range(2):
             began = time.perf_counter()
@@ -172,7 +172,7 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
     chosen = int(smallest)
     if not chosen:
         raise UserError(
-            f"training.micro_batch = auto: not even one sequence fits {room / GIB:.1f} GiB; lower "
+            f"training.micro_batch_size = auto: not even one sequence fits {room / GIB:.1f} GiB; lower "
             "data.sequence_length, use a higher ZeRO stage (training.deepspeed), or "
             "training.gradient_checkpointing = true"
         )
@@ -207,11 +207,11 @@ def plan(
     room, taken = forecast.room()
     room = memory_gib * GIB if memory_gib else room
     largest = forecast.largest(stage, ranks, room, taken)
-    micro_batch: int = max(largest, 1) if t.micro_batch == "auto" else t.micro_batch_of(ranks)
-    t.micro_batch = micro_batch
+    micro_batch_size: int = max(largest, 1) if t.micro_batch_size == "auto" else t.micro_batch_of(ranks)
+    t.micro_batch_size = micro_batch_size
     rows = []
     for at in range(4):
-        need = forecast.memory(micro_batch, at, ranks)
+        need = forecast.memory(micro_batch_size, at, ranks)
         peak = need.peak + taken
         rows.append(
             {
@@ -223,18 +223,18 @@ def plan(
                 "recipe": "this recipe's" if at == stage else "",
             }
         )
-    a_step = t.global_batch * forecast.length
+    a_step = t.global_batch_size * forecast.length
     total = t.max_tokens or None
     if tokens:
         manifest = TokenDataset.open(Path(tokens), "train").manifest
-        a_step = round(t.global_batch * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"]))
+        a_step = round(t.global_batch_size * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"]))
         weights = recipe.data.weights or [1.0] * len(manifest["sources"])
         total = total or t.epochs * round(
             sum(w * s["tokens"]["train"] for w, s in zip(weights, manifest["sources"], strict=False))
         )
     measured = tokens_per_second is None
     if tokens_per_second is None:
-        tokens_per_second = forecast.rate(min(micro_batch, 4), (total or math.inf) / ranks) * ranks
+        tokens_per_second = forecast.rate(min(micro_batch_size, 4), (total or math.inf) / ranks) * ranks
     rate = tokens_per_second
     flops = flops_per_token(
         forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length
@@ -242,8 +242,8 @@ def plan(
     return {
         "teacher_parameters": count_parameters(forecast.teacher),
         "student_parameters": count_parameters(forecast.student),
-        "mflops_a_token": round(flops / 1e6, 1),
-        "tokens_a_step": a_step,
+        "mflops_per_token": round(flops / 1e6, 1),
+        "tokens_per_step": a_step,
         "tokens": total,
         "steps": math.ceil(total / a_step) if total else None,
         "tokens_per_second": round(rate, 1),
@@ -254,7 +254,7 @@ def plan(
         "device": str(forecast.device),
         "precision": str(forecast.dtype).removeprefix("torch."),
         "memory_gib": round(room / GIB, 1),
-        "micro_batch": micro_batch,
+        "micro_batch_size": micro_batch_size,
         "largest_micro_batch": largest,
         "stages": rows,
         "advice": _advice(rows[stage], rows, largest, t),
@@ -263,9 +263,11 @@ def plan(
 
 def _advice(row: dict, rows: list[dict], largest: int, t: Training) -> str:
     if row["fits"] == "yes":
-        return "fits" + (f"; training.micro_batch = {largest} would too" if largest > cast(int, t.micro_batch) else "")
+        return "fits" + (
+            f"; training.micro_batch_size = {largest} would too" if largest > cast(int, t.micro_batch_size) else ""
+        )
     if largest:
-        return f"does not fit: training.micro_batch = {largest} would"
+        return f"does not fit: training.micro_batch_size = {largest} would"
     other = next((r["stage"] for r in rows if r["fits"] == "yes"), None)
     if other is not None:
         return f"does not fit: ZeRO stage {other} would (training.deepspeed = ds_configs/deepspeed/zero{other}.json)"
@@ -282,8 +284,8 @@ def show(found: dict) -> None:
     facts = {
         "teacher": f"{found['teacher_parameters']:,} parameters",
         "student": f"{found['student_parameters']:,} parameters",
-        "work": f"{found['mflops_a_token']:,} MFLOP a token",
-        "a step": f"{found['tokens_a_step']:,} tokens",
+        "work": f"{found['mflops_per_token']:,} MFLOP a token",
+        "a step": f"{found['tokens_per_step']:,} tokens",
         "run": f"{found['tokens']:,} tokens, {found['steps']:,} steps"
         if found["tokens"]
         else "give --tokens or training.max_tokens",

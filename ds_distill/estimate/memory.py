@@ -89,7 +89,7 @@ def memory(
     asked = training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", "auto")
     bucket = 500_000_000 if asked == "auto" else int(asked)  # DeepSpeed's own default
     config = student.config
-    rows, width = cast(int, training.micro_batch) * length, family_of(student).measures(config)[2]
+    rows, width = cast(int, training.micro_batch_size) * length, family_of(student).measures(config)[2]
     # A compiled loss spares a CPU the temporaries, but the estimate does not rely on that.
     passes = "torch" if device == "cpu" or training.compile == "off" else "triton"
     loss = live_bytes(rows, config.vocab_size, size, device, passes) + 4 * rows * width + 4 * config.vocab_size * width

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.features import Collator, Features, encode_features, predict
 from ds_distill.models.saving import follow_umask
 from ds_distill.models.teacher import weights_fingerprint
@@ -24,7 +24,7 @@ from ds_distill.utils.errors import UserError
 
 Gold = np.ndarray | tuple[Questions, Spans]  # of a dev set: labels, or for SQuAD (questions, spans)
 
-SENTENCES = 128  # tokens of an example that is not from SQuAD, unless tuning.length differs
+SENTENCES = 128  # tokens of an example that is not from SQuAD, unless finetune.max_length differs
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Sets:
         return {"train": self.train} | {named(split): features for split, (features, _) in self.dev.items()}
 
 
-def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning, positions: int) -> Sets:
+def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: FinetuneConfig, positions: int) -> Sets:
     """Encode the data of a task with a tokenizer.
 
     Args:
@@ -116,8 +116,8 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning
         positions: The most tokens that the models read.
     """
     most, length = (
-        settings.max_examples or None,
-        min(settings.length or (LENGTH if data.task.spans else SENTENCES), positions),
+        settings.max_train_samples or None,
+        min(settings.max_length or (LENGTH if data.task.spans else SENTENCES), positions),
     )
     dev = dev_sets(data, tokenizer, length)
     train = data.train[:most]
@@ -129,7 +129,7 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning
         if not spans.question:
             raise UserError(
                 f"--task {data.task.name}: no part of a context of {length} tokens holds an answer; "
-                "give a longer tuning.length"
+                "give a longer finetune.max_length"
             )
         return Sets(
             Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends}, cut=spans.cut),
@@ -141,7 +141,7 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Tuning
     if absent := set(every.labels) - set(used.labels) if data.task.labels else ():
         names = ", ".join(data.task.labels[label] for label in sorted(cast(set[int], absent)))
         raise UserError(
-            f"tuning.max_examples = {most}: the first {most} training examples of {data.task.name} have none "
+            f"finetune.max_train_samples = {most}: the first {most} training examples of {data.task.name} have none "
             f"that is {names}: the set is in order; take more, or all, or give --data in random order"
         )
     return Sets(encode_features(used, tokenizer, length), dev, length)

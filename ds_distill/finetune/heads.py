@@ -42,7 +42,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     remedy = f"give one fine-tuned on {task.name}" if tuned else "give the pretrained folder it came from"
     if tuned and not has_head:
         raise UserError(
-            f"{given}: a {kind or 'model without a head'}; the second distillation needs a teacher fine-tuned "
+            f"{given}: a {kind or 'model without a head'}; task-specific distillation needs a teacher fine-tuned "
             f"on {task.name}"
         )
     if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):

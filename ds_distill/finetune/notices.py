@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data, Sets, named
 from ds_distill.finetune.features import Features
 from ds_distill.tasks.squad import LONGEST_QUESTION
@@ -52,7 +52,7 @@ def said_of(counts: dict[str, dict]) -> str:
 
 
 def say_what_is_not_read(
-    data: Data, sets: Sets, point: Tuning, positions: int, tokenizer: PreTrainedTokenizerBase
+    data: Data, sets: Sets, point: FinetuneConfig, positions: int, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Log input that is not read.
 
@@ -67,18 +67,18 @@ def say_what_is_not_read(
         tokenizer: The tokenizer; its truncation side and unknown token are named.
     """
     name, length = data.task.name, sets.length
-    if point.length > length:
+    if point.max_length > length:
         log(
-            f"tuning.length = {point.length}: the model has {positions} positions, "
+            f"finetune.max_length = {point.max_length}: the model has {positions} positions, "
             f"{length} tokens of an example are read"
         )
-    totals = {"train": min(len(data.train), point.max_examples or len(data.train))}
+    totals = {"train": min(len(data.train), point.max_train_samples or len(data.train))}
     totals |= {named(split): len(part) for split, part in data.dev.items()}
     cut, end = {part: features.cut for part, features in sets.parts.items()}, tokenizer.truncation_side
     if any(cut[part] > TRACE * total for part, total in totals.items()):
         what = "questions" if data.task.spans else "examples"  # Contexts are read in parts.
         most = min(LONGEST_QUESTION, length // 2) if data.task.spans else length
-        more = f"; the model reads up to {positions} (tuning.length)" if most == length < positions else ""
+        more = f"; the model reads up to {positions} (finetune.max_length)" if most == length < positions else ""
         log(f"{name}: {what} longer than {most} tokens are cut at their {end} end: {_shares(cut, totals)}{more}")
     tokens = {part: sum(features.lengths) for part, features in sets.parts.items()}
     unknown = {part: features.count(tokenizer.unk_token_id) for part, features in sets.parts.items()}

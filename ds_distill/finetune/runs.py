@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
 
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data, Sets, dev_sets, encode_sets, load_data, teacher_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
@@ -40,7 +40,7 @@ class Plan:
     """The state that all runs of a plan share.
 
     Args:
-        sets: The encoded sets by (length, max_examples), with the teacher's outputs where there is
+        sets: The encoded sets by (length, max_train_samples), with the teacher's outputs where there is
             one.
     """
 
@@ -57,9 +57,9 @@ class Plan:
         """The task."""
         return self.data.task
 
-    def encode_sets(self, point: Tuning) -> Sets:
+    def encode_sets(self, point: FinetuneConfig) -> Sets:
         """Return the encoded sets of a point of the grid."""
-        return self.sets[point.length, point.max_examples]
+        return self.sets[point.max_length, point.max_train_samples]
 
 
 def finetune(
@@ -67,7 +67,7 @@ def finetune(
     model: str,
     output: Path,
     *,
-    points: list[Tuning],
+    points: list[FinetuneConfig],
     seeds: list[int],
     teacher: str | None = None,
     data: str | None = None,
@@ -91,10 +91,10 @@ def finetune(
         _check_reads_the_same(teacher, mentor, student, tokenizer)
         positions = min(positions, family_of(mentor).positions(mentor.config))
         widths = mentor.config.hidden_size, student.config.hidden_size
-        if widths[0] != widths[1] and any(point.hidden > 0 for point in points):
+        if widths[0] != widths[1] and any(point.hidden_weight > 0 for point in points):
             raise UserError(
-                f"tuning.hidden = {max(point.hidden for point in points)}: teacher and student have widths "
-                f"{widths[0]} and {widths[1]}"
+                f"finetune.hidden_weight = {max(point.hidden_weight for point in points)}: teacher and student "
+                f"have widths {widths[0]} and {widths[1]}"
             )
     read = load_data(task, data)
     identity = {
@@ -111,7 +111,7 @@ def finetune(
         results = _run_all(plan, points, seeds)
     found, best = summary_of(task, results, output, model, teacher)
     sets = plan.encode_sets(best)
-    used = min(read.counts["train"], best.max_examples or read.counts["train"])
+    used = min(read.counts["train"], best.max_train_samples or read.counts["train"])
     return (
         found
         | {"examples": read.counts | {"train": used}}
@@ -136,7 +136,7 @@ def _plan(
     data: Data,
     model: str,
     output: Path,
-    points: list[Tuning],
+    points: list[FinetuneConfig],
     tokenizer,
     positions: int,
     mentor: PreTrainedModel | None,
@@ -151,20 +151,22 @@ def _plan(
         mentor = mentor.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # wrong in transformers
     sets = {}
     for point in points:
-        key = point.length, point.max_examples
+        key = point.max_length, point.max_train_samples
         if key not in sets:
             sets[key] = encode_sets(data, tokenizer, point, positions)
             say_what_is_not_read(data, sets[key], point, positions, tokenizer)
             if mentor is not None:
                 with explain_disk_full(output), explain_out_of_memory(_smaller(point)):
                     sets[key].train.teacher = teacher_outputs(
-                        mentor, sets[key].train, collator, 2 * point.batch, output / "teacher"
+                        mentor, sets[key].train, collator, 2 * point.batch_size, output / "teacher"
                     )
     return Plan(data, model, output, sets, collator, mentor, device)
 
 
-def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
-    steps = [math.ceil(math.ceil(len(plan.encode_sets(point).train) / point.batch) * point.epochs) for point in points]
+def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list[dict]:
+    steps = [
+        math.ceil(math.ceil(len(plan.encode_sets(point).train) / point.batch_size) * point.epochs) for point in points
+    ]
     results = []
     with progress(sum(steps) * len(seeds), plan.task.name, "step") as bar:
         for point, length in zip(points, steps, strict=True):
@@ -187,28 +189,31 @@ def _run_all(plan: Plan, points: list[Tuning], seeds: list[int]) -> list[dict]:
     return results
 
 
-def _smaller(point: Tuning) -> str:
-    return f"tuning.batch = {point.batch}: try {max(1, point.batch // 2)}, or a shorter tuning.length"
+def _smaller(point: FinetuneConfig) -> str:
+    return (
+        f"finetune.batch_size = {point.batch_size}: try {max(1, point.batch_size // 2)}, "
+        "or a shorter finetune.max_length"
+    )
 
 
-def _differing(point: Tuning, points: list[Tuning]) -> dict:
+def _differing(point: FinetuneConfig, points: list[FinetuneConfig]) -> dict:
     mine = asdict(point)
     return {name: value for name, value in mine.items() if len({asdict(other)[name] for other in points}) > 1}
 
 
-def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
-    """Write how the run is trained into folder/tuning.json, with "auto" decided once and for all.
+def _begin(folder: Path, point: FinetuneConfig, device: torch.device) -> None:
+    """Write how the run is trained into folder/settings.json, with "auto" decided once and for all.
 
     A run that was begun with other settings is removed.
 
     Raises:
         UserError: If a run with other settings has ended; its model stays.
     """
-    file = folder / "tuning.json"
+    file = folder / "settings.json"
     if file.is_file():
-        before = asdict(Tuning()) | json.loads(file.read_text(encoding="utf-8"))["asked"]
+        before = asdict(FinetuneConfig()) | json.loads(file.read_text(encoding="utf-8"))["asked"]
         changed = [
-            f"tuning.{name} was {value}, is {now}"
+            f"finetune.{name} was {value}, is {now}"
             for name, now in asdict(point).items()
             if (value := before[name]) != now
         ]
@@ -216,6 +221,8 @@ def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
             return
         if (folder / "result.json").is_file():
             raise UserError(f"{folder} holds another run ({'; '.join(changed)}): choose another --output, or remove it")
+    elif (folder / "result.json").is_file():
+        raise UserError(f"{folder} holds a run of an earlier version: choose another --output, or remove it")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     bf16 = (
@@ -226,11 +233,11 @@ def _begin(folder: Path, point: Tuning, device: torch.device) -> None:
     write_json(file, {"asked": asdict(point), "precision": "bf16" if bf16 else "fp32"})
 
 
-def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
+def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -> dict:
     torch.manual_seed(seed)
     network = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
     precision, cpu, sets = (
-        json.loads((folder / "tuning.json").read_text(encoding="utf-8"))["precision"],
+        json.loads((folder / "settings.json").read_text(encoding="utf-8"))["precision"],
         plan.device.type == "cpu",
         plan.encode_sets(point),
     )
@@ -240,11 +247,11 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
         network.set_attn_implementation("eager")
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
-        per_device_train_batch_size=point.batch,
+        per_device_train_batch_size=point.batch_size,
         num_train_epochs=point.epochs,
         learning_rate=point.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=point.warmup,
+        warmup_steps=point.warmup_ratio,
         weight_decay=point.weight_decay,
         seed=seed,
         bf16=precision == "bf16",
@@ -287,7 +294,7 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     )
     reader = load_tokenizer(folder / "model")
     as_read = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
-    metrics = scored(plan.task, final, as_read, Collator(reader), 2 * point.batch, f"seed {seed}")
+    metrics = scored(plan.task, final, as_read, Collator(reader), 2 * point.batch_size, f"seed {seed}")
     head = "question-answering" if plan.task.spans else "classification"
     trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
     remark = said_of(not_read(plan.data, sets, reader))
@@ -295,18 +302,20 @@ def _one_run(plan: Plan, folder: Path, point: Tuning, seed: int, bar) -> dict:
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
-    return {"seed": seed, "tuning": asdict(point), "precision": precision, "metrics": metrics, "losses": losses}
+    return {"seed": seed, "settings": asdict(point), "precision": precision, "metrics": metrics, "losses": losses}
 
 
-def summary_of(task: Task, results: list[dict], output: Path, model: str, teacher: str | None) -> tuple[dict, Tuning]:
+def summary_of(
+    task: Task, results: list[dict], output: Path, model: str, teacher: str | None
+) -> tuple[dict, FinetuneConfig]:
     """Return (summary, the best point of the grid) by the median of the task's first metric.
 
-    In the summary, a tuning's length is the one that was used.
+    In the summary, a setting's max_length is the one that was used.
     """
     metric = task.metrics[0]
     by_point: dict[str, list[dict]] = {}
     for result in results:
-        by_point.setdefault(json.dumps(result["tuning"], sort_keys=True), []).append(result)
+        by_point.setdefault(json.dumps(result["settings"], sort_keys=True), []).append(result)
     best = max(by_point.values(), key=lambda runs: rank(median(run["metrics"][metric] for run in runs)))
     dev = {name: median(run["metrics"][name] for run in best) for name in best[0]["metrics"]}
     measured = [run for run in best if run["metrics"][metric] is not None]
@@ -315,7 +324,7 @@ def summary_of(task: Task, results: list[dict], output: Path, model: str, teache
     )
     points = [
         {
-            "tuning": runs[0]["tuning"] | {"length": runs[0]["length"]},
+            "settings": runs[0]["settings"] | {"max_length": runs[0]["length"]},
             metric: median(run["metrics"][metric] for run in runs),
         }
         for runs in by_point.values()
@@ -326,11 +335,11 @@ def summary_of(task: Task, results: list[dict], output: Path, model: str, teache
         metric: dev[metric],
         "metrics": dev,
         "seeds": [{"seed": run["seed"], **run["metrics"], "precision": run["precision"]} for run in best],
-        "tuning": best[0]["tuning"] | {"length": best[0]["length"]},
+        "settings": best[0]["settings"] | {"max_length": best[0]["length"]},
         "grid": points if len(points) > 1 else [],
         "model": model,
         "teacher": teacher,
         "export": middle["folder"],
         "output": str(output),
     }
-    return summary, Tuning(**best[0]["tuning"])
+    return summary, FinetuneConfig(**best[0]["settings"])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Sets
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.losses.soft_targets import hidden_cosine_loss, soft_target_loss
@@ -29,7 +29,9 @@ GIVE_BACK_EVERY = 25
 class FinetuneTrainer(Trainer):
     """A Trainer with batches of similar length, and with a teacher's soft targets when a batch has them."""
 
-    def __init__(self, *arguments, settings: Tuning, task: Task, teacher: PreTrainedModel | None = None, **more):
+    def __init__(
+        self, *arguments, settings: FinetuneConfig, task: Task, teacher: PreTrainedModel | None = None, **more
+    ):
         super().__init__(*arguments, **more)
         self.settings, self.task, self.teacher = settings, task, teacher
         self.takes = inputs_of(cast(PreTrainedModel, self.model), INPUTS)
@@ -77,7 +79,7 @@ def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, b
         outputs = predict(model, features, collator, batch, f"{what}, {split}")
         if not all(np.isfinite(output).all() for output in outputs):
             raise UserError(
-                f"{what}: the model's outputs are no numbers, it has diverged; a lower tuning.learning_rate in "
+                f"{what}: the model's outputs are no numbers, it has diverged; a lower finetune.learning_rate in "
                 "another --output"
             )
         if task.spans:

@@ -42,7 +42,7 @@ def fused_linear_distillation_loss(
     temperature: float,
     kl_weight: float,
     mlm_weight: float,
-    kl_on: str = "all",
+    kl_tokens: str = "all",
     token_mask: Tensor | None = None,
     chunk: int | None = None,
     passes: str = "torch",
@@ -60,7 +60,7 @@ def fused_linear_distillation_loss(
         temperature: T in the formula below.
         kl_weight: The factor of kl_sum.
         mlm_weight: The factor of mlm_sum.
-        kl_on: "all" (every real token) or "masked" (a different objective).
+        kl_tokens: "all" (every real token) or "masked" (a different objective).
         token_mask: [N] bool, False for padding.
         chunk: How many rows of logits exist at a time. None chooses by memory.
         passes: What computes the passes over the logits: torch's operators ("torch"), one
@@ -78,13 +78,13 @@ def fused_linear_distillation_loss(
         The loss is differentiable once, in student hidden, weight and bias. The sums are detached.
 
     Raises:
-        ValueError: Shapes do not fit, or kl_on is unknown.
+        ValueError: Shapes do not fit, or kl_tokens is unknown.
 
     Source: Hinton et al. 2015, section 2.1; Sanh et al. 2019, section 2.
     """
     rows, vocabulary = student_hidden.shape[0], student_weight.shape[0]
-    if kl_on not in ("all", "masked"):
-        raise ValueError(f'kl_on = {kl_on!r}: "all" or "masked"')
+    if kl_tokens not in ("all", "masked"):
+        raise ValueError(f'kl_tokens = {kl_tokens!r}: "all" or "masked"')
     if labels.shape != (rows,):
         raise ValueError(f"labels {tuple(labels.shape)}: student_hidden has {rows} rows")
     if kl_weight != 0:
@@ -97,7 +97,7 @@ def fused_linear_distillation_loss(
             )
     inputs = (student_hidden, student_weight, student_bias)
     want = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    if student_hidden.device.type == "cpu" and (kl_weight == 0 or kl_on == "masked"):
+    if student_hidden.device.type == "cpu" and (kl_weight == 0 or kl_tokens == "masked"):
         # Only masked rows count. Selecting them makes a GPU synchronize and costs a CPU nothing.
         at = (labels >= 0 if token_mask is None else (labels >= 0) & token_mask).nonzero().squeeze(1)
         inputs = (student_hidden[at], *inputs[1:])
@@ -114,7 +114,7 @@ def fused_linear_distillation_loss(
         float(temperature),
         float(kl_weight),
         float(mlm_weight),
-        kl_on,
+        kl_tokens,
         chunk,
         passes,
         want,
@@ -236,7 +236,7 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         temperature,
         kl_weight,
         mlm_weight,
-        kl_on,
+        kl_tokens,
         chunk,
         passes,
         want,
@@ -283,7 +283,7 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                     student.bias,
                     t_bias,
                     target[block],
-                    masked[block] if kl_on == "masked" else real[block],
+                    masked[block] if kl_tokens == "masked" else real[block],
                     masked[block] if at is None else None,
                     *factors,
                     temperature,

@@ -107,9 +107,9 @@ class Objective(nn.Module):
             t_bias,
             labels.flatten(),
             temperature=x.temperature,
-            kl_weight=scale * x.kl / max(masked if x.kl_on == "masked" else real, 1) if teacher else 0.0,
+            kl_weight=scale * x.kl / max(masked if x.kl_tokens == "masked" else real, 1) if teacher else 0.0,
             mlm_weight=scale * x.mlm / max(masked, 1),
-            kl_on=x.kl_on,
+            kl_tokens=x.kl_tokens,
             token_mask=real_tokens.flatten() if real_tokens is not None else None,
             passes=self.passes,
         )

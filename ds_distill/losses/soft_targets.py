@@ -1,4 +1,4 @@
-"""The loss of the second distillation: hard labels and a fine-tuned teacher's soft targets.
+"""The loss of task-specific distillation: hard labels and a fine-tuned teacher's soft targets.
 
 Source: Sanh et al. 2019, section 3, after Hinton et al. 2015.
 """

@@ -35,30 +35,34 @@ def resolve_layer_map(
         UserError: The layers and depths do not fit together.
     """
     if student_layers is not None and (not _is_int(student_layers) or student_layers < 1):
-        raise UserError(f"student.depth = {student_layers!r}: give a whole number, 1 or more")
+        raise UserError(f"student.num_layers = {student_layers!r}: give a whole number, 1 or more")
     if isinstance(spec, str):
         if spec == "random":
             return None
         if spec != "every_other":
-            raise UserError(f"student.layers = {spec!r}: give every_other, random, or a list of the teacher's layers")
+            raise UserError(
+                f"student.init_layers = {spec!r}: give every_other, random, or a list of the teacher's layers"
+            )
         depth = default_depth(teacher_layers) if student_layers is None else student_layers
         if depth > teacher_layers:
             raise UserError(
-                f"student.depth = {depth}: the teacher has {teacher_layers} layers to copy; give 1 to {teacher_layers}"
+                f"student.num_layers = {depth}: the teacher has {teacher_layers} layers to copy; "
+                f"give 1 to {teacher_layers}"
             )
         return _evenly_spaced(teacher_layers, depth)
     layers = list(spec)
     if not layers:
-        raise UserError("student.layers = []: name at least one of the teacher's layers")
+        raise UserError("student.init_layers = []: name at least one of the teacher's layers")
     for index, layer in enumerate(layers):
         if not _is_int(layer) or not 0 <= layer < teacher_layers:
             raise UserError(
-                f"student.layers[{index}] = {layer!r}: the teacher has {teacher_layers} layers, "
+                f"student.init_layers[{index}] = {layer!r}: the teacher has {teacher_layers} layers, "
                 f"0 to {teacher_layers - 1}"
             )
     if student_layers is not None and student_layers != len(layers):
         raise UserError(
-            f"student.depth = {student_layers}: student.layers names {len(layers)}; leave depth out or make them agree"
+            f"student.num_layers = {student_layers}: student.init_layers names {len(layers)}; "
+            "leave student.num_layers out, or make them agree"
         )
     return layers
 
@@ -168,14 +172,15 @@ def plan_student(
     hidden, head = width if hidden is None else hidden, width // heads
     if not head <= hidden <= width or hidden % head:
         raise UserError(
-            f"student.hidden = {hidden}: give a multiple of the teacher's head size {head}, at most its width {width}"
+            f"student.hidden_size = {hidden}: give a multiple of the teacher's head size {head}, "
+            f"at most its width {width}"
         )
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"training.dropout = {dropout}: give a probability, 0 or more and below 1")
     ours = FAMILIES[family.student]
     if freeze_positions and layer_map is None and ours.name != "distilbert":
         raise UserError(
-            "student.freeze_positions with student.layers = random: frozen random positions carry nothing; "
+            "student.freeze_positions with student.init_layers = random: frozen random positions carry nothing; "
             "start from layers"
         )
     config = _config(teacher, family, ours, depth, hidden, dropout)
@@ -218,7 +223,7 @@ def check_tied(teacher: PreTrainedModel) -> None:
     if decoder is not words and not torch.equal(decoder, words):
         raise UserError(
             "teacher: its decoder is not tied to its word embeddings, the student's is; "
-            "give a teacher with tied embeddings, or student.layers = random"
+            "give a teacher with tied embeddings, or student.init_layers = random"
         )
 
 

@@ -128,7 +128,7 @@ def check_engine(recipe: Recipe) -> None:
 
 def _smallest(training: Training) -> Training:
     """Return the same settings for a model without a trunk, one sequence at a time."""
-    return replace(training, trunk_learning_rate=None, micro_batch=1)
+    return replace(training, encoder_learning_rate=None, micro_batch_size=1)
 
 
 def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:

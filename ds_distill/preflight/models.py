@@ -43,9 +43,9 @@ def check_teacher_fits(
     s = recipe.student
     start, _ = plan_student(
         config,
-        layers=s.layers,
-        num_layers=s.depth,
-        hidden=s.hidden,
+        layers=s.init_layers,
+        num_layers=s.num_layers,
+        hidden=s.hidden_size,
         dropout=recipe.training.dropout,
         freeze_positions=s.freeze_positions,
     )

@@ -15,8 +15,9 @@ from typing import cast
 
 import yaml
 
+from ds_distill.config.renamed import name_of_today
 from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import CHECKOUT, Recipe, shipped
 from ds_distill.study.jobs import Step, folder_of, run_steps, starter_words
 from ds_distill.tasks.catalog import TASKS, task_of
@@ -25,12 +26,12 @@ from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError, did_you_mean, expand_user
 from ds_distill.utils.files import write_json
 
-TEACHER, SECOND = "teacher", "second distillation"
+TEACHER, TASK_DISTILLATION = "teacher", "task distillation"
 ROOMS = tuple(f"{room.name}." for room in fields(Recipe))
 SETTINGS = tuple(
     f"{room.name}.{setting.name}" for room in fields(Recipe) for setting in fields(getattr(Recipe(), room.name))
 )
-TUNING = tuple(setting.name for setting in fields(Tuning))
+FINETUNE_SETTINGS = tuple(setting.name for setting in fields(FinetuneConfig))
 # These are the settings that `prepare` reads.
 READ = (
     "data.mode",
@@ -53,9 +54,9 @@ class Study:
     Args:
         base: The recipe that all students start from.
         students: Maps each name to the dotted settings in which that student differs from `base`.
-        teacher_too: Whether to fine-tune the teacher as well.
-        second: The students that are also fine-tuned with the fine-tuned teacher.
-        tuning: The settings of every fine-tuning, by name. A task's own settings, and its own
+        include_teacher: Whether to fine-tune the teacher as well.
+        task_distillation: The students that are also fine-tuned with the fine-tuned teacher.
+        finetune: The settings of every fine-tuning, by name. A task's own settings, and its own
             number of seeds, go under the task's name.
         launch: The command that starts a distillation, on several processes or hosts. If empty,
             this process's Python starts it.
@@ -71,9 +72,9 @@ class Study:
     students: dict[str, dict]
     tasks: list[str]
     seeds: int = 3
-    teacher_too: bool = True
-    second: list[str] = field(default_factory=list)
-    tuning: dict = field(default_factory=dict)
+    include_teacher: bool = True
+    task_distillation: list[str] = field(default_factory=list)
+    finetune: dict = field(default_factory=dict)
     launch: str = ""
     jobs: int = 1
 
@@ -82,15 +83,20 @@ class Study:
 
     @classmethod
     def of(cls, plan: dict) -> Study:
-        """Return the study that study.json holds."""
+        """Return the study that study.json holds; raise UserError where an earlier version wrote it."""
+        if old := [key for key in plan if name_of_today(key)]:
+            raise UserError(
+                f"study.json is of an earlier version: {old[0]} is {name_of_today(old[0])} now; "
+                "begin the study again in a new --output"
+            )
         return cls(**{name: value for name, value in plan.items() if name in cls.__dataclass_fields__})
 
-    def tuning_of(self, task: str) -> tuple[int, dict]:
+    def finetune_of(self, task: str) -> tuple[int, dict]:
         """Return how many seeds a task's fine-tunings have, and their settings."""
         found = (
             {"seeds": self.seeds}
-            | {key: value for key, value in self.tuning.items() if key not in TASKS}
-            | (self.tuning.get(task) or {})
+            | {key: value for key, value in self.finetune.items() if key not in TASKS}
+            | (self.finetune.get(task) or {})
         )
         return found.pop("seeds"), found
 
@@ -99,21 +105,24 @@ class Study:
 
         Examples are a task without files and a setting that does not exist.
         """
-        if odd := [name for name, own in self.tuning.items() if name in TASKS and not isinstance(own or {}, dict)]:
+        if odd := [name for name, own in self.finetune.items() if name in TASKS and not isinstance(own or {}, dict)]:
             raise UserError(
-                f"tuning: {odd[0]}: {self.tuning[odd[0]]!r}: a task's settings go by name, such as {{epochs: 3}}"
+                f"finetune: {odd[0]}: {self.finetune[odd[0]]!r}: a task's settings go by name, such as {{epochs: 3}}"
             )
         for name in self.tasks:
-            task, (seeds, tuning) = task_of(name), self.tuning_of(name)
+            task, (seeds, settings) = task_of(name), self.finetune_of(name)
             if type(seeds) is not int or seeds < 1:
                 raise UserError(f"seeds of {name}: {seeds!r}: a whole number, 1 or more")
-            for key in tuning:
-                if key not in TUNING:
-                    raise UserError(f"tuning: {key}: no such setting{did_you_mean(key, TUNING)} ({', '.join(TUNING)})")
+            for key in settings:
+                if key not in FINETUNE_SETTINGS:
+                    raise UserError(
+                        f"finetune: {key}: no such setting{did_you_mean(key, FINETUNE_SETTINGS)} "
+                        f"({', '.join(FINETUNE_SETTINGS)})"
+                    )
             try:
-                Tuning(**tuning).check()
+                FinetuneConfig(**settings).check()
             except TypeError as error:
-                raise UserError(f"tuning of {name}: {tuning}: not all of these are numbers ({error})") from None
+                raise UserError(f"finetune of {name}: {settings}: not all of these are numbers ({error})") from None
             if self.data:
                 for split in ("train", *task.validation):
                     split_files(expand_user(self.data) / name, split)
@@ -128,17 +137,21 @@ class Study:
                     raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
         if twice := {name for name in self.tasks if self.tasks.count(name) > 1}:
             raise UserError(f"tasks: {', '.join(sorted(twice))}: named twice")
-        for name in self.second:
+        for name in self.task_distillation:
             if name not in self.students:
-                raise UserError(f"second: {name}: not among the students ({', '.join(self.students)})")
-        if self.second and not self.teacher_too:
-            raise UserError("second: the second distillation needs the fine-tuned teacher: teacher_too must be true")
+                raise UserError(f"task_distillation: {name}: not among the students ({', '.join(self.students)})")
+        if self.task_distillation and not self.include_teacher:
+            raise UserError("task_distillation: needs the fine-tuned teacher: include_teacher must be true")
         if not self.students:
             raise UserError("students is empty: name at least one, `distilled: {}`")
         if not all(name.strip() for name in self.students):
             raise UserError("students: one has an empty name: write one")
         folders: dict[str, str] = {}
-        for name in [TEACHER, *self.students, *(f"{student}, {SECOND}" for student in self.second)]:
+        for name in [
+            TEACHER,
+            *self.students,
+            *(f"{student}, {TASK_DISTILLATION}" for student in self.task_distillation),
+        ]:
             other = folders.setdefault(folder_of(name), name)
             if other != name or (name == TEACHER and name in self.students):
                 raise UserError(
@@ -192,7 +205,7 @@ def steps_of(study: Study, output: Path) -> list[Step]:
             )
         )
     for task in study.tasks:
-        seeds, tuning = study.tuning_of(task)
+        seeds, tuning = study.finetune_of(task)
         words = (
             "finetune",
             "--task",
@@ -200,19 +213,19 @@ def steps_of(study: Study, output: Path) -> list[Step]:
             "--seeds",
             str(seeds),
             *(["--data", str(Path(study.data) / task)] if study.data else []),
-            *(word for key, value in tuning.items() for word in (f"--tuning.{key}", str(value))),
+            *(word for key, value in tuning.items() for word in (f"--finetune.{key}", str(value))),
         )
         folder = output / "tasks" / task
-        if study.teacher_too:
+        if study.include_teacher:
             steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher, seeds=seeds))
         for name in study.students:
             student = output / "students" / folder_of(name)
             steps.append(Step(f"{task}, {name}", folder / folder_of(name), words, model=student, seeds=seeds))
-            if name in study.second:
+            if name in study.task_distillation:
                 steps.append(
                     Step(
-                        f"{task}, {name}, {SECOND}",
-                        folder / folder_of(f"{name}, {SECOND}"),
+                        f"{task}, {name}, {TASK_DISTILLATION}",
+                        folder / folder_of(f"{name}, {TASK_DISTILLATION}"),
                         words,
                         model=student,
                         teacher=folder / TEACHER,
@@ -327,13 +340,13 @@ def _at_home(plan: dict) -> dict:
 def _changed(before: dict, now: dict) -> list[str]:
     """Return the keys under which a plan differs from the earlier one.
 
-    Students, tasks with their tuning, seeds and second distillations may be added.
+    Students, tasks with their settings, seeds and task distillations may be added.
     """
     earlier, later = Study.of(before), Study.of(now)
-    kept = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "second")}
+    kept = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "task_distillation")}
     kept["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
-    pairs = [(earlier.tuning_of(task), later.tuning_of(task)) for task in earlier.tasks]
-    kept["tuning"] = kept["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
+    pairs = [(earlier.finetune_of(task), later.finetune_of(task)) for task in earlier.tasks]
+    kept["finetune"] = kept["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
     kept["base"] = True  # The base may move; its content is under `recipe`.
     return [key for key in now if before.get(key) != now[key] and not kept.get(key)]
 
@@ -348,9 +361,9 @@ def rows_of(study: Study, output: Path) -> list[dict]:
     names = [
         name
         for student in study.students
-        for name in (student, *([f"{student}, {SECOND}"] if student in study.second else []))
+        for name in (student, *([f"{student}, {TASK_DISTILLATION}"] if student in study.task_distillation else []))
     ]
-    for name in [*([TEACHER] if study.teacher_too else []), *names]:
+    for name in [*([TEACHER] if study.include_teacher else []), *names]:
         row: dict = {"model": name, "tasks": {}}
         made = output / "students" / folder_of(name) / "summary.json"
         if made.is_file():

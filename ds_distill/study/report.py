@@ -12,7 +12,7 @@ from pathlib import Path
 from ds_distill.reporting.pages import Section, write_page
 from ds_distill.reporting.plots import comparison_plot
 from ds_distill.reporting.tables import NOT_RUN, table
-from ds_distill.study.plan import SECOND, TEACHER, TOKENS, Study, folder_of, rows_of
+from ds_distill.study.plan import TASK_DISTILLATION, TEACHER, TOKENS, Study, folder_of, rows_of
 from ds_distill.tasks.catalog import TASKS
 from ds_distill.utils.errors import UserError
 
@@ -27,13 +27,13 @@ PAPER = {
     "DistilBERT, the paper's": dict(
         zip((*GLUE, "imdb", "squad"), (51.3, 82.2, 87.5, 89.2, 88.5, 59.9, 91.3, 86.9, 56.3, 92.82, 85.8), strict=True)
     ),
-    "DistilBERT, second distillation, the paper's": {"squad": 86.9},
+    "DistilBERT, task distillation, the paper's": {"squad": 86.9},
 }
 # These are exact matches on SQuAD 1.1, from table 2.
 EXACT = {
     "BERT-base, the paper's": 81.2,
     "DistilBERT, the paper's": 77.7,
-    "DistilBERT, second distillation, the paper's": 79.1,
+    "DistilBERT, task distillation, the paper's": 79.1,
 }
 # These are differences of the GLUE mean, from table 4.
 ABLATION = {
@@ -47,12 +47,12 @@ OWN = "the corpus's own documents"
 # These settings decide which tokens are held out, and which of them are masked.
 HELDOUT = (
     *TOKENS,
-    "data.mask_probability",
-    "data.mask_smoothing",
+    "data.mlm_probability",
+    "data.mlm_smoothing",
     "data.whole_word_masking",
     "data.attend_across_documents",
     "training.seed",
-    "training.heldout_blocks",
+    "training.eval_max_sequences",
 )
 
 
@@ -118,8 +118,8 @@ def teacher_of(rows: list[dict]) -> dict | None:
 
 
 def students_of(rows: list[dict]) -> list[dict]:
-    """Return one row per distilled student, without the teacher and without second distillations."""
-    return [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(f", {SECOND}")]
+    """Return one row per distilled student, without the teacher and without task distillations."""
+    return [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(f", {TASK_DISTILLATION}")]
 
 
 def headings(tasks: list[str]) -> dict[str, str]:
@@ -155,7 +155,7 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
                 | {task: score(row["tasks"].get(task)) for task in here}
             )
         first = next((row["model"] for row in rows if row is not teacher), "")  # the study's main student
-        marked = tuple(i for i, row in enumerate(rows) if row["model"] in (first, f"{first}, {SECOND}"))
+        marked = tuple(i for i, row in enumerate(rows) if row["model"] in (first, f"{first}, {TASK_DISTILLATION}"))
         for name, values in PAPER.items():
             shown = {task: f"{values[task]:.1f}" if task in values else "–" for task in here}
             both = [values[task] for task in here if task in values]
@@ -245,7 +245,7 @@ def taken_away(students: dict[str, dict]) -> bool:
     first, *others = students.values()
 
     def without(key: str, value) -> bool:
-        return value == 0 if key.startswith("losses.") else key == "student.layers" and value == "random"
+        return value == 0 if key.startswith("losses.") else key == "student.init_layers" and value == "random"
 
     return all(
         changes.get(key) == first.get(key) or without(key, changes.get(key))

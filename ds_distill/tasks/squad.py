@@ -259,7 +259,7 @@ def spans_of(
     room = length - max(map(len, alone["input_ids"])) - 4  # special tokens: three for BERT, four for RoBERTa
     if room < 8:
         raise UserError(
-            f"{length} tokens leave no room for a context beside its question; give a longer tuning.length, or "
+            f"{length} tokens leave no room for a context beside its question; give a longer finetune.max_length, or "
             "a model with more positions"
         )
     encoded = tokenizer(

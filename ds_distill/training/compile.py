@@ -59,7 +59,7 @@ def triton_unavailable_reason(device: torch.device) -> str | None:
 
 def rows_of_logits(recipe: Recipe, tokens: float, taught: bool) -> float:
     """Return how many of `tokens` are projected on the vocabulary for a loss."""
-    return tokens if taught and recipe.losses.kl_on == "all" else tokens * recipe.data.mask_probability
+    return tokens if taught and recipe.losses.kl_tokens == "all" else tokens * recipe.data.mlm_probability
 
 
 def seconds_saved(
@@ -153,7 +153,7 @@ def compile_step(
 def compiled_layers_unavailable_reason(recipe: Recipe, stage: int) -> str | None:
     """Return why a run with this recipe at ZeRO `stage` leaves the blocks uncompiled, or None."""
     if recipe.data.mode != "packed":
-        return "grouped batches have many shapes, each to be compiled anew"
+        return "batches of lines have many shapes, each to be compiled anew"
     return "ZeRO stage 3 gathers weights between the operators of a block" if stage == 3 else None
 
 

@@ -26,9 +26,9 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
     config["zero_optimization"] = resolve_zero_config(training, dtype)
     stage = config["zero_optimization"]["stage"]
     config |= {
-        "train_micro_batch_size_per_gpu": training.micro_batch,
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": training.clip,
+        "gradient_clipping": training.max_grad_norm,
         "steps_per_print": 10**12,
         "timers": {"throughput": {"enabled": False}},  # it makes the host wait for a GPU twice per micro-step
     }

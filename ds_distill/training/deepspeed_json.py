@@ -42,7 +42,7 @@ NOT_HERE = {
     "checkpoint.writer": "checkpoints are written by DeepSpeed's usual writer",
     "data_efficiency.enabled": "batches and their order are the recipe's",
     "curriculum_learning.enabled": "batches and their order are the recipe's",
-    "autotuning.enabled": "DeepSpeed's autotuner starts jobs of its own; `ds-distill plan` says what fits",
+    "autotuning.enabled": "DeepSpeed's autotuner starts jobs of its own; `ds-distill estimate` says what fits",
     "zero_optimization.cpu_offload": 'its name is now offload_optimizer: {"device": "cpu"}',
     "zero_optimization.cpu_offload_params": 'its name is now offload_param: {"device": "cpu"}',
 }

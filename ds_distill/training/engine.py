@@ -55,12 +55,12 @@ def make_engine(
     module.to(device)
     if device.type == "cpu":
         retain_freed_memory()
-    rate = training.trunk_learning_rate
+    rate = training.encoder_learning_rate
     rates = None if rate is None else {cast(str, module.trunk_name): rate}
     groups = parameter_groups(module, training.weight_decay, rates)
     names = [group.pop("names") for group in groups]
     optimizer = make_optimizer(training, groups, device, offload)
-    factor = linear_schedule(round(training.warmup * total_steps), total_steps)
+    factor = linear_schedule(round(training.warmup_ratio * total_steps), total_steps)
 
     # the engine rounds frozen parameters to 16 bit, and keeps fp32 masters of trained ones only
     frozen = {

@@ -58,7 +58,7 @@ class Step:
             dtype: The number format of the run.
         """
         t, ranks = recipe.training, torch.distributed.get_world_size()
-        tokens, stage = steps * t.global_batch * length / ranks, resolve_zero_config(t, dtype)["stage"]
+        tokens, stage = steps * t.global_batch_size * length / ranks, resolve_zero_config(t, dtype)["stage"]
         compiled = choose_kernels(objective, teacher, recipe, tokens, length=length, stage=stage, device=device)
         self._compiled_before = compile_seconds_so_far() if compiled else None
         models = (objective.model, *([teacher.model] if teacher is not None else []))

@@ -27,13 +27,13 @@ from ds_distill.utils.resources import explain_out_of_memory
 def total_steps(recipe: Recipe, order: BatchLoader) -> int:
     """Return the optimizer steps of the whole run."""
     if recipe.training.max_tokens:
-        manifest = order.store.manifest  # grouped sequences are shorter than sequence_length
+        manifest = order.store.manifest  # sequences of mode "lines" are shorter than sequence_length
         mean = (
             manifest["real_tokens"]["train"] / manifest["blocks"]["train"]
-            if manifest["mode"] == "grouped"
+            if manifest["mode"] == "lines"
             else manifest["sequence_length"]
         )
-        return math.ceil(recipe.training.max_tokens / (recipe.training.global_batch * mean))
+        return math.ceil(recipe.training.max_tokens / (recipe.training.global_batch_size * mean))
     return recipe.training.epochs * order.steps_per_epoch
 
 
@@ -55,12 +55,12 @@ class Stop:
 
 def explain_training_memory(training: Training):
     """Turn an out-of-memory error into a UserError that names the settings to lower."""
-    size = cast(int, training.micro_batch)  # a number has replaced "auto"
-    ways = [f"training.micro_batch = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
+    size = cast(int, training.micro_batch_size)  # a number has replaced "auto"
+    ways = [f"training.micro_batch_size = {size // 2}"] if size > 1 else ["a shorter data.sequence_length"]
     ways += [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
     ways.append("in a new --output a higher ZeRO stage (training.deepspeed)")
     return explain_out_of_memory(
-        f"training.micro_batch = {size}: try {', or '.join(ways)}; `ds-distill plan` shows what takes it. "
+        f"training.micro_batch_size = {size}: try {', or '.join(ways)}; `ds-distill estimate` shows what takes it. "
         "With one of the first, the run goes on from its last checkpoint"
     )
 
@@ -152,7 +152,7 @@ def train(
             state["skipped"] = engine.skipped_steps
             x = recipe.losses
             kl, mlm, cosine = (
-                kl / max(masked if x.kl_on == "masked" else real, 1),
+                kl / max(masked if x.kl_tokens == "masked" else real, 1),
                 mlm / max(masked, 1),
                 cosine / max(real, 1),
             )
@@ -183,12 +183,12 @@ def train(
             bar.set_postfix(loss=f"{total:.3f}", mlm=f"{mlm:.3f}", tok_s=f"{rate:.0f}", refresh=False)
             logging += time.perf_counter() - computed
             last = done == steps
-            if last or (t.evaluate_every and done % t.evaluate_every == 0):
+            if last or (t.eval_every and done % t.eval_every == 0):
                 measure(done)
-            if last or asked or (t.checkpoint_every and done % t.checkpoint_every == 0):
+            if last or asked or (t.save_every and done % t.save_every == 0):
                 if writer is not None:
                     writer.flush()  # steps that the checkpoint counts as logged must survive a kill
-                cost = checkpoint.save(engine, folder, done, state, t.keep_checkpoints)
+                cost = checkpoint.save(engine, folder, done, state, t.save_total_limit)
                 if writer is not None:
                     writer.add_scalar("checkpoint/seconds", cost["seconds"], done)
                     writer.add_scalar("checkpoint/gib", cost["bytes"] / 2**30, done)

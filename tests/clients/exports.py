@@ -125,13 +125,13 @@ def _make(export: Export, folder: Path, made: dict[str, Path]) -> Path:
         # At this rate, a word that decides the label is learned in minutes.
         # A head that has learned nothing would give every text the same answer.
         options = [
-            "--tuning.epochs",
+            "--finetune.epochs",
             40 if export.task == "regression" else 12,  # squared errors around the mean give small gradients
-            "--tuning.batch",
+            "--finetune.batch_size",
             16,
-            "--tuning.learning_rate",
+            "--finetune.learning_rate",
             1e-3,
-            "--tuning.precision",
+            "--finetune.precision",
             "fp32",
         ]
         data = folder / "tasks" / export.finetuned_on
@@ -166,9 +166,9 @@ def _make(export: Export, folder: Path, made: dict[str, Path]) -> Path:
         POSITIONS,
         "--data.heldout_fraction",
         0.05,
-        "--training.global_batch",
+        "--training.global_batch_size",
         8,
-        "--training.micro_batch",
+        "--training.micro_batch_size",
         4,
         "--training.max_tokens",
         4000,

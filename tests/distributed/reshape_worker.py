@@ -39,12 +39,12 @@ def main() -> None:
                 parameter.data.normal_(0, 0.2)
         micro = GLOBAL // world // (2 if kind == "train" else 1)
         recipe = Training(
-            global_batch=GLOBAL,
-            micro_batch=micro,
+            global_batch_size=GLOBAL,
+            micro_batch_size=micro,
             learning_rate=1e-3,
-            warmup=0.2,
+            warmup_ratio=0.2,
             weight_decay=0.1,
-            trunk_learning_rate=2e-4,
+            encoder_learning_rate=2e-4,
             optimizer=optimizer or "auto",
             deepspeed=f"ds_configs/deepspeed/zero{stage}.json",
         )

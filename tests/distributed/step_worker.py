@@ -104,9 +104,9 @@ def run_case(what: dict, rank: int, world: int) -> None:
     norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
     reference.zero_grad()
     recipe = Training(
-        global_batch=GLOBAL,
+        global_batch_size=GLOBAL,
         learning_rate=1e-3,
-        warmup=0.0,
+        warmup_ratio=0.0,
         weight_decay=0.1,
         optimizer=what.get("optimizer", "auto"),
         deepspeed=f"ds_configs/deepspeed/{what['deepspeed']}.json",
@@ -122,7 +122,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
     change = {k: p.detach() - start[k] for k, p in reference.named_parameters()}
     dtype = getattr(torch, what.get("dtype", "float32"))
     for accumulation in what["accumulations"]:
-        recipe.micro_batch = GLOBAL // world // accumulation
+        recipe.micro_batch_size = GLOBAL // world // accumulation
         objective = Objective(copy.deepcopy(student), Losses(), world)
         frozen = teacher
         if what.get("compiled"):
@@ -141,8 +141,8 @@ def run_case(what: dict, rank: int, world: int) -> None:
             counts = int(mask.sum()), int((labels >= 0).sum())
             total = torch.zeros(3)
             for micro in range(accumulation):
-                first = (micro * world + rank) * recipe.micro_batch
-                part = slice(first, first + recipe.micro_batch)
+                first = (micro * world + rank) * recipe.micro_batch_size
+                part = slice(first, first + recipe.micro_batch_size)
                 loss, sums = engine(ids[part], mask[part], labels[part], counts, frozen.targets(ids[part], mask[part]))
                 total += sums
                 backward(engine, loss)
@@ -186,7 +186,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
         }
         if what.get("overflow"):
             rate = engine.get_lr()
-            ids, labels, mask = (x[: recipe.micro_batch] for x in next(batches()))
+            ids, labels, mask = (x[: recipe.micro_batch_size] for x in next(batches()))
             for _ in range(accumulation):
                 loss, _ = engine(ids, mask, labels, (1, 1), teacher.targets(ids, mask))
                 backward(engine, loss * (float("inf") if rank == 0 else 1.0))  # one rank's overflow is everyone's

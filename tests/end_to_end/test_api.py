@@ -18,7 +18,7 @@ from tests.start import ROOT, environment_of
 SMALL = """
 recipe.data.sequence_length = 32
 recipe.data.workers = 2
-recipe.training.global_batch = recipe.training.micro_batch = 4
+recipe.training.global_batch_size = recipe.training.micro_batch_size = 4
 recipe.training.precision = "fp32"
 """
 

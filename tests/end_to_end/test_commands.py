@@ -31,9 +31,7 @@ def last_line(done) -> dict:
 def run(world, common):
     output = world / "a run"
     last_line(
-        ds_distill(
-            "distill", "--teacher", world / "teacher", *common, "--output", output, "--training.checkpoint_every", 4
-        )
+        ds_distill("distill", "--teacher", world / "teacher", *common, "--output", output, "--training.save_every", 4)
     )
     return output
 
@@ -202,7 +200,7 @@ def test_a_trunk_without_a_head_is_given_one_and_teaches(world, common, tmp_path
             *common,
             "--output",
             tmp_path / "head",
-            "--training.trunk_learning_rate",
+            "--training.encoder_learning_rate",
             0,
             "--training.learning_rate",
             0.01,
@@ -220,7 +218,7 @@ def test_a_trunk_without_a_head_is_given_one_and_teaches(world, common, tmp_path
             *common,
             "--output",
             tmp_path / "both",
-            "--training.trunk_learning_rate",
+            "--training.encoder_learning_rate",
             0.002,
             "--training.learning_rate",
             0.01,
@@ -232,7 +230,7 @@ def test_a_trunk_without_a_head_is_given_one_and_teaches(world, common, tmp_path
     )
 
 
-def test_a_roberta_teacher_in_grouped_mode_and_a_narrower_student(world, tmp_path):
+def test_a_roberta_teacher_in_lines_mode_and_a_narrower_student(world, tmp_path):
     lines = (world / "text.txt").read_text().split("\n\n")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -264,22 +262,22 @@ def test_a_roberta_teacher_in_grouped_mode_and_a_narrower_student(world, tmp_pat
     )
     options = [
         "--data.mode",
-        "grouped",
+        "lines",
         "--data.sequence_length",
         32,
         "--data.whole_word_masking",
         "true",
         "--data.heldout_fraction",
         0.05,
-        "--student.hidden",
+        "--student.hidden_size",
         16,
-        "--training.global_batch",
+        "--training.global_batch_size",
         8,
-        "--training.micro_batch",
+        "--training.micro_batch_size",
         4,
         "--training.max_tokens",
         2560,
-        "--training.evaluate_every",
+        "--training.eval_every",
         5,
     ]
     summary = last_line(
@@ -313,14 +311,14 @@ def test_a_roberta_teacher_in_grouped_mode_and_a_narrower_student(world, tmp_pat
 
 def test_plan_and_the_largest_micro_batch_that_fits(world, common, tmp_path):
     done = ds_distill(
-        "plan",
+        "estimate",
         "--teacher",
         world / "teacher",
         "--data.sequence_length",
         32,
-        "--training.global_batch",
+        "--training.global_batch_size",
         8,
-        "--training.micro_batch",
+        "--training.micro_batch_size",
         4,
         "--training.max_tokens",
         2560,
@@ -330,7 +328,7 @@ def test_plan_and_the_largest_micro_batch_that_fits(world, common, tmp_path):
         16,
     )
     found = last_line(done)
-    assert (found["steps"], found["tokens_a_step"], found["largest_micro_batch"]) == (10, 256, 4) and found[
+    assert (found["steps"], found["tokens_per_step"], found["largest_micro_batch"]) == (10, 256, 4) and found[
         "tokens_per_second"
     ] > 0
     assert (
@@ -340,7 +338,7 @@ def test_plan_and_the_largest_micro_batch_that_fits(world, common, tmp_path):
     )
     small = last_line(
         ds_distill(
-            "plan",
+            "estimate",
             "--teacher",
             world / "teacher",
             "--data.sequence_length",
@@ -353,6 +351,6 @@ def test_plan_and_the_largest_micro_batch_that_fits(world, common, tmp_path):
     )
     assert small["largest_micro_batch"] == 0 and "does not fit at any stage" in small["advice"]
     done = ds_distill(
-        "distill", "--teacher", world / "teacher", *common, "--output", tmp_path, "--training.micro_batch", "auto"
+        "distill", "--teacher", world / "teacher", *common, "--output", tmp_path, "--training.micro_batch_size", "auto"
     )
     assert last_line(done)["steps"] == 10 and "micro-batch: 8 sequences" in done.stderr

@@ -76,10 +76,10 @@ def test_stopped_and_resumed_is_bit_equal(world, common, finished):
         *common,
         "--output",
         output,
-        "--training.checkpoint_every",
+        "--training.save_every",
         4,
     ]
-    arguments += ["--training.keep_checkpoints", 9]
+    arguments += ["--training.save_total_limit", 9]
     assert ds_distill(*arguments).returncode == 0
     import shutil
 

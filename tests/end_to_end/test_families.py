@@ -23,9 +23,9 @@ SMALL = [
     0.1,
     "--data.workers",
     1,
-    "--training.global_batch",
+    "--training.global_batch_size",
     8,
-    "--training.micro_batch",
+    "--training.micro_batch_size",
     8,
     "--training.max_tokens",
     512,
@@ -70,7 +70,7 @@ def made(request, tmp_path_factory):
         (folder / "rte" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     corpus, tuning = (
         ["--corpus", folder / "text.txt"],
-        ["--task", "rte", "--data", folder / "rte", "--tuning.epochs", 1, "--tuning.precision", "fp32"],
+        ["--task", "rte", "--data", folder / "rte", "--finetune.epochs", 1, "--finetune.precision", "fp32"],
     )
     commands = [
         ["distill", "--teacher", folder / "teacher", *corpus, "--output", folder / "distilled", *SMALL],

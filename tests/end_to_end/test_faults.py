@@ -31,9 +31,9 @@ def run(world, common):
         "--teacher",
         world / "teacher",
         *common,
-        "--training.checkpoint_every",
+        "--training.save_every",
         3,
-        "--training.keep_checkpoints",
+        "--training.save_total_limit",
         9,
     ]
     done = ds_distill(*arguments, "--output", output)
@@ -199,7 +199,7 @@ class Endless:
             output,
             "--training.max_tokens",
             10**7,
-            "--training.checkpoint_every",
+            "--training.save_every",
             5,
         ]
         self.job = two_ranks(*self.arguments, **environment)

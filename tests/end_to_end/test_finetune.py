@@ -8,7 +8,16 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from tests.start import ROOT, ds_distill
 
 WORDS = "the small model reads what a large one wrote and keeps most of it because both see every word of text".split()
-QUICK = ["--tuning.epochs", 8, "--tuning.batch", 16, "--tuning.learning_rate", 3e-3, "--tuning.precision", "fp32"]
+QUICK = [
+    "--finetune.epochs",
+    8,
+    "--finetune.batch_size",
+    16,
+    "--finetune.learning_rate",
+    3e-3,
+    "--finetune.precision",
+    "fp32",
+]
 
 
 def last_line(done) -> dict:
@@ -82,8 +91,8 @@ def test_seeds_and_grid_give_the_median_of_the_best(tuned):
         and len(summary["seeds"]) == 2
         and summary["examples"] == {"train": 96, "dev": 32}
     )
-    assert summary["tuning"]["learning_rate"] == 3e-3 and summary["accuracy"] > 0.9, "a word decides: it is learnt"
-    assert {point["tuning"]["learning_rate"]: point["accuracy"] for point in summary["grid"]}[1e-7] < 0.8
+    assert summary["settings"]["learning_rate"] == 3e-3 and summary["accuracy"] > 0.9, "a word decides: it is learnt"
+    assert {point["settings"]["learning_rate"]: point["accuracy"] for point in summary["grid"]}[1e-7] < 0.8
     model = AutoModelForSequenceClassification.from_pretrained(summary["export"])
     assert model.config.id2label == {0: "negative", 1: "positive"} and model.config.finetuning_task == "sst2"
     assert json.loads((output / "summary.json").read_text())["accuracy"] == summary["accuracy"]
@@ -134,11 +143,11 @@ def test_second_distillation_keeps_the_teachers_outputs(tuned, world, tasks):
         "--output",
         output,
         *QUICK,
-        "--tuning.hard",
+        "--finetune.hard_label_weight",
         0.0,
-        "--tuning.soft",
+        "--finetune.soft_label_weight",
         1.0,
-        "--tuning.hidden",
+        "--finetune.hidden_weight",
         0.1,
     )
     summary = last_line(ds_distill(*words))
@@ -160,7 +169,7 @@ def test_numbers_and_answers(world, tasks, tmp_path, task, metrics):
         "--data",
         tasks / task,
         *QUICK,
-        "--tuning.epochs",
+        "--finetune.epochs",
         30,
     )
     first = last_line(ds_distill(*words, "--output", tmp_path / "first"))
@@ -175,7 +184,7 @@ def test_numbers_and_answers(world, tasks, tmp_path, task, metrics):
 
 def test_mistakes_are_one_sentence(tuned, world, tasks, tmp_path):
     _, teacher = tuned
-    (tmp_path / "empty.yaml").write_text("tuning:\ngrid:\n")  # an empty key stands for its defaults
+    (tmp_path / "empty.yaml").write_text("finetune:\ngrid:\n")  # an empty key stands for its defaults
     for words, said in (
         (
             (
@@ -202,7 +211,7 @@ def test_mistakes_are_one_sentence(tuned, world, tasks, tmp_path):
         ),
         (("--task", "sst2", "--model", world / "teacher", "--data", tmp_path / "none"), "there is no such folder"),
         (
-            ("--task", "sst2", "--model", world / "teacher", "--data", tasks / "sst2", "--tuning.epoch", 3),
+            ("--task", "sst2", "--model", world / "teacher", "--data", tasks / "sst2", "--finetune.epoch", 3),
             "did you mean",
         ),
     ):
@@ -214,12 +223,14 @@ def test_a_study_goes_on_and_is_reported(world, tasks, common, tmp_path):
     base = tmp_path / "base.yaml"
     base.write_text(
         "data: {sequence_length: 32, heldout_fraction: 0.05}\n"
-        "training: {global_batch: 8, micro_batch: 4, max_tokens: 1280, precision: fp32, learning_rate: 1.0e-3}\n"
+        "training: {global_batch_size: 8, micro_batch_size: 4, max_tokens: 1280, "
+        "precision: fp32, learning_rate: 1.0e-3}\n"
     )
     plan = tmp_path / "plan.yaml"
     plan.write_text(
-        f"base: {base}\nstudents:\n  without KL: {{losses.kl: 0}}\ntasks: [sst2]\nseeds: 1\nsecond: [without KL]\n"
-        "tuning: {epochs: 4, batch: 16, learning_rate: 3.0e-3, precision: fp32}\n"
+        f"base: {base}\nstudents:\n  without KL: {{losses.kl: 0}}\ntasks: [sst2]\nseeds: 1\n"
+        "task_distillation: [without KL]\n"
+        "finetune: {epochs: 4, batch_size: 16, learning_rate: 3.0e-3, precision: fp32}\n"
     )
     words = (
         "study",
@@ -235,7 +246,7 @@ def test_a_study_goes_on_and_is_reported(world, tasks, common, tmp_path):
         tmp_path / "study",
     )
     summary = last_line(ds_distill(*words, "--launch", ROOT / "launch.sh", "--jobs", 2))
-    assert [row["model"] for row in summary["rows"]] == ["teacher", "without KL", "without KL, second distillation"]
+    assert [row["model"] for row in summary["rows"]] == ["teacher", "without KL", "without KL, task distillation"]
     assert all("sst2" in row["tasks"] for row in summary["rows"]) and summary["rows"][1]["heldout_mlm_loss"] > 0
     assert "sst2" in (tmp_path / "study" / "logs" / "sst2_without_KL.log").read_text(), (
         "side by side each speaks to a file of its own"

@@ -36,7 +36,14 @@ def curve_of(folder: Path) -> list[dict[str, float]]:
     (folder / "text.txt").write_text("\n\n".join(lines * 20) + "\n", encoding="utf-8")
     words = ["run", "--config", ROOT / "ds_configs" / "demo.yaml", "--teacher", folder / "teacher"]
     words += ["--corpus", folder / "text.txt", "--output", folder / "run", "--data.sequence_length", 64]
-    words += ["--training.global_batch", 8, "--training.micro_batch", 4, "--training.max_tokens", 8 * 64 * STEPS]
+    words += [
+        "--training.global_batch_size",
+        8,
+        "--training.micro_batch_size",
+        4,
+        "--training.max_tokens",
+        8 * 64 * STEPS,
+    ]
     words += ["--training.precision", "fp32", "--training.device", "cpu", "--training.optimizer", "torch"]
     done = ds_distill(*words, "--training.compile", "off")
     assert done.returncode == 0, done.stderr

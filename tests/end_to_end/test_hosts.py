@@ -191,7 +191,7 @@ def test_two_hosts_without_ssh(hosts, arguments, one_host, tmp_path):
 def test_a_link_that_goes_down_ends_the_job_on_both_hosts(hosts, arguments, tmp_path, record_property):
     output = tmp_path / "out"
     jobs = no_ssh(
-        hosts, 29512, *arguments, "--output", output, "--training.max_tokens", 10**7, "--training.checkpoint_every", 5
+        hosts, 29512, *arguments, "--output", output, "--training.max_tokens", 10**7, "--training.save_every", 5
     )
     wait_for(lambda: (output / "checkpoints").is_dir() and list((output / "checkpoints").glob("step-*")), jobs[0])
     ip("-n", hosts.names[1], "link", "set", "eth0", "down")

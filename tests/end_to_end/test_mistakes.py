@@ -52,11 +52,11 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
     teacher = ["--teacher", world / "teacher"]
     cases = {
         "did you mean training.learning_rate": [*teacher, *common, "--training.learningrate", 1],
-        "global_batch": [*teacher, *common, "--training.global_batch", "many"],
+        "global_batch_size": [*teacher, *common, "--training.global_batch_size", "many"],
         "nowhere": ["--teacher", tmp_path / "nowhere", *common],
         "missing.txt": [*teacher, "--corpus", tmp_path / "missing.txt", *common[2:]],
         "head": ["--teacher", headless, *common],
-        "4 layers, 0 to 3": [*teacher, *common, "--student.layers", "[0, 9]"],
+        "4 layers, 0 to 3": [*teacher, *common, "--student.init_layers", "[0, 9]"],
         "positions": [*teacher, *common, "--data.sequence_length", 64],
         "data.weights = [1.0, 2.0]: one number": [*teacher, *common, "--data.weights", "[1, 2]"],
         "empty": [*teacher, "--corpus", empty, *common[2:]],

@@ -16,7 +16,8 @@ def race(world, output, *more):
     config = output.parent / "recipe.yaml"
     config.write_text(
         "data: {sequence_length: 32, heldout_fraction: 0.05}\n"
-        "training: {global_batch: 8, micro_batch: 4, learning_rate: 1.0e-3, precision: fp32, compile: 'off'}\n"
+        "training: {global_batch_size: 8, micro_batch_size: 4, learning_rate: 1.0e-3, "
+        "precision: fp32, compile: 'off'}\n"
     )
     words = [
         "--minutes",
@@ -94,8 +95,8 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     after = json.loads(curve.read_text())
     assert after["rows"][:2] == before["rows"][:2] and after["step"] > before["step"]
     assert (
-        after["elapsed"] >= 60 * MINUTES - after["seconds_a_step"] / 2
-        and after["seconds_a_step"] == before["seconds_a_step"]
+        after["elapsed"] >= 60 * MINUTES - after["seconds_per_step"] / 2
+        and after["seconds_per_step"] == before["seconds_per_step"]
     )
     assert json.loads((folder / "engine" / "curve.json").read_text())["step"] == result["racers"][1]["steps"], (
         "who has finished does not run again"

@@ -46,15 +46,15 @@ class Job:
             32,
             "--data.heldout_fraction",
             0.05,
-            "--training.global_batch",
+            "--training.global_batch_size",
             8,
-            "--training.micro_batch",
+            "--training.micro_batch_size",
             2,
             "--training.dropout",
             0.1,
             "--training.max_tokens",
             256 * STEPS,
-            "--training.evaluate_every",
+            "--training.eval_every",
             7,
             *options,
         ]
@@ -125,7 +125,7 @@ def test_killed_at_any_moment(world, tmp_path, record_property, stage, precision
     undisturbed = Job(world, tmp_path / "undisturbed", ranks, *shape(stage, precision))
     undisturbed.finish()
     job, draw, kills = (
-        Job(world, tmp_path / "killed", ranks, *shape(stage, precision), "--training.checkpoint_every", 3),
+        Job(world, tmp_path / "killed", ranks, *shape(stage, precision), "--training.save_every", 3),
         random.Random(),
         0,
     )
@@ -175,7 +175,7 @@ def assert_sound(checkpoint: Path) -> None:
 def test_killed_while_a_checkpoint_is_written(world, tmp_path, record_property, wanted):
     undisturbed = Job(world, tmp_path / "undisturbed", 2, *shape(2, "fp32"))
     undisturbed.finish()
-    options = ["--training.checkpoint_every", 1, "--training.keep_checkpoints", 1]
+    options = ["--training.save_every", 1, "--training.save_total_limit", 1]
     job, draw, kills, seen = Job(world, tmp_path / "killed", 2, *shape(2, "fp32"), *options), random.Random(), 0, set()
     had = 0  # published checkpoints; after the first, there must always be one
     partial = job.output / "checkpoints" / ".partial"
@@ -215,7 +215,7 @@ def test_asked_to_end(world, tmp_path, precision, compiled):
     options = [*shape(1, precision), "--training.compile", compiled]
     undisturbed = Job(world, tmp_path / "undisturbed", 2, *options)
     undisturbed.finish()
-    job = Job(world, tmp_path / "asked", 2, *options, "--training.checkpoint_every", 1000)
+    job = Job(world, tmp_path / "asked", 2, *options, "--training.save_every", 1000)
     ranks = job.start()
     wait_for((job.output / "tensorboard").is_dir, *ranks)
     time.sleep(0.5)
@@ -241,7 +241,7 @@ def resident(pid: int) -> int:
 def test_soak(world, tmp_path, record_property):
     steps, options = (
         4000,
-        ["--training.max_tokens", 256 * 4000, "--training.evaluate_every", 500, "--training.checkpoint_every", 100],
+        ["--training.max_tokens", 256 * 4000, "--training.eval_every", 500, "--training.save_every", 100],
     )
     undisturbed = Job(world, tmp_path / "undisturbed", 1, *shape(1, "fp32"), *options)
     (process,) = undisturbed.start()

@@ -34,8 +34,8 @@ def test_recipe(name, monkeypatch, tmp_path):
         assert _HUB.match(entry)
     if recipe.data.weights:
         assert len(recipe.data.weights) == len(given["corpus"])
-    if isinstance(recipe.student.layers, list):
-        assert resolve_layer_map("every_other", 12, 6) == recipe.student.layers
+    if isinstance(recipe.student.init_layers, list):
+        assert resolve_layer_map("every_other", 12, 6) == recipe.student.init_layers
     lines = (FOLDER / name).read_text().splitlines()
     assert lines[0].startswith("# ") and sum("  # " in line for line in lines) >= 3, (
         "a recipe says where its numbers come from"
@@ -80,20 +80,21 @@ def test_every_small_recipe_runs_on_any_usual_number_of_gpus():
         training = Training(**yaml.safe_load((FOLDER / file).read_text())["training"])
         for ranks in (1, 2, 4, 8, 16):
             micro = training.micro_batch_of(ranks)
-            assert training.global_batch % (micro * ranks) == 0 and 1 <= micro <= training.micro_batch
+            assert training.global_batch_size % (micro * ranks) == 0 and 1 <= micro <= training.micro_batch_size
 
 
 def test_the_micro_batch_is_what_divides_a_ranks_share():
-    training = Training(global_batch=32, micro_batch=12)
+    training = Training(global_batch_size=32, micro_batch_size=12)
     assert [training.micro_batch_of(ranks) for ranks in (1, 2, 4, 8, 32)] == [8, 8, 8, 4, 1]
     for ranks, nearest in ((3, "30 or 33"), (64, "64")):
         with pytest.raises(
-            UserError, match=f"training.global_batch = 32: not to be shared evenly among {ranks} ranks; use {nearest}"
+            UserError,
+            match=f"training.global_batch_size = 32: not to be shared evenly among {ranks} ranks; use {nearest}",
         ):
             training.micro_batches(ranks)
 
 
-@pytest.mark.parametrize("command", ["prepare", "pretrain", "distill", "plan", "evaluate"])
+@pytest.mark.parametrize("command", ["prepare", "pretrain", "distill", "estimate", "evaluate"])
 def test_one_recipe_serves_all_commands(command, tmp_path):
     recipe = yaml.safe_load((FOLDER / "distilbert_base.yaml").read_text()) | {"heldout": ["held.txt"]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))

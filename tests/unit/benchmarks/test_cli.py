@@ -170,7 +170,7 @@ def test_a_text_of_any_size_has_a_rate(monkeypatch, capsys, tmp_path):
     assert prepare.main() == 0
     out = capsys.readouterr().out
     found = json.loads(out.splitlines()[-1])
-    assert found["prepare_mb_a_second"] == found["text_mb"] / 0.5 > 0
+    assert found["prepare_mb_per_second"] == found["text_mb"] / 0.5 > 0
     assert found["times_datasets_map_row_by_row"] == 4.0 and found["times_datasets_map_batched"] == 2.0
     assert (
         "datasets.map, row by row" in out and "datasets.map, batched=True" in out and "4.00×" in out and "2.00×" in out

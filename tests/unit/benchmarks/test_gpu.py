@@ -141,7 +141,7 @@ def test_verdicts_follow_the_figures():
     assert gpu_suite.verdicts(nothing) == ["Numerics: NOT CHECKED: no time left."]
     step = {
         "engine": 650_000.0,
-        "mflops_a_token": 628.7,
+        "mflops_per_token": 628.7,
         "gemm_bound_fraction": 0.8,
         "peak_mb": {"engine": 5000},
         "first_step_extra_s": 30.0,

@@ -23,7 +23,7 @@ M, TEXT, D, DD, OUT = (str(world / name) for name in ("model", "text.txt", "rte"
 NEEDED = {
     "run": {"--teacher": M, "--corpus": TEXT}, "prepare": {"--tokenizer": M, "--corpus": TEXT}, \
 "distill": {"--teacher": M, "--corpus": TEXT},
-    "pretrain": {"--tokenizer": M, "--corpus": TEXT}, "plan": {"--teacher": M}, \
+    "pretrain": {"--tokenizer": M, "--corpus": TEXT}, "estimate": {"--teacher": M}, \
 "evaluate": {"--model": M, "--corpus": TEXT},
     "export": {"--model": M, "--format": "onnx"}, "finetune": {"--task": "rte", "--model": M, "--data": D},
     "study": {"--teacher": M, "--corpus": TEXT, "--data": DD, "--tasks": "[rte]"}, "report": {"": DD}, "env": {},
@@ -40,7 +40,7 @@ and "path" not in str(getattr(action, "_typehint", "")):
             continue
         option = action.option_strings[0] if action.option_strings else ""
         given = {"--output": OUT} | NEEDED[command]
-        if command in ("prepare", "export", "run", "distill", "pretrain", "evaluate", "plan") and option in INSTEAD:
+        if command in ("prepare", "export", "run", "distill", "pretrain", "evaluate", "estimate") and option in INSTEAD:
             given.pop(INSTEAD[option], None)
         given[option] = NOWHERE if option != "--output" else TEXT + "/under a file"
         words = [word for name, value in given.items() for word in ((name, value) if name else (value,))]

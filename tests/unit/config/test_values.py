@@ -24,7 +24,7 @@ SUBS = PARSER._subcommands_action._name_parser_map
 TEXT_THAT_MAY_BE_ANYTHING = {
     "launch": "a command",
     "data.column": "a name",
-    "student.layers": "a name or a list of numbers",
+    "student.init_layers": "a name or a list of numbers",
 }
 
 
@@ -248,7 +248,7 @@ def test_a_word_of_yaml_is_the_word_that_was_written(tmp_path, word):
             key
             for hint in (str, Name, UserPath, OutputPath)
             for key in keys_with(hint, command)
-            if key != "student.layers"
+            if key != "student.init_layers"
         ]
         several = [
             action.dest
@@ -357,8 +357,8 @@ def test_a_key_with_nothing_after_it_has_its_default(tmp_path):
         ("training: {betas: [0.9]}", "training.betas: ['0.9']: 2 numbers belong here"),
         ("training: {betas: [0.9, x]}", "training.betas[1]: x is not a number"),
         ("training: {seed: [1]}", "training.seed: ['1']: one value belongs here"),
-        ("student: {layers: [0, x]}", "student.layers[1]: x is not a whole number"),
-        ("training: {micro_batch: au}", "or write auto"),
+        ("student: {init_layers: [0, x]}", "student.init_layers[1]: x is not a whole number"),
+        ("training: {micro_batch_size: au}", "or write auto"),
         ("training: {precision: FP16}", "did you mean fp16?"),
         ("- a", "holds a list; keys belong there"),
         ("", "holds nothing"),
@@ -405,13 +405,13 @@ def test_sections_and_mappings_in_all_their_forms(tmp_path):
     study = PARSER.parse_args(
         [
             "study",
-            "--tuning.rte.epochs",
+            "--finetune.rte.epochs",
             "3",
-            "--tuning.batch",
+            "--finetune.batch_size",
             "1e1",
-            "--tuning",
+            "--finetune",
             "{rte: {seeds: 2}}",
-            "--tuning.rte.length",
+            "--finetune.rte.max_length",
             "64",
             "--students",
             "{a: , off: {losses.kl: 0}}",
@@ -421,16 +421,26 @@ def test_sections_and_mappings_in_all_their_forms(tmp_path):
             "2",
         ]
     ).study
-    assert study.tuning == {"rte": {"seeds": 2, "length": 64}}
+    assert study.finetune == {"rte": {"seeds": 2, "max_length": 64}}
     assert study.students == {"a": {"losses.kl": 1.0, "losses.mlm": 2.0}, "off": {"losses.kl": 0.0}}
     for words in (["rte", "sst2"], ["[rte, sst2]"], ["[rte]", "--tasks+", "sst2"]):
         assert PARSER.parse_args(["study", "--tasks", *words]).study.tasks == ["rte", "sst2"]
     assert PARSER.parse_args(["distill", "--data.weights", "2,0.5"]).distill.data.weights == [2.0, 0.5]
-    assert PARSER.parse_args(["distill", "--data.weights", "2", "--student.layers", "0"]).distill.student.layers == [0]
+    assert PARSER.parse_args(
+        ["distill", "--data.weights", "2", "--student.init_layers", "0"]
+    ).distill.student.init_layers == [0]
     none = PARSER.parse_args(
-        ["distill", "--config", "{teacher: a, student: {depth: 3}}", "--teacher", "null", "--student.depth", "null"]
+        [
+            "distill",
+            "--config",
+            "{teacher: a, student: {num_layers: 3}}",
+            "--teacher",
+            "null",
+            "--student.num_layers",
+            "null",
+        ]
     ).distill
-    assert none.teacher is None and none.student.depth is None
+    assert none.teacher is None and none.student.num_layers is None
 
 
 def test_unions_are_known():

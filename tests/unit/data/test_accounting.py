@@ -235,7 +235,7 @@ def write(folder, number, kind, texts):
         max_size=3,
     ),
     name=st.sampled_from(["bert", "unigram", "byte-level", "letters, none unknown"]),
-    mode=st.sampled_from(["packed", "grouped"]),
+    mode=st.sampled_from(["packed", "lines"]),
     cut=st.sampled_from([20, 100_000]),
 )
 def test_characters_in_are_characters_tokenized_and_characters_lost(
@@ -264,9 +264,8 @@ def test_characters_in_are_characters_tokenized_and_characters_lost(
     assert list(found) == ["tokenized", *CAUSES]
     outside = total + 120 - sum(map(len, documents))
     assert (
-        found["between_documents"]
-        == outside + (sum(text.count("\n") for text in documents) if mode == "grouped" else 0)
-        or mode == "grouped"
+        found["between_documents"] == outside + (sum(text.count("\n") for text in documents) if mode == "lines" else 0)
+        or mode == "lines"
     )
     if mode == "packed":
         losses = (
@@ -331,14 +330,14 @@ GOOD = "a b c d e g h i a b c d e g\n" * 15 + "\n"  # lines of 16 tokens, with [
             "bert",
             "abc abc\n\n",
             10,
-            "grouped",
-            r"in lines of fewer than 12 tokens, which data\.mode = grouped leaves out",
+            "lines",
+            r"in lines of fewer than 12 tokens, which data\.mode = lines leaves out",
         ),
         (
             "bert",
             "x y z x y z x y z x y z x y z x y z abc\n\n",
             2,
-            "grouped",
+            "lines",
             r"in lines of which the tokenizer does not know half",
         ),
         ("bert", "a\ufffda\n\n", 30, "packed", r"stand for bytes that are not UTF-8"),

@@ -334,7 +334,7 @@ def test_sequences_in_which_nothing_can_be_masked(tokenizer, tmp_path, capsys):
         [str(tmp_path / "a.txt")],
         tokenizer,
         tmp_path / "out",
-        mode="grouped",
+        mode="lines",
         sequence_length=64,
         heldout_fraction=0.0,
         seed=0,
@@ -350,21 +350,21 @@ def test_sequences_in_which_nothing_can_be_masked(tokenizer, tmp_path, capsys):
     make_masker(store, recipe)
     assert capsys.readouterr().err == ""
     few = sum(count for tokens, count in lengths.items() if round(0.02 * tokens) == 0)
-    recipe.data.mask_probability = 0.02
+    recipe.data.mlm_probability = 0.02
     make_masker(store, recipe)
     assert f"of the {len(store)} train sequences of {store.path} it masks no token in {few}" in capsys.readouterr().err
-    recipe.data.mask_probability = 0.01
+    recipe.data.mlm_probability = 0.01
     with pytest.raises(
-        UserError, match=r"data\.mask_probability = 0\.01: .* it masks no token, since none has more than"
+        UserError, match=r"data\.mlm_probability = 0\.01: .* it masks no token, since none has more than"
     ):
         make_masker(store, recipe)
-    recipe.data.sequence_length, recipe.data.mask_probability = 16, 0.02
+    recipe.data.sequence_length, recipe.data.mlm_probability = 16, 0.02
     with pytest.raises(
         UserError,
         match=r"= 0\.02: of the 14 tokens of a sequence \(data\.sequence_length = 16\) it masks none; 0\.036 masks one",
     ):
         recipe.check()
-    recipe.data.mask_probability = 0.036
+    recipe.data.mlm_probability = 0.036
     recipe.check()
 
 

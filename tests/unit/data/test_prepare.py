@@ -195,10 +195,10 @@ def test_two_calls_on_one_folder(tokenizer, tmp_path):
             run(tokenizer, tmp_path / "d", some_documents(9))
 
 
-def test_grouped_sequences_are_lines(tokenizer, tmp_path):
+def test_lines_sequences_are_lines(tokenizer, tmp_path):
     lines = [" ".join(["teacher"] * n) for n in (3, 9, 10, 30, 62, 63, 200)] + ["the " * 5 + "日" * 1 + " 日" * 10]
     manifest = run(
-        tokenizer, tmp_path / "d", ["\n".join(lines)], mode="grouped", sequence_length=64, heldout_fraction=0.0
+        tokenizer, tmp_path / "d", ["\n".join(lines)], mode="lines", sequence_length=64, heldout_fraction=0.0
     )
     found = sequences(tmp_path / "d", "train")
     one = tokenizer("teacher", add_special_tokens=False)["input_ids"]
@@ -355,7 +355,7 @@ def test_prepare_errors_leave_nothing(tokenizer, tmp_path):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(UserError, match="not prepared data"):
         run(tokenizer, tmp_path, ["a"])
-    with pytest.raises(UserError, match="data.mode = packt: must be packed or grouped"):
+    with pytest.raises(UserError, match="data.mode = packt: must be packed or lines"):
         run(tokenizer, tmp_path / "d", ["a"], mode="packt")
 
 

@@ -57,7 +57,7 @@ def test_memory_by_stage_is_the_papers_arithmetic():
         return memory(
             student,
             20,
-            Training(micro_batch=4),
+            Training(micro_batch_size=4),
             length=16,
             stage=stage,
             ranks=ranks,
@@ -89,12 +89,13 @@ def test_live_bytes_of_the_loss():
 
 def test_out_of_memory_says_what_to_lower():
     with pytest.raises(
-        UserError, match=r"micro_batch = 32: try training.micro_batch = 16, or training.gradient_checkpointing"
+        UserError,
+        match=r"micro_batch_size = 32: try training.micro_batch_size = 16, or training.gradient_checkpointing",
     ):
-        with explain_training_memory(Training(micro_batch=32)):
+        with explain_training_memory(Training(micro_batch_size=32)):
             torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(UserError, match="a shorter data.sequence_length"):
-        with explain_training_memory(Training(micro_batch=1)):
+        with explain_training_memory(Training(micro_batch_size=1)):
             torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="shape"):
         with explain_training_memory(Training()):
@@ -125,6 +126,6 @@ def test_a_plan_for_nothing_is_refused(key, value):
 
 def test_a_plan_for_layers_that_there_are_not_is_refused(tmp_path):
     tiny_bert(4).config.save_pretrained(tmp_path)
-    recipe = Recipe(student=Student(layers=[0, 9]), data=Data(sequence_length=16))
-    with pytest.raises(UserError, match=r"student.layers\[1\] = 9: the teacher has 4 layers"):
+    recipe = Recipe(student=Student(init_layers=[0, 9]), data=Data(sequence_length=16))
+    with pytest.raises(UserError, match=r"student.init_layers\[1\] = 9: the teacher has 4 layers"):
         plan(recipe, str(tmp_path), None, 1, None, 1000.0)

@@ -23,14 +23,14 @@ from ds_distill.exporters.parity import SAMPLE, torch_runner
 from ds_distill.exporters.task_score import dev_score
 from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.tasks.catalog import task_of
 from ds_distill.tasks.squad import postprocess_spans, questions_in, spans_of, squad_scores
 from ds_distill.utils.errors import UserError
 from tests.tiny import FAMILIES, POSITIONS, save_encoder
 
 LENGTH = 24
-QUICK = Tuning(epochs=1, batch=16, length=LENGTH, learning_rate=3e-3, precision="fp32")
+QUICK = FinetuneConfig(epochs=1, batch_size=16, max_length=LENGTH, learning_rate=3e-3, precision="fp32")
 ALL_NAMES = ["input_ids", "token_type_ids", "attention_mask"]
 SETTINGS = {
     "as it came": {},
@@ -168,7 +168,7 @@ def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
     assert dev_score(source, torch_runner(source), data / name / f"{task.validation[0]}.jsonl", "dev") == {
         found["metric"]: pytest.approx(found[found["metric"]], abs=1e-5)
     }
-    assert found["tuning"]["length"] == LENGTH and found["truncated"]["dev"] >= 6
+    assert found["settings"]["max_length"] == LENGTH and found["truncated"]["dev"] >= 6
     side = "left" if what in ("cut left", "in tokenizer.json") else "right"
     assert f"examples longer than {LENGTH} tokens are cut at their {side} end" in capsys.readouterr().err
     saved = AutoTokenizer.from_pretrained(found["export"])
@@ -312,7 +312,7 @@ def test_answers_of_the_saved_folder_score_what_is_reported(folders, tmp_path, f
             rows.append({"id": str(i), "question": "which word is it?", "context": context, "answers": answers})
         (tmp_path / "squad_v2" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task, encoder = task_of("squad_v2"), change(folders[family], tmp_path / "encoder", what)
-    point = Tuning(epochs=1, batch=16, length=48, learning_rate=3e-3, precision="fp32")
+    point = FinetuneConfig(epochs=1, batch_size=16, max_length=48, learning_rate=3e-3, precision="fp32")
     found = runs.finetune(
         task, str(encoder), tmp_path / "out", points=[point], seeds=[0], data=str(tmp_path / "squad_v2")
     )

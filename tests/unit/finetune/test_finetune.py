@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from ds_distill.finetune.config import Tuning, expand_grid
+from ds_distill.finetune.config import FinetuneConfig, expand_grid
 from ds_distill.losses.soft_targets import hidden_cosine_loss, temperature_kl
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
@@ -440,19 +440,19 @@ def test_missing_files_are_said(tmp_path):
 
 
 def test_the_grid():
-    points = expand_grid(Tuning(batch=8), ["lr=1e-5,2e-5", "epochs=2,3"])
-    assert [(p.learning_rate, p.epochs, p.batch) for p in points] == [
+    points = expand_grid(FinetuneConfig(batch_size=8), ["lr=1e-5,2e-5", "epochs=2,3"])
+    assert [(p.learning_rate, p.epochs, p.batch_size) for p in points] == [
         (1e-5, 2.0, 8),
         (1e-5, 3.0, 8),
         (2e-5, 2.0, 8),
         (2e-5, 3.0, 8),
     ]
-    assert expand_grid(Tuning(), ["lr=1e-5,0.00001"]) == [Tuning(learning_rate=1e-5)], "one point, once"
+    assert expand_grid(FinetuneConfig(), ["lr=1e-5,0.00001"]) == [FinetuneConfig(learning_rate=1e-5)], "one point, once"
     with pytest.raises(UserError, match="--grid learning_rate=2: learning_rate is there twice"):
-        expand_grid(Tuning(), ["lr=1", "learning_rate=2"])
+        expand_grid(FinetuneConfig(), ["lr=1", "learning_rate=2"])
     for value in (math.inf, math.nan):
-        with pytest.raises(UserError, match="tuning.epochs = .* a finite number"):
-            Tuning(epochs=value).check()
+        with pytest.raises(UserError, match="finetune.epochs = .* a finite number"):
+            FinetuneConfig(epochs=value).check()
     for wrong in ("rate=1", "lr", "lr=fast", "lr=-1", "precision=fp16"):
         with pytest.raises(UserError):
-            expand_grid(Tuning(), [wrong])
+            expand_grid(FinetuneConfig(), [wrong])

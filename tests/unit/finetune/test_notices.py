@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ds_distill.finetune import runs
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.features import Features
 from ds_distill.finetune.notices import say_other_scale
 from ds_distill.tasks.catalog import task_of
 from tests.tiny import POSITIONS, save_encoder
 
-QUICK = {"epochs": 1, "batch": 16, "precision": "fp32"}
+QUICK = {"epochs": 1, "batch_size": 16, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +42,37 @@ def said_of(capsys) -> list[str]:
 def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
     data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
     found = runs.finetune(
-        task_of("sst2"), str(encoder), tmp_path / "a", points=[Tuning(length=12, **QUICK)], seeds=[0], data=data
+        task_of("sst2"),
+        str(encoder),
+        tmp_path / "a",
+        points=[FinetuneConfig(max_length=12, **QUICK)],
+        seeds=[0],
+        data=data,
     )
     assert (
         found["truncated"] == {"train": 5, "dev": 5}
-        and found["tuning"]["length"] == 12
+        and found["settings"]["max_length"] == 12
         and found["unknown"] == {"train": 0, "dev": 0}
     )
     [line] = [line for line in said_of(capsys) if "cut" in line]
     assert line == (
         "sst2: examples longer than 12 tokens are cut at their right end: 5 of 40 (train), 5 of 40 (dev); "
-        f"the model reads up to {POSITIONS} (tuning.length)"
+        f"the model reads up to {POSITIONS} (finetune.max_length)"
     )
-    point = Tuning(length=1024, **QUICK)
+    point = FinetuneConfig(max_length=1024, **QUICK)
     found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[point], seeds=[0], data=data)
     said = said_of(capsys)
     assert (
-        found["tuning"]["length"]
+        found["settings"]["max_length"]
         == POSITIONS
         == json.loads((tmp_path / "b/seed=0/model/config.json").read_text())["finetuning_length"]
     )
     assert (
-        f"tuning.length = 1024: the model has {POSITIONS} positions, {POSITIONS} tokens of an example are read" in said
+        f"finetune.max_length = 1024: the model has {POSITIONS} positions, {POSITIONS} tokens of an example are read"
+        in said
     )
     assert any(
-        "cut at their right end: 5 of 40 (train), 5 of 40 (dev)" in line and "tuning.length" not in line
+        "cut at their right end: 5 of 40 (train), 5 of 40 (dev)" in line and "finetune.max_length" not in line
         for line in said
     )
 
@@ -74,14 +80,21 @@ def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
 def test_a_trace_is_counted_and_not_said(encoder, tmp_path, capsys):
     data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] + ["a small village"] * 149)
     found = runs.finetune(
-        task_of("sst2"), str(encoder), tmp_path / "a", points=[Tuning(length=12, **QUICK)], seeds=[0], data=data
+        task_of("sst2"),
+        str(encoder),
+        tmp_path / "a",
+        points=[FinetuneConfig(max_length=12, **QUICK)],
+        seeds=[0],
+        data=data,
     )
     assert found["truncated"] == {"train": 1, "dev": 1} and not [line for line in said_of(capsys) if "cut" in line]
 
 
 def test_text_that_the_vocabulary_does_not_hold_is_said(encoder, tmp_path, capsys):
     data = write(tmp_path / "data", task_of("sst2"), ["это село", "a small village"] * 20)
-    found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[Tuning(**QUICK)], seeds=[0], data=data)
+    found = runs.finetune(
+        task_of("sst2"), str(encoder), tmp_path / "a", points=[FinetuneConfig(**QUICK)], seeds=[0], data=data
+    )
     assert found["unknown"]["dev"] >= 40
     assert [
         line
@@ -96,10 +109,10 @@ def test_two_points_of_one_length_are_two_points(encoder, tmp_path):
     Each seed of each is a run, and the summary has the length that was used.
     """
     data = write(tmp_path / "data", task_of("sst2"), ["a small village"] * 16)
-    points = [Tuning(length=length, **QUICK) for length in (512, 1024)]
+    points = [FinetuneConfig(max_length=length, **QUICK) for length in (512, 1024)]
     found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=points, seeds=[0, 1], data=data)
     assert [run["seed"] for run in found["seeds"]] == [0, 1] and [
-        point["tuning"]["length"] for point in found["grid"]
+        point["settings"]["max_length"] for point in found["grid"]
     ] == [POSITIONS, POSITIONS]
 
 
@@ -107,7 +120,7 @@ def test_a_score_of_nothing_is_null_in_the_summary(encoder, tmp_path):
     """Labels of a single value have no correlation; the run ends and reports that."""
     data = write(tmp_path / "data", task_of("stsb"), ["a small village", "a village near the coast"] * 8, labels=(2.0,))
     found = runs.finetune(
-        task_of("stsb"), str(encoder), tmp_path / "a", points=[Tuning(**QUICK)], seeds=[0, 1], data=data
+        task_of("stsb"), str(encoder), tmp_path / "a", points=[FinetuneConfig(**QUICK)], seeds=[0, 1], data=data
     )
     assert (
         found["pearson"] is None
@@ -133,7 +146,12 @@ def test_questions_whose_answer_no_span_holds_are_left_out_of_training(encoder, 
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = runs.finetune(
-        task, str(encoder), tmp_path / "a", points=[Tuning(length=48, **QUICK)], seeds=[0], data=str(tmp_path)
+        task,
+        str(encoder),
+        tmp_path / "a",
+        points=[FinetuneConfig(max_length=48, **QUICK)],
+        seeds=[0],
+        data=str(tmp_path),
     )
     assert (
         found["left_out"] == {"train": {"questions whose answer no part of the context holds": 3}}
@@ -180,7 +198,7 @@ def test_a_teacher_of_another_scale_is_said(capsys, scale, offset, noise, is_sai
 
 def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_path):
     data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
-    point = Tuning(length=12, **QUICK)
+    point = FinetuneConfig(max_length=12, **QUICK)
     found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
     card = (tmp_path / "a/seed=0/model/README.md").read_text()
     assert (
@@ -189,7 +207,7 @@ def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_p
     )
     assert f"{found['accuracy']:.3f}" in card and '"length": 12' in card
     data = write(tmp_path / "short", task_of("sst2"), ["a small village"] * 16)
-    runs.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[Tuning(**QUICK)], seeds=[0], data=data)
+    runs.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[FinetuneConfig(**QUICK)], seeds=[0], data=data)
     card = (tmp_path / "b/seed=0/model/README.md").read_text()
     assert "Not read" not in card and f'"length": {POSITIONS}' in card, (
         "the length that was used, not the 0 that was asked for"

@@ -21,7 +21,7 @@ from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data, teacher_outputs
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.finetune.heads import load_for_task
@@ -139,7 +139,10 @@ def test_weights_that_are_missing_are_not_made_up(world, tmp_path):
 def test_each_model_gets_its_own_inputs(world):
     """A DistilBERT student has no token types; its BERT teacher has them, and they matter to it."""
     task, tokenizer = task_of("rte"), load_tokenizer(world / "distilbert")
-    sets, collator = encode_sets(load_data(task, str(world / "rte")), tokenizer, Tuning(), 64), Collator(tokenizer)
+    sets, collator = (
+        encode_sets(load_data(task, str(world / "rte")), tokenizer, FinetuneConfig(), 64),
+        Collator(tokenizer),
+    )
     teacher, student = (load_for_task(str(world / name), task, "model", tuned=False) for name in ("bert", "distilbert"))
     assert inputs_of(teacher, INPUTS) == list(INPUTS) and inputs_of(student, INPUTS) == list(INPUTS[:2])
     row = sets.train[0]
@@ -169,7 +172,7 @@ def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeyp
     task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
     data, collator = load_data(task, str(world / "rte")), Collator(tokenizer)
     teacher = load_for_task(str(world / "bert"), task, "model", tuned=False)
-    short, long = (encode_sets(data, tokenizer, Tuning(length=length), 64).train for length in (8, 0))
+    short, long = (encode_sets(data, tokenizer, FinetuneConfig(max_length=length), 64).train for length in (8, 0))
     kept = [teacher_outputs(teacher, features, collator, 4, tmp_path) for features in (short, long, short)]
     assert len(asked) == len(list(tmp_path.iterdir())) == 2, "once each"
     (tmp_path / "new").touch()
@@ -180,7 +183,7 @@ def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeyp
 
 def test_the_loss_is_the_weighted_sum(world, tmp_path):
     task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
-    settings = Tuning(hard=0.3, soft=0.6, hidden=0.5, temperature=3.0)
+    settings = FinetuneConfig(hard_label_weight=0.3, soft_label_weight=0.6, hidden_weight=0.5, temperature=3.0)
     sets, collator = encode_sets(load_data(task, str(world / "rte")), tokenizer, settings, 64), Collator(tokenizer)
     teacher, student = (
         load_for_task(str(world / name), task, "model", tuned=False).eval() for name in ("bert", "distilbert")
@@ -222,7 +225,7 @@ def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
 
 def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "SAVE_EVERY", 4)
-    point = Tuning(epochs=4, batch=8, learning_rate=1e-3, precision="fp32")  # 5 steps per epoch
+    point = FinetuneConfig(epochs=4, batch_size=8, learning_rate=1e-3, precision="fp32")  # 5 steps per epoch
     epochs, order, bars, progress = [], ByLength.__iter__, [], runs.progress
     monkeypatch.setattr(runs, "progress", lambda *arguments: bars.append(progress(*arguments)) or bars[-1])
     monkeypatch.setattr(ByLength, "__iter__", lambda self: epochs.append(self.epoch) or order(self))
@@ -270,16 +273,17 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
     # With other settings, finished runs stay and unfinished ones start from the beginning.
-    others = [Tuning(epochs=2, batch=8, learning_rate=1e-4, precision="fp32")]
+    others = [FinetuneConfig(epochs=2, batch_size=8, learning_rate=1e-4, precision="fp32")]
     with pytest.raises(
-        UserError, match=r"holds another run \(tuning.learning_rate was 0.001, is 0.0001; tuning.epochs was 4, is 2\)"
+        UserError,
+        match=r"holds another run \(finetune.learning_rate was 0.001, is 0.0001; finetune.epochs was 4, is 2\)",
     ):
         run("broken", others)
     (left / "result.json").unlink()
     other = run("broken", others)
     assert (
-        other["tuning"]["learning_rate"] == 1e-4
-        and json.loads((left / "tuning.json").read_text())["asked"]["epochs"] == 2
+        other["settings"]["learning_rate"] == 1e-4
+        and json.loads((left / "settings.json").read_text())["asked"]["epochs"] == 2
     )
 
 
@@ -292,7 +296,7 @@ def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
         lambda **more: read.append((len(more["train_dataset"]), max(more["train_dataset"].lengths))) or real(**more),
     )
     points = [
-        Tuning(epochs=1, batch=8, length=length, max_examples=most, precision="fp32")
+        FinetuneConfig(epochs=1, batch_size=8, max_length=length, max_train_samples=most, precision="fp32")
         for length, most in ((8, 16), (0, 0))
     ]
     found = runs.finetune(
@@ -316,7 +320,7 @@ def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch
     monkeypatch.setattr(runs, "FinetuneTrainer", note)
     settings = [("own", -1.0, "fp32"), ("none", 0.0, "bf16"), ("much", 0.3, "fp32")]
     for name, dropout, precision in settings:
-        point = Tuning(epochs=1, batch=20, max_examples=20, dropout=dropout, precision=precision)
+        point = FinetuneConfig(epochs=1, batch_size=20, max_train_samples=20, dropout=dropout, precision=precision)
         found = runs.finetune(
             task_of("rte"), str(world / "bert"), tmp_path / name, points=[point], seeds=[0], data=str(world / "rte")
         )
@@ -347,13 +351,14 @@ def test_the_first_examples_of_a_set_in_order_are_refused(world, tmp_path):
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
     with pytest.raises(
-        UserError, match="tuning.max_examples = 20: the first 20 training examples of sst2 have none that is positive"
+        UserError,
+        match="finetune.max_train_samples = 20: the first 20 training examples of sst2 have none that is positive",
     ):
         runs.finetune(
             task_of("sst2"),
             str(world / "bert"),
             tmp_path / "out",
-            points=[Tuning(max_examples=20)],
+            points=[FinetuneConfig(max_train_samples=20)],
             seeds=[0],
             data=str(tmp_path),
         )
@@ -361,7 +366,7 @@ def test_the_first_examples_of_a_set_in_order_are_refused(world, tmp_path):
 
 def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
     def run(output):
-        point = Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")
+        point = FinetuneConfig(epochs=1, batch_size=20, max_train_samples=20, precision="fp32")
         return runs.finetune(
             task_of("rte"), str(world / "bert"), output, points=[point], seeds=[0], data=str(world / "rte")
         )
@@ -378,7 +383,7 @@ def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
             task_of("rte"),
             str(world / "bert"),
             tmp_path,
-            points=[Tuning(epochs=1, batch=20, max_examples=20, precision="fp32")],
+            points=[FinetuneConfig(epochs=1, batch_size=20, max_train_samples=20, precision="fp32")],
             seeds=[0],
             data=str(world / "rte"),
         )
@@ -392,7 +397,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
             task_of("rte"),
             str(world / "distilbert"),
             tmp_path / "out",
-            points=[Tuning()],
+            points=[FinetuneConfig()],
             seeds=[0],
             teacher=str(tmp_path / "t"),
             data=str(world / "rte"),

@@ -33,7 +33,7 @@ def problem(
     return [x if x is None else x.to(dtype) for x in (hs, ws, bs, ht, wt, bt)], labels, mask
 
 
-def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk=None, passes="torch"):
+def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_tokens="all", chunk=None, passes="torch"):
     leaves = [x if x is None else x.clone().requires_grad_() for x in tensors[:3]]
     loss, kl, mlm = fused_linear_distillation_loss(
         *leaves,
@@ -42,7 +42,7 @@ def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk
         temperature=temperature,
         kl_weight=a,
         mlm_weight=b,
-        kl_on=kl_on,
+        kl_tokens=kl_tokens,
         token_mask=mask,
         chunk=chunk,
         passes=passes,
@@ -55,7 +55,7 @@ def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_on="all", chunk
 def check(tensors, labels, mask, tolerance, **options):
     loss, kl, mlm, grads = run(tensors, labels, mask, **options)
     options.pop("chunk", None)
-    t, a, b, on = (options.get(k, d) for k, d in (("temperature", 2.0), ("a", 5.0), ("b", 2.0), ("kl_on", "all")))
+    t, a, b, on = (options.get(k, d) for k, d in (("temperature", 2.0), ("a", 5.0), ("b", 2.0), ("kl_tokens", "all")))
     expected = vocabulary_loss(*tensors, labels, t, a, b, on, mask)
     for got, want in zip((kl, mlm) if a else (mlm,), expected[:2] if a else expected[1:2], strict=True):
         assert float(got) == pytest.approx(float(want), rel=tolerance, abs=1e-6)
@@ -69,12 +69,12 @@ def check(tensors, labels, mask, tolerance, **options):
                 assert relative(got, want) <= tolerance
 
 
-@pytest.mark.parametrize("kl_on", ["all", "masked"])
+@pytest.mark.parametrize("kl_tokens", ["all", "masked"])
 @pytest.mark.parametrize("weights", [(5.0, 2.0), (5.0, 0.0), (0.0, 2.0), (0.0, 0.0)])
 @pytest.mark.parametrize("padding,bias", [(False, True), (True, True), (True, False)])
-def test_every_option_in_fp32(kl_on, weights, padding, bias):
+def test_every_option_in_fp32(kl_tokens, weights, padding, bias):
     tensors, labels, mask = problem(37, 211, 24, 40, padding=padding, bias=bias)
-    check(tensors, labels, mask, 1e-5, a=weights[0], b=weights[1], kl_on=kl_on, chunk=8)
+    check(tensors, labels, mask, 1e-5, a=weights[0], b=weights[1], kl_tokens=kl_tokens, chunk=8)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 36, 37, 1000, None])
@@ -84,7 +84,9 @@ def test_any_chunking(chunk, temperature):
     check(tensors, labels, mask, 1e-5, chunk=chunk, temperature=temperature)
 
 
-@pytest.mark.parametrize("options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_on": "masked"}, {"temperature": 1.0, "chunk": 7}])
+@pytest.mark.parametrize(
+    "options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_tokens": "masked"}, {"temperature": 1.0, "chunk": 7}]
+)
 def test_compiled(options):
     if reason := compile_unavailable_reason():
         pytest.skip(f"torch.compile: {reason}")
@@ -95,7 +97,9 @@ def test_compiled(options):
     check(*problem(33, 301, 16, 16, scale=1e4), 1e-5, passes="compiled", **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_on": "masked"}, {"temperature": 1.0, "chunk": 7}])
+@pytest.mark.parametrize(
+    "options", [{}, {"a": 0.0}, {"b": 0.0}, {"kl_tokens": "masked"}, {"temperature": 1.0, "chunk": 7}]
+)
 def test_triton(options, monkeypatch):
     """The kernel itself runs in Triton's interpreter.
 
@@ -114,7 +118,7 @@ def test_triton(options, monkeypatch):
 
 
 @pytest.mark.parametrize("passes", ["torch", "compiled", "triton"])
-@pytest.mark.parametrize("options", [{}, {"kl_on": "masked", "chunk": 7}])
+@pytest.mark.parametrize("options", [{}, {"kl_tokens": "masked", "chunk": 7}])
 def test_columns_that_are_no_tokens(passes, options, monkeypatch):
     """On a GPU, each row of the logits is 16-byte aligned."""
     if passes == "compiled" and (reason := compile_unavailable_reason()):
@@ -214,8 +218,10 @@ def test_no_gradient_is_computed_without_need(monkeypatch):
 
 def test_mistakes_are_named():
     tensors, labels, _ = problem(12, 31, 8, 8)
-    with pytest.raises(ValueError, match="kl_on"):
-        fused_linear_distillation_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0, kl_on="some")
+    with pytest.raises(ValueError, match="kl_tokens"):
+        fused_linear_distillation_loss(
+            *tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0, kl_tokens="some"
+        )
     with pytest.raises(ValueError, match="labels"):
         fused_linear_distillation_loss(*tensors, labels[:-1], temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
 

@@ -40,7 +40,7 @@ from ds_distill.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_
 from ds_distill.exporters.huggingface import export
 from ds_distill.exporters.model import load_source
 from ds_distill.finetune import runs
-from ds_distill.finetune.config import Tuning
+from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.models.families import family_of
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.saving import save_model_folder
@@ -363,7 +363,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(added, tmp_
             task_of("sst2"),
             str(added),
             tmp_path / "out",
-            points=[Tuning(epochs=1)],
+            points=[FinetuneConfig(epochs=1)],
             seeds=[0],
             data=str(added / "data"),
         )
@@ -393,7 +393,7 @@ def test_a_fine_tuned_folder_is_as_complete(added, tmp_path, monkeypatch):
         task_of("sst2"),
         str(folder),
         tmp_path / "out",
-        points=[Tuning(epochs=1, batch=4, precision="fp32")],
+        points=[FinetuneConfig(epochs=1, batch_size=4, precision="fp32")],
         seeds=[0],
         data=str(added / "data"),
     )

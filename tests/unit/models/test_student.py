@@ -31,14 +31,14 @@ def test_every_depth_is_spread_over_the_teacher(depth):
 @pytest.mark.parametrize(
     ("spec", "depth", "message"),
     [
-        ([0, 2, 4, 7, 9, 14], None, r"student\.layers\[5\] = 14: the teacher has 12 layers, 0 to 11"),
-        ([-1], None, r"student\.layers\[0\] = -1"),
-        ([True], None, r"student\.layers\[0\] = True"),
-        ([], None, r"student\.layers = \[\]"),
-        ([0, 1], 3, r"student\.depth = 3: student\.layers names 2"),
-        ("every_other", 13, r"student\.depth = 13.*1 to 12"),
-        ("every_other", 0, r"student\.depth = 0"),
-        ("evry_other", None, r"student\.layers = 'evry_other'"),
+        ([0, 2, 4, 7, 9, 14], None, r"student\.init_layers\[5\] = 14: the teacher has 12 layers, 0 to 11"),
+        ([-1], None, r"student\.init_layers\[0\] = -1"),
+        ([True], None, r"student\.init_layers\[0\] = True"),
+        ([], None, r"student\.init_layers = \[\]"),
+        ([0, 1], 3, r"student\.num_layers = 3: student\.init_layers names 2"),
+        ("every_other", 13, r"student\.num_layers = 13.*1 to 12"),
+        ("every_other", 0, r"student\.num_layers = 0"),
+        ("evry_other", None, r"student\.init_layers = 'evry_other'"),
     ],
 )
 def test_unfit_layer_maps_are_refused(spec, depth, message):
@@ -155,7 +155,7 @@ def test_a_narrower_student_is_cut_from_its_teacher(make):
     for wrong in (12, 40, -8):
         with pytest.raises(
             UserError,
-            match=rf"student\.hidden = {wrong}: give a multiple of the teacher's head size 8, at most its width 32",
+            match=rf"student\.hidden_size = {wrong}: give a multiple of the teacher's head size 8, at most its width 32",
         ):
             build_student(teacher, hidden=wrong)
 

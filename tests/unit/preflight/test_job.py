@@ -142,9 +142,13 @@ TEACHERS = ANY | {
     ),
 }
 SETTINGS = {  # for a run: the arguments, the content of d.json, and the message
-    "layers": (["--student.layers", "[0, 9]"], {}, "student.layers[1] = 9: the teacher has 2 layers, 0 to 1"),
-    "depth": (["--student.depth", "3"], {}, "student.depth = 3: the teacher has 2 layers to copy"),
-    "width": (["--student.hidden", "12"], {}, "student.hidden = 12: give a multiple of the teacher's head size"),
+    "layers": (["--student.init_layers", "[0, 9]"], {}, "student.init_layers[1] = 9: the teacher has 2 layers, 0 to 1"),
+    "depth": (["--student.num_layers", "3"], {}, "student.num_layers = 3: the teacher has 2 layers to copy"),
+    "width": (
+        ["--student.hidden_size", "12"],
+        {},
+        "student.hidden_size = 12: give a multiple of the teacher's head size",
+    ),
     "length": (["--data.sequence_length", "64"], {}, "data.sequence_length = 64"),
     "precision": (["--training.precision", "fp16"], {}, "training.precision = fp16: this machine has no GPU"),
     "device": (["--training.device", "cuda"], {}, "training.device = cuda: torch sees no GPU"),
@@ -195,9 +199,9 @@ def common(world) -> list:
         32,
         "--data.workers",
         1,
-        "--training.global_batch",
+        "--training.global_batch_size",
         4,
-        "--training.micro_batch",
+        "--training.micro_batch_size",
         2,
         "--training.max_tokens",
         128,
@@ -226,7 +230,7 @@ def test_settings_are_looked_at_before_a_corpus_is_prepared(world, capsys, what)
 
 def test_plan_looks_at_the_deepspeed_json(world, capsys):
     to_json(world, {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 1}})
-    refused(capsys, "did you mean reduce_bucket_size?", "plan", "--teacher", world / "teacher", *common(world))
+    refused(capsys, "did you mean reduce_bucket_size?", "estimate", "--teacher", world / "teacher", *common(world))
 
 
 @pytest.mark.promise("What can be told before a corpus is prepared is told before it is")
@@ -263,7 +267,7 @@ def test_models_of_two_tokenizers_are_told_apart_before_a_corpus_is_prepared(sou
     assert not (world / "out").exists()
 
 
-@pytest.mark.parametrize("more", [["--training.micro_batch", "auto"], ["--training.trunk_learning_rate", "0"]])
+@pytest.mark.parametrize("more", [["--training.micro_batch_size", "auto"], ["--training.encoder_learning_rate", "0"]])
 def test_settings_of_a_run_alone_are_no_mistake(world, capsys, more):
     from ds_distill.preflight.job import check_engine, check_machine
 
@@ -308,7 +312,7 @@ def test_prepare_says_what_distill_will_not_take(world, capsys):
 def test_a_random_start_asks_for_no_tied_decoder(world, capsys):
     untie(world / "teacher")
     arguments = [
-        "--student.layers",
+        "--student.init_layers",
         "random",
         "--training.optimizer",
         "torch",

@@ -112,26 +112,26 @@ def test_tables_of_a_study_by_hand():
         "nothing that the tables do not say"
     )
     plan = {
-        "a": {"losses.kl": 5, "training.clip": 1},
-        "b": {"losses.kl": 0, "training.clip": 1},
-        "c": {"training.clip": 1},
+        "a": {"losses.kl": 5, "training.max_grad_norm": 1},
+        "b": {"losses.kl": 0, "training.max_grad_norm": 1},
+        "c": {"training.max_grad_norm": 1},
     }
     assert differ_in(plan) == {"losses.kl"}, "what all students have in common is no difference"
     plan = {
-        "triple loss": {"training.clip": 1},
-        "without KL": {"training.clip": 1, "losses.kl": 0},
-        "random": {"training.clip": 1, "student.layers": "random"},
+        "triple loss": {"training.max_grad_norm": 1},
+        "without KL": {"training.max_grad_norm": 1, "losses.kl": 0},
+        "random": {"training.max_grad_norm": 1, "student.init_layers": "random"},
     }
     ablation = ablation_table(rows, ["sst2"], plan)
     assert ablation.heading == "Ablation"
     for other in (
-        {"losses.kl": 3, "training.clip": 1},
-        {"student.layers": [0, 1], "training.clip": 1},
+        {"losses.kl": 3, "training.max_grad_norm": 1},
+        {"student.init_layers": [0, 1], "training.max_grad_norm": 1},
         {"losses.kl": 0},
     ):
         compared = ablation_table(rows, ["sst2"], plan | {"other": other})
         assert compared.heading == "One student against another" and compared.text.startswith(
-            "They differ in losses.kl, student.layers"
+            "They differ in losses.kl, student.init_layers"
         )
     assert ablation.rows[1] == {
         "student": "without KL",
@@ -171,7 +171,7 @@ def test_a_student_that_is_not_distilled_yet_is_said_to_be(tmp_path):
             "heldout_mlm_loss": 4.0,
             "heldout_sets": {"book": {"mlm_loss": 4.5}},
         },
-        {"model": "a, second distillation", "tasks": {}},
+        {"model": "a, task distillation", "tasks": {}},
     ]
     section = pretraining(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
     assert [row["model"] for row in section.rows] == ["b", "a"] and section.rows[1]["book"] == "4.500"

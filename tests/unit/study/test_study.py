@@ -21,9 +21,9 @@ def test_a_plans_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
 
 def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
     base = tmp_path / "base.yaml"
-    base.write_text("teacher: A\nheldout: [b.txt]\ndata: {sequence_length: 96, mask_probability: 0.2}\n")
-    students = {"a": {}, "longer": {"data.sequence_length": 64}, "masks": {"data.mask_probability": 0.3}}
-    study = Study(str(base), "TEACHER", ["text.txt"], ["held.txt"], None, students, ["rte"], teacher_too=False)
+    base.write_text("teacher: A\nheldout: [b.txt]\ndata: {sequence_length: 96, mlm_probability: 0.2}\n")
+    students = {"a": {}, "longer": {"data.sequence_length": 64}, "masks": {"data.mlm_probability": 0.3}}
+    study = Study(str(base), "TEACHER", ["text.txt"], ["held.txt"], None, students, ["rte"], include_teacher=False)
     prepare, *distil = steps_of(study, tmp_path)[:4]
     assert prepare.words == (
         "prepare",
@@ -60,37 +60,37 @@ def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
         None,
         {"a": {}},
         ["rte", "squad"],
-        teacher_too=False,
-        tuning=tuning,
+        include_teacher=False,
+        finetune=tuning,
     )
     rte, squad = steps_of(study, tmp_path)[-2:]
-    assert rte.words[3:] == ("--seeds", "3", "--tuning.learning_rate", "0.0001")
-    assert squad.words[3:] == ("--seeds", "1", "--tuning.learning_rate", "0.0003")
+    assert rte.words[3:] == ("--seeds", "3", "--finetune.learning_rate", "0.0001")
+    assert squad.words[3:] == ("--seeds", "1", "--finetune.learning_rate", "0.0003")
     assert (rte.seeds, squad.seeds) == (3, 1)
 
 
 @pytest.mark.parametrize(
     "before, now, changed",
     [
-        ({}, {"tasks": ["rte", "squad"], "tuning": {"epochs": 3, "squad": {"seeds": 1}}}, []),
-        ({}, {"students": {"a": {}, "b": {"losses.kl": 0}}, "second": ["a"]}, []),
-        ({}, {"tuning": {"epochs": 3, "rte": {"seeds": 1}}}, ["tuning"]),
-        ({}, {"tuning": {"epochs": 4, "rte": {"epochs": 3}}}, []),
+        ({}, {"tasks": ["rte", "squad"], "finetune": {"epochs": 3, "squad": {"seeds": 1}}}, []),
+        ({}, {"students": {"a": {}, "b": {"losses.kl": 0}}, "task_distillation": ["a"]}, []),
+        ({}, {"finetune": {"epochs": 3, "rte": {"seeds": 1}}}, ["finetune"]),
+        ({}, {"finetune": {"epochs": 4, "rte": {"epochs": 3}}}, []),
         (
             {"tasks": ["rte", "squad"]},
-            {"tuning": {"epochs": 3, "squad": {"seeds": 1}}, "tasks": ["rte"]},
-            ["tasks", "tuning"],
+            {"finetune": {"epochs": 3, "squad": {"seeds": 1}}, "tasks": ["rte"]},
+            ["tasks", "finetune"],
         ),
         ({}, {"base": "/elsewhere/few_tokens.yaml"}, []),
         ({}, {"seeds": 5, "students": {"a": {"losses.kl": 0}}}, ["students"]),
         ({}, {"seeds": 2}, ["seeds"]),
-        ({"tuning": {"rte": {"seeds": 1}}}, {"tuning": {"rte": {"seeds": 3}}}, []),
-        ({"tuning": {"rte": {"seeds": 1}}}, {"tuning": {"rte": {"seeds": 3, "epochs": 2}}}, ["tuning"]),
+        ({"finetune": {"rte": {"seeds": 1}}}, {"finetune": {"rte": {"seeds": 3}}}, []),
+        ({"finetune": {"rte": {"seeds": 1}}}, {"finetune": {"rte": {"seeds": 3, "epochs": 2}}}, ["finetune"]),
     ],
 )
 def test_a_study_may_grow_but_what_it_held_stays(before, now, changed):
     plan = asdict(
-        Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], tuning={"epochs": 3})
+        Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], finetune={"epochs": 3})
     )
     assert _changed(plan | before, plan | before | now) == changed
 
@@ -118,15 +118,15 @@ def test_a_studys_mistakes_are_said(launch, changes, words):
 @pytest.mark.parametrize(
     "what, words",
     [
-        ({"tuning": {"epoch": 2}}, "tuning: epoch: no such setting; did you mean epochs?"),
-        ({"tuning": {"rte": {"learning_rates": 1e-4}}}, "did you mean learning_rate?"),
-        ({"tuning": {"learning_rate": "fast"}}, "tuning of rte: .*not all of these are numbers"),
-        ({"tuning": {"warmup": 1}}, "tuning.warmup = 1: a share of the steps, below 1"),
-        ({"tuning": {"batch": 2.5}}, "tuning.batch = 2.5: must be a whole number"),
-        ({"tuning": {"dropout": 1}}, "tuning.dropout = 1: a share of the values, below 1"),
-        ({"tuning": {"rte": 3}}, "tuning: rte: 3: a task's settings go by name"),
+        ({"finetune": {"epoch": 2}}, "finetune: epoch: no such setting; did you mean epochs?"),
+        ({"finetune": {"rte": {"learning_rates": 1e-4}}}, "did you mean learning_rate?"),
+        ({"finetune": {"learning_rate": "fast"}}, "finetune of rte: .*not all of these are numbers"),
+        ({"finetune": {"warmup_ratio": 1}}, "finetune.warmup_ratio = 1: a share of the steps, below 1"),
+        ({"finetune": {"batch_size": 2.5}}, "finetune.batch_size = 2.5: must be a whole number"),
+        ({"finetune": {"dropout": 1}}, "finetune.dropout = 1: a share of the values, below 1"),
+        ({"finetune": {"rte": 3}}, "finetune: rte: 3: a task's settings go by name"),
         ({"seeds": 0}, "seeds of rte: 0: a whole number, 1 or more"),
-        ({"tuning": {"rte": {"seeds": "two"}}}, "seeds of rte: 'two': a whole number, 1 or more"),
+        ({"finetune": {"rte": {"seeds": "two"}}}, "seeds of rte: 'two': a whole number, 1 or more"),
         ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
         ({"data": "nowhere"}, "--data nowhere/rte: one file train"),
         ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: named twice"),
@@ -142,7 +142,7 @@ def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"losses.kl_on": "maskd"}, "distil b: losses.kl_on: .*maskd"),
+        ({"losses.kl_tokens": "maskd"}, "distil b: losses.kl_tokens: .*maskd"),
         ({"training.epochs": "many"}, "distil b: training.epochs: .*many"),
         ({"losses.temperature": 0}, "distil b: losses.temperature = 0"),
         ({"training.learning_rate": -1}, "distil b: training.learning_rate = -1"),
@@ -184,12 +184,13 @@ def test_a_plan_in_words_of_yaml_is_the_same_as_in_others(tmp_path):
 base: ds_configs/few_tokens.yaml
 teacher: 2024
 corpus: text.txt
-students: {no: {training.compile: off, training.max_tokens: 1M, losses.kl: 0, student.layers: [0, 2], data.column: 1e3}}
+students:
+  no: {training.compile: off, training.max_tokens: 1M, losses.kl: 0, student.init_layers: [0, 2], data.column: 1e3}
 tasks: rte
-second: no
+task_distillation: no
 seeds: 2.0
-teacher_too: yes
-tuning: {learning_rate: 1e-4, batch: 1e1, rte: {seeds: 3, precision: bf16}}
+include_teacher: yes
+finetune: {learning_rate: 1e-4, batch_size: 1e1, rte: {seeds: 3, precision: bf16}}
 """
     (tmp_path / "plan.yaml").write_text(plan)
     options = build_parser().parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
@@ -199,10 +200,10 @@ tuning: {learning_rate: 1e-4, batch: 1e1, rte: {seeds: 3, precision: bf16}}
         "training.compile": "off",
         "training.max_tokens": 10**6,
         "losses.kl": 0,
-        "student.layers": [0, 2],
+        "student.init_layers": [0, 2],
         "data.column": "1e3",
     }
-    tuning = {"learning_rate": 1e-4, "batch": 10, "rte": {"seeds": 3, "precision": "bf16"}}
+    tuning = {"learning_rate": 1e-4, "batch_size": 10, "rte": {"seeds": 3, "precision": "bf16"}}
     same = Study(
         "ds_configs/few_tokens.yaml", "2024", ["text.txt"], [], None, {"no": changes}, ["rte"], 2, True, ["no"], tuning
     )

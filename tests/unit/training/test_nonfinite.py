@@ -9,7 +9,7 @@ from ds_distill.utils.errors import UserError
 class Order:
     """The part of a BatchLoader that a NonFiniteGuard uses."""
 
-    accumulation, world_size, micro_batch, rank, store = 1, 1, 2, 0, range(10)
+    accumulation, world_size, micro_batch_size, rank, store = 1, 1, 2, 0, range(10)
 
     def indices_of(self, step: int):
         import numpy as np

@@ -22,7 +22,7 @@ import io, sys
 from ds_distill.cli import app as cli
 from ds_distill.cli.commands import COMMANDS
 for words in ([], ["--help"], *([command, "--help"] for command in COMMANDS), \
-["distill", "--läuft"], ["distill", "--training.clip", "…"]):
+["distill", "--läuft"], ["distill", "--training.max_grad_norm", "…"]):
     assert cli.main(words) in (0, 2), words
 from ds_distill.utils.console import spinner, progress, log
 from ds_distill.reporting.tables import table

@@ -1,0 +1,59 @@
+"""Test that earlier keys are refused by the name of today, and that earlier runs are still known as themselves."""
+
+import json
+
+import pytest
+
+from ds_distill.cli.parser import build_parser
+from ds_distill.config.renamed import RENAMED, name_of_today, read_identity
+from ds_distill.data.dataset import read_manifest
+from ds_distill.recipe import Recipe
+from ds_distill.run_folder import check_run_identity
+from ds_distill.study.plan import Study
+from ds_distill.utils.errors import UserError
+
+
+def command_of(key: str) -> str:
+    return "study" if key in ("teacher_too", "second", "tuning") else "finetune" if "tuning" in key else "distill"
+
+
+@pytest.mark.parametrize("key", RENAMED)
+@pytest.mark.parametrize("in_a_file", [False, True], ids=["option", "file"])
+def test_an_earlier_key_is_refused_by_the_name_of_today(key, in_a_file, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"{key.replace('.', ': {')}: 1{'}' if '.' in key else ''}\n")
+    words = ["--config", str(tmp_path / "r.yaml")] if in_a_file else [f"--{key}", "1"]
+    with pytest.raises(UserError) as error:
+        build_parser().parse_args([command_of(key), *words])
+    dashes = "" if in_a_file else "--"
+    assert f"{key}: no such key; write {dashes}{name_of_today(key)} " in str(error.value)
+
+
+def test_the_name_of_today_is_a_key():
+    options = {
+        command: build_parser().parse_args([command])[command].as_flat() for command in ("distill", "finetune", "study")
+    }
+    for key in RENAMED:
+        assert hasattr(options[command_of(key)], name_of_today(key)), key
+        assert not hasattr(options[command_of(key)], key), key
+    assert name_of_today("training.seed") is None and name_of_today("tuning.epochs") == "finetune.epochs"
+
+
+def test_a_run_of_an_earlier_version_is_the_same_run(tmp_path):
+    now = Recipe().identity() | {"data.mode": "lines"}
+    back = {today: key for key, today in RENAMED.items()}
+    before = {back.get(key, key): value for key, value in now.items()} | {"data.mode": "grouped"}
+    assert read_identity(before) == now and read_identity(now) == now
+    (tmp_path / "run.json").write_text(json.dumps(before))
+    check_run_identity(tmp_path, now, "auto")
+    with pytest.raises(UserError, match="training.global_batch_size was 64, is 8"):
+        check_run_identity(tmp_path, now | {"training.global_batch_size": 8}, "auto")
+
+
+def test_prepared_data_of_an_earlier_version_are_read(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"mode": "grouped"}))
+    assert read_manifest(tmp_path) == {"mode": "lines"}
+
+
+def test_a_study_of_an_earlier_version_is_not_read_in_part():
+    with pytest.raises(UserError, match="study.json is of an earlier version: second is task_distillation now"):
+        Study.of({"base": "b", "second": ["a"]})
