@@ -155,7 +155,7 @@ def test_a_narrower_student_is_cut_from_its_teacher(make):
     for wrong in (12, 40, -8):
         with pytest.raises(
             UserError,
-            match=rf"student\.hidden_size = {wrong}: give a multiple of the teacher's head size 8, at most its width 32",
+            match=rf"student\.hidden_size = {wrong}: give a multiple of the teacher's head size 8, at most",
         ):
             build_student(teacher, hidden=wrong)
 
