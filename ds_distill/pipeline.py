@@ -298,7 +298,7 @@ def pretrain(
         _keep_model(encoder.config, tokens, output)
         objective = Objective(encoder, recipe.losses, world)
         if t.encoder_learning_rate == 0:
-            objective.family.part(encoder, "trunk").requires_grad_(False)
+            objective.family.get_encoder(encoder).requires_grad_(False)
         with explain_training_memory(t):
             engine, summary = train(objective, None, order, held, recipe, output, device, dtype, title)
         return _finish(engine, summary, recipe, tokens, output, title)

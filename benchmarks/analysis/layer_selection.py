@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         load_for_task(args.model, task, "model", tuned=True).eval(),
         load_tokenizer(resolve_model_folder(args.model, "--model")),
     )
-    depth = family_of(model).measures(model.config)[0]
+    depth = family_of(model).dims(model.config).depth
     count = depth // 2 if args.keep is None else args.keep
     if not 1 <= count < depth:
         raise UserError(f"--keep {count}: of {depth} layers, 1 to {depth - 1}")

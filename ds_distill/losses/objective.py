@@ -52,7 +52,7 @@ class Objective(nn.Module):
     @property
     def trunk_name(self) -> str:
         """The prefix of the names of all parameters outside the masked-LM head."""
-        return f"model.{self.family.trunk}."
+        return f"model.{self.family.encoder}."
 
     def forward(
         self,
@@ -82,18 +82,18 @@ class Objective(nn.Module):
             summed over the masked tokens.
         """
         more = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-        hidden = self.family.part(self.model, "trunk")(
+        hidden = self.family.get_encoder(self.model)(
             input_ids=input_ids, attention_mask=attention_mask, **more
         ).last_hidden_state
-        projection = self.family.part(self.model, "decoder")
+        projection = self.family.get_decoder(self.model)
         if counts is None:
             at = labels >= 0
-            logits = projection(self.family.transform(self.model, hidden[at])).float()
+            logits = projection(self.family.mlm_transform(self.model, hidden[at])).float()
             loss = torch.nn.functional.cross_entropy(logits, labels[at], reduction="sum")
             return torch.stack([loss.double(), (logits.argmax(-1) == labels[at]).sum().double(), at.sum().double()])
         x = self.losses
         real, masked = counts
-        decoder_input = self.family.transform(self.model, hidden).flatten(0, 1)
+        decoder_input = self.family.mlm_transform(self.model, hidden).flatten(0, 1)
         t_hidden, t_head, t_weight, t_bias = teacher or (None, None, None, None)
         real_tokens = attention_mask
         if attention_mask is not None and attention_mask.dim() == 4:

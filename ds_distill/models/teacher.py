@@ -72,10 +72,10 @@ class Teacher:
                 f"sequences of {input_ids.shape[-1]} tokens: the teacher has {self.max_positions} positions"
             )
         more = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-        hidden = self._family.part(self.model, "trunk")(
+        hidden = self._family.get_encoder(self.model)(
             input_ids=input_ids, attention_mask=attention_mask, **more
         ).last_hidden_state
-        return TeacherOutputs(hidden, self._family.transform(self.model, hidden))
+        return TeacherOutputs(hidden, self._family.mlm_transform(self.model, hidden))
 
     def targets(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, cu_seqlens: Tensor | None = None
@@ -91,16 +91,16 @@ class Teacher:
     @property
     def decoder_weight(self) -> Tensor:
         """[V, H], the teacher's own storage, not a copy."""
-        return self._family.part(self.model, "decoder").weight
+        return self._family.get_decoder(self.model).weight
 
     @property
     def decoder_bias(self) -> Tensor | None:
         """[V], or None."""
-        return self._family.part(self.model, "decoder").bias
+        return self._family.get_decoder(self.model).bias
 
     @property
     def num_layers(self) -> int:
-        return len(self._family.part(self.model, "layers"))
+        return len(self._family.get_layers(self.model))
 
     @property
     def vocab_size(self) -> int:

@@ -77,8 +77,8 @@ def seconds_saved(
         taught: Whether there is a teacher.
         device: The device of the run.
     """
-    depth, heads, hidden, _, _ = family_of_type(student.model_type).measures(student)
-    body = depth * (HIDDEN * hidden + SCORE * heads * length) * (1.0 if recipe.training.dropout else 0.25)
+    dims = family_of_type(student.model_type).dims(student)
+    body = dims.depth * (HIDDEN * dims.width + SCORE * dims.heads * length) * (1.0 if recipe.training.dropout else 0.25)
     logits = student.vocab_size * rows_of_logits(recipe, tokens, taught)
     return logits * LOGIT + tokens * body if device.type == "cpu" else tokens * body * GPU
 

@@ -25,8 +25,8 @@ def family_of(model: PreTrainedModel) -> Family:
 
 def head_size(model: PreTrainedModel) -> int:
     """Return the width of one attention head."""
-    _, heads, width, *_ = family_of(model).measures(model.config)
-    return width // heads
+    dims = family_of(model).dims(model.config)
+    return dims.width // dims.heads
 
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # tokenizers make these; each model takes a subset

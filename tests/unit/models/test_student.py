@@ -143,12 +143,15 @@ def test_a_narrower_student_is_cut_from_its_teacher(make):
     teacher = make(4)
     student = build_student(teacher, hidden=16)
     ours, theirs = family_of(student), family_of(teacher)
-    assert ours.measures(student.config)[:4] == (2, 2, 16, 24)
+    query_of = dict.fromkeys(("bert", "roberta", "xlm-roberta"), "attention.self.query") | {
+        "distilbert": "attention.q_lin"
+    }
+    assert ours.dims(student.config)[:4] == (2, 2, 16, 24)
     query, other = (
-        f.part(m, "layers")[0].get_submodule(f.block[0]).weight for f, m in ((ours, student), (theirs, teacher))
+        f.get_layers(m)[0].get_submodule(query_of[f.name]).weight for f, m in ((ours, student), (theirs, teacher))
     )
     assert torch.equal(query, other[:16, :16])
-    decoder, other = (f.part(m, "decoder") for f, m in ((ours, student), (theirs, teacher)))
+    decoder, other = (f.get_decoder(m) for f, m in ((ours, student), (theirs, teacher)))
     assert torch.equal(decoder.weight, other.weight[:, :16]) and torch.equal(decoder.bias, other.bias)
     assert student(tokens()).logits.shape == (3, 12, 101)
     assert build_student(teacher, hidden=8, layers="random").num_parameters() < student.num_parameters()

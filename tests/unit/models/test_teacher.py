@@ -107,8 +107,8 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
     for module in model.modules():
         module.register_forward_hook(lambda module, *_: fired.append(module))
     with torch.no_grad():
-        hidden = family.part(model, "trunk")(input_ids=ids, attention_mask=mask).last_hidden_state
-        logits = getattr(parent, name)(family.transform(model, hidden))
+        hidden = family.get_encoder(model)(input_ids=ids, attention_mask=mask).last_hidden_state
+        logits = getattr(parent, name)(family.mlm_transform(model, hidden))
         parts = set(fired)
         fired.clear()
         expected = model(input_ids=ids, attention_mask=mask).logits
@@ -116,7 +116,7 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
     owners = {module for module in model.modules() if module._parameters}
     # BERT's cls.predictions owns only the bias that it shares with its decoder.
     assert owners & set(fired) - parts <= {parent}
-    assert len(family.part(model, "layers")) == 3
+    assert len(family.get_layers(model)) == 3
 
 
 def test_unknown_family_is_named(tmp_path):
