@@ -3,9 +3,9 @@
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 from ds_distill.config.values import UserPath
 from ds_distill.utils.errors import UserError
@@ -30,6 +30,24 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
 
 
 @dataclass
+class Match:
+    """One more loss term, which compares what lies inside student and teacher.
+
+    Args:
+        loss: Name of the loss: a key of LOSSES in ds_distill/losses/matching.py.
+        of: What is compared: "hidden", the hidden states after a layer.
+        layers: "last", "mapped" (each student layer with the teacher layer that it started from), or
+            a list of pairs [student layer, teacher layer], from 0.
+        weight: Weight of the term, which is a mean over real tokens, summed over the layers.
+    """
+
+    loss: str
+    of: Literal["hidden"] = "hidden"
+    layers: Literal["last", "mapped"] | list[tuple[int, int]] = "mapped"
+    weight: float = 1.0
+
+
+@dataclass
 class Losses:
     """Weights of the triple loss (Sanh et al. 2019, section 2; values from the authors' code).
 
@@ -39,6 +57,7 @@ class Losses:
         cosine: Weight of 1 − cos(student, teacher) on the last hidden state.
         temperature: T, on both sides of the KL.
         kl_tokens: "all" real tokens, or only "masked" ones, which is a different objective.
+        match: More terms, each {loss, of, layers, weight}; none when not given.
     """
 
     kl: float = 5.0
@@ -46,6 +65,16 @@ class Losses:
     cosine: float = 1.0
     temperature: float = 2.0
     kl_tokens: Literal["all", "masked"] = "all"
+    match: list[Match] = field(default_factory=list)
+
+    @property
+    def need_teacher(self) -> bool:
+        """Whether a term compares the student with a teacher."""
+        return bool(self.kl or self.cosine or self.match)
+
+    def without_teacher(self) -> Self:
+        """Return the masked-LM loss alone, with its weight."""
+        return replace(self, kl=0.0, cosine=0.0, match=[])
 
 
 @dataclass
@@ -267,6 +296,7 @@ class Recipe:
             ("losses.mlm", x.mlm, 0, 1e6),
             ("losses.cosine", x.cosine, 0, 1e6),
             ("losses.temperature", x.temperature, 0.01, 1e3),
+            *((f"losses.match[{index}].weight", match.weight, 0, 1e6) for index, match in enumerate(x.match)),
         ]
         for key, value, low, high in limits:
             if value is None or not low <= value <= high:
@@ -278,7 +308,7 @@ class Recipe:
                 f"(data.sequence_length = {d.sequence_length}) it masks none; "
                 f"{math.ceil(501 / tokens) / 1000} masks one"
             )
-        if x.kl == x.mlm == x.cosine == 0:
+        if x.kl == x.mlm == x.cosine == 0 and not any(match.weight for match in x.match):
             raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
         if t.deepspeed and t.deepspeed_file().exists() and not t.deepspeed_file().is_file():
             raise UserError(

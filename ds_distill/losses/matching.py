@@ -1,4 +1,9 @@
-"""The loss between hidden states of student and teacher."""
+"""Losses between hidden states of student and teacher, by their names in a recipe. They need only torch.
+
+A new loss is a function here and a row in LOSSES.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,3 +29,8 @@ def cosine_distance_sum(student_hidden: Tensor, teacher_hidden: Tensor, token_ma
     if token_mask is not None:
         distance = distance * token_mask
     return distance.sum()
+
+
+# By name in a recipe: takes the student's and the teacher's [..., H] and the mask [...] of real
+# tokens or None, and returns a sum over tokens.
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {"cosine": cosine_distance_sum}

@@ -68,7 +68,7 @@ def resolve_layer_map(
     return layers
 
 
-def layers_of(
+def resolve_layers(
     config: PretrainedConfig, spec: str | Sequence[int], student_layers: int | None = None
 ) -> list[int] | None:
     """Return what `resolve_layer_map` returns for a teacher of this config."""
