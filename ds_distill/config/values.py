@@ -210,9 +210,7 @@ def _one_of(value: Any, hints: tuple, key: str) -> Any:
         except UserError as error:
             mistakes.append(str(error))
     words = [choice for hint in hints if get_origin(hint) is Literal for choice in get_args(hint)]
-    raise UserError(
-        mistakes[-1 if isinstance(value, (list, tuple)) else 0] + (f"; or write {', '.join(words)}" if words else "")
-    )
+    raise UserError(mistakes[0] + (f"; or write {', '.join(words)}" if words else ""))
 
 
 def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
