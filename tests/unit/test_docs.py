@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from ds_distill.cli import manual
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import check_command
 from tests.start import ROOT
@@ -75,3 +76,8 @@ def test_every_benchmark_of_the_documents_is_there_and_has_its_options(command, 
         main()
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, command
+
+
+def test_the_pages_of_settings_and_commands_are_current():
+    for file, text in manual.pages().items():
+        assert file.read_text(encoding="utf-8") == text, f"{file} is not what the code says: run {manual.COMMAND}"
