@@ -81,3 +81,15 @@ def test_every_benchmark_of_the_documents_is_there_and_has_its_options(command, 
 def test_the_pages_of_settings_and_commands_are_current():
     for file, text in manual.pages().items():
         assert file.read_text(encoding="utf-8") == text, f"{file} is not what the code says: run {manual.COMMAND}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file(page):
+    text = re.sub(r"^```.*?^```|`[^`\n]+`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:|#", target):
+            continue
+        file = (page.parent / target.partition("#")[0]).resolve()
+        assert file.is_file(), target
+        if ROOT / "docs" in page.parents:  # the site has nothing else
+            assert (ROOT / "docs").resolve() in file.parents, target
