@@ -1,7 +1,7 @@
 """Linear layers of a frozen model whose weights are stored in oneDNN's own layout.
 
 No product has to convert them. On a CPU in bf16 such a product is 4 to 9 % faster, and gelu is
-fused into it (docs/PERFORMANCE.md).
+fused into it (docs/benchmarks.md).
 """
 
 import weakref

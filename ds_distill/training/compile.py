@@ -141,7 +141,7 @@ def compile_step(
         device: The device of the run.
         body: Whether to compile the blocks too.
         passes: The vocabulary loss's kernel. "auto" is the Triton one on a GPU
-            (docs/PERFORMANCE.md), else that of torch.compile.
+            (docs/benchmarks.md), else that of torch.compile.
     """
     if device.type == "cuda":
         for match in cast(Iterable[MatchedLoss], objective.matches.values()):
