@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,7 +22,7 @@ from ds_distill.cli.arguments import SECTIONS
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.recipe import CHECKOUT
+from ds_distill.recipe import CHECKOUT, Match
 from ds_distill.study.plan import Study
 
 COMMAND = "python -m ds_distill.cli.manual"
@@ -55,6 +55,10 @@ A recipe may also hold any other option of a command under its name, such as `te
 written. The recipes in `ds_configs/` say where their numbers come from.
 
 In the tables a dash stands for "none". Numbers must lie within the limits, both ends included."""
+
+TERMS = """\
+`losses.match` is a list of entries with these keys. [How to add a loss](dev/adding_a_loss.md) shows where the losses
+are."""
 
 FINETUNE = """\
 These are the settings of `ds-distill finetune`. In a study's plan they stand under `finetune`, too.
@@ -98,6 +102,7 @@ def configuration() -> str:
     for name, section in SECTIONS.items():
         lead = docstring_parser.parse(section.__doc__ or "").short_description or ""
         parts += [f"## {TITLES[name]}", lead, _settings(name, section)]
+    parts += ["## Loss terms", TERMS, _settings("", Match)]
     parts += [f"## {TITLES['finetune']}", FINETUNE, _settings("finetune", FinetuneConfig), "## Study", STUDY, _study()]
     return "\n\n".join(parts) + "\n"
 
@@ -125,9 +130,17 @@ def _settings(name: str, section: Any) -> str:
     columns, limited = ["key", "type", "default"], any("limits" in setting.metadata for setting in fields(section))
     rows = []
     for setting in fields(section):
-        row = [f"`{name}.{setting.name}`", type_in_words(hints[setting.name]), shown(setting.default)]
+        key = f"{name}.{setting.name}" if name else setting.name
+        row = [f"`{key}`", type_in_words(hints[setting.name]), shown(_default(setting))]
         rows.append([*row, *([_limits(setting)] if limited else []), _cell(described[setting.name])])
     return _table([*columns, *(["limits"] if limited else []), "description"], rows)
+
+
+def _default(setting: Field) -> Any:
+    """Return the default of a setting; None where it has none."""
+    if setting.default_factory is not MISSING:
+        return setting.default_factory()
+    return None if setting.default is MISSING else setting.default
 
 
 def _study() -> str:
@@ -171,6 +184,8 @@ def type_in_words(hint: Any) -> str:
     kind, parts = get_origin(hint), [part for part in get_args(hint) if part is not NoneType]
     if hint in TYPES:
         return TYPES[hint]
+    if hint is Match:
+        return "[loss terms](#loss-terms)"
     if kind is Annotated:
         return parts[1].name
     if kind is Literal:
@@ -178,12 +193,17 @@ def type_in_words(hint: Any) -> str:
     if kind in (Union, UnionType):
         return " or ".join(map(type_in_words, parts))
     if kind is list:
-        return f"list of {type_in_words(parts[0])}s"
+        entry = type_in_words(parts[0])
+        return f"list of {'lists of ' if get_origin(parts[0]) is tuple else ''}{_plural(entry)}"
     if kind is tuple:
         return f"{len(parts)} {type_in_words(parts[0])}s"
     if kind is dict:
         return f"mapping of names to {type_in_words(parts[1]).removesuffix('s')}s"
     raise TypeError(f"{hint}: no words for this type")
+
+
+def _plural(words: str) -> str:
+    return words if words.endswith(("s", ")")) else f"{words}s"
 
 
 def shown(value: Any) -> str:
