@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ds_distill.models.families.bert import BERT
+from ds_distill.models.families.camembert import CAMEMBERT
 from ds_distill.models.families.distilbert import DISTILBERT
 from ds_distill.models.families.family import Family
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
@@ -15,7 +16,7 @@ from ds_distill.utils.errors import UserError
 if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
     from transformers import PreTrainedModel
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
 
 
 def family_of(model: PreTrainedModel) -> Family:

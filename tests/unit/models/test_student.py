@@ -144,7 +144,7 @@ def test_a_narrower_student_is_cut_from_its_teacher(make):
     teacher = make(4)
     student = build_student(teacher, hidden=16)
     ours, theirs = family_of(student), family_of(teacher)
-    query_of = dict.fromkeys(("bert", "roberta", "xlm-roberta"), "attention.self.query") | {
+    query_of = dict.fromkeys(("bert", "camembert", "roberta", "xlm-roberta"), "attention.self.query") | {
         "distilbert": "attention.q_lin"
     }
     assert ours.dims(student.config)[:4] == (2, 2, 16, 24)

@@ -10,6 +10,7 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    CamembertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
     RobertaForMaskedLM,
@@ -81,7 +82,11 @@ def tiny_xlm_roberta(layers=3):
     return tiny_roberta(layers, XLMRobertaForMaskedLM)
 
 
-FAMILIES = [tiny_bert, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
+def tiny_camembert(layers=3):
+    return tiny_roberta(layers, CamembertForMaskedLM)
+
+
+FAMILIES = [tiny_bert, tiny_camembert, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
 
 
 def tokens(batch=3, length=12):
@@ -122,7 +127,7 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
 
 def test_unknown_family_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    with pytest.raises(UserError, match="t5.*bert, distilbert"):
+    with pytest.raises(UserError, match="t5.*bert, camembert, distilbert"):
         load_masked_lm(str(tmp_path))
 
 
