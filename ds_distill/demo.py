@@ -19,6 +19,7 @@ from ds_distill.data.run_data import prepare_tokens
 from ds_distill.data.sources import split_inputs
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.distributed.process_group import run_on_rank0, start_distributed
+from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.preflight import job as preflight
 from ds_distill.recipe import Recipe
@@ -84,14 +85,16 @@ def run(
         teacher = _once(
             output / "teacher", lambda folder: pipeline.pretrain(teaching, model, tokens, folder, title="teacher")
         )
-        folder = str(output / "teacher" / "export")
+        teacher_folder = find_model_folder(str(output / "teacher" / "export"))
         student = _once(
-            output / "distilled", lambda out: pipeline.distill(recipe, folder, tokens, out, title="student, distilled")
+            output / "distilled",
+            lambda out: pipeline.distill(recipe, teacher_folder, tokens, out, title="student, distilled"),
         )
         plain = copy.deepcopy(recipe)
-        plain.losses.kl = plain.losses.cosine = 0.0
+        plain.losses = recipe.losses.without_teacher()
         baseline = _once(
-            output / "baseline", lambda out: pipeline.distill(plain, folder, tokens, out, title="student, no teacher")
+            output / "baseline",
+            lambda out: pipeline.distill(plain, teacher_folder, tokens, out, title="student, no teacher"),
         )
     if not is_first():
         return {}
@@ -101,7 +104,7 @@ def run(
         "heldout_mlm_accuracy": student["start_heldout_mlm_accuracy"],
         "tokens": 0,
     }
-    times = {"teacher": _latency(Path(folder)), "student, distilled": _latency(output / "distilled" / "export")}
+    times = {"teacher": _latency(teacher_folder.path), "student, distilled": _latency(output / "distilled" / "export")}
     rows = [
         {"model": name, "latency_ms": times.get(name)} | figures
         for name, figures in (

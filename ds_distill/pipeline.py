@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -30,12 +31,13 @@ from ds_distill.distributed.process_group import run_on_rank0, start_distributed
 from ds_distill.estimate.estimate import choose_micro_batch
 from ds_distill.exporters.huggingface import export
 from ds_distill.losses.objective import Objective
+from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student, count_parameters, resolve_layers
 from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight import job as preflight
-from ds_distill.preflight.models import check_fits
+from ds_distill.preflight.models import check_fits, check_sizes
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
@@ -65,9 +67,10 @@ def prepare_and_distill(
         heldout: Further held-out texts.
     """
     recipe = _check_job(recipe, corpus, tokens, heldout)
-    tokenizer = preflight.check_teacher(teacher, recipe, Path(tokens) if tokens else None)
-    recipe, folder, held = _tokens_of(recipe, tokenizer, output, corpus, tokens, heldout)
-    return distill(recipe, teacher, folder, output, heldout=held)
+    folder = find_model_folder(teacher)
+    preflight.check_teacher(folder, recipe, Path(tokens) if tokens else None)
+    recipe, data, held = _make_tokens(recipe, str(folder.path), output, corpus, tokens, heldout)
+    return distill(recipe, folder, data, output, heldout=held)
 
 
 def prepare_and_pretrain(
@@ -92,9 +95,15 @@ def prepare_and_pretrain(
         heldout: Further held-out texts.
     """
     recipe = _check_job(recipe, corpus, tokens, heldout)
-    preflight.check_encoder(model, recipe, tokenizer, Path(tokens) if tokens else None)
-    recipe, folder, held = _tokens_of(recipe, tokenizer, output, corpus, tokens, heldout)
-    return pretrain(recipe, model, folder, output, heldout=held)
+    start: dict | ModelFolder
+    if isinstance(model, str):
+        start = find_model_folder(model, "--from")
+        preflight.check_encoder(start, recipe, tokenizer, Path(tokens) if tokens else None)
+    else:
+        start = model
+        preflight.check_new_model(model, recipe)
+    recipe, data, held = _make_tokens(recipe, tokenizer, output, corpus, tokens, heldout)
+    return pretrain(recipe, start, data, output, heldout=held)
 
 
 def prepare_and_evaluate(
@@ -120,11 +129,12 @@ def prepare_and_evaluate(
     """
     recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
     preflight.check_texts([] if tokens else corpus, [], recipe)
-    tokenizer = preflight.check_evaluated(models, recipe, Path(tokens) if tokens else None)
+    folders = [find_model_folder(model, "--model") for model in models]
+    preflight.check_evaluated(folders, recipe, Path(tokens) if tokens else None)
     if not tokens:
-        folder = prepare_run_tokens(corpus, tokenizer, recipe, folder, bound=output)
+        folder = prepare_run_tokens(corpus, str(folders[0].path), recipe, folder, bound=output)
         recipe = with_prepared_settings(recipe, folder)
-    return evaluate_folders(models, Path(tokens or folder), recipe, untrained)
+    return evaluate_folders(folders, Path(tokens or folder), recipe, untrained)
 
 
 def _check_job(recipe: Recipe, corpus: list[str], tokens: str | None, heldout: list[str]) -> Recipe:
@@ -135,7 +145,7 @@ def _check_job(recipe: Recipe, corpus: list[str], tokens: str | None, heldout: l
     return recipe
 
 
-def _tokens_of(
+def _make_tokens(
     recipe: Recipe, tokenizer: str, output: Path, corpus: list[str], tokens: str | None, heldout: list[str]
 ) -> tuple[Recipe, Path, dict[str, Path]]:
     """Collective: make the last checks, then the tokens.
@@ -175,20 +185,20 @@ def _export_and_summarize(trainer: Trainer, summary: dict, recipe: Recipe, token
 
 def distill(
     recipe: Recipe,
-    teacher: str,
+    teacher: ModelFolder,
     tokens: Path,
     output: Path,
     *,
-    title: str = "distil",
+    title: str = "distill",
     heldout: dict[str, Path] | None = None,
 ) -> dict:
-    """Collective: distill a student from the folder `teacher`.
+    """Collective: distill a student of `teacher` on prepared tokens.
 
     With losses.kl and losses.cosine 0 the same student is trained without the teacher.
 
     Args:
         recipe: The recipe.
-        teacher: The folder or name of the teacher.
+        teacher: The teacher.
         tokens: The folder of prepared tokens.
         output: The run's folder.
         title: The title of plot and model card.
@@ -200,23 +210,15 @@ def distill(
     dtype = resolve_dtype(recipe.training, device)
     recipe = _with_resolved_micro_batch(recipe, teacher, world)
     store, loader, held = open_run_data(tokens, recipe, rank, world, heldout or {})
+    check_fits(store, teacher)
     source = load_masked_lm(teacher)
-    check_fits(store, source.config, f"teacher {teacher}", teacher)
     with locked_run_folder(
         output,
         recipe.identity() | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]},
         recipe.training.resume,
     ):
         t = recipe.training
-        student = build_student(
-            source,
-            layers=recipe.student.init_layers,
-            num_layers=recipe.student.num_layers,
-            hidden=recipe.student.hidden_size,
-            dropout=t.dropout,
-            seed=t.seed,
-            freeze_positions=recipe.student.freeze_positions,
-        )
+        student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed)
         _keep_model(student.config, tokens, output)
         layer_map = resolve_layers(source.config, recipe.student.init_layers, recipe.student.num_layers)
         objective = Objective(student, recipe.losses, world, source.config, layer_map)
@@ -237,12 +239,14 @@ def _check_micro_batch(recipe: Recipe) -> None:
         raise UserError("training.micro_batch_size = auto: for distill only; give a number")
 
 
-def _with_resolved_micro_batch(recipe: Recipe, teacher: str | None, ranks: int) -> Recipe:
+def _with_resolved_micro_batch(recipe: Recipe, teacher: ModelFolder | None, ranks: int) -> Recipe:
     """Collective: return the recipe with the micro-batch that these ranks run."""
     recipe, asked = copy.deepcopy(recipe), recipe.training.micro_batch_size
     t = recipe.training
     # only distill, which has a teacher, gets here with "auto"
-    t.micro_batch_size = choose_micro_batch(recipe, cast(str, teacher)) if asked == "auto" else t.micro_batch_of(ranks)
+    t.micro_batch_size = (
+        choose_micro_batch(recipe, cast(ModelFolder, teacher)) if asked == "auto" else t.micro_batch_of(ranks)
+    )
     if asked not in ("auto", t.micro_batch_size):
         line = (
             f"micro-batch: {t.micro_batch_size} sequences, not {asked}: a rank's share of the global batch is "
@@ -254,7 +258,7 @@ def _with_resolved_micro_batch(recipe: Recipe, teacher: str | None, ranks: int) 
 
 def pretrain(
     recipe: Recipe,
-    model: dict | str,
+    model: dict | ModelFolder,
     tokens: Path,
     output: Path,
     *,
@@ -281,22 +285,23 @@ def pretrain(
     dtype = resolve_dtype(recipe.training, device)
     recipe = _with_resolved_micro_batch(recipe, None, world)
     store, loader, held = open_run_data(tokens, recipe, rank, world, heldout or {})
-    t, folder = recipe.training, model if isinstance(model, str) else None
+    t = recipe.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed)
-        if folder:
-            encoder = load_masked_lm(folder, "--from", new_head=True, dropout=t.dropout).train()
+        if isinstance(model, ModelFolder):
+            check_fits(store, model)
+            encoder = load_masked_lm(model, new_head=True, dropout=t.dropout).train()
         else:
             config = BertConfig(
                 vocab_size=store.manifest["vocab_size"],
                 hidden_dropout_prob=t.dropout,
                 attention_probs_dropout_prob=t.dropout,
                 pad_token_id=store.manifest["pad_id"],
-                **cast(dict, model),
+                **model,
             )
             encoder = BertForMaskedLM(config)
-    check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
-    start = {"from": weights_fingerprint(encoder)[:16]} if folder else {"model": model}
+            check_sizes(store, config, "the model")
+    start = {"from": weights_fingerprint(encoder)[:16]} if isinstance(model, ModelFolder) else {"model": model}
     with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
         _keep_model(encoder.config, tokens, output)
         objective = Objective(encoder, recipe.losses.without_teacher(), world)
@@ -350,11 +355,11 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
     return summary
 
 
-def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained: bool) -> list[dict]:
+def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, untrained: bool) -> list[dict]:
     """Return held-out masked-LM loss and accuracy of masked-LM folders on the prepared tokens, best first.
 
     Args:
-        models: The folders or names of the models.
+        models: The models.
         tokens: The folder of prepared tokens.
         recipe: The recipe.
         untrained: Also measure the first one's architecture with random weights. Its loss is that
@@ -364,25 +369,27 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
     _, world = start_distributed()
     device = local_device(recipe.training.device)
     heldout, train_store = open_heldout(tokens), TokenDataset.open(tokens, "train")
-    masker, t, own = make_masker(train_store, recipe), recipe.training, not recipe.data.attend_across_documents
+    masker, t = make_masker(train_store, recipe), recipe.training
+    document_masking = not recipe.data.attend_across_documents
     size = cast(int, t.micro_batch_size)  # "auto" has been refused
+    candidates: list[tuple[str, ModelFolder, bool]] = [(folder.name, folder, False) for folder in models]
+    candidates += [(f"{models[0].name}, untrained", models[0], True)] if untrained else []
     rows = []
-    for name in [*models, *([None] if untrained else [])]:
-        origin = name or models[0]
-        network = load_masked_lm(origin, "--model")
-        if name is None:
+    for name, folder, random_weights in candidates:
+        check_fits(train_store, folder)
+        network = load_masked_lm(folder)
+        if random_weights:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(t.seed)
                 network = type(network)(network.config)
-        check_fits(train_store, network.config, f"model {origin}", origin)
         count = -(-min(t.eval_max_sequences, len(heldout)) // size)
-        with progress(count, name or "untrained", "batch") as bar:
+        with progress(count, "untrained" if random_weights else name, "batch") as bar:
             batches = (
                 batch
-                for batch in heldout_batches(heldout, masker, size, t.eval_max_sequences, own)
+                for batch in heldout_batches(heldout, masker, size, t.eval_max_sequences, document_masking)
                 if bar.update() or True
             )
             figures = evaluate(Objective(network, recipe.losses.without_teacher(), world).to(device), batches, device)
-        row = {"model": name or f"{models[0]}, untrained", "parameters": count_parameters(network)}
+        row = {"model": name, "parameters": count_parameters(network)}
         rows.append(row | {f"heldout_{key}": value for key, value in figures.items()})
     return sorted(rows, key=lambda row: math.inf if row["heldout_mlm_loss"] is None else row["heldout_mlm_loss"])

@@ -106,7 +106,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     def student():
         return build_student(
             teacher,
-            layers=recipe.student.init_layers,
+            init_layers=recipe.student.init_layers,
             num_layers=recipe.student.num_layers,
             dropout=t.dropout,
             seed=t.seed,

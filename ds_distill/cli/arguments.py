@@ -9,7 +9,7 @@ from typing import Any
 from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs, check_weights
-from ds_distill.models.folder import check_model_files, resolve_model_folder
+from ds_distill.models.folder import find_model_folder, resolve_model_folder
 from ds_distill.recipe import Data, Losses, Recipe, Student, Training
 from ds_distill.utils.errors import UserError, expand_user
 
@@ -133,7 +133,7 @@ def check_text_paths(options) -> None:
 def check_teacher_path(options) -> None:
     """Raise UserError where --teacher is given and holds no model."""
     if options.teacher:
-        check_model_files(options.teacher)
+        find_model_folder(options.teacher).check_files()
 
 
 def check_tokenizer_folder(path: str, option: str) -> None:

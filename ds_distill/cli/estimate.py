@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ds_distill.cli import arguments
 from ds_distill.data.dataset import TokenDataset
-from ds_distill.models.folder import read_config, resolve_model_folder
+from ds_distill.models.folder import find_model_folder, read_config
 from ds_distill.utils.errors import UserError
 
 PURPOSE = "before a run: parameters, memory by ZeRO stage, steps, hours, whether it fits and what to change"
@@ -43,7 +43,8 @@ def check(options) -> None:
 def check_paths(options) -> None:
     if options.tokens:
         TokenDataset.open(options.tokens, "train")
-    read_config(resolve_model_folder(options.teacher), f"teacher = {options.teacher}")
+    teacher = find_model_folder(options.teacher)
+    read_config(teacher.path, teacher.given)
     if options.output:
         arguments.check_writable(options.output)
 
@@ -58,7 +59,12 @@ def run(options) -> dict:
     if options.tokens:
         recipe = with_prepared_settings(recipe, Path(options.tokens))
     estimated = estimate.plan(
-        recipe, options.teacher, options.tokens, options.ranks, options.memory_gib, options.tokens_per_second
+        recipe,
+        find_model_folder(options.teacher),
+        options.tokens,
+        options.ranks,
+        options.memory_gib,
+        options.tokens_per_second,
     )
     estimate.show(estimated)
     return estimated

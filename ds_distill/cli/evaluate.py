@@ -8,7 +8,7 @@ from ds_distill.cli import arguments
 from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
-from ds_distill.models.folder import check_model_files
+from ds_distill.models.folder import find_model_folder
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
@@ -50,7 +50,7 @@ def check_paths(options) -> None:
     else:
         check_inputs(options.corpus)
     for model in options.model:
-        check_model_files(model, "--model")
+        find_model_folder(model, "--model").check_files()
     arguments.check_writable(options.output or OUTPUT)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath
 from ds_distill.data.sources import check_inputs
-from ds_distill.models.folder import check_model_files
+from ds_distill.models.folder import find_model_folder
 from ds_distill.run_folder import find_model
 from ds_distill.tasks.columns import named_columns
 from ds_distill.utils.console import is_first
@@ -91,7 +91,7 @@ def check_paths(options) -> None:
     if options.text:
         check_inputs(options.text)
     if options.model:
-        check_model_files(options.model, "--model")
+        find_model_folder(options.model, "--model").check_files()
     if options.data and not (file := named_columns(options.data)[0]).is_file():
         what = "a folder or a pipe; give a file with" if file.exists() else "no such file; give"
         raise UserError(f"--data {options.data}: {what} labelled examples, as for finetune")

@@ -7,7 +7,7 @@ from pathlib import Path
 from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
-from ds_distill.models.folder import check_model_files
+from ds_distill.models.folder import find_model_folder
 from ds_distill.reporting.tables import table
 from ds_distill.tasks.catalog import task_of
 from ds_distill.tasks.examples import split_files
@@ -67,9 +67,9 @@ def check(options) -> None:
 
 
 def check_paths(options) -> None:
-    check_model_files(options.model, "--model")
+    find_model_folder(options.model, "--model").check_files()
     if options.teacher:
-        check_model_files(options.teacher, "--teacher")
+        find_model_folder(options.teacher, "--teacher").check_files()
     if options.data:
         for split in ("train", *task_of(options.task).validation):
             split_files(expand_user(options.data), split)

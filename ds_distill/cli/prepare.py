@@ -47,12 +47,14 @@ def check_paths(options) -> None:
 def run(options) -> dict:
     from ds_distill.data.run_data import prepare_tokens
     from ds_distill.data.tokenizer import load_tokenizer
-    from ds_distill.models.folder import resolve_model_folder
+    from ds_distill.models.folder import find_model_folder
     from ds_distill.preflight.models import warn_of_teacher
 
     recipe = arguments.recipe_of(options)
-    tokenizer = load_tokenizer(options.tokenizer or resolve_model_folder(options.teacher))
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     if options.teacher:
-        warn_of_teacher(options.teacher, recipe, options.tokenizer)
+        teacher = find_model_folder(options.teacher)
+        tokenizer = tokenizer or teacher.tokenizer
+        warn_of_teacher(teacher, recipe, options.tokenizer)
     manifest = prepare_tokens(options.corpus, tokenizer, Path(options.output), recipe)
     return {"output": options.output, **{key: manifest[key] for key in REPORTED}}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ds_distill.cli import arguments
 from ds_distill.config.values import UserPath
-from ds_distill.models.folder import check_model_files
+from ds_distill.models.folder import find_model_folder
 from ds_distill.utils.errors import UserError
 
 PURPOSE = "masked-LM only: a new BERT, or on from any encoder, with a head if it has none: teachers"
@@ -52,7 +52,7 @@ def check(options) -> None:
 def check_paths(options) -> None:
     arguments.check_text_paths(options)
     if options["from"]:
-        check_model_files(options["from"], "--from")
+        find_model_folder(options["from"], "--from").check_files()
     if options.tokenizer != options["from"] and not options.tokens:
         arguments.check_tokenizer_folder(options.tokenizer, "--tokenizer")
     arguments.check_writable(options.output)

@@ -63,10 +63,10 @@ def run(options) -> dict:
     if options.teacher:
         return distill.run(options)
     from ds_distill import demo
-    from ds_distill.preflight.job import check_encoder
+    from ds_distill.preflight.job import check_new_model
 
     recipe = arguments.recipe_of(options)
-    check_encoder(dict(options.model), recipe)
+    check_new_model(dict(options.model), recipe)
     return demo.run(
         recipe,
         dict(options.model),

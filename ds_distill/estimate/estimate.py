@@ -25,7 +25,7 @@ from ds_distill.estimate.memory import GIB, activation_bytes_fit, memory
 from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import check_positions
-from ds_distill.models.folder import config_of, resolve_model_folder
+from ds_distill.models.folder import ModelFolder
 from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student, count_parameters, resolve_layers
 from ds_distill.models.teacher import Teacher
@@ -49,7 +49,7 @@ class Forecast:
     All ranks must create it together.
     """
 
-    def __init__(self, recipe: Recipe, teacher: str):
+    def __init__(self, recipe: Recipe, teacher: ModelFolder):
         start_distributed()
         # Before any model is built, this is the memory of the libraries.
         self.process = psutil.Process().memory_info().rss
@@ -59,15 +59,19 @@ class Forecast:
         self.stage = resolve_zero_config(t, self.dtype)["stage"]
         self.teacher_dtype = teacher_dtype(self.device, self.dtype)
         self.length = recipe.data.sequence_length
-        config = config_of(resolve_model_folder(teacher), f"teacher = {teacher}")
-        check_positions(config, self.length, f"teacher {teacher}")
+        config = teacher.config
+        check_positions(config, self.length, teacher.title)
         self.layer_map = resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(t.seed)
             self.teacher = AutoModelForMaskedLM.from_config(config).eval()
             depth = len(self.layer_map) if self.layer_map else recipe.student.num_layers
             self.student = build_student(
-                self.teacher, layers="random", num_layers=depth, hidden=recipe.student.hidden_size, dropout=t.dropout
+                self.teacher,
+                init_layers="random",
+                num_layers=depth,
+                hidden_size=recipe.student.hidden_size,
+                dropout=t.dropout,
             )
         if t.gradient_checkpointing:
             self.student.gradient_checkpointing_enable()
@@ -158,7 +162,7 @@ class Forecast:
         return memory_limit() / max(1, local), self.process + CPU_LIBRARIES
 
 
-def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
+def choose_micro_batch(recipe: Recipe, teacher: ModelFolder) -> int:
     """Collective: return the largest micro-batch that fits the memory of the smallest rank.
 
     It divides the global batch over the ranks.
@@ -184,7 +188,7 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
 
 def plan(
     recipe: Recipe,
-    teacher: str,
+    teacher: ModelFolder,
     tokens: str | None,
     ranks: int,
     memory_gib: float | None,
@@ -194,7 +198,7 @@ def plan(
 
     Args:
         recipe: The recipe.
-        teacher: The teacher's folder or name.
+        teacher: The teacher.
         tokens: A prepared folder, which tells how long an epoch is.
         ranks: The number of devices.
         memory_gib: Memory per device; this machine's if None.

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -17,9 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.models.families import family_of_type, inputs_of
-from ds_distill.models.folder import listed, open_model_folder
+from ds_distill.models.folder import find_model_folder, listed
 from ds_distill.models.loading import load_model
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.utils.errors import UserError
@@ -100,7 +100,8 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     Raises:
         UserError: The folder holds no such model.
     """
-    folder, config = open_model_folder(path, "--model")
+    folder = find_model_folder(path, "--model").check_files()
+    config = folder.config
     kind = (config.architectures or [""])[0]
     head = head or next((name for name, (ending, _) in HEADS.items() if kind.endswith(ending)), None)
     if head is None:
@@ -108,22 +109,16 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
             f"--model {path}: architectures = [{kind!r}] in config.json: exported are models with the heads "
             f"{', '.join(HEADS)}"
         )
-    model, missing = load_model(
-        HEADS[head][1],
-        folder,
-        config,
-        f"--model {path}",
-        attn_implementation="eager",
-        **without_pooler(head, config.model_type),
-    )
+    options: dict[str, Any] = {"attn_implementation": "eager"} | without_pooler(head, config.model_type)
+    model, missing = load_model(HEADS[head][1], folder, **options)
     if missing and not for_speed:
         raise UserError(
             f"--model {path}: the weights lack {listed(missing)} of a {head} model; give a complete checkpoint"
         )
-    tokenizer = None if for_speed and not (folder / "tokenizer_config.json").is_file() else load_tokenizer(folder)
+    tokenizer = None if for_speed and not folder.has_tokenizer else folder.tokenizer
     if tokenizer:
         check_vocabulary(tokenizer, config, f"--model {path}")
-    return Source(folder, model.eval(), tokenizer, head, not missing)
+    return Source(folder.path, model.eval(), tokenizer, head, not missing)
 
 
 def without_pooler(head: str, model_type: str) -> dict[str, bool]:

@@ -15,7 +15,7 @@ from transformers import AutoModel
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.exporters.model import Source, read_json
 from ds_distill.exporters.sentence_embedding import write_sentence_transformers_files
-from ds_distill.models.folder import config_of
+from ds_distill.models.folder import ModelFolder, load_config
 from ds_distill.models.loading import load_model
 from ds_distill.models.saving import follow_umask, portable_config, save_model_folder
 from ds_distill.reporting.model_card import front_matter
@@ -60,7 +60,9 @@ def publish_model(source: Source, output: Path, name: str) -> None:
 def _write(source: Source, folder: Path, name: str) -> None:
     model = source.model
     if source.head == "encoder":
-        with_pooler, missing = load_model(AutoModel, source.folder, model.config, f"--model {source.folder}")
+        with_pooler, missing = load_model(
+            AutoModel, ModelFolder(str(source.folder), "--model", source.folder), model.config
+        )
         model = model if missing else with_pooler  # a pooler that the checkpoint has is kept
     save_model_folder(model, source.reader, folder, source.inputs)
     if source.head == "encoder":
@@ -88,7 +90,7 @@ def _check_same_model(made: Path, output: Path, source: Source) -> None:
 
 def _described(folder: Path) -> dict:
     """Return what a folder's config.json states about its model, in the terms of this release of transformers."""
-    config = portable_config(config_of(folder, str(folder)).to_dict())
+    config = portable_config(load_config(folder, str(folder)).to_dict())
     return {key: value for key, value in config.items() if key not in ("dtype", "transformers_version")}
 
 

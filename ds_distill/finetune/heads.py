@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
 from ds_distill.models.families import family_of_type
-from ds_distill.models.folder import listed, open_model_folder
+from ds_distill.models.folder import find_model_folder, listed
 from ds_distill.models.loading import load_model
 from ds_distill.tasks.catalog import Task, plain
 from ds_distill.tasks.labels import classes_of
@@ -36,7 +36,8 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
             all of its weights.
     """
     given = f"--{option} {path}"
-    folder, config = open_model_folder(path, f"--{option}")
+    folder = find_model_folder(path, f"--{option}").check_files()
+    config = folder.config
     kind, trained_on = (config.architectures or [""])[0], getattr(config, "finetuning_task", None)
     has_head = kind.endswith("ForQuestionAnswering" if task.spans else "ForSequenceClassification")
     remedy = f"give one fine-tuned on {task.name}" if tuned else "give the pretrained folder it came from"
@@ -74,7 +75,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         config.problem_type = "regression" if task.regression else "single_label_classification"
     config.finetuning_task = task.name
     auto = AutoModelForQuestionAnswering if task.spans else AutoModelForSequenceClassification
-    model, lacking = load_model(auto, folder, config, given)
+    model, lacking = load_model(auto, folder, config)
     trunk = model.base_model_prefix + "."
     # A pooler is part of BERT's head for sentences; masked-LM models come without one.
     missing = [key for key in lacking if has_head or (key.startswith(trunk) and ".pooler." not in key)]

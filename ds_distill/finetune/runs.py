@@ -19,7 +19,7 @@ from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import not_read, said_of, say_other_scale, say_what_is_not_read
 from ds_distill.finetune.trainer import SAVE_EVERY, FinetuneTrainer, _Bar, scored
 from ds_distill.models.families import family_of
-from ds_distill.models.folder import resolve_model_folder
+from ds_distill.models.folder import find_model_folder
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import weights_fingerprint
@@ -81,7 +81,7 @@ def finetune(
         (medians), `seeds` (those of each run), and the folder of the representative model, the
         one at the median.
     """
-    tokenizer = load_tokenizer(resolve_model_folder(model, "--model"))
+    tokenizer = find_model_folder(model, "--model").tokenizer
     mentor = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
     torch.manual_seed(0)  # The new head's values are part of the run's identity.
     student = load_for_task(model, task, "model", tuned=False)
@@ -124,10 +124,8 @@ def _check_reads_the_same(
     path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Raise UserError if the teacher's token ids mean something else."""
-    folder = resolve_model_folder(path, "--teacher")
-    other = (folder / "tokenizer_config.json").is_file() and tokenizer_fingerprint(
-        load_tokenizer(folder)
-    ) != tokenizer_fingerprint(tokenizer)
+    folder = find_model_folder(path, "--teacher")
+    other = folder.has_tokenizer and tokenizer_fingerprint(folder.tokenizer) != tokenizer_fingerprint(tokenizer)
     if other or teacher.config.vocab_size < student.config.vocab_size:
         raise UserError(f"--teacher {path}: its tokenizer is not the student's; give a teacher of the same vocabulary")
 

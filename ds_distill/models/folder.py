@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +20,67 @@ from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model that a user has named: found once, by `find_model_folder`, and handed on.
+
+    Attributes:
+        name: The folder or the hub name, as the user wrote it.
+        option: The option or key that it was given to: "teacher =", "--model" or "--from".
+        path: The folder that holds the model.
+    """
+
+    name: str
+    option: str
+    path: Path
+
+    @property
+    def given(self) -> str:
+        """What errors about the folder begin with."""
+        return f"{self.option} {self.name}"
+
+    @property
+    def title(self) -> str:
+        """What sentences call the model."""
+        return f"{self.option.removesuffix(' =')} {self.name}"
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The config; UserError where there is none of an encoder of a known family."""
+        return load_config(self.path, self.given)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder has a tokenizer."""
+        return (self.path / "tokenizer_config.json").is_file()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer; UserError where there is none."""
+        from ds_distill.data.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.path)
+
+    def check_files(self) -> ModelFolder:
+        """Return self after the checks that need no torch.
+
+        Raises:
+            UserError: config.json names no known family, or the weights are absent or pickled, or an
+                index names files outside the folder.
+        """
+        read_config(self.path, self.given)
+        weight_files(self.path, self.given)
+        return self
+
+
+def find_model_folder(name: str, option: str = "teacher =") -> ModelFolder:
+    """Return the folder of a model; UserError, as in `resolve_model_folder`, where there is none."""
+    return ModelFolder(name, option, resolve_model_folder(name, option))
 
 
 def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
@@ -65,34 +125,6 @@ def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
 def _has_weights(folder: Path) -> bool:
     """Return whether there are weights of any kind, including kinds that are refused."""
     return any(file.suffix in (".safetensors", ".bin", ".h5", ".msgpack") for file in folder.iterdir())
-
-
-def open_model_folder(path: str, option: str = "teacher =") -> tuple[Path, PretrainedConfig]:
-    """Return (folder, config) of an encoder of a known family with safetensors in it.
-
-    No remote code is run and the network is not used.
-
-    Raises:
-        UserError: Begins with `option` and the path. The folder is missing, the config is missing
-            or unfit, the model is no bidirectional encoder with absolute positions, weights are
-            pickled or absent, or an index names files outside the folder.
-    """
-    folder = check_model_files(path, option)
-    return folder, config_of(folder, f"{option} {path}")
-
-
-def check_model_files(path: str, option: str = "teacher =") -> Path:
-    """Return the folder of a model after the checks that need no torch.
-
-    config.json must name a known family, and the weights must be there.
-
-    Raises:
-        UserError: As in `open_model_folder`.
-    """
-    folder, given = resolve_model_folder(path, option), f"{option} {path}"
-    read_config(folder, given)
-    weight_files(folder, given)
-    return folder
 
 
 def weight_files(folder: Path, given: str) -> list[Path]:
@@ -162,7 +194,7 @@ def read_config(folder: Path, given: str) -> dict:
     return config
 
 
-def config_of(folder: Path, given: str) -> PretrainedConfig:
+def load_config(folder: Path, given: str) -> PretrainedConfig:
     """Return the config of an encoder of a known family.
 
     Raises:

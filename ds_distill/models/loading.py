@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,27 +12,26 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import family_of_type
-from ds_distill.models.folder import listed, open_model_folder, weight_files
+from ds_distill.models.folder import ModelFolder, find_model_folder, listed, weight_files
 from ds_distill.models.weight_names import renaming
 from ds_distill.utils.errors import UserError
 
 
 def load_model(
-    auto: Any, folder: Path, config: PretrainedConfig, given: str, *, hollow: bool = False, **how
+    auto: Any, folder: ModelFolder, config: PretrainedConfig | None = None, *, hollow: bool = False, **kwargs: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load the model of an opened folder, in fp32 on the CPU.
+    """Load the model of a folder, in fp32 on the CPU.
 
     Words that training code has put before or into the weights' names are left out
     (models.weight_names).
 
     Args:
         auto: The AutoModel class of the model's head.
-        folder: The folder that holds the model.
-        config: The config of that folder.
-        given: What error messages begin with.
+        folder: The folder.
+        config: A config to use instead of the folder's own.
         hollow: Load names and shapes alone, on the device `meta`. Only the headers of the files are
             read.
-        **how: Further arguments of from_pretrained.
+        **kwargs: Further arguments of from_pretrained.
 
     Returns:
         (the model, the sorted names of the weights that the folder lacks).
@@ -43,8 +43,9 @@ def load_model(
     import torch
     from safetensors import SafetensorError, safe_open
 
-    files, empty = weight_files(folder, given), _empty_model(auto, folder, config, given)
-    how |= {"device_map": "meta"} if hollow else {}
+    given, config = folder.given, config or folder.config
+    files, empty = weight_files(folder.path, given), _empty_model(auto, folder.path, config, given)
+    kwargs |= {"device_map": "meta"} if hollow else {}
     try:
         names = []
         for file in files:
@@ -52,7 +53,7 @@ def load_model(
                 names += tensors.keys()
         mapping = renaming(names, empty, given)
         model, info = auto.from_pretrained(
-            folder,
+            folder.path,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
@@ -61,7 +62,7 @@ def load_model(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             key_mapping=mapping,
-            **how,
+            **kwargs,
         )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{given}: the weights cannot be read ({error}); copy or save the model again") from error
@@ -145,7 +146,7 @@ def _empty_model(auto: Any, folder: Path, config: PretrainedConfig, given: str) 
 
 
 def load_masked_lm(
-    path: str, option: str = "teacher =", *, new_head: bool = False, dropout: float | None = None, hollow: bool = False
+    folder: ModelFolder | str, *, new_head: bool = False, dropout: float | None = None, hollow: bool = False
 ) -> PreTrainedModel:
     """Load a complete masked-LM model from a folder or from the local Hugging Face cache.
 
@@ -154,8 +155,7 @@ def load_masked_lm(
     legacy names `gamma` and `beta`.
 
     Args:
-        path: The folder, or the name of a model in the cache.
-        option: What errors begin with, before the path.
+        folder: The folder; or the name of a teacher, to be found first.
         new_head: Give a checkpoint without a masked-LM head a random one, drawn from torch's
             generator.
         dropout: The hidden and the attention dropout, or None for the config's own.
@@ -166,18 +166,18 @@ def load_masked_lm(
             values are not finite, or the checkpoint lacks weights. transformers would fill missing
             weights with noise, and a teacher without its head teaches noise.
     """
-    folder, config = open_model_folder(path, option)
-    given = f"{option} {path}"
+    folder = find_model_folder(folder) if isinstance(folder, str) else folder
+    given, config = folder.given, copy.deepcopy(folder.config)
     if dropout is not None:
         family_of_type(config.model_type).set_dropout(config, dropout)
-    model, missing = load_model(AutoModelForMaskedLM, folder, config, given, hollow=hollow, attn_implementation="sdpa")
+    model, missing = load_model(AutoModelForMaskedLM, folder, config, hollow=hollow, attn_implementation="sdpa")
     prefix = model.base_model_prefix + "."
     head = [key for key in missing if not key.startswith(prefix)]
     trunk = sorted(set(missing) - set(head))
     if head and not new_head and not trunk:
         raise UserError(
             f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, "
-            f"or one that `ds-distill pretrain --from {path}` has given a head"
+            f"or one that `ds-distill pretrain --from {folder.name}` has given a head"
         )
     if trunk:
         raise UserError(f"{given}: the checkpoint lacks {listed(trunk)}; give a complete checkpoint")

@@ -96,9 +96,9 @@ def _evenly_spaced(teacher_layers: int, depth: int) -> list[int]:
 def build_student(
     teacher_model: PreTrainedModel,
     *,
-    layers: str | Sequence[int] = "every_other",
+    init_layers: str | Sequence[int] = "every_other",
     num_layers: int | None = None,
-    hidden: int | None = None,
+    hidden_size: int | None = None,
     dropout: float = 0.1,
     seed: int = 0,
     freeze_positions: bool = False,
@@ -107,9 +107,9 @@ def build_student(
 
     Args:
         teacher_model: A teacher of any float dtype, on any device. It is left untouched.
-        layers: As `spec` in `resolve_layer_map`.
+        init_layers: As `spec` in `resolve_layer_map`.
         num_layers: As `student_layers` in `resolve_layer_map`.
-        hidden: The student's width, by default the teacher's. A smaller one keeps whole attention
+        hidden_size: The student's width, by default the teacher's. A smaller one keeps whole attention
             heads and starts from the first rows and columns of the teacher's weights.
         dropout: The hidden and the attention dropout.
         seed: The seed of a random start. The global generators are left alone.
@@ -125,9 +125,9 @@ def build_student(
     """
     layer_map, config = plan_student(
         teacher_model.config,
-        layers=layers,
+        init_layers=init_layers,
         num_layers=num_layers,
-        hidden=hidden,
+        hidden_size=hidden_size,
         dropout=dropout,
         freeze_positions=freeze_positions,
     )
@@ -151,9 +151,9 @@ def build_student(
 def plan_student(
     teacher: PretrainedConfig,
     *,
-    layers: str | Sequence[int] = "every_other",
+    init_layers: str | Sequence[int] = "every_other",
     num_layers: int | None = None,
-    hidden: int | None = None,
+    hidden_size: int | None = None,
     dropout: float = 0.1,
     freeze_positions: bool = False,
 ) -> tuple[list[int] | None, PretrainedConfig]:
@@ -166,12 +166,12 @@ def plan_student(
     """
     family = family_of_type(teacher.model_type)
     dims = family.dims(teacher)
-    layer_map = resolve_layer_map(layers, dims.depth, num_layers)
+    layer_map = resolve_layer_map(init_layers, dims.depth, num_layers)
     if layer_map is not None:
         depth = len(layer_map)
     else:
         depth = default_depth(dims.depth) if num_layers is None else num_layers
-    hidden, head = dims.width if hidden is None else hidden, dims.width // dims.heads
+    hidden, head = dims.width if hidden_size is None else hidden_size, dims.width // dims.heads
     if not head <= hidden <= dims.width or hidden % head:
         raise UserError(
             f"student.hidden_size = {hidden}: give a multiple of the teacher's head size {head}, "

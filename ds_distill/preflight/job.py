@@ -11,7 +11,6 @@ import traceback
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from ds_distill.data.readers import read
 from ds_distill.data.sources import check_inputs, split_inputs
 from ds_distill.distributed.process_group import all_gather_object, run_on_rank0, start_distributed
 from ds_distill.models.families import check_positions
-from ds_distill.models.folder import open_model_folder, resolve_model_folder
+from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.preflight.models import check_reads, check_teacher_fits, check_whole
 from ds_distill.recipe import Recipe, Training
@@ -160,40 +159,35 @@ def _touch(file: Path) -> None:
     file.touch()
 
 
-def check_teacher(teacher: str, recipe: Recipe, tokens: Path | None = None) -> str:
-    """Collective: return the folder of a teacher that the recipe can distill.
+def check_teacher(teacher: ModelFolder, recipe: Recipe, tokens: Path | None = None) -> None:
+    """Collective: raise UserError where the recipe cannot distill this teacher from these tokens.
 
     Its tokenizer makes the tokens where none are prepared yet.
-
-    Raises:
-        UserError: Something does not fit.
     """
-    folder, starts_from_it = check_teacher_fits(teacher, recipe, tokens)
+    starts_from_it = check_teacher_fits(teacher, recipe, tokens)
     # many ranks that read gigabytes at once would slow each other down
     run_on_rank0(lambda: check_whole(teacher, tied=starts_from_it))
-    return str(folder)
 
 
-def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = None, tokens: Path | None = None) -> None:
-    """Raise UserError where there can be no such encoder to pretrain, or it cannot read the recipe's sequences.
-
-    Collective where `model` is a folder.
+def check_encoder(encoder: ModelFolder, recipe: Recipe, tokenizer: str, tokens: Path | None = None) -> None:
+    """Collective: raise UserError where an encoder cannot be pretrained further.
 
     Args:
-        model: As for `pretrain`.
+        encoder: The encoder.
         recipe: The recipe.
         tokenizer: The folder whose tokenizer makes the tokens where none are prepared yet.
         tokens: The prepared tokens, or None.
     """
-    if isinstance(model, str):
-        folder, config = open_model_folder(model, "--from")
-        maker = folder if tokenizer == model else cast(str, tokenizer)  # None only where there are tokens
-        check_reads(folder, config, f"--from {model}", recipe, tokens, maker)
-        load_masked_lm(model, "--from", new_head=True, hollow=True)
-        run_on_rank0(lambda: check_whole(model, "--from", new_head=True))
-        return
+    encoder.check_files()
+    check_reads(encoder, recipe, tokens, encoder.path if tokenizer == encoder.name else tokenizer)
+    load_masked_lm(encoder, new_head=True, hollow=True)
+    run_on_rank0(lambda: check_whole(encoder, new_head=True))
+
+
+def check_new_model(sizes: dict, recipe: Recipe) -> None:
+    """Raise UserError where no BERT has these sizes, or it could not read the recipe's sequences."""
     known = BertConfig().to_dict()
-    for key, value in model.items():
+    for key, value in sizes.items():
         if key in ("vocab_size", "pad_token_id"):
             raise UserError(f"--model {key}: the tokenizer says which; leave it out")
         if key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -204,22 +198,19 @@ def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = Non
             raise UserError(f"--model {key} = {value}: must be 1 or more")
     try:
         with torch.device("meta"):
-            config = BertForMaskedLM(BertConfig(**model)).config
+            config = BertForMaskedLM(BertConfig(**sizes)).config
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"--model {model}: no BERT has these sizes ({error})") from error
+        raise UserError(f"--model {sizes}: no BERT has these sizes ({error})") from error
     check_positions(config, recipe.data.sequence_length, "the model")
 
 
-def check_evaluated(models: list[str], recipe: Recipe, tokens: Path | None = None) -> str:
-    """Collective: return the folder of the first model, whose tokenizer makes the tokens where none are prepared yet.
+def check_evaluated(models: list[ModelFolder], recipe: Recipe, tokens: Path | None = None) -> None:
+    """Collective: raise UserError where a model does not read the tokens, or is not whole.
 
-    Raises:
-        UserError: A model does not read the tokens, or is not whole.
+    The first model's tokenizer makes the tokens where none are prepared yet.
     """
-    first = resolve_model_folder(models[0], "--model")
     for model in models:
-        folder, config = open_model_folder(model, "--model")
-        check_reads(folder, config, f"model {model}", recipe, tokens, first)
-        load_masked_lm(model, "--model", hollow=True)
-        run_on_rank0(partial(check_whole, model, "--model"))
-    return str(first)
+        model.check_files()
+        check_reads(model, recipe, tokens, models[0].path)
+        load_masked_lm(model, hollow=True)
+        run_on_rank0(partial(check_whole, model))

@@ -5,6 +5,7 @@ ds_distill.preflight.job has the checks that the ranks of a job make together.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from transformers import PretrainedConfig
 
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ds_distill.losses.terms import make_matches
 from ds_distill.models.families import check_positions
-from ds_distill.models.folder import open_model_folder, resolve_model_folder
+from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import check_tied, plan_student
 from ds_distill.models.tokenizer_fit import check_vocabulary
@@ -23,117 +25,99 @@ from ds_distill.utils.errors import UserError
 
 
 def check_teacher_fits(
-    teacher: str, recipe: Recipe, tokens: Path | None = None, tokenizer: str | None = None
-) -> tuple[Path, bool]:
+    teacher: ModelFolder, recipe: Recipe, tokens: Path | None = None, tokenizer: str | None = None
+) -> bool:
     """Check a teacher against the recipe in everything but the values of its weights.
 
     Args:
-        teacher: The folder or name of the teacher.
+        teacher: The teacher.
         recipe: The recipe that is to distill it.
         tokens: Prepared tokens, or None where a tokenizer will make them.
         tokenizer: The folder of that tokenizer, or None for the teacher's own.
 
     Returns:
-        (the teacher's folder, whether the student starts from its weights).
+        Whether the student starts from the teacher's weights.
 
     Raises:
         UserError: Something does not fit.
     """
-    folder, config = open_model_folder(teacher)
-    s = recipe.student
-    start, _ = plan_student(
-        config,
-        layers=s.init_layers,
-        num_layers=s.num_layers,
-        hidden=s.hidden_size,
-        dropout=recipe.training.dropout,
-        freeze_positions=s.freeze_positions,
-    )
-    check_reads(folder, config, f"teacher {teacher}", recipe, tokens, tokenizer or folder)
+    teacher.check_files()
+    layer_map, config = plan_student(teacher.config, **asdict(recipe.student), dropout=recipe.training.dropout)
+    make_matches(recipe.losses, config, teacher.config, layer_map)
+    check_reads(teacher, recipe, tokens, tokenizer or teacher.path)
     load_masked_lm(teacher, hollow=True)
-    return folder, start is not None
+    return layer_map is not None
 
 
-def check_whole(path: str, option: str = "teacher =", *, new_head: bool = False, tied: bool = False) -> None:
+def check_whole(folder: ModelFolder, *, new_head: bool = False, tied: bool = False) -> None:
     """Raise UserError where a masked-LM folder is not complete and sound; all values of its weights are read.
 
     Args:
-        path: The folder or name of the model.
-        option: What errors begin with, before the path.
+        folder: The model.
         new_head: The model may lack a head.
         tied: The model's decoder must be its word embeddings.
     """
     with torch.random.fork_rng(devices=[]):  # a new head draws from the generator
-        model = load_masked_lm(path, option, new_head=new_head)
+        model = load_masked_lm(folder, new_head=new_head)
     if tied:
         check_tied(model)
 
 
-def warn_of_teacher(teacher: str, recipe: Recipe, tokenizer: str | None) -> None:
+def warn_of_teacher(teacher: ModelFolder, recipe: Recipe, tokenizer: str | None) -> None:
     """Warn, while tokens are prepared, of what will keep the recipe from distilling a teacher.
 
     The user may still correct it in the meantime.
     """
     try:
-        _, starts_from_it = check_teacher_fits(teacher, recipe, tokenizer=tokenizer)
-        check_whole(teacher, tied=starts_from_it)
+        check_whole(teacher, tied=check_teacher_fits(teacher, recipe, tokenizer=tokenizer))
     except UserError as error:
         log(f"warning: {error} (the tokens are prepared all the same, distill will not take this teacher)")
 
 
-def check_reads(
-    folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, tokens: Path | None, tokenizer: Path | str
-) -> None:
+def check_reads(folder: ModelFolder, recipe: Recipe, tokens: Path | None, tokenizer: Path | str) -> None:
     """Raise UserError where a model cannot read the tokens: the prepared ones, or those that a tokenizer will make.
 
     Args:
-        folder: The model's folder.
-        config: The model's config.
-        what: What errors call the model.
+        folder: The model.
         recipe: The recipe, which has the sequence length.
         tokens: The prepared tokens, or None where there are none yet.
         tokenizer: The folder of the tokenizer that will make them.
     """
     if tokens:
-        check_fits(TokenDataset.open(tokens, "train"), config, what, str(folder))
+        check_fits(TokenDataset.open(tokens, "train"), folder)
         return
-    check_positions(config, recipe.data.sequence_length, what)
-    maker, own = load_tokenizer(tokenizer), tokenizer == folder
-    check_vocabulary(maker, config, what if own else f"{what} with the tokenizer of {tokenizer}")
-    if (
-        not own
-        and _has_tokenizer(folder)
-        and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(maker)
-    ):
+    check_positions(folder.config, recipe.data.sequence_length, folder.title)
+    if tokenizer == folder.path:
+        check_vocabulary(folder.tokenizer, folder.config, folder.title)
+        return
+    maker = load_tokenizer(tokenizer)
+    check_vocabulary(maker, folder.config, f"{folder.title} with the tokenizer of {tokenizer}")
+    if folder.has_tokenizer and tokenizer_fingerprint(folder.tokenizer) != tokenizer_fingerprint(maker):
         raise UserError(
-            f"{what}: its tokenizer is not that of {tokenizer}, which would make the tokens; "
+            f"{folder.title}: its tokenizer is not that of {tokenizer}, which would make the tokens; "
             "give models of one tokenizer"
         )
 
 
-def check_fits(store: TokenDataset, config: PretrainedConfig, what: str, folder: str | None = None) -> None:
+def check_fits(store: TokenDataset, folder: ModelFolder) -> None:
     """Raise UserError where a model cannot read prepared tokens.
 
-    The vocabulary size and the positions are checked. For a model from a folder that has a
-    tokenizer, the meaning of the ids is checked too.
+    The vocabulary size and the positions are checked, and where the folder has a tokenizer, the
+    meaning of the ids.
     """
+    check_sizes(store, folder.config, folder.title)
+    if folder.has_tokenizer and tokenizer_fingerprint(folder.tokenizer) != store.manifest["tokenizer_fingerprint"]:
+        raise UserError(
+            f"{folder.title}: its tokenizer is not the one that {store.path} was prepared with; "
+            f"prepare with --tokenizer {folder.name}"
+        )
+
+
+def check_sizes(store: TokenDataset, config: PretrainedConfig, title: str) -> None:
+    """Raise UserError where prepared tokens have more ids or longer sequences than a model of this config."""
     if store.manifest["vocab_size"] > config.vocab_size:
         raise UserError(
-            f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: "
+            f"{title} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: "
             "prepare with its own"
         )
-    check_positions(config, store.manifest["sequence_length"], what)
-    home = resolve_model_folder(folder) if folder else None
-    if (
-        home
-        and _has_tokenizer(home)
-        and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]
-    ):
-        raise UserError(
-            f"{what}: its tokenizer is not the one that {store.path} was prepared with; "
-            f"prepare with --tokenizer {folder}"
-        )
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer_config.json").is_file()
+    check_positions(config, store.manifest["sequence_length"], title)

@@ -305,15 +305,16 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
         return
     with spinner("looking at the teacher"):
         # This module imports torch, and a report need not wait for that.
+        from ds_distill.models.folder import find_model_folder
         from ds_distill.preflight.models import check_teacher_fits, check_whole
 
-        started = []
+        teacher, started = find_model_folder(study.teacher), []
         for what, recipe in students:
             try:
-                started.append(check_teacher_fits(study.teacher, recipe)[1])
+                started.append(check_teacher_fits(teacher, recipe))
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
-        check_whole(study.teacher, tied=any(started))
+        check_whole(teacher, tied=any(started))
 
 
 def _read_tasks(study: Study, steps: list[Step]) -> None:

@@ -33,7 +33,7 @@ def main() -> None:
         kind, _, optimizer = kind.partition("/")
         bert = random_bert()
         teacher = Teacher(bert)
-        student = build_student(bert, layers=[0, 3], dropout=0.0)
+        student = build_student(bert, init_layers=[0, 3], dropout=0.0)
         if name:  # makes every weight wrong that is not loaded
             for parameter in student.parameters():
                 parameter.data.normal_(0, 0.2)

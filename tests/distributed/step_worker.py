@@ -96,7 +96,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
     bert.bert.embeddings.word_embeddings.weight.data.mul_(5)
     teacher = Teacher(bert)
     before = teacher.fingerprint()
-    student = build_student(bert, layers=[0, 3], dropout=0.0, freeze_positions=what.get("freeze", False))
+    student = build_student(bert, init_layers=[0, 3], dropout=0.0, freeze_positions=what.get("freeze", False))
     reference = copy.deepcopy(student)
     losses = reference_losses(reference, bert, *next(batches()))
     sum(w * x for w, x in zip((5.0, 2.0, 1.0), losses, strict=True)).backward()

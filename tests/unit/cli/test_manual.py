@@ -7,13 +7,19 @@ import pytest
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.manual import commands, configuration, shown, type_in_words
 from ds_distill.config.values import UserPath
+from ds_distill.recipe import Match
 from ds_distill.study.plan import FINETUNE_SETTINGS, SETTINGS, Study
 
 
 def test_every_setting_has_a_row_with_a_description():
     rows = [line.strip("| ").split(" | ") for line in configuration().splitlines() if line.startswith("| `")]
     keys = {row[0].strip("`") for row in rows}
-    assert keys == {*SETTINGS, *(f"finetune.{name}" for name in FINETUNE_SETTINGS), *Study.__dataclass_fields__}
+    assert keys == {
+        *SETTINGS,
+        *(f"finetune.{name}" for name in FINETUNE_SETTINGS),
+        *Study.__dataclass_fields__,
+        *Match.__dataclass_fields__,
+    }
     assert all(len(row) in (4, 5) and row[-1] for row in rows)
 
 
@@ -31,6 +37,8 @@ def test_every_command_has_a_section_with_its_options():
         (list[float], "list of numbers"),
         (tuple[float, float], "2 numbers"),
         (int | Literal["auto"], "whole number or `auto`"),
+        (list[tuple[int, int]], "list of lists of 2 whole numbers"),
+        (list[Match], "list of [loss terms](#loss-terms)"),
         (dict[str, int], "mapping of names to whole numbers"),
     ],
 )

@@ -11,6 +11,7 @@ from ds_distill.estimate.estimate import plan
 from ds_distill.estimate.flops import flops_per_token
 from ds_distill.estimate.memory import activation_bytes, memory
 from ds_distill.kernels.fused_linear import LIVE_BYTES, live_bytes
+from ds_distill.models.folder import find_model_folder
 from ds_distill.models.student import build_student
 from ds_distill.recipe import Data, Recipe, Student, Training
 from ds_distill.training.trainer import explain_training_memory
@@ -128,4 +129,4 @@ def test_a_plan_for_layers_that_there_are_not_is_refused(tmp_path):
     tiny_bert(4).config.save_pretrained(tmp_path)
     recipe = Recipe(student=Student(init_layers=[0, 9]), data=Data(sequence_length=16))
     with pytest.raises(UserError, match=r"student.init_layers\[1\] = 9: the teacher has 4 layers"):
-        plan(recipe, str(tmp_path), None, 1, None, 1000.0)
+        plan(recipe, find_model_folder(str(tmp_path)), None, 1, None, 1000.0)

@@ -33,7 +33,7 @@ def test_pairs_of_layers():
 )
 def test_a_match_that_cannot_be_is_refused(match, message):
     teacher = tiny_bert(4)
-    student = build_student(teacher, layers="random", num_layers=2)
+    student = build_student(teacher, init_layers="random", num_layers=2)
     with pytest.raises(UserError, match=message):
         make_matches(Losses(match=[Match(**({"loss": "cosine"} | match))]), student.config, teacher.config, None)
 
@@ -107,7 +107,7 @@ def test_a_term_without_its_teacher_is_refused():
 
 def test_a_checkpoint_of_an_earlier_version_is_read():
     teacher = tiny_bert(4)
-    objective = Objective(build_student(teacher, hidden=16), Losses(), 1, teacher.config)
+    objective = Objective(build_student(teacher, hidden_size=16), Losses(), 1, teacher.config)
     state = objective.state_dict()
     weight = state.pop("matches.cosine.projection.weight") + 1
     objective.load_state_dict(state | {"widen.weight": weight})

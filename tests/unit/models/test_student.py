@@ -51,7 +51,7 @@ def test_unfit_layer_maps_are_refused(spec, depth, message):
 @pytest.mark.parametrize("mask", [None, padding_mask()])
 def test_identity_copy_reproduces_the_teacher(make, mask):
     teacher = make(4)
-    student = build_student(teacher, layers=[0, 1, 2, 3]).eval()
+    student = build_student(teacher, init_layers=[0, 1, 2, 3]).eval()
     with torch.no_grad():
         expected, found = teacher(tokens(), attention_mask=mask).logits, student(tokens(), attention_mask=mask).logits
     real = slice(None) if mask is None else mask
@@ -60,7 +60,7 @@ def test_identity_copy_reproduces_the_teacher(make, mask):
 
 def test_layers_come_from_the_map():
     teacher = tiny_bert(4)
-    student = build_student(teacher, layers=[3, 1])
+    student = build_student(teacher, init_layers=[3, 1])
     for ours, layer in zip(student.distilbert.transformer.layer, (3, 1), strict=True):
         assert torch.equal(ours.attention.k_lin.weight, teacher.bert.encoder.layer[layer].attention.self.key.weight)
         assert torch.equal(ours.output_layer_norm.bias, teacher.bert.encoder.layer[layer].output.LayerNorm.bias)
@@ -89,7 +89,7 @@ def test_saved_student_reloads_equal(tmp_path):
 def test_random_start_is_seeded_and_leaves_the_global_generator_alone():
     teacher = tiny_bert(4)
     state = torch.get_rng_state()
-    first, again, other = (build_student(teacher, layers="random", seed=seed).state_dict() for seed in (5, 5, 6))
+    first, again, other = (build_student(teacher, init_layers="random", seed=seed).state_dict() for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)
     name = "distilbert.transformer.layer.1.ffn.lin1.weight"
@@ -97,15 +97,15 @@ def test_random_start_is_seeded_and_leaves_the_global_generator_alone():
     assert not torch.equal(
         first["distilbert.embeddings.word_embeddings.weight"], teacher.bert.embeddings.word_embeddings.weight
     )
-    assert build_student(teacher, layers="random", num_layers=6).config.n_layers == 6
+    assert build_student(teacher, init_layers="random", num_layers=6).config.n_layers == 6
 
 
 @pytest.mark.parametrize("layers", ["every_other", "random"])
 def test_frozen_positions(layers):
-    student = build_student(tiny_bert(), layers=layers, freeze_positions=True)
+    student = build_student(tiny_bert(), init_layers=layers, freeze_positions=True)
     frozen = [name for name, parameter in student.named_parameters() if not parameter.requires_grad]
     assert frozen == ["distilbert.embeddings.position_embeddings.weight"]
-    assert all(parameter.requires_grad for parameter in build_student(tiny_bert(), layers=layers).parameters())
+    assert all(parameter.requires_grad for parameter in build_student(tiny_bert(), init_layers=layers).parameters())
 
 
 def test_what_distilbert_cannot_be_is_said(capsys):
@@ -118,7 +118,7 @@ def test_what_distilbert_cannot_be_is_said(capsys):
         build_student(untied)
     with pytest.raises(UserError, match=r"training\.dropout = 1\.5"):
         build_student(tiny_bert(), dropout=1.5)
-    build_student(untied, layers="random")
+    build_student(untied, init_layers="random")
 
 
 def test_a_roberta_student_keeps_what_roberta_has():
@@ -136,13 +136,13 @@ def test_a_roberta_student_keeps_what_roberta_has():
         student.roberta.encoder.layer[1].output.dense.weight, teacher.roberta.encoder.layer[3].output.dense.weight
     )
     with pytest.raises(UserError, match="freeze_positions"):
-        build_student(teacher, layers="random", freeze_positions=True)
+        build_student(teacher, init_layers="random", freeze_positions=True)
 
 
 @pytest.mark.parametrize("make", FAMILIES)
 def test_a_narrower_student_is_cut_from_its_teacher(make):
     teacher = make(4)
-    student = build_student(teacher, hidden=16)
+    student = build_student(teacher, hidden_size=16)
     ours, theirs = family_of(student), family_of(teacher)
     query_of = dict.fromkeys(("bert", "camembert", "roberta", "xlm-roberta"), "attention.self.query") | {
         "distilbert": "attention.q_lin"
@@ -155,18 +155,18 @@ def test_a_narrower_student_is_cut_from_its_teacher(make):
     decoder, other = (f.get_decoder(m) for f, m in ((ours, student), (theirs, teacher)))
     assert torch.equal(decoder.weight, other.weight[:, :16]) and torch.equal(decoder.bias, other.bias)
     assert student(tokens()).logits.shape == (3, 12, 101)
-    assert build_student(teacher, hidden=8, layers="random").num_parameters() < student.num_parameters()
+    assert build_student(teacher, hidden_size=8, init_layers="random").num_parameters() < student.num_parameters()
     for wrong in (12, 40, -8):
         with pytest.raises(
             UserError,
             match=rf"student\.hidden_size = {wrong}: give a multiple of the teacher's head size 8, at most",
         ):
-            build_student(teacher, hidden=wrong)
+            build_student(teacher, hidden_size=wrong)
 
 
 def test_differing_widths_meet_in_a_projection_that_learns():
     teacher = Teacher(tiny_bert(4))
-    objective = Objective(build_student(teacher.model, hidden=16, dropout=0.0), Losses(), 1, teacher.config)
+    objective = Objective(build_student(teacher.model, hidden_size=16, dropout=0.0), Losses(), 1, teacher.config)
     ids = tokens()
     labels = torch.where(torch.arange(12) % 4 == 1, ids, -100)
     loss, sums = objective(ids, None, labels, (ids.numel(), int((labels >= 0).sum())), teacher.targets(ids))
@@ -185,4 +185,4 @@ def test_differing_widths_meet_in_a_projection_that_learns():
     ).sum()
     assert sums[2].item() == pytest.approx(expected.item(), rel=1e-5)
     assert Objective(build_student(teacher.model), Losses(), 1, teacher.config).matches["cosine"].projection is None
-    assert not Objective(build_student(teacher.model, hidden=16), Losses(cosine=0.0), 1, teacher.config).matches
+    assert not Objective(build_student(teacher.model, hidden_size=16), Losses(cosine=0.0), 1, teacher.config).matches

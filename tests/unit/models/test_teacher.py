@@ -21,7 +21,7 @@ from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.exporters.model import load_source
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.models.families import family_of
-from ds_distill.models.folder import open_model_folder, resolve_model_folder
+from ds_distill.models.folder import find_model_folder, resolve_model_folder
 from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import choose_cpu_dtype
@@ -263,7 +263,7 @@ def test_the_output_folder_of_a_run_stands_for_its_model(tmp_path):
         (model.parents[1] if task else model.parent).joinpath("summary.json").write_text(
             json.dumps({"export": f"runs/run/{place}"})
         )
-    assert resolve_model_folder(str(run)) == run / "export" == open_model_folder(str(run), "--from")[0]
+    assert resolve_model_folder(str(run)) == run / "export" == find_model_folder(str(run), "--from").path
     assert load_masked_lm(str(run)).config.hidden_size == 32
     assert (
         load_source(str(run)).head == "masked-lm"
@@ -272,7 +272,7 @@ def test_the_output_folder_of_a_run_stands_for_its_model(tmp_path):
     assert load_for_task(str(run / "tuned"), task_of("sst2"), "teacher", tuned=True).num_labels == 2
     assert len(load_tokenizer(str(run))) == len(load_tokenizer(run / "export"))
     with pytest.raises(UserError, match="no config.json in the folder"):
-        open_model_folder(str(tmp_path / "moved"))
+        find_model_folder(str(tmp_path / "moved")).check_files()
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./small", "~/small", "a/b/c", "runs/old run"])
