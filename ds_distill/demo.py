@@ -24,7 +24,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.preflight import job as preflight
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.tables import table
-from ds_distill.run_folder import locked_run_folder
+from ds_distill.run_folder import RunFolder, locked_run_folder
 from ds_distill.utils.console import is_first, log, progress
 from ds_distill.utils.files import write_summary
 
@@ -79,13 +79,13 @@ def run(
     identity |= {f"model.{key}": value for key, value in model.items()}
     with locked_run_folder(output, identity, remedy="--fresh starts over there", first=erase if fresh else None):
         run_on_rank0(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
-        tokens = output / "tokens"
+        tokens = RunFolder(output).tokens
         teaching = copy.deepcopy(recipe)
         teaching.training.max_tokens = teacher_tokens
         teacher = _once(
             output / "teacher", lambda folder: pipeline.pretrain(teaching, model, tokens, folder, title="teacher")
         )
-        teacher_folder = find_model_folder(str(output / "teacher" / "export"))
+        teacher_folder = find_model_folder(str(RunFolder(output / "teacher").export))
         student = _once(
             output / "distilled",
             lambda out: pipeline.distill(recipe, teacher_folder, tokens, out, title="student, distilled"),
@@ -104,7 +104,10 @@ def run(
         "heldout_mlm_accuracy": student["start_heldout_mlm_accuracy"],
         "tokens": 0,
     }
-    times = {"teacher": _latency(teacher_folder.path), "student, distilled": _latency(output / "distilled" / "export")}
+    times = {
+        "teacher": _latency(teacher_folder.path),
+        "student, distilled": _latency(RunFolder(output / "distilled").export),
+    }
     rows = [
         {"model": name, "latency_ms": times.get(name)} | figures
         for name, figures in (
@@ -137,7 +140,7 @@ def run(
 
 
 def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, vocabulary: int) -> None:
-    if (output / "tokens" / "manifest.json").is_file():
+    if (RunFolder(output).tokens / "manifest.json").is_file():
         log(f"tokens: those in {output / 'tokens'}")
         return
     began = time.perf_counter()
@@ -153,7 +156,7 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
         tokenizer = train_wordpiece(
             (d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer"
         )
-    manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
+    manifest = prepare_tokens(corpus, tokenizer, RunFolder(output).tokens, recipe)
     log(
         f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} "
         f"tokens to train on, {time.perf_counter() - began:.0f} s"
@@ -168,8 +171,8 @@ def _onto(bar):
 
 def _once(folder: Path, job) -> dict:
     """Run `job` and return its summary, or that of a finished part, which is not made again."""
-    done = folder / "summary.json"
-    if done.is_file() and (folder / "export").is_dir():
+    done = RunFolder(folder).summary
+    if done.is_file() and RunFolder(folder).export.is_dir():
         log(f"{folder.name}: finished before, reused (--fresh starts over)")
         return json.loads(done.read_text(encoding="utf-8"))
     summary = job(folder)

@@ -41,7 +41,7 @@ from ds_distill.preflight.models import check_fits, check_sizes
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
-from ds_distill.run_folder import locked_run_folder
+from ds_distill.run_folder import RunFolder, locked_run_folder
 from ds_distill.training import checkpoint
 from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.evaluation import evaluate
@@ -155,29 +155,31 @@ def _make_tokens(
     """
     preflight.check_engine(recipe)
     preflight.check_output(output, recipe)
-    folder = Path(tokens) if tokens else prepare_run_tokens(corpus, tokenizer, recipe, output / "tokens", bound=output)
+    folder = (
+        Path(tokens)
+        if tokens
+        else prepare_run_tokens(corpus, tokenizer, recipe, RunFolder(output).tokens, bound=output)
+    )
     recipe = recipe if tokens else with_prepared_settings(recipe, folder)
     return recipe, folder, heldout_sets(heldout, folder, recipe, output)
 
 
 def _export_and_summarize(trainer: Trainer, summary: dict, recipe: Recipe, tokens: Path) -> dict:
     """Collective: write export, plot and model card of a finished run; return its summary."""
-    weights, state, output, title = gather_master_weights(trainer.engine), trainer.state, trainer.output, trainer.title
+    weights, state, folder, title = gather_master_weights(trainer.engine), trainer.state, trainer.folder, trainer.title
     summary["parameters"] = sum(x.numel() for x in weights.values())
-    summary["export"] = str(output / "export")
+    summary["export"] = str(folder.export)
     if is_first():
-        (output / "curves.json").write_text(
+        folder.curves.write_text(
             json_text({"history": state.history, "heldout": state.heldout}) + "\n", encoding="utf-8"
         )
-        loss_plot(state.history, state.heldout, output / "loss.png", title)
-        summary["plot"] = str(output / "loss.png")
+        loss_plot(state.history, state.heldout, folder.plot, title)
+        summary["plot"] = str(folder.plot)
         summary |= text_statistics(tokens)
         manifest = TokenDataset.open(tokens, "heldout").manifest
         card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"])
-        with explain_disk_full(output):
-            export(
-                weights, trainer.objective.model.cpu(), load_tokenizer(tokens / "tokenizer"), output / "export", card
-            )
+        with explain_disk_full(folder.path):
+            export(weights, trainer.objective.model.cpu(), load_tokenizer(tokens / "tokenizer"), folder.export, card)
     torch.distributed.barrier()
     trainer.engine.destroy()
     return summary
@@ -205,6 +207,7 @@ def distill(
         heldout: Folders of further held-out texts, by name, from heldout_sets.
     """
     recipe.check()
+    folder = RunFolder(output)
     rank, world = start_distributed()
     device = local_device(recipe.training.device)
     dtype = resolve_dtype(recipe.training, device)
@@ -219,7 +222,7 @@ def distill(
     ):
         t = recipe.training
         student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed)
-        _keep_model(student.config, tokens, output)
+        _keep_model(student.config, tokens, folder)
         layer_map = resolve_layers(source.config, recipe.student.init_layers, recipe.student.num_layers)
         objective = Objective(student, recipe.losses, world, source.config, layer_map)
         frozen = None
@@ -228,7 +231,7 @@ def distill(
             frozen = Teacher(source.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # as in Teacher.load
         del source
         with explain_training_memory(t):
-            trainer = Trainer(objective, frozen, loader, held, recipe, output, device, dtype, title)
+            trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title)
             summary = trainer.fit()
         summary["kl_tokens"] = recipe.losses.kl_tokens
         return _export_and_summarize(trainer, summary, recipe, tokens)
@@ -280,6 +283,7 @@ def pretrain(
     """
     recipe.check()
     _check_micro_batch(recipe)
+    folder = RunFolder(output)
     rank, world = start_distributed()
     device = local_device(recipe.training.device)
     dtype = resolve_dtype(recipe.training, device)
@@ -303,23 +307,23 @@ def pretrain(
             check_sizes(store, config, "the model")
     start = {"from": weights_fingerprint(encoder)[:16]} if isinstance(model, ModelFolder) else {"model": model}
     with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
-        _keep_model(encoder.config, tokens, output)
+        _keep_model(encoder.config, tokens, folder)
         objective = Objective(encoder, recipe.losses.without_teacher(), world)
         if t.encoder_learning_rate == 0:
             objective.family.get_encoder(encoder).requires_grad_(False)
         with explain_training_memory(t):
-            trainer = Trainer(objective, None, loader, held, recipe, output, device, dtype, title)
+            trainer = Trainer(objective, None, loader, held, recipe, folder, device, dtype, title)
             summary = trainer.fit()
         return _export_and_summarize(trainer, summary, recipe, tokens)
 
 
-def _keep_model(config, tokens: Path, output: Path) -> None:
+def _keep_model(config, tokens: Path, folder: RunFolder) -> None:
     """Collective: save config and tokenizer beside the checkpoints, so that `export` needs only the run's folder."""
 
     def keep() -> None:
-        if not (output / "model" / "config.json").is_file():
-            shutil.copytree(tokens / "tokenizer", output / "model", dirs_exist_ok=True)
-            config.save_pretrained(output / "model")
+        if not folder.has_model():
+            shutil.copytree(tokens / "tokenizer", folder.model, dirs_exist_ok=True)
+            config.save_pretrained(folder.model)
 
     run_on_rank0(keep)
 
@@ -335,15 +339,16 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
     Raises:
         UserError: The run has no checkpoint, or none of this step.
     """
-    found = checkpoint.list_checkpoints(run / "checkpoints")
-    if not found or not (run / "model" / "config.json").is_file():
+    folder = RunFolder(run)
+    found = checkpoint.list_checkpoints(folder.checkpoints)
+    if not found or not folder.has_model():
         raise UserError(f"--run {run}: no run with a checkpoint; give the --output folder of distill or pretrain")
     step = max(found) if step is None else step
     if step not in found:
         raise UserError(f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, sorted(found)))}")
-    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(run / "model"))
+    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder.model))
     weights = load_checkpoint_weights(found[step], model)
-    identity = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    identity = json.loads(folder.identity.read_text(encoding="utf-8"))
     summary = {"step": step, "parameters": count_parameters(model), "export": str(output)}
     card = model_card(
         f"{run.resolve().name}, step {step}",
@@ -351,7 +356,7 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
         identity,
         identity.get("data", ""),
     )
-    run_on_rank0(lambda: export(weights, model, load_tokenizer(run / "model"), output, card))
+    run_on_rank0(lambda: export(weights, model, load_tokenizer(folder.model), output, card))
     return summary
 
 

@@ -6,12 +6,80 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ds_distill.config.renamed import read_identity
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import try_lock
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The output folder of a run, and the names of everything in it."""
+
+    path: Path
+
+    @property
+    def identity(self) -> Path:
+        """The settings that make two runs different; it binds the folder to one run."""
+        return self.path / "run.json"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the job in progress has locked."""
+        return self.path / ".lock"
+
+    @property
+    def tokens(self) -> Path:
+        """The prepared tokens of the corpus, where the run has made them."""
+        return self.path / "tokens"
+
+    @property
+    def heldout(self) -> Path:
+        """A folder of prepared tokens for each further held-out text."""
+        return self.path / "heldout"
+
+    @property
+    def model(self) -> Path:
+        """The config and the tokenizer of the trained model, from which a checkpoint can be exported."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder for each checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def curves(self) -> Path:
+        """The figures of every step and every evaluation, once the run is finished."""
+        return self.path / "curves.json"
+
+    @property
+    def plot(self) -> Path:
+        """The plot of these curves."""
+        return self.path / "loss.png"
+
+    @property
+    def export(self) -> Path:
+        """The trained model, as a Hugging Face folder."""
+        return self.path / "export"
+
+    @property
+    def summary(self) -> Path:
+        """The figures of the finished run."""
+        return self.path / "summary.json"
+
+    def has_model(self) -> bool:
+        """Return whether a run has saved its model's config and tokenizer."""
+        return (self.model / "config.json").is_file()
+
 
 # "auto" may resolve to the same value as before. A checkpoint records the value, and refuses
 # another.
@@ -52,7 +120,7 @@ def locked_run_folder(
             )
     with contextlib.ExitStack() as lock:
         run_on_rank0(lambda: _bind(output, identity, lock, resume, remedy, first))
-        check_shared(output / "run.json")
+        check_shared(RunFolder(output).identity)
         yield
 
 
@@ -68,7 +136,7 @@ def _bind(
     output: Path, identity: dict, lock: contextlib.ExitStack, resume: str, remedy: str, first: Callable | None
 ) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    held = lock.enter_context(open(output / ".lock", "a+", encoding="utf-8"))
+    held = lock.enter_context(open(RunFolder(output).lock, "a+", encoding="utf-8"))
     held.seek(0)
     try_lock(held, output, lambda: f"another job ({held.read().strip() or 'unknown'})")
     held.truncate(0)
@@ -78,7 +146,7 @@ def _bind(
         first()
     before = _run_in(output, remedy)
     if before is None:
-        write_json(output / "run.json", identity)
+        write_json(RunFolder(output).identity, identity)
         return
     _check_same(output, before, identity, resume, remedy)
 
@@ -95,7 +163,7 @@ def check_run_identity(output: Path, identity: dict, resume: str) -> None:
 
 def _run_in(output: Path, remedy: str) -> dict | None:
     """Return the identity of the run in a folder, if there is one."""
-    file = output / "run.json"
+    file = RunFolder(output).identity
     try:
         return read_identity(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
     except ValueError as error:
@@ -140,7 +208,7 @@ def find_model(folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     try:
-        made = Path(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["export"])
+        made = Path(json.loads(RunFolder(folder).summary.read_text(encoding="utf-8"))["export"])
     except (OSError, ValueError, KeyError, TypeError):
         return folder
     ends = (folder.joinpath(*made.parts[start:]) for start in range(len(made.parts)))

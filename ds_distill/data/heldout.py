@@ -14,6 +14,7 @@ from ds_distill.data.run_data import prepare_run_tokens
 from ds_distill.data.sources import corpus_identity, split_inputs
 from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
 from ds_distill.recipe import Recipe
+from ds_distill.run_folder import RunFolder
 
 
 def heldout_sets(texts: list[str], tokens: Path, recipe: Recipe, output: Path) -> dict[str, Path]:
@@ -25,10 +26,16 @@ def heldout_sets(texts: list[str], tokens: Path, recipe: Recipe, output: Path) -
         UserError: If a text that the run was measured on has changed.
     """
     named: dict[str, str] = {}
-    run_on_rank0(lambda: named.update(heldout_names(texts, recipe, output / "heldout")))
+    run_on_rank0(lambda: named.update(heldout_names(texts, recipe, RunFolder(output).heldout)))
     return {
         name: prepare_run_tokens(
-            [text], str(tokens / "tokenizer"), recipe, output / "heldout" / name, 1.0, bound=output, option="--heldout"
+            [text],
+            str(tokens / "tokenizer"),
+            recipe,
+            RunFolder(output).heldout / name,
+            1.0,
+            bound=output,
+            option="--heldout",
         )
         for name, text in cast(dict[str, str], broadcast_object(named)).items()
     }

@@ -19,7 +19,7 @@ from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.data.words import words_of
 from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
 from ds_distill.recipe import Recipe
-from ds_distill.run_folder import check_shared
+from ds_distill.run_folder import RunFolder, check_shared
 from ds_distill.utils.console import log, progress
 from ds_distill.utils.errors import UserError
 
@@ -105,7 +105,7 @@ def prepare_run_tokens(
             other = _other_text(made, corpus, pieces)
             if not changed and not other:
                 return
-            if bound and (bound / "run.json").is_file():
+            if bound and RunFolder(bound).identity.is_file():
                 remedy = "choose another --output"
                 if other and not changed and option == "--corpus":
                     remedy += f"; --tokens {folder} instead of --corpus goes on with the text that it has"

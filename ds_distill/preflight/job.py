@@ -24,7 +24,7 @@ from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.preflight.models import check_reads, check_teacher_fits, check_whole
 from ds_distill.recipe import Recipe, Training
-from ds_distill.run_folder import check_run_identity, check_shared
+from ds_distill.run_folder import RunFolder, check_run_identity, check_shared
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.deepspeed_json import check_deepspeed_json
 from ds_distill.training.device import local_device, resolve_dtype
@@ -150,8 +150,8 @@ def check_output(output: Path, recipe: Recipe) -> None:
     """Collective: raise UserError where an output folder has a run of another recipe, or a host does not see it."""
     run_on_rank0(lambda: check_run_identity(output, recipe.identity(), recipe.training.resume))
     if torch.distributed.get_world_size() > 1:
-        run_on_rank0(lambda: _touch(output / ".lock"))
-        check_shared(output / ".lock")
+        run_on_rank0(lambda: _touch(RunFolder(output).lock))
+        check_shared(RunFolder(output).lock)
 
 
 def _touch(file: Path) -> None:

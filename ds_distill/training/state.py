@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ds_distill.run_folder import RunFolder
+
 if TYPE_CHECKING:  # a report reads curves without waiting for torch
     from torch import Tensor
 
@@ -103,7 +105,7 @@ def read_heldout_curves(run: Path) -> dict[str, list[Row]]:
     Raises:
         OSError, ValueError, KeyError: The folder holds no finished run.
     """
-    curves = json.loads((run / "curves.json").read_text(encoding="utf-8"))["heldout"]
+    curves = json.loads(RunFolder(run).curves.read_text(encoding="utf-8"))["heldout"]
     return {name: [_row(row, HELDOUT_COLUMNS) for row in rows] for name, rows in curves.items()}
 
 

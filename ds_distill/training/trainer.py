@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ from ds_distill.data.loader import BatchLoader
 from ds_distill.losses.objective import Objective
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
+from ds_distill.run_folder import RunFolder
 from ds_distill.training import checkpoint
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.interrupt import StopRequest
@@ -28,8 +28,7 @@ from ds_distill.utils.resources import explain_out_of_memory
 class Trainer:
     """Runs a recipe to its end, or to a request to stop.
 
-    Checkpoints go to output/checkpoints, TensorBoard to output/tensorboard. A run that finds its own
-    checkpoint resumes from it.
+    A run that finds its own checkpoint in its folder resumes from it.
 
     Attributes:
         engine: The engine.
@@ -44,7 +43,7 @@ class Trainer:
         loader: BatchLoader,
         heldout: dict[str, Callable[[], Iterable[Batch]]],
         recipe: Recipe,
-        output: Path,
+        folder: RunFolder,
         device: torch.device,
         dtype: torch.dtype,
         title: str,
@@ -58,14 +57,13 @@ class Trainer:
             heldout: By name, a function that makes a held-out set's batches. "" is the corpus's own
                 held-out part, whose figures the summary reports.
             recipe: The recipe.
-            output: The run's folder.
+            folder: The run's folder.
             device: The device of the run.
             dtype: The number format of the run.
             title: The label of the progress bar.
         """
         self.objective, self.teacher, self.loader, self.heldout = objective, teacher, loader, heldout
-        self.settings, self.output, self.device, self.title = recipe.training, output, device, title
-        self.checkpoints = output / "checkpoints"
+        self.settings, self.folder, self.device, self.title = recipe.training, folder, device, title
         self.total_steps = count_steps(recipe, loader)
         self.step = Step(
             objective,
@@ -79,7 +77,9 @@ class Trainer:
             dtype=dtype,
         )
         self.engine = self.step.engine
-        self.guard = NonFiniteGuard(loader, self.settings.max_skipped, self.checkpoints, scaled=dtype == torch.float16)
+        self.guard = NonFiniteGuard(
+            loader, self.settings.max_skipped, self.folder.checkpoints, scaled=dtype == torch.float16
+        )
         self.state = TrainState(heldout={name: [] for name in heldout})
         self.costs: dict[str, float] = {}
 
@@ -91,7 +91,7 @@ class Trainer:
         """
         resumed = self.restore()
         self.metrics = Metrics(
-            self.output / "tensorboard", self.state, self.loader, self.total_steps, self.title, self.device
+            self.folder.tensorboard, self.state, self.loader, self.total_steps, self.title, self.device
         )
         with self.metrics, StopRequest() as stop:
             if not resumed or self.state.step == self.total_steps:
@@ -112,7 +112,7 @@ class Trainer:
         if self.state.step < self.total_steps:
             raise UserError(
                 f"stopped at step {self.state.step} of {self.total_steps}; the same command resumes from "
-                f"{self.checkpoints}"
+                f"{self.folder.checkpoints}"
             )
         if self.teacher is not None:
             self.teacher.assert_frozen()
@@ -120,7 +120,7 @@ class Trainer:
 
     def restore(self) -> bool:
         """Collective: resume from the newest sound checkpoint; return whether there is one."""
-        saved = checkpoint.resume(self.engine, self.checkpoints)
+        saved = checkpoint.resume(self.engine, self.folder.checkpoints)
         if saved:
             self.state = TrainState.from_checkpoint(saved)
         return saved is not None
@@ -160,7 +160,7 @@ class Trainer:
         """Collective: write a checkpoint."""
         self.metrics.flush()
         cost = checkpoint.save(
-            self.engine, self.checkpoints, self.state.step, self.state.as_dict(), self.settings.save_total_limit
+            self.engine, self.folder.checkpoints, self.state.step, self.state.as_dict(), self.settings.save_total_limit
         )
         self.costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]}
         self.metrics.log_checkpoint(cost["seconds"], cost["bytes"], self.state.step)
