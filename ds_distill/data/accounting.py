@@ -17,17 +17,18 @@ TRACE = 0.01  # A smaller share of a corpus is not worth a line.
 # where {example} is the first that was met.
 CAUSES = {
     "between_documents": None,  # white space and byte-order marks: nothing is lost
-    "not_utf8": "stand for bytes that are not UTF-8",
-    "unknown": "are in words that the tokenizer does not know, such as {example}; check that it is made for "
-    "this language",
-    "too_long": "are in words longer than the tokenizer takes, such as {example}…; text without spaces needs a "
-    "tokenizer made for it (SentencePiece, as XLM-R's), or spaces between its words",
-    "removed": "are taken out by the tokenizer's normalizer, such as {example}: control characters, or accents, "
+    "not_utf8": "replace bytes that are not valid UTF-8",
+    "unknown": "are in words that are not in the tokenizer's vocabulary, such as {example}; check that the "
+    "tokenizer was made for this language",
+    "too_long": "are in words longer than the tokenizer accepts, such as {example}…; text without spaces needs a "
+    "tokenizer made for it (SentencePiece, such as XLM-R's), or spaces between its words",
+    "removed": "are removed by the tokenizer's normalizer, such as {example}: control characters, or accents, "
     "which an uncased tokenizer drops",
-    "special_tokens": "spell special tokens, such as {example}, and are left out; take them out of the text",
-    "short_sequences": "are in lines of fewer than 12 tokens, which data.mode = lines leaves out; packed keeps them",
-    "unknown_sequences": "are in lines of which the tokenizer does not know half, which data.mode = lines leaves "
-    "out; use a tokenizer made for this language",
+    "special_tokens": "spell out special tokens, such as {example}, and are ignored; remove them from the text",
+    "short_sequences": "are in lines of fewer than 12 tokens, which data.mode = lines drops; data.mode = packed keeps "
+    "them",
+    "unknown_sequences": "are in lines in which at least half of the tokens are unknown, which data.mode = lines "
+    "drops; use a tokenizer made for this language",
 }
 
 
@@ -108,17 +109,17 @@ class Accounts:
         encoding, is_utf8 = _encoding_of(worst)
         if is_utf8:
             return (
-                f"{where.format('the documents')} hold halves of character pairs (such as \\ud83d), "
-                f"{_percent(lost)} of its characters; have them written whole"
+                f"{where.format('the documents')} contain unpaired surrogates (such as \\ud83d), which are "
+                f"{_percent(lost)} of that file's characters; write both halves of each pair"
             )
         remedy = (
-            f"it looks like {encoding}: {conversion(worst, encoding)}"
+            f"the encoding looks like {encoding}; convert it: {conversion(worst, encoding)}"
             if encoding
-            else "convert it to UTF-8 (iconv), or leave it out"
+            else "convert the file to UTF-8 (with iconv), or remove it from the corpus"
         )
         return (
-            f"{where.format('the documents')} hold bytes that are not UTF-8, {_percent(lost)} of its "
-            f"characters; {remedy}"
+            f"{where.format('the documents')} contain bytes that are not valid UTF-8, which are {_percent(lost)} of "
+            f"that file's characters; {remedy}"
         )
 
     def _on_rows(self) -> str | None:
@@ -126,7 +127,7 @@ class Accounts:
             path: (counts.found["empty"], counts.documents) for path, counts in self.files.items() if counts.is_rows
         }
         where = _where(parts)
-        return f"{where.format('the rows')} hold no text" if where else None
+        return f"{where.format('the rows')} contain no text" if where else None
 
 
 def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:

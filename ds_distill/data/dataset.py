@@ -19,7 +19,7 @@ from ds_distill.utils.errors import UserError
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of prepared data; raise OSError, ValueError or KeyError where it is none."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    if manifest["mode"] == "grouped":  # the name of an earlier version
+    if manifest.get("mode") == "grouped":  # the name of an earlier version
         manifest["mode"] = MODE_LINES
     return manifest
 
@@ -58,11 +58,11 @@ class TokenDataset:
             shards, dtype, vocabulary = manifest["shards"], np.dtype(manifest["dtype"]), manifest["vocab_size"]
         except FileNotFoundError as error:
             raise UserError(
-                f"{path}: no prepared data here (manifest.json is missing); prepare the corpus first"
+                f"{path}: not a folder of prepared data (manifest.json is missing); prepare the corpus first"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{manifest_file}: not a manifest of prepared data ({error}); prepare the corpus again"
+                f"{manifest_file}: not a valid manifest of prepared data ({error}); prepare the corpus again"
             ) from error
         if split not in shards:
             raise UserError(f"{path}: no split named {split!r}; it has {', '.join(shards)}")
@@ -77,7 +77,7 @@ class TokenDataset:
             ) from error
         if counts.shape != (vocabulary,):
             raise UserError(
-                f"{path / 'token_counts.npy'}: expected {vocabulary} counts, found shape {counts.shape}; "
+                f"{path / 'token_counts.npy'}: expected {vocabulary} counts, but the array has shape {counts.shape}; "
                 "prepare the corpus again"
             )
         return cls(path, split, manifest, counts, ids, rows)
@@ -151,6 +151,6 @@ def _map(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
     expected = count * dtype.itemsize
     found = file.stat().st_size if file.exists() else None
     if found != expected:
-        state = "the file is missing" if found is None else f"found {found:,} bytes"
+        state = "but the file is missing" if found is None else f"but the file has {found:,} bytes"
         raise UserError(f"{file}: expected {expected:,} bytes, {state}; restore the file or prepare the corpus again")
     return np.memmap(file, dtype, "r") if count else np.empty(0, dtype)  # An empty file cannot be mapped.

@@ -47,7 +47,7 @@ def embedded_documents(max_bytes: int, seed: int = 0, *, progress: Callable[[int
         Documents of at least 200 characters.
     """
     if max_bytes < 1:
-        raise UserError(f"embedded corpus of {max_bytes} bytes: ask for at least 1")
+        raise UserError(f"max_bytes = {max_bytes}: must be at least 1")
     found: list[str] = []
     seen: set[str] = set()
     total = 0

@@ -15,14 +15,14 @@ from ds_distill.utils.errors import UserError
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
 _MAGIC = {
-    b"\x1f\x8b\x08": "gzip: name it .gz",
-    b"\x28\xb5\x2f\xfd": "zstandard: name it .zst",
-    b"PAR1": "parquet: name it .parquet",
-    b"BZh": "bzip2: unpack it",
-    b"\xfd7zXZ": "xz: unpack it",
-    b"PK\x03\x04": "a zip archive: unpack it",
-    b"%PDF-": "a PDF: extract its text",
-    b"ARROW1": "Arrow: name it .arrow",
+    b"\x1f\x8b\x08": "gzip; rename it to end in .gz",
+    b"\x28\xb5\x2f\xfd": "zstandard; rename it to end in .zst",
+    b"PAR1": "parquet; rename it to end in .parquet",
+    b"BZh": "bzip2; decompress it",
+    b"\xfd7zXZ": "xz; decompress it",
+    b"PK\x03\x04": "a zip archive; extract it",
+    b"%PDF-": "a PDF; extract its text",
+    b"ARROW1": "Arrow; rename it to end in .arrow",
 }
 # Scripts with one byte per letter. Each entry has a language's letters beyond ASCII, the frequent
 # ones first, and its encodings in use, by iconv's name and Python's.
@@ -67,11 +67,11 @@ def check_text(path: Path, packed: str) -> None:
         if head.startswith(magic):
             raise UserError(f"{path}: not text but {what}")
     if encoding := _marked_encoding(head):
-        raise UserError(f"{path}: not text in UTF-8 but in {encoding}; convert it: {conversion(path, encoding)}")
+        raise UserError(f"{path}: encoded in {encoding}, not UTF-8; convert it: {conversion(path, encoding)}")
     controls = len(head) - len(head.translate(None, _CONTROLS))
     # One zero byte in a long text is an accident.
     if b"\0" in head and controls > max(1, len(head) // 1000):
-        raise UserError(f"{path}: not text; give {', '.join(KINDS)} files, plain, .gz or .zst")
+        raise UserError(f"{path}: not text; supported are {', '.join(KINDS)} files, plain, .gz or .zst")
 
 
 def conversion(path: Path | str, encoding: str) -> str:

@@ -75,7 +75,7 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
         found = _files_in(path)
         if not found:
             raise UserError(
-                f"{given}: the folder holds no {', '.join(KINDS)} file (.gz and .zst too); name files or a "
+                f"{given}: the folder contains no {', '.join(KINDS)} file (plain, .gz or .zst); name files, or give a "
                 f"pattern such as '{given}/*.md'"
             )
         return found
@@ -91,13 +91,13 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
         found = list(dict.fromkeys((*(match for match in matches if match.is_file()), *below)))
         if not found:
             raise UserError(
-                f"{given}: no file matches this pattern; check it from the folder the command starts in ({Path.cwd()})"
+                f"{given}: no file matches this pattern; check it (relative patterns start at {Path.cwd()})"
             )
         return found
     if given.startswith(_DESCRIPTORS):
         raise UserError(
-            f"{given}: not open in this process: a pipe does not reach those that a launcher starts; run "
-            "`ds-distill prepare` on it"
+            f"{given}: not open in this process, because a launcher's processes do not inherit pipes; run `ds-distill "
+            "prepare` on the pipe first"
         )
     _check_reachable(path)
     raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
@@ -112,7 +112,10 @@ def _files_in(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = sorted({file.parent.name for file in found if saved_files(file.parent)})
         if len(splits) > 1:
-            log_new(f"{folder}: its splits {', '.join(splits)} are all read; hf:{folder}@{splits[-1]} reads one")
+            log_new(
+                f"{folder}: all of its splits are read: {', '.join(splits)}; to read one of them, use "
+                f"hf:{folder}@{splits[-1]}"
+            )
     return found
 
 
@@ -126,8 +129,8 @@ def _log_others(folder: Path, found: list[Path], others: list[Path]) -> None:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
         names = ", ".join(file.name for file in list(dict.fromkeys([*gone, *packed, *others]))[:3])
         log_new(
-            f"{folder}: files in it that are not read: {len(others):,} ({counts}), such as {names}; "
-            f"those read are {', '.join(KINDS)}, plain, .gz or .zst; name others, or a pattern of them"
+            f"{folder}: {len(others):,} of its files are not read ({counts}), such as {names}; supported are "
+            f"{', '.join(KINDS)}, plain, .gz or .zst; to read other files as text, name them or give a pattern"
         )
 
 
@@ -140,8 +143,8 @@ def _files_below(folder: Path, others: list[Path]) -> Iterator[Path]:
 
     def refuse(error: OSError) -> None:
         raise UserError(
-            f"{error.filename}: a folder of the corpus that cannot be read ({error.strerror}); make it "
-            "readable or move it away"
+            f"{error.filename}: this folder of the corpus cannot be read ({error.strerror}); make it readable, or move "
+            "it out of the corpus"
         )
 
     seen: set[tuple[int, int]] = set()
@@ -175,7 +178,7 @@ def _check_reachable(file: Path) -> None:
     """Raise UserError for a link to nothing, or one that leads back to itself."""
     if file.is_symlink() and not file.exists():
         raise UserError(
-            f"{file}: a link to {os.readlink(file)}, which is not there; restore that file, or remove the link"
+            f"{file}: a link to {os.readlink(file)}, which does not exist; restore that file, or remove the link"
         )
 
 
@@ -204,7 +207,7 @@ def saved_split(folder: Path, split: str | None) -> list[Path]:
         found, splits = saved_files(folder), [_saved_state(folder).get("_split") or "train"]
     if (folder / "dataset_dict.json").is_file() and not found or found and split not in (None, *splits):
         raise UserError(
-            f"hf:{folder}: no split {split or 'train'!r}, it has {', '.join(splits) or 'none'}; choose one: "
+            f"hf:{folder}: no split {split or 'train'!r}; its splits are {', '.join(splits) or 'none'}; choose one: "
             f"hf:{folder}@SPLIT"
         )
     return found
@@ -246,14 +249,16 @@ def _from_descriptor(path: Path, column: str | None) -> Path:
     if stat.S_ISREG(facts.st_mode) and (real := Path(os.path.realpath(path))).is_file():
         return real
     if stat.S_ISBLK(facts.st_mode):
-        raise UserError(f"{path}: a device; give files, folders or pipes")
+        raise UserError(f"{path}: a block device; give a file, a folder or a pipe")
     key = (facts.st_dev, facts.st_ino)
     if key not in _copies:
         number = {"/dev/stdin": "0", "/dev/stdout": "1", "/dev/stderr": "2"}.get(str(path), path.name)
         is_open = str(path).startswith(_DESCRIPTORS) and number.isdecimal()
         with open(os.dup(int(number)), "rb") if is_open else path.open("rb") as stream:
             if stream.isatty():
-                raise UserError(f"{path}: a terminal; give a file, or pipe the text into the command")
+                raise UserError(
+                    f"{path}: a terminal, not a file or pipe; give a file, or pipe the text into the command"
+                )
             _copies[key] = _copied(stream, path, column)
     return _copies[key].path
 
@@ -261,7 +266,7 @@ def _from_descriptor(path: Path, column: str | None) -> Path:
 def _copied(stream: BinaryIO, name: Path, column: str | None) -> _Copy:
     folder = Path(tempfile.mkdtemp(prefix="ds-distill-pipe-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    log(f"{name}: not a file but a pipe, copied into {folder} until the end (TMPDIR says where)")
+    log(f"{name}: a pipe; copied into {folder}, which is deleted at the end (set TMPDIR to copy elsewhere)")
     file, digest = folder / "-".join(name.parts[1:]), hashlib.sha256()
     with file.open("wb") as copy:
         while block := stream.read(1 << 20):
@@ -289,7 +294,10 @@ def _suffix(file: Path, name: Path, column: str | None) -> str:
     for suffix, delimiter in ((".tsv", "\t"), (".csv", ",")):
         if column in [field.strip('"') for field in line.split(delimiter)]:
             return suffix + packed
-    raise UserError(f"{name}#{column}: neither JSON lines nor a header with that column comes through the pipe")
+    raise UserError(
+        f"{name}#{column}: the data from the pipe is neither JSON lines nor csv or tsv with that column in its header; "
+        "check the column"
+    )
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
@@ -350,7 +358,7 @@ def unreadable(path: Path | str, error: Exception) -> UserError:
     if "requires too much memory for decoding" in str(error):
         unpack = f"zstd -dc --long=31 {path}"
         return UserError(
-            f"{path}: cannot be read: it was packed with a window beyond 128 MiB (zstd --long); unpack it "
-            f"({unpack} > NEW), or let it come through a pipe: --corpus <({unpack})"
+            f"{path}: cannot be read, because it was compressed with a window of more than 128 MiB (zstd --long); "
+            f"decompress it ({unpack} > NEW), or read it through a pipe: --corpus <({unpack})"
         )
-    return UserError(f"{path}: cannot be read ({error}); replace the file or leave it out")
+    return UserError(f"{path}: cannot be read ({error}); replace the file, or remove it from the corpus")

@@ -59,8 +59,8 @@ class BatchLoader:
     ):
         if min(global_batch_size, micro_batch_size, world_size) < 1 or not 0 <= rank < world_size:
             raise UserError(
-                f"global batch {global_batch_size}, micro-batch {micro_batch_size}, rank {rank} of {world_size}: "
-                "sizes must be at least 1, ranks count from 0"
+                f"global_batch_size = {global_batch_size}, micro_batch_size = {micro_batch_size}, rank {rank} of "
+                f"{world_size}: sizes must be at least 1, and ranks count from 0"
             )
         wave = micro_batch_size * world_size
         if global_batch_size % wave:

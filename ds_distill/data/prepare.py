@@ -127,11 +127,13 @@ def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fra
     others = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
     if tokenizer.pad_token_id is None or None in others or tokenizer.pad_token_id in others:
         raise UserError(
-            "the tokenizer needs [CLS], [SEP] and mask tokens and a padding token that is none of them; use a "
-            "BERT-like encoder's"
+            "the tokenizer must have [CLS], [SEP] and mask tokens, and a padding token that is none of them; use the "
+            "tokenizer of a BERT-like encoder"
         )
     if output.exists() and not (output.is_dir() and ((output / "manifest.json").exists() or not any(output.iterdir()))):
-        raise UserError(f"{output}: exists and is not prepared data; choose another output folder or remove it")
+        raise UserError(
+            f"{output}: already exists and is not prepared data; choose another output folder, or remove it"
+        )
 
 
 def _resume_or_reset(building: Path, pieces: list[WorkUnit], form: Format) -> None:
@@ -182,7 +184,7 @@ def _tokenize(
     try:
         read = context.Value("q", 0) if workers > 1 else None
     except OSError as error:
-        log(f"{error.filename or 'shared memory'}: {error.strerror}; one worker prepares, not {workers}")
+        log(f"{error.filename or 'shared memory'}: {error.strerror}; preparing with one worker instead of {workers}")
         workers = 1
     if workers <= 1:
         work = PieceWorker(form)
@@ -206,7 +208,8 @@ def _tokenize(
             progress(before + read.value, total)
     except BrokenProcessPool:
         raise UserError(
-            "a worker ended without a word, probably for want of memory: lower data.workers; the same command goes on"
+            "a worker process ended without an error message, probably because memory ran out; lower data.workers and "
+            "repeat the command, which resumes"
         ) from None
     finally:
         running = list((pool._processes or {}).values())
@@ -302,8 +305,8 @@ def _assemble(
     if not any(shards.values()):
         reasons = "; ".join(remarks)
         raise UserError(
-            f"{', '.join(inputs)}: the corpus is empty (no document with a token in it); "
-            f"{reasons or 'give files that hold text'}"
+            f"{', '.join(inputs)}: the corpus is empty, because no document yields a token; "
+            f"{reasons or 'give files that contain text'}"
         )
     _ensure_nonempty_splits(data, shards, counts, maskable, form)
     for split in SPLITS:

@@ -108,7 +108,7 @@ def prepare_run_tokens(
             if bound and (bound / "run.json").is_file():
                 remedy = "choose another --output"
                 if other and not changed and option == "--corpus":
-                    remedy += f"; --tokens {folder} instead of --corpus goes on with the text that it has"
+                    remedy += f", or resume with the text of that run: --tokens {folder} instead of --corpus"
                 differences = "; ".join([f"{option} {other}"] * bool(other) + changed)
                 raise UserError(f"{bound} holds another run ({differences}): {remedy}")
         prepare_tokens(corpus, tokenizer, folder, recipe, heldout_fraction)
@@ -127,7 +127,11 @@ def _other_text(made: dict, corpus: list[str], pieces: list[WorkUnit]) -> str | 
     if made["content"] == content_fingerprint(pieces):
         return None
     same_size = [entry[1:] for entry in before] == [entry[1:] for entry in now]
-    return f"{', '.join(corpus)}: other text than before, of the same size" if same_size else f"was {before}, is {now}"
+    return (
+        f"{', '.join(corpus)}: the text has changed, although its size is the same"
+        if same_size
+        else f"was {before}, is {now}"
+    )
 
 
 def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
@@ -139,7 +143,7 @@ def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
     recipe, d = copy.deepcopy(recipe), recipe.data
     for key in ("mode", "sequence_length"):
         if getattr(d, key) != manifest[key]:
-            log(f"data.{key} is {manifest[key]}, as {tokens} was prepared, not {getattr(d, key)}")
+            log(f"data.{key} = {getattr(d, key)}: ignored, because {tokens} was prepared with {manifest[key]}")
             setattr(recipe.data, key, manifest[key])
     return recipe
 
@@ -150,8 +154,8 @@ def make_masker(store: TokenDataset, recipe: Recipe) -> Masker:
     words = words_of(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
     if words is not None and not words.told:
         log(
-            f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each "
-            "of its pieces is masked on its own"
+            f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each token is "
+            "masked independently"
         )
     masker = Masker(
         store.token_counts,
@@ -182,10 +186,11 @@ def _check_masked(store: TokenDataset, masker: Masker) -> None:
     which = f"data.mlm_probability = {masker.probability}: of the {total:,} {store.split} sequences of {store.path}"
     if store.split == "train" and count == total:
         raise UserError(
-            f"{which} it masks no token, since none has more than {max(never)}; raise it, or prepare longer text"
+            f"{which}, none has a token masked, because none has more than {max(never)} tokens; raise it, or prepare "
+            "longer text"
         )
     if count > TRACE * total:
-        log(f"{which} it masks no token in {count:,}, those of {max(never)} tokens or fewer")
+        log(f"{which}, {count:,} have no token masked: those of {max(never)} tokens or fewer")
 
 
 def open_heldout(tokens: Path) -> TokenDataset:
@@ -196,7 +201,9 @@ def open_heldout(tokens: Path) -> TokenDataset:
     """
     part = TokenDataset.open(tokens, "heldout")
     if not len(part):
-        raise UserError(f"{tokens}: no held-out text; give a data.heldout_fraction above 0, and more than one document")
+        raise UserError(
+            f"{tokens}: no held-out text; set data.heldout_fraction above 0, and give more than one document"
+        )
     return part
 
 
@@ -214,7 +221,7 @@ def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, more: dic
     other = next((number for number, fingerprint in enumerate(found) if fingerprint != found[0]), None)
     if other is not None:
         raise UserError(
-            f"{tokens}: rank {other} has other tokens there than the first; copy that folder from the first rank's host"
+            f"{tokens}: rank {other} has different tokens there than rank 0; copy that folder from the host of rank 0"
         )
     masker = make_masker(store, recipe)
     t, d = recipe.training, recipe.data

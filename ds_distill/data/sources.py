@@ -76,7 +76,7 @@ def split_inputs(inputs: list[str], *, column: str = "text", streaming: bool = T
         for file in files_of(name, wanted):
             pieces += _file_pieces(source, file, wanted or column)
     if not pieces:
-        raise UserError("no text to read: name at least one file, folder, pattern or hf: data set")
+        raise UserError("no corpus was given; name at least one file, folder, pattern or hf: data set")
     return pieces
 
 
@@ -95,7 +95,9 @@ def check_inputs(inputs: list[str]) -> None:
 def check_weights(weights: list[float], sources: int) -> None:
     """Raise UserError unless data.weights has one number, at least 0, for each source."""
     if len(weights) != sources or min(weights) < 0:
-        raise UserError(f"data.weights = {weights}: one number, at least 0, for each of the corpus's {sources} sources")
+        raise UserError(
+            f"data.weights = {weights}: must be one number, at least 0, for each of the corpus's {sources} sources"
+        )
 
 
 def corpus_identity(inputs: list[str], pieces: list[WorkUnit]) -> list[list]:
@@ -123,8 +125,8 @@ def _split_column(given: str) -> tuple[str, str | None]:
     if not mark or expand_user(given).exists():
         return given, None
     if not name.strip() or not column.strip():
-        what = "no file stands before the #" if column.strip() else "no column stands behind the #"
-        raise UserError(f"{given}: {what}; write FILE#COLUMN (is a shell variable in it not set?)")
+        what = "there is no file before the #" if column.strip() else "there is no column after the #"
+        raise UserError(f"{given}: {what}; write FILE#COLUMN, and check that its shell variables are set")
     # The # of `data#v2/*.txt` belongs to the name of a folder.
     is_path = not expand_user(name).is_file() and re.search(r"[/*?\[]", column)
     return (given, None) if is_path else (name, column)
@@ -134,7 +136,7 @@ def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
     kind, size = kind_of(file.name) or "text", file.stat().st_size
     check_not_lfs_pointer(file)
     if file.suffix.lower() in UNSUPPORTED:
-        raise UserError(f"{file}: not text; give {', '.join(KINDS)} files, plain, .gz or .zst")
+        raise UserError(f"{file}: not text; supported are {', '.join(KINDS)} files, plain, .gz or .zst")
     if kind == "parquet":
         table = open_parquet(file)
         groups = table.num_row_groups
@@ -221,14 +223,15 @@ def _check_column(file: Path, schema, column: str) -> None:
     if schema.names.count(column) != 1:
         how = "no" if column not in schema.names else "more than one"
         raise UserError(
-            f"{file}: {how} column {column!r}, it has {', '.join(schema.names) or 'none'}; choose one: {file}#COLUMN"
+            f"{file}: {how} column {column!r}; the columns are {', '.join(schema.names) or 'none'}; choose one: "
+            f"{file}#COLUMN"
         )
     kind = schema.field(column).type
     inner = kind.value_type if types.is_dictionary(kind) else kind
     if not re.fullmatch(r"(large_)?(string|binary)(_view)?|fixed_size_binary.*|null", str(inner)):
         what = "lists" if "list" in str(inner) else "objects" if types.is_nested(inner) else f"{inner} values"
         raise UserError(
-            f"{file}: column {column!r} holds {what}, not text; make it one string per row, or choose another "
+            f"{file}: column {column!r} contains {what}, not text; make it one string per row, or choose another "
             f"column: {file}#COLUMN"
         )
 
@@ -241,7 +244,7 @@ def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[W
     data = open_hub(given, streaming)
     names = data.column_names or list(next(iter(data), {}))
     if named not in names:
-        raise UserError(f"{given}: no column {named!r}, it has {', '.join(names)}; choose one: hf:NAME#COLUMN")
+        raise UserError(f"{given}: no column {named!r}; the columns are {', '.join(names)}; choose one: hf:NAME#COLUMN")
     shards = data.num_shards if streaming else max(1, len(data) // 100_000)
     return [WorkUnit(source, given, "hub", named, shard, shards, 0, streaming) for shard in range(shards)]
 
@@ -249,7 +252,7 @@ def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[W
 def _hub_parts(given: str) -> re.Match[str]:
     parts = _HUB.match(given)
     if not parts:
-        raise UserError(f"{given}: write hf:NAME, hf:NAME:CONFIG, hf:NAME@SPLIT or hf:NAME#COLUMN, in this order")
+        raise UserError(f"{given}: not a valid hf: input; write hf:NAME[:CONFIG][@SPLIT][#COLUMN], in this order")
     return parts
 
 
@@ -266,6 +269,6 @@ def open_hub(given: str, streaming: bool):
         # A missing name, network or config each raises a class of its own.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{given}: cannot be loaded ({lines[0][:200]}); check name, config and split, and the network or "
-            "the local cache"
+            f"{given}: cannot be loaded ({lines[0][:200]}); check the name, the config and the split, and the network "
+            "or the local cache"
         ) from error

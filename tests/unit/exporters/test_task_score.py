@@ -187,10 +187,10 @@ def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
         (
             "d.csv",
             'label,sentence\n1,fine\n0,"an unclosed quote\n1,more\n',
-            "row 2 .*the quote that opens there is never closed",
+            "row 2 .*a quote that is opened there is never closed",
         ),
-        ("d.csv", 'label,sentence\n1,"He said \\"x\\" twice"\n', "row 1 .*text goes on after a closing quote"),
-        ("d.csv", "label,sentence\n" + '0,"open\n' + "1,row\n" * 30 + '0,close"\n', "goes on over 31 more rows"),
+        ("d.csv", 'label,sentence\n1,"He said \\"x\\" twice"\n', "row 1 .*there is text after a closing quote"),
+        ("d.csv", "label,sentence\n" + '0,"open\n' + "1,row\n" * 30 + '0,close"\n', "continues over 31 more rows"),
         ("d.csv", "label,sentence,sentence\n1,a,b\n", "line 2: more than one column is called 'sentence'"),
         ("d.csv", "label,label,sentence\n1,0,b\n", "line 2: more than one column is called 'label'"),
         (

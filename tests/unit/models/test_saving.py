@@ -239,7 +239,9 @@ def test_a_vocabulary_with_gaps_has_no_vocab_txt(tmp_path):
 def test_a_model_without_a_tokenizer_is_not_given_an_empty_one(tmp_path, make):
     """transformers 5 makes one from special tokens alone, which reads every text as [UNK]."""
     make(44).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="no tokenizer in it; give a folder that holds tokenizer.json, or vocab.txt"):
+    with pytest.raises(
+        UserError, match="the folder contains no tokenizer; give one that contains tokenizer.json or vocab.txt"
+    ):
         load_tokenizer(tmp_path)
 
 
