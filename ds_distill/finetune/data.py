@@ -72,7 +72,9 @@ def load_data(task: Task, folder: str | None) -> Data:
     load: Callable[[Task, str, str | None], Examples | Questions] = load_questions if task.spans else load_examples
     train, dev = load(task, "train", folder), {split: load(task, split, folder) for split in task.validation}
     if task.spans and not any(question.answers for question in cast(Questions, train)):
-        raise UserError(f"--task {task.name}: no question of the training set has an answer")
+        raise UserError(
+            f"--task {task.name}: no question of the training set has an answer; give a training set with answers"
+        )
     rows = (
         row
         for part in (train, *dev.values())
@@ -128,8 +130,8 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Finetu
         spans = spans.without(lost)
         if not spans.question:
             raise UserError(
-                f"--task {data.task.name}: no part of a context of {length} tokens holds an answer; "
-                "give a longer finetune.max_length"
+                f"--task {data.task.name}: no part of a context, of {length} tokens, contains an answer; raise "
+                "finetune.max_length"
             )
         return Sets(
             Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends}, cut=spans.cut),
@@ -141,8 +143,8 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Finetu
     if absent := set(every.labels) - set(used.labels) if data.task.labels else ():
         names = ", ".join(data.task.labels[label] for label in sorted(cast(set[int], absent)))
         raise UserError(
-            f"finetune.max_train_samples = {most}: the first {most} training examples of {data.task.name} have none "
-            f"that is {names}: the set is in order; take more, or all, or give --data in random order"
+            f"finetune.max_train_samples = {most}: none of the first {most} training examples of {data.task.name} is "
+            f"labeled {names}; use more examples (0 means all), or give --data in random order"
         )
     return Sets(encode_features(used, tokenizer, length), dev, length)
 
@@ -174,7 +176,7 @@ def teacher_outputs(
         / f"{weights_fingerprint(teacher)[:16]}-{_digest(zip(*features.inputs.values(), strict=True))}.safetensors"
     )
     if not file.is_file():
-        outputs = predict(teacher, features, collator, batch, "the teacher's outputs")
+        outputs = predict(teacher, features, collator, batch, "computing the teacher's outputs")
         folder.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
         values, sizes = (

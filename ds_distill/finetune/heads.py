@@ -39,14 +39,14 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     folder, config = open_model_folder(path, f"--{option}")
     kind, trained_on = (config.architectures or [""])[0], getattr(config, "finetuning_task", None)
     has_head = kind.endswith("ForQuestionAnswering" if task.spans else "ForSequenceClassification")
-    remedy = f"give one fine-tuned on {task.name}" if tuned else "give the pretrained folder it came from"
+    remedy = f"give a model fine-tuned on {task.name}" if tuned else "give the pretrained model that it came from"
     if tuned and not has_head:
         raise UserError(
-            f"{given}: a {kind or 'model without a head'}; task-specific distillation needs a teacher fine-tuned "
-            f"on {task.name}"
+            f"{given}: a {kind or 'model without a head'}; task-specific distillation needs a teacher that was "
+            f"fine-tuned on {task.name}"
         )
     if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):
-        raise UserError(f"{given}: a {kind}, fine-tuned for another kind of task than {task.name}; {remedy}")
+        raise UserError(f"{given}: a {kind}, which was fine-tuned for another kind of task than {task.name}; {remedy}")
     if trained_on and plain(trained_on) != plain(task.name):
         raise UserError(f"{given}: was fine-tuned on {trained_on}, not on {task.name}; {remedy}")
     if dropout >= 0:
@@ -61,7 +61,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         meant = classes_of(theirs, task.labels)  # Numbers are the hub's ids.
         if has_head and (len(theirs) != wanted or (task.labels and meant is None)):
             raise UserError(
-                f"{given}: its labels are {', '.join(theirs)}, those of {task.name} are "
+                f"{given}: its labels are {', '.join(theirs)}, but those of {task.name} are "
                 f"{', '.join(task.labels) or 'one number'}; {remedy}"
             )
         order = [meant.index(i) for i in range(wanted)] if has_head and meant and meant != list(range(wanted)) else None

@@ -43,10 +43,10 @@ def said_of(counts: dict[str, dict]) -> str:
 
     It is empty where everything is read.
     """
-    said = {"truncated": "examples cut to what the model reads", "unknown": "tokens unknown to the tokenizer"}
+    said = {"truncated": "examples truncated", "unknown": "tokens unknown to the tokenizer"}
     found = [f"{count:,} {what} ({part})" for key, what in said.items() for part, count in counts[key].items() if count]
     found += [
-        f"{count:,} {why} left out ({part})" for part, by in counts["left_out"].items() for why, count in by.items()
+        f"{count:,} {why} skipped ({part})" for part, by in counts["left_out"].items() for why, count in by.items()
     ]
     return f"Not read: {', '.join(found)}." if found else ""
 
@@ -69,8 +69,8 @@ def say_what_is_not_read(
     name, length = data.task.name, sets.length
     if point.max_length > length:
         log(
-            f"finetune.max_length = {point.max_length}: the model has {positions} positions, "
-            f"{length} tokens of an example are read"
+            f"finetune.max_length = {point.max_length}: the model has only {positions} positions, so {length} tokens "
+            "of each example are read"
         )
     totals = {"train": min(len(data.train), point.max_train_samples or len(data.train))}
     totals |= {named(split): len(part) for split, part in data.dev.items()}
@@ -78,13 +78,15 @@ def say_what_is_not_read(
     if any(cut[part] > TRACE * total for part, total in totals.items()):
         what = "questions" if data.task.spans else "examples"  # Contexts are read in parts.
         most = min(LONGEST_QUESTION, length // 2) if data.task.spans else length
-        more = f"; the model reads up to {positions} (finetune.max_length)" if most == length < positions else ""
-        log(f"{name}: {what} longer than {most} tokens are cut at their {end} end: {_shares(cut, totals)}{more}")
+        more = (
+            f"; the model can read {positions} tokens (raise finetune.max_length)" if most == length < positions else ""
+        )
+        log(f"{name}: {what} longer than {most} tokens are truncated on the {end}: {_shares(cut, totals)}{more}")
     tokens = {part: sum(features.lengths) for part, features in sets.parts.items()}
     unknown = {part: features.count(tokenizer.unk_token_id) for part, features in sets.parts.items()}
     if any(unknown[part] > TRACE * total for part, total in tokens.items()):
         log(
-            f"{name}: tokens of the texts are unknown to the tokenizer ({tokenizer.unk_token}): "
+            f"{name}: some tokens of the texts are unknown to the tokenizer ({tokenizer.unk_token}): "
             + _shares(unknown, tokens)
         )
     log_share(
@@ -114,8 +116,9 @@ def say_other_scale(given: str, train: Features) -> None:
     slope = np.cov(scores, labels)[0, 1] / scores.var(ddof=1) if alike else 1.0
     if abs(scores.mean() - labels.mean()) > SAME_MEAN or not SAME_SLOPE[0] <= slope <= SAME_SLOPE[1]:
         log(
-            f"{given}: its scores, {_range(scores)}, are of another scale than the labels, {_range(labels)}: "
-            "the student learns from both; give a teacher fine-tuned on labels of the same scale, or train without one"
+            f"{given}: its scores, {_range(scores)}, have another scale than the labels, {_range(labels)}, and the "
+            "student learns from both; give a teacher that was fine-tuned on labels of the same scale, or train "
+            "without one"
         )
 
 

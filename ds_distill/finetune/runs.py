@@ -93,8 +93,9 @@ def finetune(
         widths = mentor.config.hidden_size, student.config.hidden_size
         if widths[0] != widths[1] and any(point.hidden_weight > 0 for point in points):
             raise UserError(
-                f"finetune.hidden_weight = {max(point.hidden_weight for point in points)}: teacher and student "
-                f"have widths {widths[0]} and {widths[1]}"
+                f"finetune.hidden_weight = {max(point.hidden_weight for point in points)}: the hidden states of "
+                f"teacher and student must have the same width, but have {widths[0]} and {widths[1]}; set it to 0, or "
+                "give models of one width"
             )
     read = load_data(task, data)
     identity = {
@@ -129,7 +130,9 @@ def _check_reads_the_same(
         load_tokenizer(folder)
     ) != tokenizer_fingerprint(tokenizer)
     if other or teacher.config.vocab_size < student.config.vocab_size:
-        raise UserError(f"--teacher {path}: its tokenizer is not the student's; give a teacher of the same vocabulary")
+        raise UserError(
+            f"--teacher {path}: its tokenizer differs from the student's; give a teacher with the same vocabulary"
+        )
 
 
 def _plan(
@@ -191,8 +194,8 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list
 
 def _smaller(point: FinetuneConfig) -> str:
     return (
-        f"finetune.batch_size = {point.batch_size}: try {max(1, point.batch_size // 2)}, "
-        "or a shorter finetune.max_length"
+        f"finetune.batch_size = {point.batch_size}: try {max(1, point.batch_size // 2)}, or a smaller "
+        "finetune.max_length"
     )
 
 

@@ -79,7 +79,7 @@ def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, b
         outputs = predict(model, features, collator, batch, f"{what}, {split}")
         if not all(np.isfinite(output).all() for output in outputs):
             raise UserError(
-                f"{what}: the model's outputs are no numbers, it has diverged; a lower finetune.learning_rate in "
+                f"{what}: the model has diverged (its outputs are not finite); lower finetune.learning_rate and choose "
                 "another --output"
             )
         if task.spans:

@@ -114,6 +114,7 @@ def task_of(name: str) -> Task:
     """
     if name not in TASKS:
         raise UserError(
-            f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS)} ({', '.join(TASKS)})"
+            f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS)}; the tasks are "
+            f"{', '.join(TASKS)}"
         )
     return TASKS[name]

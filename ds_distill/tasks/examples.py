@@ -89,13 +89,15 @@ def split_files(folder: Path, split: str) -> list[Path]:
     if len(found) != 1:
         wanted = " or ".join(f"{name}.*" for name in names)
         there = (
-            f"it holds {', '.join(file.name for file in found)}"
+            f"but the folder contains {', '.join(file.name for file in found)}"
             if found
-            else "it holds none"
+            else "but the folder contains none"
             if folder.is_dir()
-            else ("that is a file or a pipe" if folder.exists() else "there is no such folder")
+            else ("but that is a file or a pipe" if folder.exists() else "but there is no such folder")
         )
-        raise UserError(f"--data {folder}: one file {wanted} ({', '.join(KINDS)}, .gz and .zst too) is needed, {there}")
+        raise UserError(
+            f"--data {folder}: exactly one file {wanted} is needed ({', '.join(KINDS)}, plain, .gz or .zst), {there}"
+        )
     return found
 
 
@@ -122,8 +124,8 @@ def from_hub(task: Task, split: str):
     except Exception as error:  # Without a network or the split, the library raises whatever breaks first.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--task {task.name}: the hub's {path} cannot be had ({reason}); give --data DIR with train.* and "
-            f"{', '.join(f'{name}.*' for name in task.validation)}"
+            f"--task {task.name}: {path} is unavailable from the hub and its cache ({reason}); give --data DIR with "
+            f"train.* and {', '.join(f'{name}.*' for name in task.validation)}"
         ) from error
 
 
@@ -155,24 +157,25 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
         for name in ("label", *task.texts):
             check_value(row, name, where)
         if "label" not in row:
-            raise UserError(f"{where}: no column label; it has {', '.join(map(str, row))}")
+            raise UserError(f"{where}: no column `label`; the columns are {', '.join(map(str, row))}")
         if row["label"] == "-" and not task.regression:
             left_out[UNDECIDED] += 1
             continue
         for column, name in zip(texts, task.texts, strict=True):
             if not isinstance(row.get(name), str):
                 raise UserError(
-                    f"{where}: no text in column {name}, which {task.name} needs; the row has "
+                    f"{where}: no text in column {name}, which {task.name} needs; the columns are "
                     f"{', '.join(map(str, row))}"
                 )
             column.append(replace_surrogates(row[name]))
         labels.append((line, row["label"]))
     if not labels:
         raise UserError(
-            f"{file}: no examples in it{f', all {sum(left_out.values())} rows left out' if left_out else ''}"
+            f"{file}: the file contains no "
+            f"examples{f'; all {sum(left_out.values())} rows were skipped' if left_out else ''}"
         )
     for cause, count in left_out.items():
-        log_share(count, count + len(labels), f"{file}: {count} {cause} left out")
+        log_share(count, count + len(labels), f"{file}: {count} {cause} are skipped")
     return texts, labels, left_out
 
 
@@ -189,13 +192,13 @@ def label_of(task: Task, value: Any, where: str) -> int | float:
             number = math.nan
         if not 0 <= number <= 5:
             hint = "; the hub's test splits have no labels" if number == -1 else ""
-            raise UserError(f"{where}: label {value!r}: {task.name} is scored by a number from 0 to 5{hint}")
+            raise UserError(f"{where}: label {value!r}: the labels of {task.name} are numbers from 0 to 5{hint}")
         return number
     found = class_of(value, task.labels)
     if found is None:
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
         hint = "; the hub's test splits have no labels" if number_of(value) == -1 else ""
-        raise UserError(f"{where}: label {value!r} is none of {task.name}'s: {known}{hint}")
+        raise UserError(f"{where}: label {value!r}: not a label of {task.name}, whose labels are {known}{hint}")
     return found
 
 
@@ -213,7 +216,7 @@ def rows_of(
     try:
         yield from _rows_of(file, headless, left_out)
     except UNREADABLE as error:
-        raise UserError(f"{file}: cannot be read ({error}); it must be whole, in UTF-8") from error
+        raise UserError(f"{file}: cannot be read ({error}); give a complete file in UTF-8") from error
 
 
 def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | None) -> Iterator[tuple[int, dict]]:
@@ -231,10 +234,10 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
             for line, text in enumerate(stream, 1):
                 if not text.strip():
                     continue
-                expected = "one JSON object a line is expected"
+                expected = "one JSON object per line is expected"
                 if text.lstrip().startswith("["):  # The array may be on one line or on many.
                     raise UserError(
-                        f"{file}, line {line}: a JSON array; {expected}, which `jq -c '.[]' {file.name}` makes of it"
+                        f"{file}, line {line}: a JSON array; {expected}; convert it: `jq -c '.[]' {file.name}`"
                     )
                 try:
                     row = json.loads(text, object_pairs_hook=row_of)
@@ -259,7 +262,7 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
                     left_out[SHORT] += 1
                 elif row and len(row) != len(names):
                     raise UserError(
-                        f"{file}, line {line}: {len(row)} columns, its head has {len(names)} ({', '.join(names)})"
+                        f"{file}, line {line}: {len(row)} columns, but the header has {len(names)} ({', '.join(names)})"
                     )
                 elif row:
                     yield line, row_of(list(zip(names, row, strict=True)))
@@ -294,15 +297,15 @@ def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
     log_share(
         quoted,
         count,
-        f"{file}: {quoted:,} of {count:,} rows have quotes around a field, which a tsv file's texts keep; "
-        "give csv or jsonl where they are no part of the text",
+        f"{file}: {quoted:,} of {count:,} rows have quotes around a field, which are read as part of the text; if "
+        "they are not part of it, give csv or jsonl instead of tsv",
     )
 
 
 def check_value(row: dict, name: str, where: str) -> None:
     """Raise UserError, beginning with `where`, if a row has several values under one name."""
     if row.get(name) is AMBIGUOUS:
-        raise UserError(f"{where}: more than one column is called {name!r}; rename all but one")
+        raise UserError(f"{where}: more than one column is named {name!r}; rename all but one")
 
 
 def opened(file: Path) -> io.TextIOBase:

@@ -39,7 +39,7 @@ LENGTH, STRIDE = (
     384,
     128,
 )
-NEEDED = "it needs id, question, context and answers: their texts and, as many, answer_start"
+NEEDED = "a question needs id, question, context and answers, which hold as many `text` as `answer_start`"
 LONGEST_QUESTION, LONGEST_ANSWER, N_BEST = 64, 30, 20
 
 
@@ -131,7 +131,8 @@ def questions_in(task: Task, file: Path) -> Questions:
     """Return all questions of a file; the errors are those of `load_questions`."""
     if kind_of(file) in (".csv", ".tsv"):
         raise UserError(
-            f"{file}: answers are lists, which {kind_of(file)} has not; give SQuAD's own JSON, jsonl or parquet"
+            f"{file}: answers are lists, which {kind_of(file)} files cannot hold; give SQuAD's own JSON, jsonl or "
+            "parquet"
         )
     return _questions(
         task,
@@ -162,21 +163,23 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
         except (TypeError, ValueError):
             raise UserError(f"{where}: answers is {str(entry['answers'])[:80]!r}; {NEEDED}") from None
         if task.name == "squad" and not question.answers:
-            raise UserError(f"{where}: has no answer, as in SQuAD 2.0; use --task squad_v2")
+            raise UserError(f"{where}: the question has no answer, as in SQuAD 2.0; use --task squad_v2")
         question = checked(question, where)
         if fault := misplaced(question):
             faults.append(f"{where}: {fault}")
         else:
             found.append(question)
     if not found and not faults:
-        raise UserError(f"{source}: no questions in it")
+        raise UserError(f"{source}: the file contains no questions")
     if faults:
         count, total = len(faults), len(faults) + len(found)
         if count > MANY * total:
-            raise UserError(f"{faults[0]}; so are the answers of {count} of {total} questions, too many to leave out")
+            raise UserError(
+                f"{faults[0]}; {count} of {total} questions have such answers, too many to skip; correct answer_start"
+            )
         found.left_out[MISPLACED] = count
         first = faults[0].removeprefix(f"{source}, ")
-        log_share(count, total, f"{source}: {count} of {total} {MISPLACED} are left out, the first: {first}")
+        log_share(count, total, f"{source}: {count} of {total} {MISPLACED} are skipped; the first is {first}")
     return found
 
 
@@ -195,8 +198,8 @@ def official(file: Path) -> Iterator[tuple[str, dict]]:
                     )
     except (*UNREADABLE, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file}: not SQuAD's JSON ({error!r}); it has `data`, a list of articles with `paragraphs` of "
-            "`context` and `qas`"
+            f"{file}: not in SQuAD's JSON format ({error!r}), which has `data`, a list of articles with `paragraphs` "
+            "of `context` and `qas`"
         ) from error
 
 
@@ -206,17 +209,19 @@ def checked(question: Question, where: str) -> Question:
     Where pandas met a gap in a column, it turned them into floats.
     """
     if not (isinstance(question.question, str) and isinstance(question.context, str)):
-        raise UserError(f"{where}: question or context is no text")
+        raise UserError(f"{where}: the question or the context is not a string")
     answers = []
     given: tuple[tuple[Any, Any], ...] = question.answers
     for text, start in given:
         start = int(start) if isinstance(start, float) and start.is_integer() else start
         if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
-            raise UserError(f"{where}: an answer needs a text and its first character, not {text!r} and {start!r}")
+            raise UserError(
+                f"{where}: an answer needs its text and the number of its first character, not {text!r} and {start!r}"
+            )
         if not text or start < 0:
             raise UserError(
-                f"{where}: the answer {text!r} at character {start}; a question without an answer has no "
-                "answers: an empty list of each"
+                f"{where}: the answer {text!r} at character {start} is not valid; for a question without an answer, "
+                "give empty lists of `text` and `answer_start`"
             )
         answers.append((replace_surrogates(text), start))
     texts = {name: replace_surrogates(getattr(question, name)) for name in ("question", "context")}
@@ -230,7 +235,7 @@ def misplaced(question: Question) -> str:
     """
     for text, start in question.answers:
         if (there := question.context[start : start + len(text)]) != text:
-            return f"the answer {text!r} is not at character {start} of its context, where there is {there!r}"
+            return f"the answer {text!r} is not at character {start} of its context, which has {there!r} there"
     return ""
 
 
@@ -259,8 +264,8 @@ def spans_of(
     room = length - max(map(len, alone["input_ids"])) - 4  # special tokens: three for BERT, four for RoBERTa
     if room < 8:
         raise UserError(
-            f"{length} tokens leave no room for a context beside its question; give a longer finetune.max_length, or "
-            "a model with more positions"
+            f"{length} tokens leave no room for a context next to its question; raise finetune.max_length, or give a "
+            "model with more positions"
         )
     encoded = tokenizer(
         asked,

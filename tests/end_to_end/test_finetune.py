@@ -207,7 +207,7 @@ def test_mistakes_are_one_sentence(tuned, world, tasks, tmp_path):
         ),
         (
             ("--task", "sst2", "--model", world / "teacher", "--teacher", world / "teacher", "--data", tasks / "sst2"),
-            "a teacher fine-tuned on sst2",
+            "a teacher that was fine-tuned on sst2",
         ),
         (("--task", "sst2", "--model", world / "teacher", "--data", tmp_path / "none"), "there is no such folder"),
         (

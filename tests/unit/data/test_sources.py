@@ -170,7 +170,7 @@ def test_damage_is_named_with_its_place(tmp_path):
         ("a.jsonl", '{"text": "x"}\n{"text": ', "a.jsonl, line 2: not JSON"),
         ("b.jsonl", '{"body": "x"}\n', "no column 'text'; the columns are body"),
         ("f.jsonl", '[{"text": "x"}]\n', "f.jsonl, line 1: a JSON array; one JSON object per line"),
-        ("c.csv", "a,b\n1,2\n", "no column 'text', it has a, b"),
+        ("c.csv", "a,b\n1,2\n", "no column 'text'; the columns are a, b"),
         ("d.parquet", "PAR", "d.parquet: cannot be read"),
         ("e.txt.zst", "no zstd", "e.txt.zst: cannot be read"),
     ):

@@ -170,7 +170,7 @@ def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
     }
     assert found["settings"]["max_length"] == LENGTH and found["truncated"]["dev"] >= 6
     side = "left" if what in ("cut left", "in tokenizer.json") else "right"
-    assert f"examples longer than {LENGTH} tokens are cut at their {side} end" in capsys.readouterr().err
+    assert f"examples longer than {LENGTH} tokens are truncated on the {side}" in capsys.readouterr().err
     saved = AutoTokenizer.from_pretrained(found["export"])
     assert saved.model_max_length == LENGTH and saved.padding_side == "right"
     assert ("token_type_ids" in saved("a", "b")) == (family == "bert"), "what the model takes"

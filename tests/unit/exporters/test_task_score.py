@@ -112,7 +112,8 @@ def test_a_doubt_is_asked_for_with_the_columns(names):
     rows = [{"id": "review-1", "label": 1} | {name: f"words of {name}" for name in names}]
     with pytest.raises(
         UserError,
-        match=f"its text may be in {', '.join(names)}; name the one or two columns .*: FILE#{names[0]},{names[1]}",
+        match=f"the text may be in any of {', '.join(names)}; name the one or two columns .*: "
+        f"FILE#{names[0]},{names[1]}",
     ):
         text_columns(rows, "--data FILE")
 
@@ -141,7 +142,7 @@ def test_columns_may_be_named(tmp_path):
     ):
         assert named_columns(str(tmp_path / given_)) == (tmp_path / given_.split("#t")[0], columns)
     for wrong in ("dev.jsonl#", "dev.jsonl#a,b,c", "dev.jsonl#a,"):
-        with pytest.raises(UserError, match="behind the # stand one or two columns"):
+        with pytest.raises(UserError, match="name one or two text columns after the #"):
             named_columns(str(tmp_path / wrong))
     found = labelled(tmp_path / "dev#1.jsonl", None, ["body", "title"])
     assert found.texts == [["b"], ["t"]] and labelled(tmp_path / "dev#1.jsonl", task_of("sst2"), ["title"]).texts == [
@@ -191,12 +192,12 @@ def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
         ),
         ("d.csv", 'label,sentence\n1,"He said \\"x\\" twice"\n', "row 1 .*there is text after a closing quote"),
         ("d.csv", "label,sentence\n" + '0,"open\n' + "1,row\n" * 30 + '0,close"\n', "continues over 31 more rows"),
-        ("d.csv", "label,sentence,sentence\n1,a,b\n", "line 2: more than one column is called 'sentence'"),
-        ("d.csv", "label,label,sentence\n1,0,b\n", "line 2: more than one column is called 'label'"),
+        ("d.csv", "label,sentence,sentence\n1,a,b\n", "line 2: more than one column is named 'sentence'"),
+        ("d.csv", "label,label,sentence\n1,0,b\n", "line 2: more than one column is named 'label'"),
         (
             "d.jsonl",
             '{"label": 1, "sentence": "a", "sentence": "b"}\n',
-            "line 1: more than one column is called 'sentence'",
+            "line 1: more than one column is named 'sentence'",
         ),
         ("d.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7340\n", "a Git LFS pointer"),
         ("d.parquet", "\nversion https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7340\n", "a Git LFS pointer"),

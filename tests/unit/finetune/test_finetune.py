@@ -236,7 +236,7 @@ def test_squads_own_file_names(tmp_path):
         "dev-v1.1.json",
     ]
     (tmp_path / "train-v2.0.json").write_text("{}")
-    with pytest.raises(UserError, match="it holds train-v1.1.json, train-v2.0.json"):
+    with pytest.raises(UserError, match="the folder contains train-v1.1.json, train-v2.0.json"):
         split_files(tmp_path, "train")
 
 
@@ -259,7 +259,7 @@ def test_a_label_is_understood_however_it_is_written(tmp_path, task, label, numb
     file, texts = tmp_path / "dev.jsonl", dict.fromkeys(task_of(task).texts, "a text")
     file.write_text(json.dumps(texts | {"label": label}))
     if number is None:
-        with pytest.raises(UserError, match=f"line 1: label .* is none of {task}'s: 0 "):
+        with pytest.raises(UserError, match=f"line 1: label .*: not a label of {task}, whose labels are 0 "):
             read_examples(task_of(task), file)
         return
     assert read_examples(task_of(task), file).labels == [number]
@@ -304,7 +304,8 @@ def test_an_array_of_json_is_said_with_what_to_do(tmp_path, text):
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(
         UserError,
-        match=r"train.json, line \d: a JSON array; one JSON object a line is expected, which `jq -c '.\[\]' train.json",
+        match=r"train.json, line \d: a JSON array; one JSON object per line is expected; convert it: `jq -c '.\[\]' "
+        r"train.json",
     ):
         load_examples(task_of("sst2"), "train", str(tmp_path))
 
@@ -320,23 +321,26 @@ def test_rows_on_which_nobody_agreed_are_left_out_and_counted(tmp_path, capsys):
     )
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows[-50:] + rows[-1:] * 9)))
     assert load_examples(task_of("mnli"), "train", str(tmp_path)).left_out.total() == 10
-    assert capsys.readouterr().err.count("10 rows without a label (-) left out") == 1
+    assert capsys.readouterr().err.count("10 rows without a label (-) are skipped") == 1
     (tmp_path / "train.jsonl").write_text(json.dumps(rows[-1]))
-    with pytest.raises(UserError, match="no examples in it, all 1 rows left out"):
+    with pytest.raises(UserError, match="the file contains no examples; all 1 rows were skipped"):
         load_examples(task_of("mnli"), "train", str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"sentence": "a", "label": 2}, "line 2: label 2 is none of sst2's: 0 (negative), 1 (positive)"),
+        (
+            {"sentence": "a", "label": 2},
+            "line 2: label 2: not a label of sst2, whose labels are 0 (negative), 1 (positive)",
+        ),
         ({"sentence": "a", "label": -1}, "the hub's test splits have no labels"),
-        ({"sentence": "a"}, "line 2: no column label"),
+        ({"sentence": "a"}, "line 2: no column `label`"),
         ({"text": "a", "label": 1}, "line 2: no text in column sentence"),
         ({"sentence": None, "label": 1}, "line 2: no text in column sentence"),
         ("not json", "line 2: not JSON"),
         ({"sentence": "a", "label": "-1"}, "the hub's test splits have no labels"),
-        ({"sentence": "a", "label": "²"}, "label '²' is none of sst2's"),
+        ({"sentence": "a", "label": "²"}, "label '²': not a label of sst2"),
     ],
 )
 def test_bad_rows_are_said_with_file_and_line(tmp_path, row, words):
@@ -366,7 +370,7 @@ def test_unreadable_files_and_numbers_out_of_range_are_said(tmp_path):
     for task, name in (("sst2", "train.jsonl.gz"), ("squad", "train.json.gz")):
         for broken in (packed[:-9], packed[:12] + bytes(8) + packed[20:]):
             (tmp_path / name).write_bytes(broken)
-            with pytest.raises(UserError, match=f"{name}: (cannot be read|not SQuAD's JSON)"):
+            with pytest.raises(UserError, match=f"{name}: (cannot be read|not in SQuAD's JSON format)"):
                 (load_questions if task == "squad" else load_examples)(task_of(task), "train", str(tmp_path))
         (tmp_path / name).unlink()
 
@@ -380,7 +384,7 @@ def test_unreadable_files_and_numbers_out_of_range_are_said(tmp_path):
 )
 def test_a_head_is_said_as_it_is(tmp_path, name, text, columns):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"line 2: no column label; it has {columns}"):
+    with pytest.raises(UserError, match=f"line 2: no column `label`; the columns are {columns}"):
         load_examples(task_of("cola"), "validation", str(tmp_path))
 
 
@@ -393,7 +397,9 @@ def test_a_hub_download_is_found(tmp_path):
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"")
     assert split_files(tmp_path, "train")[0].name == "train-00000-of-00001.parquet"
     (tmp_path / "train-00001-of-00002.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match="it holds train-00000-of-00001.parquet, train-00001-of-00002.parquet"):
+    with pytest.raises(
+        UserError, match="the folder contains train-00000-of-00001.parquet, train-00001-of-00002.parquet"
+    ):
         split_files(tmp_path, "train")
 
 
@@ -401,8 +407,8 @@ def test_what_the_hub_cannot_give_is_asked_for_by_name(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no network")))
     with pytest.raises(
         UserError,
-        match=r"the hub's nyu-mll/glue cannot be had \(no network\); give --data DIR with train.\* and "
-        r"validation_matched.\*, validation_mismatched",
+        match=r"nyu-mll/glue is unavailable from the hub and its cache \(no network\); give --data DIR with "
+        r"train.\* and validation_matched.\*, validation_mismatched",
     ):
         load_examples(task_of("mnli"), "train", None)
 
@@ -416,7 +422,7 @@ def test_rows_that_qqp_is_known_for_are_left_out_and_counted(tmp_path, capsys):
         and "1 rows with too few columns" in capsys.readouterr().err
     )
     (tmp_path / "dev.tsv").write_text("index\tquestion\tsentence\tlabel\n0\tQ\tS\tentailment\tmore\n")
-    with pytest.raises(UserError, match="line 2: 5 columns, its head has 4"):
+    with pytest.raises(UserError, match="line 2: 5 columns, but the header has 4"):
         load_examples(task_of("qnli"), "validation", str(tmp_path))
 
 
@@ -428,11 +434,11 @@ def test_imdbs_test_may_be_called_validation(tmp_path):
 
 
 def test_missing_files_are_said(tmp_path):
-    with pytest.raises(UserError, match=r"validation_matched\.\* or dev_matched\.\*.*it holds none"):
+    with pytest.raises(UserError, match=r"validation_matched\.\* or dev_matched\.\*.*but the folder contains none"):
         load_examples(task_of("mnli"), "validation_matched", str(tmp_path))
     (tmp_path / "train.tsv").write_text("")
     (tmp_path / "train.csv").write_text("")
-    with pytest.raises(UserError, match="it holds train.csv, train.tsv"):
+    with pytest.raises(UserError, match="the folder contains train.csv, train.tsv"):
         load_examples(task_of("sst2"), "train", str(tmp_path))
     with pytest.raises(UserError, match="did you mean sst2"):
         task_of("SST-2")
@@ -448,7 +454,7 @@ def test_the_grid():
         (2e-5, 3.0, 8),
     ]
     assert expand_grid(FinetuneConfig(), ["lr=1e-5,0.00001"]) == [FinetuneConfig(learning_rate=1e-5)], "one point, once"
-    with pytest.raises(UserError, match="--grid learning_rate=2: learning_rate is there twice"):
+    with pytest.raises(UserError, match="--grid learning_rate=2: learning_rate is given twice"):
         expand_grid(FinetuneConfig(), ["lr=1", "learning_rate=2"])
     for value in (math.inf, math.nan):
         with pytest.raises(UserError, match="finetune.epochs = .* a finite number"):

@@ -54,10 +54,10 @@ def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
         and found["settings"]["max_length"] == 12
         and found["unknown"] == {"train": 0, "dev": 0}
     )
-    [line] = [line for line in said_of(capsys) if "cut" in line]
+    [line] = [line for line in said_of(capsys) if "truncated" in line]
     assert line == (
-        "sst2: examples longer than 12 tokens are cut at their right end: 5 of 40 (train), 5 of 40 (dev); "
-        f"the model reads up to {POSITIONS} (finetune.max_length)"
+        "sst2: examples longer than 12 tokens are truncated on the right: 5 of 40 (train), 5 of 40 (dev); the model "
+        f"can read {POSITIONS} tokens (raise finetune.max_length)"
     )
     point = FinetuneConfig(max_length=1024, **QUICK)
     found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[point], seeds=[0], data=data)
@@ -68,11 +68,11 @@ def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
         == json.loads((tmp_path / "b/seed=0/model/config.json").read_text())["finetuning_length"]
     )
     assert (
-        f"finetune.max_length = 1024: the model has {POSITIONS} positions, {POSITIONS} tokens of an example are read"
-        in said
+        f"finetune.max_length = 1024: the model has only {POSITIONS} positions, so {POSITIONS} tokens of each "
+        "example are read" in said
     )
     assert any(
-        "cut at their right end: 5 of 40 (train), 5 of 40 (dev)" in line and "finetune.max_length" not in line
+        "truncated on the right: 5 of 40 (train), 5 of 40 (dev)" in line and "finetune.max_length" not in line
         for line in said
     )
 
@@ -87,7 +87,9 @@ def test_a_trace_is_counted_and_not_said(encoder, tmp_path, capsys):
         seeds=[0],
         data=data,
     )
-    assert found["truncated"] == {"train": 1, "dev": 1} and not [line for line in said_of(capsys) if "cut" in line]
+    assert found["truncated"] == {"train": 1, "dev": 1} and not [
+        line for line in said_of(capsys) if "truncated" in line
+    ]
 
 
 def test_text_that_the_vocabulary_does_not_hold_is_said(encoder, tmp_path, capsys):
@@ -99,7 +101,7 @@ def test_text_that_the_vocabulary_does_not_hold_is_said(encoder, tmp_path, capsy
     assert [
         line
         for line in said_of(capsys)
-        if line.startswith("sst2: tokens of the texts are unknown to the tokenizer ([UNK]): ")
+        if line.startswith("sst2: some tokens of the texts are unknown to the tokenizer ([UNK]): ")
     ]
 
 
@@ -201,10 +203,7 @@ def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_p
     point = FinetuneConfig(max_length=12, **QUICK)
     found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
     card = (tmp_path / "a/seed=0/model/README.md").read_text()
-    assert (
-        "Not read: 5 examples cut to what the model reads (train), 5 examples cut to what the model reads (dev)."
-        in card
-    )
+    assert "Not read: 5 examples truncated (train), 5 examples truncated to finetune.max_length (dev)." in card
     assert f"{found['accuracy']:.3f}" in card and '"length": 12' in card
     data = write(tmp_path / "short", task_of("sst2"), ["a small village"] * 16)
     runs.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[FinetuneConfig(**QUICK)], seeds=[0], data=data)

@@ -92,9 +92,9 @@ def test_a_teachers_labels_are_put_in_the_tasks_order(world, tmp_path):
             {"num_labels": 3},
             "rte",
             True,
-            "its labels are LABEL_0, LABEL_1, LABEL_2, those of rte are entailment, not_entailment",
+            "its labels are LABEL_0, LABEL_1, LABEL_2, but those of rte are entailment, not_entailment",
         ),
-        ({"num_labels": 3}, "rte", False, "give the pretrained folder it came from"),
+        ({"num_labels": 3}, "rte", False, "give the pretrained model that it came from"),
         (
             {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}},
             "rte",
@@ -102,12 +102,12 @@ def test_a_teachers_labels_are_put_in_the_tasks_order(world, tmp_path):
             "its labels are negative, positive",
         ),
         ({"num_labels": 2}, "stsb", False, "those of stsb are one number"),
-        ({"num_labels": 2}, "squad", True, "needs a teacher fine-tuned on squad"),
+        ({"num_labels": 2}, "squad", True, "needs a teacher that was fine-tuned on squad"),
         (
             {"num_labels": 2},
             "squad",
             False,
-            "a BertForSequenceClassification, fine-tuned for another kind of task than squad",
+            "a BertForSequenceClassification, which was fine-tuned for another kind of task than squad",
         ),
         ({"num_labels": 2, "finetuning_task": "SST-2"}, "rte", True, "was fine-tuned on SST-2, not on rte"),
     ],
@@ -352,7 +352,7 @@ def test_the_first_examples_of_a_set_in_order_are_refused(world, tmp_path):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
     with pytest.raises(
         UserError,
-        match="finetune.max_train_samples = 20: the first 20 training examples of sst2 have none that is positive",
+        match="finetune.max_train_samples = 20: none of the first 20 training examples of sst2 is labeled positive",
     ):
         runs.finetune(
             task_of("sst2"),
@@ -378,7 +378,9 @@ def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
 
 def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "predict", lambda *_: [np.array([np.nan, 0.0], dtype=np.float32)] * 40)
-    with pytest.raises(UserError, match="seed 0: the model's outputs are no numbers, it has diverged"):
+    with pytest.raises(
+        UserError, match="seed 0: the model has diverged \(its outputs are not finite\); lower finetune.learning_rate"
+    ):
         runs.finetune(
             task_of("rte"),
             str(world / "bert"),
@@ -392,7 +394,7 @@ def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
 def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
     classifier(world, tmp_path / "t", num_labels=2)
     train_wordpiece(SAMPLE.read_text().splitlines(), 200, tmp_path / "t")
-    with pytest.raises(UserError, match="its tokenizer is not the student's"):
+    with pytest.raises(UserError, match="its tokenizer differs from the student's"):
         runs.finetune(
             task_of("rte"),
             str(world / "distilbert"),
@@ -456,5 +458,5 @@ def test_a_head_is_put_in_order_whatever_its_labels_look_like(world, tmp_path, n
 def test_a_head_whose_labels_are_not_certain_is_refused(world, tmp_path, names, task):
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     path = classifier(world, tmp_path / "t", **labels)
-    with pytest.raises(UserError, match=f"its labels are {', '.join(names)}, those of {task} are"):
+    with pytest.raises(UserError, match=f"its labels are {', '.join(names)}, but those of {task} are"):
         load_for_task(path, task_of(task), "teacher", tuned=True)

@@ -121,14 +121,14 @@ def test_a_studys_mistakes_are_said(launch, changes, words):
         ({"finetune": {"epoch": 2}}, "finetune: epoch: no such setting; did you mean epochs?"),
         ({"finetune": {"rte": {"learning_rates": 1e-4}}}, "did you mean learning_rate?"),
         ({"finetune": {"learning_rate": "fast"}}, "finetune of rte: .*not all of these are numbers"),
-        ({"finetune": {"warmup_ratio": 1}}, "finetune.warmup_ratio = 1: a share of the steps, below 1"),
+        ({"finetune": {"warmup_ratio": 1}}, "finetune.warmup_ratio = 1: must be a share of the steps, below 1"),
         ({"finetune": {"batch_size": 2.5}}, "finetune.batch_size = 2.5: must be a whole number"),
-        ({"finetune": {"dropout": 1}}, "finetune.dropout = 1: a share of the values, below 1"),
+        ({"finetune": {"dropout": 1}}, "finetune.dropout = 1: must be a share of the values, below 1"),
         ({"finetune": {"rte": 3}}, "finetune: rte: 3: a task's settings go by name"),
         ({"seeds": 0}, "seeds of rte: 0: a whole number, 1 or more"),
         ({"finetune": {"rte": {"seeds": "two"}}}, "seeds of rte: 'two': a whole number, 1 or more"),
         ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
-        ({"data": "nowhere"}, "--data nowhere/rte: one file train"),
+        ({"data": "nowhere"}, "--data nowhere/rte: exactly one file train"),
         ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: named twice"),
         ({"jobs": 0}, "--jobs 0: how many steps run side by side, 1 or more"),
     ],
@@ -162,7 +162,7 @@ def test_what_is_wrong_in_a_tasks_files_is_said_before_a_student_is_distilled(tm
             json.dumps({"sentence1": "a", "sentence2": "b", "label": int(split == "train") + 1})
         )
     study = Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], str(tmp_path), {"a": {}}, ["rte"])
-    with pytest.raises(UserError, match="train.jsonl, line 1: label 2 is none of rte's"):
+    with pytest.raises(UserError, match="train.jsonl, line 1: label 2: not a label of rte"):
         run_study(study, tmp_path / "out", check_command)
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -115,17 +115,17 @@ def test_the_official_file_and_its_mistakes(tmp_path):
     assert write([{"text": "Ann", "answer_start": 0}])[0].references == ["Ann"]
     assert write([], is_impossible=True)[0].answers == ()
     with pytest.raises(
-        UserError, match="'T', paragraph 1, question 'x1'.*'Ann' is not at character 4 .* there is 'ran'"
+        UserError, match="'T', paragraph 1, question 'x1'.*'Ann' is not at character 4 .* which has 'ran' there"
     ):
         write([{"text": "Ann", "answer_start": 4}])
     for answers, more, words in (
         ([], {"task": "squad"}, "use --task squad_v2"),
         ([{"text": "Ann"}], {}, "'answer_start' is missing"),
-        ([{"text": "Ann", "answer_start": "0"}], {}, "needs a text and its first character"),
-        ([{"text": "", "answer_start": 0}], {}, "'' at character 0; .* an empty list of each"),
+        ([{"text": "Ann", "answer_start": "0"}], {}, "needs its text and the number of its first character"),
+        ([{"text": "", "answer_start": 0}], {}, "'' at character 0 is not valid; .* empty lists of"),
         ([{"text": "ran", "answer_start": -4}], {}, "'ran' at character -4"),
-        ("Ann", {}, "answers is 'Ann'; it needs"),
-        ([], {"question": None}, "question or context is no text"),
+        ("Ann", {}, "answers is 'Ann'; a question needs"),
+        ([], {"question": None}, "the question or the context is not a string"),
     ):
         with pytest.raises(UserError, match=words):
             write(answers, **more)
@@ -136,7 +136,7 @@ def test_the_official_file_and_its_mistakes(tmp_path):
         json.dumps({"data": [{"paragraphs": [{"qas": []}]}]}),
     ):
         (tmp_path / "train.json").write_text(text)
-        with pytest.raises(UserError, match="train.json: (not SQuAD's JSON|no questions)"):
+        with pytest.raises(UserError, match="train.json: (not in SQuAD's JSON format|the file contains no questions)"):
             load_questions(task_of("squad"), "train", str(tmp_path))
 
 
@@ -155,7 +155,7 @@ def test_the_hubs_columns_are_read_too(tmp_path):
         load_questions(task_of("squad"), "validation", str(tmp_path))
     (tmp_path / "validation.csv").write_text("id,question,context,answers")
     (tmp_path / "validation.jsonl").unlink()
-    with pytest.raises(UserError, match="validation.csv: answers are lists, which .csv has not"):
+    with pytest.raises(UserError, match="validation.csv: answers are lists, which .csv files cannot hold"):
         load_questions(task_of("squad"), "validation", str(tmp_path))
     (tmp_path / "validation.csv").unlink()
     (tmp_path / "validation.jsonl").write_text(json.dumps(row))
@@ -282,19 +282,19 @@ def test_a_slip_is_left_out_and_counted_and_many_are_refused(tmp_path, capsys):
     assert len(found) == 7 and found.left_out.total() == 1 and [q.id for q in found] == [str(i) for i in range(1, 8)]
     said = capsys.readouterr().err
     assert (
-        "1 of 8 questions whose answer is not at its answer_start are left out, the first: line 1, question '0': "
+        "1 of 8 questions whose answer is not at its answer_start are skipped; the first is line 1, question '0': "
         in said
     )
     assert said.count("\n") == 1
     assert load(1, 200).left_out.total() == 1 and not capsys.readouterr().err, "a trace is counted only"
     with pytest.raises(
         UserError,
-        match="line 1, question '0': the answer 'Ann' is not at character 1 .* so are the answers of 3 of 8 questions",
+        match="line 1, question '0': the answer 'Ann' is not at character 1 .* 3 of 8 questions have such answers",
     ):
         load(3, 8)
     assert load(0, 2, start=0.0)[0].answers == (("Ann", 0),), "pandas made floats of the places"
     for start in (0.5, math.nan, True, "0"):
-        with pytest.raises(UserError, match="an answer needs a text and its first character"):
+        with pytest.raises(UserError, match="an answer needs its text and the number of its first character"):
             load(0, 1, start=start)
 
 
