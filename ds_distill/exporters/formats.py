@@ -155,14 +155,16 @@ def formats_of(names: list[str]) -> dict[str, Format]:
     for name in names:
         if name not in FORMATS:
             raise UserError(
-                f"--format {name}: no such format{did_you_mean(name, ('hf', *FORMATS), 0.3)} (hf, {', '.join(FORMATS)})"
+                f"--format {name}: no such format{did_you_mean(name, ('hf', *FORMATS), 0.3)}; the formats are hf, "
+                f"{', '.join(FORMATS)}"
             )
         missing = [module for module in FORMATS[name].needs if importlib.util.find_spec(module) is None]
         if missing:
-            raise UserError(f"--format {name} needs {', '.join(missing)}: pip install -r requirements-deploy.txt")
+            raise UserError(f"--format {name}: needs {', '.join(missing)}; run pip install -r requirements-deploy.txt")
         if reason := FORMATS[name].why_not():
             raise UserError(
-                f"--format {name} cannot be compared here: {reason}; export it where it is to run, or without -vnni"
+                f"--format {name} cannot be checked on this machine: {reason}; export it on the machine where it will "
+                "run, or choose the format without -vnni"
             )
     return {name: FORMATS[name] for name in names}
 
@@ -193,7 +195,7 @@ def export_formats(
     formats = formats_of(names)
     source = load_source(model, "encoder" if encoder else None)
     if encoder and output.resolve() == source.folder.resolve():
-        raise UserError(f"--encoder: {output} is for the files with its head; give an --output of its own")
+        raise UserError(f"--encoder: {output} is the model with its head; choose another --output for the encoder")
     batches = text_batches(source, text, sequences=SEQUENCES)
     dev = dev_set(source, data) if data else None
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
@@ -211,8 +213,8 @@ def export_formats(
         put_section(
             output / "README.md",
             "Formats",
-            "Compared with PyTorch in fp32 on text; each has an example (`example_*.py`) to be run in this folder.\n\n"
-            + formats_table(_kept(output, rows, compared)),
+            "Each format was compared with PyTorch in fp32 on text, and has an example (`example_*.py`) to run in this "
+            "folder.\n\n" + formats_table(_kept(output, rows, compared)),
         )
     return {
         "output": str(output),
@@ -241,7 +243,7 @@ def _check_head(output: Path, source: Source) -> None:
     others = {row.get("head", source.head) for row in _formats_in(output).values()} - {source.head}
     if others:
         raise UserError(
-            f"{output}: holds files with the head {', '.join(others)}, these would have {source.head}; "
+            f"{output}: contains files with the head {', '.join(others)}, but this export has the head {source.head}; "
             "choose another --output"
         )
 
@@ -271,8 +273,8 @@ def _written(
                 format.exact and figures["max_difference"] > EXACT * figures["max_output"]
             ):
                 raise RuntimeError(
-                    f"{name}: outputs differ from PyTorch's by {figures['max_difference']:.2g} of "
-                    f"{figures['max_output']:.2g}"
+                    f"{name}: outputs differ from PyTorch's by up to {figures['max_difference']:.2g}, with outputs of "
+                    f"up to {figures['max_output']:.2g}"
                 )
             if dev:
                 figures |= {f"dev_{metric}_pytorch": value for metric, value in before.items()}
@@ -311,7 +313,7 @@ def _formats_in(output: Path) -> dict[str, dict]:
     file = output / "formats.json"
     rows = read_json(file) if file.is_file() else {}
     if not isinstance(rows, dict):
-        raise UserError(f"{file}: no table of formats; remove it, or choose another --output")
+        raise UserError(f"{file}: not a table of formats; remove it, or choose another --output")
     return {name: row for name, row in rows.items() if name in FORMATS and (output / FORMATS[name].file).is_file()}
 
 
@@ -351,13 +353,13 @@ COLUMNS = {
     "file": "file",
     "megabytes": "MB",
     "max_difference": "max difference",
-    "max_output": "of at most",
-    "agreement": "top-1 as PyTorch's",
-    "positions": "choices",
-    "clear_agreement": "of clear ones",
+    "max_output": "largest output",
+    "agreement": "top-1 agreement",
+    "positions": "compared",
+    "clear_agreement": "agreement where clear",
     "loss_pytorch": "loss, PyTorch",
     "loss": "loss",
-    "compared_on": "on",
+    "compared_on": "compared on",
 }
 
 

@@ -44,7 +44,7 @@ def export(
         and any(output.iterdir())
         and not (there.is_file() and MADE_WITH in there.read_text(encoding="utf-8", errors="replace"))
     ):
-        raise UserError(f"{output}: exists and is no export of ds-distill; choose another folder")
+        raise UserError(f"{output}: already exists and is not an export of ds-distill; choose another folder")
     model = type(like)(like.config).eval()
     _load_weights(model, weights)
     partial = output.with_name(f".{output.name}.partial")
@@ -63,7 +63,7 @@ def export(
             shutil.rmtree(partial)
             return output
         if gone := sorted(set(os.listdir(output)) - set(os.listdir(partial))):
-            log(f"{output}: another model than before; gone with that: {', '.join(gone)}")
+            log(f"{output}: replaced an earlier model; removed with it: {', '.join(gone)}")
     aside = output.with_name(f".{output.name}.before")
     shutil.rmtree(aside, ignore_errors=True)
     if output.exists():

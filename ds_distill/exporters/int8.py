@@ -81,7 +81,7 @@ def why_not_full() -> str | None:
     found = session.run(None, {"rows": np.full((64, 64), 255, np.uint8), "matrix": np.full((64, 64), FULL, np.int8)})[0]
     if (found == 64 * 255 * FULL).all():
         return None
-    return "this processor adds products of bytes up in 16 bits (it has no VNNI), where they are cut off"
+    return "this processor has no VNNI and adds products of bytes in 16 bits, which saturates"
 
 
 class OnnxQuantizer:

@@ -69,7 +69,8 @@ def text_batches(source: Source, text: list[str], *, sequences: int, length: int
             break
     if not found:
         raise UserError(
-            f"--text {' '.join(text)}: no document of 12 tokens or more to compare the formats on; give more text"
+            f"--text {' '.join(text)}: no document has 12 or more tokens, which the comparison of formats needs; give "
+            "more text"
         )
     generator, batches = np.random.default_rng(0), []
     for start in range(0, len(found), batch):
@@ -158,7 +159,7 @@ def compare(
                         },
                     )
     if not looked_at:
-        raise UserError("--text: too little of it to compare anything on; give more")
+        raise UserError("--text: there is too little text for a comparison; give more")
     figures: dict = {"max_difference": worst, "max_output": scale}
     if not sums["positions"]:
         return figures

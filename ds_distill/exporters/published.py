@@ -79,11 +79,11 @@ def _check_same_model(made: Path, output: Path, source: Source) -> None:
         if same and (output / "tokenizer.json").is_file():
             same = tokenizer_fingerprint(load_tokenizer(output)) == tokenizer_fingerprint(source.reader)
         if not same:
-            raise UserError(f"{output}: holds another model's config.json or tokenizer; choose another --output")
+            raise UserError(f"{output}: contains another model's config.json or tokenizer; choose another --output")
     if (output / "model.safetensors").is_file() and not _same_weights(
         made / "model.safetensors", output / "model.safetensors"
     ):
-        raise UserError(f"{output}: holds another model's model.safetensors; choose another --output")
+        raise UserError(f"{output}: contains another model's model.safetensors; choose another --output")
 
 
 def _described(folder: Path) -> dict:

@@ -68,8 +68,8 @@ def _modules_after_transformer(source: Source) -> list[tuple[str, dict, Path | N
         settings, weights = _json_of(place / "config.json"), place / "model.safetensors"
         if not weights.is_file() and list(place.glob("*.bin")):
             log(
-                f"{source.folder}: {place.name} has pickled weights, which are not read: "
-                "the embeddings of the export are those before it"
+                f"{source.folder}: {place.name} has pickled weights, which are not read; the export computes the "
+                "embeddings before this module"
             )
             break
         found.append(

@@ -67,10 +67,12 @@ class DevSet:
     def __str__(self) -> str:
         """Return the description for a model card."""
         a = self.about
-        cut = "questions cut" if self.source.head == "question-answering" else f"cut to {a['length']} tokens"
+        cut = (
+            "questions truncated" if self.source.head == "question-answering" else f"truncated to {a['length']} tokens"
+        )
         lost = [f"{a['truncated']:,} {cut}"] if a["truncated"] else []
-        lost += [f"{a['unknown']:,} tokens unknown"] if a["unknown"] else []
-        lost += [f"{count:,} {cause} left out" for cause, count in a["left_out"].items()]
+        lost += [f"{a['unknown']:,} unknown tokens"] if a["unknown"] else []
+        lost += [f"{count:,} {cause} skipped" for cause, count in a["left_out"].items()]
         return ", ".join([f"{a['file']} ({', '.join(a['columns'])}): {a['examples']:,} examples", *lost])
 
     def score(self, run: Runner, what: str, batch: int = 8) -> Measured:
@@ -105,7 +107,7 @@ def dev_set(source: Source, file: str | Path) -> DevSet:
         return _questions(source, path)
     if source.head != "classification":
         raise UserError(
-            f"--data: {source.folder} has the head {source.head}; labelled examples are for a classification or "
+            f"--data: {source.folder} has the head {source.head}, but labeled examples need a classification or "
             "question-answering head"
         )
     config = source.model.config
@@ -117,15 +119,17 @@ def dev_set(source: Source, file: str | Path) -> DevSet:
     encoded, truncated = encode_rows(source.reader, read.texts, length)
     count = len(read.labels)
     log_share(
-        truncated, count, f"--data {path}: {truncated:,} of {count:,} examples are longer than {length} tokens, and cut"
+        truncated,
+        count,
+        f"--data {path}: {truncated:,} of {count:,} examples are longer than {length} tokens and are truncated",
     )
     if (tuned := getattr(config, LENGTH_KEY, None) or length) < length:
         longer = sum(len(ids) > tuned for ids in encoded["input_ids"])
         log_share(
             longer,
             count,
-            f"--data {path}: {longer:,} of {count:,} examples are longer than the {tuned} tokens that the model "
-            f"was fine-tuned on; they are read to {length}, where its tokenizer cuts",
+            f"--data {path}: {longer:,} of {count:,} examples are longer than the {tuned} tokens that the model was "
+            f"fine-tuned on; they are read up to the tokenizer's limit of {length}",
         )
     rows = [{name: encoded[name][row] for name in source.inputs} for row in range(count)]
     about = _about(source, path, read.columns, rows, count, length, truncated, read.left_out)
@@ -188,8 +192,8 @@ def _judge(
     meant = classes_of(names, task.labels) if task and task.labels else None
     if task and meant is None:
         log(
-            f"--data {file}: the model's labels, {', '.join(names)}, are not all {task.name}'s: labels are taken for "
-            "its own names and numbers, and scored by accuracy"
+            f"--data {file}: the model's labels, {', '.join(names)}, are not those of {task.name}; the file's labels "
+            "are read as the model's names and numbers, and scored by accuracy"
         )
     if not (task and meant):
         labels = _by_name(labels, names, file)
@@ -204,8 +208,8 @@ def _by_name(labels: list, names: list[str], file: Path) -> list:
     otherwise = are_numbered_otherwise(labels, names)
     if otherwise is None:
         raise UserError(
-            f"--data {file}: its labels may be the numbers of the model's classes, from 0 on, or those in their names "
-            f"({', '.join(names)}); write the names"
+            f"--data {file}: its labels may be the indices of the model's classes, from 0 on, or the numbers in their "
+            f"names ({', '.join(names)}); write the names"
         )
     if not otherwise:
         return labels
@@ -227,11 +231,11 @@ def _class(label: object, names: list[str], task: Task | None, meant: list[int] 
     if found is None:
         if number_of(label) is None and isinstance(label, str):
             raise UserError(
-                f"--data {file}: label {label!r} is none of the model's ({', '.join(names)}), example {row}"
+                f"--data {file}: label {label!r} of example {row}: not one of the model's labels ({', '.join(names)})"
             )
         raise UserError(
-            f"--data {file}: label {label} of example {row}: the model's are 0 to {len(names) - 1}, its classes "
-            f"({', '.join(names)})"
+            f"--data {file}: label {label} of example {row}: the model's labels are 0 to {len(names) - 1}, for its "
+            f"classes ({', '.join(names)})"
         )
     return found
 
@@ -242,7 +246,7 @@ def _number(label: Any, where: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: label {label}: the model's are a number")
+        raise UserError(f"{where}: label {label}: must be a number, because the model predicts one")
     return number
 
 
@@ -256,7 +260,8 @@ def _questions(source: Source, file: Path) -> DevSet:
     log_share(
         spans.cut,
         len(questions),
-        f"--data {file}: {spans.cut:,} of {len(questions):,} questions are longer than a model reads, and cut",
+        f"--data {file}: {spans.cut:,} of {len(questions):,} questions are longer than the model reads and are "
+        "truncated",
     )
     rows = [{name: spans.inputs[name][row] for name in source.inputs} for row in range(len(spans.question))]
 
@@ -293,9 +298,9 @@ def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) 
     tasks.columns finds.
     """
     if not file.is_file():
-        raise UserError(f"--data {file}: no such file; give examples with a column `label` and one or two of text")
+        raise UserError(f"--data {file}: no such file; give a file with a column `label` and one or two text columns")
     if kind_of(file) is None:
-        raise UserError(f"--data {file}: one of {', '.join(KINDS)} (.gz and .zst too) is needed")
+        raise UserError(f"--data {file}: not a supported kind of file; give {', '.join(KINDS)}, plain, .gz or .zst")
     if task:
         own = replace(task, texts=tuple(columns)) if columns else task
         texts, labels, left_out = read_columns(own, file)
@@ -303,11 +308,14 @@ def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) 
     lines = list(rows_of(file))
     rows = [row for _, row in lines]
     if not rows:
-        raise UserError(f"--data {file}: no examples in it")
+        raise UserError(f"--data {file}: the file contains no examples")
     if not any("label" in row for row in rows):
-        raise UserError(f"--data {file}: columns {', '.join(map(str, rows[0]))}: needs `label` and one or two of text")
+        raise UserError(
+            f"--data {file}: the columns are {', '.join(map(str, rows[0]))}; a column `label` and one or two text "
+            "columns are needed"
+        )
     if missing := [name for name in columns if not any(name in row for row in rows)]:
-        raise UserError(f"--data {file}: no column {missing[0]}; its columns are {', '.join(map(str, rows[0]))}")
+        raise UserError(f"--data {file}: no column {missing[0]}; the columns are {', '.join(map(str, rows[0]))}")
     for line, row in lines:
         for name in (*columns, "label") if columns else row:
             check_value(row, name, f"--data {file}, line {line}")
@@ -315,11 +323,14 @@ def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) 
     whole = [row for row in rows if "label" in row and all(isinstance(row.get(name), str) for name in names)]
     if len(whole) < len(rows):
         raise UserError(
-            f"--data {file}: {len(rows) - len(whole)} of its {len(rows)} rows lack one of {', '.join(names)} (text) "
-            "and label"
+            f"--data {file}: {len(rows) - len(whole)} of its {len(rows)} rows lack text in {', '.join(names)}, or a "
+            "label; complete or remove them"
         )
     others = [str(name) for name in rows[0] if name not in (*names, "label")]
-    log(f"--data {file}: read as text: {', '.join(names)}" + (f"; not read: {', '.join(others)}" if others else ""))
+    log(
+        f"--data {file}: columns read as text: {', '.join(names)}"
+        + (f"; not read: {', '.join(others)}" if others else "")
+    )
     return Labelled(
         [[replace_surrogates(row[name]) for row in rows] for name in names],
         [row["label"] for row in rows],

@@ -36,8 +36,8 @@ def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str
         + table(
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
         )
-        + "\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\n"
-        f"fingerprint `{fingerprint}`\n\n"
+        + "\n\nHeld-out figures refer to the held-out documents and masks of this run.\n\n## Data\n\n"
+        f"Fingerprint: `{fingerprint}`\n\n"
         "## Recipe\n\n```json\n" + json_text(_without_folders(recipe), indent=2) + "\n```\n"
     )
 

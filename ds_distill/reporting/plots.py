@@ -34,15 +34,15 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
             [row[1] / 1e6 for row in rows],
             [row[2] for row in rows],
             style,
-            label=f"held out {name}".strip(),
+            label=f"held-out {name}".strip(),
             markersize=4,
             linewidth=1,
         )
-    guessing.set(ylabel="masked-LM loss (nats a masked token)")
+    guessing.set(ylabel="masked-LM loss (nats per masked token)")
     if taught:
-        for column, name in ((3, "KL (T²·nats a token)"), (5, "cosine distance")):
+        for column, name in ((3, "KL (T²·nats per token)"), (5, "cosine distance")):
             panels[0][1].plot(million, [row[column] for row in history], label=name, linewidth=1)
-        panels[0][1].set(ylabel="distance from the teacher, training", ylim=(0, None))
+        panels[0][1].set(ylabel="distance from the teacher (training)", ylim=(0, None))
     for axes in panels[0]:
         axes.set(xlabel="tokens (million)")
         axes.grid(alpha=0.3)
@@ -74,9 +74,9 @@ def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
                 markersize=4,
                 linewidth=1.2,
             )
-        axes.set(title=f"held out: {kind.removeprefix('heldout_').replace('_', ' ')}", xlabel="tokens (million)")
+        axes.set(title=f"held-out: {kind.removeprefix('heldout_').replace('_', ' ')}", xlabel="tokens (million)")
         axes.grid(alpha=0.3)
-    panels[0][0].set(ylabel="masked-LM loss (nats a masked token)")
+    panels[0][0].set(ylabel="masked-LM loss (nats per masked token)")
     panels[0][-1].legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -94,9 +94,9 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
         len(sets), 3, figsize=(13, 3.4 * len(sets)), layout="constrained", squeeze=False, sharex=True
     )
     names = (
-        "masked-LM loss (nats a masked token)",
-        "KL from the teacher (nats a token)",
-        "first guess is the teacher's (share)",
+        "masked-LM loss (nats per masked token)",
+        "KL divergence from the teacher (nats per token)",
+        "top-1 agreement with the teacher (share)",
     )
     for line, name in zip(panels, sets, strict=True):
         for number, (axes, what) in enumerate(zip(line, names, strict=True)):
@@ -109,7 +109,7 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
                     linewidth=1,
                     label=label,
                 )
-            axes.set(ylabel=what, title=name or "the corpus's own held-out documents")
+            axes.set(ylabel=what, title=name or "the corpus's held-out documents")
             axes.grid(alpha=0.3)
         line[0].legend()
     for axes in panels[-1]:

@@ -144,7 +144,7 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
                 if signal.SIGINT in asked:
                     raise KeyboardInterrupt
                 if asked:
-                    raise UserError("study: ended by SIGTERM; the same command goes on from there")
+                    raise UserError("study: terminated by SIGTERM; repeat the command to resume")
                 for slot, (step, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
@@ -201,7 +201,8 @@ def _start_more(running: dict, waiting: list[Step], jobs: int, logs: Path) -> No
             waiting.remove(step)
     if not running:
         raise UserError(
-            f"study: {waiting[0].what}: what it starts from is not there: {', '.join(map(str, waiting[0].needs))}"
+            f"study: {waiting[0].what}: its inputs do not exist: {', '.join(map(str, waiting[0].needs))}; repeat the "
+            "command after restoring them"
         )
 
 
@@ -225,7 +226,7 @@ def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
     logs.mkdir(parents=True, exist_ok=True)
     with open(_log_of(step, logs), "a", encoding="utf-8") as log_file:
         log_file.write(f"{typed}\n")
-        log(f"\n{typed}\n  (what it says: {log_file.name})")
+        log(f"\n{typed}\n  (log file: {log_file.name})")
         log_file.flush()
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log_file, env=environment)
 
@@ -257,7 +258,5 @@ def _check(step: Step, status: int, log_file: Path | None) -> None:
     if log_file:
         said = log_file.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
         log("\n" + "\n".join([line for line in said if line.strip()][-TAIL:]))
-    why = f"ended with status {status}" if status else f"ended without {step.output / 'summary.json'}"
-    raise UserError(
-        f"study: {step.what} {why}{f' ({log_file})' if log_file else ''}; the same command goes on from there"
-    )
+    why = f"ended with status {status}" if status else f"ended without writing {step.output / 'summary.json'}"
+    raise UserError(f"study: {step.what} {why}{f' (see {log_file})' if log_file else ''}; repeat the command to resume")

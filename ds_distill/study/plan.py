@@ -86,8 +86,8 @@ class Study:
         """Return the study that study.json holds; raise UserError where an earlier version wrote it."""
         if old := [key for key in plan if name_of_today(key)]:
             raise UserError(
-                f"study.json is of an earlier version: {old[0]} is {name_of_today(old[0])} now; "
-                "begin the study again in a new --output"
+                f"study.json was written by an earlier version: {old[0]} is now {name_of_today(old[0])}; begin the "
+                "study again in a new --output"
             )
         return cls(**{name: value for name, value in plan.items() if name in cls.__dataclass_fields__})
 
@@ -107,22 +107,25 @@ class Study:
         """
         if odd := [name for name, own in self.finetune.items() if name in TASKS and not isinstance(own or {}, dict)]:
             raise UserError(
-                f"finetune: {odd[0]}: {self.finetune[odd[0]]!r}: a task's settings go by name, such as {{epochs: 3}}"
+                f"finetune: {odd[0]}: {self.finetune[odd[0]]!r}: must map names of settings to values, such as "
+                "{epochs: 3}"
             )
         for name in self.tasks:
             task, (seeds, settings) = task_of(name), self.finetune_of(name)
             if type(seeds) is not int or seeds < 1:
-                raise UserError(f"seeds of {name}: {seeds!r}: a whole number, 1 or more")
+                raise UserError(f"seeds of {name} = {seeds!r}: must be a whole number, 1 or more")
             for key in settings:
                 if key not in FINETUNE_SETTINGS:
                     raise UserError(
-                        f"finetune: {key}: no such setting{did_you_mean(key, FINETUNE_SETTINGS)} "
-                        f"({', '.join(FINETUNE_SETTINGS)})"
+                        f"finetune: {key}: no such setting{did_you_mean(key, FINETUNE_SETTINGS)}; the settings are "
+                        f"{', '.join(FINETUNE_SETTINGS)}"
                     )
             try:
                 FinetuneConfig(**settings).check()
             except TypeError as error:
-                raise UserError(f"finetune of {name}: {settings}: not all of these are numbers ({error})") from None
+                raise UserError(
+                    f"finetune of {name}: {settings}: a value that must be a number is not one ({error})"
+                ) from None
             if self.data:
                 for split in ("train", *task.validation):
                     split_files(expand_user(self.data) / name, split)
@@ -130,22 +133,25 @@ class Study:
             for key in changes:
                 if not key.startswith(ROOMS):
                     raise UserError(
-                        f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what "
-                        "a student may differ in"
+                        f"students: {name}: {key}: a student may differ only in dotted settings of the recipe, such as "
+                        "losses.kl"
                     )
                 if key not in SETTINGS:
                     raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
         if twice := {name for name in self.tasks if self.tasks.count(name) > 1}:
-            raise UserError(f"tasks: {', '.join(sorted(twice))}: named twice")
+            raise UserError(f"tasks: {', '.join(sorted(twice))}: given twice; remove one")
         for name in self.task_distillation:
             if name not in self.students:
-                raise UserError(f"task_distillation: {name}: not among the students ({', '.join(self.students)})")
+                raise UserError(
+                    f"task_distillation: {name}: not a student of this study; the students are "
+                    f"{', '.join(self.students)}"
+                )
         if self.task_distillation and not self.include_teacher:
-            raise UserError("task_distillation: needs the fine-tuned teacher: include_teacher must be true")
+            raise UserError("task_distillation: needs the fine-tuned teacher; set include_teacher to true")
         if not self.students:
-            raise UserError("students is empty: name at least one, `distilled: {}`")
+            raise UserError("students is empty; name at least one, such as `distilled: {}`")
         if not all(name.strip() for name in self.students):
-            raise UserError("students: one has an empty name: write one")
+            raise UserError("students: one of the names is empty; write a name")
         folders: dict[str, str] = {}
         for name in [
             TEACHER,
@@ -155,22 +161,23 @@ class Study:
             other = folders.setdefault(folder_of(name), name)
             if other != name or (name == TEACHER and name in self.students):
                 raise UserError(
-                    f"students: {name!r} and {other!r} would share the folder {folder_of(name)}: rename one"
+                    f"students: {name!r} and {other!r} would share the folder {folder_of(name)}; rename one of them"
                 )
         if not Path(self.base).is_file():
-            raise UserError(f"base: {self.base}: no such recipe, here or in {CHECKOUT}")
+            raise UserError(f"base: {self.base}: no such recipe, neither in the current folder nor in {CHECKOUT}")
         for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
             if not value:
-                raise UserError(f"{key} is missing")
+                raise UserError(f"{key} is missing; give it on the command line or in the plan")
         try:
             starter = starter_words(self.launch)
         except ValueError as error:
             raise UserError(f"--launch {self.launch}: {error}") from None
         if self.jobs < 1:
-            raise UserError(f"--jobs {self.jobs}: how many steps run side by side, 1 or more")
+            raise UserError(f"--jobs {self.jobs}: the number of steps that run in parallel must be at least 1")
         if starter and not shutil.which(starter[0]):
             raise UserError(
-                f"--launch {self.launch}: no such command; ./launch.sh is this project's, for all GPUs of a machine"
+                f"--launch {self.launch}: no such command; this project's launcher for all GPUs of a machine is "
+                "./launch.sh"
             )
 
 
@@ -197,7 +204,7 @@ def steps_of(study: Study, output: Path) -> list[Step]:
         text = ("--tokens", str(tokens)) if name in shared else corpus
         steps.append(
             Step(
-                f"distil {name}",
+                f"distill {name}",
                 output / "students" / folder_of(name),
                 ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
                 after=(tokens,) if name in shared else (),
@@ -303,7 +310,7 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
     """
     if not students:
         return
-    with spinner("looking at the teacher"):
+    with spinner("checking the teacher"):
         # This module imports torch, and a report need not wait for that.
         from ds_distill.preflight.models import check_teacher_fits, check_whole
 

@@ -43,7 +43,7 @@ ABLATION = {
     "random start": -3.69,
 }
 NOT_MEASURED = "–"  # shown where there was nothing to measure a figure on
-OWN = "the corpus's own documents"
+OWN = "the corpus's held-out documents"
 # These settings decide which tokens are held out, and which of them are masked.
 HELDOUT = (
     *TOKENS,
@@ -167,20 +167,21 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
                 | shown
             )
         columns = {"model": "model", "parameters": "parameters (M)", "mean": "mean"} | (
-            {"kept": "of the teacher's mean"} if teacher else {}
+            {"kept": "share of the teacher's mean"} if teacher else {}
         )
         columns |= headings(here)
         text = (
-            "Per cent; medians over seeds, lowest and highest in brackets. The paper's rows are of its own "
-            "teacher and data, for comparison; it does not say which of a task's metrics they are."
+            "Scores in percent: medians over seeds, with the lowest and the highest in parentheses. The paper's rows "
+            "are for comparison; they have the paper's own teacher and data, and the paper does not state which of a "
+            "task's metrics it reports."
         )
         if "squad_v2" in here:
             text += (
-                " Of squad_v2 the best threshold for saying nothing is taken, as by the official script's "
-                "best_f1: chosen on what it is scored by."
+                " For squad_v2, the threshold for giving no answer is the best one on the scored set itself, as in the "
+                "official script's best_f1."
             )
         if len(precisions) > 1:
-            text += f" Not all were fine-tuned in one precision, but some in each of {', '.join(sorted(precisions))}."
+            text += f" The precision of fine-tuning differs: {', '.join(sorted(precisions))}."
         sections.append(Section(heading, text, lines, columns, marked))
     return sections
 
@@ -205,7 +206,7 @@ def other_metrics(rows: list[dict], tasks: list[str]) -> Section | None:
     if "squad exact_match" in columns:
         lines += [{"model": name, "squad exact_match": f"{value:.1f}"} for name, value in EXACT.items()]
     headings = {key: f"{task} ({name.replace('_', ' ')})" for key, (task, name) in columns.items()}
-    return Section("By the tasks' other metrics", "Per cent, as above.", lines, {"model": "model"} | headings)
+    return Section("Other metrics of the tasks", "Scores in percent, as above.", lines, {"model": "model"} | headings)
 
 
 def kept_table(rows: list[dict], tasks: list[str]) -> Section | None:
@@ -218,12 +219,12 @@ def kept_table(rows: list[dict], tasks: list[str]) -> Section | None:
         for row in rows
         if row is not teacher
     ]
-    columns = {"model": "model", "all": "of the mean of all tasks"} | headings(tasks)
+    columns = {"model": "model", "all": "share of the mean of all tasks"} | headings(tasks)
     text = (
-        "A model's score as a share of its teacher's, medians over seeds; the paper's DistilBERT keeps 97 % "
-        "of BERT-base's mean on GLUE."
+        "Each model's score as a share of its teacher's; medians over seeds. The paper's DistilBERT retains 97 % of "
+        "BERT-base's mean on GLUE."
     )
-    return Section("What is kept of the teacher's scores", text, lines, columns)
+    return Section("Share of the teacher's scores that is retained", text, lines, columns)
 
 
 def in_nats(loss: float | None) -> str:
@@ -283,28 +284,28 @@ def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) ->
                 gaps = [a - b for a, b in pairs if a is not None and b is not None]
                 line["spread"] = f"{min(gaps):+.2f} to {max(gaps):+.2f}" if len(gaps) > 1 else "one seed"
                 if len({len(row["tasks"][task]["seeds"]) for task in tasks}) > 1:
-                    line["spread"] += f", the first {len(gaps)} of each task" if len(gaps) > 1 else " of each task"
+                    line["spread"] += f", from the first {len(gaps)} of each task" if len(gaps) > 1 else " per task"
             line["paper"] = f"{ABLATION[row['model']]:+.2f}" if row["model"] in ABLATION else "–"
         lines.append(line)
     columns = {
         "student": "student",
         "loss": "held-out MLM loss (nats)",
         "mean": f"mean of {', '.join(tasks)}",
-        "difference": f"against {first['model']}",
-        "spread": "by seed",
+        "difference": f"difference from {first['model']}",
+        "spread": "range over seeds",
     }
     if any(row["model"] in ABLATION for row in students):
-        columns["paper"] = "the paper's difference, of GLUE's mean"
+        columns["paper"] = "the paper's difference of the GLUE mean"
     if taken_away(plan):
         return Section(
             "Ablation",
-            "The same student, tokens, batches and masks; one thing taken away at a time.",
+            "All students have the same size, tokens, batches and masks; each lacks one component.",
             lines,
             columns,
             (0,),
         )
     return Section(
-        "One student against another", f"They differ in {', '.join(sorted(differ_in(plan)))}.", lines, columns, (0,)
+        "Comparison of students", f"They differ in {', '.join(sorted(differ_in(plan)))}.", lines, columns, (0,)
     )
 
 
@@ -344,19 +345,24 @@ def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, di
     comparison_plot(found, picture)
     texts = list(dict.fromkeys(key for line in lines for key in line if key not in ("model", "tokens", "time")))
     lines = [dict.fromkeys(texts, NOT_RUN) | line for line in lines]
-    columns = {"model": "student", "tokens": "tokens read", "time": "time (first = 1)"} | {
+    columns = {"model": "student", "tokens": "training tokens", "time": "time (first = 1)"} | {
         text: f"loss, {text}" for text in texts
     }
     text = (
-        "Held-out masked-LM loss at the end, nats a masked token. Times are as each was run, with what ran beside it."
+        "Held-out masked-LM loss at the end, in nats per masked token. Times include the effect of other steps that "
+        "ran in parallel."
     )
     if unlike := sorted(key for key in differ_in(plan) if key in HELDOUT):
         text += (
-            f" Not one and the same text under the same masks: they differ in {', '.join(unlike)}, so the "
-            "losses do not compare them."
+            f" The held-out texts or masks are not the same, because the students differ in {', '.join(unlike)}; their "
+            "losses must not be compared."
         )
     return Section(
-        "Pretraining", text, lines, columns, pictures={"Held-out masked-LM loss over tokens, by text.": picture}
+        "Pretraining",
+        text,
+        lines,
+        columns,
+        pictures={"Held-out masked-LM loss over training tokens, one panel per text.": picture},
     )
 
 
@@ -377,12 +383,13 @@ def report(folders: list[str], output: Path) -> dict:
                 sections.append(of_benchmark(json.loads((folder / name).read_text(encoding="utf-8")), name))
         if len(sections) == made and (folder / "study.json").is_file():
             raise UserError(
-                f"{folder}: a study without tasks of which no student is there yet; the study's own command goes on"
+                f"{folder}: the study has no tasks, and none of its students is finished yet; resume the study with "
+                "its own command"
             )
         if len(sections) == made:
             raise UserError(
-                f"{folder}: neither a study (study.json) nor a benchmark's report (table3.json, "
-                "inference.json); give the --output of one"
+                f"{folder}: contains neither a study (study.json) nor a benchmark's report (table3.json, "
+                "inference.json); give the --output folder of one"
             )
         if len(folders) > 1:
             for section in sections[made:]:
@@ -390,8 +397,8 @@ def report(folders: list[str], output: Path) -> dict:
     write_page(
         output,
         "report",
-        "What the student keeps",
-        f"Made from {', '.join(f'`{folder}`' for folder in folders)}.",
+        "What the student retains",
+        f"Generated from {', '.join(f'`{folder}`' for folder in folders)}.",
         sections,
     )
     for section in sections:
@@ -428,17 +435,17 @@ def of_study(folder: Path, picture: Path) -> list[Section]:
             "task": "task",
             "train": "training examples used",
             "dev": "dev examples",
-            "one": "one dev example is worth (points)",
+            "one": "points per dev example",
         }
         columns |= {
             key: heading
-            for key, heading in (("cut", "longer than what is read"), ("gone", "left out"))
+            for key, heading in (("cut", "truncated"), ("gone", "skipped"))
             if any(line[key] for line in lines)
         }
         sections.append(
             Section(
-                "How large the sets are",
-                "Differences of a few examples are noise; that is why there are seeds.",
+                "Sizes of the data sets",
+                "Differences of a few examples are noise, so each model is trained with several seeds.",
                 lines,
                 columns,
             )
@@ -458,16 +465,16 @@ def of_benchmark(found: dict, name: str) -> Section:
             "body": "body",
             "parameters": "parameters (M)",
             "seconds": "time (s)",
-            "share": "of BERT-base's",
-            "memory": "runs within (MB)",
+            "share": "share of BERT-base's time",
+            "memory": "smallest memory limit (MB)",
             "paper_parameters": "the paper's parameters (M)",
             "paper_seconds": "the paper's time (s)",
             "paper_share": "the paper's share",
         }
         columns = {key: name for key, name in columns.items() if any(key in line for line in lines)}
         about = (
-            f"A full pass over {found['examples']:,} examples of {found['data']}, one thread, one at a "
-            f"time; {found['machine']}."
+            f"A full pass over {found['examples']:,} examples of {found['data']}, one at a time on one thread; "
+            f"{found['machine']}."
         )
         return Section("Size and speed", about, lines, columns)
     lines = [

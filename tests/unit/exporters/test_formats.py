@@ -126,7 +126,10 @@ def test_a_format_for_other_processors_is_refused(student, tmp_path, monkeypatch
     monkeypatch.setitem(
         FORMATS, "onnx-int8-vnni", dataclasses.replace(FORMATS["onnx-int8-vnni"], why_not=lambda: "no VNNI")
     )
-    with pytest.raises(UserError, match="onnx-int8-vnni cannot be compared here: no VNNI; .*or without -vnni"):
+    with pytest.raises(
+        UserError,
+        match="onnx-int8-vnni cannot be checked on this machine: no VNNI; .*or choose the format without -vnni",
+    ):
         export_formats(str(student), ["onnx-int8-vnni"], tmp_path / "out", text=[])
     assert not (tmp_path / "out").exists()
 
@@ -228,9 +231,9 @@ def test_robertas_are_exported(tmp_path):
 
 
 def test_another_models_folder_is_left_alone(student, classifier, exported, tmp_path):
-    with pytest.raises(UserError, match="holds another model's config.json"):
+    with pytest.raises(UserError, match="contains another model's config.json"):
         export_formats(str(student), ["torch-export"], classifier, text=[])
-    with pytest.raises(UserError, match="give an --output of its own"):
+    with pytest.raises(UserError, match="choose another --output for the encoder"):
         export_formats(str(student), ["torch-export"], student, text=[], encoder=True)
     output, _ = exported
     again = tmp_path / "again"
@@ -304,7 +307,8 @@ def test_exports_into_one_folder_do_not_mix(student, tmp_path):
         export_formats(str(student), ["torch-export"], student, text=[])
     export_formats(str(student), ["torch-export"], tmp_path, text=[])
     with pytest.raises(
-        UserError, match="holds files with the head masked-lm, these would have encoder; choose another --output"
+        UserError,
+        match="contains files with the head masked-lm, but this export has the head encoder; choose another --output",
     ):
         export_formats(str(student), ["onnx"], tmp_path, text=[], encoder=True)
     export_formats(str(student), ["torch-export"], tmp_path, text=[])
@@ -339,7 +343,7 @@ def test_mistakes_are_said(student, classifier, tmp_path):
     for arguments, words in (
         ((str(student), ["onx"]), "did you mean onnx"),
         ((str(tmp_path), ["onnx"]), "no config.json"),
-        ((str(student), ["onnx"], "data"), "labelled examples are for a classification or question-answering head"),
+        ((str(student), ["onnx"], "data"), "but labeled examples need a classification or question-answering head"),
     ):
         with pytest.raises(UserError, match=words):
             export_formats(
@@ -349,7 +353,7 @@ def test_mistakes_are_said(student, classifier, tmp_path):
                 data=str(classifier / "dev.jsonl") if len(arguments) > 2 else None,
             )
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "other": 1}\n')
-    with pytest.raises(UserError, match="needs `label`"):
+    with pytest.raises(UserError, match="a column `label` and one or two text columns are needed"):
         export_formats(str(classifier), ["onnx"], tmp_path / "b", text=[], data=str(tmp_path / "bad.jsonl"))
 
 
@@ -392,17 +396,17 @@ def test_of_no_clear_choice_there_is_no_share(classifier):
     source.model.classifier.bias.data.zero_()
     found = compare(source, torch_runner(source), text_batches(source, [], sequences=8), "same")
     assert found["agreement"] == 1 and found["clear_positions"] == 0 and "clear_agreement" not in found
-    assert "of clear ones" not in formats_table({"onnx": found})
+    assert "agreement where clear" not in formats_table({"onnx": found})
 
 
 @pytest.mark.parametrize(
     "labels, said",
     [
-        ([0, -1], "label -1 of example 2: the model's are 0 to 2, its classes"),
+        ([0, -1], "label -1 of example 2: the model's labels are 0 to 2, for its classes"),
         ([4, 0], "label 4 of example 1"),
         ([0.5, 1], "label 0.5"),
         ([0, math.nan], "label nan"),
-        (["good", "bad"], "label 'good' is none of"),
+        (["good", "bad"], "label 'good' of example 1: not one of the model's labels"),
     ],
 )
 def test_labels_that_a_model_cannot_have_are_no_score(classifier, tmp_path, labels, said):
@@ -431,6 +435,6 @@ def test_a_second_export_of_a_model_keeps_what_was_made_of_it(student, tmp_path,
     export(weights, model, tokenizer, tmp_path / "out", card)
     assert (
         not (tmp_path / "out" / "formats.json").exists()
-        and "another model than before; gone with that: formats.json" in capsys.readouterr().err
+        and "replaced an earlier model; removed with it: formats.json" in capsys.readouterr().err
     )
     assert len(list(tmp_path.iterdir())) == 1, "no folder is left beside it"

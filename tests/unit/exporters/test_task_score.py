@@ -46,7 +46,7 @@ def test_a_row_whose_text_is_none_is_said(tmp_path, text):
     (tmp_path / "dev.jsonl").write_text(
         "\n".join(json.dumps({"text": value, "label": 0}) for value in ("a film", text))
     )
-    with pytest.raises(UserError, match="1 of its 2 rows lack one of text"):
+    with pytest.raises(UserError, match="1 of its 2 rows lack text in text, or a label"):
         labelled(tmp_path / "dev.jsonl")
 
 
@@ -150,7 +150,7 @@ def test_columns_may_be_named(tmp_path):
     ]
     with pytest.raises(UserError, match="no text in column boddy"):
         labelled(tmp_path / "dev#1.jsonl", task_of("sst2"), ["boddy"])
-    with pytest.raises(UserError, match="no column boddy; its columns are title, body, label"):
+    with pytest.raises(UserError, match="no column boddy; the columns are title, body, label"):
         labelled(tmp_path / "dev#1.jsonl", None, ["boddy"])
 
 

@@ -203,7 +203,7 @@ def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_p
     point = FinetuneConfig(max_length=12, **QUICK)
     found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
     card = (tmp_path / "a/seed=0/model/README.md").read_text()
-    assert "Not read: 5 examples truncated (train), 5 examples truncated to finetune.max_length (dev)." in card
+    assert "Not read: 5 examples truncated (train), 5 examples truncated (dev)." in card
     assert f"{found['accuracy']:.3f}" in card and '"length": 12' in card
     data = write(tmp_path / "short", task_of("sst2"), ["a small village"] * 16)
     runs.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[FinetuneConfig(**QUICK)], seeds=[0], data=data)

@@ -107,7 +107,10 @@ def test_tables_of_a_study_by_hand():
     for run, precision in zip(zero, ("bf16", "fp32"), strict=True):
         for seed in run["tasks"]["sst2"]["seeds"]:
             seed["precision"] = precision
-    assert "some in each of bf16, fp32" in task_tables(zero, ["sst2"])[0].text and "precision" not in scores.text
+    assert (
+        "precision of fine-tuning differs: bf16, fp32" in task_tables(zero, ["sst2"])[0].text
+        and "precision" not in scores.text
+    )
     assert kept_table(rows, ["sst2"]) is None and kept_table(rows[1:], ["rte", "sst2"]) is None, (
         "nothing that the tables do not say"
     )
@@ -130,7 +133,7 @@ def test_tables_of_a_study_by_hand():
         {"losses.kl": 0},
     ):
         compared = ablation_table(rows, ["sst2"], plan | {"other": other})
-        assert compared.heading == "One student against another" and compared.text.startswith(
+        assert compared.heading == "Comparison of students" and compared.text.startswith(
             "They differ in losses.kl, student.init_layers"
         )
     assert ablation.rows[1] == {

@@ -15,7 +15,9 @@ from ds_distill.utils.errors import UserError
 def test_a_plans_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"]).check()
-    with pytest.raises(UserError, match="base: ds_configs/few.yaml: no such recipe, here or in /"):
+    with pytest.raises(
+        UserError, match="base: ds_configs/few.yaml: no such recipe, neither in the current folder nor in /"
+    ):
         Study("ds_configs/few.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"]).check()
 
 
@@ -107,7 +109,7 @@ def test_every_recipe_can_be_a_studys_base(tmp_path, config):
     [
         ("deepspede launch.sh", {}, "--launch deepspede launch.sh: no such command"),
         ("deepspeed 'launch.sh", {}, "No closing quotation"),
-        ("", {"corpus": "half.txt"}, "students: a: corpus: a dotted setting"),
+        ("", {"corpus": "half.txt"}, "students: a: corpus: a student may differ only in dotted settings"),
     ],
 )
 def test_a_studys_mistakes_are_said(launch, changes, words):
@@ -120,17 +122,17 @@ def test_a_studys_mistakes_are_said(launch, changes, words):
     [
         ({"finetune": {"epoch": 2}}, "finetune: epoch: no such setting; did you mean epochs?"),
         ({"finetune": {"rte": {"learning_rates": 1e-4}}}, "did you mean learning_rate?"),
-        ({"finetune": {"learning_rate": "fast"}}, "finetune of rte: .*not all of these are numbers"),
+        ({"finetune": {"learning_rate": "fast"}}, "finetune of rte: .*a value that must be a number is not one"),
         ({"finetune": {"warmup_ratio": 1}}, "finetune.warmup_ratio = 1: must be a share of the steps, below 1"),
         ({"finetune": {"batch_size": 2.5}}, "finetune.batch_size = 2.5: must be a whole number"),
         ({"finetune": {"dropout": 1}}, "finetune.dropout = 1: must be a share of the values, below 1"),
-        ({"finetune": {"rte": 3}}, "finetune: rte: 3: a task's settings go by name"),
-        ({"seeds": 0}, "seeds of rte: 0: a whole number, 1 or more"),
-        ({"finetune": {"rte": {"seeds": "two"}}}, "seeds of rte: 'two': a whole number, 1 or more"),
+        ({"finetune": {"rte": 3}}, "finetune: rte: 3: must map names of settings to values"),
+        ({"seeds": 0}, "seeds of rte = 0: must be a whole number, 1 or more"),
+        ({"finetune": {"rte": {"seeds": "two"}}}, "seeds of rte = 'two': must be a whole number, 1 or more"),
         ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
         ({"data": "nowhere"}, "--data nowhere/rte: exactly one file train"),
-        ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: named twice"),
-        ({"jobs": 0}, "--jobs 0: how many steps run side by side, 1 or more"),
+        ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: given twice"),
+        ({"jobs": 0}, "--jobs 0: the number of steps that run in parallel must be at least 1"),
     ],
 )
 def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
@@ -142,10 +144,10 @@ def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"losses.kl_tokens": "maskd"}, "distil b: losses.kl_tokens: .*maskd"),
-        ({"training.epochs": "many"}, "distil b: training.epochs: .*many"),
-        ({"losses.temperature": 0}, "distil b: losses.temperature = 0"),
-        ({"training.learning_rate": -1}, "distil b: training.learning_rate = -1"),
+        ({"losses.kl_tokens": "maskd"}, "distill b: losses.kl_tokens: .*maskd"),
+        ({"training.epochs": "many"}, "distill b: training.epochs: .*many"),
+        ({"losses.temperature": 0}, "distill b: losses.temperature = 0"),
+        ({"training.learning_rate": -1}, "distill b: training.learning_rate = -1"),
     ],
 )
 def test_a_value_that_a_student_cannot_have_is_said_before_another_is_distilled(tmp_path, changes, words):
