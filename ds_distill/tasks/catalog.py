@@ -96,6 +96,8 @@ TASKS = {
     )
 }
 
+GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
+
 
 def plain(name: object) -> str:
     """Return a name in the form in which names are compared, without case, spaces and marks.
