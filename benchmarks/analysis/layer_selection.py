@@ -30,7 +30,7 @@ from ds_distill.finetune.trainer import scored
 from ds_distill.models.families import family_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.reporting.tables import table
-from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.metrics import rank
 from ds_distill.utils.errors import UserError
 
@@ -99,7 +99,7 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
-    task = task_of(args.task)
+    task = get_task(args.task)
     model, tokenizer = (
         load_for_task(args.model, task, "model", tuned=True).eval(),
         load_tokenizer(resolve_model_folder(args.model, "--model")),

@@ -106,7 +106,7 @@ class Accounts:
         worst = max(parts, key=lambda path: parts[path][0])
         characters = self.files[worst].characters
         lost = characters["not_utf8"] / max(1, characters["read"] - characters["between_documents"])
-        encoding, is_utf8 = _encoding_of(worst)
+        encoding, is_utf8 = _detect_encoding(worst)
         if is_utf8:
             return (
                 f"{where.format('the documents')} contain unpaired surrogates (such as \\ud83d), which are "
@@ -155,7 +155,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _encoding_of(path: str) -> tuple[str | None, bool]:
+def _detect_encoding(path: str) -> tuple[str | None, bool]:
     """Return (the encoding that a file seems to be in, whether its bytes are UTF-8 all the same).
 
     The bytes of JSON's escapes, for example, are UTF-8.

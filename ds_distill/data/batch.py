@@ -24,7 +24,7 @@ class Batch:
         token_mask: [B, L] bool, false on padding; None without padding.
         document_ids: [B, L] long, where each document of a packed block is a context of its own;
             else None.
-        cu_seqlens: The documents' boundaries in the same case, see `cu_seqlens_of`; else None.
+        cu_seqlens: The documents' boundaries in the same case, see `compute_cu_seqlens`; else None.
     """
 
     input_ids: Tensor
@@ -99,11 +99,11 @@ def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int
         torch.from_numpy(labels),
         torch.from_numpy(np.arange(width) < lengths[:, None]) if padded else None,
         None if documents is None else torch.from_numpy(documents),
-        None if documents is None else torch.from_numpy(cu_seqlens_of(documents)),
+        None if documents is None else torch.from_numpy(compute_cu_seqlens(documents)),
     )
 
 
-def cu_seqlens_of(documents: np.ndarray) -> np.ndarray:
+def compute_cu_seqlens(documents: np.ndarray) -> np.ndarray:
     """Return where each document of [B, L] ids begins in the flattened batch, as int32.
 
     This is the format that variable-length attention takes. Padding counts as a document. B · L

@@ -60,7 +60,7 @@ class CsvRows:
         Raises:
             UserError: If the field at `place` may be another one.
         """
-        names = f"but the header has {len(header)} ({listed_columns(header)})"
+        names = f"but the header has {len(header)} ({format_columns(header)})"
         if len(row) > len(header) and any(field.strip() for field in row[len(header) :]):
             hint = (
                 "; write a quote inside a quoted field as two quotes, not with a backslash"
@@ -145,7 +145,7 @@ class CsvRows:
             raise
 
 
-def listed_columns(names: list) -> str:
+def format_columns(names: list) -> str:
     """Return the names of columns as an error shows them."""
     text = ", ".join(map(str, names))
     return text if len(text) <= 300 else f"{text[:300]}…"

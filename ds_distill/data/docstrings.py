@@ -58,9 +58,9 @@ def embedded_documents(max_bytes: int, seed: int = 0, *, progress: Callable[[int
     with contextlib.ExitStack() as stack:
         try:
             pool = stack.enter_context(multiprocessing.get_context(method).Pool(2))
-            files = pool.imap(_prose_of_file, _source_files(seed), chunksize=32)
+            files = pool.imap(_read_prose, _source_files(seed), chunksize=32)
         except OSError:  # There is no shared memory: /dev/shm is read-only or missing.
-            files = map(_prose_of_file, _source_files(seed))
+            files = map(_read_prose, _source_files(seed))
         for prose in files:
             for paragraphs in prose:
                 # Boilerplate (parameters, licenses) is repeated by paragraph, so it is dropped by
@@ -101,7 +101,7 @@ def _source_files(seed: int) -> list[str]:
     return [files[turn] for turn in range(longest) for files in packages.values() if turn < len(files)]
 
 
-def _prose_of_file(path: str) -> list[list[str]]:
+def _read_prose(path: str) -> list[list[str]]:
     """Return the paragraphs of every prose-like docstring of a file, one list per docstring."""
     try:
         source = Path(path).read_text(encoding="utf-8")

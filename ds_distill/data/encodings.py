@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ds_distill.data.files import COMPRESSED, KINDS, head_of, open_unpacked
+from ds_distill.data.files import COMPRESSED, KINDS, open_unpacked, read_head
 from ds_distill.utils.errors import UserError
 
 # It matches a byte that is not UTF-8, or half a pair, which JSON escapes may hold.
@@ -62,7 +62,7 @@ def check_text(path: Path, packed: str) -> None:
 
     `packed` is ".gz", ".zst" or another suffix.
     """
-    head = head_of(path, packed)
+    head = read_head(path, packed)
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
             raise UserError(f"{path}: not text but {what}")

@@ -51,13 +51,13 @@ _DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/self/fd/")
 _HEAD = 1 << 16
 
 
-def kind_of(name: str) -> str | None:
+def get_file_kind(name: str) -> str | None:
     """Return the kind of a file by its name, without the suffix of compression; None for an unknown kind."""
     suffixes = [s.lower() for s in Path(name).suffixes if s.lower() not in COMPRESSED]
     return {**KINDS, ".arrow": "arrow"}.get(suffixes[-1]) if suffixes else None
 
 
-def files_of(given: str, column: str | None = None) -> list[Path]:
+def resolve_files(given: str, column: str | None = None) -> list[Path]:
     """Return the files of an input: a file, a folder, a pattern or a pipe.
 
     The data from a pipe is copied into a file.
@@ -159,7 +159,7 @@ def _files_below(folder: Path, others: list[Path]) -> Iterator[Path]:
         yield from saved
         for name in files:
             file = Path(here, name)
-            kind = kind_of(name)
+            kind = get_file_kind(name)
             if name.startswith(".") or name in METADATA or (saved and (name == "state.json" or kind == "arrow")):
                 continue
             # `datasets` has computed these from the rows.
@@ -235,7 +235,7 @@ class _Copy:
 _copies: dict[tuple[int, int], _Copy] = {}
 
 
-def digest_of_copy(file: str) -> str | None:
+def get_copy_digest(file: str) -> str | None:
     """Return the sha256 of a file that a pipe was copied into; None for any other file."""
     return next((copy.digest for copy in _copies.values() if str(copy.path) == file), None)
 
@@ -347,7 +347,7 @@ def open_unpacked(
     return raw
 
 
-def head_of(path: Path, packed: str) -> bytes:
+def read_head(path: Path, packed: str) -> bytes:
     """Return the first 64 KiB of a file, uncompressed."""
     with open_unpacked(path, packed) as stream:
         return stream.read(_HEAD)

@@ -97,7 +97,7 @@ class BatchLoader:
         """Return the epoch, counted from 0, that `step` belongs to."""
         return step // self.steps_per_epoch
 
-    def indices_of(self, step: int) -> np.ndarray:
+    def get_indices(self, step: int) -> np.ndarray:
         """Return the entries (see `collate`) of the whole global batch of `step`: int64 [global_batch_size]."""
         if step < 0:
             raise ValueError(f"step {step}: steps count from 0")
@@ -132,7 +132,7 @@ class BatchLoader:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """Return this rank's `accumulation` batches of `step`, each [micro_batch_size, L]."""
-        mine = self.indices_of(step).reshape(self.accumulation, self.world_size, self.micro_batch_size)[:, self.rank]
+        mine = self.get_indices(step).reshape(self.accumulation, self.world_size, self.micro_batch_size)[:, self.rank]
         return [collate(self.store, self.masker, entries, self.epoch(step), self.cut) for entries in mine]
 
     def counts(self, step: int) -> tuple[int, int]:
@@ -140,7 +140,7 @@ class BatchLoader:
 
         The losses are divided by these counts, which need no communication with other ranks.
         """
-        sequences = self.indices_of(step) % len(self.store)
+        sequences = self.get_indices(step) % len(self.store)
         return int(self.store.lengths(sequences).sum()), int(
             self.masker.masked_counts(self.store.maskable(sequences)).sum()
         )

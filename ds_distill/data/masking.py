@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ds_distill.data.whole_words import Words, choose_words, divided
+from ds_distill.data.whole_words import Words, choose_words, split_words
 
 IGNORE_INDEX = -100  # the label that cross-entropy skips
 _STREAM = 0x6D61736B  # "mask": keeps these draws apart from every other use of the seed
@@ -105,7 +105,7 @@ class Masker:
         starts = self.words.starts(pieces)
         # After a special token a word begins, whatever its first piece is.
         starts[1:] |= positions[1:] - positions[:-1] > 1
-        first, lengths = divided(starts)
+        first, lengths = split_words(starts)
         log_weights = np.add.reduceat(self._log_weight[pieces], first) / lengths
         weights = np.exp(log_weights - log_weights.max())
         taken = choose_words(lengths, weights, -np.log1p(-uniform[first]) / weights, count, more[:-1])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ds_distill.data import rows, sources
 from ds_distill.data.encodings import replace_surrogates
-from ds_distill.data.files import head_of, open_unpacked, unreadable
+from ds_distill.data.files import open_unpacked, read_head, unreadable
 from ds_distill.data.findings import Findings
 from ds_distill.data.sources import WorkUnit, split_inputs
 
@@ -127,7 +127,7 @@ def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
 def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
     """Remark on mistakes, visible in a file's first bytes, that lose nothing but are hardly meant."""
     path = Path(piece.path)
-    head = head_of(path, path.suffix).decode(errors="replace")
+    head = read_head(path, path.suffix).decode(errors="replace")
     if not head:
         findings.remark("empty files", f"{path}: the file is empty")
     if piece.kind != "text":

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from ds_distill.data.csv_rows import CsvRows, listed_columns
+from ds_distill.data.csv_rows import CsvRows, format_columns
 from ds_distill.data.files import open_unpacked
 from ds_distill.data.findings import Findings
-from ds_distill.data.named_rows import AMBIGUOUS, row_of
+from ds_distill.data.named_rows import AMBIGUOUS, make_row
 from ds_distill.data.sources import WorkUnit, arrow_batches, open_hub, open_parquet
 from ds_distill.utils.errors import UserError
 
@@ -30,7 +30,7 @@ def read_jsonl(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
                 continue
             where = f"{piece.path}, line {number}" + (f" after byte {piece.start}" if piece.start else "")
             try:
-                row = json.loads(text, object_pairs_hook=row_of)
+                row = json.loads(text, object_pairs_hook=make_row)
             except (ValueError, RecursionError) as error:
                 if number == 1 and not piece.start and text.strip() in ("{", "["):
                     raise UserError(
@@ -127,6 +127,6 @@ def _text(value, piece: WorkUnit, where: str) -> str:
 def no_column(piece: WorkUnit, where: str, names: list) -> UserError:
     """Return the UserError for a column that does not exist."""
     return UserError(
-        f"{where}: no column {piece.column!r}; the columns are {listed_columns(names) or 'none'}; choose one: "
+        f"{where}: no column {piece.column!r}; the columns are {format_columns(names) or 'none'}; choose one: "
         f"{piece.path}#COLUMN"
     )

@@ -16,7 +16,7 @@ from ds_distill.data.masking import Masker, masked_count
 from ds_distill.data.prepare import prepare
 from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from ds_distill.data.words import words_of
+from ds_distill.data.words import find_words
 from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import check_shared
@@ -151,8 +151,8 @@ def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
 def make_masker(store: TokenDataset, recipe: Recipe) -> Masker:
     """Return the masker that the recipe asks for, with the token counts of `store`."""
     m, d = store.manifest, recipe.data
-    words = words_of(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
-    if words is not None and not words.told:
+    words = find_words(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
+    if words is not None and not words.is_marked:
         log(
             f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each token is "
             "masked independently"

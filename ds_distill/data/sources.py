@@ -18,9 +18,9 @@ from ds_distill.data.files import (
     COMPRESSED,
     KINDS,
     UNSUPPORTED,
-    digest_of_copy,
-    files_of,
-    kind_of,
+    get_copy_digest,
+    get_file_kind,
+    resolve_files,
     saved_split,
     unreadable,
 )
@@ -73,7 +73,7 @@ def split_inputs(inputs: list[str], *, column: str = "text", streaming: bool = T
             pieces += _hub_pieces(source, given, column, streaming)
             continue
         name, wanted = _split_column(given)
-        for file in files_of(name, wanted):
+        for file in resolve_files(name, wanted):
             pieces += _file_pieces(source, file, wanted or column)
     if not pieces:
         raise UserError("no corpus was given; name at least one file, folder, pattern or hf: data set")
@@ -89,7 +89,7 @@ def check_inputs(inputs: list[str]) -> None:
         if given.startswith("hf:"):
             _hub_parts(given)
         else:
-            files_of(*_split_column(given))
+            resolve_files(*_split_column(given))
 
 
 def check_weights(weights: list[float], sources: int) -> None:
@@ -113,7 +113,7 @@ def corpus_identity(inputs: list[str], pieces: list[WorkUnit]) -> list[list]:
             "text"
         }
         # The number of a pipe does not identify its content, but the digest does.
-        piped = next((digest for piece in own if (digest := digest_of_copy(piece.path))), None)
+        piped = next((digest for piece in own if (digest := get_copy_digest(piece.path))), None)
         where = given if given.startswith("hf:") else f"pipe {piped}" if piped else str(expand_user(given).absolute())
         found.append([where, sum(piece.size for piece in own), *sorted(columns)])
     return found
@@ -133,7 +133,7 @@ def _split_column(given: str) -> tuple[str, str | None]:
 
 
 def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
-    kind, size = kind_of(file.name) or "text", file.stat().st_size
+    kind, size = get_file_kind(file.name) or "text", file.stat().st_size
     check_not_lfs_pointer(file)
     if file.suffix.lower() in UNSUPPORTED:
         raise UserError(f"{file}: not text; supported are {', '.join(KINDS)} files, plain, .gz or .zst")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from ds_distill.exporters.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
+from ds_distill.exporters.int8 import FULL, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
 from ds_distill.exporters.model import Source, load_source, read_json
 from ds_distill.exporters.onnx import OPSET, write_onnx, write_program
 from ds_distill.exporters.parity import Batch, compare, text_batches, torch_runner
@@ -69,7 +69,7 @@ class Format:
         write: Called with (job, file) to write the file.
         load: Loads the file with its own runtime.
         example: An expression that runs the file.
-        why_not: Returns why this machine cannot run it, or None.
+        unavailable_reason: Returns why this machine cannot run it, or None.
     """
 
     file: str
@@ -79,7 +79,7 @@ class Format:
     write: Callable[[Job, Path], object]
     load: Callable[[Path], Runner]
     example: str
-    why_not: Callable[[], str | None] = lambda: None
+    unavailable_reason: Callable[[], str | None] = lambda: None
 
 
 FORMATS = {
@@ -109,7 +109,7 @@ FORMATS = {
         lambda job, file: write_onnx_int8(job.graph, file, FULL),
         OnnxRunner,
         "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
-        why_not_full,
+        full_range_unavailable_reason,
     ),
     "openvino-int8": Format(
         "openvino/openvino_model.xml",
@@ -132,7 +132,7 @@ FORMATS = {
 }
 
 
-def parts_of(file: Path) -> list[Path]:
+def get_parts(file: Path) -> list[Path]:
     """Return a format's file and the files beside it that belong to it; the file itself comes last.
 
     Such files are OpenVINO's weights, and the weights of an ONNX file beyond 2 GiB.
@@ -142,11 +142,11 @@ def parts_of(file: Path) -> list[Path]:
 
 def _copy_parts(graph: Path, file: Path) -> None:
     """Copy an ONNX file and the files beside it under their own names, because the file refers to them."""
-    for part in parts_of(graph):
+    for part in get_parts(graph):
         shutil.copyfile(part, file.parent / part.name)
 
 
-def formats_of(names: list[str]) -> dict[str, Format]:
+def resolve_formats(names: list[str]) -> dict[str, Format]:
     """Return the formats of these names.
 
     Raises:
@@ -161,7 +161,7 @@ def formats_of(names: list[str]) -> dict[str, Format]:
         missing = [module for module in FORMATS[name].needs if importlib.util.find_spec(module) is None]
         if missing:
             raise UserError(f"--format {name}: needs {', '.join(missing)}; run pip install -r requirements-deploy.txt")
-        if reason := FORMATS[name].why_not():
+        if reason := FORMATS[name].unavailable_reason():
             raise UserError(
                 f"--format {name} cannot be checked on this machine: {reason}; export it on the machine where it will "
                 "run, or choose the format without -vnni"
@@ -192,7 +192,7 @@ def export_formats(
     Raises:
         RuntimeError: The outputs of an fp32 format differ from PyTorch's.
     """
-    formats = formats_of(names)
+    formats = resolve_formats(names)
     source = load_source(model, "encoder" if encoder else None)
     if encoder and output.resolve() == source.folder.resolve():
         raise UserError(f"--encoder: {output} is the model with its head; choose another --output for the encoder")
@@ -281,7 +281,7 @@ def _written(
                 figures |= {f"dev_{metric}": value for metric, value in dev.score(run, f"dev score, {name}").items()}
                 figures["scored_on"] = str(dev)
             follow_umask(file.parent)
-            size = sum(part.stat().st_size for part in parts_of(file))
+            size = sum(part.stat().st_size for part in get_parts(file))
             rows[name] = {
                 "file": format.file,
                 "head": source.head,
@@ -300,10 +300,10 @@ def _written(
 def _publish(file: Path, folder: Path) -> None:
     """Move a format's file into `folder`, after the files it needs, and delete what an earlier export left there."""
     folder.mkdir(exist_ok=True)
-    parts = [part.name for part in parts_of(file)]
+    parts = [part.name for part in get_parts(file)]
     for name in parts:
         os.replace(file.parent / name, folder / name)
-    for part in parts_of(folder / file.name):
+    for part in get_parts(folder / file.name):
         if part.name not in parts:
             part.unlink()
 

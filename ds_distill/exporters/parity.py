@@ -127,8 +127,8 @@ def compare(
     sums: dict[str, float] = dict.fromkeys(("positions", "agreement", "clear_positions", "clear_agreement"), 0)
     for batch in progress_over(batches, what):
         for mine, its in zip(
-            _looked_at(source.head, run(batch.inputs), batch),
-            _looked_at(source.head, reference(batch.inputs), batch),
+            _select_compared(source.head, run(batch.inputs), batch),
+            _select_compared(source.head, reference(batch.inputs), batch),
             strict=True,
         ):
             # unlike max, maximum lets a NaN through, and a NaN passes no limit
@@ -139,7 +139,7 @@ def compare(
             looked_at += its.shape[0]
             if source.head == "encoder" or its.shape[-1] == 1:  # no choice between hidden values, nor of one number
                 continue
-            choice, clear = first_choices(its)
+            choice, clear = get_top1(its)
             same = mine.argmax(-1) == choice
             _add(
                 sums,
@@ -173,13 +173,13 @@ def compare(
     return figures
 
 
-def first_choices(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def get_top1(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ([...] index of the largest of each row, [...] whether it leads by CLEAR or more), outputs [..., C]."""
     best = np.partition(outputs, -2, axis=-1)[..., -2:]
     return outputs.argmax(-1), best[..., 1] - best[..., 0] >= CLEAR
 
 
-def agreed(same: np.ndarray, clear: np.ndarray) -> dict[str, float]:
+def agreement_shares(same: np.ndarray, clear: np.ndarray) -> dict[str, float]:
     """Return the shares of equal top-1 outputs: agreement of all, and clear_agreement of the clear ones, if any."""
     return {"agreement": float(same.mean())} | ({"clear_agreement": float(same[clear].mean())} if clear.any() else {})
 
@@ -195,7 +195,7 @@ def _nats(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(shifted, labels[:, None], -1)[:, 0]).sum())
 
 
-def _looked_at(head: str, outputs: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
+def _select_compared(head: str, outputs: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
     """Return the rows of numbers to compare; a top-1 is taken along their last axis."""
     if head == "classification":
         return [outputs[0]]

@@ -23,7 +23,7 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 
 # Servers choose a pipeline by these keys of a config.json.
-OF_A_TASK = ("finetuning_task", "finetuning_length", "id2label", "label2id", "problem_type")
+TASK_KEYS = ("finetuning_task", "finetuning_length", "id2label", "label2id", "problem_type")
 
 
 def publish_model(source: Source, output: Path, name: str) -> None:
@@ -65,7 +65,7 @@ def _write(source: Source, folder: Path, name: str) -> None:
     save_model_folder(model, source.reader, folder, source.inputs)
     if source.head == "encoder":
         config = cast(dict, read_json(folder / "config.json"))
-        write_json(folder / "config.json", {key: value for key, value in config.items() if key not in OF_A_TASK})
+        write_json(folder / "config.json", {key: value for key, value in config.items() if key not in TASK_KEYS})
         write_sentence_transformers_files(source, folder)
     (folder / "README.md").write_text(_card(source, name), encoding="utf-8")
     follow_umask(folder)
@@ -105,7 +105,7 @@ def _card(source: Source, name: str) -> str:
     """Return the source's own card for the same model, else a short one with the license that the card names."""
     file = source.folder / "README.md"
     card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    given = _front_matter_of(card)
+    given = _parse_front_matter(card)
     if given and source.head != "encoder":
         return card
     more = {"license": given["license"]} if isinstance(given.get("license"), str) else {}
@@ -113,7 +113,7 @@ def _card(source: Source, name: str) -> str:
     return front_matter(source.head, **more) + f"# {name}\n\n{what} Exported with ds-distill.\n"
 
 
-def _front_matter_of(card: str) -> dict:
+def _parse_front_matter(card: str) -> dict:
     """Return the YAML that a card begins with; empty where it has none, or none that can be read."""
     if not card.startswith("---\n") or "\n---\n" not in card[4:]:
         return {}

@@ -40,7 +40,7 @@ def write_sentence_transformers_files(source: Source, folder: Path) -> None:
         if weights:
             shutil.copyfile(weights, folder / path / "model.safetensors")
     _write_json(folder / "modules.json", modules)
-    given = _json_of(source.folder / "sentence_bert_config.json")
+    given = _read_dict(source.folder / "sentence_bert_config.json")
     longest = source.reader.model_max_length
     if isinstance(given.get("max_seq_length"), int):
         longest = min(longest, given["max_seq_length"])
@@ -48,7 +48,7 @@ def write_sentence_transformers_files(source: Source, folder: Path) -> None:
         folder / "sentence_bert_config.json",
         {"max_seq_length": longest, "do_lower_case": bool(given.get("do_lower_case", False))},
     )
-    settings = _json_of(source.folder / "config_sentence_transformers.json")
+    settings = _read_dict(source.folder / "config_sentence_transformers.json")
     if kept := {key: settings[key] for key in KEPT_SETTINGS if key in settings}:
         _write_json(folder / "config_sentence_transformers.json", kept)
 
@@ -65,7 +65,7 @@ def _modules_after_transformer(source: Source) -> list[tuple[str, dict, Path | N
         )
         if not kind.isidentifier():
             break
-        settings, weights = _json_of(place / "config.json"), place / "model.safetensors"
+        settings, weights = _read_dict(place / "config.json"), place / "model.safetensors"
         if not weights.is_file() and list(place.glob("*.bin")):
             log(
                 f"{source.folder}: {place.name} has pickled weights, which are not read; the export computes the "
@@ -89,7 +89,7 @@ def _pooling(settings: dict, width: int) -> dict:
     }
 
 
-def _json_of(file: Path) -> dict:
+def _read_dict(file: Path) -> dict:
     found = read_json(file) if file.is_file() else {}
     return found if isinstance(found, dict) else {}
 

@@ -20,26 +20,26 @@ from ds_distill.exporters.model import Source
 from ds_distill.exporters.parity import progress_over
 from ds_distill.exporters.runtimes import Runner
 from ds_distill.models.inputs import encode_rows, pad_right
-from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, plain
+from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, normalize_name
 from ds_distill.tasks.columns import named_columns, text_columns
 from ds_distill.tasks.examples import (
     KINDS,
     check_value,
-    kind_of,
-    label_of,
+    get_file_suffix,
+    parse_label,
     read_columns,
-    rows_of,
+    read_rows,
 )
 from ds_distill.tasks.labels import (
     are_numbered_otherwise,
     class_by_name,
     class_by_number,
-    class_of,
-    classes_of,
-    number_of,
+    match_class,
+    match_classes,
+    parse_number,
 )
 from ds_distill.tasks.metrics import METRICS, Measured
-from ds_distill.tasks.squad import LENGTH, postprocess_spans, questions_in, spans_of, squad_scores
+from ds_distill.tasks.squad import LENGTH, make_spans, postprocess_spans, questions_in, squad_scores
 from ds_distill.utils.console import log, log_share
 from ds_distill.utils.errors import UserError
 
@@ -111,9 +111,9 @@ def dev_set(source: Source, file: str | Path) -> DevSet:
             "question-answering head"
         )
     config = source.model.config
-    trained_on = plain(getattr(config, "finetuning_task", None))
-    task = next((task for task in TASKS.values() if plain(task.name) == trained_on and not task.spans), None)
-    read = labelled(path, task, columns)
+    trained_on = normalize_name(getattr(config, "finetuning_task", None))
+    task = next((task for task in TASKS.values() if normalize_name(task.name) == trained_on and not task.spans), None)
+    read = load_labeled_examples(path, task, columns)
     metric, judge = _judge(source, path, task, read.labels)
     length = _length(source)
     encoded, truncated = encode_rows(source.reader, read.texts, length)
@@ -180,7 +180,7 @@ def _judge(
     if config.num_labels == 1:
         task = task if task and task.regression else None
         places = [(label, f"--data {file}, example {row}") for row, label in enumerate(labels, 1)]
-        gold = np.array([label_of(task, *place) if task else _number(*place) for place in places])
+        gold = np.array([parse_label(task, *place) if task else _number(*place) for place in places])
         metric = task.metrics[0] if task else "pearson"
         squashed = config.problem_type != "regression"  # a pipeline then returns the sigmoid of the one output
         return metric, lambda logits: METRICS[metric](
@@ -189,7 +189,7 @@ def _judge(
     id2label = cast(dict[int, str], config.id2label)
     names = [str(id2label[i]) for i in sorted(id2label)]
     # which of the task's classes an output stands for
-    meant = classes_of(names, task.labels) if task and task.labels else None
+    meant = match_classes(names, task.labels) if task and task.labels else None
     if task and meant is None:
         log(
             f"--data {file}: the model's labels, {', '.join(names)}, are not those of {task.name}; the file's labels "
@@ -214,7 +214,7 @@ def _by_name(labels: list, names: list[str], file: Path) -> list:
     if not otherwise:
         return labels
     by_number: dict[int | None, str] = {int(re.findall(r"\d+", name)[0]): name for name in names}
-    return [by_number.get(number_of(label), label) for label in labels]
+    return [by_number.get(parse_number(label), label) for label in labels]
 
 
 def _class(label: object, names: list[str], task: Task | None, meant: list[int] | None, file: Path, row: int) -> int:
@@ -225,11 +225,11 @@ def _class(label: object, names: list[str], task: Task | None, meant: list[int] 
     """
     own = class_by_name(label, names)
     if task and meant:
-        found = class_of(label, task.labels) if own is None else meant[own]
+        found = match_class(label, task.labels) if own is None else meant[own]
     else:
         found = class_by_number(label, names) if own is None else own
     if found is None:
-        if number_of(label) is None and isinstance(label, str):
+        if parse_number(label) is None and isinstance(label, str):
             raise UserError(
                 f"--data {file}: label {label!r} of example {row}: not one of the model's labels ({', '.join(names)})"
             )
@@ -256,7 +256,7 @@ def _questions(source: Source, file: Path) -> DevSet:
         raise UserError(f"--data {file}: no such file; give SQuAD's JSON")
     questions = questions_in(TASKS["squad_v2"], file)  # it reads 1.1 as well, whose questions all have answers
     length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _length(source))
-    spans = spans_of(questions, source.reader, length)
+    spans = make_spans(questions, source.reader, length)
     log_share(
         spans.cut,
         len(questions),
@@ -275,7 +275,7 @@ def _questions(source: Source, file: Path) -> DevSet:
     )
 
 
-class Labelled(NamedTuple):
+class LabeledExamples(NamedTuple):
     """Labeled examples of a file.
 
     Attributes:
@@ -291,7 +291,7 @@ class Labelled(NamedTuple):
     left_out: Counter[str]
 
 
-def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) -> Labelled:
+def load_labeled_examples(file: Path, task: Task | None = None, columns: Sequence[str] = ()) -> LabeledExamples:
     """Return the examples of a file.
 
     Their texts come from `columns`, else from the task's columns, else from those that
@@ -299,13 +299,13 @@ def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) 
     """
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give a file with a column `label` and one or two text columns")
-    if kind_of(file) is None:
+    if get_file_suffix(file) is None:
         raise UserError(f"--data {file}: not a supported kind of file; give {', '.join(KINDS)}, plain, .gz or .zst")
     if task:
         own = replace(task, texts=tuple(columns)) if columns else task
         texts, labels, left_out = read_columns(own, file)
-        return Labelled(texts, [label for _, label in labels], list(own.texts), left_out)
-    lines = list(rows_of(file))
+        return LabeledExamples(texts, [label for _, label in labels], list(own.texts), left_out)
+    lines = list(read_rows(file))
     rows = [row for _, row in lines]
     if not rows:
         raise UserError(f"--data {file}: the file contains no examples")
@@ -331,7 +331,7 @@ def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) 
         f"--data {file}: columns read as text: {', '.join(names)}"
         + (f"; not read: {', '.join(others)}" if others else "")
     )
-    return Labelled(
+    return LabeledExamples(
         [[replace_surrogates(row[name]) for row in rows] for name in names],
         [row["label"] for row in rows],
         names,

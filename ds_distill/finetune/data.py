@@ -19,7 +19,7 @@ from ds_distill.models.saving import follow_umask
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples, load_examples
-from ds_distill.tasks.squad import LENGTH, Question, Questions, Spans, load_questions, spans_of, unplaced
+from ds_distill.tasks.squad import LENGTH, Question, Questions, Spans, find_unplaced, load_questions, make_spans
 from ds_distill.utils.errors import UserError
 
 Gold = np.ndarray | tuple[Questions, Spans]  # of a dev set: labels, or for SQuAD (questions, spans)
@@ -51,13 +51,13 @@ class Data:
     def left_out(self) -> dict[str, dict[str, int]]:
         """How much of the files was left out, by set and cause."""
         return {
-            named(split): dict(part.left_out)
+            get_split_name(split): dict(part.left_out)
             for split, part in {"train": self.train, **self.dev}.items()
             if part.left_out
         }
 
 
-def named(split: str) -> str:
+def get_split_name(split: str) -> str:
     """Return the name of a split in a summary: train, dev, and dev_mismatched for MNLI's second."""
     return split if split == "train" else "dev_mismatched" if split.endswith("mismatched") else "dev"
 
@@ -105,7 +105,7 @@ class Sets:
     @property
     def parts(self) -> dict[str, Features]:
         """All features, by the names that a summary has for their sets."""
-        return {"train": self.train} | {named(split): features for split, (features, _) in self.dev.items()}
+        return {"train": self.train} | {get_split_name(split): features for split, (features, _) in self.dev.items()}
 
 
 def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: FinetuneConfig, positions: int) -> Sets:
@@ -125,8 +125,8 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Finetu
     train = data.train[:most]
     if data.task.spans:
         asked = cast(list[Question], train)
-        spans = spans_of(asked, tokenizer, length)
-        lost = unplaced(asked, spans)
+        spans = make_spans(asked, tokenizer, length)
+        lost = find_unplaced(asked, spans)
         spans = spans.without(lost)
         if not spans.question:
             raise UserError(
@@ -157,7 +157,7 @@ def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dic
             split: (encode_features(part, tokenizer, length), np.array(part.labels)) for split, part in examples.items()
         }
     asked = cast(dict[str, Questions], data.dev)
-    found = {split: (questions, spans_of(questions, tokenizer, length)) for split, questions in asked.items()}
+    found = {split: (questions, make_spans(questions, tokenizer, length)) for split, questions in asked.items()}
     return {
         split: (Features(spans.inputs, {}, cut=spans.cut), (questions, spans))
         for split, (questions, spans) in found.items()

@@ -13,8 +13,8 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from ds_distill.models.families import family_of_type
 from ds_distill.models.folder import listed, open_model_folder
 from ds_distill.models.loading import load_model
-from ds_distill.tasks.catalog import Task, plain
-from ds_distill.tasks.labels import classes_of
+from ds_distill.tasks.catalog import Task, normalize_name
+from ds_distill.tasks.labels import match_classes
 from ds_distill.utils.errors import UserError
 
 
@@ -47,7 +47,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         )
     if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):
         raise UserError(f"{given}: a {kind}, which was fine-tuned for another kind of task than {task.name}; {remedy}")
-    if trained_on and plain(trained_on) != plain(task.name):
+    if trained_on and normalize_name(trained_on) != normalize_name(task.name):
         raise UserError(f"{given}: was fine-tuned on {trained_on}, not on {task.name}; {remedy}")
     if dropout >= 0:
         family_of_type(config.model_type).set_dropout(config, dropout, heads=True)
@@ -58,7 +58,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         wanted = 1 if task.regression else len(task.labels)
         labels = cast(dict[int, str], config.id2label)
         theirs = [str(labels[i]) for i in sorted(labels)]
-        meant = classes_of(theirs, task.labels)  # Numbers are the hub's ids.
+        meant = match_classes(theirs, task.labels)  # Numbers are the hub's ids.
         if has_head and (len(theirs) != wanted or (task.labels and meant is None)):
             raise UserError(
                 f"{given}: its labels are {', '.join(theirs)}, but those of {task.name} are "

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import Data, Sets, named
+from ds_distill.finetune.data import Data, Sets, get_split_name
 from ds_distill.finetune.features import Features
 from ds_distill.tasks.squad import LONGEST_QUESTION
 from ds_distill.utils.console import TRACE, log, log_share
@@ -38,7 +38,7 @@ def not_read(data: Data, sets: Sets, tokenizer: PreTrainedTokenizerBase) -> dict
     }
 
 
-def said_of(counts: dict[str, dict]) -> str:
+def format_not_read(counts: dict[str, dict]) -> str:
     """Return the text of a model card on input that is not read, from the counts of `not_read`.
 
     It is empty where everything is read.
@@ -51,7 +51,7 @@ def said_of(counts: dict[str, dict]) -> str:
     return f"Not read: {', '.join(found)}." if found else ""
 
 
-def say_what_is_not_read(
+def log_not_read(
     data: Data, sets: Sets, point: FinetuneConfig, positions: int, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Log input that is not read.
@@ -73,7 +73,7 @@ def say_what_is_not_read(
             "of each example are read"
         )
     totals = {"train": min(len(data.train), point.max_train_samples or len(data.train))}
-    totals |= {named(split): len(part) for split, part in data.dev.items()}
+    totals |= {get_split_name(split): len(part) for split, part in data.dev.items()}
     cut, end = {part: features.cut for part, features in sets.parts.items()}, tokenizer.truncation_side
     if any(cut[part] > TRACE * total for part, total in totals.items()):
         what = "questions" if data.task.spans else "examples"  # Contexts are read in parts.
@@ -100,7 +100,7 @@ def _shares(counts: dict[str, int], totals: dict[str, int]) -> str:
     return ", ".join(f"{counts[part]:,} of {total:,} ({part})" for part, total in totals.items())
 
 
-def say_other_scale(given: str, train: Features) -> None:
+def log_scale_mismatch(given: str, train: Features) -> None:
     """Log if a teacher's scores and the labels have different scales, such as 0 to 1 and 0 to 5.
 
     A student would learn both.

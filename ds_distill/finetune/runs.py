@@ -16,8 +16,8 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data, Sets, dev_sets, encode_sets, load_data, teacher_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.finetune.notices import not_read, said_of, say_other_scale, say_what_is_not_read
-from ds_distill.finetune.trainer import SAVE_EVERY, FinetuneTrainer, _Bar, scored
+from ds_distill.finetune.notices import format_not_read, log_not_read, log_scale_mismatch, not_read
+from ds_distill.finetune.trainer import SAVE_EVERY, FinetuneTrainer, _Bar, score_model
 from ds_distill.models.families import family_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.precision import choose_cpu_dtype
@@ -88,7 +88,7 @@ def finetune(
     check_vocabulary(tokenizer, student.config, f"--model {model}")
     positions = family_of(student).positions(student.config)
     if teacher and mentor:
-        _check_reads_the_same(teacher, mentor, student, tokenizer)
+        _check_same_tokenizer(teacher, mentor, student, tokenizer)
         positions = min(positions, family_of(mentor).positions(mentor.config))
         widths = mentor.config.hidden_size, student.config.hidden_size
         if widths[0] != widths[1] and any(point.hidden_weight > 0 for point in points):
@@ -108,9 +108,9 @@ def finetune(
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         plan = _plan(read, model, output, points, tokenizer, positions, mentor)
         if teacher and task.regression:
-            say_other_scale(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
+            log_scale_mismatch(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
         results = _run_all(plan, points, seeds)
-    found, best = summary_of(task, results, output, model, teacher)
+    found, best = make_summary(task, results, output, model, teacher)
     sets = plan.encode_sets(best)
     used = min(read.counts["train"], best.max_train_samples or read.counts["train"])
     return (
@@ -121,7 +121,7 @@ def finetune(
     )
 
 
-def _check_reads_the_same(
+def _check_same_tokenizer(
     path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Raise UserError if the teacher's token ids mean something else."""
@@ -157,7 +157,7 @@ def _plan(
         key = point.max_length, point.max_train_samples
         if key not in sets:
             sets[key] = encode_sets(data, tokenizer, point, positions)
-            say_what_is_not_read(data, sets[key], point, positions, tokenizer)
+            log_not_read(data, sets[key], point, positions, tokenizer)
             if mentor is not None:
                 with explain_disk_full(output), explain_out_of_memory(_smaller(point)):
                     sets[key].train.teacher = teacher_outputs(
@@ -297,10 +297,10 @@ def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
     )
     reader = load_tokenizer(folder / "model")
     as_read = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
-    metrics = scored(plan.task, final, as_read, Collator(reader), 2 * point.batch_size, f"seed {seed}")
+    metrics = score_model(plan.task, final, as_read, Collator(reader), 2 * point.batch_size, f"seed {seed}")
     head = "question-answering" if plan.task.spans else "classification"
     trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
-    remark = said_of(not_read(plan.data, sets, reader))
+    remark = format_not_read(not_read(plan.data, sets, reader))
     card = task_card(head, plan.task.name, metrics, trained, remark)
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -308,7 +308,7 @@ def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
     return {"seed": seed, "settings": asdict(point), "precision": precision, "metrics": metrics, "losses": losses}
 
 
-def summary_of(
+def make_summary(
     task: Task, results: list[dict], output: Path, model: str, teacher: str | None
 ) -> tuple[dict, FinetuneConfig]:
     """Return (summary, the best point of the grid) by the median of the task's first metric.

@@ -23,7 +23,7 @@ from ds_distill.utils.memory import trim_heap
 SAVE_EVERY = 200  # steps
 # The interval is in steps. Batches have many lengths, and the memory that one frees leaves holes
 # that no other fills: without this, a thousand steps of SQuAD on a CPU took 10 GB instead of 3.
-GIVE_BACK_EVERY = 25
+TRIM_HEAP_EVERY = 25
 
 
 class FinetuneTrainer(Trainer):
@@ -69,7 +69,7 @@ class FinetuneTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, batch: int, what: str) -> Measured:
+def score_model(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, batch: int, what: str) -> Measured:
     """Return the task's figures on its dev sets.
 
     The figures of a second dev set have its name before theirs.
@@ -108,7 +108,7 @@ class _Bar(TrainerCallback):
 
     def on_step_end(self, args, state, control, **more):
         self.bar.update()
-        if state.global_step % GIVE_BACK_EVERY == 0:
+        if state.global_step % TRIM_HEAP_EVERY == 0:
             trim_heap()
         if state.log_history:
             self.bar.set_postfix(loss=f"{state.log_history[-1].get('loss', 0):.3f}")

@@ -74,7 +74,7 @@ class Objective(nn.Module):
             teacher: (hidden [B, L, H], decoder_input [B, L, H], decoder_weight [V, H], decoder_bias
                 [V] or None), or None for masked-LM only.
             cu_seqlens: For a batch whose documents do not see each other, see
-                data.batch.cu_seqlens_of. It is given beside the mask, for models.attention.
+                data.batch.compute_cu_seqlens. It is given beside the mask, for models.attention.
 
         Returns:
             (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached

@@ -86,7 +86,9 @@ class Step:
         words = self.command()
         # launch.sh knows no command but distill, so that word is left out.
         return (
-            [*starter_words(self.starter), *words[1:]] if self.starter else [sys.executable, "-m", "ds_distill", *words]
+            [*split_launch_command(self.starter), *words[1:]]
+            if self.starter
+            else [sys.executable, "-m", "ds_distill", *words]
         )
 
 
@@ -102,7 +104,7 @@ def _made(where: str | Path) -> str | Path:
     return where / (os.path.relpath(made["export"], made["output"]) if "output" in made else "export")
 
 
-def starter_words(starter: str) -> list[str]:
+def split_launch_command(starter: str) -> list[str]:
     """Return the words of a command that starts distillations, with ~ expanded.
 
     Raises:
@@ -111,7 +113,7 @@ def starter_words(starter: str) -> list[str]:
     return [os.path.expanduser(word) for word in shlex.split(starter)]
 
 
-def folder_of(name: str) -> str:
+def make_folder_name(name: str) -> str:
     """Return a name as the name of a folder, with nothing in it that leads to another folder."""
     return re.sub(r"[^\w.-]+|^\.+$", "_", name)
 
@@ -148,7 +150,7 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
                 for slot, (step, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
-                        _check(step, process.returncode, _log_of(step, logs) if jobs > 1 else None)
+                        _check(step, process.returncode, _get_log_file(step, logs) if jobs > 1 else None)
                         bar.update()
         except BaseException:
             for _, process in running.values():
@@ -206,8 +208,8 @@ def _start_more(running: dict, waiting: list[Step], jobs: int, logs: Path) -> No
         )
 
 
-def _log_of(step: Step, logs: Path) -> Path:
-    return logs / f"{folder_of(step.what)}.log"
+def _get_log_file(step: Step, logs: Path) -> Path:
+    return logs / f"{make_folder_name(step.what)}.log"
 
 
 def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
@@ -224,7 +226,7 @@ def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
     if not step.starter:
         environment |= _share(slot, jobs)
     logs.mkdir(parents=True, exist_ok=True)
-    with open(_log_of(step, logs), "a", encoding="utf-8") as log_file:
+    with open(_get_log_file(step, logs), "a", encoding="utf-8") as log_file:
         log_file.write(f"{typed}\n")
         log(f"\n{typed}\n  (log file: {log_file.name})")
         log_file.flush()

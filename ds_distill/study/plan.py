@@ -19,15 +19,15 @@ from ds_distill.config.renamed import name_of_today
 from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import CHECKOUT, Recipe, shipped
-from ds_distill.study.jobs import Step, folder_of, run_steps, starter_words
-from ds_distill.tasks.catalog import TASKS, task_of
+from ds_distill.study.jobs import Step, make_folder_name, run_steps, split_launch_command
+from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import split_files
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError, did_you_mean, expand_user
 from ds_distill.utils.files import write_json
 
 TEACHER, TASK_DISTILLATION = "teacher", "task distillation"
-ROOMS = tuple(f"{room.name}." for room in fields(Recipe))
+SECTION_PREFIXES = tuple(f"{room.name}." for room in fields(Recipe))
 SETTINGS = tuple(
     f"{room.name}.{setting.name}" for room in fields(Recipe) for setting in fields(getattr(Recipe(), room.name))
 )
@@ -91,7 +91,7 @@ class Study:
             )
         return cls(**{name: value for name, value in plan.items() if name in cls.__dataclass_fields__})
 
-    def finetune_of(self, task: str) -> tuple[int, dict]:
+    def get_finetune_settings(self, task: str) -> tuple[int, dict]:
         """Return how many seeds a task's fine-tunings have, and their settings."""
         found = (
             {"seeds": self.seeds}
@@ -111,7 +111,7 @@ class Study:
                 "{epochs: 3}"
             )
         for name in self.tasks:
-            task, (seeds, settings) = task_of(name), self.finetune_of(name)
+            task, (seeds, settings) = get_task(name), self.get_finetune_settings(name)
             if type(seeds) is not int or seeds < 1:
                 raise UserError(f"seeds of {name} = {seeds!r}: must be a whole number, 1 or more")
             for key in settings:
@@ -131,7 +131,7 @@ class Study:
                     split_files(expand_user(self.data) / name, split)
         for name, changes in self.students.items():
             for key in changes:
-                if not key.startswith(ROOMS):
+                if not key.startswith(SECTION_PREFIXES):
                     raise UserError(
                         f"students: {name}: {key}: a student may differ only in dotted settings of the recipe, such as "
                         "losses.kl"
@@ -158,10 +158,11 @@ class Study:
             *self.students,
             *(f"{student}, {TASK_DISTILLATION}" for student in self.task_distillation),
         ]:
-            other = folders.setdefault(folder_of(name), name)
+            other = folders.setdefault(make_folder_name(name), name)
             if other != name or (name == TEACHER and name in self.students):
                 raise UserError(
-                    f"students: {name!r} and {other!r} would share the folder {folder_of(name)}; rename one of them"
+                    f"students: {name!r} and {other!r} would share the folder {make_folder_name(name)}; rename "
+                    "one of them"
                 )
         if not Path(self.base).is_file():
             raise UserError(f"base: {self.base}: no such recipe, neither in the current folder nor in {CHECKOUT}")
@@ -169,7 +170,7 @@ class Study:
             if not value:
                 raise UserError(f"{key} is missing; give it on the command line or in the plan")
         try:
-            starter = starter_words(self.launch)
+            starter = split_launch_command(self.launch)
         except ValueError as error:
             raise UserError(f"--launch {self.launch}: {error}") from None
         if self.jobs < 1:
@@ -181,7 +182,7 @@ class Study:
             )
 
 
-def steps_of(study: Study, output: Path) -> list[Step]:
+def make_steps(study: Study, output: Path) -> list[Step]:
     """Return the steps of a study, in order.
 
     Students that read text in the same way share its tokens.
@@ -189,7 +190,7 @@ def steps_of(study: Study, output: Path) -> list[Step]:
     recipe, corpus, tokens = ("--config", study.base), ("--corpus", *study.corpus), output / "tokens"
     heldout = ("--heldout", *study.heldout) if study.heldout else ()
     shared = [name for name, changes in study.students.items() if not any(key in TOKENS for key in changes)]
-    unread = any(not (output / "students" / folder_of(name) / "summary.json").is_file() for name in shared)
+    unread = any(not (output / "students" / make_folder_name(name) / "summary.json").is_file() for name in shared)
     steps = (
         [Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base)))]
         if unread
@@ -205,14 +206,14 @@ def steps_of(study: Study, output: Path) -> list[Step]:
         steps.append(
             Step(
                 f"distill {name}",
-                output / "students" / folder_of(name),
+                output / "students" / make_folder_name(name),
                 ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
                 after=(tokens,) if name in shared else (),
                 starter=study.launch,
             )
         )
     for task in study.tasks:
-        seeds, tuning = study.finetune_of(task)
+        seeds, tuning = study.get_finetune_settings(task)
         words = (
             "finetune",
             "--task",
@@ -226,13 +227,13 @@ def steps_of(study: Study, output: Path) -> list[Step]:
         if study.include_teacher:
             steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher, seeds=seeds))
         for name in study.students:
-            student = output / "students" / folder_of(name)
-            steps.append(Step(f"{task}, {name}", folder / folder_of(name), words, model=student, seeds=seeds))
+            student = output / "students" / make_folder_name(name)
+            steps.append(Step(f"{task}, {name}", folder / make_folder_name(name), words, model=student, seeds=seeds))
             if name in study.task_distillation:
                 steps.append(
                     Step(
                         f"{task}, {name}, {TASK_DISTILLATION}",
-                        folder / folder_of(f"{name}, {TASK_DISTILLATION}"),
+                        folder / make_folder_name(f"{name}, {TASK_DISTILLATION}"),
                         words,
                         model=student,
                         teacher=folder / TEACHER,
@@ -255,7 +256,7 @@ def _reading(base: str) -> list[str]:
     return [word for key, value in found.items() if isinstance(value, str) for word in (f"--{key}", value)]
 
 
-def _kept_of(base: str) -> object:
+def _load_base(base: str) -> object:
     """Return what study.json keeps of the base.
 
     That is the recipe as PyYAML reads it, because earlier studies were kept that way, or as this
@@ -279,7 +280,7 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
             command's turn comes.
     """
     study.check()
-    steps, recipes = steps_of(study, output), {}
+    steps, recipes = make_steps(study, output), {}
     for step in steps:
         try:
             recipes[step.what] = check_command([*step.words, "--output", str(step.output)])
@@ -287,10 +288,10 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
             raise UserError(f"{step.what}: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
-    asked = json.loads(json.dumps(asdict(study) | {"recipe": _kept_of(study.base)}, default=str))
+    asked = json.loads(json.dumps(asdict(study) | {"recipe": _load_base(study.base)}, default=str))
     del asked["launch"], asked["jobs"]  # How the study is run may change.
     if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != asked:
-        if changed := _changed(_at_home(before), asked):
+        if changed := _changed(_expand_home(before), asked):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     _read_tasks(study, steps)
     students = [
@@ -299,7 +300,7 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     _check_teacher(study, students)
     write_json(plan, asked)
     run_steps(steps, study.jobs, output / "logs")
-    return {"output": str(output), "rows": rows_of(study, output)}
+    return {"output": str(output), "rows": collect_rows(study, output)}
 
 
 def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
@@ -330,10 +331,10 @@ def _read_tasks(study: Study, steps: list[Step]) -> None:
     for task in study.tasks:
         if any(step.words[:3] == ("finetune", "--task", task) and not step.done for step in steps):
             with spinner(f"reading {task}"):
-                load_data(task_of(task), str(expand_user(study.data) / task) if study.data else None)
+                load_data(get_task(task), str(expand_user(study.data) / task) if study.data else None)
 
 
-def _at_home(plan: dict) -> dict:
+def _expand_home(plan: dict) -> dict:
     """Return the plan with ~ expanded; earlier plans kept it as it was written."""
     paths = {
         key: value if isinstance(value, list) else [value]
@@ -352,13 +353,13 @@ def _changed(before: dict, now: dict) -> list[str]:
     earlier, later = Study.of(before), Study.of(now)
     kept = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "task_distillation")}
     kept["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
-    pairs = [(earlier.finetune_of(task), later.finetune_of(task)) for task in earlier.tasks]
+    pairs = [(earlier.get_finetune_settings(task), later.get_finetune_settings(task)) for task in earlier.tasks]
     kept["finetune"] = kept["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
     kept["base"] = True  # The base may move; its content is under `recipe`.
     return [key for key in now if before.get(key) != now[key] and not kept.get(key)]
 
 
-def rows_of(study: Study, output: Path) -> list[dict]:
+def collect_rows(study: Study, output: Path) -> list[dict]:
     """Return one row per model, with its held-out figures and its task scores.
 
     The held-out figures are those of the pretraining, and each score comes with its seeds. What has
@@ -372,7 +373,7 @@ def rows_of(study: Study, output: Path) -> list[dict]:
     ]
     for name in [*([TEACHER] if study.include_teacher else []), *names]:
         row: dict = {"model": name, "tasks": {}}
-        made = output / "students" / folder_of(name) / "summary.json"
+        made = output / "students" / make_folder_name(name) / "summary.json"
         if made.is_file():
             keys = ("tokens", "tokens_per_second", "parameters")
             row |= {
@@ -381,7 +382,7 @@ def rows_of(study: Study, output: Path) -> list[dict]:
                 if "heldout" in key or key in keys
             }
         for task in study.tasks:
-            file = output / "tasks" / task / folder_of(name) / "summary.json"
+            file = output / "tasks" / task / make_folder_name(name) / "summary.json"
             if file.is_file():
                 found = json.loads(file.read_text(encoding="utf-8"))
                 row["tasks"][task] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from ds_distill.reporting.pages import Section, write_page
 from ds_distill.reporting.tables import table
 from ds_distill.study.benchmark_sections import make_benchmark_section
-from ds_distill.study.plan import Study, rows_of
+from ds_distill.study.plan import Study, collect_rows
 from ds_distill.study.score_tables import data_set_table, other_metrics_table, retention_table, task_tables
 from ds_distill.study.student_tables import ablation_table, pretraining_section
 from ds_distill.utils.errors import UserError
@@ -65,7 +65,7 @@ def write_report(folders: list[str], output: Path) -> dict:
 def make_study_sections(folder: Path, picture: Path) -> list[Section]:
     """Return the sections on what a study has run so far."""
     plan = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    rows = rows_of(Study.of(plan), folder)
+    rows = collect_rows(Study.of(plan), folder)
     sections = [section for section in (retention_table(rows, plan["tasks"]),) if section] + task_tables(
         rows, plan["tasks"]
     )

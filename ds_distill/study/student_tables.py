@@ -10,7 +10,7 @@ from ds_distill.reporting.plots import comparison_plot
 from ds_distill.reporting.tables import NOT_RUN
 from ds_distill.study.figures import format_loss, get_students, mean_score, means_by_seed, missing_mean_text
 from ds_distill.study.paper import PAPER_ABLATION
-from ds_distill.study.plan import TOKENS, folder_of
+from ds_distill.study.plan import TOKENS, make_folder_name
 
 CORPUS_HELDOUT = "the corpus's held-out documents"
 # These settings decide which tokens are held out, and which of them are masked.
@@ -54,7 +54,7 @@ def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) ->
     The table also has the range of that difference over seeds.
 
     Args:
-        rows: One row per model, from `rows_of`.
+        rows: One row per model, from `collect_rows`.
         tasks: The tasks that the mean is over.
         plan: The settings of each student.
     """
@@ -111,13 +111,13 @@ def pretraining_section(study: Path, rows: list[dict], picture: Path, plan: dict
 
     Args:
         study: The study's folder.
-        rows: One row per model, from `rows_of`.
+        rows: One row per model, from `collect_rows`.
         picture: The file that the plot is written to.
         plan: The settings of each student.
     """
     curves, lines, first = {}, [], None
     for row in get_students(rows):
-        file = study / "students" / folder_of(row["model"]) / "curves.json"
+        file = study / "students" / make_folder_name(row["model"]) / "curves.json"
         if file.is_file() and "heldout_mlm_loss" in row:  # The summary is written last.
             heldout = json.loads(file.read_text(encoding="utf-8"))["heldout"]
             curves[row["model"]] = {key or CORPUS_HELDOUT: points for key, points in heldout.items()}

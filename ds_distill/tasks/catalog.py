@@ -99,7 +99,7 @@ TASKS = {
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 
 
-def plain(name: object) -> str:
+def normalize_name(name: object) -> str:
     """Return a name in the form in which names are compared, without case, spaces and marks.
 
     For example, SST-2 becomes sst2. A name of nothing but marks keeps them.
@@ -108,7 +108,7 @@ def plain(name: object) -> str:
     return "".join(c for c in text if unicodedata.category(c)[0] in "LMN") or text
 
 
-def task_of(name: str) -> Task:
+def get_task(name: str) -> Task:
     """Return the task of this name.
 
     Raises:

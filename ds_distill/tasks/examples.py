@@ -21,9 +21,9 @@ from typing import Any
 from ds_distill.data.csv_rows import CsvRows
 from ds_distill.data.encodings import replace_surrogates
 from ds_distill.data.findings import Findings
-from ds_distill.data.named_rows import AMBIGUOUS, row_of
+from ds_distill.data.named_rows import AMBIGUOUS, make_row
 from ds_distill.tasks.catalog import Task
-from ds_distill.tasks.labels import class_of, number_of
+from ds_distill.tasks.labels import match_class, parse_number
 from ds_distill.utils.console import log, log_share
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
@@ -81,7 +81,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
         [
             file
             for file in sorted(file for pattern in patterns for file in folder.glob(pattern.format(name)))
-            if kind_of(file)
+            if get_file_suffix(file)
         ]
         for name in names
     ]
@@ -109,12 +109,12 @@ def load_examples(task: Task, split: str, data: str | None) -> Examples:
     if data:
         [file] = split_files(expand_user(data), split)
         return read_examples(task, file)
-    rows = from_hub(task, split)
-    labels = [label_of(task, label, f"{task.hub[0]}, {split}, row {row}") for row, label in enumerate(rows["label"])]
+    rows = load_from_hub(task, split)
+    labels = [parse_label(task, label, f"{task.hub[0]}, {split}, row {row}") for row, label in enumerate(rows["label"])]
     return Examples([list(rows[name]) for name in task.texts], labels)
 
 
-def from_hub(task: Task, split: str):
+def load_from_hub(task: Task, split: str):
     """Load a split from the hub, or from its cache on this machine."""
     from datasets import load_dataset
 
@@ -137,7 +137,7 @@ def read_examples(task: Task, file: Path) -> Examples:
             the file and the line.
     """
     texts, labels, left_out = read_columns(task, file)
-    return Examples(texts, [label_of(task, label, f"{file}, line {line}") for line, label in labels], left_out)
+    return Examples(texts, [parse_label(task, label, f"{file}, line {line}") for line, label in labels], left_out)
 
 
 def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[int, object]], Counter[str]]:
@@ -150,7 +150,7 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
     texts: list[list[str]] = [[] for _ in task.texts]
     labels: list[tuple[int, object]] = []
     left_out: Counter[str] = Counter()
-    for line, row in rows_of(file, task.headless, left_out if task.name == "qqp" else None):
+    for line, row in read_rows(file, task.headless, left_out if task.name == "qqp" else None):
         where = f"{file}, line {line}"
         # A column that already has the hub's name takes precedence.
         row = {hub: row[old] for old, hub in task.original if old in row} | row
@@ -179,7 +179,7 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
     return texts, labels, left_out
 
 
-def label_of(task: Task, value: Any, where: str) -> int | float:
+def parse_label(task: Task, value: Any, where: str) -> int | float:
     """Return the class, or the number, of a label as a file has it.
 
     Raises:
@@ -194,15 +194,15 @@ def label_of(task: Task, value: Any, where: str) -> int | float:
             hint = "; the hub's test splits have no labels" if number == -1 else ""
             raise UserError(f"{where}: label {value!r}: the labels of {task.name} are numbers from 0 to 5{hint}")
         return number
-    found = class_of(value, task.labels)
+    found = match_class(value, task.labels)
     if found is None:
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
-        hint = "; the hub's test splits have no labels" if number_of(value) == -1 else ""
+        hint = "; the hub's test splits have no labels" if parse_number(value) == -1 else ""
         raise UserError(f"{where}: label {value!r}: not a label of {task.name}, whose labels are {known}{hint}")
     return found
 
 
-def rows_of(
+def read_rows(
     file: Path, headless: tuple[str, ...] = (), left_out: Counter[str] | None = None
 ) -> Iterator[tuple[int, dict]]:
     """Yield (line, row) for each row of a file.
@@ -214,13 +214,13 @@ def rows_of(
     """
     check_not_lfs_pointer(file)
     try:
-        yield from _rows_of(file, headless, left_out)
+        yield from _read_rows(file, headless, left_out)
     except UNREADABLE as error:
         raise UserError(f"{file}: cannot be read ({error}); give a complete file in UTF-8") from error
 
 
-def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | None) -> Iterator[tuple[int, dict]]:
-    kind = kind_of(file)
+def _read_rows(file: Path, headless: tuple[str, ...], left_out: Counter[str] | None) -> Iterator[tuple[int, dict]]:
+    kind = get_file_suffix(file)
     if kind == ".parquet":
         import pyarrow.parquet
 
@@ -229,7 +229,7 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
         except pyarrow.ArrowException as error:
             raise UserError(f"{file}: cannot be read ({error})") from error
         return
-    with opened(file) as stream:
+    with open_text(file) as stream:
         if kind in (".jsonl", ".json"):
             for line, text in enumerate(stream, 1):
                 if not text.strip():
@@ -240,7 +240,7 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
                         f"{file}, line {line}: a JSON array; {expected}; convert it: `jq -c '.[]' {file.name}`"
                     )
                 try:
-                    row = json.loads(text, object_pairs_hook=row_of)
+                    row = json.loads(text, object_pairs_hook=make_row)
                 except ValueError as error:
                     raise UserError(f"{file}, line {line}: not JSON ({error}); {expected}") from error
                 if not isinstance(row, dict):
@@ -265,7 +265,7 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
                         f"{file}, line {line}: {len(row)} columns, but the header has {len(names)} ({', '.join(names)})"
                     )
                 elif row:
-                    yield line, row_of(list(zip(names, row, strict=True)))
+                    yield line, make_row(list(zip(names, row, strict=True)))
 
 
 def _csv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -308,7 +308,7 @@ def check_value(row: dict, name: str, where: str) -> None:
         raise UserError(f"{where}: more than one column is named {name!r}; rename all but one")
 
 
-def opened(file: Path) -> io.TextIOBase:
+def open_text(file: Path) -> io.TextIOBase:
     """Open a file as text, uncompressed."""
     if file.suffix.lower() == ".gz":
         return io.TextIOWrapper(gzip.open(file), encoding="utf-8-sig", newline="")
@@ -321,7 +321,7 @@ def opened(file: Path) -> io.TextIOBase:
     return file.open(encoding="utf-8-sig", newline="")
 
 
-def kind_of(file: Path) -> str | None:
+def get_file_suffix(file: Path) -> str | None:
     """Return the suffix of a file of a known kind, without that of compression; None for others."""
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst")]
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None

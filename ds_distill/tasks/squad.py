@@ -22,10 +22,10 @@ from ds_distill.models.families import INPUTS
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import (
     UNREADABLE,
-    from_hub,
-    kind_of,
-    opened,
-    rows_of,
+    get_file_suffix,
+    load_from_hub,
+    open_text,
+    read_rows,
     split_files,
 )
 from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
@@ -124,19 +124,24 @@ def load_questions(task: Task, split: str, data: str | None) -> Questions:
     if data:
         [file] = split_files(expand_user(data), split)
         return questions_in(task, file)
-    return _questions(task, ((f"row {number}", row) for number, row in enumerate(from_hub(task, split))), task.hub[0])
+    return _questions(
+        task, ((f"row {number}", row) for number, row in enumerate(load_from_hub(task, split))), task.hub[0]
+    )
 
 
 def questions_in(task: Task, file: Path) -> Questions:
     """Return all questions of a file; the errors are those of `load_questions`."""
-    if kind_of(file) in (".csv", ".tsv"):
+    if get_file_suffix(file) in (".csv", ".tsv"):
         raise UserError(
-            f"{file}: answers are lists, which {kind_of(file)} files cannot hold; give SQuAD's own JSON, jsonl or "
+            f"{file}: answers are lists, which {get_file_suffix(file)} files cannot hold; give SQuAD's own "
+            "JSON, jsonl or "
             "parquet"
         )
     return _questions(
         task,
-        official(file) if kind_of(file) == ".json" else ((f"line {line}", row) for line, row in rows_of(file)),
+        read_official(file)
+        if get_file_suffix(file) == ".json"
+        else ((f"line {line}", row) for line, row in read_rows(file)),
         str(file),
     )
 
@@ -164,8 +169,8 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
             raise UserError(f"{where}: answers is {str(entry['answers'])[:80]!r}; {NEEDED}") from None
         if task.name == "squad" and not question.answers:
             raise UserError(f"{where}: the question has no answer, as in SQuAD 2.0; use --task squad_v2")
-        question = checked(question, where)
-        if fault := misplaced(question):
+        question = check_question(question, where)
+        if fault := find_misplaced_answer(question):
             faults.append(f"{where}: {fault}")
         else:
             found.append(question)
@@ -183,11 +188,11 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
     return found
 
 
-def official(file: Path) -> Iterator[tuple[str, dict]]:
+def read_official(file: Path) -> Iterator[tuple[str, dict]]:
     """Yield (place, question with its context) from an official SQuAD JSON."""
     check_not_lfs_pointer(file)
     try:
-        with opened(file) as stream:
+        with open_text(file) as stream:
             articles = json.load(stream)["data"]
         for article in articles:
             for number, paragraph in enumerate(article["paragraphs"], 1):
@@ -203,7 +208,7 @@ def official(file: Path) -> Iterator[tuple[str, dict]]:
         ) from error
 
 
-def checked(question: Question, where: str) -> Question:
+def check_question(question: Question, where: str) -> Question:
     """Return the question with whole numbers as the places of its answers.
 
     Where pandas met a gap in a column, it turned them into floats.
@@ -228,7 +233,7 @@ def checked(question: Question, where: str) -> Question:
     return replace(question, answers=tuple(answers), **texts)
 
 
-def misplaced(question: Question) -> str:
+def find_misplaced_answer(question: Question) -> str:
     """Return what is wrong with the first answer that is not where its answer_start points.
 
     The text is empty where all answers are in place.
@@ -239,7 +244,7 @@ def misplaced(question: Question) -> str:
     return ""
 
 
-def spans_of(
+def make_spans(
     questions: list[Question], tokenizer: PreTrainedTokenizerBase, length: int = LENGTH, stride: int = STRIDE
 ) -> Spans:
     """Return the spans of every question: the question itself with each part of its context.
@@ -293,7 +298,7 @@ def spans_of(
     return spans
 
 
-def unplaced(questions: list[Question], spans: Spans) -> set[int]:
+def find_unplaced(questions: list[Question], spans: Spans) -> set[int]:
     """Return the numbers of the questions that have an answer which no span holds.
 
     Either no token stands for that answer, or it is longer than a span.
@@ -336,11 +341,11 @@ class Answer:
 
     Args:
         best: (score, text) of the n best answers that are not empty, best first.
-        nothing: The score of the first token, which means no answer: the lowest of all spans.
+        null_score: The score of the first token, which means no answer: the lowest of all spans.
     """
 
     best: list[tuple[float, str]] = field(default_factory=list)
-    nothing: float = float("inf")
+    null_score: float = float("inf")
 
     @property
     def text(self) -> str:
@@ -348,9 +353,9 @@ class Answer:
         return self.best[0][1] if self.best else ""
 
     @property
-    def odds_of_nothing(self) -> float:
+    def null_odds(self) -> float:
         """The score of the empty answer minus that of the best answer; infinite without one."""
-        return self.nothing - self.best[0][0] if self.best else float("inf")
+        return self.null_score - self.best[0][0] if self.best else float("inf")
 
 
 def postprocess_spans(
@@ -370,7 +375,7 @@ def postprocess_spans(
     for row, number in enumerate(spans.question):
         offsets, answer = spans.offsets[row], found[number]
         inside = np.array([i for i, pair in enumerate(offsets) if pair is not None and pair[1] > pair[0]], dtype=int)
-        answer.nothing = min(answer.nothing, float(starts[row][0] + ends[row][0]))
+        answer.null_score = min(answer.null_score, float(starts[row][0] + ends[row][0]))
         if not len(inside):
             continue
         first = inside[np.argsort(-starts[row][inside], kind="stable")[:N_BEST]]
@@ -402,7 +407,7 @@ def squad_scores(questions: list[Question], answers: list[Answer]) -> Measured:
     answerable = [bool(q.answers) for q in questions]
     if all(answerable):
         return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
-    odds = [a.odds_of_nothing for a in answers]
+    odds = [a.null_odds for a in answers]
     best_exact, _ = best_threshold(exact, answerable, odds)
     threshold: float | None
     best_f1, threshold = best_threshold(f1, answerable, odds)

@@ -64,7 +64,7 @@ class NonFiniteGuard:
 
     def _where(self, step: int, parts: list[Tensor]) -> str:
         mine = []
-        entries = self.order.indices_of(step).reshape(
+        entries = self.order.get_indices(step).reshape(
             self.order.accumulation, self.order.world_size, self.order.micro_batch_size
         )
         for micro, losses in enumerate(parts):

@@ -54,7 +54,7 @@ def exported(student, tmp_path_factory):
     """Return (output folder, summary) of all formats."""
     output = tmp_path_factory.mktemp("exported")
     return output, export_formats(
-        str(student), [name for name in FORMATS if not FORMATS[name].why_not()], output, text=[]
+        str(student), [name for name in FORMATS if not FORMATS[name].unavailable_reason()], output, text=[]
     )
 
 
@@ -90,7 +90,7 @@ def classifier(student, tmp_path_factory):
 RUNNABLE = [
     pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
     for name in FORMATS
-    for reason in [FORMATS[name].why_not()]
+    for reason in [FORMATS[name].unavailable_reason()]
 ]
 
 
@@ -109,7 +109,7 @@ def test_each_format_runs_in_its_own_runtime_at_any_shape(exported, student, nam
         error = np.abs(mine - its)[real].max() / np.abs(its)[real].max()
         assert error < (1e-5 if FORMATS[name].exact else 0.05)
         if not FORMATS[name].exact:
-            assert error > 1e-5, "not quantised at all"
+            assert error > 1e-5, "not quantized at all"
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -124,7 +124,7 @@ def test_the_example_beside_it_runs(exported, name, monkeypatch, capsys):
 
 def test_a_format_for_other_processors_is_refused(student, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        FORMATS, "onnx-int8-vnni", dataclasses.replace(FORMATS["onnx-int8-vnni"], why_not=lambda: "no VNNI")
+        FORMATS, "onnx-int8-vnni", dataclasses.replace(FORMATS["onnx-int8-vnni"], unavailable_reason=lambda: "no VNNI")
     )
     with pytest.raises(
         UserError,
@@ -240,7 +240,9 @@ def test_another_models_folder_is_left_alone(student, classifier, exported, tmp_
     shutil.copytree(output, again)
     export_formats(str(student), ["torch-export"], again, text=[])
     card = (again / "README.md").read_text()
-    assert all(name in card for name in FORMATS if not FORMATS[name].why_not()), "what earlier exports have found stays"
+    assert all(name in card for name in FORMATS if not FORMATS[name].unavailable_reason()), (
+        "what earlier exports have found stays"
+    )
     (again / "onnx" / "model.onnx").unlink()
     export_formats(str(student), ["torch-export"], again, text=[])
     assert "| onnx " not in (again / "README.md").read_text()

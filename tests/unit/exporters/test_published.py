@@ -35,7 +35,7 @@ from ds_distill.utils.errors import UserError
 from tests.start import ROOT, environment_of
 from tests.tiny import save_encoder
 
-RUNNABLE = [name for name in FORMATS if not FORMATS[name].why_not()]
+RUNNABLE = [name for name in FORMATS if not FORMATS[name].unavailable_reason()]
 
 
 @pytest.fixture(scope="module")

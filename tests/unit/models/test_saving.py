@@ -47,7 +47,7 @@ from ds_distill.models.saving import save_model_folder
 from ds_distill.models.student import build_student
 from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
 from ds_distill.reporting.model_card import MADE_WITH
-from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import FAMILIES, randomised
 
@@ -362,7 +362,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(added, tmp_
         load_source(str(added))
     with pytest.raises(UserError, match=said):
         runs.finetune(
-            task_of("sst2"),
+            get_task("sst2"),
             str(added),
             tmp_path / "out",
             points=[FinetuneConfig(epochs=1)],
@@ -392,7 +392,7 @@ def test_a_fine_tuned_folder_is_as_complete(added, tmp_path, monkeypatch):
     tokenizer = train_wordpiece(TEXTS, 200, folder)  # its tokenizer promises 512 tokens
     distilbert(len(tokenizer)).save_pretrained(folder)
     summary = runs.finetune(
-        task_of("sst2"),
+        get_task("sst2"),
         str(folder),
         tmp_path / "out",
         points=[FinetuneConfig(epochs=1, batch_size=4, precision="fp32")],
