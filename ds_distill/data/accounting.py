@@ -38,12 +38,12 @@ class FileCounts:
 
     is_rows: bool
     characters: Counter[str] = field(default_factory=Counter)
-    found: Counter[str] = field(default_factory=Counter)
+    statistics: Counter[str] = field(default_factory=Counter)
 
     @property
     def documents(self) -> int:
         """The number of documents in the file, empty ones included."""
-        return self.found["documents_train"] + self.found["documents_heldout"] + self.found["empty"]
+        return self.statistics["documents_train"] + self.statistics["documents_heldout"] + self.statistics["empty"]
 
 
 class Accounts:
@@ -58,14 +58,14 @@ class Accounts:
         """Add the report of a piece."""
         counts = self.files.setdefault(path, FileCounts(kind != "text"))
         counts.characters.update(report["characters"])
-        counts.found.update(report["found"])
+        counts.statistics.update(report["found"])
         self.examples = report["examples"] | self.examples
         for what, (times, sentence) in report["remarks"].items():
             self.findings.remark(what, sentence, times)
 
-    def found(self) -> Counter[str]:
+    def statistics(self) -> Counter[str]:
         """Return the findings in all documents, by name."""
-        return _sum(counts.found for counts in self.files.values())
+        return _sum(counts.statistics for counts in self.files.values())
 
     def characters(self) -> dict[str, int]:
         """Return how many characters were read, and what became of them.
@@ -81,16 +81,16 @@ class Accounts:
         A cause is notable if it took more than a trace of the text, or more than half of a file. A
         remark is about something that the user hardly meant.
         """
-        found = [
-            self._on_encoding(),
-            *(self._on_cause(cause) for cause in CAUSES if cause not in ("between_documents", "not_utf8")),
-            self._on_rows(),
+        lines = [
+            self._encoding_sentence(),
+            *(self._cause_sentence(cause) for cause in CAUSES if cause not in ("between_documents", "not_utf8")),
+            self._rows_sentence(),
         ]
-        return [*filter(None, found), *self.findings.sentences()]
+        return [*filter(None, lines), *self.findings.sentences()]
 
-    def _on_cause(self, cause: str) -> str | None:
+    def _cause_sentence(self, cause: str) -> str | None:
         parts = {path: (counts.characters[cause], counts.characters["read"]) for path, counts in self.files.items()}
-        if not (where := _where(parts)):
+        if not (where := _describe_share(parts)):
             return None
         sentence = cast(str, CAUSES[cause])  # Only the cause that loses nothing has none.
         example = self.examples.get(cause, "")
@@ -99,10 +99,10 @@ class Accounts:
             f"{sentence.format(example=example if example.startswith('U+') else repr(example))}"
         )
 
-    def _on_encoding(self) -> str | None:
-        parts = {path: (counts.found["bad_utf8"], counts.documents) for path, counts in self.files.items()}
-        if not (where := _where(parts)):
-            return self._on_cause("not_utf8")
+    def _encoding_sentence(self) -> str | None:
+        parts = {path: (counts.statistics["bad_utf8"], counts.documents) for path, counts in self.files.items()}
+        if not (where := _describe_share(parts)):
+            return self._cause_sentence("not_utf8")
         worst = max(parts, key=lambda path: parts[path][0])
         characters = self.files[worst].characters
         lost = characters["not_utf8"] / max(1, characters["read"] - characters["between_documents"])
@@ -122,11 +122,13 @@ class Accounts:
             f"that file's characters; {remedy}"
         )
 
-    def _on_rows(self) -> str | None:
+    def _rows_sentence(self) -> str | None:
         parts = {
-            path: (counts.found["empty"], counts.documents) for path, counts in self.files.items() if counts.is_rows
+            path: (counts.statistics["empty"], counts.documents)
+            for path, counts in self.files.items()
+            if counts.is_rows
         }
-        where = _where(parts)
+        where = _describe_share(parts)
         return f"{where.format('the rows')} contain no text" if where else None
 
 
@@ -137,7 +139,7 @@ def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
     return total
 
 
-def _where(parts: dict[str, tuple[int, int]]) -> str | None:
+def _describe_share(parts: dict[str, tuple[int, int]]) -> str | None:
     """Return the lost share and the file that has most of it; None for a trace.
 
     The text has {} in the place of the name of what is counted. `parts` maps each file to how many

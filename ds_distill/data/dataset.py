@@ -119,18 +119,18 @@ class TokenDataset:
 
     def sources(self) -> list[np.ndarray]:
         """Return the sequences of each source of the corpus, in order, as int64 arrays."""
-        found: list[list[np.ndarray]] = [[] for _ in self.manifest["sources"]]
+        sequences: list[list[np.ndarray]] = [[] for _ in self.manifest["sources"]]
         for number, shard in enumerate(self.manifest["shards"][self.split]):
-            found[shard["source"]].append(np.arange(self._starts[number], self._starts[number + 1]))
-        return [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in found]
+            sequences[shard["source"]].append(np.arange(self._starts[number], self._starts[number + 1]))
+        return [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in sequences]
 
-    def _look_up(self, indices: np.ndarray, what: str) -> np.ndarray:
+    def _look_up(self, indices: np.ndarray, column: str) -> np.ndarray:
         indices = np.asarray(indices)
         values = np.empty(indices.shape, np.int64)
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         for shard in np.unique(shards):
-            here = shards == shard
-            values[here] = self._rows[shard][what][indices[here] - self._starts[shard]]
+            in_shard = shards == shard
+            values[in_shard] = self._rows[shard][column][indices[in_shard] - self._starts[shard]]
         return values
 
 
@@ -140,17 +140,17 @@ def _allow_files(shards: int) -> None:
     A memory map keeps its file open, and each shard has two.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * shards + 1024
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    needed = 4 * shards + 1024
+    if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(
-            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+            resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
         )
 
 
 def _map(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
     expected = count * dtype.itemsize
-    found = file.stat().st_size if file.exists() else None
-    if found != expected:
-        state = "but the file is missing" if found is None else f"but the file has {found:,} bytes"
+    size = file.stat().st_size if file.exists() else None
+    if size != expected:
+        state = "but the file is missing" if size is None else f"but the file has {size:,} bytes"
         raise UserError(f"{file}: expected {expected:,} bytes, {state}; restore the file or prepare the corpus again")
     return np.memmap(file, dtype, "r") if count else np.empty(0, dtype)  # An empty file cannot be mapped.

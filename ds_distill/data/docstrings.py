@@ -48,7 +48,7 @@ def embedded_documents(max_bytes: int, seed: int = 0, *, progress: Callable[[int
     """
     if max_bytes < 1:
         raise UserError(f"max_bytes = {max_bytes}: must be at least 1")
-    found: list[str] = []
+    documents: list[str] = []
     seen: set[str] = set()
     total = 0
     files: Iterable[list[list[str]]]
@@ -65,19 +65,19 @@ def embedded_documents(max_bytes: int, seed: int = 0, *, progress: Callable[[int
             for paragraphs in prose:
                 # Boilerplate (parameters, licenses) is repeated by paragraph, so it is dropped by
                 # paragraph, not by document.
-                fresh = [p for p in dict.fromkeys(paragraphs) if p not in seen]
-                document = "\n".join(fresh)
+                new_paragraphs = [p for p in dict.fromkeys(paragraphs) if p not in seen]
+                document = "\n".join(new_paragraphs)
                 if len(document) < MIN_DOCSTRING:
                     continue
                 size = len(document.encode())
                 if total + size > max_bytes:
-                    return found
-                seen.update(fresh)
-                found.append(document)
+                    return documents
+                seen.update(new_paragraphs)
+                documents.append(document)
                 total += size
             if progress is not None:
                 progress(total)
-    return found
+    return documents
 
 
 def _source_files(seed: int) -> list[str]:
@@ -107,7 +107,7 @@ def _read_prose(path: str) -> list[list[str]]:
         source = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):  # A package's test data may be anything.
         return []
-    found = []
+    docstrings = []
     for match in _STRING.finditer(source):
         text = match["text"]
         if match["start"] is None or len(text) < MIN_DOCSTRING:
@@ -115,8 +115,8 @@ def _read_prose(path: str) -> list[list[str]]:
         paragraphs = [p.strip() for p in re.split(r"\n\s*\n", inspect.cleandoc(text))]
         prose = ["\n".join(line.strip() for line in p.splitlines()) for p in paragraphs if _is_prose(p)]
         if sum(map(len, prose)) >= MIN_DOCSTRING:
-            found.append(prose)
-    return found
+            docstrings.append(prose)
+    return docstrings
 
 
 def _is_prose(paragraph: str) -> bool:

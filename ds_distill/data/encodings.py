@@ -63,9 +63,9 @@ def check_text(path: Path, packed: str) -> None:
     `packed` is ".gz", ".zst" or another suffix.
     """
     head = read_head(path, packed)
-    for magic, what in _MAGIC.items():
+    for magic, format_and_remedy in _MAGIC.items():
         if head.startswith(magic):
-            raise UserError(f"{path}: not text but {what}")
+            raise UserError(f"{path}: not text but {format_and_remedy}")
     if encoding := _marked_encoding(head):
         raise UserError(f"{path}: encoded in {encoding}, not UTF-8; convert it: {conversion(path, encoding)}")
     controls = len(head) - len(head.translate(None, _CONTROLS))
@@ -185,18 +185,18 @@ _DOUBLE_BYTE = (
 )
 
 
-def lines_not_utf8(path: Path, packed: str, most: int = 1 << 16) -> list[bytes]:
-    """Return lines of a file that are not UTF-8, at most `most` bytes of them.
+def lines_not_utf8(path: Path, packed: str, max_bytes: int = 1 << 16) -> list[bytes]:
+    """Return lines of a file that are not UTF-8, at most `max_bytes` bytes of them.
 
     Only the first 8 MiB are read.
     """
-    found, size, read = [], 0, 0
+    lines, size, bytes_read = [], 0, 0
     with open_unpacked(path, packed) as stream:
-        while size < most and read < 1 << 23 and (line := stream.readline(most)):
-            read += len(line)
+        while size < max_bytes and bytes_read < 1 << 23 and (line := stream.readline(max_bytes)):
+            bytes_read += len(line)
             try:
                 line.decode()
             except UnicodeDecodeError:
-                found.append(line)
+                lines.append(line)
                 size += len(line)
-    return found
+    return lines

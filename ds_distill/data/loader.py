@@ -82,7 +82,9 @@ class BatchLoader:
                 "lower the global batch or prepare more text"
             )
         self.store, self.masker, self.seed, self.by_length = store, masker, seed, by_length
-        self.cut = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
+        self.collate_spec = CollateSpec(
+            store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None
+        )
         self.seconds_waited = 0.0
         self.global_batch_size, self.micro_batch_size, self.rank, self.world_size = (
             global_batch_size,
@@ -115,11 +117,11 @@ class BatchLoader:
     def _draw(self, random: np.random.Generator) -> np.ndarray:
         pool = []
         for weight, part in zip(self.weights, self._sources, strict=True):
-            wanted = round(weight * len(part))
-            whole, more = divmod(wanted, max(len(part), 1))
+            count = round(weight * len(part))
+            whole, remainder = divmod(count, max(len(part), 1))
             pool += [part + copy * len(self.store) for copy in range(whole)]
-            if more:
-                pool.append(random.permutation(part)[:more] + whole * len(self.store))
+            if remainder:
+                pool.append(random.permutation(part)[:remainder] + whole * len(self.store))
         order = random.permutation(np.concatenate(pool))[: self.steps_per_epoch * self.global_batch_size]
         if not self.by_length:
             return order
@@ -132,8 +134,12 @@ class BatchLoader:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """Return this rank's `accumulation` batches of `step`, each [micro_batch_size, L]."""
-        mine = self.get_indices(step).reshape(self.accumulation, self.world_size, self.micro_batch_size)[:, self.rank]
-        return [collate(self.store, self.masker, entries, self.epoch(step), self.cut) for entries in mine]
+        rank_entries = self.get_indices(step).reshape(self.accumulation, self.world_size, self.micro_batch_size)[
+            :, self.rank
+        ]
+        return [
+            collate(self.store, self.masker, entries, self.epoch(step), self.collate_spec) for entries in rank_entries
+        ]
 
     def counts(self, step: int) -> tuple[int, int]:
         """Return (real tokens, masked tokens) of the whole global batch of `step`.
@@ -159,13 +165,13 @@ class BatchLoader:
             last_step: The step to stop before.
             pin: Whether to pin the batches' memory, for a GPU.
         """
-        made: queue.Queue = queue.Queue(maxsize=2)
+        ready: queue.Queue = queue.Queue(maxsize=2)
         stop = threading.Event()
 
         def put(item: object) -> None:
             while not stop.is_set():
                 try:
-                    return made.put(item, timeout=0.1)
+                    return ready.put(item, timeout=0.1)
                 except queue.Full:
                     continue
 
@@ -185,7 +191,7 @@ class BatchLoader:
         try:
             while True:
                 began = time.perf_counter()
-                item = made.get()
+                item = ready.get()
                 self.seconds_waited += time.perf_counter() - began
                 if item is None:
                     return
@@ -209,7 +215,7 @@ def heldout_batches(
     The sequences and their masks are the same every time. The last batch may be shorter.
     """
     count = len(store) if max_sequences is None else min(max_sequences, len(store))
-    cut = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
+    spec = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
     chosen = np.arange(count) * len(store) // max(count, 1)
     for start in range(0, count, batch_size):
-        yield collate(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, cut)
+        yield collate(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, spec)

@@ -94,11 +94,11 @@ class Masker:
         return input_ids, labels
 
     def _whole_words(
-        self, ids: np.ndarray, positions: np.ndarray, count: int, uniform: np.ndarray, more: np.ndarray
+        self, ids: np.ndarray, positions: np.ndarray, count: int, uniform: np.ndarray, extra: np.ndarray
     ) -> np.ndarray:
         """Return the chosen indices into `positions`, in order.
 
-        `uniform` has a random number for each position, and `more` has `count` + 2 further ones.
+        `uniform` has a random number for each position, and `extra` has `count` + 2 further ones.
         """
         assert self.words is not None
         pieces = ids[positions]
@@ -108,11 +108,11 @@ class Masker:
         first, lengths = split_words(starts)
         log_weights = np.add.reduceat(self._log_weight[pieces], first) / lengths
         weights = np.exp(log_weights - log_weights.max())
-        taken = choose_words(lengths, weights, -np.log1p(-uniform[first]) / weights, count, more[:-1])
+        taken = choose_words(lengths, weights, -np.log1p(-uniform[first]) / weights, count, extra[:-1])
         words = np.flatnonzero(taken)
         first, lengths, taken = first[words], lengths[words], taken[words]
         # In a word that is masked in part, the masked pieces are adjacent.
-        begin = first + (more[-1] * (lengths - taken + 1)).astype(np.int64)
+        begin = first + (extra[-1] * (lengths - taken + 1)).astype(np.int64)
         return np.repeat(begin - np.cumsum(taken) + taken, taken) + np.arange(count)
 
     def masked_counts(self, maskable: np.ndarray) -> np.ndarray:

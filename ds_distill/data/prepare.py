@@ -270,7 +270,7 @@ def _assemble(
         {"input": given, "documents": 0, "sequences": dict.fromkeys(SPLITS, 0), "tokens": dict.fromkeys(SPLITS, 0)}
         for given in inputs
     ]
-    rests: dict[tuple[int, str], list[np.ndarray]] = {}
+    leftovers: dict[tuple[int, str], list[np.ndarray]] = {}
     for number, piece in enumerate(pieces):
         folder = _folder(building, number)
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -281,7 +281,7 @@ def _assemble(
             hashes.append(arrays["hashes"])
             for split in SPLITS:
                 if len(arrays[split]):
-                    rests.setdefault((piece.source, split), []).append(arrays[split])
+                    leftovers.setdefault((piece.source, split), []).append(arrays[split])
         for split in SPLITS:
             shard = report["shards"][split]
             maskable[split].update({int(n): sequences for n, sequences in shard.pop("maskable").items()})
@@ -290,7 +290,7 @@ def _assemble(
                 for suffix in (".bin", ".idx"):
                     _link(folder / f"{split}{suffix}", data / f"{name}{suffix}")
                 shards[split].append(shard | {"file": name, "source": piece.source})
-    for (source, split), parts in sorted(rests.items()):
+    for (source, split), parts in sorted(leftovers.items()):
         writer = form.writer(data / f"{split}-rest-{source}")
         packer = Packer(writer, form.sequence_length, form.cls_id, form.sep_id)
         for part in parts:
@@ -313,10 +313,10 @@ def _assemble(
         for shard in shards[split]:
             sources[shard["source"]]["sequences"][split] += shard["sequences"]
             sources[shard["source"]]["tokens"][split] += shard["tokens"]
-    every = np.concatenate(hashes)
-    found = accounts.found()
-    found["duplicate"] = len(every) - len(np.unique(every))
-    known = counts.sum() - counts[[i for i in form.special_ids if i != form.unknown_id]].sum()
+    all_hashes = np.concatenate(hashes)
+    statistics = accounts.statistics()
+    statistics["duplicate"] = len(all_hashes) - len(np.unique(all_hashes))
+    known_tokens = counts.sum() - counts[[i for i in form.special_ids if i != form.unknown_id]].sum()
     np.save(data / "token_counts.npy", counts)
     save_tokenizer(tokenizer, data / "tokenizer")
     digest = hashlib.sha256("".join(shard["sha256"] for split in SPLITS for shard in shards[split]).encode())
@@ -328,12 +328,12 @@ def _assemble(
         "dtype": form.dtype.name,
         "blocks": {split: sum(shard["sequences"] for shard in shards[split]) for split in SPLITS},
         "real_tokens": {split: sum(shard["tokens"] for shard in shards[split]) for split in SPLITS},
-        "documents": {split: found.pop(f"documents_{split}", 0) for split in SPLITS},
-        "found": {key: found[key] for key in sorted(found)},
+        "documents": {split: statistics.pop(f"documents_{split}", 0) for split in SPLITS},
+        "found": {key: statistics[key] for key in sorted(statistics)},
         "characters": accounts.characters(),
         "remarks": remarks,
         "maskable": {split: {str(n): maskable[split][n] for n in sorted(maskable[split])} for split in SPLITS},
-        "unknown_share": float(counts[form.unknown_id] / max(1, known)) if form.unknown_id is not None else 0.0,
+        "unknown_share": float(counts[form.unknown_id] / max(1, known_tokens)) if form.unknown_id is not None else 0.0,
         "corpus": corpus_identity(inputs, pieces),
         "content": content,
         "seed": form.seed,
@@ -386,11 +386,11 @@ def _ensure_nonempty_splits(
         counts += (1 if empty == "train" else -1) * np.bincount(sequences[-1], minlength=len(counts))
 
 
-def _publish(made: Path, output: Path) -> None:
+def _publish(finished: Path, output: Path) -> None:
     """Give the finished folder its name; earlier prepared data stays there until the moment before."""
     old = output.parent / f".{output.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():
         output.rename(old)
-    made.rename(output)
+    finished.rename(output)
     shutil.rmtree(old, ignore_errors=True)

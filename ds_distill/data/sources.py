@@ -72,9 +72,9 @@ def split_inputs(inputs: list[str], *, column: str = "text", streaming: bool = T
         if given.startswith("hf:"):
             pieces += _hub_pieces(source, given, column, streaming)
             continue
-        name, wanted = _split_column(given)
-        for file in resolve_files(name, wanted):
-            pieces += _file_pieces(source, file, wanted or column)
+        name, named_column = _split_column(given)
+        for file in resolve_files(name, named_column):
+            pieces += _file_pieces(source, file, named_column or column)
     if not pieces:
         raise UserError("no corpus was given; name at least one file, folder, pattern or hf: data set")
     return pieces
@@ -106,17 +106,17 @@ def corpus_identity(inputs: list[str], pieces: list[WorkUnit]) -> list[list]:
     An entry holds the input as an absolute path, the bytes that were found there, and the column
     that is read, unless it is the usual one or the input names it.
     """
-    found = []
+    identity = []
     for source, given in enumerate(inputs):
-        own = [piece for piece in pieces if piece.source == source]
-        columns = {piece.column for piece in own if piece.kind != "text" and not given.endswith(f"#{piece.column}")} - {
-            "text"
-        }
+        source_pieces = [piece for piece in pieces if piece.source == source]
+        columns = {
+            piece.column for piece in source_pieces if piece.kind != "text" and not given.endswith(f"#{piece.column}")
+        } - {"text"}
         # The number of a pipe does not identify its content, but the digest does.
-        piped = next((digest for piece in own if (digest := get_copy_digest(piece.path))), None)
+        piped = next((digest for piece in source_pieces if (digest := get_copy_digest(piece.path))), None)
         where = given if given.startswith("hf:") else f"pipe {piped}" if piped else str(expand_user(given).absolute())
-        found.append([where, sum(piece.size for piece in own), *sorted(columns)])
-    return found
+        identity.append([where, sum(piece.size for piece in source_pieces), *sorted(columns)])
+    return identity
 
 
 def _split_column(given: str) -> tuple[str, str | None]:

@@ -45,10 +45,10 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, output: Path) -> PreT
     """
     if vocab_size < MIN_VOCAB:
         raise UserError(f"vocab_size = {vocab_size}: must be at least {MIN_VOCAB}")
-    normalise = BertNormalizer(lowercase=True).normalize_str
+    normalize = BertNormalizer(lowercase=True).normalize_str
     words: Counter[str] = Counter()
     for text in texts:
-        words.update(_WORDS.findall(normalise(text)))
+        words.update(_WORDS.findall(normalize(text)))
     if not words:
         raise UserError("the training texts of the tokenizer contain no words; give files that contain text")
     vocabulary = {

@@ -200,21 +200,21 @@ def export_formats(
     dev = dev_set(source, data) if data else None
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
     output.mkdir(parents=True, exist_ok=True)
-    with _alone(output):
+    with _export_lock(output):
         # Without its head a model has another config.json. The head is checked first, so that the
         # error names the head rather than the model.
         if encoder:
             _check_head(output, source)
         publish_model(source, output, Path(model).name)
         _check_head(output, source)
-        rows = _written(source, formats, batches, output, dev, before)
+        rows = _write_formats(source, formats, batches, output, dev, before)
         # a published page names no folder of this machine
         compared = ", ".join(Path(name).name for name in text) or "this package's sample text"
         put_section(
             output / "README.md",
             "Formats",
             "Each format was compared with PyTorch in fp32 on text, and has an example (`example_*.py`) to run in this "
-            "folder.\n\n" + formats_table(_kept(output, rows, compared)),
+            "folder.\n\n" + formats_table(_update_formats_json(output, rows, compared)),
         )
     return {
         "output": str(output),
@@ -228,14 +228,14 @@ def export_formats(
 
 
 @contextlib.contextmanager
-def _alone(output: Path):
+def _export_lock(output: Path):
     """Allow one export at a time in a folder, since exports share its scratch and tables; UserError for a second."""
-    held = os.open(output, os.O_RDONLY)  # the folder itself: a lock file would be published with the export
+    descriptor = os.open(output, os.O_RDONLY)  # the folder itself: a lock file would be published with the export
     try:
-        try_lock(held, output, lambda: "another export")
+        try_lock(descriptor, output, lambda: "another export")
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def _check_head(output: Path, source: Source) -> None:
@@ -248,7 +248,7 @@ def _check_head(output: Path, source: Source) -> None:
         )
 
 
-def _written(
+def _write_formats(
     source: Source, formats: dict[str, Format], batches: list[Batch], output: Path, dev: DevSet | None, before: Measured
 ) -> dict[str, dict]:
     """Write the files, move each into place after its comparison, and return a row of figures for each.
@@ -289,7 +289,7 @@ def _written(
                 "seconds": seconds,
             } | figures
             del run  # OpenVINO keeps the file open
-            _publish(file, (output / format.file).parent)
+            _move_into_place(file, (output / format.file).parent)
             (output / f"example_{name.replace('-', '_')}.py").write_text(example(source, format), encoding="utf-8")
             log(f"{name}: {output / format.file}, {size / 1e6:,.1f} MB, {seconds:.0f} s")
     finally:
@@ -297,7 +297,7 @@ def _written(
     return rows
 
 
-def _publish(file: Path, folder: Path) -> None:
+def _move_into_place(file: Path, folder: Path) -> None:
     """Move a format's file into `folder`, after the files it needs, and delete what an earlier export left there."""
     folder.mkdir(exist_ok=True)
     parts = [part.name for part in get_parts(file)]
@@ -317,12 +317,12 @@ def _formats_in(output: Path) -> dict[str, dict]:
     return {name: row for name, row in rows.items() if name in FORMATS and (output / FORMATS[name].file).is_file()}
 
 
-def _kept(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]:
+def _update_formats_json(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]:
     """Write formats.json with the figures of all formats in `output`, also those of earlier exports; return them."""
-    found = _formats_in(output) | {name: row | {"compared_on": compared} for name, row in rows.items()}
-    kept = {name: found[name] for name in FORMATS if name in found}
-    write_json(output / "formats.json", kept)
-    return kept
+    all_rows = _formats_in(output) | {name: row | {"compared_on": compared} for name, row in rows.items()}
+    ordered = {name: all_rows[name] for name in FORMATS if name in all_rows}
+    write_json(output / "formats.json", ordered)
+    return ordered
 
 
 def example(source: Source, format: Format) -> str:
@@ -365,16 +365,16 @@ COLUMNS = {
 
 def formats_table(rows: dict[str, dict]) -> str:
     """Return a table of the formats and of how far each is from PyTorch in fp32."""
-    shown = []
+    lines = []
     for name, row in rows.items():
         line = {"format": name, "runtime": FORMATS[name].runtime} | row
         line |= {key: f"{row[key]:.2g}" for key in ("max_difference", "max_output") if key in row}
-        shown.append(line | {key: f"{100 * row[key]:.2f} %" for key in ("agreement", "clear_agreement") if key in row})
+        lines.append(line | {key: f"{100 * row[key]:.2f} %" for key in ("agreement", "clear_agreement") if key in row})
     scores = {
         key: f"dev {key.removeprefix('dev_').replace('_pytorch', ', PyTorch')}"
-        for line in shown
+        for line in lines
         for key in line
         if key.startswith("dev_")
     }
     headings = COLUMNS | scores | {"scored_on": "dev scores on"}
-    return table(shown, {key: heading for key, heading in headings.items() if any(key in line for line in shown)})
+    return table(lines, {key: heading for key, heading in headings.items() if any(key in line for line in lines)})

@@ -67,19 +67,21 @@ def full_range_unavailable_reason() -> str | None:
     import onnx_ir
     import onnxruntime
 
-    rows, matrix, whole = (onnx_ir.Value(name=name) for name in ("rows", "matrix", "whole"))
+    rows, matrix, sums = (onnx_ir.Value(name=name) for name in ("rows", "matrix", "whole"))
     for value, kind in (
         (rows, onnx_ir.DataType.UINT8),
         (matrix, onnx_ir.DataType.INT8),
-        (whole, onnx_ir.DataType.INT32),
+        (sums, onnx_ir.DataType.INT32),
     ):
         value.type, value.shape = onnx_ir.TensorType(kind), onnx_ir.Shape((64, 64))
-    product = onnx_ir.node("MatMulInteger", inputs=(rows, matrix), outputs=(whole,))
-    graph = onnx_ir.Graph((rows, matrix), (whole,), nodes=(product,), opset_imports={"": 20}, name="product")
+    product = onnx_ir.node("MatMulInteger", inputs=(rows, matrix), outputs=(sums,))
+    graph = onnx_ir.Graph((rows, matrix), (sums,), nodes=(product,), opset_imports={"": 20}, name="product")
     proto = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=10)).SerializeToString()
     session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
-    found = session.run(None, {"rows": np.full((64, 64), 255, np.uint8), "matrix": np.full((64, 64), FULL, np.int8)})[0]
-    if (found == 64 * 255 * FULL).all():
+    product_values = session.run(
+        None, {"rows": np.full((64, 64), 255, np.uint8), "matrix": np.full((64, 64), FULL, np.int8)}
+    )[0]
+    if (product_values == 64 * 255 * FULL).all():
         return None
     return "this processor has no VNNI and adds products of bytes in 16 bits, which saturates"
 
@@ -98,8 +100,8 @@ class OnnxQuantizer:
 
     def run(self) -> None:
         for node in list(self.graph):
-            if node.op_type == "MatMul" and (found := self.get_matrix(node.inputs[1])) is not None:
-                self.product(node, *found)
+            if node.op_type == "MatMul" and (quantized := self.get_matrix(node.inputs[1])) is not None:
+                self.product(node, *quantized)
         for node in list(self.graph):
             table = node.inputs[0] if node.op_type == "Gather" else None
             if table is not None and (
@@ -168,13 +170,13 @@ class OnnxQuantizer:
         rows = self.add(
             node, "Cast", self.add(node, "Gather", codes, node.inputs[1], axis=0), to=self.ir.DataType.FLOAT
         )
-        own = self.add(
+        row_scales = self.add(
             node,
             "Unsqueeze",
             self.add(node, "Gather", scales, node.inputs[1], axis=0),
             self.constant("last", np.array([-1], np.int64)),
         )
-        self.replace(node, self.add(node, "Mul", rows, own))
+        self.replace(node, self.add(node, "Mul", rows, row_scales))
 
     def constant(self, name: str, array: np.ndarray):
         self.number += 1

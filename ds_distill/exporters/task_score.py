@@ -66,14 +66,16 @@ class DevSet:
 
     def __str__(self) -> str:
         """Return the description for a model card."""
-        a = self.about
-        cut = (
-            "questions truncated" if self.source.head == "question-answering" else f"truncated to {a['length']} tokens"
+        about = self.about
+        truncation = (
+            "questions truncated"
+            if self.source.head == "question-answering"
+            else f"truncated to {about['length']} tokens"
         )
-        lost = [f"{a['truncated']:,} {cut}"] if a["truncated"] else []
-        lost += [f"{a['unknown']:,} unknown tokens"] if a["unknown"] else []
-        lost += [f"{count:,} {cause} skipped" for cause, count in a["left_out"].items()]
-        return ", ".join([f"{a['file']} ({', '.join(a['columns'])}): {a['examples']:,} examples", *lost])
+        losses = [f"{about['truncated']:,} {truncation}"] if about["truncated"] else []
+        losses += [f"{about['unknown']:,} unknown tokens"] if about["unknown"] else []
+        losses += [f"{count:,} {cause} skipped" for cause, count in about["left_out"].items()]
+        return ", ".join([f"{about['file']} ({', '.join(about['columns'])}): {about['examples']:,} examples", *losses])
 
     def score(self, run: Runner, what: str, batch: int = 8) -> Measured:
         """Return {metric: score} of the answers of `run`."""
@@ -104,39 +106,39 @@ def dev_set(source: Source, file: str | Path) -> DevSet:
     """
     path, columns = named_columns(str(file))
     if source.head == "question-answering":
-        return _questions(source, path)
+        return _make_question_set(source, path)
     if source.head != "classification":
         raise UserError(
             f"--data: {source.folder} has the head {source.head}, but labeled examples need a classification or "
             "question-answering head"
         )
     config = source.model.config
-    trained_on = normalize_name(getattr(config, "finetuning_task", None))
-    task = next((task for task in TASKS.values() if normalize_name(task.name) == trained_on and not task.spans), None)
-    read = load_labeled_examples(path, task, columns)
-    metric, judge = _judge(source, path, task, read.labels)
-    length = _length(source)
-    encoded, truncated = encode_rows(source.reader, read.texts, length)
-    count = len(read.labels)
+    trained_task = normalize_name(getattr(config, "finetuning_task", None))
+    task = next((task for task in TASKS.values() if normalize_name(task.name) == trained_task and not task.spans), None)
+    examples = load_labeled_examples(path, task, columns)
+    metric, judge = _make_judge(source, path, task, examples.labels)
+    length = _get_length(source)
+    encoded, truncated = encode_rows(source.reader, examples.texts, length)
+    count = len(examples.labels)
     log_share(
         truncated,
         count,
         f"--data {path}: {truncated:,} of {count:,} examples are longer than {length} tokens and are truncated",
     )
-    if (tuned := getattr(config, LENGTH_KEY, None) or length) < length:
-        longer = sum(len(ids) > tuned for ids in encoded["input_ids"])
+    if (tuned_length := getattr(config, LENGTH_KEY, None) or length) < length:
+        num_longer = sum(len(ids) > tuned_length for ids in encoded["input_ids"])
         log_share(
-            longer,
+            num_longer,
             count,
-            f"--data {path}: {longer:,} of {count:,} examples are longer than the {tuned} tokens that the model was "
-            f"fine-tuned on; they are read up to the tokenizer's limit of {length}",
+            f"--data {path}: {num_longer:,} of {count:,} examples are longer than the {tuned_length} tokens that the "
+            f"model was fine-tuned on; they are read up to the tokenizer's limit of {length}",
         )
     rows = [{name: encoded[name][row] for name in source.inputs} for row in range(count)]
-    about = _about(source, path, read.columns, rows, count, length, truncated, read.left_out)
+    about = _describe(source, path, examples.columns, rows, count, length, truncated, examples.left_out)
     return DevSet(source, rows, lambda outputs: {metric: judge(np.concatenate([out[0] for out in outputs]))}, about)
 
 
-def _about(
+def _describe(
     source: Source,
     file: Path,
     columns: list[str],
@@ -166,13 +168,13 @@ def _about(
     }
 
 
-def _length(source: Source) -> int:
+def _get_length(source: Source) -> int:
     """Return how many tokens of a text a truncating pipeline reads, unless the model takes fewer."""
     limit = source.reader.model_max_length
     return int(min(limit, source.positions)) if limit and limit > 0 else source.positions
 
 
-def _judge(
+def _make_judge(
     source: Source, file: Path, task: Task | None, labels: list
 ) -> tuple[str, Callable[[np.ndarray], float | None]]:
     """Return (the metric, logits [examples, outputs] → its value) for labels as the file has them."""
@@ -180,30 +182,30 @@ def _judge(
     if config.num_labels == 1:
         task = task if task and task.regression else None
         places = [(label, f"--data {file}, example {row}") for row, label in enumerate(labels, 1)]
-        gold = np.array([parse_label(task, *place) if task else _number(*place) for place in places])
+        gold = np.array([parse_label(task, *place) if task else _parse_float(*place) for place in places])
         metric = task.metrics[0] if task else "pearson"
-        squashed = config.problem_type != "regression"  # a pipeline then returns the sigmoid of the one output
+        is_sigmoid = config.problem_type != "regression"  # a pipeline then returns the sigmoid of the one output
         return metric, lambda logits: METRICS[metric](
-            1 / (1 + np.exp(-logits[:, 0])) if squashed else logits[:, 0], gold
+            1 / (1 + np.exp(-logits[:, 0])) if is_sigmoid else logits[:, 0], gold
         )
     id2label = cast(dict[int, str], config.id2label)
     names = [str(id2label[i]) for i in sorted(id2label)]
     # which of the task's classes an output stands for
-    meant = match_classes(names, task.labels) if task and task.labels else None
-    if task and meant is None:
+    classes = match_classes(names, task.labels) if task and task.labels else None
+    if task and classes is None:
         log(
             f"--data {file}: the model's labels, {', '.join(names)}, are not those of {task.name}; the file's labels "
             "are read as the model's names and numbers, and scored by accuracy"
         )
-    if not (task and meant):
-        labels = _by_name(labels, names, file)
-    gold = np.array([_class(label, names, task, meant, file, row) for row, label in enumerate(labels, 1)])
-    metric = task.metrics[0] if task and meant else "accuracy"
-    order = np.array(meant or range(len(names)))
+    if not (task and classes):
+        labels = _resolve_numbered_labels(labels, names, file)
+    gold = np.array([_resolve_class(label, names, task, classes, file, row) for row, label in enumerate(labels, 1)])
+    metric = task.metrics[0] if task and classes else "accuracy"
+    order = np.array(classes or range(len(names)))
     return metric, lambda logits: METRICS[metric](order[logits.argmax(axis=1)], gold)
 
 
-def _by_name(labels: list, names: list[str], file: Path) -> list:
+def _resolve_numbered_labels(labels: list, names: list[str], file: Path) -> list:
     """Return the labels, with numbers in class names replaced by the names; UserError where that is ambiguous."""
     otherwise = are_numbered_otherwise(labels, names)
     if otherwise is None:
@@ -217,18 +219,20 @@ def _by_name(labels: list, names: list[str], file: Path) -> list:
     return [by_number.get(parse_number(label), label) for label in labels]
 
 
-def _class(label: object, names: list[str], task: Task | None, meant: list[int] | None, file: Path, row: int) -> int:
+def _resolve_class(
+    label: object, names: list[str], task: Task | None, classes: list[int] | None, file: Path, row: int
+) -> int:
     """Return the class of a label of the file.
 
-    It is the task's class, by id, where the model's `names` are known to be the task's (`meant`),
+    It is the task's class, by id, where the model's `names` are known to be the task's (`classes`),
     else the model's own.
     """
-    own = class_by_name(label, names)
-    if task and meant:
-        found = match_class(label, task.labels) if own is None else meant[own]
+    own_class = class_by_name(label, names)
+    if task and classes:
+        label_class = match_class(label, task.labels) if own_class is None else classes[own_class]
     else:
-        found = class_by_number(label, names) if own is None else own
-    if found is None:
+        label_class = class_by_number(label, names) if own_class is None else own_class
+    if label_class is None:
         if parse_number(label) is None and isinstance(label, str):
             raise UserError(
                 f"--data {file}: label {label!r} of example {row}: not one of the model's labels ({', '.join(names)})"
@@ -237,10 +241,10 @@ def _class(label: object, names: list[str], task: Task | None, meant: list[int] 
             f"--data {file}: label {label} of example {row}: the model's labels are 0 to {len(names) - 1}, for its "
             f"classes ({', '.join(names)})"
         )
-    return found
+    return label_class
 
 
-def _number(label: Any, where: str) -> float:
+def _parse_float(label: Any, where: str) -> float:
     try:
         number = float(label)
     except (TypeError, ValueError):
@@ -250,12 +254,12 @@ def _number(label: Any, where: str) -> float:
     return number
 
 
-def _questions(source: Source, file: Path) -> DevSet:
+def _make_question_set(source: Source, file: Path) -> DevSet:
     """Return SQuAD's questions, split into parts of as many tokens as in fine-tuning, else of the usual number."""
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give SQuAD's JSON")
     questions = questions_in(TASKS["squad_v2"], file)  # it reads 1.1 as well, whose questions all have answers
-    length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _length(source))
+    length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _get_length(source))
     spans = make_spans(questions, source.reader, length)
     log_share(
         spans.cut,
@@ -271,7 +275,10 @@ def _questions(source: Source, file: Path) -> DevSet:
 
     columns = ["question", "context"]
     return DevSet(
-        source, rows, judge, _about(source, file, columns, rows, len(questions), length, spans.cut, questions.left_out)
+        source,
+        rows,
+        judge,
+        _describe(source, file, columns, rows, len(questions), length, spans.cut, questions.left_out),
     )
 
 
@@ -302,9 +309,9 @@ def load_labeled_examples(file: Path, task: Task | None = None, columns: Sequenc
     if get_file_suffix(file) is None:
         raise UserError(f"--data {file}: not a supported kind of file; give {', '.join(KINDS)}, plain, .gz or .zst")
     if task:
-        own = replace(task, texts=tuple(columns)) if columns else task
-        texts, labels, left_out = read_columns(own, file)
-        return LabeledExamples(texts, [label for _, label in labels], list(own.texts), left_out)
+        task_with_columns = replace(task, texts=tuple(columns)) if columns else task
+        texts, labels, left_out = read_columns(task_with_columns, file)
+        return LabeledExamples(texts, [label for _, label in labels], list(task_with_columns.texts), left_out)
     lines = list(read_rows(file))
     rows = [row for _, row in lines]
     if not rows:
@@ -320,10 +327,10 @@ def load_labeled_examples(file: Path, task: Task | None = None, columns: Sequenc
         for name in (*columns, "label") if columns else row:
             check_value(row, name, f"--data {file}, line {line}")
     names = list(columns) or text_columns(rows, f"--data {file}")
-    whole = [row for row in rows if "label" in row and all(isinstance(row.get(name), str) for name in names)]
-    if len(whole) < len(rows):
+    complete = [row for row in rows if "label" in row and all(isinstance(row.get(name), str) for name in names)]
+    if len(complete) < len(rows):
         raise UserError(
-            f"--data {file}: {len(rows) - len(whole)} of its {len(rows)} rows lack text in {', '.join(names)}, or a "
+            f"--data {file}: {len(rows) - len(complete)} of its {len(rows)} rows lack text in {', '.join(names)}, or a "
             "label; complete or remove them"
         )
     others = [str(name) for name in rows[0] if name not in (*names, "label")]

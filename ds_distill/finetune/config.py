@@ -105,8 +105,8 @@ def expand_grid(settings: FinetuneConfig, grid: list[str]) -> list[FinetuneConfi
             raise UserError(f"--grid {entry}: must be NAME=VALUE,VALUE…, where NAME is one of {', '.join(hints)}")
         if any(name == axis[0][0] for axis in axes):
             raise UserError(f"--grid {entry}: {name} is given twice; give all of its values in one {name}=VALUE,VALUE…")
-        read = dict.fromkeys(convert(value, hints[name], f"--grid {entry}") for value in values.split(","))
-        axes.append([(name, value) for value in read])
+        converted = dict.fromkeys(convert(value, hints[name], f"--grid {entry}") for value in values.split(","))
+        axes.append([(name, value) for value in converted])
     points = [replace(settings, **dict(point)) for point in itertools.product(*axes)]
     for point in points:
         point.check()

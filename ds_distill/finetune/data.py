@@ -124,9 +124,9 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Finetu
     dev = dev_sets(data, tokenizer, length)
     train = data.train[:most]
     if data.task.spans:
-        asked = cast(list[Question], train)
-        spans = make_spans(asked, tokenizer, length)
-        lost = find_unplaced(asked, spans)
+        questions = cast(list[Question], train)
+        spans = make_spans(questions, tokenizer, length)
+        lost = find_unplaced(questions, spans)
         spans = spans.without(lost)
         if not spans.question:
             raise UserError(
@@ -139,14 +139,14 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Finetu
             length,
             len(lost),
         )
-    every, used = cast(Examples, data.train), cast(Examples, train)
-    if absent := set(every.labels) - set(used.labels) if data.task.labels else ():
+    all_examples, examples = cast(Examples, data.train), cast(Examples, train)
+    if absent := set(all_examples.labels) - set(examples.labels) if data.task.labels else ():
         names = ", ".join(data.task.labels[label] for label in sorted(cast(set[int], absent)))
         raise UserError(
             f"finetune.max_train_samples = {most}: none of the first {most} training examples of {data.task.name} is "
             f"labeled {names}; use more examples (0 means all), or give --data in random order"
         )
-    return Sets(encode_features(used, tokenizer, length), dev, length)
+    return Sets(encode_features(examples, tokenizer, length), dev, length)
 
 
 def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, tuple[Features, Gold]]:
@@ -156,11 +156,13 @@ def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dic
         return {
             split: (encode_features(part, tokenizer, length), np.array(part.labels)) for split, part in examples.items()
         }
-    asked = cast(dict[str, Questions], data.dev)
-    found = {split: (questions, make_spans(questions, tokenizer, length)) for split, questions in asked.items()}
+    questions_by_split = cast(dict[str, Questions], data.dev)
+    encoded = {
+        split: (questions, make_spans(questions, tokenizer, length)) for split, questions in questions_by_split.items()
+    }
     return {
         split: (Features(spans.inputs, {}, cut=spans.cut), (questions, spans))
-        for split, (questions, spans) in found.items()
+        for split, (questions, spans) in encoded.items()
     }
 
 
@@ -186,8 +188,8 @@ def teacher_outputs(
         save_file({"values": values, "sizes": sizes}, partial)
         follow_umask(folder)
         partial.replace(file)
-    kept = load_file(file)
-    parts = np.split(kept["values"], np.cumsum(kept["sizes"])[:-1])
+    stored = load_file(file)
+    parts = np.split(stored["values"], np.cumsum(stored["sizes"])[:-1])
     return [part.reshape(2, -1) if "start_positions" in features.labels else part for part in parts]
 
 

@@ -37,7 +37,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     """
     given = f"--{option} {path}"
     folder, config = open_model_folder(path, f"--{option}")
-    kind, trained_on = (config.architectures or [""])[0], getattr(config, "finetuning_task", None)
+    kind, trained_task = (config.architectures or [""])[0], getattr(config, "finetuning_task", None)
     has_head = kind.endswith("ForQuestionAnswering" if task.spans else "ForSequenceClassification")
     remedy = f"give a model fine-tuned on {task.name}" if tuned else "give the pretrained model that it came from"
     if tuned and not has_head:
@@ -47,25 +47,29 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         )
     if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):
         raise UserError(f"{given}: a {kind}, which was fine-tuned for another kind of task than {task.name}; {remedy}")
-    if trained_on and normalize_name(trained_on) != normalize_name(task.name):
-        raise UserError(f"{given}: was fine-tuned on {trained_on}, not on {task.name}; {remedy}")
+    if trained_task and normalize_name(trained_task) != normalize_name(task.name):
+        raise UserError(f"{given}: was fine-tuned on {trained_task}, not on {task.name}; {remedy}")
     if dropout >= 0:
         family_of_type(config.model_type).set_dropout(config, dropout, heads=True)
     order = None
     if task.spans:
         config.num_labels = 2
     else:
-        wanted = 1 if task.regression else len(task.labels)
+        num_outputs = 1 if task.regression else len(task.labels)
         labels = cast(dict[int, str], config.id2label)
-        theirs = [str(labels[i]) for i in sorted(labels)]
-        meant = match_classes(theirs, task.labels)  # Numbers are the hub's ids.
-        if has_head and (len(theirs) != wanted or (task.labels and meant is None)):
+        model_labels = [str(labels[i]) for i in sorted(labels)]
+        classes = match_classes(model_labels, task.labels)  # Numbers are the hub's ids.
+        if has_head and (len(model_labels) != num_outputs or (task.labels and classes is None)):
             raise UserError(
-                f"{given}: its labels are {', '.join(theirs)}, but those of {task.name} are "
+                f"{given}: its labels are {', '.join(model_labels)}, but those of {task.name} are "
                 f"{', '.join(task.labels) or 'one number'}; {remedy}"
             )
-        order = [meant.index(i) for i in range(wanted)] if has_head and meant and meant != list(range(wanted)) else None
-        config.num_labels = wanted
+        order = (
+            [classes.index(i) for i in range(num_outputs)]
+            if has_head and classes and classes != list(range(num_outputs))
+            else None
+        )
+        config.num_labels = num_outputs
         if task.labels:
             config.id2label, config.label2id = (
                 dict(enumerate(task.labels)),

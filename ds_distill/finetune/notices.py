@@ -43,12 +43,19 @@ def format_not_read(counts: dict[str, dict]) -> str:
 
     It is empty where everything is read.
     """
-    said = {"truncated": "examples truncated", "unknown": "tokens unknown to the tokenizer"}
-    found = [f"{count:,} {what} ({part})" for key, what in said.items() for part, count in counts[key].items() if count]
-    found += [
-        f"{count:,} {why} skipped ({part})" for part, by in counts["left_out"].items() for why, count in by.items()
+    descriptions = {"truncated": "examples truncated", "unknown": "tokens unknown to the tokenizer"}
+    parts = [
+        f"{count:,} {what} ({part})"
+        for key, what in descriptions.items()
+        for part, count in counts[key].items()
+        if count
     ]
-    return f"Not read: {', '.join(found)}." if found else ""
+    parts += [
+        f"{count:,} {cause} skipped ({part})"
+        for part, causes in counts["left_out"].items()
+        for cause, count in causes.items()
+    ]
+    return f"Not read: {', '.join(parts)}." if parts else ""
 
 
 def log_not_read(
@@ -76,12 +83,14 @@ def log_not_read(
     totals |= {get_split_name(split): len(part) for split, part in data.dev.items()}
     cut, end = {part: features.cut for part, features in sets.parts.items()}, tokenizer.truncation_side
     if any(cut[part] > TRACE * total for part, total in totals.items()):
-        what = "questions" if data.task.spans else "examples"  # Contexts are read in parts.
-        most = min(LONGEST_QUESTION, length // 2) if data.task.spans else length
-        more = (
-            f"; the model can read {positions} tokens (raise finetune.max_length)" if most == length < positions else ""
+        unit = "questions" if data.task.spans else "examples"  # Contexts are read in parts.
+        max_tokens = min(LONGEST_QUESTION, length // 2) if data.task.spans else length
+        hint = (
+            f"; the model can read {positions} tokens (raise finetune.max_length)"
+            if max_tokens == length < positions
+            else ""
         )
-        log(f"{name}: {what} longer than {most} tokens are truncated on the {end}: {_shares(cut, totals)}{more}")
+        log(f"{name}: {unit} longer than {max_tokens} tokens are truncated on the {end}: {_shares(cut, totals)}{hint}")
     tokens = {part: sum(features.lengths) for part, features in sets.parts.items()}
     unknown = {part: features.count(tokenizer.unk_token_id) for part, features in sets.parts.items()}
     if any(unknown[part] > TRACE * total for part, total in tokens.items()):

@@ -82,41 +82,41 @@ def finetune(
         one at the median.
     """
     tokenizer = load_tokenizer(resolve_model_folder(model, "--model"))
-    mentor = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
+    teacher_model = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
     torch.manual_seed(0)  # The new head's values are part of the run's identity.
     student = load_for_task(model, task, "model", tuned=False)
     check_vocabulary(tokenizer, student.config, f"--model {model}")
     positions = family_of(student).positions(student.config)
-    if teacher and mentor:
-        _check_same_tokenizer(teacher, mentor, student, tokenizer)
-        positions = min(positions, family_of(mentor).positions(mentor.config))
-        widths = mentor.config.hidden_size, student.config.hidden_size
+    if teacher and teacher_model:
+        _check_same_tokenizer(teacher, teacher_model, student, tokenizer)
+        positions = min(positions, family_of(teacher_model).positions(teacher_model.config))
+        widths = teacher_model.config.hidden_size, student.config.hidden_size
         if widths[0] != widths[1] and any(point.hidden_weight > 0 for point in points):
             raise UserError(
                 f"finetune.hidden_weight = {max(point.hidden_weight for point in points)}: the hidden states of "
                 f"teacher and student must have the same width, but have {widths[0]} and {widths[1]}; set it to 0, or "
                 "give models of one width"
             )
-    read = load_data(task, data)
+    task_data = load_data(task, data)
     identity = {
         "task": task.name,
         "order": "by length",
         "model": weights_fingerprint(student)[:16],
-        "data": read.fingerprint,
-        "teacher": weights_fingerprint(mentor)[:16] if mentor else None,
+        "data": task_data.fingerprint,
+        "teacher": weights_fingerprint(teacher_model)[:16] if teacher_model else None,
     }
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
-        plan = _plan(read, model, output, points, tokenizer, positions, mentor)
+        plan = _make_plan(task_data, model, output, points, tokenizer, positions, teacher_model)
         if teacher and task.regression:
             log_scale_mismatch(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
         results = _run_all(plan, points, seeds)
-    found, best = make_summary(task, results, output, model, teacher)
+    summary, best = make_summary(task, results, output, model, teacher)
     sets = plan.encode_sets(best)
-    used = min(read.counts["train"], best.max_train_samples or read.counts["train"])
+    num_train = min(task_data.counts["train"], best.max_train_samples or task_data.counts["train"])
     return (
-        found
-        | {"examples": read.counts | {"train": used}}
-        | not_read(read, sets, tokenizer)
+        summary
+        | {"examples": task_data.counts | {"train": num_train}}
+        | not_read(task_data, sets, tokenizer)
         | {"parameters": student.num_parameters()}
     )
 
@@ -135,14 +135,14 @@ def _check_same_tokenizer(
         )
 
 
-def _plan(
+def _make_plan(
     data: Data,
     model: str,
     output: Path,
     points: list[FinetuneConfig],
     tokenizer,
     positions: int,
-    mentor: PreTrainedModel | None,
+    teacher_model: PreTrainedModel | None,
 ) -> Plan:
     device, collator = (
         torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"),
@@ -150,20 +150,20 @@ def _plan(
     )
     if device.type == "cpu":
         retain_freed_memory()
-    if mentor is not None:
-        mentor = mentor.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # wrong in transformers
+    if teacher_model is not None:
+        teacher_model = teacher_model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # wrong in transformers
     sets = {}
     for point in points:
         key = point.max_length, point.max_train_samples
         if key not in sets:
             sets[key] = encode_sets(data, tokenizer, point, positions)
             log_not_read(data, sets[key], point, positions, tokenizer)
-            if mentor is not None:
-                with explain_disk_full(output), explain_out_of_memory(_smaller(point)):
+            if teacher_model is not None:
+                with explain_disk_full(output), explain_out_of_memory(_memory_remedy(point)):
                     sets[key].train.teacher = teacher_outputs(
-                        mentor, sets[key].train, collator, 2 * point.batch_size, output / "teacher"
+                        teacher_model, sets[key].train, collator, 2 * point.batch_size, output / "teacher"
                     )
-    return Plan(data, model, output, sets, collator, mentor, device)
+    return Plan(data, model, output, sets, collator, teacher_model, device)
 
 
 def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list[dict]:
@@ -175,15 +175,15 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list
         for point, length in zip(points, steps, strict=True):
             for seed in seeds:
                 folder = plan.output / ",".join(
-                    [f"{name}={value}" for name, value in _differing(point, points).items()] + [f"seed={seed}"]
+                    [f"{name}={value}" for name, value in _differing_settings(point, points).items()] + [f"seed={seed}"]
                 )
                 result = folder / "result.json"
-                _begin(folder, point, plan.device)
+                _write_settings(folder, point, plan.device)
                 if result.is_file():
                     skip(bar, length)
                 else:
-                    with explain_disk_full(folder), explain_out_of_memory(_smaller(point)):
-                        write_json(result, _one_run(plan, folder, point, seed, bar))
+                    with explain_disk_full(folder), explain_out_of_memory(_memory_remedy(point)):
+                        write_json(result, _run_once(plan, folder, point, seed, bar))
                 # The folder is not kept in the result, because the output may be moved.
                 results.append(
                     json.loads(result.read_text(encoding="utf-8"))
@@ -192,19 +192,19 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list
     return results
 
 
-def _smaller(point: FinetuneConfig) -> str:
+def _memory_remedy(point: FinetuneConfig) -> str:
     return (
         f"finetune.batch_size = {point.batch_size}: try {max(1, point.batch_size // 2)}, or a smaller "
         "finetune.max_length"
     )
 
 
-def _differing(point: FinetuneConfig, points: list[FinetuneConfig]) -> dict:
-    mine = asdict(point)
-    return {name: value for name, value in mine.items() if len({asdict(other)[name] for other in points}) > 1}
+def _differing_settings(point: FinetuneConfig, points: list[FinetuneConfig]) -> dict:
+    settings = asdict(point)
+    return {name: value for name, value in settings.items() if len({asdict(other)[name] for other in points}) > 1}
 
 
-def _begin(folder: Path, point: FinetuneConfig, device: torch.device) -> None:
+def _write_settings(folder: Path, point: FinetuneConfig, device: torch.device) -> None:
     """Write how the run is trained into folder/settings.json, with "auto" decided once and for all.
 
     A run that was begun with other settings is removed.
@@ -236,9 +236,9 @@ def _begin(folder: Path, point: FinetuneConfig, device: torch.device) -> None:
     write_json(file, {"asked": asdict(point), "precision": "bf16" if bf16 else "fp32"})
 
 
-def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -> dict:
+def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -> dict:
     torch.manual_seed(seed)
-    network = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
+    model_to_train = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
     precision, cpu, sets = (
         json.loads((folder / "settings.json").read_text(encoding="utf-8"))["precision"],
         plan.device.type == "cpu",
@@ -247,7 +247,7 @@ def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
     # In bf16 on a CPU, eager attention takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26). In
     # fp32 torch's own is no slower.
     if cpu and precision == "bf16":
-        network.set_attn_implementation("eager")
+        model_to_train.set_attn_implementation("eager")
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=point.batch_size,
@@ -272,7 +272,7 @@ def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         # Otherwise Trainer would spread a batch over every GPU it sees, and multiply it.
         arguments._n_gpu = 1
     trainer = FinetuneTrainer(
-        model=network,
+        model=model_to_train,
         args=arguments,
         train_dataset=sets.train,
         data_collator=plan.collator,
@@ -287,17 +287,17 @@ def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
     last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     # A later scoring of the folder then reads examples as this run did.
-    setattr(network.config, LENGTH_KEY, sets.length)
-    fit_tokenizer(plan.collator.tokenizer, network, length=sets.length)
-    save_model_folder(network, plan.collator.tokenizer, folder / "model")
+    setattr(model_to_train.config, LENGTH_KEY, sets.length)
+    fit_tokenizer(plan.collator.tokenizer, model_to_train, length=sets.length)
+    save_model_folder(model_to_train, plan.collator.tokenizer, folder / "model")
     # The folder's content is scored: its tokenizer with its settings, and its weights in fp32.
     # Training's autocast stays with the network.
     final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(
         plan.device  # type: ignore[arg-type]  # wrong in transformers
     )
     reader = load_tokenizer(folder / "model")
-    as_read = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
-    metrics = score_model(plan.task, final, as_read, Collator(reader), 2 * point.batch_size, f"seed {seed}")
+    saved_sets = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
+    metrics = score_model(plan.task, final, saved_sets, Collator(reader), 2 * point.batch_size, f"seed {seed}")
     head = "question-answering" if plan.task.spans else "classification"
     trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
     remark = format_not_read(not_read(plan.data, sets, reader))

@@ -24,13 +24,15 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
     """
     plt = _pyplot()
 
-    taught = any(row[3] or row[5] for row in history)
-    figure, panels = plt.subplots(1, 1 + taught, figsize=(6 + 4 * taught, 4.5), layout="constrained", squeeze=False)
+    has_teacher = any(row[3] or row[5] for row in history)
+    figure, panels = plt.subplots(
+        1, 1 + has_teacher, figsize=(6 + 4 * has_teacher, 4.5), layout="constrained", squeeze=False
+    )
     million = [row[1] / 1e6 for row in history]
-    guessing = panels[0][0]
-    guessing.plot(million, [row[4] for row in history], label="training", linewidth=1, alpha=0.5, color="tab:orange")
+    mlm_axes = panels[0][0]
+    mlm_axes.plot(million, [row[4] for row in history], label="training", linewidth=1, alpha=0.5, color="tab:orange")
     for (name, rows), style in zip(heldout.items(), ("ko-", "k^--", "ks:", "kd-.") * len(heldout), strict=False):
-        guessing.plot(
+        mlm_axes.plot(
             [row[1] / 1e6 for row in rows],
             [row[2] for row in rows],
             style,
@@ -38,8 +40,8 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
             markersize=4,
             linewidth=1,
         )
-    guessing.set(ylabel="masked-LM loss (nats per masked token)")
-    if taught:
+    mlm_axes.set(ylabel="masked-LM loss (nats per masked token)")
+    if has_teacher:
         for column, name in ((3, "KL (T²·nats per token)"), (5, "cosine distance")):
             panels[0][1].plot(million, [row[column] for row in history], label=name, linewidth=1)
         panels[0][1].set(ylabel="distance from the teacher (training)", ylim=(0, None))
@@ -99,7 +101,7 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
         "top-1 agreement with the teacher (share)",
     )
     for line, name in zip(panels, sets, strict=True):
-        for number, (axes, what) in enumerate(zip(line, names, strict=True)):
+        for number, (axes, axis_label) in enumerate(zip(line, names, strict=True)):
             for label, rows in curves.items():
                 axes.plot(
                     [row[0] for row in rows],
@@ -109,7 +111,7 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
                     linewidth=1,
                     label=label,
                 )
-            axes.set(ylabel=what, title=name or "the corpus's held-out documents")
+            axes.set(ylabel=axis_label, title=name or "the corpus's held-out documents")
             axes.grid(alpha=0.3)
         line[0].legend()
     for axes in panels[-1]:
@@ -118,12 +120,12 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
     plt.close(figure)
 
 
-def bars_plot(values: dict[str, float], what: str, path: Path, marked: tuple[str, ...] = ()) -> None:
+def bars_plot(values: dict[str, float], axis_label: str, path: Path, marked: tuple[str, ...] = ()) -> None:
     """Write a PNG with one horizontal bar per label, in the order given, each with its value.
 
     Args:
         values: The value of each label.
-        what: The label of the axis.
+        axis_label: The label of the axis.
         path: The file to write.
         marked: The labels whose bars stand out.
     """
@@ -137,7 +139,7 @@ def bars_plot(values: dict[str, float], what: str, path: Path, marked: tuple[str
         bars, labels=[f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in values.values()], padding=4
     )
     axes.invert_yaxis()
-    axes.set(xlabel=what, xlim=(0, 1.12 * max(values.values())))
+    axes.set(xlabel=axis_label, xlim=(0, 1.12 * max(values.values())))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -161,14 +163,14 @@ def points_plot(
     figure, axes = plt.subplots(figsize=(10, max(4.5, 0.26 * len(points) + 1)), layout="constrained")
     # Points lie in clusters, where labels next to them would cover each other. So the labels form a
     # column at the right, in the points' own order, with a line to each point.
-    for place, (label, (x, y)) in enumerate(sorted(points.items(), key=lambda point: point[1][1])):
-        colour = "tab:blue" if label in marked else "gray"
-        axes.plot(x, y, "o", color=colour, markersize=6)
-        line = {"arrowstyle": "-", "color": colour, "alpha": 0.35, "relpos": (0, 0.5)}
+    for row, (label, (x, y)) in enumerate(sorted(points.items(), key=lambda point: point[1][1])):
+        color = "tab:blue" if label in marked else "gray"
+        axes.plot(x, y, "o", color=color, markersize=6)
+        line = {"arrowstyle": "-", "color": color, "alpha": 0.35, "relpos": (0, 0.5)}
         axes.annotate(
             label,
             (x, y),
-            xytext=(1.03, (place + 0.5) / len(points)),
+            xytext=(1.03, (row + 0.5) / len(points)),
             textcoords="axes fraction",
             fontsize=8,
             va="center",

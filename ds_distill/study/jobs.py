@@ -72,11 +72,11 @@ class Step:
 
         The models that earlier steps made are looked up at the call.
         """
-        own = ["--model", str(_made(self.model))] if self.model else []
+        model_options = ["--model", str(_resolve_model(self.model))] if self.model else []
         return [
             *self.words,
-            *own,
-            *(["--teacher", str(_made(self.teacher))] if self.teacher else []),
+            *model_options,
+            *(["--teacher", str(_resolve_model(self.teacher))] if self.teacher else []),
             "--output",
             str(self.output),
         ]
@@ -92,16 +92,16 @@ class Step:
         )
 
 
-def _made(where: str | Path) -> str | Path:
+def _resolve_model(source: str | Path) -> str | Path:
     """Return the folder of the model that a step made.
 
     The path is relative to the step's folder under its present name, which may differ from the one
     at the time of the step.
     """
-    if not isinstance(where, Path):
-        return where
-    made = json.loads((where / "summary.json").read_text(encoding="utf-8"))
-    return where / (os.path.relpath(made["export"], made["output"]) if "output" in made else "export")
+    if not isinstance(source, Path):
+        return source
+    summary = json.loads((source / "summary.json").read_text(encoding="utf-8"))
+    return source / (os.path.relpath(summary["export"], summary["output"]) if "output" in summary else "export")
 
 
 def split_launch_command(starter: str) -> list[str]:
@@ -132,25 +132,25 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
     """
     waiting = [step for step in steps if not step.done]
     jobs, running = max(1, min(jobs, len(waiting))), dict[int, tuple[Step, subprocess.Popen]]()  # by slot
-    with _asked_to_end() as asked, progress(len(steps), "study", "step", initial=len(steps) - len(waiting)) as bar:
+    with _collect_signals() as signals, progress(len(steps), "study", "step", initial=len(steps) - len(waiting)) as bar:
         try:
             while waiting or running:
                 _start_more(running, waiting, jobs, logs)
                 bar.set_postfix_str(", ".join(step.what for step, _ in running.values()))
                 shown = time.monotonic()
-                while not asked and all(process.poll() is None for _, process in running.values()):
+                while not signals and all(process.poll() is None for _, process in running.values()):
                     time.sleep(0.1)
                     if jobs > 1 and on_terminal() and time.monotonic() - shown > 2:
                         bar.refresh()
                         shown = time.monotonic()
-                if signal.SIGINT in asked:
+                if signal.SIGINT in signals:
                     raise KeyboardInterrupt
-                if asked:
+                if signals:
                     raise UserError("study: terminated by SIGTERM; repeat the command to resume")
                 for slot, (step, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
-                        _check(step, process.returncode, _get_log_file(step, logs) if jobs > 1 else None)
+                        _check_done(step, process.returncode, _get_log_file(step, logs) if jobs > 1 else None)
                         bar.update()
         except BaseException:
             for _, process in running.values():
@@ -161,26 +161,26 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
 
 
 @contextlib.contextmanager
-def _asked_to_end() -> Iterator[list[int]]:
+def _collect_signals() -> Iterator[list[int]]:
     """Yield a list that SIGTERM and the first Ctrl-C fill.
 
     An exception at any moment could come after a step has started and before it is registered.
     """
-    asked: list[int] = []
+    signals: list[int] = []
 
-    def ask(number: int, _) -> None:
-        asked.append(number)
+    def collect(number: int, _) -> None:
+        signals.append(number)
         if number == signal.SIGINT:
             signal.signal(number, before[number])
 
     # Where a shell has SIGINT ignored, it stays ignored.
-    heard = [
+    watched = [
         signal.SIGTERM,
         *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else []),
     ]
-    before: dict[int, Any] = {number: signal.signal(number, ask) for number in heard}
+    before: dict[int, Any] = {number: signal.signal(number, collect) for number in watched}
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -224,7 +224,7 @@ def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
         log(f"\n{typed}")
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
     if not step.starter:
-        environment |= _share(slot, jobs)
+        environment |= _make_environment(slot, jobs)
     logs.mkdir(parents=True, exist_ok=True)
     with open(_get_log_file(step, logs), "a", encoding="utf-8") as log_file:
         log_file.write(f"{typed}\n")
@@ -233,7 +233,7 @@ def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log_file, env=environment)
 
 
-def _share(slot: int, jobs: int) -> dict[str, str]:
+def _make_environment(slot: int, jobs: int) -> dict[str, str]:
     """Return the environment that gives a job its share of the cores, and a GPU where there are any."""
     import torch
 
@@ -246,7 +246,7 @@ def _share(slot: int, jobs: int) -> dict[str, str]:
     return share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 
 
-def _check(step: Step, status: int, log_file: Path | None) -> None:
+def _check_done(step: Step, status: int, log_file: Path | None) -> None:
     """Raise UserError unless the step is done.
 
     Launchers may end with status 0 although a rank was killed, and a folder shared by hosts may
@@ -258,7 +258,9 @@ def _check(step: Step, status: int, log_file: Path | None) -> None:
     if step.done:
         return
     if log_file:
-        said = log_file.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
-        log("\n" + "\n".join([line for line in said if line.strip()][-TAIL:]))
-    why = f"ended with status {status}" if status else f"ended without writing {step.output / 'summary.json'}"
-    raise UserError(f"study: {step.what} {why}{f' (see {log_file})' if log_file else ''}; repeat the command to resume")
+        output_lines = log_file.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
+        log("\n" + "\n".join([line for line in output_lines if line.strip()][-TAIL:]))
+    reason = f"ended with status {status}" if status else f"ended without writing {step.output / 'summary.json'}"
+    raise UserError(
+        f"study: {step.what} {reason}{f' (see {log_file})' if log_file else ''}; repeat the command to resume"
+    )

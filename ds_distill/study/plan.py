@@ -33,7 +33,7 @@ SETTINGS = tuple(
 )
 FINETUNE_SETTINGS = tuple(setting.name for setting in fields(FinetuneConfig))
 # These are the settings that `prepare` reads.
-READ = (
+PREPARE_SETTINGS = (
     "data.mode",
     "data.sequence_length",
     "data.heldout_fraction",
@@ -44,7 +44,7 @@ READ = (
 )
 # These settings decide a text's tokens. The seed decides which of its documents are held out; there
 # the base's seed counts.
-TOKENS = READ[:4]
+TOKEN_SETTINGS = PREPARE_SETTINGS[:4]
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Study:
         self.base = str(shipped(self.base))
 
     @classmethod
-    def of(cls, plan: dict) -> Study:
+    def from_dict(cls, plan: dict) -> Study:
         """Return the study that study.json holds; raise UserError where an earlier version wrote it."""
         if old := [key for key in plan if name_of_today(key)]:
             raise UserError(
@@ -93,22 +93,26 @@ class Study:
 
     def get_finetune_settings(self, task: str) -> tuple[int, dict]:
         """Return how many seeds a task's fine-tunings have, and their settings."""
-        found = (
+        settings = (
             {"seeds": self.seeds}
             | {key: value for key, value in self.finetune.items() if key not in TASKS}
             | (self.finetune.get(task) or {})
         )
-        return found.pop("seeds"), found
+        return settings.pop("seeds"), settings
 
     def check(self) -> None:
         """Raise UserError for mistakes that would end the study hours later.
 
         Examples are a task without files and a setting that does not exist.
         """
-        if odd := [name for name, own in self.finetune.items() if name in TASKS and not isinstance(own or {}, dict)]:
+        if malformed := [
+            name
+            for name, task_settings in self.finetune.items()
+            if name in TASKS and not isinstance(task_settings or {}, dict)
+        ]:
             raise UserError(
-                f"finetune: {odd[0]}: {self.finetune[odd[0]]!r}: must map names of settings to values, such as "
-                "{epochs: 3}"
+                f"finetune: {malformed[0]}: {self.finetune[malformed[0]]!r}: must map names of settings to values, "
+                "such as {epochs: 3}"
             )
         for name in self.tasks:
             task, (seeds, settings) = get_task(name), self.get_finetune_settings(name)
@@ -138,8 +142,8 @@ class Study:
                     )
                 if key not in SETTINGS:
                     raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
-        if twice := {name for name in self.tasks if self.tasks.count(name) > 1}:
-            raise UserError(f"tasks: {', '.join(sorted(twice))}: given twice; remove one")
+        if duplicates := {name for name in self.tasks if self.tasks.count(name) > 1}:
+            raise UserError(f"tasks: {', '.join(sorted(duplicates))}: given twice; remove one")
         for name in self.task_distillation:
             if name not in self.students:
                 raise UserError(
@@ -189,11 +193,17 @@ def make_steps(study: Study, output: Path) -> list[Step]:
     """
     recipe, corpus, tokens = ("--config", study.base), ("--corpus", *study.corpus), output / "tokens"
     heldout = ("--heldout", *study.heldout) if study.heldout else ()
-    shared = [name for name, changes in study.students.items() if not any(key in TOKENS for key in changes)]
-    unread = any(not (output / "students" / make_folder_name(name) / "summary.json").is_file() for name in shared)
+    sharing = [name for name, changes in study.students.items() if not any(key in TOKEN_SETTINGS for key in changes)]
+    is_unread = any(not (output / "students" / make_folder_name(name) / "summary.json").is_file() for name in sharing)
     steps = (
-        [Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base)))]
-        if unread
+        [
+            Step(
+                "prepare the text",
+                tokens,
+                ("prepare", "--tokenizer", study.teacher, *corpus, *_prepare_options(study.base)),
+            )
+        ]
+        if is_unread
         else []
     )
     for name, changes in study.students.items():
@@ -202,18 +212,18 @@ def make_steps(study: Study, output: Path) -> list[Step]:
             for key, value in changes.items()
             for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
         ]
-        text = ("--tokens", str(tokens)) if name in shared else corpus
+        text = ("--tokens", str(tokens)) if name in sharing else corpus
         steps.append(
             Step(
                 f"distill {name}",
                 output / "students" / make_folder_name(name),
                 ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
-                after=(tokens,) if name in shared else (),
+                after=(tokens,) if name in sharing else (),
                 starter=study.launch,
             )
         )
     for task in study.tasks:
-        seeds, tuning = study.get_finetune_settings(task)
+        seeds, task_settings = study.get_finetune_settings(task)
         words = (
             "finetune",
             "--task",
@@ -221,7 +231,7 @@ def make_steps(study: Study, output: Path) -> list[Step]:
             "--seeds",
             str(seeds),
             *(["--data", str(Path(study.data) / task)] if study.data else []),
-            *(word for key, value in tuning.items() for word in (f"--finetune.{key}", str(value))),
+            *(word for key, value in task_settings.items() for word in (f"--finetune.{key}", str(value))),
         )
         folder = output / "tasks" / task
         if study.include_teacher:
@@ -243,17 +253,17 @@ def make_steps(study: Study, output: Path) -> list[Step]:
     return steps
 
 
-def _reading(base: str) -> list[str]:
+def _prepare_options(base: str) -> list[str]:
     """Return the base recipe's settings that `prepare` reads, as words of a command.
 
     A recipe may also hold a teacher and texts, which `prepare` does not take.
     """
-    where = f"base: {base}"
-    recipe = load_keys(read_recipe(Path(base), where), where)
+    place = f"base: {base}"
+    recipe = load_keys(read_recipe(Path(base), place), place)
     # A section that is not a mapping is reported when the recipe itself is read.
     sections = {room: section if isinstance(section, dict) else {} for room, section in recipe.items()}
-    found = {key: sections.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in READ}
-    return [word for key, value in found.items() if isinstance(value, str) for word in (f"--{key}", value)]
+    settings = {key: sections.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in PREPARE_SETTINGS}
+    return [word for key, value in settings.items() if isinstance(value, str) for word in (f"--{key}", value)]
 
 
 def _load_base(base: str) -> object:
@@ -288,17 +298,17 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
             raise UserError(f"{step.what}: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
-    asked = json.loads(json.dumps(asdict(study) | {"recipe": _load_base(study.base)}, default=str))
-    del asked["launch"], asked["jobs"]  # How the study is run may change.
-    if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != asked:
-        if changed := _changed(_expand_home(before), asked):
+    record = json.loads(json.dumps(asdict(study) | {"recipe": _load_base(study.base)}, default=str))
+    del record["launch"], record["jobs"]  # How the study is run may change.
+    if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != record:
+        if changed := _get_changed_keys(_expand_home(before), record):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     _read_tasks(study, steps)
     students = [
         (step.what, cast(Recipe, recipes[step.what])) for step in steps if step.words[0] == "distill" and not step.done
     ]
     _check_teacher(study, students)
-    write_json(plan, asked)
+    write_json(plan, record)
     run_steps(steps, study.jobs, output / "logs")
     return {"output": str(output), "rows": collect_rows(study, output)}
 
@@ -315,13 +325,13 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
         # This module imports torch, and a report need not wait for that.
         from ds_distill.preflight.models import check_teacher_fits, check_whole
 
-        started = []
+        tied = []
         for what, recipe in students:
             try:
-                started.append(check_teacher_fits(study.teacher, recipe)[1])
+                tied.append(check_teacher_fits(study.teacher, recipe)[1])
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
-        check_whole(study.teacher, tied=any(started))
+        check_whole(study.teacher, tied=any(tied))
 
 
 def _read_tasks(study: Study, steps: list[Step]) -> None:
@@ -341,22 +351,22 @@ def _expand_home(plan: dict) -> dict:
         for key in ("teacher", "data", "corpus", "heldout")
         if (value := plan.get(key))
     }
-    whole = {key: [os.path.expanduser(path) for path in value] for key, value in paths.items()}
-    return plan | {key: value if isinstance(plan[key], list) else value[0] for key, value in whole.items()}
+    expanded = {key: [os.path.expanduser(path) for path in value] for key, value in paths.items()}
+    return plan | {key: value if isinstance(plan[key], list) else value[0] for key, value in expanded.items()}
 
 
-def _changed(before: dict, now: dict) -> list[str]:
+def _get_changed_keys(before: dict, now: dict) -> list[str]:
     """Return the keys under which a plan differs from the earlier one.
 
     Students, tasks with their settings, seeds and task distillations may be added.
     """
-    earlier, later = Study.of(before), Study.of(now)
-    kept = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "task_distillation")}
-    kept["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
+    earlier, later = Study.from_dict(before), Study.from_dict(now)
+    compatible = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "task_distillation")}
+    compatible["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
     pairs = [(earlier.get_finetune_settings(task), later.get_finetune_settings(task)) for task in earlier.tasks]
-    kept["finetune"] = kept["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
-    kept["base"] = True  # The base may move; its content is under `recipe`.
-    return [key for key in now if before.get(key) != now[key] and not kept.get(key)]
+    compatible["finetune"] = compatible["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
+    compatible["base"] = True  # The base may move; its content is under `recipe`.
+    return [key for key in now if before.get(key) != now[key] and not compatible.get(key)]
 
 
 def collect_rows(study: Study, output: Path) -> list[dict]:
@@ -373,24 +383,24 @@ def collect_rows(study: Study, output: Path) -> list[dict]:
     ]
     for name in [*([TEACHER] if study.include_teacher else []), *names]:
         row: dict = {"model": name, "tasks": {}}
-        made = output / "students" / make_folder_name(name) / "summary.json"
-        if made.is_file():
+        summary_file = output / "students" / make_folder_name(name) / "summary.json"
+        if summary_file.is_file():
             keys = ("tokens", "tokens_per_second", "parameters")
             row |= {
                 key: value
-                for key, value in json.loads(made.read_text(encoding="utf-8")).items()
+                for key, value in json.loads(summary_file.read_text(encoding="utf-8")).items()
                 if "heldout" in key or key in keys
             }
         for task in study.tasks:
             file = output / "tasks" / task / make_folder_name(name) / "summary.json"
             if file.is_file():
-                found = json.loads(file.read_text(encoding="utf-8"))
+                summary = json.loads(file.read_text(encoding="utf-8"))
                 row["tasks"][task] = {
-                    key: found[key]
+                    key: summary[key]
                     for key in ("metric", "metrics", "seeds", "examples", "truncated", "left_out")
-                    if key in found
+                    if key in summary
                 }
-                if "parameters" in found:
-                    row.setdefault("parameters", found["parameters"])
+                if "parameters" in summary:
+                    row.setdefault("parameters", summary["parameters"])
         rows.append(row)
     return rows

@@ -65,7 +65,7 @@ def write_report(folders: list[str], output: Path) -> dict:
 def make_study_sections(folder: Path, picture: Path) -> list[Section]:
     """Return the sections on what a study has run so far."""
     plan = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    rows = collect_rows(Study.of(plan), folder)
+    rows = collect_rows(Study.from_dict(plan), folder)
     sections = [section for section in (retention_table(rows, plan["tasks"]),) if section] + task_tables(
         rows, plan["tasks"]
     )

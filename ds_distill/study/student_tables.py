@@ -10,12 +10,12 @@ from ds_distill.reporting.plots import comparison_plot
 from ds_distill.reporting.tables import NOT_RUN
 from ds_distill.study.figures import format_loss, get_students, mean_score, means_by_seed, missing_mean_text
 from ds_distill.study.paper import PAPER_ABLATION
-from ds_distill.study.plan import TOKENS, make_folder_name
+from ds_distill.study.plan import TOKEN_SETTINGS, make_folder_name
 
 CORPUS_HELDOUT = "the corpus's held-out documents"
 # These settings decide which tokens are held out, and which of them are masked.
 HELDOUT_SETTINGS = (
-    *TOKENS,
+    *TOKEN_SETTINGS,
     "data.mlm_probability",
     "data.mlm_smoothing",
     "data.whole_word_masking",

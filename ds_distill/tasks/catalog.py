@@ -48,9 +48,9 @@ class Task:
 
 
 def _glue(
-    name: str, texts: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...] = ("accuracy",), **more
+    name: str, texts: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...] = ("accuracy",), **kwargs
 ) -> Task:
-    return Task(name, texts, labels, metrics, ("nyu-mll/glue", name), **more)
+    return Task(name, texts, labels, metrics, ("nyu-mll/glue", name), **kwargs)
 
 
 _ENTAILS = ("entailment", "not_entailment")

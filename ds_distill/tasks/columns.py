@@ -41,10 +41,10 @@ def named_columns(given: str) -> tuple[Path, list[str]]:
     if "#" not in given or expand_user(given).exists():
         return expand_user(given), []
     name, _, columns = given.rpartition("#")
-    found = columns.split(",")
-    if not 1 <= len(found) <= 2 or not all(map(str.strip, (*found, name))):
+    names = columns.split(",")
+    if not 1 <= len(names) <= 2 or not all(map(str.strip, (*names, name))):
         raise UserError(f"--data {given}: name one or two text columns after the #, as in {name}#COLUMN,COLUMN")
-    return expand_user(name), found
+    return expand_user(name), names
 
 
 def text_columns(rows: list[dict], given: str) -> list[str]:

@@ -85,20 +85,21 @@ def split_files(folder: Path, split: str) -> list[Path]:
         ]
         for name in names
     ]
-    found = next((files for files in by_name if files), [])
-    if len(found) != 1:
-        wanted = " or ".join(f"{name}.*" for name in names)
-        there = (
-            f"but the folder contains {', '.join(file.name for file in found)}"
-            if found
+    files = next((files for files in by_name if files), [])
+    if len(files) != 1:
+        expected = " or ".join(f"{name}.*" for name in names)
+        problem = (
+            f"but the folder contains {', '.join(file.name for file in files)}"
+            if files
             else "but the folder contains none"
             if folder.is_dir()
             else ("but that is a file or a pipe" if folder.exists() else "but there is no such folder")
         )
         raise UserError(
-            f"--data {folder}: exactly one file {wanted} is needed ({', '.join(KINDS)}, plain, .gz or .zst), {there}"
+            f"--data {folder}: exactly one file {expected} is needed ({', '.join(KINDS)}, plain, .gz or .zst), "
+            f"{problem}"
         )
-    return found
+    return files
 
 
 def load_examples(task: Task, split: str, data: str | None) -> Examples:
@@ -194,12 +195,12 @@ def parse_label(task: Task, value: Any, where: str) -> int | float:
             hint = "; the hub's test splits have no labels" if number == -1 else ""
             raise UserError(f"{where}: label {value!r}: the labels of {task.name} are numbers from 0 to 5{hint}")
         return number
-    found = match_class(value, task.labels)
-    if found is None:
+    label_class = match_class(value, task.labels)
+    if label_class is None:
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
         hint = "; the hub's test splits have no labels" if parse_number(value) == -1 else ""
         raise UserError(f"{where}: label {value!r}: not a label of {task.name}, whose labels are {known}{hint}")
-    return found
+    return label_class
 
 
 def read_rows(

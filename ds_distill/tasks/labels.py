@@ -30,24 +30,26 @@ def match_class(label: object, names: Sequence[str]) -> int | None:
 
 @functools.lru_cache(typed=True)  # A file has few labels, in many rows.
 def _match_class(label: str | int | float, names: tuple[str, ...]) -> int | None:
-    found = class_by_name(label, names)
-    return class_by_number(label, names) if found is None else found
+    index = class_by_name(label, names)
+    return class_by_number(label, names) if index is None else index
 
 
 def class_by_name(label: object, names: Sequence[str]) -> int | None:
     """Return the same as `match_class`, for names only."""
     text = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
-    same = [
+    comparisons = [
         lambda name: name == label,
         lambda name: str(name) == text,
         lambda name: normalize_name(name) == normalize_name(text),
     ]
     if parse_number(label) is None:
-        same.append(lambda name: _continues(_folded(text), _folded(name)) or _continues(_folded(name), _folded(text)))
-    for is_same in same:
-        found = [index for index, name in enumerate(names) if is_same(name)]
-        if len(found) == 1:
-            return found[0]
+        comparisons.append(
+            lambda name: _continues(_folded(text), _folded(name)) or _continues(_folded(name), _folded(text))
+        )
+    for is_equal in comparisons:
+        matches = [index for index, name in enumerate(names) if is_equal(name)]
+        if len(matches) == 1:
+            return matches[0]
     return None
 
 
@@ -72,15 +74,15 @@ def are_numbered_otherwise(labels: Iterable[object], names: Sequence[str]) -> bo
     The result is False where they are the classes' own indices, or the names hold no numbers of
     their own. It is None where both may be meant.
     """
-    found = [re.findall(r"\d+", str(name)) for name in names]
-    inside = [int(numbers[0]) for numbers in found if len(numbers) == 1]
-    own = range(len(names))
-    if len(inside) < len(names) or len(set(inside)) < len(names) or inside == list(own):
+    digits = [re.findall(r"\d+", str(name)) for name in names]
+    name_numbers = [int(numbers[0]) for numbers in digits if len(numbers) == 1]
+    indices = range(len(names))
+    if len(name_numbers) < len(names) or len(set(name_numbers)) < len(names) or name_numbers == list(indices):
         return False
     numbers = {number for label in labels if (number := parse_number(label)) is not None}
     if not numbers or all(parse_number(name) is not None for name in names):
         return False
-    fits_names, fits_classes = numbers <= set(inside), numbers <= set(own)
+    fits_names, fits_classes = numbers <= set(name_numbers), numbers <= set(indices)
     return None if fits_names and fits_classes else fits_names
 
 
@@ -89,10 +91,10 @@ def _match_truth_value(truth: bool, names: Sequence[str]) -> int | None:
 
     The names decide where they mean yes or no; otherwise class 1 means yes.
     """
-    says = [True if _folded(name) in YES else False if _folded(name) in NO else None for name in names]
-    if says[0] is not None or says[1] is not None:
-        yes = says.index(True) if True in says else 1 - says.index(False)
-        return None if says[0] == says[1] else yes if truth else 1 - yes
+    meanings = [True if _folded(name) in YES else False if _folded(name) in NO else None for name in names]
+    if meanings[0] is not None or meanings[1] is not None:
+        yes = meanings.index(True) if True in meanings else 1 - meanings.index(False)
+        return None if meanings[0] == meanings[1] else yes if truth else 1 - yes
     # Class 1 may be the negation of class 0, as not_entailment is.
     return None if normalize_name(names[1]).endswith(normalize_name(names[0])) else int(truth)
 
@@ -109,19 +111,19 @@ def parse_number(label: Any) -> int | None:
     return int(number) if math.isfinite(number) and number.is_integer() else None
 
 
-def match_classes(theirs: Sequence[str], names: Sequence[str]) -> list[int] | None:
-    """Return which of `names` each of a model's labels `theirs` stands for.
+def match_classes(labels: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """Return which of `names` each of a model's `labels` stands for.
 
     It is None unless each of `names` is meant by exactly one of them. Labels that are numbered from
     1 on are in the order of their numbers.
     """
-    numbers = [parse_number(name) for name in theirs]
-    if sorted(number or 0 for number in numbers) == list(range(1, len(theirs) + 1)):
-        found: list[int | None] = [number - 1 for number in numbers if number is not None]
+    numbers = [parse_number(name) for name in labels]
+    if sorted(number or 0 for number in numbers) == list(range(1, len(labels) + 1)):
+        matches: list[int | None] = [number - 1 for number in numbers if number is not None]
     else:
-        found = [match_class(name, names) for name in theirs]
-    known = [number for number in found if number is not None]
-    return known if len(known) == len(found) and sorted(known) == list(range(len(names))) else None
+        matches = [match_class(name, names) for name in labels]
+    known = [number for number in matches if number is not None]
+    return known if len(known) == len(matches) and sorted(known) == list(range(len(names))) else None
 
 
 def _folded(name: object) -> str:

@@ -45,8 +45,8 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float | None]:
         # A constant correlates with nothing; scipy returns NaN.
         if len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0:
             return None
-        found = float(getattr(scipy.stats, name)(predicted, labels)[0])
-        return found if math.isfinite(found) else None
+        correlation = float(getattr(scipy.stats, name)(predicted, labels)[0])
+        return correlation if math.isfinite(correlation) else None
 
     return score
 

@@ -147,7 +147,7 @@ def questions_in(task: Task, file: Path) -> Questions:
 
 
 def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> Questions:
-    found, faults = Questions(), []
+    questions, faults = Questions(), []
     for place, entry in entries:
         where = f"{source}, {place}, question {entry.get('id')!r}"
         try:
@@ -173,19 +173,19 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
         if fault := find_misplaced_answer(question):
             faults.append(f"{where}: {fault}")
         else:
-            found.append(question)
-    if not found and not faults:
+            questions.append(question)
+    if not questions and not faults:
         raise UserError(f"{source}: the file contains no questions")
     if faults:
-        count, total = len(faults), len(faults) + len(found)
+        count, total = len(faults), len(faults) + len(questions)
         if count > MANY * total:
             raise UserError(
                 f"{faults[0]}; {count} of {total} questions have such answers, too many to skip; correct answer_start"
             )
-        found.left_out[MISPLACED] = count
+        questions.left_out[MISPLACED] = count
         first = faults[0].removeprefix(f"{source}, ")
         log_share(count, total, f"{source}: {count} of {total} {MISPLACED} are skipped; the first is {first}")
-    return found
+    return questions
 
 
 def read_official(file: Path) -> Iterator[tuple[str, dict]]:
@@ -239,8 +239,8 @@ def find_misplaced_answer(question: Question) -> str:
     The text is empty where all answers are in place.
     """
     for text, start in question.answers:
-        if (there := question.context[start : start + len(text)]) != text:
-            return f"the answer {text!r} is not at character {start} of its context, which has {there!r} there"
+        if (actual := question.context[start : start + len(text)]) != text:
+            return f"the answer {text!r} is not at character {start} of its context, which has {actual!r} there"
     return ""
 
 
@@ -252,9 +252,9 @@ def make_spans(
     The question is truncated to 64 tokens. A span has at most `length` tokens, question included,
     and the parts overlap by `stride`.
     """
-    asked = [q.question.lstrip() for q in questions]
+    question_texts = [q.question.lstrip() for q in questions]
     alone = tokenizer(
-        asked,
+        question_texts,
         add_special_tokens=False,
         truncation=True,
         max_length=min(LONGEST_QUESTION, length // 2),
@@ -262,9 +262,9 @@ def make_spans(
     )
     cut = sum(bool(encoding.overflowing) for encoding in alone.encodings)
     # A tokenizer may truncate on the left.
-    asked = [
+    question_texts = [
         text[offsets[0][0] : offsets[-1][1]] if offsets else text
-        for text, offsets in zip(asked, alone["offset_mapping"], strict=True)
+        for text, offsets in zip(question_texts, alone["offset_mapping"], strict=True)
     ]
     room = length - max(map(len, alone["input_ids"])) - 4  # special tokens: three for BERT, four for RoBERTa
     if room < 8:
@@ -273,7 +273,7 @@ def make_spans(
             "model with more positions"
         )
     encoded = tokenizer(
-        asked,
+        question_texts,
         [q.context for q in questions],
         truncation="only_second",
         max_length=length,
@@ -289,8 +289,11 @@ def make_spans(
         spans.offsets.append([tuple(pair) if kind == 1 else None for pair, kind in pairs])
     covered = [(len(q.context), 0) for q in questions]  # from the first to the last character that has a token
     for number, offsets in zip(spans.question, spans.offsets, strict=True):
-        found = [pair for pair in offsets if pair and pair[0] < pair[1]] or [covered[number]]
-        covered[number] = min(covered[number][0], found[0][0]), max(covered[number][1], found[-1][1])
+        pairs_with_text = [pair for pair in offsets if pair and pair[0] < pair[1]] or [covered[number]]
+        covered[number] = (
+            min(covered[number][0], pairs_with_text[0][0]),
+            max(covered[number][1], pairs_with_text[-1][1]),
+        )
     for number, offsets in zip(spans.question, spans.offsets, strict=True):
         start, end = _place(questions[number], offsets, *covered[number])
         spans.starts.append(start)
@@ -371,9 +374,9 @@ def postprocess_spans(
         starts: The start logits of each span's tokens, at least as many as it has tokens.
         ends: The end logits, likewise.
     """
-    found = [Answer() for _ in questions]
+    answers = [Answer() for _ in questions]
     for row, number in enumerate(spans.question):
-        offsets, answer = spans.offsets[row], found[number]
+        offsets, answer = spans.offsets[row], answers[number]
         inside = np.array([i for i, pair in enumerate(offsets) if pair is not None and pair[1] > pair[0]], dtype=int)
         answer.null_score = min(answer.null_score, float(starts[row][0] + ends[row][0]))
         if not len(inside):
@@ -387,9 +390,9 @@ def postprocess_spans(
         answer.best += [
             (score, context[offsets[i][0] : offsets[j][1]]) for score, i, j in sorted(pairs, reverse=True)[:N_BEST]
         ]
-    for answer in found:
+    for answer in answers:
         answer.best = sorted(answer.best, key=lambda pair: -pair[0])[:N_BEST]
-    return found
+    return answers
 
 
 def squad_scores(questions: list[Question], answers: list[Answer]) -> Measured:
@@ -412,10 +415,10 @@ def squad_scores(questions: list[Question], answers: list[Answer]) -> Measured:
     threshold: float | None
     best_f1, threshold = best_threshold(f1, answerable, odds)
     # Where the empty answer is the only one, the odds are infinite.
-    said = [odd <= threshold for odd in odds]
+    is_answered = [odd <= threshold for odd in odds]
     parts: dict[bool, list[float]] = {
-        True: [s * score for s, score, has in zip(said, f1, answerable, strict=True) if has],
-        False: [not s for s, has in zip(said, answerable, strict=True) if not has],
+        True: [answered * score for answered, score, has in zip(is_answered, f1, answerable, strict=True) if has],
+        False: [not answered for answered, has in zip(is_answered, answerable, strict=True) if not has],
     }
     finite = [odd for odd in odds if math.isfinite(odd)]
     if not math.isfinite(threshold):  # Empty answers to all questions score best.

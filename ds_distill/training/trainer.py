@@ -106,7 +106,7 @@ def train(
         steps=steps,
         accumulation=order.accumulation,
         length=order.store.manifest["sequence_length"],
-        documents=order.cut.separator is not None,
+        documents=order.collate_spec.separator is not None,
         device=device,
         dtype=dtype,
     )
