@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
-from ds_distill.exporters.formats import FORMATS, _alone, export_formats, formats_table
+from ds_distill.exporters.formats import FORMATS, _export_lock, export_formats, formats_table
 from ds_distill.exporters.huggingface import export
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.onnx import OPSET
@@ -305,7 +305,7 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
 
 
 def test_exports_into_one_folder_do_not_mix(student, tmp_path):
-    with _alone(student), pytest.raises(UserError, match="another export is at it"):
+    with _export_lock(student), pytest.raises(UserError, match="another export is at it"):
         export_formats(str(student), ["torch-export"], student, text=[])
     export_formats(str(student), ["torch-export"], tmp_path, text=[])
     with pytest.raises(

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ds_distill.cli.parser import build_parser, check_command
-from ds_distill.study.plan import Study, _changed, _expand_home, _load_base, make_steps, run_study
+from ds_distill.study.plan import Study, _expand_home, _get_changed_keys, _load_base, make_steps, run_study
 from ds_distill.utils.errors import UserError
 
 
@@ -94,7 +94,7 @@ def test_a_study_may_grow_but_what_it_held_stays(before, now, changed):
     plan = asdict(
         Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], finetune={"epochs": 3})
     )
-    assert _changed(plan | before, plan | before | now) == changed
+    assert _get_changed_keys(plan | before, plan | before | now) == changed
 
 
 @pytest.mark.parametrize("config", sorted(map(str, Path("ds_configs").glob("*.yaml"))))
@@ -255,8 +255,8 @@ def test_a_study_goes_on_where_its_paths_were_kept_as_written(tmp_path, monkeypa
     plan = asdict(Study(str(base), f"{tmp_path}/t", [f"{tmp_path}/a", "hf:b"], [], None, {"a": {}}, ["rte"])) | {
         "recipe": kept
     }
-    assert _changed(_expand_home(plan | {"teacher": "~/t", "corpus": ["~/a", "hf:b"]}), plan) == []
-    assert _changed(_expand_home(plan | {"teacher": "~/u"}), plan) == ["teacher"]
+    assert _get_changed_keys(_expand_home(plan | {"teacher": "~/t", "corpus": ["~/a", "hf:b"]}), plan) == []
+    assert _get_changed_keys(_expand_home(plan | {"teacher": "~/u"}), plan) == ["teacher"]
 
 
 def test_a_starter_in_the_home_folder(tmp_path, monkeypatch):
