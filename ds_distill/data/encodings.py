@@ -71,7 +71,7 @@ def check_text(path: Path, packed: str) -> None:
     controls = len(head) - len(head.translate(None, _CONTROLS))
     # One zero byte in a long text is an accident.
     if b"\0" in head and controls > max(1, len(head) // 1000):
-        raise UserError(f"{path}: not text; supported are {', '.join(KINDS)} files, plain, .gz or .zst")
+        raise UserError(f"{path}: not text; supported files are {', '.join(KINDS)}, plain, .gz or .zst")
 
 
 def conversion(path: Path | str, encoding: str) -> str:

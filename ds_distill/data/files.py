@@ -129,7 +129,7 @@ def _log_others(folder: Path, readable: list[Path], others: list[Path]) -> None:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
         names = ", ".join(file.name for file in list(dict.fromkeys([*missing, *packed, *others]))[:3])
         log_new(
-            f"{folder}: {len(others):,} of its files are not read ({counts}), such as {names}; supported are "
+            f"{folder}: {len(others):,} of its files are not read ({counts}), such as {names}; supported files are "
             f"{', '.join(KINDS)}, plain, .gz or .zst; to read other files as text, name them or give a pattern"
         )
 

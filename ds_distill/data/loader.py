@@ -59,16 +59,16 @@ class BatchLoader:
     ):
         if min(global_batch_size, micro_batch_size, world_size) < 1 or not 0 <= rank < world_size:
             raise UserError(
-                f"global_batch_size = {global_batch_size}, micro_batch_size = {micro_batch_size}, rank {rank} of "
-                f"{world_size}: sizes must be at least 1, and ranks count from 0"
+                f"training.global_batch_size = {global_batch_size}, micro_batch_size = {micro_batch_size}, rank {rank} "
+                f"of {world_size}: sizes must be at least 1, and ranks count from 0"
             )
         wave = micro_batch_size * world_size
         if global_batch_size % wave:
             below, above = global_batch_size // wave * wave, -(-global_batch_size // wave) * wave
             nearest = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"global batch = {global_batch_size}: not a multiple of micro-batch {micro_batch_size} × {world_size} "
-                f"ranks = {wave}; use {nearest}"
+                f"training.global_batch_size = {global_batch_size}: not a multiple of micro_batch_size "
+                f"{micro_batch_size} × {world_size} ranks = {wave}; use {nearest}"
             )
         self._sources = store.sources()
         self.weights = list(weights or [1.0] * len(self._sources))
@@ -77,9 +77,8 @@ class BatchLoader:
         self.steps_per_epoch = self.entries // global_batch_size
         if not self.steps_per_epoch:
             raise UserError(
-                f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch "
-                f"of {global_batch_size}; "
-                "lower the global batch or prepare more text"
+                f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch of "
+                f"{global_batch_size}; lower training.global_batch_size, or prepare more text"
             )
         self.store, self.masker, self.seed, self.by_length = store, masker, seed, by_length
         self.collate_spec = CollateSpec(

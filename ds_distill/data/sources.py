@@ -136,7 +136,7 @@ def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
     kind, size = get_file_kind(file.name) or "text", file.stat().st_size
     check_not_lfs_pointer(file)
     if file.suffix.lower() in UNSUPPORTED:
-        raise UserError(f"{file}: not text; supported are {', '.join(KINDS)} files, plain, .gz or .zst")
+        raise UserError(f"{file}: not text; supported files are {', '.join(KINDS)}, plain, .gz or .zst")
     if kind == "parquet":
         table = open_parquet(file)
         groups = table.num_row_groups

@@ -107,8 +107,8 @@ def test_wide_text_is_named_with_the_command_that_converts_it(tmp_path, codec, n
         ("a.txt", b"PAR1\0\0", r"parquet; rename it to end in \.parquet"),
         ("a.txt", b"%PDF-1.7\n", "a PDF"),
         ("a.csv", b"PK\x03\x04\0\0", "a zip archive"),
-        ("a.txt", bytes(range(256)) * 300, r"supported are \.txt, "),
-        ("a.txt.gz", gzip.compress(b"\0\1" * 1000, mtime=0), r"supported are \.txt, "),
+        ("a.txt", bytes(range(256)) * 300, r"supported files are \.txt, "),
+        ("a.txt.gz", gzip.compress(b"\0\1" * 1000, mtime=0), r"supported files are \.txt, "),
     ],
 )
 def test_what_is_no_text_is_refused_whatever_it_is_called(tmp_path, name, data, said):
