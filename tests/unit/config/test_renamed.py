@@ -58,4 +58,4 @@ def test_a_study_of_an_earlier_version_is_not_read_in_part():
     with pytest.raises(
         UserError, match="study.json was written by an earlier version: second is now task_distillation"
     ):
-        Study.of({"base": "b", "second": ["a"]})
+        Study.from_dict({"base": "b", "second": ["a"]})
