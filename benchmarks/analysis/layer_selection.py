@@ -26,7 +26,7 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.finetune.trainer import scored
+from ds_distill.finetune.trainer import score_model
 from ds_distill.models.families import family_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.reporting.tables import table
@@ -75,8 +75,8 @@ def choices_of(cut: CollateSpec, count: int, most: int) -> list[tuple[float | No
     return sorted(found, key=_ranked, reverse=True)
 
 
-def _ranked(scored: tuple[float | None, Choice]) -> tuple[float, Choice]:
-    return rank(scored[0]), scored[1]
+def _ranked(score_model: tuple[float | None, Choice]) -> tuple[float, Choice]:
+    return rank(score_model[0]), score_model[1]
 
 
 def main() -> int:
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     data.dev = {split: part[: args.examples] for split, part in data.dev.items()}
     sets = encode_sets(data, tokenizer, FinetuneConfig(), family_of(model).positions(model.config))
     collator, first = Collator(tokenizer), task.metrics[0]
-    cut = CollateSpec(model, lambda what: scored(task, model, sets, collator, 32, what)[first])
+    cut = CollateSpec(model, lambda what: score_model(task, model, sets, collator, 32, what)[first])
     every = tuple(range(depth))
     whole, less, choices = cut.score(every), without_each(cut, every), choices_of(cut, count, args.most)
     rows = [
