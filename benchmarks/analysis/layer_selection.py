@@ -75,8 +75,8 @@ def choices_of(cut: CollateSpec, count: int, most: int) -> list[tuple[float | No
     return sorted(found, key=_ranked, reverse=True)
 
 
-def _ranked(score_model: tuple[float | None, Choice]) -> tuple[float, Choice]:
-    return rank(score_model[0]), score_model[1]
+def _ranked(scored: tuple[float | None, Choice]) -> tuple[float, Choice]:
+    return rank(scored[0]), scored[1]
 
 
 def main() -> int:
