@@ -201,9 +201,9 @@ def export(
     Raises:
         UserError: An unknown format, a folder without a model, or a format that differs from PyTorch.
     """
-    from ds_distill.exporters.formats import export_formats, formats_of
+    from ds_distill.exporters.formats import export_formats, resolve_formats
 
-    formats_of(list(formats))
+    resolve_formats(list(formats))
     with _one_job("export"):
         return export_formats(str(model), list(formats), Path(output or model), text=[str(file) for file in text])
 

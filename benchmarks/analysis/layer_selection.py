@@ -26,11 +26,11 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.finetune.trainer import scored
+from ds_distill.finetune.trainer import score_model
 from ds_distill.models.families import family_of
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.reporting.tables import table
-from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.metrics import rank
 from ds_distill.utils.errors import UserError
 
@@ -99,7 +99,7 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
-    task = task_of(args.task)
+    task = get_task(args.task)
     model, tokenizer = (
         load_for_task(args.model, task, "model", tuned=True).eval(),
         load_tokenizer(resolve_model_folder(args.model, "--model")),
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     data.dev = {split: part[: args.examples] for split, part in data.dev.items()}
     sets = encode_sets(data, tokenizer, FinetuneConfig(), family_of(model).positions(model.config))
     collator, first = Collator(tokenizer), task.metrics[0]
-    cut = CollateSpec(model, lambda what: scored(task, model, sets, collator, 32, what)[first])
+    cut = CollateSpec(model, lambda what: score_model(task, model, sets, collator, 32, what)[first])
     every = tuple(range(depth))
     whole, less, choices = cut.score(every), without_each(cut, every), choices_of(cut, count, args.most)
     rows = [

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness.cli import count, user_errors
 from ds_distill.exporters.model import Source, load_source
-from ds_distill.exporters.parity import CLEAR, Batch, agreed, first_choices, text_batches
+from ds_distill.exporters.parity import CLEAR, Batch, agreement_shares, get_top1, text_batches
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import progress
 
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     # Batches have one sequence, since a scale per tensor depends on what else is in the tensor.
     batches = text_batches(source, args.text, sequences=args.sequences, batch=1)
     reference = logits_of(source, batches, "fp32")
-    choice, clear = first_choices(reference)
+    choice, clear = get_top1(reference)
     best = np.partition(reference, -2, axis=-1)[:, -2:]
     margins = {
         f"{100 * share:g} %": float(np.quantile(best[:, 1] - best[:, 0], share))
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         logits = logits_of(source, batches, name)
         same = logits.argmax(-1) == choice
         error = float(np.sqrt(np.mean((logits - reference) ** 2)))
-        rows.append({"rounding": name, "error": error} | agreed(same, clear))
+        rows.append({"rounding": name, "error": error} | agreement_shares(same, clear))
     columns = {
         "rounding": "rounded operands",
         "agreement": "top-1 as in fp32",

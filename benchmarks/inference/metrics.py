@@ -12,7 +12,7 @@ import torch
 from benchmarks.harness.interleave import ratio
 from benchmarks.inference.backends import BODIES, Body, Row
 from ds_distill.exporters.model import Source
-from ds_distill.exporters.parity import agreed
+from ds_distill.exporters.parity import agreement_shares
 
 BASE, STUDENT, TEACHER = "BERT-base", "student", "teacher"
 MIX = "mix"  # the lengths of real sequences
@@ -81,7 +81,7 @@ def figures(
         if "choices" in one.said:
             same = np.concatenate(one.said["choices"]) == choices[one.row.model][0]
             clear = choices[one.row.model][1]
-            fixed |= agreed(same, clear) | {"positions": len(same), "clear_share": float(clear.mean())}
+            fixed |= agreement_shares(same, clear) | {"positions": len(same), "clear_share": float(clear.mean())}
         for case, batches in cases.items():
             if case not in one.latencies:
                 continue
@@ -139,8 +139,8 @@ def summary(entries: list[dict]) -> dict:
                 if name in best
             }
     for name in ("agreement", "clear_agreement"):
-        if agreed := {entry["body"]: round(entry[name], 4) for entry in mine if name in entry}:
-            found[name] = agreed
+        if agreement_shares := {entry["body"]: round(entry[name], 4) for entry in mine if name in entry}:
+            found[name] = agreement_shares
     base = next(
         (
             entry["file_mb"]

@@ -19,10 +19,10 @@ from benchmarks.harness.machine import describe
 from benchmarks.inference.backends import BODIES, Row, make, serve
 from benchmarks.inference.metrics import BASE, MIX, STUDENT, TEACHER, Measured, figures, summary
 from benchmarks.inference.page import print_tables, write_card, write_report
-from ds_distill.exporters.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
+from ds_distill.exporters.int8 import FULL, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
 from ds_distill.exporters.model import Source, load_source
 from ds_distill.exporters.onnx import write_onnx
-from ds_distill.exporters.parity import CLEAR, first_choices, text_batches, torch_runner
+from ds_distill.exporters.parity import CLEAR, get_top1, text_batches, torch_runner
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.utils.console import log, progress, spinner
 from ds_distill.utils.errors import UserError
@@ -62,7 +62,7 @@ def runnable(asked: list[str]) -> list[str]:
             reasons[name] = f"{BODIES[name].needs} is not installed: {BODIES[name].install}"
         elif BODIES[name].gpu and not torch.cuda.is_available():
             reasons[name] = "torch sees no GPU here"
-        elif BODIES[name].vnni and (reason := why_not_full()):
+        elif BODIES[name].vnni and (reason := full_range_unavailable_reason()):
             reasons[name] = reason
     for name, reason in reasons.items():
         if asked:
@@ -144,7 +144,7 @@ def _onnxruntimes_own(source: Source, files: Path, wanted: set, text: list[str])
 def reference_choices(source: Source, batches: list) -> tuple[np.ndarray, np.ndarray]:
     """Return PyTorch's top-1 predictions in fp32 at all masked tokens, and which of them are clear."""
     run = torch_runner(source)
-    parts = [first_choices(run(batch.inputs)[0][batch.at]) for batch in batches]
+    parts = [get_top1(run(batch.inputs)[0][batch.at]) for batch in batches]
     return np.concatenate([choice for choice, _ in parts]), np.concatenate([clear for _, clear in parts])
 
 

@@ -48,9 +48,9 @@ COLUMNS = {
 def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
     """Return the number of tokens of each example, as a classifier reads it."""
     from ds_distill.data.tokenizer import load_tokenizer
-    from ds_distill.exporters.task_score import labelled
+    from ds_distill.exporters.task_score import load_labeled_examples
 
-    texts = labelled(data).texts
+    texts = load_labeled_examples(data).texts
     encoded = load_tokenizer(tokenizer_folder)(*texts, truncation=True, max_length=most)
     return [len(ids) for ids in encoded["input_ids"]]
 

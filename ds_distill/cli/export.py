@@ -103,11 +103,11 @@ def check_paths(options) -> None:
 def run(options) -> dict:
     from ds_distill import pipeline
     from ds_distill.data.sources import split_inputs
-    from ds_distill.exporters.formats import export_formats, formats_of, formats_table
+    from ds_distill.exporters.formats import export_formats, formats_table, resolve_formats
 
     output = Path(options.output)
     formats = [name for name in options.format if name != "hf"]
-    formats_of(formats)  # a wrong name is refused before the work begins
+    resolve_formats(formats)  # a wrong name is refused before the work begins
     if options.text:
         split_inputs(options.text)  # a file that holds no text is refused before the run's model is written
     summary = pipeline.export_run(Path(options.run), output, options.step) if options.run else {}

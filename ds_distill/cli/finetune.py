@@ -9,7 +9,7 @@ from ds_distill.config.values import Name, UserPath
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
 from ds_distill.models.folder import find_model_folder
 from ds_distill.reporting.tables import table
-from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.examples import split_files
 from ds_distill.utils.errors import UserError, expand_user
 
@@ -60,7 +60,7 @@ def check(options) -> None:
         raise UserError(f"--seeds {options.seeds}: at least one")
     if not 0 <= options.first_seed <= options.first_seed + options.seeds - 1 < 2**32:
         raise UserError(f"--first_seed {options.first_seed}: seeds lie between 0 and 2^32 − 1")
-    task_of(options.task)
+    get_task(options.task)
     settings = arguments.section_of(options.finetune, FinetuneConfig)
     settings.check()
     expand_grid(settings, options.grid or [])
@@ -71,7 +71,7 @@ def check_paths(options) -> None:
     if options.teacher:
         find_model_folder(options.teacher, "--teacher").check_files()
     if options.data:
-        for split in ("train", *task_of(options.task).validation):
+        for split in ("train", *get_task(options.task).validation):
             split_files(expand_user(options.data), split)
     arguments.check_writable(options.output)
 
@@ -81,7 +81,7 @@ def run(options) -> dict:
 
     settings = arguments.section_of(options.finetune, FinetuneConfig)
     summary = finetune(
-        task_of(options.task),
+        get_task(options.task),
         options.model,
         Path(options.output),
         points=expand_grid(settings, options.grid or []),

@@ -28,6 +28,6 @@ def check_paths(options) -> None:
 
 
 def run(options) -> dict:
-    from ds_distill.study.report import report
+    from ds_distill.study.report import write_report
 
-    return report(options.folders, Path(options.output))
+    return write_report(options.folders, Path(options.output))

@@ -17,17 +17,18 @@ TRACE = 0.01  # A smaller share of a corpus is not worth a line.
 # where {example} is the first that was met.
 CAUSES = {
     "between_documents": None,  # white space and byte-order marks: nothing is lost
-    "not_utf8": "stand for bytes that are not UTF-8",
-    "unknown": "are in words that the tokenizer does not know, such as {example}; check that it is made for "
-    "this language",
-    "too_long": "are in words longer than the tokenizer takes, such as {example}…; text without spaces needs a "
-    "tokenizer made for it (SentencePiece, as XLM-R's), or spaces between its words",
-    "removed": "are taken out by the tokenizer's normalizer, such as {example}: control characters, or accents, "
+    "not_utf8": "replace bytes that are not valid UTF-8",
+    "unknown": "are in words that are not in the tokenizer's vocabulary, such as {example}; check that the "
+    "tokenizer was made for this language",
+    "too_long": "are in words longer than the tokenizer accepts, such as {example}…; text without spaces needs a "
+    "tokenizer made for it (SentencePiece, such as XLM-R's), or spaces between its words",
+    "removed": "are removed by the tokenizer's normalizer, such as {example}: control characters, or accents, "
     "which an uncased tokenizer drops",
-    "special_tokens": "spell special tokens, such as {example}, and are left out; take them out of the text",
-    "short_sequences": "are in lines of fewer than 12 tokens, which data.mode = lines leaves out; packed keeps them",
-    "unknown_sequences": "are in lines of which the tokenizer does not know half, which data.mode = lines leaves "
-    "out; use a tokenizer made for this language",
+    "special_tokens": "spell out special tokens, such as {example}, and are ignored; remove them from the text",
+    "short_sequences": "are in lines of fewer than 12 tokens, which data.mode = lines drops; data.mode = packed keeps "
+    "them",
+    "unknown_sequences": "are in lines in which at least half of the tokens are unknown, which data.mode = lines "
+    "drops; use a tokenizer made for this language",
 }
 
 
@@ -37,12 +38,12 @@ class FileCounts:
 
     is_rows: bool
     characters: Counter[str] = field(default_factory=Counter)
-    found: Counter[str] = field(default_factory=Counter)
+    statistics: Counter[str] = field(default_factory=Counter)
 
     @property
     def documents(self) -> int:
         """The number of documents in the file, empty ones included."""
-        return self.found["documents_train"] + self.found["documents_heldout"] + self.found["empty"]
+        return self.statistics["documents_train"] + self.statistics["documents_heldout"] + self.statistics["empty"]
 
 
 class Accounts:
@@ -57,14 +58,14 @@ class Accounts:
         """Add the report of a piece."""
         counts = self.files.setdefault(path, FileCounts(kind != "text"))
         counts.characters.update(report["characters"])
-        counts.found.update(report["found"])
+        counts.statistics.update(report["found"])
         self.examples = report["examples"] | self.examples
         for what, (times, sentence) in report["remarks"].items():
             self.findings.remark(what, sentence, times)
 
-    def found(self) -> Counter[str]:
+    def statistics(self) -> Counter[str]:
         """Return the findings in all documents, by name."""
-        return _sum(counts.found for counts in self.files.values())
+        return _sum(counts.statistics for counts in self.files.values())
 
     def characters(self) -> dict[str, int]:
         """Return how many characters were read, and what became of them.
@@ -80,16 +81,16 @@ class Accounts:
         A cause is notable if it took more than a trace of the text, or more than half of a file. A
         remark is about something that the user hardly meant.
         """
-        found = [
-            self._on_encoding(),
-            *(self._on_cause(cause) for cause in CAUSES if cause not in ("between_documents", "not_utf8")),
-            self._on_rows(),
+        lines = [
+            self._encoding_sentence(),
+            *(self._cause_sentence(cause) for cause in CAUSES if cause not in ("between_documents", "not_utf8")),
+            self._rows_sentence(),
         ]
-        return [*filter(None, found), *self.findings.sentences()]
+        return [*filter(None, lines), *self.findings.sentences()]
 
-    def _on_cause(self, cause: str) -> str | None:
+    def _cause_sentence(self, cause: str) -> str | None:
         parts = {path: (counts.characters[cause], counts.characters["read"]) for path, counts in self.files.items()}
-        if not (where := _where(parts)):
+        if not (where := _describe_share(parts)):
             return None
         sentence = cast(str, CAUSES[cause])  # Only the cause that loses nothing has none.
         example = self.examples.get(cause, "")
@@ -98,35 +99,37 @@ class Accounts:
             f"{sentence.format(example=example if example.startswith('U+') else repr(example))}"
         )
 
-    def _on_encoding(self) -> str | None:
-        parts = {path: (counts.found["bad_utf8"], counts.documents) for path, counts in self.files.items()}
-        if not (where := _where(parts)):
-            return self._on_cause("not_utf8")
+    def _encoding_sentence(self) -> str | None:
+        parts = {path: (counts.statistics["bad_utf8"], counts.documents) for path, counts in self.files.items()}
+        if not (where := _describe_share(parts)):
+            return self._cause_sentence("not_utf8")
         worst = max(parts, key=lambda path: parts[path][0])
         characters = self.files[worst].characters
         lost = characters["not_utf8"] / max(1, characters["read"] - characters["between_documents"])
-        encoding, is_utf8 = _encoding_of(worst)
+        encoding, is_utf8 = _detect_encoding(worst)
         if is_utf8:
             return (
-                f"{where.format('the documents')} hold halves of character pairs (such as \\ud83d), "
-                f"{_percent(lost)} of its characters; have them written whole"
+                f"{where.format('the documents')} contain unpaired surrogates (such as \\ud83d), which are "
+                f"{_percent(lost)} of that file's characters; write both halves of each pair"
             )
         remedy = (
-            f"it looks like {encoding}: {conversion(worst, encoding)}"
+            f"the encoding looks like {encoding}; convert it: {conversion(worst, encoding)}"
             if encoding
-            else "convert it to UTF-8 (iconv), or leave it out"
+            else "convert the file to UTF-8 (with iconv), or remove it from the corpus"
         )
         return (
-            f"{where.format('the documents')} hold bytes that are not UTF-8, {_percent(lost)} of its "
-            f"characters; {remedy}"
+            f"{where.format('the documents')} contain bytes that are not valid UTF-8, which are {_percent(lost)} of "
+            f"that file's characters; {remedy}"
         )
 
-    def _on_rows(self) -> str | None:
+    def _rows_sentence(self) -> str | None:
         parts = {
-            path: (counts.found["empty"], counts.documents) for path, counts in self.files.items() if counts.is_rows
+            path: (counts.statistics["empty"], counts.documents)
+            for path, counts in self.files.items()
+            if counts.is_rows
         }
-        where = _where(parts)
-        return f"{where.format('the rows')} hold no text" if where else None
+        where = _describe_share(parts)
+        return f"{where.format('the rows')} contain no text" if where else None
 
 
 def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
@@ -136,7 +139,7 @@ def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
     return total
 
 
-def _where(parts: dict[str, tuple[int, int]]) -> str | None:
+def _describe_share(parts: dict[str, tuple[int, int]]) -> str | None:
     """Return the lost share and the file that has most of it; None for a trace.
 
     The text has {} in the place of the name of what is counted. `parts` maps each file to how many
@@ -154,7 +157,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _encoding_of(path: str) -> tuple[str | None, bool]:
+def _detect_encoding(path: str) -> tuple[str | None, bool]:
     """Return (the encoding that a file seems to be in, whether its bytes are UTF-8 all the same).
 
     The bytes of JSON's escapes, for example, are UTF-8.

@@ -31,7 +31,7 @@ class Batch:
         token_mask: [B, L] bool, false on padding; None without padding.
         document_ids: [B, L] long, where each document of a packed block is a context of its own;
             else None.
-        cu_seqlens: The documents' boundaries in the same case, see `cu_seqlens_of`; else None.
+        cu_seqlens: The documents' boundaries in the same case, see `compute_cu_seqlens`; else None.
     """
 
     input_ids: Tensor
@@ -82,7 +82,7 @@ class CollateSpec:
     separator: int | None = None
 
 
-def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int, cut: CollateSpec) -> Batch:
+def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int, spec: CollateSpec) -> Batch:
     """Return the masked sequences `entries` [B], padded to the longest.
 
     An entry is a sequence's number, plus len(store) for each further copy of it.
@@ -91,35 +91,35 @@ def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int
     lengths = np.array([len(ids) for ids, _ in masked])
     width = int(lengths.max())
     input_ids, labels = (
-        np.full((len(masked), width), cut.pad_id, np.int64),
+        np.full((len(masked), width), spec.pad_id, np.int64),
         np.full((len(masked), width), IGNORE_INDEX, np.int64),
     )
-    documents = None if cut.separator is None else np.full((len(masked), width), -1, np.int64)
-    for row, (ids, wanted) in enumerate(masked):
-        input_ids[row, : len(ids)], labels[row, : len(ids)] = ids, wanted
-        if documents is not None:
-            ends = ids == cut.separator  # The separator is never masked and never part of a text.
-            documents[row, : len(ids)] = np.cumsum(ends) - ends
+    document_ids = None if spec.separator is None else np.full((len(masked), width), -1, np.int64)
+    for row, (ids, row_labels) in enumerate(masked):
+        input_ids[row, : len(ids)], labels[row, : len(ids)] = ids, row_labels
+        if document_ids is not None:
+            ends = ids == spec.separator  # The separator is never masked and never part of a text.
+            document_ids[row, : len(ids)] = np.cumsum(ends) - ends
     padded = lengths.min() < width
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(labels),
         torch.from_numpy(np.arange(width) < lengths[:, None]) if padded else None,
-        None if documents is None else torch.from_numpy(documents),
-        None if documents is None else torch.from_numpy(cu_seqlens_of(documents)),
+        None if document_ids is None else torch.from_numpy(document_ids),
+        None if document_ids is None else torch.from_numpy(compute_cu_seqlens(document_ids)),
     )
 
 
-def cu_seqlens_of(documents: np.ndarray) -> np.ndarray:
+def compute_cu_seqlens(document_ids: np.ndarray) -> np.ndarray:
     """Return where each document of [B, L] ids begins in the flattened batch, as int32.
 
     This is the format that variable-length attention takes. Padding counts as a document. B · L
     ends the array and fills it up to a power of two, at least 64, so that there are few lengths and
     little is recompiled.
     """
-    new = np.ones(documents.shape, bool)
-    new[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    starts = np.flatnonzero(new)
-    out = np.full(max(64, 1 << len(starts).bit_length()), documents.size, np.int32)
+    is_first = np.ones(document_ids.shape, bool)
+    is_first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    starts = np.flatnonzero(is_first)
+    out = np.full(max(64, 1 << len(starts).bit_length()), document_ids.size, np.int32)
     out[: len(starts)] = starts
     return out

@@ -25,7 +25,7 @@ def content_fingerprint(pieces: list[WorkUnit]) -> str:
     files: dict[tuple[int, str], WorkUnit] = {}
     for piece in pieces:
         files.setdefault((piece.source, piece.path), piece)
-    most, digest = max(2, BUDGET // BLOCK // max(1, len(files))), hashlib.sha256()
+    max_blocks, digest = max(2, BUDGET // BLOCK // max(1, len(files))), hashlib.sha256()
     for (source, path), piece in files.items():
         if piece.kind == "hub":
             digest.update(f"{source} {path} {piece.column}\n".encode())
@@ -33,11 +33,11 @@ def content_fingerprint(pieces: list[WorkUnit]) -> str:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             digest.update(f"{source} {piece.kind} {piece.column} {size}\n".encode())
-            if size <= most * BLOCK:
+            if size <= max_blocks * BLOCK:
                 while block := file.read(BLOCK):
                     digest.update(block)
                 continue
-            for number in range(most):
-                file.seek((size - BLOCK) * number // (most - 1))
+            for number in range(max_blocks):
+                file.seek((size - BLOCK) * number // (max_blocks - 1))
                 digest.update(file.read(BLOCK))
     return digest.hexdigest()

@@ -17,7 +17,7 @@ _LONGEST_FIELD = 1 << 27  # in characters; an unclosed quote ends there at the l
 # A field with so many lines, each with as many commas as a row, suggests an unclosed quote.
 _MANY_LINES = 200
 _SOME_ROWS, _MANY_ROWS = 10, 20  # lines exactly like rows that lead to a remark, or to an error
-QUOTES = "a quote that is text is written as two, in a field with quotes around it; or give jsonl"
+QUOTES = "write a literal quote as two quotes inside a quoted field, or use jsonl instead"
 
 
 class CsvRows:
@@ -60,22 +60,24 @@ class CsvRows:
         Raises:
             UserError: If the field at `place` may be another one.
         """
-        names = f"the header has {len(header)} ({listed_columns(header)})"
+        names = f"but the header has {len(header)} ({format_columns(header)})"
         if len(row) > len(header) and any(field.strip() for field in row[len(header) :]):
             hint = (
-                "; a quote inside quotes is written as two, not with a backslash" if '\\"' in "".join(self._row) else ""
+                "; write a quote inside a quoted field as two quotes, not with a backslash"
+                if '\\"' in "".join(self._row)
+                else ""
             )
             what = "tab" if self._delimiter == "\t" else "comma"
             raise UserError(
-                f"{self.where}: {len(row)} fields, {names}; a field that holds a {what} needs quotes around it{hint}"
+                f"{self.where}: {len(row)} fields, {names}; a field that contains a {what} must be quoted{hint}"
             )
         if len(row) < len(header):
             if len(row) <= place:
                 raise UserError(
-                    f"{self.where}: {len(row)} fields, {names}; a field that holds a line end needs quotes around it"
+                    f"{self.where}: {len(row)} fields, {names}; a field that contains a line break must be quoted"
                 )
             findings.remark(
-                "short rows", f"{self.where}: {len(row)} fields, {names}: is there a line end outside quotes?"
+                "short rows", f"{self.where}: {len(row)} fields, {names}; check for a line break outside of quotes"
             )
         self.check_lines(row, len(header), findings)
 
@@ -100,14 +102,15 @@ class CsvRows:
             is_certain = 1 if self._delimiter == "\t" else _MANY_ROWS  # Commas occur in prose, too.
             if swallowed and columns > 1 and len(lines) > is_certain:
                 raise UserError(
-                    f"{self.where}: a field that begins with a quote goes on over {len(lines):,} more rows; {QUOTES}"
+                    f"{self.where}: a field that begins with a quote continues over {len(lines):,} more rows; {QUOTES}"
                 )
             alike = sum(line.count(self._delimiter) >= columns - 1 for line in lines)
             is_long = len(lines) >= _MANY_LINES and alike >= 0.9 * len(lines)
             if is_long or (swallowed and len(lines) >= (1 if self._delimiter == "\t" else _SOME_ROWS)):
                 findings.remark(
                     "quotes",
-                    f"{self.where}: one field holds {len(lines):,} line ends: is its quote closed where it should be?",
+                    f"{self.where}: one field contains {len(lines):,} line breaks; check that its quote is closed in "
+                    "the right place",
                 )
 
     def _are_rows(self, first: str, lines: list[str], place: int, columns: int) -> bool:
@@ -136,13 +139,13 @@ class CsvRows:
                 return self._parse()
             self._number += 1
             if "expected after" in str(error):
-                raise UserError(f"{self.where}: text goes on after a closing quote; {QUOTES}") from error
+                raise UserError(f"{self.where}: there is text after a closing quote; {QUOTES}") from error
             if "unexpected end" in str(error) or "field larger" in str(error):
-                raise UserError(f"{self.where}: the quote that opens there is never closed; {QUOTES}") from error
+                raise UserError(f"{self.where}: a quote that is opened there is never closed; {QUOTES}") from error
             raise
 
 
-def listed_columns(names: list) -> str:
+def format_columns(names: list) -> str:
     """Return the names of columns as an error shows them."""
     text = ", ".join(map(str, names))
     return text if len(text) <= 300 else f"{text[:300]}…"

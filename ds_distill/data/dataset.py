@@ -19,7 +19,7 @@ from ds_distill.utils.errors import UserError
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of prepared data; raise OSError, ValueError or KeyError where it is none."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    if manifest["mode"] == "grouped":  # the name of an earlier version
+    if manifest.get("mode") == "grouped":  # the name of an earlier version
         manifest["mode"] = MODE_LINES
     return manifest
 
@@ -58,11 +58,11 @@ class TokenDataset:
             shards, dtype, vocabulary = manifest["shards"], np.dtype(manifest["dtype"]), manifest["vocab_size"]
         except FileNotFoundError as error:
             raise UserError(
-                f"{path}: no prepared data here (manifest.json is missing); prepare the corpus first"
+                f"{path}: not a folder of prepared data (manifest.json is missing); prepare the corpus first"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{manifest_file}: not a manifest of prepared data ({error}); prepare the corpus again"
+                f"{manifest_file}: not a valid manifest of prepared data ({error}); prepare the corpus again"
             ) from error
         if split not in shards:
             raise UserError(f"{path}: no split named {split!r}; it has {', '.join(shards)}")
@@ -77,7 +77,7 @@ class TokenDataset:
             ) from error
         if counts.shape != (vocabulary,):
             raise UserError(
-                f"{path / 'token_counts.npy'}: expected {vocabulary} counts, found shape {counts.shape}; "
+                f"{path / 'token_counts.npy'}: expected {vocabulary} counts, but the array has shape {counts.shape}; "
                 "prepare the corpus again"
             )
         return cls(path, split, manifest, counts, ids, rows)
@@ -119,18 +119,18 @@ class TokenDataset:
 
     def sources(self) -> list[np.ndarray]:
         """Return the sequences of each source of the corpus, in order, as int64 arrays."""
-        found: list[list[np.ndarray]] = [[] for _ in self.manifest["sources"]]
+        sequences: list[list[np.ndarray]] = [[] for _ in self.manifest["sources"]]
         for number, shard in enumerate(self.manifest["shards"][self.split]):
-            found[shard["source"]].append(np.arange(self._starts[number], self._starts[number + 1]))
-        return [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in found]
+            sequences[shard["source"]].append(np.arange(self._starts[number], self._starts[number + 1]))
+        return [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in sequences]
 
-    def _look_up(self, indices: np.ndarray, what: str) -> np.ndarray:
+    def _look_up(self, indices: np.ndarray, column: str) -> np.ndarray:
         indices = np.asarray(indices)
         values = np.empty(indices.shape, np.int64)
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         for shard in np.unique(shards):
-            here = shards == shard
-            values[here] = self._rows[shard][what][indices[here] - self._starts[shard]]
+            in_shard = shards == shard
+            values[in_shard] = self._rows[shard][column][indices[in_shard] - self._starts[shard]]
         return values
 
 
@@ -140,17 +140,17 @@ def _allow_files(shards: int) -> None:
     A memory map keeps its file open, and each shard has two.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * shards + 1024
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    needed = 4 * shards + 1024
+    if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(
-            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+            resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
         )
 
 
 def _map(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
     expected = count * dtype.itemsize
-    found = file.stat().st_size if file.exists() else None
-    if found != expected:
-        state = "the file is missing" if found is None else f"found {found:,} bytes"
+    size = file.stat().st_size if file.exists() else None
+    if size != expected:
+        state = "but the file is missing" if size is None else f"but the file has {size:,} bytes"
         raise UserError(f"{file}: expected {expected:,} bytes, {state}; restore the file or prepare the corpus again")
     return np.memmap(file, dtype, "r") if count else np.empty(0, dtype)  # An empty file cannot be mapped.

@@ -47,8 +47,8 @@ def embedded_documents(max_bytes: int, seed: int = 0, *, progress: Callable[[int
         Documents of at least 200 characters.
     """
     if max_bytes < 1:
-        raise UserError(f"embedded corpus of {max_bytes} bytes: ask for at least 1")
-    found: list[str] = []
+        raise UserError(f"max_bytes = {max_bytes}: must be at least 1")
+    documents: list[str] = []
     seen: set[str] = set()
     total = 0
     files: Iterable[list[list[str]]]
@@ -58,26 +58,26 @@ def embedded_documents(max_bytes: int, seed: int = 0, *, progress: Callable[[int
     with contextlib.ExitStack() as stack:
         try:
             pool = stack.enter_context(multiprocessing.get_context(method).Pool(2))
-            files = pool.imap(_prose_of_file, _source_files(seed), chunksize=32)
+            files = pool.imap(_read_prose, _source_files(seed), chunksize=32)
         except OSError:  # There is no shared memory: /dev/shm is read-only or missing.
-            files = map(_prose_of_file, _source_files(seed))
+            files = map(_read_prose, _source_files(seed))
         for prose in files:
             for paragraphs in prose:
                 # Boilerplate (parameters, licenses) is repeated by paragraph, so it is dropped by
                 # paragraph, not by document.
-                fresh = [p for p in dict.fromkeys(paragraphs) if p not in seen]
-                document = "\n".join(fresh)
+                new_paragraphs = [p for p in dict.fromkeys(paragraphs) if p not in seen]
+                document = "\n".join(new_paragraphs)
                 if len(document) < MIN_DOCSTRING:
                     continue
                 size = len(document.encode())
                 if total + size > max_bytes:
-                    return found
-                seen.update(fresh)
-                found.append(document)
+                    return documents
+                seen.update(new_paragraphs)
+                documents.append(document)
                 total += size
             if progress is not None:
                 progress(total)
-    return found
+    return documents
 
 
 def _source_files(seed: int) -> list[str]:
@@ -101,13 +101,13 @@ def _source_files(seed: int) -> list[str]:
     return [files[turn] for turn in range(longest) for files in packages.values() if turn < len(files)]
 
 
-def _prose_of_file(path: str) -> list[list[str]]:
+def _read_prose(path: str) -> list[list[str]]:
     """Return the paragraphs of every prose-like docstring of a file, one list per docstring."""
     try:
         source = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):  # A package's test data may be anything.
         return []
-    found = []
+    docstrings = []
     for match in _STRING.finditer(source):
         text = match["text"]
         if match["start"] is None or len(text) < MIN_DOCSTRING:
@@ -115,8 +115,8 @@ def _prose_of_file(path: str) -> list[list[str]]:
         paragraphs = [p.strip() for p in re.split(r"\n\s*\n", inspect.cleandoc(text))]
         prose = ["\n".join(line.strip() for line in p.splitlines()) for p in paragraphs if _is_prose(p)]
         if sum(map(len, prose)) >= MIN_DOCSTRING:
-            found.append(prose)
-    return found
+            docstrings.append(prose)
+    return docstrings
 
 
 def _is_prose(paragraph: str) -> bool:

@@ -128,8 +128,8 @@ class Encoder:
         kept[places] = notes.is_token
         codes[places] = self._losses.unknown_id or 0
         for owner in set(owners.tolist()):
-            own = slice(ends[owner] - len(parts[owner]), ends[owner])
-            parts[owner] = codes[own][kept[own]]
+            span = slice(ends[owner] - len(parts[owner]), ends[owner])
+            parts[owner] = codes[span][kept[span]]
         return Encoded(parts, lost, int((notes.cause == Loss.SPECIAL_TOKENS).sum()))
 
     def _noted(self, texts: list[str]) -> list[np.ndarray]:
@@ -181,8 +181,10 @@ class _Words(dict):
         elif self.lowers and (lower := word.lower()) != word:
             ids = self[lower]
         else:  # The normalizer removes nothing from such a word.
-            found = [token.id for token in self.model.tokenize(word)]
-            ids = (array("I", found) if self.noted.isdisjoint(found) else self.with_notes(word, found, None)).tobytes()
+            token_ids = [token.id for token in self.model.tokenize(word)]
+            ids = (
+                array("I", token_ids) if self.noted.isdisjoint(token_ids) else self.with_notes(word, token_ids, None)
+            ).tobytes()
         if len(word) <= LONG_WORD:
             self[word] = ids
         return ids

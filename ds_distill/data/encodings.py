@@ -8,21 +8,21 @@ import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ds_distill.data.files import COMPRESSED, KINDS, head_of, open_unpacked
+from ds_distill.data.files import COMPRESSED, KINDS, open_unpacked, read_head
 from ds_distill.utils.errors import UserError
 
 # It matches a byte that is not UTF-8, or half a pair, which JSON escapes may hold.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
 _MAGIC = {
-    b"\x1f\x8b\x08": "gzip: name it .gz",
-    b"\x28\xb5\x2f\xfd": "zstandard: name it .zst",
-    b"PAR1": "parquet: name it .parquet",
-    b"BZh": "bzip2: unpack it",
-    b"\xfd7zXZ": "xz: unpack it",
-    b"PK\x03\x04": "a zip archive: unpack it",
-    b"%PDF-": "a PDF: extract its text",
-    b"ARROW1": "Arrow: name it .arrow",
+    b"\x1f\x8b\x08": "gzip; rename it to end in .gz",
+    b"\x28\xb5\x2f\xfd": "zstandard; rename it to end in .zst",
+    b"PAR1": "parquet; rename it to end in .parquet",
+    b"BZh": "bzip2; decompress it",
+    b"\xfd7zXZ": "xz; decompress it",
+    b"PK\x03\x04": "a zip archive; extract it",
+    b"%PDF-": "a PDF; extract its text",
+    b"ARROW1": "Arrow; rename it to end in .arrow",
 }
 # Scripts with one byte per letter. Each entry has a language's letters beyond ASCII, the frequent
 # ones first, and its encodings in use, by iconv's name and Python's.
@@ -62,16 +62,16 @@ def check_text(path: Path, packed: str) -> None:
 
     `packed` is ".gz", ".zst" or another suffix.
     """
-    head = head_of(path, packed)
-    for magic, what in _MAGIC.items():
+    head = read_head(path, packed)
+    for magic, format_and_remedy in _MAGIC.items():
         if head.startswith(magic):
-            raise UserError(f"{path}: not text but {what}")
+            raise UserError(f"{path}: not text but {format_and_remedy}")
     if encoding := _marked_encoding(head):
-        raise UserError(f"{path}: not text in UTF-8 but in {encoding}; convert it: {conversion(path, encoding)}")
+        raise UserError(f"{path}: encoded in {encoding}, not UTF-8; convert it: {conversion(path, encoding)}")
     controls = len(head) - len(head.translate(None, _CONTROLS))
     # One zero byte in a long text is an accident.
     if b"\0" in head and controls > max(1, len(head) // 1000):
-        raise UserError(f"{path}: not text; give {', '.join(KINDS)} files, plain, .gz or .zst")
+        raise UserError(f"{path}: not text; supported files are {', '.join(KINDS)}, plain, .gz or .zst")
 
 
 def conversion(path: Path | str, encoding: str) -> str:
@@ -185,18 +185,18 @@ _DOUBLE_BYTE = (
 )
 
 
-def lines_not_utf8(path: Path, packed: str, most: int = 1 << 16) -> list[bytes]:
-    """Return lines of a file that are not UTF-8, at most `most` bytes of them.
+def lines_not_utf8(path: Path, packed: str, max_bytes: int = 1 << 16) -> list[bytes]:
+    """Return lines of a file that are not UTF-8, at most `max_bytes` bytes of them.
 
     Only the first 8 MiB are read.
     """
-    found, size, read = [], 0, 0
+    lines, size, bytes_read = [], 0, 0
     with open_unpacked(path, packed) as stream:
-        while size < most and read < 1 << 23 and (line := stream.readline(most)):
-            read += len(line)
+        while size < max_bytes and bytes_read < 1 << 23 and (line := stream.readline(max_bytes)):
+            bytes_read += len(line)
             try:
                 line.decode()
             except UnicodeDecodeError:
-                found.append(line)
+                lines.append(line)
                 size += len(line)
-    return found
+    return lines

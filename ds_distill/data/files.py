@@ -51,13 +51,13 @@ _DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/self/fd/")
 _HEAD = 1 << 16
 
 
-def kind_of(name: str) -> str | None:
+def get_file_kind(name: str) -> str | None:
     """Return the kind of a file by its name, without the suffix of compression; None for an unknown kind."""
     suffixes = [s.lower() for s in Path(name).suffixes if s.lower() not in COMPRESSED]
     return {**KINDS, ".arrow": "arrow"}.get(suffixes[-1]) if suffixes else None
 
 
-def files_of(given: str, column: str | None = None) -> list[Path]:
+def resolve_files(given: str, column: str | None = None) -> list[Path]:
     """Return the files of an input: a file, a folder, a pattern or a pipe.
 
     The data from a pipe is copied into a file.
@@ -72,13 +72,13 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
     given = "/dev/stdin" if given == "-" and not Path(given).exists() else given
     path = expand_user(given)
     if path.is_dir():
-        found = _files_in(path)
-        if not found:
+        files = _files_in(path)
+        if not files:
             raise UserError(
-                f"{given}: the folder holds no {', '.join(KINDS)} file (.gz and .zst too); name files or a "
+                f"{given}: the folder contains no {', '.join(KINDS)} file (plain, .gz or .zst); name files, or give a "
                 f"pattern such as '{given}/*.md'"
             )
-        return found
+        return files
     # This comes before globbing, because a file's name may hold brackets.
     if path.exists():
         return [path if path.is_file() and not given.startswith(_DESCRIPTORS) else _from_descriptor(path, column)]
@@ -87,17 +87,17 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
         for match in matches:
             _check_reachable(match)
         folders = [match for match in matches if match.is_dir()]
-        below = (file for folder in folders for file in _files_in(folder))
-        found = list(dict.fromkeys((*(match for match in matches if match.is_file()), *below)))
-        if not found:
+        nested = (file for folder in folders for file in _files_in(folder))
+        files = list(dict.fromkeys((*(match for match in matches if match.is_file()), *nested)))
+        if not files:
             raise UserError(
-                f"{given}: no file matches this pattern; check it from the folder the command starts in ({Path.cwd()})"
+                f"{given}: no file matches this pattern; check it (relative patterns start at {Path.cwd()})"
             )
-        return found
+        return files
     if given.startswith(_DESCRIPTORS):
         raise UserError(
-            f"{given}: not open in this process: a pipe does not reach those that a launcher starts; run "
-            "`ds-distill prepare` on it"
+            f"{given}: not open in this process, because a launcher's processes do not inherit pipes; run `ds-distill "
+            "prepare` on the pipe first"
         )
     _check_reachable(path)
     raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
@@ -106,28 +106,31 @@ def files_of(given: str, column: str | None = None) -> list[Path]:
 def _files_in(folder: Path) -> list[Path]:
     """Return the files of a known kind in a folder, and log the others where they are more than a trace."""
     others: list[Path] = []
-    found = sorted(_files_below(folder, others))
-    if found and others:
-        _log_others(folder, found, others)
+    files = sorted(_files_below(folder, others))
+    if files and others:
+        _log_others(folder, files, others)
     if (folder / "dataset_dict.json").is_file():
-        splits = sorted({file.parent.name for file in found if saved_files(file.parent)})
+        splits = sorted({file.parent.name for file in files if saved_files(file.parent)})
         if len(splits) > 1:
-            log_new(f"{folder}: its splits {', '.join(splits)} are all read; hf:{folder}@{splits[-1]} reads one")
-    return found
+            log_new(
+                f"{folder}: all of its splits are read: {', '.join(splits)}; to read one of them, use "
+                f"hf:{folder}@{splits[-1]}"
+            )
+    return files
 
 
-def _log_others(folder: Path, found: list[Path], others: list[Path]) -> None:
+def _log_others(folder: Path, readable: list[Path], others: list[Path]) -> None:
     """Log which files of a folder are not read, where they are more than a trace."""
-    gone = [file for file in others if not file.exists()]
-    sizes = [sum(file.stat().st_size for file in files if file.is_file()) for files in (found, others)]
+    missing = [file for file in others if not file.exists()]
+    sizes = [sum(file.stat().st_size for file in files if file.is_file()) for files in (readable, others)]
     packed = [file for file in others if file.suffix.lower() in UNSUPPORTED]
-    if gone or packed or sizes[1] > TRACE * sum(sizes):
+    if missing or packed or sizes[1] > TRACE * sum(sizes):
         kinds = Counter(file.suffix.lower() or "without a suffix" for file in others)
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
-        names = ", ".join(file.name for file in list(dict.fromkeys([*gone, *packed, *others]))[:3])
+        names = ", ".join(file.name for file in list(dict.fromkeys([*missing, *packed, *others]))[:3])
         log_new(
-            f"{folder}: files in it that are not read: {len(others):,} ({counts}), such as {names}; "
-            f"those read are {', '.join(KINDS)}, plain, .gz or .zst; name others, or a pattern of them"
+            f"{folder}: {len(others):,} of its files are not read ({counts}), such as {names}; supported files are "
+            f"{', '.join(KINDS)}, plain, .gz or .zst; to read other files as text, name them or give a pattern"
         )
 
 
@@ -140,23 +143,23 @@ def _files_below(folder: Path, others: list[Path]) -> Iterator[Path]:
 
     def refuse(error: OSError) -> None:
         raise UserError(
-            f"{error.filename}: a folder of the corpus that cannot be read ({error.strerror}); make it "
-            "readable or move it away"
+            f"{error.filename}: this folder of the corpus cannot be read ({error.strerror}); make it readable, or move "
+            "it out of the corpus"
         )
 
     seen: set[tuple[int, int]] = set()
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        facts = os.stat(here)
-        if (facts.st_dev, facts.st_ino) in seen:  # This is a link back up.
+    for current, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        status = os.stat(current)
+        if (status.st_dev, status.st_ino) in seen:  # This is a link back up.
             folders.clear()
             continue
-        seen.add((facts.st_dev, facts.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        saved = saved_files(Path(here))
+        saved = saved_files(Path(current))
         yield from saved
         for name in files:
-            file = Path(here, name)
-            kind = kind_of(name)
+            file = Path(current, name)
+            kind = get_file_kind(name)
             if name.startswith(".") or name in METADATA or (saved and (name == "state.json" or kind == "arrow")):
                 continue
             # `datasets` has computed these from the rows.
@@ -175,7 +178,7 @@ def _check_reachable(file: Path) -> None:
     """Raise UserError for a link to nothing, or one that leads back to itself."""
     if file.is_symlink() and not file.exists():
         raise UserError(
-            f"{file}: a link to {os.readlink(file)}, which is not there; restore that file, or remove the link"
+            f"{file}: a link to {os.readlink(file)}, which does not exist; restore that file, or remove the link"
         )
 
 
@@ -196,18 +199,18 @@ def saved_split(folder: Path, split: str | None) -> list[Path]:
         UserError: If the split does not exist.
     """
     if (folder / "dataset_dict.json").is_file():
-        found, splits = (
+        files, splits = (
             saved_files(folder / (split or "train")),
             [entry.name for entry in sorted(folder.iterdir()) if saved_files(entry)],
         )
     else:
-        found, splits = saved_files(folder), [_saved_state(folder).get("_split") or "train"]
-    if (folder / "dataset_dict.json").is_file() and not found or found and split not in (None, *splits):
+        files, splits = saved_files(folder), [_saved_state(folder).get("_split") or "train"]
+    if (folder / "dataset_dict.json").is_file() and not files or files and split not in (None, *splits):
         raise UserError(
-            f"hf:{folder}: no split {split or 'train'!r}, it has {', '.join(splits) or 'none'}; choose one: "
+            f"hf:{folder}: no split {split or 'train'!r}; its splits are {', '.join(splits) or 'none'}; choose one: "
             f"hf:{folder}@SPLIT"
         )
-    return found
+    return files
 
 
 def _saved_state(folder: Path) -> dict:
@@ -232,7 +235,7 @@ class _Copy:
 _copies: dict[tuple[int, int], _Copy] = {}
 
 
-def digest_of_copy(file: str) -> str | None:
+def get_copy_digest(file: str) -> str | None:
     """Return the sha256 of a file that a pipe was copied into; None for any other file."""
     return next((copy.digest for copy in _copies.values() if str(copy.path) == file), None)
 
@@ -242,26 +245,28 @@ def _from_descriptor(path: Path, column: str | None) -> Path:
 
     Workers cannot open either of them.
     """
-    facts = path.stat()
-    if stat.S_ISREG(facts.st_mode) and (real := Path(os.path.realpath(path))).is_file():
+    status = path.stat()
+    if stat.S_ISREG(status.st_mode) and (real := Path(os.path.realpath(path))).is_file():
         return real
-    if stat.S_ISBLK(facts.st_mode):
-        raise UserError(f"{path}: a device; give files, folders or pipes")
-    key = (facts.st_dev, facts.st_ino)
+    if stat.S_ISBLK(status.st_mode):
+        raise UserError(f"{path}: a block device; give a file, a folder or a pipe")
+    key = (status.st_dev, status.st_ino)
     if key not in _copies:
         number = {"/dev/stdin": "0", "/dev/stdout": "1", "/dev/stderr": "2"}.get(str(path), path.name)
         is_open = str(path).startswith(_DESCRIPTORS) and number.isdecimal()
         with open(os.dup(int(number)), "rb") if is_open else path.open("rb") as stream:
             if stream.isatty():
-                raise UserError(f"{path}: a terminal; give a file, or pipe the text into the command")
-            _copies[key] = _copied(stream, path, column)
+                raise UserError(
+                    f"{path}: a terminal, not a file or pipe; give a file, or pipe the text into the command"
+                )
+            _copies[key] = _copy_pipe(stream, path, column)
     return _copies[key].path
 
 
-def _copied(stream: BinaryIO, name: Path, column: str | None) -> _Copy:
+def _copy_pipe(stream: BinaryIO, name: Path, column: str | None) -> _Copy:
     folder = Path(tempfile.mkdtemp(prefix="ds-distill-pipe-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    log(f"{name}: not a file but a pipe, copied into {folder} until the end (TMPDIR says where)")
+    log(f"{name}: a pipe; copied into {folder}, which is deleted at the end (set TMPDIR to copy elsewhere)")
     file, digest = folder / "-".join(name.parts[1:]), hashlib.sha256()
     with file.open("wb") as copy:
         while block := stream.read(1 << 20):
@@ -289,7 +294,10 @@ def _suffix(file: Path, name: Path, column: str | None) -> str:
     for suffix, delimiter in ((".tsv", "\t"), (".csv", ",")):
         if column in [field.strip('"') for field in line.split(delimiter)]:
             return suffix + packed
-    raise UserError(f"{name}#{column}: neither JSON lines nor a header with that column comes through the pipe")
+    raise UserError(
+        f"{name}#{column}: the data from the pipe is neither JSON lines nor csv or tsv with that column in its header; "
+        "check the column"
+    )
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
@@ -339,7 +347,7 @@ def open_unpacked(
     return raw
 
 
-def head_of(path: Path, packed: str) -> bytes:
+def read_head(path: Path, packed: str) -> bytes:
     """Return the first 64 KiB of a file, uncompressed."""
     with open_unpacked(path, packed) as stream:
         return stream.read(_HEAD)
@@ -350,7 +358,7 @@ def unreadable(path: Path | str, error: Exception) -> UserError:
     if "requires too much memory for decoding" in str(error):
         unpack = f"zstd -dc --long=31 {path}"
         return UserError(
-            f"{path}: cannot be read: it was packed with a window beyond 128 MiB (zstd --long); unpack it "
-            f"({unpack} > NEW), or let it come through a pipe: --corpus <({unpack})"
+            f"{path}: cannot be read, because it was compressed with a window of more than 128 MiB (zstd --long); "
+            f"decompress it ({unpack} > NEW), or read it through a pipe: --corpus <({unpack})"
         )
-    return UserError(f"{path}: cannot be read ({error}); replace the file or leave it out")
+    return UserError(f"{path}: cannot be read ({error}); replace the file, or remove it from the corpus")

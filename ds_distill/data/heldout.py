@@ -48,30 +48,30 @@ def heldout_names(texts: list[str], recipe: Recipe, folder: Path) -> dict[str, s
     has been moved since. Another text is named after its file, without the suffixes of its kind.
     Where two would have the same name, it includes as many of the folders above as tell them apart.
     """
-    made = {
+    manifests = {
         file.parent.name: json.loads(file.read_text(encoding="utf-8"))
         for file in sorted(folder.glob("*/manifest.json"))
     }
-    places = {manifest["corpus"][0][0]: name for name, manifest in made.items()}
+    places = {manifest["corpus"][0][0]: name for name, manifest in manifests.items()}
     pieces = {text: split_inputs([text], column=recipe.data.column, streaming=recipe.data.streaming) for text in texts}
     given = {corpus_identity([text], pieces[text])[0][0]: text for text in texts}
     contents = {
-        manifest.get("content"): name for name, manifest in made.items() if manifest["corpus"][0][0] not in given
+        manifest.get("content"): name for name, manifest in manifests.items() if manifest["corpus"][0][0] not in given
     }
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for place, text in list(given.items()):
         name = places.get(place) or (contents.get(content_fingerprint(pieces[text])) if contents else None)
         if name:
-            found[name] = text
+            named[name] = text
             del given[place]
     for depth in range(1, 1 + max((len(_parts(place)) for place in given), default=0)):
         names = {place: "_".join(_parts(place)[-depth:]) for place in given}
         for place, name in names.items():
-            if list(names.values()).count(name) == 1 and name not in found and name not in made:
-                found[name] = given.pop(place)
+            if list(names.values()).count(name) == 1 and name not in named and name not in manifests:
+                named[name] = given.pop(place)
     for place, text in given.items():
-        found[f"{_parts(place)[-1]}_{hashlib.sha256(place.encode()).hexdigest()[:8]}"] = text
-    return dict(sorted(found.items()))
+        named[f"{_parts(place)[-1]}_{hashlib.sha256(place.encode()).hexdigest()[:8]}"] = text
+    return dict(sorted(named.items()))
 
 
 def _parts(place: str) -> list[str]:

@@ -59,16 +59,16 @@ class BatchLoader:
     ):
         if min(global_batch_size, micro_batch_size, world_size) < 1 or not 0 <= rank < world_size:
             raise UserError(
-                f"global batch {global_batch_size}, micro-batch {micro_batch_size}, rank {rank} of {world_size}: "
-                "sizes must be at least 1, ranks count from 0"
+                f"training.global_batch_size = {global_batch_size}, micro_batch_size = {micro_batch_size}, rank {rank} "
+                f"of {world_size}: sizes must be at least 1, and ranks count from 0"
             )
         wave = micro_batch_size * world_size
         if global_batch_size % wave:
             below, above = global_batch_size // wave * wave, -(-global_batch_size // wave) * wave
             nearest = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"global batch = {global_batch_size}: not a multiple of micro-batch {micro_batch_size} × {world_size} "
-                f"ranks = {wave}; use {nearest}"
+                f"training.global_batch_size = {global_batch_size}: not a multiple of micro_batch_size "
+                f"{micro_batch_size} × {world_size} ranks = {wave}; use {nearest}"
             )
         self._sources = store.sources()
         self.weights = list(weights or [1.0] * len(self._sources))
@@ -77,12 +77,13 @@ class BatchLoader:
         self.steps_per_epoch = self.entries // global_batch_size
         if not self.steps_per_epoch:
             raise UserError(
-                f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch "
-                f"of {global_batch_size}; "
-                "lower the global batch or prepare more text"
+                f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch of "
+                f"{global_batch_size}; lower training.global_batch_size, or prepare more text"
             )
         self.store, self.masker, self.seed, self.by_length = store, masker, seed, by_length
-        self.cut = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
+        self.collate_spec = CollateSpec(
+            store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None
+        )
         self.seconds_waited = 0.0
         self.global_batch_size, self.micro_batch_size, self.rank, self.world_size = (
             global_batch_size,
@@ -97,7 +98,7 @@ class BatchLoader:
         """Return the epoch, counted from 0, that `step` belongs to."""
         return step // self.steps_per_epoch
 
-    def indices_of(self, step: int) -> np.ndarray:
+    def get_indices(self, step: int) -> np.ndarray:
         """Return the entries (see `collate`) of the whole global batch of `step`: int64 [global_batch_size]."""
         if step < 0:
             raise ValueError(f"step {step}: steps count from 0")
@@ -115,11 +116,11 @@ class BatchLoader:
     def _draw(self, random: np.random.Generator) -> np.ndarray:
         pool = []
         for weight, part in zip(self.weights, self._sources, strict=True):
-            wanted = round(weight * len(part))
-            whole, more = divmod(wanted, max(len(part), 1))
+            count = round(weight * len(part))
+            whole, remainder = divmod(count, max(len(part), 1))
             pool += [part + copy * len(self.store) for copy in range(whole)]
-            if more:
-                pool.append(random.permutation(part)[:more] + whole * len(self.store))
+            if remainder:
+                pool.append(random.permutation(part)[:remainder] + whole * len(self.store))
         order = random.permutation(np.concatenate(pool))[: self.steps_per_epoch * self.global_batch_size]
         if not self.by_length:
             return order
@@ -132,15 +133,19 @@ class BatchLoader:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """Return this rank's `accumulation` batches of `step`, each [micro_batch_size, L]."""
-        mine = self.indices_of(step).reshape(self.accumulation, self.world_size, self.micro_batch_size)[:, self.rank]
-        return [collate(self.store, self.masker, entries, self.epoch(step), self.cut) for entries in mine]
+        rank_entries = self.get_indices(step).reshape(self.accumulation, self.world_size, self.micro_batch_size)[
+            :, self.rank
+        ]
+        return [
+            collate(self.store, self.masker, entries, self.epoch(step), self.collate_spec) for entries in rank_entries
+        ]
 
     def counts(self, step: int) -> TokenCounts:
         """Return the counts of the whole global batch of `step`.
 
         The losses are divided by these counts, which need no communication with other ranks.
         """
-        sequences = self.indices_of(step) % len(self.store)
+        sequences = self.get_indices(step) % len(self.store)
         return TokenCounts(
             real=int(self.store.lengths(sequences).sum()),
             masked=int(self.masker.masked_counts(self.store.maskable(sequences)).sum()),
@@ -160,13 +165,13 @@ class BatchLoader:
             last_step: The step to stop before.
             pin: Whether to pin the batches' memory, for a GPU.
         """
-        made: queue.Queue = queue.Queue(maxsize=2)
+        ready: queue.Queue = queue.Queue(maxsize=2)
         stop = threading.Event()
 
         def put(item: object) -> None:
             while not stop.is_set():
                 try:
-                    return made.put(item, timeout=0.1)
+                    return ready.put(item, timeout=0.1)
                 except queue.Full:
                     continue
 
@@ -186,7 +191,7 @@ class BatchLoader:
         try:
             while True:
                 began = time.perf_counter()
-                item = made.get()
+                item = ready.get()
                 self.seconds_waited += time.perf_counter() - began
                 if item is None:
                     return
@@ -210,7 +215,7 @@ def heldout_batches(
     The sequences and their masks are the same every time. The last batch may be shorter.
     """
     count = len(store) if max_sequences is None else min(max_sequences, len(store))
-    cut = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
+    spec = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
     chosen = np.arange(count) * len(store) // max(count, 1)
     for start in range(0, count, batch_size):
-        yield collate(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, cut)
+        yield collate(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, spec)

@@ -68,9 +68,9 @@ class LossFinder:
     """
 
     def __init__(self, tokenizer: Tokenizer, unknown_id: int | None, special: frozenset[int]):
-        own = getattr(tokenizer.model, "unk_token", None)
-        own_id = tokenizer.token_to_id(own) if own is not None else None
-        self.unknown_id = unknown_id if own_id is None else own_id
+        model_token = getattr(tokenizer.model, "unk_token", None)
+        model_id = tokenizer.token_to_id(model_token) if model_token is not None else None
+        self.unknown_id = unknown_id if model_id is None else model_id
         self.special = special - {self.unknown_id}
         self.examples: dict[str, str] = {}  # the first example of each cause
         self._tokenizer = tokenizer

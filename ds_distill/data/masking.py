@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ds_distill.data.whole_words import Words, choose_words, divided
+from ds_distill.data.whole_words import Words, choose_words, split_words
 
 IGNORE_INDEX = -100  # the label that cross-entropy skips
 _STREAM = 0x6D61736B  # "mask": keeps these draws apart from every other use of the seed
@@ -94,25 +94,25 @@ class Masker:
         return input_ids, labels
 
     def _whole_words(
-        self, ids: np.ndarray, positions: np.ndarray, count: int, uniform: np.ndarray, more: np.ndarray
+        self, ids: np.ndarray, positions: np.ndarray, count: int, uniform: np.ndarray, extra: np.ndarray
     ) -> np.ndarray:
         """Return the chosen indices into `positions`, in order.
 
-        `uniform` has a random number for each position, and `more` has `count` + 2 further ones.
+        `uniform` has a random number for each position, and `extra` has `count` + 2 further ones.
         """
         assert self.words is not None
         pieces = ids[positions]
         starts = self.words.starts(pieces)
         # After a special token a word begins, whatever its first piece is.
         starts[1:] |= positions[1:] - positions[:-1] > 1
-        first, lengths = divided(starts)
+        first, lengths = split_words(starts)
         log_weights = np.add.reduceat(self._log_weight[pieces], first) / lengths
         weights = np.exp(log_weights - log_weights.max())
-        taken = choose_words(lengths, weights, -np.log1p(-uniform[first]) / weights, count, more[:-1])
+        taken = choose_words(lengths, weights, -np.log1p(-uniform[first]) / weights, count, extra[:-1])
         words = np.flatnonzero(taken)
         first, lengths, taken = first[words], lengths[words], taken[words]
         # In a word that is masked in part, the masked pieces are adjacent.
-        begin = first + (more[-1] * (lengths - taken + 1)).astype(np.int64)
+        begin = first + (extra[-1] * (lengths - taken + 1)).astype(np.int64)
         return np.repeat(begin - np.cumsum(taken) + taken, taken) + np.arange(count)
 
     def masked_counts(self, maskable: np.ndarray) -> np.ndarray:

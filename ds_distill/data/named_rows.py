@@ -10,7 +10,7 @@ class Ambiguous:
 AMBIGUOUS = Ambiguous()
 
 
-def row_of(pairs: list[tuple[str, object]]) -> dict:
+def make_row(pairs: list[tuple[str, object]]) -> dict:
     """Return the values of a row by name, AMBIGUOUS where those of one name differ; json's object_pairs_hook, too."""
     row = dict(pairs)
     if len(row) < len(pairs):

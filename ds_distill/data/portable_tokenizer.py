@@ -22,7 +22,7 @@ SHARED_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "RobertaTokenizer")
 READS_JSON_ONLY = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in both major versions
 
 # These settings tell how the tokenizer was loaded, or name code that is not in the folder.
-OF_THE_PROCESS = (
+PROCESS_SETTINGS = (
     "is_local",
     "local_files_only",
     "name_or_path",
@@ -48,7 +48,7 @@ def make_portable(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
-    for key in OF_THE_PROCESS:
+    for key in PROCESS_SETTINGS:
         settings.pop(key, None)
     name = settings.get("tokenizer_class", "").removesuffix("Fast")
     settings["tokenizer_class"] = name if name in SHARED_CLASSES else READS_JSON_ONLY

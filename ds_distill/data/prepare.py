@@ -127,11 +127,13 @@ def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fra
     others = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
     if tokenizer.pad_token_id is None or None in others or tokenizer.pad_token_id in others:
         raise UserError(
-            "the tokenizer needs [CLS], [SEP] and mask tokens and a padding token that is none of them; use a "
-            "BERT-like encoder's"
+            "the tokenizer must have [CLS], [SEP] and mask tokens, and a padding token that is none of them; use the "
+            "tokenizer of a BERT-like encoder"
         )
     if output.exists() and not (output.is_dir() and ((output / "manifest.json").exists() or not any(output.iterdir()))):
-        raise UserError(f"{output}: exists and is not prepared data; choose another output folder or remove it")
+        raise UserError(
+            f"{output}: already exists and is not prepared data; choose another output folder, or remove it"
+        )
 
 
 def _resume_or_reset(building: Path, pieces: list[WorkUnit], form: Format) -> None:
@@ -182,7 +184,7 @@ def _tokenize(
     try:
         read = context.Value("q", 0) if workers > 1 else None
     except OSError as error:
-        log(f"{error.filename or 'shared memory'}: {error.strerror}; one worker prepares, not {workers}")
+        log(f"{error.filename or 'shared memory'}: {error.strerror}; preparing with one worker instead of {workers}")
         workers = 1
     if workers <= 1:
         work = PieceWorker(form)
@@ -206,7 +208,8 @@ def _tokenize(
             progress(before + read.value, total)
     except BrokenProcessPool:
         raise UserError(
-            "a worker ended without a word, probably for want of memory: lower data.workers; the same command goes on"
+            "a worker process ended without an error message, probably because memory ran out; lower data.workers and "
+            "repeat the command, which resumes"
         ) from None
     finally:
         running = list((pool._processes or {}).values())
@@ -267,7 +270,7 @@ def _assemble(
         {"input": given, "documents": 0, "sequences": dict.fromkeys(SPLITS, 0), "tokens": dict.fromkeys(SPLITS, 0)}
         for given in inputs
     ]
-    rests: dict[tuple[int, str], list[np.ndarray]] = {}
+    leftovers: dict[tuple[int, str], list[np.ndarray]] = {}
     for number, piece in enumerate(pieces):
         folder = _folder(building, number)
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -278,7 +281,7 @@ def _assemble(
             hashes.append(arrays["hashes"])
             for split in SPLITS:
                 if len(arrays[split]):
-                    rests.setdefault((piece.source, split), []).append(arrays[split])
+                    leftovers.setdefault((piece.source, split), []).append(arrays[split])
         for split in SPLITS:
             shard = report["shards"][split]
             maskable[split].update({int(n): sequences for n, sequences in shard.pop("maskable").items()})
@@ -287,7 +290,7 @@ def _assemble(
                 for suffix in (".bin", ".idx"):
                     _link(folder / f"{split}{suffix}", data / f"{name}{suffix}")
                 shards[split].append(shard | {"file": name, "source": piece.source})
-    for (source, split), parts in sorted(rests.items()):
+    for (source, split), parts in sorted(leftovers.items()):
         writer = form.writer(data / f"{split}-rest-{source}")
         packer = Packer(writer, form.sequence_length, form.cls_id, form.sep_id)
         for part in parts:
@@ -302,18 +305,18 @@ def _assemble(
     if not any(shards.values()):
         reasons = "; ".join(remarks)
         raise UserError(
-            f"{', '.join(inputs)}: the corpus is empty (no document with a token in it); "
-            f"{reasons or 'give files that hold text'}"
+            f"{', '.join(inputs)}: the corpus is empty, because no document yields a token; "
+            f"{reasons or 'give files that contain text'}"
         )
     _ensure_nonempty_splits(data, shards, counts, maskable, form)
     for split in SPLITS:
         for shard in shards[split]:
             sources[shard["source"]]["sequences"][split] += shard["sequences"]
             sources[shard["source"]]["tokens"][split] += shard["tokens"]
-    every = np.concatenate(hashes)
-    found = accounts.found()
-    found["duplicate"] = len(every) - len(np.unique(every))
-    known = counts.sum() - counts[[i for i in form.special_ids if i != form.unknown_id]].sum()
+    all_hashes = np.concatenate(hashes)
+    statistics = accounts.statistics()
+    statistics["duplicate"] = len(all_hashes) - len(np.unique(all_hashes))
+    known_tokens = counts.sum() - counts[[i for i in form.special_ids if i != form.unknown_id]].sum()
     np.save(data / "token_counts.npy", counts)
     save_tokenizer(tokenizer, data / "tokenizer")
     digest = hashlib.sha256("".join(shard["sha256"] for split in SPLITS for shard in shards[split]).encode())
@@ -325,12 +328,12 @@ def _assemble(
         "dtype": form.dtype.name,
         "blocks": {split: sum(shard["sequences"] for shard in shards[split]) for split in SPLITS},
         "real_tokens": {split: sum(shard["tokens"] for shard in shards[split]) for split in SPLITS},
-        "documents": {split: found.pop(f"documents_{split}", 0) for split in SPLITS},
-        "found": {key: found[key] for key in sorted(found)},
+        "documents": {split: statistics.pop(f"documents_{split}", 0) for split in SPLITS},
+        "found": {key: statistics[key] for key in sorted(statistics)},
         "characters": accounts.characters(),
         "remarks": remarks,
         "maskable": {split: {str(n): maskable[split][n] for n in sorted(maskable[split])} for split in SPLITS},
-        "unknown_share": float(counts[form.unknown_id] / max(1, known)) if form.unknown_id is not None else 0.0,
+        "unknown_share": float(counts[form.unknown_id] / max(1, known_tokens)) if form.unknown_id is not None else 0.0,
         "corpus": corpus_identity(inputs, pieces),
         "content": content,
         "seed": form.seed,
@@ -383,11 +386,11 @@ def _ensure_nonempty_splits(
         counts += (1 if empty == "train" else -1) * np.bincount(sequences[-1], minlength=len(counts))
 
 
-def _publish(made: Path, output: Path) -> None:
+def _publish(finished: Path, output: Path) -> None:
     """Give the finished folder its name; earlier prepared data stays there until the moment before."""
     old = output.parent / f".{output.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():
         output.rename(old)
-    made.rename(output)
+    finished.rename(output)
     shutil.rmtree(old, ignore_errors=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ds_distill.data import rows, sources
 from ds_distill.data.encodings import replace_surrogates
-from ds_distill.data.files import head_of, open_unpacked, unreadable
+from ds_distill.data.files import open_unpacked, read_head, unreadable
 from ds_distill.data.findings import Findings
 from ds_distill.data.sources import WorkUnit, split_inputs
 
 _OTHER_ENDS = {
-    "\r": "carriage returns alone",
+    "\r": "lone carriage returns",
     "\f": "form feeds",
     "\u2028": "U+2028",
     "\u2029": "U+2029",
@@ -127,32 +127,34 @@ def _read_text(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
 def _remark_on_head(piece: WorkUnit, findings: Findings) -> None:
     """Remark on mistakes, visible in a file's first bytes, that lose nothing but are hardly meant."""
     path = Path(piece.path)
-    head = head_of(path, path.suffix).decode(errors="replace")
+    head = read_head(path, path.suffix).decode(errors="replace")
     if not head:
-        findings.remark("empty files", f"{path}: an empty file")
+        findings.remark("empty files", f"{path}: the file is empty")
     if piece.kind != "text":
         return
     line = head.strip().split("\n", 1)[0]
     if line.startswith('{"') and line.rstrip().endswith("}"):
         findings.remark(
             "JSON as text",
-            f"{path}: JSON objects, read as plain text, names and braces too; call it .jsonl, and its column is read",
+            f"{path}: JSON objects are read as plain text, keys and braces included; rename the file to end in .jsonl "
+            "to read one of its columns",
         )
     if re.search("\n[\u200b\u2060\ufeff]+\r?\n", head):
         findings.remark(
             "lines that look blank",
-            f"{path}: lines that look blank hold zero-width characters, and separate no documents; take them out",
+            f"{path}: lines that look blank contain zero-width characters and therefore do not separate documents; "
+            "remove those characters",
         )
     if not re.search(r"\n\s*\n", head):
         counts = {name: head.count(end) for end, name in _OTHER_ENDS.items()} | {
-            "carriage returns alone": head.count("\r") - head.count("\r\n")
+            "lone carriage returns": head.count("\r") - head.count("\r\n")
         }
         name = max(counts, key=counts.__getitem__)
         if counts[name] > max(1, head.count("\n")):
             findings.remark(
                 "line ends",
-                f"{path}: no blank line, so one document; its {name} end no line here: put a line end, or two, "
-                "in their place",
+                f"{path}: there is no blank line, so this is one document; {name} do not count as line breaks; "
+                "replace each with one line break, or with two to separate documents",
             )
 
 

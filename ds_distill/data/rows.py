@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from ds_distill.data.csv_rows import CsvRows, listed_columns
+from ds_distill.data.csv_rows import CsvRows, format_columns
 from ds_distill.data.files import open_unpacked
 from ds_distill.data.findings import Findings
-from ds_distill.data.named_rows import AMBIGUOUS, row_of
+from ds_distill.data.named_rows import AMBIGUOUS, make_row
 from ds_distill.data.sources import WorkUnit, arrow_batches, open_hub, open_parquet
 from ds_distill.utils.errors import UserError
 
@@ -30,20 +30,22 @@ def read_jsonl(piece: WorkUnit, findings: Findings, tick: Callable[[int], None])
                 continue
             where = f"{piece.path}, line {number}" + (f" after byte {piece.start}" if piece.start else "")
             try:
-                row = json.loads(text, object_pairs_hook=row_of)
+                row = json.loads(text, object_pairs_hook=make_row)
             except (ValueError, RecursionError) as error:
                 if number == 1 and not piece.start and text.strip() in ("{", "["):
                     raise UserError(
-                        f"{where}: JSON over many lines; one object per line is expected: "
-                        f"jq -c '{'.[]' if '[' in text else '.'}' {piece.path} > NEW.jsonl"
+                        f"{where}: a JSON value that spans several lines; one object per line is expected: jq -c "
+                        f"'{'.[]' if '[' in text else '.'}' {piece.path} > NEW.jsonl"
                     ) from error
-                raise UserError(f"{where}: not JSON ({error}); one JSON object a line is expected") from error
+                raise UserError(f"{where}: not JSON ({error}); one JSON object per line is expected") from error
             if isinstance(row, list):
                 raise UserError(
-                    f"{where}: a JSON array; one JSON object a line is expected: jq -c '.[]' {piece.path} > NEW.jsonl"
+                    f"{where}: a JSON array; one JSON object per line is expected: jq -c '.[]' {piece.path} > NEW.jsonl"
                 )
             if isinstance(row, dict) and row.get(piece.column) is AMBIGUOUS:
-                raise UserError(f"{where}: {piece.column!r} stands there more than once; rename all but one")
+                raise UserError(
+                    f"{where}: {piece.column!r} is given more than once, with different values; rename all but one"
+                )
             if not isinstance(row, str) and (not isinstance(row, dict) or piece.column not in row):
                 raise no_column(piece, where, list(row) if isinstance(row, dict) else [])
             yield _text(row if isinstance(row, str) else row[piece.column], piece, where)
@@ -62,8 +64,8 @@ def read_csv(piece: WorkUnit, findings: Findings, tick: Callable[[int], None]) -
             raise no_column(piece, f"{piece.path}, line 1", header)
         if header.count(piece.column) > 1:
             raise UserError(
-                f"{piece.path}: {header.count(piece.column)} columns are called {piece.column!r}; rename all "
-                "but one in its first line"
+                f"{piece.path}: {header.count(piece.column)} columns are named {piece.column!r}; rename all but one in "
+                "the first line"
             )
         place = header.index(piece.column)
         for row in chain([first], rows):
@@ -117,14 +119,14 @@ def _text(value, piece: WorkUnit, where: str) -> str:
     if isinstance(value, bytes):  # Older Spark and Impala write strings like this.
         return value.decode(errors="surrogateescape")
     raise UserError(
-        f"{where}: column {piece.column!r} holds {_KINDS.get(type(value), type(value).__name__)}, not text; "
-        f"make it one string per row, or choose another column: {piece.path}#COLUMN"
+        f"{where}: column {piece.column!r} contains {_KINDS.get(type(value), type(value).__name__)}, not text; make it "
+        f"one string per row, or choose another column: {piece.path}#COLUMN"
     )
 
 
 def no_column(piece: WorkUnit, where: str, names: list) -> UserError:
     """Return the UserError for a column that does not exist."""
     return UserError(
-        f"{where}: no column {piece.column!r}, it has {listed_columns(names) or 'none'}; choose one: "
+        f"{where}: no column {piece.column!r}; the columns are {format_columns(names) or 'none'}; choose one: "
         f"{piece.path}#COLUMN"
     )

@@ -16,7 +16,7 @@ from ds_distill.data.masking import Masker, masked_count
 from ds_distill.data.prepare import prepare
 from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from ds_distill.data.words import words_of
+from ds_distill.data.words import find_words
 from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import RunFolder, check_shared
@@ -28,7 +28,7 @@ def prepare_tokens(
     inputs: list[str], tokenizer, folder: Path, recipe: Recipe, heldout_fraction: float | None = None
 ) -> dict:
     """Run `data.prepare` with the recipe's settings, log what was lost, and return the manifest."""
-    d = recipe.data
+    data = recipe.data
     with progress(None, "tokens", "B") as bar:
 
         def show(done: int, total: int) -> None:
@@ -39,13 +39,13 @@ def prepare_tokens(
             inputs,
             tokenizer,
             folder,
-            mode=d.mode,
-            sequence_length=d.sequence_length,
+            mode=data.mode,
+            sequence_length=data.sequence_length,
             seed=recipe.training.seed,
-            workers=d.workers,
-            heldout_fraction=d.heldout_fraction if heldout_fraction is None else heldout_fraction,
-            column=d.column,
-            streaming=d.streaming,
+            workers=data.workers,
+            heldout_fraction=data.heldout_fraction if heldout_fraction is None else heldout_fraction,
+            column=data.column,
+            streaming=data.streaming,
             progress=show,
         )
     for remark in manifest["remarks"]:
@@ -83,32 +83,32 @@ def prepare_run_tokens(
     """
 
     def make() -> None:
-        d, file = recipe.data, folder / "manifest.json"
+        data, file = recipe.data, folder / "manifest.json"
         # This comes before the tokenizer, so that a wrong path is reported first.
-        pieces = split_inputs(corpus, column=d.column, streaming=d.streaming)
+        pieces = split_inputs(corpus, column=data.column, streaming=data.streaming)
         tokenizer = load_tokenizer(tokenizer_folder)
-        asked = {
-            "mode": d.mode,
-            "sequence_length": d.sequence_length,
+        settings = {
+            "mode": data.mode,
+            "sequence_length": data.sequence_length,
             "seed": recipe.training.seed,
-            "heldout_fraction": d.heldout_fraction if heldout_fraction is None else heldout_fraction,
+            "heldout_fraction": data.heldout_fraction if heldout_fraction is None else heldout_fraction,
             "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         }
         if file.is_file():
-            made = read_manifest(folder)
+            manifest = read_manifest(folder)
             names = {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
             changed = [
-                f"{names.get(key, f'data.{key}')} was {made.get(key)}, is {value}"
-                for key, value in asked.items()
-                if made.get(key) != value
+                f"{names.get(key, f'data.{key}')} was {manifest.get(key)}, is {value}"
+                for key, value in settings.items()
+                if manifest.get(key) != value
             ]
-            other = _other_text(made, corpus, pieces)
+            other = _describe_text_change(manifest, corpus, pieces)
             if not changed and not other:
                 return
             if bound and RunFolder(bound).identity.is_file():
                 remedy = "choose another --output"
                 if other and not changed and option == "--corpus":
-                    remedy += f"; --tokens {folder} instead of --corpus goes on with the text that it has"
+                    remedy += f", or resume with the text of that run: --tokens {folder} instead of --corpus"
                 differences = "; ".join([f"{option} {other}"] * bool(other) + changed)
                 raise UserError(f"{bound} holds another run ({differences}): {remedy}")
         prepare_tokens(corpus, tokenizer, folder, recipe, heldout_fraction)
@@ -118,16 +118,20 @@ def prepare_run_tokens(
     return folder
 
 
-def _other_text(made: dict, corpus: list[str], pieces: list[WorkUnit]) -> str | None:
+def _describe_text_change(manifest: dict, corpus: list[str], pieces: list[WorkUnit]) -> str | None:
     """Return in words how a corpus differs from that of prepared data; None where it is the same."""
-    before: Any = made.get("corpus")
+    before: Any = manifest.get("corpus")
     now = corpus_identity(corpus, pieces)
-    if "content" not in made:  # Earlier versions prepared the data like this.
+    if "content" not in manifest:  # Earlier versions prepared the data like this.
         return None if before == now else f"was {before}, is {now}"
-    if made["content"] == content_fingerprint(pieces):
+    if manifest["content"] == content_fingerprint(pieces):
         return None
     same_size = [entry[1:] for entry in before] == [entry[1:] for entry in now]
-    return f"{', '.join(corpus)}: other text than before, of the same size" if same_size else f"was {before}, is {now}"
+    return (
+        f"{', '.join(corpus)}: the text has changed, although its size is the same"
+        if same_size
+        else f"was {before}, is {now}"
+    )
 
 
 def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
@@ -136,31 +140,31 @@ def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
     These two were decided when the folder was prepared.
     """
     manifest = TokenDataset.open(tokens, "train").manifest
-    recipe, d = copy.deepcopy(recipe), recipe.data
+    recipe, data = copy.deepcopy(recipe), recipe.data
     for key in ("mode", "sequence_length"):
-        if getattr(d, key) != manifest[key]:
-            log(f"data.{key} is {manifest[key]}, as {tokens} was prepared, not {getattr(d, key)}")
+        if getattr(data, key) != manifest[key]:
+            log(f"data.{key} = {getattr(data, key)}: ignored, because {tokens} was prepared with {manifest[key]}")
             setattr(recipe.data, key, manifest[key])
     return recipe
 
 
 def make_masker(store: TokenDataset, recipe: Recipe) -> Masker:
     """Return the masker that the recipe asks for, with the token counts of `store`."""
-    m, d = store.manifest, recipe.data
-    words = words_of(load_tokenizer(store.path / "tokenizer")) if d.whole_word_masking else None
-    if words is not None and not words.told:
+    manifest, data = store.manifest, recipe.data
+    words = find_words(load_tokenizer(store.path / "tokenizer")) if data.whole_word_masking else None
+    if words is not None and not words.is_marked:
         log(
-            f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each "
-            "of its pieces is masked on its own"
+            f"data.whole_word_masking: the tokenizer of {store.path} does not mark where words begin, so each token is "
+            "masked independently"
         )
     masker = Masker(
         store.token_counts,
-        m["special_ids"],
-        m["mask_id"],
-        m["vocab_size"],
+        manifest["special_ids"],
+        manifest["mask_id"],
+        manifest["vocab_size"],
         recipe.training.seed,
-        d.mlm_probability,
-        d.mlm_smoothing,
+        data.mlm_probability,
+        data.mlm_smoothing,
         words,
     )
     _check_masked(store, masker)
@@ -182,10 +186,11 @@ def _check_masked(store: TokenDataset, masker: Masker) -> None:
     which = f"data.mlm_probability = {masker.probability}: of the {total:,} {store.split} sequences of {store.path}"
     if store.split == "train" and count == total:
         raise UserError(
-            f"{which} it masks no token, since none has more than {max(never)}; raise it, or prepare longer text"
+            f"{which}, none has a token masked, because none has more than {max(never)} tokens; raise it, or prepare "
+            "longer text"
         )
     if count > TRACE * total:
-        log(f"{which} it masks no token in {count:,}, those of {max(never)} tokens or fewer")
+        log(f"{which}, {count:,} have no token masked: those of {max(never)} tokens or fewer")
 
 
 def open_heldout(tokens: Path) -> TokenDataset:
@@ -196,11 +201,13 @@ def open_heldout(tokens: Path) -> TokenDataset:
     """
     part = TokenDataset.open(tokens, "heldout")
     if not len(part):
-        raise UserError(f"{tokens}: no held-out text; give a data.heldout_fraction above 0, and more than one document")
+        raise UserError(
+            f"{tokens}: no held-out text; set data.heldout_fraction above 0, and give more than one document"
+        )
     return part
 
 
-def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, more: dict[str, Path]):
+def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, heldout_folders: dict[str, Path]):
     """Collective: open the prepared data in the run's order.
 
     Returns:
@@ -210,33 +217,33 @@ def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, more: dic
         UserError: If a rank has other tokens than the first.
     """
     store = TokenDataset.open(tokens, "train")
-    found = all_gather_object(store.manifest["fingerprint"])
-    other = next((number for number, fingerprint in enumerate(found) if fingerprint != found[0]), None)
+    fingerprints = all_gather_object(store.manifest["fingerprint"])
+    other = next((number for number, fingerprint in enumerate(fingerprints) if fingerprint != fingerprints[0]), None)
     if other is not None:
         raise UserError(
-            f"{tokens}: rank {other} has other tokens there than the first; copy that folder from the first rank's host"
+            f"{tokens}: rank {other} has different tokens there than rank 0; copy that folder from the host of rank 0"
         )
     masker = make_masker(store, recipe)
-    t, d = recipe.training, recipe.data
-    own = not d.attend_across_documents
-    micro_batch_size = cast(int, t.micro_batch_size)  # "auto" has been decided.
+    training, data = recipe.training, recipe.data
+    document_masking = not data.attend_across_documents
+    micro_batch_size = cast(int, training.micro_batch_size)  # "auto" has been decided.
     order = BatchLoader(
         store,
         masker,
-        seed=t.seed,
-        global_batch_size=t.global_batch_size,
+        seed=training.seed,
+        global_batch_size=training.global_batch_size,
         micro_batch_size=micro_batch_size,
         rank=rank,
         world_size=world,
-        weights=d.weights,
+        weights=data.weights,
         by_length=store.manifest["mode"] == "lines",
-        document_masking=own,
+        document_masking=document_masking,
     )
-    sets = {name: open_heldout(path) for name, path in {"": tokens, **more}.items()}
+    sets = {name: open_heldout(path) for name, path in {"": tokens, **heldout_folders}.items()}
     for part in sets.values():
         _check_masked(part, masker)
     heldout = {
-        name: partial(heldout_batches, part, masker, micro_batch_size, t.eval_max_sequences, own)
+        name: partial(heldout_batches, part, masker, micro_batch_size, training.eval_max_sequences, document_masking)
         for name, part in sets.items()
     }
     return store, order, heldout

@@ -18,9 +18,9 @@ from ds_distill.data.files import (
     COMPRESSED,
     KINDS,
     UNSUPPORTED,
-    digest_of_copy,
-    files_of,
-    kind_of,
+    get_copy_digest,
+    get_file_kind,
+    resolve_files,
     saved_split,
     unreadable,
 )
@@ -72,11 +72,11 @@ def split_inputs(inputs: list[str], *, column: str = "text", streaming: bool = T
         if given.startswith("hf:"):
             pieces += _hub_pieces(source, given, column, streaming)
             continue
-        name, wanted = _split_column(given)
-        for file in files_of(name, wanted):
-            pieces += _file_pieces(source, file, wanted or column)
+        name, named_column = _split_column(given)
+        for file in resolve_files(name, named_column):
+            pieces += _file_pieces(source, file, named_column or column)
     if not pieces:
-        raise UserError("no text to read: name at least one file, folder, pattern or hf: data set")
+        raise UserError("no corpus was given; name at least one file, folder, pattern or hf: data set")
     return pieces
 
 
@@ -89,13 +89,15 @@ def check_inputs(inputs: list[str]) -> None:
         if given.startswith("hf:"):
             _hub_parts(given)
         else:
-            files_of(*_split_column(given))
+            resolve_files(*_split_column(given))
 
 
 def check_weights(weights: list[float], sources: int) -> None:
     """Raise UserError unless data.weights has one number, at least 0, for each source."""
     if len(weights) != sources or min(weights) < 0:
-        raise UserError(f"data.weights = {weights}: one number, at least 0, for each of the corpus's {sources} sources")
+        raise UserError(
+            f"data.weights = {weights}: must be one number, at least 0, for each of the corpus's {sources} sources"
+        )
 
 
 def corpus_identity(inputs: list[str], pieces: list[WorkUnit]) -> list[list]:
@@ -104,17 +106,17 @@ def corpus_identity(inputs: list[str], pieces: list[WorkUnit]) -> list[list]:
     An entry holds the input as an absolute path, the bytes that were found there, and the column
     that is read, unless it is the usual one or the input names it.
     """
-    found = []
+    identity = []
     for source, given in enumerate(inputs):
-        own = [piece for piece in pieces if piece.source == source]
-        columns = {piece.column for piece in own if piece.kind != "text" and not given.endswith(f"#{piece.column}")} - {
-            "text"
-        }
+        source_pieces = [piece for piece in pieces if piece.source == source]
+        columns = {
+            piece.column for piece in source_pieces if piece.kind != "text" and not given.endswith(f"#{piece.column}")
+        } - {"text"}
         # The number of a pipe does not identify its content, but the digest does.
-        piped = next((digest for piece in own if (digest := digest_of_copy(piece.path))), None)
+        piped = next((digest for piece in source_pieces if (digest := get_copy_digest(piece.path))), None)
         where = given if given.startswith("hf:") else f"pipe {piped}" if piped else str(expand_user(given).absolute())
-        found.append([where, sum(piece.size for piece in own), *sorted(columns)])
-    return found
+        identity.append([where, sum(piece.size for piece in source_pieces), *sorted(columns)])
+    return identity
 
 
 def _split_column(given: str) -> tuple[str, str | None]:
@@ -123,18 +125,18 @@ def _split_column(given: str) -> tuple[str, str | None]:
     if not mark or expand_user(given).exists():
         return given, None
     if not name.strip() or not column.strip():
-        what = "no file stands before the #" if column.strip() else "no column stands behind the #"
-        raise UserError(f"{given}: {what}; write FILE#COLUMN (is a shell variable in it not set?)")
+        what = "there is no file before the #" if column.strip() else "there is no column after the #"
+        raise UserError(f"{given}: {what}; write FILE#COLUMN, and check that its shell variables are set")
     # The # of `data#v2/*.txt` belongs to the name of a folder.
     is_path = not expand_user(name).is_file() and re.search(r"[/*?\[]", column)
     return (given, None) if is_path else (name, column)
 
 
 def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
-    kind, size = kind_of(file.name) or "text", file.stat().st_size
+    kind, size = get_file_kind(file.name) or "text", file.stat().st_size
     check_not_lfs_pointer(file)
     if file.suffix.lower() in UNSUPPORTED:
-        raise UserError(f"{file}: not text; give {', '.join(KINDS)} files, plain, .gz or .zst")
+        raise UserError(f"{file}: not text; supported files are {', '.join(KINDS)}, plain, .gz or .zst")
     if kind == "parquet":
         table = open_parquet(file)
         groups = table.num_row_groups
@@ -221,14 +223,15 @@ def _check_column(file: Path, schema, column: str) -> None:
     if schema.names.count(column) != 1:
         how = "no" if column not in schema.names else "more than one"
         raise UserError(
-            f"{file}: {how} column {column!r}, it has {', '.join(schema.names) or 'none'}; choose one: {file}#COLUMN"
+            f"{file}: {how} column {column!r}; the columns are {', '.join(schema.names) or 'none'}; choose one: "
+            f"{file}#COLUMN"
         )
     kind = schema.field(column).type
     inner = kind.value_type if types.is_dictionary(kind) else kind
     if not re.fullmatch(r"(large_)?(string|binary)(_view)?|fixed_size_binary.*|null", str(inner)):
         what = "lists" if "list" in str(inner) else "objects" if types.is_nested(inner) else f"{inner} values"
         raise UserError(
-            f"{file}: column {column!r} holds {what}, not text; make it one string per row, or choose another "
+            f"{file}: column {column!r} contains {what}, not text; make it one string per row, or choose another "
             f"column: {file}#COLUMN"
         )
 
@@ -241,7 +244,7 @@ def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[W
     data = open_hub(given, streaming)
     names = data.column_names or list(next(iter(data), {}))
     if named not in names:
-        raise UserError(f"{given}: no column {named!r}, it has {', '.join(names)}; choose one: hf:NAME#COLUMN")
+        raise UserError(f"{given}: no column {named!r}; the columns are {', '.join(names)}; choose one: hf:NAME#COLUMN")
     shards = data.num_shards if streaming else max(1, len(data) // 100_000)
     return [WorkUnit(source, given, "hub", named, shard, shards, 0, streaming) for shard in range(shards)]
 
@@ -249,7 +252,7 @@ def _hub_pieces(source: int, given: str, column: str, streaming: bool) -> list[W
 def _hub_parts(given: str) -> re.Match[str]:
     parts = _HUB.match(given)
     if not parts:
-        raise UserError(f"{given}: write hf:NAME, hf:NAME:CONFIG, hf:NAME@SPLIT or hf:NAME#COLUMN, in this order")
+        raise UserError(f"{given}: not a valid hf: input; write hf:NAME[:CONFIG][@SPLIT][#COLUMN], in this order")
     return parts
 
 
@@ -266,6 +269,6 @@ def open_hub(given: str, streaming: bool):
         # A missing name, network or config each raises a class of its own.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{given}: cannot be loaded ({lines[0][:200]}); check name, config and split, and the network or "
-            "the local cache"
+            f"{given}: cannot be loaded ({lines[0][:200]}); check the name, the config and the split, and the network "
+            "or the local cache"
         ) from error

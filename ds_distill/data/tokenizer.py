@@ -44,13 +44,13 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, output: Path) -> PreT
         UserError: If the vocabulary is below 200, or the texts hold no word.
     """
     if vocab_size < MIN_VOCAB:
-        raise UserError(f"tokenizer vocabulary of {vocab_size}: must be at least {MIN_VOCAB}")
-    normalise = BertNormalizer(lowercase=True).normalize_str
+        raise UserError(f"vocab_size = {vocab_size}: must be at least {MIN_VOCAB}")
+    normalize = BertNormalizer(lowercase=True).normalize_str
     words: Counter[str] = Counter()
     for text in texts:
-        words.update(_WORDS.findall(normalise(text)))
+        words.update(_WORDS.findall(normalize(text)))
     if not words:
-        raise UserError("the tokenizer's training texts hold no word; give text files with text in them")
+        raise UserError("the training texts of the tokenizer contain no words; give files that contain text")
     vocabulary = {
         token: index
         for index, token in enumerate(SPECIAL_TOKENS + _wordpieces(words, vocab_size - len(SPECIAL_TOKENS)))
@@ -109,17 +109,17 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         check_not_lfs_pointer(file)
     if spm := _only_sentencepiece(folder):
         raise UserError(
-            f"{name}: of its tokenizer only {spm.name}; make a tokenizer.json of it once, where sentencepiece "
-            f"and protobuf are installed: `AutoTokenizer.from_pretrained('{name}').save_pretrained('{name}')`"
+            f"{name}: the only tokenizer file is {spm.name}, which needs sentencepiece; create tokenizer.json once, "
+            "where sentencepiece and protobuf are installed: "
+            f"`AutoTokenizer.from_pretrained('{name}').save_pretrained('{name}')`"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # For a broken file the libraries raise whatever breaks first.
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(
-            f"{name}: no tokenizer can be loaded from it ({reason}); "
-            "give a folder that holds tokenizer.json and tokenizer_config.json, or fetch a hub model once with "
-            "`hf download`"
+            f"{name}: the tokenizer cannot be loaded ({reason}); give a folder that contains tokenizer.json and "
+            "tokenizer_config.json, or download a hub model once with `hf download`"
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
@@ -127,11 +127,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         )
     # This is what transformers 5 makes of a model's folder without a tokenizer's files.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise UserError(f"{name}: no tokenizer in it; give a folder that holds tokenizer.json, or vocab.txt")
+        raise UserError(f"{name}: the folder contains no tokenizer; give one that contains tokenizer.json or vocab.txt")
     for kind in ("mask", "pad", "cls", "sep"):
         if getattr(tokenizer, f"{kind}_token_id") is None:
             raise UserError(
-                f"{name}: the tokenizer has no {kind} token; masked language modelling needs one of a BERT-like encoder"
+                f"{name}: the tokenizer has no {kind} token; masked language modeling needs the tokenizer of a "
+                "BERT-like encoder"
             )
     return cast(PreTrainedTokenizerFast, tokenizer)  # Others have no backend_tokenizer.
 

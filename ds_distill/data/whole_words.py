@@ -30,18 +30,18 @@ class Words:
 
     Args:
         bits: uint8 [V], the bits that describe each piece.
-        told: False where pieces do not show where words begin, and each counts as a word.
-        bits_of_pieces: Returns the bits of joined pieces by their ids; needed where a piece is
+        is_marked: False where pieces do not show where words begin, and each counts as a word.
+        get_joined_bits: Returns the bits of joined pieces by their ids; needed where a piece is
             UNFINISHED.
     """
 
     def __init__(
         self,
         bits: np.ndarray,
-        told: bool = True,
-        bits_of_pieces: Callable[[tuple[int, ...]], int] | None = None,
+        is_marked: bool = True,
+        get_joined_bits: Callable[[tuple[int, ...]], int] | None = None,
     ):
-        self.bits, self.told, self._bits_of_pieces = bits, told, bits_of_pieces
+        self.bits, self.is_marked, self._get_joined_bits = bits, is_marked, get_joined_bits
 
     def starts(self, pieces: np.ndarray) -> np.ndarray:
         """Return bool [n], true where a piece begins a word.
@@ -49,7 +49,7 @@ class Words:
         `pieces` holds ids [n], n > 0, each directly behind the one before.
         """
         bits = self.bits[pieces]
-        if (unfinished := np.flatnonzero(bits & UNFINISHED)).size and self._bits_of_pieces:
+        if (unfinished := np.flatnonzero(bits & UNFINISHED)).size and self._get_joined_bits:
             self._finish(bits, pieces.tolist(), unfinished.tolist())
         before = bits[:-1]
         if (inherits := before & INHERITS).any():
@@ -62,7 +62,7 @@ class Words:
 
     def _finish(self, bits: np.ndarray, pieces: list[int], unfinished: list[int]) -> None:
         """Put the bits of whole characters into the pieces in which those characters begin."""
-        assert self._bits_of_pieces is not None
+        assert self._get_joined_bits is not None
         for place in unfinished:
             end = place + 1
             while end < len(pieces) and bits[end] & INHERITS:
@@ -70,10 +70,10 @@ class Words:
             # A piece that ends this character and continues also reveals it by its first bytes.
             end += end < len(pieces) and bits[end] & INSIDE != 0
             spaced = bits[place] & SPACED
-            bits[place] = self._bits_of_pieces(tuple(pieces[place:end])) & ~UNFINISHED | spaced
+            bits[place] = self._get_joined_bits(tuple(pieces[place:end])) & ~UNFINISHED | spaced
 
 
-def divided(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_words(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return where words begin and their lengths, int64 [W].
 
     Words of more than 10 pieces are divided into parts of nearly the same length. `starts` is bool

@@ -47,7 +47,7 @@ _UNSPACED = (
 )
 
 
-def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
+def find_words(tokenizer: PreTrainedTokenizerFast) -> Words:
     """Return where a tokenizer's words begin.
 
     This follows from ## (WordPiece), ▁ (SentencePiece), Ġ (byte-level) or </w>, and from the
@@ -62,8 +62,8 @@ def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     byte_level, spaced = '"ByteLevel"' in around, "▁" in around
     if model["type"] == "WordLevel" or not (byte_level or spaced or prefix or suffix):
-        return Words(np.full(len(names), SPACED, np.uint8), told=model["type"] == "WordLevel")
-    table = _byte_of_letter() if byte_level else {}
+        return Words(np.full(len(names), SPACED, np.uint8), is_marked=model["type"] == "WordLevel")
+    table = _letters_to_bytes() if byte_level else {}
     bits, spelled = np.zeros(len(names), np.uint8), []
     for number, name in enumerate(names):
         name = name or ""
@@ -74,7 +74,7 @@ def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
         else:
             data = name.removeprefix(prefix).removesuffix(suffix).replace("▁", " " if spaced else "▁").encode()
         spelled.append(data)
-        bits[number] = _bits_of(data)
+        bits[number] = _get_bits(data)
         if prefix and not name.startswith(prefix):
             bits[number] |= SPACED
         if suffix and name.endswith(suffix):
@@ -85,10 +85,10 @@ def words_of(tokenizer: PreTrainedTokenizerFast) -> Words:
             bits[number] = SPACED | (JOINS if data.endswith(b" ") else CLOSES)
 
     @functools.lru_cache(1 << 16)
-    def bits_of_pieces(ids: tuple[int, ...]) -> int:
-        return _bits_of(_first_characters([spelled[number] for number in ids]))
+    def get_joined_bits(ids: tuple[int, ...]) -> int:
+        return _get_bits(_first_characters([spelled[number] for number in ids]))
 
-    return Words(bits, bits_of_pieces=bits_of_pieces)
+    return Words(bits, get_joined_bits=get_joined_bits)
 
 
 def _first_characters(pieces: list[bytes]) -> bytes:
@@ -97,7 +97,7 @@ def _first_characters(pieces: list[bytes]) -> bytes:
     return pieces[0] + rest[: len(rest) - len(rest.lstrip(bytes(range(0x80, 0xC0))))]
 
 
-def _bits_of(data: bytes) -> int:
+def _get_bits(data: bytes) -> int:
     """Return the bits that describe a piece, given its bytes with any white space that precedes it."""
     body = data.lstrip()
     bits = SPACED if len(body) < len(data) else 0
@@ -147,7 +147,7 @@ def _stands_alone(character: str) -> bool:
     return unicodedata.category(character)[0] in "PS" or _is_unspaced(character)
 
 
-def _byte_of_letter() -> dict[str, int]:
+def _letters_to_bytes() -> dict[str, int]:
     """Return the byte that each letter of a byte-level vocabulary stands for.
 
     A printable byte is its own letter; the others have the next letters from U+0100 on.

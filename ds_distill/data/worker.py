@@ -83,35 +83,35 @@ class PieceWorker:
         partial.mkdir(parents=True)
         form = self.form
         writers = {split: form.writer(partial / split) for split in SPLITS}
-        makers: Mapping[str, Packer | LinePacker]
+        packers: Mapping[str, Packer | LinePacker]
         if form.mode == "packed":
-            makers = {
+            packers = {
                 split: Packer(writer, form.sequence_length, form.cls_id, form.sep_id)
                 for split, writer in writers.items()
             }
         else:
-            makers = {
+            packers = {
                 split: LinePacker(writer, form.sequence_length, form.cls_id, form.sep_id, form.unknown_id)
                 for split, writer in writers.items()
             }
-        found: Counter[str] = Counter()
+        statistics: Counter[str] = Counter()
         findings, hashes = Findings(), array("Q")
         documents = read(piece, tick, findings)
         while batch := list(islice(documents, DOCUMENTS_A_BATCH)):
-            self._add(batch, makers, found, findings.characters, hashes)
+            self._add(batch, packers, statistics, findings.characters, hashes)
         rest: dict[str, Any] = {
-            split: maker.rest() if isinstance(maker, Packer) else np.empty(0, np.int64)
-            for split, maker in makers.items()
+            split: packer.rest() if isinstance(packer, Packer) else np.empty(0, np.int64)
+            for split, packer in packers.items()
         }
-        for maker in makers.values():
-            if isinstance(maker, LinePacker):
-                found.update({"sequences_too_short": maker.short, "sequences_unknown": maker.unknown})
-                findings.characters.update(maker.lost)
-                findings.characters["tokenized"] -= sum(maker.lost.values())
+        for packer in packers.values():
+            if isinstance(packer, LinePacker):
+                statistics.update({"sequences_too_short": packer.short, "sequences_unknown": packer.unknown})
+                findings.characters.update(packer.lost)
+                findings.characters["tokenized"] -= sum(packer.lost.values())
         shards = {split: writer.close() for split, writer in writers.items()}
         np.savez(partial / "arrays.npz", counts=writers["train"].counts, hashes=np.array(hashes, np.uint64), **rest)
         report = {
-            "found": found,
+            "found": statistics,
             "characters": findings.characters,
             "remarks": findings.remarks,
             "shards": shards,
@@ -125,18 +125,19 @@ class PieceWorker:
     def _add(
         self,
         batch: list[Document],
-        makers: Mapping[str, Packer | LinePacker],
-        found: Counter[str],
+        packers: Mapping[str, Packer | LinePacker],
+        statistics: Counter[str],
         characters: Counter[str],
         hashes: array,
     ) -> None:
         form = self.form
         units = [
-            [d.text] if form.mode == "packed" else [line for line in d.text.split("\n") if line.strip()] for d in batch
+            [document.text] if form.mode == "packed" else [line for line in document.text.split("\n") if line.strip()]
+            for document in batch
         ]
         texts = [text for parts in units for text in parts]
         encoded = self.encoder.encode(texts)
-        found["special"] += encoded.special
+        statistics["special"] += encoded.special
         for cause, number in zip(Loss, encoded.lost.sum(0).tolist(), strict=True):
             characters[cause.name.lower()] += number
         kept = (np.fromiter(map(len, texts), np.int64, len(texts)) - encoded.lost.sum(1)).tolist()
@@ -148,23 +149,23 @@ class PieceWorker:
             number = _hash(form.seed, document.text)
             read += len(document.text)
             in_lines += sum(map(len, parts))
-            found["bad_utf8"] += document.bad_utf8
-            found["cut"] += document.cut
+            statistics["bad_utf8"] += document.bad_utf8
+            statistics["cut"] += document.cut
             if not tokens:
-                found["empty"] += 1
+                statistics["empty"] += 1
                 characters["removed"] += sum(kept[start:end])
                 continue
             hashes.append(number)
-            found["short"] += tokens < SHORT_DOCUMENT
+            statistics["short"] += tokens < SHORT_DOCUMENT
             split = "heldout" if (number >> 11) / 2**53 < form.heldout_fraction else "train"
-            found[f"documents_{split}"] += 1
+            statistics[f"documents_{split}"] += 1
             tokenized += sum(kept[start:end])
-            maker = makers[split]
-            if isinstance(maker, Packer):
-                maker.add(ids[0])
+            packer = packers[split]
+            if isinstance(packer, Packer):
+                packer.add(ids[0])
             else:
-                maker.add(ids, kept[start:end])
-        found["characters"] += read
+                packer.add(ids, kept[start:end])
+        statistics["characters"] += read
         characters["between_documents"] += read - in_lines  # line ends, where a line is a sequence
         characters["tokenized"] += tokenized
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from ds_distill.exporters.int8 import FULL, why_not_full, write_onnx_int8, write_openvino_int8
+from ds_distill.exporters.int8 import FULL, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
 from ds_distill.exporters.model import Source, load_source, read_json
 from ds_distill.exporters.onnx import OPSET, write_onnx, write_program
 from ds_distill.exporters.parity import Batch, compare, text_batches, torch_runner
@@ -69,7 +69,7 @@ class Format:
         write: Called with (job, file) to write the file.
         load: Loads the file with its own runtime.
         example: An expression that runs the file.
-        why_not: Returns why this machine cannot run it, or None.
+        unavailable_reason: Returns why this machine cannot run it, or None.
     """
 
     file: str
@@ -79,7 +79,7 @@ class Format:
     write: Callable[[Job, Path], object]
     load: Callable[[Path], Runner]
     example: str
-    why_not: Callable[[], str | None] = lambda: None
+    unavailable_reason: Callable[[], str | None] = lambda: None
 
 
 FORMATS = {
@@ -109,7 +109,7 @@ FORMATS = {
         lambda job, file: write_onnx_int8(job.graph, file, FULL),
         OnnxRunner,
         "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
-        why_not_full,
+        full_range_unavailable_reason,
     ),
     "openvino-int8": Format(
         "openvino/openvino_model.xml",
@@ -132,7 +132,7 @@ FORMATS = {
 }
 
 
-def parts_of(file: Path) -> list[Path]:
+def get_parts(file: Path) -> list[Path]:
     """Return a format's file and the files beside it that belong to it; the file itself comes last.
 
     Such files are OpenVINO's weights, and the weights of an ONNX file beyond 2 GiB.
@@ -142,11 +142,11 @@ def parts_of(file: Path) -> list[Path]:
 
 def _copy_parts(graph: Path, file: Path) -> None:
     """Copy an ONNX file and the files beside it under their own names, because the file refers to them."""
-    for part in parts_of(graph):
+    for part in get_parts(graph):
         shutil.copyfile(part, file.parent / part.name)
 
 
-def formats_of(names: list[str]) -> dict[str, Format]:
+def resolve_formats(names: list[str]) -> dict[str, Format]:
     """Return the formats of these names.
 
     Raises:
@@ -155,14 +155,16 @@ def formats_of(names: list[str]) -> dict[str, Format]:
     for name in names:
         if name not in FORMATS:
             raise UserError(
-                f"--format {name}: no such format{did_you_mean(name, ('hf', *FORMATS), 0.3)} (hf, {', '.join(FORMATS)})"
+                f"--format {name}: no such format{did_you_mean(name, ('hf', *FORMATS), 0.3)}; the formats are hf, "
+                f"{', '.join(FORMATS)}"
             )
         missing = [module for module in FORMATS[name].needs if importlib.util.find_spec(module) is None]
         if missing:
-            raise UserError(f"--format {name} needs {', '.join(missing)}: pip install -r requirements-deploy.txt")
-        if reason := FORMATS[name].why_not():
+            raise UserError(f"--format {name}: needs {', '.join(missing)}; run pip install -r requirements-deploy.txt")
+        if reason := FORMATS[name].unavailable_reason():
             raise UserError(
-                f"--format {name} cannot be compared here: {reason}; export it where it is to run, or without -vnni"
+                f"--format {name} cannot be checked on this machine: {reason}; export it on the machine where it will "
+                "run, or choose the format without -vnni"
             )
     return {name: FORMATS[name] for name in names}
 
@@ -190,29 +192,29 @@ def export_formats(
     Raises:
         RuntimeError: The outputs of an fp32 format differ from PyTorch's.
     """
-    formats = formats_of(names)
+    formats = resolve_formats(names)
     source = load_source(model, "encoder" if encoder else None)
     if encoder and output.resolve() == source.folder.resolve():
-        raise UserError(f"--encoder: {output} is for the files with its head; give an --output of its own")
+        raise UserError(f"--encoder: {output} is the model with its head; choose another --output for the encoder")
     batches = text_batches(source, text, sequences=SEQUENCES)
     dev = dev_set(source, data) if data else None
     before = dev.score(torch_runner(source), "dev score, PyTorch") if dev else {}
     output.mkdir(parents=True, exist_ok=True)
-    with _alone(output):
+    with _export_lock(output):
         # Without its head a model has another config.json. The head is checked first, so that the
         # error names the head rather than the model.
         if encoder:
             _check_head(output, source)
         publish_model(source, output, Path(model).name)
         _check_head(output, source)
-        rows = _written(source, formats, batches, output, dev, before)
+        rows = _write_formats(source, formats, batches, output, dev, before)
         # a published page names no folder of this machine
         compared = ", ".join(Path(name).name for name in text) or "this package's sample text"
         put_section(
             output / "README.md",
             "Formats",
-            "Compared with PyTorch in fp32 on text; each has an example (`example_*.py`) to be run in this folder.\n\n"
-            + formats_table(_kept(output, rows, compared)),
+            "Each format was compared with PyTorch in fp32 on text, and has an example (`example_*.py`) to run in this "
+            "folder.\n\n" + formats_table(_update_formats_json(output, rows, compared)),
         )
     return {
         "output": str(output),
@@ -226,14 +228,14 @@ def export_formats(
 
 
 @contextlib.contextmanager
-def _alone(output: Path):
+def _export_lock(output: Path):
     """Allow one export at a time in a folder, since exports share its scratch and tables; UserError for a second."""
-    held = os.open(output, os.O_RDONLY)  # the folder itself: a lock file would be published with the export
+    descriptor = os.open(output, os.O_RDONLY)  # the folder itself: a lock file would be published with the export
     try:
-        try_lock(held, output, lambda: "another export")
+        try_lock(descriptor, output, lambda: "another export")
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def _check_head(output: Path, source: Source) -> None:
@@ -241,12 +243,12 @@ def _check_head(output: Path, source: Source) -> None:
     others = {row.get("head", source.head) for row in _formats_in(output).values()} - {source.head}
     if others:
         raise UserError(
-            f"{output}: holds files with the head {', '.join(others)}, these would have {source.head}; "
+            f"{output}: contains files with the head {', '.join(others)}, but this export has the head {source.head}; "
             "choose another --output"
         )
 
 
-def _written(
+def _write_formats(
     source: Source, formats: dict[str, Format], batches: list[Batch], output: Path, dev: DevSet | None, before: Measured
 ) -> dict[str, dict]:
     """Write the files, move each into place after its comparison, and return a row of figures for each.
@@ -271,15 +273,15 @@ def _written(
                 format.exact and figures["max_difference"] > EXACT * figures["max_output"]
             ):
                 raise RuntimeError(
-                    f"{name}: outputs differ from PyTorch's by {figures['max_difference']:.2g} of "
-                    f"{figures['max_output']:.2g}"
+                    f"{name}: outputs differ from PyTorch's by up to {figures['max_difference']:.2g}, with outputs of "
+                    f"up to {figures['max_output']:.2g}"
                 )
             if dev:
                 figures |= {f"dev_{metric}_pytorch": value for metric, value in before.items()}
                 figures |= {f"dev_{metric}": value for metric, value in dev.score(run, f"dev score, {name}").items()}
                 figures["scored_on"] = str(dev)
             follow_umask(file.parent)
-            size = sum(part.stat().st_size for part in parts_of(file))
+            size = sum(part.stat().st_size for part in get_parts(file))
             rows[name] = {
                 "file": format.file,
                 "head": source.head,
@@ -287,7 +289,7 @@ def _written(
                 "seconds": seconds,
             } | figures
             del run  # OpenVINO keeps the file open
-            _publish(file, (output / format.file).parent)
+            _move_into_place(file, (output / format.file).parent)
             (output / f"example_{name.replace('-', '_')}.py").write_text(example(source, format), encoding="utf-8")
             log(f"{name}: {output / format.file}, {size / 1e6:,.1f} MB, {seconds:.0f} s")
     finally:
@@ -295,13 +297,13 @@ def _written(
     return rows
 
 
-def _publish(file: Path, folder: Path) -> None:
+def _move_into_place(file: Path, folder: Path) -> None:
     """Move a format's file into `folder`, after the files it needs, and delete what an earlier export left there."""
     folder.mkdir(exist_ok=True)
-    parts = [part.name for part in parts_of(file)]
+    parts = [part.name for part in get_parts(file)]
     for name in parts:
         os.replace(file.parent / name, folder / name)
-    for part in parts_of(folder / file.name):
+    for part in get_parts(folder / file.name):
         if part.name not in parts:
             part.unlink()
 
@@ -311,16 +313,16 @@ def _formats_in(output: Path) -> dict[str, dict]:
     file = output / "formats.json"
     rows = read_json(file) if file.is_file() else {}
     if not isinstance(rows, dict):
-        raise UserError(f"{file}: no table of formats; remove it, or choose another --output")
+        raise UserError(f"{file}: not a table of formats; remove it, or choose another --output")
     return {name: row for name, row in rows.items() if name in FORMATS and (output / FORMATS[name].file).is_file()}
 
 
-def _kept(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]:
+def _update_formats_json(output: Path, rows: dict[str, dict], compared: str) -> dict[str, dict]:
     """Write formats.json with the figures of all formats in `output`, also those of earlier exports; return them."""
-    found = _formats_in(output) | {name: row | {"compared_on": compared} for name, row in rows.items()}
-    kept = {name: found[name] for name in FORMATS if name in found}
-    write_json(output / "formats.json", kept)
-    return kept
+    all_rows = _formats_in(output) | {name: row | {"compared_on": compared} for name, row in rows.items()}
+    ordered = {name: all_rows[name] for name in FORMATS if name in all_rows}
+    write_json(output / "formats.json", ordered)
+    return ordered
 
 
 def example(source: Source, format: Format) -> str:
@@ -351,28 +353,28 @@ COLUMNS = {
     "file": "file",
     "megabytes": "MB",
     "max_difference": "max difference",
-    "max_output": "of at most",
-    "agreement": "top-1 as PyTorch's",
-    "positions": "choices",
-    "clear_agreement": "of clear ones",
+    "max_output": "largest output",
+    "agreement": "top-1 agreement",
+    "positions": "compared",
+    "clear_agreement": "agreement where clear",
     "loss_pytorch": "loss, PyTorch",
     "loss": "loss",
-    "compared_on": "on",
+    "compared_on": "compared on",
 }
 
 
 def formats_table(rows: dict[str, dict]) -> str:
     """Return a table of the formats and of how far each is from PyTorch in fp32."""
-    shown = []
+    lines = []
     for name, row in rows.items():
         line = {"format": name, "runtime": FORMATS[name].runtime} | row
         line |= {key: f"{row[key]:.2g}" for key in ("max_difference", "max_output") if key in row}
-        shown.append(line | {key: f"{100 * row[key]:.2f} %" for key in ("agreement", "clear_agreement") if key in row})
+        lines.append(line | {key: f"{100 * row[key]:.2f} %" for key in ("agreement", "clear_agreement") if key in row})
     scores = {
         key: f"dev {key.removeprefix('dev_').replace('_pytorch', ', PyTorch')}"
-        for line in shown
+        for line in lines
         for key in line
         if key.startswith("dev_")
     }
     headings = COLUMNS | scores | {"scored_on": "dev scores on"}
-    return table(shown, {key: heading for key, heading in headings.items() if any(key in line for line in shown)})
+    return table(lines, {key: heading for key, heading in headings.items() if any(key in line for line in lines)})

@@ -38,13 +38,13 @@ def export(
         UserError: `output` holds anything but an earlier export by ds-distill.
     """
     output = Path(os.path.abspath(output))  # the folders beside it are named after it, and "." has no name
-    there = output / "README.md"
+    old_card = output / "README.md"
     if (
         output.exists()
         and any(output.iterdir())
-        and not (there.is_file() and MADE_WITH in there.read_text(encoding="utf-8", errors="replace"))
+        and not (old_card.is_file() and MADE_WITH in old_card.read_text(encoding="utf-8", errors="replace"))
     ):
-        raise UserError(f"{output}: exists and is no export of ds-distill; choose another folder")
+        raise UserError(f"{output}: already exists and is not an export of ds-distill; choose another folder")
     model = type(like)(like.config).eval()
     _load_weights(model, weights)
     partial = output.with_name(f".{output.name}.partial")
@@ -59,17 +59,17 @@ def export(
     if difference != 0.0:
         raise RuntimeError(f"export: the reloaded folder's logits differ by {difference}")
     if output.exists():
-        if all(name == "README.md" or _same(partial / name, output / name) for name in os.listdir(partial)):
+        if all(name == "README.md" or _is_same_file(partial / name, output / name) for name in os.listdir(partial)):
             shutil.rmtree(partial)
             return output
-        if gone := sorted(set(os.listdir(output)) - set(os.listdir(partial))):
-            log(f"{output}: another model than before; gone with that: {', '.join(gone)}")
-    aside = output.with_name(f".{output.name}.before")
-    shutil.rmtree(aside, ignore_errors=True)
+        if removed := sorted(set(os.listdir(output)) - set(os.listdir(partial))):
+            log(f"{output}: replaced an earlier model; removed with it: {', '.join(removed)}")
+    previous = output.with_name(f".{output.name}.before")
+    shutil.rmtree(previous, ignore_errors=True)
     if output.exists():
-        os.replace(output, aside)
+        os.replace(output, previous)
     os.replace(partial, output)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
     return output
 
 
@@ -91,5 +91,5 @@ def _load_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
         raise RuntimeError(f"export: unexpected weights {unexpected}, missing weights {sorted(set(missing) - loaded)}")
 
 
-def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and filecmp.cmp(one, other, shallow=False)
+def _is_same_file(first: Path, second: Path) -> bool:
+    return second.is_file() and filecmp.cmp(first, second, shallow=False)

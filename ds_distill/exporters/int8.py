@@ -29,7 +29,7 @@ LARGE = 1_000_000  # lookup tables of more values are quantized: vocabularies ar
 GROUP = 384
 
 
-def quantised(weight: np.ndarray, axis: int, steps: int = FULL) -> tuple[np.ndarray, np.ndarray]:
+def quantize(weight: np.ndarray, axis: int, steps: int = FULL) -> tuple[np.ndarray, np.ndarray]:
     """Return (int8 codes from -steps to steps, fp32 scales along `axis`), codes · scales nearest to `weight`.
 
     Args:
@@ -59,7 +59,7 @@ def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
 
 
 @functools.cache
-def why_not_full() -> str | None:
+def full_range_unavailable_reason() -> str | None:
     """Return why ONNX Runtime cannot run a file of FULL steps on this processor, or None.
 
     It is asked for a product whose sums do not fit 16 bits.
@@ -67,21 +67,23 @@ def why_not_full() -> str | None:
     import onnx_ir
     import onnxruntime
 
-    rows, matrix, whole = (onnx_ir.Value(name=name) for name in ("rows", "matrix", "whole"))
+    rows, matrix, sums = (onnx_ir.Value(name=name) for name in ("rows", "matrix", "whole"))
     for value, kind in (
         (rows, onnx_ir.DataType.UINT8),
         (matrix, onnx_ir.DataType.INT8),
-        (whole, onnx_ir.DataType.INT32),
+        (sums, onnx_ir.DataType.INT32),
     ):
         value.type, value.shape = onnx_ir.TensorType(kind), onnx_ir.Shape((64, 64))
-    product = onnx_ir.node("MatMulInteger", inputs=(rows, matrix), outputs=(whole,))
-    graph = onnx_ir.Graph((rows, matrix), (whole,), nodes=(product,), opset_imports={"": 20}, name="product")
+    product = onnx_ir.node("MatMulInteger", inputs=(rows, matrix), outputs=(sums,))
+    graph = onnx_ir.Graph((rows, matrix), (sums,), nodes=(product,), opset_imports={"": 20}, name="product")
     proto = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=10)).SerializeToString()
     session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
-    found = session.run(None, {"rows": np.full((64, 64), 255, np.uint8), "matrix": np.full((64, 64), FULL, np.int8)})[0]
-    if (found == 64 * 255 * FULL).all():
+    product_values = session.run(
+        None, {"rows": np.full((64, 64), 255, np.uint8), "matrix": np.full((64, 64), FULL, np.int8)}
+    )[0]
+    if (product_values == 64 * 255 * FULL).all():
         return None
-    return "this processor adds products of bytes up in 16 bits (it has no VNNI), where they are cut off"
+    return "this processor has no VNNI and adds products of bytes in 16 bits, which saturates"
 
 
 class OnnxQuantizer:
@@ -98,21 +100,21 @@ class OnnxQuantizer:
 
     def run(self) -> None:
         for node in list(self.graph):
-            if node.op_type == "MatMul" and (found := self.matrix_of(node.inputs[1])) is not None:
-                self.product(node, *found)
+            if node.op_type == "MatMul" and (quantized := self.get_matrix(node.inputs[1])) is not None:
+                self.product(node, *quantized)
         for node in list(self.graph):
             table = node.inputs[0] if node.op_type == "Gather" else None
             if table is not None and (
                 table in self.tables or table.const_value is not None and table.const_value.size > LARGE
             ):
                 # a table that a product reads too has its codes already
-                self.lookup(node, *self.codes_of(table, FULL))
+                self.lookup(node, *self.get_codes(table, FULL))
         self.drop_unused()
 
-    def matrix_of(self, value):
+    def get_matrix(self, value):
         """Return (codes [K, N], scales [N], column sums [N]) of a constant or a transposed table, None for others."""
         if value.const_value is not None and len(value.shape) == 2:
-            codes, scales = quantised(value.const_value.numpy(), axis=1, steps=self.steps)
+            codes, scales = quantize(value.const_value.numpy(), axis=1, steps=self.steps)
             return (
                 self.constant("matrix", codes),
                 self.constant("scales", scales),
@@ -120,26 +122,26 @@ class OnnxQuantizer:
             )
         producer = value.producer()
         if producer is not None and producer.op_type == "Transpose" and producer.inputs[0].const_value is not None:
-            codes, scales = self.codes_of(producer.inputs[0], self.steps)
+            codes, scales = self.get_codes(producer.inputs[0], self.steps)
             sums = codes.const_value.numpy().sum(axis=1, dtype=np.float32) * scales.const_value.numpy()
             return self.add(producer, "Transpose", codes, perm=[1, 0]), scales, self.constant("sums", sums)
         return None
 
-    def codes_of(self, table, steps: int):
+    def get_codes(self, table, steps: int):
         """Return (codes [V, H], scales [V]) of a table, computed once."""
         if table not in self.tables:
-            codes, scales = quantised(table.const_value.numpy(), axis=0, steps=steps)
+            codes, scales = quantize(table.const_value.numpy(), axis=0, steps=steps)
             self.tables[table] = self.constant("table", codes), self.constant("table_scales", scales)
         return self.tables[table]
 
     def product(self, node, codes, scales, sums) -> None:
         """Replace a product: x W = step · (codes of x) (codes of W) · scales + least · (column sums of W)."""
-        left, step, least = self.quantised_rows(node.inputs[0], node)
+        left, step, least = self.quantize_rows(node.inputs[0], node)
         whole = self.add(node, "Cast", self.add(node, "MatMulInteger", left, codes), to=self.ir.DataType.FLOAT)
         scaled = self.add(node, "Mul", self.add(node, "Mul", whole, scales), step)
         self.replace(node, self.add(node, "Add", scaled, self.add(node, "Mul", least, sums)))
 
-    def quantised_rows(self, value, before):
+    def quantize_rows(self, value, before):
         """Return (codes [..., K] from 0 to 255, step [..., 1], least [..., 1]): value = step · codes + least.
 
         Step and least differ from token to token.
@@ -168,13 +170,13 @@ class OnnxQuantizer:
         rows = self.add(
             node, "Cast", self.add(node, "Gather", codes, node.inputs[1], axis=0), to=self.ir.DataType.FLOAT
         )
-        own = self.add(
+        row_scales = self.add(
             node,
             "Unsqueeze",
             self.add(node, "Gather", scales, node.inputs[1], axis=0),
             self.constant("last", np.array([-1], np.int64)),
         )
-        self.replace(node, self.add(node, "Mul", rows, own))
+        self.replace(node, self.add(node, "Mul", rows, row_scales))
 
     def constant(self, name: str, array: np.ndarray):
         self.number += 1

@@ -106,8 +106,8 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     head = head or next((name for name, (ending, _) in HEADS.items() if kind.endswith(ending)), None)
     if head is None:
         raise UserError(
-            f"--model {path}: architectures = [{kind!r}] in config.json: exported are models with the heads "
-            f"{', '.join(HEADS)}"
+            f"--model {path}: architectures = [{kind!r}] in config.json: not a head that can be exported; give a model "
+            f"with one of the heads {', '.join(HEADS)}"
         )
     options: dict[str, Any] = {"attn_implementation": "eager"} | without_pooler(head, config.model_type)
     model, missing = load_model(HEADS[head][1], folder, **options)

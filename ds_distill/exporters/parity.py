@@ -58,23 +58,25 @@ def text_batches(source: Source, text: list[str], *, sequences: int, length: int
     tokenizer, length = source.reader, min(length, source.positions)
     if text:
         split_inputs(text)  # a wrong path is a UserError here
-    found: list[dict] = []
+    encodings: list[dict] = []
     for line in documents(text or [str(SAMPLE)]):
         encoded = tokenizer(
             line, truncation=True, max_length=length, return_special_tokens_mask=True, return_attention_mask=True
         )
         if len(encoded["input_ids"]) >= min(12, length):
-            found.append(encoded)
-        if len(found) == sequences:
+            encodings.append(encoded)
+        if len(encodings) == sequences:
             break
-    if not found:
+    if not encodings:
         raise UserError(
-            f"--text {' '.join(text)}: no document of 12 tokens or more to compare the formats on; give more text"
+            f"--text {' '.join(text)}: no document has 12 or more tokens, which the comparison of formats needs; give "
+            "more text"
         )
     generator, batches = np.random.default_rng(0), []
-    for start in range(0, len(found), batch):
+    for start in range(0, len(encodings), batch):
         rows = [
-            {key: row[key] for key in (*source.inputs, "special_tokens_mask")} for row in found[start : start + batch]
+            {key: row[key] for key in (*source.inputs, "special_tokens_mask")}
+            for row in encodings[start : start + batch]
         ]
         inputs = pad_right(rows, tokenizer.pad_token_id)
         special, labels = (
@@ -94,8 +96,8 @@ def torch_runner(source: Source) -> Callable[[dict[str, np.ndarray]], list[np.nd
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
-            found = source.model(**{key: torch.from_numpy(value) for key, value in inputs.items()})
-        return [value.numpy() for value in found.to_tuple()]
+            outputs = source.model(**{key: torch.from_numpy(value) for key, value in inputs.items()})
+        return [value.numpy() for value in outputs.to_tuple()]
 
     return run
 
@@ -122,33 +124,35 @@ def compare(
     Raises:
         UserError: There is too little text to compare on.
     """
-    reference, worst, scale, looked_at = torch_runner(source), 0.0, 0.0, 0
+    reference, max_difference, max_output, num_compared = torch_runner(source), 0.0, 0.0, 0
     sums: dict[str, float] = dict.fromkeys(("positions", "agreement", "clear_positions", "clear_agreement"), 0)
     for batch in progress_over(batches, what):
-        for mine, its in zip(
-            _looked_at(source.head, run(batch.inputs), batch),
-            _looked_at(source.head, reference(batch.inputs), batch),
+        for output, expected in zip(
+            _select_compared(source.head, run(batch.inputs), batch),
+            _select_compared(source.head, reference(batch.inputs), batch),
             strict=True,
         ):
             # unlike max, maximum lets a NaN through, and a NaN passes no limit
-            worst, scale = (
-                float(np.maximum(worst, np.abs(mine - its).max(initial=0))),
-                float(np.maximum(scale, np.abs(its).max(initial=0))),
+            max_difference, max_output = (
+                float(np.maximum(max_difference, np.abs(output - expected).max(initial=0))),
+                float(np.maximum(max_output, np.abs(expected).max(initial=0))),
             )
-            looked_at += its.shape[0]
-            if source.head == "encoder" or its.shape[-1] == 1:  # no choice between hidden values, nor of one number
+            num_compared += expected.shape[0]
+            if (
+                source.head == "encoder" or expected.shape[-1] == 1
+            ):  # no choice between hidden values, nor of one number
                 continue
-            choice, clear = first_choices(its)
-            same = mine.argmax(-1) == choice
+            choice, clear = get_top1(expected)
+            is_same = output.argmax(-1) == choice
             _add(
                 sums,
-                positions=same.size,
-                agreement=same.sum(),
+                positions=is_same.size,
+                agreement=is_same.sum(),
                 clear_positions=clear.sum(),
-                clear_agreement=(same & clear).sum(),
+                clear_agreement=(is_same & clear).sum(),
             )
             if source.head == "masked-lm":
-                for name, logits in (("", mine), ("_pytorch", its)):
+                for name, logits in (("", output), ("_pytorch", expected)):
                     labels = batch.labels[batch.at]
                     _add(
                         sums,
@@ -157,9 +161,9 @@ def compare(
                             f"accuracy{name}": (logits.argmax(-1) == labels).sum(),
                         },
                     )
-    if not looked_at:
-        raise UserError("--text: too little of it to compare anything on; give more")
-    figures: dict = {"max_difference": worst, "max_output": scale}
+    if not num_compared:
+        raise UserError("--text: there is too little text for a comparison; give more")
+    figures: dict = {"max_difference": max_difference, "max_output": max_output}
     if not sums["positions"]:
         return figures
     if not sums["clear_positions"]:
@@ -172,13 +176,13 @@ def compare(
     return figures
 
 
-def first_choices(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def get_top1(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ([...] index of the largest of each row, [...] whether it leads by CLEAR or more), outputs [..., C]."""
     best = np.partition(outputs, -2, axis=-1)[..., -2:]
     return outputs.argmax(-1), best[..., 1] - best[..., 0] >= CLEAR
 
 
-def agreed(same: np.ndarray, clear: np.ndarray) -> dict[str, float]:
+def agreement_shares(same: np.ndarray, clear: np.ndarray) -> dict[str, float]:
     """Return the shares of equal top-1 outputs: agreement of all, and clear_agreement of the clear ones, if any."""
     return {"agreement": float(same.mean())} | ({"clear_agreement": float(same[clear].mean())} if clear.any() else {})
 
@@ -194,7 +198,7 @@ def _nats(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(shifted, labels[:, None], -1)[:, 0]).sum())
 
 
-def _looked_at(head: str, outputs: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
+def _select_compared(head: str, outputs: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
     """Return the rows of numbers to compare; a top-1 is taken along their last axis."""
     if head == "classification":
         return [outputs[0]]

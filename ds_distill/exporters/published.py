@@ -23,7 +23,7 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 
 # Servers choose a pipeline by these keys of a config.json.
-OF_A_TASK = ("finetuning_task", "finetuning_length", "id2label", "label2id", "problem_type")
+TASK_KEYS = ("finetuning_task", "finetuning_length", "id2label", "label2id", "problem_type")
 
 
 def publish_model(source: Source, output: Path, name: str) -> None:
@@ -41,20 +41,20 @@ def publish_model(source: Source, output: Path, name: str) -> None:
     """
     if output.resolve() == source.folder.resolve():
         return
-    made = output / ".model.partial"
-    shutil.rmtree(made, ignore_errors=True)
+    partial = output / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(source, made, name)
-        _check_same_model(made, output, source)
+        _write(source, partial, name)
+        _check_same_model(partial, output, source)
         is_new = not (output / "config.json").is_file()
         # config.json comes last, because with it the folder is a model
-        for file in sorted(made.rglob("*"), key=lambda file: file == made / "config.json"):
-            place = output / file.relative_to(made)
+        for file in sorted(partial.rglob("*"), key=lambda file: file == partial / "config.json"):
+            place = output / file.relative_to(partial)
             if file.is_file() and (not place.exists() or is_new and file.name != "README.md"):
                 place.parent.mkdir(exist_ok=True)
                 os.replace(file, place)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(source: Source, folder: Path, name: str) -> None:
@@ -67,60 +67,62 @@ def _write(source: Source, folder: Path, name: str) -> None:
     save_model_folder(model, source.reader, folder, source.inputs)
     if source.head == "encoder":
         config = cast(dict, read_json(folder / "config.json"))
-        write_json(folder / "config.json", {key: value for key, value in config.items() if key not in OF_A_TASK})
+        write_json(folder / "config.json", {key: value for key, value in config.items() if key not in TASK_KEYS})
         write_sentence_transformers_files(source, folder)
-    (folder / "README.md").write_text(_card(source, name), encoding="utf-8")
+    (folder / "README.md").write_text(_make_card(source, name), encoding="utf-8")
     follow_umask(folder)
 
 
-def _check_same_model(made: Path, output: Path, source: Source) -> None:
-    """Raise UserError where the files in `output` belong to another model than the files `made` for it."""
+def _check_same_model(exported: Path, output: Path, source: Source) -> None:
+    """Raise UserError where the files in `output` belong to another model than the files `exported` for it."""
     if (output / "config.json").is_file():
         read_json(output / "config.json")  # raises where the file is damaged
-        same = _described(output) == _described(made)
-        if same and (output / "tokenizer.json").is_file():
-            same = tokenizer_fingerprint(load_tokenizer(output)) == tokenizer_fingerprint(source.reader)
-        if not same:
-            raise UserError(f"{output}: holds another model's config.json or tokenizer; choose another --output")
-    if (output / "model.safetensors").is_file() and not _same_weights(
-        made / "model.safetensors", output / "model.safetensors"
+        is_same = _normalize_config(output) == _normalize_config(exported)
+        if is_same and (output / "tokenizer.json").is_file():
+            is_same = tokenizer_fingerprint(load_tokenizer(output)) == tokenizer_fingerprint(source.reader)
+        if not is_same:
+            raise UserError(f"{output}: contains another model's config.json or tokenizer; choose another --output")
+    if (output / "model.safetensors").is_file() and not _has_same_weights(
+        exported / "model.safetensors", output / "model.safetensors"
     ):
-        raise UserError(f"{output}: holds another model's model.safetensors; choose another --output")
+        raise UserError(f"{output}: contains another model's model.safetensors; choose another --output")
 
 
-def _described(folder: Path) -> dict:
+def _normalize_config(folder: Path) -> dict:
     """Return what a folder's config.json states about its model, in the terms of this release of transformers."""
     config = portable_config(load_config(folder, str(folder)).to_dict())
     return {key: value for key, value in config.items() if key not in ("dtype", "transformers_version")}
 
 
-def _same_weights(one: Path, other: Path) -> bool:
+def _has_same_weights(first: Path, second: Path) -> bool:
     """Return whether the weights that both files hold are equal, in fp32."""
-    with safe_open(one, "pt") as mine, safe_open(other, "pt") as its:
+    with safe_open(first, "pt") as first_file, safe_open(second, "pt") as second_file:
         return all(
-            torch.equal(mine.get_tensor(name).float(), its.get_tensor(name).float())
-            for name in set(mine.keys()) & set(its.keys())
+            torch.equal(first_file.get_tensor(name).float(), second_file.get_tensor(name).float())
+            for name in set(first_file.keys()) & set(second_file.keys())
         )
 
 
-def _card(source: Source, name: str) -> str:
+def _make_card(source: Source, name: str) -> str:
     """Return the source's own card for the same model, else a short one with the license that the card names."""
     file = source.folder / "README.md"
     card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    given = _front_matter_of(card)
-    if given and source.head != "encoder":
+    metadata = _parse_front_matter(card)
+    if metadata and source.head != "encoder":
         return card
-    more = {"license": given["license"]} if isinstance(given.get("license"), str) else {}
-    what = f"The encoder of {name}, without its head." if source.head == "encoder" else f"{name}, in the formats below."
-    return front_matter(source.head, **more) + f"# {name}\n\n{what} Exported with ds-distill.\n"
+    extra = {"license": metadata["license"]} if isinstance(metadata.get("license"), str) else {}
+    description = (
+        f"The encoder of {name}, without its head." if source.head == "encoder" else f"{name}, in the formats below."
+    )
+    return front_matter(source.head, **extra) + f"# {name}\n\n{description} Exported with ds-distill.\n"
 
 
-def _front_matter_of(card: str) -> dict:
+def _parse_front_matter(card: str) -> dict:
     """Return the YAML that a card begins with; empty where it has none, or none that can be read."""
     if not card.startswith("---\n") or "\n---\n" not in card[4:]:
         return {}
     try:
-        found = yaml.safe_load(card[4 : card.index("\n---\n", 4)])
+        metadata = yaml.safe_load(card[4 : card.index("\n---\n", 4)])
     except yaml.YAMLError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}

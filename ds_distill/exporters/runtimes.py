@@ -35,8 +35,8 @@ class OnnxRunner:
         return self.session.run(None, {name: inputs[name] for name in self.names})
 
     def rest(self) -> None:
-        one = {name: np.full((1, 1), name == "attention_mask", np.int64) for name in self.names}
-        self.session.run(None, one, self.shrinking)  # memory shrinks only at the end of a call
+        single_token = {name: np.full((1, 1), name == "attention_mask", np.int64) for name in self.names}
+        self.session.run(None, single_token, self.shrinking)  # memory shrinks only at the end of a call
 
 
 class OpenvinoRunner:
@@ -59,9 +59,9 @@ class OpenvinoRunner:
         )
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        found = self.request.infer({name: inputs[name] for name in self.names})
+        outputs = self.request.infer({name: inputs[name] for name in self.names})
         # copies, since the next call overwrites what this one returned
-        return [found[port].copy() for port in self.compiled.outputs]
+        return [outputs[port].copy() for port in self.compiled.outputs]
 
     def rest(self) -> None:
         self.compiled.release_memory()
@@ -81,7 +81,7 @@ def load_program(file: Path, threads: int | None = None) -> Runner:
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
-            found = module(**{name: torch.from_numpy(inputs[name]) for name in names})
-        return [value.numpy() for value in (found.values() if isinstance(found, dict) else found)]
+            outputs = module(**{name: torch.from_numpy(inputs[name]) for name in names})
+        return [value.numpy() for value in (outputs.values() if isinstance(outputs, dict) else outputs)]
 
     return run

@@ -40,42 +40,42 @@ def write_sentence_transformers_files(source: Source, folder: Path) -> None:
         if weights:
             shutil.copyfile(weights, folder / path / "model.safetensors")
     _write_json(folder / "modules.json", modules)
-    given = _json_of(source.folder / "sentence_bert_config.json")
-    longest = source.reader.model_max_length
-    if isinstance(given.get("max_seq_length"), int):
-        longest = min(longest, given["max_seq_length"])
+    source_settings = _read_dict(source.folder / "sentence_bert_config.json")
+    max_length = source.reader.model_max_length
+    if isinstance(source_settings.get("max_seq_length"), int):
+        max_length = min(max_length, source_settings["max_seq_length"])
     _write_json(
         folder / "sentence_bert_config.json",
-        {"max_seq_length": longest, "do_lower_case": bool(given.get("do_lower_case", False))},
+        {"max_seq_length": max_length, "do_lower_case": bool(source_settings.get("do_lower_case", False))},
     )
-    settings = _json_of(source.folder / "config_sentence_transformers.json")
-    if kept := {key: settings[key] for key in KEPT_SETTINGS if key in settings}:
-        _write_json(folder / "config_sentence_transformers.json", kept)
+    settings = _read_dict(source.folder / "config_sentence_transformers.json")
+    if selected := {key: settings[key] for key in KEPT_SETTINGS if key in settings}:
+        _write_json(folder / "config_sentence_transformers.json", selected)
 
 
 def _modules_after_transformer(source: Source) -> list[tuple[str, dict, Path | None]]:
     """Return (kind, config, weights or None) of each module after the encoder; mean pooling if the source has none."""
     width, file = source.widths[0], source.folder / "modules.json"
     listed = read_json(file) if file.is_file() else []
-    found: list[tuple[str, dict, Path | None]] = []
+    modules: list[tuple[str, dict, Path | None]] = []
     for module in listed[1:] if isinstance(listed, list) else ():
-        kind, place = (
+        kind, module_folder = (
             str(module.get("type", "")).rsplit(".", 1)[-1],
             source.folder / Path(str(module.get("path", ""))).name,
         )
         if not kind.isidentifier():
             break
-        settings, weights = _json_of(place / "config.json"), place / "model.safetensors"
-        if not weights.is_file() and list(place.glob("*.bin")):
+        settings, weights = _read_dict(module_folder / "config.json"), module_folder / "model.safetensors"
+        if not weights.is_file() and list(module_folder.glob("*.bin")):
             log(
-                f"{source.folder}: {place.name} has pickled weights, which are not read: "
-                "the embeddings of the export are those before it"
+                f"{source.folder}: {module_folder.name} has pickled weights, which are not read; the export computes "
+                "the embeddings before this module"
             )
             break
-        found.append(
+        modules.append(
             (kind, _pooling(settings, width) if kind == "Pooling" else settings, weights if weights.is_file() else None)
         )
-    return found or [("Pooling", _pooling({}, width), None)]
+    return modules or [("Pooling", _pooling({}, width), None)]
 
 
 def _pooling(settings: dict, width: int) -> dict:
@@ -89,9 +89,9 @@ def _pooling(settings: dict, width: int) -> dict:
     }
 
 
-def _json_of(file: Path) -> dict:
-    found = read_json(file) if file.is_file() else {}
-    return found if isinstance(found, dict) else {}
+def _read_dict(file: Path) -> dict:
+    content = read_json(file) if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _write_json(file: Path, value: object) -> None:

@@ -20,26 +20,26 @@ from ds_distill.exporters.model import Source
 from ds_distill.exporters.parity import progress_over
 from ds_distill.exporters.runtimes import Runner
 from ds_distill.models.inputs import encode_rows, pad_right
-from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, plain
+from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, normalize_name
 from ds_distill.tasks.columns import named_columns, text_columns
 from ds_distill.tasks.examples import (
     KINDS,
     check_value,
-    kind_of,
-    label_of,
+    get_file_suffix,
+    parse_label,
     read_columns,
-    rows_of,
+    read_rows,
 )
 from ds_distill.tasks.labels import (
     are_numbered_otherwise,
     class_by_name,
     class_by_number,
-    class_of,
-    classes_of,
-    number_of,
+    match_class,
+    match_classes,
+    parse_number,
 )
 from ds_distill.tasks.metrics import METRICS, Measured
-from ds_distill.tasks.squad import LENGTH, postprocess_spans, questions_in, spans_of, squad_scores
+from ds_distill.tasks.squad import LENGTH, make_spans, postprocess_spans, questions_in, squad_scores
 from ds_distill.utils.console import log, log_share
 from ds_distill.utils.errors import UserError
 
@@ -66,12 +66,16 @@ class DevSet:
 
     def __str__(self) -> str:
         """Return the description for a model card."""
-        a = self.about
-        cut = "questions cut" if self.source.head == "question-answering" else f"cut to {a['length']} tokens"
-        lost = [f"{a['truncated']:,} {cut}"] if a["truncated"] else []
-        lost += [f"{a['unknown']:,} tokens unknown"] if a["unknown"] else []
-        lost += [f"{count:,} {cause} left out" for cause, count in a["left_out"].items()]
-        return ", ".join([f"{a['file']} ({', '.join(a['columns'])}): {a['examples']:,} examples", *lost])
+        about = self.about
+        truncation = (
+            "questions truncated"
+            if self.source.head == "question-answering"
+            else f"truncated to {about['length']} tokens"
+        )
+        losses = [f"{about['truncated']:,} {truncation}"] if about["truncated"] else []
+        losses += [f"{about['unknown']:,} unknown tokens"] if about["unknown"] else []
+        losses += [f"{count:,} {cause} skipped" for cause, count in about["left_out"].items()]
+        return ", ".join([f"{about['file']} ({', '.join(about['columns'])}): {about['examples']:,} examples", *losses])
 
     def score(self, run: Runner, what: str, batch: int = 8) -> Measured:
         """Return {metric: score} of the answers of `run`."""
@@ -102,37 +106,39 @@ def dev_set(source: Source, file: str | Path) -> DevSet:
     """
     path, columns = named_columns(str(file))
     if source.head == "question-answering":
-        return _questions(source, path)
+        return _make_question_set(source, path)
     if source.head != "classification":
         raise UserError(
-            f"--data: {source.folder} has the head {source.head}; labelled examples are for a classification or "
+            f"--data: {source.folder} has the head {source.head}, but labeled examples need a classification or "
             "question-answering head"
         )
     config = source.model.config
-    trained_on = plain(getattr(config, "finetuning_task", None))
-    task = next((task for task in TASKS.values() if plain(task.name) == trained_on and not task.spans), None)
-    read = labelled(path, task, columns)
-    metric, judge = _judge(source, path, task, read.labels)
-    length = _length(source)
-    encoded, truncated = encode_rows(source.reader, read.texts, length)
-    count = len(read.labels)
+    trained_task = normalize_name(getattr(config, "finetuning_task", None))
+    task = next((task for task in TASKS.values() if normalize_name(task.name) == trained_task and not task.spans), None)
+    examples = load_labeled_examples(path, task, columns)
+    metric, judge = _make_judge(source, path, task, examples.labels)
+    length = _get_length(source)
+    encoded, truncated = encode_rows(source.reader, examples.texts, length)
+    count = len(examples.labels)
     log_share(
-        truncated, count, f"--data {path}: {truncated:,} of {count:,} examples are longer than {length} tokens, and cut"
+        truncated,
+        count,
+        f"--data {path}: {truncated:,} of {count:,} examples are longer than {length} tokens and are truncated",
     )
-    if (tuned := getattr(config, LENGTH_KEY, None) or length) < length:
-        longer = sum(len(ids) > tuned for ids in encoded["input_ids"])
+    if (tuned_length := getattr(config, LENGTH_KEY, None) or length) < length:
+        num_longer = sum(len(ids) > tuned_length for ids in encoded["input_ids"])
         log_share(
-            longer,
+            num_longer,
             count,
-            f"--data {path}: {longer:,} of {count:,} examples are longer than the {tuned} tokens that the model "
-            f"was fine-tuned on; they are read to {length}, where its tokenizer cuts",
+            f"--data {path}: {num_longer:,} of {count:,} examples are longer than the {tuned_length} tokens that the "
+            f"model was fine-tuned on; they are read up to the tokenizer's limit of {length}",
         )
     rows = [{name: encoded[name][row] for name in source.inputs} for row in range(count)]
-    about = _about(source, path, read.columns, rows, count, length, truncated, read.left_out)
+    about = _describe(source, path, examples.columns, rows, count, length, truncated, examples.left_out)
     return DevSet(source, rows, lambda outputs: {metric: judge(np.concatenate([out[0] for out in outputs]))}, about)
 
 
-def _about(
+def _describe(
     source: Source,
     file: Path,
     columns: list[str],
@@ -162,13 +168,13 @@ def _about(
     }
 
 
-def _length(source: Source) -> int:
+def _get_length(source: Source) -> int:
     """Return how many tokens of a text a truncating pipeline reads, unless the model takes fewer."""
     limit = source.reader.model_max_length
     return int(min(limit, source.positions)) if limit and limit > 0 else source.positions
 
 
-def _judge(
+def _make_judge(
     source: Source, file: Path, task: Task | None, labels: list
 ) -> tuple[str, Callable[[np.ndarray], float | None]]:
     """Return (the metric, logits [examples, outputs] → its value) for labels as the file has them."""
@@ -176,87 +182,90 @@ def _judge(
     if config.num_labels == 1:
         task = task if task and task.regression else None
         places = [(label, f"--data {file}, example {row}") for row, label in enumerate(labels, 1)]
-        gold = np.array([label_of(task, *place) if task else _number(*place) for place in places])
+        gold = np.array([parse_label(task, *place) if task else _parse_float(*place) for place in places])
         metric = task.metrics[0] if task else "pearson"
-        squashed = config.problem_type != "regression"  # a pipeline then returns the sigmoid of the one output
+        is_sigmoid = config.problem_type != "regression"  # a pipeline then returns the sigmoid of the one output
         return metric, lambda logits: METRICS[metric](
-            1 / (1 + np.exp(-logits[:, 0])) if squashed else logits[:, 0], gold
+            1 / (1 + np.exp(-logits[:, 0])) if is_sigmoid else logits[:, 0], gold
         )
     id2label = cast(dict[int, str], config.id2label)
     names = [str(id2label[i]) for i in sorted(id2label)]
     # which of the task's classes an output stands for
-    meant = classes_of(names, task.labels) if task and task.labels else None
-    if task and meant is None:
+    classes = match_classes(names, task.labels) if task and task.labels else None
+    if task and classes is None:
         log(
-            f"--data {file}: the model's labels, {', '.join(names)}, are not all {task.name}'s: labels are taken for "
-            "its own names and numbers, and scored by accuracy"
+            f"--data {file}: the model's labels, {', '.join(names)}, are not those of {task.name}; the file's labels "
+            "are read as the model's names and numbers, and scored by accuracy"
         )
-    if not (task and meant):
-        labels = _by_name(labels, names, file)
-    gold = np.array([_class(label, names, task, meant, file, row) for row, label in enumerate(labels, 1)])
-    metric = task.metrics[0] if task and meant else "accuracy"
-    order = np.array(meant or range(len(names)))
+    if not (task and classes):
+        labels = _resolve_numbered_labels(labels, names, file)
+    gold = np.array([_resolve_class(label, names, task, classes, file, row) for row, label in enumerate(labels, 1)])
+    metric = task.metrics[0] if task and classes else "accuracy"
+    order = np.array(classes or range(len(names)))
     return metric, lambda logits: METRICS[metric](order[logits.argmax(axis=1)], gold)
 
 
-def _by_name(labels: list, names: list[str], file: Path) -> list:
+def _resolve_numbered_labels(labels: list, names: list[str], file: Path) -> list:
     """Return the labels, with numbers in class names replaced by the names; UserError where that is ambiguous."""
     otherwise = are_numbered_otherwise(labels, names)
     if otherwise is None:
         raise UserError(
-            f"--data {file}: its labels may be the numbers of the model's classes, from 0 on, or those in their names "
-            f"({', '.join(names)}); write the names"
+            f"--data {file}: its labels may be the indices of the model's classes, from 0 on, or the numbers in their "
+            f"names ({', '.join(names)}); write the names"
         )
     if not otherwise:
         return labels
     by_number: dict[int | None, str] = {int(re.findall(r"\d+", name)[0]): name for name in names}
-    return [by_number.get(number_of(label), label) for label in labels]
+    return [by_number.get(parse_number(label), label) for label in labels]
 
 
-def _class(label: object, names: list[str], task: Task | None, meant: list[int] | None, file: Path, row: int) -> int:
+def _resolve_class(
+    label: object, names: list[str], task: Task | None, classes: list[int] | None, file: Path, row: int
+) -> int:
     """Return the class of a label of the file.
 
-    It is the task's class, by id, where the model's `names` are known to be the task's (`meant`),
+    It is the task's class, by id, where the model's `names` are known to be the task's (`classes`),
     else the model's own.
     """
-    own = class_by_name(label, names)
-    if task and meant:
-        found = class_of(label, task.labels) if own is None else meant[own]
+    own_class = class_by_name(label, names)
+    if task and classes:
+        label_class = match_class(label, task.labels) if own_class is None else classes[own_class]
     else:
-        found = class_by_number(label, names) if own is None else own
-    if found is None:
-        if number_of(label) is None and isinstance(label, str):
+        label_class = class_by_number(label, names) if own_class is None else own_class
+    if label_class is None:
+        if parse_number(label) is None and isinstance(label, str):
             raise UserError(
-                f"--data {file}: label {label!r} is none of the model's ({', '.join(names)}), example {row}"
+                f"--data {file}: label {label!r} of example {row}: not one of the model's labels ({', '.join(names)})"
             )
         raise UserError(
-            f"--data {file}: label {label} of example {row}: the model's are 0 to {len(names) - 1}, its classes "
-            f"({', '.join(names)})"
+            f"--data {file}: label {label} of example {row}: the model's labels are 0 to {len(names) - 1}, for its "
+            f"classes ({', '.join(names)})"
         )
-    return found
+    return label_class
 
 
-def _number(label: Any, where: str) -> float:
+def _parse_float(label: Any, where: str) -> float:
     try:
         number = float(label)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: label {label}: the model's are a number")
+        raise UserError(f"{where}: label {label}: must be a number, because the model predicts one")
     return number
 
 
-def _questions(source: Source, file: Path) -> DevSet:
+def _make_question_set(source: Source, file: Path) -> DevSet:
     """Return SQuAD's questions, split into parts of as many tokens as in fine-tuning, else of the usual number."""
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give SQuAD's JSON")
     questions = questions_in(TASKS["squad_v2"], file)  # it reads 1.1 as well, whose questions all have answers
-    length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _length(source))
-    spans = spans_of(questions, source.reader, length)
+    length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _get_length(source))
+    spans = make_spans(questions, source.reader, length)
     log_share(
         spans.cut,
         len(questions),
-        f"--data {file}: {spans.cut:,} of {len(questions):,} questions are longer than a model reads, and cut",
+        f"--data {file}: {spans.cut:,} of {len(questions):,} questions are longer than the model reads and are "
+        "truncated",
     )
     rows = [{name: spans.inputs[name][row] for name in source.inputs} for row in range(len(spans.question))]
 
@@ -266,11 +275,14 @@ def _questions(source: Source, file: Path) -> DevSet:
 
     columns = ["question", "context"]
     return DevSet(
-        source, rows, judge, _about(source, file, columns, rows, len(questions), length, spans.cut, questions.left_out)
+        source,
+        rows,
+        judge,
+        _describe(source, file, columns, rows, len(questions), length, spans.cut, questions.left_out),
     )
 
 
-class Labelled(NamedTuple):
+class LabeledExamples(NamedTuple):
     """Labeled examples of a file.
 
     Attributes:
@@ -286,41 +298,47 @@ class Labelled(NamedTuple):
     left_out: Counter[str]
 
 
-def labelled(file: Path, task: Task | None = None, columns: Sequence[str] = ()) -> Labelled:
+def load_labeled_examples(file: Path, task: Task | None = None, columns: Sequence[str] = ()) -> LabeledExamples:
     """Return the examples of a file.
 
     Their texts come from `columns`, else from the task's columns, else from those that
     tasks.columns finds.
     """
     if not file.is_file():
-        raise UserError(f"--data {file}: no such file; give examples with a column `label` and one or two of text")
-    if kind_of(file) is None:
-        raise UserError(f"--data {file}: one of {', '.join(KINDS)} (.gz and .zst too) is needed")
+        raise UserError(f"--data {file}: no such file; give a file with a column `label` and one or two text columns")
+    if get_file_suffix(file) is None:
+        raise UserError(f"--data {file}: not a supported kind of file; give {', '.join(KINDS)}, plain, .gz or .zst")
     if task:
-        own = replace(task, texts=tuple(columns)) if columns else task
-        texts, labels, left_out = read_columns(own, file)
-        return Labelled(texts, [label for _, label in labels], list(own.texts), left_out)
-    lines = list(rows_of(file))
+        task_with_columns = replace(task, texts=tuple(columns)) if columns else task
+        texts, labels, left_out = read_columns(task_with_columns, file)
+        return LabeledExamples(texts, [label for _, label in labels], list(task_with_columns.texts), left_out)
+    lines = list(read_rows(file))
     rows = [row for _, row in lines]
     if not rows:
-        raise UserError(f"--data {file}: no examples in it")
+        raise UserError(f"--data {file}: the file contains no examples")
     if not any("label" in row for row in rows):
-        raise UserError(f"--data {file}: columns {', '.join(map(str, rows[0]))}: needs `label` and one or two of text")
+        raise UserError(
+            f"--data {file}: the columns are {', '.join(map(str, rows[0]))}; a column `label` and one or two text "
+            "columns are needed"
+        )
     if missing := [name for name in columns if not any(name in row for row in rows)]:
-        raise UserError(f"--data {file}: no column {missing[0]}; its columns are {', '.join(map(str, rows[0]))}")
+        raise UserError(f"--data {file}: no column {missing[0]}; the columns are {', '.join(map(str, rows[0]))}")
     for line, row in lines:
         for name in (*columns, "label") if columns else row:
             check_value(row, name, f"--data {file}, line {line}")
     names = list(columns) or text_columns(rows, f"--data {file}")
-    whole = [row for row in rows if "label" in row and all(isinstance(row.get(name), str) for name in names)]
-    if len(whole) < len(rows):
+    complete = [row for row in rows if "label" in row and all(isinstance(row.get(name), str) for name in names)]
+    if len(complete) < len(rows):
         raise UserError(
-            f"--data {file}: {len(rows) - len(whole)} of its {len(rows)} rows lack one of {', '.join(names)} (text) "
-            "and label"
+            f"--data {file}: {len(rows) - len(complete)} of its {len(rows)} rows lack text in {', '.join(names)}, or a "
+            "label; complete or remove them"
         )
     others = [str(name) for name in rows[0] if name not in (*names, "label")]
-    log(f"--data {file}: read as text: {', '.join(names)}" + (f"; not read: {', '.join(others)}" if others else ""))
-    return Labelled(
+    log(
+        f"--data {file}: columns read as text: {', '.join(names)}"
+        + (f"; not read: {', '.join(others)}" if others else "")
+    )
+    return LabeledExamples(
         [[replace_surrogates(row[name]) for row in rows] for name in names],
         [row["label"] for row in rows],
         names,

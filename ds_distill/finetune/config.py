@@ -16,29 +16,31 @@ PRECISIONS = Literal["auto", "fp32", "bf16"]
 
 @dataclass
 class FinetuneConfig:
-    """How one run is trained.
+    """The settings of one fine-tuning run.
 
     Args:
-        learning_rate: Peak; linear warm-up, then linear to zero. DistilBERT's authors take 5e-5 for
-            SQuAD.
-        epochs: Passes over the training set.
-        batch_size: Examples a step.
-        max_length: Tokens an example at most, never more than the model has positions; 0: 128, and of
-            SQuAD 384, in parts that overlap by 128, as in transformers' run_qa. The saved folder's
-            tokenizer cuts at as many.
-        warmup_ratio: Share of the steps that warm up.
-        weight_decay: AdamW's, never on a bias or a norm.
-        max_train_samples: Training examples used, the first so many; 0: all.
-        dropout: Hidden and attention dropout while it is fine-tuned, and before the head; below 0:
-            what the folder's config says, so what it was pretrained with, and the head what its
-            family has (DistilBERT's 0.2 for classes, 0.1 for spans).
-        temperature: Of the teacher's soft targets; the authors' 2.
-        hard_label_weight: Weight of the labels' loss where there is a teacher; the authors' 0.5.
-        soft_label_weight: Weight of the soft targets' loss; the authors' 0.5.
-        hidden_weight: Weight of 1 − cos of the last hidden states, of teacher and student of one width;
-            above 0 the teacher runs in every step.
-        precision: "auto": bf16 autocast on CUDA, on CPU where a probe shows it faster, else fp32.
-            Weights stay fp32.
+        learning_rate: Peak learning rate, after a linear warm-up and before a linear decay to zero. The
+            authors of DistilBERT use 5e-5 for SQuAD.
+        epochs: Number of passes over the training set.
+        batch_size: Number of examples per step.
+        max_length: Maximum number of tokens per example, and at most the model's positions. 0 means
+            128, or 384 for SQuAD, whose contexts are split into parts that overlap by 128, as in
+            transformers' run_qa. The tokenizer in the saved folder truncates to the same length.
+        warmup_ratio: Share of the steps that warm up the learning rate.
+        weight_decay: Weight decay of AdamW; biases and normalization layers are exempt.
+        max_train_samples: Number of training examples to use, from the first on; 0 means all.
+        dropout: Dropout of hidden states and attention during fine-tuning, and before the head. Below
+            0, the folder's config decides, which is the value of pretraining, and the head uses the
+            default of its family (for DistilBERT 0.2 for classes and 0.1 for spans).
+        temperature: Temperature of the teacher's soft targets. DistilBERT's authors use 2.
+        hard_label_weight: Weight of the loss on labels if there is a teacher. DistilBERT's authors use
+            0.5.
+        soft_label_weight: Weight of the loss on the teacher's soft targets. DistilBERT's authors use
+            0.5.
+        hidden_weight: Weight of 1 − cos between the last hidden states of teacher and student, which
+            must have the same width. Above 0, the teacher runs in every step.
+        precision: Precision of training; weights stay in fp32. "auto" is bf16 autocast on CUDA, and on a
+            CPU where a probe shows that it is faster, else fp32.
     """
 
     learning_rate: float = 5e-5
@@ -58,7 +60,7 @@ class FinetuneConfig:
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
         if self.precision not in get_args(PRECISIONS):
-            raise UserError(f"finetune.precision = {self.precision}: one of {', '.join(get_args(PRECISIONS))}")
+            raise UserError(f"finetune.precision = {self.precision}: must be one of {', '.join(get_args(PRECISIONS))}")
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"finetune.{name} = {value}: must be a finite number")
@@ -70,12 +72,12 @@ class FinetuneConfig:
                 raise UserError(f"finetune.{name} = {getattr(self, name)}: must be above 0")
         if 0 < self.max_length < LEAST_LENGTH:
             raise UserError(
-                f"finetune.max_length = {self.max_length}: at least {LEAST_LENGTH}, of which a pair's special tokens "
-                "take up to 4; 0 for the usual"
+                f"finetune.max_length = {self.max_length}: must be at least {LEAST_LENGTH}, because the special tokens "
+                "of a pair take up to 4; 0 means the task's default"
             )
         for name, what in (("warmup_ratio", "a share of the steps"), ("dropout", "a share of the values")):
             if getattr(self, name) >= 1:
-                raise UserError(f"finetune.{name} = {getattr(self, name)}: {what}, below 1")
+                raise UserError(f"finetune.{name} = {getattr(self, name)}: must be {what}, below 1")
         for name in (
             "max_length",
             "warmup_ratio",
@@ -86,7 +88,7 @@ class FinetuneConfig:
             "hidden_weight",
         ):
             if not getattr(self, name) >= 0:
-                raise UserError(f"finetune.{name} = {getattr(self, name)}: must not be below 0")
+                raise UserError(f"finetune.{name} = {getattr(self, name)}: must be at least 0")
 
 
 def expand_grid(settings: FinetuneConfig, grid: list[str]) -> list[FinetuneConfig]:
@@ -100,13 +102,11 @@ def expand_grid(settings: FinetuneConfig, grid: list[str]) -> list[FinetuneConfi
         name, _, values = entry.partition("=")
         name = {"lr": "learning_rate"}.get(name, name)
         if name not in hints or not values:
-            raise UserError(f"--grid {entry}: NAME=VALUE,VALUE… with a name of {', '.join(hints)}")
+            raise UserError(f"--grid {entry}: must be NAME=VALUE,VALUE…, where NAME is one of {', '.join(hints)}")
         if any(name == axis[0][0] for axis in axes):
-            raise UserError(
-                f"--grid {entry}: {name} is there twice; all of its values belong into one {name}=VALUE,VALUE…"
-            )
-        read = dict.fromkeys(convert(value, hints[name], f"--grid {entry}") for value in values.split(","))
-        axes.append([(name, value) for value in read])
+            raise UserError(f"--grid {entry}: {name} is given twice; give all of its values in one {name}=VALUE,VALUE…")
+        converted = dict.fromkeys(convert(value, hints[name], f"--grid {entry}") for value in values.split(","))
+        axes.append([(name, value) for value in converted])
     points = [replace(settings, **dict(point)) for point in itertools.product(*axes)]
     for point in points:
         point.check()

@@ -19,7 +19,7 @@ from ds_distill.models.saving import follow_umask
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import Examples, load_examples
-from ds_distill.tasks.squad import LENGTH, Question, Questions, Spans, load_questions, spans_of, unplaced
+from ds_distill.tasks.squad import LENGTH, Question, Questions, Spans, find_unplaced, load_questions, make_spans
 from ds_distill.utils.errors import UserError
 
 Gold = np.ndarray | tuple[Questions, Spans]  # of a dev set: labels, or for SQuAD (questions, spans)
@@ -51,13 +51,13 @@ class Data:
     def left_out(self) -> dict[str, dict[str, int]]:
         """How much of the files was left out, by set and cause."""
         return {
-            named(split): dict(part.left_out)
+            get_split_name(split): dict(part.left_out)
             for split, part in {"train": self.train, **self.dev}.items()
             if part.left_out
         }
 
 
-def named(split: str) -> str:
+def get_split_name(split: str) -> str:
     """Return the name of a split in a summary: train, dev, and dev_mismatched for MNLI's second."""
     return split if split == "train" else "dev_mismatched" if split.endswith("mismatched") else "dev"
 
@@ -72,7 +72,9 @@ def load_data(task: Task, folder: str | None) -> Data:
     load: Callable[[Task, str, str | None], Examples | Questions] = load_questions if task.spans else load_examples
     train, dev = load(task, "train", folder), {split: load(task, split, folder) for split in task.validation}
     if task.spans and not any(question.answers for question in cast(Questions, train)):
-        raise UserError(f"--task {task.name}: no question of the training set has an answer")
+        raise UserError(
+            f"--task {task.name}: no question of the training set has an answer; give a training set with answers"
+        )
     rows = (
         row
         for part in (train, *dev.values())
@@ -103,7 +105,7 @@ class Sets:
     @property
     def parts(self) -> dict[str, Features]:
         """All features, by the names that a summary has for their sets."""
-        return {"train": self.train} | {named(split): features for split, (features, _) in self.dev.items()}
+        return {"train": self.train} | {get_split_name(split): features for split, (features, _) in self.dev.items()}
 
 
 def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: FinetuneConfig, positions: int) -> Sets:
@@ -122,14 +124,14 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Finetu
     dev = dev_sets(data, tokenizer, length)
     train = data.train[:most]
     if data.task.spans:
-        asked = cast(list[Question], train)
-        spans = spans_of(asked, tokenizer, length)
-        lost = unplaced(asked, spans)
+        questions = cast(list[Question], train)
+        spans = make_spans(questions, tokenizer, length)
+        lost = find_unplaced(questions, spans)
         spans = spans.without(lost)
         if not spans.question:
             raise UserError(
-                f"--task {data.task.name}: no part of a context of {length} tokens holds an answer; "
-                "give a longer finetune.max_length"
+                f"--task {data.task.name}: no part of a context, of {length} tokens, contains an answer; raise "
+                "finetune.max_length"
             )
         return Sets(
             Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends}, cut=spans.cut),
@@ -137,14 +139,14 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Finetu
             length,
             len(lost),
         )
-    every, used = cast(Examples, data.train), cast(Examples, train)
-    if absent := set(every.labels) - set(used.labels) if data.task.labels else ():
+    all_examples, examples = cast(Examples, data.train), cast(Examples, train)
+    if absent := set(all_examples.labels) - set(examples.labels) if data.task.labels else ():
         names = ", ".join(data.task.labels[label] for label in sorted(cast(set[int], absent)))
         raise UserError(
-            f"finetune.max_train_samples = {most}: the first {most} training examples of {data.task.name} have none "
-            f"that is {names}: the set is in order; take more, or all, or give --data in random order"
+            f"finetune.max_train_samples = {most}: none of the first {most} training examples of {data.task.name} is "
+            f"labeled {names}; use more examples (0 means all), or give --data in random order"
         )
-    return Sets(encode_features(used, tokenizer, length), dev, length)
+    return Sets(encode_features(examples, tokenizer, length), dev, length)
 
 
 def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, tuple[Features, Gold]]:
@@ -154,11 +156,13 @@ def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dic
         return {
             split: (encode_features(part, tokenizer, length), np.array(part.labels)) for split, part in examples.items()
         }
-    asked = cast(dict[str, Questions], data.dev)
-    found = {split: (questions, spans_of(questions, tokenizer, length)) for split, questions in asked.items()}
+    questions_by_split = cast(dict[str, Questions], data.dev)
+    encoded = {
+        split: (questions, make_spans(questions, tokenizer, length)) for split, questions in questions_by_split.items()
+    }
     return {
         split: (Features(spans.inputs, {}, cut=spans.cut), (questions, spans))
-        for split, (questions, spans) in found.items()
+        for split, (questions, spans) in encoded.items()
     }
 
 
@@ -174,7 +178,7 @@ def teacher_outputs(
         / f"{weights_fingerprint(teacher)[:16]}-{_digest(zip(*features.inputs.values(), strict=True))}.safetensors"
     )
     if not file.is_file():
-        outputs = predict(teacher, features, collator, batch, "the teacher's outputs")
+        outputs = predict(teacher, features, collator, batch, "computing the teacher's outputs")
         folder.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
         values, sizes = (
@@ -184,8 +188,8 @@ def teacher_outputs(
         save_file({"values": values, "sizes": sizes}, partial)
         follow_umask(folder)
         partial.replace(file)
-    kept = load_file(file)
-    parts = np.split(kept["values"], np.cumsum(kept["sizes"])[:-1])
+    stored = load_file(file)
+    parts = np.split(stored["values"], np.cumsum(stored["sizes"])[:-1])
     return [part.reshape(2, -1) if "start_positions" in features.labels else part for part in parts]
 
 

@@ -127,26 +127,28 @@ class Collator:
 
 
 @torch.inference_mode()
-def predict(model: PreTrainedModel, features: Features, collator: Collator, batch: int, what: str) -> list[np.ndarray]:
+def predict(
+    model: PreTrainedModel, features: Features, collator: Collator, batch: int, description: str
+) -> list[np.ndarray]:
     """Return the output of each row in fp32: [classes], or [2, tokens] of answer starts and ends.
 
     Rows of similar length share a batch, so little is padding.
     """
-    was_training, device, takes = model.training, next(model.parameters()).device, inputs_of(model, INPUTS)
+    was_training, device, input_names = model.training, next(model.parameters()).device, inputs_of(model, INPUTS)
     model.eval()
     lengths = features.lengths
-    order, found = np.argsort(lengths, kind="stable"), [np.empty(0)] * len(lengths)
-    with progress(len(order), what, "example") as bar:
+    order, predictions = np.argsort(lengths, kind="stable"), [np.empty(0)] * len(lengths)
+    with progress(len(order), description, "example") as bar:
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             inputs = collator([{name: values[row] for name, values in features.inputs.items()} for row in rows])
-            out = model(**{name: inputs[name].to(device) for name in takes})
+            out = model(**{name: inputs[name].to(device) for name in input_names})
             if hasattr(out, "logits"):
                 values = out.logits.float().cpu().numpy()
             else:
                 values = torch.stack([out.start_logits, out.end_logits], dim=1).float().cpu().numpy()
             for row, value in zip(rows, values, strict=True):
-                found[row] = value[..., : lengths[row]] if value.ndim == 2 else value
+                predictions[row] = value[..., : lengths[row]] if value.ndim == 2 else value
             bar.update(len(rows))
     model.train(was_training)
-    return found
+    return predictions

@@ -13,8 +13,8 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from ds_distill.models.families import family_of_type
 from ds_distill.models.folder import find_model_folder, listed
 from ds_distill.models.loading import load_model
-from ds_distill.tasks.catalog import Task, plain
-from ds_distill.tasks.labels import classes_of
+from ds_distill.tasks.catalog import Task, normalize_name
+from ds_distill.tasks.labels import match_classes
 from ds_distill.utils.errors import UserError
 
 
@@ -38,35 +38,39 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     given = f"--{option} {path}"
     folder = find_model_folder(path, f"--{option}").check_files()
     config = folder.config
-    kind, trained_on = (config.architectures or [""])[0], getattr(config, "finetuning_task", None)
+    kind, trained_task = (config.architectures or [""])[0], getattr(config, "finetuning_task", None)
     has_head = kind.endswith("ForQuestionAnswering" if task.spans else "ForSequenceClassification")
-    remedy = f"give one fine-tuned on {task.name}" if tuned else "give the pretrained folder it came from"
+    remedy = f"give a model fine-tuned on {task.name}" if tuned else "give the pretrained model that it came from"
     if tuned and not has_head:
         raise UserError(
-            f"{given}: a {kind or 'model without a head'}; task-specific distillation needs a teacher fine-tuned "
-            f"on {task.name}"
+            f"{given}: a {kind or 'model without a head'}; task-specific distillation needs a teacher that was "
+            f"fine-tuned on {task.name}"
         )
     if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):
-        raise UserError(f"{given}: a {kind}, fine-tuned for another kind of task than {task.name}; {remedy}")
-    if trained_on and plain(trained_on) != plain(task.name):
-        raise UserError(f"{given}: was fine-tuned on {trained_on}, not on {task.name}; {remedy}")
+        raise UserError(f"{given}: a {kind}, which was fine-tuned for another kind of task than {task.name}; {remedy}")
+    if trained_task and normalize_name(trained_task) != normalize_name(task.name):
+        raise UserError(f"{given}: was fine-tuned on {trained_task}, not on {task.name}; {remedy}")
     if dropout >= 0:
         family_of_type(config.model_type).set_dropout(config, dropout, heads=True)
     order = None
     if task.spans:
         config.num_labels = 2
     else:
-        wanted = 1 if task.regression else len(task.labels)
+        num_outputs = 1 if task.regression else len(task.labels)
         labels = cast(dict[int, str], config.id2label)
-        theirs = [str(labels[i]) for i in sorted(labels)]
-        meant = classes_of(theirs, task.labels)  # Numbers are the hub's ids.
-        if has_head and (len(theirs) != wanted or (task.labels and meant is None)):
+        model_labels = [str(labels[i]) for i in sorted(labels)]
+        classes = match_classes(model_labels, task.labels)  # Numbers are the hub's ids.
+        if has_head and (len(model_labels) != num_outputs or (task.labels and classes is None)):
             raise UserError(
-                f"{given}: its labels are {', '.join(theirs)}, those of {task.name} are "
+                f"{given}: its labels are {', '.join(model_labels)}, but those of {task.name} are "
                 f"{', '.join(task.labels) or 'one number'}; {remedy}"
             )
-        order = [meant.index(i) for i in range(wanted)] if has_head and meant and meant != list(range(wanted)) else None
-        config.num_labels = wanted
+        order = (
+            [classes.index(i) for i in range(num_outputs)]
+            if has_head and classes and classes != list(range(num_outputs))
+            else None
+        )
+        config.num_labels = num_outputs
         if task.labels:
             config.id2label, config.label2id = (
                 dict(enumerate(task.labels)),

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import Data, Sets, named
+from ds_distill.finetune.data import Data, Sets, get_split_name
 from ds_distill.finetune.features import Features
 from ds_distill.tasks.squad import LONGEST_QUESTION
 from ds_distill.utils.console import TRACE, log, log_share
@@ -38,20 +38,27 @@ def not_read(data: Data, sets: Sets, tokenizer: PreTrainedTokenizerBase) -> dict
     }
 
 
-def said_of(counts: dict[str, dict]) -> str:
+def format_not_read(counts: dict[str, dict]) -> str:
     """Return the text of a model card on input that is not read, from the counts of `not_read`.
 
     It is empty where everything is read.
     """
-    said = {"truncated": "examples cut to what the model reads", "unknown": "tokens unknown to the tokenizer"}
-    found = [f"{count:,} {what} ({part})" for key, what in said.items() for part, count in counts[key].items() if count]
-    found += [
-        f"{count:,} {why} left out ({part})" for part, by in counts["left_out"].items() for why, count in by.items()
+    descriptions = {"truncated": "examples truncated", "unknown": "tokens unknown to the tokenizer"}
+    parts = [
+        f"{count:,} {what} ({part})"
+        for key, what in descriptions.items()
+        for part, count in counts[key].items()
+        if count
     ]
-    return f"Not read: {', '.join(found)}." if found else ""
+    parts += [
+        f"{count:,} {cause} skipped ({part})"
+        for part, causes in counts["left_out"].items()
+        for cause, count in causes.items()
+    ]
+    return f"Not read: {', '.join(parts)}." if parts else ""
 
 
-def say_what_is_not_read(
+def log_not_read(
     data: Data, sets: Sets, point: FinetuneConfig, positions: int, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Log input that is not read.
@@ -69,22 +76,26 @@ def say_what_is_not_read(
     name, length = data.task.name, sets.length
     if point.max_length > length:
         log(
-            f"finetune.max_length = {point.max_length}: the model has {positions} positions, "
-            f"{length} tokens of an example are read"
+            f"finetune.max_length = {point.max_length}: the model has only {positions} positions, so {length} tokens "
+            "of each example are read"
         )
     totals = {"train": min(len(data.train), point.max_train_samples or len(data.train))}
-    totals |= {named(split): len(part) for split, part in data.dev.items()}
+    totals |= {get_split_name(split): len(part) for split, part in data.dev.items()}
     cut, end = {part: features.cut for part, features in sets.parts.items()}, tokenizer.truncation_side
     if any(cut[part] > TRACE * total for part, total in totals.items()):
-        what = "questions" if data.task.spans else "examples"  # Contexts are read in parts.
-        most = min(LONGEST_QUESTION, length // 2) if data.task.spans else length
-        more = f"; the model reads up to {positions} (finetune.max_length)" if most == length < positions else ""
-        log(f"{name}: {what} longer than {most} tokens are cut at their {end} end: {_shares(cut, totals)}{more}")
+        unit = "questions" if data.task.spans else "examples"  # Contexts are read in parts.
+        max_tokens = min(LONGEST_QUESTION, length // 2) if data.task.spans else length
+        hint = (
+            f"; the model can read {positions} tokens (raise finetune.max_length)"
+            if max_tokens == length < positions
+            else ""
+        )
+        log(f"{name}: {unit} longer than {max_tokens} tokens are truncated on the {end}: {_shares(cut, totals)}{hint}")
     tokens = {part: sum(features.lengths) for part, features in sets.parts.items()}
     unknown = {part: features.count(tokenizer.unk_token_id) for part, features in sets.parts.items()}
     if any(unknown[part] > TRACE * total for part, total in tokens.items()):
         log(
-            f"{name}: tokens of the texts are unknown to the tokenizer ({tokenizer.unk_token}): "
+            f"{name}: some tokens of the texts are unknown to the tokenizer ({tokenizer.unk_token}): "
             + _shares(unknown, tokens)
         )
     log_share(
@@ -98,7 +109,7 @@ def _shares(counts: dict[str, int], totals: dict[str, int]) -> str:
     return ", ".join(f"{counts[part]:,} of {total:,} ({part})" for part, total in totals.items())
 
 
-def say_other_scale(given: str, train: Features) -> None:
+def log_scale_mismatch(given: str, train: Features) -> None:
     """Log if a teacher's scores and the labels have different scales, such as 0 to 1 and 0 to 5.
 
     A student would learn both.
@@ -114,8 +125,9 @@ def say_other_scale(given: str, train: Features) -> None:
     slope = np.cov(scores, labels)[0, 1] / scores.var(ddof=1) if alike else 1.0
     if abs(scores.mean() - labels.mean()) > SAME_MEAN or not SAME_SLOPE[0] <= slope <= SAME_SLOPE[1]:
         log(
-            f"{given}: its scores, {_range(scores)}, are of another scale than the labels, {_range(labels)}: "
-            "the student learns from both; give a teacher fine-tuned on labels of the same scale, or train without one"
+            f"{given}: its scores, {_range(scores)}, have another scale than the labels, {_range(labels)}, and the "
+            "student learns from both; give a teacher that was fine-tuned on labels of the same scale, or train "
+            "without one"
         )
 
 

@@ -16,8 +16,8 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data, Sets, dev_sets, encode_sets, load_data, teacher_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.finetune.notices import not_read, said_of, say_other_scale, say_what_is_not_read
-from ds_distill.finetune.trainer import SAVE_EVERY, FinetuneTrainer, _Bar, scored
+from ds_distill.finetune.notices import format_not_read, log_not_read, log_scale_mismatch, not_read
+from ds_distill.finetune.trainer import SAVE_EVERY, FinetuneTrainer, _Bar, score_model
 from ds_distill.models.families import family_of
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.precision import choose_cpu_dtype
@@ -82,62 +82,65 @@ def finetune(
         one at the median.
     """
     tokenizer = find_model_folder(model, "--model").tokenizer
-    mentor = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
+    teacher_model = load_for_task(teacher, task, "teacher", tuned=True) if teacher else None
     torch.manual_seed(0)  # The new head's values are part of the run's identity.
     student = load_for_task(model, task, "model", tuned=False)
     check_vocabulary(tokenizer, student.config, f"--model {model}")
     positions = family_of(student).positions(student.config)
-    if teacher and mentor:
-        _check_reads_the_same(teacher, mentor, student, tokenizer)
-        positions = min(positions, family_of(mentor).positions(mentor.config))
-        widths = mentor.config.hidden_size, student.config.hidden_size
+    if teacher and teacher_model:
+        _check_same_tokenizer(teacher, teacher_model, student, tokenizer)
+        positions = min(positions, family_of(teacher_model).positions(teacher_model.config))
+        widths = teacher_model.config.hidden_size, student.config.hidden_size
         if widths[0] != widths[1] and any(point.hidden_weight > 0 for point in points):
             raise UserError(
-                f"finetune.hidden_weight = {max(point.hidden_weight for point in points)}: teacher and student "
-                f"have widths {widths[0]} and {widths[1]}"
+                f"finetune.hidden_weight = {max(point.hidden_weight for point in points)}: the hidden states of "
+                f"teacher and student must have the same width, but have {widths[0]} and {widths[1]}; set it to 0, or "
+                "give models of one width"
             )
-    read = load_data(task, data)
+    task_data = load_data(task, data)
     identity = {
         "task": task.name,
         "order": "by length",
         "model": weights_fingerprint(student)[:16],
-        "data": read.fingerprint,
-        "teacher": weights_fingerprint(mentor)[:16] if mentor else None,
+        "data": task_data.fingerprint,
+        "teacher": weights_fingerprint(teacher_model)[:16] if teacher_model else None,
     }
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
-        plan = _plan(read, model, output, points, tokenizer, positions, mentor)
+        plan = _make_plan(task_data, model, output, points, tokenizer, positions, teacher_model)
         if teacher and task.regression:
-            say_other_scale(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
+            log_scale_mismatch(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
         results = _run_all(plan, points, seeds)
-    found, best = summary_of(task, results, output, model, teacher)
+    summary, best = make_summary(task, results, output, model, teacher)
     sets = plan.encode_sets(best)
-    used = min(read.counts["train"], best.max_train_samples or read.counts["train"])
+    num_train = min(task_data.counts["train"], best.max_train_samples or task_data.counts["train"])
     return (
-        found
-        | {"examples": read.counts | {"train": used}}
-        | not_read(read, sets, tokenizer)
+        summary
+        | {"examples": task_data.counts | {"train": num_train}}
+        | not_read(task_data, sets, tokenizer)
         | {"parameters": student.num_parameters()}
     )
 
 
-def _check_reads_the_same(
+def _check_same_tokenizer(
     path: str, teacher: PreTrainedModel, student: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Raise UserError if the teacher's token ids mean something else."""
     folder = find_model_folder(path, "--teacher")
     other = folder.has_tokenizer and tokenizer_fingerprint(folder.tokenizer) != tokenizer_fingerprint(tokenizer)
     if other or teacher.config.vocab_size < student.config.vocab_size:
-        raise UserError(f"--teacher {path}: its tokenizer is not the student's; give a teacher of the same vocabulary")
+        raise UserError(
+            f"--teacher {path}: its tokenizer differs from the student's; give a teacher with the same vocabulary"
+        )
 
 
-def _plan(
+def _make_plan(
     data: Data,
     model: str,
     output: Path,
     points: list[FinetuneConfig],
     tokenizer,
     positions: int,
-    mentor: PreTrainedModel | None,
+    teacher_model: PreTrainedModel | None,
 ) -> Plan:
     device, collator = (
         torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"),
@@ -145,20 +148,20 @@ def _plan(
     )
     if device.type == "cpu":
         retain_freed_memory()
-    if mentor is not None:
-        mentor = mentor.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # wrong in transformers
+    if teacher_model is not None:
+        teacher_model = teacher_model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]  # wrong in transformers
     sets = {}
     for point in points:
         key = point.max_length, point.max_train_samples
         if key not in sets:
             sets[key] = encode_sets(data, tokenizer, point, positions)
-            say_what_is_not_read(data, sets[key], point, positions, tokenizer)
-            if mentor is not None:
-                with explain_disk_full(output), explain_out_of_memory(_smaller(point)):
+            log_not_read(data, sets[key], point, positions, tokenizer)
+            if teacher_model is not None:
+                with explain_disk_full(output), explain_out_of_memory(_memory_remedy(point)):
                     sets[key].train.teacher = teacher_outputs(
-                        mentor, sets[key].train, collator, 2 * point.batch_size, output / "teacher"
+                        teacher_model, sets[key].train, collator, 2 * point.batch_size, output / "teacher"
                     )
-    return Plan(data, model, output, sets, collator, mentor, device)
+    return Plan(data, model, output, sets, collator, teacher_model, device)
 
 
 def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list[dict]:
@@ -170,15 +173,15 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list
         for point, length in zip(points, steps, strict=True):
             for seed in seeds:
                 folder = plan.output / ",".join(
-                    [f"{name}={value}" for name, value in _differing(point, points).items()] + [f"seed={seed}"]
+                    [f"{name}={value}" for name, value in _differing_settings(point, points).items()] + [f"seed={seed}"]
                 )
                 result = folder / "result.json"
-                _begin(folder, point, plan.device)
+                _write_settings(folder, point, plan.device)
                 if result.is_file():
                     skip(bar, length)
                 else:
-                    with explain_disk_full(folder), explain_out_of_memory(_smaller(point)):
-                        write_json(result, _one_run(plan, folder, point, seed, bar))
+                    with explain_disk_full(folder), explain_out_of_memory(_memory_remedy(point)):
+                        write_json(result, _run_once(plan, folder, point, seed, bar))
                 # The folder is not kept in the result, because the output may be moved.
                 results.append(
                     json.loads(result.read_text(encoding="utf-8"))
@@ -187,19 +190,19 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list
     return results
 
 
-def _smaller(point: FinetuneConfig) -> str:
+def _memory_remedy(point: FinetuneConfig) -> str:
     return (
-        f"finetune.batch_size = {point.batch_size}: try {max(1, point.batch_size // 2)}, "
-        "or a shorter finetune.max_length"
+        f"finetune.batch_size = {point.batch_size}: try {max(1, point.batch_size // 2)}, or a smaller "
+        "finetune.max_length"
     )
 
 
-def _differing(point: FinetuneConfig, points: list[FinetuneConfig]) -> dict:
-    mine = asdict(point)
-    return {name: value for name, value in mine.items() if len({asdict(other)[name] for other in points}) > 1}
+def _differing_settings(point: FinetuneConfig, points: list[FinetuneConfig]) -> dict:
+    settings = asdict(point)
+    return {name: value for name, value in settings.items() if len({asdict(other)[name] for other in points}) > 1}
 
 
-def _begin(folder: Path, point: FinetuneConfig, device: torch.device) -> None:
+def _write_settings(folder: Path, point: FinetuneConfig, device: torch.device) -> None:
     """Write how the run is trained into folder/settings.json, with "auto" decided once and for all.
 
     A run that was begun with other settings is removed.
@@ -231,9 +234,9 @@ def _begin(folder: Path, point: FinetuneConfig, device: torch.device) -> None:
     write_json(file, {"asked": asdict(point), "precision": "bf16" if bf16 else "fp32"})
 
 
-def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -> dict:
+def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -> dict:
     torch.manual_seed(seed)
-    network = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
+    model_to_train = load_for_task(plan.model, plan.task, "model", tuned=False, dropout=point.dropout)
     precision, cpu, sets = (
         json.loads((folder / "settings.json").read_text(encoding="utf-8"))["precision"],
         plan.device.type == "cpu",
@@ -242,7 +245,7 @@ def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
     # In bf16 on a CPU, eager attention takes 5 to 24 % off a step (docs/dev/log.md, 2026-11-26). In
     # fp32 torch's own is no slower.
     if cpu and precision == "bf16":
-        network.set_attn_implementation("eager")
+        model_to_train.set_attn_implementation("eager")
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         per_device_train_batch_size=point.batch_size,
@@ -267,7 +270,7 @@ def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         # Otherwise Trainer would spread a batch over every GPU it sees, and multiply it.
         arguments._n_gpu = 1
     trainer = FinetuneTrainer(
-        model=network,
+        model=model_to_train,
         args=arguments,
         train_dataset=sets.train,
         data_collator=plan.collator,
@@ -282,20 +285,20 @@ def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
     last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     # A later scoring of the folder then reads examples as this run did.
-    setattr(network.config, LENGTH_KEY, sets.length)
-    fit_tokenizer(plan.collator.tokenizer, network, length=sets.length)
-    save_model_folder(network, plan.collator.tokenizer, folder / "model")
+    setattr(model_to_train.config, LENGTH_KEY, sets.length)
+    fit_tokenizer(plan.collator.tokenizer, model_to_train, length=sets.length)
+    save_model_folder(model_to_train, plan.collator.tokenizer, folder / "model")
     # The folder's content is scored: its tokenizer with its settings, and its weights in fp32.
     # Training's autocast stays with the network.
     final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(
         plan.device  # type: ignore[arg-type]  # wrong in transformers
     )
     reader = load_tokenizer(folder / "model")
-    as_read = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
-    metrics = scored(plan.task, final, as_read, Collator(reader), 2 * point.batch_size, f"seed {seed}")
+    saved_sets = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
+    metrics = score_model(plan.task, final, saved_sets, Collator(reader), 2 * point.batch_size, f"seed {seed}")
     head = "question-answering" if plan.task.spans else "classification"
     trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
-    remark = said_of(not_read(plan.data, sets, reader))
+    remark = format_not_read(not_read(plan.data, sets, reader))
     card = task_card(head, plan.task.name, metrics, trained, remark)
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -303,7 +306,7 @@ def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
     return {"seed": seed, "settings": asdict(point), "precision": precision, "metrics": metrics, "losses": losses}
 
 
-def summary_of(
+def make_summary(
     task: Task, results: list[dict], output: Path, model: str, teacher: str | None
 ) -> tuple[dict, FinetuneConfig]:
     """Return (summary, the best point of the grid) by the median of the task's first metric.

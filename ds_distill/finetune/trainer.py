@@ -23,18 +23,16 @@ from ds_distill.utils.memory import trim_heap
 SAVE_EVERY = 200  # steps
 # The interval is in steps. Batches have many lengths, and the memory that one frees leaves holes
 # that no other fills: without this, a thousand steps of SQuAD on a CPU took 10 GB instead of 3.
-GIVE_BACK_EVERY = 25
+TRIM_HEAP_EVERY = 25
 
 
 class FinetuneTrainer(Trainer):
     """A Trainer with batches of similar length, and with a teacher's soft targets when a batch has them."""
 
-    def __init__(
-        self, *arguments, settings: FinetuneConfig, task: Task, teacher: PreTrainedModel | None = None, **more
-    ):
-        super().__init__(*arguments, **more)
+    def __init__(self, *args, settings: FinetuneConfig, task: Task, teacher: PreTrainedModel | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
         self.settings, self.task, self.teacher = settings, task, teacher
-        self.takes = inputs_of(cast(PreTrainedModel, self.model), INPUTS)
+        self.input_names = inputs_of(cast(PreTrainedModel, self.model), INPUTS)
         self.model_accepts_loss_kwargs = False  # The loss is a mean over the micro-batch.
 
     def _get_train_sampler(self, train_dataset=None):
@@ -47,9 +45,9 @@ class FinetuneTrainer(Trainer):
         where its weight is above 0, the cosine loss of the last hidden states.
         """
         settings, targets = self.settings, inputs.pop("teacher", None)
-        read = {name: inputs.pop(name) for name in INPUTS}
+        model_inputs = {name: inputs.pop(name) for name in INPUTS}
         outputs = model(
-            **{name: read[name] for name in self.takes},
+            **{name: model_inputs[name] for name in self.input_names},
             **inputs,
             output_hidden_states=settings.hidden_weight > 0 and targets is not None,
         )
@@ -60,41 +58,42 @@ class FinetuneTrainer(Trainer):
             )
             if settings.hidden_weight > 0:
                 with torch.no_grad():
-                    taught = self.teacher(
-                        **{name: read[name] for name in inputs_of(self.teacher, INPUTS)}, output_hidden_states=True
+                    teacher_outputs = self.teacher(
+                        **{name: model_inputs[name] for name in inputs_of(self.teacher, INPUTS)},
+                        output_hidden_states=True,
                     )
                 loss = loss + settings.hidden_weight * hidden_cosine_loss(
-                    outputs.hidden_states[-1], taught.hidden_states[-1], read["attention_mask"]
+                    outputs.hidden_states[-1], teacher_outputs.hidden_states[-1], model_inputs["attention_mask"]
                 )
         return (loss, outputs) if return_outputs else loss
 
 
-def scored(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, batch: int, what: str) -> Measured:
+def score_model(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, batch: int, what: str) -> Measured:
     """Return the task's figures on its dev sets.
 
     The figures of a second dev set have its name before theirs.
     """
-    found: Measured = {}
+    figures: Measured = {}
     for number, (split, (features, gold)) in enumerate(sets.dev.items()):
         outputs = predict(model, features, collator, batch, f"{what}, {split}")
         if not all(np.isfinite(output).all() for output in outputs):
             raise UserError(
-                f"{what}: the model's outputs are no numbers, it has diverged; a lower finetune.learning_rate in "
+                f"{what}: the model has diverged (its outputs are not finite); lower finetune.learning_rate and choose "
                 "another --output"
             )
         if task.spans:
             questions, spans = cast(tuple[Questions, Spans], gold)
-            part = squad_scores(
+            split_figures = squad_scores(
                 questions, postprocess_spans(questions, spans, [o[0] for o in outputs], [o[1] for o in outputs])
             )
         else:
-            part = scores(task.metrics, np.stack(outputs), cast(np.ndarray, gold))
-        found |= (
-            part
+            split_figures = scores(task.metrics, np.stack(outputs), cast(np.ndarray, gold))
+        figures |= (
+            split_figures
             if number == 0
-            else {f"{split.removeprefix('validation_')}_{name}": value for name, value in part.items()}
+            else {f"{split.removeprefix('validation_')}_{name}": value for name, value in split_figures.items()}
         )
-    return found
+    return figures
 
 
 class _Bar(TrainerCallback):
@@ -103,12 +102,12 @@ class _Bar(TrainerCallback):
     def __init__(self, bar):
         self.bar = bar
 
-    def on_train_begin(self, args, state, control, **more):
+    def on_train_begin(self, args, state, control, **kwargs):
         skip(self.bar, state.global_step)
 
-    def on_step_end(self, args, state, control, **more):
+    def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
-        if state.global_step % GIVE_BACK_EVERY == 0:
+        if state.global_step % TRIM_HEAP_EVERY == 0:
             trim_heap()
         if state.log_history:
             self.bar.set_postfix(loss=f"{state.log_history[-1].get('loss', 0):.3f}")

@@ -16,14 +16,14 @@ PIPELINES = {
 }
 
 
-def front_matter(head: str, **more: str) -> str:
+def front_matter(head: str, **extra: str) -> str:
     """Return the YAML that a model card begins with.
 
     Args:
         head: A key of PIPELINES.
-        more: Further keys, such as the license where it is known.
+        extra: Further keys, such as the license where it is known.
     """
-    entries = {"library_name": "transformers", "pipeline_tag": PIPELINES[head]} | more
+    entries = {"library_name": "transformers", "pipeline_tag": PIPELINES[head]} | extra
     return "---\n" + "".join(f"{key}: {value}\n" for key, value in entries.items()) + "---\n\n"
 
 
@@ -36,8 +36,8 @@ def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str
         + table(
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
         )
-        + "\n\nHeld-out figures are for this run's own held-out documents and masks.\n\n## Data\n\n"
-        f"fingerprint `{fingerprint}`\n\n"
+        + "\n\nHeld-out figures refer to the held-out documents and masks of this run.\n\n## Data\n\n"
+        f"Fingerprint: `{fingerprint}`\n\n"
         "## Recipe\n\n```json\n" + json_text(_without_folders(recipe), indent=2) + "\n```\n"
     )
 
@@ -70,11 +70,13 @@ def put_section(card: Path, heading: str, text: str) -> None:
 
     It replaces the section of that name if there is one, and creates the file if there is none.
     """
-    before = card.read_text(encoding="utf-8") if card.is_file() else ""
-    new = f"## {heading}\n\n{text.strip()}\n"
-    there = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", before, flags=re.M | re.S)
-    if there:
-        after = before[: there.start()] + new + ("\n" if before[there.end() :] else "") + before[there.end() :]
+    old_text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    section = f"## {heading}\n\n{text.strip()}\n"
+    match = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", old_text, flags=re.M | re.S)
+    if match:
+        new_text = (
+            old_text[: match.start()] + section + ("\n" if old_text[match.end() :] else "") + old_text[match.end() :]
+        )
     else:
-        after = (before.rstrip("\n") + "\n\n" if before else "") + new
-    card.write_text(after, encoding="utf-8")
+        new_text = (old_text.rstrip("\n") + "\n\n" if old_text else "") + section
+    card.write_text(new_text, encoding="utf-8")

@@ -17,7 +17,7 @@ class Section:
         text: Paragraphs, with `code` in backticks.
         rows: The rows of `table`.
         columns: The columns of `table`.
-        emphasised: The numbers of rows that stand out.
+        emphasized: The numbers of rows that stand out.
         pictures: Maps a caption to a PNG file in the page's folder.
     """
 
@@ -25,7 +25,7 @@ class Section:
     text: str = ""
     rows: list[dict] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
-    emphasised: tuple[int, ...] = ()
+    emphasized: tuple[int, ...] = ()
     pictures: dict[str, Path] = field(default_factory=dict)
 
 
@@ -88,7 +88,7 @@ def _section_html(section: Section) -> str:
         head = "".join(f"<th{k}>{_inline(text)}</th>" for k, text in zip(kind, section.columns.values(), strict=True))
         lines = []
         for i, line in enumerate(cells):
-            mark = ' class="mark"' if i in section.emphasised else ""
+            mark = ' class="mark"' if i in section.emphasized else ""
             lines.append(
                 f"<tr{mark}>"
                 + "".join(f"<td{k}>{_inline(text)}</td>" for k, text in zip(kind, line, strict=True))

@@ -25,28 +25,30 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
     plt = _pyplot()
 
     terms = [name for name in history[0] if name not in ("step", "tokens", "loss", "mlm")]
-    taught = bool(terms)
-    figure, panels = plt.subplots(1, 1 + taught, figsize=(6 + 4 * taught, 4.5), layout="constrained", squeeze=False)
+    panel_count = 2 if terms else 1
+    figure, panels = plt.subplots(
+        1, panel_count, figsize=(2 + 4 * panel_count, 4.5), layout="constrained", squeeze=False
+    )
     million = [row["tokens"] / 1e6 for row in history]
-    guessing = panels[0][0]
-    guessing.plot(
+    mlm_axes = panels[0][0]
+    mlm_axes.plot(
         million, [row["mlm"] for row in history], label="training", linewidth=1, alpha=0.5, color="tab:orange"
     )
     for (name, rows), style in zip(heldout.items(), ("ko-", "k^--", "ks:", "kd-.") * len(heldout), strict=False):
-        guessing.plot(
+        mlm_axes.plot(
             [row["tokens"] / 1e6 for row in rows],
             [row["mlm_loss"] for row in rows],
             style,
-            label=f"held out {name}".strip(),
+            label=f"held-out {name}".strip(),
             markersize=4,
             linewidth=1,
         )
-    guessing.set(ylabel="masked-LM loss (nats a masked token)")
-    if taught:
+    mlm_axes.set(ylabel="masked-LM loss (nats per masked token)")
+    if terms:
         for name in terms:
             label = {"kl": "KL (T² · nats per token)", "cosine": "cosine distance"}.get(name, name)
             panels[0][1].plot(million, [row[name] for row in history], label=label, linewidth=1)
-        panels[0][1].set(ylabel="distance from the teacher, training", ylim=(0, None))
+        panels[0][1].set(ylabel="distance from the teacher (training)", ylim=(0, None))
     for axes in panels[0]:
         axes.set(xlabel="tokens (million)")
         axes.grid(alpha=0.3)
@@ -78,9 +80,9 @@ def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
                 markersize=4,
                 linewidth=1.2,
             )
-        axes.set(title=f"held out: {kind.removeprefix('heldout_').replace('_', ' ')}", xlabel="tokens (million)")
+        axes.set(title=f"held-out: {kind.removeprefix('heldout_').replace('_', ' ')}", xlabel="tokens (million)")
         axes.grid(alpha=0.3)
-    panels[0][0].set(ylabel="masked-LM loss (nats a masked token)")
+    panels[0][0].set(ylabel="masked-LM loss (nats per masked token)")
     panels[0][-1].legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -98,12 +100,12 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
         len(sets), 3, figsize=(13, 3.4 * len(sets)), layout="constrained", squeeze=False, sharex=True
     )
     names = (
-        "masked-LM loss (nats a masked token)",
-        "KL from the teacher (nats a token)",
-        "first guess is the teacher's (share)",
+        "masked-LM loss (nats per masked token)",
+        "KL divergence from the teacher (nats per token)",
+        "top-1 agreement with the teacher (share)",
     )
     for line, name in zip(panels, sets, strict=True):
-        for number, (axes, what) in enumerate(zip(line, names, strict=True)):
+        for number, (axes, axis_label) in enumerate(zip(line, names, strict=True)):
             for label, rows in curves.items():
                 axes.plot(
                     [row[0] for row in rows],
@@ -113,7 +115,7 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
                     linewidth=1,
                     label=label,
                 )
-            axes.set(ylabel=what, title=name or "the corpus's own held-out documents")
+            axes.set(ylabel=axis_label, title=name or "the corpus's held-out documents")
             axes.grid(alpha=0.3)
         line[0].legend()
     for axes in panels[-1]:
@@ -122,12 +124,12 @@ def race_plot(curves: dict[str, list], path: Path) -> None:
     plt.close(figure)
 
 
-def bars_plot(values: dict[str, float], what: str, path: Path, marked: tuple[str, ...] = ()) -> None:
+def bars_plot(values: dict[str, float], axis_label: str, path: Path, marked: tuple[str, ...] = ()) -> None:
     """Write a PNG with one horizontal bar per label, in the order given, each with its value.
 
     Args:
         values: The value of each label.
-        what: The label of the axis.
+        axis_label: The label of the axis.
         path: The file to write.
         marked: The labels whose bars stand out.
     """
@@ -141,7 +143,7 @@ def bars_plot(values: dict[str, float], what: str, path: Path, marked: tuple[str
         bars, labels=[f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in values.values()], padding=4
     )
     axes.invert_yaxis()
-    axes.set(xlabel=what, xlim=(0, 1.12 * max(values.values())))
+    axes.set(xlabel=axis_label, xlim=(0, 1.12 * max(values.values())))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -165,14 +167,14 @@ def points_plot(
     figure, axes = plt.subplots(figsize=(10, max(4.5, 0.26 * len(points) + 1)), layout="constrained")
     # Points lie in clusters, where labels next to them would cover each other. So the labels form a
     # column at the right, in the points' own order, with a line to each point.
-    for place, (label, (x, y)) in enumerate(sorted(points.items(), key=lambda point: point[1][1])):
-        colour = "tab:blue" if label in marked else "gray"
-        axes.plot(x, y, "o", color=colour, markersize=6)
-        line = {"arrowstyle": "-", "color": colour, "alpha": 0.35, "relpos": (0, 0.5)}
+    for row, (label, (x, y)) in enumerate(sorted(points.items(), key=lambda point: point[1][1])):
+        color = "tab:blue" if label in marked else "gray"
+        axes.plot(x, y, "o", color=color, markersize=6)
+        line = {"arrowstyle": "-", "color": color, "alpha": 0.35, "relpos": (0, 0.5)}
         axes.annotate(
             label,
             (x, y),
-            xytext=(1.03, (place + 0.5) / len(points)),
+            xytext=(1.03, (row + 0.5) / len(points)),
             textcoords="axes fraction",
             fontsize=8,
             va="center",

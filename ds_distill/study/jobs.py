@@ -72,11 +72,11 @@ class Step:
 
         The models that earlier steps made are looked up at the call.
         """
-        own = ["--model", str(_made(self.model))] if self.model else []
+        model_options = ["--model", str(_resolve_model(self.model))] if self.model else []
         return [
             *self.words,
-            *own,
-            *(["--teacher", str(_made(self.teacher))] if self.teacher else []),
+            *model_options,
+            *(["--teacher", str(_resolve_model(self.teacher))] if self.teacher else []),
             "--output",
             str(self.output),
         ]
@@ -86,23 +86,25 @@ class Step:
         words = self.command()
         # launch.sh knows no command but distill, so that word is left out.
         return (
-            [*starter_words(self.starter), *words[1:]] if self.starter else [sys.executable, "-m", "ds_distill", *words]
+            [*split_launch_command(self.starter), *words[1:]]
+            if self.starter
+            else [sys.executable, "-m", "ds_distill", *words]
         )
 
 
-def _made(where: str | Path) -> str | Path:
+def _resolve_model(source: str | Path) -> str | Path:
     """Return the folder of the model that a step made.
 
     The path is relative to the step's folder under its present name, which may differ from the one
     at the time of the step.
     """
-    if not isinstance(where, Path):
-        return where
-    made = json.loads((where / "summary.json").read_text(encoding="utf-8"))
-    return where / (os.path.relpath(made["export"], made["output"]) if "output" in made else "export")
+    if not isinstance(source, Path):
+        return source
+    summary = json.loads((source / "summary.json").read_text(encoding="utf-8"))
+    return source / (os.path.relpath(summary["export"], summary["output"]) if "output" in summary else "export")
 
 
-def starter_words(starter: str) -> list[str]:
+def split_launch_command(starter: str) -> list[str]:
     """Return the words of a command that starts distillations, with ~ expanded.
 
     Raises:
@@ -111,7 +113,7 @@ def starter_words(starter: str) -> list[str]:
     return [os.path.expanduser(word) for word in shlex.split(starter)]
 
 
-def folder_of(name: str) -> str:
+def make_folder_name(name: str) -> str:
     """Return a name as the name of a folder, with nothing in it that leads to another folder."""
     return re.sub(r"[^\w.-]+|^\.+$", "_", name)
 
@@ -130,25 +132,25 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
     """
     waiting = [step for step in steps if not step.done]
     jobs, running = max(1, min(jobs, len(waiting))), dict[int, tuple[Step, subprocess.Popen]]()  # by slot
-    with _asked_to_end() as asked, progress(len(steps), "study", "step", initial=len(steps) - len(waiting)) as bar:
+    with _collect_signals() as signals, progress(len(steps), "study", "step", initial=len(steps) - len(waiting)) as bar:
         try:
             while waiting or running:
                 _start_more(running, waiting, jobs, logs)
                 bar.set_postfix_str(", ".join(step.what for step, _ in running.values()))
                 shown = time.monotonic()
-                while not asked and all(process.poll() is None for _, process in running.values()):
+                while not signals and all(process.poll() is None for _, process in running.values()):
                     time.sleep(0.1)
                     if jobs > 1 and on_terminal() and time.monotonic() - shown > 2:
                         bar.refresh()
                         shown = time.monotonic()
-                if signal.SIGINT in asked:
+                if signal.SIGINT in signals:
                     raise KeyboardInterrupt
-                if asked:
-                    raise UserError("study: ended by SIGTERM; the same command goes on from there")
+                if signals:
+                    raise UserError("study: terminated by SIGTERM; repeat the command to resume")
                 for slot, (step, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
-                        _check(step, process.returncode, _log_of(step, logs) if jobs > 1 else None)
+                        _check_done(step, process.returncode, _get_log_file(step, logs) if jobs > 1 else None)
                         bar.update()
         except BaseException:
             for _, process in running.values():
@@ -159,26 +161,26 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
 
 
 @contextlib.contextmanager
-def _asked_to_end() -> Iterator[list[int]]:
+def _collect_signals() -> Iterator[list[int]]:
     """Yield a list that SIGTERM and the first Ctrl-C fill.
 
     An exception at any moment could come after a step has started and before it is registered.
     """
-    asked: list[int] = []
+    signals: list[int] = []
 
-    def ask(number: int, _) -> None:
-        asked.append(number)
+    def collect(number: int, _) -> None:
+        signals.append(number)
         if number == signal.SIGINT:
             signal.signal(number, before[number])
 
     # Where a shell has SIGINT ignored, it stays ignored.
-    heard = [
+    watched = [
         signal.SIGTERM,
         *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else []),
     ]
-    before: dict[int, Any] = {number: signal.signal(number, ask) for number in heard}
+    before: dict[int, Any] = {number: signal.signal(number, collect) for number in watched}
     try:
-        yield asked
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -201,12 +203,13 @@ def _start_more(running: dict, waiting: list[Step], jobs: int, logs: Path) -> No
             waiting.remove(step)
     if not running:
         raise UserError(
-            f"study: {waiting[0].what}: what it starts from is not there: {', '.join(map(str, waiting[0].needs))}"
+            f"study: {waiting[0].what}: its inputs do not exist: {', '.join(map(str, waiting[0].needs))}; repeat the "
+            "command after restoring them"
         )
 
 
-def _log_of(step: Step, logs: Path) -> Path:
-    return logs / f"{folder_of(step.what)}.log"
+def _get_log_file(step: Step, logs: Path) -> Path:
+    return logs / f"{make_folder_name(step.what)}.log"
 
 
 def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
@@ -221,16 +224,16 @@ def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
         log(f"\n{typed}")
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
     if not step.starter:
-        environment |= _share(slot, jobs)
+        environment |= _make_environment(slot, jobs)
     logs.mkdir(parents=True, exist_ok=True)
-    with open(_log_of(step, logs), "a", encoding="utf-8") as log_file:
+    with open(_get_log_file(step, logs), "a", encoding="utf-8") as log_file:
         log_file.write(f"{typed}\n")
-        log(f"\n{typed}\n  (what it says: {log_file.name})")
+        log(f"\n{typed}\n  (log file: {log_file.name})")
         log_file.flush()
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log_file, env=environment)
 
 
-def _share(slot: int, jobs: int) -> dict[str, str]:
+def _make_environment(slot: int, jobs: int) -> dict[str, str]:
     """Return the environment that gives a job its share of the cores, and a GPU where there are any."""
     import torch
 
@@ -243,7 +246,7 @@ def _share(slot: int, jobs: int) -> dict[str, str]:
     return share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 
 
-def _check(step: Step, status: int, log_file: Path | None) -> None:
+def _check_done(step: Step, status: int, log_file: Path | None) -> None:
     """Raise UserError unless the step is done.
 
     Launchers may end with status 0 although a rank was killed, and a folder shared by hosts may
@@ -255,9 +258,9 @@ def _check(step: Step, status: int, log_file: Path | None) -> None:
     if step.done:
         return
     if log_file:
-        said = log_file.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
-        log("\n" + "\n".join([line for line in said if line.strip()][-TAIL:]))
-    why = f"ended with status {status}" if status else f"ended without {step.output / 'summary.json'}"
+        output_lines = log_file.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
+        log("\n" + "\n".join([line for line in output_lines if line.strip()][-TAIL:]))
+    reason = f"ended with status {status}" if status else f"ended without writing {step.output / 'summary.json'}"
     raise UserError(
-        f"study: {step.what} {why}{f' ({log_file})' if log_file else ''}; the same command goes on from there"
+        f"study: {step.what} {reason}{f' (see {log_file})' if log_file else ''}; repeat the command to resume"
     )

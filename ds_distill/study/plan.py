@@ -19,21 +19,21 @@ from ds_distill.config.renamed import name_of_today
 from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import CHECKOUT, Recipe, shipped
-from ds_distill.study.jobs import Step, folder_of, run_steps, starter_words
-from ds_distill.tasks.catalog import TASKS, task_of
+from ds_distill.study.jobs import Step, make_folder_name, run_steps, split_launch_command
+from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import split_files
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError, did_you_mean, expand_user
 from ds_distill.utils.files import write_json
 
 TEACHER, TASK_DISTILLATION = "teacher", "task distillation"
-ROOMS = tuple(f"{room.name}." for room in fields(Recipe))
+SECTION_PREFIXES = tuple(f"{room.name}." for room in fields(Recipe))
 SETTINGS = tuple(
     f"{room.name}.{setting.name}" for room in fields(Recipe) for setting in fields(getattr(Recipe(), room.name))
 )
 FINETUNE_SETTINGS = tuple(setting.name for setting in fields(FinetuneConfig))
 # These are the settings that `prepare` reads.
-READ = (
+PREPARE_SETTINGS = (
     "data.mode",
     "data.sequence_length",
     "data.heldout_fraction",
@@ -44,7 +44,7 @@ READ = (
 )
 # These settings decide a text's tokens. The seed decides which of its documents are held out; there
 # the base's seed counts.
-TOKENS = READ[:4]
+TOKEN_SETTINGS = PREPARE_SETTINGS[:4]
 
 
 @dataclass
@@ -82,110 +82,128 @@ class Study:
         self.base = str(shipped(self.base))
 
     @classmethod
-    def of(cls, plan: dict) -> Study:
+    def from_dict(cls, plan: dict) -> Study:
         """Return the study that study.json holds; raise UserError where an earlier version wrote it."""
         if old := [key for key in plan if name_of_today(key)]:
             raise UserError(
-                f"study.json is of an earlier version: {old[0]} is {name_of_today(old[0])} now; "
-                "begin the study again in a new --output"
+                f"study.json was written by an earlier version: {old[0]} is now {name_of_today(old[0])}; begin the "
+                "study again in a new --output"
             )
         return cls(**{name: value for name, value in plan.items() if name in cls.__dataclass_fields__})
 
-    def finetune_of(self, task: str) -> tuple[int, dict]:
+    def get_finetune_settings(self, task: str) -> tuple[int, dict]:
         """Return how many seeds a task's fine-tunings have, and their settings."""
-        found = (
+        settings = (
             {"seeds": self.seeds}
             | {key: value for key, value in self.finetune.items() if key not in TASKS}
             | (self.finetune.get(task) or {})
         )
-        return found.pop("seeds"), found
+        return settings.pop("seeds"), settings
 
     def check(self) -> None:
         """Raise UserError for mistakes that would end the study hours later.
 
         Examples are a task without files and a setting that does not exist.
         """
-        if odd := [name for name, own in self.finetune.items() if name in TASKS and not isinstance(own or {}, dict)]:
+        if malformed := [
+            name
+            for name, task_settings in self.finetune.items()
+            if name in TASKS and not isinstance(task_settings or {}, dict)
+        ]:
             raise UserError(
-                f"finetune: {odd[0]}: {self.finetune[odd[0]]!r}: a task's settings go by name, such as {{epochs: 3}}"
+                f"finetune: {malformed[0]}: {self.finetune[malformed[0]]!r}: must map names of settings to values, "
+                "such as {epochs: 3}"
             )
         for name in self.tasks:
-            task, (seeds, settings) = task_of(name), self.finetune_of(name)
+            task, (seeds, settings) = get_task(name), self.get_finetune_settings(name)
             if type(seeds) is not int or seeds < 1:
-                raise UserError(f"seeds of {name}: {seeds!r}: a whole number, 1 or more")
+                raise UserError(f"seeds of {name} = {seeds!r}: must be a whole number, 1 or more")
             for key in settings:
                 if key not in FINETUNE_SETTINGS:
                     raise UserError(
-                        f"finetune: {key}: no such setting{did_you_mean(key, FINETUNE_SETTINGS)} "
-                        f"({', '.join(FINETUNE_SETTINGS)})"
+                        f"finetune: {key}: no such setting{did_you_mean(key, FINETUNE_SETTINGS)}; the settings are "
+                        f"{', '.join(FINETUNE_SETTINGS)}"
                     )
             try:
                 FinetuneConfig(**settings).check()
             except TypeError as error:
-                raise UserError(f"finetune of {name}: {settings}: not all of these are numbers ({error})") from None
+                raise UserError(
+                    f"finetune of {name}: {settings}: a value that must be a number is not one ({error})"
+                ) from None
             if self.data:
                 for split in ("train", *task.validation):
                     split_files(expand_user(self.data) / name, split)
         for name, changes in self.students.items():
             for key in changes:
-                if not key.startswith(ROOMS):
+                if not key.startswith(SECTION_PREFIXES):
                     raise UserError(
-                        f"students: {name}: {key}: a dotted setting of the recipe, such as losses.kl, is what "
-                        "a student may differ in"
+                        f"students: {name}: {key}: a student may differ only in dotted settings of the recipe, such as "
+                        "losses.kl"
                     )
                 if key not in SETTINGS:
                     raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
-        if twice := {name for name in self.tasks if self.tasks.count(name) > 1}:
-            raise UserError(f"tasks: {', '.join(sorted(twice))}: named twice")
+        if duplicates := {name for name in self.tasks if self.tasks.count(name) > 1}:
+            raise UserError(f"tasks: {', '.join(sorted(duplicates))}: given twice; remove one")
         for name in self.task_distillation:
             if name not in self.students:
-                raise UserError(f"task_distillation: {name}: not among the students ({', '.join(self.students)})")
+                raise UserError(
+                    f"task_distillation: {name}: not a student of this study; the students are "
+                    f"{', '.join(self.students)}"
+                )
         if self.task_distillation and not self.include_teacher:
-            raise UserError("task_distillation: needs the fine-tuned teacher: include_teacher must be true")
+            raise UserError("task_distillation: needs the fine-tuned teacher; set include_teacher to true")
         if not self.students:
-            raise UserError("students is empty: name at least one, `distilled: {}`")
+            raise UserError("students is empty; name at least one, such as `distilled: {}`")
         if not all(name.strip() for name in self.students):
-            raise UserError("students: one has an empty name: write one")
+            raise UserError("students: one of the names is empty; write a name")
         folders: dict[str, str] = {}
         for name in [
             TEACHER,
             *self.students,
             *(f"{student}, {TASK_DISTILLATION}" for student in self.task_distillation),
         ]:
-            other = folders.setdefault(folder_of(name), name)
+            other = folders.setdefault(make_folder_name(name), name)
             if other != name or (name == TEACHER and name in self.students):
                 raise UserError(
-                    f"students: {name!r} and {other!r} would share the folder {folder_of(name)}: rename one"
+                    f"students: {name!r} and {other!r} would share the folder {make_folder_name(name)}; rename "
+                    "one of them"
                 )
         if not Path(self.base).is_file():
-            raise UserError(f"base: {self.base}: no such recipe, here or in {CHECKOUT}")
+            raise UserError(f"base: {self.base}: no such recipe, neither in the current folder nor in {CHECKOUT}")
         for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
             if not value:
-                raise UserError(f"{key} is missing")
+                raise UserError(f"{key} is missing; give it on the command line or in the plan")
         try:
-            starter = starter_words(self.launch)
+            starter = split_launch_command(self.launch)
         except ValueError as error:
             raise UserError(f"--launch {self.launch}: {error}") from None
         if self.jobs < 1:
-            raise UserError(f"--jobs {self.jobs}: how many steps run side by side, 1 or more")
+            raise UserError(f"--jobs {self.jobs}: the number of steps that run in parallel must be at least 1")
         if starter and not shutil.which(starter[0]):
             raise UserError(
-                f"--launch {self.launch}: no such command; ./launch.sh is this project's, for all GPUs of a machine"
+                f"--launch {self.launch}: no such command; this project's launcher for all GPUs of a machine is "
+                "./launch.sh"
             )
 
 
-def steps_of(study: Study, output: Path) -> list[Step]:
+def make_steps(study: Study, output: Path) -> list[Step]:
     """Return the steps of a study, in order.
 
     Students that read text in the same way share its tokens.
     """
     recipe, corpus, tokens = ("--config", study.base), ("--corpus", *study.corpus), output / "tokens"
     heldout = ("--heldout", *study.heldout) if study.heldout else ()
-    shared = [name for name, changes in study.students.items() if not any(key in TOKENS for key in changes)]
-    unread = any(not (output / "students" / folder_of(name) / "summary.json").is_file() for name in shared)
+    sharing = [name for name, changes in study.students.items() if not any(key in TOKEN_SETTINGS for key in changes)]
+    is_unread = any(not (output / "students" / make_folder_name(name) / "summary.json").is_file() for name in sharing)
     steps = (
-        [Step("prepare the text", tokens, ("prepare", "--tokenizer", study.teacher, *corpus, *_reading(study.base)))]
-        if unread
+        [
+            Step(
+                "prepare the text",
+                tokens,
+                ("prepare", "--tokenizer", study.teacher, *corpus, *_prepare_options(study.base)),
+            )
+        ]
+        if is_unread
         else []
     )
     for name, changes in study.students.items():
@@ -194,18 +212,18 @@ def steps_of(study: Study, output: Path) -> list[Step]:
             for key, value in changes.items()
             for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
         ]
-        text = ("--tokens", str(tokens)) if name in shared else corpus
+        text = ("--tokens", str(tokens)) if name in sharing else corpus
         steps.append(
             Step(
-                f"distil {name}",
-                output / "students" / folder_of(name),
+                f"distill {name}",
+                output / "students" / make_folder_name(name),
                 ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
-                after=(tokens,) if name in shared else (),
+                after=(tokens,) if name in sharing else (),
                 starter=study.launch,
             )
         )
     for task in study.tasks:
-        seeds, tuning = study.finetune_of(task)
+        seeds, task_settings = study.get_finetune_settings(task)
         words = (
             "finetune",
             "--task",
@@ -213,19 +231,19 @@ def steps_of(study: Study, output: Path) -> list[Step]:
             "--seeds",
             str(seeds),
             *(["--data", str(Path(study.data) / task)] if study.data else []),
-            *(word for key, value in tuning.items() for word in (f"--finetune.{key}", str(value))),
+            *(word for key, value in task_settings.items() for word in (f"--finetune.{key}", str(value))),
         )
         folder = output / "tasks" / task
         if study.include_teacher:
             steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher, seeds=seeds))
         for name in study.students:
-            student = output / "students" / folder_of(name)
-            steps.append(Step(f"{task}, {name}", folder / folder_of(name), words, model=student, seeds=seeds))
+            student = output / "students" / make_folder_name(name)
+            steps.append(Step(f"{task}, {name}", folder / make_folder_name(name), words, model=student, seeds=seeds))
             if name in study.task_distillation:
                 steps.append(
                     Step(
                         f"{task}, {name}, {TASK_DISTILLATION}",
-                        folder / folder_of(f"{name}, {TASK_DISTILLATION}"),
+                        folder / make_folder_name(f"{name}, {TASK_DISTILLATION}"),
                         words,
                         model=student,
                         teacher=folder / TEACHER,
@@ -235,20 +253,20 @@ def steps_of(study: Study, output: Path) -> list[Step]:
     return steps
 
 
-def _reading(base: str) -> list[str]:
+def _prepare_options(base: str) -> list[str]:
     """Return the base recipe's settings that `prepare` reads, as words of a command.
 
     A recipe may also hold a teacher and texts, which `prepare` does not take.
     """
-    where = f"base: {base}"
-    recipe = load_keys(read_recipe(Path(base), where), where)
+    place = f"base: {base}"
+    recipe = load_keys(read_recipe(Path(base), place), place)
     # A section that is not a mapping is reported when the recipe itself is read.
     sections = {room: section if isinstance(section, dict) else {} for room, section in recipe.items()}
-    found = {key: sections.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in READ}
-    return [word for key, value in found.items() if isinstance(value, str) for word in (f"--{key}", value)]
+    settings = {key: sections.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in PREPARE_SETTINGS}
+    return [word for key, value in settings.items() if isinstance(value, str) for word in (f"--{key}", value)]
 
 
-def _kept_of(base: str) -> object:
+def _load_base(base: str) -> object:
     """Return what study.json keeps of the base.
 
     That is the recipe as PyYAML reads it, because earlier studies were kept that way, or as this
@@ -272,7 +290,7 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
             command's turn comes.
     """
     study.check()
-    steps, recipes = steps_of(study, output), {}
+    steps, recipes = make_steps(study, output), {}
     for step in steps:
         try:
             recipes[step.what] = check_command([*step.words, "--output", str(step.output)])
@@ -280,19 +298,19 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
             raise UserError(f"{step.what}: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
-    asked = json.loads(json.dumps(asdict(study) | {"recipe": _kept_of(study.base)}, default=str))
-    del asked["launch"], asked["jobs"]  # How the study is run may change.
-    if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != asked:
-        if changed := _changed(_at_home(before), asked):
+    record = json.loads(json.dumps(asdict(study) | {"recipe": _load_base(study.base)}, default=str))
+    del record["launch"], record["jobs"]  # How the study is run may change.
+    if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != record:
+        if changed := _get_changed_keys(_expand_home(before), record):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
     _read_tasks(study, steps)
     students = [
         (step.what, cast(Recipe, recipes[step.what])) for step in steps if step.words[0] == "distill" and not step.done
     ]
     _check_teacher(study, students)
-    write_json(plan, asked)
+    write_json(plan, record)
     run_steps(steps, study.jobs, output / "logs")
-    return {"output": str(output), "rows": rows_of(study, output)}
+    return {"output": str(output), "rows": collect_rows(study, output)}
 
 
 def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
@@ -303,18 +321,18 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
     """
     if not students:
         return
-    with spinner("looking at the teacher"):
+    with spinner("checking the teacher"):
         # This module imports torch, and a report need not wait for that.
         from ds_distill.models.folder import find_model_folder
         from ds_distill.preflight.models import check_teacher_fits, check_whole
 
-        teacher, started = find_model_folder(study.teacher), []
+        teacher, tied = find_model_folder(study.teacher), []
         for what, recipe in students:
             try:
-                started.append(check_teacher_fits(teacher, recipe))
+                tied.append(check_teacher_fits(teacher, recipe))
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
-        check_whole(teacher, tied=any(started))
+        check_whole(teacher, tied=any(tied))
 
 
 def _read_tasks(study: Study, steps: list[Step]) -> None:
@@ -324,35 +342,35 @@ def _read_tasks(study: Study, steps: list[Step]) -> None:
     for task in study.tasks:
         if any(step.words[:3] == ("finetune", "--task", task) and not step.done for step in steps):
             with spinner(f"reading {task}"):
-                load_data(task_of(task), str(expand_user(study.data) / task) if study.data else None)
+                load_data(get_task(task), str(expand_user(study.data) / task) if study.data else None)
 
 
-def _at_home(plan: dict) -> dict:
+def _expand_home(plan: dict) -> dict:
     """Return the plan with ~ expanded; earlier plans kept it as it was written."""
     paths = {
         key: value if isinstance(value, list) else [value]
         for key in ("teacher", "data", "corpus", "heldout")
         if (value := plan.get(key))
     }
-    whole = {key: [os.path.expanduser(path) for path in value] for key, value in paths.items()}
-    return plan | {key: value if isinstance(plan[key], list) else value[0] for key, value in whole.items()}
+    expanded = {key: [os.path.expanduser(path) for path in value] for key, value in paths.items()}
+    return plan | {key: value if isinstance(plan[key], list) else value[0] for key, value in expanded.items()}
 
 
-def _changed(before: dict, now: dict) -> list[str]:
+def _get_changed_keys(before: dict, now: dict) -> list[str]:
     """Return the keys under which a plan differs from the earlier one.
 
     Students, tasks with their settings, seeds and task distillations may be added.
     """
-    earlier, later = Study.of(before), Study.of(now)
-    kept = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "task_distillation")}
-    kept["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
-    pairs = [(earlier.finetune_of(task), later.finetune_of(task)) for task in earlier.tasks]
-    kept["finetune"] = kept["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
-    kept["base"] = True  # The base may move; its content is under `recipe`.
-    return [key for key in now if before.get(key) != now[key] and not kept.get(key)]
+    earlier, later = Study.from_dict(before), Study.from_dict(now)
+    compatible = {key: set(before[key]) <= set(now[key]) for key in ("tasks", "task_distillation")}
+    compatible["students"] = all(now["students"].get(name) == changes for name, changes in before["students"].items())
+    pairs = [(earlier.get_finetune_settings(task), later.get_finetune_settings(task)) for task in earlier.tasks]
+    compatible["finetune"] = compatible["seeds"] = all(old == new and few <= many for (few, old), (many, new) in pairs)
+    compatible["base"] = True  # The base may move; its content is under `recipe`.
+    return [key for key in now if before.get(key) != now[key] and not compatible.get(key)]
 
 
-def rows_of(study: Study, output: Path) -> list[dict]:
+def collect_rows(study: Study, output: Path) -> list[dict]:
     """Return one row per model, with its held-out figures and its task scores.
 
     The held-out figures are those of the pretraining, and each score comes with its seeds. What has
@@ -366,24 +384,24 @@ def rows_of(study: Study, output: Path) -> list[dict]:
     ]
     for name in [*([TEACHER] if study.include_teacher else []), *names]:
         row: dict = {"model": name, "tasks": {}}
-        made = output / "students" / folder_of(name) / "summary.json"
-        if made.is_file():
+        summary_file = output / "students" / make_folder_name(name) / "summary.json"
+        if summary_file.is_file():
             keys = ("tokens", "tokens_per_second", "parameters")
             row |= {
                 key: value
-                for key, value in json.loads(made.read_text(encoding="utf-8")).items()
+                for key, value in json.loads(summary_file.read_text(encoding="utf-8")).items()
                 if "heldout" in key or key in keys
             }
         for task in study.tasks:
-            file = output / "tasks" / task / folder_of(name) / "summary.json"
+            file = output / "tasks" / task / make_folder_name(name) / "summary.json"
             if file.is_file():
-                found = json.loads(file.read_text(encoding="utf-8"))
+                summary = json.loads(file.read_text(encoding="utf-8"))
                 row["tasks"][task] = {
-                    key: found[key]
+                    key: summary[key]
                     for key in ("metric", "metrics", "seeds", "examples", "truncated", "left_out")
-                    if key in found
+                    if key in summary
                 }
-                if "parameters" in found:
-                    row.setdefault("parameters", found["parameters"])
+                if "parameters" in summary:
+                    row.setdefault("parameters", summary["parameters"])
         rows.append(row)
     return rows

@@ -48,9 +48,9 @@ class Task:
 
 
 def _glue(
-    name: str, texts: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...] = ("accuracy",), **more
+    name: str, texts: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...] = ("accuracy",), **kwargs
 ) -> Task:
-    return Task(name, texts, labels, metrics, ("nyu-mll/glue", name), **more)
+    return Task(name, texts, labels, metrics, ("nyu-mll/glue", name), **kwargs)
 
 
 _ENTAILS = ("entailment", "not_entailment")
@@ -96,8 +96,10 @@ TASKS = {
     )
 }
 
+GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
 
-def plain(name: object) -> str:
+
+def normalize_name(name: object) -> str:
     """Return a name in the form in which names are compared, without case, spaces and marks.
 
     For example, SST-2 becomes sst2. A name of nothing but marks keeps them.
@@ -106,7 +108,7 @@ def plain(name: object) -> str:
     return "".join(c for c in text if unicodedata.category(c)[0] in "LMN") or text
 
 
-def task_of(name: str) -> Task:
+def get_task(name: str) -> Task:
     """Return the task of this name.
 
     Raises:
@@ -114,6 +116,7 @@ def task_of(name: str) -> Task:
     """
     if name not in TASKS:
         raise UserError(
-            f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS)} ({', '.join(TASKS)})"
+            f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS)}; the tasks are "
+            f"{', '.join(TASKS)}"
         )
     return TASKS[name]

@@ -41,10 +41,10 @@ def named_columns(given: str) -> tuple[Path, list[str]]:
     if "#" not in given or expand_user(given).exists():
         return expand_user(given), []
     name, _, columns = given.rpartition("#")
-    found = columns.split(",")
-    if not 1 <= len(found) <= 2 or not all(map(str.strip, (*found, name))):
-        raise UserError(f"--data {given}: behind the # stand one or two columns of text, as in {name}#COLUMN,COLUMN")
-    return expand_user(name), found
+    names = columns.split(",")
+    if not 1 <= len(names) <= 2 or not all(map(str.strip, (*names, name))):
+        raise UserError(f"--data {given}: name one or two text columns after the #, as in {name}#COLUMN,COLUMN")
+    return expand_user(name), names
 
 
 def text_columns(rows: list[dict], given: str) -> list[str]:
@@ -70,10 +70,12 @@ def text_columns(rows: list[dict], given: str) -> list[str]:
     if len(texts) == 1 or _are_numbered(texts):
         return sorted(texts)
     if not texts:
-        raise UserError(f"{given}: columns {', '.join(names)}: needs `label` and one or two of text")
+        raise UserError(
+            f"{given}: the columns are {', '.join(names)}; a column `label` and one or two text columns are needed"
+        )
     raise UserError(
-        f"{given}: its text may be in {', '.join(texts)}; name the one or two columns that the model reads, "
-        f"in their order: {given.rpartition(' ')[-1]}#{','.join(texts[:2])}"
+        f"{given}: the text may be in any of {', '.join(texts)}; name the one or two columns that the model reads, in "
+        f"order: {given.rpartition(' ')[-1]}#{','.join(texts[:2])}"
     )
 
 

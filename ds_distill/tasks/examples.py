@@ -21,9 +21,9 @@ from typing import Any
 from ds_distill.data.csv_rows import CsvRows
 from ds_distill.data.encodings import replace_surrogates
 from ds_distill.data.findings import Findings
-from ds_distill.data.named_rows import AMBIGUOUS, row_of
+from ds_distill.data.named_rows import AMBIGUOUS, make_row
 from ds_distill.tasks.catalog import Task
-from ds_distill.tasks.labels import class_of, number_of
+from ds_distill.tasks.labels import match_class, parse_number
 from ds_distill.utils.console import log, log_share
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
@@ -81,22 +81,25 @@ def split_files(folder: Path, split: str) -> list[Path]:
         [
             file
             for file in sorted(file for pattern in patterns for file in folder.glob(pattern.format(name)))
-            if kind_of(file)
+            if get_file_suffix(file)
         ]
         for name in names
     ]
-    found = next((files for files in by_name if files), [])
-    if len(found) != 1:
-        wanted = " or ".join(f"{name}.*" for name in names)
-        there = (
-            f"it holds {', '.join(file.name for file in found)}"
-            if found
-            else "it holds none"
+    files = next((files for files in by_name if files), [])
+    if len(files) != 1:
+        expected = " or ".join(f"{name}.*" for name in names)
+        problem = (
+            f"but the folder contains {', '.join(file.name for file in files)}"
+            if files
+            else "but the folder contains none"
             if folder.is_dir()
-            else ("that is a file or a pipe" if folder.exists() else "there is no such folder")
+            else ("but that is a file or a pipe" if folder.exists() else "but there is no such folder")
         )
-        raise UserError(f"--data {folder}: one file {wanted} ({', '.join(KINDS)}, .gz and .zst too) is needed, {there}")
-    return found
+        raise UserError(
+            f"--data {folder}: exactly one file {expected} is needed ({', '.join(KINDS)}, plain, .gz or .zst), "
+            f"{problem}"
+        )
+    return files
 
 
 def load_examples(task: Task, split: str, data: str | None) -> Examples:
@@ -107,12 +110,12 @@ def load_examples(task: Task, split: str, data: str | None) -> Examples:
     if data:
         [file] = split_files(expand_user(data), split)
         return read_examples(task, file)
-    rows = from_hub(task, split)
-    labels = [label_of(task, label, f"{task.hub[0]}, {split}, row {row}") for row, label in enumerate(rows["label"])]
+    rows = load_from_hub(task, split)
+    labels = [parse_label(task, label, f"{task.hub[0]}, {split}, row {row}") for row, label in enumerate(rows["label"])]
     return Examples([list(rows[name]) for name in task.texts], labels)
 
 
-def from_hub(task: Task, split: str):
+def load_from_hub(task: Task, split: str):
     """Load a split from the hub, or from its cache on this machine."""
     from datasets import load_dataset
 
@@ -122,8 +125,8 @@ def from_hub(task: Task, split: str):
     except Exception as error:  # Without a network or the split, the library raises whatever breaks first.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--task {task.name}: the hub's {path} cannot be had ({reason}); give --data DIR with train.* and "
-            f"{', '.join(f'{name}.*' for name in task.validation)}"
+            f"--task {task.name}: {path} is unavailable from the hub and its cache ({reason}); give --data DIR with "
+            f"train.* and {', '.join(f'{name}.*' for name in task.validation)}"
         ) from error
 
 
@@ -135,7 +138,7 @@ def read_examples(task: Task, file: Path) -> Examples:
             the file and the line.
     """
     texts, labels, left_out = read_columns(task, file)
-    return Examples(texts, [label_of(task, label, f"{file}, line {line}") for line, label in labels], left_out)
+    return Examples(texts, [parse_label(task, label, f"{file}, line {line}") for line, label in labels], left_out)
 
 
 def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[int, object]], Counter[str]]:
@@ -148,35 +151,36 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
     texts: list[list[str]] = [[] for _ in task.texts]
     labels: list[tuple[int, object]] = []
     left_out: Counter[str] = Counter()
-    for line, row in rows_of(file, task.headless, left_out if task.name == "qqp" else None):
+    for line, row in read_rows(file, task.headless, left_out if task.name == "qqp" else None):
         where = f"{file}, line {line}"
         # A column that already has the hub's name takes precedence.
         row = {hub: row[old] for old, hub in task.original if old in row} | row
         for name in ("label", *task.texts):
             check_value(row, name, where)
         if "label" not in row:
-            raise UserError(f"{where}: no column label; it has {', '.join(map(str, row))}")
+            raise UserError(f"{where}: no column `label`; the columns are {', '.join(map(str, row))}")
         if row["label"] == "-" and not task.regression:
             left_out[UNDECIDED] += 1
             continue
         for column, name in zip(texts, task.texts, strict=True):
             if not isinstance(row.get(name), str):
                 raise UserError(
-                    f"{where}: no text in column {name}, which {task.name} needs; the row has "
+                    f"{where}: no text in column {name}, which {task.name} needs; the columns are "
                     f"{', '.join(map(str, row))}"
                 )
             column.append(replace_surrogates(row[name]))
         labels.append((line, row["label"]))
     if not labels:
         raise UserError(
-            f"{file}: no examples in it{f', all {sum(left_out.values())} rows left out' if left_out else ''}"
+            f"{file}: the file contains no "
+            f"examples{f'; all {sum(left_out.values())} rows were skipped' if left_out else ''}"
         )
     for cause, count in left_out.items():
-        log_share(count, count + len(labels), f"{file}: {count} {cause} left out")
+        log_share(count, count + len(labels), f"{file}: {count} {cause} are skipped")
     return texts, labels, left_out
 
 
-def label_of(task: Task, value: Any, where: str) -> int | float:
+def parse_label(task: Task, value: Any, where: str) -> int | float:
     """Return the class, or the number, of a label as a file has it.
 
     Raises:
@@ -189,17 +193,17 @@ def label_of(task: Task, value: Any, where: str) -> int | float:
             number = math.nan
         if not 0 <= number <= 5:
             hint = "; the hub's test splits have no labels" if number == -1 else ""
-            raise UserError(f"{where}: label {value!r}: {task.name} is scored by a number from 0 to 5{hint}")
+            raise UserError(f"{where}: label {value!r}: the labels of {task.name} are numbers from 0 to 5{hint}")
         return number
-    found = class_of(value, task.labels)
-    if found is None:
+    label_class = match_class(value, task.labels)
+    if label_class is None:
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
-        hint = "; the hub's test splits have no labels" if number_of(value) == -1 else ""
-        raise UserError(f"{where}: label {value!r} is none of {task.name}'s: {known}{hint}")
-    return found
+        hint = "; the hub's test splits have no labels" if parse_number(value) == -1 else ""
+        raise UserError(f"{where}: label {value!r}: not a label of {task.name}, whose labels are {known}{hint}")
+    return label_class
 
 
-def rows_of(
+def read_rows(
     file: Path, headless: tuple[str, ...] = (), left_out: Counter[str] | None = None
 ) -> Iterator[tuple[int, dict]]:
     """Yield (line, row) for each row of a file.
@@ -211,13 +215,13 @@ def rows_of(
     """
     check_not_lfs_pointer(file)
     try:
-        yield from _rows_of(file, headless, left_out)
+        yield from _read_rows(file, headless, left_out)
     except UNREADABLE as error:
-        raise UserError(f"{file}: cannot be read ({error}); it must be whole, in UTF-8") from error
+        raise UserError(f"{file}: cannot be read ({error}); give a complete file in UTF-8") from error
 
 
-def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | None) -> Iterator[tuple[int, dict]]:
-    kind = kind_of(file)
+def _read_rows(file: Path, headless: tuple[str, ...], left_out: Counter[str] | None) -> Iterator[tuple[int, dict]]:
+    kind = get_file_suffix(file)
     if kind == ".parquet":
         import pyarrow.parquet
 
@@ -226,18 +230,18 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
         except pyarrow.ArrowException as error:
             raise UserError(f"{file}: cannot be read ({error})") from error
         return
-    with opened(file) as stream:
+    with open_text(file) as stream:
         if kind in (".jsonl", ".json"):
             for line, text in enumerate(stream, 1):
                 if not text.strip():
                     continue
-                expected = "one JSON object a line is expected"
+                expected = "one JSON object per line is expected"
                 if text.lstrip().startswith("["):  # The array may be on one line or on many.
                     raise UserError(
-                        f"{file}, line {line}: a JSON array; {expected}, which `jq -c '.[]' {file.name}` makes of it"
+                        f"{file}, line {line}: a JSON array; {expected}; convert it: `jq -c '.[]' {file.name}`"
                     )
                 try:
-                    row = json.loads(text, object_pairs_hook=row_of)
+                    row = json.loads(text, object_pairs_hook=make_row)
                 except ValueError as error:
                     raise UserError(f"{file}, line {line}: not JSON ({error}); {expected}") from error
                 if not isinstance(row, dict):
@@ -259,10 +263,10 @@ def _rows_of(file: Path, headless: tuple[str, ...], left_out: Counter[str] | Non
                     left_out[SHORT] += 1
                 elif row and len(row) != len(names):
                     raise UserError(
-                        f"{file}, line {line}: {len(row)} columns, its head has {len(names)} ({', '.join(names)})"
+                        f"{file}, line {line}: {len(row)} columns, but the header has {len(names)} ({', '.join(names)})"
                     )
                 elif row:
-                    yield line, row_of(list(zip(names, row, strict=True)))
+                    yield line, make_row(list(zip(names, row, strict=True)))
 
 
 def _csv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -294,18 +298,18 @@ def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
     log_share(
         quoted,
         count,
-        f"{file}: {quoted:,} of {count:,} rows have quotes around a field, which a tsv file's texts keep; "
-        "give csv or jsonl where they are no part of the text",
+        f"{file}: {quoted:,} of {count:,} rows have quotes around a field, which are read as part of the text; if "
+        "they are not part of it, give csv or jsonl instead of tsv",
     )
 
 
 def check_value(row: dict, name: str, where: str) -> None:
     """Raise UserError, beginning with `where`, if a row has several values under one name."""
     if row.get(name) is AMBIGUOUS:
-        raise UserError(f"{where}: more than one column is called {name!r}; rename all but one")
+        raise UserError(f"{where}: more than one column is named {name!r}; rename all but one")
 
 
-def opened(file: Path) -> io.TextIOBase:
+def open_text(file: Path) -> io.TextIOBase:
     """Open a file as text, uncompressed."""
     if file.suffix.lower() == ".gz":
         return io.TextIOWrapper(gzip.open(file), encoding="utf-8-sig", newline="")
@@ -318,7 +322,7 @@ def opened(file: Path) -> io.TextIOBase:
     return file.open(encoding="utf-8-sig", newline="")
 
 
-def kind_of(file: Path) -> str | None:
+def get_file_suffix(file: Path) -> str | None:
     """Return the suffix of a file of a known kind, without that of compression; None for others."""
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst")]
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None

@@ -45,8 +45,8 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float | None]:
         # A constant correlates with nothing; scipy returns NaN.
         if len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0:
             return None
-        found = float(getattr(scipy.stats, name)(predicted, labels)[0])
-        return found if math.isfinite(found) else None
+        correlation = float(getattr(scipy.stats, name)(predicted, labels)[0])
+        return correlation if math.isfinite(correlation) else None
 
     return score
 
@@ -87,7 +87,7 @@ def rank(score: float | None) -> float:
     return -math.inf if score is None else score
 
 
-def normalised(answer: str) -> str:
+def normalize_answer(answer: str) -> str:
     """Return an answer in lower case, without punctuation, articles and extra white space.
 
     Source: SQuAD's evaluation script.
@@ -101,7 +101,7 @@ def exact_match(answer: str, references: list[str]) -> float:
 
     Without references, the empty answer is right.
     """
-    return float(any(normalised(answer) == normalised(gold) for gold in references or [""]))
+    return float(any(normalize_answer(answer) == normalize_answer(gold) for gold in references or [""]))
 
 
 def overlap_f1(answer: str, references: list[str]) -> float:
@@ -109,7 +109,9 @@ def overlap_f1(answer: str, references: list[str]) -> float:
 
     Where one side has no words, it is 1 if the other has none either.
     """
-    return max(_overlap(normalised(answer).split(), normalised(gold).split()) for gold in references or [""])
+    return max(
+        _overlap(normalize_answer(answer).split(), normalize_answer(gold).split()) for gold in references or [""]
+    )
 
 
 def _overlap(words: list[str], gold: list[str]) -> float:

@@ -22,10 +22,10 @@ from ds_distill.models.families import INPUTS
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import (
     UNREADABLE,
-    from_hub,
-    kind_of,
-    opened,
-    rows_of,
+    get_file_suffix,
+    load_from_hub,
+    open_text,
+    read_rows,
     split_files,
 )
 from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
@@ -39,7 +39,7 @@ LENGTH, STRIDE = (
     384,
     128,
 )
-NEEDED = "it needs id, question, context and answers: their texts and, as many, answer_start"
+NEEDED = "a question needs id, question, context and answers, which hold as many `text` as `answer_start`"
 LONGEST_QUESTION, LONGEST_ANSWER, N_BEST = 64, 30, 20
 
 
@@ -124,24 +124,30 @@ def load_questions(task: Task, split: str, data: str | None) -> Questions:
     if data:
         [file] = split_files(expand_user(data), split)
         return questions_in(task, file)
-    return _questions(task, ((f"row {number}", row) for number, row in enumerate(from_hub(task, split))), task.hub[0])
+    return _questions(
+        task, ((f"row {number}", row) for number, row in enumerate(load_from_hub(task, split))), task.hub[0]
+    )
 
 
 def questions_in(task: Task, file: Path) -> Questions:
     """Return all questions of a file; the errors are those of `load_questions`."""
-    if kind_of(file) in (".csv", ".tsv"):
+    if get_file_suffix(file) in (".csv", ".tsv"):
         raise UserError(
-            f"{file}: answers are lists, which {kind_of(file)} has not; give SQuAD's own JSON, jsonl or parquet"
+            f"{file}: answers are lists, which {get_file_suffix(file)} files cannot hold; give SQuAD's own "
+            "JSON, jsonl or "
+            "parquet"
         )
     return _questions(
         task,
-        official(file) if kind_of(file) == ".json" else ((f"line {line}", row) for line, row in rows_of(file)),
+        read_official(file)
+        if get_file_suffix(file) == ".json"
+        else ((f"line {line}", row) for line, row in read_rows(file)),
         str(file),
     )
 
 
 def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> Questions:
-    found, faults = Questions(), []
+    questions, faults = Questions(), []
     for place, entry in entries:
         where = f"{source}, {place}, question {entry.get('id')!r}"
         try:
@@ -162,29 +168,31 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
         except (TypeError, ValueError):
             raise UserError(f"{where}: answers is {str(entry['answers'])[:80]!r}; {NEEDED}") from None
         if task.name == "squad" and not question.answers:
-            raise UserError(f"{where}: has no answer, as in SQuAD 2.0; use --task squad_v2")
-        question = checked(question, where)
-        if fault := misplaced(question):
+            raise UserError(f"{where}: the question has no answer, as in SQuAD 2.0; use --task squad_v2")
+        question = check_question(question, where)
+        if fault := find_misplaced_answer(question):
             faults.append(f"{where}: {fault}")
         else:
-            found.append(question)
-    if not found and not faults:
-        raise UserError(f"{source}: no questions in it")
+            questions.append(question)
+    if not questions and not faults:
+        raise UserError(f"{source}: the file contains no questions")
     if faults:
-        count, total = len(faults), len(faults) + len(found)
+        count, total = len(faults), len(faults) + len(questions)
         if count > MANY * total:
-            raise UserError(f"{faults[0]}; so are the answers of {count} of {total} questions, too many to leave out")
-        found.left_out[MISPLACED] = count
+            raise UserError(
+                f"{faults[0]}; {count} of {total} questions have such answers, too many to skip; correct answer_start"
+            )
+        questions.left_out[MISPLACED] = count
         first = faults[0].removeprefix(f"{source}, ")
-        log_share(count, total, f"{source}: {count} of {total} {MISPLACED} are left out, the first: {first}")
-    return found
+        log_share(count, total, f"{source}: {count} of {total} {MISPLACED} are skipped; the first is {first}")
+    return questions
 
 
-def official(file: Path) -> Iterator[tuple[str, dict]]:
+def read_official(file: Path) -> Iterator[tuple[str, dict]]:
     """Yield (place, question with its context) from an official SQuAD JSON."""
     check_not_lfs_pointer(file)
     try:
-        with opened(file) as stream:
+        with open_text(file) as stream:
             articles = json.load(stream)["data"]
         for article in articles:
             for number, paragraph in enumerate(article["paragraphs"], 1):
@@ -195,46 +203,48 @@ def official(file: Path) -> Iterator[tuple[str, dict]]:
                     )
     except (*UNREADABLE, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file}: not SQuAD's JSON ({error!r}); it has `data`, a list of articles with `paragraphs` of "
-            "`context` and `qas`"
+            f"{file}: not in SQuAD's JSON format ({error!r}), which has `data`, a list of articles with `paragraphs` "
+            "of `context` and `qas`"
         ) from error
 
 
-def checked(question: Question, where: str) -> Question:
+def check_question(question: Question, where: str) -> Question:
     """Return the question with whole numbers as the places of its answers.
 
     Where pandas met a gap in a column, it turned them into floats.
     """
     if not (isinstance(question.question, str) and isinstance(question.context, str)):
-        raise UserError(f"{where}: question or context is no text")
+        raise UserError(f"{where}: the question or the context is not a string")
     answers = []
     given: tuple[tuple[Any, Any], ...] = question.answers
     for text, start in given:
         start = int(start) if isinstance(start, float) and start.is_integer() else start
         if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
-            raise UserError(f"{where}: an answer needs a text and its first character, not {text!r} and {start!r}")
+            raise UserError(
+                f"{where}: an answer needs its text and the number of its first character, not {text!r} and {start!r}"
+            )
         if not text or start < 0:
             raise UserError(
-                f"{where}: the answer {text!r} at character {start}; a question without an answer has no "
-                "answers: an empty list of each"
+                f"{where}: the answer {text!r} at character {start} is not valid; for a question without an answer, "
+                "give empty lists of `text` and `answer_start`"
             )
         answers.append((replace_surrogates(text), start))
     texts = {name: replace_surrogates(getattr(question, name)) for name in ("question", "context")}
     return replace(question, answers=tuple(answers), **texts)
 
 
-def misplaced(question: Question) -> str:
+def find_misplaced_answer(question: Question) -> str:
     """Return what is wrong with the first answer that is not where its answer_start points.
 
     The text is empty where all answers are in place.
     """
     for text, start in question.answers:
-        if (there := question.context[start : start + len(text)]) != text:
-            return f"the answer {text!r} is not at character {start} of its context, where there is {there!r}"
+        if (actual := question.context[start : start + len(text)]) != text:
+            return f"the answer {text!r} is not at character {start} of its context, which has {actual!r} there"
     return ""
 
 
-def spans_of(
+def make_spans(
     questions: list[Question], tokenizer: PreTrainedTokenizerBase, length: int = LENGTH, stride: int = STRIDE
 ) -> Spans:
     """Return the spans of every question: the question itself with each part of its context.
@@ -242,9 +252,9 @@ def spans_of(
     The question is truncated to 64 tokens. A span has at most `length` tokens, question included,
     and the parts overlap by `stride`.
     """
-    asked = [q.question.lstrip() for q in questions]
+    question_texts = [q.question.lstrip() for q in questions]
     alone = tokenizer(
-        asked,
+        question_texts,
         add_special_tokens=False,
         truncation=True,
         max_length=min(LONGEST_QUESTION, length // 2),
@@ -252,18 +262,18 @@ def spans_of(
     )
     cut = sum(bool(encoding.overflowing) for encoding in alone.encodings)
     # A tokenizer may truncate on the left.
-    asked = [
+    question_texts = [
         text[offsets[0][0] : offsets[-1][1]] if offsets else text
-        for text, offsets in zip(asked, alone["offset_mapping"], strict=True)
+        for text, offsets in zip(question_texts, alone["offset_mapping"], strict=True)
     ]
     room = length - max(map(len, alone["input_ids"])) - 4  # special tokens: three for BERT, four for RoBERTa
     if room < 8:
         raise UserError(
-            f"{length} tokens leave no room for a context beside its question; give a longer finetune.max_length, or "
-            "a model with more positions"
+            f"{length} tokens leave no room for a context next to its question; raise finetune.max_length, or give a "
+            "model with more positions"
         )
     encoded = tokenizer(
-        asked,
+        question_texts,
         [q.context for q in questions],
         truncation="only_second",
         max_length=length,
@@ -279,8 +289,11 @@ def spans_of(
         spans.offsets.append([tuple(pair) if kind == 1 else None for pair, kind in pairs])
     covered = [(len(q.context), 0) for q in questions]  # from the first to the last character that has a token
     for number, offsets in zip(spans.question, spans.offsets, strict=True):
-        found = [pair for pair in offsets if pair and pair[0] < pair[1]] or [covered[number]]
-        covered[number] = min(covered[number][0], found[0][0]), max(covered[number][1], found[-1][1])
+        pairs_with_text = [pair for pair in offsets if pair and pair[0] < pair[1]] or [covered[number]]
+        covered[number] = (
+            min(covered[number][0], pairs_with_text[0][0]),
+            max(covered[number][1], pairs_with_text[-1][1]),
+        )
     for number, offsets in zip(spans.question, spans.offsets, strict=True):
         start, end = _place(questions[number], offsets, *covered[number])
         spans.starts.append(start)
@@ -288,7 +301,7 @@ def spans_of(
     return spans
 
 
-def unplaced(questions: list[Question], spans: Spans) -> set[int]:
+def find_unplaced(questions: list[Question], spans: Spans) -> set[int]:
     """Return the numbers of the questions that have an answer which no span holds.
 
     Either no token stands for that answer, or it is longer than a span.
@@ -331,11 +344,11 @@ class Answer:
 
     Args:
         best: (score, text) of the n best answers that are not empty, best first.
-        nothing: The score of the first token, which means no answer: the lowest of all spans.
+        null_score: The score of the first token, which means no answer: the lowest of all spans.
     """
 
     best: list[tuple[float, str]] = field(default_factory=list)
-    nothing: float = float("inf")
+    null_score: float = float("inf")
 
     @property
     def text(self) -> str:
@@ -343,9 +356,9 @@ class Answer:
         return self.best[0][1] if self.best else ""
 
     @property
-    def odds_of_nothing(self) -> float:
+    def null_odds(self) -> float:
         """The score of the empty answer minus that of the best answer; infinite without one."""
-        return self.nothing - self.best[0][0] if self.best else float("inf")
+        return self.null_score - self.best[0][0] if self.best else float("inf")
 
 
 def postprocess_spans(
@@ -361,11 +374,11 @@ def postprocess_spans(
         starts: The start logits of each span's tokens, at least as many as it has tokens.
         ends: The end logits, likewise.
     """
-    found = [Answer() for _ in questions]
+    answers = [Answer() for _ in questions]
     for row, number in enumerate(spans.question):
-        offsets, answer = spans.offsets[row], found[number]
+        offsets, answer = spans.offsets[row], answers[number]
         inside = np.array([i for i, pair in enumerate(offsets) if pair is not None and pair[1] > pair[0]], dtype=int)
-        answer.nothing = min(answer.nothing, float(starts[row][0] + ends[row][0]))
+        answer.null_score = min(answer.null_score, float(starts[row][0] + ends[row][0]))
         if not len(inside):
             continue
         first = inside[np.argsort(-starts[row][inside], kind="stable")[:N_BEST]]
@@ -377,9 +390,9 @@ def postprocess_spans(
         answer.best += [
             (score, context[offsets[i][0] : offsets[j][1]]) for score, i, j in sorted(pairs, reverse=True)[:N_BEST]
         ]
-    for answer in found:
+    for answer in answers:
         answer.best = sorted(answer.best, key=lambda pair: -pair[0])[:N_BEST]
-    return found
+    return answers
 
 
 def squad_scores(questions: list[Question], answers: list[Answer]) -> Measured:
@@ -397,15 +410,15 @@ def squad_scores(questions: list[Question], answers: list[Answer]) -> Measured:
     answerable = [bool(q.answers) for q in questions]
     if all(answerable):
         return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
-    odds = [a.odds_of_nothing for a in answers]
+    odds = [a.null_odds for a in answers]
     best_exact, _ = best_threshold(exact, answerable, odds)
     threshold: float | None
     best_f1, threshold = best_threshold(f1, answerable, odds)
     # Where the empty answer is the only one, the odds are infinite.
-    said = [odd <= threshold for odd in odds]
+    is_answered = [odd <= threshold for odd in odds]
     parts: dict[bool, list[float]] = {
-        True: [s * score for s, score, has in zip(said, f1, answerable, strict=True) if has],
-        False: [not s for s, has in zip(said, answerable, strict=True) if not has],
+        True: [answered * score for answered, score, has in zip(is_answered, f1, answerable, strict=True) if has],
+        False: [not answered for answered, has in zip(is_answered, answerable, strict=True) if not has],
     }
     finite = [odd for odd in odds if math.isfinite(odd)]
     if not math.isfinite(threshold):  # Empty answers to all questions score best.

@@ -59,7 +59,7 @@ class NonFiniteGuard:
 
     def _where(self, step: int, result: StepResult) -> str:
         mine = []
-        entries = self.loader.indices_of(step).reshape(
+        entries = self.loader.get_indices(step).reshape(
             self.loader.accumulation, self.loader.world_size, self.loader.micro_batch_size
         )
         for micro, sums in enumerate(result.sums):

@@ -72,7 +72,7 @@ class Trainer:
             steps=self.total_steps,
             accumulation=loader.accumulation,
             length=loader.store.manifest["sequence_length"],
-            documents=loader.cut.separator is not None,
+            documents=loader.collate_spec.separator is not None,
             device=device,
             dtype=dtype,
         )

@@ -136,7 +136,7 @@ def test_evaluate_reads_a_text_anew_for_another_vocabulary(world, tmp_path):
         counts.append(json.loads((tmp_path / "out" / "tokens" / "manifest.json").read_text())["real_tokens"])
     assert counts[0] != counts[1]
     none = ds_distill("evaluate", "--model", world / "teacher", *text, "--data.heldout_fraction", 0)
-    assert none.returncode == 2 and "no held-out text; give a data.heldout_fraction above 0" in none.stderr
+    assert none.returncode == 2 and "no held-out text; set data.heldout_fraction above 0" in none.stderr
 
 
 def test_prepare_says_what_it_made(world, tmp_path):

@@ -207,7 +207,7 @@ def test_mistakes_are_one_sentence(tuned, world, tasks, tmp_path):
         ),
         (
             ("--task", "sst2", "--model", world / "teacher", "--teacher", world / "teacher", "--data", tasks / "sst2"),
-            "a teacher fine-tuned on sst2",
+            "a teacher that was fine-tuned on sst2",
         ),
         (("--task", "sst2", "--model", world / "teacher", "--data", tmp_path / "none"), "there is no such folder"),
         (
@@ -268,6 +268,6 @@ def test_a_study_goes_on_and_is_reported(world, tasks, common, tmp_path):
         and "Pretraining" in made["sections"]
         and "data:image/png" in page
     )
-    assert "By the tasks' other metrics" not in made["sections"], "accuracy is all that sst2 has"
+    assert "Other metrics of the tasks" not in made["sections"], "accuracy is all that sst2 has"
     missing = ds_distill("report", tmp_path)
     assert missing.returncode == 2 and "neither a study" in missing.stderr

@@ -25,7 +25,7 @@ def fragments(text: str) -> list[str]:
     return [line.strip() for line in (*lines, *inline)]
 
 
-def words_of(command: str) -> list[str]:
+def find_words(command: str) -> list[str]:
     """Return the words of a command, without its remark, placeholders for more, and files that are not here."""
     command = re.split(r"\s{2,}(?=[^-\s])|\s#\s", command)[0]
     command = command.replace("$DATA", "--teacher T --corpus C").replace("...", "…")
@@ -43,9 +43,9 @@ def words_of(command: str) -> list[str]:
 def test_every_command_of_a_page_is_taken(page):
     for fragment in fragments(page.read_text(encoding="utf-8")):
         if fragment.startswith("ds-distill "):
-            words = words_of(fragment)[1:]
+            words = find_words(fragment)[1:]
         elif re.match(r"(deepspeed .*|(\S+=\S+ )*\./)launch\.sh( |$)", fragment):
-            words = words_of(fragment)
+            words = find_words(fragment)
             words = ["run", *words[next(place for place, word in enumerate(words) if word.endswith("launch.sh")) + 1 :]]
         else:
             continue
@@ -64,7 +64,7 @@ def python_commands() -> list[str]:
 
 @pytest.mark.parametrize("command", python_commands())
 def test_every_benchmark_of_the_documents_is_there_and_has_its_options(command, monkeypatch, capsys):
-    _, _, module, *words = words_of(command)
+    _, _, module, *words = find_words(command)
     if module.startswith("tests."):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file() or (
             ROOT / module.replace(".", "/") / "__main__.py"

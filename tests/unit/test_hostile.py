@@ -29,12 +29,12 @@ from ds_distill.exporters.model import load_source
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
 from tests.start import ROOT
 from tests.unit.models.test_teacher import tiny_bert, tiny_roberta
 
-LOADERS = (load_masked_lm, load_source, lambda path: load_for_task(path, task_of("rte"), "model", tuned=False))
+LOADERS = (load_masked_lm, load_source, lambda path: load_for_task(path, get_task("rte"), "model", tuned=False))
 
 
 class Payload:

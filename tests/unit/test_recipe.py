@@ -10,8 +10,9 @@ from ds_distill.cli.parser import build_parser, check_command
 from ds_distill.data.sources import _HUB
 from ds_distill.models.student import resolve_layer_map
 from ds_distill.recipe import Recipe, Training
+from ds_distill.study.paper import PAPER_ABLATION
 from ds_distill.study.plan import Study
-from ds_distill.study.report import ABLATION, differ_in
+from ds_distill.study.student_tables import get_differing_settings
 from ds_distill.utils.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
@@ -67,10 +68,10 @@ def test_plan(name, monkeypatch, tmp_path):
     study.check()
     assert len(study.tasks) >= 2 and study.seeds >= 3, "differences of one task or seed are noise"
     if name == "ablation.yaml":
-        assert {key.split(".")[0] for key in differ_in(study.students)} == {"losses", "student"}, (
+        assert {key.split(".")[0] for key in get_differing_settings(study.students)} == {"losses", "student"}, (
             "one part of the recipe at a time"
         )
-        assert {"triple loss", "without distillation", *ABLATION} == set(study.students), (
+        assert {"triple loss", "without distillation", *PAPER_ABLATION} == set(study.students), (
             "the paper's table 4, and what the teacher is worth"
         )
 

@@ -55,5 +55,7 @@ def test_prepared_data_of_an_earlier_version_are_read(tmp_path):
 
 
 def test_a_study_of_an_earlier_version_is_not_read_in_part():
-    with pytest.raises(UserError, match="study.json is of an earlier version: second is task_distillation now"):
-        Study.of({"base": "b", "second": ["a"]})
+    with pytest.raises(
+        UserError, match="study.json was written by an earlier version: second is now task_distillation"
+    ):
+        Study.from_dict({"base": "b", "second": ["a"]})

@@ -301,46 +301,54 @@ GOOD = "a b c d e g h i a b c d e g\n" * 15 + "\n"  # lines of 16 tokens, with [
             b"caf\xe9\n\n",
             1,
             "packed",
-            r"a\.txt hold bytes that are not UTF-8, .* like WINDOWS-1252: "
-            r"iconv -f WINDOWS-1252 -t UTF-8 .*a\.txt > NEW",
+            r"a\.txt contain bytes that are not valid UTF-8, .* like WINDOWS-1252; convert it: iconv -f WINDOWS-1252 "
+            r"-t UTF-8 .*a\.txt > NEW",
         ),
         (
             "bert",
             "xyz\n\n",
             10,
             "packed",
-            r"in words that the tokenizer does not know, such as 'xyz'; check that it is made for this language",
+            r"in words that are not in the tokenizer's vocabulary, such as 'xyz'; check that the tokenizer was "
+            r"made for this "
+            "language",
         ),
         (
             "bert",
             f"{'abc' * 50}\n\n",
             1,
             "packed",
-            r"in words longer than the tokenizer takes, such as 'abcabcabcabcabcabcab'…; .*spaces between",
+            r"in words longer than the tokenizer accepts, such as 'abcabcabcabcabcabcab'…; .*spaces between",
         ),
         (
             "bert",
             "a\u0301b\n\n",
             20,
             "packed",
-            r"taken out by the tokenizer's normalizer, such as U\+0301: control characters, or accents",
+            r"removed by the tokenizer's normalizer, such as U\+0301: control characters, or accents",
         ),
-        ("unigram", "a <s> b\n\n", 5, "packed", r"spell special tokens, such as '<s>', and are left out"),
+        (
+            "unigram",
+            "a <s> b\n\n",
+            5,
+            "packed",
+            r"spell out special tokens, such as '<s>', and are ignored; remove them",
+        ),
         (
             "bert",
             "abc abc\n\n",
             10,
             "lines",
-            r"in lines of fewer than 12 tokens, which data\.mode = lines leaves out",
+            r"in lines of fewer than 12 tokens, which data\.mode = lines drops; data\.mode = packed keeps them",
         ),
         (
             "bert",
             "x y z x y z x y z x y z x y z x y z abc\n\n",
             2,
             "lines",
-            r"in lines of which the tokenizer does not know half",
+            r"in lines in which at least half of the tokens are unknown",
         ),
-        ("bert", "a\ufffda\n\n", 30, "packed", r"stand for bytes that are not UTF-8"),
+        ("bert", "a\ufffda\n\n", 30, "packed", r"replace bytes that are not valid UTF-8"),
     ],
 )
 def test_a_cause_that_takes_more_than_a_percent_is_said_once_and_a_trace_is_not(
@@ -376,11 +384,11 @@ def test_one_bad_file_of_many_is_said(tokenizers, tmp_path):
 @pytest.mark.parametrize(
     "data, said",
     [
-        (b"abc abc\rbad\rabc\rabc", "carriage returns alone end no line"),
-        (b"abc abc\fbad\fabc", "form feeds end no line"),
-        ("abc\u2028bad\u2028abc".encode(), r"U\+2028 end no line"),
-        ("abc\n\u200b\nbad".encode(), "hold zero-width characters"),
-        (b'{"text": "abc"}\n{"text": "bad"}\n', "JSON objects, read as plain text"),
+        (b"abc abc\rbad\rabc\rabc", "lone carriage returns do not count as line breaks"),
+        (b"abc abc\fbad\fabc", "form feeds do not count as line breaks"),
+        ("abc\u2028bad\u2028abc".encode(), r"U\+2028 do not count as line breaks"),
+        ("abc\n\u200b\nbad".encode(), "contain zero-width characters"),
+        (b'{"text": "abc"}\n{"text": "bad"}\n', "JSON objects are read as plain text"),
     ],
 )
 def test_what_makes_one_document_of_many_is_said(tokenizers, tmp_path, data, said):
@@ -414,10 +422,14 @@ def test_empty_rows_and_empty_files_are_said(tokenizers, tmp_path):
         workers=1,
     )
     rows, files = found["remarks"]
-    assert "30 % of the rows of" in rows and "hold no text" in rows and "b.txt: an empty file (1 more like it)" in files
+    assert (
+        "30 % of the rows of" in rows
+        and "contain no text" in rows
+        and "b.txt: the file is empty (1 more like it)" in files
+    )
     assert found["found"]["empty"] == 3
 
 
 def test_a_corpus_without_a_token_is_answered_with_the_reason(tokenizers, tmp_path):
-    with pytest.raises(UserError, match=r"the corpus is empty .*; 100 % of the rows of .*a\.jsonl hold no text"):
+    with pytest.raises(UserError, match=r"the corpus is empty, .*; 100 % of the rows of .*a\.jsonl contain no text"):
         remarks(tokenizers["bert"], tmp_path, '{"text": null}\n{"text": null}\n', "a.jsonl")

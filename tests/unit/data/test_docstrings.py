@@ -1,6 +1,6 @@
 """Test the embedded corpus."""
 
-from ds_distill.data.docstrings import MIN_DOCSTRING, _prose_of_file, embedded_documents
+from ds_distill.data.docstrings import MIN_DOCSTRING, _read_prose, embedded_documents
 
 
 def test_docstrings_are_told_from_other_strings_and_code(tmp_path):
@@ -14,7 +14,7 @@ def test_docstrings_are_told_from_other_strings_and_code(tmp_path):
         f'"""{prose}"""\ndata = """{prose} not a docstring"""\ndef f():\n    r"""{code}"""\n'
         '    """\n    Short.\n    """\n'
     )
-    assert _prose_of_file(str(path)) == [[prose.strip()]]
+    assert _read_prose(str(path)) == [[prose.strip()]]
 
 
 def test_embedded_corpus_is_bounded_deterministic_and_without_repeats():

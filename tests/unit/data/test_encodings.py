@@ -91,7 +91,7 @@ def test_wide_text_is_named_with_the_command_that_converts_it(tmp_path, codec, n
     path = tmp_path / f"a.{ending}"
     path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
     with pytest.raises(
-        UserError, match=rf"a\.{ending}: not text in UTF-8 but in {name}; convert it: .*iconv -f {name} -t UTF-8"
+        UserError, match=rf"a\.{ending}: encoded in {name}, not UTF-8; convert it: .*iconv -f {name} -t UTF-8"
     ) as error:
         split_inputs([str(path)])
     command = str(error.value).split("convert it: ")[1].replace("NEW", str(tmp_path / "new"))
@@ -102,13 +102,13 @@ def test_wide_text_is_named_with_the_command_that_converts_it(tmp_path, codec, n
 @pytest.mark.parametrize(
     "name, data, said",
     [
-        ("a.txt", gzip.compress(b"words", mtime=0), r"gzip: name it \.gz"),
-        ("a.jsonl", b"\x28\xb5\x2f\xfd\0\0", r"zstandard: name it \.zst"),
-        ("a.txt", b"PAR1\0\0", r"parquet: name it \.parquet"),
+        ("a.txt", gzip.compress(b"words", mtime=0), r"gzip; rename it to end in \.gz"),
+        ("a.jsonl", b"\x28\xb5\x2f\xfd\0\0", r"zstandard; rename it to end in \.zst"),
+        ("a.txt", b"PAR1\0\0", r"parquet; rename it to end in \.parquet"),
         ("a.txt", b"%PDF-1.7\n", "a PDF"),
         ("a.csv", b"PK\x03\x04\0\0", "a zip archive"),
-        ("a.txt", bytes(range(256)) * 300, r"give \.txt, "),
-        ("a.txt.gz", gzip.compress(b"\0\1" * 1000, mtime=0), r"give \.txt, "),
+        ("a.txt", bytes(range(256)) * 300, r"supported files are \.txt, "),
+        ("a.txt.gz", gzip.compress(b"\0\1" * 1000, mtime=0), r"supported files are \.txt, "),
     ],
 )
 def test_what_is_no_text_is_refused_whatever_it_is_called(tmp_path, name, data, said):

@@ -61,7 +61,8 @@ def test_a_link_to_nothing_is_named(corpus, name):
     (corpus / name).symlink_to("/nowhere/store/b")
     with pytest.raises(
         UserError,
-        match=rf"corpus/{name}: a link to /nowhere/store/b, which is not there; restore that file, or remove the link",
+        match=rf"corpus/{name}: a link to /nowhere/store/b, which does not exist; restore that file, or "
+        r"remove the link",
     ):
         split_inputs([str(corpus)])
     if "." in name:
@@ -138,11 +139,13 @@ def test_what_save_to_disk_wrote_is_read(saved):
     assert list(documents([f"hf:{saved}/dict@test#text"])) == ["row 4", "row 2"]
     assert list(documents([f"hf:{saved}/one#other"])) == ["o"] * 5
     assert list(documents([str(next((saved / "one").glob("*.arrow")))])) == rows[:3]
-    with pytest.raises(UserError, match=r"dict: no split 'dev', it has test, train; choose one: hf:.*dict@SPLIT"):
+    with pytest.raises(
+        UserError, match=r"dict: no split 'dev'; its splits are test, train; choose one: hf:.*dict@SPLIT"
+    ):
         split_inputs([f"hf:{saved}/dict@dev"])
-    with pytest.raises(UserError, match="one: no split 'dev', it has train"):
+    with pytest.raises(UserError, match="one: no split 'dev'; its splits are train"):
         split_inputs([f"hf:{saved}/one@dev"])
-    with pytest.raises(UserError, match="no column 'body', it has text, other"):
+    with pytest.raises(UserError, match="no column 'body'; the columns are text, other"):
         split_inputs([f"{saved}/one#body"])
 
 
@@ -197,7 +200,7 @@ READ = (
 def test_what_comes_through_a_pipe_is_read_however_often_it_is_asked_for(data, given, texts):
     out, err = through(data, f"{sys.executable} -c '{READ}' {given}")
     assert out.startswith(texts), err
-    assert err.count("not a file but a pipe, copied into") == 1 and "pipe " in out
+    assert err.count(": a pipe; copied into ") == 1 and "pipe " in out
 
 
 def test_a_pipe_is_told_by_its_content_and_leaves_nothing_behind(tmp_path):
@@ -219,8 +222,8 @@ def test_a_named_pipe_and_a_redirected_file(tmp_path):
 
 def test_pipes_that_cannot_be_read_are_answered(tmp_path):
     for given, said in (
-        ("/dev/fd/99", "/dev/fd/99: not open in this process: a pipe does not reach those that a launcher starts"),
-        ("<(echo a,b)#body", "neither JSON lines nor a header with that column comes through the pipe"),
+        ("/dev/fd/99", "/dev/fd/99: not open in this process, because a launcher's processes do not inherit pipes"),
+        ("<(echo a,b)#body", "the data from the pipe is neither JSON lines nor csv or tsv with that column"),
     ):
         assert said in through(b"", f"{sys.executable} -c '{READ}' {given}")[1]
     server = socket.socket(socket.AF_UNIX)
@@ -241,7 +244,7 @@ def test_a_window_beyond_the_librarys_is_answered_and_a_pipe_is_the_remedy(tmp_p
         pytest.skip("needs zstd")
     (tmp_path / "a.txt.zst").write_bytes(made.stdout)
     with pytest.raises(
-        UserError, match=r"a window beyond 128 MiB .*zstd -dc --long=31 .*a\.txt\.zst > NEW.*--corpus <\(zstd"
+        UserError, match=r"a window of more than 128 MiB .*zstd -dc --long=31 .*a\.txt\.zst > NEW.*--corpus <\(zstd"
     ):
         split_inputs([str(tmp_path / "a.txt.zst")])
     out, _ = through(b"", f"{sys.executable} -c '{READ}' <(zstd -dc --long=31 {tmp_path}/a.txt.zst)")
@@ -278,7 +281,7 @@ workers=2)["documents"])
     if done is None or "unshare:" in done.stderr or "mount:" in done.stderr:
         pytest.skip("needs unshare and mount")
     assert done.stdout.startswith("{'train': 4, 'heldout': 0}"), done.stderr
-    assert "one worker prepares, not 2" in done.stderr and int(done.stdout.split()[-1]) > 0
+    assert "preparing with one worker instead of 2" in done.stderr and int(done.stdout.split()[-1]) > 0
 
 
 @pytest.mark.parametrize("kind", ["a line twice", "a gap"])
@@ -352,10 +355,10 @@ def test_sequences_in_which_nothing_can_be_masked(tokenizer, tmp_path, capsys):
     few = sum(count for tokens, count in lengths.items() if round(0.02 * tokens) == 0)
     recipe.data.mlm_probability = 0.02
     make_masker(store, recipe)
-    assert f"of the {len(store)} train sequences of {store.path} it masks no token in {few}" in capsys.readouterr().err
+    assert f"of the {len(store)} train sequences of {store.path}, {few} have no token masked" in capsys.readouterr().err
     recipe.data.mlm_probability = 0.01
     with pytest.raises(
-        UserError, match=r"data\.mlm_probability = 0\.01: .* it masks no token, since none has more than"
+        UserError, match=r"data\.mlm_probability = 0\.01: .* none has a token masked, because none has more than"
     ):
         make_masker(store, recipe)
     recipe.data.sequence_length, recipe.data.mlm_probability = 16, 0.02
@@ -396,8 +399,7 @@ def test_files_of_a_folder_that_are_not_read_are_said(corpus, capsys, name):
     assert list(documents([str(corpus)])) == ["here"]
     said = capsys.readouterr().err
     assert (
-        f"{corpus}: files in it that are not read: 1 (1 {Path(name).suffix or 'without a suffix'}), such as {name}; "
-        in said
+        f"{corpus}: 1 of its files are not read (1 {Path(name).suffix or 'without a suffix'}), such as {name}; " in said
     )
     assert said.count("\n") == 1
     split_inputs([str(corpus)])
@@ -415,7 +417,7 @@ def test_a_trace_of_other_files_and_what_is_about_a_corpus_is_not_said(corpus, c
 def test_a_link_to_nothing_of_another_kind_is_said(corpus, capsys):
     (corpus / "wiki.2023").symlink_to("/nowhere/store")
     split_inputs([str(corpus)])
-    assert "files in it that are not read: 1 (1 .2023), such as wiki.2023; " in capsys.readouterr().err
+    assert "1 of its files are not read (1 .2023), such as wiki.2023; " in capsys.readouterr().err
 
 
 def test_a_pattern_that_matches_a_folder_reads_it_once(corpus):
@@ -430,7 +432,7 @@ def test_a_pattern_that_matches_a_folder_reads_it_once(corpus):
 @pytest.mark.parametrize("given", ["#text", " #text", "a.txt#", "a.txt# "])
 def test_a_name_or_column_that_is_not_there_is_asked_for(corpus, monkeypatch, given):
     monkeypatch.chdir(corpus)
-    with pytest.raises(UserError, match="stands before the #|stands behind the #|no such file|empty"):
+    with pytest.raises(UserError, match="no file before the #|no column after the #|no such file|empty"):
         split_inputs([given])
 
 
@@ -449,4 +451,7 @@ def test_all_splits_of_a_saved_data_set_are_said(tmp_path, capsys):
     parts = {name: datasets.Dataset.from_dict({"text": [f"of {name}"]}) for name in ("test", "train")}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
     assert sorted(documents([str(tmp_path / "saved")])) == ["of test", "of train"]
-    assert f"its splits test, train are all read; hf:{tmp_path / 'saved'}@train reads one" in capsys.readouterr().err
+    assert (
+        "all of its splits are read: test, train; to read one of them, use "
+        f"hf:{tmp_path / 'saved'}@train" in capsys.readouterr().err
+    )

@@ -160,8 +160,8 @@ def test_a_corpus_that_was_changed_is_another_even_where_its_size_is_the_same(ru
     (run / "c.txt").write_text(change((run / "c.txt").read_text()))
     with pytest.raises(
         UserError,
-        match=rf"holds another run \(--corpus .*--tokens {run / 'run' / 'tokens'} "
-        "instead of --corpus goes on with the text",
+        match=rf"holds another run \(--corpus .*resume with the text of that run: --tokens {run / 'run' / 'tokens'} "
+        "instead of --corpus",
     ):
         again(run, run / "c.txt")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ds_distill.data.batch import cu_seqlens_of
+from ds_distill.data.batch import compute_cu_seqlens
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.loader import BatchLoader, heldout_batches
 from ds_distill.data.masking import IGNORE_INDEX, Masker, masked_count
@@ -192,10 +192,10 @@ def test_an_epoch_is_a_permutation_and_the_next_another():
     store = make_store()
     batches = order(store)
     assert batches.steps_per_epoch == 5  # five of the 45 blocks are left out
-    first, second = (np.concatenate([batches.indices_of(s) for s in steps]) for steps in (range(5), range(5, 10)))
+    first, second = (np.concatenate([batches.get_indices(s) for s in steps]) for steps in (range(5), range(5, 10)))
     assert len(set(first)) == len(set(second)) == 40
-    assert (first != second).any() and (order(store, seed=2).indices_of(0) != batches.indices_of(0)).any()
-    assert (order(store).indices_of(7) == batches.indices_of(7)).all() and batches.epoch(7) == 1
+    assert (first != second).any() and (order(store, seed=2).get_indices(0) != batches.get_indices(0)).any()
+    assert (order(store).get_indices(7) == batches.get_indices(7)).all() and batches.epoch(7) == 1
 
 
 def test_impossible_batches_are_refused_with_the_numbers():
@@ -243,18 +243,18 @@ def test_weights_say_how_often_an_epoch_sees_a_source():
     store = make_store(blocks=60, short=LENGTH, sources=3)  # 20 each
     batches = order(store, weights=[2, 0.5, 1])
     assert batches.entries == 70 and batches.steps_per_epoch == 8
-    entries = np.concatenate([batches.indices_of(step) for step in range(8)])
+    entries = np.concatenate([batches.get_indices(step) for step in range(8)])
     assert len(set(entries)) == 64  # a copy of a sequence is an entry of its own, with its own masks
     seen = np.bincount(entries % 60 // 20, minlength=3)
     assert abs(seen - np.array([40, 10, 20])).max() <= 6  # the last step leaves out six entries
     twice = [e for e in entries if e >= 60]
     assert twice and all(e % 60 < 20 for e in twice)
     halves = [
-        {int(e) for step in range(8 * epoch, 8 * epoch + 8) for e in batches.indices_of(step) if 20 <= e < 40}
+        {int(e) for step in range(8 * epoch, 8 * epoch + 8) for e in batches.get_indices(step) if 20 <= e < 40}
         for epoch in (0, 1)
     ]
     assert halves[0] != halves[1]
-    assert (order(store, weights=[1, 1, 1]).indices_of(3) == order(store).indices_of(3)).all()
+    assert (order(store, weights=[1, 1, 1]).get_indices(3) == order(store).get_indices(3)).all()
     for wrong in ([1, 1], [1, 1, -1]):
         with pytest.raises(UserError, match="one number, at least 0, for each of the corpus's 3 sources"):
             order(store, weights=wrong)
@@ -269,10 +269,10 @@ def test_grouped_batches_waste_little_on_padding_and_are_the_same_for_every_rank
     store = ragged_store()
     batches = order(store, batch=16, micro=4, world=2, by_length=True)
     other = order(store, batch=16, micro=4, world=2, rank=1, by_length=True)
-    entries = np.concatenate([batches.indices_of(step) for step in range(125)])
+    entries = np.concatenate([batches.get_indices(step) for step in range(125)])
     assert (
         sorted(entries) == list(range(2000))
-        and (entries == np.concatenate([other.indices_of(step) for step in range(125)])).all()
+        and (entries == np.concatenate([other.get_indices(step) for step in range(125)])).all()
     )
     lengths = store.lengths(entries).reshape(-1, 4)
     assert lengths.sum() / (lengths.max(1) * 4).sum() > 0.97
@@ -340,5 +340,5 @@ def test_where_documents_start():
         starts.dtype == torch.int32 and starts.tolist() == [0, 4, 7, 10] + [14] * 60
     )  # the padding of the second is a document too
     many = np.arange(200).reshape(2, 100)
-    assert cu_seqlens_of(many).tolist() == [*range(200)] + [200] * 56
+    assert compute_cu_seqlens(many).tolist() == [*range(200)] + [200] * 56
     assert next(heldout_batches(store, make_masker(store), 2)).cu_seqlens is None

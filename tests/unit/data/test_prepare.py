@@ -77,7 +77,7 @@ def test_tokenizer_training_is_the_same_in_every_process(tmp_path):
 def test_tokenizer_errors(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no tokenizer can be loaded"):
+    with pytest.raises(UserError, match="the tokenizer cannot be loaded"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="at least 200"):
         train_wordpiece(["a"], 20, tmp_path / "t")
@@ -367,7 +367,7 @@ def test_store_names_what_is_missing_or_cut(tokenizer, tmp_path):
     file = next((tmp_path / "d").glob("train-*.bin"))
     size = file.stat().st_size
     file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(UserError, match=f"{file.name}: expected {size:,} bytes, found {size - 2:,} bytes"):
+    with pytest.raises(UserError, match=f"{file.name}: expected {size:,} bytes, but the file has {size - 2:,} bytes"):
         TokenDataset.open(tmp_path / "d")
     file.unlink()
     with pytest.raises(UserError, match="the file is missing"):

@@ -31,49 +31,55 @@ def texts(path, data, findings=None):
         (
             "a.csv",
             "text\nit is a, b, c\n",
-            r"a\.csv, row 1 \(line 2\): 3 fields, the header has 1 \(text\); a field that holds a comma needs quotes",
+            r"a\.csv, row 1 \(line 2\): 3 fields, but the header has 1 \(text\); a field that contains a comma must "
+            r"be quoted",
         ),
-        ("a.csv", "id,text\n1,fine\n2,it is a, b\n", r"row 2 \(line 3\): 3 fields, the header has 2 \(id, text\)"),
-        ("a.tsv", "id\ttext\n1\tfine\tmore\n", r"row 1 \(line 2\): 3 fields.*a field that holds a tab needs quotes"),
+        ("a.csv", "id,text\n1,fine\n2,it is a, b\n", r"row 2 \(line 3\): 3 fields, but the header has 2 \(id, text\)"),
+        (
+            "a.tsv",
+            "id\ttext\n1\tfine\tmore\n",
+            r"row 1 \(line 2\): 3 fields.*a field that contains a tab must be quoted",
+        ),
         (
             "a.csv",
             'id,text\n1,"he said \\"so\\", and left"\n',
-            r"row 1 \(line 2\): text goes on after a closing quote; a quote that is text is",
+            r"row 1 \(line 2\): there is text after a closing quote; write a literal quote",
         ),
         ("a.csv", 'id,text\n1,"said \\", and"\n', r"row 1 \(line 2\): .*a quote"),
         (
             "a.csv",
             'id,text\n1,fine\n2,"open\n3,fine\n4,fine\n',
-            r"row 2 \(line 3\): the quote that opens there is never closed",
+            r"row 2 \(line 3\): a quote that is opened there is never closed",
         ),
         (
             "a.tsv",
             'id\ttext\n1\t"open\n2\tb\n3\tc\n4\tclosed"\n5\tx\n',
-            r"row 1 \(line 2\): a field that begins with a quote goes on over 3 more rows",
+            r"row 1 \(line 2\): a field that begins with a quote continues over 3 more rows",
         ),
-        ("a.tsv", '"id\ttext\n1\ta\n2\tb\n', r"the quote that opens there is never closed"),
-        ("a.tsv", 'id\ttext\n1\t"Yes" she said\n', r"row 1 \(line 2\): text goes on after a closing quote"),
+        ("a.tsv", '"id\ttext\n1\ta\n2\tb\n', r"a quote that is opened there is never closed"),
+        ("a.tsv", 'id\ttext\n1\t"Yes" she said\n', r"row 1 \(line 2\): there is text after a closing quote"),
         (
             "a.csv",
             "id,text\n1,first line\nsecond line\n",
-            r"row 2 \(line 3\): 1 fields, the header has 2 \(id, text\); a field that holds a line end",
+            r"row 2 \(line 3\): 1 fields, but the header has 2 \(id, text\); a field that contains a line break must "
+            r"be quoted",
         ),
-        ("a.csv", "text,text\na,b\n", r"a\.csv: 2 columns are called 'text'"),
-        ("a.csv", "id;text\n1;one\n", r"no column 'text', it has id;text"),
+        ("a.csv", "text,text\na,b\n", r"a\.csv: 2 columns are named 'text'"),
+        ("a.csv", "id;text\n1;one\n", r"no column 'text'; the columns are id;text"),
         (
             "a.jsonl",
             '{"text": "one"}\n{"text": ["two"]}\n',
-            r"jsonl, line 2: column 'text' holds a list, not text; make it one string .*a\.jsonl#COL",
+            r"jsonl, line 2: column 'text' contains a list, not text; make it one string .*a\.jsonl#COL",
         ),
-        ("a.jsonl", '{"text": {"en": "one"}}\n', r"line 1: column 'text' holds an object, not text"),
-        ("a.jsonl", '{"text": 5}\n', r"line 1: column 'text' holds a number, not text"),
-        ("a.jsonl", '{"text": true}\n', r"line 1: column 'text' holds true or false, not text"),
+        ("a.jsonl", '{"text": {"en": "one"}}\n', r"line 1: column 'text' contains an object, not text"),
+        ("a.jsonl", '{"text": 5}\n', r"line 1: column 'text' contains a number, not text"),
+        ("a.jsonl", '{"text": true}\n', r"line 1: column 'text' contains true or false, not text"),
         (
             "a.json",
             '{\n  "text": "one"\n}\n',
-            r"a\.json, line 1: JSON over many lines; one object per line is expected: jq -c '\.' ",
+            r"a\.json, line 1: a JSON value that spans several lines; one object per line is expected: jq -c '\.' ",
         ),
-        ("a.json", '[\n  {"text": "one"}\n]\n', r"JSON over many lines.*jq -c '\.\[\]' "),
+        ("a.json", '[\n  {"text": "one"}\n]\n', r"a JSON value that spans several lines.*jq -c '\.\[\]' "),
     ],
 )
 def test_what_is_no_row_of_text_is_named_with_its_place(tmp_path, name, data, said):
@@ -125,7 +131,7 @@ def test_what_a_csv_writer_writes_comes_back(tmp_path, rows, delimiter, ends, qu
     try:
         found = texts(tmp_path / ("a.csv" if delimiter == "," else "a.tsv"), stream.getvalue(), findings)
     except UserError as error:
-        assert delimiter == "\t" and "goes on over" in str(error)
+        assert delimiter == "\t" and "continues over" in str(error)
         return
     assert found == [text.strip() for _, text in rows]
     assert findings.characters["read"] == sum(len(text) for _, text in rows)
@@ -151,11 +157,13 @@ def test_an_open_quote_that_another_closes_is_remarked_on(tmp_path):
     rows = "".join(f"{i},words, as it were\n" for i in range(300))
     texts(tmp_path / "a.csv", f'id,text\n1,"open\n{rows}300,closed"\n', findings)
     [(times, sentence)] = findings.remarks.values()
-    assert times == 1 and "row 1 (line 2): one field holds 301 line ends: is its quote closed" in sentence
+    assert (
+        times == 1 and "row 1 (line 2): one field contains 301 line breaks; check that its quote is closed" in sentence
+    )
     findings = Findings()
     texts(tmp_path / "b.csv", "id,text,note\n" + "1,one\n" * 3, findings)
     [(times, sentence)] = findings.remarks.values()
-    assert times == 3 and "row 1 (line 2): 2 fields, the header has 3" in sentence
+    assert times == 3 and "row 1 (line 2): 2 fields, but the header has 3" in sentence
 
 
 @pytest.mark.parametrize(
@@ -178,7 +186,7 @@ def test_a_column_that_is_no_text_is_said_before_anything_is_read(tmp_path, kind
     else:
         with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    with pytest.raises(UserError, match=rf"a\.{ending}: column 'text' holds {what}, not text"):
+    with pytest.raises(UserError, match=rf"a\.{ending}: column 'text' contains {what}, not text"):
         split_inputs([str(path)])
 
 
@@ -223,7 +231,7 @@ def test_a_hub_data_set_of_lists_is_answered(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"text": ["a", "b"]}) + "\n")
-    with pytest.raises(UserError, match="row 1 of part 1: column 'text' holds a list, not text"):
+    with pytest.raises(UserError, match="row 1 of part 1: column 'text' contains a list, not text"):
         list(documents([f"hf:{tmp_path / 'set'}"]))
 
 
@@ -250,7 +258,7 @@ def test_rows_that_a_quote_has_swallowed_are_refused(tmp_path, header, row, deli
     with pytest.raises(
         UserError,
         match=rf"{file.name}, row 11 \(line 12\): "
-        rf"a field that begins with a quote goes on over {between + 1} more rows",
+        rf"a field that begins with a quote continues over {between + 1} more rows",
     ):
         list(documents([str(file)]))
 
@@ -259,7 +267,7 @@ def test_a_swallowing_quote_in_one_column_is_remarked_on(tmp_path):
     (tmp_path / "t.csv").write_text(swallowing("text", "{text}", ",", '"open', 'closed"', 30))
     findings = Findings()
     texts = [text for piece in split_inputs([str(tmp_path / "t.csv")]) for text in read(piece, findings=findings)]
-    assert len(texts) < 50 and "one field holds 31 line ends" in findings.remarks["quotes"][1]
+    assert len(texts) < 50 and "one field contains 31 line breaks" in findings.remarks["quotes"][1]
 
 
 def test_texts_of_many_lines_are_no_swallowed_rows(tmp_path):
@@ -280,5 +288,5 @@ def test_a_key_that_stands_twice_in_one_object_is_refused_where_its_values_diffe
     (tmp_path / "t.jsonl").write_text('{"text": "a", "text": "a", "id": 1, "id": 2}\n')
     assert list(documents([str(tmp_path / "t.jsonl")])) == ["a"]
     (tmp_path / "t.jsonl").write_text('{"text": "a", "text": "b"}\n')
-    with pytest.raises(UserError, match="line 1: 'text' stands there more than once"):
+    with pytest.raises(UserError, match="line 1: 'text' is given more than once"):
         list(documents([str(tmp_path / "t.jsonl")]))

@@ -145,7 +145,7 @@ def test_hub_data_sets_load_from_a_folder_too(tmp_path, monkeypatch, streaming):
     assert [
         d.text for piece in split_inputs([f"hf:{folder}@validation#text"], streaming=streaming) for d in read(piece)
     ] == ["held out"]
-    with pytest.raises(UserError, match="no column 'body', it has text, n"):
+    with pytest.raises(UserError, match="no column 'body'; the columns are text, n"):
         split_inputs([f"hf:{folder}#body"], streaming=streaming)
     with pytest.raises(UserError, match=r"@nosuch: cannot be loaded"):
         split_inputs([f"hf:{folder}@nosuch"], streaming=streaming)
@@ -168,9 +168,9 @@ def test_damage_is_named_with_its_place(tmp_path):
         list(documents([str(path)]))
     for name, data, said in (
         ("a.jsonl", '{"text": "x"}\n{"text": ', "a.jsonl, line 2: not JSON"),
-        ("b.jsonl", '{"body": "x"}\n', "no column 'text', it has body"),
-        ("f.jsonl", '[{"text": "x"}]\n', "f.jsonl, line 1: a JSON array; one JSON object a line"),
-        ("c.csv", "a,b\n1,2\n", "no column 'text', it has a, b"),
+        ("b.jsonl", '{"body": "x"}\n', "no column 'text'; the columns are body"),
+        ("f.jsonl", '[{"text": "x"}]\n', "f.jsonl, line 1: a JSON array; one JSON object per line"),
+        ("c.csv", "a,b\n1,2\n", "no column 'text'; the columns are a, b"),
         ("d.parquet", "PAR", "d.parquet: cannot be read"),
         ("e.txt.zst", "no zstd", "e.txt.zst: cannot be read"),
     ):

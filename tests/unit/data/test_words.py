@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from ds_distill.data.masking import IGNORE_INDEX, Masker, masked_count
-from ds_distill.data.whole_words import LONGEST_WORD, SPACED, Words, choose_words, divided
-from ds_distill.data.words import words_of
+from ds_distill.data.whole_words import LONGEST_WORD, SPACED, Words, choose_words, split_words
+from ds_distill.data.words import find_words
 
 VOCAB, SPECIAL, MASK = 60, [0, 1, 2, 3, 4], 4
 TEXT = [
@@ -69,7 +69,7 @@ def trained(kind):
 def words_in(tokenizer, text):
     """Return the words of a text, each as the characters that its pieces stand for."""
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts = words_of(tokenizer).starts(np.array(encoded["input_ids"]))
+    starts = find_words(tokenizer).starts(np.array(encoded["input_ids"]))
     spans = np.split(np.array(encoded["offset_mapping"]), np.flatnonzero(starts)[1:])
     return [text[span[:, 0].min() : span[:, 1].max()].strip() for span in spans]
 
@@ -77,7 +77,7 @@ def words_in(tokenizer, text):
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bytelevel", "suffix"])
 def test_words_are_the_same_under_every_kind_of_tokenizer(kind):
     tokenizer = trained(kind)
-    assert words_of(tokenizer).told
+    assert find_words(tokenizer).is_marked
     for text, words in (
         ("The student's (small) model", ["The", "student", "'", "s", "(", "small", ")", "model"]),
         ("learns quickly, doesn't it?", ["learns", "quickly", ",", "doesn", "'", "t", "it", "?"]),
@@ -126,12 +126,12 @@ def test_pieces_that_show_no_words_are_words():
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=200, show_progress=False, special_tokens=MARKS))
-    words = words_of(PreTrainedTokenizerFast(tokenizer_object=backend, **NAMES))
-    assert not words.told and words.starts(np.arange(5, 20)).all()
+    words = find_words(PreTrainedTokenizerFast(tokenizer_object=backend, **NAMES))
+    assert not words.is_marked and words.starts(np.arange(5, 20)).all()
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
-    words = words_of(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
-    assert words.told and words.starts(np.array([1, 2, 1])).all()
+    words = find_words(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
+    assert words.is_marked and words.starts(np.array([1, 2, 1])).all()
 
 
 def a_block(lengths):
@@ -252,7 +252,7 @@ def test_words_of_every_length_have_the_same_share_masked_where_few_are_short(le
 def test_long_runs_are_divided_into_parts_that_are_nearly_alike(lengths):
     starts = np.zeros(sum(lengths), bool)
     starts[np.cumsum([0, *lengths[:-1]])] = True
-    first, parts = divided(starts)
+    first, parts = split_words(starts)
     assert (
         (np.cumsum(parts) == np.append(first[1:], len(starts))).all() and first[0] == 0 and parts.max() <= LONGEST_WORD
     )

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
-from ds_distill.exporters.formats import FORMATS, _alone, export_formats, formats_table
+from ds_distill.exporters.formats import FORMATS, _export_lock, export_formats, formats_table
 from ds_distill.exporters.huggingface import export
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.onnx import OPSET
@@ -54,7 +54,7 @@ def exported(student, tmp_path_factory):
     """Return (output folder, summary) of all formats."""
     output = tmp_path_factory.mktemp("exported")
     return output, export_formats(
-        str(student), [name for name in FORMATS if not FORMATS[name].why_not()], output, text=[]
+        str(student), [name for name in FORMATS if not FORMATS[name].unavailable_reason()], output, text=[]
     )
 
 
@@ -90,7 +90,7 @@ def classifier(student, tmp_path_factory):
 RUNNABLE = [
     pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=str(reason)))
     for name in FORMATS
-    for reason in [FORMATS[name].why_not()]
+    for reason in [FORMATS[name].unavailable_reason()]
 ]
 
 
@@ -109,7 +109,7 @@ def test_each_format_runs_in_its_own_runtime_at_any_shape(exported, student, nam
         error = np.abs(mine - its)[real].max() / np.abs(its)[real].max()
         assert error < (1e-5 if FORMATS[name].exact else 0.05)
         if not FORMATS[name].exact:
-            assert error > 1e-5, "not quantised at all"
+            assert error > 1e-5, "not quantized at all"
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
@@ -124,9 +124,12 @@ def test_the_example_beside_it_runs(exported, name, monkeypatch, capsys):
 
 def test_a_format_for_other_processors_is_refused(student, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        FORMATS, "onnx-int8-vnni", dataclasses.replace(FORMATS["onnx-int8-vnni"], why_not=lambda: "no VNNI")
+        FORMATS, "onnx-int8-vnni", dataclasses.replace(FORMATS["onnx-int8-vnni"], unavailable_reason=lambda: "no VNNI")
     )
-    with pytest.raises(UserError, match="onnx-int8-vnni cannot be compared here: no VNNI; .*or without -vnni"):
+    with pytest.raises(
+        UserError,
+        match="onnx-int8-vnni cannot be checked on this machine: no VNNI; .*or choose the format without -vnni",
+    ):
         export_formats(str(student), ["onnx-int8-vnni"], tmp_path / "out", text=[])
     assert not (tmp_path / "out").exists()
 
@@ -228,16 +231,18 @@ def test_robertas_are_exported(tmp_path):
 
 
 def test_another_models_folder_is_left_alone(student, classifier, exported, tmp_path):
-    with pytest.raises(UserError, match="holds another model's config.json"):
+    with pytest.raises(UserError, match="contains another model's config.json"):
         export_formats(str(student), ["torch-export"], classifier, text=[])
-    with pytest.raises(UserError, match="give an --output of its own"):
+    with pytest.raises(UserError, match="choose another --output for the encoder"):
         export_formats(str(student), ["torch-export"], student, text=[], encoder=True)
     output, _ = exported
     again = tmp_path / "again"
     shutil.copytree(output, again)
     export_formats(str(student), ["torch-export"], again, text=[])
     card = (again / "README.md").read_text()
-    assert all(name in card for name in FORMATS if not FORMATS[name].why_not()), "what earlier exports have found stays"
+    assert all(name in card for name in FORMATS if not FORMATS[name].unavailable_reason()), (
+        "what earlier exports have found stays"
+    )
     (again / "onnx" / "model.onnx").unlink()
     export_formats(str(student), ["torch-export"], again, text=[])
     assert "| onnx " not in (again / "README.md").read_text()
@@ -300,11 +305,12 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
 
 
 def test_exports_into_one_folder_do_not_mix(student, tmp_path):
-    with _alone(student), pytest.raises(UserError, match="another export is at it"):
+    with _export_lock(student), pytest.raises(UserError, match="another export is at it"):
         export_formats(str(student), ["torch-export"], student, text=[])
     export_formats(str(student), ["torch-export"], tmp_path, text=[])
     with pytest.raises(
-        UserError, match="holds files with the head masked-lm, these would have encoder; choose another --output"
+        UserError,
+        match="contains files with the head masked-lm, but this export has the head encoder; choose another --output",
     ):
         export_formats(str(student), ["onnx"], tmp_path, text=[], encoder=True)
     export_formats(str(student), ["torch-export"], tmp_path, text=[])
@@ -339,7 +345,7 @@ def test_mistakes_are_said(student, classifier, tmp_path):
     for arguments, words in (
         ((str(student), ["onx"]), "did you mean onnx"),
         ((str(tmp_path), ["onnx"]), "no config.json"),
-        ((str(student), ["onnx"], "data"), "labelled examples are for a classification or question-answering head"),
+        ((str(student), ["onnx"], "data"), "but labeled examples need a classification or question-answering head"),
     ):
         with pytest.raises(UserError, match=words):
             export_formats(
@@ -349,7 +355,7 @@ def test_mistakes_are_said(student, classifier, tmp_path):
                 data=str(classifier / "dev.jsonl") if len(arguments) > 2 else None,
             )
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "other": 1}\n')
-    with pytest.raises(UserError, match="needs `label`"):
+    with pytest.raises(UserError, match="a column `label` and one or two text columns are needed"):
         export_formats(str(classifier), ["onnx"], tmp_path / "b", text=[], data=str(tmp_path / "bad.jsonl"))
 
 
@@ -392,17 +398,17 @@ def test_of_no_clear_choice_there_is_no_share(classifier):
     source.model.classifier.bias.data.zero_()
     found = compare(source, torch_runner(source), text_batches(source, [], sequences=8), "same")
     assert found["agreement"] == 1 and found["clear_positions"] == 0 and "clear_agreement" not in found
-    assert "of clear ones" not in formats_table({"onnx": found})
+    assert "agreement where clear" not in formats_table({"onnx": found})
 
 
 @pytest.mark.parametrize(
     "labels, said",
     [
-        ([0, -1], "label -1 of example 2: the model's are 0 to 2, its classes"),
+        ([0, -1], "label -1 of example 2: the model's labels are 0 to 2, for its classes"),
         ([4, 0], "label 4 of example 1"),
         ([0.5, 1], "label 0.5"),
         ([0, math.nan], "label nan"),
-        (["good", "bad"], "label 'good' is none of"),
+        (["good", "bad"], "label 'good' of example 1: not one of the model's labels"),
     ],
 )
 def test_labels_that_a_model_cannot_have_are_no_score(classifier, tmp_path, labels, said):
@@ -431,6 +437,6 @@ def test_a_second_export_of_a_model_keeps_what_was_made_of_it(student, tmp_path,
     export(weights, model, tokenizer, tmp_path / "out", card)
     assert (
         not (tmp_path / "out" / "formats.json").exists()
-        and "another model than before; gone with that: formats.json" in capsys.readouterr().err
+        and "replaced an earlier model; removed with it: formats.json" in capsys.readouterr().err
     )
     assert len(list(tmp_path.iterdir())) == 1, "no folder is left beside it"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_distill.exporters.int8 import FULL, SAFE, quantised, why_not_full, write_onnx_int8
+from ds_distill.exporters.int8 import FULL, SAFE, full_range_unavailable_reason, quantize, write_onnx_int8
 from ds_distill.exporters.onnx import OPSET
 from ds_distill.exporters.runtimes import OnnxRunner
 
@@ -31,14 +31,14 @@ def test_sums_of_products_are_right_or_said_to_be_wrong(tmp_path, steps):
     x[:, ::7] = -2
     found, expected = OnnxRunner(tmp_path / "int8.onnx")({"x": x})[0], x.sum(axis=1, keepdims=True).repeat(8, axis=1)
     right = np.allclose(found, expected, rtol=1e-4, atol=1e-3)
-    assert right == (steps == SAFE or why_not_full() is None), found[0, 0]
+    assert right == (steps == SAFE or full_range_unavailable_reason() is None), found[0, 0]
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1), st.floats(1e-6, 1e6), st.sampled_from([FULL, SAFE]))
 def test_codes_are_the_nearest(rows, columns, axis, scale, steps):
     weight = (np.random.default_rng(rows * 41 + columns).normal(size=(rows, columns)) * scale).astype(np.float32)
-    codes, scales = quantised(weight, axis, steps)
+    codes, scales = quantize(weight, axis, steps)
     assert codes.dtype == np.int8 and scales.shape == (weight.shape[axis],) and np.abs(codes.astype(int)).max() <= steps
     own = np.expand_dims(scales, 1 - axis)
     assert (np.abs(codes * own - weight) <= own * 0.5001 + 1e-12).all()

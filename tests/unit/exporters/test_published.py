@@ -35,7 +35,7 @@ from ds_distill.utils.errors import UserError
 from tests.start import ROOT, environment_of
 from tests.tiny import save_encoder
 
-RUNNABLE = [name for name in FORMATS if not FORMATS[name].why_not()]
+RUNNABLE = [name for name in FORMATS if not FORMATS[name].unavailable_reason()]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_weights_of_another_model_are_left_alone(student, tmp_path):
     weights = {name: value + 1 for name, value in load_file(other / "model.safetensors").items()}
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     publish(student, tmp_path / "out")
-    with pytest.raises(UserError, match=r"holds another model's model\.safetensors; choose another --output"):
+    with pytest.raises(UserError, match=r"contains another model's model\.safetensors; choose another --output"):
         export_formats(str(other), ["onnx"], tmp_path / "out", text=[])
     assert not (tmp_path / "out" / "onnx").exists()
 

@@ -24,8 +24,8 @@ from ds_distill.exporters.task_score import dev_score
 from ds_distill.finetune import runs
 from ds_distill.finetune import trainer as trainer_module
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.tasks.catalog import task_of
-from ds_distill.tasks.squad import postprocess_spans, questions_in, spans_of, squad_scores
+from ds_distill.tasks.catalog import get_task
+from ds_distill.tasks.squad import make_spans, postprocess_spans, questions_in, squad_scores
 from ds_distill.utils.errors import UserError
 from tests.tiny import FAMILIES, POSITIONS, save_encoder
 
@@ -66,7 +66,7 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("tasks")
     for name in ("sst2", "mrpc", "stsb", "mnli"):
         (root / name).mkdir()
-        task = task_of(name)
+        task = get_task(name)
         for split in ("train", *task.validation):
             rows = [
                 {text: some_text(2, 4) if i % 3 else some_text(10, 40) for text in task.texts}
@@ -143,7 +143,7 @@ def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
     monkeypatch.setattr(
         trainer_module, "predict", lambda *given: outputs.setdefault(given[-1].split(", ")[-1], real(*given))
     )
-    task, encoder = task_of(name), change(folders[family], tmp_path / "encoder", what)
+    task, encoder = get_task(name), change(folders[family], tmp_path / "encoder", what)
     found = runs.finetune(task, str(encoder), tmp_path / "out", points=[QUICK], seeds=[0], data=str(data / name))
     assert set(outputs) == set(task.validation)
     for number, split in enumerate(task.validation):
@@ -170,7 +170,7 @@ def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
     }
     assert found["settings"]["max_length"] == LENGTH and found["truncated"]["dev"] >= 6
     side = "left" if what in ("cut left", "in tokenizer.json") else "right"
-    assert f"examples longer than {LENGTH} tokens are cut at their {side} end" in capsys.readouterr().err
+    assert f"examples longer than {LENGTH} tokens are truncated on the {side}" in capsys.readouterr().err
     saved = AutoTokenizer.from_pretrained(found["export"])
     assert saved.model_max_length == LENGTH and saved.padding_side == "right"
     assert ("token_type_ids" in saved("a", "b")) == (family == "bert"), "what the model takes"
@@ -190,7 +190,7 @@ def test_a_folder_from_elsewhere_is_read_as_its_tokenizer_says(folders, tmp_path
         model = BertForSequenceClassification.from_pretrained(folder, config=config)
         torch.nn.init.normal_(model.classifier.weight)
         model.save_pretrained(folder)
-        best, numbers = piped(folder, task_of("imdb"), rows)
+        best, numbers = piped(folder, get_task("imdb"), rows)
         source, outputs = load_source(str(folder)), []
         found = dev_score(source, noted(torch_runner(source), outputs), tmp_path / "dev.jsonl", "dev")
         assert np.abs(np.concatenate([out[0] for out in outputs]) - numbers).max() < 1e-4
@@ -243,7 +243,7 @@ def classifier(folders):
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_labels_are_understood_in_every_order_case_and_form(classifier, tmp_path_factory, draw):
-    task = task_of(draw.draw(st.sampled_from(["sst2", "mrpc", "mnli", "rte", "wnli"])))
+    task = get_task(draw.draw(st.sampled_from(["sst2", "mrpc", "mnli", "rte", "wnli"])))
     order = draw.draw(st.permutations(range(len(task.labels))))  # the task's class for which each output stands
     numbered, known = draw.draw(st.booleans()), draw.draw(st.booleans())
     write = draw.draw(
@@ -277,7 +277,7 @@ def test_labels_are_understood_in_every_order_case_and_form(classifier, tmp_path
 @pytest.mark.parametrize("name", FOREIGN)
 def test_labels_in_another_language_are_the_models_own(classifier, tmp_path, capsys, name):
     """Nobody can tell which of them is the task's first, so names and places count, and that is reported."""
-    config, task, names = classifier.model.config, task_of(name), FOREIGN[name]
+    config, task, names = classifier.model.config, get_task(name), FOREIGN[name]
     config.id2label, config.finetuning_task = dict(enumerate(names)), name
     texts = dict.fromkeys(task.texts, "a film")
     for labels in (names, range(len(names)), [label.upper() for label in names]):
@@ -285,9 +285,9 @@ def test_labels_in_another_language_are_the_models_own(classifier, tmp_path, cap
             "\n".join(json.dumps(texts | {"label": label}, ensure_ascii=False) for label in labels)
         )
         found = dev_score(classifier, lambda inputs: [np.eye(len(names))], tmp_path / "dev.jsonl", "dev")
-        assert found == {"accuracy": 1.0} and f"are not all {name}'s" in capsys.readouterr().err
+        assert found == {"accuracy": 1.0} and f"are not those of {name}" in capsys.readouterr().err
     (tmp_path / "dev.jsonl").write_text(json.dumps(texts | {"label": task.labels[0]}))
-    with pytest.raises(UserError, match="is none of the model's"):
+    with pytest.raises(UserError, match="not one of the model's labels"):
         dev_score(classifier, lambda inputs: [np.eye(len(names))], tmp_path / "dev.jsonl", "dev")
 
 
@@ -311,7 +311,7 @@ def test_answers_of_the_saved_folder_score_what_is_reported(folders, tmp_path, f
             )
             rows.append({"id": str(i), "question": "which word is it?", "context": context, "answers": answers})
         (tmp_path / "squad_v2" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    task, encoder = task_of("squad_v2"), change(folders[family], tmp_path / "encoder", what)
+    task, encoder = get_task("squad_v2"), change(folders[family], tmp_path / "encoder", what)
     point = FinetuneConfig(epochs=1, batch_size=16, max_length=48, learning_rate=3e-3, precision="fp32")
     found = runs.finetune(
         task, str(encoder), tmp_path / "out", points=[point], seeds=[0], data=str(tmp_path / "squad_v2")
@@ -322,7 +322,7 @@ def test_answers_of_the_saved_folder_score_what_is_reported(folders, tmp_path, f
     )
     assert (tokenizer.model_max_length, tokenizer.padding_side) == (48, "right")
     questions = questions_in(task, tmp_path / "squad_v2" / "validation.jsonl")
-    spans = spans_of(questions, tokenizer, tokenizer.model_max_length)
+    spans = make_spans(questions, tokenizer, tokenizer.model_max_length)
     starts, ends = [], []
     with torch.no_grad():
         for row in range(len(spans.question)):  # one by one, with the inputs that the tokenizer names

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ds_distill.cli import export
 from ds_distill.cli.parser import build_parser
-from ds_distill.exporters.task_score import labelled
-from ds_distill.tasks.catalog import TASKS, task_of
+from ds_distill.exporters.task_score import load_labeled_examples
+from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.columns import KNOWN, named_columns, text_columns
 from ds_distill.utils.errors import UserError
 from tests.tiny import save_encoder
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 )
 def test_an_index_or_a_labels_name_is_not_read_as_text(tmp_path, capsys, name, lines, texts):
     (tmp_path / name).write_text("\n".join(lines) + "\n")
-    assert labelled(tmp_path / name)[0] == texts
+    assert load_labeled_examples(tmp_path / name)[0] == texts
     assert "read as text: " in capsys.readouterr().err
 
 
@@ -46,8 +46,8 @@ def test_a_row_whose_text_is_none_is_said(tmp_path, text):
     (tmp_path / "dev.jsonl").write_text(
         "\n".join(json.dumps({"text": value, "label": 0}) for value in ("a film", text))
     )
-    with pytest.raises(UserError, match="1 of its 2 rows lack one of text"):
-        labelled(tmp_path / "dev.jsonl")
+    with pytest.raises(UserError, match="1 of its 2 rows lack text in text, or a label"):
+        load_labeled_examples(tmp_path / "dev.jsonl")
 
 
 BESIDE = {
@@ -112,7 +112,8 @@ def test_a_doubt_is_asked_for_with_the_columns(names):
     rows = [{"id": "review-1", "label": 1} | {name: f"words of {name}" for name in names}]
     with pytest.raises(
         UserError,
-        match=f"its text may be in {', '.join(names)}; name the one or two columns .*: FILE#{names[0]},{names[1]}",
+        match=f"the text may be in any of {', '.join(names)}; name the one or two columns .*: "
+        f"FILE#{names[0]},{names[1]}",
     ):
         text_columns(rows, "--data FILE")
 
@@ -141,16 +142,16 @@ def test_columns_may_be_named(tmp_path):
     ):
         assert named_columns(str(tmp_path / given_)) == (tmp_path / given_.split("#t")[0], columns)
     for wrong in ("dev.jsonl#", "dev.jsonl#a,b,c", "dev.jsonl#a,"):
-        with pytest.raises(UserError, match="behind the # stand one or two columns"):
+        with pytest.raises(UserError, match="name one or two text columns after the #"):
             named_columns(str(tmp_path / wrong))
-    found = labelled(tmp_path / "dev#1.jsonl", None, ["body", "title"])
-    assert found.texts == [["b"], ["t"]] and labelled(tmp_path / "dev#1.jsonl", task_of("sst2"), ["title"]).texts == [
-        ["t"]
-    ]
+    found = load_labeled_examples(tmp_path / "dev#1.jsonl", None, ["body", "title"])
+    assert found.texts == [["b"], ["t"]] and load_labeled_examples(
+        tmp_path / "dev#1.jsonl", get_task("sst2"), ["title"]
+    ).texts == [["t"]]
     with pytest.raises(UserError, match="no text in column boddy"):
-        labelled(tmp_path / "dev#1.jsonl", task_of("sst2"), ["boddy"])
-    with pytest.raises(UserError, match="no column boddy; its columns are title, body, label"):
-        labelled(tmp_path / "dev#1.jsonl", None, ["boddy"])
+        load_labeled_examples(tmp_path / "dev#1.jsonl", get_task("sst2"), ["boddy"])
+    with pytest.raises(UserError, match="no column boddy; the columns are title, body, label"):
+        load_labeled_examples(tmp_path / "dev#1.jsonl", None, ["boddy"])
 
 
 def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
@@ -187,16 +188,16 @@ def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
         (
             "d.csv",
             'label,sentence\n1,fine\n0,"an unclosed quote\n1,more\n',
-            "row 2 .*the quote that opens there is never closed",
+            "row 2 .*a quote that is opened there is never closed",
         ),
-        ("d.csv", 'label,sentence\n1,"He said \\"x\\" twice"\n', "row 1 .*text goes on after a closing quote"),
-        ("d.csv", "label,sentence\n" + '0,"open\n' + "1,row\n" * 30 + '0,close"\n', "goes on over 31 more rows"),
-        ("d.csv", "label,sentence,sentence\n1,a,b\n", "line 2: more than one column is called 'sentence'"),
-        ("d.csv", "label,label,sentence\n1,0,b\n", "line 2: more than one column is called 'label'"),
+        ("d.csv", 'label,sentence\n1,"He said \\"x\\" twice"\n', "row 1 .*there is text after a closing quote"),
+        ("d.csv", "label,sentence\n" + '0,"open\n' + "1,row\n" * 30 + '0,close"\n', "continues over 31 more rows"),
+        ("d.csv", "label,sentence,sentence\n1,a,b\n", "line 2: more than one column is named 'sentence'"),
+        ("d.csv", "label,label,sentence\n1,0,b\n", "line 2: more than one column is named 'label'"),
         (
             "d.jsonl",
             '{"label": 1, "sentence": "a", "sentence": "b"}\n',
-            "line 1: more than one column is called 'sentence'",
+            "line 1: more than one column is named 'sentence'",
         ),
         ("d.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7340\n", "a Git LFS pointer"),
         ("d.parquet", "\nversion https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7340\n", "a Git LFS pointer"),
@@ -206,24 +207,24 @@ def test_named_columns_pass_the_look_at_paths(folder, tmp_path):
 def test_rows_that_would_be_lost_or_taken_for_others_are_refused(tmp_path, name, text, words, task):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=words):
-        labelled(tmp_path / name, TASKS[task] if task else None)
+        load_labeled_examples(tmp_path / name, TASKS[task] if task else None)
 
 
 def test_columns_of_one_name_and_one_value_are_one(tmp_path):
     (tmp_path / "D.CSV").write_text("label,sentence,note,note,sentence\n1,a,x,y,a\n")
-    assert labelled(tmp_path / "D.CSV", TASKS["sst2"]).texts == [["a"]]
+    assert load_labeled_examples(tmp_path / "D.CSV", TASKS["sst2"]).texts == [["a"]]
 
 
 def test_half_a_character_is_replaced(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"sentence": "\\ud83d hi \\ud83d\\ude42", "label": 1}\n')
     assert (
-        labelled(tmp_path / "d.jsonl", TASKS["sst2"]).texts
-        == labelled(tmp_path / "d.jsonl").texts
+        load_labeled_examples(tmp_path / "d.jsonl", TASKS["sst2"]).texts
+        == load_labeled_examples(tmp_path / "d.jsonl").texts
         == [["\ufffd hi 🙂"]]
     )
 
 
 def test_quotes_around_a_tsv_files_texts_are_said(tmp_path, capsys):
     (tmp_path / "d.tsv").write_text('sentence\tlabel\n"a text"\t1\nanother\t0\n')
-    assert labelled(tmp_path / "d.tsv", TASKS["sst2"]).texts == [['"a text"', "another"]], "as GLUE's own"
+    assert load_labeled_examples(tmp_path / "d.tsv", TASKS["sst2"]).texts == [['"a text"', "another"]], "as GLUE's own"
     assert "1 of 3 rows have quotes around a field" in capsys.readouterr().err

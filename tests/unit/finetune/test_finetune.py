@@ -14,9 +14,9 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
 from ds_distill.losses.soft_targets import hidden_cosine_loss, temperature_kl
-from ds_distill.tasks.catalog import TASKS, task_of
+from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
-from ds_distill.tasks.metrics import best_threshold, exact_match, median, normalised, overlap_f1, scores
+from ds_distill.tasks.metrics import best_threshold, exact_match, median, normalize_answer, overlap_f1, scores
 from ds_distill.tasks.squad import load_questions
 from ds_distill.utils.errors import UserError
 
@@ -77,7 +77,7 @@ def test_scores_are_the_libraries(size, seed):
 
 
 def test_squads_rules_by_hand():
-    assert normalised("The  Eiffel-Tower, a tower!") == "eiffeltower tower"
+    assert normalize_answer("The  Eiffel-Tower, a tower!") == "eiffeltower tower"
     assert exact_match("the tower", ["A Tower."]) == 1 and exact_match("tower", ["towers"]) == 0
     assert (
         exact_match("", []) == 1 and exact_match("x", []) == 0 and overlap_f1("", []) == 1 and overlap_f1("x", []) == 0
@@ -166,7 +166,7 @@ def test_files_of_every_kind_say_the_same(tmp_path, kind, packed):
         rows[0]["sentence2"] = "it 's quoted"
     text = ROW[kind](rows).encode()
     (tmp_path / f"train.{kind}{'.gz' if packed else ''}").write_bytes(gzip.compress(text) if packed else text)
-    found = load_examples(task_of("rte"), "train", str(tmp_path))
+    found = load_examples(get_task("rte"), "train", str(tmp_path))
     assert found.texts == [["one, two", "ü"], [rows[0]["sentence2"], "b"]] and found.labels == [1, 0]
 
 
@@ -219,12 +219,12 @@ def test_files_of_every_kind_say_the_same(tmp_path, kind, packed):
 )
 def test_glues_own_layout(tmp_path, task, name, text, texts, labels):
     (tmp_path / name).write_text(text)
-    [file] = split_files(tmp_path, task_of(task).validation[0])
+    [file] = split_files(tmp_path, get_task(task).validation[0])
     if texts is None:  # a broken line
         with pytest.raises(UserError, match=r"dev\.tsv, line 2: 4 columns"):
-            read_examples(task_of(task), file)
+            read_examples(get_task(task), file)
         return
-    found = read_examples(task_of(task), file)
+    found = read_examples(get_task(task), file)
     assert found.texts == texts and found.labels == labels
 
 
@@ -236,7 +236,7 @@ def test_squads_own_file_names(tmp_path):
         "dev-v1.1.json",
     ]
     (tmp_path / "train-v2.0.json").write_text("{}")
-    with pytest.raises(UserError, match="it holds train-v1.1.json, train-v2.0.json"):
+    with pytest.raises(UserError, match="the folder contains train-v1.1.json, train-v2.0.json"):
         split_files(tmp_path, "train")
 
 
@@ -256,22 +256,22 @@ def test_squads_own_file_names(tmp_path):
     ],
 )
 def test_a_label_is_understood_however_it_is_written(tmp_path, task, label, number):
-    file, texts = tmp_path / "dev.jsonl", dict.fromkeys(task_of(task).texts, "a text")
+    file, texts = tmp_path / "dev.jsonl", dict.fromkeys(get_task(task).texts, "a text")
     file.write_text(json.dumps(texts | {"label": label}))
     if number is None:
-        with pytest.raises(UserError, match=f"line 1: label .* is none of {task}'s: 0 "):
-            read_examples(task_of(task), file)
+        with pytest.raises(UserError, match=f"line 1: label .*: not a label of {task}, whose labels are 0 "):
+            read_examples(get_task(task), file)
         return
-    assert read_examples(task_of(task), file).labels == [number]
+    assert read_examples(get_task(task), file).labels == [number]
     if isinstance(label, str | float | bool):
         file = tmp_path / "dev.csv"
         file.write_text(",".join([*texts, "label"]) + "\n" + ",".join([*texts.values(), str(label)]) + "\n")
-        assert read_examples(task_of(task), file).labels == [number], "csv has everything as text"
+        assert read_examples(get_task(task), file).labels == [number], "csv has everything as text"
 
 
 @pytest.mark.parametrize("task", [name for name, task in TASKS.items() if not task.spans])
 def test_further_columns_change_nothing(tmp_path, task):
-    task = task_of(task)
+    task = get_task(task)
     rows = [{name: f"{name} {i}" for name in task.texts} | {"label": i % max(len(task.labels), 2)} for i in range(4)]
     more = {
         "id": "review-1-q",
@@ -304,9 +304,10 @@ def test_an_array_of_json_is_said_with_what_to_do(tmp_path, text):
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(
         UserError,
-        match=r"train.json, line \d: a JSON array; one JSON object a line is expected, which `jq -c '.\[\]' train.json",
+        match=r"train.json, line \d: a JSON array; one JSON object per line is expected; convert it: `jq -c '.\[\]' "
+        r"train.json",
     ):
-        load_examples(task_of("sst2"), "train", str(tmp_path))
+        load_examples(get_task("sst2"), "train", str(tmp_path))
 
 
 def test_rows_on_which_nobody_agreed_are_left_out_and_counted(tmp_path, capsys):
@@ -314,29 +315,32 @@ def test_rows_on_which_nobody_agreed_are_left_out_and_counted(tmp_path, capsys):
         {"premise": "a", "hypothesis": "b", "label": "-"}
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = load_examples(task_of("mnli"), "train", str(tmp_path))
+    found = load_examples(get_task("mnli"), "train", str(tmp_path))
     assert len(found) == 300 and found.left_out == {"rows without a label (-)": 1} and not capsys.readouterr().err, (
         "a trace is counted only"
     )
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows[-50:] + rows[-1:] * 9)))
-    assert load_examples(task_of("mnli"), "train", str(tmp_path)).left_out.total() == 10
-    assert capsys.readouterr().err.count("10 rows without a label (-) left out") == 1
+    assert load_examples(get_task("mnli"), "train", str(tmp_path)).left_out.total() == 10
+    assert capsys.readouterr().err.count("10 rows without a label (-) are skipped") == 1
     (tmp_path / "train.jsonl").write_text(json.dumps(rows[-1]))
-    with pytest.raises(UserError, match="no examples in it, all 1 rows left out"):
-        load_examples(task_of("mnli"), "train", str(tmp_path))
+    with pytest.raises(UserError, match="the file contains no examples; all 1 rows were skipped"):
+        load_examples(get_task("mnli"), "train", str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"sentence": "a", "label": 2}, "line 2: label 2 is none of sst2's: 0 (negative), 1 (positive)"),
+        (
+            {"sentence": "a", "label": 2},
+            "line 2: label 2: not a label of sst2, whose labels are 0 (negative), 1 (positive)",
+        ),
         ({"sentence": "a", "label": -1}, "the hub's test splits have no labels"),
-        ({"sentence": "a"}, "line 2: no column label"),
+        ({"sentence": "a"}, "line 2: no column `label`"),
         ({"text": "a", "label": 1}, "line 2: no text in column sentence"),
         ({"sentence": None, "label": 1}, "line 2: no text in column sentence"),
         ("not json", "line 2: not JSON"),
         ({"sentence": "a", "label": "-1"}, "the hub's test splits have no labels"),
-        ({"sentence": "a", "label": "²"}, "label '²' is none of sst2's"),
+        ({"sentence": "a", "label": "²"}, "label '²': not a label of sst2"),
     ],
 )
 def test_bad_rows_are_said_with_file_and_line(tmp_path, row, words):
@@ -348,7 +352,7 @@ def test_bad_rows_are_said_with_file_and_line(tmp_path, row, words):
         + "\n"
     )
     with pytest.raises(UserError) as error:
-        read_examples(task_of("sst2"), file)
+        read_examples(get_task("sst2"), file)
     assert words in str(error.value) and str(file) in str(error.value)
 
 
@@ -357,17 +361,17 @@ def test_unreadable_files_and_numbers_out_of_range_are_said(tmp_path):
     for label in (-1, 5.5, "nan", None):
         (tmp_path / "train.jsonl").write_text(json.dumps(pair | {"label": label}))
         with pytest.raises(UserError, match=r"train\.jsonl, line 1: label .* from 0 to 5"):
-            load_examples(task_of("stsb"), "train", str(tmp_path))
+            load_examples(get_task("stsb"), "train", str(tmp_path))
     (tmp_path / "train.jsonl").write_bytes(b'{"sentence": "\xff", "label": 1}')
     with pytest.raises(UserError, match="cannot be read"):
-        load_examples(task_of("sst2"), "train", str(tmp_path))
+        load_examples(get_task("sst2"), "train", str(tmp_path))
     (tmp_path / "train.jsonl").unlink()
     packed = gzip.compress(b'{"sentence": "a", "label": 1}' * 99)
     for task, name in (("sst2", "train.jsonl.gz"), ("squad", "train.json.gz")):
         for broken in (packed[:-9], packed[:12] + bytes(8) + packed[20:]):
             (tmp_path / name).write_bytes(broken)
-            with pytest.raises(UserError, match=f"{name}: (cannot be read|not SQuAD's JSON)"):
-                (load_questions if task == "squad" else load_examples)(task_of(task), "train", str(tmp_path))
+            with pytest.raises(UserError, match=f"{name}: (cannot be read|not in SQuAD's JSON format)"):
+                (load_questions if task == "squad" else load_examples)(get_task(task), "train", str(tmp_path))
         (tmp_path / name).unlink()
 
 
@@ -380,20 +384,22 @@ def test_unreadable_files_and_numbers_out_of_range_are_said(tmp_path):
 )
 def test_a_head_is_said_as_it_is(tmp_path, name, text, columns):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"line 2: no column label; it has {columns}"):
-        load_examples(task_of("cola"), "validation", str(tmp_path))
+    with pytest.raises(UserError, match=f"line 2: no column `label`; the columns are {columns}"):
+        load_examples(get_task("cola"), "validation", str(tmp_path))
 
 
 def test_a_field_may_be_long(tmp_path):
     (tmp_path / "train.csv").write_text(f"text,label\n{'word ' * 40_000},1\n")
-    assert len(load_examples(task_of("imdb"), "train", str(tmp_path)).texts[0][0]) == 200_000
+    assert len(load_examples(get_task("imdb"), "train", str(tmp_path)).texts[0][0]) == 200_000
 
 
 def test_a_hub_download_is_found(tmp_path):
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"")
     assert split_files(tmp_path, "train")[0].name == "train-00000-of-00001.parquet"
     (tmp_path / "train-00001-of-00002.parquet").write_bytes(b"")
-    with pytest.raises(UserError, match="it holds train-00000-of-00001.parquet, train-00001-of-00002.parquet"):
+    with pytest.raises(
+        UserError, match="the folder contains train-00000-of-00001.parquet, train-00001-of-00002.parquet"
+    ):
         split_files(tmp_path, "train")
 
 
@@ -401,10 +407,10 @@ def test_what_the_hub_cannot_give_is_asked_for_by_name(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("no network")))
     with pytest.raises(
         UserError,
-        match=r"the hub's nyu-mll/glue cannot be had \(no network\); give --data DIR with train.\* and "
-        r"validation_matched.\*, validation_mismatched",
+        match=r"nyu-mll/glue is unavailable from the hub and its cache \(no network\); give --data DIR with "
+        r"train.\* and validation_matched.\*, validation_mismatched",
     ):
-        load_examples(task_of("mnli"), "train", None)
+        load_examples(get_task("mnli"), "train", None)
 
 
 def test_rows_that_qqp_is_known_for_are_left_out_and_counted(tmp_path, capsys):
@@ -412,30 +418,30 @@ def test_rows_that_qqp_is_known_for_are_left_out_and_counted(tmp_path, capsys):
         "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tWhy?\n1\t2\t3\tWhy?\tHow?\t1\n"
     )
     assert (
-        load_examples(task_of("qqp"), "validation", str(tmp_path)).labels == [1]
+        load_examples(get_task("qqp"), "validation", str(tmp_path)).labels == [1]
         and "1 rows with too few columns" in capsys.readouterr().err
     )
     (tmp_path / "dev.tsv").write_text("index\tquestion\tsentence\tlabel\n0\tQ\tS\tentailment\tmore\n")
-    with pytest.raises(UserError, match="line 2: 5 columns, its head has 4"):
-        load_examples(task_of("qnli"), "validation", str(tmp_path))
+    with pytest.raises(UserError, match="line 2: 5 columns, but the header has 4"):
+        load_examples(get_task("qnli"), "validation", str(tmp_path))
 
 
 def test_imdbs_test_may_be_called_validation(tmp_path):
     (tmp_path / "validation.csv").write_text("text,label\nfine,pos\n".replace("pos", "1"))
-    assert load_examples(task_of("imdb"), "test", str(tmp_path)).texts == [["fine"]]
+    assert load_examples(get_task("imdb"), "test", str(tmp_path)).texts == [["fine"]]
     (tmp_path / "test.csv").write_text("text,label\nbad,0\n")
-    assert load_examples(task_of("imdb"), "test", str(tmp_path)).texts == [["bad"]]
+    assert load_examples(get_task("imdb"), "test", str(tmp_path)).texts == [["bad"]]
 
 
 def test_missing_files_are_said(tmp_path):
-    with pytest.raises(UserError, match=r"validation_matched\.\* or dev_matched\.\*.*it holds none"):
-        load_examples(task_of("mnli"), "validation_matched", str(tmp_path))
+    with pytest.raises(UserError, match=r"validation_matched\.\* or dev_matched\.\*.*but the folder contains none"):
+        load_examples(get_task("mnli"), "validation_matched", str(tmp_path))
     (tmp_path / "train.tsv").write_text("")
     (tmp_path / "train.csv").write_text("")
-    with pytest.raises(UserError, match="it holds train.csv, train.tsv"):
-        load_examples(task_of("sst2"), "train", str(tmp_path))
+    with pytest.raises(UserError, match="the folder contains train.csv, train.tsv"):
+        load_examples(get_task("sst2"), "train", str(tmp_path))
     with pytest.raises(UserError, match="did you mean sst2"):
-        task_of("SST-2")
+        get_task("SST-2")
     assert len(TASKS) == 12 and TASKS["mnli"].validation == ("validation_matched", "validation_mismatched")
 
 
@@ -448,7 +454,7 @@ def test_the_grid():
         (2e-5, 3.0, 8),
     ]
     assert expand_grid(FinetuneConfig(), ["lr=1e-5,0.00001"]) == [FinetuneConfig(learning_rate=1e-5)], "one point, once"
-    with pytest.raises(UserError, match="--grid learning_rate=2: learning_rate is there twice"):
+    with pytest.raises(UserError, match="--grid learning_rate=2: learning_rate is given twice"):
         expand_grid(FinetuneConfig(), ["lr=1", "learning_rate=2"])
     for value in (math.inf, math.nan):
         with pytest.raises(UserError, match="finetune.epochs = .* a finite number"):

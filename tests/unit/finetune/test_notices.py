@@ -8,8 +8,8 @@ import pytest
 from ds_distill.finetune import runs
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.features import Features
-from ds_distill.finetune.notices import say_other_scale
-from ds_distill.tasks.catalog import task_of
+from ds_distill.finetune.notices import log_scale_mismatch
+from ds_distill.tasks.catalog import get_task
 from tests.tiny import POSITIONS, save_encoder
 
 QUICK = {"epochs": 1, "batch_size": 16, "precision": "fp32"}
@@ -40,9 +40,9 @@ def said_of(capsys) -> list[str]:
 
 
 def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
-    data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
+    data = write(tmp_path / "data", get_task("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
     found = runs.finetune(
-        task_of("sst2"),
+        get_task("sst2"),
         str(encoder),
         tmp_path / "a",
         points=[FinetuneConfig(max_length=12, **QUICK)],
@@ -54,13 +54,13 @@ def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
         and found["settings"]["max_length"] == 12
         and found["unknown"] == {"train": 0, "dev": 0}
     )
-    [line] = [line for line in said_of(capsys) if "cut" in line]
+    [line] = [line for line in said_of(capsys) if "truncated" in line]
     assert line == (
-        "sst2: examples longer than 12 tokens are cut at their right end: 5 of 40 (train), 5 of 40 (dev); "
-        f"the model reads up to {POSITIONS} (finetune.max_length)"
+        "sst2: examples longer than 12 tokens are truncated on the right: 5 of 40 (train), 5 of 40 (dev); the model "
+        f"can read {POSITIONS} tokens (raise finetune.max_length)"
     )
     point = FinetuneConfig(max_length=1024, **QUICK)
-    found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[point], seeds=[0], data=data)
+    found = runs.finetune(get_task("sst2"), str(encoder), tmp_path / "b", points=[point], seeds=[0], data=data)
     said = said_of(capsys)
     assert (
         found["settings"]["max_length"]
@@ -68,38 +68,40 @@ def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
         == json.loads((tmp_path / "b/seed=0/model/config.json").read_text())["finetuning_length"]
     )
     assert (
-        f"finetune.max_length = 1024: the model has {POSITIONS} positions, {POSITIONS} tokens of an example are read"
-        in said
+        f"finetune.max_length = 1024: the model has only {POSITIONS} positions, so {POSITIONS} tokens of each "
+        "example are read" in said
     )
     assert any(
-        "cut at their right end: 5 of 40 (train), 5 of 40 (dev)" in line and "finetune.max_length" not in line
+        "truncated on the right: 5 of 40 (train), 5 of 40 (dev)" in line and "finetune.max_length" not in line
         for line in said
     )
 
 
 def test_a_trace_is_counted_and_not_said(encoder, tmp_path, capsys):
-    data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] + ["a small village"] * 149)
+    data = write(tmp_path / "data", get_task("sst2"), ["a small village " * 30] + ["a small village"] * 149)
     found = runs.finetune(
-        task_of("sst2"),
+        get_task("sst2"),
         str(encoder),
         tmp_path / "a",
         points=[FinetuneConfig(max_length=12, **QUICK)],
         seeds=[0],
         data=data,
     )
-    assert found["truncated"] == {"train": 1, "dev": 1} and not [line for line in said_of(capsys) if "cut" in line]
+    assert found["truncated"] == {"train": 1, "dev": 1} and not [
+        line for line in said_of(capsys) if "truncated" in line
+    ]
 
 
 def test_text_that_the_vocabulary_does_not_hold_is_said(encoder, tmp_path, capsys):
-    data = write(tmp_path / "data", task_of("sst2"), ["это село", "a small village"] * 20)
+    data = write(tmp_path / "data", get_task("sst2"), ["это село", "a small village"] * 20)
     found = runs.finetune(
-        task_of("sst2"), str(encoder), tmp_path / "a", points=[FinetuneConfig(**QUICK)], seeds=[0], data=data
+        get_task("sst2"), str(encoder), tmp_path / "a", points=[FinetuneConfig(**QUICK)], seeds=[0], data=data
     )
     assert found["unknown"]["dev"] >= 40
     assert [
         line
         for line in said_of(capsys)
-        if line.startswith("sst2: tokens of the texts are unknown to the tokenizer ([UNK]): ")
+        if line.startswith("sst2: some tokens of the texts are unknown to the tokenizer ([UNK]): ")
     ]
 
 
@@ -108,9 +110,9 @@ def test_two_points_of_one_length_are_two_points(encoder, tmp_path):
 
     Each seed of each is a run, and the summary has the length that was used.
     """
-    data = write(tmp_path / "data", task_of("sst2"), ["a small village"] * 16)
+    data = write(tmp_path / "data", get_task("sst2"), ["a small village"] * 16)
     points = [FinetuneConfig(max_length=length, **QUICK) for length in (512, 1024)]
-    found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=points, seeds=[0, 1], data=data)
+    found = runs.finetune(get_task("sst2"), str(encoder), tmp_path / "a", points=points, seeds=[0, 1], data=data)
     assert [run["seed"] for run in found["seeds"]] == [0, 1] and [
         point["settings"]["max_length"] for point in found["grid"]
     ] == [POSITIONS, POSITIONS]
@@ -118,9 +120,11 @@ def test_two_points_of_one_length_are_two_points(encoder, tmp_path):
 
 def test_a_score_of_nothing_is_null_in_the_summary(encoder, tmp_path):
     """Labels of a single value have no correlation; the run ends and reports that."""
-    data = write(tmp_path / "data", task_of("stsb"), ["a small village", "a village near the coast"] * 8, labels=(2.0,))
+    data = write(
+        tmp_path / "data", get_task("stsb"), ["a small village", "a village near the coast"] * 8, labels=(2.0,)
+    )
     found = runs.finetune(
-        task_of("stsb"), str(encoder), tmp_path / "a", points=[FinetuneConfig(**QUICK)], seeds=[0, 1], data=data
+        get_task("stsb"), str(encoder), tmp_path / "a", points=[FinetuneConfig(**QUICK)], seeds=[0, 1], data=data
     )
     assert (
         found["pearson"] is None
@@ -131,7 +135,7 @@ def test_a_score_of_nothing_is_null_in_the_summary(encoder, tmp_path):
 
 
 def test_questions_whose_answer_no_span_holds_are_left_out_of_training(encoder, tmp_path, capsys):
-    task, rows = task_of("squad"), []
+    task, rows = get_task("squad"), []
     for i in range(12):
         context = "a small village near the coast " + ("where the road ends and the sea begins " * 9 if i < 3 else "")
         answer = context[2:250].strip() if i < 3 else "village"
@@ -188,7 +192,7 @@ def test_a_teacher_of_another_scale_is_said(capsys, scale, offset, noise, is_sai
     train = Features(
         {"input_ids": []}, {"labels": labels.tolist()}, [np.array([score], np.float32) for score in scores]
     )
-    say_other_scale("--teacher T", train)
+    log_scale_mismatch("--teacher T", train)
     said = capsys.readouterr().err
     assert (
         "--teacher T: its scores, " in said and "another scale than the labels, 0." in said and said.count("\n") == 1
@@ -197,17 +201,16 @@ def test_a_teacher_of_another_scale_is_said(capsys, scale, offset, noise, is_sai
 
 
 def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_path):
-    data = write(tmp_path / "data", task_of("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
+    data = write(tmp_path / "data", get_task("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
     point = FinetuneConfig(max_length=12, **QUICK)
-    found = runs.finetune(task_of("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
+    found = runs.finetune(get_task("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
     card = (tmp_path / "a/seed=0/model/README.md").read_text()
-    assert (
-        "Not read: 5 examples cut to what the model reads (train), 5 examples cut to what the model reads (dev)."
-        in card
-    )
+    assert "Not read: 5 examples truncated (train), 5 examples truncated (dev)." in card
     assert f"{found['accuracy']:.3f}" in card and '"length": 12' in card
-    data = write(tmp_path / "short", task_of("sst2"), ["a small village"] * 16)
-    runs.finetune(task_of("sst2"), str(encoder), tmp_path / "b", points=[FinetuneConfig(**QUICK)], seeds=[0], data=data)
+    data = write(tmp_path / "short", get_task("sst2"), ["a small village"] * 16)
+    runs.finetune(
+        get_task("sst2"), str(encoder), tmp_path / "b", points=[FinetuneConfig(**QUICK)], seeds=[0], data=data
+    )
     card = (tmp_path / "b/seed=0/model/README.md").read_text()
     assert "Not read" not in card and f'"length": {POSITIONS}' in card, (
         "the length that was used, not the 0 that was asked for"

@@ -27,7 +27,7 @@ from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.losses.soft_targets import hidden_cosine_loss, temperature_kl
 from ds_distill.models.families import INPUTS, inputs_of
-from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
 
 SIZES = {
@@ -60,7 +60,7 @@ def world(tmp_path_factory):
     words = [line.split() for line in lines if len(line.split()) > 6]
     for task, first, second, labels in (("mnli", "premise", "hypothesis", 3), ("rte", "sentence1", "sentence2", 2)):
         (folder / task).mkdir()
-        for split in ("train", *task_of(task).validation):
+        for split in ("train", *get_task(task).validation):
             rows = [
                 {first: " ".join(w[: 3 + i % 4]), second: " ".join(w[-3:]), "label": i % labels}
                 for i, w in enumerate((words * 40)[:40])
@@ -81,7 +81,7 @@ def test_a_teachers_labels_are_put_in_the_tasks_order(world, tmp_path):
     path = classifier(world, tmp_path / "t", id2label=theirs, label2id={name: i for i, name in theirs.items()})
     ids = torch.arange(5, 15).view(1, -1)
     plain = BertForSequenceClassification.from_pretrained(path).eval()(ids).logits
-    ours = load_for_task(path, task_of("mnli"), "teacher", tuned=True).eval()
+    ours = load_for_task(path, get_task("mnli"), "teacher", tuned=True).eval()
     assert torch.equal(ours(ids).logits, plain[:, [2, 1, 0]]) and ours.config.id2label[0] == "entailment"
 
 
@@ -92,9 +92,9 @@ def test_a_teachers_labels_are_put_in_the_tasks_order(world, tmp_path):
             {"num_labels": 3},
             "rte",
             True,
-            "its labels are LABEL_0, LABEL_1, LABEL_2, those of rte are entailment, not_entailment",
+            "its labels are LABEL_0, LABEL_1, LABEL_2, but those of rte are entailment, not_entailment",
         ),
-        ({"num_labels": 3}, "rte", False, "give the pretrained folder it came from"),
+        ({"num_labels": 3}, "rte", False, "give the pretrained model that it came from"),
         (
             {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}},
             "rte",
@@ -102,24 +102,24 @@ def test_a_teachers_labels_are_put_in_the_tasks_order(world, tmp_path):
             "its labels are negative, positive",
         ),
         ({"num_labels": 2}, "stsb", False, "those of stsb are one number"),
-        ({"num_labels": 2}, "squad", True, "needs a teacher fine-tuned on squad"),
+        ({"num_labels": 2}, "squad", True, "needs a teacher that was fine-tuned on squad"),
         (
             {"num_labels": 2},
             "squad",
             False,
-            "a BertForSequenceClassification, fine-tuned for another kind of task than squad",
+            "a BertForSequenceClassification, which was fine-tuned for another kind of task than squad",
         ),
         ({"num_labels": 2, "finetuning_task": "SST-2"}, "rte", True, "was fine-tuned on SST-2, not on rte"),
     ],
 )
 def test_a_folder_of_another_task_is_refused(world, tmp_path, config, task, tuned, words):
     with pytest.raises(UserError, match=words):
-        load_for_task(classifier(world, tmp_path / "t", **config), task_of(task), "teacher", tuned=tuned)
+        load_for_task(classifier(world, tmp_path / "t", **config), get_task(task), "teacher", tuned=tuned)
 
 
 def test_names_are_compared_as_people_write_them(world, tmp_path):
     path = classifier(world, tmp_path / "t", num_labels=2, finetuning_task="SST-2")
-    assert load_for_task(path, task_of("sst2"), "teacher", tuned=True).config.finetuning_task == "sst2"
+    assert load_for_task(path, get_task("sst2"), "teacher", tuned=True).config.finetuning_task == "sst2"
 
 
 def test_weights_that_are_missing_are_not_made_up(world, tmp_path):
@@ -133,12 +133,12 @@ def test_weights_that_are_missing_are_not_made_up(world, tmp_path):
             metadata={"format": "pt"},
         )
         with pytest.raises(UserError, match=f"the weights lack {key}"):
-            load_for_task(str(path), task_of("rte"), "teacher", tuned=True)
+            load_for_task(str(path), get_task("rte"), "teacher", tuned=True)
 
 
 def test_each_model_gets_its_own_inputs(world):
     """A DistilBERT student has no token types; its BERT teacher has them, and they matter to it."""
-    task, tokenizer = task_of("rte"), load_tokenizer(world / "distilbert")
+    task, tokenizer = get_task("rte"), load_tokenizer(world / "distilbert")
     sets, collator = (
         encode_sets(load_data(task, str(world / "rte")), tokenizer, FinetuneConfig(), 64),
         Collator(tokenizer),
@@ -169,7 +169,7 @@ def test_a_model_with_one_token_type_is_given_none():
 def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("ds_distill.finetune.data.predict", lambda *given: asked.append(1) or predict(*given))
-    task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
+    task, tokenizer = get_task("rte"), load_tokenizer(world / "bert")
     data, collator = load_data(task, str(world / "rte")), Collator(tokenizer)
     teacher = load_for_task(str(world / "bert"), task, "model", tuned=False)
     short, long = (encode_sets(data, tokenizer, FinetuneConfig(max_length=length), 64).train for length in (8, 0))
@@ -182,7 +182,7 @@ def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeyp
 
 
 def test_the_loss_is_the_weighted_sum(world, tmp_path):
-    task, tokenizer = task_of("rte"), load_tokenizer(world / "bert")
+    task, tokenizer = get_task("rte"), load_tokenizer(world / "bert")
     settings = FinetuneConfig(hard_label_weight=0.3, soft_label_weight=0.6, hidden_weight=0.5, temperature=3.0)
     sets, collator = encode_sets(load_data(task, str(world / "rte")), tokenizer, settings, 64), Collator(tokenizer)
     teacher, student = (
@@ -232,7 +232,7 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
 
     def run(name, points):
         return runs.finetune(
-            task_of("rte"),
+            get_task("rte"),
             str(world / "distilbert"),
             tmp_path / name,
             points=points,
@@ -300,7 +300,7 @@ def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
         for length, most in ((8, 16), (0, 0))
     ]
     found = runs.finetune(
-        task_of("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte")
+        get_task("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte")
     )
     assert read[0] == (16, 8) and read[1][0] == 40 and read[1][1] > 8 and len(found["grid"]) == 2
     saved = [json.loads(file.read_text()) for file in (tmp_path / "grid").glob("*/model/tokenizer.json")]
@@ -322,7 +322,7 @@ def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch
     for name, dropout, precision in settings:
         point = FinetuneConfig(epochs=1, batch_size=20, max_train_samples=20, dropout=dropout, precision=precision)
         found = runs.finetune(
-            task_of("rte"), str(world / "bert"), tmp_path / name, points=[point], seeds=[0], data=str(world / "rte")
+            get_task("rte"), str(world / "bert"), tmp_path / name, points=[point], seeds=[0], data=str(world / "rte")
         )
         assert found["examples"] == {"train": 20, "dev": 40}
     assert [dropouts for *dropouts, _ in seen] == [[0.1, 0.1], [0.0, 0.0], [0.3, 0.3]]
@@ -341,7 +341,7 @@ def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch
 )
 def test_dropout_is_before_the_head_too(world, name, task, head):
     for dropout in (-1.0, 0.3):
-        model = load_for_task(str(world / name), task_of(task), "model", tuned=False, dropout=dropout)
+        model = load_for_task(str(world / name), get_task(task), "model", tuned=False, dropout=dropout)
         own = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
         assert hasattr(model, head) and (own == {0.3} if dropout > 0 else own != {0.3})
 
@@ -352,10 +352,10 @@ def test_the_first_examples_of_a_set_in_order_are_refused(world, tmp_path):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
     with pytest.raises(
         UserError,
-        match="finetune.max_train_samples = 20: the first 20 training examples of sst2 have none that is positive",
+        match="finetune.max_train_samples = 20: none of the first 20 training examples of sst2 is labeled positive",
     ):
         runs.finetune(
-            task_of("sst2"),
+            get_task("sst2"),
             str(world / "bert"),
             tmp_path / "out",
             points=[FinetuneConfig(max_train_samples=20)],
@@ -368,7 +368,7 @@ def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
     def run(output):
         point = FinetuneConfig(epochs=1, batch_size=20, max_train_samples=20, precision="fp32")
         return runs.finetune(
-            task_of("rte"), str(world / "bert"), output, points=[point], seeds=[0], data=str(world / "rte")
+            get_task("rte"), str(world / "bert"), output, points=[point], seeds=[0], data=str(world / "rte")
         )
 
     assert run(tmp_path / "first")["seeds"][0]["precision"] == "fp32"
@@ -378,9 +378,11 @@ def test_a_folder_that_was_moved_names_its_model_where_it_is(world, tmp_path):
 
 def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "predict", lambda *_: [np.array([np.nan, 0.0], dtype=np.float32)] * 40)
-    with pytest.raises(UserError, match="seed 0: the model's outputs are no numbers, it has diverged"):
+    with pytest.raises(
+        UserError, match="seed 0: the model has diverged \(its outputs are not finite\); lower finetune.learning_rate"
+    ):
         runs.finetune(
-            task_of("rte"),
+            get_task("rte"),
             str(world / "bert"),
             tmp_path,
             points=[FinetuneConfig(epochs=1, batch_size=20, max_train_samples=20, precision="fp32")],
@@ -392,9 +394,9 @@ def test_outputs_that_are_no_numbers_are_said(world, tmp_path, monkeypatch):
 def test_a_teacher_of_another_vocabulary_is_refused(world, tmp_path):
     classifier(world, tmp_path / "t", num_labels=2)
     train_wordpiece(SAMPLE.read_text().splitlines(), 200, tmp_path / "t")
-    with pytest.raises(UserError, match="its tokenizer is not the student's"):
+    with pytest.raises(UserError, match="its tokenizer differs from the student's"):
         runs.finetune(
-            task_of("rte"),
+            get_task("rte"),
             str(world / "distilbert"),
             tmp_path / "out",
             points=[FinetuneConfig()],
@@ -435,10 +437,10 @@ def test_a_head_is_put_in_order_whatever_its_labels_look_like(world, tmp_path, n
     )
     ids = torch.arange(5, 15).view(1, -1)
     plain = BertForSequenceClassification.from_pretrained(path).eval()(ids).logits
-    ours = load_for_task(path, task_of(task), "teacher", tuned=True).eval()
+    ours = load_for_task(path, get_task(task), "teacher", tuned=True).eval()
     assert torch.allclose(ours(ids).logits, plain[:, order], atol=1e-7, rtol=0) and list(
         ours.config.id2label.values()
-    ) == list(task_of(task).labels)
+    ) == list(get_task(task).labels)
 
 
 @pytest.mark.parametrize(
@@ -456,5 +458,5 @@ def test_a_head_is_put_in_order_whatever_its_labels_look_like(world, tmp_path, n
 def test_a_head_whose_labels_are_not_certain_is_refused(world, tmp_path, names, task):
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     path = classifier(world, tmp_path / "t", **labels)
-    with pytest.raises(UserError, match=f"its labels are {', '.join(names)}, those of {task} are"):
-        load_for_task(path, task_of(task), "teacher", tuned=True)
+    with pytest.raises(UserError, match=f"its labels are {', '.join(names)}, but those of {task} are"):
+        load_for_task(path, get_task(task), "teacher", tuned=True)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, BertForMaskedLM
 
-from ds_distill.data.batch import cu_seqlens_of
+from ds_distill.data.batch import compute_cu_seqlens
 from ds_distill.models import attention
 from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.student import build_student
@@ -48,7 +48,7 @@ def models(monkeypatch):
 def packed():
     documents = torch.tensor([[0] * 5 + [1] * 19, [0] * 24, [0, 1] + [2] * 10 + [3] * 12])
     mask = (documents[:, :, None] == documents[:, None])[:, None]
-    return torch.randint(5, 61, documents.shape), mask, torch.from_numpy(cu_seqlens_of(documents.numpy()))
+    return torch.randint(5, 61, documents.shape), mask, torch.from_numpy(compute_cu_seqlens(documents.numpy()))
 
 
 def test_teacher_and_student_compute_what_the_mask_says(models):

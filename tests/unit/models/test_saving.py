@@ -47,7 +47,7 @@ from ds_distill.models.saving import save_model_folder
 from ds_distill.models.student import build_student
 from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
 from ds_distill.reporting.model_card import MADE_WITH
-from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import FAMILIES, randomised
 
@@ -239,7 +239,9 @@ def test_a_vocabulary_with_gaps_has_no_vocab_txt(tmp_path):
 def test_a_model_without_a_tokenizer_is_not_given_an_empty_one(tmp_path, make):
     """transformers 5 makes one from special tokens alone, which reads every text as [UNK]."""
     make(44).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="no tokenizer in it; give a folder that holds tokenizer.json, or vocab.txt"):
+    with pytest.raises(
+        UserError, match="the folder contains no tokenizer; give one that contains tokenizer.json or vocab.txt"
+    ):
         load_tokenizer(tmp_path)
 
 
@@ -360,7 +362,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(added, tmp_
         load_source(str(added))
     with pytest.raises(UserError, match=said):
         runs.finetune(
-            task_of("sst2"),
+            get_task("sst2"),
             str(added),
             tmp_path / "out",
             points=[FinetuneConfig(epochs=1)],
@@ -390,7 +392,7 @@ def test_a_fine_tuned_folder_is_as_complete(added, tmp_path, monkeypatch):
     tokenizer = train_wordpiece(TEXTS, 200, folder)  # its tokenizer promises 512 tokens
     distilbert(len(tokenizer)).save_pretrained(folder)
     summary = runs.finetune(
-        task_of("sst2"),
+        get_task("sst2"),
         str(folder),
         tmp_path / "out",
         points=[FinetuneConfig(epochs=1, batch_size=4, precision="fp32")],

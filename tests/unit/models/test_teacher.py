@@ -27,7 +27,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
-from ds_distill.tasks.catalog import task_of
+from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
 
 
@@ -269,7 +269,7 @@ def test_the_output_folder_of_a_run_stands_for_its_model(tmp_path):
         load_source(str(run)).head == "masked-lm"
         and load_source(str(run / "tuned")).folder == run / "tuned" / "seed=1" / "model"
     )
-    assert load_for_task(str(run / "tuned"), task_of("sst2"), "teacher", tuned=True).num_labels == 2
+    assert load_for_task(str(run / "tuned"), get_task("sst2"), "teacher", tuned=True).num_labels == 2
     assert len(load_tokenizer(str(run))) == len(load_tokenizer(run / "export"))
     with pytest.raises(UserError, match="no config.json in the folder"):
         find_model_folder(str(tmp_path / "moved")).check_files()

@@ -10,17 +10,9 @@ from ds_distill.reporting.model_card import put_section
 from ds_distill.reporting.pages import Section, write_page
 from ds_distill.reporting.plots import comparison_plot, loss_plot, points_plot
 from ds_distill.reporting.tables import table
-from ds_distill.study.report import (
-    ablation_table,
-    differ_in,
-    kept,
-    kept_table,
-    mean_of,
-    other_metrics,
-    pretraining,
-    score,
-    task_tables,
-)
+from ds_distill.study.figures import format_score, mean_score, retained_share
+from ds_distill.study.score_tables import other_metrics_table, retention_table, task_tables
+from ds_distill.study.student_tables import ablation_table, get_differing_settings, pretraining_section
 from ds_distill.utils.files import json_text, write_json
 
 
@@ -100,15 +92,18 @@ def test_tables_of_a_study_by_hand():
         and scores.rows[5]["sst2"] == "91.3"
         and "the paper's" in scores.rows[5]["model"]
     )
-    shares = kept_table(rows, ["rte", "sst2"])
+    shares = retention_table(rows, ["rte", "sst2"])
     assert shares.rows[0] == {"model": "triple loss", "all": "90.0 %, of sst2", "rte": "not run", "sst2": "90.0 %"}
     zero = [row("teacher", 0.0, 0.0, 0.0), row("student", 0.1, 0.1, 0.1)]
-    assert kept(zero[1], zero[0], ["sst2"]) == "–", "no share of nothing"
+    assert retained_share(zero[1], zero[0], ["sst2"]) == "–", "no share of nothing"
     for run, precision in zip(zero, ("bf16", "fp32"), strict=True):
         for seed in run["tasks"]["sst2"]["seeds"]:
             seed["precision"] = precision
-    assert "some in each of bf16, fp32" in task_tables(zero, ["sst2"])[0].text and "precision" not in scores.text
-    assert kept_table(rows, ["sst2"]) is None and kept_table(rows[1:], ["rte", "sst2"]) is None, (
+    assert (
+        "precision of fine-tuning differs: bf16, fp32" in task_tables(zero, ["sst2"])[0].text
+        and "precision" not in scores.text
+    )
+    assert retention_table(rows, ["sst2"]) is None and retention_table(rows[1:], ["rte", "sst2"]) is None, (
         "nothing that the tables do not say"
     )
     plan = {
@@ -116,7 +111,7 @@ def test_tables_of_a_study_by_hand():
         "b": {"losses.kl": 0, "training.max_grad_norm": 1},
         "c": {"training.max_grad_norm": 1},
     }
-    assert differ_in(plan) == {"losses.kl"}, "what all students have in common is no difference"
+    assert get_differing_settings(plan) == {"losses.kl"}, "what all students have in common is no difference"
     plan = {
         "triple loss": {"training.max_grad_norm": 1},
         "without KL": {"training.max_grad_norm": 1, "losses.kl": 0},
@@ -130,7 +125,7 @@ def test_tables_of_a_study_by_hand():
         {"losses.kl": 0},
     ):
         compared = ablation_table(rows, ["sst2"], plan | {"other": other})
-        assert compared.heading == "One student against another" and compared.text.startswith(
+        assert compared.heading == "Comparison of students" and compared.text.startswith(
             "They differ in losses.kl, student.init_layers"
         )
     assert ablation.rows[1] == {
@@ -151,10 +146,12 @@ def test_what_a_task_is_also_scored_by():
         {"f1": 0.7, "exact_match": 0.5},
     ]
     found = {"metric": "f1", "metrics": {"f1": 0.6, "exact_match": 0.45, "threshold": 1.5}, "seeds": runs}
-    section = other_metrics([{"model": "a", "tasks": {"squad": found}}, {"model": "b", "tasks": {}}], ["sst2", "squad"])
+    section = other_metrics_table(
+        [{"model": "a", "tasks": {"squad": found}}, {"model": "b", "tasks": {}}], ["sst2", "squad"]
+    )
     assert section.columns == {"model": "model", "squad exact_match": "squad (exact match)"}
     assert [row["squad exact_match"] for row in section.rows] == ["45.0 (40.0–50.0)", "not run", "81.2", "77.7", "79.1"]
-    assert other_metrics([{"model": "a", "tasks": {}}], ["squad"]) is None
+    assert other_metrics_table([{"model": "a", "tasks": {}}], ["squad"]) is None
 
 
 def test_a_student_that_is_not_distilled_yet_is_said_to_be(tmp_path):
@@ -175,7 +172,7 @@ def test_a_student_that_is_not_distilled_yet_is_said_to_be(tmp_path):
         },
         {"model": "a, task distillation", "tasks": {}},
     ]
-    section = pretraining(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
+    section = pretraining_section(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
     assert [row["model"] for row in section.rows] == ["b", "a"] and section.rows[1]["book"] == "4.500"
     assert {section.rows[0][key] for key in section.columns if key != "model"} == {"not run"}
 
@@ -243,14 +240,14 @@ def test_a_study_says_what_could_not_be_measured():
 
     partly, never = row("a", "stsb", 0.5, None, 0.5, 0.6), row("b", "stsb", None, None, None)
     assert (
-        score(partly["tasks"]["stsb"]) == "50.0 (50.0–60.0, 2 of 3 seeds)"
-        and score(never["tasks"]["stsb"]) == "–"
-        and score(None) == "not run"
+        format_score(partly["tasks"]["stsb"]) == "50.0 (50.0–60.0, 2 of 3 seeds)"
+        and format_score(never["tasks"]["stsb"]) == "–"
+        and format_score(None) == "not run"
     )
     assert (
-        mean_of(never, ["stsb"]) is None
-        and kept(never, partly, ["stsb"]) == "–"
-        and kept(partly, never, ["stsb"]) == "–"
+        mean_score(never, ["stsb"]) is None
+        and retained_share(never, partly, ["stsb"]) == "–"
+        and retained_share(partly, never, ["stsb"]) == "–"
     )
     [section] = task_tables([partly, never, {"model": "c", "tasks": {}}], ["stsb"])
     assert [(line["mean"], line["stsb"]) for line in section.rows[:3]] == [

@@ -119,7 +119,7 @@ def test_what_takes_the_machine_runs_alone(tmp_path):
 def test_a_step_that_fails_ends_the_others(tmp_path, capsys, jobs):
     other = step(tmp_path, "other", SAVE + f'(out / "ready").touch()\nif {jobs} == 2: time.sleep(240)')
     wrong = step(tmp_path, "wrong", 'wait("other/ready"); print("it went wrong", file=sys.stderr); sys.exit(3)')
-    with pytest.raises(UserError, match=r"study: wrong ended with status 3.*; the same command goes on"):
+    with pytest.raises(UserError, match=r"study: wrong ended with status 3.*; repeat the command to resume"):
         run_steps([other, wrong], jobs, tmp_path / "logs")
     assert (tmp_path / "other/saved").exists() == (jobs == 2)
     assert ("it went wrong" in capsys.readouterr().err) == (
@@ -165,7 +165,7 @@ def test_an_end_without_a_summary_is_no_success(tmp_path, monkeypatch):
 
 
 def test_a_step_whose_start_is_gone_is_said(tmp_path):
-    with pytest.raises(UserError, match="study: lost: what it starts from is not there"):
+    with pytest.raises(UserError, match="study: lost: its inputs do not exist"):
         run_steps([step(tmp_path, "lost", model=tmp_path / "removed")], 1, tmp_path / "logs")
 
 

@@ -8,14 +8,16 @@ import pytest
 import yaml
 
 from ds_distill.cli.parser import build_parser, check_command
-from ds_distill.study.plan import Study, _at_home, _changed, _kept_of, run_study, steps_of
+from ds_distill.study.plan import Study, _expand_home, _get_changed_keys, _load_base, make_steps, run_study
 from ds_distill.utils.errors import UserError
 
 
 def test_a_plans_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"]).check()
-    with pytest.raises(UserError, match="base: ds_configs/few.yaml: no such recipe, here or in /"):
+    with pytest.raises(
+        UserError, match="base: ds_configs/few.yaml: no such recipe, neither in the current folder nor in /"
+    ):
         Study("ds_configs/few.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"]).check()
 
 
@@ -24,7 +26,7 @@ def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
     base.write_text("teacher: A\nheldout: [b.txt]\ndata: {sequence_length: 96, mlm_probability: 0.2}\n")
     students = {"a": {}, "longer": {"data.sequence_length": 64}, "masks": {"data.mlm_probability": 0.3}}
     study = Study(str(base), "TEACHER", ["text.txt"], ["held.txt"], None, students, ["rte"], include_teacher=False)
-    prepare, *distil = steps_of(study, tmp_path)[:4]
+    prepare, *distil = make_steps(study, tmp_path)[:4]
     assert prepare.words == (
         "prepare",
         "--tokenizer",
@@ -45,7 +47,7 @@ def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
     for name in ("a", "masks"):
         (tmp_path / "students" / name).mkdir(parents=True)
         (tmp_path / "students" / name / "summary.json").touch()
-    assert [step.words[0] for step in steps_of(study, tmp_path)][:3] == ["distill"] * 3, (
+    assert [step.words[0] for step in make_steps(study, tmp_path)][:3] == ["distill"] * 3, (
         "all that share the tokens have read them"
     )
 
@@ -63,7 +65,7 @@ def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
         include_teacher=False,
         finetune=tuning,
     )
-    rte, squad = steps_of(study, tmp_path)[-2:]
+    rte, squad = make_steps(study, tmp_path)[-2:]
     assert rte.words[3:] == ("--seeds", "3", "--finetune.learning_rate", "0.0001")
     assert squad.words[3:] == ("--seeds", "1", "--finetune.learning_rate", "0.0003")
     assert (rte.seeds, squad.seeds) == (3, 1)
@@ -92,12 +94,12 @@ def test_a_study_may_grow_but_what_it_held_stays(before, now, changed):
     plan = asdict(
         Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], finetune={"epochs": 3})
     )
-    assert _changed(plan | before, plan | before | now) == changed
+    assert _get_changed_keys(plan | before, plan | before | now) == changed
 
 
 @pytest.mark.parametrize("config", sorted(map(str, Path("ds_configs").glob("*.yaml"))))
 def test_every_recipe_can_be_a_studys_base(tmp_path, config):
-    prepare = steps_of(Study(config, "TEACHER", ["text.txt"], [], None, {"a": {}}, ["rte"]), tmp_path)[0]
+    prepare = make_steps(Study(config, "TEACHER", ["text.txt"], [], None, {"a": {}}, ["rte"]), tmp_path)[0]
     options = build_parser().parse_args([*prepare.words, "--output", "x"])
     assert options.prepare.data.sequence_length == yaml.safe_load(Path(config).read_text())["data"]["sequence_length"]
 
@@ -107,7 +109,7 @@ def test_every_recipe_can_be_a_studys_base(tmp_path, config):
     [
         ("deepspede launch.sh", {}, "--launch deepspede launch.sh: no such command"),
         ("deepspeed 'launch.sh", {}, "No closing quotation"),
-        ("", {"corpus": "half.txt"}, "students: a: corpus: a dotted setting"),
+        ("", {"corpus": "half.txt"}, "students: a: corpus: a student may differ only in dotted settings"),
     ],
 )
 def test_a_studys_mistakes_are_said(launch, changes, words):
@@ -120,17 +122,17 @@ def test_a_studys_mistakes_are_said(launch, changes, words):
     [
         ({"finetune": {"epoch": 2}}, "finetune: epoch: no such setting; did you mean epochs?"),
         ({"finetune": {"rte": {"learning_rates": 1e-4}}}, "did you mean learning_rate?"),
-        ({"finetune": {"learning_rate": "fast"}}, "finetune of rte: .*not all of these are numbers"),
-        ({"finetune": {"warmup_ratio": 1}}, "finetune.warmup_ratio = 1: a share of the steps, below 1"),
+        ({"finetune": {"learning_rate": "fast"}}, "finetune of rte: .*a value that must be a number is not one"),
+        ({"finetune": {"warmup_ratio": 1}}, "finetune.warmup_ratio = 1: must be a share of the steps, below 1"),
         ({"finetune": {"batch_size": 2.5}}, "finetune.batch_size = 2.5: must be a whole number"),
-        ({"finetune": {"dropout": 1}}, "finetune.dropout = 1: a share of the values, below 1"),
-        ({"finetune": {"rte": 3}}, "finetune: rte: 3: a task's settings go by name"),
-        ({"seeds": 0}, "seeds of rte: 0: a whole number, 1 or more"),
-        ({"finetune": {"rte": {"seeds": "two"}}}, "seeds of rte: 'two': a whole number, 1 or more"),
+        ({"finetune": {"dropout": 1}}, "finetune.dropout = 1: must be a share of the values, below 1"),
+        ({"finetune": {"rte": 3}}, "finetune: rte: 3: must map names of settings to values"),
+        ({"seeds": 0}, "seeds of rte = 0: must be a whole number, 1 or more"),
+        ({"finetune": {"rte": {"seeds": "two"}}}, "seeds of rte = 'two': must be a whole number, 1 or more"),
         ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
-        ({"data": "nowhere"}, "--data nowhere/rte: one file train"),
-        ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: named twice"),
-        ({"jobs": 0}, "--jobs 0: how many steps run side by side, 1 or more"),
+        ({"data": "nowhere"}, "--data nowhere/rte: exactly one file train"),
+        ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: given twice"),
+        ({"jobs": 0}, "--jobs 0: the number of steps that run in parallel must be at least 1"),
     ],
 )
 def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
@@ -142,10 +144,10 @@ def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"losses.kl_tokens": "maskd"}, "distil b: losses.kl_tokens: .*maskd"),
-        ({"training.epochs": "many"}, "distil b: training.epochs: .*many"),
-        ({"losses.temperature": 0}, "distil b: losses.temperature = 0"),
-        ({"training.learning_rate": -1}, "distil b: training.learning_rate = -1"),
+        ({"losses.kl_tokens": "maskd"}, "distill b: losses.kl_tokens: .*maskd"),
+        ({"training.epochs": "many"}, "distill b: training.epochs: .*many"),
+        ({"losses.temperature": 0}, "distill b: losses.temperature = 0"),
+        ({"training.learning_rate": -1}, "distill b: training.learning_rate = -1"),
     ],
 )
 def test_a_value_that_a_student_cannot_have_is_said_before_another_is_distilled(tmp_path, changes, words):
@@ -162,7 +164,7 @@ def test_what_is_wrong_in_a_tasks_files_is_said_before_a_student_is_distilled(tm
             json.dumps({"sentence1": "a", "sentence2": "b", "label": int(split == "train") + 1})
         )
     study = Study("ds_configs/small_real.yaml", "T", ["text.txt"], [], str(tmp_path), {"a": {}}, ["rte"])
-    with pytest.raises(UserError, match="train.jsonl, line 1: label 2 is none of rte's"):
+    with pytest.raises(UserError, match="train.jsonl, line 1: label 2: not a label of rte"):
         run_study(study, tmp_path / "out", check_command)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -171,11 +173,11 @@ def test_what_is_wrong_in_a_tasks_files_is_said_before_a_student_is_distilled(tm
 def test_a_student_of_any_name_has_a_folder_of_its_own(tmp_path, name):
     study = Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {name: {}, "other": {}}, ["rte"])
     study.check()
-    outputs = [step.output for step in steps_of(study, tmp_path)]
+    outputs = [step.output for step in make_steps(study, tmp_path)]
     assert len(set(outputs)) == len(outputs)
     for output in outputs:
         assert tmp_path in output.resolve().parents, output
-    students = [step.output.name for step in steps_of(study, tmp_path) if step.words[0] == "distill"]
+    students = [step.output.name for step in make_steps(study, tmp_path) if step.words[0] == "distill"]
     assert len(students) == 2 and not {"", ".", ".."} & set(students)
 
 
@@ -208,7 +210,7 @@ finetune: {learning_rate: 1e-4, batch_size: 1e1, rte: {seeds: 3, precision: bf16
         "ds_configs/few_tokens.yaml", "2024", ["text.txt"], [], None, {"no": changes}, ["rte"], 2, True, ["no"], tuning
     )
     assert study == same
-    for step in steps_of(study, tmp_path):
+    for step in make_steps(study, tmp_path):
         check_command([*step.words, "--output", "x"])
         if step.words[0] == "distill":
             training = build_parser().parse_args([*step.words, "--output", "x"]).distill
@@ -248,13 +250,13 @@ def test_a_study_goes_on_where_its_paths_were_kept_as_written(tmp_path, monkeypa
         "training: {seed: 0x10, compile: off, learning_rate: 1e-4, gradient_checkpointing: no}\n"
         "heldout: [=, 1:99]\n"
     )
-    kept = _kept_of(str(base))
+    kept = _load_base(str(base))
     json.dumps(kept, default=str)
     plan = asdict(Study(str(base), f"{tmp_path}/t", [f"{tmp_path}/a", "hf:b"], [], None, {"a": {}}, ["rte"])) | {
         "recipe": kept
     }
-    assert _changed(_at_home(plan | {"teacher": "~/t", "corpus": ["~/a", "hf:b"]}), plan) == []
-    assert _changed(_at_home(plan | {"teacher": "~/u"}), plan) == ["teacher"]
+    assert _get_changed_keys(_expand_home(plan | {"teacher": "~/t", "corpus": ["~/a", "hf:b"]}), plan) == []
+    assert _get_changed_keys(_expand_home(plan | {"teacher": "~/u"}), plan) == ["teacher"]
 
 
 def test_a_starter_in_the_home_folder(tmp_path, monkeypatch):
@@ -267,5 +269,5 @@ def test_a_starter_in_the_home_folder(tmp_path, monkeypatch):
         "ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], launch="~/launch.sh --x ~/y"
     )
     study.check()
-    [distil] = [step for step in steps_of(study, tmp_path) if step.words[0] == "distill"]
+    [distil] = [step for step in make_steps(study, tmp_path) if step.words[0] == "distill"]
     assert distil.started_as()[:3] == [str(starter), "--x", f"{tmp_path}/a home/y"]

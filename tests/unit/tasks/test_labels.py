@@ -2,7 +2,7 @@
 
 import pytest
 
-from ds_distill.tasks.labels import are_numbered_otherwise, class_of
+from ds_distill.tasks.labels import are_numbered_otherwise, match_class
 
 STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
 
@@ -21,14 +21,14 @@ STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
     ],
 )
 def test_a_truth_value_is_the_class_that_says_so(names, yes):
-    assert class_of(True, names) == class_of("true", names) == yes
-    assert class_of(False, names) == class_of("FALSE", names) == 1 - yes
+    assert match_class(True, names) == match_class("true", names) == yes
+    assert match_class(False, names) == match_class("FALSE", names) == 1 - yes
 
 
 def test_a_truth_value_that_may_be_either_is_none():
     assert (
-        class_of(True, ["entailment", "not_entailment"]) is None
-        and class_of("true", ["yes", "true story", "no"]) is None
+        match_class(True, ["entailment", "not_entailment"]) is None
+        and match_class("true", ["yes", "true story", "no"]) is None
     )
 
 
@@ -48,4 +48,4 @@ def test_names_without_numbers_of_their_own_leave_labels_as_they_are(names):
 
 
 def test_white_space_in_a_name_is_a_name_of_its_own():
-    assert class_of("a", ["a", " a"]) == 0 and class_of(" a", ["a", " a"]) == 1
+    assert match_class("a", ["a", " a"]) == 0 and match_class(" a", ["a", " a"]) == 1

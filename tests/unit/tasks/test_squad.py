@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
-from ds_distill.tasks.catalog import task_of
-from ds_distill.tasks.metrics import normalised
-from ds_distill.tasks.squad import Answer, Question, load_questions, postprocess_spans, spans_of, squad_scores, unplaced
+from ds_distill.tasks.catalog import get_task
+from ds_distill.tasks.metrics import normalize_answer
+from ds_distill.tasks.squad import (
+    Answer,
+    Question,
+    find_unplaced,
+    load_questions,
+    make_spans,
+    postprocess_spans,
+    squad_scores,
+)
 from ds_distill.utils.errors import UserError
 from tests.tiny import byte_level_tokenizer, sentencepiece_tokenizer
 
@@ -30,7 +38,7 @@ def question(text: str | None, id: str = "q", ask: str = "what is it?") -> Quest
 
 def test_every_token_of_the_context_is_in_a_span_and_answers_are_found(tokenizer):
     asked = [question("a small village near the coast"), question(None)]
-    spans = spans_of(asked, tokenizer, length=64, stride=16)
+    spans = make_spans(asked, tokenizer, length=64, stride=16)
     assert len(spans.question) > 4 and max(map(len, spans.inputs["input_ids"])) <= 64
     first = [spans.offsets[row] for row, number in enumerate(spans.question) if number == 0]
     covered = {character for offsets in first for pair in offsets if pair for character in range(*pair)}
@@ -63,7 +71,7 @@ def test_a_perfect_model_scores_everything(tokenizer):
         for start in (0, 100, 300, 500)
     ]
     asked = [Question(q.id, q.question, q.context, ((q.references[0], CONTEXT.index(q.references[0])),)) for q in asked]
-    spans = spans_of(asked, tokenizer, length=64, stride=16)
+    spans = make_spans(asked, tokenizer, length=64, stride=16)
     answers = postprocess_spans(asked, spans, *perfect(spans, 0.1))
     assert [answer.text for answer in answers] == [q.references[0] for q in asked]
     assert squad_scores(asked, answers) == {"f1": 1.0, "exact_match": 1.0}
@@ -74,16 +82,16 @@ def test_a_perfect_model_scores_everything(tokenizer):
 
 def test_nothing_is_answered_where_nothing_is_best(tokenizer):
     asked = [question("near", "a"), question(None, "b")]
-    spans = spans_of(asked, tokenizer, length=64, stride=16)
+    spans = make_spans(asked, tokenizer, length=64, stride=16)
     answers = postprocess_spans(asked, spans, *perfect(spans, 0.1))
-    assert answers[0].odds_of_nothing < answers[1].odds_of_nothing
+    assert answers[0].null_odds < answers[1].null_odds
     found = squad_scores(asked, answers)
     assert found["f1"] == found["exact_match"] == 1.0 and found["has_answer_f1"] == found["no_answer_f1"] == 1.0
 
 
 def test_an_answer_never_ends_before_it_starts_nor_outside_the_context(tokenizer):
     asked = [question("the", "a")]
-    spans = spans_of(asked, tokenizer, length=64, stride=16)
+    spans = make_spans(asked, tokenizer, length=64, stride=16)
     starts, ends = (
         [np.zeros(len(ids)) for ids in spans.inputs["input_ids"]],
         [np.zeros(len(ids)) for ids in spans.inputs["input_ids"]],
@@ -96,13 +104,13 @@ def test_an_answer_never_ends_before_it_starts_nor_outside_the_context(tokenizer
 
 def test_long_questions_are_cut_and_no_room_is_said(tokenizer):
     asked = [question("near", ask="what is " * 90)]
-    spans = spans_of(asked, tokenizer, length=128, stride=16)
+    spans = make_spans(asked, tokenizer, length=128, stride=16)
     assert all(sum(pair is None for pair in offsets) <= 64 + 3 for offsets in spans.offsets) and any(
         start for start in spans.starts
     )
     assert {len(ids) for ids in spans.inputs["token_type_ids"]} == {len(ids) for ids in spans.inputs["input_ids"]}
     with pytest.raises(UserError, match="20 tokens leave no room"):
-        spans_of(asked, tokenizer, length=20)
+        make_spans(asked, tokenizer, length=20)
 
 
 def test_the_official_file_and_its_mistakes(tmp_path):
@@ -110,22 +118,22 @@ def test_the_official_file_and_its_mistakes(tmp_path):
         entry = {"id": "x1", "question": "Who?", "answers": answers} | more
         article = {"title": "T", "paragraphs": [{"context": "Ann ran.", "qas": [entry]}]}
         (tmp_path / "train.json").write_text(json.dumps({"version": "2", "data": [article]}))
-        return load_questions(task_of(task), "train", str(tmp_path))
+        return load_questions(get_task(task), "train", str(tmp_path))
 
     assert write([{"text": "Ann", "answer_start": 0}])[0].references == ["Ann"]
     assert write([], is_impossible=True)[0].answers == ()
     with pytest.raises(
-        UserError, match="'T', paragraph 1, question 'x1'.*'Ann' is not at character 4 .* there is 'ran'"
+        UserError, match="'T', paragraph 1, question 'x1'.*'Ann' is not at character 4 .* which has 'ran' there"
     ):
         write([{"text": "Ann", "answer_start": 4}])
     for answers, more, words in (
         ([], {"task": "squad"}, "use --task squad_v2"),
         ([{"text": "Ann"}], {}, "'answer_start' is missing"),
-        ([{"text": "Ann", "answer_start": "0"}], {}, "needs a text and its first character"),
-        ([{"text": "", "answer_start": 0}], {}, "'' at character 0; .* an empty list of each"),
+        ([{"text": "Ann", "answer_start": "0"}], {}, "needs its text and the number of its first character"),
+        ([{"text": "", "answer_start": 0}], {}, "'' at character 0 is not valid; .* empty lists of"),
         ([{"text": "ran", "answer_start": -4}], {}, "'ran' at character -4"),
-        ("Ann", {}, "answers is 'Ann'; it needs"),
-        ([], {"question": None}, "question or context is no text"),
+        ("Ann", {}, "answers is 'Ann'; a question needs"),
+        ([], {"question": None}, "the question or the context is not a string"),
     ):
         with pytest.raises(UserError, match=words):
             write(answers, **more)
@@ -136,8 +144,8 @@ def test_the_official_file_and_its_mistakes(tmp_path):
         json.dumps({"data": [{"paragraphs": [{"qas": []}]}]}),
     ):
         (tmp_path / "train.json").write_text(text)
-        with pytest.raises(UserError, match="train.json: (not SQuAD's JSON|no questions)"):
-            load_questions(task_of("squad"), "train", str(tmp_path))
+        with pytest.raises(UserError, match="train.json: (not in SQuAD's JSON format|the file contains no questions)"):
+            load_questions(get_task("squad"), "train", str(tmp_path))
 
 
 def test_the_hubs_columns_are_read_too(tmp_path):
@@ -152,14 +160,14 @@ def test_the_hubs_columns_are_read_too(tmp_path):
         json.dumps(row) + "\n" + json.dumps(row | {"answers": {"text": ["ran"], "answer_start": [1]}})
     )
     with pytest.raises(UserError, match="validation.jsonl, line 2, question '7'"):
-        load_questions(task_of("squad"), "validation", str(tmp_path))
+        load_questions(get_task("squad"), "validation", str(tmp_path))
     (tmp_path / "validation.csv").write_text("id,question,context,answers")
     (tmp_path / "validation.jsonl").unlink()
-    with pytest.raises(UserError, match="validation.csv: answers are lists, which .csv has not"):
-        load_questions(task_of("squad"), "validation", str(tmp_path))
+    with pytest.raises(UserError, match="validation.csv: answers are lists, which .csv files cannot hold"):
+        load_questions(get_task("squad"), "validation", str(tmp_path))
     (tmp_path / "validation.csv").unlink()
     (tmp_path / "validation.jsonl").write_text(json.dumps(row))
-    assert load_questions(task_of("squad"), "validation", str(tmp_path)) == [
+    assert load_questions(get_task("squad"), "validation", str(tmp_path)) == [
         Question("7", "Who?", "Ann ran.", (("Ann", 0),))
     ]
 
@@ -220,12 +228,12 @@ def test_an_answer_is_where_its_characters_are(readers, kind, parts, data):
     start = data.draw(st.integers(0, len(context) - 1))
     text = context[start : data.draw(st.integers(start + 1, min(len(context), start + 12)))]
     reader = readers[kind]
-    spans = spans_of([Question("q", "what?", context, ((text, start),))], reader, length=48, stride=12)
+    spans = make_spans([Question("q", "what?", context, ((text, start),))], reader, length=48, stride=12)
     alone = reader(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     first, last = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
     places = [i for i, pair in enumerate(alone) if pair[0] < pair[1] and pair[1] > first and pair[0] < last]
     there = [alone[i] for i in places] if first < last else []
-    lost = unplaced([Question("q", "what?", context, ((text, start),))], spans)
+    lost = find_unplaced([Question("q", "what?", context, ((text, start),))], spans)
     # An answer is in a span unless no token stands for it, or it is longer than the overlap of two spans.
     if there and places[-1] - places[0] < 12:  # includes tokens between that stand for no character
         assert not lost
@@ -244,16 +252,16 @@ def test_an_answer_is_where_its_characters_are(readers, kind, parts, data):
 def test_an_answer_of_one_character_of_many_bytes_is_learnt_and_scored(readers, answer):
     context = f"the sign in the garden shows {answer} and the lamp is off"
     asked = [Question("1", "what?", context, ((answer, context.index(answer)),))]
-    spans = spans_of(asked, readers["byte-level"])
-    assert (spans.starts[0], spans.ends[0]) != (0, 0) and not unplaced(asked, spans)
+    spans = make_spans(asked, readers["byte-level"])
+    assert (spans.starts[0], spans.ends[0]) != (0, 0) and not find_unplaced(asked, spans)
     answers = postprocess_spans(asked, spans, *perfect(spans))
     assert answers[0].text == answer and squad_scores(asked, answers) == {"f1": 1.0, "exact_match": 1.0}
 
 
 def test_an_answer_that_no_token_stands_for_is_not_learnt_as_none(tokenizer):
     asked = [Question("1", "what?", "a small\u200b village", (("\u200b", 7),)), question("near", "2")]
-    spans = spans_of(asked, tokenizer)
-    assert unplaced(asked, spans) == {0}
+    spans = make_spans(asked, tokenizer)
+    assert find_unplaced(asked, spans) == {0}
     rest = spans.without({0})
     assert set(rest.question) == {1} and len(rest.inputs["input_ids"]) == len(rest.starts) == spans.question.count(1)
 
@@ -263,10 +271,10 @@ def test_questions_are_cut_where_the_tokenizer_cuts_and_counted(tokenizer, side)
     tokenizer.truncation_side = side
     try:
         asked = [question("near", ask="what " + "is " * 90 + "it"), question("near")]
-        spans = spans_of(asked, tokenizer, length=128, stride=16)
+        spans = make_spans(asked, tokenizer, length=128, stride=16)
     finally:
         tokenizer.truncation_side = "right"
-    assert spans.cut == 1 and max(map(len, spans.inputs["input_ids"])) <= 128 and not unplaced(asked, spans)
+    assert spans.cut == 1 and max(map(len, spans.inputs["input_ids"])) <= 128 and not find_unplaced(asked, spans)
     covered = {character for offsets in spans.offsets for pair in offsets if pair for character in range(*pair)}
     assert all(i in covered for i, character in enumerate(CONTEXT) if not character.isspace())
 
@@ -276,32 +284,32 @@ def test_a_slip_is_left_out_and_counted_and_many_are_refused(tmp_path, capsys):
         answers = [{"text": ["Ann"], "answer_start": [1 if i < off else start]} for i in range(total)]
         rows = [{"id": str(i), "question": "Who?", "context": "Ann ran.", "answers": answers[i]} for i in range(total)]
         (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        return load_questions(task_of("squad"), "train", str(tmp_path))
+        return load_questions(get_task("squad"), "train", str(tmp_path))
 
     found = load(1, 8)
     assert len(found) == 7 and found.left_out.total() == 1 and [q.id for q in found] == [str(i) for i in range(1, 8)]
     said = capsys.readouterr().err
     assert (
-        "1 of 8 questions whose answer is not at its answer_start are left out, the first: line 1, question '0': "
+        "1 of 8 questions whose answer is not at its answer_start are skipped; the first is line 1, question '0': "
         in said
     )
     assert said.count("\n") == 1
     assert load(1, 200).left_out.total() == 1 and not capsys.readouterr().err, "a trace is counted only"
     with pytest.raises(
         UserError,
-        match="line 1, question '0': the answer 'Ann' is not at character 1 .* so are the answers of 3 of 8 questions",
+        match="line 1, question '0': the answer 'Ann' is not at character 1 .* 3 of 8 questions have such answers",
     ):
         load(3, 8)
     assert load(0, 2, start=0.0)[0].answers == (("Ann", 0),), "pandas made floats of the places"
     for start in (0.5, math.nan, True, "0"):
-        with pytest.raises(UserError, match="an answer needs a text and its first character"):
+        with pytest.raises(UserError, match="an answer needs its text and the number of its first character"):
             load(0, 1, start=start)
 
 
 def test_nothing_to_say_is_nothing_said(tokenizer):
     """Contexts have no tokens, so neither the threshold for no answer nor any score of missing kinds is measured."""
     asked = [Question(str(i), "what?", "", ()) for i in range(3)]
-    spans = spans_of(asked, tokenizer)
+    spans = make_spans(asked, tokenizer)
     found = squad_scores(asked, postprocess_spans(asked, spans, *perfect(spans)))
     assert found == {"f1": 1.0, "exact_match": 1.0, "threshold": None, "has_answer_f1": None, "no_answer_f1": 1.0}
     assert squad_scores([], []) == {"f1": None, "exact_match": None}
@@ -322,7 +330,7 @@ def test_the_parts_of_a_score_make_up_the_whole(rows):
     found = squad_scores(asked, answers)
     assert all(value is None or math.isfinite(value) for value in found.values())
     if all(has for has, _, _ in rows):
-        assert found["f1"] == pytest.approx(np.mean([normalised(text) == "near" for _, text, _ in rows]))
+        assert found["f1"] == pytest.approx(np.mean([normalize_answer(text) == "near" for _, text, _ in rows]))
         return
     count = sum(has for has, _, _ in rows)
     parts = (found["has_answer_f1"] or 0.0) * count + found["no_answer_f1"] * (len(rows) - count)

@@ -12,7 +12,7 @@ class Order:
 
     accumulation, world_size, micro_batch_size, rank, store = 1, 1, 2, 0, range(10)
 
-    def indices_of(self, step: int):
+    def get_indices(self, step: int):
         import numpy as np
 
         return np.arange(2)

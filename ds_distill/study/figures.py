@@ -1,0 +1,89 @@
+"""The figures of a study's rows, as numbers and as the text of table cells."""
+
+from __future__ import annotations
+
+import statistics
+
+from ds_distill.reporting.tables import NOT_RUN
+from ds_distill.study.plan import TASK_DISTILLATION, TEACHER
+from ds_distill.tasks.catalog import TASKS
+
+NOT_MEASURED = "–"  # shown where there was nothing to measure a figure on
+
+
+def format_score(result: dict | None, metric: str = "") -> str:
+    """Return a task's median in percent, with the range of its seeds from lowest to highest.
+
+    The metric is the task's first unless `metric` names another.
+    """
+    if not result:
+        return NOT_RUN
+    metric = metric or result["metric"]
+    middle, values = (
+        result["metrics"][metric],
+        [100 * seed[metric] for seed in result["seeds"] if seed[metric] is not None],
+    )
+    if middle is None:
+        return NOT_MEASURED
+    if len(result["seeds"]) == 1:
+        return f"{100 * middle:.1f}"
+    missing = "" if len(values) == len(result["seeds"]) else f", {len(values)} of {len(result['seeds'])} seeds"
+    return f"{100 * middle:.1f} ({min(values):.1f}–{max(values):.1f}{missing})"
+
+
+def mean_score(row: dict, tasks: list[str]) -> float | None:
+    """Return the mean of the medians over `tasks` in percent.
+
+    The mean is None if one of the tasks was not run or could not be measured.
+    """
+    scores = [row["tasks"].get(task, {"metric": "", "metrics": {"": None}}) for task in tasks]
+    medians = [result["metrics"][result["metric"]] for result in scores]
+    return None if not tasks or None in medians else statistics.mean(100 * middle for middle in medians)
+
+
+def missing_mean_text(row: dict | None, tasks: list[str]) -> str:
+    """Return the text that is shown in place of a missing mean."""
+    return NOT_MEASURED if row and tasks and all(task in row["tasks"] for task in tasks) else NOT_RUN
+
+
+def retained_share(row: dict, teacher: dict | None, tasks: list[str]) -> str:
+    """Return a model's mean as a share of its teacher's, over the tasks that both were run on.
+
+    The text names these tasks where they are not all of `tasks`.
+    """
+    shared = [task for task in tasks if teacher and task in row["tasks"] and task in teacher["tasks"]]
+    mean, teacher_mean = mean_score(row, shared), mean_score(teacher, shared) if teacher else None
+    if mean is None or teacher_mean is None:
+        return missing_mean_text(row, shared)
+    if teacher_mean <= 0:
+        return NOT_MEASURED
+    return f"{100 * mean / teacher_mean:.1f} %" + (f", of {', '.join(shared)}" if len(shared) < len(tasks) else "")
+
+
+def means_by_seed(row: dict, tasks: list[str]) -> list[float | None]:
+    """Return each seed's mean over `tasks` in percent; None where a task could not be measured."""
+    seeds = min((len(row["tasks"][task]["seeds"]) for task in tasks), default=0)
+    each = [[row["tasks"][task]["seeds"][i][row["tasks"][task]["metric"]] for task in tasks] for i in range(seeds)]
+    return [
+        None if None in scores else statistics.mean(100 * format_score for format_score in scores) for scores in each
+    ]
+
+
+def find_teacher(rows: list[dict]) -> dict | None:
+    """Return the teacher's row, or None."""
+    return next((row for row in rows if row["model"] == TEACHER), None)
+
+
+def get_students(rows: list[dict]) -> list[dict]:
+    """Return one row per distilled student, without the teacher and without task distillations."""
+    return [row for row in rows if row["model"] != TEACHER and not row["model"].endswith(f", {TASK_DISTILLATION}")]
+
+
+def task_headings(tasks: list[str]) -> dict[str, str]:
+    """Return one column heading per task, with the metric that is shown."""
+    return {task: f"{task} ({TASKS[task].metrics[0]})" for task in tasks}
+
+
+def format_loss(loss: float | None) -> str:
+    """Return a loss as text, or the mark of a figure that was not measured."""
+    return NOT_MEASURED if loss is None else f"{loss:.3f}"
