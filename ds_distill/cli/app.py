@@ -26,13 +26,13 @@ FIRST_STEPS = (
     "usage: ds-distill COMMAND [OPTIONS]\n"
     "\n"
     "  ds-distill run                                                    "
-    "try it: a small teacher, a student, a table, in some minutes\n"
-    "  ds-distill distill --teacher DIR --corpus FILE --output DIR       train a student of your teacher\n"
-    "  ds-distill finetune --task sst2 --model DIR --output DIR          fine-tune it on a task\n"
-    "  ds-distill export --model DIR --format onnx-int8                  make it ready to serve\n"
+    "demo: train a small teacher and a student in a few minutes\n"
+    "  ds-distill distill --teacher DIR --corpus FILE --output DIR       distill your teacher into a smaller student\n"
+    "  ds-distill finetune --task sst2 --model DIR --output DIR          fine-tune the student on a task\n"
+    "  ds-distill export --model DIR --format onnx-int8                  convert it for deployment\n"
     "\n"
     "commands: {commands}\n"
-    "ds-distill --help says what each is for, ds-distill COMMAND --help what it takes."
+    "Run ds-distill --help for a description of each command, and ds-distill COMMAND --help for its options."
 )
 
 
@@ -93,15 +93,15 @@ def main(argv: list[str] | None = None) -> int:
         close_bars()
         log_once(
             "lost",
-            "\nds-distill: another rank has ended or cannot be reached, this one ends with it; "
-            "the same command goes on from the last checkpoint",
+            "\nds-distill: another rank has ended or cannot be reached, so this rank ends too; "
+            "run the same command again to resume from the last checkpoint",
         )
         return 2
     except KeyboardInterrupt:  # distillations handle it themselves
         if debug:
             raise
         close_bars()
-        log("\nds-distill: interrupted; what is done is kept, and the same command goes on from there")
+        log("\nds-distill: interrupted; finished work is kept, and the same command resumes from there")
         return 130
     if is_first():
         print(json_text(summary), flush=True)
@@ -129,7 +129,7 @@ def _run(name: str, options, debug: bool) -> dict:
         if debug or isinstance(error, UserError) or not is_disk_full(error):
             raise
         raise UserError(
-            f"{options.output or 'the disk'}: {_at(error)}the disk is full; make room there, or choose another --output"
+            f"{options.output or 'the disk'}: {_at(error)}the disk is full; free some space, or choose another --output"
         ) from error
     if process_group := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
         process_group.leave()
@@ -154,7 +154,7 @@ def _command_of(argv: list[str]) -> list[str]:
         return argv
     if first.startswith("-"):
         raise UserError(
-            f"{first}: a command comes first, such as ds-distill distill {first} …; "
+            f"{first}: the command must come first, as in ds-distill distill {first} …; "
             f"the commands are {', '.join(COMMANDS)}"
         )
     if first not in COMMANDS:
@@ -163,8 +163,8 @@ def _command_of(argv: list[str]) -> list[str]:
         )
     if first == "run" and rest[:1] and rest[0] in COMMANDS:
         raise UserError(
-            f"{rest[0]}: not expected after run, which is what launch.sh does: it distills where --teacher is given; "
-            "leave the word out"
+            f"{rest[0]}: not expected after run, the command that launch.sh starts; run distills when --teacher is "
+            f"given, so leave {rest[0]} out"
         )
     if first == "run" and not any(word.split("=")[0] in ("--config", "--teacher") for word in rest):
         return [first, "--config", str(DEMO), *rest]

@@ -36,12 +36,12 @@ def _load(text: str, path: str = "") -> Any:
     for key in _dotted(keys):
         same = {"input": "corpus"}.get(key, key)
         if same in seen:
-            raise UserError(f"--config {path}: {key}: stands there twice, also as {seen[same]}; leave one of them")
+            raise UserError(f"--config {path}: {key}: is given twice, also as {seen[same]}; keep only one of them")
         seen[same] = key if "." not in key or key in keys else f"a key of {key.rpartition('.')[0]}"
     for key, value in keys.items():
         if key.startswith("config.") or (key == "config" and isinstance(value, dict | list)):
             raise UserError(
-                f"--config {path}: {key}: what belongs there is the name of another YAML file, as in config: base.yaml"
+                f"--config {path}: {key}: the value must be the name of another YAML file, as in config: base.yaml"
             )
     return keys
 
@@ -132,7 +132,7 @@ class Parser(ArgumentParser):
         try:
             return super().parse_args(args, *more, **options)
         except RecursionError:
-            raise UserError("--config: the file refers to itself or nests without end") from None
+            raise UserError("--config: the file includes itself or is nested too deeply") from None
 
     def _check_value_key(self, action, value, key, cfg, append=False):
         if value is None and isinstance(action, Value) and NoneType not in get_args(action._typehint):
@@ -156,7 +156,7 @@ def _report_lists_given_twice(words: list[str], parser: ArgumentParser) -> None:
         if name in lists and name.startswith("--") and not name.endswith("+"):
             if lists[name] in given:
                 also = "" if given[lists[name]] == name else f", also as {given[lists[name]]}"
-                log(f"{name}: given twice{also}; the last one counts alone. For all values write one {name} a b")
+                log(f"{name}: given twice{also}; only the last one is used. To pass several values, write {name} a b")
             given[lists[name]] = name
 
 
@@ -172,7 +172,7 @@ def with_values(parser: ArgumentParser) -> ArgumentParser:
 
 def no_section(name: str, value: Any) -> str:
     """Return the sentence for a value that stands where a section of a recipe belongs."""
-    return f"{name}: {shown(value)}: keys belong there, such as {{key: value}}, or the name of a YAML file of them"
+    return f"{name}: {shown(value)}: expected a mapping, such as {{key: value}}, or the name of a YAML file with one"
 
 
 def known_keys(parser) -> list[str]:
@@ -193,14 +193,14 @@ def explain(message: str, keys: list[str], command: str = "") -> str:
     if unknown := re.search(r"nrecognized arguments: (\S+)", message):
         if unknown[1].startswith("-"):
             return say_unknown(unknown[1].split("=")[0], keys)
-        remedy = "each value follows its option, and one with spaces needs quotes"
-        return f"{unknown[1]}: not expected here; {remedy} (--help lists all)"
+        remedy = "put each value after its option, and quote a value that contains spaces"
+        return f"{unknown[1]}: not expected here; {remedy} (--help lists all options)"
     if wrong := re.match(r"Parser key \"([\w.]+)\": Unable to load config '(.*?)'", message):
         return no_section(wrong[1], wrong[2])
     if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
         return f"{'--config' if wrong[1] == 'config' else wrong[1]}: {wrong[2]}"
     if missing := re.match(r"the following arguments are required: [\w.]*?(\w+)$", message):
-        return f"{missing[1]}: missing (--help says what belongs there)"
+        return f"{missing[1]}: missing (--help describes the expected value)"
     if empty := re.match(r"argument (\S+): expected (?:at least )?one argument", message):
-        return f"{empty[1]}: a value belongs after it (--help says which)"
+        return f"{empty[1]}: needs a value after it (--help describes the value)"
     return message

@@ -6,7 +6,7 @@ from ds_distill.cli import arguments
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import is_first
 
-PURPOSE = "versions, devices, and which fused kernels run here"
+PURPOSE = "show package versions, devices, and which fused kernels run on this machine"
 
 
 def add_arguments(parser) -> None:
@@ -38,7 +38,7 @@ def run(options) -> dict:
             {"kernel": row["kernel"], "active": "yes" if row["active"] else "no", "why": row["why"]}
             for row in described["kernels"]
         ]
-        print("\n" + table(rows, {"kernel": "fused kernel", "active": "active", "why": "why"}) + "\n")
+        print("\n" + table(rows, {"kernel": "fused kernel", "active": "active", "why": "reason"}) + "\n")
     return described
 
 

@@ -8,7 +8,7 @@ from ds_distill.cli import arguments
 from ds_distill.data.sources import check_inputs
 from ds_distill.utils.errors import UserError
 
-PURPOSE = "text → tokens"
+PURPOSE = "tokenize text once, for later commands"
 REPORTED = (
     "mode",
     "blocks",
@@ -24,7 +24,7 @@ REPORTED = (
 
 
 def add_arguments(parser) -> None:
-    arguments.add_teacher(parser, "; its tokenizer is taken where --tokenizer is not given")
+    arguments.add_teacher(parser, "; its tokenizer is used when --tokenizer is not given")
     arguments.add_corpus(parser)
     arguments.add_tokenizer(parser)
     arguments.add_unread_heldout(parser)
@@ -34,7 +34,7 @@ def add_arguments(parser) -> None:
 def check(options) -> None:
     arguments.check_job(options)
     if not (options.tokenizer or options.teacher) or not options.corpus:
-        raise UserError("prepare needs --tokenizer, or a recipe with a teacher, and --corpus")
+        raise UserError("prepare needs --corpus, and --tokenizer or a recipe with a teacher")
 
 
 def check_paths(options) -> None:

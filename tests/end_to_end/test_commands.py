@@ -79,15 +79,15 @@ def test_export_to_other_runtimes(run, world, tmp_path):
         "the model is the same"
     )
     for words, said in (
-        (("--encoder",), "--encoder: not with --run"),
-        (("--data", "d"), "--data: not with --run"),
+        (("--encoder",), "--encoder: not supported with --run"),
+        (("--data", "d"), "--data: not supported with --run"),
         (("--text", "no.txt"), "no.txt"),
     ):
         refused = ds_distill("export", "--run", run, "--output", tmp_path / "new", "--format", "onnx", *words)
         assert refused.returncode == 2 and said in refused.stderr and not (tmp_path / "new").exists()
     mistakes = {
         ("--format", "onnx-int4"): "did you mean onnx-int8",
-        (): "is a Hugging Face folder already",
+        (): "is already a Hugging Face folder",
         ("--run", run): "one of --run",
     }
     for words, said in mistakes.items():

@@ -109,7 +109,7 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cli.COMMANDS["finetune"], "check_paths", lambda options: None)
     assert cli.main(["finetune", "--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith(
-        "ds-distill: interrupted; what is done is kept, and the same command goes on from there\n"
+        "ds-distill: interrupted; finished work is kept, and the same command resumes from there\n"
     )
 
 
@@ -150,23 +150,23 @@ def test_help_by_other_words(capsys, asked, same):
     "words, said",
     [
         ("distil", "distil: no such command; did you mean distill?"),
-        ("--training.seed 3", "--training.seed: a command comes first"),
+        ("--training.seed 3", "--training.seed: the command must come first"),
         ("zzz", "zzz: no such command (the commands are run, "),
         ("run distill --teacher t", "distill: not expected after run"),
         ("distill help", "help: not expected here"),
-        ("distill --output my run", "run: not expected here; each value follows its option"),
-        ("distill --output --teacher t", "--output: a value belongs after it"),
+        ("distill --output my run", "run: not expected here; put each value after its option"),
+        ("distill --output --teacher t", "--output: needs a value after it"),
         ("report", "folders: missing"),
         ("distill -o x", "o: no such key; write --output"),
         ("distill --config none.yaml", "--config: File does not exist"),
-        ("distill --training 3", "training: 3: keys belong there"),
+        ("distill --training 3", "training: 3: expected a mapping"),
         (
             "finetune --first_seed 4294967295 --seeds 2 --task rte --model m --output o",
-            "--first_seed 4294967295: seeds lie between",
+            "--first_seed 4294967295: seeds must be between",
         ),
         (
             "export --model acme/small --format onnx",
-            "--model acme/small: no such folder here; for a model of the hub's cache give --output too",
+            "--model acme/small: no such folder here; for a model in the Hugging Face cache, give --output too",
         ),
     ],
 )
@@ -259,7 +259,7 @@ def options_of(*words):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ("--corpus a b --heldout h --corpus c", "--corpus: given twice; the last one counts alone."),
+        ("--corpus a b --heldout h --corpus c", "--corpus: given twice; only the last one is used."),
         ("--corpus=a --input c", "--input: given twice, also as --corpus;"),
         ("--heldout=h --heldout i j --corpus c", "--heldout: given twice;"),
     ],
@@ -279,8 +279,8 @@ def test_a_list_on_the_command_line_is_instead_of_the_files(tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("training.seed: 1\ntraining: {seed: 2}\n", "training.seed: stands there twice"),
-        ("corpus: a\ninput: b\n", "input: stands there twice, also as corpus"),
+        ("training.seed: 1\ntraining: {seed: 2}\n", "training.seed: is given twice"),
+        ("corpus: a\ninput: b\n", "input: is given twice, also as corpus"),
     ],
 )
 def test_two_spellings_of_one_key_are_refused(tmp_path, capsys, text, words):
@@ -330,7 +330,7 @@ def test_a_full_disk_is_one_sentence_whatever_says_it(monkeypatch, capsys, tmp_p
 
     monkeypatch.setattr(cli.COMMANDS["report"], "run", full)
     said = said_by(capsys, "report", str(tmp_path), "--output", str(tmp_path / "o"))
-    assert said.startswith(f"{tmp_path / 'o'}: ") and "the disk is full; make room there" in said
+    assert said.startswith(f"{tmp_path / 'o'}: ") and "the disk is full; free some space" in said
 
 
 def test_what_cannot_be_written_any_more_ends_nothing(tmp_path):

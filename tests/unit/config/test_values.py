@@ -349,8 +349,8 @@ def test_a_key_with_nothing_after_it_has_its_default(tmp_path):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("training: 5", "training: 5: keys belong there"),
-        ("training: [1]", "training: ['1']: keys belong there"),
+        ("training: 5", "training: 5: expected a mapping"),
+        ("training: [1]", "training: ['1']: expected a mapping"),
         ("training: {seed: 1, seed: 2}", "the key seed stands here for the second time"),
         ("corpus: {a: b}", "--corpus: keys stand where a list belongs"),
         ("corpus: [[a]]", "--corpus: ['a']: one word or text belongs here"),
@@ -367,7 +367,7 @@ def test_a_key_with_nothing_after_it_has_its_default(tmp_path):
         ("training: {seed: 1", "line 2, column 1"),
         ("a:\n\tb: 1", "line 2, column 1"),
         ("? [a]\n: b", "the name of a key belongs"),
-        ("training: none.yaml", "training: none.yaml: keys belong there"),
+        ("training: none.yaml", "training: none.yaml: expected a mapping"),
         ("training: {lr: 1}", "training.lr: no such key; write training.learning_rate"),
     ],
 )

@@ -227,7 +227,7 @@ finetune: {learning_rate: 1e-4, batch_size: 1e1, rte: {seeds: 3, precision: bf16
         ("data: {seed: 1, seed: 2}", "the key seed stands here for the second time"),
     ]
     + [
-        ("data: 3", "prepare the text: no|data: 3: keys belong there"),
+        ("data: 3", "prepare the text: no|data: 3: expected a mapping"),
         ("größe: 1".encode("latin-1"), "base: .*: not UTF-8 text"),
     ],
 )
