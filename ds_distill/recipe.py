@@ -25,7 +25,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
     """Return a JSON object as a dict; raise ValueError where a key stands twice, since one would be lost."""
     found = dict(pairs)
     if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-        raise ValueError(f"the key {twice[0]} stands twice in one object")
+        raise ValueError(f"the key {twice[0]} is given twice in one object")
     return found
 
 
@@ -34,11 +34,11 @@ class Losses:
     """Weights of the triple loss (Sanh et al. 2019, section 2; values from the authors' code).
 
     Args:
-        kl: Weight of T² · KL(teacher ‖ student) over real tokens.
+        kl: Weight of T² · KL(teacher ‖ student), averaged over the tokens that kl_tokens selects.
         mlm: Weight of the masked-LM cross-entropy.
-        cosine: Weight of 1 − cos(student, teacher) on the last hidden state.
-        temperature: T, on both sides of the KL.
-        kl_tokens: "all" real tokens, or only "masked" ones, which is a different objective.
+        cosine: Weight of 1 − cos(student, teacher) of the last hidden states.
+        temperature: Temperature T that divides both the teacher's and the student's logits in the KL term.
+        kl_tokens: Tokens in the KL term: "all" real tokens, as in the paper, or only the "masked" ones.
     """
 
     kl: float = 5.0
@@ -53,13 +53,13 @@ class Student:
     """The student's shape and start.
 
     Args:
-        init_layers: "every_other" (evenly spaced, first and last included), "random", or a list of
-            teacher layers.
-        num_layers: Number of layers; half the teacher's when not given.
-        hidden_size: Hidden size; the teacher's when not given. A smaller one starts from the first rows
-            and columns of the teacher's weights.
-        freeze_positions: The authors' positions were sinusoidal, so frozen, and then overwritten by
-            BERT's; false trains them.
+        init_layers: Teacher layers that initialize the student: "every_other" (evenly spaced, including the
+            first and the last), "random" for random weights, or a list of layer numbers, counted from 0.
+        num_layers: Number of layers; half the teacher's by default.
+        hidden_size: Hidden size; the teacher's by default. A smaller student is initialized from the first
+            rows and columns of the teacher's weights.
+        freeze_positions: Keep the position embeddings fixed. In the authors' code they were fixed, because
+            they were sinusoidal before BERT's overwrote them.
     """
 
     init_layers: str | list[int] = "every_other"
@@ -73,41 +73,41 @@ class Training:
     """Batch, length of the run, optimizer and engine.
 
     Args:
-        global_batch_size: Sequences an optimizer step, over all ranks and accumulation steps.
-        micro_batch_size: Sequences a rank and forward pass, at most: the largest number that divides a
-            rank's share of the global batch, which accumulation follows from. "auto": for distill,
-            the most that fit the memory.
-        max_tokens: Stop after this many tokens; 0: after `epochs`.
-        epochs: Passes over the data where max_tokens is 0.
-        learning_rate: Peak; linear warm-up, then linear to zero.
-        encoder_learning_rate: Of `pretrain --from`, for all but the masked-LM head; 0 trains the head
-            alone; learning_rate when not given.
-        warmup_ratio: Share of the steps that warm up.
-        weight_decay: Never on a bias or a norm.
-        betas: AdamW's.
-        eps: AdamW's.
-        max_grad_norm: Largest norm of the global gradient; 0 does not clip.
+        global_batch_size: Sequences per optimizer step, over all ranks and accumulation steps.
+        micro_batch_size: Maximum number of sequences per rank and forward pass. The run uses the largest
+            number up to this one that divides a rank's share of the global batch, and accumulates gradients
+            over the rest. "auto": the largest micro-batch that fits in memory (distill only).
+        max_tokens: Stop after this many tokens; 0: stop after `epochs`.
+        epochs: Passes over the data when max_tokens is 0.
+        learning_rate: Peak learning rate, after a linear warm-up and before a linear decay to zero.
+        encoder_learning_rate: For `pretrain --from`: peak learning rate of all weights except the masked-LM
+            head; 0 trains the head alone. learning_rate by default.
+        warmup_ratio: Fraction of the optimizer steps for the warm-up.
+        weight_decay: AdamW's weight decay; biases and norm weights are never decayed.
+        betas: AdamW's betas.
+        eps: AdamW's epsilon.
+        max_grad_norm: Maximum norm of the global gradient, for clipping; 0: no clipping.
         dropout: Hidden and attention dropout of the trained model.
-        seed: Order, masks, dropout and random starts follow from it.
-        device: "auto" takes a GPU where there is one; "cuda" insists on it, "cpu" leaves it alone.
-        precision: "auto": bf16 on CUDA (fp16 on GPUs before Ampere), on CPU bf16 where a probe
-            shows it faster, else fp32.
-        optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once an environment, about a
+        seed: Seed of the data order, masks, dropout and random initialization.
+        device: "auto" uses a GPU if there is one, "cuda" requires a GPU, "cpu" never uses one.
+        precision: "auto": bf16 on CUDA (fp16 on GPUs before Ampere); on a CPU bf16 if a probe shows that
+            it is faster, else fp32.
+        optimizer: "auto": DeepSpeed's FusedAdam if it can be compiled (once per environment, about a
             minute), else torch's fused AdamW.
-        compile: Whether torch.compile makes kernels of what lies between the matrix products:
-            "auto" where the run is long enough to earn it back. On a GPU the vocabulary loss has
-            its kernel in Triton either way, but with "off".
-        deepspeed: Path of a DeepSpeed JSON (ds_configs/deepspeed/), which owns zero_optimization
-            only. Without one ZeRO stage 0 in fp32 and stage 1 in 16 bit, where it is faster even on
-            one rank.
-        gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
-        max_skipped: Steps in a row that may be skipped because loss or gradient is not finite,
-            before the run ends.
+        compile: Whether torch.compile fuses the operations between the matrix products. "auto": only if the
+            run is long enough to repay the compilation. On a GPU, the vocabulary loss uses its Triton kernel
+            unless this is "off".
+        deepspeed: Path of a DeepSpeed JSON (see ds_configs/deepspeed/) with zero_optimization; batch sizes,
+            clipping, optimizer, schedule and precision are always the recipe's. By default ZeRO stage 0 in
+            fp32, and stage 1 in 16 bit, where it is faster even on one rank.
+        gradient_checkpointing: Recompute activations in the backward pass, which is slower but uses less memory.
+        max_skipped: Maximum number of consecutive steps that may be skipped because the loss or a gradient is
+            not finite; after that the run ends.
         save_every: Optimizer steps between checkpoints; 0: only at the end.
-        save_total_limit: How many to keep.
+        save_total_limit: Number of checkpoints to keep.
         eval_every: Optimizer steps between held-out evaluations; 0: only at the end.
-        eval_max_sequences: Held-out blocks evaluated, at most.
-        resume: "auto" goes on where the output folder's run stopped; "never" refuses a used folder.
+        eval_max_sequences: Maximum number of held-out blocks per evaluation.
+        resume: "auto" resumes the run in the output folder; "never" refuses a folder that has one.
     """
 
     global_batch_size: int = 64
@@ -146,7 +146,7 @@ class Training:
         if rest:
             nearest = " or ".join(str(count * ranks) for count in (share, share + 1) if count)
             raise UserError(
-                f"training.global_batch_size = {self.global_batch_size}: not to be shared evenly among {ranks} ranks; "
+                f"training.global_batch_size = {self.global_batch_size}: cannot be divided evenly among {ranks} ranks; "
                 f"use {nearest}"
             )
         return share
@@ -174,12 +174,14 @@ class Training:
             text = self.deepspeed_file().read_text(encoding="utf-8-sig") if self.deepspeed else "{}"
             said = json.loads(text, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"training.deepspeed = {self.deepspeed}: not JSON ({error})") from error
+            raise UserError(
+                f"training.deepspeed = {self.deepspeed}: not valid JSON ({error}); correct the file"
+            ) from error
         zero = said.get("zero_optimization", {}) if isinstance(said, dict) else None
         if not isinstance(zero, dict) or not isinstance(zero.get("offload_optimizer", {}), dict):
             raise UserError(
-                f"training.deepspeed = {self.deepspeed}: must be an object, and so zero_optimization and its "
-                "offload_optimizer, if there"
+                f"training.deepspeed = {self.deepspeed}: must be a JSON object, and so must zero_optimization and its "
+                "offload_optimizer, if they are given"
             )
         if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3) or isinstance(stage, bool):
             raise UserError(
@@ -194,23 +196,23 @@ class Data:
     """How text becomes blocks.
 
     Args:
-        mode: "packed": documents fill whole blocks, nothing is padding; "lines": a line is a
-            sequence (the authors' data).
-        sequence_length: Tokens a sequence, [CLS] and [SEP] included; at most so many in
-            mode "lines".
-        heldout_fraction: Share of the documents kept out of training.
-        column: Of jsonl, csv, tsv and parquet files and hub data sets; FILE#COLUMN names another
-            for one input.
-        weights: How often an epoch sees each source, in the order of --corpus: 2 twice, 0.5 a
-            random half; once when not given.
-        attend_across_documents: Whether the documents of a packed block see each other.
-        mlm_probability: Share of a sequence's real tokens that are masked.
-        mlm_smoothing: Masking probability ∝ count^−smoothing: rare tokens more often.
-        whole_word_masking: Mask all pieces of a word together, each word with the same chance; in
-            scripts without spaces a piece is a word.
-        streaming: Read hub data sets while they are downloaded; false downloads them first, or
-            takes the local cache.
-        workers: Processes that prepare; 0: one a core.
+        mode: "packed": concatenated documents fill whole blocks, without padding; "lines": each line is one
+            sequence, as in the authors' data.
+        sequence_length: Tokens per sequence, including [CLS] and [SEP]; in mode "lines" the maximum.
+        heldout_fraction: Fraction of the documents that is held out from training.
+        column: Text column of jsonl, csv, tsv and parquet files and Hub data sets; FILE#COLUMN selects another
+            one for one input.
+        weights: How often an epoch reads each source, in the order of --corpus: 2 reads it twice, 0.5 reads a
+            random half of it; once by default.
+        attend_across_documents: Whether tokens attend to the other documents in their packed block.
+        mlm_probability: Fraction of a sequence's real tokens that is masked.
+        mlm_smoothing: Exponent s of the masking probability ∝ count^−s, which masks rare tokens more often;
+            0 masks all tokens equally often.
+        whole_word_masking: Mask all pieces of a word together, each word with the same probability; in scripts
+            without spaces each piece counts as a word.
+        streaming: Read Hub data sets while they are downloaded; false downloads them first, or reads the local
+            cache.
+        workers: Number of processes that prepare the data; 0: one per core.
     """
 
     mode: Literal["packed", "lines"] = "packed"
@@ -274,19 +276,21 @@ class Recipe:
         tokens = d.sequence_length - 2  # [CLS] and [SEP] are never masked
         if round(d.mlm_probability * tokens) == 0:
             raise UserError(
-                f"data.mlm_probability = {d.mlm_probability}: of the {tokens} tokens of a sequence "
-                f"(data.sequence_length = {d.sequence_length}) it masks none; "
-                f"{math.ceil(501 / tokens) / 1000} masks one"
+                f"data.mlm_probability = {d.mlm_probability}: too small to mask any of the {tokens} tokens of a "
+                f"sequence (data.sequence_length = {d.sequence_length}); "
+                f"use {math.ceil(501 / tokens) / 1000} or more, which masks one"
             )
         if x.kl == x.mlm == x.cosine == 0:
-            raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
+            raise UserError(
+                "losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained; set one of them above 0"
+            )
         if t.deepspeed and t.deepspeed_file().exists() and not t.deepspeed_file().is_file():
             raise UserError(
-                f"training.deepspeed = {t.deepspeed}: a folder or a pipe; it is read more than once: give a file"
+                f"training.deepspeed = {t.deepspeed}: a folder or a pipe; give a file, which can be read more than once"
             )
         if t.deepspeed and not t.deepspeed_file().is_file():
             raise UserError(
-                f"training.deepspeed = {t.deepspeed}: no such file, here or in {CHECKOUT} (see ds_configs/deepspeed/)"
+                f"training.deepspeed = {t.deepspeed}: no such file here or in {CHECKOUT} (see ds_configs/deepspeed/)"
             )
         t.deepspeed_json()
 

@@ -131,7 +131,7 @@ def say_unknown(written: str, keys: list[str], dashes: str = "--") -> str:
     if meant:
         remedy = f"; write {' or '.join(dashes + name for name in meant)}"
         if leaf == "seed" and "seeds" in keys:
-            remedy += ", the first of as many as --seeds says"
+            remedy += "; --seeds sets the number of seeds"
     else:
         remedy = did_you_mean(key, keys) or did_you_mean(leaf, [known.split(".")[-1] for known in keys], 0.5)
-    return f"{written.lstrip('-')}: no such key{remedy} (--help lists all)"
+    return f"{written.lstrip('-')}: no such key{remedy} (--help lists all keys)"

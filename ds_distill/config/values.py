@@ -23,7 +23,7 @@ NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*))(?:e([+-]?\d{1,9})|
 BASED = re.compile(r"[+-]?0(?:x[\da-f]+|o[0-7]+|b[01]+)", re.ASCII | re.IGNORECASE)
 NO_NUMBER = re.compile(r"([+-]?)\.?(inf|infinity|nan)", re.IGNORECASE)
 LARGEST = 2**63
-WAYS = "1000000, 1_000_000, 1e6 and 1M are ways to write one"
+WAYS = "write it as 1000000, 1_000_000, 1e6 or 1M"
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def read_text(value: Any, key: str) -> str:
     """Return a text that is not empty; raise UserError for an empty one, such as an unset shell variable leaves."""
     if not isinstance(value, str):
         raise UserError(
-            f"{key}: {shown(value)}: one word or text belongs here{'; put it in quotes' if value is None else ''}"
+            f"{key}: {shown(value)}: expected a single text value{'; put it in quotes' if value is None else ''}"
         )
     if not value.strip():
-        raise UserError(f"{key} is empty: write a value or leave it out (is a shell variable in it not set?)")
+        raise UserError(f"{key} is empty: give a value or leave it out (does it use a shell variable that is not set?)")
     if "\0" in value:
-        raise UserError(f"{key}: {value!r}: has a NUL character in it; take it out")
+        raise UserError(f"{key}: {value!r}: contains a NUL character; remove it")
     return value
 
 
@@ -65,8 +65,8 @@ def read_path(value: Any, key: str) -> str:
     path = os.path.expanduser(read_text(value, key))
     if path.startswith("~"):
         raise UserError(
-            f"{key}: {path}: no home folder is known for {path.split('/')[0]}; "
-            f"write the folder out, or ./{path} where it is called so"
+            f"{key}: {path}: the home folder of {path.split('/')[0]} is unknown; "
+            f"write the full path, or ./{path} if a folder here has this name"
         )
     return path
 
@@ -77,7 +77,7 @@ def read_output(value: Any, key: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{key}: {path}: this name is not UTF-8; choose another") from None
+        raise UserError(f"{key}: {path}: this name is not valid UTF-8; choose another name") from None
     return path
 
 
@@ -98,7 +98,7 @@ def read_whole_number(text: str) -> int:
     if value is None:
         raise ValueError(f"is not a whole number ({WAYS})")
     if value.copy_abs() >= LARGEST:
-        raise ValueError("is too large a number")
+        raise ValueError("is too large")
     if value != value.to_integral_value():
         raise ValueError("is not a whole number")
     return int(value)
@@ -167,8 +167,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         if not isinstance(value, str) or value not in choices:
-            said = "write one of" if value is None else f"{shown(value)} is none of"
-            raise UserError(f"{key}: {said} {', '.join(choices)}{did_you_mean(shown(value).lower(), choices, 0.6)}")
+            problem = "" if value is None else f"{shown(value)} is not allowed; "
+            hint = did_you_mean(shown(value).lower(), choices, 0.6)
+            raise UserError(f"{key}: {problem}choose one of {', '.join(choices)}{hint}")
         return value
     if get_origin(hint) in (list, tuple):
         return _sequence(value, hint, key)
@@ -186,7 +187,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if isinstance(value, bool) == (hint is bool) and isinstance(value, int if hint is not float else int | float):
         return hint(value)
     raise UserError(
-        f"{key}: {shown(value)}: {'write a value or leave the key out' if value is None else 'one value belongs here'}"
+        f"{key}: {shown(value)}: {'give a value or leave the key out' if value is None else 'expected a single value'}"
     )
 
 
@@ -229,13 +230,14 @@ def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
     elif isinstance(value, str):
         value = [value]
     if isinstance(value, dict):
-        raise UserError(f"{key}: keys stand where a list belongs: write {key.lstrip('-')}: [{', '.join(value) or '…'}]")
+        example = f"{key.lstrip('-')}: [{', '.join(value) or '…'}]"
+        raise UserError(f"{key}: expected a list, not a mapping; write {example}")
     if isinstance(value, (int, float)):
         value = [value]
     if not isinstance(value, (list, tuple)):
-        raise UserError(f"{key}: {shown(value)}: a list belongs here, such as [a, b]")
+        raise UserError(f"{key}: {shown(value)}: expected a list, such as [a, b]")
     if kind is tuple and len(value) != len(items):
-        raise UserError(f"{key}: {shown(value)}: {len(items)} numbers belong here, not {len(value)}")
+        raise UserError(f"{key}: {shown(value)}: expected {len(items)} numbers, not {len(value)}")
     hints = items if kind is tuple else items * len(value)
     keys = [f"{key}[{index}]" for index in range(len(value))] if len(value) > 1 else [key]
     return kind(convert(entry, item, name) for entry, item, name in zip(value, hints, keys, strict=False))
@@ -248,7 +250,7 @@ def _mapping(value: Any, key: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{key}: {shown(value)}: names and values belong here, such as {{name: value}}")
+        raise UserError(f"{key}: {shown(value)}: expected a mapping, such as {{name: value}}")
     return value
 
 

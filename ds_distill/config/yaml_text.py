@@ -27,16 +27,16 @@ class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
 
     def construct_mapping(self, node, deep: bool = False) -> dict:
         if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(None, None, "keys belong here", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "expected a mapping", node.start_mark)
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a list or a mapping stands where the name of a key belongs", key.start_mark
+                    None, None, "a key must be a name, not a list or a mapping", key.start_mark
                 )
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value} stands here for the second time", key.start_mark
+                    None, None, f"the key {key.value} is given twice", key.start_mark
                 )
             seen.add(key.value)
         self.flatten_mapping(node)  # `<<: *name`
@@ -64,10 +64,10 @@ def load_yaml(text: str, where: str) -> object:
     try:
         found = yaml.load(text, Loader=_TextLoader)
         if _size(found, {}) > MOST_ENTRIES:
-            raise UserError(f"{where}: aliases of aliases (*name) in it stand for millions of entries; write fewer")
+            raise UserError(f"{where}: nested aliases (*name) expand to millions of entries; use fewer aliases")
         return found
     except RecursionError:
-        raise UserError(f"{where}: it nests without end") from None
+        raise UserError(f"{where}: it is nested too deeply") from None
     except yaml.YAMLError as error:
         mark, problem = (
             getattr(error, "problem_mark", None),
@@ -86,7 +86,7 @@ def load_keys(text: str, where: str) -> dict:
     found = load_yaml(text, where)
     if not isinstance(found, dict):
         what = "nothing" if found is None else "a list" if isinstance(found, list) else "text"
-        raise UserError(f"{where}: holds {what}; keys belong there, such as training: {{seed: 1}}")
+        raise UserError(f"{where}: contains {what}; it must contain keys, such as training: {{seed: 1}}")
     return found
 
 

@@ -89,7 +89,7 @@ def test_the_micro_batch_is_what_divides_a_ranks_share():
     for ranks, nearest in ((3, "30 or 33"), (64, "64")):
         with pytest.raises(
             UserError,
-            match=f"training.global_batch_size = 32: not to be shared evenly among {ranks} ranks; use {nearest}",
+            match=f"training.global_batch_size = 32: cannot be divided evenly among {ranks} ranks; use {nearest}",
         ):
             training.micro_batches(ranks)
 

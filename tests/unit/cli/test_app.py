@@ -60,11 +60,11 @@ def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch)
     [
         (["--training.seed", "-1"], "training.seed = -1: must be between 0"),
         (["--data.weights", "[.nan, 1]"], "data.weights[0] = nan: must be between 0"),
-        (["--training.deepspeed", "commas.json"], "training.deepspeed = commas.json: not JSON"),
-        (["--training.deepspeed", "list.json"], "training.deepspeed = list.json: must be an object"),
+        (["--training.deepspeed", "commas.json"], "training.deepspeed = commas.json: not valid JSON"),
+        (["--training.deepspeed", "list.json"], "training.deepspeed = list.json: must be a JSON object"),
         (
             ["--training.deepspeed", "null.json"],
-            "training.deepspeed = null.json: must be an object, and so zero_optimization",
+            "training.deepspeed = null.json: must be a JSON object, and so must zero_optimization",
         ),
         (
             ["--training.deepspeed", "auto.json"],
@@ -185,7 +185,7 @@ def test_a_mistake_in_the_first_words(capsys, monkeypatch, tmp_path, words, said
         ("distill", "max-tokens", "--training.max_tokens"),
         ("distill", "training.max-tokens", "--training.max_tokens"),
         ("distill", "seed", "--training.seed"),
-        ("finetune", "seed", "--first_seed, the first of as many as --seeds says"),
+        ("finetune", "seed", "--first_seed; --seeds sets the number of seeds"),
         ("distill", "batch_size", "--training.global_batch_size or --training.micro_batch_size"),
         ("finetune", "batch_size", "--finetune.batch_size"),
         ("distill", "epochs", "--training.epochs"),

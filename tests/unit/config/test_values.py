@@ -351,22 +351,22 @@ def test_a_key_with_nothing_after_it_has_its_default(tmp_path):
     [
         ("training: 5", "training: 5: expected a mapping"),
         ("training: [1]", "training: ['1']: expected a mapping"),
-        ("training: {seed: 1, seed: 2}", "the key seed stands here for the second time"),
-        ("corpus: {a: b}", "--corpus: keys stand where a list belongs"),
-        ("corpus: [[a]]", "--corpus: ['a']: one word or text belongs here"),
-        ("training: {betas: [0.9]}", "training.betas: ['0.9']: 2 numbers belong here"),
+        ("training: {seed: 1, seed: 2}", "the key seed is given twice"),
+        ("corpus: {a: b}", "--corpus: expected a list, not a mapping"),
+        ("corpus: [[a]]", "--corpus: ['a']: expected a single text value"),
+        ("training: {betas: [0.9]}", "training.betas: ['0.9']: expected 2 numbers"),
         ("training: {betas: [0.9, x]}", "training.betas[1]: x is not a number"),
-        ("training: {seed: [1]}", "training.seed: ['1']: one value belongs here"),
+        ("training: {seed: [1]}", "training.seed: ['1']: expected a single value"),
         ("student: {init_layers: [0, x]}", "student.init_layers[1]: x is not a whole number"),
         ("training: {micro_batch_size: au}", "or write auto"),
         ("training: {precision: FP16}", "did you mean fp16?"),
-        ("- a", "holds a list; keys belong there"),
-        ("", "holds nothing"),
-        ("# a word", "holds nothing"),
-        ("just words", "holds text"),
+        ("- a", "contains a list; it must contain keys"),
+        ("", "contains nothing"),
+        ("# a word", "contains nothing"),
+        ("just words", "contains text"),
         ("training: {seed: 1", "line 2, column 1"),
         ("a:\n\tb: 1", "line 2, column 1"),
-        ("? [a]\n: b", "the name of a key belongs"),
+        ("? [a]\n: b", "a key must be a name"),
         ("training: none.yaml", "training: none.yaml: expected a mapping"),
         ("training: {lr: 1}", "training.lr: no such key; write training.learning_rate"),
     ],
@@ -383,7 +383,7 @@ def test_aliases_that_stand_for_more_than_there_is_room_for(tmp_path, place):
     """Ten lines stand for nine to the power of thirteen."""
     lists = "".join(f", &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 14))
     (tmp_path / "r.yaml").write_text(f"{place}[&a0 [x]{lists}]{'}}' if '{' in place else ''}")
-    with pytest.raises(UserError, match="aliases of aliases"):
+    with pytest.raises(UserError, match="nested aliases"):
         PARSER.parse_args(["study", "--config", str(tmp_path / "r.yaml")])
 
 
@@ -453,5 +453,5 @@ def test_what_is_written_has_a_name_in_utf_8():
     odd = os.fsdecode(b"l\xe4uft")
     for command in COMMANDS:
         [output] = keys_with(OutputPath, command).values()
-        assert "this name is not UTF-8" in refused(command, output, odd)
+        assert "this name is not valid UTF-8" in refused(command, output, odd)
     assert PARSER.parse_args(["distill", "--corpus", odd]).distill.corpus == [odd]

@@ -361,7 +361,8 @@ def test_sequences_in_which_nothing_can_be_masked(tokenizer, tmp_path, capsys):
     recipe.data.sequence_length, recipe.data.mlm_probability = 16, 0.02
     with pytest.raises(
         UserError,
-        match=r"= 0\.02: of the 14 tokens of a sequence \(data\.sequence_length = 16\) it masks none; 0\.036 masks one",
+        match=r"= 0\.02: too small to mask any of the 14 tokens of a sequence \(data\.sequence_length = 16\); "
+        r"use 0\.036 or more, which masks one",
     ):
         recipe.check()
     recipe.data.mlm_probability = 0.036
