@@ -133,7 +133,7 @@ def pretrain(
     from ds_distill.utils.errors import UserError
 
     if tokenizer is None and isinstance(model, dict):
-        raise UserError("tokenizer is missing: a new model needs the folder of one")
+        raise UserError("tokenizer is missing; a new model needs one, so give the tokenizer's folder")
     with _one_job("pretrain"):
         return _summary(
             pipeline.prepare_and_pretrain(

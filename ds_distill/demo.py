@@ -76,7 +76,7 @@ def run(
         "teacher_tokens": teacher_tokens,
     }
     identity |= {f"model.{key}": value for key, value in model.items()}
-    with locked_run_folder(output, identity, remedy="--fresh starts over there", first=erase if fresh else None):
+    with locked_run_folder(output, identity, remedy="start over there with --fresh", first=erase if fresh else None):
         run_on_rank0(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
         tokens = output / "tokens"
         teaching = copy.deepcopy(recipe)
@@ -115,13 +115,13 @@ def run(
     losses = baseline["heldout_mlm_loss"], student["heldout_mlm_loss"]
     ahead = None if None in losses else losses[0] - losses[1]
     print(
-        "\nWhat distilling was worth could not be measured."
+        "\nThe gain from distillation could not be measured."
         if ahead is None
-        else f"\nDistilling was worth {ahead:.3f} nats on the held-out text."
+        else f"\nDistillation lowered the held-out loss by {ahead:.3f} nats compared with training without a teacher."
         if ahead > 0
-        else f"\nThe baseline without a teacher came out ahead, by {-ahead:.3f} nats."
+        else f"\nDistillation raised the held-out loss by {-ahead:.3f} nats compared with training without a teacher."
     )
-    print("The text is this machine's own documentation: figures are not comparable across machines.\n")
+    print("The text is this machine's documentation, so the results are not comparable across machines.\n")
     for what, where in (
         ("export", "distilled/export"),
         ("loss plot", "distilled/loss.png"),
@@ -135,7 +135,7 @@ def run(
 
 def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, vocabulary: int) -> None:
     if (output / "tokens" / "manifest.json").is_file():
-        log(f"tokens: those in {output / 'tokens'}")
+        log(f"tokens: reusing {output / 'tokens'}")
         return
     began = time.perf_counter()
     if not corpus:
@@ -153,7 +153,7 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
     manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
     log(
         f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} "
-        f"tokens to train on, {time.perf_counter() - began:.0f} s"
+        f"training tokens, prepared in {time.perf_counter() - began:.0f} s"
     )
 
 
@@ -167,7 +167,7 @@ def _once(folder: Path, job) -> dict:
     """Run `job` and return its summary, or that of a finished part, which is not made again."""
     done = folder / "summary.json"
     if done.is_file() and (folder / "export").is_dir():
-        log(f"{folder.name}: finished before, reused (--fresh starts over)")
+        log(f"{folder.name}: already finished, reusing it (start over with --fresh)")
         return json.loads(done.read_text(encoding="utf-8"))
     summary = job(folder)
     if is_first():

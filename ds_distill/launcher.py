@@ -70,7 +70,10 @@ def _start_launcher(script: str, ranks: str, argv: list[str]) -> None:
         count = accelerator.device_count()
         devices = visible_gpus(visible)[:count] or [str(device) for device in range(count)]
         if ranks != "all" and int(ranks) > len(devices):
-            raise SystemExit(f"launch.sh: DS_DISTILL_RANKS = {ranks}: this machine shows {len(devices)} GPUs")
+            raise SystemExit(
+                f"launch.sh: DS_DISTILL_RANKS = {ranks}: only {len(devices)} GPUs are visible on this machine; "
+                "lower DS_DISTILL_RANKS"
+            )
         devices = devices if ranks == "all" else devices[: int(ranks)]
     nodes = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
     with socket.socket() as probe:  # with a fixed port a machine could run only one at a time

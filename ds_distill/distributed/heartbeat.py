@@ -99,7 +99,7 @@ class Heartbeat:
             self.reported = True
             print(
                 f"\nds-distill: no rank has made progress for {silent / 60:.0f} min: {self._places()}. "
-                f"The run ends if that lasts {self.given_up / 60:.0f} min",
+                f"The run ends if this lasts {self.given_up / 60:.0f} min",
                 file=sys.stderr,
                 flush=True,
             )
@@ -109,7 +109,7 @@ class Heartbeat:
         ranks_at: dict[str, list[str]] = {}
         for rank in range(self.world):
             key = f"place {rank}"
-            place = self.store.get(key).decode() if self.store.check([key]) else "at a place it has not told"
+            place = self.store.get(key).decode() if self.store.check([key]) else "at an unknown place"
             ranks_at.setdefault(place, []).append(str(rank))
         return "; ".join(
             f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)} {place}" for place, ranks in ranks_at.items()
@@ -166,7 +166,7 @@ class Heartbeat:
 
     def _say(self, what: str) -> None:
         print(
-            f"\nds-distill: {what}. The run ends; the same command goes on from its last checkpoint",
+            f"\nds-distill: {what}. The run ends; the same command resumes from its last checkpoint",
             file=sys.stderr,
             flush=True,
         )

@@ -34,8 +34,8 @@ MPI = tuple(
 )
 ACCELERATORS = ("cuda", "cpu", "xpu", "xpu.external", "npu", "mps", "hpu", "mlu", "sdaa")  # those DeepSpeed knows
 REMEDY = (
-    "a launcher (./launch.sh, deepspeed, torchrun) sets them all; if they are another job's, run the command under "
-    "`env -u RANK -u WORLD_SIZE`"
+    "a launcher (./launch.sh, deepspeed, torchrun) sets all of them; if they belong to another job, run the command "
+    "with `env -u RANK -u WORLD_SIZE`"
 )
 
 
@@ -65,7 +65,7 @@ def settle(command: str) -> bool:
         os.environ.pop(name, None)
     if not idle and (rank not in ("", "0") or world not in ("", "1")):
         found = " and ".join(f"{name} = {value}" for name, value in (("RANK", rank), ("WORLD_SIZE", world)) if value)
-        log(f"{found} in the environment: not read, {command} is the work of one process")
+        log(f"{found} in the environment: ignored, because {command} runs in a single process")
     return not idle
 
 
@@ -96,8 +96,7 @@ def _check() -> None:
                 os.environ[name] = usual
         if not 0 < int(os.environ["MASTER_PORT"]) < 65536:
             raise UserError(
-                f"MASTER_PORT = {os.environ['MASTER_PORT']} in the environment: "
-                f"a port lies between 1 and 65535; {REMEDY}"
+                f"MASTER_PORT = {os.environ['MASTER_PORT']} in the environment: must be between 1 and 65535; {REMEDY}"
             )
     except UserError:
         os.environ.pop("RANK", None)  # this process is no rank now, so it reports the error itself
@@ -117,7 +116,7 @@ def _forget_mpi(world: int | None) -> None:
     )
     if size > 1 and world is None:
         names = " and ".join(f"{name} = {value}" for name, value in found.items() if "LOCAL" not in name)
-        log(f"{names} in the environment: not read; this process is a job of its own ({REMEDY.partition(';')[0]})")
+        log(f"{names} in the environment: ignored; this process runs as a separate job ({REMEDY.partition(';')[0]})")
 
 
 def _check_accelerator() -> None:
@@ -126,12 +125,12 @@ def _check_accelerator() -> None:
     if wanted is not None and wanted not in ACCELERATORS:
         raise UserError(
             f"DS_ACCELERATOR = {wanted} in the environment: must be one of {', '.join(ACCELERATORS)}; "
-            "correct it, or unset it"
+            "correct or unset it"
         )
 
 
 def _number(name: str) -> int | None:
     value = os.environ.get(name, "")
     if value and not (value.isascii() and value.isdecimal()):
-        raise UserError(f"{name} = {value} in the environment: a number is expected; {REMEDY}")
+        raise UserError(f"{name} = {value} in the environment: must be a whole number; {REMEDY}")
     return int(value) if value else None

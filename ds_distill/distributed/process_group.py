@@ -36,8 +36,8 @@ def start_distributed() -> tuple[int, int]:
             local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
             if local >= there:
                 raise UserError(
-                    f"LOCAL_RANK = {local}: this machine shows {there} GPUs, 0 to {there - 1}; "
-                    "start as many ranks here, or fewer"
+                    f"LOCAL_RANK = {local}: only {there} GPUs are visible on this machine, 0 to {there - 1}; "
+                    "start at most one rank per GPU"
                 )
             torch.cuda.set_device(local)  # else every rank's first collective would be on GPU 0
         with _wait_said():
@@ -52,7 +52,7 @@ def _wait_said(seconds: float = 15.0) -> Iterator[None]:
     """Print who is waited for where joining takes longer, since a rank that never comes is awaited for half an hour."""
     rank, world, address, port = (os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
     line = (
-        f"rank {rank} of {world} waits for the others at {address}:{port} "
+        f"rank {rank} of {world} is waiting for the other ranks at {address}:{port} "
         "(RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment)"
     )
 
@@ -61,7 +61,7 @@ def _wait_said(seconds: float = 15.0) -> Iterator[None]:
             socket.getaddrinfo(address, None)
             hint = ""
         except OSError as error:
-            hint = f"; MASTER_ADDR = {address} is no name that this host knows ({error.strerror})"
+            hint = f"; this host cannot resolve MASTER_ADDR = {address} ({error.strerror})"
         print(line + hint, file=sys.stderr, flush=True)
 
     timer = threading.Timer(seconds, show)
@@ -122,7 +122,7 @@ def run_on_rank0(job: Callable[[], object]) -> None:
         except OSError as error:
             problem = (
                 f"{error.filename or 'the output folder'}: {error.strerror or error}; "
-                "choose another --output, or make room there"
+                "choose another --output, or free some space"
             )
         except Exception as error:
             problem, failure = f"the first rank failed: {error!r}", error

@@ -172,11 +172,11 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
     chosen = int(smallest)
     if not chosen:
         raise UserError(
-            f"training.micro_batch_size = auto: not even one sequence fits {room / GIB:.1f} GiB; lower "
-            "data.sequence_length, use a higher ZeRO stage (training.deepspeed), or "
+            f"training.micro_batch_size = auto: not even one sequence fits in {room / GIB:.1f} GiB of memory; lower "
+            "data.sequence_length, use a higher ZeRO stage (training.deepspeed), or set "
             "training.gradient_checkpointing = true"
         )
-    log(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit {room / GIB:.1f} GiB")
+    log(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit in {room / GIB:.1f} GiB")
     return chosen
 
 
@@ -220,7 +220,7 @@ def plan(
                 "process": taken / GIB,
                 "peak": peak / GIB,
                 "fits": "yes" if peak <= HEADROOM * room else "no",
-                "recipe": "this recipe's" if at == stage else "",
+                "recipe": "this recipe" if at == stage else "",
             }
         )
     a_step = t.global_batch_size * forecast.length
@@ -247,7 +247,7 @@ def plan(
         "tokens": total,
         "steps": math.ceil(total / a_step) if total else None,
         "tokens_per_second": round(rate, 1),
-        "rate_is": "measured here, one rank's forward and backward × ranks" if measured else "given",
+        "rate_is": "forward and backward of one rank measured here, × ranks" if measured else "given",
         "tflops_needed": round(flops * rate / 1e12, 3),
         "hours": round(total / rate / 3600, 2) if total else None,
         "ranks": ranks,
@@ -264,15 +264,15 @@ def plan(
 def _advice(row: dict, rows: list[dict], largest: int, t: Training) -> str:
     if row["fits"] == "yes":
         return "fits" + (
-            f"; training.micro_batch_size = {largest} would too" if largest > cast(int, t.micro_batch_size) else ""
+            f"; training.micro_batch_size = {largest} fits too" if largest > cast(int, t.micro_batch_size) else ""
         )
     if largest:
-        return f"does not fit: training.micro_batch_size = {largest} would"
+        return f"does not fit; use training.micro_batch_size = {largest}"
     other = next((r["stage"] for r in rows if r["fits"] == "yes"), None)
     if other is not None:
-        return f"does not fit: ZeRO stage {other} would (training.deepspeed = ds_configs/deepspeed/zero{other}.json)"
-    more = "" if t.gradient_checkpointing else ", training.gradient_checkpointing = true"
-    return f"does not fit at any stage: lower data.sequence_length{more}, or take more ranks"
+        return f"does not fit; use ZeRO stage {other} (training.deepspeed = ds_configs/deepspeed/zero{other}.json)"
+    checkpointing = "" if t.gradient_checkpointing else ", set training.gradient_checkpointing = true"
+    return f"does not fit at any ZeRO stage; lower data.sequence_length{checkpointing}, or use more ranks"
 
 
 def show(found: dict) -> None:
@@ -284,8 +284,8 @@ def show(found: dict) -> None:
     facts = {
         "teacher": f"{found['teacher_parameters']:,} parameters",
         "student": f"{found['student_parameters']:,} parameters",
-        "work": f"{found['mflops_per_token']:,} MFLOP a token",
-        "a step": f"{found['tokens_per_step']:,} tokens",
+        "work": f"{found['mflops_per_token']:,} MFLOP per token",
+        "step": f"{found['tokens_per_step']:,} tokens",
         "run": f"{found['tokens']:,} tokens, {found['steps']:,} steps"
         if found["tokens"]
         else "give --tokens or training.max_tokens",
@@ -294,7 +294,7 @@ def show(found: dict) -> None:
             f"{found['tflops_needed']} TFLOP/s"
         ),
         "time": f"{found['hours']:,} hours" if found["hours"] is not None else "give --tokens or training.max_tokens",
-        "memory": f"{found['memory_gib']} GiB a rank, {found['device']}, {found['precision']}: {found['advice']}",
+        "memory": f"{found['memory_gib']} GiB per rank, {found['device']}, {found['precision']}: {found['advice']}",
     }
     print(table([{"what": key, "value": value} for key, value in facts.items()], {"what": "what", "value": ""}))
     parts = (
@@ -311,7 +311,7 @@ def show(found: dict) -> None:
     )
     columns = {"stage": "ZeRO stage"} | dict(zip(parts, parts, strict=True)) | {"recipe": ""}
     print(
-        "\nMemory of a rank, GiB; the peak is of a moment, so not all of a row's parts are in it\n\n"
+        "\nMemory per rank in GiB; the peak is the most in use at one time, which can be less than the sum\n\n"
         + table(found["stages"], columns)
         + "\n"
     )

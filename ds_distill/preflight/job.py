@@ -61,7 +61,8 @@ def check_deepspeed(training: Training) -> None:
     for section, package in MONITORS.items():
         if said.get(section, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
             raise UserError(
-                f"{given}: {section}.enabled = true: needs the package {package}; pip install {package}, or say false"
+                f"{given}: {section}.enabled = true: needs the package {package}, which is not installed; run "
+                f"pip install {package}, or set it to false"
             )
         path = said.get(section, {}).get("output_path")
         if path and said[section].get("enabled") is True:
@@ -110,7 +111,8 @@ def check_engine(recipe: Recipe) -> None:
     words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
     if not t.deepspeed:
         raise UserError(
-            f"training.optimizer = {t.optimizer}: DeepSpeed does not start with it ({type(error).__name__}: {words})"
+            f"training.optimizer = {t.optimizer}: DeepSpeed fails to start with it ({type(error).__name__}: {words}); "
+            "choose another optimizer"
         ) from error
     said = t.deepspeed_json()
     keys = [key for key in said if key != "zero_optimization"]
@@ -121,8 +123,8 @@ def check_engine(recipe: Recipe) -> None:
         without = (key for key in keys if everywhere and all(all_gather_object(starts((key,)) is None)))
         key = next(without, "")
     raise UserError(
-        f"training.deepspeed = {t.deepspeed}: {key}{': ' * bool(key)}DeepSpeed does not start with it "
-        f"({type(error).__name__}: {words})"
+        f"training.deepspeed = {t.deepspeed}: {key}{': ' * bool(key)}DeepSpeed fails to start with it "
+        f"({type(error).__name__}: {words}); correct it, or remove it"
     ) from error
 
 
@@ -142,7 +144,7 @@ def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
         for text in heldout:
             pieces = split_inputs([text], column=recipe.data.column, streaming=recipe.data.streaming)
             if not any(document.text for piece in pieces for document in read(piece)):
-                raise UserError(f"--heldout {text}: holds no text; give a file that does, or leave it out")
+                raise UserError(f"--heldout {text}: contains no text; give another file, or leave it out")
 
     run_on_rank0(look)
 
@@ -195,18 +197,18 @@ def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = Non
     known = BertConfig().to_dict()
     for key, value in model.items():
         if key in ("vocab_size", "pad_token_id"):
-            raise UserError(f"--model {key}: the tokenizer says which; leave it out")
+            raise UserError(f"--model {key}: the tokenizer determines it; leave it out")
         if key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            raise UserError(f"--model {key}: training.dropout says how much; leave it out")
+            raise UserError(f"--model {key}: leave it out, and set training.dropout instead")
         if key not in known:
-            raise UserError(f"--model {key}: no such size of a BERT{did_you_mean(key, known)}")
+            raise UserError(f"--model {key}: not a setting of transformers' BertConfig{did_you_mean(key, known)}")
         if value < 1:
             raise UserError(f"--model {key} = {value}: must be 1 or more")
     try:
         with torch.device("meta"):
             config = BertForMaskedLM(BertConfig(**model)).config
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"--model {model}: no BERT has these sizes ({error})") from error
+        raise UserError(f"--model {model}: a BERT of these sizes cannot be built ({error}); correct them") from error
     check_positions(config, recipe.data.sequence_length, "the model")
 
 

@@ -78,7 +78,7 @@ def warn_of_teacher(teacher: str, recipe: Recipe, tokenizer: str | None) -> None
         _, starts_from_it = check_teacher_fits(teacher, recipe, tokenizer=tokenizer)
         check_whole(teacher, tied=starts_from_it)
     except UserError as error:
-        log(f"warning: {error} (the tokens are prepared all the same, distill will not take this teacher)")
+        log(f"warning: {error} (the tokens are prepared anyway, but distill will refuse this teacher)")
 
 
 def check_reads(
@@ -106,8 +106,8 @@ def check_reads(
         and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(maker)
     ):
         raise UserError(
-            f"{what}: its tokenizer is not that of {tokenizer}, which would make the tokens; "
-            "give models of one tokenizer"
+            f"{what}: its tokenizer differs from that of {tokenizer}, which would make the tokens; "
+            "give models that share one tokenizer"
         )
 
 
@@ -119,8 +119,8 @@ def check_fits(store: TokenDataset, config: PretrainedConfig, what: str, folder:
     """
     if store.manifest["vocab_size"] > config.vocab_size:
         raise UserError(
-            f"{what} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: "
-            "prepare with its own"
+            f"{what} has a vocabulary of {config.vocab_size} tokens, but {store.path} was prepared with a tokenizer of "
+            f"{store.manifest['vocab_size']}; prepare the text with the model's tokenizer"
         )
     check_positions(config, store.manifest["sequence_length"], what)
     home = resolve_model_folder(folder) if folder else None
@@ -130,8 +130,8 @@ def check_fits(store: TokenDataset, config: PretrainedConfig, what: str, folder:
         and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]
     ):
         raise UserError(
-            f"{what}: its tokenizer is not the one that {store.path} was prepared with; "
-            f"prepare with --tokenizer {folder}"
+            f"{what}: its tokenizer differs from the one that {store.path} was prepared with; "
+            f"prepare the text with --tokenizer {folder}"
         )
 
 

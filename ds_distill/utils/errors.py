@@ -31,7 +31,7 @@ def expand_user(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path}: {str(error).rstrip('.')}; write the folder out") from None
+        raise UserError(f"{path}: {str(error).rstrip('.')}; write the full path") from None
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:

@@ -21,4 +21,6 @@ def try_lock(file, output: Path, who: Callable[[], str]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{output}: {who()} is at it; wait for it, or choose another --output") from None
+        raise UserError(
+            f"{output}: in use by {who()}; wait until it has finished, or choose another --output"
+        ) from None

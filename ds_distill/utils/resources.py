@@ -24,7 +24,7 @@ def explain_disk_full(folder: Path):
         if not full:
             raise
         raise UserError(
-            f"{folder}: the disk is full; make room there, and the same command goes on from the last checkpoint"
+            f"{folder}: the disk is full; free some space, and the same command resumes from the last checkpoint"
         ) from error
 
 

@@ -211,7 +211,7 @@ def test_a_roberta_without_a_padding_piece(tmp_path):
 def test_the_home_of_nobody():
     for reader in (lambda path: resolve_model_folder(path), lambda path: split_inputs([path]), load_tokenizer):
         with pytest.raises(
-            UserError, match="~nobody-of-this-name/x: Could not determine home directory; write the folder out"
+            UserError, match="~nobody-of-this-name/x: Could not determine home directory; write the full path"
         ):
             reader("~nobody-of-this-name/x")
 

@@ -368,12 +368,12 @@ def test_an_offload_that_is_left_open_is_none(tmp_path):
         (
             {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
             {},
-            "d.json: zero_optimization.zero_quantized_weights: DeepSpeed does not start",
+            "d.json: zero_optimization.zero_quantized_weights: DeepSpeed fails to start",
         ),
         (
             {"data_types": {"grad_accum_dtype": "foo"}},
             {},
-            "d.json: data_types: DeepSpeed does not start with it .*'foo'",
+            "d.json: data_types: DeepSpeed fails to start with it .*'foo'",
         ),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
