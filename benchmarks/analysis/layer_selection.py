@@ -85,12 +85,19 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--task", required=True, help="as for ds-distill finetune")
-    parser.add_argument("--model", required=True, help="folder fine-tuned on the task: the teacher of a student to be")
-    parser.add_argument("--data", help="the task's files, as for ds-distill finetune; from the hub when not given")
-    parser.add_argument("--keep", type=count, help="layers of a choice (default half of them)")
-    parser.add_argument("--examples", type=count, default=400, help="of the dev set, the first (default 400)")
-    parser.add_argument("--most", type=count, default=100, help="choices that are all measured (default 100)")
+    parser.add_argument("--task", required=True, help="name of the task, as for ds-distill finetune")
+    parser.add_argument("--model", required=True, help="folder of a teacher that is fine-tuned on the task")
+    parser.add_argument(
+        "--data", help="folder of the task's files, as for ds-distill finetune; loaded from the Hub when not given"
+    )
+    parser.add_argument("--keep", type=count, help="number of layers to keep (default: half of them)")
+    parser.add_argument("--examples", type=count, default=400, help="number of dev examples to score (default 400)")
+    parser.add_argument(
+        "--most",
+        type=count,
+        default=100,
+        help="measure all choices of layers if there are at most this many (default 100)",
+    )
     parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
     args = parser.parse_args()
     with user_errors("benchmarks.analysis.layer_selection"):
@@ -107,9 +114,9 @@ def run(args: argparse.Namespace) -> int:
     depth = family_of(model).measures(model.config)[0]
     count = depth // 2 if args.keep is None else args.keep
     if not 1 <= count < depth:
-        raise UserError(f"--keep {count}: of {depth} layers, 1 to {depth - 1}")
+        raise UserError(f"--keep {count}: the model has {depth} layers; give a number from 1 to {depth - 1}")
     if args.examples < 2:
-        raise UserError(f"--examples {args.examples}: at least 2")
+        raise UserError(f"--examples {args.examples}: must be at least 2")
     data = load_data(task, args.data)
     data.train = data.train[:1]  # nothing is trained
     data.dev = {split: part[: args.examples] for split, part in data.dev.items()}

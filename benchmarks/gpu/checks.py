@@ -394,7 +394,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="begin no check after this time (default: none)"
+        "--seconds", type=float, default=float("inf"), help="start no check after this many seconds (default: no limit)"
     )
     args = parser.parse_args()
     with user_errors("benchmarks.gpu.checks"):

@@ -234,16 +234,17 @@ def refuse_another(folder: Path, kept: dict, now: dict) -> None:
     before, here = kept.pop("on", {}), now.pop("on")
     if kept != now:
         raise UserError(
-            f"{folder} holds another race (other --minutes, --teacher, --corpus, recipe, …): choose another --output"
+            f"{folder} holds a race with other options (--minutes, --teacher, --corpus, recipe, …); choose another "
+            "--output"
         )
     if other := [
-        f"{name} {before.get(name, 'not kept')}, here {value}"
+        f"{name} {before.get(name, 'not recorded')}, here {value}"
         for name, value in here.items()
         if before.get(name) != value
     ]:
         raise UserError(
-            f"{folder} holds a race under other conditions ({'; '.join(other)}), "
-            "whose minutes bring more or less: choose another --output"
+            f"{folder} holds a race under other conditions ({'; '.join(other)}), which is not comparable; "
+            "choose another --output"
         )
 
 
@@ -253,19 +254,19 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=amount, default=20, help="of training for each (default 20)")
+    parser.add_argument("--minutes", type=amount, default=20, help="minutes of training per racer (default 20)")
     parser.add_argument("--teacher", required=True, help="folder of a masked-LM model")
     parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
-    parser.add_argument("--heldout", nargs="*", default=[], help="further held-out texts")
+    parser.add_argument("--heldout", nargs="*", default=[], help="additional held-out texts")
     parser.add_argument(
         "--config", default="ds_configs/small_real.yaml", help="recipe (default ds_configs/small_real.yaml)"
     )
-    parser.add_argument("--evaluations", type=count, default=20, help="measurements a racer (default 20)")
+    parser.add_argument("--evaluations", type=count, default=20, help="measurements per racer (default 20)")
     parser.add_argument(
-        "--blocks", type=count, default=512, help="held-out blocks a measurement and text (default 512)"
+        "--blocks", type=count, default=512, help="held-out blocks per measurement and text (default 512)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder; a race in it goes on")
-    parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="who (default all)")
+    parser.add_argument("--output", type=Path, required=True, help="output folder; a race in it is resumed")
+    parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="racers (default all)")
     parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # runs one racer in its own process
     args = parser.parse_args()
     with user_errors("benchmarks.training.time_to_loss"):
@@ -286,12 +287,13 @@ def race(args: argparse.Namespace) -> int:
     recipe.check()
     if recipe.data.mode != "packed" or not recipe.data.attend_across_documents:
         raise UserError(
-            "the race is for packed batches whose documents see each other (data.mode, data.attend_across_documents)"
+            "the race needs packed batches whose documents attend to each other; set data.mode = packed and "
+            "data.attend_across_documents = true"
         )
     if recipe.student.hidden_size or recipe.student.freeze_positions or recipe.training.micro_batch_size == "auto":
         raise UserError(
-            "the race is for students of their teacher's width, all of them trained, and for a micro-batch that is "
-            "a number (student.hidden_size, student.freeze_positions, training.micro_batch_size)"
+            "the race needs a student of its teacher's width without frozen weights, and a micro-batch that is a "
+            "number; leave out student.hidden_size and student.freeze_positions, and set training.micro_batch_size"
         )
     make_folder("--output", args.output)
     recipe.training.device, recipe.training.eval_max_sequences = "cpu", args.blocks
@@ -352,8 +354,8 @@ def race(args: argparse.Namespace) -> int:
         "steps": "steps",
         "tokens": "tokens",
         "minutes": "minutes",
-        "s/step": "s a step",
-        "first": "first step's extra s",
+        "s/step": "s per step",
+        "first": "extra time of the first step (s)",
     }
     result = {
         "minutes": args.minutes,
@@ -364,7 +366,7 @@ def race(args: argparse.Namespace) -> int:
     }
     masked = ", ".join(f"{count:,}" for count in next(iter(curves.values()))["masked_tokens"].values())
     lines = [
-        f"{args.minutes:g} minutes of training each, alone on the machine; measured on {masked} masked tokens a text; "
+        f"{args.minutes:g} minutes of training each, alone on the machine; {masked} masked tokens per text; "
         f"{result['machine']}, {result['threads']} threads, DeepSpeed {result['deepspeed']}, {result['date']}",
         table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES}),
     ]
@@ -377,8 +379,8 @@ def race(args: argparse.Namespace) -> int:
             )
             each = ", ".join(f"{figure} {count}" for figure, count in found["ahead_by_figure"].items())
             lines.append(
-                f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements "
-                f"({each}); its last masked-LM loss in this share of its time: {when}"
+                f"engine compared with {RACERS[name][0]}: ahead in every metric at {found['ahead_at']} measurements "
+                f"({each}); share of the time in which the engine reaches the other's last masked-LM loss: {when}"
             )
     print("\n" + "\n\n".join(lines) + "\n")
     print(json.dumps(result | {"plot": str(args.output / "race.png")}), flush=True)

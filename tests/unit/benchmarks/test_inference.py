@@ -66,7 +66,7 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
     }
     write_report(result, tmp_path / "report")
     print_tables(result)
-    assert "broken off: classification" in (tmp_path / "report" / "inference.md").read_text()
+    assert "interrupted: classification" in (tmp_path / "report" / "inference.md").read_text()
     assert (
         "masked-lm, 2 × 128 tokens" not in (said := capsys.readouterr().out)
         and "masked-lm, every shape, 1 thread" in said
@@ -78,7 +78,7 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
 
 def test_a_body_that_cannot_run_here_is_refused_when_asked_for():
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="--bodies gpu_fp16: torch sees no GPU here"):
+        with pytest.raises(UserError, match="--bodies gpu_fp16: torch finds no GPU on this machine"):
             runnable(["eager_fp32", "gpu_fp16"])
     assert "eager_fp32" in runnable([]) and all(
         torch.cuda.is_available() or not BODIES[name].gpu for name in runnable([])
@@ -218,7 +218,7 @@ def test_rounding_is_what_int8_would_do(tiny):
     assert asymmetric(x, -1)[0, 3] == 0 and (grouped(x, 2)[0, 2:] - x[0, 2:]).abs().max() < 1e-6
     model = load_source(str(tiny), "masked-lm").model
     before = model.get_input_embeddings().weight.clone()
-    rounded(model, "a scale a column", "a scale a token")
+    rounded(model, "per column", "per token")
     assert torch.equal(model.get_input_embeddings().weight, before) and not torch.equal(
         model.get_output_embeddings().weight, before
     )

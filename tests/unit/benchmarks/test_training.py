@@ -120,9 +120,9 @@ def test_a_race_goes_on_only_where_its_minutes_compare():
         ".*choose another --output",
     ):
         refuse_another(Path("R"), now(), now(threads=4, torch="2.12"))
-    with pytest.raises(UserError, match="machine not kept, here a Xeon"):
+    with pytest.raises(UserError, match="machine not recorded, here a Xeon"):
         refuse_another(Path("R"), dict(asked), now())
-    with pytest.raises(UserError, match="holds another race"):
+    with pytest.raises(UserError, match="holds a race with other options"):
         refuse_another(Path("R"), now(), now() | {"minutes": 1})
 
 
