@@ -88,7 +88,7 @@ def test_export_to_other_runtimes(run, world, tmp_path):
     mistakes = {
         ("--format", "onnx-int4"): "did you mean onnx-int8",
         (): "is already a Hugging Face folder",
-        ("--run", run): "one of --run",
+        ("--run", run): "either --run",
     }
     for words, said in mistakes.items():
         refused = ds_distill("export", "--model", tmp_path / "out", *words)
@@ -349,7 +349,7 @@ def test_plan_and_the_largest_micro_batch_that_fits(world, common, tmp_path):
             10,
         )
     )
-    assert small["largest_micro_batch"] == 0 and "does not fit at any stage" in small["advice"]
+    assert small["largest_micro_batch"] == 0 and "does not fit at any ZeRO stage" in small["advice"]
     done = ds_distill(
         "distill", "--teacher", world / "teacher", *common, "--output", tmp_path, "--training.micro_batch_size", "auto"
     )

@@ -138,4 +138,4 @@ def test_a_refused_start_does_not_bind_the_folder_to_its_settings(world, common,
 def test_help_teaches(command):
     done = ds_distill(command, "--help")
     assert done.returncode == 0 and "--output" in done.stdout
-    assert command in ("export", "env") or "Peak; linear warm-up" in done.stdout
+    assert command in ("export", "env") or "Peak learning rate" in done.stdout
