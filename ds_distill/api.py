@@ -231,7 +231,7 @@ def _one_job(command: str) -> Iterator[None]:
     from transformers.utils import logging
 
     before, bars = dict(os.environ), logging.is_progress_bar_enabled()
-    job.settle(command)
+    job.normalize_environment(command)
     logging.disable_progress_bar()  # of loading weights, which takes no time here
     try:
         yield
@@ -239,6 +239,6 @@ def _one_job(command: str) -> Iterator[None]:
         if bars:
             logging.enable_progress_bar()
         if job.ranks() == 1:
-            for name in job.RANK:
+            for name in job.RANK_VARIABLES:
                 os.environ.pop(name, None)
-            os.environ.update({name: value for name, value in before.items() if name in job.RANK})
+            os.environ.update({name: value for name, value in before.items() if name in job.RANK_VARIABLES})

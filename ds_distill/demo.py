@@ -81,16 +81,16 @@ def run(
         tokens = output / "tokens"
         teaching = copy.deepcopy(recipe)
         teaching.training.max_tokens = teacher_tokens
-        teacher = _once(
+        teacher = _run_unless_finished(
             output / "teacher", lambda folder: pipeline.pretrain(teaching, model, tokens, folder, title="teacher")
         )
         folder = str(output / "teacher" / "export")
-        student = _once(
+        student = _run_unless_finished(
             output / "distilled", lambda out: pipeline.distill(recipe, folder, tokens, out, title="student, distilled")
         )
         plain = copy.deepcopy(recipe)
         plain.losses.kl = plain.losses.cosine = 0.0
-        baseline = _once(
+        baseline = _run_unless_finished(
             output / "baseline", lambda out: pipeline.distill(plain, folder, tokens, out, title="student, no teacher")
         )
     if not is_first():
@@ -148,7 +148,7 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
     pieces = split_inputs(corpus)
     with progress(sum(piece.size for piece in pieces), "tokenizer", "B") as bar:
         tokenizer = train_wordpiece(
-            (d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer"
+            (d.text for piece in pieces for d in read(piece, _bar_updater(bar))), vocabulary, output / "tokenizer"
         )
     manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
     log(
@@ -157,13 +157,13 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
     )
 
 
-def _onto(bar):
+def _bar_updater(bar):
     """Return a function that shows on `bar` how much of one more piece is read."""
     before = bar.n
     return lambda read: bar.update(before + read - bar.n)
 
 
-def _once(folder: Path, job) -> dict:
+def _run_unless_finished(folder: Path, job) -> dict:
     """Run `job` and return its summary, or that of a finished part, which is not made again."""
     done = folder / "summary.json"
     if done.is_file() and (folder / "export").is_dir():

@@ -35,7 +35,7 @@ from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student, count_parameters
 from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight import job as preflight
-from ds_distill.preflight.models import check_fits
+from ds_distill.preflight.models import check_fits_prepared_tokens
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
@@ -200,7 +200,7 @@ def distill(
     recipe = _with_resolved_micro_batch(recipe, teacher, world)
     store, order, held = open_run_data(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
-    check_fits(store, source.config, f"teacher {teacher}", teacher)
+    check_fits_prepared_tokens(store, source.config, f"teacher {teacher}", teacher)
     with locked_run_folder(
         output,
         recipe.identity() | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]},
@@ -239,11 +239,13 @@ def _with_resolved_micro_batch(recipe: Recipe, teacher: str | None, ranks: int) 
     recipe, asked = copy.deepcopy(recipe), recipe.training.micro_batch_size
     t = recipe.training
     # only distill, which has a teacher, gets here with "auto"
-    t.micro_batch_size = choose_micro_batch(recipe, cast(str, teacher)) if asked == "auto" else t.micro_batch_of(ranks)
+    t.micro_batch_size = (
+        choose_micro_batch(recipe, cast(str, teacher)) if asked == "auto" else t.resolve_micro_batch(ranks)
+    )
     if asked not in ("auto", t.micro_batch_size):
         line = (
             f"micro-batch: {t.micro_batch_size} sequences, not {asked}: a rank's share of the global batch is "
-            f"{t.share_of(ranks)}"
+            f"{t.sequences_per_rank(ranks)}"
         )
         log_once(line, line)  # once for all runs of a job
     return recipe
@@ -292,7 +294,7 @@ def pretrain(
                 **cast(dict, model),
             )
             encoder = BertForMaskedLM(config)
-    check_fits(store, encoder.config, f"model {folder}" if folder else "the model", folder)
+    check_fits_prepared_tokens(store, encoder.config, f"model {folder}" if folder else "the model", folder)
     start = {"from": weights_fingerprint(encoder)[:16]} if folder else {"model": model}
     with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
         _keep_model(encoder.config, tokens, output)
@@ -370,7 +372,7 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(t.seed)
                 network = type(network)(network.config)
-        check_fits(train_store, network.config, f"model {origin}", origin)
+        check_fits_prepared_tokens(train_store, network.config, f"model {origin}", origin)
         count = -(-min(t.eval_max_sequences, len(heldout)) // size)
         with progress(count, name or "untrained", "batch") as bar:
             batches = (

@@ -13,7 +13,7 @@ from ds_distill.utils.errors import UserError
 CHECKOUT = Path(__file__).parents[1]
 
 
-def shipped(path: str) -> Path:
+def find_shipped_file(path: str) -> Path:
     """Return the file that a recipe or a plan names, from here or from the checkout.
 
     Files that ship with the project are found in the checkout, wherever the command starts.
@@ -21,7 +21,7 @@ def shipped(path: str) -> Path:
     return next((file for file in (Path(path), CHECKOUT / path) if file.is_file()), Path(path))
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     """Return a JSON object as a dict; raise ValueError where a key stands twice, since one would be lost."""
     found = dict(pairs)
     if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
@@ -136,7 +136,7 @@ class Training:
     eval_max_sequences: int = 256
     resume: Literal["auto", "never"] = "auto"
 
-    def share_of(self, ranks: int) -> int:
+    def sequences_per_rank(self, ranks: int) -> int:
         """Return how many sequences of the global batch each rank gets.
 
         Raises:
@@ -153,16 +153,16 @@ class Training:
 
     def micro_batches(self, ranks: int) -> list[int]:
         """Return the divisors of a rank's share of the global batch, the largest first."""
-        share = self.share_of(ranks)
+        share = self.sequences_per_rank(ranks)
         return [size for size in range(share, 0, -1) if share % size == 0]
 
-    def micro_batch_of(self, ranks: int) -> int:
+    def resolve_micro_batch(self, ranks: int) -> int:
         """Return the micro-batch that a run on `ranks` ranks uses, where the recipe gives it as a number."""
         return next(size for size in self.micro_batches(ranks) if size <= cast(int, self.micro_batch_size))
 
     def deepspeed_file(self) -> Path:
         """Return the path of the DeepSpeed JSON, from here or from the checkout."""
-        return shipped(cast(str, self.deepspeed))
+        return find_shipped_file(cast(str, self.deepspeed))
 
     def deepspeed_json(self) -> dict:
         """Return the content of the DeepSpeed JSON, or an empty dict where the recipe names none.
@@ -172,7 +172,7 @@ class Training:
         """
         try:
             text = self.deepspeed_file().read_text(encoding="utf-8-sig") if self.deepspeed else "{}"
-            said = json.loads(text, object_pairs_hook=_once)
+            said = json.loads(text, object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"training.deepspeed = {self.deepspeed}: not valid JSON ({error}); correct the file"

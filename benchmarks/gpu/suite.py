@@ -35,7 +35,7 @@ from ds_distill.builds.fused_adam import start_build
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import write_json, write_whole
+from ds_distill.utils.files import write_atomically, write_json
 
 SPARE = 15  # seconds kept for the report
 LONGEST = 180  # limit for one part in seconds, so that a part that hangs leaves time for the others
@@ -280,7 +280,7 @@ def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds:
             f"## {title}\n\n`python -m {' '.join(arguments)}`, {part.get('seconds', 0)} s\n\n"
             + (part.get("said") or f"not measured: {part.get('why')}{log}")
         )
-    write_whole(folder / "gpu_suite.md", "\n\n".join(pages) + "\n")
+    write_atomically(folder / "gpu_suite.md", "\n\n".join(pages) + "\n")
     write_json(
         folder / "gpu_suite.json",
         {

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ds_distill.cli.terminal import show_what_can_be_shown
+from ds_distill.cli.terminal import replace_unencodable_characters
 from ds_distill.utils.console import close_bars
-from ds_distill.utils.errors import UserError, message_of
+from ds_distill.utils.errors import UserError, get_message
 
 
 @contextlib.contextmanager
@@ -19,12 +19,12 @@ def user_errors(program: str) -> Iterator[None]:
 
     Characters that the terminal cannot show are replaced.
     """
-    show_what_can_be_shown()
+    replace_unencodable_characters()
     try:
         yield
     except (UserError, OSError) as error:
         close_bars()
-        print(f"{program}: {message_of(error)}", file=sys.stderr)
+        print(f"{program}: {get_message(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         close_bars()

@@ -39,7 +39,7 @@ from benchmarks.harness.cli import amount, count, make_folder, user_errors
 from benchmarks.harness.machine import describe, on_cpu_only
 from benchmarks.training.trainers import RACERS
 from ds_distill.cli.app import silence_libraries
-from ds_distill.cli.arguments import recipe_of
+from ds_distill.cli.arguments import build_recipe
 from ds_distill.cli.parser import build_parser
 from ds_distill.data.heldout import heldout_sets
 from ds_distill.data.run_data import open_run_data, prepare_run_tokens, with_prepared_settings
@@ -283,7 +283,7 @@ def race(args: argparse.Namespace) -> int:
     options = build_parser().parse_args(
         ["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher]
     )["distill"]
-    recipe = recipe_of(options)
+    recipe = build_recipe(options)
     recipe.check()
     if recipe.data.mode != "packed" or not recipe.data.attend_across_documents:
         raise UserError(

@@ -12,10 +12,10 @@ from ds_distill import __version__
 from ds_distill.builds.inductor_cache import keep_cache_in_environment
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
-from ds_distill.cli.terminal import outlive_broken_streams, restart_in_utf8, show_what_can_be_shown
+from ds_distill.cli.terminal import replace_unencodable_characters, restart_in_utf8, tolerate_broken_streams
 from ds_distill.distributed import job
 from ds_distill.utils.console import close_bars, is_first, log, log_once
-from ds_distill.utils.errors import UserError, did_you_mean, is_disk_full, message_of
+from ds_distill.utils.errors import UserError, did_you_mean, get_message, is_disk_full
 from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.progress import ProgressWatch
 
@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status. The first rank reports a mistake, once."""
     if argv is None:
         restart_in_utf8()
-        outlive_broken_streams()
+        tolerate_broken_streams()
         argv = sys.argv[1:]
-    show_what_can_be_shown()
+    replace_unencodable_characters()
     argv = [word for word in argv if not word.startswith("--local_rank")]
     if not argv:
         print(FIRST_STEPS.format(commands=", ".join(COMMANDS)), file=sys.stderr)
@@ -73,17 +73,17 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     debug = "--debug" in argv
     try:
-        if argv[0] in COMMANDS and not job.settle(argv[0]):
+        if argv[0] in COMMANDS and not job.normalize_environment(argv[0]):
             return 0
         try:
-            options = build_parser().parse_args(_command_of(argv))
+            options = build_parser().parse_args(_parse_command(argv))
         except SystemExit as ended:  # after --help
             return cast(int, ended.code or 0)
         summary = _run(options.subcommand, options[options.subcommand], debug)
     except (UserError, OSError) as error:
         if debug:
             raise
-        said = message_of(error)
+        said = get_message(error)
         close_bars()
         log_once(said, f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}")
         return 2
@@ -132,7 +132,7 @@ def _run(name: str, options, debug: bool) -> dict:
             f"{options.output or 'the disk'}: {_at(error)}the disk is full; free some space, or choose another --output"
         ) from error
     if process_group := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
-        process_group.leave()
+        process_group.stop_heartbeats()
     if is_first() and options.output:
         write_summary(summary, Path(options.output))
     return summary
@@ -143,7 +143,7 @@ def _at(error: Exception) -> str:
     return f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
 
 
-def _command_of(argv: list[str]) -> list[str]:
+def _parse_command(argv: list[str]) -> list[str]:
     """Return the words of a command as they are parsed; raise UserError where they do not begin with one."""
     first, *rest = argv
     if first == "help" and rest and rest[0] not in COMMANDS:

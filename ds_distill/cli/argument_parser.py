@@ -18,8 +18,8 @@ from jsonargparse._typehints import ActionTypeHint
 from yaml import YAMLError
 
 from ds_distill.cli.arguments import SECTIONS
-from ds_distill.config.unknown_keys import say_unknown
-from ds_distill.config.values import convert, read_path, shown
+from ds_distill.config.unknown_keys import unknown_key_message
+from ds_distill.config.values import convert, format_value, read_path
 from ds_distill.config.yaml_text import load_keys, load_yaml
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
@@ -122,7 +122,7 @@ class Parser(ArgumentParser):
     def error(self, message, ex=None):
         chosen = getattr(self, "chosen", "")
         commands = self._subcommands_action._name_parser_map if self._subcommands_action else {}
-        raise UserError(explain(str(message), known_keys(commands.get(chosen, self)), chosen)) from ex
+        raise UserError(explain_parser_error(str(message), known_keys(commands.get(chosen, self)), chosen)) from ex
 
     def parse_args(self, args=None, *more, **options):
         self.chosen = next(iter(args or ()), "")
@@ -142,7 +142,7 @@ class Parser(ArgumentParser):
                 value = read_path(value, action.dest)
             written_out = isinstance(value, str) and (value.lstrip().startswith("{") or Path(value).is_file())
             if isinstance(value, str | list) and not written_out:
-                raise UserError(no_section(action.dest, value))
+                raise UserError(expected_mapping_message(action.dest, value))
         return super()._check_value_key(action, value, key, cfg, append=append)
 
 
@@ -170,9 +170,9 @@ def with_values(parser: ArgumentParser) -> ArgumentParser:
     return parser
 
 
-def no_section(name: str, value: Any) -> str:
+def expected_mapping_message(name: str, value: Any) -> str:
     """Return the sentence for a value that stands where a section of a recipe belongs."""
-    return f"{name}: {shown(value)}: expected a mapping, such as {{key: value}}, or the name of a YAML file with one"
+    return f"{name}: {format_value(value)}: expected a mapping, such as {{key: value}}, or the name of a YAML file with one"
 
 
 def known_keys(parser) -> list[str]:
@@ -185,18 +185,18 @@ def known_keys(parser) -> list[str]:
     ]
 
 
-def explain(message: str, keys: list[str], command: str = "") -> str:
+def explain_parser_error(message: str, keys: list[str], command: str = "") -> str:
     """Return a parser's message in one line, with the key that was meant where one is unknown."""
     message = " ".join(line.strip() for line in message.splitlines() if line.strip())
     if unknown := re.search(r"(?:does not accept option|Option) '(.+?)'", message):
-        return say_unknown(unknown[1].removeprefix(f"{command}."), keys, dashes="")
+        return unknown_key_message(unknown[1].removeprefix(f"{command}."), keys, dashes="")
     if unknown := re.search(r"nrecognized arguments: (\S+)", message):
         if unknown[1].startswith("-"):
-            return say_unknown(unknown[1].split("=")[0], keys)
+            return unknown_key_message(unknown[1].split("=")[0], keys)
         remedy = "put each value after its option, and quote a value that contains spaces"
         return f"{unknown[1]}: not expected here; {remedy} (--help lists all options)"
     if wrong := re.match(r"Parser key \"([\w.]+)\": Unable to load config '(.*?)'", message):
-        return no_section(wrong[1], wrong[2])
+        return expected_mapping_message(wrong[1], wrong[2])
     if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
         return f"{'--config' if wrong[1] == 'config' else wrong[1]}: {wrong[2]}"
     if missing := re.match(r"the following arguments are required: [\w.]*?(\w+)$", message):

@@ -71,12 +71,12 @@ def add_unread_teacher(parser) -> None:
     parser.add_argument("--teacher", type=UserPath | None, default=None, help=help)
 
 
-def recipe_of(options) -> Recipe:
+def build_recipe(options) -> Recipe:
     """Return the recipe in parsed options."""
-    return Recipe(**{name: section_of(options[name], section) for name, section in SECTIONS.items()})
+    return Recipe(**{name: build_section(options[name], section) for name, section in SECTIONS.items()})
 
 
-def section_of(value: Any, section: Any) -> Any:
+def build_section(value: Any, section: Any) -> Any:
     """Return a parsed section as its dataclass; the defaults where a file has nothing under its name."""
     if value is None:
         return section()
@@ -87,7 +87,7 @@ def section_of(value: Any, section: Any) -> Any:
 
 def check_recipe(options) -> Recipe:
     """Return the recipe in parsed options; raise UserError for a setting out of its range."""
-    recipe = recipe_of(options)
+    recipe = build_recipe(options)
     recipe.check()
     return recipe
 

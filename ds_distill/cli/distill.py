@@ -35,7 +35,7 @@ def run(options) -> dict:
     from ds_distill import pipeline
 
     return pipeline.prepare_and_distill(
-        arguments.recipe_of(options),
+        arguments.build_recipe(options),
         options.teacher,
         Path(options.output),
         corpus=options.corpus,

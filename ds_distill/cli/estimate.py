@@ -57,7 +57,7 @@ def run(options) -> dict:
     from ds_distill.estimate import estimate
     from ds_distill.preflight.job import check_deepspeed
 
-    recipe = arguments.recipe_of(options)
+    recipe = arguments.build_recipe(options)
     check_deepspeed(recipe.training)
     if options.tokens:
         recipe = with_prepared_settings(recipe, Path(options.tokens))

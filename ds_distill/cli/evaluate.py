@@ -58,7 +58,7 @@ def run(options) -> dict:
     from ds_distill import pipeline
 
     rows = pipeline.prepare_and_evaluate(
-        arguments.recipe_of(options),
+        arguments.build_recipe(options),
         options.model,
         Path(options.output) if options.output else None,
         Path(options.output or OUTPUT) / "tokens",

@@ -65,7 +65,7 @@ def add_arguments(parser) -> None:
 
 def check(options) -> None:
     if options.model and not options.output:
-        options.output = str(_folder_of(options.model))
+        options.output = str(_default_output(options.model))
     arguments.require_output(options)
     if bool(options.run) == bool(options.model):
         raise UserError(
@@ -81,7 +81,7 @@ def check(options) -> None:
         raise UserError(f"--model {options.model} is already a Hugging Face folder; give another --format")
 
 
-def _folder_of(model: str) -> Path:
+def _default_output(model: str) -> Path:
     """Return where `export --model` writes without --output: beside that model.
 
     Raises UserError for a model of the hub, because it is in a cache.

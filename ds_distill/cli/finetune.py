@@ -68,7 +68,7 @@ def check(options) -> None:
     if not 0 <= options.first_seed <= options.first_seed + options.seeds - 1 < 2**32:
         raise UserError(f"--first_seed {options.first_seed}: seeds must be between 0 and 2^32 − 1")
     task_of(options.task)
-    settings = arguments.section_of(options.finetune, FinetuneConfig)
+    settings = arguments.build_section(options.finetune, FinetuneConfig)
     settings.check()
     expand_grid(settings, options.grid or [])
 
@@ -86,7 +86,7 @@ def check_paths(options) -> None:
 def run(options) -> dict:
     from ds_distill.finetune.runs import finetune
 
-    settings = arguments.section_of(options.finetune, FinetuneConfig)
+    settings = arguments.build_section(options.finetune, FinetuneConfig)
     summary = finetune(
         task_of(options.task),
         options.model,

@@ -48,11 +48,11 @@ def run(options) -> dict:
     from ds_distill.data.run_data import prepare_tokens
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.models.folder import resolve_model_folder
-    from ds_distill.preflight.models import warn_of_teacher
+    from ds_distill.preflight.models import warn_if_teacher_unfit
 
-    recipe = arguments.recipe_of(options)
+    recipe = arguments.build_recipe(options)
     tokenizer = load_tokenizer(options.tokenizer or resolve_model_folder(options.teacher))
     if options.teacher:
-        warn_of_teacher(options.teacher, recipe, options.tokenizer)
+        warn_if_teacher_unfit(options.teacher, recipe, options.tokenizer)
     manifest = prepare_tokens(options.corpus, tokenizer, Path(options.output), recipe)
     return {"output": options.output, **{key: manifest[key] for key in REPORTED}}

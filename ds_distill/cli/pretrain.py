@@ -62,7 +62,7 @@ def run(options) -> dict:
     from ds_distill import pipeline
 
     return pipeline.prepare_and_pretrain(
-        arguments.recipe_of(options),
+        arguments.build_recipe(options),
         options["from"] or dict(options.model),
         options.tokenizer,
         Path(options.output),

@@ -73,7 +73,7 @@ def run(options) -> dict:
     from ds_distill import demo
     from ds_distill.preflight.job import check_encoder
 
-    recipe = arguments.recipe_of(options)
+    recipe = arguments.build_recipe(options)
     check_encoder(dict(options.model), recipe)
     return demo.run(
         recipe,

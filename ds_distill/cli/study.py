@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from ds_distill.cli import arguments
-from ds_distill.config.values import Name, UserPath, by_name
+from ds_distill.config.values import Name, UserPath, mapping_reader
 from ds_distill.data.sources import check_inputs
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.tasks.catalog import TASKS
@@ -19,10 +19,10 @@ STUDENT_SETTINGS = {
     for name, section in arguments.SECTIONS.items()
     for key, hint in get_type_hints(section, include_extras=True).items()
 }
-STUDENT = Annotated[dict[str, Any], by_name(STUDENT_SETTINGS, "settings")]
+STUDENT = Annotated[dict[str, Any], mapping_reader(STUDENT_SETTINGS, "settings")]
 TASK_SETTINGS = get_type_hints(FinetuneConfig, include_extras=True) | {"seeds": int}
-BY_TASK = dict.fromkeys(TASKS, Annotated[dict[str, Any], by_name(TASK_SETTINGS, "settings")])
-FINETUNE = Annotated[dict[str, Any], by_name(TASK_SETTINGS | BY_TASK, "settings")]
+BY_TASK = dict.fromkeys(TASKS, Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS, "settings")])
+FINETUNE = Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS | BY_TASK, "settings")]
 
 
 def add_arguments(parser) -> None:

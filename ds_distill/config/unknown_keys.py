@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ds_distill.config.renamed import name_of_today
+from ds_distill.config.renamed import current_name
 from ds_distill.utils.errors import did_you_mean
 
 # Names from Hugging Face's Trainer and scripts, from DistilBERT's authors and from DeepSpeed → keys
@@ -111,7 +111,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def say_unknown(written: str, keys: list[str], dashes: str = "--") -> str:
+def unknown_key_message(written: str, keys: list[str], dashes: str = "--") -> str:
     """Return the sentence for `written`, which is none of a command's `keys`.
 
     The sentence names the key that was meant, or the nearest one.
@@ -123,7 +123,7 @@ def say_unknown(written: str, keys: list[str], dashes: str = "--") -> str:
     """
     key = written.lstrip("-").replace("-", "_")
     *_, leaf = key.split(".")
-    today = name_of_today(key)
+    today = current_name(key)
     meant = [name for name in (key, today) if name in keys]
     meant = meant or [known for known in keys if known.split(".")[-1] == leaf]
     if not meant:

@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from ds_distill.config.yaml_text import load_yaml
 from ds_distill.utils.errors import UserError, did_you_mean
 
-TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 SUFFIXES = {"k": 3, "m": 6, "g": 9, "b": 9, "t": 12}  # thousand, million, billion (twice), trillion
 NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*))(?:e([+-]?\d{1,9})|([kmgbt]))?", re.ASCII | re.IGNORECASE)
-BASED = re.compile(r"[+-]?0(?:x[\da-f]+|o[0-7]+|b[01]+)", re.ASCII | re.IGNORECASE)
-NO_NUMBER = re.compile(r"([+-]?)\.?(inf|infinity|nan)", re.IGNORECASE)
+PREFIXED_INTEGER = re.compile(r"[+-]?0(?:x[\da-f]+|o[0-7]+|b[01]+)", re.ASCII | re.IGNORECASE)
+NON_FINITE = re.compile(r"([+-]?)\.?(inf|infinity|nan)", re.IGNORECASE)
 LARGEST = 2**63
-WAYS = "write it as 1000000, 1_000_000, 1e6 or 1M"
+INTEGER_FORMS = "write it as 1000000, 1_000_000, 1e6 or 1M"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_text(value: Any, key: str) -> str:
     """Return a text that is not empty; raise UserError for an empty one, such as an unset shell variable leaves."""
     if not isinstance(value, str):
         raise UserError(
-            f"{key}: {shown(value)}: expected a single text value{'; put it in quotes' if value is None else ''}"
+            f"{key}: {format_value(value)}: expected a single text value{'; put it in quotes' if value is None else ''}"
         )
     if not value.strip():
         raise UserError(f"{key} is empty: give a value or leave it out (does it use a shell variable that is not set?)")
@@ -86,7 +86,7 @@ OutputPath = Annotated[str, Reader("path", read_output)]
 Name = Annotated[str, Reader("name", read_text)]  # never begins with a bracket, so that [a, b] is a list of them
 
 
-def read_whole_number(text: str) -> int:
+def parse_int(text: str) -> int:
     """Return the whole number that `text` states.
 
     1000000, 1_000_000, 1e6, 1M, 8.0 and 0x10 are examples.
@@ -94,9 +94,9 @@ def read_whole_number(text: str) -> int:
     Raises:
         ValueError: The text is no whole number.
     """
-    value = Decimal(int(text, 0)) if BASED.fullmatch(text.strip()) else _decimal(text)
+    value = Decimal(int(text, 0)) if PREFIXED_INTEGER.fullmatch(text.strip()) else _decimal(text)
     if value is None:
-        raise ValueError(f"is not a whole number ({WAYS})")
+        raise ValueError(f"is not a whole number ({INTEGER_FORMS})")
     if value.copy_abs() >= LARGEST:
         raise ValueError("is too large")
     if value != value.to_integral_value():
@@ -113,11 +113,11 @@ def _decimal(text: str) -> Decimal | None:
     return Decimal(f"{found[1].replace('_', '')}e{exponent}")
 
 
-def read_number(text: str) -> float:
+def parse_float(text: str) -> float:
     """Return the number that `text` states, also infinity and not-a-number; raise ValueError where it is none."""
-    if found := NO_NUMBER.fullmatch(text.strip()):
+    if found := NON_FINITE.fullmatch(text.strip()):
         return float(found[1] + found[2])
-    if BASED.fullmatch(text.strip()):
+    if PREFIXED_INTEGER.fullmatch(text.strip()):
         return float(Decimal(int(text, 0)))
     value = _decimal(text)
     if value is None:
@@ -125,18 +125,18 @@ def read_number(text: str) -> float:
     return float(value)
 
 
-def read_truth(text: str) -> bool:
+def parse_bool(text: str) -> bool:
     """Return whether `text` means yes; raise ValueError where it means neither yes nor no."""
     try:
-        return TRUTH[text.strip().lower()]
+        return BOOLEANS[text.strip().lower()]
     except KeyError:
         raise ValueError("is neither true nor false") from None
 
 
-SCALARS: dict[type, Callable[[str], Any]] = {int: read_whole_number, float: read_number, bool: read_truth}
+SCALARS: dict[type, Callable[[str], Any]] = {int: parse_int, float: parse_float, bool: parse_bool}
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as an error shows it; long texts and deep lists are shortened to their beginning."""
     if value is None:
         return "nothing"
@@ -163,19 +163,20 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if hint is Any:
         return value
     if get_origin(hint) in (Union, UnionType):
-        return _one_of(value, get_args(hint), key)
+        return _convert_union(value, get_args(hint), key)
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         if not isinstance(value, str) or value not in choices:
-            problem = "" if value is None else f"{shown(value)} is not allowed; "
-            hint = did_you_mean(shown(value).lower(), choices, 0.6)
+            problem = "" if value is None else f"{format_value(value)} is not allowed; "
+            hint = did_you_mean(format_value(value).lower(), choices, 0.6)
             raise UserError(f"{key}: {problem}choose one of {', '.join(choices)}{hint}")
         return value
     if get_origin(hint) in (list, tuple):
-        return _sequence(value, hint, key)
+        return _convert_sequence(value, hint, key)
     if get_origin(hint) is dict:
         return {
-            name: convert(entry, get_args(hint)[1], f"{key}.{name}") for name, entry in _mapping(value, key).items()
+            name: convert(entry, get_args(hint)[1], f"{key}.{name}")
+            for name, entry in _read_mapping(value, key).items()
         }
     if hint is str:
         return read_text(value, key)
@@ -183,15 +184,15 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         try:
             return SCALARS[hint](value)
         except ValueError as error:
-            raise UserError(f"{key}: {shown(value)} {error}") from None
+            raise UserError(f"{key}: {format_value(value)} {error}") from None
     if isinstance(value, bool) == (hint is bool) and isinstance(value, int if hint is not float else int | float):
         return hint(value)
     raise UserError(
-        f"{key}: {shown(value)}: {'give a value or leave the key out' if value is None else 'expected a single value'}"
+        f"{key}: {format_value(value)}: {'give a value or leave the key out' if value is None else 'expected a single value'}"
     )
 
 
-def _one_of(value: Any, hints: tuple, key: str) -> Any:
+def _convert_union(value: Any, hints: tuple, key: str) -> Any:
     """Return `value` as the first of `hints` that fits; text is tried last."""
     if NoneType in hints and value in (None, "null"):
         return None
@@ -208,7 +209,7 @@ def _one_of(value: Any, hints: tuple, key: str) -> Any:
     raise UserError(mistakes[0] + (f"; or write {', '.join(words)}" if words else ""))
 
 
-def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
+def _convert_sequence(value: Any, hint: Any, key: str) -> list | tuple:
     """Return a list or tuple.
 
     A single value is a list of one, numbers may be separated by commas, and `[a, b]` is read as in
@@ -224,7 +225,7 @@ def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
     ):
         value = value[0]  # one word of the command line
     if isinstance(value, str) and items[0] != UserPath and value.lstrip().startswith("["):
-        value = load_yaml(value, f"{key}: {shown(value)}")
+        value = load_yaml(value, f"{key}: {format_value(value)}")
     elif isinstance(value, str) and items[0] in (int, float):
         value = value.split(",")
     elif isinstance(value, str):
@@ -235,26 +236,26 @@ def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
     if isinstance(value, (int, float)):
         value = [value]
     if not isinstance(value, (list, tuple)):
-        raise UserError(f"{key}: {shown(value)}: expected a list, such as [a, b]")
+        raise UserError(f"{key}: {format_value(value)}: expected a list, such as [a, b]")
     if kind is tuple and len(value) != len(items):
-        raise UserError(f"{key}: {shown(value)}: expected {len(items)} numbers, not {len(value)}")
+        raise UserError(f"{key}: {format_value(value)}: expected {len(items)} numbers, not {len(value)}")
     hints = items if kind is tuple else items * len(value)
     keys = [f"{key}[{index}]" for index in range(len(value))] if len(value) > 1 else [key]
     return kind(convert(entry, item, name) for entry, item, name in zip(value, hints, keys, strict=False))
 
 
-def _mapping(value: Any, key: str) -> dict[str, Any]:
+def _read_mapping(value: Any, key: str) -> dict[str, Any]:
     """Return a mapping, also one that is written `{name: value}`."""
     if isinstance(value, str):
-        value = load_yaml(read_text(value, key), f"{key}: {shown(value)}")
+        value = load_yaml(read_text(value, key), f"{key}: {format_value(value)}")
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{key}: {shown(value)}: expected a mapping, such as {{name: value}}")
+        raise UserError(f"{key}: {format_value(value)}: expected a mapping, such as {{name: value}}")
     return value
 
 
-def by_name(hints: dict[str, Any], key_is: str) -> Reader:
+def mapping_reader(hints: dict[str, Any], key_is: str) -> Reader:
     """Return the reader of a mapping whose entries have types of their own.
 
     Unknown entries stay as they were written, to be refused later.
@@ -262,7 +263,8 @@ def by_name(hints: dict[str, Any], key_is: str) -> Reader:
 
     def read(value: Any, key: str) -> dict[str, Any]:
         return {
-            name: convert(entry, hints.get(name, Any), f"{key}.{name}") for name, entry in _mapping(value, key).items()
+            name: convert(entry, hints.get(name, Any), f"{key}.{name}")
+            for name, entry in _read_mapping(value, key).items()
         }
 
     return Reader(key_is, read)

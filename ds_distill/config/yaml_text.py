@@ -13,15 +13,15 @@ from ds_distill.utils.errors import UserError
 
 # PyYAML assigns these tags to words by their look. Tags that somebody wrote (!!python/…) are not
 # among them, and are refused.
-LOOKS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "int", "float", "timestamp", "value", "merge")}
-MOST_ENTRIES = 10**6
+IMPLICIT_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "int", "float", "timestamp", "value", "merge")}
+MAX_ENTRIES = 10**6
 
 
 class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # not all PyYAMLs have C's
     """Reads scalars and keys as text; only `null`, `~` and an empty value become None."""
 
     def construct_object(self, node, deep=False):
-        if isinstance(node, yaml.ScalarNode) and node.tag in LOOKS:
+        if isinstance(node, yaml.ScalarNode) and node.tag in IMPLICIT_TAGS:
             return node.value
         return super().construct_object(node, deep)
 
@@ -63,7 +63,7 @@ def load_yaml(text: str, where: str) -> object:
     """
     try:
         found = yaml.load(text, Loader=_TextLoader)
-        if _size(found, {}) > MOST_ENTRIES:
+        if _size(found, {}) > MAX_ENTRIES:
             raise UserError(f"{where}: nested aliases (*name) expand to millions of entries; use fewer aliases")
         return found
     except RecursionError:

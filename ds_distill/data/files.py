@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ds_distill.utils.console import TRACE, log, log_new
+from ds_distill.utils.console import TRACE, log, log_once_per_process
 from ds_distill.utils.errors import UserError, expand_user
 
 KINDS = {
@@ -112,7 +112,9 @@ def _files_in(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = sorted({file.parent.name for file in found if saved_files(file.parent)})
         if len(splits) > 1:
-            log_new(f"{folder}: its splits {', '.join(splits)} are all read; hf:{folder}@{splits[-1]} reads one")
+            log_once_per_process(
+                f"{folder}: its splits {', '.join(splits)} are all read; hf:{folder}@{splits[-1]} reads one"
+            )
     return found
 
 
@@ -125,7 +127,7 @@ def _log_others(folder: Path, found: list[Path], others: list[Path]) -> None:
         kinds = Counter(file.suffix.lower() or "without a suffix" for file in others)
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
         names = ", ".join(file.name for file in list(dict.fromkeys([*gone, *packed, *others]))[:3])
-        log_new(
+        log_once_per_process(
             f"{folder}: files in it that are not read: {len(others):,} ({counts}), such as {names}; "
             f"those read are {', '.join(KINDS)}, plain, .gz or .zst; name others, or a pattern of them"
         )

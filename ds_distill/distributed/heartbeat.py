@@ -39,13 +39,13 @@ class Heartbeat:
             torch.distributed.get_world_size(),
             patience,
         )
-        self.neighbour = (self.rank + 1) % self.world
+        self.neighbor = (self.rank + 1) % self.world
         store = torch.distributed.distributed_c10d._get_default_store()
-        self.store = torch.distributed.PrefixStore("heartbeat", _own_connection(store))
+        self.store = torch.distributed.PrefixStore("heartbeat", _clone_store(store))
         self.store.set(f"host {self.rank}", socket.gethostname())
         self.store.set(f"beat {self.rank}", "0")
-        self.first_host, self.neighbour_host = (self.store.get(f"host {rank}").decode() for rank in (0, self.neighbour))
-        self.store.get(f"beat {self.neighbour}")
+        self.first_host, self.neighbor_host = (self.store.get(f"host {rank}").decode() for rank in (0, self.neighbor))
+        self.store.get(f"beat {self.neighbor}")
         self.ended = threading.Event()
         self.stalled, self.given_up, self.reported = stalled, given_up, False
         self.sent, self.total = 0, 0  # progress: this rank's part of the job's count, and the job's count
@@ -67,7 +67,7 @@ class Heartbeat:
             count += 1
             try:
                 self.store.set(f"beat {self.rank}", str(count))
-                beat = self.store.get(f"beat {self.neighbour}")
+                beat = self.store.get(f"beat {self.neighbor}")
                 verdict = self.store.check(["verdict"]) and self.store.get("verdict")
                 self._look_at_progress()
             except RuntimeError:
@@ -126,12 +126,12 @@ class Heartbeat:
                 self._abort()
             if now - self.heard > self.patience:
                 # in a thread: the store may be silent too, and asking it block forever
-                ask = threading.Thread(target=self._report_lost_neighbour, daemon=True)
+                ask = threading.Thread(target=self._report_lost_neighbor, daemon=True)
                 ask.start()
                 ask.join(5 * _EVERY)
                 self._abort()  # not reached where the store answers
 
-    def _report_lost_neighbour(self) -> None:
+    def _report_lost_neighbor(self) -> None:
         if self.store.compare_set("verdict", "", str(self.rank)) == str(self.rank).encode():
             self._say(self._silence())
         self._leave(self.world - 1)
@@ -162,7 +162,7 @@ class Heartbeat:
         os._exit(_LOST)
 
     def _silence(self) -> str:
-        return f"rank {self.neighbour} (host {self.neighbour_host}) has given no sign of life for {self.patience:.0f} s"
+        return f"rank {self.neighbor} (host {self.neighbor_host}) has given no sign of life for {self.patience:.0f} s"
 
     def _say(self, what: str) -> None:
         print(
@@ -172,7 +172,7 @@ class Heartbeat:
         )
 
 
-def _own_connection(store):
+def _clone_store(store):
     """Return the same store on its own connection: a rank that waits on the shared one would be silent."""
     while isinstance(store, torch.distributed.PrefixStore):
         store = store.underlying_store

@@ -9,10 +9,10 @@ from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 # Several ranks share the work of these commands. The work of the others is one process's.
-SHARED = ("run", "pretrain", "distill")
+MULTI_RANK_COMMANDS = ("run", "pretrain", "distill")
 # These are the variables of a rank. The last one is among them because torchrun keeps the store in
 # which ranks meet, and a process that makes a group of its own must not look for its store there.
-RANK = (
+RANK_VARIABLES = (
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -22,12 +22,12 @@ RANK = (
     "MASTER_PORT",
     "TORCHELASTIC_USE_AGENT_STORE",
 )
-LONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 # DeepSpeed's launcher and torchrun set these beside them. They show that a rank's process was
 # really started as one, which a pod's variables do not show.
-LAUNCHED = ("CROSS_RANK", "TORCHELASTIC_RUN_ID")
+LAUNCHER_VARIABLES = ("CROSS_RANK", "TORCHELASTIC_RUN_ID")
 # accelerate, which fine-tuning uses, takes these for a rank's variables as well.
-MPI = tuple(
+MPI_VARIABLES = tuple(
     f"{start}_{end}"
     for start in ("OMPI_COMM_WORLD", "MV2_COMM_WORLD", "PMI")
     for end in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
@@ -40,11 +40,11 @@ REMEDY = (
 
 
 def ranks() -> int:
-    """Return the number of ranks of the job, once `settle` has checked the environment."""
+    """Return the number of ranks of the job, once `normalize_environment` has checked the environment."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def settle(command: str) -> bool:
+def normalize_environment(command: str) -> bool:
     """Make the environment consistent for `command`, and return whether this process has work to do.
 
     It must be called before anything else reads the environment. For a command of one process the
@@ -56,12 +56,12 @@ def settle(command: str) -> bool:
             unknown.
     """
     _check_accelerator()
-    if command in SHARED:
+    if command in MULTI_RANK_COMMANDS:
         _check()
         return True
     rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    idle = rank not in ("", "0") and any(name in os.environ for name in LAUNCHED)
-    for name in (*RANK, *MPI, *(name for name in os.environ if name.startswith("ACCELERATE_"))):
+    idle = rank not in ("", "0") and any(name in os.environ for name in LAUNCHER_VARIABLES)
+    for name in (*RANK_VARIABLES, *MPI_VARIABLES, *(name for name in os.environ if name.startswith("ACCELERATE_"))):
         os.environ.pop(name, None)
     if not idle and (rank not in ("", "0") or world not in ("", "1")):
         found = " and ".join(f"{name} = {value}" for name, value in (("RANK", rank), ("WORLD_SIZE", world)) if value)
@@ -80,9 +80,9 @@ def _check() -> None:
                     f"RANK = {rank} in the environment, but "
                     f"{'no WORLD_SIZE' if world is None else 'WORLD_SIZE = 1'}: {REMEDY}"
                 )
-            for name in RANK:
+            for name in RANK_VARIABLES:
                 os.environ.pop(name, None)  # it may be the address of another job, or its GPU
-            os.environ.update(LONE)
+            os.environ.update(SINGLE_PROCESS)
             return
         if lacking := [name for name in ("RANK", "MASTER_ADDR") if not os.environ.get(name)]:
             raise UserError(f"WORLD_SIZE = {world} in the environment, but no {' and no '.join(lacking)}: {REMEDY}")
@@ -105,7 +105,7 @@ def _check() -> None:
 
 def _forget_mpi(world: int | None) -> None:
     """Remove mpirun's variables, where DeepSpeed would look for this rank's place; RANK and WORLD_SIZE state it."""
-    found = {name: value for name in MPI if (value := os.environ.pop(name, None)) is not None}
+    found = {name: value for name in MPI_VARIABLES if (value := os.environ.pop(name, None)) is not None}
     size = next(
         (
             int(value)

@@ -15,7 +15,7 @@ import torch
 
 from ds_distill.deepspeed_fixes import guard_extension_builds, skip_unused_extension
 from ds_distill.distributed.heartbeat import Heartbeat
-from ds_distill.distributed.job import LONE
+from ds_distill.distributed.job import SINGLE_PROCESS
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 
@@ -24,7 +24,7 @@ _heartbeats: list[Heartbeat] = []  # the job's heartbeat, where the job has seve
 
 def start_distributed() -> tuple[int, int]:
     """Join the job's process group (a lone process makes its own); return (rank, world size)."""
-    for key, value in LONE.items():
+    for key, value in SINGLE_PROCESS.items():
         os.environ.setdefault(key, value)
     if not torch.distributed.is_initialized():
         if os.environ["WORLD_SIZE"] == "1":
@@ -40,7 +40,7 @@ def start_distributed() -> tuple[int, int]:
                     "start at most one rank per GPU"
                 )
             torch.cuda.set_device(local)  # else every rank's first collective would be on GPU 0
-        with _wait_said():
+        with _report_long_wait():
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
         if torch.distributed.get_world_size() > 1:
             _heartbeats.append(Heartbeat())
@@ -48,7 +48,7 @@ def start_distributed() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _wait_said(seconds: float = 15.0) -> Iterator[None]:
+def _report_long_wait(seconds: float = 15.0) -> Iterator[None]:
     """Print who is waited for where joining takes longer, since a rank that never comes is awaited for half an hour."""
     rank, world, address, port = (os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
     line = (
@@ -74,7 +74,7 @@ def _wait_said(seconds: float = 15.0) -> Iterator[None]:
         timer.cancel()
 
 
-def leave() -> None:
+def stop_heartbeats() -> None:
     """Mark this rank's part as done, so that its silence is no loss from now on.
 
     It must not be called after a mistake, because the other ranks must notice that.
@@ -84,7 +84,7 @@ def leave() -> None:
 
 
 @functools.cache
-def _patient_group():
+def _long_timeout_group():
     """Return a group with a long timeout.
 
     Ranks wait for hours while one of them prepares a corpus, and the default group gives up after
@@ -96,14 +96,14 @@ def _patient_group():
 def broadcast_object(value: object) -> Any:
     """Collective: return the first rank's `value`, however long it takes to arrive."""
     values = [value]
-    torch.distributed.broadcast_object_list(values, group=_patient_group())
+    torch.distributed.broadcast_object_list(values, group=_long_timeout_group())
     return values[0]
 
 
 def all_gather_object(value: object) -> list:
     """Collective: return every rank's `value`, by rank."""
     values: list = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value, group=_patient_group())
+    torch.distributed.all_gather_object(values, value, group=_long_timeout_group())
     return values
 
 

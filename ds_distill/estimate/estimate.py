@@ -207,7 +207,7 @@ def plan(
     room, taken = forecast.room()
     room = memory_gib * GIB if memory_gib else room
     largest = forecast.largest(stage, ranks, room, taken)
-    micro_batch_size: int = max(largest, 1) if t.micro_batch_size == "auto" else t.micro_batch_of(ranks)
+    micro_batch_size: int = max(largest, 1) if t.micro_batch_size == "auto" else t.resolve_micro_batch(ranks)
     t.micro_batch_size = micro_batch_size
     rows = []
     for at in range(4):

@@ -23,7 +23,7 @@ from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import open_model_folder, resolve_model_folder
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.preflight.models import check_reads, check_teacher_fits, check_whole
+from ds_distill.preflight.models import check_complete, check_reads_tokens, check_teacher_fits
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import check_run_identity, check_shared
 from ds_distill.training.deepspeed_config import deepspeed_config
@@ -44,7 +44,7 @@ def check_machine(recipe: Recipe) -> None:
     # a rank that joins and is then lost is missed within seconds, while one that never comes is
     # waited for
     _, ranks = start_distributed()
-    recipe.training.share_of(ranks)
+    recipe.training.sequences_per_rank(ranks)
     device = local_device(recipe.training.device)
     if recipe.training.precision != "auto":  # "auto" is measured
         resolve_dtype(recipe.training, device)
@@ -172,7 +172,7 @@ def check_teacher(teacher: str, recipe: Recipe, tokens: Path | None = None) -> s
     """
     folder, starts_from_it = check_teacher_fits(teacher, recipe, tokens)
     # many ranks that read gigabytes at once would slow each other down
-    run_on_rank0(lambda: check_whole(teacher, tied=starts_from_it))
+    run_on_rank0(lambda: check_complete(teacher, tied=starts_from_it))
     return str(folder)
 
 
@@ -190,9 +190,9 @@ def check_encoder(model: dict | str, recipe: Recipe, tokenizer: str | None = Non
     if isinstance(model, str):
         folder, config = open_model_folder(model, "--from")
         maker = folder if tokenizer == model else cast(str, tokenizer)  # None only where there are tokens
-        check_reads(folder, config, f"--from {model}", recipe, tokens, maker)
+        check_reads_tokens(folder, config, f"--from {model}", recipe, tokens, maker)
         load_masked_lm(model, "--from", new_head=True, hollow=True)
-        run_on_rank0(lambda: check_whole(model, "--from", new_head=True))
+        run_on_rank0(lambda: check_complete(model, "--from", new_head=True))
         return
     known = BertConfig().to_dict()
     for key, value in model.items():
@@ -221,7 +221,7 @@ def check_evaluated(models: list[str], recipe: Recipe, tokens: Path | None = Non
     first = resolve_model_folder(models[0], "--model")
     for model in models:
         folder, config = open_model_folder(model, "--model")
-        check_reads(folder, config, f"model {model}", recipe, tokens, first)
+        check_reads_tokens(folder, config, f"model {model}", recipe, tokens, first)
         load_masked_lm(model, "--model", hollow=True)
-        run_on_rank0(partial(check_whole, model, "--model"))
+        run_on_rank0(partial(check_complete, model, "--model"))
     return str(first)

@@ -49,12 +49,12 @@ def check_teacher_fits(
         dropout=recipe.training.dropout,
         freeze_positions=s.freeze_positions,
     )
-    check_reads(folder, config, f"teacher {teacher}", recipe, tokens, tokenizer or folder)
+    check_reads_tokens(folder, config, f"teacher {teacher}", recipe, tokens, tokenizer or folder)
     load_masked_lm(teacher, hollow=True)
     return folder, start is not None
 
 
-def check_whole(path: str, option: str = "teacher =", *, new_head: bool = False, tied: bool = False) -> None:
+def check_complete(path: str, option: str = "teacher =", *, new_head: bool = False, tied: bool = False) -> None:
     """Raise UserError where a masked-LM folder is not complete and sound; all values of its weights are read.
 
     Args:
@@ -69,19 +69,19 @@ def check_whole(path: str, option: str = "teacher =", *, new_head: bool = False,
         check_tied(model)
 
 
-def warn_of_teacher(teacher: str, recipe: Recipe, tokenizer: str | None) -> None:
+def warn_if_teacher_unfit(teacher: str, recipe: Recipe, tokenizer: str | None) -> None:
     """Warn, while tokens are prepared, of what will keep the recipe from distilling a teacher.
 
     The user may still correct it in the meantime.
     """
     try:
         _, starts_from_it = check_teacher_fits(teacher, recipe, tokenizer=tokenizer)
-        check_whole(teacher, tied=starts_from_it)
+        check_complete(teacher, tied=starts_from_it)
     except UserError as error:
         log(f"warning: {error} (the tokens are prepared anyway, but distill will refuse this teacher)")
 
 
-def check_reads(
+def check_reads_tokens(
     folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, tokens: Path | None, tokenizer: Path | str
 ) -> None:
     """Raise UserError where a model cannot read the tokens: the prepared ones, or those that a tokenizer will make.
@@ -95,7 +95,7 @@ def check_reads(
         tokenizer: The folder of the tokenizer that will make them.
     """
     if tokens:
-        check_fits(TokenDataset.open(tokens, "train"), config, what, str(folder))
+        check_fits_prepared_tokens(TokenDataset.open(tokens, "train"), config, what, str(folder))
         return
     check_positions(config, recipe.data.sequence_length, what)
     maker, own = load_tokenizer(tokenizer), tokenizer == folder
@@ -111,7 +111,9 @@ def check_reads(
         )
 
 
-def check_fits(store: TokenDataset, config: PretrainedConfig, what: str, folder: str | None = None) -> None:
+def check_fits_prepared_tokens(
+    store: TokenDataset, config: PretrainedConfig, what: str, folder: str | None = None
+) -> None:
     """Raise UserError where a model cannot read prepared tokens.
 
     The vocabulary size and the positions are checked. For a model from a folder that has a

@@ -15,10 +15,10 @@ from typing import cast
 
 import yaml
 
-from ds_distill.config.renamed import name_of_today
+from ds_distill.config.renamed import current_name
 from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.recipe import CHECKOUT, Recipe, shipped
+from ds_distill.recipe import CHECKOUT, Recipe, find_shipped_file
 from ds_distill.study.jobs import Step, folder_of, run_steps, starter_words
 from ds_distill.tasks.catalog import TASKS, task_of
 from ds_distill.tasks.examples import split_files
@@ -79,14 +79,14 @@ class Study:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        self.base = str(shipped(self.base))
+        self.base = str(find_shipped_file(self.base))
 
     @classmethod
     def of(cls, plan: dict) -> Study:
         """Return the study that study.json holds; raise UserError where an earlier version wrote it."""
-        if old := [key for key in plan if name_of_today(key)]:
+        if old := [key for key in plan if current_name(key)]:
             raise UserError(
-                f"study.json is of an earlier version: {old[0]} is {name_of_today(old[0])} now; "
+                f"study.json is of an earlier version: {old[0]} is {current_name(old[0])} now; "
                 "begin the study again in a new --output"
             )
         return cls(**{name: value for name, value in plan.items() if name in cls.__dataclass_fields__})
@@ -305,7 +305,7 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
         return
     with spinner("looking at the teacher"):
         # This module imports torch, and a report need not wait for that.
-        from ds_distill.preflight.models import check_teacher_fits, check_whole
+        from ds_distill.preflight.models import check_complete, check_teacher_fits
 
         started = []
         for what, recipe in students:
@@ -313,7 +313,7 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
                 started.append(check_teacher_fits(study.teacher, recipe)[1])
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
-        check_whole(study.teacher, tied=any(started))
+        check_complete(study.teacher, tied=any(started))
 
 
 def _read_tasks(study: Study, steps: list[Step]) -> None:

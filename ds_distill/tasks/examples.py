@@ -24,7 +24,7 @@ from ds_distill.data.findings import Findings
 from ds_distill.data.named_rows import AMBIGUOUS, row_of
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.labels import class_of, number_of
-from ds_distill.utils.console import log, log_share
+from ds_distill.utils.console import log, log_if_significant
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
@@ -77,7 +77,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     """
     names = [split, *([OTHER_NAMES[split]] if split in OTHER_NAMES else [])]
     patterns = "{}.*", "{}-v*.json*", "{}-*-of-*.parquet"
-    by_name = [
+    mapping_reader = [
         [
             file
             for file in sorted(file for pattern in patterns for file in folder.glob(pattern.format(name)))
@@ -85,7 +85,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
         ]
         for name in names
     ]
-    found = next((files for files in by_name if files), [])
+    found = next((files for files in mapping_reader if files), [])
     if len(found) != 1:
         wanted = " or ".join(f"{name}.*" for name in names)
         there = (
@@ -172,7 +172,7 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
             f"{file}: no examples in it{f', all {sum(left_out.values())} rows left out' if left_out else ''}"
         )
     for cause, count in left_out.items():
-        log_share(count, count + len(labels), f"{file}: {count} {cause} left out")
+        log_if_significant(count, count + len(labels), f"{file}: {count} {cause} left out")
     return texts, labels, left_out
 
 
@@ -291,7 +291,7 @@ def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
         count += 1
         quoted += any(len(field) > 1 and field[0] == field[-1] == '"' for field in row)
         yield rows.line_num, row
-    log_share(
+    log_if_significant(
         quoted,
         count,
         f"{file}: {quoted:,} of {count:,} rows have quotes around a field, which a tsv file's texts keep; "

@@ -29,7 +29,7 @@ from ds_distill.tasks.examples import (
     split_files,
 )
 from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
-from ds_distill.utils.console import log_share
+from ds_distill.utils.console import log_if_significant
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
@@ -176,7 +176,7 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
             raise UserError(f"{faults[0]}; so are the answers of {count} of {total} questions, too many to leave out")
         found.left_out[MISPLACED] = count
         first = faults[0].removeprefix(f"{source}, ")
-        log_share(count, total, f"{source}: {count} of {total} {MISPLACED} are left out, the first: {first}")
+        log_if_significant(count, total, f"{source}: {count} of {total} {MISPLACED} are left out, the first: {first}")
     return found
 
 

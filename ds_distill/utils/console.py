@@ -51,7 +51,7 @@ def log(text: str) -> None:
 
 
 @functools.cache
-def log_new(line: str) -> None:
+def log_once_per_process(line: str) -> None:
     """Log a line, unless this process has logged it before: several checks may look at the same input."""
     log(line)
 
@@ -59,7 +59,7 @@ def log_new(line: str) -> None:
 TRACE = 0.01  # share of a whole up to which a loss is counted but not reported
 
 
-def log_share(count: int, total: int, line: str) -> None:
+def log_if_significant(count: int, total: int, line: str) -> None:
     """Log `line` where `count` is more than a trace of `total`."""
     if count > TRACE * total:
         log(line)

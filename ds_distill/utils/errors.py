@@ -10,7 +10,7 @@ class UserError(Exception):
     """A mistake that the user can correct: one sentence that names the key or file, the value and the remedy."""
 
 
-def message_of(error: UserError | OSError) -> str:
+def get_message(error: UserError | OSError) -> str:
     """Return the message of an error; a full or read-only disk is the user's to correct too."""
     return (
         str(error)

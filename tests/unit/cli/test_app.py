@@ -8,10 +8,10 @@ import yaml
 from ds_distill import __version__
 from ds_distill.cli import app as cli
 from ds_distill.cli.argument_parser import known_keys
-from ds_distill.cli.arguments import recipe_of
+from ds_distill.cli.arguments import build_recipe
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
-from ds_distill.config.unknown_keys import OTHER_NAMES, say_unknown
+from ds_distill.config.unknown_keys import OTHER_NAMES, unknown_key_message
 from ds_distill.recipe import Training
 from ds_distill.run_folder import find_model
 from tests import patience
@@ -47,7 +47,7 @@ def test_device_cpu_hides_the_gpus_before_torch_is_loaded(monkeypatch):
 def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text("training:\nlosses:\n  kl: 3\n")
     seen = {}
-    monkeypatch.setattr(cli.COMMANDS["distill"], "run", lambda options: seen.update(recipe=recipe_of(options)) or {})
+    monkeypatch.setattr(cli.COMMANDS["distill"], "run", lambda options: seen.update(recipe=build_recipe(options)) or {})
     monkeypatch.setattr(cli.COMMANDS["distill"], "check", lambda options: None)
     monkeypatch.setattr(cli.COMMANDS["distill"], "check_paths", lambda options: None)
     monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
@@ -219,9 +219,9 @@ def test_every_key_is_named_where_only_its_last_part_is_written():
         keys = known_keys(sub)
         for key in keys:
             if (leaf := key.split(".")[-1]) not in keys:
-                assert f"write --{key}" in say_unknown(f"--{leaf}", keys) or f"or --{key}" in say_unknown(
+                assert f"write --{key}" in unknown_key_message(
                     f"--{leaf}", keys
-                ), (command, key)
+                ) or f"or --{key}" in unknown_key_message(f"--{leaf}", keys), (command, key)
 
 
 def test_what_others_call_it_leads_to_keys_that_there_are():
@@ -336,7 +336,7 @@ def test_a_full_disk_is_one_sentence_whatever_says_it(monkeypatch, capsys, tmp_p
 def test_what_cannot_be_written_any_more_ends_nothing(tmp_path):
     """Standard output or error is a pipe without a reader, or a full disk."""
     program = (
-        "import sys; from ds_distill.cli.terminal import outlive_broken_streams; outlive_broken_streams(); "
+        "import sys; from ds_distill.cli.terminal import tolerate_broken_streams; tolerate_broken_streams(); "
         "[print('x' * 9999, file=stream, flush=True) for stream in (sys.stdout, sys.stderr) for _ in range(9)]; "
         "open(sys.argv[1], 'w').close()"
     )

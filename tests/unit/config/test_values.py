@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ds_distill.cli.argument_parser import Value
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
-from ds_distill.config.values import Name, OutputPath, UserPath, convert, read_number, read_whole_number
+from ds_distill.config.values import Name, OutputPath, UserPath, convert, parse_float, parse_int
 from ds_distill.config.yaml_text import load_yaml
 from ds_distill.utils.errors import UserError
 
@@ -152,8 +152,8 @@ def test_a_whole_number_in_every_spelling_is_itself(number, data):
     if exponent:
         shifted = f"{shifted[:-exponent]}.{shifted[-exponent:]}e{exponent}"
     for text in (str(number), digits, f"{number}.0", shifted, hex(number)):
-        assert read_whole_number(text) == number, text
-        assert read_whole_number(load_yaml(f"k: {text}", "")["k"]) == number, text
+        assert parse_int(text) == number, text
+        assert parse_int(load_yaml(f"k: {text}", "")["k"]) == number, text
 
 
 @given(
@@ -163,14 +163,14 @@ def test_a_whole_number_in_every_spelling_is_itself(number, data):
 def test_suffixes(number, suffix):
     letter, zeros = suffix
     if abs(number) * 10**zeros < 2**63:
-        assert read_whole_number(f"{number}{letter}") == number * 10**zeros
-    assert read_number(f"{number}{letter}") == float(number * 10**zeros)
+        assert parse_int(f"{number}{letter}") == number * 10**zeros
+    assert parse_float(f"{number}{letter}") == float(number * 10**zeros)
 
 
 @given(st.floats(allow_nan=False))
 def test_a_number_as_python_and_yaml_write_it_is_itself(number):
     for text in (repr(number), yaml.safe_dump(number).split("\n")[0], f"{number:.17g}", f"{number:.17E}"):
-        assert read_number(text) == number, text
+        assert parse_float(text) == number, text
 
 
 @settings(max_examples=300)
