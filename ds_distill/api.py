@@ -230,7 +230,7 @@ def _one_job(command: str) -> Iterator[None]:
     """Settle which rank this process is; where it is the only one, leave a launcher's variables as they were."""
     from transformers.utils import logging
 
-    before, bars = dict(os.environ), logging.is_progress_bar_enabled()
+    environment, bars = dict(os.environ), logging.is_progress_bar_enabled()
     job.normalize_environment(command)
     logging.disable_progress_bar()  # of loading weights, which takes no time here
     try:
@@ -241,4 +241,4 @@ def _one_job(command: str) -> Iterator[None]:
         if job.ranks() == 1:
             for name in job.RANK_VARIABLES:
                 os.environ.pop(name, None)
-            os.environ.update({name: value for name, value in before.items() if name in job.RANK_VARIABLES})
+            os.environ.update({name: value for name, value in environment.items() if name in job.RANK_VARIABLES})

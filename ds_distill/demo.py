@@ -63,7 +63,7 @@ def run(
     if is_first():
         start_build()
 
-    def erase() -> None:
+    def erase_parts() -> None:
         for part in PARTS:
             shutil.rmtree(output / part, ignore_errors=True)
         for file in ("corpus.txt", "run.json"):
@@ -76,7 +76,9 @@ def run(
         "teacher_tokens": teacher_tokens,
     }
     identity |= {f"model.{key}": value for key, value in model.items()}
-    with locked_run_folder(output, identity, remedy="start over there with --fresh", first=erase if fresh else None):
+    with locked_run_folder(
+        output, identity, remedy="start over there with --fresh", first=erase_parts if fresh else None
+    ):
         run_on_rank0(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
         tokens = output / "tokens"
         teaching = copy.deepcopy(recipe)
@@ -113,23 +115,23 @@ def run(
     ]
     print("\n" + table(rows, COLUMNS))
     losses = baseline["heldout_mlm_loss"], student["heldout_mlm_loss"]
-    ahead = None if None in losses else losses[0] - losses[1]
+    gain = None if None in losses else losses[0] - losses[1]
     print(
         "\nThe gain from distillation could not be measured."
-        if ahead is None
-        else f"\nDistillation lowered the held-out loss by {ahead:.3f} nats compared with training without a teacher."
-        if ahead > 0
-        else f"\nDistillation raised the held-out loss by {-ahead:.3f} nats compared with training without a teacher."
+        if gain is None
+        else f"\nDistillation lowered the held-out loss by {gain:.3f} nats compared with training without a teacher."
+        if gain > 0
+        else f"\nDistillation raised the held-out loss by {-gain:.3f} nats compared with training without a teacher."
     )
     print("The text is this machine's documentation, so the results are not comparable across machines.\n")
-    for what, where in (
+    for label, path in (
         ("export", "distilled/export"),
         ("loss plot", "distilled/loss.png"),
         ("checkpoints", "distilled/checkpoints"),
         ("TensorBoard", "distilled/tensorboard"),
     ):
-        print(f"{what + ':':13} {output / where}")
-    summary = {"rows": rows, "distilled_ahead_nats": ahead, "export": student["export"]}
+        print(f"{label + ':':13} {output / path}")
+    summary = {"rows": rows, "distilled_ahead_nats": gain, "export": student["export"]}
     return summary
 
 
@@ -148,7 +150,9 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
     pieces = split_inputs(corpus)
     with progress(sum(piece.size for piece in pieces), "tokenizer", "B") as bar:
         tokenizer = train_wordpiece(
-            (d.text for piece in pieces for d in read(piece, _bar_updater(bar))), vocabulary, output / "tokenizer"
+            (document.text for piece in pieces for document in read(piece, _bar_updater(bar))),
+            vocabulary,
+            output / "tokenizer",
         )
     manifest = prepare_tokens(corpus, tokenizer, output / "tokens", recipe)
     log(
@@ -159,8 +163,8 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
 
 def _bar_updater(bar):
     """Return a function that shows on `bar` how much of one more piece is read."""
-    before = bar.n
-    return lambda read: bar.update(before + read - bar.n)
+    start = bar.n
+    return lambda read: bar.update(start + read - bar.n)
 
 
 def _run_unless_finished(folder: Path, job) -> dict:

@@ -23,10 +23,10 @@ def find_shipped_file(path: str) -> Path:
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     """Return a JSON object as a dict; raise ValueError where a key stands twice, since one would be lost."""
-    found = dict(pairs)
-    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-        raise ValueError(f"the key {twice[0]} is given twice in one object")
-    return found
+    keys = dict(pairs)
+    if duplicates := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"the key {duplicates[0]} is given twice in one object")
+    return keys
 
 
 @dataclass
@@ -172,23 +172,23 @@ class Training:
         """
         try:
             text = self.deepspeed_file().read_text(encoding="utf-8-sig") if self.deepspeed else "{}"
-            said = json.loads(text, object_pairs_hook=_unique_keys)
+            config = json.loads(text, object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"training.deepspeed = {self.deepspeed}: not valid JSON ({error}); correct the file"
             ) from error
-        zero = said.get("zero_optimization", {}) if isinstance(said, dict) else None
-        if not isinstance(zero, dict) or not isinstance(zero.get("offload_optimizer", {}), dict):
+        zero_config = config.get("zero_optimization", {}) if isinstance(config, dict) else None
+        if not isinstance(zero_config, dict) or not isinstance(zero_config.get("offload_optimizer", {}), dict):
             raise UserError(
                 f"training.deepspeed = {self.deepspeed}: must be a JSON object, and so must zero_optimization and its "
                 "offload_optimizer, if they are given"
             )
-        if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3) or isinstance(stage, bool):
+        if (stage := zero_config.get("stage", 0)) not in (0, 1, 2, 3) or isinstance(stage, bool):
             raise UserError(
                 f"training.deepspeed = {self.deepspeed}: zero_optimization.stage = {json.dumps(stage)}: must "
                 "be 0, 1, 2 or 3"
             )
-        return said
+        return config
 
 
 @dataclass
@@ -239,60 +239,67 @@ class Recipe:
 
     def check(self) -> None:
         """Raise UserError for the first value that makes no sense, before anything is allocated."""
-        t, d, x = self.training, self.data, self.losses
+        training, data, losses = self.training, self.data, self.losses
         limits = [
-            ("training.global_batch_size", t.global_batch_size, 1, 1 << 24),
-            ("training.micro_batch_size", 1 if t.micro_batch_size == "auto" else t.micro_batch_size, 1, 1 << 20),
-            ("training.max_tokens", t.max_tokens, 0, 10**15),
-            ("training.epochs", t.epochs, 1, 10**6),
-            ("training.learning_rate", t.learning_rate, 0, 10),
-            ("training.encoder_learning_rate", t.encoder_learning_rate or 0, 0, 10),
-            ("training.warmup_ratio", t.warmup_ratio, 0, 1),
-            ("training.weight_decay", t.weight_decay, 0, 10),
-            *((f"training.betas[{index}]", beta, 0, 0.99999) for index, beta in enumerate(t.betas)),
-            ("training.eps", t.eps, 1e-15, 1),
-            ("training.max_grad_norm", t.max_grad_norm, 0, 1e9),
-            ("training.dropout", t.dropout, 0, 0.99),
-            ("training.seed", t.seed, 0, 2**63 - 1),
-            ("training.max_skipped", t.max_skipped, 1, 10**9),
-            ("training.save_every", t.save_every, 0, 10**9),
-            ("training.save_total_limit", t.save_total_limit, 1, 10**6),
-            ("training.eval_every", t.eval_every, 0, 10**9),
-            ("training.eval_max_sequences", t.eval_max_sequences, 1, 10**9),
-            ("data.sequence_length", d.sequence_length, 8, 1 << 16),
-            ("data.heldout_fraction", d.heldout_fraction, 0, 0.5),
-            ("data.workers", d.workers, 0, 4096),
-            ("data.mlm_probability", d.mlm_probability, 0.01, 0.9),
-            ("data.mlm_smoothing", d.mlm_smoothing, 0, 5),
-            *((f"data.weights[{index}]", weight, 0, 1e6) for index, weight in enumerate(d.weights or ())),
-            ("losses.kl", x.kl, 0, 1e6),
-            ("losses.mlm", x.mlm, 0, 1e6),
-            ("losses.cosine", x.cosine, 0, 1e6),
-            ("losses.temperature", x.temperature, 0.01, 1e3),
+            ("training.global_batch_size", training.global_batch_size, 1, 1 << 24),
+            (
+                "training.micro_batch_size",
+                1 if training.micro_batch_size == "auto" else training.micro_batch_size,
+                1,
+                1 << 20,
+            ),
+            ("training.max_tokens", training.max_tokens, 0, 10**15),
+            ("training.epochs", training.epochs, 1, 10**6),
+            ("training.learning_rate", training.learning_rate, 0, 10),
+            ("training.encoder_learning_rate", training.encoder_learning_rate or 0, 0, 10),
+            ("training.warmup_ratio", training.warmup_ratio, 0, 1),
+            ("training.weight_decay", training.weight_decay, 0, 10),
+            *((f"training.betas[{index}]", beta, 0, 0.99999) for index, beta in enumerate(training.betas)),
+            ("training.eps", training.eps, 1e-15, 1),
+            ("training.max_grad_norm", training.max_grad_norm, 0, 1e9),
+            ("training.dropout", training.dropout, 0, 0.99),
+            ("training.seed", training.seed, 0, 2**63 - 1),
+            ("training.max_skipped", training.max_skipped, 1, 10**9),
+            ("training.save_every", training.save_every, 0, 10**9),
+            ("training.save_total_limit", training.save_total_limit, 1, 10**6),
+            ("training.eval_every", training.eval_every, 0, 10**9),
+            ("training.eval_max_sequences", training.eval_max_sequences, 1, 10**9),
+            ("data.sequence_length", data.sequence_length, 8, 1 << 16),
+            ("data.heldout_fraction", data.heldout_fraction, 0, 0.5),
+            ("data.workers", data.workers, 0, 4096),
+            ("data.mlm_probability", data.mlm_probability, 0.01, 0.9),
+            ("data.mlm_smoothing", data.mlm_smoothing, 0, 5),
+            *((f"data.weights[{index}]", weight, 0, 1e6) for index, weight in enumerate(data.weights or ())),
+            ("losses.kl", losses.kl, 0, 1e6),
+            ("losses.mlm", losses.mlm, 0, 1e6),
+            ("losses.cosine", losses.cosine, 0, 1e6),
+            ("losses.temperature", losses.temperature, 0.01, 1e3),
         ]
         for key, value, low, high in limits:
             if value is None or not low <= value <= high:
                 raise UserError(f"{key} = {value}: must be between {low} and {high:g}")
-        tokens = d.sequence_length - 2  # [CLS] and [SEP] are never masked
-        if round(d.mlm_probability * tokens) == 0:
+        tokens = data.sequence_length - 2  # [CLS] and [SEP] are never masked
+        if round(data.mlm_probability * tokens) == 0:
             raise UserError(
-                f"data.mlm_probability = {d.mlm_probability}: too small to mask any of the {tokens} tokens of a "
-                f"sequence (data.sequence_length = {d.sequence_length}); "
+                f"data.mlm_probability = {data.mlm_probability}: too small to mask any of the {tokens} tokens of a "
+                f"sequence (data.sequence_length = {data.sequence_length}); "
                 f"use {math.ceil(501 / tokens) / 1000} or more, which masks one"
             )
-        if x.kl == x.mlm == x.cosine == 0:
+        if losses.kl == losses.mlm == losses.cosine == 0:
             raise UserError(
                 "losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained; set one of them above 0"
             )
-        if t.deepspeed and t.deepspeed_file().exists() and not t.deepspeed_file().is_file():
+        if training.deepspeed and training.deepspeed_file().exists() and not training.deepspeed_file().is_file():
             raise UserError(
-                f"training.deepspeed = {t.deepspeed}: a folder or a pipe; give a file, which can be read more than once"
+                f"training.deepspeed = {training.deepspeed}: a folder or a pipe; give a file, which can be read more "
+                "than once"
             )
-        if t.deepspeed and not t.deepspeed_file().is_file():
+        if training.deepspeed and not training.deepspeed_file().is_file():
             raise UserError(
-                f"training.deepspeed = {t.deepspeed}: no such file here or in {CHECKOUT} (see ds_configs/deepspeed/)"
+                f"training.deepspeed = {training.deepspeed}: no such file here or in {CHECKOUT} "
+                "(see ds_configs/deepspeed/)"
             )
-        t.deepspeed_json()
+        training.deepspeed_json()
 
     def as_dict(self) -> dict:
         """Return the recipe as nested dicts, one per section."""

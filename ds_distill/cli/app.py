@@ -83,9 +83,11 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if debug:
             raise
-        said = get_message(error)
+        message = get_message(error)
         close_bars()
-        log_once(said, f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}")
+        log_once(
+            message, f"ds-distill: {message}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {message}"
+        )
         return 2
     except RuntimeError as error:
         if debug or not _is_lost_peer(error):

@@ -34,10 +34,10 @@ def _load(text: str, path: str = "") -> Any:
     keys = load_keys(text, f"--config {path}")
     seen: dict[str, str] = {}
     for key in _dotted(keys):
-        same = {"input": "corpus"}.get(key, key)
-        if same in seen:
-            raise UserError(f"--config {path}: {key}: is given twice, also as {seen[same]}; keep only one of them")
-        seen[same] = key if "." not in key or key in keys else f"a key of {key.rpartition('.')[0]}"
+        canonical = {"input": "corpus"}.get(key, key)
+        if canonical in seen:
+            raise UserError(f"--config {path}: {key}: is given twice, also as {seen[canonical]}; keep only one of them")
+        seen[canonical] = key if "." not in key or key in keys else f"a key of {key.rpartition('.')[0]}"
     for key, value in keys.items():
         if key.startswith("config.") or (key == "config" and isinstance(value, dict | list)):
             raise UserError(
@@ -62,8 +62,8 @@ class HelpFormatter(DefaultHelpFormatter):
     """Shows `path` as the type of a text that is a path."""
 
     def _get_type_str(self, action):
-        said = super()._get_type_str(action)
-        return said and re.sub(r"Annotated\[(?:str|dict\[str, Any\]), (\w+)\]", r"\1", said)
+        type_text = super()._get_type_str(action)
+        return type_text and re.sub(r"Annotated\[(?:str|dict\[str, Any\]), (\w+)\]", r"\1", type_text)
 
 
 class Value(ActionTypeHint):
@@ -77,14 +77,14 @@ class Value(ActionTypeHint):
         hint = list[self._typehint] if self.nargs in ("*", "+") else self._typehint
         if type(value) is type(self.default) and value == self.default:
             return value
-        before = cfg.get(self.dest) if cfg else None
+        previous = cfg.get(self.dest) if cfg else None
         if isinstance(value, tuple) and hasattr(value, "key"):  # --model.hidden_size 64
             name, _, rest = value.key.partition(".")
-            given = convert({name: {rest: value.val} if rest else value.val}, hint, key)
-            kept = dict(before or {})
-            return kept | ({name: {**(kept.get(name) or {}), **given[name]}} if rest else given)
+            converted = convert({name: {rest: value.val} if rest else value.val}, hint, key)
+            merged = dict(previous or {})
+            return merged | ({name: {**(merged.get(name) or {}), **converted[name]}} if rest else converted)
         value = convert(value, hint, key)
-        return [*(before or []), *value] if append else value
+        return [*(previous or []), *value] if append else value
 
 
 class Flag(argparse.Action):
@@ -124,13 +124,13 @@ class Parser(ArgumentParser):
         commands = self._subcommands_action._name_parser_map if self._subcommands_action else {}
         raise UserError(explain_parser_error(str(message), known_keys(commands.get(chosen, self)), chosen)) from ex
 
-    def parse_args(self, args=None, *more, **options):
+    def parse_args(self, args=None, *arguments, **options):
         self.chosen = next(iter(args or ()), "")
         commands = self._subcommands_action._name_parser_map if self._subcommands_action else {}
         if self.chosen in commands:
             _report_lists_given_twice(list(args), commands[self.chosen])
         try:
-            return super().parse_args(args, *more, **options)
+            return super().parse_args(args, *arguments, **options)
         except RecursionError:
             raise UserError("--config: the file includes itself or is nested too deeply") from None
 
@@ -151,13 +151,13 @@ def _report_lists_given_twice(words: list[str], parser: ArgumentParser) -> None:
     lists = {
         name: action.dest for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings
     }
-    given: dict[str, str] = {}
+    last_name: dict[str, str] = {}
     for name in (word.partition("=")[0] for word in words):
         if name in lists and name.startswith("--") and not name.endswith("+"):
-            if lists[name] in given:
-                also = "" if given[lists[name]] == name else f", also as {given[lists[name]]}"
+            if lists[name] in last_name:
+                also = "" if last_name[lists[name]] == name else f", also as {last_name[lists[name]]}"
                 log(f"{name}: given twice{also}; only the last one is used. To pass several values, write {name} a b")
-            given[lists[name]] = name
+            last_name[lists[name]] = name
 
 
 def with_values(parser: ArgumentParser) -> ArgumentParser:
@@ -172,7 +172,8 @@ def with_values(parser: ArgumentParser) -> ArgumentParser:
 
 def expected_mapping_message(name: str, value: Any) -> str:
     """Return the sentence for a value that stands where a section of a recipe belongs."""
-    return f"{name}: {format_value(value)}: expected a mapping, such as {{key: value}}, or the name of a YAML file with one"
+    expected = "expected a mapping, such as {key: value}, or the name of a YAML file with one"
+    return f"{name}: {format_value(value)}: {expected}"
 
 
 def known_keys(parser) -> list[str]:

@@ -145,10 +145,11 @@ def check_tokenizer_folder(path: str, option: str) -> None:
 def check_writable(output: str | Path) -> None:
     """Raise UserError where an output folder cannot be made or written."""
     output = Path(output)
-    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise UserError(f"--output {output}: {there} is a file; choose another --output, or move the file away")
-    if not os.access(there, os.W_OK | os.X_OK):
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"--output {output}: {existing} is a file; choose another --output, or move the file away")
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
-            f"--output {output}: no write permission in {there}; choose another --output, or make the folder writable"
+            f"--output {output}: no write permission in {existing}; choose another --output, or make the folder "
+            "writable"
         )

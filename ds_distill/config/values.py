@@ -106,17 +106,17 @@ def parse_int(text: str) -> int:
 
 def _decimal(text: str) -> Decimal | None:
     """Return the exact decimal number that `text` states; None where it states none."""
-    found = NUMBER.fullmatch(text.strip())
-    if not found:
+    match = NUMBER.fullmatch(text.strip())
+    if not match:
         return None
-    exponent = SUFFIXES[found[3].lower()] if found[3] else found[2] or 0
-    return Decimal(f"{found[1].replace('_', '')}e{exponent}")
+    exponent = SUFFIXES[match[3].lower()] if match[3] else match[2] or 0
+    return Decimal(f"{match[1].replace('_', '')}e{exponent}")
 
 
 def parse_float(text: str) -> float:
     """Return the number that `text` states, also infinity and not-a-number; raise ValueError where it is none."""
-    if found := NON_FINITE.fullmatch(text.strip()):
-        return float(found[1] + found[2])
+    if match := NON_FINITE.fullmatch(text.strip()):
+        return float(match[1] + match[2])
     if PREFIXED_INTEGER.fullmatch(text.strip()):
         return float(Decimal(int(text, 0)))
     value = _decimal(text)
@@ -187,9 +187,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             raise UserError(f"{key}: {format_value(value)} {error}") from None
     if isinstance(value, bool) == (hint is bool) and isinstance(value, int if hint is not float else int | float):
         return hint(value)
-    raise UserError(
-        f"{key}: {format_value(value)}: {'give a value or leave the key out' if value is None else 'expected a single value'}"
-    )
+    problem = "give a value or leave the key out" if value is None else "expected a single value"
+    raise UserError(f"{key}: {format_value(value)}: {problem}")
 
 
 def _convert_union(value: Any, hints: tuple, key: str) -> Any:
@@ -197,9 +196,9 @@ def _convert_union(value: Any, hints: tuple, key: str) -> Any:
     if NoneType in hints and value in (None, "null"):
         return None
     mistakes: list[str] = []
-    a_list = isinstance(value, str) and value.lstrip().startswith("[")
+    is_list = isinstance(value, str) and value.lstrip().startswith("[")
     for hint in sorted((hint for hint in hints if hint is not NoneType), key=lambda hint: hint is str):
-        if mistakes and a_list and hint is str:
+        if mistakes and is_list and hint is str:
             continue  # this is a list with a mistake in it
         try:
             return convert(value, hint, key)

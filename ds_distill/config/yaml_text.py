@@ -54,45 +54,45 @@ def _size(value: object, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-def load_yaml(text: str, where: str) -> object:
+def load_yaml(text: str, source: str) -> object:
     """Return the content of the YAML document `text`: dict, list, str, or None for nothing.
 
     Raises:
-        UserError: Begins with `where`. The text is not YAML, has a tag or a key that has no meaning
+        UserError: Begins with `source`. The text is not YAML, has a tag or a key that has no meaning
             here, or nests without end.
     """
     try:
-        found = yaml.load(text, Loader=_TextLoader)
-        if _size(found, {}) > MAX_ENTRIES:
-            raise UserError(f"{where}: nested aliases (*name) expand to millions of entries; use fewer aliases")
-        return found
+        content = yaml.load(text, Loader=_TextLoader)
+        if _size(content, {}) > MAX_ENTRIES:
+            raise UserError(f"{source}: nested aliases (*name) expand to millions of entries; use fewer aliases")
+        return content
     except RecursionError:
-        raise UserError(f"{where}: it is nested too deeply") from None
+        raise UserError(f"{source}: it is nested too deeply") from None
     except yaml.YAMLError as error:
         mark, problem = (
             getattr(error, "problem_mark", None),
             getattr(error, "problem", None) or " ".join(str(error).split()),
         )
-        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{where}{at}: {problem}; correct the YAML there") from error
+        position = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{source}{position}: {problem}; correct the YAML there") from error
 
 
-def load_keys(text: str, where: str) -> dict:
+def load_keys(text: str, source: str) -> dict:
     """Return the keys that the YAML document `text` holds.
 
     Raises:
         UserError: As in load_yaml, and for a document without keys.
     """
-    found = load_yaml(text, where)
-    if not isinstance(found, dict):
-        what = "nothing" if found is None else "a list" if isinstance(found, list) else "text"
-        raise UserError(f"{where}: contains {what}; it must contain keys, such as training: {{seed: 1}}")
-    return found
+    content = load_yaml(text, source)
+    if not isinstance(content, dict):
+        kind = "nothing" if content is None else "a list" if isinstance(content, list) else "text"
+        raise UserError(f"{source}: contains {kind}; it must contain keys, such as training: {{seed: 1}}")
+    return content
 
 
-def read_recipe(file: Path, where: str) -> str:
-    """Return the text of a YAML file; raise UserError, beginning with `where`, where it is not UTF-8."""
+def read_recipe(file: Path, source: str) -> str:
+    """Return the text of a YAML file; raise UserError, beginning with `source`, where it is not UTF-8."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 text ({error}); save the recipe as UTF-8") from error
+        raise UserError(f"{source}: not UTF-8 text ({error}); save the recipe as UTF-8") from error

@@ -116,19 +116,19 @@ class Heartbeat:
         )
 
     def _watch(self) -> None:
-        before = time.monotonic()
+        last_check = time.monotonic()
         while not self.ended.wait(1.0):
             now = time.monotonic()
-            if now - before > 5:  # this process itself was stopped, or its machine; no other rank was silent
+            if now - last_check > 5:  # this process itself was stopped, or its machine; no other rank was silent
                 self.answered = self.heard = self.progressed = now
-            before = now
+            last_check = now
             if now - self.answered > self.patience:
                 self._abort()
             if now - self.heard > self.patience:
                 # in a thread: the store may be silent too, and asking it block forever
-                ask = threading.Thread(target=self._report_lost_neighbor, daemon=True)
-                ask.start()
-                ask.join(5 * _EVERY)
+                reporter = threading.Thread(target=self._report_lost_neighbor, daemon=True)
+                reporter.start()
+                reporter.join(5 * _EVERY)
                 self._abort()  # not reached where the store answers
 
     def _report_lost_neighbor(self) -> None:
@@ -164,9 +164,9 @@ class Heartbeat:
     def _silence(self) -> str:
         return f"rank {self.neighbor} (host {self.neighbor_host}) has given no sign of life for {self.patience:.0f} s"
 
-    def _say(self, what: str) -> None:
+    def _say(self, problem: str) -> None:
         print(
-            f"\nds-distill: {what}. The run ends; the same command resumes from its last checkpoint",
+            f"\nds-distill: {problem}. The run ends; the same command resumes from its last checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -176,6 +176,6 @@ def _clone_store(store):
     """Return the same store on its own connection: a rank that waits on the shared one would be silent."""
     while isinstance(store, torch.distributed.PrefixStore):
         store = store.underlying_store
-    own = store.clone()
-    own.set_timeout(timedelta(seconds=60))
-    return own
+    clone = store.clone()
+    clone.set_timeout(timedelta(seconds=60))
+    return clone

@@ -64,8 +64,8 @@ def normalize_environment(command: str) -> bool:
     for name in (*RANK_VARIABLES, *MPI_VARIABLES, *(name for name in os.environ if name.startswith("ACCELERATE_"))):
         os.environ.pop(name, None)
     if not idle and (rank not in ("", "0") or world not in ("", "1")):
-        found = " and ".join(f"{name} = {value}" for name, value in (("RANK", rank), ("WORLD_SIZE", world)) if value)
-        log(f"{found} in the environment: ignored, because {command} runs in a single process")
+        settings = " and ".join(f"{name} = {value}" for name, value in (("RANK", rank), ("WORLD_SIZE", world)) if value)
+        log(f"{settings} in the environment: ignored, because {command} runs in a single process")
     return not idle
 
 
@@ -105,17 +105,17 @@ def _check() -> None:
 
 def _forget_mpi(world: int | None) -> None:
     """Remove mpirun's variables, where DeepSpeed would look for this rank's place; RANK and WORLD_SIZE state it."""
-    found = {name: value for name in MPI_VARIABLES if (value := os.environ.pop(name, None)) is not None}
+    mpi_variables = {name: value for name in MPI_VARIABLES if (value := os.environ.pop(name, None)) is not None}
     size = next(
         (
             int(value)
-            for name, value in found.items()
+            for name, value in mpi_variables.items()
             if name.endswith("_SIZE") and "LOCAL" not in name and value.isdecimal()
         ),
         1,
     )
     if size > 1 and world is None:
-        names = " and ".join(f"{name} = {value}" for name, value in found.items() if "LOCAL" not in name)
+        names = " and ".join(f"{name} = {value}" for name, value in mpi_variables.items() if "LOCAL" not in name)
         log(f"{names} in the environment: ignored; this process runs as a separate job ({REMEDY.partition(';')[0]})")
 
 

@@ -33,13 +33,13 @@ def start_distributed() -> tuple[int, int]:
         skip_unused_extension()
         guard_extension_builds()
         if torch.cuda.is_available():
-            local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if local >= there:
+            local_rank, gpu_count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local_rank >= gpu_count:
                 raise UserError(
-                    f"LOCAL_RANK = {local}: only {there} GPUs are visible on this machine, 0 to {there - 1}; "
-                    "start at most one rank per GPU"
+                    f"LOCAL_RANK = {local_rank}: only {gpu_count} GPUs are visible on this machine, "
+                    f"0 to {gpu_count - 1}; start at most one rank per GPU"
                 )
-            torch.cuda.set_device(local)  # else every rank's first collective would be on GPU 0
+            torch.cuda.set_device(local_rank)  # else every rank's first collective would be on GPU 0
         with _report_long_wait():
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
         if torch.distributed.get_world_size() > 1:

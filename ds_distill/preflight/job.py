@@ -55,22 +55,22 @@ def check_deepspeed(training: Training) -> None:
     """Raise UserError for what DeepSpeed's own parser does not read or take in the DeepSpeed JSON, if there is one."""
     if training.deepspeed is None:
         return
-    t = _smallest(training)
-    said, given = t.deepspeed_json(), f"training.deepspeed = {t.deepspeed}"
-    check_deepspeed_json(given, said, deepspeed_config(t, 1, torch.float32))
+    smallest = _smallest(training)
+    config, prefix = smallest.deepspeed_json(), f"training.deepspeed = {smallest.deepspeed}"
+    check_deepspeed_json(prefix, config, deepspeed_config(smallest, 1, torch.float32))
     for section, package in MONITORS.items():
-        if said.get(section, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
+        if config.get(section, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
             raise UserError(
-                f"{given}: {section}.enabled = true: needs the package {package}, which is not installed; run "
+                f"{prefix}: {section}.enabled = true: needs the package {package}, which is not installed; run "
                 f"pip install {package}, or set it to false"
             )
-        path = said.get(section, {}).get("output_path")
-        if path and said[section].get("enabled") is True:
+        path = config.get(section, {}).get("output_path")
+        if path and config[section].get("enabled") is True:
             try:
                 Path(path).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(
-                    f"{given}: {section}.output_path = {path}: {error.strerror}; choose another folder"
+                    f"{prefix}: {section}.output_path = {path}: {error.strerror}; choose another folder"
                 ) from error
 
 
@@ -80,17 +80,17 @@ def check_engine(recipe: Recipe) -> None:
     A model of two numbers is started with them, because DeepSpeed checks many of its settings
     nowhere else.
     """
-    t = _smallest(recipe.training)
-    if t.deepspeed is None and t.optimizer in ("auto", "torch"):
+    training = _smallest(recipe.training)
+    if training.deepspeed is None and training.optimizer in ("auto", "torch"):
         return
-    device = local_device(t.device)
-    dtype = resolve_dtype(t, device)
+    device = local_device(training.device)
+    dtype = resolve_dtype(training, device)
 
-    def starts(leave_out: tuple[str, ...] = ()) -> Exception | None:
+    def start_error(leave_out: tuple[str, ...] = ()) -> Exception | None:
         try:
             make_engine(
                 nn.Linear(1, 1),
-                t,
+                training,
                 accumulation=1,
                 total_steps=1,
                 device=device,
@@ -103,27 +103,27 @@ def check_engine(recipe: Recipe) -> None:
             return error
         return None
 
-    error = starts()
+    error = start_error()
     # Starting is collective: where one rank failed alone, the others must not be asked to start again.
     everywhere = all(all_gather_object(error is not None))
     if error is None:
         return
     words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
-    if not t.deepspeed:
+    if not training.deepspeed:
         raise UserError(
-            f"training.optimizer = {t.optimizer}: DeepSpeed fails to start with it ({type(error).__name__}: {words}); "
-            "choose another optimizer"
+            f"training.optimizer = {training.optimizer}: DeepSpeed fails to start with it "
+            f"({type(error).__name__}: {words}); choose another optimizer"
         ) from error
-    said = t.deepspeed_json()
-    keys = [key for key in said if key != "zero_optimization"]
-    keys += [f"zero_optimization.{key}" for key in said.get("zero_optimization", {}) if key != "stage"]
+    config = training.deepspeed_json()
+    keys = [key for key in config if key != "zero_optimization"]
+    keys += [f"zero_optimization.{key}" for key in config.get("zero_optimization", {}) if key != "stage"]
     if len(keys) == 1:
         key = keys[0]
     else:
-        without = (key for key in keys if everywhere and all(all_gather_object(starts((key,)) is None)))
+        without = (key for key in keys if everywhere and all(all_gather_object(start_error((key,)) is None)))
         key = next(without, "")
     raise UserError(
-        f"training.deepspeed = {t.deepspeed}: {key}{': ' * bool(key)}DeepSpeed fails to start with it "
+        f"training.deepspeed = {training.deepspeed}: {key}{': ' * bool(key)}DeepSpeed fails to start with it "
         f"({type(error).__name__}: {words}); correct it, or remove it"
     ) from error
 

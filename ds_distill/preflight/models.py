@@ -40,14 +40,14 @@ def check_teacher_fits(
         UserError: Something does not fit.
     """
     folder, config = open_model_folder(teacher)
-    s = recipe.student
+    student = recipe.student
     start, _ = plan_student(
         config,
-        layers=s.init_layers,
-        num_layers=s.num_layers,
-        hidden=s.hidden_size,
+        layers=student.init_layers,
+        num_layers=student.num_layers,
+        hidden=student.hidden_size,
         dropout=recipe.training.dropout,
-        freeze_positions=s.freeze_positions,
+        freeze_positions=student.freeze_positions,
     )
     check_reads_tokens(folder, config, f"teacher {teacher}", recipe, tokens, tokenizer or folder)
     load_masked_lm(teacher, hollow=True)
@@ -82,37 +82,37 @@ def warn_if_teacher_unfit(teacher: str, recipe: Recipe, tokenizer: str | None) -
 
 
 def check_reads_tokens(
-    folder: Path, config: PretrainedConfig, what: str, recipe: Recipe, tokens: Path | None, tokenizer: Path | str
+    folder: Path, config: PretrainedConfig, label: str, recipe: Recipe, tokens: Path | None, tokenizer: Path | str
 ) -> None:
     """Raise UserError where a model cannot read the tokens: the prepared ones, or those that a tokenizer will make.
 
     Args:
         folder: The model's folder.
         config: The model's config.
-        what: What errors call the model.
+        label: What errors call the model.
         recipe: The recipe, which has the sequence length.
         tokens: The prepared tokens, or None where there are none yet.
         tokenizer: The folder of the tokenizer that will make them.
     """
     if tokens:
-        check_fits_prepared_tokens(TokenDataset.open(tokens, "train"), config, what, str(folder))
+        check_fits_prepared_tokens(TokenDataset.open(tokens, "train"), config, label, str(folder))
         return
-    check_positions(config, recipe.data.sequence_length, what)
-    maker, own = load_tokenizer(tokenizer), tokenizer == folder
-    check_vocabulary(maker, config, what if own else f"{what} with the tokenizer of {tokenizer}")
+    check_positions(config, recipe.data.sequence_length, label)
+    token_maker, is_own = load_tokenizer(tokenizer), tokenizer == folder
+    check_vocabulary(token_maker, config, label if is_own else f"{label} with the tokenizer of {tokenizer}")
     if (
-        not own
+        not is_own
         and _has_tokenizer(folder)
-        and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(maker)
+        and tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(token_maker)
     ):
         raise UserError(
-            f"{what}: its tokenizer differs from that of {tokenizer}, which would make the tokens; "
+            f"{label}: its tokenizer differs from that of {tokenizer}, which would make the tokens; "
             "give models that share one tokenizer"
         )
 
 
 def check_fits_prepared_tokens(
-    store: TokenDataset, config: PretrainedConfig, what: str, folder: str | None = None
+    store: TokenDataset, config: PretrainedConfig, label: str, folder: str | None = None
 ) -> None:
     """Raise UserError where a model cannot read prepared tokens.
 
@@ -121,18 +121,18 @@ def check_fits_prepared_tokens(
     """
     if store.manifest["vocab_size"] > config.vocab_size:
         raise UserError(
-            f"{what} has a vocabulary of {config.vocab_size} tokens, but {store.path} was prepared with a tokenizer of "
-            f"{store.manifest['vocab_size']}; prepare the text with the model's tokenizer"
+            f"{label} has a vocabulary of {config.vocab_size} tokens, but {store.path} was prepared with a tokenizer "
+            f"of {store.manifest['vocab_size']}; prepare the text with the model's tokenizer"
         )
-    check_positions(config, store.manifest["sequence_length"], what)
-    home = resolve_model_folder(folder) if folder else None
+    check_positions(config, store.manifest["sequence_length"], label)
+    model_folder = resolve_model_folder(folder) if folder else None
     if (
-        home
-        and _has_tokenizer(home)
-        and tokenizer_fingerprint(load_tokenizer(home)) != store.manifest["tokenizer_fingerprint"]
+        model_folder
+        and _has_tokenizer(model_folder)
+        and tokenizer_fingerprint(load_tokenizer(model_folder)) != store.manifest["tokenizer_fingerprint"]
     ):
         raise UserError(
-            f"{what}: its tokenizer differs from the one that {store.path} was prepared with; "
+            f"{label}: its tokenizer differs from the one that {store.path} was prepared with; "
             f"prepare the text with --tokenizer {folder}"
         )
 

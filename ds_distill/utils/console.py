@@ -135,12 +135,12 @@ class _Lines(_Bar):
         self._decr_instances(self)
 
 
-def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tqdm:
+def progress(total: int | None, label: str, unit: str, *, initial: int = 0) -> tqdm:
     """Return a progress bar, or lines in a log; other ranks stay silent.
 
     Args:
         total: The amount of work. Without it the bar shows only rate and time.
-        what: The label.
+        label: The text in front of the bar.
         unit: The unit of the work. "B", "char" and "token" are scaled to k and M.
         initial: The amount already done.
     """
@@ -149,7 +149,7 @@ def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tq
     return kind(
         total=total,
         initial=initial,
-        desc=what,
+        desc=label,
         unit=unit if unit == "B" else f" {unit}",
         unit_scale=scaled,
         file=sys.stderr,
@@ -169,8 +169,8 @@ def skip(bar: tqdm, amount: int) -> None:
 
 
 @contextlib.contextmanager
-def spinner(what: str):
-    """Show `what` and the seconds it has taken so far, for work without a measure of its progress.
+def spinner(label: str):
+    """Show `label` and the seconds it has taken so far, for work without a measure of its progress.
 
     Only the first rank shows it. A log gets a line now and then.
     """
@@ -178,7 +178,7 @@ def spinner(what: str):
 
     def show() -> None:
         while True:
-            line = f"{what}, {time.monotonic() - began:.0f} s"
+            line = f"{label}, {time.monotonic() - began:.0f} s"
             if terminal:
                 print(f"\r{line}  ".ljust(50), end="", file=sys.stderr, flush=True)
             elif pause.is_over():
