@@ -64,5 +64,5 @@ def run(options) -> dict:
     estimated = estimate.plan(
         recipe, options.teacher, options.tokens, options.ranks, options.memory_gib, options.tokens_per_second
     )
-    estimate.show(estimated)
+    estimate.print_plan(estimated)
     return estimated

@@ -23,7 +23,7 @@ NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*))(?:e([+-]?\d{1,9})|
 PREFIXED_INTEGER = re.compile(r"[+-]?0(?:x[\da-f]+|o[0-7]+|b[01]+)", re.ASCII | re.IGNORECASE)
 NON_FINITE = re.compile(r"([+-]?)\.?(inf|infinity|nan)", re.IGNORECASE)
 LARGEST = 2**63
-INTEGER_FORMS = "write it as 1000000, 1_000_000, 1e6 or 1M"
+INTEGER_FORMS = "such as 1000000, 1_000_000, 1e6 or 1M"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from transformers import AutoModelForMaskedLM
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.estimate.flops import flops_per_token
-from ds_distill.estimate.memory import GIB, activation_bytes_fit, memory
+from ds_distill.estimate.memory import GIB, activation_bytes_fit, estimate_memory
 from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import check_positions
@@ -42,7 +42,7 @@ HEADROOM = 0.9  # share of the device's memory that a run may use; allocators ke
 CPU_LIBRARIES, CPU_HEAP = 0.13 * GIB, 0.45
 
 
-class Forecast:
+class Estimator:
     """An estimator of memory and time, with a recipe's teacher and student in random weights.
 
     All ranks must create it together.
@@ -74,7 +74,7 @@ class Forecast:
             )
         if training.gradient_checkpointing:
             self.student.gradient_checkpointing_enable()
-        self.taught = bool(recipe.losses.kl or recipe.losses.cosine)
+        self.uses_teacher = bool(recipe.losses.kl or recipe.losses.cosine)
         self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
         if self.teacher_dtype == torch.bfloat16 and training.compile != "off":
             self.teacher_bytes += prepacked_bytes(self.teacher)
@@ -85,9 +85,9 @@ class Forecast:
         training = copy.copy(self.recipe.training)
         training.micro_batch_size = micro_batch_size
         first_sequence, per_sequence = self.activations
-        need = memory(
+        need = estimate_memory(
             self.student,
-            self.teacher_bytes if self.taught else 0,
+            self.teacher_bytes if self.uses_teacher else 0,
             training,
             length=self.length,
             stage=stage,
@@ -100,7 +100,7 @@ class Forecast:
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
 
-    def largest(self, stage: int, ranks: int, available: float, in_use: float) -> int:
+    def largest_micro_batch(self, stage: int, ranks: int, available: float, in_use: float) -> int:
         """Return the largest micro-batch that divides the global batch over the ranks and fits.
 
         It is 0 if none fits.
@@ -110,7 +110,7 @@ class Forecast:
             (size for size in sizes if in_use + self.memory(size, stage, ranks).peak <= HEADROOM * available), 0
         )
 
-    def rate(self, micro_batch_size: int, tokens: float) -> float:
+    def measure_rate(self, micro_batch_size: int, tokens: float) -> float:
         """Measure the tokens per second and rank.
 
         The measurement runs forward and backward on two micro-batches of random tokens and leaves
@@ -128,7 +128,7 @@ class Forecast:
         )
         frozen = (
             Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype))
-            if self.taught
+            if self.uses_teacher
             else None
         )
         choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
@@ -149,7 +149,7 @@ class Forecast:
             sums.tolist()
         return ids.numel() / (time.perf_counter() - began)
 
-    def room(self) -> tuple[float, float]:
+    def available_memory(self) -> tuple[float, float]:
         """Return (the bytes that a rank here may use, the bytes that the process already takes).
 
         The second number is 0 on a GPU.
@@ -170,10 +170,12 @@ def choose_micro_batch(recipe: Recipe, teacher: str) -> int:
     Raises:
         UserError: If not even one sequence fits.
     """
-    forecast = Forecast(recipe, teacher)
+    estimator = Estimator(recipe, teacher)
     ranks = torch.distributed.get_world_size()
-    available, in_use = forecast.room()
-    smallest = torch.tensor(forecast.largest(forecast.stage, ranks, available, in_use), device=forecast.device)
+    available, in_use = estimator.available_memory()
+    smallest = torch.tensor(
+        estimator.largest_micro_batch(estimator.stage, ranks, available, in_use), device=estimator.device
+    )
     torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
     chosen = int(smallest)
     if not chosen:
@@ -208,18 +210,18 @@ def plan(
     for key, value in (("--ranks", ranks), ("--memory_gib", memory_gib), ("--tokens_per_second", tokens_per_second)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{key} {value}: must be above 0")
-    forecast = Forecast(recipe, teacher)
-    training, stage = copy.copy(recipe.training), forecast.stage
-    available, in_use = forecast.room()
+    estimator = Estimator(recipe, teacher)
+    training, stage = copy.copy(recipe.training), estimator.stage
+    available, in_use = estimator.available_memory()
     available = memory_gib * GIB if memory_gib else available
-    largest = forecast.largest(stage, ranks, available, in_use)
+    largest = estimator.largest_micro_batch(stage, ranks, available, in_use)
     micro_batch_size: int = (
         max(largest, 1) if training.micro_batch_size == "auto" else training.resolve_micro_batch(ranks)
     )
     training.micro_batch_size = micro_batch_size
     rows = []
     for zero_stage in range(4):
-        need = forecast.memory(micro_batch_size, zero_stage, ranks)
+        need = estimator.memory(micro_batch_size, zero_stage, ranks)
         peak = need.peak + in_use
         rows.append(
             {
@@ -231,7 +233,7 @@ def plan(
                 "recipe": "this recipe" if zero_stage == stage else "",
             }
         )
-    step_tokens = training.global_batch_size * forecast.length
+    step_tokens = training.global_batch_size * estimator.length
     total_tokens = training.max_tokens or None
     if tokens:
         manifest = TokenDataset.open(Path(tokens), "train").manifest
@@ -246,14 +248,14 @@ def plan(
         )
     measured = tokens_per_second is None
     if tokens_per_second is None:
-        tokens_per_second = forecast.rate(min(micro_batch_size, 4), (total_tokens or math.inf) / ranks) * ranks
+        tokens_per_second = estimator.measure_rate(min(micro_batch_size, 4), (total_tokens or math.inf) / ranks) * ranks
     rate = tokens_per_second
     flops = flops_per_token(
-        forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length
+        estimator.teacher.config if estimator.uses_teacher else None, estimator.student.config, estimator.length
     )
     return {
-        "teacher_parameters": count_parameters(forecast.teacher),
-        "student_parameters": count_parameters(forecast.student),
+        "teacher_parameters": count_parameters(estimator.teacher),
+        "student_parameters": count_parameters(estimator.student),
         "mflops_per_token": round(flops / 1e6, 1),
         "tokens_per_step": step_tokens,
         "tokens": total_tokens,
@@ -263,8 +265,8 @@ def plan(
         "tflops_needed": round(flops * rate / 1e12, 3),
         "hours": round(total_tokens / rate / 3600, 2) if total_tokens else None,
         "ranks": ranks,
-        "device": str(forecast.device),
-        "precision": str(forecast.dtype).removeprefix("torch."),
+        "device": str(estimator.device),
+        "precision": str(estimator.dtype).removeprefix("torch."),
         "memory_gib": round(available / GIB, 1),
         "micro_batch_size": micro_batch_size,
         "largest_micro_batch": largest,
@@ -289,7 +291,7 @@ def _advice(own_row: dict, rows: list[dict], largest: int, training: Training) -
     return f"does not fit at any ZeRO stage; lower data.sequence_length{checkpointing}, or use more ranks"
 
 
-def show(estimate: dict) -> None:
+def print_plan(estimate: dict) -> None:
     """Print a plan for a person."""
     from ds_distill.reporting.tables import table
 

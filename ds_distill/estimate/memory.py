@@ -43,7 +43,7 @@ class Memory:
         return standing + max(self.activations + self.loss, self.gradients + self.buffers)
 
 
-def memory(
+def estimate_memory(
     student: PreTrainedModel,
     teacher: float,
     training: Training,

@@ -55,7 +55,7 @@ def check_deepspeed(training: Training) -> None:
     """Raise UserError for what DeepSpeed's own parser does not read or take in the DeepSpeed JSON, if there is one."""
     if training.deepspeed is None:
         return
-    smallest = _smallest(training)
+    smallest = _minimal_training(training)
     config, prefix = smallest.deepspeed_json(), f"training.deepspeed = {smallest.deepspeed}"
     check_deepspeed_json(prefix, config, deepspeed_config(smallest, 1, torch.float32))
     for section, package in MONITORS.items():
@@ -80,7 +80,7 @@ def check_engine(recipe: Recipe) -> None:
     A model of two numbers is started with them, because DeepSpeed checks many of its settings
     nowhere else.
     """
-    training = _smallest(recipe.training)
+    training = _minimal_training(recipe.training)
     if training.deepspeed is None and training.optimizer in ("auto", "torch"):
         return
     device = local_device(training.device)
@@ -128,7 +128,7 @@ def check_engine(recipe: Recipe) -> None:
     ) from error
 
 
-def _smallest(training: Training) -> Training:
+def _minimal_training(training: Training) -> Training:
     """Return the same settings for a model without a trunk, one sequence at a time."""
     return replace(training, encoder_learning_rate=None, micro_batch_size=1)
 
@@ -139,14 +139,14 @@ def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
     Held-out texts would be read last. Only the first rank needs to see the texts.
     """
 
-    def look() -> None:
+    def check_inputs_and_heldout() -> None:
         check_inputs(corpus)
         for text in heldout:
             pieces = split_inputs([text], column=recipe.data.column, streaming=recipe.data.streaming)
             if not any(document.text for piece in pieces for document in read(piece)):
                 raise UserError(f"--heldout {text}: contains no text; give another file, or leave it out")
 
-    run_on_rank0(look)
+    run_on_rank0(check_inputs_and_heldout)
 
 
 def check_output(output: Path, recipe: Recipe) -> None:

@@ -31,7 +31,7 @@ def log_once(key: str, line: str) -> None:
         if is_first():
             print(line, file=sys.stderr, flush=True)
         return
-    store, key, world = distributed.distributed_c10d._get_default_store(), f"said {key}", distributed.get_world_size()
+    store, key, world = distributed.distributed_c10d._get_default_store(), f"logged {key}", distributed.get_world_size()
     try:
         first = store.add(key, 1) == 1
     except RuntimeError:  # the rank that keeps the store is gone
@@ -106,7 +106,7 @@ class _Lines(_Bar):
     """A bar for an output that is no terminal: whole lines, few of them, and one at the end."""
 
     def __init__(self, *arguments, **options):
-        self.pause, self.said = _Pause(), -1
+        self.pause, self.last_printed = _Pause(), -1
         super().__init__(*arguments, **options)
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class _Lines(_Bar):
     def display(self, msg=None, pos=None) -> bool:
         if self.pause.is_over():
             print(self, file=self.fp, flush=True)
-            self.said = self.n
+            self.last_printed = self.n
         return True
 
     def clear(self, nolock=False) -> None:
@@ -129,7 +129,7 @@ class _Lines(_Bar):
     def close(self) -> None:
         if self.disable:
             return
-        if self.n != self.said:
+        if self.n != self.last_printed:
             print(self, file=self.fp, flush=True)
         self.disable = True
         self._decr_instances(self)
