@@ -37,7 +37,7 @@ from ds_distill.utils.errors import UserError
 Choice = tuple[int, ...]
 
 
-class CollateSpec:
+class PrunedModel:
     """A model with some of its layers, whose score `measure` returns; each choice is measured once."""
 
     def __init__(self, model: PreTrainedModel, measure: Callable[[str], float | None]):
@@ -53,24 +53,24 @@ class CollateSpec:
         return self.scores[keep]
 
 
-def without_each(cut: CollateSpec, keep: Choice) -> list[tuple[float | None, Choice]]:
+def without_each(pruned: PrunedModel, keep: Choice) -> list[tuple[float | None, Choice]]:
     """Return the scores without one layer of `keep`, in the order of the layers."""
-    return [(cut.score(rest), rest) for rest in (tuple(i for i in keep if i != out) for out in keep)]
+    return [(pruned.score(rest), rest) for rest in (tuple(i for i in keep if i != out) for out in keep)]
 
 
-def choices_of(cut: CollateSpec, count: int, most: int) -> list[tuple[float | None, Choice]]:
+def rank_choices(pruned: PrunedModel, count: int, most: int) -> list[tuple[float | None, Choice]]:
     """Return (score, layers) of the choices of `count` layers, best first.
 
     If there are more than `most` choices, only those of the last round of dropping layers one by
     one are returned.
     """
-    every = tuple(range(len(cut.layers)))
+    every = tuple(range(len(pruned.layers)))
     if math.comb(len(every), count) <= most:
-        found = [(cut.score(keep), keep) for keep in combinations(every, count)]
+        found = [(pruned.score(keep), keep) for keep in combinations(every, count)]
     else:
         keep = every
         while len(keep) > count:
-            found = without_each(cut, keep)
+            found = without_each(pruned, keep)
             keep = max(found, key=_ranked)[1]
     return sorted(found, key=_ranked, reverse=True)
 
@@ -122,9 +122,9 @@ def run(args: argparse.Namespace) -> int:
     data.dev = {split: part[: args.examples] for split, part in data.dev.items()}
     sets = encode_sets(data, tokenizer, FinetuneConfig(), family_of(model).positions(model.config))
     collator, first = Collator(tokenizer), task.metrics[0]
-    cut = CollateSpec(model, lambda what: scored(task, model, sets, collator, 32, what)[first])
+    pruned = PrunedModel(model, lambda what: scored(task, model, sets, collator, 32, what)[first])
     every = tuple(range(depth))
-    whole, less, choices = cut.score(every), without_each(cut, every), choices_of(cut, count, args.most)
+    whole, less, choices = pruned.score(every), without_each(pruned, every), rank_choices(pruned, count, args.most)
     rows = [
         {"layers": "all", "score": whole},
         *({"layers": f"without {i}", "score": score} for i, (score, _) in enumerate(less)),

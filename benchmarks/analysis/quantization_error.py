@@ -81,7 +81,7 @@ def rounded(model: nn.Module, weights: str | None, activations: str | None) -> l
 
 
 @torch.inference_mode()
-def logits_of(source: Source, batches: list[Batch], what: str) -> np.ndarray:
+def compute_logits(source: Source, batches: list[Batch], what: str) -> np.ndarray:
     """Return the logits at masked tokens, fp32 [masked tokens, V]."""
     found = []
     with progress(len(batches), what, "batch") as bar:
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     source = load_source(args.model, "masked-lm")
     # Batches have one sequence, since a scale per tensor depends on what else is in the tensor.
     batches = text_batches(source, args.text, sequences=args.sequences, batch=1)
-    reference = logits_of(source, batches, "fp32")
+    reference = compute_logits(source, batches, "fp32")
     choice, clear = first_choices(reference)
     best = np.partition(reference, -2, axis=-1)[:, -2:]
     margins = {
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         name = (
             f"weights: {weights or 'fp32'}; activations: {activations or 'fp32'}" if weights or activations else "bf16"
         )
-        logits = logits_of(source, batches, name)
+        logits = compute_logits(source, batches, name)
         same = logits.argmax(-1) == choice
         error = float(np.sqrt(np.mean((logits - reference) ** 2)))
         rows.append({"rounding": name, "error": error} | agreed(same, clear))

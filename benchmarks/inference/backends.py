@@ -157,7 +157,7 @@ BODIES = {
 }
 
 
-def inputs_of(lengths: list[int], vocabulary: int = 200) -> dict[str, np.ndarray]:
+def make_inputs(lengths: list[int], vocabulary: int = 200) -> dict[str, np.ndarray]:
     """Return a batch of sequences of these lengths, padded to the longest.
 
     Tokens are drawn with a fixed seed, from a vocabulary that every model has.
@@ -187,7 +187,7 @@ def make(row: Row) -> tuple[Callable, dict]:
     run = BODIES[row.body].load(row)
 
     def call(lengths: list[int]) -> Callable:
-        inputs = {name: value for name, value in inputs_of(lengths).items() if name in names}
+        inputs = {name: value for name, value in make_inputs(lengths).items() if name in names}
         return lambda: run(inputs)
 
     call([32])()

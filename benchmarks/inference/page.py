@@ -71,7 +71,7 @@ def counted(threads: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
-def sections_of(result: dict, folder: Path | None) -> list[Section]:
+def make_sections(result: dict, folder: Path | None) -> list[Section]:
     """Return the sections of the page; plots go to `folder`, if there is one."""
     rows = result["rows"]
     most = max(row["threads"] for row in rows)
@@ -190,7 +190,7 @@ def _shapes(heading: str, rows: list[dict], cases: list[str], text: str) -> Sect
 
 def print_tables(result: dict) -> None:
     """Print all tables to standard output."""
-    for section in sections_of(result, None):
+    for section in make_sections(result, None):
         print(f"\n{section.heading}\n\n{table(section.rows, section.columns)}")
     print()
 
@@ -211,7 +211,7 @@ def write_report(result: dict, folder: Path) -> None:
         "inference",
         "Inference",
         f"{lead}\n\n`python -m benchmarks.inference {words}`",
-        sections_of(result, folder),
+        make_sections(result, folder),
     )
     write_json(folder / "inference.json", result)
 

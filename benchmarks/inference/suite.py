@@ -148,7 +148,7 @@ def reference_choices(source: Source, batches: list) -> tuple[np.ndarray, np.nda
     return np.concatenate([choice for choice, _ in parts]), np.concatenate([clear for _, clear in parts])
 
 
-def cases_of(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[str, list[list[int]]]:
+def make_cases(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[str, list[list[int]]]:
     """Return the batches of each case by name; a batch is a list of its sequences' lengths.
 
     `lengths` are those of real sequences, for the mix.
@@ -290,7 +290,7 @@ def of_head(
     entries, cores = [], len(os.sched_getaffinity(0))
     counts = list(dict.fromkeys(args.threads or ([cores, 1] if head == "encoder" and not args.quick else [cores])))
     for threads in counts:
-        cases = cases_of(args, head, lengths)
+        cases = make_cases(args, head, lengths)
         if threads == 1 and not args.threads and len(counts) > 1:
             cases = {case: value for case, value in cases.items() if case.startswith("1 ×")}
         rows = [

@@ -45,7 +45,7 @@ COLUMNS = {
 }
 
 
-def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
+def count_tokens(data: Path, tokenizer_folder: str, most: int) -> list[int]:
     """Return the number of tokens of each example, as a classifier reads it."""
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.exporters.task_score import labelled
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
         raise UserError(f"--bodies {' '.join(on_gpu)}: table 3 is for CPUs; choose from {', '.join(CPU_BODIES)}")
     runnable(args.bodies)
     make_folder("--report", args.report)
-    lengths = lengths_of(args.data, reader, LONGEST)
+    lengths = count_tokens(args.data, reader, LONGEST)
     folders = model_folders(args, scratch)
     sources = prepare(folders, "classification", args.bodies, scratch, [])
     lengths, cut_at = cut(lengths, {label: source.positions for label, (source, _) in sources.items()})

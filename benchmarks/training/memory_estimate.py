@@ -29,7 +29,7 @@ from ds_distill.utils.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-def said_by(*words, ranks: int = 1) -> dict:
+def run_command(*words, ranks: int = 1) -> dict:
     """Return the JSON that a command prints last; with several ranks, launch.sh starts the command."""
     environment = os.environ | {
         "DS_DISTILL_PYTHON": sys.executable,
@@ -113,8 +113,8 @@ def run(args: argparse.Namespace) -> int:
             ]
             options += ["--training.deepspeed", ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"]
             with spinner(case):
-                parts = said_by("estimate", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
-                found = said_by("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
+                parts = run_command("estimate", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
+                found = run_command("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
             estimated = parts["peak"]
             taken, shares = (
                 found["peak_memory_gib"],

@@ -34,7 +34,7 @@ from benchmarks.harness.cli import amount, count, user_errors
 from benchmarks.harness.interleave import Variant, ratio, run_interleaved
 from benchmarks.harness.machine import describe
 from benchmarks.training import baselines
-from benchmarks.training.step import add_setting, check, setting_of
+from benchmarks.training.step import add_setting, build_setting, check
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.models.student import count_parameters
 from ds_distill.training.deepspeed_config import resolve_zero_config
@@ -138,7 +138,7 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setting, device = build_setting(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokens = setting.sequences * setting.length
     if args.step is None:
         check(setting, device)

@@ -108,7 +108,7 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def setting_of(args: argparse.Namespace) -> baselines.Setting:
+def build_setting(args: argparse.Namespace) -> baselines.Setting:
     """Return the Setting that the options describe."""
     return baselines.Setting(**{name: getattr(args, name) for name in baselines.Setting.__dataclass_fields__})
 
@@ -178,7 +178,7 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setting, device = build_setting(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check(setting, device)
     make_folder("--report", args.report)
     chosen = set(args.only) or ROWS.keys() - set(MORE) | set(args.add)
@@ -215,7 +215,7 @@ def run(args: argparse.Namespace) -> int:
     result |= {"machine": describe(device), "date": datetime.date.today().isoformat()}
     if profile:
         print(profile)
-    title, text = heading(result), table(rows_of(contenders, result), COLUMNS)
+    title, text = heading(result), table(make_rows(contenders, result), COLUMNS)
     print(f"{title}\n\n{text}\n")
     print(json.dumps(result), flush=True)
     if args.report:
@@ -263,7 +263,7 @@ def heading(result: dict) -> str:
     )
 
 
-def rows_of(contenders: list[Variant], result: dict) -> list[dict]:
+def make_rows(contenders: list[Variant], result: dict) -> list[dict]:
     """Return one row of the table per contender."""
     rows = []
     for c in contenders:

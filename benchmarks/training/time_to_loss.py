@@ -59,7 +59,7 @@ WARM, TIMED = 2, 5
 KL_EVERY = 8  # batches: KL needs both models' logits at every token; the top-1 predictions need masked tokens only
 
 
-def logits_of(model, batch, rows: torch.Tensor) -> torch.Tensor:
+def compute_logits(model, batch, rows: torch.Tensor) -> torch.Tensor:
     """Return the logits of a masked-LM model, [rows, V], at the positions where rows [B, L] is true."""
     family = family_of(model)
     hidden = family.part(model, "trunk")(
@@ -84,14 +84,14 @@ def measured(student, teacher, batches, guesses: list[torch.Tensor]) -> list[flo
     for number, batch in enumerate(batches):
         at = batch.labels >= 0
         if fill:
-            guesses.append(logits_of(teacher, batch, at).argmax(-1))
-        z = logits_of(student, batch, at)
+            guesses.append(compute_logits(teacher, batch, at).argmax(-1))
+        z = compute_logits(student, batch, at)
         sums[0] += F.cross_entropy(z, batch.labels[at], reduction="sum").double()
         sums[2] += (z.argmax(-1) == guesses[number]).sum()
         masked += int(at.sum())
         if number % KL_EVERY == 0:
             real = torch.ones_like(at) if batch.attention_mask is None else batch.attention_mask.bool()
-            z, t = (logits_of(m, batch, real).log_softmax(-1) for m in (student, teacher))
+            z, t = (compute_logits(m, batch, real).log_softmax(-1) for m in (student, teacher))
             sums[1] += F.kl_div(z, t, reduction="sum", log_target=True).double()
             tokens += int(real.sum())
     return [float(sums[0]) / masked, float(sums[1]) / tokens, float(sums[2]) / masked]

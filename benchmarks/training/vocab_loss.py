@@ -33,7 +33,7 @@ from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.utils.console import spinner
 
 
-def inputs_of(
+def make_inputs(
     rows: int, hidden: int, vocabulary: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """Return hidden states, weights and biases of student and teacher, and labels with 15 % of them masked."""
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     start_distributed()
     device = local_device()
     dtype = resolve_dtype(Training(), device)
-    x = inputs_of(args.rows, args.hidden, args.vocabulary, device, dtype)
+    x = make_inputs(args.rows, args.hidden, args.vocabulary, device, dtype)
     jobs = {"products": bare(x), "fused": lambda: fused(x, "torch"), "plain": lambda: plain(x)}
     if (reason := compile_unavailable_reason()) is None:
         jobs["fused_compiled"] = lambda: fused(x, "compiled")
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
                 took = timed(lambda: [job() for _ in range(calls)], device) / calls  # noqa: B023
             if number >= 0:
                 seconds[name].append(took)
-    big = inputs_of(args.memory_rows, args.hidden, args.vocabulary, device, dtype)
+    big = make_inputs(args.memory_rows, args.hidden, args.vocabulary, device, dtype)
     memory = {}
     for name, job in {
         "fused": lambda: fused(big, "compiled" if "fused_compiled" in jobs else "torch"),

@@ -142,7 +142,7 @@ def test_a_forecast_whose_run_fails_says_so(monkeypatch):
         lambda *_, **__: subprocess.CompletedProcess([], 2, "", "…\nds-distill: --teacher is missing\n"),
     )
     with pytest.raises(UserError, match="^distill failed: ds-distill: --teacher is missing$"):
-        memory_estimate.said_by("distill", "--output", "o")
+        memory_estimate.run_command("distill", "--output", "o")
 
 
 def test_runs_that_cannot_be_compared(monkeypatch, capsys, tmp_path):
