@@ -69,6 +69,6 @@ def make_folder(option: str, folder: Path | None) -> None:
 def why_it_ended(status: int, log: str) -> str:
     """Return in one line why a process failed: the signal that killed it, or the last line that it logged."""
     if status < 0:
-        return f"killed by signal {-status}{', as where memory runs out' if status == -9 else ''}"
+        return f"killed by signal {-status}{', probably because memory ran out' if status == -9 else ''}"
     lines = log.strip().splitlines() or [f"exit status {status}"]
     return lines[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")[:300]

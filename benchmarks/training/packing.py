@@ -1,4 +1,4 @@
-"""Measure what packing gains on a corpus, compared with the gain that the share of padding promises.
+"""Measure what packing gains on a corpus, compared with the gain expected from the share of padding.
 
     python -m benchmarks.training.packing --teacher DIR --corpus FILE… [--length 512]
 
@@ -11,10 +11,10 @@ operators, so that only the batches differ:
     packed     documents fill whole blocks; a step has as many blocks as hold the same number of
                real tokens
 
-The output gives real tokens per second and these gains over padded batches. The promised gain is
-what a step would gain if its cost were the number of positions (padded positions ÷ real tokens).
-"Kept" is the measured gain ÷ the promised gain, over all steps. The last line of standard output is
-JSON.
+The output gives real tokens per second and these gains over padded batches. The expected gain is
+what a step would gain if its cost were the number of positions (padded positions ÷ real tokens). In
+the JSON it is called "promised", and the measured gain ÷ the expected gain "kept". The last line of
+standard output is JSON.
 """
 
 import argparse

@@ -128,7 +128,7 @@ def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_p
 
 
 def test_how_a_process_ended():
-    assert why_it_ended(-9, "a warning\n") == "killed by signal 9, as where memory runs out"
+    assert why_it_ended(-9, "a warning\n") == "killed by signal 9, probably because memory ran out"
     assert why_it_ended(-15, "") == "killed by signal 15" and why_it_ended(3, "\n") == "exit status 3"
     assert why_it_ended(1, "Traceback\nds_distill.utils.errors.UserError: no such file\n") == "no such file"
     with pytest.raises(UserError, match="^killed by signal 9"):
