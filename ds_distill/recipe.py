@@ -50,7 +50,7 @@ class Losses:
 
 @dataclass
 class Student:
-    """The student's shape and start.
+    """Shape and initialization of the student.
 
     Args:
         init_layers: Teacher layers that initialize the student: "every_other" (evenly spaced, including the
@@ -75,8 +75,8 @@ class Training:
     Args:
         global_batch_size: Sequences per optimizer step, over all ranks and accumulation steps.
         micro_batch_size: Maximum number of sequences per rank and forward pass. The run uses the largest
-            number up to this one that divides a rank's share of the global batch, and accumulates gradients
-            over the rest. "auto": the largest micro-batch that fits in memory (distill only).
+            number up to this one that divides a rank's share of the global batch, and accumulates the
+            gradients of several micro-batches. "auto": the largest micro-batch that fits in memory (distill only).
         max_tokens: Stop after this many tokens; 0: stop after `epochs`.
         epochs: Passes over the data when max_tokens is 0.
         learning_rate: Peak learning rate, after a linear warm-up and before a linear decay to zero.
@@ -193,7 +193,7 @@ class Training:
 
 @dataclass
 class Data:
-    """How text becomes blocks.
+    """Preparation and masking of the text.
 
     Args:
         mode: "packed": concatenated documents fill whole blocks, without padding; "lines": each line is one
