@@ -238,7 +238,7 @@ def _one_job(command: str) -> Iterator[None]:
     finally:
         if bars:
             logging.enable_progress_bar()
-        if job.ranks() == 1:
+        if job.world_size() == 1:
             for name in job.RANK_VARIABLES:
                 os.environ.pop(name, None)
             os.environ.update({name: value for name, value in environment.items() if name in job.RANK_VARIABLES})

@@ -118,20 +118,21 @@ def _run(name: str, options, debug: bool) -> dict:
     command.check(options)
     # With several ranks, the others would wait for one that fails before it joins them. Also, some
     # of the paths need to exist for the first rank alone.
-    if job.ranks() == 1:
+    if job.world_size() == 1:
         command.check_paths(options)
     keep_cache_in_environment()
     if libraries := LOADED.get(name, "torch and DeepSpeed"):
         log(f"loading {libraries} …")
     silence_libraries(debug)
     try:
-        with ProgressWatch() if job.ranks() == 1 else contextlib.nullcontext():
+        with ProgressWatch() if job.world_size() == 1 else contextlib.nullcontext():
             summary = command.run(options)
     except Exception as error:
         if debug or isinstance(error, UserError) or not is_disk_full(error):
             raise
         raise UserError(
-            f"{options.output or 'the disk'}: {_at(error)}the disk is full; free some space, or choose another --output"
+            f"{options.output or 'the disk'}: {_file_prefix(error)}the disk is full; free some space, or choose "
+            "another --output"
         ) from error
     if process_group := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
         process_group.stop_heartbeats()
@@ -140,7 +141,7 @@ def _run(name: str, options, debug: bool) -> dict:
     return summary
 
 
-def _at(error: Exception) -> str:
+def _file_prefix(error: Exception) -> str:
     """Return the file at which the disk was full, where the error names it."""
     return f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
 

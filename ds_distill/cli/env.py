@@ -30,7 +30,7 @@ def run(options) -> dict:
         versions = [{"package": package, "version": version} for package, version in described["versions"].items()]
         print(table(versions, {"package": "package", "version": "version"}))
         devices = [
-            {"what": key.replace("_", " ").replace("gib", "GiB"), "value": _joined(value)}
+            {"what": key.replace("_", " ").replace("gib", "GiB"), "value": _join_list(value)}
             for key, value in described["devices"].items()
         ]
         print("\n" + table(devices, {"what": "device", "value": ""}))
@@ -42,5 +42,5 @@ def run(options) -> dict:
     return described
 
 
-def _joined(value: object) -> object:
+def _join_list(value: object) -> object:
     return ", ".join(value) or None if isinstance(value, list) else value

@@ -39,7 +39,7 @@ REMEDY = (
 )
 
 
-def ranks() -> int:
+def world_size() -> int:
     """Return the number of ranks of the job, once `normalize_environment` has checked the environment."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 

@@ -55,10 +55,10 @@ def test_any_environment_is_understood_or_named(capsys, command, variables):
         )
         assert not works or bool(said) == (rank not in ("", "0") or world not in ("", "1"))
     else:
-        assert works and 0 <= int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) == job.ranks()
+        assert works and 0 <= int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) == job.world_size()
         assert os.environ["MASTER_ADDR"] and int(os.environ["LOCAL_RANK"]) >= 0
-        assert job.ranks() == 1 or os.environ["MASTER_PORT"].isdecimal()
-        assert job.ranks() > 1 or os.environ["MASTER_ADDR"] == "127.0.0.1", "not the address of another job"
+        assert job.world_size() == 1 or os.environ["MASTER_PORT"].isdecimal()
+        assert job.world_size() > 1 or os.environ["MASTER_ADDR"] == "127.0.0.1", "not the address of another job"
 
 
 @pytest.mark.parametrize(
