@@ -32,7 +32,7 @@ from ds_distill.exporters.huggingface import export
 from ds_distill.losses.objective import Objective
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import teacher_dtype
-from ds_distill.models.student import build_student, count_parameters
+from ds_distill.models.student import build_student, count_parameters, resolve_layers
 from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight import job as preflight
 from ds_distill.preflight.models import check_fits_prepared_tokens
@@ -43,7 +43,7 @@ from ds_distill.run_folder import locked_run_folder
 from ds_distill.training import checkpoint
 from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.evaluation import evaluate
-from ds_distill.training.trainer import explain_training_memory, train
+from ds_distill.training.trainer import Trainer, explain_training_memory
 from ds_distill.training.weights import gather_master_weights, load_checkpoint_weights
 from ds_distill.utils.console import is_first, log_once, progress
 from ds_distill.utils.errors import UserError
@@ -150,25 +150,26 @@ def _tokens_of(
     return recipe, folder, heldout_sets(heldout, folder, recipe, output)
 
 
-def _finish(engine, summary: dict, recipe: Recipe, tokens: Path, output: Path, title: str) -> dict:
-    """Collective: write export, plot and model card; return the summary without its curves."""
-    weights = gather_master_weights(engine)
-    history, heldout = summary.pop("history"), summary.pop("heldout")
+def _export_and_summarize(trainer: Trainer, summary: dict, recipe: Recipe, tokens: Path) -> dict:
+    """Collective: write export, plot and model card of a finished run; return its summary."""
+    weights, state, output, title = gather_master_weights(trainer.engine), trainer.state, trainer.output, trainer.title
     summary["parameters"] = sum(x.numel() for x in weights.values())
     summary["export"] = str(output / "export")
     if is_first():
         (output / "curves.json").write_text(
-            json_text({"history": history, "heldout": heldout}) + "\n", encoding="utf-8"
+            json_text({"history": state.history, "heldout": state.heldout}) + "\n", encoding="utf-8"
         )
-        loss_plot(history, heldout, output / "loss.png", title)
+        loss_plot(state.history, state.heldout, output / "loss.png", title)
         summary["plot"] = str(output / "loss.png")
         summary |= text_statistics(tokens)
         manifest = TokenDataset.open(tokens, "heldout").manifest
         card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"])
         with explain_disk_full(output):
-            export(weights, engine.module.model.cpu(), load_tokenizer(tokens / "tokenizer"), output / "export", card)
+            export(
+                weights, trainer.objective.model.cpu(), load_tokenizer(tokens / "tokenizer"), output / "export", card
+            )
     torch.distributed.barrier()
-    engine.destroy()
+    trainer.engine.destroy()
     return summary
 
 
@@ -198,7 +199,7 @@ def distill(
     device = local_device(recipe.training.device)
     dtype = resolve_dtype(recipe.training, device)
     recipe = _with_resolved_micro_batch(recipe, teacher, world)
-    store, order, held = open_run_data(tokens, recipe, rank, world, heldout or {})
+    store, loader, held = open_run_data(tokens, recipe, rank, world, heldout or {})
     source = load_masked_lm(teacher)
     check_fits_prepared_tokens(store, source.config, f"teacher {teacher}", teacher)
     with locked_run_folder(
@@ -217,16 +218,18 @@ def distill(
             freeze_positions=recipe.student.freeze_positions,
         )
         _keep_model(student.config, tokens, output)
-        objective = Objective(student, recipe.losses, world, teacher_width=source.config.hidden_size)
+        layer_map = resolve_layers(source.config, recipe.student.init_layers, recipe.student.num_layers)
+        objective = Objective(student, recipe.losses, world, source.config, layer_map)
         frozen = None
-        if recipe.losses.kl or recipe.losses.cosine:
+        if recipe.losses.need_teacher:
             wanted = teacher_dtype(device, dtype)
             frozen = Teacher(source.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # as in Teacher.load
         del source
         with explain_training_memory(t):
-            engine, summary = train(objective, frozen, order, held, recipe, output, device, dtype, title)
+            trainer = Trainer(objective, frozen, loader, held, recipe, output, device, dtype, title)
+            summary = trainer.fit()
         summary["kl_tokens"] = recipe.losses.kl_tokens
-        return _finish(engine, summary, recipe, tokens, output, title)
+        return _export_and_summarize(trainer, summary, recipe, tokens)
 
 
 def _check_micro_batch(recipe: Recipe) -> None:
@@ -279,7 +282,7 @@ def pretrain(
     device = local_device(recipe.training.device)
     dtype = resolve_dtype(recipe.training, device)
     recipe = _with_resolved_micro_batch(recipe, None, world)
-    store, order, held = open_run_data(tokens, recipe, rank, world, heldout or {})
+    store, loader, held = open_run_data(tokens, recipe, rank, world, heldout or {})
     t, folder = recipe.training, model if isinstance(model, str) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed)
@@ -298,12 +301,13 @@ def pretrain(
     start = {"from": weights_fingerprint(encoder)[:16]} if folder else {"model": model}
     with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
         _keep_model(encoder.config, tokens, output)
-        objective = Objective(encoder, recipe.losses, world)
+        objective = Objective(encoder, recipe.losses.without_teacher(), world)
         if t.encoder_learning_rate == 0:
-            objective.family.part(encoder, "trunk").requires_grad_(False)
+            objective.family.get_encoder(encoder).requires_grad_(False)
         with explain_training_memory(t):
-            engine, summary = train(objective, None, order, held, recipe, output, device, dtype, title)
-        return _finish(engine, summary, recipe, tokens, output, title)
+            trainer = Trainer(objective, None, loader, held, recipe, output, device, dtype, title)
+            summary = trainer.fit()
+        return _export_and_summarize(trainer, summary, recipe, tokens)
 
 
 def _keep_model(config, tokens: Path, output: Path) -> None:
@@ -328,7 +332,7 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
     Raises:
         UserError: The run has no checkpoint, or none of this step.
     """
-    found = checkpoint.all_of(run / "checkpoints")
+    found = checkpoint.list_checkpoints(run / "checkpoints")
     if not found or not (run / "model" / "config.json").is_file():
         raise UserError(f"--run {run}: no run with a checkpoint; give the --output folder of distill or pretrain")
     step = max(found) if step is None else step
@@ -380,6 +384,7 @@ def evaluate_folders(models: list[str], tokens: Path, recipe: Recipe, untrained:
                 for batch in heldout_batches(heldout, masker, size, t.eval_max_sequences, own)
                 if bar.update() or True
             )
-            figures = evaluate(Objective(network, recipe.losses, world).to(device), batches, device)
-        rows.append({"model": name or f"{models[0]}, untrained", "parameters": count_parameters(network)} | figures)
+            figures = evaluate(Objective(network, recipe.losses.without_teacher(), world).to(device), batches, device)
+        row = {"model": name or f"{models[0]}, untrained", "parameters": count_parameters(network)}
+        rows.append(row | {f"heldout_{key}": value for key, value in figures.items()})
     return sorted(rows, key=lambda row: math.inf if row["heldout_mlm_loss"] is None else row["heldout_mlm_loss"])

@@ -3,9 +3,10 @@
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, Self, cast
 
 from ds_distill.config.values import UserPath
 from ds_distill.utils.errors import UserError
@@ -29,6 +30,50 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     return keys
 
 
+def limited(default: Any, low: float, high: float, word: str = "", each: bool = False) -> Any:
+    """Return a dataclass field whose value must be between two limits, as `Recipe.check` sees to.
+
+    Args:
+        default: The default. Where it is None, None is no number to check.
+        low: The least value.
+        high: The greatest value.
+        word: A word that may stand in place of the number.
+        each: Whether the value is a list, each entry of which is checked.
+    """
+    return field(default=default, metadata={"limits": (low, high), "word": word, "each": each})
+
+
+def limited_values(section: Any) -> Iterator[tuple[str, Any, float, float]]:
+    """Yield (key, value, low, high) for each number of a section that has limits."""
+    for setting in fields(section):
+        value, limits = getattr(section, setting.name), setting.metadata.get("limits")
+        if not limits or (value is None and setting.default is None):
+            continue
+        if setting.metadata["each"]:
+            for index, entry in enumerate(value):
+                yield f"{setting.name}[{index}]", entry, *limits
+        elif value != setting.metadata["word"]:
+            yield setting.name, value, *limits
+
+
+@dataclass
+class Match:
+    """An additional loss term that compares hidden states of the student with those of the teacher.
+
+    Args:
+        loss: Name of the loss: a key of LOSSES in ds_distill/losses/matching.py.
+        of: What to compare: "hidden", the hidden states after a layer.
+        layers: Layers to compare: "last", "mapped" (each student layer with the teacher layer that it was
+            initialized from), or a list of pairs [student layer, teacher layer], counted from 0.
+        weight: Weight of the term, which is a mean over real tokens, summed over the layers.
+    """
+
+    loss: str
+    of: Literal["hidden"] = "hidden"
+    layers: Literal["last", "mapped"] | list[tuple[int, int]] = "mapped"
+    weight: float = limited(1.0, 0, 1e6)
+
+
 @dataclass
 class Losses:
     """Weights of the triple loss (Sanh et al. 2019, section 2; values from the authors' code).
@@ -39,13 +84,24 @@ class Losses:
         cosine: Weight of 1 − cos(student, teacher) of the last hidden states.
         temperature: Temperature T that divides both the teacher's and the student's logits in the KL term.
         kl_tokens: Tokens in the KL term: "all" real tokens, as in the paper, or only the "masked" ones.
+        match: Additional loss terms, each {loss, of, layers, weight}; none by default.
     """
 
-    kl: float = 5.0
-    mlm: float = 2.0
-    cosine: float = 1.0
-    temperature: float = 2.0
+    kl: float = limited(5.0, 0, 1e6)
+    mlm: float = limited(2.0, 0, 1e6)
+    cosine: float = limited(1.0, 0, 1e6)
+    temperature: float = limited(2.0, 0.01, 1e3)
     kl_tokens: Literal["all", "masked"] = "all"
+    match: list[Match] = field(default_factory=list)
+
+    @property
+    def need_teacher(self) -> bool:
+        """Whether a term compares the student with a teacher."""
+        return bool(self.kl or self.cosine or self.match)
+
+    def without_teacher(self) -> Self:
+        """Return the masked-LM loss alone, with its weight."""
+        return replace(self, kl=0.0, cosine=0.0, match=[])
 
 
 @dataclass
@@ -110,30 +166,30 @@ class Training:
         resume: "auto" resumes the run in the output folder; "never" refuses a folder that has one.
     """
 
-    global_batch_size: int = 64
-    micro_batch_size: int | Literal["auto"] = 16
-    max_tokens: int = 0
-    epochs: int = 3
-    learning_rate: float = 5e-4
-    encoder_learning_rate: float | None = None
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6
-    max_grad_norm: float = 5.0
-    dropout: float = 0.1
-    seed: int = 0
+    global_batch_size: int = limited(64, 1, 1 << 24)
+    micro_batch_size: int | Literal["auto"] = limited(16, 1, 1 << 20, word="auto")
+    max_tokens: int = limited(0, 0, 10**15)
+    epochs: int = limited(3, 1, 10**6)
+    learning_rate: float = limited(5e-4, 0, 10)
+    encoder_learning_rate: float | None = limited(None, 0, 10)
+    warmup_ratio: float = limited(0.05, 0, 1)
+    weight_decay: float = limited(0.0, 0, 10)
+    betas: tuple[float, float] = limited((0.9, 0.98), 0, 0.99999, each=True)
+    eps: float = limited(1e-6, 1e-15, 1)
+    max_grad_norm: float = limited(5.0, 0, 1e9)
+    dropout: float = limited(0.1, 0, 0.99)
+    seed: int = limited(0, 0, 2**63 - 1)
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     optimizer: Literal["auto", "deepspeed", "torch", "apex"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     deepspeed: UserPath | None = None
     gradient_checkpointing: bool = False
-    max_skipped: int = 20
-    save_every: int = 500
-    save_total_limit: int = 2
-    eval_every: int = 500
-    eval_max_sequences: int = 256
+    max_skipped: int = limited(20, 1, 10**9)
+    save_every: int = limited(500, 0, 10**9)
+    save_total_limit: int = limited(2, 1, 10**6)
+    eval_every: int = limited(500, 0, 10**9)
+    eval_max_sequences: int = limited(256, 1, 10**9)
     resume: Literal["auto", "never"] = "auto"
 
     def sequences_per_rank(self, ranks: int) -> int:
@@ -216,16 +272,16 @@ class Data:
     """
 
     mode: Literal["packed", "lines"] = "packed"
-    sequence_length: int = 128
-    heldout_fraction: float = 0.02
+    sequence_length: int = limited(128, 8, 1 << 16)
+    heldout_fraction: float = limited(0.02, 0, 0.5)
     column: str = "text"
-    weights: list[float] | None = None
+    weights: list[float] | None = limited(None, 0, 1e6, each=True)
     attend_across_documents: bool = True
-    mlm_probability: float = 0.15
-    mlm_smoothing: float = 0.7
+    mlm_probability: float = limited(0.15, 0.01, 0.9)
+    mlm_smoothing: float = limited(0.7, 0, 5)
     whole_word_masking: bool = False
     streaming: bool = True
-    workers: int = 0
+    workers: int = limited(0, 0, 4096)
 
 
 @dataclass
@@ -240,44 +296,12 @@ class Recipe:
     def check(self) -> None:
         """Raise UserError for the first value that makes no sense, before anything is allocated."""
         training, data, losses = self.training, self.data, self.losses
-        limits = [
-            ("training.global_batch_size", training.global_batch_size, 1, 1 << 24),
-            (
-                "training.micro_batch_size",
-                1 if training.micro_batch_size == "auto" else training.micro_batch_size,
-                1,
-                1 << 20,
-            ),
-            ("training.max_tokens", training.max_tokens, 0, 10**15),
-            ("training.epochs", training.epochs, 1, 10**6),
-            ("training.learning_rate", training.learning_rate, 0, 10),
-            ("training.encoder_learning_rate", training.encoder_learning_rate or 0, 0, 10),
-            ("training.warmup_ratio", training.warmup_ratio, 0, 1),
-            ("training.weight_decay", training.weight_decay, 0, 10),
-            *((f"training.betas[{index}]", beta, 0, 0.99999) for index, beta in enumerate(training.betas)),
-            ("training.eps", training.eps, 1e-15, 1),
-            ("training.max_grad_norm", training.max_grad_norm, 0, 1e9),
-            ("training.dropout", training.dropout, 0, 0.99),
-            ("training.seed", training.seed, 0, 2**63 - 1),
-            ("training.max_skipped", training.max_skipped, 1, 10**9),
-            ("training.save_every", training.save_every, 0, 10**9),
-            ("training.save_total_limit", training.save_total_limit, 1, 10**6),
-            ("training.eval_every", training.eval_every, 0, 10**9),
-            ("training.eval_max_sequences", training.eval_max_sequences, 1, 10**9),
-            ("data.sequence_length", data.sequence_length, 8, 1 << 16),
-            ("data.heldout_fraction", data.heldout_fraction, 0, 0.5),
-            ("data.workers", data.workers, 0, 4096),
-            ("data.mlm_probability", data.mlm_probability, 0.01, 0.9),
-            ("data.mlm_smoothing", data.mlm_smoothing, 0, 5),
-            *((f"data.weights[{index}]", weight, 0, 1e6) for index, weight in enumerate(data.weights or ())),
-            ("losses.kl", losses.kl, 0, 1e6),
-            ("losses.mlm", losses.mlm, 0, 1e6),
-            ("losses.cosine", losses.cosine, 0, 1e6),
-            ("losses.temperature", losses.temperature, 0.01, 1e3),
-        ]
-        for key, value, low, high in limits:
-            if value is None or not low <= value <= high:
-                raise UserError(f"{key} = {value}: must be between {low} and {high:g}")
+        sections: dict[str, Any] = {"training": training, "data": data, "losses": losses}
+        sections |= {f"losses.match[{index}]": match for index, match in enumerate(losses.match)}
+        for name, section in sections.items():
+            for key, value, low, high in limited_values(section):
+                if value is None or not low <= value <= high:
+                    raise UserError(f"{name}.{key} = {value}: must be between {low} and {high:g}")
         tokens = data.sequence_length - 2  # [CLS] and [SEP] are never masked
         if round(data.mlm_probability * tokens) == 0:
             raise UserError(
@@ -285,7 +309,7 @@ class Recipe:
                 f"sequence (data.sequence_length = {data.sequence_length}); "
                 f"use {math.ceil(501 / tokens) / 1000} or more, which masks one"
             )
-        if losses.kl == losses.mlm == losses.cosine == 0:
+        if losses.kl == losses.mlm == losses.cosine == 0 and not any(match.weight for match in losses.match):
             raise UserError(
                 "losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained; set one of them above 0"
             )

@@ -1,4 +1,4 @@
-"""Write docs/RELIABILITY.md by running the tests that it lists, including the long ones.
+"""Write docs/reliability.md by running the tests that it lists, including the long ones.
 
     python -m tests.reliability                       runs everything (about half an hour on two cores)
     python -m tests.reliability -k resume             passes further arguments to pytest; a part
@@ -19,7 +19,7 @@ import torch
 from benchmarks.harness.machine import describe
 from ds_distill.reporting.tables import table
 
-PAGE = Path(__file__).parents[1] / "docs" / "RELIABILITY.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 INTRODUCTION = """# What a run survives
 
 Made by `python -m tests.reliability` on {date}: {machine}; {minutes:.0f} minutes. \

@@ -9,20 +9,24 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    CamembertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
     PreTrainedTokenizerFast,
-    RobertaConfig,
     RobertaForMaskedLM,
     RobertaTokenizerFast,
-    XLMRobertaConfig,
     XLMRobertaForMaskedLM,
 )
 
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.exporters.parity import SAMPLE
 
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta")
+FAMILIES = ("bert", "camembert", "distilbert", "roberta", "xlm-roberta")
+ROBERTA_LIKE = {
+    "camembert": CamembertForMaskedLM,
+    "roberta": RobertaForMaskedLM,
+    "xlm-roberta": XLMRobertaForMaskedLM,
+}
 POSITIONS = 64
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 MARKS = {
@@ -102,11 +106,7 @@ def save_encoder(family: str, folder: Path) -> Path:
             "type_vocab_size": 1,
             **SIZES,
         }
-        model = (
-            RobertaForMaskedLM(RobertaConfig(**config))
-            if family == "roberta"
-            else XLMRobertaForMaskedLM(XLMRobertaConfig(**config))
-        )
+        model = ROBERTA_LIKE[family](ROBERTA_LIKE[family].config_class(**config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

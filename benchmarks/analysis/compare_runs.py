@@ -16,16 +16,14 @@ from pathlib import Path
 from benchmarks.harness.cli import make_folder, user_errors
 from ds_distill.reporting.plots import comparison_plot
 from ds_distill.reporting.tables import table
+from ds_distill.training.state import read_heldout_curves
 from ds_distill.utils.errors import UserError
 
 
 def held_out(folder: Path) -> dict[str, list]:
-    """Return, by name of the set, the measurements of a run; each is [step, tokens, loss, accuracy]."""
+    """Return, by name of the set, a run's rows {step, tokens, mlm_loss, mlm_accuracy}."""
     try:
-        return {
-            name or "own": rows
-            for name, rows in json.loads((folder / "curves.json").read_text(encoding="utf-8"))["heldout"].items()
-        }
+        return {name or "own": rows for name, rows in read_heldout_curves(folder).items()}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{folder} is not a finished run (curves.json: {error}); give the --output folder of distill or pretrain"
@@ -60,12 +58,16 @@ def run(args: argparse.Namespace) -> int:
             | {
                 f"{kind} {what}": value
                 for kind, curve in sets.items()
-                for what, value in (("start", curve[0][2]), ("end", curve[-1][2]), ("accuracy", curve[-1][3]))
+                for what, value in (
+                    ("start", curve[0]["mlm_loss"]),
+                    ("end", curve[-1]["mlm_loss"]),
+                    ("accuracy", curve[-1]["mlm_accuracy"]),
+                )
             }
         )
     for other in others:
         for kind in runs[first].keys() & runs[other].keys():
-            mine, theirs = ({row[0]: row[2] for row in runs[name][kind]} for name in (first, other))
+            mine, theirs = ({row["step"]: row["mlm_loss"] for row in runs[name][kind]} for name in (first, other))
             common = sorted((mine.keys() & theirs.keys()) - {0})  # nothing has been learned before the first step
             ahead[f"{other}, {kind}"] = [sum(mine[step] < theirs[step] for step in common), len(common)]
     columns = {"run": "run"}

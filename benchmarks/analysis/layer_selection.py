@@ -5,7 +5,7 @@
 It measures a fine-tuned model's score without each of its layers, and with every choice of as many
 layers as a student would get. Nothing is trained, so this takes minutes, where a student of each
 choice takes hours. The order of the choices hints at which to try as student.init_layers, but it is not
-a forecast: docs/LOG.md has the scores that students of some of them reached. If there are more
+a forecast: docs/dev/log.md has the scores that students of some of them reached. If there are more
 choices than --most, layers are dropped one by one, each time the layer whose loss costs the least.
 The last line of standard output is JSON.
 """
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         load_for_task(args.model, task, "model", tuned=True).eval(),
         load_tokenizer(resolve_model_folder(args.model, "--model")),
     )
-    depth = family_of(model).measures(model.config)[0]
+    depth = family_of(model).dims(model.config).depth
     count = depth // 2 if args.keep is None else args.keep
     if not 1 <= count < depth:
         raise UserError(f"--keep {count}: the model has {depth} layers; give a number from 1 to {depth - 1}")

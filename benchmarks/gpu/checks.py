@@ -44,7 +44,7 @@ from ds_distill.recipe import Losses, Training
 from ds_distill.reporting.tables import table
 from ds_distill.training.compile import compile_step, compile_unavailable_reason
 from ds_distill.training.device import local_device
-from ds_distill.training.engine import backward, make_engine, optimizer_step
+from ds_distill.training.engine import Engine
 
 ROUNDED = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 NO_TIME = "no time left"
@@ -260,14 +260,13 @@ def engine_steps_error(
     objective = Objective(copy.deepcopy(student), Losses(), 1)
     if compile_unavailable_reason() is None:
         compile_step(objective, frozen, device, body=stage < 3)
-    engine = make_engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
-    engine.train()
+    engine = Engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
     found: list[float] = []
     while len(found) < 3 and engine.skipped_steps < 30:  # fp16 finds its loss scale in steps that overflow
         skipped = engine.skipped_steps
         loss, _ = engine(ids, None, labels, counts, frozen.targets(ids))
-        backward(engine, loss)
-        optimizer_step(engine)
+        engine.backward(loss)
+        engine.step()
         if engine.skipped_steps == skipped:
             found.append(float(loss.detach()))
     engine.destroy()
@@ -287,7 +286,7 @@ def host_waits(device: torch.device) -> tuple[float, str]:
     objective = Objective(build_student(teacher, dropout=0.1), Losses(), 1)
     if compile_unavailable_reason() is None:
         compile_step(objective, frozen, device)
-    engine = make_engine(
+    engine = Engine(
         objective,
         Training(global_batch_size=16, micro_batch_size=8),
         accumulation=2,
@@ -295,7 +294,6 @@ def host_waits(device: torch.device) -> tuple[float, str]:
         device=device,
         dtype=torch.bfloat16,
     )
-    engine.train()
     for micro in range(6):
         torch.cuda.synchronize(device)
         with warnings.catch_warnings(record=True) as caught:
@@ -304,9 +302,9 @@ def host_waits(device: torch.device) -> tuple[float, str]:
             # The debug mode sees copies to the host, but not a wait for the whole device.
             with mock.patch("torch.cuda.synchronize", lambda *_: warnings.warn("torch.cuda.synchronize", stacklevel=2)):
                 loss, _ = engine(ids, None, labels, counts, frozen.targets(ids))
-                backward(engine, loss)
+                engine.backward(loss)
             torch.cuda.set_sync_debug_mode("default")
-        optimizer_step(engine)
+        engine.step()
         if micro == 4:
             waits = [str(w.message) for w in caught if "synchroniz" in str(w.message)]
     engine.destroy()

@@ -1,6 +1,6 @@
 """Run all GPU measurements in one command, in under ten minutes, and write one report.
 
-    python -m benchmarks.gpu.suite --report benchmarks/results/h100
+    python -m benchmarks.gpu.suite --report docs/results/benchmarks/h100
     python -m benchmarks.gpu.suite --rehearse --report /tmp/rehearsal
         runs small on a CPU to see whether the suite itself works; its figures do not count
 

@@ -264,7 +264,7 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     objective = Objective(student, setting.losses, torch.distributed.get_world_size())
     recipe = Recipe(training=training, losses=setting.losses, data=Data(sequence_length=setting.length))
     # Many steps are announced, so that compiling pays where it works.
-    take = Step(
+    train_step = Step(
         objective,
         frozen,
         recipe,
@@ -275,16 +275,16 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
         device=device,
         dtype=dtype,
     )
-    if setting.passes != "auto" and take.compile_seconds is not None:
+    if setting.passes != "auto" and train_step.compile_seconds is not None:
         objective.passes = setting.passes
     batches = [Batch(ids, labels, None)]
 
     def step() -> None:
         for number in range(30):
-            before = take.engine.skipped_steps
-            parts, _ = take(number, batches, counts)
-            torch.stack(parts).tolist()  # the loop reads the losses too
-            if take.engine.skipped_steps == before:
+            before = train_step.engine.skipped_steps
+            sums, _ = train_step(number, batches, counts)
+            torch.stack(sums).tolist()  # the loop reads the losses too
+            if train_step.engine.skipped_steps == before:
                 return
             # In the first call, fp16 is still finding its loss scale: a call without an optimizer step is not a step.
         raise RuntimeError("no step of 30 had a finite gradient")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from transformers import PretrainedConfig
 
+from ds_distill.estimate.flops import linear_shapes
 from ds_distill.kernels.fused_linear import columns
 from ds_distill.models.families import family_of_type
 
@@ -33,24 +34,21 @@ def products(
         A list of pairs. Each product takes a function that makes a tensor of a given shape, and
         returns the function that multiplies.
     """
-    depth, heads, hidden, feed_forward, _ = family_of_type(config.model_type).measures(config)
-    tokens, vocabulary, size = sequences * length, columns(config.vocab_size, device), hidden // heads
-    linears = [
-        (hidden, hidden, 4 * depth + 1),
-        (hidden, feed_forward, depth),
-        (feed_forward, hidden, depth),
-        (hidden, vocabulary, 1),
-    ]
+    dims = family_of_type(config.model_type).dims(config)
+    tokens, size = sequences * length, dims.width // dims.heads
     found: list[tuple[Callable, int]] = []
-    for inner, outer, count in linears:
+    encoder, head = linear_shapes(config)
+    for (inner, outer), count in (encoder + head).items():
+        if outer == config.vocab_size:
+            outer = columns(config.vocab_size, device)
         found.append((_product((tokens, inner), (outer, inner), (False, True)), count))
         if trained:
             found.append((_product((tokens, outer), (outer, inner), (False, False)), count))
             found.append((_product((tokens, outer), (tokens, inner), (True, False)), count))
-    batch = sequences * heads
+    batch = sequences * dims.heads
     scores = _product((batch, length, size), (batch, length, size), (False, True))
     values = _product((batch, length, length), (batch, length, size), (False, False))
-    return [*found, (scores, depth * (2 if trained else 1)), (values, depth * (4 if trained else 1))]
+    return [*found, (scores, dims.depth * (2 if trained else 1)), (values, dims.depth * (4 if trained else 1))]
 
 
 def _product(left: tuple, right: tuple, turned: tuple[bool, bool]) -> Callable:

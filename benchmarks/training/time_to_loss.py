@@ -62,10 +62,8 @@ KL_EVERY = 8  # batches: KL needs both models' logits at every token; the top-1 
 def compute_logits(model, batch, rows: torch.Tensor) -> torch.Tensor:
     """Return the logits of a masked-LM model, [rows, V], at the positions where rows [B, L] is true."""
     family = family_of(model)
-    hidden = family.part(model, "trunk")(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask
-    ).last_hidden_state
-    return family.part(model, "decoder")(family.transform(model, hidden[rows]))
+    hidden = family.get_encoder(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    return family.get_decoder(model)(family.mlm_transform(model, hidden[rows]))
 
 
 @torch.no_grad()

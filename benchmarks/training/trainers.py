@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.reference.recipe import reference_losses
 from benchmarks.training.baselines import adamw_options
-from ds_distill.data.batch import Batch
+from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.losses.objective import Objective
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe
@@ -68,7 +68,7 @@ class Plain:
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, by_the_clock(t.warmup_ratio, share))
 
-    def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
+    def step(self, batches: list[Batch], counts: TokenCounts) -> None:
         """Take one optimizer step over the micro-batches."""
         x, t = self.recipe.losses, self.recipe.training
         for batch in batches:
@@ -125,9 +125,9 @@ class Engine:
         dtype = resolve_dtype(t, cpu)
         frozen, objective = (
             Teacher(copy.deepcopy(teacher).to(dtype)),
-            Objective(student, recipe.losses, 1, teacher.config.hidden_size),
+            Objective(student, recipe.losses, 1, teacher.config),
         )
-        self.take = Step(
+        self.train_step = Step(
             objective,
             frozen,
             recipe,
@@ -138,17 +138,17 @@ class Engine:
             device=cpu,
             dtype=dtype,
         )
-        self.engine = self.take.engine
-        schedule = self.engine.lr_scheduler
+        self.engine = self.train_step.engine
+        schedule = self.engine.deepspeed.lr_scheduler
         schedule.lr_lambdas = [by_the_clock(t.warmup_ratio, share)] * len(schedule.lr_lambdas)
         for group, base, factor in zip(
             schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
         ):
             group["lr"] = base * factor(0)
 
-    def step(self, batches: list[Batch], counts: tuple[int, int]) -> None:
+    def step(self, batches: list[Batch], counts: TokenCounts) -> None:
         """Take one optimizer step over the micro-batches."""
-        self.take(self.engine.global_steps, batches, counts)
+        self.train_step(self.engine.deepspeed.global_steps, batches, counts)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the student's fp32 master weights."""

@@ -49,4 +49,6 @@ def read_identity(record: dict[str, Any]) -> dict[str, Any]:
     read = {current_name(key) or key: value for key, value in record.items()}
     if read.get("data.mode") == "grouped":
         read["data.mode"] = MODE_LINES
+    if any(key.startswith("losses.") for key in read):
+        read.setdefault("losses.match", [])  # earlier versions had no such list
     return read

@@ -9,10 +9,10 @@ import os
 import re
 import reprlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from decimal import Decimal
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ds_distill.config.yaml_text import load_yaml
 from ds_distill.utils.errors import UserError, did_you_mean
@@ -151,7 +151,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         value: The text of the command line, the result of load_yaml, or a converted value, which
             stays as it is.
         hint: A type hint of str, int, float, bool, Literal, list, tuple, dict, unions of these,
-            texts with a Reader.
+            texts with a Reader, or a dataclass.
         key: The key or option, for errors.
 
     Raises:
@@ -178,6 +178,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
             name: convert(entry, get_args(hint)[1], f"{key}.{name}")
             for name, entry in _read_mapping(value, key).items()
         }
+    if is_dataclass(hint):
+        return _convert_dataclass(value, hint, key)
     if hint is str:
         return read_text(value, key)
     if isinstance(value, str):
@@ -197,7 +199,11 @@ def _convert_union(value: Any, hints: tuple, key: str) -> Any:
         return None
     mistakes: list[str] = []
     is_list = isinstance(value, str) and value.lstrip().startswith("[")
-    for hint in sorted((hint for hint in hints if hint is not NoneType), key=lambda hint: hint is str):
+    lists_first = isinstance(value, list)
+    for hint in sorted(
+        (hint for hint in hints if hint is not NoneType),
+        key=lambda hint: (hint is str, lists_first and get_origin(hint) is not list),
+    ):
         if mistakes and is_list and hint is str:
             continue  # this is a list with a mistake in it
         try:
@@ -229,6 +235,8 @@ def _convert_sequence(value: Any, hint: Any, key: str) -> list | tuple:
         value = value.split(",")
     elif isinstance(value, str):
         value = [value]
+    if isinstance(value, dict) and is_dataclass(items[0]):
+        value = [value]
     if isinstance(value, dict):
         example = f"{key.lstrip('-')}: [{', '.join(value) or '…'}]"
         raise UserError(f"{key}: expected a list, not a mapping; write {example}")
@@ -252,6 +260,20 @@ def _read_mapping(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{key}: {format_value(value)}: expected a mapping, such as {{name: value}}")
     return value
+
+
+def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
+    """Return a mapping as the dataclass `hint`."""
+    if isinstance(value, hint):
+        return value
+    hints, entries = get_type_hints(hint, include_extras=True), _read_mapping(value, key)
+    for name in entries:
+        if name not in hints:
+            raise UserError(f"{key}.{name}: no such key{did_you_mean(name, hints)} ({', '.join(hints)})")
+    for entry in fields(hint):
+        if entry.name not in entries and entry.default is MISSING and entry.default_factory is MISSING:
+            raise UserError(f"{key}.{entry.name} is missing: {format_value(value)} needs {entry.name}: VALUE")
+    return hint(**{name: convert(entry, hints[name], f"{key}.{name}") for name, entry in entries.items()})
 
 
 def mapping_reader(hints: dict[str, Any], key_is: str) -> Reader:

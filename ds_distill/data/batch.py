@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,13 @@ from torch import Tensor
 
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import IGNORE_INDEX, Masker
+
+
+class TokenCounts(NamedTuple):
+    """How many real tokens (no padding) and how many masked tokens a global batch has."""
+
+    real: int
+    masked: int
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ds_distill.data.batch import Batch, CollateSpec, collate
+from ds_distill.data.batch import Batch, CollateSpec, TokenCounts, collate
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import Masker
 from ds_distill.data.sources import check_weights
@@ -135,19 +135,20 @@ class BatchLoader:
         mine = self.indices_of(step).reshape(self.accumulation, self.world_size, self.micro_batch_size)[:, self.rank]
         return [collate(self.store, self.masker, entries, self.epoch(step), self.cut) for entries in mine]
 
-    def counts(self, step: int) -> tuple[int, int]:
-        """Return (real tokens, masked tokens) of the whole global batch of `step`.
+    def counts(self, step: int) -> TokenCounts:
+        """Return the counts of the whole global batch of `step`.
 
         The losses are divided by these counts, which need no communication with other ranks.
         """
         sequences = self.indices_of(step) % len(self.store)
-        return int(self.store.lengths(sequences).sum()), int(
-            self.masker.masked_counts(self.store.maskable(sequences)).sum()
+        return TokenCounts(
+            real=int(self.store.lengths(sequences).sum()),
+            masked=int(self.masker.masked_counts(self.store.maskable(sequences)).sum()),
         )
 
     def prefetch(
         self, first_step: int, last_step: int, pin: bool = False
-    ) -> Iterator[tuple[int, list[Batch], tuple[int, int]]]:
+    ) -> Iterator[tuple[int, list[Batch], TokenCounts]]:
         """Yield (step, this rank's batches, counts) for first_step ≤ step < last_step.
 
         One background thread makes the batches ahead of time. `seconds_waited` grows by the time

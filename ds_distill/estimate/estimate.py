@@ -17,6 +17,7 @@ import psutil
 import torch
 from transformers import AutoModelForMaskedLM
 
+from ds_distill.data.batch import TokenCounts
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.estimate.flops import flops_per_token
@@ -26,7 +27,7 @@ from ds_distill.losses.objective import Objective
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import config_of, resolve_model_folder
 from ds_distill.models.precision import teacher_dtype
-from ds_distill.models.student import build_student, count_parameters, layers_of
+from ds_distill.models.student import build_student, count_parameters, resolve_layers
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.compile import choose_kernels
@@ -60,11 +61,11 @@ class Estimator:
         self.length = recipe.data.sequence_length
         config = config_of(resolve_model_folder(teacher), f"teacher = {teacher}")
         check_positions(config, self.length, f"teacher {teacher}")
-        layers = layers_of(config, recipe.student.init_layers, recipe.student.num_layers)
+        self.layer_map = resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.teacher = AutoModelForMaskedLM.from_config(config).eval()
-            depth = len(layers) if layers else recipe.student.num_layers
+            depth = len(self.layer_map) if self.layer_map else recipe.student.num_layers
             self.student = build_student(
                 self.teacher,
                 layers="random",
@@ -74,7 +75,7 @@ class Estimator:
             )
         if training.gradient_checkpointing:
             self.student.gradient_checkpointing_enable()
-        self.uses_teacher = bool(recipe.losses.kl or recipe.losses.cosine)
+        self.uses_teacher = recipe.losses.need_teacher
         self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
         if self.teacher_dtype == torch.bfloat16 and training.compile != "off":
             self.teacher_bytes += prepacked_bytes(self.teacher)
@@ -124,7 +125,8 @@ class Estimator:
             copy.deepcopy(self.student).to(self.device),  # type: ignore[arg-type]  # wrong in transformers
             self.recipe.losses,
             1,
-            self.teacher.config.hidden_size,
+            self.teacher.config,
+            self.layer_map,
         )
         frozen = (
             Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype))
@@ -142,9 +144,9 @@ class Estimator:
         objective.to(self.dtype)
         for _ in range(2):
             began = time.perf_counter()
-            loss, sums = objective(
-                ids, None, labels, (ids.numel(), int((labels >= 0).sum())), frozen.targets(ids) if frozen else None
-            )
+            counts = TokenCounts(ids.numel(), int((labels >= 0).sum()))
+            targets = frozen.targets(ids, sites=objective.teacher_sites) if frozen else None
+            loss, sums = objective(ids, None, labels, counts, targets)
             loss.backward()
             sums.tolist()
         return ids.numel() / (time.perf_counter() - began)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+from collections import Counter
 
-from ds_distill.models.families import family_of_type
+import torch
+from torch import nn
+from transformers import AutoModelForMaskedLM, PretrainedConfig
+
+from ds_distill.models.families import family_of, family_of_type
 
 
 def flops_per_token(
@@ -21,12 +25,36 @@ def flops_per_token(
         length: Tokens per sequence.
         projected: The share of positions that the heads run on.
     """
-    return (_forward(teacher, length, projected) if teacher is not None else 0.0) + 3 * _forward(
-        student, length, projected
-    )
+    forward = forward_flops_per_token(student, length, projected)
+    return 3 * forward + (forward_flops_per_token(teacher, length, projected) if teacher is not None else 0.0)
 
 
-def _forward(config: PretrainedConfig, length: int, projected: float) -> float:
-    depth, _, h, feed_forward, _ = family_of_type(config.model_type).measures(config)
-    block = 8 * h * h + 4 * h * feed_forward + 4 * length * h
-    return depth * block + projected * (2 * h * config.vocab_size + 2 * h * h)
+def forward_flops_per_token(config: PretrainedConfig, length: int, projected: float = 1.0) -> float:
+    """Return the floating-point operations per token of a masked-LM model's forward, from its linear layers.
+
+    Args:
+        config: The model's config.
+        length: Tokens per sequence, each of which attends to all others.
+        projected: The share of positions that the head runs on.
+    """
+    encoder, head = linear_shapes(config)
+    dims = family_of_type(config.model_type).dims(config)
+    scores_and_values = 2 * dims.depth * length * dims.width
+    return 2.0 * (_products(encoder) + scores_and_values + projected * _products(head))
+
+
+def linear_shapes(config: PretrainedConfig) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
+    """Return how many linear layers of each shape (in, out) a masked-LM model has in its encoder and in its head."""
+    with torch.device("meta"):  # nothing is allocated
+        model = AutoModelForMaskedLM.from_config(config)
+    encoder: Counter[tuple[int, int]] = Counter()
+    head: Counter[tuple[int, int]] = Counter()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            part = encoder if name.startswith(f"{family_of(model).encoder}.") else head
+            part[module.in_features, module.out_features] += 1
+    return encoder, head
+
+
+def _products(shapes: Counter[tuple[int, int]]) -> int:
+    return sum(count * inner * outer for (inner, outer), count in shapes.items())

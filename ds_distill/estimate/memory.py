@@ -89,7 +89,7 @@ def estimate_memory(
     bucket_size = training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", "auto")
     bucket = 500_000_000 if bucket_size == "auto" else int(bucket_size)  # DeepSpeed's own default
     config = student.config
-    rows, width = cast(int, training.micro_batch_size) * length, family_of(student).measures(config)[2]
+    rows, width = cast(int, training.micro_batch_size) * length, family_of(student).dims(config).width
     # A compiled loss spares a CPU the temporaries, but the estimate does not rely on that.
     passes = "torch" if device == "cpu" or training.compile == "off" else "triton"
     loss = live_bytes(rows, config.vocab_size, size, device, passes) + 4 * rows * width + 4 * config.vocab_size * width
@@ -135,8 +135,8 @@ def activation_bytes_fit(
 
         ids = torch.full((batch, length), student.config.vocab_size - 1, device=device)
         with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            hidden = family.part(student, "trunk")(input_ids=ids, attention_mask=None).last_hidden_state
-            head = family.transform(student, hidden)
+            hidden = family.get_encoder(student)(input_ids=ids, attention_mask=None).last_hidden_state
+            head = family.mlm_transform(student, hidden)
         counted.append(sum(saved.values()))
         del hidden, head
     first, both = (count * dtype.itemsize / next(student.parameters()).dtype.itemsize for count in counted)

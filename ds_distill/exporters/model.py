@@ -66,7 +66,8 @@ class Source:
     @property
     def widths(self) -> tuple[int, int]:
         """The hidden size and the feed-forward size."""
-        return family_of_type(self.model.config.model_type).measures(self.model.config)[2:4]
+        dims = family_of_type(self.model.config.model_type).dims(self.model.config)
+        return dims.width, dims.feed_forward
 
     @cached_property
     def inputs(self) -> list[str]:
@@ -128,9 +129,9 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
 def without_pooler(head: str, model_type: str) -> dict[str, bool]:
     """Return the options with which from_pretrained makes an encoder without a pooler.
 
-    Masked-LM models lack a pooler's weights, and DistilBERT never has one.
+    Masked-LM models lack a pooler's weights, and some families never have one.
     """
-    return {"add_pooling_layer": False} if head == "encoder" and model_type != "distilbert" else {}
+    return {"add_pooling_layer": False} if head == "encoder" and family_of_type(model_type).has_pooler else {}
 
 
 def read_json(file: Path) -> object:

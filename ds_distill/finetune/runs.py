@@ -241,7 +241,7 @@ def _one_run(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) ->
         plan.device.type == "cpu",
         plan.encode_sets(point),
     )
-    # In bf16 on a CPU, eager attention takes 5 to 24 % off a step (docs/LOG.md, 2026-11-26). In
+    # In bf16 on a CPU, eager attention takes 5 to 24 % off a step (docs/dev/log.md, 2026-11-26). In
     # fp32 torch's own is no slower.
     if cpu and precision == "bf16":
         network.set_attn_implementation("eager")

@@ -38,7 +38,7 @@ class FinetuneTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # The loss is a mean over the micro-batch.
 
     def _get_train_sampler(self, train_dataset=None):
-        return ByLength(self.train_dataset.lengths, self.settings.batch, self.args.seed)
+        return ByLength(self.train_dataset.lengths, self.settings.batch_size, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the loss of a batch.
@@ -46,24 +46,24 @@ class FinetuneTrainer(Trainer):
         With soft targets it is the weighted sum of the labels' loss, the soft targets' loss and,
         where its weight is above 0, the cosine loss of the last hidden states.
         """
-        s, targets = self.settings, inputs.pop("teacher", None)
+        settings, targets = self.settings, inputs.pop("teacher", None)
         read = {name: inputs.pop(name) for name in INPUTS}
         outputs = model(
             **{name: read[name] for name in self.takes},
             **inputs,
-            output_hidden_states=s.hidden > 0 and targets is not None,
+            output_hidden_states=settings.hidden_weight > 0 and targets is not None,
         )
         loss = outputs.loss
         if targets is not None:
-            loss = s.hard * loss + s.soft * soft_target_loss(
-                outputs, targets, temperature=s.temperature, regression=self.task.regression
+            loss = settings.hard_label_weight * loss + settings.soft_label_weight * soft_target_loss(
+                outputs, targets, temperature=settings.temperature, regression=self.task.regression
             )
-            if s.hidden > 0:
+            if settings.hidden_weight > 0:
                 with torch.no_grad():
                     taught = self.teacher(
                         **{name: read[name] for name in inputs_of(self.teacher, INPUTS)}, output_hidden_states=True
                     )
-                loss = loss + s.hidden * hidden_cosine_loss(
+                loss = loss + settings.hidden_weight * hidden_cosine_loss(
                     outputs.hidden_states[-1], taught.hidden_states[-1], read["attention_mask"]
                 )
         return (loss, outputs) if return_outputs else loss

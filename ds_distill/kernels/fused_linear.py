@@ -125,7 +125,7 @@ def columns(vocabulary: int, device: str) -> int:
     """Return the number of logit columns: the vocabulary size, padded on GPUs so that each row is 16-byte aligned.
 
     The rows of the weight's gradient are aligned too. At 30,522 tokens a GPU's matrix products are
-    then 2 to 3 times as fast as without padding (docs/PERFORMANCE.md).
+    then 2 to 3 times as fast as without padding (docs/benchmarks.md).
     """
     return vocabulary if device == "cpu" or vocabulary % 8 == 0 else -(-vocabulary // 64) * 64
 
@@ -187,7 +187,7 @@ class _Logits:
 
     Logits are fp32 from 16-bit inputs on a GPU, and in the inputs' own dtype on a CPU. torch's CPU
     GEMM cannot return fp32 from bf16 inputs at bf16's speed. Rounded logits put 1 % of noise into
-    the gradient at |z| = 20 (docs/PERFORMANCE.md).
+    the gradient at |z| = 20 (docs/benchmarks.md).
 
     Attributes:
         bias: The bias that is to be added to the logits. It is at least fp32 on a CPU and as given

@@ -1,7 +1,7 @@
 """Linear layers of a frozen model whose weights are stored in oneDNN's own layout.
 
 No product has to convert them. On a CPU in bf16 such a product is 4 to 9 % faster, and gelu is
-fused into it (docs/PERFORMANCE.md).
+fused into it (docs/benchmarks.md).
 """
 
 import weakref
@@ -27,17 +27,18 @@ def prepack_linears(model: PreTrainedModel) -> None:
     if not _can_pack():
         return
     family = family_of(model)
-    for block in family.part(model, "layers"):
+    for block in family.get_layers(model):
         for linear in block.modules():
             if type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
                 linear.__class__, cast(_PackedLinear, linear).after = _PackedLinear, "none"
                 weight = linear.weight.detach()
                 _PACKED[weight.data_ptr()] = weight, torch.ops.mkldnn._reorder_linear_weight(weight)
                 weakref.finalize(linear, _PACKED.pop, weight.data_ptr(), None)
-        inner = block.get_submodule(family.inner)
-        if isinstance(inner, _PackedLinear) and family.measures(model.config)[4] == "gelu":
+        inner_name, activation_name = family.ffn
+        inner = block.get_submodule(inner_name)
+        if isinstance(inner, _PackedLinear) and family.dims(model.config).activation == "gelu":
             inner.after = "gelu"  # applied to the products while they are in fp32
-            block.set_submodule(family.activation, nn.Identity().eval())
+            block.set_submodule(activation_name, nn.Identity().eval())
 
 
 def _can_pack() -> bool:
@@ -47,7 +48,7 @@ def _can_pack() -> bool:
 
 def prepacked_bytes(model: PreTrainedModel) -> int:
     """Return the bytes that the packed copies take in addition to a bf16 model."""
-    blocks = family_of(model).part(model, "layers")
+    blocks = family_of(model).get_layers(model)
     return (
         sum(2 * module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear))
         if _can_pack()

@@ -1,4 +1,9 @@
-"""The loss between hidden states of student and teacher."""
+"""Losses between hidden states of student and teacher, by their names in a recipe. They need only torch.
+
+A new loss is a function here and a row in LOSSES.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,3 +29,29 @@ def cosine_distance_sum(student_hidden: Tensor, teacher_hidden: Tensor, token_ma
     if token_mask is not None:
         distance = distance * token_mask
     return distance.sum()
+
+
+def squared_error_sum(student_hidden: Tensor, teacher_hidden: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    """Return the sum over tokens of the mean squared difference of h_s and h_t, in fp32 (float64 stays float64).
+
+    Args:
+        student_hidden: [..., H], any float dtype.
+        teacher_hidden: [..., H], of the same shape, any float dtype.
+        token_mask: [...] bool, False for padding.
+
+    Source: Sun et al. 2019 (PKD), section 3.2, without its normalization; Jiao et al. 2020 (TinyBERT),
+    section 3.1, equation 8.
+    """
+    wide = torch.promote_types(student_hidden.dtype, torch.float32)
+    difference = student_hidden.to(wide) - teacher_hidden.to(wide)
+    if token_mask is not None:
+        difference = difference.masked_fill(~token_mask.unsqueeze(-1), 0.0)
+    return difference.square().mean(-1).sum()
+
+
+# By name in a recipe: takes the student's and the teacher's [..., H] and the mask [...] of real
+# tokens or None, and returns a sum over tokens.
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "cosine": cosine_distance_sum,
+    "mse": squared_error_sum,
+}

@@ -2,120 +2,171 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ds_distill.losses import VocabularyProjection, cosine_distance_sum
+from ds_distill.data.batch import TokenCounts
+from ds_distill.kernels.vocabulary_projection import VocabularyProjection
+from ds_distill.losses.terms import make_matches
 from ds_distill.models.families import family_of
+from ds_distill.models.intermediates import run_encoder
+from ds_distill.models.teacher import Targets
 from ds_distill.recipe import Losses
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class Objective(nn.Module):
-    """A masked-LM model with its triple loss or, without a teacher, with the masked-LM loss alone.
+    """A masked-LM model with its weighted loss terms.
 
     Sums are divided by the counts of the *global* batch, so the gradient does not depend on how the
     batch is divided among ranks and accumulation steps. Means of means do depend on it, since
     DistilBERT's own counts differ from block to block.
+
+    Attributes:
+        model: The masked-LM model.
+        weights: The weight of each term by its name: "kl" where its weight is above 0, "mlm", then
+            those of `losses.terms.make_matches`. Everything that reports losses takes their names
+            and their order from here.
+        teacher_sites: What the teacher must record.
     """
 
-    def __init__(self, model: PreTrainedModel, losses: Losses, world_size: int, teacher_width: int | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        losses: Losses,
+        world_size: int,
+        teacher: PretrainedConfig | None = None,
+        layer_map: Sequence[int] | None = None,
+    ):
         """Put the vocabulary loss in place of the model's decoder.
 
         Args:
             model: The masked-LM model.
             losses: The recipe's losses.
             world_size: The number of ranks.
-            teacher_width: The teacher's hidden size. Where it differs from the model's, the cosine
-                loss compares a learned projection of the model's hidden states. The projection is
-                trained and checkpointed, but is no part of the model.
+            teacher: The teacher's config; None for a teacher of the model's own sizes, or none.
+            layer_map: The teacher layer that each of the model's layers started from, where
+                losses.match refers to it.
         """
         super().__init__()
         self.model = model
         self.losses = losses
         self.world_size = world_size
         self.passes = "torch"  # how the vocabulary loss passes over its logits, see fused_linear_distillation_loss
-        self.distance = cosine_distance_sum
         self.family = family_of(model)
         parent, name = self.family.decoder_parent_and_name(model)
         setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
-        width = getattr(parent, name).in_features
-        self.widen = None
-        if teacher_width and teacher_width != width and losses.cosine:
-            self.widen = nn.Linear(width, teacher_width, bias=False)
-            nn.init.eye_(self.widen.weight)  # a narrower student starts as the teacher's first coordinates
+        self.matches = nn.ModuleDict(make_matches(losses, model.config, teacher, layer_map))
+        self.register_load_state_dict_pre_hook(_rename_widen)
+        self.weights: dict[str, float] = {
+            **({"kl": losses.kl} if losses.kl else {}),
+            "mlm": losses.mlm,
+            **{name: match.weight for name, match in self._matches},
+        }
+        sites = [pair for _, match in self._matches for pair in match.sites]
+        self.student_sites = tuple(dict.fromkeys(student for student, _ in sites))
+        self.teacher_sites = tuple(dict.fromkeys(teacher for _, teacher in sites))
 
     @property
-    def trunk_name(self) -> str:
+    def _matches(self) -> Any:
+        return self.matches.items()
+
+    @property
+    def encoder_prefix(self) -> str:
         """The prefix of the names of all parameters outside the masked-LM head."""
-        return f"model.{self.family.trunk}."
+        return f"model.{self.family.encoder}."
+
+    def counts_of_terms(self, counts: TokenCounts) -> dict[str, int]:
+        """Return the number of tokens that each term's sum is divided by; at least 1."""
+        return {
+            name: max(
+                1,
+                counts.masked if name == "mlm" or (name == "kl" and self.losses.kl_tokens == "masked") else counts.real,
+            )
+            for name in self.weights
+        }
+
+    def means(self, sums: Sequence[float], counts: TokenCounts) -> dict[str, float]:
+        """Return the mean of each term over its tokens, from the sums over the global batch."""
+        return {
+            name: value / count for (name, count), value in zip(self.counts_of_terms(counts).items(), sums, strict=True)
+        }
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         labels: Tensor,
-        counts: tuple[int, int] | None = None,
-        teacher: tuple | None = None,
+        counts: TokenCounts | tuple[int, int] | None = None,
+        targets: Targets | None = None,
         cu_seqlens: Tensor | None = None,
-    ):
-        """Return the loss and its sums or, without counts, evaluate.
+        mode: Literal["train", "evaluate"] = "train",
+    ) -> tuple[Tensor, Tensor]:
+        """Return (loss, sums).
+
+        To train, these are the scalar whose gradient the engine averages over ranks, and the detached
+        sum [len(weights)] of each term. To evaluate, they are the masked-LM loss summed over the
+        masked tokens, and float64 [3]: this sum, the number of correct predictions, and that of masked
+        tokens.
 
         Args:
             input_ids: [B, L] int64.
             attention_mask: [B, L] or [B, 1, L, L] bool, or None where all tokens are real. A real
                 token always sees itself and padding never does.
             labels: [B, L] int64.
-            counts: The real and masked tokens of the global batch.
-            teacher: (hidden [B, L, H], decoder_input [B, L, H], decoder_weight [V, H], decoder_bias
-                [V] or None), or None for masked-LM only.
+            counts: The tokens of the global batch; None to evaluate.
+            targets: The teacher's, or None where no term needs it.
             cu_seqlens: For a batch whose documents do not see each other, see
                 data.batch.cu_seqlens_of. It is given beside the mask, for models.attention.
-
-        Returns:
-            (loss, sums): the scalar whose gradient the engine averages over ranks, and the detached
-            sums [kl, mlm, cosine]. Without counts: [masked-LM loss, correct predictions, tokens],
-            summed over the masked tokens.
+            mode: Evaluation goes through the same call, since ZeRO-3 gathers weights for it.
         """
-        more = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-        hidden = self.family.part(self.model, "trunk")(
-            input_ids=input_ids, attention_mask=attention_mask, **more
-        ).last_hidden_state
-        projection = self.family.part(self.model, "decoder")
-        if counts is None:
-            at = labels >= 0
-            logits = projection(self.family.transform(self.model, hidden[at])).float()
-            loss = torch.nn.functional.cross_entropy(logits, labels[at], reduction="sum")
-            return torch.stack([loss.double(), (logits.argmax(-1) == labels[at]).sum().double(), at.sum().double()])
-        x = self.losses
-        real, masked = counts
-        decoder_input = self.family.transform(self.model, hidden).flatten(0, 1)
-        t_hidden, t_head, t_weight, t_bias = teacher or (None, None, None, None)
-        real_tokens = attention_mask
+        if mode == "evaluate":
+            hidden, _ = run_encoder(self.model, input_ids, attention_mask, cu_seqlens)
+            return self._evaluate(hidden, labels)
+        if counts is None or (targets is None and len(self.weights) > 1):
+            raise ValueError(f"training on {', '.join(self.weights)} needs counts and, but for mlm alone, targets")
+        counts = TokenCounts(*counts)
+        hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, self.student_sites)
         if attention_mask is not None and attention_mask.dim() == 4:
-            real_tokens = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
-        # the engine averages over ranks, but these sums need the sum
-        scale = float(self.world_size)
-        loss, kl_sum, mlm_sum = projection(
-            decoder_input,
-            t_head.flatten(0, 1) if t_head is not None else None,
-            t_weight,
-            t_bias,
+            attention_mask = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
+        scale = float(self.world_size)  # the engine averages over ranks, but these sums need the sum
+        factors = {name: scale * self.weights[name] / count for name, count in self.counts_of_terms(counts).items()}
+        head = self.family.mlm_transform(self.model, hidden).flatten(0, 1)
+        loss, kl_sum, mlm_sum = self.family.get_decoder(self.model)(
+            head,
+            targets.decoder_input.flatten(0, 1) if targets else None,
+            targets.decoder_weight if targets else None,
+            targets.decoder_bias if targets else None,
             labels.flatten(),
-            temperature=x.temperature,
-            kl_weight=scale * x.kl / max(masked if x.kl_tokens == "masked" else real, 1) if teacher else 0.0,
-            mlm_weight=scale * x.mlm / max(masked, 1),
-            kl_tokens=x.kl_tokens,
-            token_mask=real_tokens.flatten() if real_tokens is not None else None,
+            temperature=self.losses.temperature,
+            kl_weight=factors.get("kl", 0.0),
+            mlm_weight=factors["mlm"],
+            kl_tokens=self.losses.kl_tokens,
+            token_mask=attention_mask.flatten() if attention_mask is not None else None,
             passes=self.passes,
         )
-        cosine_sum = torch.zeros_like(kl_sum)
-        if teacher and x.cosine:
-            cosine = self.distance(hidden if self.widen is None else self.widen(hidden), t_hidden, real_tokens)
-            loss = loss + cosine * (scale * x.cosine / real)
-            cosine_sum = cosine.detach()
-        return loss, torch.stack([kl_sum, mlm_sum, cosine_sum])
+        sums = [*([kl_sum] if "kl" in self.weights else []), mlm_sum]
+        for name, match in self._matches:
+            assert targets is not None  # checked above
+            matched = match(states, targets.states, attention_mask)
+            loss = loss + matched * factors[name]
+            sums.append(matched.detach())
+        return loss, torch.stack(sums)
+
+    def _evaluate(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        masked = labels >= 0
+        logits = self.family.get_decoder(self.model)(self.family.mlm_transform(self.model, hidden[masked])).float()
+        loss = torch.nn.functional.cross_entropy(logits, labels[masked], reduction="sum")
+        correct = (logits.argmax(-1) == labels[masked]).sum()
+        return loss, torch.stack([loss.double(), correct.double(), masked.sum().double()])
+
+
+def _rename_widen(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Read a checkpoint of an earlier version, which knew one projection between widths, `widen`."""
+    if (weight := state.pop(f"{prefix}widen.weight", None)) is not None:
+        state[f"{prefix}matches.cosine.projection.weight"] = weight

@@ -175,7 +175,7 @@ def config_of(folder: Path, given: str) -> PretrainedConfig:
     try:
         found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         family = family_of_type(model_type)
-        if not all(isinstance(number, int) for number in (family.positions(found), *family.measures(found)[:4])):
+        if not all(isinstance(number, int) for number in (family.positions(found), *family.dims(found)[:4])):
             raise ValueError("its sizes are no whole numbers")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UserError(

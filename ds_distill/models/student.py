@@ -7,14 +7,15 @@ the authors' code.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, DistilBertConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from ds_distill.models.families import FAMILIES, Family, family_of, family_of_type
+from ds_distill.models.families import family_of, family_of_type
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -67,11 +68,11 @@ def resolve_layer_map(
     return layers
 
 
-def layers_of(
+def resolve_layers(
     config: PretrainedConfig, spec: str | Sequence[int], student_layers: int | None = None
 ) -> list[int] | None:
     """Return what `resolve_layer_map` returns for a teacher of this config."""
-    return resolve_layer_map(spec, family_of_type(config.model_type).measures(config)[0], student_layers)
+    return resolve_layer_map(spec, family_of_type(config.model_type).dims(config).depth, student_layers)
 
 
 def default_depth(teacher_layers: int) -> int:
@@ -130,19 +131,20 @@ def build_student(
         dropout=dropout,
         freeze_positions=freeze_positions,
     )
-    ours = FAMILIES[family_of(teacher_model).student]
     if layer_map is not None:  # a random start copies nothing, so nothing has to fit
         check_tied(teacher_model)
-        _warn_of_eps(teacher_model, ours)
+        _warn_of_eps(teacher_model)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not
         # restore
         torch.random.default_generator.manual_seed(seed)
         student = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").float()
     if layer_map is not None:
-        _copy_weights(teacher_model, student, layer_map)
+        copy_from_teacher(teacher_model, student, layer_map)
     if freeze_positions:
-        ours.part(student, "embeddings").position_embeddings.weight.requires_grad_(False)
+        for name, parameter in student.named_parameters():
+            if name.endswith("position_embeddings.weight"):
+                parameter.requires_grad_(False)
     return student.train()
 
 
@@ -163,54 +165,40 @@ def plan_student(
         UserError: The layer map, width or dropout is unfit.
     """
     family = family_of_type(teacher.model_type)
-    teacher_layers, heads, width, *_ = family.measures(teacher)
-    layer_map = resolve_layer_map(layers, teacher_layers, num_layers)
+    dims = family.dims(teacher)
+    layer_map = resolve_layer_map(layers, dims.depth, num_layers)
     if layer_map is not None:
         depth = len(layer_map)
     else:
-        depth = default_depth(teacher_layers) if num_layers is None else num_layers
-    hidden, head = width if hidden is None else hidden, width // heads
-    if not head <= hidden <= width or hidden % head:
+        depth = default_depth(dims.depth) if num_layers is None else num_layers
+    hidden, head = dims.width if hidden is None else hidden, dims.width // dims.heads
+    if not head <= hidden <= dims.width or hidden % head:
         raise UserError(
             f"student.hidden_size = {hidden}: give a multiple of the teacher's head size {head}, "
-            f"at most its width {width}"
+            f"at most its width {dims.width}"
         )
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"training.dropout = {dropout}: give a probability, 0 or more and below 1")
-    ours = FAMILIES[family.student]
-    if freeze_positions and layer_map is None and ours.name != "distilbert":
+    student = family.student_family
+    if freeze_positions and layer_map is None and not student.sinusoidal:
         raise UserError(
             "student.freeze_positions with student.init_layers = random: frozen random positions carry nothing; "
             "start from layers"
         )
-    config = _config(teacher, family, ours, depth, hidden, dropout)
-    if ours.name == "distilbert":
-        config.sinusoidal_pos_embds = freeze_positions and layer_map is None
+    config = family.student.make_config(teacher) if family.student else copy.deepcopy(teacher)
+    narrower = dims._replace(
+        depth=depth,
+        heads=dims.heads * hidden // dims.width,
+        width=hidden,
+        feed_forward=dims.feed_forward * hidden // dims.width,
+    )
+    for key, value in zip(student.names.dims, narrower, strict=True):
+        setattr(config, key, value)
+    student.set_dropout(config, dropout)
+    config.tie_word_embeddings = True
+    if student.sinusoidal:
+        setattr(config, student.sinusoidal, freeze_positions and layer_map is None)
     return layer_map, config
-
-
-def _config(
-    source: PretrainedConfig, theirs: Family, ours: Family, depth: int, hidden: int, dropout: float
-) -> PretrainedConfig:
-    _, heads, width, feed_forward, activation = theirs.measures(source)
-    sizes = (depth, heads * hidden // width, hidden, feed_forward * hidden // width, activation)
-    changes: dict[str, Any] = (
-        dict(zip(ours.sizes, sizes, strict=True))
-        | dict.fromkeys(ours.dropouts, dropout)
-        | {"tie_word_embeddings": True}
-    )
-    if ours is theirs:
-        config = copy.deepcopy(source)
-        for key, value in changes.items():
-            setattr(config, key, value)
-        return config
-    return DistilBertConfig(
-        vocab_size=source.vocab_size,
-        max_position_embeddings=theirs.positions(source),
-        pad_token_id=source.pad_token_id,
-        initializer_range=source.initializer_range,
-        **changes,
-    )
 
 
 def check_tied(teacher: PreTrainedModel) -> None:
@@ -219,7 +207,7 @@ def check_tied(teacher: PreTrainedModel) -> None:
     A student that starts from them has one matrix for both.
     """
     family = family_of(teacher)
-    decoder, words = family.part(teacher, "decoder").weight, family.part(teacher, "embeddings").word_embeddings.weight
+    decoder, words = family.get_decoder(teacher).weight, cast(nn.Embedding, teacher.get_input_embeddings()).weight
     if decoder is not words and not torch.equal(decoder, words):
         raise UserError(
             "teacher: its decoder is not tied to its word embeddings, the student's is; "
@@ -227,46 +215,35 @@ def check_tied(teacher: PreTrainedModel) -> None:
         )
 
 
-def _warn_of_eps(teacher: PreTrainedModel, ours: Family) -> None:
+def _warn_of_eps(teacher: PreTrainedModel) -> None:
     """Warn where the student cannot have its teacher's LayerNorm eps."""
-    eps = family_of(teacher).eps or teacher.config.layer_norm_eps
-    if ours.eps and eps != ours.eps:
+    family = family_of(teacher)
+    student, eps = family.student_family, family.eps or teacher.config.layer_norm_eps
+    if student.eps and eps != student.eps:
         log(
-            f"warning: the teacher's layer_norm_eps is {eps:g}, {ours.name}'s is fixed at {ours.eps:g}: "
+            f"warning: the teacher's layer_norm_eps is {eps:g}, {student.name}'s is fixed at {student.eps:g}: "
             "the student starts slightly off its teacher"
         )
 
 
 @torch.no_grad()
-def _copy_weights(teacher: PreTrainedModel, student: PreTrainedModel, layer_map: list[int]) -> None:
-    theirs, ours = family_of(teacher), family_of(student)
-    source, target = theirs.part(teacher, "embeddings"), ours.part(student, "embeddings")
-    _fill(target.word_embeddings.weight, source.word_embeddings.weight)  # the tied decoder shares it
-    positions = source.position_embeddings.weight.float()
-    if theirs.token_types and not ours.token_types:
-        # Pretraining sees type 0 only. Its embedding is a constant vector, which the positions can
-        # carry.
-        positions = positions + source.token_type_embeddings.weight[0].float()
-    elif ours.token_types:
-        _fill(target.token_type_embeddings.weight, source.token_type_embeddings.weight)
-    _fill(target.position_embeddings.weight, positions)
-    pairs: list[tuple[Any, Any]] = [(target.LayerNorm, source.LayerNorm)]
-    pairs += [(student.get_submodule(a), teacher.get_submodule(b)) for a, b in zip(ours.head, theirs.head, strict=True)]
-    for block, layer in zip(ours.part(student, "layers"), layer_map, strict=True):
-        other = theirs.part(teacher, "layers")[layer]
-        pairs += [
-            (block.get_submodule(a), other.get_submodule(b)) for a, b in zip(ours.block, theirs.block, strict=True)
-        ]
-    for mine, other in pairs:
-        _fill(mine.weight, other.weight)
-        _fill(mine.bias, other.bias)
-    if (bias := theirs.part(teacher, "decoder").bias) is not None:
-        _fill(ours.part(student, "decoder").bias, bias)
+def copy_from_teacher(teacher: PreTrainedModel, student: PreTrainedModel, layer_map: list[int]) -> None:
+    """Copy the teacher's parameters into the student's, by name.
 
-
-def _fill(mine: Tensor, other: Tensor) -> None:
-    """Copy `other`; a narrower student takes its first rows and columns."""
-    mine.copy_(other[tuple(slice(size) for size in mine.shape)])
+    Student layer i gets those of teacher layer `layer_map[i]`. A narrower student takes the first rows
+    and columns. A student of another class translates its names, see StudentClass.
+    """
+    family = family_of(teacher)
+    student_layers = re.compile(rf"{re.escape(family.student_family.layers)}\.(\d+)\.")
+    # a tied parameter has two names
+    source: dict[str, Tensor] = dict(teacher.named_parameters(remove_duplicate=False))
+    renames = family.student.renames if family.student else {}
+    source = family.student.fold(source) if family.student else source
+    for name, target in student.named_parameters():
+        name = student_layers.sub(lambda match: f"{family.student_family.layers}.{layer_map[int(match[1])]}.", name)
+        for part, counterpart in renames.items():
+            name = name.replace(part, counterpart)
+        target.copy_(source[name][tuple(slice(size) for size in target.shape)])
 
 
 def count_parameters(model: nn.Module) -> int:

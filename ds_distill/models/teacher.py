@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import family_of
+from ds_distill.models.intermediates import LAST_HIDDEN, Site, run_encoder
 from ds_distill.models.loading import load_masked_lm
 
 
-@dataclass(frozen=True)
-class TeacherOutputs:
-    """The teacher's outputs, both in its dtype.
+class Targets(NamedTuple):
+    """What a student is to match: the teacher's outputs, all in its dtype.
+
+    It is a NamedTuple, because DeepSpeed looks into these on their way to the student.
 
     Attributes:
-        hidden: [B, L, H], the last hidden state.
-        decoder_input: [B, L, H], the decoder's input.
+        states: [B, L, H] for each recorded site.
+        decoder_input: [B, L, E], the decoder's input.
+        decoder_weight: [V, E], the teacher's own storage, not a copy.
+        decoder_bias: [V], or None.
     """
 
-    hidden: Tensor
+    states: dict[Site, Tensor]
     decoder_input: Tensor
+    decoder_weight: Tensor
+    decoder_bias: Tensor | None
 
 
 class Teacher:
@@ -51,10 +58,14 @@ class Teacher:
         return cls(model.to(device=device, dtype=dtype))  # type: ignore[call-arg]  # transformers' wrapper loses self
 
     @torch.no_grad()  # not inference_mode: the loss saves these tensors for a backward, which that mode forbids
-    def outputs(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, cu_seqlens: Tensor | None = None
-    ) -> TeacherOutputs:
-        """Return last hidden state and decoder input of a batch.
+    def targets(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        sites: Sequence[Site] = (LAST_HIDDEN,),
+    ) -> Targets:
+        """Return what a student is to match on a batch.
 
         Args:
             input_ids: [B, L] int.
@@ -63,6 +74,7 @@ class Teacher:
                 fastest kernel.
             cu_seqlens: [n] int32. Beside a [B, 1, L, L] mask it has the same content, for
                 models.attention.
+            sites: What to record.
 
         Raises:
             ValueError: L > max_positions.
@@ -71,18 +83,8 @@ class Teacher:
             raise ValueError(
                 f"sequences of {input_ids.shape[-1]} tokens: the teacher has {self.max_positions} positions"
             )
-        more = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-        hidden = self._family.part(self.model, "trunk")(
-            input_ids=input_ids, attention_mask=attention_mask, **more
-        ).last_hidden_state
-        return TeacherOutputs(hidden, self._family.transform(self.model, hidden))
-
-    def targets(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, cu_seqlens: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return what a student is to match: (hidden, decoder_input, decoder_weight, decoder_bias), shapes as above."""
-        out = self.outputs(input_ids, attention_mask, cu_seqlens)
-        return out.hidden, out.decoder_input, self.decoder_weight, self.decoder_bias
+        hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, sites)
+        return Targets(states, self._family.mlm_transform(self.model, hidden), self.decoder_weight, self.decoder_bias)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -91,16 +93,16 @@ class Teacher:
     @property
     def decoder_weight(self) -> Tensor:
         """[V, H], the teacher's own storage, not a copy."""
-        return self._family.part(self.model, "decoder").weight
+        return self._family.get_decoder(self.model).weight
 
     @property
     def decoder_bias(self) -> Tensor | None:
         """[V], or None."""
-        return self._family.part(self.model, "decoder").bias
+        return self._family.get_decoder(self.model).bias
 
     @property
     def num_layers(self) -> int:
-        return len(self._family.part(self.model, "layers"))
+        return len(self._family.get_layers(self.model))
 
     @property
     def vocab_size(self) -> int:

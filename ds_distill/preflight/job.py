@@ -29,7 +29,7 @@ from ds_distill.run_folder import check_run_identity, check_shared
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.deepspeed_json import check_deepspeed_json
 from ds_distill.training.device import local_device, resolve_dtype
-from ds_distill.training.engine import make_engine
+from ds_distill.training.engine import Engine
 from ds_distill.utils.errors import UserError, did_you_mean
 
 # section of a DeepSpeed JSON: its package
@@ -88,7 +88,7 @@ def check_engine(recipe: Recipe) -> None:
 
     def start_error(leave_out: tuple[str, ...] = ()) -> Exception | None:
         try:
-            make_engine(
+            Engine(
                 nn.Linear(1, 1),
                 training,
                 accumulation=1,

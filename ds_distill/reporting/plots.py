@@ -17,22 +17,25 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
     """Write a PNG of the training losses and the held-out losses over tokens.
 
     Args:
-        history: [step, tokens, total, kl, mlm, cosine] for each step.
-        heldout: [step, tokens, loss, accuracy] for each evaluation, by the name of the set.
+        history: {step, tokens, loss, each term} for each step.
+        heldout: {step, tokens, mlm_loss, mlm_accuracy} for each evaluation, by the name of the set.
         path: The file to write.
         title: The title of the figure.
     """
     plt = _pyplot()
 
-    taught = any(row[3] or row[5] for row in history)
+    terms = [name for name in history[0] if name not in ("step", "tokens", "loss", "mlm")]
+    taught = bool(terms)
     figure, panels = plt.subplots(1, 1 + taught, figsize=(6 + 4 * taught, 4.5), layout="constrained", squeeze=False)
-    million = [row[1] / 1e6 for row in history]
+    million = [row["tokens"] / 1e6 for row in history]
     guessing = panels[0][0]
-    guessing.plot(million, [row[4] for row in history], label="training", linewidth=1, alpha=0.5, color="tab:orange")
+    guessing.plot(
+        million, [row["mlm"] for row in history], label="training", linewidth=1, alpha=0.5, color="tab:orange"
+    )
     for (name, rows), style in zip(heldout.items(), ("ko-", "k^--", "ks:", "kd-.") * len(heldout), strict=False):
         guessing.plot(
-            [row[1] / 1e6 for row in rows],
-            [row[2] for row in rows],
+            [row["tokens"] / 1e6 for row in rows],
+            [row["mlm_loss"] for row in rows],
             style,
             label=f"held out {name}".strip(),
             markersize=4,
@@ -40,8 +43,9 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
         )
     guessing.set(ylabel="masked-LM loss (nats a masked token)")
     if taught:
-        for column, name in ((3, "KL (T²·nats a token)"), (5, "cosine distance")):
-            panels[0][1].plot(million, [row[column] for row in history], label=name, linewidth=1)
+        for name in terms:
+            label = {"kl": "KL (T² · nats per token)", "cosine": "cosine distance"}.get(name, name)
+            panels[0][1].plot(million, [row[name] for row in history], label=label, linewidth=1)
         panels[0][1].set(ylabel="distance from the teacher, training", ylim=(0, None))
     for axes in panels[0]:
         axes.set(xlabel="tokens (million)")
@@ -55,7 +59,7 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
 def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
     """Write a PNG of several runs' held-out losses over tokens, with one panel per held-out set.
 
-    `runs` maps label → set → [step, tokens, loss, accuracy] rows.
+    `runs` maps label → set → rows {step, tokens, mlm_loss, mlm_accuracy}.
     """
     plt = _pyplot()
 
@@ -67,8 +71,8 @@ def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
         for label, style in zip(runs, ("o-", "^--", "s:", "d-.") * len(runs), strict=False):
             rows = runs[label].get(kind, [])
             axes.plot(
-                [row[1] / 1e6 for row in rows],
-                [row[2] for row in rows],
+                [row["tokens"] / 1e6 for row in rows],
+                [row["mlm_loss"] for row in rows],
                 style,
                 label=label.replace("_", " "),
                 markersize=4,

@@ -14,6 +14,7 @@ from ds_distill.reporting.plots import comparison_plot
 from ds_distill.reporting.tables import NOT_RUN, table
 from ds_distill.study.plan import TASK_DISTILLATION, TEACHER, TOKENS, Study, folder_of, rows_of
 from ds_distill.tasks.catalog import TASKS
+from ds_distill.training.state import read_heldout_curves
 from ds_distill.utils.errors import UserError
 
 GLUE = ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli")
@@ -321,8 +322,7 @@ def pretraining(study: Path, rows: list[dict], picture: Path, plan: dict[str, di
     for row in students_of(rows):
         file = study / "students" / folder_of(row["model"]) / "curves.json"
         if file.is_file() and "heldout_mlm_loss" in row:  # The summary is written last.
-            heldout = json.loads(file.read_text(encoding="utf-8"))["heldout"]
-            found[row["model"]] = {key or OWN: points for key, points in heldout.items()}
+            found[row["model"]] = {key or OWN: rows for key, rows in read_heldout_curves(file.parent).items()}
             rate = row.get("tokens_per_second")  # A run that resumed after its last step has no rate.
             seconds = row["tokens"] / rate if rate else None
             first = first or seconds

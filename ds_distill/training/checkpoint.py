@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from ds_distill.deepspeed_fixes import regex_safe_path
 from ds_distill.distributed.process_group import all_gather_object, broadcast_object, run_on_rank0
 from ds_distill.models.saving import follow_umask
+from ds_distill.training.engine import Engine
 from ds_distill.training.universal_checkpoint import make_universal
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
@@ -33,7 +34,7 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch
 _CHUNK = 2**24
 
 
-def all_of(folder: Path) -> dict[int, Path]:
+def list_checkpoints(folder: Path) -> dict[int, Path]:
     """Return the published checkpoints in `folder`, by optimizer step, oldest first."""
     return {
         int(path.name.removeprefix("step-")): path
@@ -50,11 +51,11 @@ def read_manifest(path: Path) -> dict:
         raise UserError(f"{path}: its {MANIFEST} cannot be read ({error})") from error
 
 
-def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
+def save(engine: Engine, folder: Path, step: int, state: dict, keep: int) -> dict:
     """Collective: write and publish a checkpoint, then delete all but the newest.
 
     Args:
-        engine: The DeepSpeed engine.
+        engine: The engine.
         folder: The folder of the checkpoints.
         step: The optimizer step.
         state: What resuming needs beside the engine.
@@ -75,7 +76,9 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
     _check_room(engine, folder)
     shape = _shape(engine)
     with explain_disk_full(folder):
-        engine.save_checkpoint(str(partial), tag="state", client_state=state | {"step": step}, save_latest=False)
+        engine.deepspeed.save_checkpoint(
+            str(partial), tag="state", client_state=state | {"step": step}, save_latest=False
+        )
         if engine.frozen_weights and rank == 0:
             save_file(engine.frozen_weights, partial / "state" / FROZEN)
             follow_umask(partial / "state")
@@ -108,35 +111,39 @@ def save(engine, folder: Path, step: int, state: dict, keep: int) -> dict:
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)  # the rename itself must survive a power cut
         os.close(descriptor)
-        for old in list(all_of(folder).values())[:-keep]:
+        for old in list(list_checkpoints(folder).values())[:-keep]:
             shutil.rmtree(old)
     torch.distributed.barrier()
     return {"path": final, "seconds": time.perf_counter() - began, "bytes": sum(size for size, _ in files.values())}
 
 
-def _shape(engine) -> dict:
+def _shape(engine: Engine) -> dict:
     """Return the properties that determine how DeepSpeed divides a checkpoint into files."""
     precision = str(next(engine.module.parameters()).dtype).removeprefix("torch.")
     return {
-        "ZeRO stage": engine.zero_optimization_stage(),
+        "ZeRO stage": engine.deepspeed.zero_optimization_stage(),
         "ranks": torch.distributed.get_world_size(),
         "precision": precision,
     }
 
 
-def _optimizer(engine) -> str:
+def _optimizer(engine: Engine) -> str:
     """Return whose Adam the engine runs, by the recipe's name for it."""
-    return type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__module__.partition(".")[0]
+    return type(getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)).__module__.partition(".")[
+        0
+    ]
 
 
-def _check_reads(engine, path: Path, before: str | None) -> None:
+def _check_reads(engine: Engine, path: Path, before: str | None) -> None:
     """Raise UserError where the run's optimizer cannot continue from the state of another one, `before`.
 
     A fused optimizer never reads the state of torch's, which counts its steps elsewhere. In 16 bit
     at stage 0 no optimizer reads another's.
     """
     now = _optimizer(engine)
-    own = not engine.zero_optimization() and isinstance(engine.optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer))
+    own = not engine.deepspeed.zero_optimization() and isinstance(
+        engine.deepspeed.optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer)
+    )
     if before and before != now and (own or before == "torch"):
         raise UserError(
             f"{path} was written with {before}'s optimizer, whose state this run's, {now}'s, does not read: go on with "
@@ -144,11 +151,11 @@ def _check_reads(engine, path: Path, before: str | None) -> None:
         )
 
 
-def _check_room(engine, folder: Path) -> None:
+def _check_room(engine: Engine, folder: Path) -> None:
     """Collective: raise UserError where a checkpoint does not fit; a failed write would leave other ranks waiting."""
 
     def look() -> None:
-        before = list(all_of(folder).values())
+        before = list(list_checkpoints(folder).values())
         if before:
             need = sum(file.stat().st_size for file in before[-1].iterdir())
         else:  # weights and both moments in fp32
@@ -196,7 +203,7 @@ def _find_corruption(path: Path) -> str | None:
     return next((problem for problem in all_gather_object(look()) if problem), None)
 
 
-def resume(engine, folder: Path) -> dict | None:
+def resume(engine: Engine, folder: Path) -> dict | None:
     """Collective: restore the engine from the newest sound checkpoint in `folder`.
 
     A damaged checkpoint is set aside, a line reports it, and the one before is used.
@@ -207,7 +214,7 @@ def resume(engine, folder: Path) -> dict | None:
     Raises:
         UserError: All checkpoints are damaged.
     """
-    found = broadcast_object(list(all_of(folder).values()))
+    found = broadcast_object(list(list_checkpoints(folder).values()))
     problem = None
     for path in reversed(found):
         problem = _find_corruption(path)
@@ -227,7 +234,7 @@ def resume(engine, folder: Path) -> dict | None:
     return None
 
 
-def load(engine, path: Path) -> dict:
+def load(engine: Engine, path: Path) -> dict:
     """Collective: restore the engine from `path`, and return the state that was given to `save`.
 
     A change of the ZeRO stage (1 to 3) or of the number of ranks goes through DeepSpeed's universal
@@ -254,7 +261,7 @@ def load(engine, path: Path) -> dict:
     _check_reads(engine, path, manifest.get("optimizer"))
     kept = [
         {key: group[key] for key in ("weight_decay", "initial_lr") if key in group}
-        for group in engine.optimizer.param_groups
+        for group in engine.deepspeed.optimizer.param_groups
     ]
     if before == now or 0 in stages:  # stage 0 keeps everything on every rank
         loaded, state = _load(engine, path)
@@ -266,17 +273,19 @@ def load(engine, path: Path) -> dict:
         raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to go on from the one before")
     # From a universal checkpoint, and always at stage 3, DeepSpeed copies one group's
     # hyperparameters onto all.
-    for group, own, rate in zip(engine.optimizer.param_groups, kept, engine.lr_scheduler.get_last_lr(), strict=True):
+    for group, own, rate in zip(
+        engine.deepspeed.optimizer.param_groups, kept, engine.deepspeed.lr_scheduler.get_last_lr(), strict=True
+    ):
         group.update(own, lr=rate)
     return state
 
 
-def _load(engine, path: Path) -> tuple:
+def _load(engine: Engine, path: Path) -> tuple:
     with regex_safe_path(path.parent) as folder:
-        return engine.load_checkpoint(str(folder), tag=path.name)
+        return engine.deepspeed.load_checkpoint(str(folder), tag=path.name)
 
 
-def _load_converted(engine, path: Path) -> tuple:
+def _load_converted(engine: Engine, path: Path) -> tuple:
     converted = path.with_name(".universal")
 
     def convert() -> None:
@@ -285,11 +294,11 @@ def _load_converted(engine, path: Path) -> tuple:
             make_universal(path, converted)
 
     run_on_rank0(convert)
-    engine._config.load_universal_checkpoint = True
+    engine.deepspeed._config.load_universal_checkpoint = True
     try:
         return _load(engine, converted)
     finally:
-        engine._config.load_universal_checkpoint = False
+        engine.deepspeed._config.load_universal_checkpoint = False
         torch.distributed.barrier()
         if torch.distributed.get_rank() == 0:
             shutil.rmtree(converted, ignore_errors=True)

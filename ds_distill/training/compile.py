@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from transformers import PretrainedConfig
@@ -13,6 +15,7 @@ from ds_distill.distributed.process_group import all_gather_object
 from ds_distill.kernels.compile_layers import compile_layers
 from ds_distill.kernels.prepacked_linear import prepack_linears
 from ds_distill.losses.objective import Objective
+from ds_distill.losses.terms import MatchedLoss
 from ds_distill.models.families import family_of_type
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
@@ -77,8 +80,8 @@ def seconds_saved(
         taught: Whether there is a teacher.
         device: The device of the run.
     """
-    depth, heads, hidden, _, _ = family_of_type(student.model_type).measures(student)
-    body = depth * (HIDDEN * hidden + SCORE * heads * length) * (1.0 if recipe.training.dropout else 0.25)
+    dims = family_of_type(student.model_type).dims(student)
+    body = dims.depth * (HIDDEN * dims.width + SCORE * dims.heads * length) * (1.0 if recipe.training.dropout else 0.25)
     logits = student.vocab_size * rows_of_logits(recipe, tokens, taught)
     return logits * LOGIT + tokens * body if device.type == "cpu" else tokens * body * GPU
 
@@ -138,10 +141,11 @@ def compile_step(
         device: The device of the run.
         body: Whether to compile the blocks too.
         passes: The vocabulary loss's kernel. "auto" is the Triton one on a GPU
-            (docs/PERFORMANCE.md), else that of torch.compile.
+            (docs/benchmarks.md), else that of torch.compile.
     """
     if device.type == "cuda":
-        objective.distance = torch.compile(objective.distance)
+        for match in cast(Iterable[MatchedLoss], objective.matches.values()):
+            match.distance = torch.compile(match.distance)
     objective.passes = passes if passes != "auto" else "triton" if device.type == "cuda" else "compiled"
     if teacher is not None and device.type == "cpu":
         prepack_linears(teacher.model)

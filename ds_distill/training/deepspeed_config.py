@@ -13,7 +13,7 @@ def resolve_zero_config(training: Training, dtype: torch.dtype) -> dict:
     """Return the recipe's zero_optimization, stage 0 where its DeepSpeed JSON names none.
 
     Without a JSON the stage is 0 in fp32, which then keeps one copy of the weights, and 1 in 16
-    bit, where DeepSpeed's stage 0 copies all gradients once more per step (docs/PERFORMANCE.md).
+    bit, where DeepSpeed's stage 0 copies all gradients once more per step (docs/benchmarks.md).
     """
     if training.deepspeed is None:
         return {"stage": 0 if dtype == torch.float32 else 1}

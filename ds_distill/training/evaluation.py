@@ -26,12 +26,13 @@ def evaluate(run, batches: Iterable, device: torch.device) -> dict[str, float | 
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for batch in batches:
             batch = batch.to(device)
-            total += run(batch.input_ids, batch.attention_mask, batch.labels).cpu()
+            _, sums = run(batch.input_ids, batch.attention_mask, batch.labels, mode="evaluate")
+            total += sums.cpu()
             note_progress()
     run.train(was_training)
     loss, correct, tokens = total.tolist()
     measured = tokens > 0 and math.isfinite(loss)
     return {
-        "heldout_mlm_loss": loss / tokens if measured else None,
-        "heldout_mlm_accuracy": correct / tokens if measured else None,
+        "mlm_loss": loss / tokens if measured else None,
+        "mlm_accuracy": correct / tokens if measured else None,
     }

@@ -3,53 +3,48 @@
 import math
 from pathlib import Path
 
-from torch import Tensor
-
 from ds_distill.data.loader import BatchLoader
 from ds_distill.distributed.process_group import all_gather_object
+from ds_distill.training.state import StepResult
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
-
-LOSSES = ("kl", "mlm", "cosine")
 
 
 class NonFiniteGuard:
     """Counts consecutive steps that taught nothing.
 
     Attributes:
-        order: The loader, which knows the sequences of a step.
-        at_most: How many such steps in a row are tolerated.
+        loader: The loader, which knows the sequences of a step.
+        max_consecutive: How many such steps in a row are tolerated.
         folder: The folder of the checkpoints, for the message.
         scaled: Whether fp16's dynamic loss scale is in use.
     """
 
-    def __init__(self, order: BatchLoader, at_most: int, folder: Path, scaled: bool):
-        self.order, self.at_most, self.folder, self.in_a_row = order, at_most, folder, 0
+    def __init__(self, loader: BatchLoader, max_consecutive: int, folder: Path, scaled: bool):
+        self.loader, self.max_consecutive, self.folder, self.consecutive = loader, max_consecutive, folder, 0
         self.scaled = scaled  # fp16's dynamic loss scale is found by skipping a step now and then
 
-    def look(self, step: int, total: float, skipped: bool, parts: list[Tensor]) -> None:
+    def check(self, step: int, result: StepResult) -> None:
         """Collective: check a step once every rank knows its total, and report what is wrong with a bad one.
 
         Args:
             step: The number of the step, from 0.
-            total: The step's total loss.
-            skipped: Whether the step was skipped.
-            parts: This rank's summed losses [kl, mlm, cosine] of each micro-batch.
+            result: Its outcome.
 
         Raises:
-            UserError: `at_most` steps in a row were bad.
+            UserError: `max_consecutive` steps in a row were bad.
         """
-        if math.isfinite(total) and not skipped:
-            self.in_a_row = 0
+        if math.isfinite(result.loss) and not result.skipped:
+            self.consecutive = 0
             return
-        self.in_a_row += 1
-        what = "its gradient is not finite" if math.isfinite(total) else self._where(step, parts)
-        if not (self.scaled and math.isfinite(total)):
+        self.consecutive += 1
+        what = "its gradient is not finite" if math.isfinite(result.loss) else self._where(step, result)
+        if not (self.scaled and math.isfinite(result.loss)):
             log(
-                f"\nstep {step + 1}: {what}: {'skipped' if skipped else 'the loss'}, "
-                f"{self.in_a_row} in a row of at most {self.at_most}"
+                f"\nstep {step + 1}: {what}: {'skipped' if result.skipped else 'the loss'}, "
+                f"{self.consecutive} in a row of at most {self.max_consecutive}"
             )
-        if self.in_a_row >= self.at_most:
+        if self.consecutive >= self.max_consecutive:
             remedy = "Lower training.learning_rate, use bf16 instead of fp16, or look at those sequences"
             if "kl" in what and "mlm" not in what:
                 remedy = (
@@ -57,28 +52,28 @@ class NonFiniteGuard:
                     "Give another teacher"
                 )
             raise UserError(
-                f"step {step + 1}: {self.in_a_row} steps in a row were not finite (training.max_skipped), the last: "
+                f"step {step + 1}: {self.consecutive} steps in a row were not finite (training.max_skipped), the last: "
                 f"{what}. {remedy}. The checkpoints in {self.folder} are from before; without the newest, the same "
                 "command goes further back"
             )
 
-    def _where(self, step: int, parts: list[Tensor]) -> str:
+    def _where(self, step: int, result: StepResult) -> str:
         mine = []
-        entries = self.order.indices_of(step).reshape(
-            self.order.accumulation, self.order.world_size, self.order.micro_batch_size
+        entries = self.loader.indices_of(step).reshape(
+            self.loader.accumulation, self.loader.world_size, self.loader.micro_batch_size
         )
-        for micro, losses in enumerate(parts):
+        for micro, sums in enumerate(result.sums):
             bad = [
                 f"{name} {value}"
-                for name, value in zip(LOSSES, losses.tolist(), strict=True)
+                for name, value in zip(result.losses, sums.tolist(), strict=True)
                 if not math.isfinite(value)
             ]
             if bad:
-                sequences = entries[micro, self.order.rank] % len(self.order.store)
+                sequences = entries[micro, self.loader.rank] % len(self.loader.store)
                 mine.append(
                     (
                         ", ".join(bad),
-                        f"rank {self.order.rank}, micro-batch {micro + 1} of {len(parts)}",
+                        f"rank {self.loader.rank}, micro-batch {micro + 1} of {len(result.sums)}",
                         ", ".join(map(str, sequences[:8])) + (" …" if len(sequences) > 8 else ""),
                     )
                 )

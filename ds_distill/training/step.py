@@ -6,7 +6,7 @@ The step is compiled where that pays.
 import numpy as np
 import torch
 
-from ds_distill.data.batch import Batch
+from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.losses.objective import Objective
 from ds_distill.models.attention import use_varlen_attention, varlen_unavailable_reason
 from ds_distill.models.families import head_size
@@ -14,7 +14,7 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe
 from ds_distill.training.compile import choose_kernels, compile_seconds_so_far
 from ds_distill.training.deepspeed_config import resolve_zero_config
-from ds_distill.training.engine import backward, make_engine, optimizer_step
+from ds_distill.training.engine import Engine
 
 
 def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:
@@ -25,8 +25,7 @@ def micro_step_seed(seed: int, step: int, micro: int, rank: int) -> int:
 class Step:
     """The recipe's step.
 
-    `engine` is its DeepSpeedEngine, in training mode. The engine's scheduler steps once per
-    optimizer step.
+    `engine` is its Engine.
     """
 
     def __init__(
@@ -70,19 +69,15 @@ class Step:
         if t.gradient_checkpointing:
             objective.model.gradient_checkpointing_enable()
         self.teacher, self.device, self.seed, self.rank = teacher, device, t.seed, torch.distributed.get_rank()
-        self.engine = make_engine(
-            objective, t, accumulation=accumulation, total_steps=steps, device=device, dtype=dtype
-        )
-        self.engine.train()
+        self.engine = Engine(objective, t, accumulation=accumulation, total_steps=steps, device=device, dtype=dtype)
+        self.sites = objective.teacher_sites
 
     @property
     def compile_seconds(self) -> float | None:
         """The seconds compiling has taken so far, including reading its cache; None where nothing is compiled."""
         return None if self._compiled_before is None else compile_seconds_so_far() - self._compiled_before
 
-    def __call__(
-        self, step: int, batches: list[Batch], counts: tuple[int, int]
-    ) -> tuple[list[torch.Tensor], float | None]:
+    def __call__(self, step: int, batches: list[Batch], counts: TokenCounts) -> tuple[list[torch.Tensor], float | None]:
         """Take one optimizer step on this rank's micro-batches.
 
         Args:
@@ -91,17 +86,18 @@ class Step:
             counts: The real and masked tokens of the global batch.
 
         Returns:
-            (this rank's summed losses [kl, mlm, cosine] of each micro-batch, on the device; the
-            norm of the global gradient before clipping).
+            (this rank's summed terms of each micro-batch, on the device, in the order of
+            Objective.weights; the norm of the global gradient before clipping).
         """
-        parts_of, norm = [], None
+        sums, norm = [], None
         for micro, batch in enumerate(batches):
             batch = batch.to(self.device)
             torch.manual_seed(micro_step_seed(self.seed, step, micro, self.rank))
-            mask, starts = batch.attention_mask, batch.cu_seqlens if self.varlen else None
-            target = self.teacher.targets(batch.input_ids, mask, starts) if self.teacher is not None else None
-            loss, parts = self.engine(batch.input_ids, mask, batch.labels, counts, target, starts)
-            parts_of.append(parts)
-            backward(self.engine, loss)
-            norm = optimizer_step(self.engine)
-        return parts_of, norm
+            inputs = batch.input_ids, batch.attention_mask
+            cu_seqlens = batch.cu_seqlens if self.varlen else None
+            targets = self.teacher.targets(*inputs, cu_seqlens, self.sites) if self.teacher is not None else None
+            loss, terms = self.engine(*inputs, batch.labels, counts, targets, cu_seqlens)
+            sums.append(terms)
+            self.engine.backward(loss)
+            norm = self.engine.step()
+        return sums, norm

@@ -16,24 +16,25 @@ from transformers import PreTrainedModel
 
 from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
 from ds_distill.training.checkpoint import FROZEN, read_manifest
+from ds_distill.training.engine import Engine
 from ds_distill.utils.errors import UserError
 
 PREFIX = "model."  # the model's name in the module that the engine runs
 
 
-def gather_master_weights(engine) -> dict[str, Tensor]:
+def gather_master_weights(engine: Engine) -> dict[str, Tensor]:
     """Collective: return the trained model's fp32 masters by state-dict name, on the CPU, at any ZeRO stage.
 
     Tied weights are in it once.
     """
-    model = engine.module.model
+    model = cast(PreTrainedModel, engine.module.model)
     masters = _unsharded_masters(engine)
     weights = {}
     for name, parameter in model.named_parameters():
         full = masters.get(id(parameter))
         if full is None:
             full = engine.frozen_weights.get(f"{PREFIX}{name}")
-        if full is None and parameter.requires_grad and engine.zero_optimization_stage() > 0:
+        if full is None and parameter.requires_grad and engine.deepspeed.zero_optimization_stage() > 0:
             full = safe_get_full_fp32_param(parameter)
         if full is None:  # in fp32 the parameter is its own master
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
@@ -42,11 +43,13 @@ def gather_master_weights(engine) -> dict[str, Tensor]:
     return weights
 
 
-def _unsharded_masters(engine) -> dict[int, Tensor]:
+def _unsharded_masters(engine: Engine) -> dict[int, Tensor]:
     """Return the masters by id of the parameter; at stage 0 in 16 bit DeepSpeed keeps one fp32 copy per group."""
-    if engine.zero_optimization_stage() > 0:
+    if engine.deepspeed.zero_optimization_stage() > 0:
         return {}
-    return _cut(_group_masters(vars(engine.optimizer)), getattr(engine.optimizer, "fp16_groups", []))
+    return _unflatten(
+        _group_masters(vars(engine.deepspeed.optimizer)), getattr(engine.deepspeed.optimizer, "fp16_groups", [])
+    )
 
 
 def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
@@ -77,13 +80,13 @@ def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, T
     if shards and SINGLE_PARTITION_OF_FP32_GROUPS in (first := _optimizer_of(shards[0])) and "zero_stage" not in first:
         # this is bf16's own optimizer, which DeepSpeed's converter does not know
         parts = [optimizer[SINGLE_PARTITION_OF_FP32_GROUPS] for optimizer in (first, *map(_optimizer_of, shards[1:]))]
-        masters = _cut([torch.cat(flats) for flats in zip(*parts, strict=True)], groups)
+        masters = _unflatten([torch.cat(flats) for flats in zip(*parts, strict=True)], groups)
     elif shards:
         with regex_safe_path(folder.parent) as parent, silent_converters():
             found |= get_fp32_state_dict_from_zero_checkpoint(str(parent), tag=folder.name)
         masters = {}
     else:
-        masters = _cut(_group_masters(state.get("optimizer") or {}), groups)
+        masters = _unflatten(_group_masters(state.get("optimizer") or {}), groups)
     found |= {f"{PREFIX}{name}": masters[id(p)] for name, p in model.named_parameters() if id(p) in masters}
     if (folder / FROZEN).is_file():
         found |= load_file(folder / FROZEN)
@@ -111,7 +114,7 @@ def _group_masters(optimizer: dict) -> list[Tensor]:
     return [torch.cat([piece.flatten() for piece in group]) for group in optimizer.get("fp32_groups", [])]
 
 
-def _cut(flats: list[Tensor], groups: Sequence[Sequence[Tensor]]) -> dict[int, Tensor]:
+def _unflatten(flats: list[Tensor], groups: Sequence[Sequence[Tensor]]) -> dict[int, Tensor]:
     """Split flat masters, perhaps padded at the end, into each parameter's master, by the parameter's id."""
     masters: dict[int, Tensor] = {}
     if flats:

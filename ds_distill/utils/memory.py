@@ -25,7 +25,7 @@ def retain_freed_memory(largest: bool = False) -> None:
     """Have this process keep what it frees for its next allocation, the largest blocks only with `largest`.
 
     A step frees and allocates gigabytes, whose pages the system would otherwise map and clear anew
-    (docs/PERFORMANCE.md). This works only with glibc; elsewhere nothing changes.
+    (docs/benchmarks.md). This works only with glibc; elsewhere nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

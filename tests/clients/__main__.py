@@ -27,7 +27,7 @@ from tests.clients.report import failures, page_section, write_section
 from tests.clients.runner import client_stamp, file_name, run_client
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ds-distill-clients"
-PAGE = Path(__file__).parents[2] / "docs" / "CLIENTS.md"
+PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 
 
 def parse(words: list[str]) -> argparse.Namespace:

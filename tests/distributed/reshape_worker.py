@@ -18,7 +18,7 @@ from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint
-from ds_distill.training.engine import backward, make_engine, optimizer_step
+from ds_distill.training.engine import Engine
 from ds_distill.utils.errors import UserError
 from tests.distributed.step_worker import GLOBAL, batches, random_bert
 
@@ -49,7 +49,7 @@ def main() -> None:
             deepspeed=f"ds_configs/deepspeed/zero{stage}.json",
         )
         accumulation = GLOBAL // world // micro
-        engine = make_engine(
+        engine = Engine(
             Objective(student, Losses(), world),
             recipe,
             accumulation=accumulation,
@@ -76,15 +76,15 @@ def main() -> None:
                 part = slice(at, at + micro)
                 loss, sums = engine(ids[part], mask[part], labels[part], counts, teacher.targets(ids[part], mask[part]))
                 total += sums
-                backward(engine, loss)
-                optimizer_step(engine)
+                engine.backward(loss)
+                engine.step()
             torch.distributed.all_reduce(total)
             if step == BEFORE:
-                rates = engine.get_lr()
+                rates = engine.deepspeed.get_lr()
             losses.append(float(5 * total[0] / counts[0] + 2 * total[1] / counts[1] + total[2] / counts[0]))
             if not name and step + 1 == BEFORE:
                 checkpoint.save(engine, folder / key, BEFORE, {}, keep=1)
-        decays = sorted({group["weight_decay"] for group in engine.optimizer.param_groups})
+        decays = sorted({group["weight_decay"] for group in engine.deepspeed.optimizer.param_groups})
         if rank == 0:
             print(
                 json.dumps(

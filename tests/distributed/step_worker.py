@@ -31,7 +31,7 @@ from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint
 from ds_distill.training.compile import compile_step
 from ds_distill.training.deepspeed_config import deepspeed_config
-from ds_distill.training.engine import backward, make_engine, optimizer_step
+from ds_distill.training.engine import Engine
 from ds_distill.training.optimizer import parameter_groups
 from ds_distill.training.weights import gather_master_weights, load_checkpoint_weights
 
@@ -131,11 +131,11 @@ def run_case(what: dict, rank: int, world: int) -> None:
         assert isinstance(objective.model.vocab_projector, VocabularyProjection)
         if what.get("checkpointing"):
             objective.model.gradient_checkpointing_enable()
-        engine = make_engine(
+        engine = Engine(
             objective, recipe, accumulation=accumulation, total_steps=STEPS, device=torch.device("cpu"), dtype=dtype
         )
         if what.get("batched"):
-            batch_gradient_copies(engine.optimizer)
+            batch_gradient_copies(engine.deepspeed.optimizer)
         loss_error, total_error, gradient_error, norm_error = 0.0, 0.0, None, None
         for step, (ids, labels, mask) in enumerate(batches()):
             counts = int(mask.sum()), int((labels >= 0).sum())
@@ -145,13 +145,13 @@ def run_case(what: dict, rank: int, world: int) -> None:
                 part = slice(first, first + recipe.micro_batch_size)
                 loss, sums = engine(ids[part], mask[part], labels[part], counts, frozen.targets(ids[part], mask[part]))
                 total += sums
-                backward(engine, loss)
+                engine.backward(loss)
                 if step == 0 and micro == accumulation - 1:
                     grads = {
                         k: safe_get_full_grad(p) for k, p in engine.module.model.named_parameters() if p.requires_grad
                     }
                     gradient_error = relative(grads, gradients)
-                found = optimizer_step(engine)
+                found = engine.step()
                 if step == 0 and found is not None:
                     norm_error = abs(found / norm - 1)
             torch.distributed.all_reduce(total)
@@ -185,16 +185,16 @@ def run_case(what: dict, rank: int, world: int) -> None:
             "masters_beyond_16_bit": any(not torch.equal(w, w.bfloat16().float()) for w in weights.values()),
         }
         if what.get("overflow"):
-            rate = engine.get_lr()
+            rate = engine.deepspeed.get_lr()
             ids, labels, mask = (x[: recipe.micro_batch_size] for x in next(batches()))
             for _ in range(accumulation):
                 loss, _ = engine(ids, mask, labels, (1, 1), teacher.targets(ids, mask))
-                backward(engine, loss * (float("inf") if rank == 0 else 1.0))  # one rank's overflow is everyone's
-                optimizer_step(engine)
+                engine.backward(loss * (float("inf") if rank == 0 else 1.0))  # one rank's overflow is everyone's
+                engine.step()
             after = gather_master_weights(engine)
             row["overflow"] = [
                 engine.skipped_steps,
-                engine.get_lr() == rate,
+                engine.deepspeed.get_lr() == rate,
                 all(torch.equal(after[k], weights[k]) for k in weights),
             ]
         if rank == 0:

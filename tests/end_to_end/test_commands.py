@@ -303,7 +303,7 @@ def test_a_roberta_teacher_in_lines_mode_and_a_narrower_student(world, tmp_path)
     )
     assert pipeline("fill-mask", summary["export"])("the small <mask> reads")[0]["score"] > 0
     curves = json.loads((tmp_path / "out" / "curves.json").read_text())
-    assert [row[0] for row in curves["heldout"]["text"]][:2] == [0, 5]
+    assert [row["step"] for row in curves["heldout"]["text"]][:2] == [0, 5]
     last_line(ds_distill("export", "--run", tmp_path / "out", "--output", tmp_path / "again"))
     mine, other = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "out/export"))
     assert all(torch.equal(mine[name], other[name]) for name in other)

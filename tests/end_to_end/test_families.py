@@ -53,9 +53,8 @@ def as_the_hub_has_them(family: str, folder) -> None:
     if family == "bert":
         model.resize_token_embeddings(pad_to_multiple_of=64)
     if family != "distilbert":
-        model.to(
-            {"bert": torch.float32, "roberta": torch.float16, "xlm-roberta": torch.bfloat16}[family]
-        ).save_pretrained(folder)
+        dtype = {"roberta": torch.float16, "xlm-roberta": torch.bfloat16}.get(family, torch.float32)
+        model.to(dtype).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -7,11 +7,13 @@ import sys
 
 import pytest
 
+from ds_distill.cli import manual
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import check_command
 from tests.start import ROOT
 
 PAGES = sorted(page for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
+RECORDS = ROOT / "docs" / "results" / "benchmarks"
 FLAGS = ("--encoder", "--untrained", "--fresh", "--debug", "--help", "--version")
 
 
@@ -54,7 +56,8 @@ def test_every_command_of_a_page_is_taken(page):
 
 
 def python_commands() -> list[str]:
-    pages = (page for page in PAGES if page.name != "LOG.md")  # which records what was typed at the time
+    # The log and the reports of benchmarks record what was typed at the time.
+    pages = (page for page in PAGES if page.name != "log.md" and RECORDS not in page.parents)
     found = (fragment for page in pages for fragment in fragments(page.read_text(encoding="utf-8")))
     return sorted({command for command in found if command.startswith(("python -m benchmarks.", "python -m tests."))})
 
@@ -73,3 +76,20 @@ def test_every_benchmark_of_the_documents_is_there_and_has_its_options(command, 
         main()
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, command
+
+
+def test_the_pages_of_settings_and_commands_are_current():
+    for file, text in manual.pages().items():
+        assert file.read_text(encoding="utf-8") == text, f"{file} is not what the code says: run {manual.COMMAND}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file(page):
+    text = re.sub(r"^```.*?^```|`[^`\n]+`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:|#", target):
+            continue
+        file = (page.parent / target.partition("#")[0]).resolve()
+        assert file.is_file(), target
+        if ROOT / "docs" in page.parents:  # the site has nothing else
+            assert (ROOT / "docs").resolve() in file.parents, target

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ds_distill.models.families.bert import BERT
+from ds_distill.models.families.camembert import CAMEMBERT
 from ds_distill.models.families.distilbert import DISTILBERT
 from ds_distill.models.families.family import Family
 from ds_distill.models.families.roberta import ROBERTA, XLM_ROBERTA
@@ -15,7 +16,7 @@ from ds_distill.utils.errors import UserError
 if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
     from transformers import PreTrainedModel
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -25,8 +26,8 @@ def family_of(model: PreTrainedModel) -> Family:
 
 def head_size(model: PreTrainedModel) -> int:
     """Return the width of one attention head."""
-    _, heads, width, *_ = family_of(model).measures(model.config)
-    return width // heads
+    dims = family_of(model).dims(model.config)
+    return dims.width // dims.heads
 
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # tokenizers make these; each model takes a subset

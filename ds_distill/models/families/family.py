@@ -2,13 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+class Dims(NamedTuple):
+    """The sizes of an encoder. `activation` is the name of its feed-forward activation."""
+
+    depth: int
+    heads: int
+    width: int
+    feed_forward: int
+    activation: str
+
+
+@dataclass(frozen=True)
+class ConfigNames:
+    """A config's names for the sizes of `Dims`, for its dropouts, and for the dropouts in heads of tasks."""
+
+    depth: str = "num_hidden_layers"
+    heads: str = "num_attention_heads"
+    width: str = "hidden_size"
+    feed_forward: str = "intermediate_size"
+    activation: str = "hidden_act"
+    dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    head_dropouts: tuple[str, ...] = ("classifier_dropout",)
+
+    @property
+    def dims(self) -> tuple[str, str, str, str, str]:
+        """The names of the five sizes, in the order of `Dims`."""
+        return self.depth, self.heads, self.width, self.feed_forward, self.activation
+
+
+@dataclass(frozen=True)
+class StudentClass:
+    """A student of another class than its teacher's.
+
+    A student of its teacher's own class needs none of this, since the parameters have the same names.
+
+    Attributes:
+        family: The student's family.
+        make_config: Takes the teacher's config and returns one of the student's class with everything
+            that carries over, but for the sizes and dropouts of `ConfigNames`.
+        renames: Parts of a student's parameter name and their counterparts in the teacher's, replaced
+            in this order.
+        fold: Takes the teacher's parameters by name and returns those that the student copies, in
+            which parameters without a counterpart have become part of others.
+    """
+
+    family: Family
+    make_config: Callable[[PretrainedConfig], PretrainedConfig]
+    renames: Mapping[str, str]
+    fold: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -21,50 +71,40 @@ class Family:
 
     Attributes:
         name: The family's `config.model_type`.
-        student: The family of its student, which may be its own.
-        trunk: The module that returns `last_hidden_state` from input_ids and attention_mask.
-        layers: The encoder's blocks.
-        embeddings: The owner of the embedding tables.
+        encoder: The module that returns `last_hidden_state` from input_ids and attention_mask.
+        layers: The encoder's layers.
         decoder: The vocabulary `nn.Linear`.
-        head: The dense layer and the norm before the decoder.
-        transform: (model, hidden [..., H]) → [..., H], that head.
-        block: Within a block, the modules in the order query, key, value, attention output, its
-            norm, inner and outer feed-forward, its norm.
-        activation: Within a block, the module between inner and outer feed-forward.
-        sizes: The config's names of depth, heads, width, feed-forward width and activation.
-        dropouts: The config's names of its hidden and attention dropout.
-        head_dropouts: The config's names of the dropout in heads that tasks put on the model.
-        token_types: Whether the model adds a token-type embedding.
-        eps: The LayerNorm's eps where the config cannot state it, else None.
+        mlm_transform: (model, hidden [..., H]) → [..., E], the head before the decoder.
+        names: The config's names.
+        student: The class of its students, or None for its own.
+        ffn: Within a layer, the feed-forward's inner linear and the activation after it.
         first_position: The position of the first token, from the config.
+        eps: The LayerNorm's eps where the config cannot state it, else None.
+        sinusoidal: The config's key that makes positions sinusoidal, if there is one.
+        has_pooler: Whether the bare encoder has a pooling layer that a masked-LM model lacks.
     """
 
     name: str
-    student: str
-    trunk: str
+    encoder: str
     layers: str
-    embeddings: str
     decoder: str
-    head: tuple[str, str]
-    transform: Callable[[Any, Tensor], Tensor]
-    block: tuple[str, ...]
-    activation: str = "intermediate.intermediate_act_fn"
-    sizes: tuple[str, str, str, str, str] = (
-        "num_hidden_layers",
-        "num_attention_heads",
-        "hidden_size",
-        "intermediate_size",
-        "hidden_act",
-    )
-    dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    head_dropouts: tuple[str, ...] = ("classifier_dropout",)
-    token_types: bool = True
-    eps: float | None = None
+    mlm_transform: Callable[[Any, Tensor], Tensor]
+    names: ConfigNames = ConfigNames()
+    student: StudentClass | None = None
+    ffn: tuple[str, str] = ("intermediate.dense", "intermediate.intermediate_act_fn")
     first_position: Callable[[Any], int] = lambda config: 0
+    eps: float | None = None
+    sinusoidal: str | None = None
+    has_pooler: bool = True
 
-    def set_dropout(self, config, dropout: float, heads: bool = False) -> None:
+    @property
+    def student_family(self) -> Family:
+        """The family of its students."""
+        return self.student.family if self.student else self
+
+    def set_dropout(self, config: Any, dropout: float, heads: bool = False) -> None:
         """Set the dropout of hidden states and attention in `config`; with heads, that of a task's head as well."""
-        for key in (*self.dropouts, *(self.head_dropouts if heads else ())):
+        for key in (*self.names.dropouts, *(self.names.head_dropouts if heads else ())):
             setattr(config, key, dropout)
 
     def decoder_parent_and_name(self, model: PreTrainedModel) -> tuple[nn.Module, str]:
@@ -72,19 +112,22 @@ class Family:
         parent, _, name = self.decoder.rpartition(".")
         return model.get_submodule(parent), name
 
-    def part(self, model: PreTrainedModel, what: str) -> Any:
-        """Return the module, of the family's own class, at the path named `what`: "trunk", "layers" and so on."""
-        return model.get_submodule(getattr(self, what))
+    def get_encoder(self, model: PreTrainedModel) -> Any:
+        """Return the encoder of a masked-LM model."""
+        return model.get_submodule(self.encoder)
 
-    @property
-    def inner(self) -> str:
-        """The inner feed-forward within a block."""
-        return self.block[5]
+    def get_layers(self, model: PreTrainedModel) -> Any:
+        """Return the nn.ModuleList of the encoder's layers."""
+        return model.get_submodule(self.layers)
 
-    def positions(self, config) -> int:
+    def get_decoder(self, model: PreTrainedModel) -> Any:
+        """Return the vocabulary projection of a masked-LM model."""
+        return model.get_submodule(self.decoder)
+
+    def positions(self, config: Any) -> int:
         """Return how many tokens a sequence may have."""
         return config.max_position_embeddings - self.first_position(config)
 
-    def measures(self, config) -> tuple[int, int, int, int, str]:
-        """Return (depth, heads, width, feed-forward width, activation) of a config."""
-        return tuple(getattr(config, name) for name in self.sizes)
+    def dims(self, config: Any) -> Dims:
+        """Return the sizes that a config states."""
+        return Dims(*(getattr(config, name) for name in self.names.dims))

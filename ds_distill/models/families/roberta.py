@@ -1,24 +1,19 @@
 """RoBERTa (Liu et al. 2019) and XLM-R (Conneau et al. 2020).
 
-Their positions start after the padding id, and their head has names of its own. Their students are
-of the same family: transformers' RoBERTa has no smaller sister class, and needs none.
+Their positions start after the padding id, and their head has names of its own.
 """
 
-from ds_distill.models.families.bert import BERT
 from ds_distill.models.families.family import Family
 
 
-def _family(name: str) -> Family:
+def roberta_like(name: str) -> Family:
+    """Return the family of a class that transformers derives from RoBERTa's."""
     return Family(
         name=name,
-        student=name,
-        trunk="roberta",
+        encoder="roberta",
         layers="roberta.encoder.layer",
-        embeddings="roberta.embeddings",
         decoder="lm_head.decoder",
-        head=("lm_head.dense", "lm_head.layer_norm"),
-        transform=lambda model, hidden: model.lm_head.layer_norm(_gelu(model.lm_head.dense(hidden))),
-        block=BERT.block,
+        mlm_transform=lambda model, hidden: model.lm_head.layer_norm(_gelu(model.lm_head.dense(hidden))),
         first_position=lambda config: config.pad_token_id + 1,
     )
 
@@ -29,4 +24,4 @@ def _gelu(hidden):
     return gelu(hidden)
 
 
-ROBERTA, XLM_ROBERTA = _family("roberta"), _family("xlm-roberta")
+ROBERTA, XLM_ROBERTA = roberta_like("roberta"), roberta_like("xlm-roberta")

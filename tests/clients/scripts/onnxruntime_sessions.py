@@ -1,4 +1,4 @@
-"""ONNX Runtime: load the files with the line of docs/DEPLOY.md."""
+"""ONNX Runtime: load the files with the line of docs/guide/export.md."""
 
 import onnxruntime
 from checks import call, numbers, run_checks

@@ -1,4 +1,4 @@
-"""OpenVINO: load its own format and the ONNX files with the line of docs/DEPLOY.md."""
+"""OpenVINO: load its own format and the ONNX files with the line of docs/guide/export.md."""
 
 import openvino
 from checks import call, numbers, run_checks

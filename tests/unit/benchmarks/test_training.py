@@ -143,13 +143,13 @@ def test_the_benchmarks_of_the_step_need_neither_datasets_nor_an_argument_parser
 def test_the_layers_that_a_score_needs(tiny):
     """The score adds up what each layer that the model runs through is worth, according to `worth`."""
     model, worth, runs = tiny(4), [1.0, 8.0, 2.0, 4.0], []
-    values = {id(layer): worth[i] for i, layer in enumerate(family_of(model).part(model, "layers"))}
+    values = {id(layer): worth[i] for i, layer in enumerate(family_of(model).get_layers(model))}
 
     def measure(what):
         passed = []
         hooks = [
             layer.register_forward_hook(lambda layer, *_: passed.append(values[id(layer)]))
-            for layer in family_of(model).part(model, "layers")
+            for layer in family_of(model).get_layers(model)
         ]
         model(torch.arange(5, 15).view(1, -1))
         [hook.remove() for hook in hooks]

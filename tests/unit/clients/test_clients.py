@@ -21,7 +21,7 @@ from tests.clients.environments import Environment, NotRun, make_ready, pinned
 from tests.clients.exports import EXPORTS, FORMATS
 from tests.clients.report import BEGIN, END, failures, page_section, summary_of, write_section
 
-PAGE = Path(__file__).parents[3] / "docs" / "CLIENTS.md"
+PAGE = Path(__file__).parents[3] / "docs" / "clients.md"
 HELPERS = {"checks.py", "transformers_classes.py", "transformers_js_answers.mjs"}
 REFERENCE = {
     "short": {"logits": [1.0, -2.0, 0.5], "scores": {"no": 0.25, "yes": 0.75}, "mean": [3.0, 4.0]},

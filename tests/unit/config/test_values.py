@@ -3,6 +3,7 @@
 Otherwise, one sentence reports what is wrong.
 """
 
+import json
 import os
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -13,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_distill.cli.argument_parser import Value
+from ds_distill.cli.arguments import check_recipe
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.config.values import Name, OutputPath, UserPath, convert, parse_float, parse_int
 from ds_distill.config.yaml_text import load_yaml
+from ds_distill.recipe import Match
 from ds_distill.utils.errors import UserError
 
 PARSER = build_parser()
@@ -455,3 +458,49 @@ def test_what_is_written_has_a_name_in_utf_8():
         [output] = keys_with(OutputPath, command).values()
         assert "this name is not valid UTF-8" in refused(command, output, odd)
     assert PARSER.parse_args(["distill", "--corpus", odd]).distill.corpus == [odd]
+
+
+MATCH = "{loss: cosine, layers: [[0, 1], [1, 3]], weight: 1e1}"
+
+
+@pytest.mark.parametrize("in_a_file", [False, True], ids=["option", "file"])
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (f"[{MATCH}]", [Match("cosine", layers=[(0, 1), (1, 3)], weight=10.0)]),
+        (f"[{MATCH}, {{loss: cosine}}]", [Match("cosine", layers=[(0, 1), (1, 3)], weight=10.0), Match("cosine")]),
+        (MATCH, [Match("cosine", layers=[(0, 1), (1, 3)], weight=10.0)]),
+        ("[]", []),
+    ],
+)
+def test_a_list_of_loss_terms(written, read, in_a_file, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"losses: {{match: {written}}}\n")
+    words = ["--config", str(tmp_path / "r.yaml")] if in_a_file else ["--losses.match", written]
+    recipe = check_recipe(PARSER.parse_args(["distill", *words]).distill)
+    assert recipe.losses.match == read
+    recipe.check()
+    assert json.loads(json.dumps(recipe.identity()))["losses.match"] == [
+        {
+            "loss": m.loss,
+            "of": m.of,
+            "layers": [list(pair) for pair in m.layers] if isinstance(m.layers, list) else m.layers,
+        }
+        | {"weight": m.weight}
+        for m in read
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("[{loss: cosine, weigth: 3}]", "losses.match.weigth: no such key; did you mean weight?"),
+        ("[{layers: last}]", "losses.match.loss is missing: .* needs loss: VALUE"),
+        ("[{loss: cosine, layers: [0, 1]}]", "losses.match.layers.0.: .* expected 2 numbers, not 1"),
+        ("[{loss: cosine, layers: lst}]", "lst is not allowed; choose one of last, mapped; did you mean last?"),
+        ("[{loss: cosine}, {loss: cosine, weight: -1}]", r"losses.match.1..weight = -1.0: must be between 0"),
+        ("cosine", "losses.match: cosine: expected a mapping"),
+    ],
+)
+def test_a_wrong_loss_term_is_named(written, message):
+    with pytest.raises(UserError, match=message):
+        check_recipe(PARSER.parse_args(["distill", "--losses.match", written]).distill)

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForM
 from ds_distill.kernels.compile_layers import compile_layers
 from ds_distill.kernels.dropout import CounterDropout, counter_dropout
 from ds_distill.kernels.prepacked_linear import _PACKED, prepack_linears
+from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.training.compile import compile_unavailable_reason
@@ -175,9 +176,9 @@ def test_packed_weights_compute_what_plain_ones_do():
     prepack_linears(packed.model)
     assert sum(type(m).__name__ == "_PackedLinear" for m in packed.model.modules()) == 12
     ids = torch.randint(5, 61, (3, 24))
-    expected = plain.outputs(ids).hidden.float()
+    expected = plain.targets(ids).states[LAST_HIDDEN].float()
     for teacher in (packed, Teacher(copy.deepcopy(packed.model))):
-        torch.testing.assert_close(teacher.outputs(ids).hidden.float(), expected, rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(teacher.targets(ids).states[LAST_HIDDEN].float(), expected, rtol=2e-2, atol=2e-2)
         assert teacher.fingerprint() == plain.fingerprint()
         teacher.assert_frozen()
     entries = len(_PACKED)

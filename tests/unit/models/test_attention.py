@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from ds_distill.data.batch import cu_seqlens_of
 from ds_distill.models import attention
+from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 
@@ -62,7 +63,7 @@ def test_teacher_and_student_compute_what_the_mask_says(models):
         assert not torch.allclose(
             expected, model.base_model(input_ids=ids, attention_mask=nonsense).last_hidden_state, atol=1e-3
         )
-    hidden = Teacher(bert).outputs(ids, mask, starts).hidden
+    hidden = Teacher(bert).targets(ids, mask, starts).states[LAST_HIDDEN]
     torch.testing.assert_close(hidden, bert.base_model(input_ids=ids, attention_mask=mask).last_hidden_state)
 
 

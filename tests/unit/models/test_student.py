@@ -5,6 +5,7 @@ import torch
 
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import family_of
+from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.student import build_student, count_parameters, resolve_layer_map
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses
@@ -143,12 +144,15 @@ def test_a_narrower_student_is_cut_from_its_teacher(make):
     teacher = make(4)
     student = build_student(teacher, hidden=16)
     ours, theirs = family_of(student), family_of(teacher)
-    assert ours.measures(student.config)[:4] == (2, 2, 16, 24)
+    query_of = dict.fromkeys(("bert", "camembert", "roberta", "xlm-roberta"), "attention.self.query") | {
+        "distilbert": "attention.q_lin"
+    }
+    assert ours.dims(student.config)[:4] == (2, 2, 16, 24)
     query, other = (
-        f.part(m, "layers")[0].get_submodule(f.block[0]).weight for f, m in ((ours, student), (theirs, teacher))
+        f.get_layers(m)[0].get_submodule(query_of[f.name]).weight for f, m in ((ours, student), (theirs, teacher))
     )
     assert torch.equal(query, other[:16, :16])
-    decoder, other = (f.part(m, "decoder") for f, m in ((ours, student), (theirs, teacher)))
+    decoder, other = (f.get_decoder(m) for f, m in ((ours, student), (theirs, teacher)))
     assert torch.equal(decoder.weight, other.weight[:, :16]) and torch.equal(decoder.bias, other.bias)
     assert student(tokens()).logits.shape == (3, 12, 101)
     assert build_student(teacher, hidden=8, layers="random").num_parameters() < student.num_parameters()
@@ -162,19 +166,23 @@ def test_a_narrower_student_is_cut_from_its_teacher(make):
 
 def test_differing_widths_meet_in_a_projection_that_learns():
     teacher = Teacher(tiny_bert(4))
-    objective = Objective(build_student(teacher.model, hidden=16, dropout=0.0), Losses(), 1, teacher_width=32)
+    objective = Objective(build_student(teacher.model, hidden=16, dropout=0.0), Losses(), 1, teacher.config)
     ids = tokens()
     labels = torch.where(torch.arange(12) % 4 == 1, ids, -100)
     loss, sums = objective(ids, None, labels, (ids.numel(), int((labels >= 0).sum())), teacher.targets(ids))
     loss.backward()
     assert torch.isfinite(loss) and (sums > 0).all()
-    assert objective.widen.weight.shape == (32, 16) and objective.widen.weight.grad.abs().sum() > 0
+    projection = objective.matches["cosine"].projection
+    assert projection.weight.shape == (32, 16) and projection.weight.grad.abs().sum() > 0
     assert all(p.grad is not None for p in objective.parameters())
-    assert not any("widen" in name for name, _ in objective.model.named_parameters())
+    assert not any("projection" in name for name, _ in objective.model.named_parameters())
     hidden = objective.model.distilbert(ids).last_hidden_state
     expected = (
-        1 - torch.nn.functional.cosine_similarity(hidden @ objective.widen.weight.T, teacher.targets(ids)[0], dim=-1)
+        1
+        - torch.nn.functional.cosine_similarity(
+            hidden @ projection.weight.T, teacher.targets(ids).states[LAST_HIDDEN], dim=-1
+        )
     ).sum()
     assert sums[2].item() == pytest.approx(expected.item(), rel=1e-5)
-    assert Objective(build_student(teacher.model), Losses(), 1, teacher_width=32).widen is None
-    assert Objective(build_student(teacher.model, hidden=16), Losses(cosine=0.0), 1, teacher_width=32).widen is None
+    assert Objective(build_student(teacher.model), Losses(), 1, teacher.config).matches["cosine"].projection is None
+    assert not Objective(build_student(teacher.model, hidden=16), Losses(cosine=0.0), 1, teacher.config).matches

@@ -10,6 +10,7 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    CamembertForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
     RobertaForMaskedLM,
@@ -21,6 +22,7 @@ from ds_distill.exporters.model import load_source
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.models.families import family_of
 from ds_distill.models.folder import open_model_folder, resolve_model_folder
+from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.student import build_student
@@ -80,7 +82,11 @@ def tiny_xlm_roberta(layers=3):
     return tiny_roberta(layers, XLMRobertaForMaskedLM)
 
 
-FAMILIES = [tiny_bert, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
+def tiny_camembert(layers=3):
+    return tiny_roberta(layers, CamembertForMaskedLM)
+
+
+FAMILIES = [tiny_bert, tiny_camembert, tiny_distilbert, tiny_roberta, tiny_xlm_roberta]
 
 
 def tokens(batch=3, length=12):
@@ -107,8 +113,8 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
     for module in model.modules():
         module.register_forward_hook(lambda module, *_: fired.append(module))
     with torch.no_grad():
-        hidden = family.part(model, "trunk")(input_ids=ids, attention_mask=mask).last_hidden_state
-        logits = getattr(parent, name)(family.transform(model, hidden))
+        hidden = family.get_encoder(model)(input_ids=ids, attention_mask=mask).last_hidden_state
+        logits = getattr(parent, name)(family.mlm_transform(model, hidden))
         parts = set(fired)
         fired.clear()
         expected = model(input_ids=ids, attention_mask=mask).logits
@@ -116,12 +122,12 @@ def test_trunk_transform_decoder_are_the_model(make, mask):
     owners = {module for module in model.modules() if module._parameters}
     # BERT's cls.predictions owns only the bias that it shares with its decoder.
     assert owners & set(fired) - parts <= {parent}
-    assert len(family.part(model, "layers")) == 3
+    assert len(family.get_layers(model)) == 3
 
 
 def test_unknown_family_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    with pytest.raises(UserError, match="t5.*bert, distilbert"):
+    with pytest.raises(UserError, match="t5.*bert, camembert, distilbert"):
         load_masked_lm(str(tmp_path))
 
 
@@ -135,16 +141,16 @@ def test_teacher_outputs_make_the_logits(tmp_path, make):
         padding_mask(),
     )
     for attention_mask in (None, mask):
-        outputs = teacher.outputs(ids, attention_mask)
-        logits = torch.nn.functional.linear(outputs.decoder_input, teacher.decoder_weight, teacher.decoder_bias)
+        outputs = teacher.targets(ids, attention_mask)
+        logits = torch.nn.functional.linear(outputs.decoder_input, outputs.decoder_weight, outputs.decoder_bias)
         with torch.no_grad():
             expected = model(input_ids=ids, attention_mask=attention_mask, output_hidden_states=True)
         assert torch.equal(logits, expected.logits)
-        assert torch.equal(outputs.hidden, expected.hidden_states[-1])
-        assert not outputs.hidden.requires_grad
+        assert torch.equal(outputs.states[LAST_HIDDEN], expected.hidden_states[-1])
+        assert not outputs.states[LAST_HIDDEN].requires_grad
     assert (teacher.num_layers, teacher.vocab_size, teacher.max_positions) == (3, 101, 24)
     with pytest.raises(ValueError, match="25 tokens: the teacher has 24"):
-        teacher.outputs(tokens(1, 25), None)
+        teacher.targets(tokens(1, 25), None)
 
 
 def test_teacher_is_frozen_and_unchanged_by_training(folder):
@@ -152,7 +158,7 @@ def test_teacher_is_frozen_and_unchanged_by_training(folder):
     before = teacher.fingerprint()
     student = build_student(teacher.model, dropout=0.0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
-    target = teacher.outputs(tokens(), None).hidden
+    target = teacher.targets(tokens(), None).states[LAST_HIDDEN]
     (
         (student(tokens()).logits ** 2).mean() + (student.distilbert(tokens()).last_hidden_state - target).pow(2).mean()
     ).backward()

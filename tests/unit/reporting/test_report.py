@@ -159,7 +159,9 @@ def test_what_a_task_is_also_scored_by():
 
 def test_a_student_that_is_not_distilled_yet_is_said_to_be(tmp_path):
     (tmp_path / "students" / "a").mkdir(parents=True)
-    (tmp_path / "students" / "a" / "curves.json").write_text(json.dumps({"heldout": {"": [[0, 0, 5.0], [1, 10, 4.0]]}}))
+    (tmp_path / "students" / "a" / "curves.json").write_text(
+        json.dumps({"heldout": {"": [[0, 0, 5.0, 0.1], [1, 10, 4.0, 0.2]]}})
+    )
     rows = [
         {"model": "teacher", "tasks": {}},
         {"model": "b", "tasks": {}},
@@ -217,10 +219,15 @@ def test_what_was_not_measured_is_no_number(tmp_path):
         "0.000",
         "|",
     ]
-    rows = [[0, 0, None, None], [1, 1000, 4.0, 0.1], [2, 2000, None, None]]
-    loss_plot(
-        [[1, 1000, 1.0, None, 4.0, 0.1], [2, 2000, None, 0.2, None, 0.1]], {"": rows}, tmp_path / "loss.png", "a run"
-    )
+    rows = [
+        {"step": step, "tokens": 1000 * step, "mlm_loss": loss, "mlm_accuracy": None}
+        for step, loss in enumerate((None, 4.0, None))
+    ]
+    history = [
+        {"step": 1, "tokens": 1000, "loss": 1.0, "kl": None, "mlm": 4.0, "cosine": 0.1},
+        {"step": 2, "tokens": 2000, "loss": None, "kl": 0.2, "mlm": None, "cosine": 0.1},
+    ]
+    loss_plot(history, {"": rows}, tmp_path / "loss.png", "a run")
     comparison_plot({"a": {"": rows}, "b": {"": rows[:1]}}, tmp_path / "runs.png")
     assert (tmp_path / "loss.png").stat().st_size > 1000 and (tmp_path / "runs.png").stat().st_size > 1000
 

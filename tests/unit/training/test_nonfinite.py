@@ -3,6 +3,7 @@ import torch
 
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.training.nonfinite import NonFiniteGuard
+from ds_distill.training.state import StepResult
 from ds_distill.utils.errors import UserError
 
 
@@ -30,4 +31,5 @@ def test_a_teacher_whose_outputs_are_no_numbers_is_blamed(tmp_path, losses, reme
     start_distributed()
     watch = NonFiniteGuard(Order(), 1, tmp_path, scaled=False)
     with pytest.raises(UserError, match=remedy):
-        watch.look(0, float("nan"), True, [torch.tensor(losses)])
+        named = dict(zip(("kl", "mlm", "cosine"), losses, strict=True))
+        watch.check(0, StepResult(float("nan"), named, None, True, False, [torch.tensor(losses)]))

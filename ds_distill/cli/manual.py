@@ -1,0 +1,261 @@
+"""Write docs/configuration.md and docs/cli.md, from the dataclasses of the settings and the parser of the commands.
+
+    python -m ds_distill.cli.manual
+
+A test compares both pages with what this module would write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+
+from ds_distill.cli.argument_parser import Value
+from ds_distill.cli.arguments import SECTIONS
+from ds_distill.cli.commands import COMMANDS
+from ds_distill.cli.parser import build_parser
+from ds_distill.finetune.config import FinetuneConfig
+from ds_distill.recipe import CHECKOUT, Match
+from ds_distill.study.plan import Study
+
+COMMAND = "python -m ds_distill.cli.manual"
+NOTE = f"<!-- `{COMMAND}` writes this page. -->"
+TITLES = {"data": "Data", "student": "Student", "losses": "Losses", "training": "Training", "finetune": "Fine-tuning"}
+TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+NONE = "–"
+
+CONFIGURATION = """\
+# Configuration
+
+A run is configured by a recipe: a YAML file with the sections `data`, `student`, `losses` and `training`. A setting
+that the file leaves out has its default. The same settings are options of the command line, where they override the
+file:
+
+```
+ds-distill distill --config R.yaml --training.max_tokens 1M --losses.cosine 0
+```
+
+```yaml
+# R.yaml
+training:
+  max_tokens: 1M
+losses:
+  cosine: 0
+```
+
+A recipe may also hold any other option of a command under its name, such as `teacher` and `corpus`: see
+[Commands](cli.md). [Getting started](getting_started.md#write-values-and-read-results) explains how values may be
+written. The recipes in `ds_configs/` say where their numbers come from.
+
+In the tables a dash stands for "none". Numbers must lie within the limits, both ends included."""
+
+TERMS = """\
+`losses.match` is a list of entries with these keys. [How to add a loss](dev/adding_a_loss.md) shows where the losses
+are."""
+
+FINETUNE = """\
+These are the settings of `ds-distill finetune`. In a study's plan they stand under `finetune`, too.
+[Fine-tune](guide/finetuning.md) explains the command."""
+
+STUDY = """\
+These are the keys of a plan, the YAML file of `ds-distill study`, and also options of that command.
+[Run studies](guide/studies.md) explains them with an example."""
+
+CLI = """\
+# Commands
+
+`ds-distill COMMAND --help` shows the same in a terminal. Every option may also stand in the YAML file of `--config`,
+under its name without the dashes. [Getting started](getting_started.md#write-values-and-read-results) explains how
+values may be written. In the tables a dash stands for "none"."""
+
+# The options of every command. jsonargparse words the help of two of them.
+COMMON = {
+    "help": "print the options and end",
+    "config": None,
+    "print_config": "print the settings that result from file and options, and end",
+    "debug": None,
+}
+
+
+def main() -> None:
+    """Write both pages."""
+    for file, text in pages().items():
+        file.write_text(text, encoding="utf-8")
+        print(f"written to {file}")
+
+
+def pages() -> dict[Path, str]:
+    """Return the text of each page, by its file."""
+    return {CHECKOUT / "docs" / "configuration.md": configuration(), CHECKOUT / "docs" / "cli.md": commands()}
+
+
+def configuration() -> str:
+    """Return the page of all settings, with one table per section."""
+    parts = [CONFIGURATION, NOTE]
+    for name, section in SECTIONS.items():
+        lead = docstring_parser.parse(section.__doc__ or "").short_description or ""
+        parts += [f"## {TITLES[name]}", lead, _settings(name, section)]
+    parts += ["## Loss terms", TERMS, _settings("", Match)]
+    parts += [f"## {TITLES['finetune']}", FINETUNE, _settings("finetune", FinetuneConfig), "## Study", STUDY, _study()]
+    return "\n\n".join(parts) + "\n"
+
+
+def commands() -> str:
+    """Return the page of all commands, with one table of options per command."""
+    parsers = _parsers()
+    purposes = [[f"[`{name}`](#{name})", _cell(COMMANDS[name].PURPOSE)] for name in parsers]
+    common = [action for action in parsers["env"]._actions if action.dest in COMMON]
+    parts = [CLI, NOTE, _table(["command", "purpose"], purposes), "Every command has these options:", _options(common)]
+    for name, parser in parsers.items():
+        purpose = _cell(COMMANDS[name].PURPOSE)
+        parts += [f"## {name}", f"{purpose[0].upper()}{purpose[1:].rstrip('.')}.", _options(parser._actions, COMMON)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command, by its name."""
+    return build_parser()._subcommands_action._name_parser_map
+
+
+def _settings(name: str, section: Any) -> str:
+    """Return the table of a section's settings, with a column of limits where any setting has them."""
+    hints, described = get_type_hints(section, include_extras=True), _described(section)
+    columns, limited = ["key", "type", "default"], any("limits" in setting.metadata for setting in fields(section))
+    rows = []
+    for setting in fields(section):
+        key = f"{name}.{setting.name}" if name else setting.name
+        row = [f"`{key}`", type_in_words(hints[setting.name]), shown(_default(setting))]
+        rows.append([*row, *([_limits(setting)] if limited else []), _cell(described[setting.name])])
+    return _table([*columns, *(["limits"] if limited else []), "description"], rows)
+
+
+def _default(setting: Field) -> Any:
+    """Return the default of a setting; None where it has none."""
+    if setting.default_factory is not MISSING:
+        return setting.default_factory()
+    return None if setting.default is MISSING else setting.default
+
+
+def _study() -> str:
+    """Return the table of a plan's keys. Types and defaults are those of the command, which makes the plan."""
+    options = {action.dest: action for action in _parsers()["study"]._actions}
+    described = _described(Study)
+    rows = []
+    for option in (options[key.name] for key in fields(Study)):
+        text = described.get(option.dest) or option.help
+        rows.append([f"`{option.dest}`", _type_of(option), shown(option.default), _cell(text)])
+    return _table(["key", "type", "default", "description"], rows)
+
+
+def _options(actions: Iterable[argparse.Action], without: Sequence[str] | dict = ()) -> str:
+    """Return the table of a command's options. Sections of settings have one row, which links to their tables."""
+    rows = []
+    for action in actions:
+        section = action.dest.partition(".")[0]
+        if action.dest in without or (section in TITLES and "." in action.dest):
+            continue
+        if section in TITLES and not isinstance(action, Value):
+            link = f"[{TITLES[section]}](configuration.md#{TITLES[section].lower()})"
+            rows.append([f"`--{section}.…`", "settings", NONE, f"see {link}"])
+            continue
+        names = ", ".join(f"`{name}`" for name in action.option_strings if not name.endswith("+"))
+        default = NONE if action.nargs == 0 else shown(action.default)
+        text = _cell(COMMON.get(action.dest) or action.help)
+        rows.append([names or f"`{action.dest.upper()}`", _type_of(action), default, text])
+    return _table(["option", "type", "default", "description"], rows)
+
+
+def _type_of(action: Any) -> str:
+    """Return the type of an option in words."""
+    if not isinstance(action, Value):
+        return "path" if action.dest == "config" else "flag"
+    return type_in_words(list[action._typehint] if action.nargs in ("+", "*") else action._typehint)
+
+
+def type_in_words(hint: Any) -> str:
+    """Return a type hint in words, such as "list of whole numbers". A None in it is left to the default."""
+    kind, parts = get_origin(hint), [part for part in get_args(hint) if part is not NoneType]
+    if hint in TYPES:
+        return TYPES[hint]
+    if hint is Match:
+        return "[loss terms](#loss-terms)"
+    if kind is Annotated:
+        return parts[1].name
+    if kind is Literal:
+        return ", ".join(f"`{choice}`" for choice in parts)
+    if kind in (Union, UnionType):
+        return " or ".join(map(type_in_words, parts))
+    if kind is list:
+        entry = type_in_words(parts[0])
+        return f"list of {'lists of ' if get_origin(parts[0]) is tuple else ''}{_plural(entry)}"
+    if kind is tuple:
+        return f"{len(parts)} {type_in_words(parts[0])}s"
+    if kind is dict:
+        return f"mapping of names to {type_in_words(parts[1]).removesuffix('s')}s"
+    raise TypeError(f"{hint}: no words for this type")
+
+
+def _plural(words: str) -> str:
+    return words if words.endswith(("s", ")")) else f"{words}s"
+
+
+def shown(value: Any) -> str:
+    """Return a default as YAML has it, in backticks."""
+    return NONE if value in (None, argparse.SUPPRESS, "", [], {}) else f"`{_yaml(value)}`"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_yaml(entry)}' for key, entry in value.items())}}}"
+    return str(value)
+
+
+def _limits(setting: Field) -> str:
+    """Return the limits of a setting, which `Recipe.check` sees to."""
+    return " to ".join(map(_limit, setting.metadata["limits"])) if "limits" in setting.metadata else NONE
+
+
+def _limit(number: float) -> str:
+    """Return a number; a large one as a power of 10 or 2, or one less than that."""
+    for base in (10, 2):
+        for exponent in range(5, 64):
+            power = f"{base}{str(exponent).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+            if number == base**exponent > 10**5:
+                return power
+            if number == base**exponent - 1 > 10**5:
+                return f"{power} − 1"
+    return f"{number:g}"
+
+
+def _described(section: Any) -> dict[str, str]:
+    """Return the descriptions under `Args:` in the docstring of a class, by name."""
+    return {entry.arg_name: entry.description or "" for entry in docstring_parser.parse(section.__doc__ or "").params}
+
+
+def _cell(text: str | None) -> str:
+    """Return a text in one line, without characters that Markdown would take for its own, except in backticks."""
+    parts = re.split(r"(`[^`]*`)", " ".join((text or "").split()))
+    return "".join(part if part.startswith("`") else re.sub(r"([|*<])", r"\\\1", part) for part in parts)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown. Cells are not padded, so that a change of one row changes one line."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

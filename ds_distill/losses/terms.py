@@ -1,0 +1,138 @@
+"""The terms of the objective that compare what lies inside student and teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from ds_distill.losses.matching import LOSSES
+from ds_distill.models.families import family_of_type
+from ds_distill.models.intermediates import LAST, Site
+from ds_distill.recipe import Losses, Match
+from ds_distill.utils.errors import UserError, did_you_mean
+
+
+class MatchedLoss(nn.Module):
+    """One term of the objective: a loss between recorded quantities, summed over pairs of layers.
+
+    Where the widths of student and teacher differ, it compares a learned projection of the student's
+    quantities. The projection is trained and checkpointed, but is no part of the model.
+    """
+
+    def __init__(self, match: Match, pairs: Sequence[tuple[int, int]], student_width: int, teacher_width: int):
+        """Make the term.
+
+        Args:
+            match: The recipe's entry.
+            pairs: (student layer, teacher layer), each from 0 or LAST.
+            student_width: The student's hidden size.
+            teacher_width: The teacher's hidden size.
+        """
+        super().__init__()
+        self.weight = match.weight
+        self.distance = LOSSES[match.loss]
+        self.sites = [(Site(match.of, student), Site(match.of, teacher)) for student, teacher in pairs]
+        self.projection = None
+        if student_width != teacher_width:
+            self.projection = nn.Linear(student_width, teacher_width, bias=False)
+            nn.init.eye_(self.projection.weight)  # a narrower student starts as the teacher's first coordinates
+
+    def forward(
+        self, student: Mapping[Site, Tensor], teacher: Mapping[Site, Tensor], token_mask: Tensor | None
+    ) -> Tensor:
+        """Return the loss summed over pairs and tokens, a scalar in fp32.
+
+        Args:
+            student: The student's quantities by site.
+            teacher: The teacher's.
+            token_mask: [B, L] bool, False for padding; None where all tokens are real.
+        """
+        sums = []
+        for student_site, teacher_site in self.sites:
+            states = student[student_site]
+            if self.projection is not None:
+                states = self.projection(states)
+            sums.append(self.distance(states, teacher[teacher_site], token_mask))
+        return sum(sums[1:], sums[0])
+
+
+def make_matches(
+    losses: Losses, student: PretrainedConfig, teacher: PretrainedConfig | None, layer_map: Sequence[int] | None
+) -> dict[str, MatchedLoss]:
+    """Return the terms of a recipe's losses by name: the cosine loss of the last hidden states, then losses.match.
+
+    A loss that occurs twice has a number from its second time on.
+
+    Args:
+        losses: The recipe's losses.
+        student: The student's config.
+        teacher: The teacher's config; None for one of the student's own sizes.
+        layer_map: The teacher layer that each student layer starts from, or None for a random start.
+
+    Raises:
+        UserError: An entry of losses.match names an unknown loss or layers that do not exist.
+    """
+    student_dims = family_of_type(student.model_type).dims(student)
+    teacher_dims = student_dims if teacher is None else family_of_type(teacher.model_type).dims(teacher)
+    entries = [Match("cosine", layers="last", weight=losses.cosine)] if losses.cosine else []
+    matches: dict[str, MatchedLoss] = {}
+    for index, match in enumerate([*entries, *losses.match], -len(entries)):
+        key = f"losses.match[{index}]"
+        if match.loss not in LOSSES:
+            raise UserError(
+                f"{key}.loss = {match.loss}: no such loss{did_you_mean(match.loss, LOSSES)} ({', '.join(LOSSES)})"
+            )
+        pairs = resolve_pairs(match.layers, student_dims.depth, teacher_dims.depth, layer_map, key)
+        count = sum(name.partition("_")[0] == match.loss for name in matches)
+        name = match.loss if not count else f"{match.loss}_{count + 1}"
+        matches[name] = MatchedLoss(match, pairs, student_dims.width, teacher_dims.width)
+    return matches
+
+
+def resolve_pairs(
+    layers: str | Sequence[Sequence[int]],
+    student_depth: int,
+    teacher_depth: int,
+    layer_map: Sequence[int] | None,
+    key: str = "losses.match",
+) -> list[tuple[int, int]]:
+    """Return the pairs (student layer, teacher layer) that an entry of losses.match compares; LAST for a last layer.
+
+    Args:
+        layers: The entry's `layers`.
+        student_depth: The student's number of layers.
+        teacher_depth: The teacher's number of layers.
+        layer_map: The teacher layer that each student layer starts from, or None for a random start.
+        key: The entry, for errors.
+
+    Raises:
+        UserError: The layers do not exist, or "mapped" is asked of a student with a random start.
+    """
+    if layers == "last":
+        return [(LAST, LAST)]
+    if layers == "mapped":
+        if layer_map is None:
+            raise UserError(
+                f"{key}.layers = mapped: the student starts from random weights, so no teacher layer is mapped to its "
+                "layers; give pairs such as [[0, 1], [1, 3]]"
+            )
+    asked = enumerate(layer_map or ()) if isinstance(layers, str) else layers
+    pairs = []
+    for student, teacher in asked:
+        for who, layer, depth in (("student", student, student_depth), ("teacher", teacher, teacher_depth)):
+            if not 0 <= int(layer) < depth:
+                raise UserError(
+                    f"{key}.layers: {who} layer {layer}: the {who} has {depth} layers, 0 to {depth - 1}; "
+                    "pairs are [student layer, teacher layer]"
+                )
+        pairs.append(
+            (
+                LAST if student == student_depth - 1 else int(student),
+                LAST if teacher == teacher_depth - 1 else int(teacher),
+            )
+        )
+    if not pairs:
+        raise UserError(f"{key}.layers is empty: give last, mapped, or pairs such as [[0, 1], [1, 3]]")
+    return pairs

@@ -1,0 +1,60 @@
+"""What lies inside an encoder: quantities of its layers, recorded in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ds_distill.models.families import family_of
+
+LAST = -1
+
+
+class Site(NamedTuple):
+    """A place in an encoder where a quantity is recorded.
+
+    Attributes:
+        quantity: "hidden", the hidden states [B, L, H] after a layer.
+        layer: The layer, from 0; LAST for the encoder's output.
+    """
+
+    quantity: Literal["hidden"]
+    layer: int
+
+
+LAST_HIDDEN = Site("hidden", LAST)
+
+
+def run_encoder(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    cu_seqlens: Tensor | None = None,
+    sites: Sequence[Site] = (),
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    """Run the encoder of a masked-LM model; return (its last hidden state [B, L, H], what the sites ask for).
+
+    Sites within the encoder make transformers return every layer's hidden states. Autograd keeps
+    these in any case.
+
+    Args:
+        model: The masked-LM model.
+        input_ids: [B, L] int.
+        attention_mask: [B, L] or [B, 1, L, L] bool, or None where all tokens are real.
+        cu_seqlens: As in data.batch, for models.attention; or None.
+        sites: The quantities to record.
+    """
+    inside = any(site.layer != LAST for site in sites)
+    options = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
+    output = family_of(model).get_encoder(model)(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        **options,
+        **({"output_hidden_states": True} if inside else {}),
+    )
+    last = output.last_hidden_state
+    # the first of transformers' hidden states is the embeddings' output
+    return last, {site: last if site.layer == LAST else output.hidden_states[site.layer + 1] for site in sites}

@@ -1,0 +1,107 @@
+"""What a run shows while it trains: a progress bar, and TensorBoard on rank 0."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import FileWriter, SummaryWriter
+
+from ds_distill.data.loader import BatchLoader
+from ds_distill.training.state import StepResult, TrainState
+from ds_distill.utils.console import progress
+from ds_distill.utils.memory import peak_memory
+
+
+class Metrics:
+    """The display of a run, from its `__enter__` to its `__exit__`."""
+
+    def __init__(
+        self, folder: Path, state: TrainState, loader: BatchLoader, total_steps: int, title: str, device: torch.device
+    ):
+        """Prepare the display of a run that begins or resumes at `state`.
+
+        Args:
+            folder: TensorBoard's folder. Steps beyond `state` that it holds are hidden.
+            state: The run's progress.
+            loader: The loader, whose waiting time is reported.
+            total_steps: The steps of the whole run.
+            title: The label of the progress bar.
+            device: The device of the run.
+        """
+        self.loader, self.device, self.first_tokens = loader, device, state.tokens
+        first = torch.distributed.get_rank() == 0
+        self._writer = SummaryWriter(folder, purge_step=state.step + 1 if state.step else 0) if first else None
+        self._bar = progress(total_steps, title, "step", initial=state.step)
+        self._began = time.perf_counter()
+        self._seconds, self._logging = 0.0, 0.0
+        self._rate: float | None = None
+
+    def __enter__(self) -> Metrics:
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def log(self, state: TrainState, result: StepResult, learning_rate: float) -> None:
+        """Show a step that `state` counts already."""
+        began = time.perf_counter()
+        self._seconds = began - self._began
+        self._rate = (state.tokens - self.first_tokens) / self._seconds
+        self._write(
+            {
+                "loss/total": result.loss,
+                **{f"loss/{name}": value for name, value in result.losses.items()},
+                "train/lr": learning_rate,
+                "train/grad_norm": result.grad_norm,
+                "train/tokens_per_second": self._rate,
+                "train/data_wait_share": self.loader.seconds_waited / self._seconds,
+                "train/tokens": state.tokens,
+                "train/skipped_steps": state.skipped,
+                "train/peak_memory_gib": peak_memory(self.device) / 2**30,
+            },
+            state.step,
+        )
+        self._bar.update(1)
+        self._bar.set_postfix(
+            loss=f"{result.loss:.3f}", mlm=f"{result.losses['mlm']:.3f}", tok_s=f"{self._rate:.0f}", refresh=False
+        )
+        self._logging += time.perf_counter() - began
+
+    def log_evaluation(self, name: str, figures: Mapping[str, float | None], step: int) -> None:
+        """Show the figures of the held-out set `name`, which is empty for the corpus's own."""
+        self._write({f"heldout{'_' if name else ''}{name}/{key}": value for key, value in figures.items()}, step)
+
+    def log_checkpoint(self, seconds: float, size: int, step: int) -> None:
+        """Show what a checkpoint of `size` bytes took."""
+        self._write({"checkpoint/seconds": seconds, "checkpoint/gib": size / 2**30}, step)
+
+    def flush(self) -> None:
+        """Write out what has been shown: steps that a checkpoint counts as logged must survive a kill."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def summary(self) -> dict[str, float | None]:
+        """Return the run's rate, and the shares of its time that waiting for data and logging took."""
+        shares = (
+            {
+                "data_wait_share": self.loader.seconds_waited / self._seconds,
+                "logging_share": self._logging / self._seconds,
+            }
+            if self._seconds
+            else {}
+        )
+        return {"tokens_per_second": self._rate, "peak_memory_gib": peak_memory(self.device) / 2**30, **shares}
+
+    def _write(self, values: Mapping[str, float | None], step: int) -> None:
+        """Write scalars as one event; add_scalar for each would take 1 % of a step of 60 ms."""
+        if self._writer is not None:
+            shown = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
+            cast(FileWriter, self._writer.file_writer).add_summary(Summary(value=shown), step)
