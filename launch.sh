@@ -64,7 +64,7 @@ start_ticker() {
     say "$1 ..."
     (
         trap "exit 0" TERM
-        while sleep 10 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do say "  still at it, ${SECONDS} s"; done
+        while sleep 10 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do say "  still working, ${SECONDS} s"; done
     ) &
     TICKER=$!
     trap stop_ticker EXIT
@@ -80,7 +80,7 @@ install() {
         stop_ticker
         tail -n 30 "$log" >&2
         rm -f "$VENV/.installing"
-        die "the installation failed (pip install $*)"
+        die "the installation failed (pip install $*); correct the error above and start again"
     fi
 }
 
@@ -94,19 +94,19 @@ make_environment() {
 
     # of several starts, from several hosts on a shared file system too, one makes it
     if type -P flock >/dev/null && { exec 9>"$HERE/.venv.lock"; } 2>/dev/null; then
-        flock -n 9 || { say "another start is making .venv, waiting for it"; flock 9; }
+        flock -n 9 || { say "waiting for another process, which is creating .venv"; flock 9; }
         if is_ready; then exec 9>&-; return; fi
     fi
     SECONDS=0
     if [[ -e "$VENV/.installing" && ! -L "$VENV" ]]; then
-        say "an installation into .venv was interrupted, making it anew"  # pip may take half a package for a whole one
+        say "an installation into .venv was interrupted, creating it again"  # pip may take half a package for a whole one
         rm -rf "$VENV"
     fi
     # the scripts of an environment name the place where it was made; one that is only linked to is another checkout's
     if [[ -f "$stamp" && ! -L "$VENV" && "$(<"$stamp")" != *" $HERE "* ]] || ! { has_module "$PY" pip && "$PY" -c ""; } 2>/dev/null; then
         local base
         base=$(find_python)
-        say "making .venv with $base"
+        say "creating .venv with $base"
         "$base" -m venv --clear "$VENV" || die "$base -m venv failed"
     fi
     touch "$VENV/.installing"
@@ -116,7 +116,7 @@ make_environment() {
         "$PY" -m pip uninstall --quiet --yes torch  # "+cpu" satisfies the pin, so pip would keep it
     fi
     if [[ $build == cpu ]] && ! quiet_pip "$torch+cpu" >/dev/null 2>&1; then
-        say "  no CPU build of torch on offer, taking the general one"
+        say "  no CPU build of torch is available, installing the general one"
     fi
     install -r "$HERE/requirements.txt"
     install --no-deps --no-build-isolation -e "$HERE"  # the command ds-distill
@@ -133,7 +133,7 @@ choose_python() {
     local prefix
     if [[ -n "${DS_DISTILL_PYTHON:-}" ]]; then
         PY="$DS_DISTILL_PYTHON"
-        "$PY" -c "" || die "DS_DISTILL_PYTHON=$PY does not run"
+        "$PY" -c "" || die "DS_DISTILL_PYTHON=$PY does not run; set it to a working Python"
         return
     fi
     for prefix in "${VIRTUAL_ENV:-}" "${CONDA_PREFIX:-}"; do
@@ -162,7 +162,7 @@ main() {
     done
     # DeepSpeed counts NUMA nodes as devices on a machine without GPUs: one rank there unless told otherwise.
     if [[ -z "${DS_DISTILL_RANKS:-}" ]] && ! has_gpu; then DS_DISTILL_RANKS=1; fi
-    [[ "${DS_DISTILL_RANKS:-1}" =~ ^[1-9][0-9]*$ ]] || die "DS_DISTILL_RANKS = $DS_DISTILL_RANKS: not a number of ranks"
+    [[ "${DS_DISTILL_RANKS:-1}" =~ ^[1-9][0-9]*$ ]] || die "DS_DISTILL_RANKS = $DS_DISTILL_RANKS: must be a whole number above 0"
     DS_DISTILL_START="${DS_DISTILL_RANKS:-all}" exec "$PY" "$HERE/launch.sh" "$@"
 }
 

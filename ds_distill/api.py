@@ -133,7 +133,7 @@ def pretrain(
     from ds_distill.utils.errors import UserError
 
     if tokenizer is None and isinstance(model, dict):
-        raise UserError("tokenizer is missing: a new model needs the folder of one")
+        raise UserError("tokenizer is missing; a new model needs one, so give the tokenizer's folder")
     with _one_job("pretrain"):
         return _summary(
             pipeline.prepare_and_pretrain(
@@ -230,15 +230,15 @@ def _one_job(command: str) -> Iterator[None]:
     """Settle which rank this process is; where it is the only one, leave a launcher's variables as they were."""
     from transformers.utils import logging
 
-    before, bars = dict(os.environ), logging.is_progress_bar_enabled()
-    job.settle(command)
+    environment, bars = dict(os.environ), logging.is_progress_bar_enabled()
+    job.normalize_environment(command)
     logging.disable_progress_bar()  # of loading weights, which takes no time here
     try:
         yield
     finally:
         if bars:
             logging.enable_progress_bar()
-        if job.ranks() == 1:
-            for name in job.RANK:
+        if job.world_size() == 1:
+            for name in job.RANK_VARIABLES:
                 os.environ.pop(name, None)
-            os.environ.update({name: value for name, value in before.items() if name in job.RANK})
+            os.environ.update({name: value for name, value in environment.items() if name in job.RANK_VARIABLES})

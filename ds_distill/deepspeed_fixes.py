@@ -46,24 +46,25 @@ def batch_gradient_copies(optimizer: BF16_Optimizer) -> None:
 
     @torch.no_grad()
     def update_hp_grads(clear_lp_grads: bool = False) -> None:
-        for group, wide, there in zip(
+        for group, fp32_gradients, has_gradient in zip(
             optimizer.bf16_groups, optimizer.fp32_groups_gradients, optimizer.fp32_groups_has_gradients, strict=True
         ):
-            first = not any(there)
-            for mine in _pieces(group):
-                into, low = [wide[number] for number in mine], [group[number].grad for number in mine]
-                new = into if first else [torch.empty_like(x) for x in into]
-                torch._foreach_copy_(new, [x.reshape(-1) for x in low])
+            first = not any(has_gradient)
+            for indices in _pieces(group):
+                targets = [fp32_gradients[number] for number in indices]
+                low_precision = [group[number].grad for number in indices]
+                copies = targets if first else [torch.empty_like(x) for x in targets]
+                torch._foreach_copy_(copies, [x.reshape(-1) for x in low_precision])
                 if not first:
-                    torch._foreach_add_(into, new)
-                for number in mine:
-                    there[number], group[number]._hp_grad = True, wide[number]
+                    torch._foreach_add_(targets, copies)
+                for number in indices:
+                    has_gradient[number], group[number]._hp_grad = True, fp32_gradients[number]
                 if clear_lp_grads:
-                    torch._foreach_zero_(low)
+                    torch._foreach_zero_(low_precision)
 
     def get_grads_for_norm(for_clipping: bool = False):
-        whole = optimizer.fp32_groups_actual_gradients_flat
-        return whole if for_clipping else (whole, {})
+        gradients = optimizer.fp32_groups_actual_gradients_flat
+        return gradients if for_clipping else (gradients, {})
 
     optimizer.update_hp_grads, optimizer.get_grads_for_norm = update_hp_grads, get_grads_for_norm
 
@@ -72,9 +73,9 @@ def _pieces(group: list[nn.Parameter]) -> Iterator[list[int]]:
     """Yield the numbers of the parameters that have a gradient, some 64 MB of fp32 at a time."""
     piece: list[int] = []
     elements = 0
-    for number, p in enumerate(group):
-        if p.grad is not None:
-            piece, elements = [*piece, number], elements + p.numel()
+    for number, parameter in enumerate(group):
+        if parameter.grad is not None:
+            piece, elements = [*piece, number], elements + parameter.numel()
         if elements >= 2**24:
             yield piece
             piece, elements = [], 0

@@ -64,7 +64,7 @@ def run(
     if is_first():
         start_build()
 
-    def erase() -> None:
+    def erase_parts() -> None:
         for part in PARTS:
             shutil.rmtree(output / part, ignore_errors=True)
         for file in ("corpus.txt", "run.json"):
@@ -77,22 +77,24 @@ def run(
         "teacher_tokens": teacher_tokens,
     }
     identity |= {f"model.{key}": value for key, value in model.items()}
-    with locked_run_folder(output, identity, remedy="--fresh starts over there", first=erase if fresh else None):
+    with locked_run_folder(
+        output, identity, remedy="start over there with --fresh", first=erase_parts if fresh else None
+    ):
         run_on_rank0(lambda: _corpus(recipe, output, corpus, megabytes, vocabulary))
         tokens = RunFolder(output).tokens
         teaching = copy.deepcopy(recipe)
         teaching.training.max_tokens = teacher_tokens
-        teacher = _once(
+        teacher = _run_unless_finished(
             output / "teacher", lambda folder: pipeline.pretrain(teaching, model, tokens, folder, title="teacher")
         )
         teacher_folder = find_model_folder(str(RunFolder(output / "teacher").export))
-        student = _once(
+        student = _run_unless_finished(
             output / "distilled",
             lambda out: pipeline.distill(recipe, teacher_folder, tokens, out, title="student, distilled"),
         )
         plain = copy.deepcopy(recipe)
         plain.losses = recipe.losses.without_teacher()
-        baseline = _once(
+        baseline = _run_unless_finished(
             output / "baseline",
             lambda out: pipeline.distill(plain, teacher_folder, tokens, out, title="student, no teacher"),
         )
@@ -119,23 +121,23 @@ def run(
     ]
     print("\n" + table(rows, COLUMNS))
     losses = baseline["heldout_mlm_loss"], student["heldout_mlm_loss"]
-    ahead = None if None in losses else losses[0] - losses[1]
+    gain = None if None in losses else losses[0] - losses[1]
     print(
-        "\nWhat distilling was worth could not be measured."
-        if ahead is None
-        else f"\nDistilling was worth {ahead:.3f} nats on the held-out text."
-        if ahead > 0
-        else f"\nThe baseline without a teacher came out ahead, by {-ahead:.3f} nats."
+        "\nThe gain from distillation could not be measured."
+        if gain is None
+        else f"\nDistillation lowered the held-out loss by {gain:.3f} nats compared with training without a teacher."
+        if gain > 0
+        else f"\nDistillation raised the held-out loss by {-gain:.3f} nats compared with training without a teacher."
     )
-    print("The text is this machine's own documentation: figures are not comparable across machines.\n")
-    for what, where in (
+    print("The text is this machine's documentation, so the results are not comparable across machines.\n")
+    for label, path in (
         ("export", "distilled/export"),
         ("loss plot", "distilled/loss.png"),
         ("checkpoints", "distilled/checkpoints"),
         ("TensorBoard", "distilled/tensorboard"),
     ):
-        print(f"{what + ':':13} {output / where}")
-    summary = {"rows": rows, "distilled_ahead_nats": ahead, "export": student["export"]}
+        print(f"{label + ':':13} {output / path}")
+    summary = {"rows": rows, "distilled_ahead_nats": gain, "export": student["export"]}
     return summary
 
 
@@ -154,22 +156,24 @@ def _corpus(recipe: Recipe, output: Path, corpus: list[str], megabytes: float, v
     pieces = split_inputs(corpus)
     with progress(sum(piece.size for piece in pieces), "tokenizer", "B") as bar:
         tokenizer = train_wordpiece(
-            (d.text for piece in pieces for d in read(piece, _onto(bar))), vocabulary, output / "tokenizer"
+            (document.text for piece in pieces for document in read(piece, _bar_updater(bar))),
+            vocabulary,
+            output / "tokenizer",
         )
     manifest = prepare_tokens(corpus, tokenizer, RunFolder(output).tokens, recipe)
     log(
         f"corpus: {sum(manifest['documents'].values()):,} documents, {manifest['real_tokens']['train']:,} "
-        f"tokens to train on, {time.perf_counter() - began:.0f} s"
+        f"training tokens, prepared in {time.perf_counter() - began:.0f} s"
     )
 
 
-def _onto(bar):
+def _bar_updater(bar):
     """Return a function that shows on `bar` how much of one more piece is read."""
-    before = bar.n
-    return lambda read: bar.update(before + read - bar.n)
+    start = bar.n
+    return lambda read: bar.update(start + read - bar.n)
 
 
-def _once(folder: Path, job) -> dict:
+def _run_unless_finished(folder: Path, job) -> dict:
     """Run `job` and return its summary, or that of a finished part, which is not made again."""
     done = RunFolder(folder).summary
     if done.is_file() and RunFolder(folder).export.is_dir():

@@ -43,13 +43,13 @@ def describe() -> dict:
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            versions[package] = None
+    return versions
 
 
 def _devices() -> dict:
@@ -75,48 +75,55 @@ def kernels() -> list[dict]:
     device = torch.device("cuda" if cuda else "cpu")
     no_varlen, no_triton = varlen_unavailable_reason(device, torch.bfloat16), triton_unavailable_reason(device)
     adam = no_build or (
-        "compiled, in the cache" if is_built("fused_adam") else "will be compiled by the first run, about a minute"
+        "already compiled" if is_built("fused_adam") else "the first run compiles it, which takes about a minute"
     )
     return [
-        _row("DeepSpeed FusedAdam", no_build is None, adam + ("" if cuda else "; its C++ body on the CPU")),
+        _row("DeepSpeed FusedAdam", no_build is None, adam + ("" if cuda else "; uses its C++ backend on the CPU")),
         _row(
             "torch fused AdamW",
             no_build is not None,
-            "takes over where DeepSpeed's cannot be built; training.optimizer = torch chooses it",
+            "used if DeepSpeed's cannot be compiled; select it with training.optimizer = torch",
         ),
-        _row("apex FusedAdam", False, apex_unavailable_reason() or "installed; training.optimizer = apex chooses it"),
+        _row(
+            "apex FusedAdam", False, apex_unavailable_reason() or "installed; select it with training.optimizer = apex"
+        ),
         _row(
             "apex FusedLAMB, FusedLayerNorm",
             False,
-            apex_unavailable_reason() or "installed; not used: torch's LayerNorm is fused too",
+            apex_unavailable_reason() or "installed, but not used, because torch's LayerNorm is fused too",
         ),
-        _row("fused vocabulary loss", True, "chunk by chunk" + (", GEMMs in 16 bit with fp32 results" if cuda else "")),
+        _row(
+            "fused vocabulary loss",
+            True,
+            "computes the loss in chunks of tokens" + (", with 16-bit GEMMs and fp32 results" if cuda else ""),
+        ),
         _row(
             "torch.compile",
             no_compile is None,
-            no_compile or "what lies between matrix products, where a run earns it back (training.compile)",
+            no_compile
+            or "fuses operations between matrix products in runs that repay the compilation (training.compile)",
         ),
         _row(
             "Triton",
             no_triton is None,
-            no_triton or "the vocabulary loss's kernel on a GPU, and what torch.compile writes its own with",
+            no_triton or "runs the vocabulary loss on a GPU, and the kernels that torch.compile generates",
         ),
         _row(
             "scaled-dot-product attention",
             True,
-            "torch's flash kernel" + ("" if cuda else " for the CPU; with dropout its plain one"),
+            "torch's flash kernel" + ("" if cuda else " for the CPU; with attention dropout torch's unfused one"),
         ),
         _row(
             "varlen attention",
             no_varlen is None,
-            (f"{no_varlen}: a mask tells" if no_varlen else "the kernel tells") + " the documents of a packed "
+            (f"{no_varlen}: a mask keeps" if no_varlen else "the kernel keeps") + " the documents of a packed "
             "block apart (data.attend_across_documents = false)"
-            + ("" if no_varlen else "; a student with attention dropout has the mask"),
+            + ("" if no_varlen else "; a student with attention dropout uses a mask instead"),
         ),
         _row(
             "DeepSpeedTransformerLayer",
             False,
-            "CUDA kernels of 2020 for BERT training, without today's flash attention: not used",
+            "not used: CUDA kernels from 2020 for BERT training, without flash attention",
         ),
     ]
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-from ds_distill.cli.terminal import outlive_broken_streams, restart_in_utf8
+from ds_distill.cli.terminal import restart_in_utf8, tolerate_broken_streams
 from ds_distill.utils.devices import visible_gpus
 
 
@@ -21,9 +21,9 @@ def main(script: str) -> None:
         script: Path of launch.sh, which the launcher starts once per rank.
     """
     restart_in_utf8()
-    outlive_broken_streams()
+    tolerate_broken_streams()
     argv = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
-    _quiet_libraries()
+    _silence_libraries()
     ranks = os.environ.pop("DS_DISTILL_START", None)
     if ranks is not None:
         _start_launcher(script, ranks, argv)
@@ -38,7 +38,7 @@ def main(script: str) -> None:
     raise SystemExit(cli(["run", *argv]))
 
 
-def _quiet_libraries() -> None:
+def _silence_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if "RANK" in os.environ else "true")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -70,7 +70,10 @@ def _start_launcher(script: str, ranks: str, argv: list[str]) -> None:
         count = accelerator.device_count()
         devices = visible_gpus(visible)[:count] or [str(device) for device in range(count)]
         if ranks != "all" and int(ranks) > len(devices):
-            raise SystemExit(f"launch.sh: DS_DISTILL_RANKS = {ranks}: this machine shows {len(devices)} GPUs")
+            raise SystemExit(
+                f"launch.sh: DS_DISTILL_RANKS = {ranks}: only {len(devices)} GPUs are visible on this machine; "
+                "lower DS_DISTILL_RANKS"
+            )
         devices = devices if ranks == "all" else devices[: int(ranks)]
     nodes = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
     with socket.socket() as probe:  # with a fixed port a machine could run only one at a time

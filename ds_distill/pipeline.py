@@ -37,7 +37,7 @@ from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student, count_parameters, resolve_layers
 from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight import job as preflight
-from ds_distill.preflight.models import check_fits, check_sizes
+from ds_distill.preflight.models import check_fits_prepared_tokens, check_sizes
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
@@ -213,7 +213,7 @@ def distill(
     dtype = resolve_dtype(recipe.training, device)
     recipe = _with_resolved_micro_batch(recipe, teacher, world)
     store, loader, held = open_run_data(tokens, recipe, rank, world, heldout or {})
-    check_fits(store, teacher)
+    check_fits_prepared_tokens(store, teacher)
     source = load_masked_lm(teacher)
     with locked_run_folder(
         output,
@@ -248,12 +248,12 @@ def _with_resolved_micro_batch(recipe: Recipe, teacher: ModelFolder | None, rank
     t = recipe.training
     # only distill, which has a teacher, gets here with "auto"
     t.micro_batch_size = (
-        choose_micro_batch(recipe, cast(ModelFolder, teacher)) if asked == "auto" else t.micro_batch_of(ranks)
+        choose_micro_batch(recipe, cast(ModelFolder, teacher)) if asked == "auto" else t.resolve_micro_batch(ranks)
     )
     if asked not in ("auto", t.micro_batch_size):
         line = (
             f"micro-batch: {t.micro_batch_size} sequences, not {asked}: a rank's share of the global batch is "
-            f"{t.share_of(ranks)}"
+            f"{t.sequences_per_rank(ranks)}"
         )
         log_once(line, line)  # once for all runs of a job
     return recipe
@@ -293,7 +293,7 @@ def pretrain(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(t.seed)
         if isinstance(model, ModelFolder):
-            check_fits(store, model)
+            check_fits_prepared_tokens(store, model)
             encoder = load_masked_lm(model, new_head=True, dropout=t.dropout).train()
         else:
             config = BertConfig(
@@ -381,7 +381,7 @@ def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, un
     candidates += [(f"{models[0].name}, untrained", models[0], True)] if untrained else []
     rows = []
     for name, folder, random_weights in candidates:
-        check_fits(train_store, folder)
+        check_fits_prepared_tokens(train_store, folder)
         network = load_masked_lm(folder)
         if random_weights:
             with torch.random.fork_rng(devices=[]):

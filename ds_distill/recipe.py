@@ -14,7 +14,7 @@ from ds_distill.utils.errors import UserError
 CHECKOUT = Path(__file__).parents[1]
 
 
-def shipped(path: str) -> Path:
+def find_shipped_file(path: str) -> Path:
     """Return the file that a recipe or a plan names, from here or from the checkout.
 
     Files that ship with the project are found in the checkout, wherever the command starts.
@@ -22,12 +22,12 @@ def shipped(path: str) -> Path:
     return next((file for file in (Path(path), CHECKOUT / path) if file.is_file()), Path(path))
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     """Return a JSON object as a dict; raise ValueError where a key stands twice, since one would be lost."""
-    found = dict(pairs)
-    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-        raise ValueError(f"the key {twice[0]} stands twice in one object")
-    return found
+    keys = dict(pairs)
+    if duplicates := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"the key {duplicates[0]} is given twice in one object")
+    return keys
 
 
 def limited(default: Any, low: float, high: float, word: str = "", each: bool = False) -> Any:
@@ -58,13 +58,13 @@ def limited_values(section: Any) -> Iterator[tuple[str, Any, float, float]]:
 
 @dataclass
 class Match:
-    """One more loss term, which compares what lies inside student and teacher.
+    """An additional loss term that compares hidden states of the student with those of the teacher.
 
     Args:
         loss: Name of the loss: a key of LOSSES in ds_distill/losses/matching.py.
-        of: What is compared: "hidden", the hidden states after a layer.
-        layers: "last", "mapped" (each student layer with the teacher layer that it started from), or
-            a list of pairs [student layer, teacher layer], from 0.
+        of: What to compare: "hidden", the hidden states after a layer.
+        layers: Layers to compare: "last", "mapped" (each student layer with the teacher layer that it was
+            initialized from), or a list of pairs [student layer, teacher layer], counted from 0.
         weight: Weight of the term, which is a mean over real tokens, summed over the layers.
     """
 
@@ -79,12 +79,12 @@ class Losses:
     """Weights of the triple loss (Sanh et al. 2019, section 2; values from the authors' code).
 
     Args:
-        kl: Weight of T² · KL(teacher ‖ student) over real tokens.
+        kl: Weight of T² · KL(teacher ‖ student), averaged over the tokens that kl_tokens selects.
         mlm: Weight of the masked-LM cross-entropy.
-        cosine: Weight of 1 − cos(student, teacher) on the last hidden state.
-        temperature: T, on both sides of the KL.
-        kl_tokens: "all" real tokens, or only "masked" ones, which is a different objective.
-        match: More terms, each {loss, of, layers, weight}; none when not given.
+        cosine: Weight of 1 − cos(student, teacher) of the last hidden states.
+        temperature: Temperature T that divides both the teacher's and the student's logits in the KL term.
+        kl_tokens: Tokens in the KL term: "all" real tokens, as in the paper, or only the "masked" ones.
+        match: Additional loss terms, each {loss, of, layers, weight}; none by default.
     """
 
     kl: float = limited(5.0, 0, 1e6)
@@ -106,16 +106,16 @@ class Losses:
 
 @dataclass
 class Student:
-    """The student's shape and start.
+    """Shape and initialization of the student.
 
     Args:
-        init_layers: "every_other" (evenly spaced, first and last included), "random", or a list of
-            teacher layers.
-        num_layers: Number of layers; half the teacher's when not given.
-        hidden_size: Hidden size; the teacher's when not given. A smaller one starts from the first rows
-            and columns of the teacher's weights.
-        freeze_positions: The authors' positions were sinusoidal, so frozen, and then overwritten by
-            BERT's; false trains them.
+        init_layers: Teacher layers that initialize the student: "every_other" (evenly spaced, including the
+            first and the last), "random" for random weights, or a list of layer numbers, counted from 0.
+        num_layers: Number of layers; half the teacher's by default.
+        hidden_size: Hidden size; the teacher's by default. A smaller student is initialized from the first
+            rows and columns of the teacher's weights.
+        freeze_positions: Keep the position embeddings fixed. In the authors' code they were fixed, because
+            they were sinusoidal before BERT's overwrote them.
     """
 
     init_layers: str | list[int] = "every_other"
@@ -129,41 +129,41 @@ class Training:
     """Batch, length of the run, optimizer and engine.
 
     Args:
-        global_batch_size: Sequences an optimizer step, over all ranks and accumulation steps.
-        micro_batch_size: Sequences a rank and forward pass, at most: the largest number that divides a
-            rank's share of the global batch, which accumulation follows from. "auto": for distill,
-            the most that fit the memory.
-        max_tokens: Stop after this many tokens; 0: after `epochs`.
-        epochs: Passes over the data where max_tokens is 0.
-        learning_rate: Peak; linear warm-up, then linear to zero.
-        encoder_learning_rate: Of `pretrain --from`, for all but the masked-LM head; 0 trains the head
-            alone; learning_rate when not given.
-        warmup_ratio: Share of the steps that warm up.
-        weight_decay: Never on a bias or a norm.
-        betas: AdamW's.
-        eps: AdamW's.
-        max_grad_norm: Largest norm of the global gradient; 0 does not clip.
+        global_batch_size: Sequences per optimizer step, over all ranks and accumulation steps.
+        micro_batch_size: Maximum number of sequences per rank and forward pass. The run uses the largest
+            number up to this one that divides a rank's share of the global batch, and accumulates the
+            gradients of several micro-batches. "auto": the largest micro-batch that fits in memory (distill only).
+        max_tokens: Stop after this many tokens; 0: stop after `epochs`.
+        epochs: Passes over the data when max_tokens is 0.
+        learning_rate: Peak learning rate, after a linear warm-up and before a linear decay to zero.
+        encoder_learning_rate: For `pretrain --from`: peak learning rate of all weights except the masked-LM
+            head; 0 trains the head alone. learning_rate by default.
+        warmup_ratio: Fraction of the optimizer steps for the warm-up.
+        weight_decay: AdamW's weight decay; biases and norm weights are never decayed.
+        betas: AdamW's betas.
+        eps: AdamW's epsilon.
+        max_grad_norm: Maximum norm of the global gradient, for clipping; 0: no clipping.
         dropout: Hidden and attention dropout of the trained model.
-        seed: Order, masks, dropout and random starts follow from it.
-        device: "auto" takes a GPU where there is one; "cuda" insists on it, "cpu" leaves it alone.
-        precision: "auto": bf16 on CUDA (fp16 on GPUs before Ampere), on CPU bf16 where a probe
-            shows it faster, else fp32.
-        optimizer: "auto": DeepSpeed's FusedAdam where it can be built (once an environment, about a
+        seed: Seed of the data order, masks, dropout and random initialization.
+        device: "auto" uses a GPU if there is one, "cuda" requires a GPU, "cpu" never uses one.
+        precision: "auto": bf16 on CUDA (fp16 on GPUs before Ampere); on a CPU bf16 if a probe shows that
+            it is faster, else fp32.
+        optimizer: "auto": DeepSpeed's FusedAdam if it can be compiled (once per environment, about a
             minute), else torch's fused AdamW.
-        compile: Whether torch.compile makes kernels of what lies between the matrix products:
-            "auto" where the run is long enough to earn it back. On a GPU the vocabulary loss has
-            its kernel in Triton either way, but with "off".
-        deepspeed: Path of a DeepSpeed JSON (ds_configs/deepspeed/), which owns zero_optimization
-            only. Without one ZeRO stage 0 in fp32 and stage 1 in 16 bit, where it is faster even on
-            one rank.
-        gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
-        max_skipped: Steps in a row that may be skipped because loss or gradient is not finite,
-            before the run ends.
+        compile: Whether torch.compile fuses the operations between the matrix products. "auto": only if the
+            run is long enough to repay the compilation. On a GPU, the vocabulary loss uses its Triton kernel
+            unless this is "off".
+        deepspeed: Path of a DeepSpeed JSON (see ds_configs/deepspeed/) with zero_optimization; batch sizes,
+            clipping, optimizer, schedule and precision are always the recipe's. By default ZeRO stage 0 in
+            fp32, and stage 1 in 16 bit, where it is faster even on one rank.
+        gradient_checkpointing: Recompute activations in the backward pass, which is slower but uses less memory.
+        max_skipped: Maximum number of consecutive steps that may be skipped because the loss or a gradient is
+            not finite; after that the run ends.
         save_every: Optimizer steps between checkpoints; 0: only at the end.
-        save_total_limit: How many to keep.
+        save_total_limit: Number of checkpoints to keep.
         eval_every: Optimizer steps between held-out evaluations; 0: only at the end.
-        eval_max_sequences: Held-out blocks evaluated, at most.
-        resume: "auto" goes on where the output folder's run stopped; "never" refuses a used folder.
+        eval_max_sequences: Maximum number of held-out blocks per evaluation.
+        resume: "auto" resumes the run in the output folder; "never" refuses a folder that has one.
     """
 
     global_batch_size: int = limited(64, 1, 1 << 24)
@@ -192,7 +192,7 @@ class Training:
     eval_max_sequences: int = limited(256, 1, 10**9)
     resume: Literal["auto", "never"] = "auto"
 
-    def share_of(self, ranks: int) -> int:
+    def sequences_per_rank(self, ranks: int) -> int:
         """Return how many sequences of the global batch each rank gets.
 
         Raises:
@@ -202,23 +202,23 @@ class Training:
         if rest:
             nearest = " or ".join(str(count * ranks) for count in (share, share + 1) if count)
             raise UserError(
-                f"training.global_batch_size = {self.global_batch_size}: not to be shared evenly among {ranks} ranks; "
+                f"training.global_batch_size = {self.global_batch_size}: cannot be divided evenly among {ranks} ranks; "
                 f"use {nearest}"
             )
         return share
 
     def micro_batches(self, ranks: int) -> list[int]:
         """Return the divisors of a rank's share of the global batch, the largest first."""
-        share = self.share_of(ranks)
+        share = self.sequences_per_rank(ranks)
         return [size for size in range(share, 0, -1) if share % size == 0]
 
-    def micro_batch_of(self, ranks: int) -> int:
+    def resolve_micro_batch(self, ranks: int) -> int:
         """Return the micro-batch that a run on `ranks` ranks uses, where the recipe gives it as a number."""
         return next(size for size in self.micro_batches(ranks) if size <= cast(int, self.micro_batch_size))
 
     def deepspeed_file(self) -> Path:
         """Return the path of the DeepSpeed JSON, from here or from the checkout."""
-        return shipped(cast(str, self.deepspeed))
+        return find_shipped_file(cast(str, self.deepspeed))
 
     def deepspeed_json(self) -> dict:
         """Return the content of the DeepSpeed JSON, or an empty dict where the recipe names none.
@@ -228,45 +228,47 @@ class Training:
         """
         try:
             text = self.deepspeed_file().read_text(encoding="utf-8-sig") if self.deepspeed else "{}"
-            said = json.loads(text, object_pairs_hook=_once)
+            config = json.loads(text, object_pairs_hook=_unique_keys)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"training.deepspeed = {self.deepspeed}: not JSON ({error})") from error
-        zero = said.get("zero_optimization", {}) if isinstance(said, dict) else None
-        if not isinstance(zero, dict) or not isinstance(zero.get("offload_optimizer", {}), dict):
             raise UserError(
-                f"training.deepspeed = {self.deepspeed}: must be an object, and so zero_optimization and its "
-                "offload_optimizer, if there"
+                f"training.deepspeed = {self.deepspeed}: not valid JSON ({error}); correct the file"
+            ) from error
+        zero_config = config.get("zero_optimization", {}) if isinstance(config, dict) else None
+        if not isinstance(zero_config, dict) or not isinstance(zero_config.get("offload_optimizer", {}), dict):
+            raise UserError(
+                f"training.deepspeed = {self.deepspeed}: must be a JSON object, and so must zero_optimization and its "
+                "offload_optimizer, if they are given"
             )
-        if (stage := zero.get("stage", 0)) not in (0, 1, 2, 3) or isinstance(stage, bool):
+        if (stage := zero_config.get("stage", 0)) not in (0, 1, 2, 3) or isinstance(stage, bool):
             raise UserError(
                 f"training.deepspeed = {self.deepspeed}: zero_optimization.stage = {json.dumps(stage)}: must "
                 "be 0, 1, 2 or 3"
             )
-        return said
+        return config
 
 
 @dataclass
 class Data:
-    """How text becomes blocks.
+    """Preparation and masking of the text.
 
     Args:
-        mode: "packed": documents fill whole blocks, nothing is padding; "lines": a line is a
-            sequence (the authors' data).
-        sequence_length: Tokens a sequence, [CLS] and [SEP] included; at most so many in
-            mode "lines".
-        heldout_fraction: Share of the documents kept out of training.
-        column: Of jsonl, csv, tsv and parquet files and hub data sets; FILE#COLUMN names another
-            for one input.
-        weights: How often an epoch sees each source, in the order of --corpus: 2 twice, 0.5 a
-            random half; once when not given.
-        attend_across_documents: Whether the documents of a packed block see each other.
-        mlm_probability: Share of a sequence's real tokens that are masked.
-        mlm_smoothing: Masking probability ∝ count^−smoothing: rare tokens more often.
-        whole_word_masking: Mask all pieces of a word together, each word with the same chance; in
-            scripts without spaces a piece is a word.
-        streaming: Read hub data sets while they are downloaded; false downloads them first, or
-            takes the local cache.
-        workers: Processes that prepare; 0: one a core.
+        mode: "packed": concatenated documents fill whole blocks, without padding; "lines": each line is one
+            sequence, as in the authors' data.
+        sequence_length: Tokens per sequence, including [CLS] and [SEP]; in mode "lines" the maximum.
+        heldout_fraction: Fraction of the documents that is held out from training.
+        column: Text column of jsonl, csv, tsv and parquet files and Hub data sets; FILE#COLUMN selects another
+            one for one input.
+        weights: How often an epoch reads each source, in the order of --corpus: 2 reads it twice, 0.5 reads a
+            random half of it; once by default.
+        attend_across_documents: Whether tokens attend to the other documents in their packed block.
+        mlm_probability: Fraction of a sequence's real tokens that is masked.
+        mlm_smoothing: Exponent s of the masking probability ∝ count^−s, which masks rare tokens more often;
+            0 masks all tokens equally often.
+        whole_word_masking: Mask all pieces of a word together, each word with the same probability; in scripts
+            without spaces each piece counts as a word.
+        streaming: Read Hub data sets while they are downloaded; false downloads them first, or reads the local
+            cache.
+        workers: Number of processes that prepare the data; 0: one per core.
     """
 
     mode: Literal["packed", "lines"] = "packed"
@@ -293,31 +295,35 @@ class Recipe:
 
     def check(self) -> None:
         """Raise UserError for the first value that makes no sense, before anything is allocated."""
-        t, d, x = self.training, self.data, self.losses
-        sections: dict[str, Any] = {"training": t, "data": d, "losses": x}
-        sections |= {f"losses.match[{index}]": match for index, match in enumerate(x.match)}
+        training, data, losses = self.training, self.data, self.losses
+        sections: dict[str, Any] = {"training": training, "data": data, "losses": losses}
+        sections |= {f"losses.match[{index}]": match for index, match in enumerate(losses.match)}
         for name, section in sections.items():
             for key, value, low, high in limited_values(section):
                 if value is None or not low <= value <= high:
                     raise UserError(f"{name}.{key} = {value}: must be between {low} and {high:g}")
-        tokens = d.sequence_length - 2  # [CLS] and [SEP] are never masked
-        if round(d.mlm_probability * tokens) == 0:
+        tokens = data.sequence_length - 2  # [CLS] and [SEP] are never masked
+        if round(data.mlm_probability * tokens) == 0:
             raise UserError(
-                f"data.mlm_probability = {d.mlm_probability}: of the {tokens} tokens of a sequence "
-                f"(data.sequence_length = {d.sequence_length}) it masks none; "
-                f"{math.ceil(501 / tokens) / 1000} masks one"
+                f"data.mlm_probability = {data.mlm_probability}: too small to mask any of the {tokens} tokens of a "
+                f"sequence (data.sequence_length = {data.sequence_length}); "
+                f"use {math.ceil(501 / tokens) / 1000} or more, which masks one"
             )
-        if x.kl == x.mlm == x.cosine == 0 and not any(match.weight for match in x.match):
-            raise UserError("losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained")
-        if t.deepspeed and t.deepspeed_file().exists() and not t.deepspeed_file().is_file():
+        if losses.kl == losses.mlm == losses.cosine == 0 and not any(match.weight for match in losses.match):
             raise UserError(
-                f"training.deepspeed = {t.deepspeed}: a folder or a pipe; it is read more than once: give a file"
+                "losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained; set one of them above 0"
             )
-        if t.deepspeed and not t.deepspeed_file().is_file():
+        if training.deepspeed and training.deepspeed_file().exists() and not training.deepspeed_file().is_file():
             raise UserError(
-                f"training.deepspeed = {t.deepspeed}: no such file, here or in {CHECKOUT} (see ds_configs/deepspeed/)"
+                f"training.deepspeed = {training.deepspeed}: a folder or a pipe; give a file, which can be read more "
+                "than once"
             )
-        t.deepspeed_json()
+        if training.deepspeed and not training.deepspeed_file().is_file():
+            raise UserError(
+                f"training.deepspeed = {training.deepspeed}: no such file here or in {CHECKOUT} "
+                "(see ds_configs/deepspeed/)"
+            )
+        training.deepspeed_json()
 
     def as_dict(self) -> dict:
         """Return the recipe as nested dicts, one per section."""

@@ -26,7 +26,7 @@ def held_out(folder: Path) -> dict[str, list]:
         return {name or "own": rows for name, rows in read_heldout_curves(folder).items()}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{folder} is no finished run (curves.json: {error}): give the --output folder of distill or pretrain"
+            f"{folder} is not a finished run (curves.json: {error}); give the --output folder of distill or pretrain"
         ) from error
 
 
@@ -37,9 +37,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "runs", nargs="+", type=Path, help="folders of finished runs; the first is compared with each other"
+        "runs", nargs="+", type=Path, help="folders of finished runs; the first is compared with each of the others"
     )
-    parser.add_argument("--output", type=Path, required=True, help="what the files' names begin with")
+    parser.add_argument("--output", type=Path, required=True, help="path and first part of the output files' names")
     args = parser.parse_args()
     with user_errors("benchmarks.analysis.compare_runs"):
         return run(args)
@@ -48,7 +48,7 @@ def main() -> int:
 def run(args: argparse.Namespace) -> int:
     runs = {folder.name: held_out(folder) for folder in args.runs}
     if len(runs) < len(args.runs):
-        raise UserError(f"two of the folders have one name (they are {', '.join(map(str, args.runs))}); rename one")
+        raise UserError(f"two folders have the same name ({', '.join(map(str, args.runs))}); rename one of them")
     make_folder("--output", args.output.parent)
     first, *others = runs
     rows, ahead = [], {}

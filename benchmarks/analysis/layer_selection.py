@@ -37,7 +37,7 @@ from ds_distill.utils.errors import UserError
 Choice = tuple[int, ...]
 
 
-class CollateSpec:
+class PrunedModel:
     """A model with some of its layers, whose score `measure` returns; each choice is measured once."""
 
     def __init__(self, model: PreTrainedModel, measure: Callable[[str], float | None]):
@@ -53,24 +53,24 @@ class CollateSpec:
         return self.scores[keep]
 
 
-def without_each(cut: CollateSpec, keep: Choice) -> list[tuple[float | None, Choice]]:
+def without_each(pruned: PrunedModel, keep: Choice) -> list[tuple[float | None, Choice]]:
     """Return the scores without one layer of `keep`, in the order of the layers."""
-    return [(cut.score(rest), rest) for rest in (tuple(i for i in keep if i != out) for out in keep)]
+    return [(pruned.score(rest), rest) for rest in (tuple(i for i in keep if i != out) for out in keep)]
 
 
-def choices_of(cut: CollateSpec, count: int, most: int) -> list[tuple[float | None, Choice]]:
+def rank_choices(pruned: PrunedModel, count: int, most: int) -> list[tuple[float | None, Choice]]:
     """Return (score, layers) of the choices of `count` layers, best first.
 
     If there are more than `most` choices, only those of the last round of dropping layers one by
     one are returned.
     """
-    every = tuple(range(len(cut.layers)))
+    every = tuple(range(len(pruned.layers)))
     if math.comb(len(every), count) <= most:
-        found = [(cut.score(keep), keep) for keep in combinations(every, count)]
+        found = [(pruned.score(keep), keep) for keep in combinations(every, count)]
     else:
         keep = every
         while len(keep) > count:
-            found = without_each(cut, keep)
+            found = without_each(pruned, keep)
             keep = max(found, key=_ranked)[1]
     return sorted(found, key=_ranked, reverse=True)
 
@@ -85,12 +85,19 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--task", required=True, help="as for ds-distill finetune")
-    parser.add_argument("--model", required=True, help="folder fine-tuned on the task: the teacher of a student to be")
-    parser.add_argument("--data", help="the task's files, as for ds-distill finetune; from the hub when not given")
-    parser.add_argument("--keep", type=count, help="layers of a choice (default half of them)")
-    parser.add_argument("--examples", type=count, default=400, help="of the dev set, the first (default 400)")
-    parser.add_argument("--most", type=count, default=100, help="choices that are all measured (default 100)")
+    parser.add_argument("--task", required=True, help="name of the task, as for ds-distill finetune")
+    parser.add_argument("--model", required=True, help="folder of a teacher that is fine-tuned on the task")
+    parser.add_argument(
+        "--data", help="folder of the task's files, as for ds-distill finetune; loaded from the Hub when not given"
+    )
+    parser.add_argument("--keep", type=count, help="number of layers to keep (default: half of them)")
+    parser.add_argument("--examples", type=count, default=400, help="number of dev examples to score (default 400)")
+    parser.add_argument(
+        "--most",
+        type=count,
+        default=100,
+        help="measure all choices of layers if there are at most this many (default 100)",
+    )
     parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
     args = parser.parse_args()
     with user_errors("benchmarks.analysis.layer_selection"):
@@ -107,17 +114,17 @@ def run(args: argparse.Namespace) -> int:
     depth = family_of(model).dims(model.config).depth
     count = depth // 2 if args.keep is None else args.keep
     if not 1 <= count < depth:
-        raise UserError(f"--keep {count}: of {depth} layers, 1 to {depth - 1}")
+        raise UserError(f"--keep {count}: the model has {depth} layers; give a number from 1 to {depth - 1}")
     if args.examples < 2:
-        raise UserError(f"--examples {args.examples}: at least 2")
+        raise UserError(f"--examples {args.examples}: must be at least 2")
     data = load_data(task, args.data)
     data.train = data.train[:1]  # nothing is trained
     data.dev = {split: part[: args.examples] for split, part in data.dev.items()}
     sets = encode_sets(data, tokenizer, FinetuneConfig(), family_of(model).positions(model.config))
     collator, first = Collator(tokenizer), task.metrics[0]
-    cut = CollateSpec(model, lambda what: score_model(task, model, sets, collator, 32, what)[first])
+    pruned = PrunedModel(model, lambda what: score_model(task, model, sets, collator, 32, what)[first])
     every = tuple(range(depth))
-    whole, less, choices = cut.score(every), without_each(cut, every), choices_of(cut, count, args.most)
+    whole, less, choices = pruned.score(every), without_each(pruned, every), rank_choices(pruned, count, args.most)
     rows = [
         {"layers": "all", "score": whole},
         *({"layers": f"without {i}", "score": score} for i, (score, _) in enumerate(less)),

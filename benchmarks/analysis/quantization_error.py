@@ -45,23 +45,23 @@ def grouped(x: Tensor, size: int) -> Tensor:
 
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "a scale a column": lambda w: symmetric(w, 1),
-    "a scale a column, 7 bits": lambda w: symmetric(w, 1, 63),
-    "a scale for 32": lambda w: grouped(w, 32),
+    "per column": lambda w: symmetric(w, 1),
+    "per column, 7 bits": lambda w: symmetric(w, 1, 63),
+    "per 32 values": lambda w: grouped(w, 32),
 }
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "a scale a tensor": lambda x: asymmetric(x, tuple(range(x.dim()))),
-    "a scale a token": lambda x: symmetric(x, -1),
-    "a scale a token, asymmetric": lambda x: asymmetric(x, -1),
-    "a scale for 32": lambda x: grouped(x, 32),
+    "per tensor": lambda x: asymmetric(x, tuple(range(x.dim()))),
+    "per token": lambda x: symmetric(x, -1),
+    "per token, asymmetric": lambda x: asymmetric(x, -1),
+    "per 32 values": lambda x: grouped(x, 32),
 }
 ROWS = [
     (None, None),
     *((w, None) for w in WEIGHTS),
     *((None, a) for a in ACTIVATIONS),
-    *(("a scale a column", a) for a in ACTIVATIONS),
-    ("a scale a column, 7 bits", "a scale a token, asymmetric"),
-    ("a scale for 32", "a scale for 32"),
+    *(("per column", a) for a in ACTIVATIONS),
+    ("per column, 7 bits", "per token, asymmetric"),
+    ("per 32 values", "per 32 values"),
 ]
 
 
@@ -81,7 +81,7 @@ def rounded(model: nn.Module, weights: str | None, activations: str | None) -> l
 
 
 @torch.inference_mode()
-def logits_of(source: Source, batches: list[Batch], what: str) -> np.ndarray:
+def compute_logits(source: Source, batches: list[Batch], what: str) -> np.ndarray:
     """Return the logits at masked tokens, fp32 [masked tokens, V]."""
     found = []
     with progress(len(batches), what, "batch") as bar:
@@ -102,7 +102,7 @@ def main() -> int:
     parser.add_argument(
         "--text", nargs="+", default=[], help="text, as for ds-distill prepare (default: the package's sample)"
     )
-    parser.add_argument("--sequences", type=count, default=128, help="of the text (default 128)")
+    parser.add_argument("--sequences", type=count, default=128, help="number of sequences of the text (default 128)")
     args = parser.parse_args()
     with user_errors("benchmarks.analysis.quantization_error"):
         return run(args)
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     source = load_source(args.model, "masked-lm")
     # Batches have one sequence, since a scale per tensor depends on what else is in the tensor.
     batches = text_batches(source, args.text, sequences=args.sequences, batch=1)
-    reference = logits_of(source, batches, "fp32")
+    reference = compute_logits(source, batches, "fp32")
     choice, clear = get_top1(reference)
     best = np.partition(reference, -2, axis=-1)[:, -2:]
     margins = {
@@ -129,14 +129,14 @@ def run(args: argparse.Namespace) -> int:
         name = (
             f"weights: {weights or 'fp32'}; activations: {activations or 'fp32'}" if weights or activations else "bf16"
         )
-        logits = logits_of(source, batches, name)
+        logits = compute_logits(source, batches, name)
         same = logits.argmax(-1) == choice
         error = float(np.sqrt(np.mean((logits - reference) ** 2)))
         rows.append({"rounding": name, "error": error} | agreement_shares(same, clear))
     columns = {
-        "rounding": "rounded operands",
-        "agreement": "top-1 as in fp32",
-        "clear_agreement": f"of those clear by {CLEAR} nats",
+        "rounding": "scales of the rounded operands",
+        "agreement": "top-1 agreement with fp32",
+        "clear_agreement": f"agreement where fp32 leads by {CLEAR} nats",
         "error": "RMS error of a logit",
     }
     shares = ("agreement", "clear_agreement")
@@ -152,8 +152,8 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     print(
-        f"\n{len(choice):,} masked tokens, {100 * clear.mean():.0f} % of them clear. "
-        "The two best of a token differ by less than "
+        f"\n{len(choice):,} masked tokens; the top-1 prediction in fp32 leads clearly in {100 * clear.mean():.0f} %. "
+        "The two best logits of a token differ by less than "
         + ", ".join(f"{value:.4f} for {share}" for share, value in margins.items())
         + "\n"
     )

@@ -57,7 +57,7 @@ print(json.dumps({"seconds": time.perf_counter() - began}))
 ROWS = {
     "prepare": "prepare, from file to packed shards",
     "datasets_map_row_by_row": "datasets.map, row by row",
-    "datasets_map_batched": "datasets.map, batched=True, 1,000 rows a call",
+    "datasets_map_batched": "datasets.map, batched=True, 1,000 rows per call",
 }
 
 
@@ -99,7 +99,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--tokenizer", required=True, help="folder with a fast tokenizer")
-    parser.add_argument("--text", required=True, nargs="+", help="text files, folders, patterns")
+    parser.add_argument("--text", required=True, nargs="+", help="text files, folders or glob patterns")
     parser.add_argument("--rounds", type=count, default=3, help="rounds of the speed comparison (default 3)")
     parser.add_argument("--sizes", type=amount, nargs="*", default=[], help="corpus sizes in MB for the memory table")
     args = parser.parse_args()
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     texts = list(documents(args.text))
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     if not megabytes:
-        raise UserError(f"--text {' '.join(args.text)}: no text in it; name files that hold some")
+        raise UserError(f"--text {' '.join(args.text)}: contains no text; give other files")
     result: dict = {"text_mb": megabytes, "machine": describe(torch.device("cpu"))}
     with tempfile.TemporaryDirectory() as folder:
         result |= speeds(args, texts, megabytes, Path(folder))
@@ -124,11 +124,11 @@ def run(args: argparse.Namespace) -> int:
         ]
         print(
             f"{megabytes:.3g} MB, one core, {result['machine']}\n\n"
-            f"{table(rows, {'who': '', 'rate': 'MB/s', 'ratio': 'prepare against it'})}\n"
+            f"{table(rows, {'who': '', 'rate': 'MB/s', 'ratio': 'speed of prepare ÷ this'})}\n"
         )
         if args.sizes:
             result["memory"] = []
-            print("| corpus (MB) | MB/s | most memory held (MB) |\n|---|---|---|")
+            print("| corpus (MB) | MB/s | peak memory (MB) |\n|---|---|---|")
         for size in args.sizes:
             corpus = Path(folder, "grown.txt")
             with spinner(f"{size:g} MB"):

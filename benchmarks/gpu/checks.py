@@ -29,7 +29,7 @@ from benchmarks.harness.machine import describe
 from benchmarks.harness.timing import timed
 from benchmarks.reference.closed_form import relative, vocabulary_loss, worst
 from benchmarks.reference.recipe import reference_step
-from benchmarks.training.baselines import options_of
+from benchmarks.training.baselines import adamw_options
 from ds_distill.builds.deepspeed_extensions import first_line
 from ds_distill.builds.fused_adam import build_optimizer
 from ds_distill.distributed.process_group import start_distributed
@@ -233,7 +233,7 @@ def plain_steps(device: torch.device) -> tuple:
     teacher, (ids, labels) = tiny_teacher(device), batch(device)
     student = build_student(teacher, dropout=0.0)
     plain = copy.deepcopy(student).to(device)
-    optimizer = torch.optim.AdamW(plain.parameters(), **options_of(Training(learning_rate=1e-3)))
+    optimizer = torch.optim.AdamW(plain.parameters(), **adamw_options(Training(learning_rate=1e-3)))
     steps = [reference_step(plain, teacher, optimizer, (ids, labels, None)) for _ in range(3)]
     return (
         teacher,
@@ -324,7 +324,7 @@ def adam_error(device: torch.device) -> tuple[float, str]:
 
     built = time.perf_counter() - began
     start, gradient = torch.randn(10_000_000, device=device), torch.randn(10_000_000, device=device)
-    options, after, seconds = options_of(Training()), [], []
+    options, after, seconds = adamw_options(Training()), [], []
     for make in (
         lambda p: FusedAdam(p, adam_w_mode=True, **options),
         lambda p: torch.optim.AdamW(p, fused=True, **options),
@@ -392,7 +392,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="begin no check after this time (default: none)"
+        "--seconds", type=float, default=float("inf"), help="start no check after this many seconds (default: no limit)"
     )
     args = parser.parse_args()
     with user_errors("benchmarks.gpu.checks"):

@@ -35,7 +35,7 @@ from ds_distill.builds.fused_adam import start_build
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import write_json, write_whole
+from ds_distill.utils.files import write_atomically, write_json
 
 SPARE = 15  # seconds kept for the report
 LONGEST = 180  # limit for one part in seconds, so that a part that hangs leaves time for the others
@@ -73,18 +73,18 @@ PARTS = (
     ("large", "step, 512 × 128 tokens", (*STEP, "--sequences", "512", "--length", "128", *FEW)),
     (
         "head",
-        "vocabulary loss, 16,384 tokens: its bodies, its products, its memory",
+        "vocabulary loss, 16,384 tokens: kernels, matrix products and memory",
         ("benchmarks.training.vocab_loss", "--rows", "16384", "--memory-rows", "16384", "--triton"),
     ),
     ("step_512", "step, 32 × 512 tokens", (*STEP, *AT_512, "--only", "reference_bf16", "engine", "gemms")),
     (
         "step_fp32",
-        "step, against the reference implementation in fp32",
+        "step, compared with the reference implementation in fp32",
         (*STEP, *AT_128, "--only", "reference_fp32", "engine"),
     ),
     (
         "inference",
-        "inference, DistilBERT's size and BERT-base's",
+        "inference at the sizes of DistilBERT and BERT-base",
         (*INFERENCE, "--bodies", "gpu_fp32", "gpu_fp16", "gpu_compiled"),
     ),
     (
@@ -143,7 +143,7 @@ def run(arguments: list[str], seconds: float) -> dict:
     except subprocess.TimeoutExpired:
         end(job)
         out, log = job.communicate()
-        why = f"not done after {seconds:.0f} s"
+        why = f"not finished after {seconds:.0f} s"
     finally:
         end(job)
     lines = out.strip().splitlines()
@@ -203,20 +203,20 @@ def verdicts(found: dict[str, dict]) -> list[str]:
             )
     if goals:
         said.append(
-            f"Goal of {GOAL_RATE:,.0f} tokens/s on one H100 and {100 * GOAL_SHARE:.0f} % of the square product: "
+            f"Goal of {GOAL_RATE:,.0f} tokens/s on one H100 and {100 * GOAL_SHARE:.0f} % of a square GEMM's rate: "
             f"{'; '.join(goals)}."
         )
     if {"fused_triton", "fused_compiled"} <= (ms := head.get("milliseconds", {})).keys():
         gain = ms["fused_compiled"] / ms["fused_triton"]
         said.append(
-            f"Triton kernel against torch.compile in the vocabulary loss: {gain:.2f}×, so "
+            f"The Triton kernel of the vocabulary loss is {gain:.2f}× as fast as torch.compile's, so "
             f"{'it stays the default on a GPU' if gain >= 1.1 else 'torch.compile should be the default'} "
-            "(1.10× is asked for)."
+            "(the limit is 1.10×)."
         )
     for batch in ("1", "32"):
         if ratios := found["inference"].get("summary", {}).get(f"batch_{batch}_vs_base_same_body"):
             said.append(
-                f"DistilBERT's size against BERT-base's at {batch} × 128 tokens, encoder: "
+                f"Speed of an encoder of DistilBERT's size relative to BERT-base's at {batch} × 128 tokens: "
                 f"{', '.join(f'{value:.2f}× in {BODIES[body].label}' for body, value in ratios.items())}."
             )
     return said
@@ -252,7 +252,7 @@ def without_result(found: dict[str, dict]) -> list[str]:
 def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds: float) -> str:
     """Write gpu_suite.md and gpu_suite.json; return the conclusion."""
     machine = next(
-        (part["machine"] for part in found.values() if "machine" in part), "no part has said on which machine"
+        (part["machine"] for part in found.values() if "machine" in part), "unknown machine: no part reported it"
     )
     day, command = (
         datetime.date.today().isoformat(),
@@ -261,17 +261,17 @@ def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds:
     columns = {
         "step": "BERT-base → DistilBERT, KL over all tokens",
         "tokens/s": "tokens/s",
-        "share": "of the square product's rate",
-        "memory": "MB",
+        "share": "share of a square GEMM's rate",
+        "memory": "peak memory (MB)",
         "fp32": "× reference, fp32",
-        "bf16": "× bf16 autocast",
-        "floor": "of its products' rate",
-        "first": "first step's extra s",
+        "bf16": "× reference, bf16 autocast",
+        "floor": "share of the GEMM bound",
+        "first": "extra time of the first step (s)",
     }
     conclusion = table(summary_rows(found), columns) + "\n\n" + "\n".join(f"- {line}" for line in verdicts(found))
-    kind = "REHEARSAL on a CPU, small sizes: no figure counts" if rehearsal else machine
+    kind = "REHEARSAL on a CPU with small sizes: the figures mean nothing" if rehearsal else machine
     to_come = [name for name, part in found.items() if part.get("why") == NOT_REACHED]
-    cut_off = f" BROKEN OFF, or still at it, before: {', '.join(to_come)}." if to_come else ""
+    cut_off = f" INTERRUPTED, or still running, before: {', '.join(to_come)}." if to_come else ""
     pages = [f"# GPU suite, {day}\n\n{kind}. `{command}`, {seconds:.0f} s.{cut_off}\n\n{conclusion}"]
     for name, title, arguments in PARTS:
         part = found[name]
@@ -280,7 +280,7 @@ def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds:
             f"## {title}\n\n`python -m {' '.join(arguments)}`, {part.get('seconds', 0)} s\n\n"
             + (part.get("said") or f"not measured: {part.get('why')}{log}")
         )
-    write_whole(folder / "gpu_suite.md", "\n\n".join(pages) + "\n")
+    write_atomically(folder / "gpu_suite.md", "\n\n".join(pages) + "\n")
     write_json(
         folder / "gpu_suite.json",
         {
@@ -304,10 +304,14 @@ def main() -> int:
         "--minutes",
         type=float,
         default=9.5,
-        help="for all of it; parts that no time is left for are left out (default 9.5)",
+        help="time limit for the whole suite; parts for which no time is left are skipped (default 9.5)",
     )
-    parser.add_argument("--rehearse", action="store_true", help="small and on a CPU: no measurement")
-    parser.add_argument("--only", nargs="*", choices=[name for name, *_ in PARTS], default=[], help="only these parts")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="run with small sizes on a CPU, to test the suite without measuring"
+    )
+    parser.add_argument(
+        "--only", nargs="*", choices=[name for name, *_ in PARTS], default=[], help="run only these parts"
+    )
     args = parser.parse_args()
     with user_errors("benchmarks.gpu.suite"):
         return suite(args)
@@ -316,7 +320,7 @@ def main() -> int:
 def suite(args: argparse.Namespace) -> int:
     """Run the parts and write the report; return the exit status."""
     if not torch.cuda.is_available() and not args.rehearse:
-        raise UserError("torch sees no GPU here; --rehearse shows on a CPU that the suite works")
+        raise UserError("torch finds no GPU on this machine; use --rehearse to test the suite on a CPU")
     make_folder("--report", args.report)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the part too, as Ctrl-C does
     began = time.monotonic()

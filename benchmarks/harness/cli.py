@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ds_distill.cli.terminal import show_what_can_be_shown
+from ds_distill.cli.terminal import replace_unencodable_characters
 from ds_distill.utils.console import close_bars
-from ds_distill.utils.errors import UserError, message_of
+from ds_distill.utils.errors import UserError, get_message
 
 
 @contextlib.contextmanager
@@ -19,12 +19,12 @@ def user_errors(program: str) -> Iterator[None]:
 
     Characters that the terminal cannot show are replaced.
     """
-    show_what_can_be_shown()
+    replace_unencodable_characters()
     try:
         yield
     except (UserError, OSError) as error:
         close_bars()
-        print(f"{program}: {message_of(error)}", file=sys.stderr)
+        print(f"{program}: {get_message(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         close_bars()
@@ -69,6 +69,6 @@ def make_folder(option: str, folder: Path | None) -> None:
 def why_it_ended(status: int, log: str) -> str:
     """Return in one line why a process failed: the signal that killed it, or the last line that it logged."""
     if status < 0:
-        return f"killed by signal {-status}{', as where memory runs out' if status == -9 else ''}"
+        return f"killed by signal {-status}{', probably because memory ran out' if status == -9 else ''}"
     lines = log.strip().splitlines() or [f"exit status {status}"]
     return lines[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")[:300]

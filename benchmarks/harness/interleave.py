@@ -83,7 +83,7 @@ class Variant:
             fine, answer = (
                 False,
                 "its process has ended "
-                f"({'killed, as where memory runs out' if code == -9 else f'exit status {code}'})",
+                f"({'killed, probably because memory ran out' if code == -9 else f'exit status {code}'})",
             )
         if fine is None:
             raise UserError(f"{self.name}: {answer}")

@@ -34,7 +34,9 @@ def on_cpu_only() -> None:
     This is for benchmarks whose reference implementation and engine both run on the CPU.
     """
     if torch.cuda.is_available():
-        raise UserError("this benchmark is for CPUs; start it with CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu before it")
+        raise UserError(
+            "this benchmark is for CPUs; put CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu in front of the command"
+        )
 
 
 def bytes_in_use(device: torch.device) -> int:

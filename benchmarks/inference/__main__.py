@@ -35,20 +35,22 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.inference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--student", help="Hugging Face folder (default: DistilBERT's size, random weights)")
-    parser.add_argument("--teacher", help="Hugging Face folder of its teacher, measured too")
+    parser.add_argument(
+        "--student", help="Hugging Face folder of the student (default: random weights in DistilBERT's size)"
+    )
+    parser.add_argument("--teacher", help="Hugging Face folder of the student's teacher, to measure it too")
     parser.add_argument(
         "--text",
         nargs="*",
         default=[],
-        help="text, as for ds-distill prepare: real lengths, and top-1 predictions of masked tokens",
+        help="text, as for ds-distill prepare, to measure real sequence lengths and top-1 predictions of masked tokens",
     )
     parser.add_argument(
         "--heads",
         nargs="+",
         choices=HEADS,
         default=list(HEADS),
-        help="the first over all lengths, the others at 128 tokens",
+        help="heads to measure, the first at all lengths and the others at 128 tokens",
     )
     parser.add_argument(
         "--bodies",
@@ -56,29 +58,40 @@ def parser() -> argparse.ArgumentParser:
         choices=BODIES,
         default=[],
         metavar="BODY",
-        help=f"of {', '.join(BODIES)} (default: all that run here)",
+        help=f"backends to measure: {', '.join(BODIES)} (default: all that run on this machine)",
     )
     parser.add_argument(
-        "--batches", nargs="+", type=count, default=[1, 8, 32], help="sequences a call (default 1 8 32)"
+        "--batches", nargs="+", type=count, default=[1, 8, 32], help="sequences per call (default 1 8 32)"
     )
     parser.add_argument(
         "--lengths", nargs="+", type=count, default=[32, 128, 384], help="tokens per sequence (default 32 128 384)"
     )
     parser.add_argument(
-        "--threads", nargs="+", type=count, default=[], help="default: one (encoder, batch 1 only) and all cores"
+        "--threads",
+        nargs="+",
+        type=count,
+        default=[],
+        help="CPU threads (default: all cores, and one thread for the encoder at batch 1)",
     )
-    parser.add_argument("--rounds", type=count, default=5, help="turns of each row (default 5)")
-    parser.add_argument("--seconds", type=float, default=0.6, help="of a case in a turn; once at least (default 0.6)")
+    parser.add_argument("--rounds", type=count, default=5, help="rounds in which all rows take turns (default 5)")
     parser.add_argument(
-        "--patience", type=float, default=12, help="seconds after which a case has had enough turns (default 12)"
+        "--seconds",
+        type=float,
+        default=0.6,
+        help="seconds per case and round, for at least one call (default 0.6)",
     )
-    parser.add_argument("--sequences", type=count, default=64, help="of the text (default 64)")
     parser.add_argument(
-        "--quick", action="store_true", help="encoder only, batch 1 and 32 of 128 tokens, all cores, three rounds"
+        "--patience", type=float, default=12, help="seconds in total after which a case is not repeated (default 12)"
     )
-    parser.add_argument("--work", type=Path, help="folder to keep the exported files in (default: gone afterwards)")
+    parser.add_argument("--sequences", type=count, default=64, help="number of sequences of the text (default 64)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="measure only the encoder, at batches of 1 and 32 sequences of 128 tokens, on all cores in three rounds",
+    )
+    parser.add_argument("--work", type=Path, help="folder to keep the exported files in (default: they are deleted)")
     parser.add_argument("--report", type=Path, help="folder for inference.md, inference.html, inference.json and plots")
-    parser.add_argument("--card", action="store_true", help="write the student's figures into its README.md")
+    parser.add_argument("--card", action="store_true", help="add the student's results to its README.md")
     return parser
 
 

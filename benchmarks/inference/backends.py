@@ -135,8 +135,8 @@ BODIES = {
     "compiled_fp32": _torch("torch.compile, fp32", compiled=True),
     "compiled_bf16": _torch("torch.compile, bf16", dtype="bfloat16", compiled=True),
     "onnx_fp32": _onnx("ONNX Runtime, fp32", "fp32.onnx"),
-    "onnx_int8": _onnx("ONNX Runtime, int8, a range a token", "int8.onnx", int8=True),
-    "onnx_int8_vnni": _onnx("ONNX Runtime, int8, a range a token, for VNNI", "int8_vnni.onnx", int8=True, vnni=True),
+    "onnx_int8": _onnx("ONNX Runtime, int8, per-token ranges", "int8.onnx", int8=True),
+    "onnx_int8_vnni": _onnx("ONNX Runtime, int8, per-token ranges, VNNI", "int8_vnni.onnx", int8=True, vnni=True),
     "onnx_dynamic": _onnx("ONNX Runtime's own int8, dynamic", "dynamic.onnx", int8=True),
     "onnx_static": _onnx("ONNX Runtime's own int8, static", "static.onnx", int8=True),
     "openvino_fp32": Body("OpenVINO, fp32", openvino_body, "fp32.onnx", needs="openvino"),
@@ -147,7 +147,7 @@ BODIES = {
         lambda row: torch_body(row, compiled=True, int8=True),
         linear=1,
         needs="torchao",
-        install="pip install torchao, which no format here needs",
+        install="pip install torchao (only this benchmark needs it)",
         int8=True,
     ),
     "gpu_fp32": _torch("PyTorch, fp32, GPU", device="cuda"),
@@ -157,7 +157,7 @@ BODIES = {
 }
 
 
-def inputs_of(lengths: list[int], vocabulary: int = 200) -> dict[str, np.ndarray]:
+def make_inputs(lengths: list[int], vocabulary: int = 200) -> dict[str, np.ndarray]:
     """Return a batch of sequences of these lengths, padded to the longest.
 
     Tokens are drawn with a fixed seed, from a vocabulary that every model has.
@@ -187,7 +187,7 @@ def make(row: Row) -> tuple[Callable, dict]:
     run = BODIES[row.body].load(row)
 
     def call(lengths: list[int]) -> Callable:
-        inputs = {name: value for name, value in inputs_of(lengths).items() if name in names}
+        inputs = {name: value for name, value in make_inputs(lengths).items() if name in names}
         return lambda: run(inputs)
 
     call([32])()

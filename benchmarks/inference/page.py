@@ -17,7 +17,7 @@ ONE, MANY = "1 × 128", "32 × 128"
 FEW = 3  # a ratio of fewer rounds states their number: a row that is slow at a shape gets fewer turns there
 COLUMNS = {
     "model": "model",
-    "body": "body",
+    "body": "backend",
     "p50_ms": "p50 (ms)",
     "p95_ms": "p95",
     "p99_ms": "p99",
@@ -25,19 +25,19 @@ COLUMNS = {
     "tokens_s": "tokens/s",
     "vs_base_eager": "× BERT-base, PyTorch fp32",
     "vs_base_onnx": "× BERT-base, ONNX Runtime fp32",
-    "vs_base_same_body": "× BERT-base, same body",
-    "vs_teacher_same_body": "× teacher, same body",
-    "energy": "J a sequence",
+    "vs_base_same_body": "× BERT-base, same backend",
+    "vs_teacher_same_body": "× teacher, same backend",
+    "energy": "J per sequence",
 }
 SIZES = {
     "model": "model",
-    "body": "body",
+    "body": "backend",
     "parameters_m": "parameters (M)",
     "file_mb": "file (MB)",
-    "load_s": "load, to the first answer (s)",
+    "load_s": "load and first call (s)",
     "peak_mb": "peak memory (MB)",
-    "agreement": "top-1 as in PyTorch's fp32",
-    "clear": "of clear ones",
+    "agreement": "top-1 agreement with PyTorch fp32",
+    "clear": "agreement on clear ones",
 }
 
 
@@ -71,7 +71,7 @@ def counted(threads: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
-def sections_of(result: dict, folder: Path | None) -> list[Section]:
+def make_sections(result: dict, folder: Path | None) -> list[Section]:
     """Return the sections of the page; plots go to `folder`, if there is one."""
     rows = result["rows"]
     most = max(row["threads"] for row in rows)
@@ -91,11 +91,11 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
                 file,
                 marked=tuple(label(row) for row in here if row["model"] == "student"),
             )
-            section.pictures = {f"Latency of {case} tokens; the student in blue.": file}
+            section.pictures = {f"Latency of {case} tokens. The student is blue.": file}
         sections.append(section)
     one = [row for row in wide if row["case"] == ONE] or [row for row in wide if row["case"] == wide[0]["case"]]
     text = (
-        f"The {first} alone, {threads}. Most memory: of the process, libraries too, on the host, "
+        f"The {first} alone, {threads}. Peak memory is the host memory of the process, including libraries, "
         f"after calls of {one[0]['peak_case']} tokens."
     )
     columns = {key: name for key, name in SIZES.items() if key not in ("agreement", "clear")}
@@ -109,19 +109,19 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
             file,
             marked=tuple(label(row) for row in one if row["model"] == "student"),
         )
-        sizes.pictures = {"File size and latency; the student in blue.": file}
+        sizes.pictures = {"File size and latency. The student is blue.": file}
     sections.append(sizes)
     cases = [case for case in dict.fromkeys(row["case"] for row in wide) if "mix" not in case]
     sections.append(
-        _shapes(f"{first}, every shape, {threads}", wide, cases, "p50 of a call in ms; sequences × tokens of each.")
+        _shapes(f"{first}, every shape, {threads}", wide, cases, "p50 of a call in ms. Shapes are sequences × tokens.")
     )
     if alone := [row for row in rows if row["head"] == first and row["threads"] == 1 != most]:
         cases = [case for case in dict.fromkeys(row["case"] for row in alone) if "mix" not in case]
         sections.append(_shapes(f"{first}, one thread", alone, cases, "p50 of a call in ms."))
     for mix in dict.fromkeys(row["case"] for row in wide if "mix" in row["case"]):
         text = (
-            "Sequences as the text has them, padded to the longest of a batch; "
-            "sequences and tokens per second count real ones only."
+            "Sequences have the lengths of the text and are padded to the longest of their batch; "
+            "the rates count only real tokens."
         )
         sections.append(
             _section(
@@ -141,13 +141,14 @@ def sections_of(result: dict, folder: Path | None) -> list[Section]:
         if agreeing:
             positions = agreeing[0]["positions"]
             text = (
-                f"First choices of a masked token that are PyTorch's in fp32, of {positions:,} in real text, "
-                f"and of those whose two best PyTorch tells apart by {result['clear']} nats or more; whole files."
+                f"Share of the {positions:,} masked tokens of real text whose top-1 prediction is that of PyTorch in "
+                f"fp32. Clear ones are those whose two best logits differ by at least {result['clear']} nats there. "
+                "Files include the head."
             )
             columns = {key: SIZES[key] for key in ("model", "body", "file_mb", "agreement", "clear")}
             sections.append(
                 Section(
-                    f"{head}: what each body keeps",
+                    f"{head}: top-1 agreement of each backend",
                     text,
                     [shown(row) for row in agreeing],
                     columns,
@@ -179,13 +180,17 @@ def _shapes(heading: str, rows: list[dict], cases: list[str], text: str) -> Sect
         line[row["case"]] = shown(row)["p50_ms"]
     marked = tuple(i for i, (model, _) in enumerate(lines) if model == "student")
     return Section(
-        heading, text, list(lines.values()), {"model": "model", "body": "body"} | {case: case for case in cases}, marked
+        heading,
+        text,
+        list(lines.values()),
+        {"model": "model", "body": "backend"} | {case: case for case in cases},
+        marked,
     )
 
 
 def print_tables(result: dict) -> None:
     """Print all tables to standard output."""
-    for section in sections_of(result, None):
+    for section in make_sections(result, None):
         print(f"\n{section.heading}\n\n{table(section.rows, section.columns)}")
     print()
 
@@ -196,17 +201,17 @@ def write_report(result: dict, folder: Path) -> None:
     words = " ".join(word for word in sys.argv[1:] if word not in ("--report", str(folder)))
     lead = (
         f"Student: {result['student']}; teacher: {result['teacher'] or 'none'}; BERT-base: random weights. "
-        f"{result['machine']}, {result['date']}. All of a table take turns, {result['rounds']} rounds; "
-        "the slow at a shape fewer, and a ratio of one or two says so."
+        f"{result['machine']}, {result['date']}. All rows of a table take turns for {result['rounds']} rounds; "
+        "rows that are slow at a shape get fewer, and a ratio of fewer than three rounds states their number."
     )
     if result["not_measured_yet"]:
-        lead += f" Not measured yet, or broken off: {', '.join(result['not_measured_yet'])}."
+        lead += f" Not measured yet, or interrupted: {', '.join(result['not_measured_yet'])}."
     write_page(
         folder,
         "inference",
         "Inference",
         f"{lead}\n\n`python -m benchmarks.inference {words}`",
-        sections_of(result, folder),
+        make_sections(result, folder),
     )
     write_json(folder / "inference.json", result)
 
@@ -217,7 +222,7 @@ def write_card(result: dict, model: Path) -> None:
         row for row in result["rows"] if row["model"] == "student" and row["head"] == "encoder" and row["case"] == ONE
     ]
     if not mine:
-        log(f"--card: nothing to write: the student's encoder was not measured at {ONE} tokens")
+        log(f"--card: not written, because the student's encoder was not measured at {ONE} tokens")
         return
     most = max(row["threads"] for row in mine)
     rows = [shown(row) for row in mine if row["threads"] == most]
@@ -227,7 +232,7 @@ def write_card(result: dict, model: Path) -> None:
     }
     text = (
         f"Without its head, one sequence of 128 tokens, {counted(most)}, {result['machine']}, {result['date']} "
-        "(`python -m benchmarks.inference`). Peak memory is the process's, "
+        "(`python -m benchmarks.inference`). Peak memory is that of the process "
         f"after calls of {mine[0]['peak_case']} tokens."
     )
     put_section(model / "README.md", "Speed", f"{text}\n\n{table(rows, columns)}")

@@ -59,9 +59,9 @@ def runnable(asked: list[str]) -> list[str]:
     reasons = {}
     for name in bodies:
         if BODIES[name].needs and importlib.util.find_spec(BODIES[name].needs) is None:
-            reasons[name] = f"{BODIES[name].needs} is not installed: {BODIES[name].install}"
+            reasons[name] = f"{BODIES[name].needs} is not installed; run {BODIES[name].install}"
         elif BODIES[name].gpu and not torch.cuda.is_available():
-            reasons[name] = "torch sees no GPU here"
+            reasons[name] = "torch finds no GPU on this machine"
         elif BODIES[name].vnni and (reason := full_range_unavailable_reason()):
             reasons[name] = reason
     for name, reason in reasons.items():
@@ -148,7 +148,7 @@ def reference_choices(source: Source, batches: list) -> tuple[np.ndarray, np.nda
     return np.concatenate([choice for choice, _ in parts]), np.concatenate([clear for _, clear in parts])
 
 
-def cases_of(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[str, list[list[int]]]:
+def make_cases(args: argparse.Namespace, head: str, lengths: list[int]) -> dict[str, list[list[int]]]:
     """Return the batches of each case by name; a batch is a list of its sequences' lengths.
 
     `lengths` are those of real sequences, for the mix.
@@ -232,11 +232,11 @@ def take_turn(contender: Variant, one: Measured, cases: dict[str, list[list[int]
 def run(args: argparse.Namespace, scratch: Path) -> int:
     bodies = runnable(args.bodies)
     if args.text and not (args.student or args.teacher):
-        raise UserError("--text needs --student or --teacher: their tokenizer reads it")
+        raise UserError("--text needs --student or --teacher, whose tokenizer reads the text")
     if args.card and not (args.student and "encoder" in args.heads and 1 in args.batches and 128 in args.lengths):
         raise UserError(
-            "--card is a student's encoder at one sequence of 128 tokens: "
-            "give --student, and leave heads, batches and lengths so"
+            "--card needs the speed of a student's encoder at one sequence of 128 tokens: give --student, and keep "
+            "encoder in --heads, 1 in --batches and 128 in --lengths"
         )
     folders = model_folders(args, scratch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -254,7 +254,7 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     for head in args.heads:
         result["rows"] += of_head(head, args, folders, bodies, scratch)
         if not result["rows"]:
-            raise UserError("nothing was measured: see above why")
+            raise UserError("nothing was measured; the reasons are printed above")
         result["summary"] = summary(result["rows"])
         result["not_measured_yet"].remove(head)
         if args.report:  # after each head, so that an interruption loses only the next one
@@ -276,13 +276,13 @@ def of_head(
     if args.text:
         reader = sources[STUDENT if args.student else TEACHER][0]
         if reader.tokenizer is None:
-            raise UserError(f"--text: {reader.folder} has no tokenizer to read it with")
+            raise UserError(f"--text: {reader.folder} has no tokenizer to read the text; give a folder that has one")
         read = text_batches(reader, args.text, sequences=args.sequences, length=max(args.lengths), batch=1)
         lengths = [int(batch.inputs["attention_mask"].sum()) for batch in read[:MIXED]]
     if args.text and head == "masked-lm":
         for label in (label for label, given in ((TEACHER, args.teacher), (STUDENT, args.student)) if given):
             if not sources[label][0].whole:
-                log(f"{label}: its masked-LM head is not in the folder: random, so its predictions are not compared")
+                log(f"{label}: the folder has no masked-LM head; it is random, so its predictions are not compared")
                 continue
             batches[label] = text_batches(sources[label][0], args.text, sequences=args.sequences)
             with spinner(f"top-1 predictions of {label}, PyTorch in fp32"):
@@ -290,7 +290,7 @@ def of_head(
     entries, cores = [], len(os.sched_getaffinity(0))
     counts = list(dict.fromkeys(args.threads or ([cores, 1] if head == "encoder" and not args.quick else [cores])))
     for threads in counts:
-        cases = cases_of(args, head, lengths)
+        cases = make_cases(args, head, lengths)
         if threads == 1 and not args.threads and len(counts) > 1:
             cases = {case: value for case, value in cases.items() if case.startswith("1 ×")}
         rows = [

@@ -34,18 +34,18 @@ LONGEST = 512  # tokens per example, as in BERT
 CPU_BODIES = [name for name, body in BODIES.items() if not body.gpu]
 COLUMNS = {
     "model": "model",
-    "body": "body",
+    "body": "backend",
     "parameters": "parameters (M)",
     "seconds": "inference time (s)",
-    "share": "of BERT-base's",
+    "share": "÷ BERT-base's",
     "paper_parameters": "paper: parameters (M)",
     "paper_seconds": "paper: time (s)",
-    "paper_share": "paper: of BERT-base's",
-    "memory": "runs within (MB)",
+    "paper_share": "paper: ÷ BERT-base's",
+    "memory": "minimum memory (MB)",
 }
 
 
-def lengths_of(data: Path, tokenizer_folder: str, most: int) -> list[int]:
+def count_tokens(data: Path, tokenizer_folder: str, most: int) -> list[int]:
     """Return the number of tokens of each example, as a classifier reads it."""
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.exporters.task_score import load_labeled_examples
@@ -63,8 +63,8 @@ def cut(lengths: list[int], positions: dict[str, int]) -> tuple[list[int], str]:
     shortest = min(positions, key=positions.get)
     most = min(LONGEST, positions[shortest])
     count = sum(length > most for length in lengths)
-    why = f", the positions of {shortest}; {count:,} were longer" if most < LONGEST else ""
-    return [min(length, most) for length in lengths], f"cut at {most} tokens{why}"
+    why = f", the maximum length of {shortest}; {count:,} were longer" if most < LONGEST else ""
+    return [min(length, most) for length in lengths], f"truncated to {most} tokens{why}"
 
 
 def passes(rows: list[Row], lengths: list[int]) -> dict[str, float]:
@@ -107,10 +107,12 @@ def main() -> int:
         "--data",
         type=Path,
         required=True,
-        help="jsonl, csv or tsv with `label` and one or two columns of text (.gz too)",
+        help="jsonl, csv or tsv file (also .gz) with a column `label` and one or two columns of text",
     )
-    parser.add_argument("--student", help="Hugging Face folder (default: DistilBERT's size, random weights)")
-    parser.add_argument("--teacher", help="Hugging Face folder of its teacher, measured too")
+    parser.add_argument(
+        "--student", help="Hugging Face folder of the student (default: random weights in DistilBERT's size)"
+    )
+    parser.add_argument("--teacher", help="Hugging Face folder of the student's teacher, to measure it too")
     parser.add_argument(
         "--tokenizer", help="folder of the tokenizer that reads the examples (default: the student's or the teacher's)"
     )
@@ -120,9 +122,9 @@ def main() -> int:
         choices=BODIES,
         default=["eager_fp32", "openvino_int8", "onnx_int8"],
         metavar="BODY",
-        help=f"the student's; of {', '.join(CPU_BODIES)} (default: eager_fp32 openvino_int8 onnx_int8)",
+        help=f"backends of the student: {', '.join(CPU_BODIES)} (default: eager_fp32 openvino_int8 onnx_int8)",
     )
-    parser.add_argument("--no-memory", action="store_true", help="leave the least memory out")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure the minimum memory")
     parser.add_argument("--report", type=Path, help="folder for table3.md, table3.html and table3.json")
     args = parser.parse_args()
     with (
@@ -144,12 +146,12 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
 
     reader = args.tokenizer or args.student or args.teacher
     if not reader:
-        raise UserError("--tokenizer is missing: the folder of a tokenizer (or give --student or --teacher)")
+        raise UserError("--tokenizer is missing; give the folder of a tokenizer, or --student or --teacher")
     if on_gpu := [body for body in args.bodies if body not in CPU_BODIES]:
-        raise UserError(f"--bodies {' '.join(on_gpu)}: table 3 is of a CPU; choose of {', '.join(CPU_BODIES)}")
+        raise UserError(f"--bodies {' '.join(on_gpu)}: table 3 is for CPUs; choose from {', '.join(CPU_BODIES)}")
     runnable(args.bodies)
     make_folder("--report", args.report)
-    lengths = lengths_of(args.data, reader, LONGEST)
+    lengths = count_tokens(args.data, reader, LONGEST)
     folders = model_folders(args, scratch)
     sources = prepare(folders, "classification", args.bodies, scratch, [])
     lengths, cut_at = cut(lengths, {label: source.positions for label, (source, _) in sources.items()})
@@ -192,7 +194,7 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     text = (
         f"{args.data.name}, {len(lengths):,} examples, {sum(lengths):,} tokens ({cut_at}), one at a time, one thread, "
         f"with a classification head; {result['machine']}, {result['date']}. "
-        f"The least memory is for a sequence of {min(128, max(lengths))} tokens."
+        f"The minimum memory is for a sequence of {min(128, max(lengths))} tokens."
     )
     print(f"\n{text}\n\n{table(shown, columns)}\n")
     print(json.dumps(result), flush=True)
@@ -202,7 +204,7 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
             args.report,
             "table3",
             "A full pass over a dev set",
-            "`python -m benchmarks.inference.table3`; the paper's seconds are of STS-B's",
+            "`python -m benchmarks.inference.table3`; the paper's times are for the dev set of STS-B",
             [Section("Table 3", text, shown, columns, marked)],
         )
         write_json(args.report / "table3.json", result)

@@ -120,7 +120,7 @@ class Setting:
             compile_step(objective, teacher, device, passes=self.passes)
 
 
-def options_of(training: Training) -> dict:
+def adamw_options(training: Training) -> dict:
     """Return the options of AdamW."""
     return {
         "lr": training.learning_rate,
@@ -142,7 +142,7 @@ def reference_bf16(setting: Setting, device: torch.device) -> tuple[Callable, di
 
 def _reference(setting: Setting, device: torch.device, autocast: bool) -> tuple[Callable, dict]:
     (teacher, student), training, (ids, labels) = setting.models(device), setting.training, setting.batch(device)
-    optimizer = torch.optim.AdamW(student.parameters(), **options_of(training))
+    optimizer = torch.optim.AdamW(student.parameters(), **adamw_options(training))
     if device.type == "cpu" and os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
         retain_freed_memory(largest=True)  # the logits too, since these rows have the best settings
 
@@ -233,7 +233,7 @@ def plain_loop(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     setting.compile(module, frozen, device)
     trained = [p for p in module.parameters() if p.requires_grad]
     masters = [p.detach().float().clone().requires_grad_() for p in trained] if dtype != torch.float32 else trained
-    optimizer = torch.optim.AdamW(masters, fused=True, **options_of(training))
+    optimizer = torch.optim.AdamW(masters, fused=True, **adamw_options(training))
 
     def step() -> None:
         loss, sums = module(ids, None, labels, counts, frozen.targets(ids))

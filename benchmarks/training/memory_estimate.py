@@ -29,7 +29,7 @@ from ds_distill.utils.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-def said_by(*words, ranks: int = 1) -> dict:
+def run_command(*words, ranks: int = 1) -> dict:
     """Return the JSON that a command prints last; with several ranks, launch.sh starts the command."""
     environment = os.environ | {
         "DS_DISTILL_PYTHON": sys.executable,
@@ -57,20 +57,20 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--layers", type=count, default=6, help="the teacher's layers (default 6)")
+    parser.add_argument("--layers", type=count, default=6, help="number of layers of the teacher (default 6)")
     parser.add_argument("--hidden", type=count, default=384, help="hidden size (default 384)")
-    parser.add_argument("--heads", type=count, default=12, help="attention heads (default 12)")
-    parser.add_argument("--vocabulary", type=count, default=30_522, help="pieces (default 30522)")
-    parser.add_argument("--steps", type=count, default=6, help="of each run (default 6)")
+    parser.add_argument("--heads", type=count, default=12, help="number of attention heads (default 12)")
+    parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary size (default 30522)")
+    parser.add_argument("--steps", type=count, default=6, help="steps per run (default 6)")
     parser.add_argument(
         "--cases",
         nargs="+",
         default=["16x1x0", "32x1x0", "4x1x0", "16x1x1", "16x1x2", "16x1x3", "8x2x0", "8x2x2"],
-        help="see above",
+        help="cases to run, each micro-batch × ranks × ZeRO stage (see above)",
     )
     args = parser.parse_args()
     if odd := [case for case in args.cases if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[0-3]", case)]:
-        parser.error(f"--cases {odd[0]}: micro-batch, ranks and ZeRO stage are asked for, such as 16x1x2")
+        parser.error(f"--cases {odd[0]}: must be micro-batch, ranks and ZeRO stage, such as 16x1x2")
     with user_errors("benchmarks.training.memory_estimate"):
         return run(args)
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         draw = random.Random(0)
         text.write_text("\n\n".join(" ".join(draw.choices(words[5:], k=200)) for _ in range(400)), encoding="utf-8")
         print(
-            "| micro-batch | ranks | ZeRO stage | estimated (GiB) | taken (GiB) | error | "
+            "| micro-batch | ranks | ZeRO stage | estimated (GiB) | measured (GiB) | error | "
             "waiting for batches | logging |\n" + "|---" * 8 + "|"
         )
         for case in args.cases:
@@ -113,8 +113,8 @@ def run(args: argparse.Namespace) -> int:
             ]
             options += ["--training.deepspeed", ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"]
             with spinner(case):
-                parts = said_by("estimate", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
-                found = said_by("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
+                parts = run_command("estimate", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
+                found = run_command("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
             estimated = parts["peak"]
             taken, shares = (
                 found["peak_memory_gib"],

@@ -1,4 +1,4 @@
-"""Measure what packing gains on a corpus, compared with the gain that the share of padding promises.
+"""Measure what packing gains on a corpus, compared with the gain expected from the share of padding.
 
     python -m benchmarks.training.packing --teacher DIR --corpus FILE… [--length 512]
 
@@ -11,10 +11,10 @@ operators, so that only the batches differ:
     packed     documents fill whole blocks; a step has as many blocks as hold the same number of
                real tokens
 
-The output gives real tokens per second and these gains over padded batches. The promised gain is
-what a step would gain if its cost were the number of positions (padded positions ÷ real tokens).
-"Kept" is the measured gain ÷ the promised gain, over all steps. The last line of standard output is
-JSON.
+The output gives real tokens per second and these gains over padded batches. The expected gain is
+what a step would gain if its cost were the number of positions (padded positions ÷ real tokens). In
+the JSON it is called "promised", and the measured gain ÷ the expected gain "kept". The last line of
+standard output is JSON.
 """
 
 import argparse
@@ -74,10 +74,12 @@ def main() -> int:
     parser.add_argument("--teacher", required=True, help="folder of a masked-LM model with its tokenizer")
     parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
     parser.add_argument(
-        "--length", type=count, default=512, help="tokens per sequence at most (default 512, the paper's)"
+        "--length", type=count, default=512, help="maximum tokens per sequence (default 512, as in the paper)"
     )
-    parser.add_argument("--sequences", type=count, default=32, help="lines a step (default 32)")
-    parser.add_argument("--steps", type=count, default=16, help="steps of each, after two to warm up (default 16)")
+    parser.add_argument("--sequences", type=count, default=32, help="lines per step (default 32)")
+    parser.add_argument(
+        "--steps", type=count, default=16, help="steps per kind of batches, after two warm-up steps (default 16)"
+    )
     args = parser.parse_args()
     with user_errors("benchmarks.training.packing"):
         result = measure(args)
@@ -90,9 +92,9 @@ def main() -> int:
                 "batches": "batches",
                 "padding": "padding",
                 "tokens_per_second": "real tokens/s",
-                "promised": "promised gain",
-                "gain": "gain",
-                "kept": "kept of it",
+                "promised": "expected gain",
+                "gain": "measured gain",
+                "kept": "measured ÷ expected",
             },
         )
         + "\n"

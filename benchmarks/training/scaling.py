@@ -34,7 +34,7 @@ from benchmarks.harness.cli import amount, count, user_errors
 from benchmarks.harness.interleave import Variant, ratio, run_interleaved
 from benchmarks.harness.machine import describe
 from benchmarks.training import baselines
-from benchmarks.training.step import add_setting, check, setting_of
+from benchmarks.training.step import add_setting, build_setting, check
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.models.student import count_parameters
 from ds_distill.training.deepspeed_config import resolve_zero_config
@@ -114,19 +114,23 @@ def main() -> int:
     parser.set_defaults(threads=1)
     parser.add_argument("--repeats", type=count, default=5, help="rounds (default 5)")
     parser.add_argument(
-        "--ranks", type=count, nargs="+", default=[4, 8, 64, 512], help="project to so many ranks (default 4 8 64 512)"
+        "--ranks",
+        type=count,
+        nargs="+",
+        default=[4, 8, 64, 512],
+        help="numbers of ranks to project to (default 4 8 64 512)",
     )
     parser.add_argument(
-        "--step", type=amount, help="seconds per step of one rank, measured elsewhere: nothing is measured here"
+        "--step", type=amount, help="seconds per step of one rank, measured elsewhere; nothing is then measured here"
     )
     parser.add_argument(
-        "--gigabytes-per-second", type=amount, help="with --step: what a rank sends, 10⁹ bytes a second"
+        "--gigabytes-per-second", type=amount, help="with --step: bandwidth per rank, in 10⁹ bytes per second"
     )
     args = parser.parse_args()
     if (args.step is None) != (args.gigabytes_per_second is None):
-        parser.error("--step and --gigabytes-per-second belong together")
+        parser.error("--step and --gigabytes-per-second must be given together")
     if args.zero in (2, 3):
-        parser.error("--zero: 0 or 1; the bytes that stages 2 and 3 move are not in this projection")
+        parser.error("--zero: must be 0 or 1; this projection does not model the traffic of stages 2 and 3")
     if args.step is None and torch.cuda.device_count() == 1:
         parser.error("two ranks need two GPUs; --step and --gigabytes-per-second project from a step measured on one")
     with user_errors("benchmarks.training.scaling"):
@@ -134,7 +138,7 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setting, device = build_setting(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokens = setting.sequences * setting.length
     if args.step is None:
         check(setting, device)
@@ -142,8 +146,8 @@ def run(args: argparse.Namespace) -> int:
         step, rate = found["seconds"]["two alone"], found["gb_per_second"]
         print(
             f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) "
-            f"a rank, ZeRO {found['stage']}, {describe(device)}\n\n"
-            "| | seconds per step | tokens/s | of one rank's rate, per rank |\n|---|---|---|---|"
+            f"per rank, ZeRO {found['stage']}, {describe(device)}\n\n"
+            "| | seconds per step | tokens/s | rate per rank ÷ that of one rank |\n|---|---|---|---|"
         )
         for name, ranks, share in (
             ("one rank", 1, 1.0),
@@ -155,8 +159,9 @@ def run(args: argparse.Namespace) -> int:
                 f"{100 * share:.0f} % |"
             )
         print(
-            f"\nA rank sends {found['bytes'] / 1e6:,.0f} MB a step, alone {found['seconds']['collectives']:.4g} s, "
-            f"{rate:.3g} GB/s. Projected ÷ measured step of two ranks: {found['projected_vs_measured']}\n"
+            f"\nEach rank sends {found['bytes'] / 1e6:,.0f} MB per step, which without computation takes "
+            f"{found['seconds']['collectives']:.4g} s ({rate:.3g} GB/s). "
+            f"Projected ÷ measured step of two ranks: {found['projected_vs_measured']}\n"
         )
     else:
         count, size = count_parameters(setting.models(torch.device("cpu"))[1]), 4 if setting.precision == "fp32" else 2
@@ -180,8 +185,9 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     print(
-        f"Projected from a step of {step:.4g} s and {rate:.4g} GB/s a rank, nothing overlapped:\n\n"
-        "| ranks | MB sent per rank | seconds per step | tokens/s | of a rank alone |\n|---|---|---|---|---|"
+        f"Projected from a step of {step:.4g} s and {rate:.4g} GB/s per rank, without overlap:\n\n"
+        "| ranks | MB sent per rank | seconds per step | tokens/s | rate per rank ÷ that of one rank |\n"
+        "|---|---|---|---|---|"
     )
     for row in rows:
         print(

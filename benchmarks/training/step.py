@@ -61,7 +61,7 @@ ROWS = {
         baselines.reference_bf16,
         HUGE_PAGES,
     ),
-    "plain_loop": ("the engine's module in a bare PyTorch loop", baselines.plain_loop, SMALL_PAGES),
+    "plain_loop": ("the engine's module in a plain PyTorch loop", baselines.plain_loop, SMALL_PAGES),
     "engine": ("engine", baselines.engine, SMALL_PAGES),
     "gemms": ("the step's matrix products alone", baselines.gemms, HUGE_PAGES),
 }
@@ -79,9 +79,9 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
         "--size",
         choices=baselines.SIZES,
         default="base",
-        help="teacher: tiny 2 × 128, small 6 × 384, base 12 × 768 (default)",
+        help="size of the teacher, layers × hidden size: tiny 2 × 128, small 6 × 384, base 12 × 768 (default)",
     )
-    parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary (default 30522)")
+    parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary size (default 30522)")
     parser.add_argument(
         "--dropout", type=float, default=0.1, help="hidden and attention dropout of every contender (default 0.1)"
     )
@@ -89,26 +89,26 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
         "--objective",
         choices=["all", "masked"],
         default="all",
-        help="rows of the KL; masked is another objective (default all)",
+        help="tokens in the KL term (default all); masked is a different objective",
     )
     parser.add_argument(
-        "--zero", type=int, choices=range(4), help="the engine's ZeRO stage (default 1 in 16 bit, 0 in fp32)"
+        "--zero", type=int, choices=range(4), help="ZeRO stage of the engine (default 1 in 16 bit, 0 in fp32)"
     )
     parser.add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16", "fp16"],
         default="auto",
-        help="the engine's; auto as in training",
+        help="precision of the engine (default auto, as in training)",
     )
     parser.add_argument(
         "--passes",
         choices=["auto", "compiled", "triton", "torch"],
         default="auto",
-        help="the vocabulary loss's kernel: auto as in training, or torch: nothing is compiled",
+        help="kernel of the vocabulary loss (default auto, as in training); torch compiles nothing at all",
     )
 
 
-def setting_of(args: argparse.Namespace) -> baselines.Setting:
+def build_setting(args: argparse.Namespace) -> baselines.Setting:
     """Return the Setting that the options describe."""
     return baselines.Setting(**{name: getattr(args, name) for name in baselines.Setting.__dataclass_fields__})
 
@@ -117,7 +117,7 @@ def check(setting: baselines.Setting, device: torch.device) -> None:
     """Raise a UserError for a setting with which the contenders' processes could only fail."""
     if setting.vocabulary <= 1000:
         raise UserError(
-            f"--vocabulary {setting.vocabulary}: the batch's tokens are drawn from piece 1000 on; give more than 1000"
+            f"--vocabulary {setting.vocabulary}: must be more than 1000, because the tokens are drawn from id 1000 on"
         )
     if setting.precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: this machine has no GPU; use bf16, fp32 or auto")
@@ -152,13 +152,13 @@ def main() -> int:
     )
     add_setting(parser)
     parser.add_argument("--repeats", type=count, default=5, help="rounds; each runs every contender once (default 5)")
-    parser.add_argument("--add", nargs="*", choices=MORE, default=[], help=f"also these: {', '.join(MORE)}")
-    parser.add_argument("--only", nargs="*", choices=ROWS, default=[], help="only these")
+    parser.add_argument("--add", nargs="*", choices=MORE, default=[], help=f"contenders to add: {', '.join(MORE)}")
+    parser.add_argument("--only", nargs="*", choices=ROWS, default=[], help="measure only these contenders")
     parser.add_argument(
         "--patience",
         type=float,
         default=60,
-        help="seconds a contender's first step may take to be asked again (default 60)",
+        help="a contender whose first step takes more than this many seconds runs only one step (default 60)",
     )
     parser.add_argument(
         "--profile",
@@ -169,7 +169,7 @@ def main() -> int:
         "--ranks",
         type=count,
         default=1,
-        help="of the engine's job, each with its own sequences and threads (default 1)",
+        help="ranks of the engine's job, each with --sequences and --threads of its own (default 1)",
     )
     parser.add_argument("--report", type=Path, help="folder for training.md, training.png and training.json")
     args = parser.parse_args()
@@ -178,7 +178,7 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    setting, device = setting_of(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setting, device = build_setting(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check(setting, device)
     make_folder("--report", args.report)
     chosen = set(args.only) or ROWS.keys() - set(MORE) | set(args.add)
@@ -215,7 +215,7 @@ def run(args: argparse.Namespace) -> int:
     result |= {"machine": describe(device), "date": datetime.date.today().isoformat()}
     if profile:
         print(profile)
-    title, text = heading(result), table(rows_of(contenders, result), COLUMNS)
+    title, text = heading(result), table(make_rows(contenders, result), COLUMNS)
     print(f"{title}\n\n{text}\n")
     print(json.dumps(result), flush=True)
     if args.report:
@@ -240,8 +240,8 @@ def run(args: argparse.Namespace) -> int:
 COLUMNS = {
     "contender": "contender",
     "rate": "tokens/s",
-    "against": "engine against it",
-    "memory": "peak memory, models and all (MB)",
+    "against": "speed of the engine ÷ this",
+    "memory": "peak memory, including models (MB)",
     "spread": "slowest round ÷ fastest",
 }
 
@@ -249,7 +249,7 @@ COLUMNS = {
 def heading(result: dict) -> str:
     """Return a sentence that describes the measurement."""
     layers, hidden = baselines.SIZES[result["size"]]
-    kl = "all tokens" if result["objective"] == "all" else "MASKED TOKENS ONLY, another objective"
+    kl = "all tokens" if result["objective"] == "all" else "MASKED TOKENS ONLY (a different objective)"
     sequences, length, threads = (result[key] for key in ("sequences", "length", "threads"))
     engine = (
         f"engine in {result['engine_dtype']} at ZeRO {result['zero']}, {result['ranks']} rank(s), "
@@ -258,19 +258,19 @@ def heading(result: dict) -> str:
     )
     return (
         f"{sequences * length} tokens per step ({sequences} × {length}), teacher {layers} × {hidden}, "
-        f"dropout {result['dropout']}, KL over {kl}, {result['mflops_per_token']:.0f} MFLOP a token, "
+        f"dropout {result['dropout']}, KL over {kl}, {result['mflops_per_token']:.0f} MFLOP per token, "
         f"{engine}{result['machine']}, {threads} threads"
     )
 
 
-def rows_of(contenders: list[Variant], result: dict) -> list[dict]:
+def make_rows(contenders: list[Variant], result: dict) -> list[dict]:
     """Return one row of the table per contender."""
     rows = []
     for c in contenders:
         against = result.get(f"engine_vs_{c.name}")
         if c.name == "gemms" and "gemm_bound_fraction" in result:
-            against = f"{100 * result['gemm_bound_fraction']:.0f} % of it"
-        label = ROWS[c.name][0] + (" (its first step only)" if c.name in result["first_step_only"] else "")
+            against = f"{100 * result['gemm_bound_fraction']:.0f} %"
+        label = ROWS[c.name][0] + (" (first step only)" if c.name in result["first_step_only"] else "")
         rows.append(
             {
                 "contender": label,

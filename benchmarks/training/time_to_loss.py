@@ -39,7 +39,7 @@ from benchmarks.harness.cli import amount, count, make_folder, user_errors
 from benchmarks.harness.machine import describe, on_cpu_only
 from benchmarks.training.trainers import RACERS
 from ds_distill.cli.app import silence_libraries
-from ds_distill.cli.arguments import recipe_of
+from ds_distill.cli.arguments import build_recipe
 from ds_distill.cli.parser import build_parser
 from ds_distill.data.heldout import heldout_sets
 from ds_distill.data.run_data import open_run_data, prepare_run_tokens, with_prepared_settings
@@ -59,7 +59,7 @@ WARM, TIMED = 2, 5
 KL_EVERY = 8  # batches: KL needs both models' logits at every token; the top-1 predictions need masked tokens only
 
 
-def logits_of(model, batch, rows: torch.Tensor) -> torch.Tensor:
+def compute_logits(model, batch, rows: torch.Tensor) -> torch.Tensor:
     """Return the logits of a masked-LM model, [rows, V], at the positions where rows [B, L] is true."""
     family = family_of(model)
     hidden = family.get_encoder(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
@@ -82,14 +82,14 @@ def measured(student, teacher, batches, guesses: list[torch.Tensor]) -> list[flo
     for number, batch in enumerate(batches):
         at = batch.labels >= 0
         if fill:
-            guesses.append(logits_of(teacher, batch, at).argmax(-1))
-        z = logits_of(student, batch, at)
+            guesses.append(compute_logits(teacher, batch, at).argmax(-1))
+        z = compute_logits(student, batch, at)
         sums[0] += F.cross_entropy(z, batch.labels[at], reduction="sum").double()
         sums[2] += (z.argmax(-1) == guesses[number]).sum()
         masked += int(at.sum())
         if number % KL_EVERY == 0:
             real = torch.ones_like(at) if batch.attention_mask is None else batch.attention_mask.bool()
-            z, t = (logits_of(m, batch, real).log_softmax(-1) for m in (student, teacher))
+            z, t = (compute_logits(m, batch, real).log_softmax(-1) for m in (student, teacher))
             sums[1] += F.kl_div(z, t, reduction="sum", log_target=True).double()
             tokens += int(real.sum())
     return [float(sums[0]) / masked, float(sums[1]) / tokens, float(sums[2]) / masked]
@@ -232,16 +232,17 @@ def refuse_another(folder: Path, kept: dict, now: dict) -> None:
     before, here = kept.pop("on", {}), now.pop("on")
     if kept != now:
         raise UserError(
-            f"{folder} holds another race (other --minutes, --teacher, --corpus, recipe, …): choose another --output"
+            f"{folder} holds a race with other options (--minutes, --teacher, --corpus, recipe, …); choose another "
+            "--output"
         )
     if other := [
-        f"{name} {before.get(name, 'not kept')}, here {value}"
+        f"{name} {before.get(name, 'not recorded')}, here {value}"
         for name, value in here.items()
         if before.get(name) != value
     ]:
         raise UserError(
-            f"{folder} holds a race under other conditions ({'; '.join(other)}), "
-            "whose minutes bring more or less: choose another --output"
+            f"{folder} holds a race under other conditions ({'; '.join(other)}), which is not comparable; "
+            "choose another --output"
         )
 
 
@@ -251,19 +252,19 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=amount, default=20, help="of training for each (default 20)")
+    parser.add_argument("--minutes", type=amount, default=20, help="minutes of training per racer (default 20)")
     parser.add_argument("--teacher", required=True, help="folder of a masked-LM model")
     parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
-    parser.add_argument("--heldout", nargs="*", default=[], help="further held-out texts")
+    parser.add_argument("--heldout", nargs="*", default=[], help="additional held-out texts")
     parser.add_argument(
         "--config", default="ds_configs/small_real.yaml", help="recipe (default ds_configs/small_real.yaml)"
     )
-    parser.add_argument("--evaluations", type=count, default=20, help="measurements a racer (default 20)")
+    parser.add_argument("--evaluations", type=count, default=20, help="measurements per racer (default 20)")
     parser.add_argument(
-        "--blocks", type=count, default=512, help="held-out blocks a measurement and text (default 512)"
+        "--blocks", type=count, default=512, help="held-out blocks per measurement and text (default 512)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder; a race in it goes on")
-    parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="who (default all)")
+    parser.add_argument("--output", type=Path, required=True, help="output folder; a race in it is resumed")
+    parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="racers (default all)")
     parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # runs one racer in its own process
     args = parser.parse_args()
     with user_errors("benchmarks.training.time_to_loss"):
@@ -280,16 +281,17 @@ def race(args: argparse.Namespace) -> int:
     options = build_parser().parse_args(
         ["distill", "--config", args.config, "--output", str(args.output), "--teacher", args.teacher]
     )["distill"]
-    recipe = recipe_of(options)
+    recipe = build_recipe(options)
     recipe.check()
     if recipe.data.mode != "packed" or not recipe.data.attend_across_documents:
         raise UserError(
-            "the race is for packed batches whose documents see each other (data.mode, data.attend_across_documents)"
+            "the race needs packed batches whose documents attend to each other; set data.mode = packed and "
+            "data.attend_across_documents = true"
         )
     if recipe.student.hidden_size or recipe.student.freeze_positions or recipe.training.micro_batch_size == "auto":
         raise UserError(
-            "the race is for students of their teacher's width, all of them trained, and for a micro-batch that is "
-            "a number (student.hidden_size, student.freeze_positions, training.micro_batch_size)"
+            "the race needs a student of its teacher's width without frozen weights, and a micro-batch that is a "
+            "number; leave out student.hidden_size and student.freeze_positions, and set training.micro_batch_size"
         )
     make_folder("--output", args.output)
     recipe.training.device, recipe.training.eval_max_sequences = "cpu", args.blocks
@@ -350,8 +352,8 @@ def race(args: argparse.Namespace) -> int:
         "steps": "steps",
         "tokens": "tokens",
         "minutes": "minutes",
-        "s/step": "s a step",
-        "first": "first step's extra s",
+        "s/step": "s per step",
+        "first": "extra time of the first step (s)",
     }
     result = {
         "minutes": args.minutes,
@@ -362,7 +364,7 @@ def race(args: argparse.Namespace) -> int:
     }
     masked = ", ".join(f"{count:,}" for count in next(iter(curves.values()))["masked_tokens"].values())
     lines = [
-        f"{args.minutes:g} minutes of training each, alone on the machine; measured on {masked} masked tokens a text; "
+        f"{args.minutes:g} minutes of training each, alone on the machine; {masked} masked tokens per text; "
         f"{result['machine']}, {result['threads']} threads, DeepSpeed {result['deepspeed']}, {result['date']}",
         table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES}),
     ]
@@ -375,8 +377,8 @@ def race(args: argparse.Namespace) -> int:
             )
             each = ", ".join(f"{figure} {count}" for figure, count in found["ahead_by_figure"].items())
             lines.append(
-                f"engine against {RACERS[name][0]}: ahead on every figure at {found['ahead_at']} measurements "
-                f"({each}); its last masked-LM loss in this share of its time: {when}"
+                f"engine compared with {RACERS[name][0]}: ahead in every metric at {found['ahead_at']} measurements "
+                f"({each}); share of the time in which the engine reaches the other's last masked-LM loss: {when}"
             )
     print("\n" + "\n\n".join(lines) + "\n")
     print(json.dumps(result | {"plot": str(args.output / "race.png")}), flush=True)

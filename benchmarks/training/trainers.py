@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.reference.recipe import reference_losses
-from benchmarks.training.baselines import options_of
+from benchmarks.training.baselines import adamw_options
 from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.losses.objective import Objective
 from ds_distill.models.teacher import Teacher
@@ -64,7 +64,7 @@ class Plain:
             for group in parameter_groups(student, t.weight_decay)
         ]
         self.optimizer = torch.optim.AdamW(
-            groups, **{key: value for key, value in options_of(t).items() if key != "weight_decay"}
+            groups, **{key: value for key, value in adamw_options(t).items() if key != "weight_decay"}
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, by_the_clock(t.warmup_ratio, share))
 

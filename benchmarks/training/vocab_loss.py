@@ -33,7 +33,7 @@ from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.utils.console import spinner
 
 
-def inputs_of(
+def make_inputs(
     rows: int, hidden: int, vocabulary: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """Return hidden states, weights and biases of student and teacher, and labels with 15 % of them masked."""
@@ -114,13 +114,13 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rows", type=count, default=2048, help="tokens whose time is taken (default 2048)")
-    parser.add_argument("--memory-rows", type=count, default=8192, help="tokens whose memory is taken (default 8192)")
+    parser.add_argument("--rows", type=count, default=2048, help="tokens for measuring time (default 2048)")
+    parser.add_argument("--memory-rows", type=count, default=8192, help="tokens for measuring memory (default 8192)")
     parser.add_argument("--hidden", type=count, default=768, help="hidden size (default 768)")
-    parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary (default 30522)")
+    parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary size (default 30522)")
     parser.add_argument("--repeats", type=count, default=7, help="rounds (default 7)")
     parser.add_argument("--threads", type=count, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--triton", action="store_true", help="on a GPU, also the kernel written in Triton")
+    parser.add_argument("--triton", action="store_true", help="also measure the Triton kernel, on a GPU")
     args = parser.parse_args()
     with user_errors("benchmarks.training.vocab_loss"):
         return run(args)
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     start_distributed()
     device = local_device()
     dtype = resolve_dtype(Training(), device)
-    x = inputs_of(args.rows, args.hidden, args.vocabulary, device, dtype)
+    x = make_inputs(args.rows, args.hidden, args.vocabulary, device, dtype)
     jobs = {"products": bare(x), "fused": lambda: fused(x, "torch"), "plain": lambda: plain(x)}
     if (reason := compile_unavailable_reason()) is None:
         jobs["fused_compiled"] = lambda: fused(x, "compiled")
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
                 took = timed(lambda: [job() for _ in range(calls)], device) / calls  # noqa: B023
             if number >= 0:
                 seconds[name].append(took)
-    big = inputs_of(args.memory_rows, args.hidden, args.vocabulary, device, dtype)
+    big = make_inputs(args.memory_rows, args.hidden, args.vocabulary, device, dtype)
     memory = {}
     for name, job in {
         "fused": lambda: fused(big, "compiled" if "fused_compiled" in jobs else "torch"),
@@ -183,8 +183,8 @@ def run(args: argparse.Namespace) -> int:
     for name in jobs:
         print(f"| {name} | {result['milliseconds'][name]:,} | {result['times_bare_products'].get(name, 1.0)} |")
     print(
-        f"\nmemory at {args.memory_rows} tokens: {result['memory_mb']['fused']:,} MB against "
-        f"{result['memory_mb']['plain']:,}: {100 * result['memory_share']:.1f} %"
+        f"\nmemory at {args.memory_rows} tokens: fused {result['memory_mb']['fused']:,} MB, "
+        f"plain {result['memory_mb']['plain']:,} MB ({100 * result['memory_share']:.1f} %)"
     )
     print(json.dumps(result))
     return 0

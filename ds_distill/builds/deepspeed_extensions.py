@@ -105,7 +105,7 @@ def _load_built(name: str) -> ModuleType | None:
     if not file.is_file():
         return None
     if not is_complete_elf(file):
-        log(f"{file}: not a whole library; it is built anew")
+        log(f"{file}: the library is incomplete; rebuilding it")
         return None
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # it knows .so
@@ -113,7 +113,7 @@ def _load_built(name: str) -> ModuleType | None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except (ImportError, OSError) as error:  # the disk lost it, or a library of the system is gone
-        log(f"{file}: does not load ({first_line(error)}); it is built anew")
+        log(f"{file}: does not load ({first_line(error)}); rebuilding it")
         return None
     return module
 
@@ -121,28 +121,28 @@ def _load_built(name: str) -> ModuleType | None:
 def _build(builder: OpBuilder) -> ModuleType:
     """Build in this process's own folder and publish the result by a rename; the caller holds the lock."""
     folder, prefix = extensions_folder(), f".{builder.name}.{socket.gethostname()}."
-    for left_over in folder.glob(f"{prefix}*"):
+    for leftover in folder.glob(f"{prefix}*"):
         # a build that was killed on this host
-        if not psutil.pid_exists(int(left_over.name.removeprefix(prefix).split(".")[0])):
-            shutil.rmtree(left_over, ignore_errors=True)
-    log(f"compiling DeepSpeed's {builder.name}, once per environment, about a minute")
-    own = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", dir=folder)
-    before = os.environ.get("TORCH_EXTENSIONS_DIR")
-    os.environ["TORCH_EXTENSIONS_DIR"] = own
+        if not psutil.pid_exists(int(leftover.name.removeprefix(prefix).split(".")[0])):
+            shutil.rmtree(leftover, ignore_errors=True)
+    log(f"compiling DeepSpeed's {builder.name} (once per environment, about a minute)")
+    build_folder = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", dir=folder)
+    previous_root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    os.environ["TORCH_EXTENSIONS_DIR"] = build_folder
     try:
         with spinner("compiling"):
             module = _torch_build(builder, verbose=False)
         # the old library does not load, or comes from a host that the lock does not reach
         with contextlib.suppress(FileNotFoundError):
-            os.rename(folder / builder.name, Path(own) / "replaced")
+            os.rename(folder / builder.name, Path(build_folder) / "replaced")
         with contextlib.suppress(OSError):  # such a host may have been faster
-            os.rename(Path(own) / builder.name, folder / builder.name)
+            os.rename(Path(build_folder) / builder.name, folder / builder.name)
     finally:
-        if before is None:
+        if previous_root is None:
             del os.environ["TORCH_EXTENSIONS_DIR"]
         else:
-            os.environ["TORCH_EXTENSIONS_DIR"] = before
-        shutil.rmtree(own, ignore_errors=True)
+            os.environ["TORCH_EXTENSIONS_DIR"] = previous_root
+        shutil.rmtree(build_folder, ignore_errors=True)
     return module
 
 
@@ -173,13 +173,13 @@ def _acquire(lock, name: str) -> bool:
     if _try_lock(lock):
         return False
     deadline = time.monotonic() + MAX_WAIT_SECONDS
-    log(f"waiting for {_read(lock) or 'another process'}, which compiles {name}")
+    log(f"waiting for {_read(lock) or 'another process'}, which is compiling {name}")
     with spinner("waiting"):
         while not _try_lock(lock):
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"{_read(lock) or 'another process'} has been compiling {name} for "
-                    f"{MAX_WAIT_SECONDS // 60} minutes; end it, and start again"
+                    f"{MAX_WAIT_SECONDS // 60} minutes; end that process, and start again"
                 )
             time.sleep(_POLL_SECONDS)
     return True
@@ -200,9 +200,9 @@ def _read(lock) -> str:
     return lock.read().strip()
 
 
-def _write(lock, what: str) -> None:
+def _write(lock, text: str) -> None:
     lock.truncate(0)
-    lock.write(what)
+    lock.write(text)
     lock.flush()
 
 

@@ -25,15 +25,15 @@ def build_unavailable_reason() -> str | None:
         # ninja lies beside the interpreter, whose environment may not be activated
         os.environ["PATH"] = scripts + os.pathsep + os.environ.get("PATH", "")
     if not has_compiler():
-        return "no C++ compiler"
+        return "no C++ compiler found"
     if not shutil.which("ninja"):
-        return "no ninja"
+        return "ninja not found"
     if (
         torch.cuda.is_available()
         and not shutil.which("nvcc")
         and not Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc").exists()
     ):
-        return "no CUDA compiler (nvcc)"
+        return "no CUDA compiler (nvcc) found"
     return None
 
 
@@ -79,5 +79,5 @@ def apex_unavailable_reason() -> str | None:
     try:
         from apex.optimizers import FusedAdam  # noqa: F401
     except ImportError:
-        return "the apex installed here is not NVIDIA's, or was built without CUDA: see requirements-gpu.txt"
+        return "the installed apex is not NVIDIA's, or was built without CUDA (see requirements-gpu.txt)"
     return None if torch.cuda.is_available() else "NVIDIA's apex needs a GPU"

@@ -12,10 +12,10 @@ from ds_distill import __version__
 from ds_distill.builds.inductor_cache import keep_cache_in_environment
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
-from ds_distill.cli.terminal import outlive_broken_streams, restart_in_utf8, show_what_can_be_shown
+from ds_distill.cli.terminal import replace_unencodable_characters, restart_in_utf8, tolerate_broken_streams
 from ds_distill.distributed import job
 from ds_distill.utils.console import close_bars, is_first, log, log_once
-from ds_distill.utils.errors import UserError, did_you_mean, is_disk_full, message_of
+from ds_distill.utils.errors import UserError, did_you_mean, get_message, is_disk_full
 from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.progress import ProgressWatch
 
@@ -26,13 +26,13 @@ FIRST_STEPS = (
     "usage: ds-distill COMMAND [OPTIONS]\n"
     "\n"
     "  ds-distill run                                                    "
-    "try it: a small teacher, a student, a table, in some minutes\n"
-    "  ds-distill distill --teacher DIR --corpus FILE --output DIR       train a student of your teacher\n"
-    "  ds-distill finetune --task sst2 --model DIR --output DIR          fine-tune it on a task\n"
-    "  ds-distill export --model DIR --format onnx-int8                  make it ready to serve\n"
+    "demo: train a small teacher and a student in a few minutes\n"
+    "  ds-distill distill --teacher DIR --corpus FILE --output DIR       distill your teacher into a smaller student\n"
+    "  ds-distill finetune --task sst2 --model DIR --output DIR          fine-tune the student on a task\n"
+    "  ds-distill export --model DIR --format onnx-int8                  convert it for deployment\n"
     "\n"
     "commands: {commands}\n"
-    "ds-distill --help says what each is for, ds-distill COMMAND --help what it takes."
+    "Run ds-distill --help for a description of each command, and ds-distill COMMAND --help for its options."
 )
 
 
@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status. The first rank reports a mistake, once."""
     if argv is None:
         restart_in_utf8()
-        outlive_broken_streams()
+        tolerate_broken_streams()
         argv = sys.argv[1:]
-    show_what_can_be_shown()
+    replace_unencodable_characters()
     argv = [word for word in argv if not word.startswith("--local_rank")]
     if not argv:
         print(FIRST_STEPS.format(commands=", ".join(COMMANDS)), file=sys.stderr)
@@ -73,19 +73,21 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     debug = "--debug" in argv
     try:
-        if argv[0] in COMMANDS and not job.settle(argv[0]):
+        if argv[0] in COMMANDS and not job.normalize_environment(argv[0]):
             return 0
         try:
-            options = build_parser().parse_args(_command_of(argv))
+            options = build_parser().parse_args(_parse_command(argv))
         except SystemExit as ended:  # after --help
             return cast(int, ended.code or 0)
         summary = _run(options.subcommand, options[options.subcommand], debug)
     except (UserError, OSError) as error:
         if debug:
             raise
-        said = message_of(error)
+        message = get_message(error)
         close_bars()
-        log_once(said, f"ds-distill: {said}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {said}")
+        log_once(
+            message, f"ds-distill: {message}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {message}"
+        )
         return 2
     except RuntimeError as error:
         if debug or not _is_lost_peer(error):
@@ -93,15 +95,15 @@ def main(argv: list[str] | None = None) -> int:
         close_bars()
         log_once(
             "lost",
-            "\nds-distill: another rank has ended or cannot be reached, this one ends with it; "
-            "the same command goes on from the last checkpoint",
+            "\nds-distill: another rank has ended or cannot be reached, so this rank ends too; "
+            "run the same command again to resume from the last checkpoint",
         )
         return 2
     except KeyboardInterrupt:  # distillations handle it themselves
         if debug:
             raise
         close_bars()
-        log("\nds-distill: interrupted; what is done is kept, and the same command goes on from there")
+        log("\nds-distill: interrupted; finished work is kept, and the same command resumes from there")
         return 130
     if is_first():
         print(json_text(summary), flush=True)
@@ -116,34 +118,35 @@ def _run(name: str, options, debug: bool) -> dict:
     command.check(options)
     # With several ranks, the others would wait for one that fails before it joins them. Also, some
     # of the paths need to exist for the first rank alone.
-    if job.ranks() == 1:
+    if job.world_size() == 1:
         command.check_paths(options)
     keep_cache_in_environment()
     if libraries := LOADED.get(name, "torch and DeepSpeed"):
         log(f"loading {libraries} …")
     silence_libraries(debug)
     try:
-        with ProgressWatch() if job.ranks() == 1 else contextlib.nullcontext():
+        with ProgressWatch() if job.world_size() == 1 else contextlib.nullcontext():
             summary = command.run(options)
     except Exception as error:
         if debug or isinstance(error, UserError) or not is_disk_full(error):
             raise
         raise UserError(
-            f"{options.output or 'the disk'}: {_at(error)}the disk is full; make room there, or choose another --output"
+            f"{options.output or 'the disk'}: {_file_prefix(error)}the disk is full; free some space, or choose "
+            "another --output"
         ) from error
     if process_group := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
-        process_group.leave()
+        process_group.stop_heartbeats()
     if is_first() and options.output:
         write_summary(summary, Path(options.output))
     return summary
 
 
-def _at(error: Exception) -> str:
+def _file_prefix(error: Exception) -> str:
     """Return the file at which the disk was full, where the error names it."""
     return f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
 
 
-def _command_of(argv: list[str]) -> list[str]:
+def _parse_command(argv: list[str]) -> list[str]:
     """Return the words of a command as they are parsed; raise UserError where they do not begin with one."""
     first, *rest = argv
     if first == "help" and rest and rest[0] not in COMMANDS:
@@ -154,7 +157,7 @@ def _command_of(argv: list[str]) -> list[str]:
         return argv
     if first.startswith("-"):
         raise UserError(
-            f"{first}: a command comes first, such as ds-distill distill {first} …; "
+            f"{first}: the command must come first, as in ds-distill distill {first} …; "
             f"the commands are {', '.join(COMMANDS)}"
         )
     if first not in COMMANDS:
@@ -163,8 +166,8 @@ def _command_of(argv: list[str]) -> list[str]:
         )
     if first == "run" and rest[:1] and rest[0] in COMMANDS:
         raise UserError(
-            f"{rest[0]}: not expected after run, which is what launch.sh does: it distills where --teacher is given; "
-            "leave the word out"
+            f"{rest[0]}: not expected after run, the command that launch.sh starts; run distills when --teacher is "
+            f"given, so leave {rest[0]} out"
         )
     if first == "run" and not any(word.split("=")[0] in ("--config", "--teacher") for word in rest):
         return [first, "--config", str(DEMO), *rest]

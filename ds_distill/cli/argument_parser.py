@@ -18,8 +18,8 @@ from jsonargparse._typehints import ActionTypeHint
 from yaml import YAMLError
 
 from ds_distill.cli.arguments import SECTIONS
-from ds_distill.config.unknown_keys import say_unknown
-from ds_distill.config.values import convert, read_path, shown
+from ds_distill.config.unknown_keys import unknown_key_message
+from ds_distill.config.values import convert, format_value, read_path
 from ds_distill.config.yaml_text import load_keys, load_yaml
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
@@ -34,14 +34,14 @@ def _load(text: str, path: str = "") -> Any:
     keys = load_keys(text, f"--config {path}")
     seen: dict[str, str] = {}
     for key in _dotted(keys):
-        same = {"input": "corpus"}.get(key, key)
-        if same in seen:
-            raise UserError(f"--config {path}: {key}: stands there twice, also as {seen[same]}; leave one of them")
-        seen[same] = key if "." not in key or key in keys else f"a key of {key.rpartition('.')[0]}"
+        canonical = {"input": "corpus"}.get(key, key)
+        if canonical in seen:
+            raise UserError(f"--config {path}: {key}: is given twice, also as {seen[canonical]}; keep only one of them")
+        seen[canonical] = key if "." not in key or key in keys else f"a key of {key.rpartition('.')[0]}"
     for key, value in keys.items():
         if key.startswith("config.") or (key == "config" and isinstance(value, dict | list)):
             raise UserError(
-                f"--config {path}: {key}: what belongs there is the name of another YAML file, as in config: base.yaml"
+                f"--config {path}: {key}: the value must be the name of another YAML file, as in config: base.yaml"
             )
     return keys
 
@@ -62,8 +62,8 @@ class HelpFormatter(DefaultHelpFormatter):
     """Shows `path` as the type of a text that is a path."""
 
     def _get_type_str(self, action):
-        said = super()._get_type_str(action)
-        return said and re.sub(r"Annotated\[(?:str|dict\[str, Any\]), (\w+)\]", r"\1", said)
+        type_text = super()._get_type_str(action)
+        return type_text and re.sub(r"Annotated\[(?:str|dict\[str, Any\]), (\w+)\]", r"\1", type_text)
 
 
 class Value(ActionTypeHint):
@@ -77,14 +77,14 @@ class Value(ActionTypeHint):
         hint = list[self._typehint] if self.nargs in ("*", "+") else self._typehint
         if type(value) is type(self.default) and value == self.default:
             return value
-        before = cfg.get(self.dest) if cfg else None
+        previous = cfg.get(self.dest) if cfg else None
         if isinstance(value, tuple) and hasattr(value, "key"):  # --model.hidden_size 64
             name, _, rest = value.key.partition(".")
-            given = convert({name: {rest: value.val} if rest else value.val}, hint, key)
-            kept = dict(before or {})
-            return kept | ({name: {**(kept.get(name) or {}), **given[name]}} if rest else given)
+            converted = convert({name: {rest: value.val} if rest else value.val}, hint, key)
+            merged = dict(previous or {})
+            return merged | ({name: {**(merged.get(name) or {}), **converted[name]}} if rest else converted)
         value = convert(value, hint, key)
-        return [*(before or []), *value] if append else value
+        return [*(previous or []), *value] if append else value
 
 
 class Flag(argparse.Action):
@@ -122,17 +122,17 @@ class Parser(ArgumentParser):
     def error(self, message, ex=None):
         chosen = getattr(self, "chosen", "")
         commands = self._subcommands_action._name_parser_map if self._subcommands_action else {}
-        raise UserError(explain(str(message), known_keys(commands.get(chosen, self)), chosen)) from ex
+        raise UserError(explain_parser_error(str(message), known_keys(commands.get(chosen, self)), chosen)) from ex
 
-    def parse_args(self, args=None, *more, **options):
+    def parse_args(self, args=None, *arguments, **options):
         self.chosen = next(iter(args or ()), "")
         commands = self._subcommands_action._name_parser_map if self._subcommands_action else {}
         if self.chosen in commands:
             _report_lists_given_twice(list(args), commands[self.chosen])
         try:
-            return super().parse_args(args, *more, **options)
+            return super().parse_args(args, *arguments, **options)
         except RecursionError:
-            raise UserError("--config: the file refers to itself or nests without end") from None
+            raise UserError("--config: the file includes itself or is nested too deeply") from None
 
     def _check_value_key(self, action, value, key, cfg, append=False):
         if value is None and isinstance(action, Value) and NoneType not in get_args(action._typehint):
@@ -142,7 +142,7 @@ class Parser(ArgumentParser):
                 value = read_path(value, action.dest)
             written_out = isinstance(value, str) and (value.lstrip().startswith("{") or Path(value).is_file())
             if isinstance(value, str | list) and not written_out:
-                raise UserError(no_section(action.dest, value))
+                raise UserError(expected_mapping_message(action.dest, value))
         return super()._check_value_key(action, value, key, cfg, append=append)
 
 
@@ -151,13 +151,13 @@ def _report_lists_given_twice(words: list[str], parser: ArgumentParser) -> None:
     lists = {
         name: action.dest for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings
     }
-    given: dict[str, str] = {}
+    last_name: dict[str, str] = {}
     for name in (word.partition("=")[0] for word in words):
         if name in lists and name.startswith("--") and not name.endswith("+"):
-            if lists[name] in given:
-                also = "" if given[lists[name]] == name else f", also as {given[lists[name]]}"
-                log(f"{name}: given twice{also}; the last one counts alone. For all values write one {name} a b")
-            given[lists[name]] = name
+            if lists[name] in last_name:
+                also = "" if last_name[lists[name]] == name else f", also as {last_name[lists[name]]}"
+                log(f"{name}: given twice{also}; only the last one is used. To pass several values, write {name} a b")
+            last_name[lists[name]] = name
 
 
 def with_values(parser: ArgumentParser) -> ArgumentParser:
@@ -170,9 +170,10 @@ def with_values(parser: ArgumentParser) -> ArgumentParser:
     return parser
 
 
-def no_section(name: str, value: Any) -> str:
+def expected_mapping_message(name: str, value: Any) -> str:
     """Return the sentence for a value that stands where a section of a recipe belongs."""
-    return f"{name}: {shown(value)}: keys belong there, such as {{key: value}}, or the name of a YAML file of them"
+    expected = "expected a mapping, such as {key: value}, or the name of a YAML file with one"
+    return f"{name}: {format_value(value)}: {expected}"
 
 
 def known_keys(parser) -> list[str]:
@@ -185,22 +186,22 @@ def known_keys(parser) -> list[str]:
     ]
 
 
-def explain(message: str, keys: list[str], command: str = "") -> str:
+def explain_parser_error(message: str, keys: list[str], command: str = "") -> str:
     """Return a parser's message in one line, with the key that was meant where one is unknown."""
     message = " ".join(line.strip() for line in message.splitlines() if line.strip())
     if unknown := re.search(r"(?:does not accept option|Option) '(.+?)'", message):
-        return say_unknown(unknown[1].removeprefix(f"{command}."), keys, dashes="")
+        return unknown_key_message(unknown[1].removeprefix(f"{command}."), keys, dashes="")
     if unknown := re.search(r"nrecognized arguments: (\S+)", message):
         if unknown[1].startswith("-"):
-            return say_unknown(unknown[1].split("=")[0], keys)
-        remedy = "each value follows its option, and one with spaces needs quotes"
-        return f"{unknown[1]}: not expected here; {remedy} (--help lists all)"
+            return unknown_key_message(unknown[1].split("=")[0], keys)
+        remedy = "put each value after its option, and quote a value that contains spaces"
+        return f"{unknown[1]}: not expected here; {remedy} (--help lists all options)"
     if wrong := re.match(r"Parser key \"([\w.]+)\": Unable to load config '(.*?)'", message):
-        return no_section(wrong[1], wrong[2])
+        return expected_mapping_message(wrong[1], wrong[2])
     if wrong := re.match(r'Parser key "([\w.]+)": (.*)', message):
         return f"{'--config' if wrong[1] == 'config' else wrong[1]}: {wrong[2]}"
     if missing := re.match(r"the following arguments are required: [\w.]*?(\w+)$", message):
-        return f"{missing[1]}: missing (--help says what belongs there)"
+        return f"{missing[1]}: missing (--help describes the expected value)"
     if empty := re.match(r"argument (\S+): expected (?:at least )?one argument", message):
-        return f"{empty[1]}: a value belongs after it (--help says which)"
+        return f"{empty[1]}: needs a value after it (--help describes the value)"
     return message

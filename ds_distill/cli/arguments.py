@@ -15,8 +15,8 @@ from ds_distill.utils.errors import UserError, expand_user
 
 SECTIONS = {"data": Data, "student": Student, "losses": Losses, "training": Training}
 INPUTS = (
-    "txt, jsonl, csv, tsv, parquet files (.gz, .zst too), folders and patterns of them, hub data sets "
-    "hf:NAME[:CONFIG][@SPLIT][#COLUMN]; FILE#COLUMN names a file's column"
+    "training text: txt, jsonl, csv, tsv or parquet files (also .gz and .zst), folders or glob patterns of them, or "
+    "data sets of the Hub, hf:NAME[:CONFIG][@SPLIT][#COLUMN]; FILE#COLUMN selects a column of a file"
 )
 
 
@@ -32,7 +32,7 @@ def add_teacher(parser, remark: str = "") -> None:
         "--teacher",
         type=UserPath | None,
         default=None,
-        help=f"BERT, RoBERTa, XLM-R or DistilBERT masked-LM: folder or cached name{remark}",
+        help=f"folder, or name in the Hugging Face cache, of a BERT, RoBERTa, XLM-R or DistilBERT masked-LM{remark}",
     )
 
 
@@ -44,39 +44,39 @@ def add_corpus(parser, help: str = INPUTS) -> None:
 def add_tokens(parser) -> None:
     """Add --tokens."""
     parser.add_argument(
-        "--tokens", type=UserPath | None, default=None, help="folder made by prepare (instead of --corpus)"
+        "--tokens", type=UserPath | None, default=None, help="folder written by prepare, used instead of --corpus"
     )
 
 
 def add_tokenizer(parser) -> None:
     """Add --tokenizer."""
-    parser.add_argument("--tokenizer", type=UserPath | None, default=None, help="folder with the tokenizer")
+    parser.add_argument("--tokenizer", type=UserPath | None, default=None, help="folder of the tokenizer")
 
 
 def add_heldout(parser) -> None:
     """Add --heldout."""
-    help = "further held-out texts, each measured on its own along the way"
+    help = "additional held-out texts; each is evaluated separately during training"
     parser.add_argument("--heldout", type=UserPath, nargs="+", default=[], help=help)
 
 
 def add_unread_heldout(parser) -> None:
     """Add --heldout without using it, because a recipe written for distill may name held-out texts."""
-    help = "a recipe's, for distill; not read here"
+    help = "a recipe for distill may name it; not read by this command"
     parser.add_argument("--heldout", type=UserPath, nargs="+", default=[], help=help)
 
 
 def add_unread_teacher(parser) -> None:
     """Add --teacher without using it, because a recipe written for distill may name a teacher."""
-    help = "a recipe's, for distill; not read here"
+    help = "a recipe for distill may name it; not read by this command"
     parser.add_argument("--teacher", type=UserPath | None, default=None, help=help)
 
 
-def recipe_of(options) -> Recipe:
+def build_recipe(options) -> Recipe:
     """Return the recipe in parsed options."""
-    return Recipe(**{name: section_of(options[name], section) for name, section in SECTIONS.items()})
+    return Recipe(**{name: build_section(options[name], section) for name, section in SECTIONS.items()})
 
 
-def section_of(value: Any, section: Any) -> Any:
+def build_section(value: Any, section: Any) -> Any:
     """Return a parsed section as its dataclass; the defaults where a file has nothing under its name."""
     if value is None:
         return section()
@@ -87,7 +87,7 @@ def section_of(value: Any, section: Any) -> Any:
 
 def check_recipe(options) -> Recipe:
     """Return the recipe in parsed options; raise UserError for a setting out of its range."""
-    recipe = recipe_of(options)
+    recipe = build_recipe(options)
     recipe.check()
     return recipe
 
@@ -107,18 +107,18 @@ def check_job(options) -> Recipe:
 def check_text_given(options, recipe: Recipe) -> None:
     """Raise UserError where a training command has no text, or would hold none of it out."""
     if not options.tokens and not options.corpus:
-        raise UserError("--corpus (text) is missing; or --tokens, made by prepare")
+        raise UserError("--corpus is missing; give text files, or --tokens with a folder written by prepare")
     if not options.tokens and not recipe.data.heldout_fraction:
         raise UserError(
-            "data.heldout_fraction = 0: a run is measured on text of its own corpus that it does not read; "
-            "give a share above 0"
+            "data.heldout_fraction = 0: part of the corpus must be held out from training to evaluate the model; "
+            "give a value above 0"
         )
 
 
 def require_output(options) -> None:
     """Raise UserError where a command that writes has no output folder."""
     if not options.output:
-        raise UserError("--output is missing: the folder for everything the command makes")
+        raise UserError("--output is missing; give the folder for all files that the command writes")
 
 
 def check_text_paths(options) -> None:
@@ -145,10 +145,11 @@ def check_tokenizer_folder(path: str, option: str) -> None:
 def check_writable(output: str | Path) -> None:
     """Raise UserError where an output folder cannot be made or written."""
     output = Path(output)
-    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise UserError(f"--output {output}: {there} is a file; choose another --output, or make room there")
-    if not os.access(there, os.W_OK | os.X_OK):
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"--output {output}: {existing} is a file; choose another --output, or move the file away")
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
-            f"--output {output}: nothing can be written in {there}; choose another --output, or have it made writable"
+            f"--output {output}: no write permission in {existing}; choose another --output, or make the folder "
+            "writable"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from ds_distill.cli import arguments
 from ds_distill.utils.errors import UserError
 
-PURPOSE = "train a student of a teacher"
+PURPOSE = "distill a teacher into a smaller student"
 
 
 def add_arguments(parser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser) -> None:
 def check(options) -> None:
     recipe = arguments.check_job(options)
     if not options.teacher:
-        raise UserError("--teacher is missing")
+        raise UserError("--teacher is missing; give the folder or cached name of a masked-LM model")
     arguments.check_text_given(options, recipe)
 
 
@@ -35,7 +35,7 @@ def run(options) -> dict:
     from ds_distill import pipeline
 
     return pipeline.prepare_and_distill(
-        arguments.recipe_of(options),
+        arguments.build_recipe(options),
         options.teacher,
         Path(options.output),
         corpus=options.corpus,

@@ -6,7 +6,7 @@ from ds_distill.cli import arguments
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import is_first
 
-PURPOSE = "versions, devices, and which fused kernels run here"
+PURPOSE = "show package versions, devices, and which fused kernels run on this machine"
 
 
 def add_arguments(parser) -> None:
@@ -30,7 +30,7 @@ def run(options) -> dict:
         versions = [{"package": package, "version": version} for package, version in described["versions"].items()]
         print(table(versions, {"package": "package", "version": "version"}))
         devices = [
-            {"what": key.replace("_", " ").replace("gib", "GiB"), "value": _joined(value)}
+            {"what": key.replace("_", " ").replace("gib", "GiB"), "value": _join_list(value)}
             for key, value in described["devices"].items()
         ]
         print("\n" + table(devices, {"what": "device", "value": ""}))
@@ -38,9 +38,9 @@ def run(options) -> dict:
             {"kernel": row["kernel"], "active": "yes" if row["active"] else "no", "why": row["why"]}
             for row in described["kernels"]
         ]
-        print("\n" + table(rows, {"kernel": "fused kernel", "active": "active", "why": "why"}) + "\n")
+        print("\n" + table(rows, {"kernel": "fused kernel", "active": "active", "why": "reason"}) + "\n")
     return described
 
 
-def _joined(value: object) -> object:
+def _join_list(value: object) -> object:
     return ", ".join(value) or None if isinstance(value, list) else value

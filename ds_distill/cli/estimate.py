@@ -9,25 +9,29 @@ from ds_distill.data.dataset import TokenDataset
 from ds_distill.models.folder import find_model_folder, read_config
 from ds_distill.utils.errors import UserError
 
-PURPOSE = "before a run: parameters, memory by ZeRO stage, steps, hours, whether it fits and what to change"
+PURPOSE = (
+    "estimate, before a run, parameters, memory per ZeRO stage, steps and hours; suggest changes if it does not fit"
+)
 
 
 def add_arguments(parser) -> None:
     arguments.add_teacher(parser)
-    arguments.add_corpus(parser, "as for prepare; not read here: how long an epoch is, --tokens tells")
-    parser.add_argument("--ranks", type=int, default=1, help="devices in all")
+    arguments.add_corpus(
+        parser, "as for prepare; not read by this command, which takes the length of an epoch from --tokens"
+    )
+    parser.add_argument("--ranks", type=int, default=1, help="total number of devices")
     parser.add_argument(
         "--memory_gib",
         type=float | None,
         default=None,
-        help="memory of a device; this machine's when not given. Precision and rate are this machine's in any case: "
-        "ask where there is such a device",
+        help="memory per device in GiB; by default this machine's. Precision and throughput are always those of this "
+        "machine, so run the command on the kind of device that you will train on",
     )
     parser.add_argument(
         "--tokens_per_second",
         type=float | None,
         default=None,
-        help="of all ranks together; measured here, briefly, when not given",
+        help="throughput of all ranks together; measured briefly on this machine when not given",
     )
     arguments.add_tokens(parser)
     arguments.add_unread_heldout(parser)
@@ -37,7 +41,7 @@ def add_arguments(parser) -> None:
 def check(options) -> None:
     arguments.check_recipe(options)
     if not options.teacher:
-        raise UserError("--teacher is missing")
+        raise UserError("--teacher is missing; give the folder or cached name of a masked-LM model")
 
 
 def check_paths(options) -> None:
@@ -54,7 +58,7 @@ def run(options) -> dict:
     from ds_distill.estimate import estimate
     from ds_distill.preflight.job import check_deepspeed
 
-    recipe = arguments.recipe_of(options)
+    recipe = arguments.build_recipe(options)
     check_deepspeed(recipe.training)
     if options.tokens:
         recipe = with_prepared_settings(recipe, Path(options.tokens))
@@ -66,5 +70,5 @@ def run(options) -> dict:
         options.memory_gib,
         options.tokens_per_second,
     )
-    estimate.show(estimated)
+    estimate.print_plan(estimated)
     return estimated

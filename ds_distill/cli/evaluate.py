@@ -14,7 +14,7 @@ from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_summary
 
-PURPOSE = "held-out masked-LM loss and accuracy of Hugging Face folders, best first"
+PURPOSE = "measure masked-LM loss and accuracy of Hugging Face folders on held-out text, best first"
 OUTPUT = "runs/evaluate"  # the folder without --output
 COLUMNS = {
     "model": "model",
@@ -29,9 +29,9 @@ def add_arguments(parser) -> None:
     arguments.add_tokens(parser)
     arguments.add_unread_heldout(parser)
     arguments.add_unread_teacher(parser)
-    parser.add_argument("--model", type=UserPath, nargs="+", default=[], help="Hugging Face folders")
+    parser.add_argument("--model", type=UserPath, nargs="+", default=[], help="Hugging Face folders to evaluate")
     parser.add_argument(
-        "--untrained", action="store_true", help="also the first one's architecture with random weights"
+        "--untrained", action="store_true", help="also evaluate the first model's architecture with random weights"
     )
     arguments.add_recipe(parser)
 
@@ -39,9 +39,9 @@ def add_arguments(parser) -> None:
 def check(options) -> None:
     arguments.check_recipe(options)
     if not options.model:
-        raise UserError("--model is missing")
+        raise UserError("--model is missing; give one or more Hugging Face folders")
     if not options.tokens and not options.corpus:
-        raise UserError("--corpus (text) is missing; or --tokens, made by prepare")
+        raise UserError("--corpus is missing; give text files, or --tokens with a folder written by prepare")
 
 
 def check_paths(options) -> None:
@@ -58,7 +58,7 @@ def run(options) -> dict:
     from ds_distill import pipeline
 
     rows = pipeline.prepare_and_evaluate(
-        arguments.recipe_of(options),
+        arguments.build_recipe(options),
         options.model,
         Path(options.output) if options.output else None,
         Path(options.output or OUTPUT) / "tokens",

@@ -14,75 +14,82 @@ from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError, expand_user
 
 PURPOSE = (
-    "a run's checkpoint → a Hugging Face folder; either → ONNX, int8, OpenVINO, torch.export, compared with PyTorch"
+    "convert a run's checkpoint to a Hugging Face folder, or either to ONNX, int8, OpenVINO or torch.export, compared "
+    "with PyTorch"
 )
-NO_RUN = "no run with a checkpoint; give the --output folder of distill or pretrain"
+NO_RUN = "the folder holds no run with a checkpoint; give the --output folder of distill or pretrain"
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("--run", type=UserPath | None, default=None, help="the --output folder of distill or pretrain")
     parser.add_argument(
-        "--step", type=int | None, default=None, help="optimizer step of the checkpoint; the newest when not given"
+        "--step",
+        type=int | None,
+        default=None,
+        help="optimizer step of the checkpoint to export; the newest by default",
     )
     parser.add_argument(
         "--model",
         type=UserPath | None,
         default=None,
-        help="instead of --run, a Hugging Face folder, fine-tuned ones too; --output may be it",
+        help="Hugging Face folder of a pretrained or fine-tuned model, used instead of --run; --output may be the same "
+        "folder",
     )
     parser.add_argument(
         "--format",
         type=Name,
         nargs="+",
         default=["hf"],
-        help="hf, onnx, onnx-int8, onnx-int8-vnni, openvino-int8, torch-export",
+        help="formats to write: hf, onnx, onnx-int8, onnx-int8-vnni, openvino-int8, torch-export",
     )
     parser.add_argument(
         "--text",
         type=UserPath,
         nargs="+",
         default=[],
-        help="what formats are compared with PyTorch on; a sample of ours if not given",
+        help="text on which each format is compared with PyTorch; a built-in sample by default",
     )
     parser.add_argument(
         "--data",
         type=UserPath | None,
         default=None,
-        help="labelled examples of a fine-tuned model: its score before and after; FILE#COLUMN or FILE#COLUMN,COLUMN "
-        "names the text",
+        help="labeled examples for a fine-tuned model, which is scored before and after export; FILE#COLUMN or "
+        "FILE#COLUMN,COLUMN selects the text",
     )
     parser.add_argument(
-        "--encoder", action="store_true", help="formats without the head: last hidden states, for embedding servers"
+        "--encoder",
+        action="store_true",
+        help="export the encoder without its head; it returns the last hidden states, for embedding servers",
     )
 
 
 def check(options) -> None:
     if options.model and not options.output:
-        options.output = str(_folder_of(options.model))
+        options.output = str(_default_output(options.model))
     arguments.require_output(options)
     if bool(options.run) == bool(options.model):
         raise UserError(
-            "export needs one of --run, the --output folder of distill or pretrain, and --model, a Hugging Face folder"
+            "export needs either --run, the --output folder of distill or pretrain, or --model, a Hugging Face folder"
         )
     if options.run and (options.encoder or options.data):
         option = "--encoder" if options.encoder else "--data"
         raise UserError(
-            f"{option}: not with --run, whose model has a masked-LM head; give what was exported, or fine-tuned, "
-            "as --model"
+            f"{option}: not supported with --run, whose model has a masked-LM head; give the exported or fine-tuned "
+            "model as --model"
         )
     if options.model and options.format == ["hf"]:
-        raise UserError(f"--model {options.model} is a Hugging Face folder already: give a --format")
+        raise UserError(f"--model {options.model} is already a Hugging Face folder; give another --format")
 
 
-def _folder_of(model: str) -> Path:
+def _default_output(model: str) -> Path:
     """Return where `export --model` writes without --output: beside that model.
 
     Raises UserError for a model of the hub, because it is in a cache.
     """
     if not Path(model).is_dir():
         raise UserError(
-            f"--model {model}: no such folder here; for a model of the hub's cache give --output too, a folder for "
-            "what is made"
+            f"--model {model}: no such folder here; for a model in the Hugging Face cache, give --output too, the "
+            "folder to write to"
         )
     return find_model(Path(model))
 
@@ -93,8 +100,8 @@ def check_paths(options) -> None:
     if options.model:
         find_model_folder(options.model, "--model").check_files()
     if options.data and not (file := named_columns(options.data)[0]).is_file():
-        what = "a folder or a pipe; give a file with" if file.exists() else "no such file; give"
-        raise UserError(f"--data {options.data}: {what} labelled examples, as for finetune")
+        problem = "a folder or a pipe; give a file with" if file.exists() else "no such file; give a file with"
+        raise UserError(f"--data {options.data}: {problem} labeled examples, as for finetune")
     if options.run and not (expand_user(options.run) / "model" / "config.json").is_file():
         raise UserError(f"--run {options.run}: {NO_RUN}")
     arguments.check_writable(options.output)

@@ -13,7 +13,9 @@ from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.examples import split_files
 from ds_distill.utils.errors import UserError, expand_user
 
-PURPOSE = "an encoder on a task of GLUE, SQuAD or IMDb, several seeds, with or without a fine-tuned teacher"
+PURPOSE = (
+    "fine-tune an encoder on a task of GLUE, SQuAD or IMDb over several seeds, with or without a fine-tuned teacher"
+)
 
 
 def add_arguments(parser) -> None:
@@ -21,7 +23,7 @@ def add_arguments(parser) -> None:
         "--task",
         type=Name | None,
         default=None,
-        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, imdb, squad or squad_v2",
+        help="task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, imdb, squad or squad_v2",
     )
     parser.add_argument(
         "--model", type=UserPath | None, default=None, help="Hugging Face folder of a pretrained encoder"
@@ -30,38 +32,43 @@ def add_arguments(parser) -> None:
         "--teacher",
         type=UserPath | None,
         default=None,
-        help="folder of a teacher fine-tuned on the task: task-specific distillation",
+        help="folder of a teacher fine-tuned on the task, for task-specific distillation",
     )
     parser.add_argument(
         "--data",
         type=UserPath | None,
         default=None,
-        help="folder with train.* and validation.* or dev.* (jsonl, json, tsv, csv, parquet; .gz, .zst; SQuAD's own), "
-        "the hub's columns or GLUE's layout; from the hub when not given",
+        help="folder with train.* and validation.* or dev.* (jsonl, json, tsv, csv or parquet, also .gz and .zst, or "
+        "SQuAD's JSON), with the Hub's columns or in GLUE's layout; loaded from the Hub when not given",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from --first_seed on; figures are medians")
-    parser.add_argument("--first_seed", type=int, default=0, help="the first of the seeds, or the only one")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="number of seeds, starting at --first_seed; reported scores are medians"
+    )
+    parser.add_argument("--first_seed", type=int, default=0, help="first seed")
     parser.add_argument(
         "--grid",
         type=Name,
         nargs="+",
         default=[],
-        help="settings to try, all combinations: lr=2e-5,5e-5 epochs=3,5; in a file a list, ['lr=2e-5,5e-5']",
+        help="grid search over all combinations of these settings: lr=2e-5,5e-5 epochs=3,5; in a YAML file a list, "
+        "['lr=2e-5,5e-5']",
     )
-    parser.add_argument("--finetune", type=FinetuneConfig, default=FinetuneConfig(), help="how a run is trained")
+    parser.add_argument(
+        "--finetune", type=FinetuneConfig, default=FinetuneConfig(), help="training settings of each fine-tuning run"
+    )
 
 
 def check(options) -> None:
     arguments.require_output(options)
     for key in ("task", "model"):
         if not options[key]:
-            raise UserError(f"--{key} is missing")
+            raise UserError(f"--{key} is missing (--help describes the expected value)")
     if options.seeds < 1:
-        raise UserError(f"--seeds {options.seeds}: at least one")
+        raise UserError(f"--seeds {options.seeds}: must be at least 1")
     if not 0 <= options.first_seed <= options.first_seed + options.seeds - 1 < 2**32:
-        raise UserError(f"--first_seed {options.first_seed}: seeds lie between 0 and 2^32 − 1")
+        raise UserError(f"--first_seed {options.first_seed}: seeds must be between 0 and 2^32 − 1")
     get_task(options.task)
-    settings = arguments.section_of(options.finetune, FinetuneConfig)
+    settings = arguments.build_section(options.finetune, FinetuneConfig)
     settings.check()
     expand_grid(settings, options.grid or [])
 
@@ -79,7 +86,7 @@ def check_paths(options) -> None:
 def run(options) -> dict:
     from ds_distill.finetune.runs import finetune
 
-    settings = arguments.section_of(options.finetune, FinetuneConfig)
+    settings = arguments.build_section(options.finetune, FinetuneConfig)
     summary = finetune(
         get_task(options.task),
         options.model,

@@ -16,7 +16,7 @@ def build_parser():
     parser = Parser(
         prog="ds-distill",
         allow_abbrev=False,
-        description="Distil pretrained encoders into small ones during pretraining, on DeepSpeed.",
+        description="Distill pretrained encoders into smaller ones during pretraining, on DeepSpeed.",
     )
     commands = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
@@ -24,17 +24,17 @@ def build_parser():
         sub.add_argument(
             "--config",
             action=RecipeFile,
-            help="any of these options from a YAML file; later arguments override it",
+            help="YAML file with any of these options; options that come later on the command line override it",
         )
         sub.add_argument(
-            "--debug", action="store_true", help="show the traceback of a mistake, and the libraries' own output"
+            "--debug", action="store_true", help="show tracebacks of errors, and the output of the libraries"
         )
         command.add_arguments(sub)
         sub.add_argument(
             "--output",
             type=OutputPath | None,
             default=getattr(command, "DEFAULT_OUTPUT", None),
-            help="folder for everything the command makes",
+            help="folder for all files that the command writes",
         )
         commands.add_subcommand(name, with_values(sub), help=command.PURPOSE)
     return parser

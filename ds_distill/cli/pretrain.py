@@ -9,7 +9,7 @@ from ds_distill.config.values import UserPath
 from ds_distill.models.folder import find_model_folder
 from ds_distill.utils.errors import UserError
 
-PURPOSE = "masked-LM only: a new BERT, or on from any encoder, with a head if it has none: teachers"
+PURPOSE = "train a teacher with masked-LM alone: a new BERT, or an existing encoder, which gets a head if it has none"
 NEW_MODEL = {
     "hidden_size": 192,
     "num_hidden_layers": 4,
@@ -26,7 +26,7 @@ def add_arguments(parser) -> None:
         "--from",
         type=UserPath | None,
         default=None,
-        help="folder of an encoder to go on with; a trunk without a masked-LM head gets one",
+        help="folder of an encoder to continue pretraining; a masked-LM head is added if it has none",
     )
     arguments.add_tokenizer(parser)
     arguments.add_tokens(parser)
@@ -37,7 +37,7 @@ def add_arguments(parser) -> None:
 
 def add_new_model(parser) -> None:
     """Add --model, the sizes of a new BERT."""
-    help = "sizes of the BERT to pretrain, transformers' BertConfig"
+    help = "sizes of the new BERT, with the names of transformers' BertConfig"
     parser.add_argument("--model", type=dict[str, int], default=NEW_MODEL, help=help)
 
 
@@ -45,7 +45,7 @@ def check(options) -> None:
     recipe = arguments.check_job(options)
     options.tokenizer = options.tokenizer or options["from"]
     if not options.tokenizer:
-        raise UserError("--tokenizer is missing")
+        raise UserError("--tokenizer is missing; give the folder of one, or --from with an encoder that has one")
     arguments.check_text_given(options, recipe)
 
 
@@ -62,7 +62,7 @@ def run(options) -> dict:
     from ds_distill import pipeline
 
     return pipeline.prepare_and_pretrain(
-        arguments.recipe_of(options),
+        arguments.build_recipe(options),
         options["from"] or dict(options.model),
         options.tokenizer,
         Path(options.output),

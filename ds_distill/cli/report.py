@@ -7,7 +7,7 @@ from pathlib import Path
 from ds_distill.cli import arguments
 from ds_distill.config.values import UserPath
 
-PURPOSE = "studies and benchmark reports → one page, laid out as the paper's tables"
+PURPOSE = "combine studies and benchmark reports on one page, laid out as the paper's tables"
 
 
 def add_arguments(parser) -> None:
@@ -15,7 +15,7 @@ def add_arguments(parser) -> None:
         "folders",
         type=UserPath,
         nargs="+",
-        help="--output of a study, --report of benchmarks.inference.table3 or benchmarks.inference",
+        help="--output folders of studies, and --report folders of benchmarks.inference.table3 or benchmarks.inference",
     )
 
 

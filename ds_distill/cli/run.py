@@ -12,8 +12,8 @@ from ds_distill.config.values import UserPath
 from ds_distill.utils.errors import UserError
 
 PURPOSE = (
-    "the whole pipeline on text of this machine: tokenizer, teacher, student, baseline, table (what ./launch.sh does), "
-    "or a recipe's distill"
+    "run the demo, as ./launch.sh does: train a tokenizer, a teacher, a student and a baseline on text of this "
+    "machine, and compare them; with --teacher, the same as distill"
 )
 DEFAULT_OUTPUT = "runs/demo"
 LIMITS = (("vocabulary", 32, 1_000_000), ("corpus_megabytes", 0.001, 1e6), ("teacher_tokens", 1, 10**15))
@@ -22,17 +22,22 @@ LIMITS = (("vocabulary", 32, 1_000_000), ("corpus_megabytes", 0.001, 1e6), ("tea
 def add_arguments(parser) -> None:
     arguments.add_teacher(parser)
     parser.add_argument(
-        "--corpus", type=UserPath, nargs="*", default=[], help="as for prepare; none: texts found on this machine"
+        "--corpus", type=UserPath, nargs="*", default=[], help="as for prepare; by default, texts found on this machine"
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="without --teacher: start over instead of going on with what is there"
+        "--fresh", action="store_true", help="demo only: start over instead of resuming from the output folder"
     )
     parser.add_argument(
-        "--corpus_megabytes", type=float, default=6.0, help="how much of this machine's documentation to read"
+        "--corpus_megabytes",
+        type=float,
+        default=6.0,
+        help="demo only: megabytes of this machine's documentation to read",
     )
-    parser.add_argument("--vocabulary", type=int, default=8192, help="tokens of the tokenizer trained on it")
     parser.add_argument(
-        "--teacher_tokens", type=int, default=1_000_000, help="tokens the small teacher is pretrained on"
+        "--vocabulary", type=int, default=8192, help="demo only: vocabulary size of the tokenizer trained on the text"
+    )
+    parser.add_argument(
+        "--teacher_tokens", type=int, default=1_000_000, help="demo only: tokens to pretrain the small teacher on"
     )
     pretrain.add_new_model(parser)
     arguments.add_tokens(parser)
@@ -48,11 +53,14 @@ def check(options) -> None:
                 raise UserError(f"--{key} {options[key]:g}: must be between {least:g} and {most:g}")
         if options.heldout or options.tokens:
             raise UserError(
-                "--teacher is missing: --heldout and --tokens are for a teacher of yours; the demo makes its own"
+                "--teacher is missing: --heldout and --tokens need a teacher; without one, run is the demo, which "
+                "prepares its own text"
             )
         return
     if options.fresh:
-        raise UserError("--fresh: of the job without --teacher only; choose another --output, or remove the folder")
+        raise UserError(
+            "--fresh: applies only to the demo, without --teacher; choose another --output, or remove the folder"
+        )
     arguments.check_text_given(options, recipe)
 
 
@@ -65,7 +73,7 @@ def run(options) -> dict:
     from ds_distill import demo
     from ds_distill.preflight.job import check_new_model
 
-    recipe = arguments.recipe_of(options)
+    recipe = arguments.build_recipe(options)
     check_new_model(dict(options.model), recipe)
     return demo.run(
         recipe,

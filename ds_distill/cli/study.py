@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from ds_distill.cli import arguments
-from ds_distill.config.values import Name, UserPath, by_name
+from ds_distill.config.values import Name, UserPath, mapping_reader
 from ds_distill.data.sources import check_inputs
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.tasks.catalog import TASKS
 
-PURPOSE = "a plan of students and tasks: distils and fine-tunes each, going on where it stopped"
+PURPOSE = "distill and fine-tune every student of a plan on every task, resuming where an earlier start stopped"
 # These are the settings that a study's student may change, and those of its fine-tunings, for all
 # tasks or, under a task's name, for that task.
 STUDENT_SETTINGS = {
@@ -19,10 +19,10 @@ STUDENT_SETTINGS = {
     for name, section in arguments.SECTIONS.items()
     for key, hint in get_type_hints(section, include_extras=True).items()
 }
-STUDENT = Annotated[dict[str, Any], by_name(STUDENT_SETTINGS, "settings")]
+STUDENT = Annotated[dict[str, Any], mapping_reader(STUDENT_SETTINGS, "settings")]
 TASK_SETTINGS = get_type_hints(FinetuneConfig, include_extras=True) | {"seeds": int}
-BY_TASK = dict.fromkeys(TASKS, Annotated[dict[str, Any], by_name(TASK_SETTINGS, "settings")])
-FINETUNE = Annotated[dict[str, Any], by_name(TASK_SETTINGS | BY_TASK, "settings")]
+BY_TASK = dict.fromkeys(TASKS, Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS, "settings")])
+FINETUNE = Annotated[dict[str, Any], mapping_reader(TASK_SETTINGS | BY_TASK, "settings")]
 
 
 def add_arguments(parser) -> None:
@@ -30,24 +30,27 @@ def add_arguments(parser) -> None:
         "--base",
         type=UserPath,
         default="ds_configs/small_real.yaml",
-        help="recipe of every student, from here or the checkout",
+        help="recipe of every student; a file here or in the checkout",
     )
     parser.add_argument(
-        "--students", type=dict[str, STUDENT], default={"distilled": {}}, help="a name, and what differs from base"
+        "--students",
+        type=dict[str, STUDENT],
+        default={"distilled": {}},
+        help="students by name, each with the settings that differ from --base",
     )
     parser.add_argument("--teacher", type=UserPath | None, default=None, help="folder of a masked-LM teacher")
     parser.add_argument("--corpus", type=UserPath, nargs="+", default=[], help=arguments.INPUTS)
-    parser.add_argument("--heldout", type=UserPath, nargs="+", default=[], help="further held-out texts")
+    parser.add_argument("--heldout", type=UserPath, nargs="+", default=[], help="additional held-out texts")
     parser.add_argument(
         "--data",
         type=UserPath | None,
         default=None,
-        help="folder with a folder a task, each as for finetune; from the hub when not given",
+        help="folder with one subfolder per task, each as for finetune; loaded from the Hub when not given",
     )
     parser.add_argument(
-        "--tasks", "--tasks+", type=Name, nargs="+", default=["rte"], help="rte sst2 …, names as for finetune"
+        "--tasks", "--tasks+", type=Name, nargs="+", default=["rte"], help="tasks by name, as for finetune: rte sst2 …"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="of each fine-tuning")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds per fine-tuning")
     parser.add_argument("--include_teacher", type=bool, default=True, help="fine-tune the teacher as well")
     parser.add_argument(
         "--task_distillation",
@@ -55,26 +58,26 @@ def add_arguments(parser) -> None:
         type=Name,
         nargs="+",
         default=[],
-        help="students that are also fine-tuned with the fine-tuned teacher",
+        help="names of students that are also fine-tuned with distillation from the fine-tuned teacher",
     )
     parser.add_argument(
         "--finetune",
         type=FINETUNE,
         default={},
-        help="settings of the fine-tunings; a task's own under its name, seeds among them",
+        help="fine-tuning settings for all tasks; settings of one task, including seeds, under its name",
     )
     parser.add_argument(
         "--launch",
         type=str,
         default="",
-        help="starts each distillation: './launch.sh', 'deepspeed --hostfile HOSTS launch.sh'",
+        help="command that starts each distillation, such as './launch.sh' or 'deepspeed --hostfile HOSTS launch.sh'",
     )
     parser.add_argument(
         "--jobs",
         type=int,
         default=1,
-        help="steps side by side, each with its share of the cores, or a GPU, in turn where there are fewer; what "
-        "--launch starts runs alone",
+        help="number of steps to run in parallel; each gets its share of the cores, or a GPU, assigned in turn where "
+        "there are fewer; a step that --launch starts runs alone",
     )
 
 

@@ -11,7 +11,7 @@ import sys
 from typing import Any, TextIO
 
 
-def show_what_can_be_shown() -> None:
+def replace_unencodable_characters() -> None:
     """Have standard output and error replace a character that their encoding lacks, instead of raising an error.
 
     Output to a closed one (`2>&-`) is discarded.
@@ -39,7 +39,7 @@ def restart_in_utf8() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def outlive_broken_streams() -> None:
+def tolerate_broken_streams() -> None:
     """Keep the program running where standard output or error can no longer be written.
 
     Examples are a pipe without a reader and a full disk. Hours of work must not end because of a
@@ -47,10 +47,10 @@ def outlive_broken_streams() -> None:
     """
     for name in ("stdout", "stderr"):
         if (stream := getattr(sys, name)) is not None:
-            setattr(sys, name, _Outliving(stream))
+            setattr(sys, name, _TolerantStream(stream))
 
 
-class _Outliving:
+class _TolerantStream:
     """A text stream that discards what cannot be written, from the first error on."""
 
     def __init__(self, stream: TextIO):
@@ -60,16 +60,16 @@ class _Outliving:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        with self._outlived():
+        with self._discarding_on_error():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with self._outlived():
+        with self._discarding_on_error():
             self._stream.flush()
 
     @contextlib.contextmanager
-    def _outlived(self):
+    def _discarding_on_error(self):
         try:
             yield
         except OSError:

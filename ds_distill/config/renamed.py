@@ -38,7 +38,7 @@ RENAMED = {
 MODE_LINES = "lines"  # was "grouped"
 
 
-def name_of_today(key: str) -> str | None:
+def current_name(key: str) -> str | None:
     """Return today's name of an earlier version's key; None for a key that was not renamed."""
     section, dot, rest = key.partition(".")
     return RENAMED.get(key) or (f"{RENAMED[section]}.{rest}" if dot and section in RENAMED else None)
@@ -46,7 +46,7 @@ def name_of_today(key: str) -> str | None:
 
 def read_identity(record: dict[str, Any]) -> dict[str, Any]:
     """Return what a run recorded of its settings, by dotted key, under the names of today."""
-    read = {name_of_today(key) or key: value for key, value in record.items()}
+    read = {current_name(key) or key: value for key, value in record.items()}
     if read.get("data.mode") == "grouped":
         read["data.mode"] = MODE_LINES
     if any(key.startswith("losses.") for key in read):

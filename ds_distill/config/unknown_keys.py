@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ds_distill.config.renamed import name_of_today
+from ds_distill.config.renamed import current_name
 from ds_distill.utils.errors import did_you_mean
 
 # Names from Hugging Face's Trainer and scripts, from DistilBERT's authors and from DeepSpeed → keys
@@ -111,27 +111,27 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def say_unknown(written: str, keys: list[str], dashes: str = "--") -> str:
-    """Return the sentence for `written`, which is none of a command's `keys`.
+def unknown_key_message(unknown_key: str, keys: list[str], dashes: str = "--") -> str:
+    """Return the sentence for `unknown_key`, which is none of a command's `keys`.
 
     The sentence names the key that was meant, or the nearest one.
 
     Args:
-        written: The unknown key.
+        unknown_key: The unknown key.
         keys: The command's keys.
         dashes: The prefix of a key; empty for keys in a file.
     """
-    key = written.lstrip("-").replace("-", "_")
+    key = unknown_key.lstrip("-").replace("-", "_")
     *_, leaf = key.split(".")
-    today = name_of_today(key)
-    meant = [name for name in (key, today) if name in keys]
-    meant = meant or [known for known in keys if known.split(".")[-1] == leaf]
-    if not meant:
-        meant = [name for name in OTHER_NAMES.get(leaf.lower(), ()) if name.split()[0] in keys]
-    if meant:
-        remedy = f"; write {' or '.join(dashes + name for name in meant)}"
+    renamed_key = current_name(key)
+    candidates = [name for name in (key, renamed_key) if name in keys]
+    candidates = candidates or [known for known in keys if known.split(".")[-1] == leaf]
+    if not candidates:
+        candidates = [name for name in OTHER_NAMES.get(leaf.lower(), ()) if name.split()[0] in keys]
+    if candidates:
+        remedy = f"; write {' or '.join(dashes + name for name in candidates)}"
         if leaf == "seed" and "seeds" in keys:
-            remedy += ", the first of as many as --seeds says"
+            remedy += "; --seeds sets the number of seeds"
     else:
         remedy = did_you_mean(key, keys) or did_you_mean(leaf, [known.split(".")[-1] for known in keys], 0.5)
-    return f"{written.lstrip('-')}: no such key{remedy} (--help lists all)"
+    return f"{unknown_key.lstrip('-')}: no such key{remedy} (--help lists all keys)"

@@ -17,13 +17,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from ds_distill.config.yaml_text import load_yaml
 from ds_distill.utils.errors import UserError, did_you_mean
 
-TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 SUFFIXES = {"k": 3, "m": 6, "g": 9, "b": 9, "t": 12}  # thousand, million, billion (twice), trillion
 NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*))(?:e([+-]?\d{1,9})|([kmgbt]))?", re.ASCII | re.IGNORECASE)
-BASED = re.compile(r"[+-]?0(?:x[\da-f]+|o[0-7]+|b[01]+)", re.ASCII | re.IGNORECASE)
-NO_NUMBER = re.compile(r"([+-]?)\.?(inf|infinity|nan)", re.IGNORECASE)
+PREFIXED_INTEGER = re.compile(r"[+-]?0(?:x[\da-f]+|o[0-7]+|b[01]+)", re.ASCII | re.IGNORECASE)
+NON_FINITE = re.compile(r"([+-]?)\.?(inf|infinity|nan)", re.IGNORECASE)
 LARGEST = 2**63
-WAYS = "1000000, 1_000_000, 1e6 and 1M are ways to write one"
+INTEGER_FORMS = "such as 1000000, 1_000_000, 1e6 or 1M"
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def read_text(value: Any, key: str) -> str:
     """Return a text that is not empty; raise UserError for an empty one, such as an unset shell variable leaves."""
     if not isinstance(value, str):
         raise UserError(
-            f"{key}: {shown(value)}: one word or text belongs here{'; put it in quotes' if value is None else ''}"
+            f"{key}: {format_value(value)}: expected a single text value{'; put it in quotes' if value is None else ''}"
         )
     if not value.strip():
-        raise UserError(f"{key} is empty: write a value or leave it out (is a shell variable in it not set?)")
+        raise UserError(f"{key} is empty: give a value or leave it out (does it use a shell variable that is not set?)")
     if "\0" in value:
-        raise UserError(f"{key}: {value!r}: has a NUL character in it; take it out")
+        raise UserError(f"{key}: {value!r}: contains a NUL character; remove it")
     return value
 
 
@@ -65,8 +65,8 @@ def read_path(value: Any, key: str) -> str:
     path = os.path.expanduser(read_text(value, key))
     if path.startswith("~"):
         raise UserError(
-            f"{key}: {path}: no home folder is known for {path.split('/')[0]}; "
-            f"write the folder out, or ./{path} where it is called so"
+            f"{key}: {path}: the home folder of {path.split('/')[0]} is unknown; "
+            f"write the full path, or ./{path} if a folder here has this name"
         )
     return path
 
@@ -77,7 +77,7 @@ def read_output(value: Any, key: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{key}: {path}: this name is not UTF-8; choose another") from None
+        raise UserError(f"{key}: {path}: this name is not valid UTF-8; choose another name") from None
     return path
 
 
@@ -86,7 +86,7 @@ OutputPath = Annotated[str, Reader("path", read_output)]
 Name = Annotated[str, Reader("name", read_text)]  # never begins with a bracket, so that [a, b] is a list of them
 
 
-def read_whole_number(text: str) -> int:
+def parse_int(text: str) -> int:
     """Return the whole number that `text` states.
 
     1000000, 1_000_000, 1e6, 1M, 8.0 and 0x10 are examples.
@@ -94,11 +94,11 @@ def read_whole_number(text: str) -> int:
     Raises:
         ValueError: The text is no whole number.
     """
-    value = Decimal(int(text, 0)) if BASED.fullmatch(text.strip()) else _decimal(text)
+    value = Decimal(int(text, 0)) if PREFIXED_INTEGER.fullmatch(text.strip()) else _decimal(text)
     if value is None:
-        raise ValueError(f"is not a whole number ({WAYS})")
+        raise ValueError(f"is not a whole number ({INTEGER_FORMS})")
     if value.copy_abs() >= LARGEST:
-        raise ValueError("is too large a number")
+        raise ValueError("is too large")
     if value != value.to_integral_value():
         raise ValueError("is not a whole number")
     return int(value)
@@ -106,18 +106,18 @@ def read_whole_number(text: str) -> int:
 
 def _decimal(text: str) -> Decimal | None:
     """Return the exact decimal number that `text` states; None where it states none."""
-    found = NUMBER.fullmatch(text.strip())
-    if not found:
+    match = NUMBER.fullmatch(text.strip())
+    if not match:
         return None
-    exponent = SUFFIXES[found[3].lower()] if found[3] else found[2] or 0
-    return Decimal(f"{found[1].replace('_', '')}e{exponent}")
+    exponent = SUFFIXES[match[3].lower()] if match[3] else match[2] or 0
+    return Decimal(f"{match[1].replace('_', '')}e{exponent}")
 
 
-def read_number(text: str) -> float:
+def parse_float(text: str) -> float:
     """Return the number that `text` states, also infinity and not-a-number; raise ValueError where it is none."""
-    if found := NO_NUMBER.fullmatch(text.strip()):
-        return float(found[1] + found[2])
-    if BASED.fullmatch(text.strip()):
+    if match := NON_FINITE.fullmatch(text.strip()):
+        return float(match[1] + match[2])
+    if PREFIXED_INTEGER.fullmatch(text.strip()):
         return float(Decimal(int(text, 0)))
     value = _decimal(text)
     if value is None:
@@ -125,18 +125,18 @@ def read_number(text: str) -> float:
     return float(value)
 
 
-def read_truth(text: str) -> bool:
+def parse_bool(text: str) -> bool:
     """Return whether `text` means yes; raise ValueError where it means neither yes nor no."""
     try:
-        return TRUTH[text.strip().lower()]
+        return BOOLEANS[text.strip().lower()]
     except KeyError:
         raise ValueError("is neither true nor false") from None
 
 
-SCALARS: dict[type, Callable[[str], Any]] = {int: read_whole_number, float: read_number, bool: read_truth}
+SCALARS: dict[type, Callable[[str], Any]] = {int: parse_int, float: parse_float, bool: parse_bool}
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value as an error shows it; long texts and deep lists are shortened to their beginning."""
     if value is None:
         return "nothing"
@@ -163,47 +163,48 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if hint is Any:
         return value
     if get_origin(hint) in (Union, UnionType):
-        return _one_of(value, get_args(hint), key)
+        return _convert_union(value, get_args(hint), key)
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         if not isinstance(value, str) or value not in choices:
-            said = "write one of" if value is None else f"{shown(value)} is none of"
-            raise UserError(f"{key}: {said} {', '.join(choices)}{did_you_mean(shown(value).lower(), choices, 0.6)}")
+            problem = "" if value is None else f"{format_value(value)} is not allowed; "
+            hint = did_you_mean(format_value(value).lower(), choices, 0.6)
+            raise UserError(f"{key}: {problem}choose one of {', '.join(choices)}{hint}")
         return value
     if get_origin(hint) in (list, tuple):
-        return _sequence(value, hint, key)
+        return _convert_sequence(value, hint, key)
     if get_origin(hint) is dict:
         return {
-            name: convert(entry, get_args(hint)[1], f"{key}.{name}") for name, entry in _mapping(value, key).items()
+            name: convert(entry, get_args(hint)[1], f"{key}.{name}")
+            for name, entry in _read_mapping(value, key).items()
         }
     if is_dataclass(hint):
-        return _record(value, hint, key)
+        return _convert_dataclass(value, hint, key)
     if hint is str:
         return read_text(value, key)
     if isinstance(value, str):
         try:
             return SCALARS[hint](value)
         except ValueError as error:
-            raise UserError(f"{key}: {shown(value)} {error}") from None
+            raise UserError(f"{key}: {format_value(value)} {error}") from None
     if isinstance(value, bool) == (hint is bool) and isinstance(value, int if hint is not float else int | float):
         return hint(value)
-    raise UserError(
-        f"{key}: {shown(value)}: {'write a value or leave the key out' if value is None else 'one value belongs here'}"
-    )
+    problem = "give a value or leave the key out" if value is None else "expected a single value"
+    raise UserError(f"{key}: {format_value(value)}: {problem}")
 
 
-def _one_of(value: Any, hints: tuple, key: str) -> Any:
+def _convert_union(value: Any, hints: tuple, key: str) -> Any:
     """Return `value` as the first of `hints` that fits; text is tried last."""
     if NoneType in hints and value in (None, "null"):
         return None
     mistakes: list[str] = []
-    a_list = isinstance(value, str) and value.lstrip().startswith("[")
+    is_list = isinstance(value, str) and value.lstrip().startswith("[")
     lists_first = isinstance(value, list)
     for hint in sorted(
         (hint for hint in hints if hint is not NoneType),
         key=lambda hint: (hint is str, lists_first and get_origin(hint) is not list),
     ):
-        if mistakes and a_list and hint is str:
+        if mistakes and is_list and hint is str:
             continue  # this is a list with a mistake in it
         try:
             return convert(value, hint, key)
@@ -213,7 +214,7 @@ def _one_of(value: Any, hints: tuple, key: str) -> Any:
     raise UserError(mistakes[0] + (f"; or write {', '.join(words)}" if words else ""))
 
 
-def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
+def _convert_sequence(value: Any, hint: Any, key: str) -> list | tuple:
     """Return a list or tuple.
 
     A single value is a list of one, numbers may be separated by commas, and `[a, b]` is read as in
@@ -229,7 +230,7 @@ def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
     ):
         value = value[0]  # one word of the command line
     if isinstance(value, str) and items[0] != UserPath and value.lstrip().startswith("["):
-        value = load_yaml(value, f"{key}: {shown(value)}")
+        value = load_yaml(value, f"{key}: {format_value(value)}")
     elif isinstance(value, str) and items[0] in (int, float):
         value = value.split(",")
     elif isinstance(value, str):
@@ -237,44 +238,45 @@ def _sequence(value: Any, hint: Any, key: str) -> list | tuple:
     if isinstance(value, dict) and is_dataclass(items[0]):
         value = [value]
     if isinstance(value, dict):
-        raise UserError(f"{key}: keys stand where a list belongs: write {key.lstrip('-')}: [{', '.join(value) or '…'}]")
+        example = f"{key.lstrip('-')}: [{', '.join(value) or '…'}]"
+        raise UserError(f"{key}: expected a list, not a mapping; write {example}")
     if isinstance(value, (int, float)):
         value = [value]
     if not isinstance(value, (list, tuple)):
-        raise UserError(f"{key}: {shown(value)}: a list belongs here, such as [a, b]")
+        raise UserError(f"{key}: {format_value(value)}: expected a list, such as [a, b]")
     if kind is tuple and len(value) != len(items):
-        raise UserError(f"{key}: {shown(value)}: {len(items)} numbers belong here, not {len(value)}")
+        raise UserError(f"{key}: {format_value(value)}: expected {len(items)} numbers, not {len(value)}")
     hints = items if kind is tuple else items * len(value)
     keys = [f"{key}[{index}]" for index in range(len(value))] if len(value) > 1 else [key]
     return kind(convert(entry, item, name) for entry, item, name in zip(value, hints, keys, strict=False))
 
 
-def _mapping(value: Any, key: str) -> dict[str, Any]:
+def _read_mapping(value: Any, key: str) -> dict[str, Any]:
     """Return a mapping, also one that is written `{name: value}`."""
     if isinstance(value, str):
-        value = load_yaml(read_text(value, key), f"{key}: {shown(value)}")
+        value = load_yaml(read_text(value, key), f"{key}: {format_value(value)}")
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{key}: {shown(value)}: names and values belong here, such as {{name: value}}")
+        raise UserError(f"{key}: {format_value(value)}: expected a mapping, such as {{name: value}}")
     return value
 
 
-def _record(value: Any, hint: Any, key: str) -> Any:
+def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
     """Return a mapping as the dataclass `hint`."""
     if isinstance(value, hint):
         return value
-    hints, entries = get_type_hints(hint, include_extras=True), _mapping(value, key)
+    hints, entries = get_type_hints(hint, include_extras=True), _read_mapping(value, key)
     for name in entries:
         if name not in hints:
             raise UserError(f"{key}.{name}: no such key{did_you_mean(name, hints)} ({', '.join(hints)})")
     for entry in fields(hint):
         if entry.name not in entries and entry.default is MISSING and entry.default_factory is MISSING:
-            raise UserError(f"{key}.{entry.name} is missing: {shown(value)} needs {entry.name}: VALUE")
+            raise UserError(f"{key}.{entry.name} is missing: {format_value(value)} needs {entry.name}: VALUE")
     return hint(**{name: convert(entry, hints[name], f"{key}.{name}") for name, entry in entries.items()})
 
 
-def by_name(hints: dict[str, Any], key_is: str) -> Reader:
+def mapping_reader(hints: dict[str, Any], key_is: str) -> Reader:
     """Return the reader of a mapping whose entries have types of their own.
 
     Unknown entries stay as they were written, to be refused later.
@@ -282,7 +284,8 @@ def by_name(hints: dict[str, Any], key_is: str) -> Reader:
 
     def read(value: Any, key: str) -> dict[str, Any]:
         return {
-            name: convert(entry, hints.get(name, Any), f"{key}.{name}") for name, entry in _mapping(value, key).items()
+            name: convert(entry, hints.get(name, Any), f"{key}.{name}")
+            for name, entry in _read_mapping(value, key).items()
         }
 
     return Reader(key_is, read)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ds_distill.utils.console import TRACE, log, log_new
+from ds_distill.utils.console import TRACE, log, log_once_per_process
 from ds_distill.utils.errors import UserError, expand_user
 
 KINDS = {
@@ -112,7 +112,7 @@ def _files_in(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = sorted({file.parent.name for file in files if saved_files(file.parent)})
         if len(splits) > 1:
-            log_new(
+            log_once_per_process(
                 f"{folder}: all of its splits are read: {', '.join(splits)}; to read one of them, use "
                 f"hf:{folder}@{splits[-1]}"
             )
@@ -128,7 +128,7 @@ def _log_others(folder: Path, readable: list[Path], others: list[Path]) -> None:
         kinds = Counter(file.suffix.lower() or "without a suffix" for file in others)
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
         names = ", ".join(file.name for file in list(dict.fromkeys([*missing, *packed, *others]))[:3])
-        log_new(
+        log_once_per_process(
             f"{folder}: {len(others):,} of its files are not read ({counts}), such as {names}; supported files are "
             f"{', '.join(KINDS)}, plain, .gz or .zst; to read other files as text, name them or give a pattern"
         )

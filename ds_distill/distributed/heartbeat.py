@@ -16,9 +16,9 @@ import torch
 
 from ds_distill.utils.progress import main_thread_position, progress_count
 
-PATIENCE = 30.0  # seconds without a sign of life; a rank that is only slow still gives one
+PATIENCE = 30.0  # seconds without a heartbeat; a rank that is only slow still sends one
 STALLED = 300.0  # seconds without progress on any rank, until each rank's place is printed
-GIVEN_UP = 3600.0  # until the job ends; nothing in a job takes an hour without noting progress
+GIVE_UP = 3600.0  # until the job ends; nothing in a job takes an hour without noting progress
 _EVERY = 2.0
 _LOST = 3  # exit status
 
@@ -33,24 +33,24 @@ class Heartbeat:
     the time of day has no effect.
     """
 
-    def __init__(self, patience: float = PATIENCE, stalled: float = STALLED, given_up: float = GIVEN_UP):
+    def __init__(self, patience: float = PATIENCE, stalled: float = STALLED, give_up: float = GIVE_UP):
         self.rank, self.world, self.patience = (
             torch.distributed.get_rank(),
             torch.distributed.get_world_size(),
             patience,
         )
-        self.neighbour = (self.rank + 1) % self.world
+        self.neighbor = (self.rank + 1) % self.world
         store = torch.distributed.distributed_c10d._get_default_store()
-        self.store = torch.distributed.PrefixStore("heartbeat", _own_connection(store))
+        self.store = torch.distributed.PrefixStore("heartbeat", _clone_store(store))
         self.store.set(f"host {self.rank}", socket.gethostname())
         self.store.set(f"beat {self.rank}", "0")
-        self.first_host, self.neighbour_host = (self.store.get(f"host {rank}").decode() for rank in (0, self.neighbour))
-        self.store.get(f"beat {self.neighbour}")
+        self.first_host, self.neighbor_host = (self.store.get(f"host {rank}").decode() for rank in (0, self.neighbor))
+        self.store.get(f"beat {self.neighbor}")
         self.ended = threading.Event()
-        self.stalled, self.given_up, self.reported = stalled, given_up, False
+        self.stalled, self.give_up, self.reported = stalled, give_up, False
         self.sent, self.total = 0, 0  # progress: this rank's part of the job's count, and the job's count
-        self.answered = self.heard = self.progressed = time.monotonic()
-        for work in (self._speak, self._watch):
+        self.last_answer = self.last_beat = self.last_progress = time.monotonic()
+        for work in (self._send, self._watch):
             threading.Thread(target=work, name=f"heartbeat{work.__name__}", daemon=True).start()
 
     def stop(self) -> None:
@@ -61,20 +61,20 @@ class Heartbeat:
         except RuntimeError:
             pass  # the first rank, which keeps the store, was faster
 
-    def _speak(self) -> None:
+    def _send(self) -> None:
         count, last = 0, b""
         while not self.ended.wait(_EVERY):
             count += 1
             try:
                 self.store.set(f"beat {self.rank}", str(count))
-                beat = self.store.get(f"beat {self.neighbour}")
+                beat = self.store.get(f"beat {self.neighbor}")
                 verdict = self.store.check(["verdict"]) and self.store.get("verdict")
                 self._look_at_progress()
             except RuntimeError:
                 continue  # _watch sees that no answer comes
-            self.answered = time.monotonic()
+            self.last_answer = time.monotonic()
             if beat != last or beat == b"gone":
-                last, self.heard = beat, self.answered
+                last, self.last_beat = beat, self.last_answer
             if verdict and verdict != str(self.rank).encode() and not self.ended.is_set():
                 self._leave(self.world - 1)  # the rank that gave the verdict reports it, and then ends by itself
 
@@ -83,23 +83,23 @@ class Heartbeat:
         total = self.store.add("progress", done - self.sent)
         self.sent = done
         if total != self.total:
-            self.total, self.progressed, self.reported = total, now, False
+            self.total, self.last_progress, self.reported = total, now, False
             return
-        silent = now - self.progressed
+        silent = now - self.last_progress
         if silent > self.stalled:
             self.store.set(f"place {self.rank}", main_thread_position())
         # wait until the others have written their places
         if self.rank or silent <= self.stalled + 3 * _EVERY:
             return
-        if silent > self.given_up:
+        if silent > self.give_up:
             if self.store.compare_set("verdict", "", "0") == b"0":
-                self._say(f"no rank has made progress for {silent / 60:.0f} min ({self._places()})")
+                self._report(f"no rank has made progress for {silent / 60:.0f} min ({self._places()})")
             self._leave(self.world)
         if not self.reported:
             self.reported = True
             print(
                 f"\nds-distill: no rank has made progress for {silent / 60:.0f} min: {self._places()}. "
-                f"The run ends if that lasts {self.given_up / 60:.0f} min",
+                f"The run ends if this lasts {self.give_up / 60:.0f} min",
                 file=sys.stderr,
                 flush=True,
             )
@@ -109,31 +109,31 @@ class Heartbeat:
         ranks_at: dict[str, list[str]] = {}
         for rank in range(self.world):
             key = f"place {rank}"
-            place = self.store.get(key).decode() if self.store.check([key]) else "at a place it has not told"
+            place = self.store.get(key).decode() if self.store.check([key]) else "at an unknown place"
             ranks_at.setdefault(place, []).append(str(rank))
         return "; ".join(
             f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)} {place}" for place, ranks in ranks_at.items()
         )
 
     def _watch(self) -> None:
-        before = time.monotonic()
+        last_check = time.monotonic()
         while not self.ended.wait(1.0):
             now = time.monotonic()
-            if now - before > 5:  # this process itself was stopped, or its machine; no other rank was silent
-                self.answered = self.heard = self.progressed = now
-            before = now
-            if now - self.answered > self.patience:
+            if now - last_check > 5:  # this process itself was stopped, or its machine; no other rank was silent
+                self.last_answer = self.last_beat = self.last_progress = now
+            last_check = now
+            if now - self.last_answer > self.patience:
                 self._abort()
-            if now - self.heard > self.patience:
+            if now - self.last_beat > self.patience:
                 # in a thread: the store may be silent too, and asking it block forever
-                ask = threading.Thread(target=self._report_lost_neighbour, daemon=True)
-                ask.start()
-                ask.join(5 * _EVERY)
+                reporter = threading.Thread(target=self._report_lost_neighbor, daemon=True)
+                reporter.start()
+                reporter.join(5 * _EVERY)
                 self._abort()  # not reached where the store answers
 
-    def _report_lost_neighbour(self) -> None:
+    def _report_lost_neighbor(self) -> None:
         if self.store.compare_set("verdict", "", str(self.rank)) == str(self.rank).encode():
-            self._say(self._silence())
+            self._report(self._describe_silence())
         self._leave(self.world - 1)
 
     def _leave(self, living: int) -> None:
@@ -153,29 +153,29 @@ class Heartbeat:
         # Each host that is cut off reports it once. On the first rank's own host another rank can
         # report it, unless the first rank is there and only its store is silent.
         if self.rank == 0:
-            self._say(self._silence())
+            self._report(self._describe_silence())
         elif os.environ.get("LOCAL_RANK", "0") == ("1" if self.first_host == socket.gethostname() else "0"):
-            self._say(
+            self._report(
                 f"no answer from the first rank (host {self.first_host}) for {self.patience:.0f} s: "
                 "its host or the network is down"
             )
         os._exit(_LOST)
 
-    def _silence(self) -> str:
-        return f"rank {self.neighbour} (host {self.neighbour_host}) has given no sign of life for {self.patience:.0f} s"
+    def _describe_silence(self) -> str:
+        return f"rank {self.neighbor} (host {self.neighbor_host}) has sent no heartbeat for {self.patience:.0f} s"
 
-    def _say(self, what: str) -> None:
+    def _report(self, problem: str) -> None:
         print(
-            f"\nds-distill: {what}. The run ends; the same command goes on from its last checkpoint",
+            f"\nds-distill: {problem}. The run ends; the same command resumes from its last checkpoint",
             file=sys.stderr,
             flush=True,
         )
 
 
-def _own_connection(store):
+def _clone_store(store):
     """Return the same store on its own connection: a rank that waits on the shared one would be silent."""
     while isinstance(store, torch.distributed.PrefixStore):
         store = store.underlying_store
-    own = store.clone()
-    own.set_timeout(timedelta(seconds=60))
-    return own
+    clone = store.clone()
+    clone.set_timeout(timedelta(seconds=60))
+    return clone

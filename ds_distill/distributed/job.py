@@ -9,10 +9,10 @@ from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
 # Several ranks share the work of these commands. The work of the others is one process's.
-SHARED = ("run", "pretrain", "distill")
+MULTI_RANK_COMMANDS = ("run", "pretrain", "distill")
 # These are the variables of a rank. The last one is among them because torchrun keeps the store in
 # which ranks meet, and a process that makes a group of its own must not look for its store there.
-RANK = (
+RANK_VARIABLES = (
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -22,29 +22,29 @@ RANK = (
     "MASTER_PORT",
     "TORCHELASTIC_USE_AGENT_STORE",
 )
-LONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 # DeepSpeed's launcher and torchrun set these beside them. They show that a rank's process was
 # really started as one, which a pod's variables do not show.
-LAUNCHED = ("CROSS_RANK", "TORCHELASTIC_RUN_ID")
+LAUNCHER_VARIABLES = ("CROSS_RANK", "TORCHELASTIC_RUN_ID")
 # accelerate, which fine-tuning uses, takes these for a rank's variables as well.
-MPI = tuple(
+MPI_VARIABLES = tuple(
     f"{start}_{end}"
     for start in ("OMPI_COMM_WORLD", "MV2_COMM_WORLD", "PMI")
     for end in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 )
 ACCELERATORS = ("cuda", "cpu", "xpu", "xpu.external", "npu", "mps", "hpu", "mlu", "sdaa")  # those DeepSpeed knows
 REMEDY = (
-    "a launcher (./launch.sh, deepspeed, torchrun) sets them all; if they are another job's, run the command under "
-    "`env -u RANK -u WORLD_SIZE`"
+    "a launcher (./launch.sh, deepspeed, torchrun) sets all of them; if they belong to another job, run the command "
+    "with `env -u RANK -u WORLD_SIZE`"
 )
 
 
-def ranks() -> int:
-    """Return the number of ranks of the job, once `settle` has checked the environment."""
+def world_size() -> int:
+    """Return the number of ranks of the job, once `normalize_environment` has checked the environment."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def settle(command: str) -> bool:
+def normalize_environment(command: str) -> bool:
     """Make the environment consistent for `command`, and return whether this process has work to do.
 
     It must be called before anything else reads the environment. For a command of one process the
@@ -56,16 +56,16 @@ def settle(command: str) -> bool:
             unknown.
     """
     _check_accelerator()
-    if command in SHARED:
+    if command in MULTI_RANK_COMMANDS:
         _check()
         return True
     rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    idle = rank not in ("", "0") and any(name in os.environ for name in LAUNCHED)
-    for name in (*RANK, *MPI, *(name for name in os.environ if name.startswith("ACCELERATE_"))):
+    idle = rank not in ("", "0") and any(name in os.environ for name in LAUNCHER_VARIABLES)
+    for name in (*RANK_VARIABLES, *MPI_VARIABLES, *(name for name in os.environ if name.startswith("ACCELERATE_"))):
         os.environ.pop(name, None)
     if not idle and (rank not in ("", "0") or world not in ("", "1")):
-        found = " and ".join(f"{name} = {value}" for name, value in (("RANK", rank), ("WORLD_SIZE", world)) if value)
-        log(f"{found} in the environment: not read, {command} is the work of one process")
+        settings = " and ".join(f"{name} = {value}" for name, value in (("RANK", rank), ("WORLD_SIZE", world)) if value)
+        log(f"{settings} in the environment: ignored, because {command} runs in a single process")
     return not idle
 
 
@@ -80,9 +80,9 @@ def _check() -> None:
                     f"RANK = {rank} in the environment, but "
                     f"{'no WORLD_SIZE' if world is None else 'WORLD_SIZE = 1'}: {REMEDY}"
                 )
-            for name in RANK:
+            for name in RANK_VARIABLES:
                 os.environ.pop(name, None)  # it may be the address of another job, or its GPU
-            os.environ.update(LONE)
+            os.environ.update(SINGLE_PROCESS)
             return
         if lacking := [name for name in ("RANK", "MASTER_ADDR") if not os.environ.get(name)]:
             raise UserError(f"WORLD_SIZE = {world} in the environment, but no {' and no '.join(lacking)}: {REMEDY}")
@@ -96,8 +96,7 @@ def _check() -> None:
                 os.environ[name] = usual
         if not 0 < int(os.environ["MASTER_PORT"]) < 65536:
             raise UserError(
-                f"MASTER_PORT = {os.environ['MASTER_PORT']} in the environment: "
-                f"a port lies between 1 and 65535; {REMEDY}"
+                f"MASTER_PORT = {os.environ['MASTER_PORT']} in the environment: must be between 1 and 65535; {REMEDY}"
             )
     except UserError:
         os.environ.pop("RANK", None)  # this process is no rank now, so it reports the error itself
@@ -106,18 +105,18 @@ def _check() -> None:
 
 def _forget_mpi(world: int | None) -> None:
     """Remove mpirun's variables, where DeepSpeed would look for this rank's place; RANK and WORLD_SIZE state it."""
-    found = {name: value for name in MPI if (value := os.environ.pop(name, None)) is not None}
+    mpi_variables = {name: value for name in MPI_VARIABLES if (value := os.environ.pop(name, None)) is not None}
     size = next(
         (
             int(value)
-            for name, value in found.items()
+            for name, value in mpi_variables.items()
             if name.endswith("_SIZE") and "LOCAL" not in name and value.isdecimal()
         ),
         1,
     )
     if size > 1 and world is None:
-        names = " and ".join(f"{name} = {value}" for name, value in found.items() if "LOCAL" not in name)
-        log(f"{names} in the environment: not read; this process is a job of its own ({REMEDY.partition(';')[0]})")
+        names = " and ".join(f"{name} = {value}" for name, value in mpi_variables.items() if "LOCAL" not in name)
+        log(f"{names} in the environment: ignored; this process runs as a separate job ({REMEDY.partition(';')[0]})")
 
 
 def _check_accelerator() -> None:
@@ -126,12 +125,12 @@ def _check_accelerator() -> None:
     if wanted is not None and wanted not in ACCELERATORS:
         raise UserError(
             f"DS_ACCELERATOR = {wanted} in the environment: must be one of {', '.join(ACCELERATORS)}; "
-            "correct it, or unset it"
+            "correct or unset it"
         )
 
 
 def _number(name: str) -> int | None:
     value = os.environ.get(name, "")
     if value and not (value.isascii() and value.isdecimal()):
-        raise UserError(f"{name} = {value} in the environment: a number is expected; {REMEDY}")
+        raise UserError(f"{name} = {value} in the environment: must be a whole number; {REMEDY}")
     return int(value) if value else None

@@ -15,7 +15,7 @@ import torch
 
 from ds_distill.deepspeed_fixes import guard_extension_builds, skip_unused_extension
 from ds_distill.distributed.heartbeat import Heartbeat
-from ds_distill.distributed.job import LONE
+from ds_distill.distributed.job import SINGLE_PROCESS
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 
@@ -24,7 +24,7 @@ _heartbeats: list[Heartbeat] = []  # the job's heartbeat, where the job has seve
 
 def start_distributed() -> tuple[int, int]:
     """Join the job's process group (a lone process makes its own); return (rank, world size)."""
-    for key, value in LONE.items():
+    for key, value in SINGLE_PROCESS.items():
         os.environ.setdefault(key, value)
     if not torch.distributed.is_initialized():
         if os.environ["WORLD_SIZE"] == "1":
@@ -33,14 +33,14 @@ def start_distributed() -> tuple[int, int]:
         skip_unused_extension()
         guard_extension_builds()
         if torch.cuda.is_available():
-            local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if local >= there:
+            local_rank, gpu_count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local_rank >= gpu_count:
                 raise UserError(
-                    f"LOCAL_RANK = {local}: this machine shows {there} GPUs, 0 to {there - 1}; "
-                    "start as many ranks here, or fewer"
+                    f"LOCAL_RANK = {local_rank}: only {gpu_count} GPUs are visible on this machine, "
+                    f"0 to {gpu_count - 1}; start at most one rank per GPU"
                 )
-            torch.cuda.set_device(local)  # else every rank's first collective would be on GPU 0
-        with _wait_said():
+            torch.cuda.set_device(local_rank)  # else every rank's first collective would be on GPU 0
+        with _report_long_wait():
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
         if torch.distributed.get_world_size() > 1:
             _heartbeats.append(Heartbeat())
@@ -48,11 +48,11 @@ def start_distributed() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _wait_said(seconds: float = 15.0) -> Iterator[None]:
+def _report_long_wait(seconds: float = 15.0) -> Iterator[None]:
     """Print who is waited for where joining takes longer, since a rank that never comes is awaited for half an hour."""
     rank, world, address, port = (os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
     line = (
-        f"rank {rank} of {world} waits for the others at {address}:{port} "
+        f"rank {rank} of {world} is waiting for the other ranks at {address}:{port} "
         "(RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment)"
     )
 
@@ -61,7 +61,7 @@ def _wait_said(seconds: float = 15.0) -> Iterator[None]:
             socket.getaddrinfo(address, None)
             hint = ""
         except OSError as error:
-            hint = f"; MASTER_ADDR = {address} is no name that this host knows ({error.strerror})"
+            hint = f"; this host cannot resolve MASTER_ADDR = {address} ({error.strerror})"
         print(line + hint, file=sys.stderr, flush=True)
 
     timer = threading.Timer(seconds, show)
@@ -74,7 +74,7 @@ def _wait_said(seconds: float = 15.0) -> Iterator[None]:
         timer.cancel()
 
 
-def leave() -> None:
+def stop_heartbeats() -> None:
     """Mark this rank's part as done, so that its silence is no loss from now on.
 
     It must not be called after a mistake, because the other ranks must notice that.
@@ -84,7 +84,7 @@ def leave() -> None:
 
 
 @functools.cache
-def _patient_group():
+def _long_timeout_group():
     """Return a group with a long timeout.
 
     Ranks wait for hours while one of them prepares a corpus, and the default group gives up after
@@ -96,14 +96,14 @@ def _patient_group():
 def broadcast_object(value: object) -> Any:
     """Collective: return the first rank's `value`, however long it takes to arrive."""
     values = [value]
-    torch.distributed.broadcast_object_list(values, group=_patient_group())
+    torch.distributed.broadcast_object_list(values, group=_long_timeout_group())
     return values[0]
 
 
 def all_gather_object(value: object) -> list:
     """Collective: return every rank's `value`, by rank."""
     values: list = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value, group=_patient_group())
+    torch.distributed.all_gather_object(values, value, group=_long_timeout_group())
     return values
 
 
@@ -122,7 +122,7 @@ def run_on_rank0(job: Callable[[], object]) -> None:
         except OSError as error:
             problem = (
                 f"{error.filename or 'the output folder'}: {error.strerror or error}; "
-                "choose another --output, or make room there"
+                "choose another --output, or free some space"
             )
         except Exception as error:
             problem, failure = f"the first rank failed: {error!r}", error

@@ -21,7 +21,7 @@ from ds_distill.data.batch import TokenCounts
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.estimate.flops import flops_per_token
-from ds_distill.estimate.memory import GIB, activation_bytes_fit, memory
+from ds_distill.estimate.memory import GIB, activation_bytes_fit, estimate_memory
 from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import check_positions
@@ -43,7 +43,7 @@ HEADROOM = 0.9  # share of the device's memory that a run may use; allocators ke
 CPU_LIBRARIES, CPU_HEAP = 0.13 * GIB, 0.45
 
 
-class Forecast:
+class Estimator:
     """An estimator of memory and time, with a recipe's teacher and student in random weights.
 
     All ranks must create it together.
@@ -53,17 +53,17 @@ class Forecast:
         start_distributed()
         # Before any model is built, this is the memory of the libraries.
         self.process = psutil.Process().memory_info().rss
-        self.recipe, t = recipe, recipe.training
-        self.device = local_device(t.device)
-        self.dtype = resolve_dtype(t, self.device)
-        self.stage = resolve_zero_config(t, self.dtype)["stage"]
+        self.recipe, training = recipe, recipe.training
+        self.device = local_device(training.device)
+        self.dtype = resolve_dtype(training, self.device)
+        self.stage = resolve_zero_config(training, self.dtype)["stage"]
         self.teacher_dtype = teacher_dtype(self.device, self.dtype)
         self.length = recipe.data.sequence_length
         config = teacher.config
         check_positions(config, self.length, teacher.title)
         self.layer_map = resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(t.seed)
+            torch.manual_seed(training.seed)
             self.teacher = AutoModelForMaskedLM.from_config(config).eval()
             depth = len(self.layer_map) if self.layer_map else recipe.student.num_layers
             self.student = build_student(
@@ -71,45 +71,47 @@ class Forecast:
                 init_layers="random",
                 num_layers=depth,
                 hidden_size=recipe.student.hidden_size,
-                dropout=t.dropout,
+                dropout=training.dropout,
             )
-        if t.gradient_checkpointing:
+        if training.gradient_checkpointing:
             self.student.gradient_checkpointing_enable()
-        self.taught = recipe.losses.need_teacher
+        self.uses_teacher = recipe.losses.need_teacher
         self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
-        if self.teacher_dtype == torch.bfloat16 and t.compile != "off":
+        if self.teacher_dtype == torch.bfloat16 and training.compile != "off":
             self.teacher_bytes += prepacked_bytes(self.teacher)
         self.activations = activation_bytes_fit(self.student, self.length, self.dtype, torch.device("cpu"))
 
     def memory(self, micro_batch_size: int, stage: int, ranks: int):
         """Return the Memory of one rank."""
-        t = copy.copy(self.recipe.training)
-        t.micro_batch_size = micro_batch_size
-        one, more = self.activations
-        need = memory(
+        training = copy.copy(self.recipe.training)
+        training.micro_batch_size = micro_batch_size
+        first_sequence, per_sequence = self.activations
+        need = estimate_memory(
             self.student,
-            self.teacher_bytes if self.taught else 0,
-            t,
+            self.teacher_bytes if self.uses_teacher else 0,
+            training,
             length=self.length,
             stage=stage,
             ranks=ranks,
             dtype=self.dtype,
-            accumulation=max(1, t.global_batch_size // (micro_batch_size * ranks)),
-            activations=one + more * (micro_batch_size - 1),
+            accumulation=max(1, training.global_batch_size // (micro_batch_size * ranks)),
+            activations=first_sequence + per_sequence * (micro_batch_size - 1),
             device=self.device.type,
         )
         heap = CPU_HEAP if self.device.type == "cpu" else 0.0
         return replace(need, activations=need.activations * (1 + heap), loss=need.loss * (1 + heap))
 
-    def largest(self, stage: int, ranks: int, room: float, taken: float) -> int:
+    def largest_micro_batch(self, stage: int, ranks: int, available: float, in_use: float) -> int:
         """Return the largest micro-batch that divides the global batch over the ranks and fits.
 
         It is 0 if none fits.
         """
         sizes = self.recipe.training.micro_batches(ranks)
-        return next((size for size in sizes if taken + self.memory(size, stage, ranks).peak <= HEADROOM * room), 0)
+        return next(
+            (size for size in sizes if in_use + self.memory(size, stage, ranks).peak <= HEADROOM * available), 0
+        )
 
-    def rate(self, micro_batch_size: int, tokens: float) -> float:
+    def measure_rate(self, micro_batch_size: int, tokens: float) -> float:
         """Measure the tokens per second and rank.
 
         The measurement runs forward and backward on two micro-batches of random tokens and leaves
@@ -128,7 +130,7 @@ class Forecast:
         )
         frozen = (
             Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype))
-            if self.taught
+            if self.uses_teacher
             else None
         )
         choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
@@ -149,7 +151,7 @@ class Forecast:
             sums.tolist()
         return ids.numel() / (time.perf_counter() - began)
 
-    def room(self) -> tuple[float, float]:
+    def available_memory(self) -> tuple[float, float]:
         """Return (the bytes that a rank here may use, the bytes that the process already takes).
 
         The second number is 0 on a GPU.
@@ -170,19 +172,21 @@ def choose_micro_batch(recipe: Recipe, teacher: ModelFolder) -> int:
     Raises:
         UserError: If not even one sequence fits.
     """
-    forecast = Forecast(recipe, teacher)
+    estimator = Estimator(recipe, teacher)
     ranks = torch.distributed.get_world_size()
-    room, taken = forecast.room()
-    smallest = torch.tensor(forecast.largest(forecast.stage, ranks, room, taken), device=forecast.device)
+    available, in_use = estimator.available_memory()
+    smallest = torch.tensor(
+        estimator.largest_micro_batch(estimator.stage, ranks, available, in_use), device=estimator.device
+    )
     torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
     chosen = int(smallest)
     if not chosen:
         raise UserError(
-            f"training.micro_batch_size = auto: not even one sequence fits {room / GIB:.1f} GiB; lower "
-            "data.sequence_length, use a higher ZeRO stage (training.deepspeed), or "
+            f"training.micro_batch_size = auto: not even one sequence fits in {available / GIB:.1f} GiB of memory; "
+            "lower data.sequence_length, use a higher ZeRO stage (training.deepspeed), or set "
             "training.gradient_checkpointing = true"
         )
-    log(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit {room / GIB:.1f} GiB")
+    log(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit in {available / GIB:.1f} GiB")
     return chosen
 
 
@@ -208,101 +212,115 @@ def plan(
     for key, value in (("--ranks", ranks), ("--memory_gib", memory_gib), ("--tokens_per_second", tokens_per_second)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{key} {value}: must be above 0")
-    forecast = Forecast(recipe, teacher)
-    t, stage = copy.copy(recipe.training), forecast.stage
-    room, taken = forecast.room()
-    room = memory_gib * GIB if memory_gib else room
-    largest = forecast.largest(stage, ranks, room, taken)
-    micro_batch_size: int = max(largest, 1) if t.micro_batch_size == "auto" else t.micro_batch_of(ranks)
-    t.micro_batch_size = micro_batch_size
+    estimator = Estimator(recipe, teacher)
+    training, stage = copy.copy(recipe.training), estimator.stage
+    available, in_use = estimator.available_memory()
+    available = memory_gib * GIB if memory_gib else available
+    largest = estimator.largest_micro_batch(stage, ranks, available, in_use)
+    micro_batch_size: int = (
+        max(largest, 1) if training.micro_batch_size == "auto" else training.resolve_micro_batch(ranks)
+    )
+    training.micro_batch_size = micro_batch_size
     rows = []
-    for at in range(4):
-        need = forecast.memory(micro_batch_size, at, ranks)
-        peak = need.peak + taken
+    for zero_stage in range(4):
+        need = estimator.memory(micro_batch_size, zero_stage, ranks)
+        peak = need.peak + in_use
         rows.append(
             {
-                "stage": at,
+                "stage": zero_stage,
                 **{key: value / GIB for key, value in vars(need).items()},
-                "process": taken / GIB,
+                "process": in_use / GIB,
                 "peak": peak / GIB,
-                "fits": "yes" if peak <= HEADROOM * room else "no",
-                "recipe": "this recipe's" if at == stage else "",
+                "fits": "yes" if peak <= HEADROOM * available else "no",
+                "recipe": "this recipe" if zero_stage == stage else "",
             }
         )
-    a_step = t.global_batch_size * forecast.length
-    total = t.max_tokens or None
+    step_tokens = training.global_batch_size * estimator.length
+    total_tokens = training.max_tokens or None
     if tokens:
         manifest = TokenDataset.open(Path(tokens), "train").manifest
-        a_step = round(t.global_batch_size * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"]))
+        step_tokens = round(
+            training.global_batch_size * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"])
+        )
         weights = recipe.data.weights or [1.0] * len(manifest["sources"])
-        total = total or t.epochs * round(
-            sum(w * s["tokens"]["train"] for w, s in zip(weights, manifest["sources"], strict=False))
+        total_tokens = total_tokens or training.epochs * round(
+            sum(
+                weight * source["tokens"]["train"] for weight, source in zip(weights, manifest["sources"], strict=False)
+            )
         )
     measured = tokens_per_second is None
     if tokens_per_second is None:
-        tokens_per_second = forecast.rate(min(micro_batch_size, 4), (total or math.inf) / ranks) * ranks
+        tokens_per_second = estimator.measure_rate(min(micro_batch_size, 4), (total_tokens or math.inf) / ranks) * ranks
     rate = tokens_per_second
     flops = flops_per_token(
-        forecast.teacher.config if forecast.taught else None, forecast.student.config, forecast.length
+        estimator.teacher.config if estimator.uses_teacher else None, estimator.student.config, estimator.length
     )
     return {
-        "teacher_parameters": count_parameters(forecast.teacher),
-        "student_parameters": count_parameters(forecast.student),
+        "teacher_parameters": count_parameters(estimator.teacher),
+        "student_parameters": count_parameters(estimator.student),
         "mflops_per_token": round(flops / 1e6, 1),
-        "tokens_per_step": a_step,
-        "tokens": total,
-        "steps": math.ceil(total / a_step) if total else None,
+        "tokens_per_step": step_tokens,
+        "tokens": total_tokens,
+        "steps": math.ceil(total_tokens / step_tokens) if total_tokens else None,
         "tokens_per_second": round(rate, 1),
-        "rate_is": "measured here, one rank's forward and backward × ranks" if measured else "given",
+        "rate_is": "forward and backward of one rank measured here, × ranks" if measured else "given",
         "tflops_needed": round(flops * rate / 1e12, 3),
-        "hours": round(total / rate / 3600, 2) if total else None,
+        "hours": round(total_tokens / rate / 3600, 2) if total_tokens else None,
         "ranks": ranks,
-        "device": str(forecast.device),
-        "precision": str(forecast.dtype).removeprefix("torch."),
-        "memory_gib": round(room / GIB, 1),
+        "device": str(estimator.device),
+        "precision": str(estimator.dtype).removeprefix("torch."),
+        "memory_gib": round(available / GIB, 1),
         "micro_batch_size": micro_batch_size,
         "largest_micro_batch": largest,
         "stages": rows,
-        "advice": _advice(rows[stage], rows, largest, t),
+        "advice": _advice(rows[stage], rows, largest, training),
     }
 
 
-def _advice(row: dict, rows: list[dict], largest: int, t: Training) -> str:
-    if row["fits"] == "yes":
+def _advice(own_row: dict, rows: list[dict], largest: int, training: Training) -> str:
+    if own_row["fits"] == "yes":
         return "fits" + (
-            f"; training.micro_batch_size = {largest} would too" if largest > cast(int, t.micro_batch_size) else ""
+            f"; training.micro_batch_size = {largest} fits too"
+            if largest > cast(int, training.micro_batch_size)
+            else ""
         )
     if largest:
-        return f"does not fit: training.micro_batch_size = {largest} would"
-    other = next((r["stage"] for r in rows if r["fits"] == "yes"), None)
+        return f"does not fit; use training.micro_batch_size = {largest}"
+    other = next((row["stage"] for row in rows if row["fits"] == "yes"), None)
     if other is not None:
-        return f"does not fit: ZeRO stage {other} would (training.deepspeed = ds_configs/deepspeed/zero{other}.json)"
-    more = "" if t.gradient_checkpointing else ", training.gradient_checkpointing = true"
-    return f"does not fit at any stage: lower data.sequence_length{more}, or take more ranks"
+        return f"does not fit; use ZeRO stage {other} (training.deepspeed = ds_configs/deepspeed/zero{other}.json)"
+    checkpointing = "" if training.gradient_checkpointing else ", set training.gradient_checkpointing = true"
+    return f"does not fit at any ZeRO stage; lower data.sequence_length{checkpointing}, or use more ranks"
 
 
-def show(found: dict) -> None:
+def print_plan(estimate: dict) -> None:
     """Print a plan for a person."""
     from ds_distill.reporting.tables import table
 
     if not is_first():
         return
     facts = {
-        "teacher": f"{found['teacher_parameters']:,} parameters",
-        "student": f"{found['student_parameters']:,} parameters",
-        "work": f"{found['mflops_per_token']:,} MFLOP a token",
-        "a step": f"{found['tokens_per_step']:,} tokens",
-        "run": f"{found['tokens']:,} tokens, {found['steps']:,} steps"
-        if found["tokens"]
+        "teacher": f"{estimate['teacher_parameters']:,} parameters",
+        "student": f"{estimate['student_parameters']:,} parameters",
+        "work": f"{estimate['mflops_per_token']:,} MFLOP per token",
+        "step": f"{estimate['tokens_per_step']:,} tokens",
+        "run": f"{estimate['tokens']:,} tokens, {estimate['steps']:,} steps"
+        if estimate["tokens"]
         else "give --tokens or training.max_tokens",
         "rate": (
-            f"{found['tokens_per_second']:,} tokens/s on {found['ranks']} ranks ({found['rate_is']}), "
-            f"{found['tflops_needed']} TFLOP/s"
+            f"{estimate['tokens_per_second']:,} tokens/s on {estimate['ranks']} ranks ({estimate['rate_is']}), "
+            f"{estimate['tflops_needed']} TFLOP/s"
         ),
-        "time": f"{found['hours']:,} hours" if found["hours"] is not None else "give --tokens or training.max_tokens",
-        "memory": f"{found['memory_gib']} GiB a rank, {found['device']}, {found['precision']}: {found['advice']}",
+        "time": f"{estimate['hours']:,} hours"
+        if estimate["hours"] is not None
+        else "give --tokens or training.max_tokens",
+        "memory": (
+            f"{estimate['memory_gib']} GiB per rank, {estimate['device']}, {estimate['precision']}: "
+            f"{estimate['advice']}"
+        ),
     }
-    print(table([{"what": key, "value": value} for key, value in facts.items()], {"what": "what", "value": ""}))
+    rows = [{"quantity": key, "value": value} for key, value in facts.items()]
+    print(table(rows, {"quantity": "quantity", "value": "estimate"}))
     parts = (
         "weights",
         "gradients",
@@ -317,7 +335,7 @@ def show(found: dict) -> None:
     )
     columns = {"stage": "ZeRO stage"} | dict(zip(parts, parts, strict=True)) | {"recipe": ""}
     print(
-        "\nMemory of a rank, GiB; the peak is of a moment, so not all of a row's parts are in it\n\n"
-        + table(found["stages"], columns)
+        "\nMemory per rank in GiB; the peak is the most in use at one time, which can be less than the sum\n\n"
+        + table(estimate["stages"], columns)
         + "\n"
     )

@@ -43,7 +43,7 @@ class Memory:
         return standing + max(self.activations + self.loss, self.gradients + self.buffers)
 
 
-def memory(
+def estimate_memory(
     student: PreTrainedModel,
     teacher: float,
     training: Training,
@@ -73,8 +73,8 @@ def memory(
         activations: Bytes of one micro-batch, from `activation_bytes`.
         device: The device's type.
     """
-    count = sum(p.numel() for p in student.parameters())
-    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    count = sum(parameter.numel() for parameter in student.parameters())
+    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     size = dtype.itemsize
     shard = ranks if stage else 1
     # A sharded optimizer has copies even of fp32 weights.
@@ -86,8 +86,8 @@ def memory(
     gradients = {0: size * trained, 1: size * trained, 2: 4 * trained / ranks, 3: 4 * trained / ranks}[stage]
     if size == 2 and stage == 1:
         gradients += 4 * trained / ranks  # Gradients are accumulated in fp32.
-    asked = training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", "auto")
-    bucket = 500_000_000 if asked == "auto" else int(asked)  # DeepSpeed's own default
+    bucket_size = training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", "auto")
+    bucket = 500_000_000 if bucket_size == "auto" else int(bucket_size)  # DeepSpeed's own default
     config = student.config
     rows, width = cast(int, training.micro_batch_size) * length, family_of(student).dims(config).width
     # A compiled loss spares a CPU the temporaries, but the estimate does not rely on that.
@@ -98,9 +98,9 @@ def memory(
     # Measurements on CPUs show that from stage 2 on the memory of a bucket remains in the next
     # forward.
     buffers = min(bucket, trained) * 4.0 if stage else 0.0
-    kept = (gradients if accumulation > 1 else 0.0) + (buffers if stage >= 2 else 0.0)
+    retained = (gradients if accumulation > 1 else 0.0) + (buffers if stage >= 2 else 0.0)
     return Memory(
-        weights + gathered, gradients, masters + 8 * trained / shard, buffers, teacher, activations + kept, loss
+        weights + gathered, gradients, masters + 8 * trained / shard, buffers, teacher, activations + retained, loss
     )
 
 
@@ -111,8 +111,8 @@ def activation_bytes(
 
     They are those of the student's trunk and head transform.
     """
-    one, more = activation_bytes_fit(student, length, dtype, device)
-    return one + more * (sequences - 1)
+    first_sequence, per_sequence = activation_bytes_fit(student, length, dtype, device)
+    return first_sequence + per_sequence * (sequences - 1)
 
 
 def activation_bytes_fit(
@@ -124,20 +124,20 @@ def activation_bytes_fit(
     """
     family, counted = family_of(student), []
     for batch in (1, 2):
-        seen: dict[int, int] = {}
-        own = {p.untyped_storage().data_ptr() for p in student.parameters()}
+        saved: dict[int, int] = {}
+        parameter_storages = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
 
-        def keep(tensor: torch.Tensor, seen=seen, own=own) -> torch.Tensor:
+        def keep(tensor: torch.Tensor, saved=saved, parameter_storages=parameter_storages) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                seen[storage.data_ptr()] = storage.nbytes()
+            if storage.data_ptr() not in parameter_storages:
+                saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         ids = torch.full((batch, length), student.config.vocab_size - 1, device=device)
         with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             hidden = family.get_encoder(student)(input_ids=ids, attention_mask=None).last_hidden_state
             head = family.mlm_transform(student, hidden)
-        counted.append(sum(seen.values()))
+        counted.append(sum(saved.values()))
         del hidden, head
-    one, two = (count * dtype.itemsize / next(student.parameters()).dtype.itemsize for count in counted)
-    return one, two - one
+    first, both = (count * dtype.itemsize / next(student.parameters()).dtype.itemsize for count in counted)
+    return first, both - first

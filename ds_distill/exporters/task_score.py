@@ -40,7 +40,7 @@ from ds_distill.tasks.labels import (
 )
 from ds_distill.tasks.metrics import METRICS, Measured
 from ds_distill.tasks.squad import LENGTH, make_spans, postprocess_spans, questions_in, squad_scores
-from ds_distill.utils.console import log, log_share
+from ds_distill.utils.console import log, log_if_significant
 from ds_distill.utils.errors import UserError
 
 Outputs = list[list[np.ndarray]]  # the model's outputs, batch by batch
@@ -120,14 +120,14 @@ def dev_set(source: Source, file: str | Path) -> DevSet:
     length = _get_length(source)
     encoded, truncated = encode_rows(source.reader, examples.texts, length)
     count = len(examples.labels)
-    log_share(
+    log_if_significant(
         truncated,
         count,
         f"--data {path}: {truncated:,} of {count:,} examples are longer than {length} tokens and are truncated",
     )
     if (tuned_length := getattr(config, LENGTH_KEY, None) or length) < length:
         num_longer = sum(len(ids) > tuned_length for ids in encoded["input_ids"])
-        log_share(
+        log_if_significant(
             num_longer,
             count,
             f"--data {path}: {num_longer:,} of {count:,} examples are longer than the {tuned_length} tokens that the "
@@ -152,7 +152,7 @@ def _describe(
     mark = source.reader.unk_token_id
     unknown = 0 if mark is None else sum(row["input_ids"].count(mark) for row in rows)
     tokens = sum(len(row["input_ids"]) for row in rows)
-    log_share(
+    log_if_significant(
         unknown,
         tokens,
         f"--data {file}: {unknown:,} of {tokens:,} tokens are unknown to the tokenizer ({source.reader.unk_token})",
@@ -261,7 +261,7 @@ def _make_question_set(source: Source, file: Path) -> DevSet:
     questions = questions_in(TASKS["squad_v2"], file)  # it reads 1.1 as well, whose questions all have answers
     length = min(getattr(source.model.config, LENGTH_KEY, None) or LENGTH, _get_length(source))
     spans = make_spans(questions, source.reader, length)
-    log_share(
+    log_if_significant(
         spans.cut,
         len(questions),
         f"--data {file}: {spans.cut:,} of {len(questions):,} questions are longer than the model reads and are "

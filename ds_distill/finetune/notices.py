@@ -12,7 +12,7 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Data, Sets, get_split_name
 from ds_distill.finetune.features import Features
 from ds_distill.tasks.squad import LONGEST_QUESTION
-from ds_distill.utils.console import TRACE, log, log_share
+from ds_distill.utils.console import TRACE, log, log_if_significant
 
 UNPLACED = "questions whose answer no part of the context holds"
 SAME_MEAN = 1.0  # how far the mean of a teacher's scores may be from the labels'
@@ -98,7 +98,7 @@ def log_not_read(
             f"{name}: some tokens of the texts are unknown to the tokenizer ({tokenizer.unk_token}): "
             + _shares(unknown, tokens)
         )
-    log_share(
+    log_if_significant(
         sets.unplaced,
         totals["train"],
         f"{name}: {sets.unplaced:,} of {totals['train']:,} training {UNPLACED} are not trained on",

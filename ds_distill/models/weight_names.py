@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ds_distill.utils.console import log_new
+from ds_distill.utils.console import log_once_per_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +36,7 @@ def renaming(names: list[str], model: PreTrainedModel, given: str) -> dict[str, 
     if not prefix and not most:
         return None
     added = sorted({prefix} - {""} | {word for words in wrapped for word in words})
-    log_new(
+    log_once_per_process(
         f"{given}: names of its weights are read without {', '.join(added)}, "
         "which the training code that saved it has put there"
     )

@@ -22,7 +22,7 @@ from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.preflight.models import check_reads, check_teacher_fits, check_whole
+from ds_distill.preflight.models import check_complete, check_reads_tokens, check_teacher_fits
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import RunFolder, check_run_identity, check_shared
 from ds_distill.training.deepspeed_config import deepspeed_config
@@ -43,7 +43,7 @@ def check_machine(recipe: Recipe) -> None:
     # a rank that joins and is then lost is missed within seconds, while one that never comes is
     # waited for
     _, ranks = start_distributed()
-    recipe.training.share_of(ranks)
+    recipe.training.sequences_per_rank(ranks)
     device = local_device(recipe.training.device)
     if recipe.training.precision != "auto":  # "auto" is measured
         resolve_dtype(recipe.training, device)
@@ -54,21 +54,22 @@ def check_deepspeed(training: Training) -> None:
     """Raise UserError for what DeepSpeed's own parser does not read or take in the DeepSpeed JSON, if there is one."""
     if training.deepspeed is None:
         return
-    t = _smallest(training)
-    said, given = t.deepspeed_json(), f"training.deepspeed = {t.deepspeed}"
-    check_deepspeed_json(given, said, deepspeed_config(t, 1, torch.float32))
+    smallest = _minimal_training(training)
+    config, prefix = smallest.deepspeed_json(), f"training.deepspeed = {smallest.deepspeed}"
+    check_deepspeed_json(prefix, config, deepspeed_config(smallest, 1, torch.float32))
     for section, package in MONITORS.items():
-        if said.get(section, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
+        if config.get(section, {}).get("enabled") is True and importlib.util.find_spec(package) is None:
             raise UserError(
-                f"{given}: {section}.enabled = true: needs the package {package}; pip install {package}, or say false"
+                f"{prefix}: {section}.enabled = true: needs the package {package}, which is not installed; run "
+                f"pip install {package}, or set it to false"
             )
-        path = said.get(section, {}).get("output_path")
-        if path and said[section].get("enabled") is True:
+        path = config.get(section, {}).get("output_path")
+        if path and config[section].get("enabled") is True:
             try:
                 Path(path).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(
-                    f"{given}: {section}.output_path = {path}: {error.strerror}; choose another folder"
+                    f"{prefix}: {section}.output_path = {path}: {error.strerror}; choose another folder"
                 ) from error
 
 
@@ -78,17 +79,17 @@ def check_engine(recipe: Recipe) -> None:
     A model of two numbers is started with them, because DeepSpeed checks many of its settings
     nowhere else.
     """
-    t = _smallest(recipe.training)
-    if t.deepspeed is None and t.optimizer in ("auto", "torch"):
+    training = _minimal_training(recipe.training)
+    if training.deepspeed is None and training.optimizer in ("auto", "torch"):
         return
-    device = local_device(t.device)
-    dtype = resolve_dtype(t, device)
+    device = local_device(training.device)
+    dtype = resolve_dtype(training, device)
 
-    def starts(leave_out: tuple[str, ...] = ()) -> Exception | None:
+    def start_error(leave_out: tuple[str, ...] = ()) -> Exception | None:
         try:
             Engine(
                 nn.Linear(1, 1),
-                t,
+                training,
                 accumulation=1,
                 total_steps=1,
                 device=device,
@@ -101,31 +102,32 @@ def check_engine(recipe: Recipe) -> None:
             return error
         return None
 
-    error = starts()
+    error = start_error()
     # Starting is collective: where one rank failed alone, the others must not be asked to start again.
     everywhere = all(all_gather_object(error is not None))
     if error is None:
         return
     words = " ".join(str(error).split())[:300] or traceback.extract_tb(error.__traceback__)[-1].line
-    if not t.deepspeed:
+    if not training.deepspeed:
         raise UserError(
-            f"training.optimizer = {t.optimizer}: DeepSpeed does not start with it ({type(error).__name__}: {words})"
+            f"training.optimizer = {training.optimizer}: DeepSpeed fails to start with it "
+            f"({type(error).__name__}: {words}); choose another optimizer"
         ) from error
-    said = t.deepspeed_json()
-    keys = [key for key in said if key != "zero_optimization"]
-    keys += [f"zero_optimization.{key}" for key in said.get("zero_optimization", {}) if key != "stage"]
+    config = training.deepspeed_json()
+    keys = [key for key in config if key != "zero_optimization"]
+    keys += [f"zero_optimization.{key}" for key in config.get("zero_optimization", {}) if key != "stage"]
     if len(keys) == 1:
         key = keys[0]
     else:
-        without = (key for key in keys if everywhere and all(all_gather_object(starts((key,)) is None)))
+        without = (key for key in keys if everywhere and all(all_gather_object(start_error((key,)) is None)))
         key = next(without, "")
     raise UserError(
-        f"training.deepspeed = {t.deepspeed}: {key}{': ' * bool(key)}DeepSpeed does not start with it "
-        f"({type(error).__name__}: {words})"
+        f"training.deepspeed = {training.deepspeed}: {key}{': ' * bool(key)}DeepSpeed fails to start with it "
+        f"({type(error).__name__}: {words}); correct it, or remove it"
     ) from error
 
 
-def _smallest(training: Training) -> Training:
+def _minimal_training(training: Training) -> Training:
     """Return the same settings for a model without a trunk, one sequence at a time."""
     return replace(training, encoder_learning_rate=None, micro_batch_size=1)
 
@@ -136,14 +138,14 @@ def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
     Held-out texts would be read last. Only the first rank needs to see the texts.
     """
 
-    def look() -> None:
+    def check_inputs_and_heldout() -> None:
         check_inputs(corpus)
         for text in heldout:
             pieces = split_inputs([text], column=recipe.data.column, streaming=recipe.data.streaming)
             if not any(document.text for piece in pieces for document in read(piece)):
-                raise UserError(f"--heldout {text}: holds no text; give a file that does, or leave it out")
+                raise UserError(f"--heldout {text}: contains no text; give another file, or leave it out")
 
-    run_on_rank0(look)
+    run_on_rank0(check_inputs_and_heldout)
 
 
 def check_output(output: Path, recipe: Recipe) -> None:
@@ -166,7 +168,7 @@ def check_teacher(teacher: ModelFolder, recipe: Recipe, tokens: Path | None = No
     """
     starts_from_it = check_teacher_fits(teacher, recipe, tokens)
     # many ranks that read gigabytes at once would slow each other down
-    run_on_rank0(lambda: check_whole(teacher, tied=starts_from_it))
+    run_on_rank0(lambda: check_complete(teacher, tied=starts_from_it))
 
 
 def check_encoder(encoder: ModelFolder, recipe: Recipe, tokenizer: str, tokens: Path | None = None) -> None:
@@ -179,9 +181,9 @@ def check_encoder(encoder: ModelFolder, recipe: Recipe, tokenizer: str, tokens: 
         tokens: The prepared tokens, or None.
     """
     encoder.check_files()
-    check_reads(encoder, recipe, tokens, encoder.path if tokenizer == encoder.name else tokenizer)
+    check_reads_tokens(encoder, recipe, tokens, encoder.path if tokenizer == encoder.name else tokenizer)
     load_masked_lm(encoder, new_head=True, hollow=True)
-    run_on_rank0(lambda: check_whole(encoder, new_head=True))
+    run_on_rank0(lambda: check_complete(encoder, new_head=True))
 
 
 def check_new_model(sizes: dict, recipe: Recipe) -> None:
@@ -189,18 +191,18 @@ def check_new_model(sizes: dict, recipe: Recipe) -> None:
     known = BertConfig().to_dict()
     for key, value in sizes.items():
         if key in ("vocab_size", "pad_token_id"):
-            raise UserError(f"--model {key}: the tokenizer says which; leave it out")
+            raise UserError(f"--model {key}: the tokenizer determines it; leave it out")
         if key in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            raise UserError(f"--model {key}: training.dropout says how much; leave it out")
+            raise UserError(f"--model {key}: leave it out, and set training.dropout instead")
         if key not in known:
-            raise UserError(f"--model {key}: no such size of a BERT{did_you_mean(key, known)}")
+            raise UserError(f"--model {key}: not a setting of transformers' BertConfig{did_you_mean(key, known)}")
         if value < 1:
             raise UserError(f"--model {key} = {value}: must be 1 or more")
     try:
         with torch.device("meta"):
             config = BertForMaskedLM(BertConfig(**sizes)).config
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"--model {sizes}: no BERT has these sizes ({error})") from error
+        raise UserError(f"--model {sizes}: a BERT of these sizes cannot be built ({error}); correct them") from error
     check_positions(config, recipe.data.sequence_length, "the model")
 
 
@@ -211,6 +213,6 @@ def check_evaluated(models: list[ModelFolder], recipe: Recipe, tokens: Path | No
     """
     for model in models:
         model.check_files()
-        check_reads(model, recipe, tokens, models[0].path)
+        check_reads_tokens(model, recipe, tokens, models[0].path)
         load_masked_lm(model, hollow=True)
-        run_on_rank0(partial(check_whole, model))
+        run_on_rank0(partial(check_complete, model))

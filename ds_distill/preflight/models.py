@@ -44,12 +44,12 @@ def check_teacher_fits(
     teacher.check_files()
     layer_map, config = plan_student(teacher.config, **asdict(recipe.student), dropout=recipe.training.dropout)
     make_matches(recipe.losses, config, teacher.config, layer_map)
-    check_reads(teacher, recipe, tokens, tokenizer or teacher.path)
+    check_reads_tokens(teacher, recipe, tokens, tokenizer or teacher.path)
     load_masked_lm(teacher, hollow=True)
     return layer_map is not None
 
 
-def check_whole(folder: ModelFolder, *, new_head: bool = False, tied: bool = False) -> None:
+def check_complete(folder: ModelFolder, *, new_head: bool = False, tied: bool = False) -> None:
     """Raise UserError where a masked-LM folder is not complete and sound; all values of its weights are read.
 
     Args:
@@ -63,18 +63,18 @@ def check_whole(folder: ModelFolder, *, new_head: bool = False, tied: bool = Fal
         check_tied(model)
 
 
-def warn_of_teacher(teacher: ModelFolder, recipe: Recipe, tokenizer: str | None) -> None:
+def warn_if_teacher_unfit(teacher: ModelFolder, recipe: Recipe, tokenizer: str | None) -> None:
     """Warn, while tokens are prepared, of what will keep the recipe from distilling a teacher.
 
     The user may still correct it in the meantime.
     """
     try:
-        check_whole(teacher, tied=check_teacher_fits(teacher, recipe, tokenizer=tokenizer))
+        check_complete(teacher, tied=check_teacher_fits(teacher, recipe, tokenizer=tokenizer))
     except UserError as error:
-        log(f"warning: {error} (the tokens are prepared all the same, distill will not take this teacher)")
+        log(f"warning: {error} (the tokens are prepared anyway, but distill will refuse this teacher)")
 
 
-def check_reads(folder: ModelFolder, recipe: Recipe, tokens: Path | None, tokenizer: Path | str) -> None:
+def check_reads_tokens(folder: ModelFolder, recipe: Recipe, tokens: Path | None, tokenizer: Path | str) -> None:
     """Raise UserError where a model cannot read the tokens: the prepared ones, or those that a tokenizer will make.
 
     Args:
@@ -84,7 +84,7 @@ def check_reads(folder: ModelFolder, recipe: Recipe, tokens: Path | None, tokeni
         tokenizer: The folder of the tokenizer that will make them.
     """
     if tokens:
-        check_fits(TokenDataset.open(tokens, "train"), folder)
+        check_fits_prepared_tokens(TokenDataset.open(tokens, "train"), folder)
         return
     check_positions(folder.config, recipe.data.sequence_length, folder.title)
     if tokenizer == folder.path:
@@ -94,12 +94,12 @@ def check_reads(folder: ModelFolder, recipe: Recipe, tokens: Path | None, tokeni
     check_vocabulary(maker, folder.config, f"{folder.title} with the tokenizer of {tokenizer}")
     if folder.has_tokenizer and tokenizer_fingerprint(folder.tokenizer) != tokenizer_fingerprint(maker):
         raise UserError(
-            f"{folder.title}: its tokenizer is not that of {tokenizer}, which would make the tokens; "
-            "give models of one tokenizer"
+            f"{folder.title}: its tokenizer differs from that of {tokenizer}, which would make the tokens; "
+            "give models that share one tokenizer"
         )
 
 
-def check_fits(store: TokenDataset, folder: ModelFolder) -> None:
+def check_fits_prepared_tokens(store: TokenDataset, folder: ModelFolder) -> None:
     """Raise UserError where a model cannot read prepared tokens.
 
     The vocabulary size and the positions are checked, and where the folder has a tokenizer, the
@@ -108,8 +108,8 @@ def check_fits(store: TokenDataset, folder: ModelFolder) -> None:
     check_sizes(store, folder.config, folder.title)
     if folder.has_tokenizer and tokenizer_fingerprint(folder.tokenizer) != store.manifest["tokenizer_fingerprint"]:
         raise UserError(
-            f"{folder.title}: its tokenizer is not the one that {store.path} was prepared with; "
-            f"prepare with --tokenizer {folder.name}"
+            f"{folder.title}: its tokenizer differs from the one that {store.path} was prepared with; "
+            f"prepare the text with --tokenizer {folder.name}"
         )
 
 
@@ -117,7 +117,7 @@ def check_sizes(store: TokenDataset, config: PretrainedConfig, title: str) -> No
     """Raise UserError where prepared tokens have more ids or longer sequences than a model of this config."""
     if store.manifest["vocab_size"] > config.vocab_size:
         raise UserError(
-            f"{title} has {config.vocab_size} tokens, the tokenizer of {store.path} {store.manifest['vocab_size']}: "
-            "prepare with its own"
+            f"{title} has a vocabulary of {config.vocab_size} tokens, but {store.path} was prepared with a tokenizer "
+            f"of {store.manifest['vocab_size']}; prepare the text with the model's tokenizer"
         )
     check_positions(config, store.manifest["sequence_length"], title)

@@ -15,10 +15,10 @@ from typing import cast
 
 import yaml
 
-from ds_distill.config.renamed import name_of_today
+from ds_distill.config.renamed import current_name
 from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.recipe import CHECKOUT, Recipe, shipped
+from ds_distill.recipe import CHECKOUT, Recipe, find_shipped_file
 from ds_distill.study.jobs import Step, make_folder_name, run_steps, split_launch_command
 from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import split_files
@@ -79,14 +79,14 @@ class Study:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        self.base = str(shipped(self.base))
+        self.base = str(find_shipped_file(self.base))
 
     @classmethod
     def from_dict(cls, plan: dict) -> Study:
         """Return the study that study.json holds; raise UserError where an earlier version wrote it."""
-        if old := [key for key in plan if name_of_today(key)]:
+        if old := [key for key in plan if current_name(key)]:
             raise UserError(
-                f"study.json was written by an earlier version: {old[0]} is now {name_of_today(old[0])}; begin the "
+                f"study.json was written by an earlier version: {old[0]} is now {current_name(old[0])}; begin the "
                 "study again in a new --output"
             )
         return cls(**{name: value for name, value in plan.items() if name in cls.__dataclass_fields__})
@@ -324,7 +324,7 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
     with spinner("checking the teacher"):
         # This module imports torch, and a report need not wait for that.
         from ds_distill.models.folder import find_model_folder
-        from ds_distill.preflight.models import check_teacher_fits, check_whole
+        from ds_distill.preflight.models import check_complete, check_teacher_fits
 
         teacher, tied = find_model_folder(study.teacher), []
         for what, recipe in students:
@@ -332,7 +332,7 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
                 tied.append(check_teacher_fits(teacher, recipe))
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
-        check_whole(teacher, tied=any(tied))
+        check_complete(teacher, tied=any(tied))
 
 
 def _read_tasks(study: Study, steps: list[Step]) -> None:

@@ -24,7 +24,7 @@ from ds_distill.data.findings import Findings
 from ds_distill.data.named_rows import AMBIGUOUS, make_row
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.labels import match_class, parse_number
-from ds_distill.utils.console import log, log_share
+from ds_distill.utils.console import log, log_if_significant
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
@@ -176,7 +176,7 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
             f"examples{f'; all {sum(left_out.values())} rows were skipped' if left_out else ''}"
         )
     for cause, count in left_out.items():
-        log_share(count, count + len(labels), f"{file}: {count} {cause} are skipped")
+        log_if_significant(count, count + len(labels), f"{file}: {count} {cause} are skipped")
     return texts, labels, left_out
 
 
@@ -295,7 +295,7 @@ def _tsv_rows(stream: Iterator[str], file: Path) -> Iterator[tuple[int, list[str
         count += 1
         quoted += any(len(field) > 1 and field[0] == field[-1] == '"' for field in row)
         yield rows.line_num, row
-    log_share(
+    log_if_significant(
         quoted,
         count,
         f"{file}: {quoted:,} of {count:,} rows have quotes around a field, which are read as part of the text; if "

@@ -29,7 +29,7 @@ from ds_distill.tasks.examples import (
     split_files,
 )
 from ds_distill.tasks.metrics import Measured, best_threshold, exact_match, overlap_f1
-from ds_distill.utils.console import log_share
+from ds_distill.utils.console import log_if_significant
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
@@ -184,7 +184,7 @@ def _questions(task: Task, entries: Iterable[tuple[str, dict]], source: str) -> 
             )
         questions.left_out[MISPLACED] = count
         first = faults[0].removeprefix(f"{source}, ")
-        log_share(count, total, f"{source}: {count} of {total} {MISPLACED} are skipped; the first is {first}")
+        log_if_significant(count, total, f"{source}: {count} of {total} {MISPLACED} are skipped; the first is {first}")
     return questions
 
 

@@ -31,7 +31,7 @@ def log_once(key: str, line: str) -> None:
         if is_first():
             print(line, file=sys.stderr, flush=True)
         return
-    store, key, world = distributed.distributed_c10d._get_default_store(), f"said {key}", distributed.get_world_size()
+    store, key, world = distributed.distributed_c10d._get_default_store(), f"logged {key}", distributed.get_world_size()
     try:
         first = store.add(key, 1) == 1
     except RuntimeError:  # the rank that keeps the store is gone
@@ -51,7 +51,7 @@ def log(text: str) -> None:
 
 
 @functools.cache
-def log_new(line: str) -> None:
+def log_once_per_process(line: str) -> None:
     """Log a line, unless this process has logged it before: several checks may look at the same input."""
     log(line)
 
@@ -59,7 +59,7 @@ def log_new(line: str) -> None:
 TRACE = 0.01  # share of a whole up to which a loss is counted but not reported
 
 
-def log_share(count: int, total: int, line: str) -> None:
+def log_if_significant(count: int, total: int, line: str) -> None:
     """Log `line` where `count` is more than a trace of `total`."""
     if count > TRACE * total:
         log(line)
@@ -106,7 +106,7 @@ class _Lines(_Bar):
     """A bar for an output that is no terminal: whole lines, few of them, and one at the end."""
 
     def __init__(self, *arguments, **options):
-        self.pause, self.said = _Pause(), -1
+        self.pause, self.last_printed = _Pause(), -1
         super().__init__(*arguments, **options)
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class _Lines(_Bar):
     def display(self, msg=None, pos=None) -> bool:
         if self.pause.is_over():
             print(self, file=self.fp, flush=True)
-            self.said = self.n
+            self.last_printed = self.n
         return True
 
     def clear(self, nolock=False) -> None:
@@ -129,18 +129,18 @@ class _Lines(_Bar):
     def close(self) -> None:
         if self.disable:
             return
-        if self.n != self.said:
+        if self.n != self.last_printed:
             print(self, file=self.fp, flush=True)
         self.disable = True
         self._decr_instances(self)
 
 
-def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tqdm:
+def progress(total: int | None, label: str, unit: str, *, initial: int = 0) -> tqdm:
     """Return a progress bar, or lines in a log; other ranks stay silent.
 
     Args:
         total: The amount of work. Without it the bar shows only rate and time.
-        what: The label.
+        label: The text in front of the bar.
         unit: The unit of the work. "B", "char" and "token" are scaled to k and M.
         initial: The amount already done.
     """
@@ -149,7 +149,7 @@ def progress(total: int | None, what: str, unit: str, *, initial: int = 0) -> tq
     return kind(
         total=total,
         initial=initial,
-        desc=what,
+        desc=label,
         unit=unit if unit == "B" else f" {unit}",
         unit_scale=scaled,
         file=sys.stderr,
@@ -169,8 +169,8 @@ def skip(bar: tqdm, amount: int) -> None:
 
 
 @contextlib.contextmanager
-def spinner(what: str):
-    """Show `what` and the seconds it has taken so far, for work without a measure of its progress.
+def spinner(label: str):
+    """Show `label` and the seconds it has taken so far, for work without a measure of its progress.
 
     Only the first rank shows it. A log gets a line now and then.
     """
@@ -178,7 +178,7 @@ def spinner(what: str):
 
     def show() -> None:
         while True:
-            line = f"{what}, {time.monotonic() - began:.0f} s"
+            line = f"{label}, {time.monotonic() - began:.0f} s"
             if terminal:
                 print(f"\r{line}  ".ljust(50), end="", file=sys.stderr, flush=True)
             elif pause.is_over():

@@ -10,7 +10,7 @@ class UserError(Exception):
     """A mistake that the user can correct: one sentence that names the key or file, the value and the remedy."""
 
 
-def message_of(error: UserError | OSError) -> str:
+def get_message(error: UserError | OSError) -> str:
     """Return the message of an error; a full or read-only disk is the user's to correct too."""
     return (
         str(error)
@@ -31,7 +31,7 @@ def expand_user(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path}: {str(error).rstrip('.')}; write the folder out") from None
+        raise UserError(f"{path}: {str(error).rstrip('.')}; write the full path") from None
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.4) -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_atomically(file: Path, text: str) -> None:
     """Write a file whole or not at all, because readers take an existing file for complete."""
     partial = file.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
@@ -32,7 +32,7 @@ def _measured(value: object) -> object:
 
 def write_json(file: Path, value: dict) -> None:
     """Write `value` as JSON, whole or not at all."""
-    write_whole(file, json_text(value, indent=2) + "\n")
+    write_atomically(file, json_text(value, indent=2) + "\n")
 
 
 def write_summary(summary: dict, folder: Path) -> None:

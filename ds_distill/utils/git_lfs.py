@@ -28,11 +28,11 @@ def check_not_lfs_pointer(file: str | Path) -> None:
         return
     if match := _GIT_LFS.match(head.removeprefix(b"\xef\xbb\xbf").lstrip()):
         raise UserError(
-            f"{file}: a Git LFS pointer of {len(head)} bytes, not the {int(match[2]):,} bytes that it stands for; "
+            f"{file}: a Git LFS pointer of {len(head)} bytes instead of the file of {int(match[2]):,} bytes; "
             f"run `git lfs pull` in {Path(file).absolute().parent}, or download the file itself"
         )
     if _GIT_ANNEX.match(head):
         raise UserError(
-            f"{file}: a git-annex pointer of {len(head)} bytes, not the file that it stands for; "
+            f"{file}: a git-annex pointer of {len(head)} bytes instead of the file; "
             f"run `git annex get {Path(file).name}` in {Path(file).absolute().parent}, or download the file itself"
         )

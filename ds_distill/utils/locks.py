@@ -7,13 +7,13 @@ from pathlib import Path
 from ds_distill.utils.errors import UserError
 
 
-def try_lock(file, output: Path, who: Callable[[], str]) -> None:
+def try_lock(file, output: Path, holder: Callable[[], str]) -> None:
     """Lock an open file, or folder, until it is closed or this process ends.
 
     Args:
         file: The open file or folder.
         output: The folder that the error names.
-        who: Returns the holder's name for the error.
+        holder: Returns the holder's name for the error.
 
     Raises:
         UserError: Another process holds the lock.
@@ -21,4 +21,6 @@ def try_lock(file, output: Path, who: Callable[[], str]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{output}: {who()} is at it; wait for it, or choose another --output") from None
+        raise UserError(
+            f"{output}: in use by {holder()}; wait until it has finished, or choose another --output"
+        ) from None

@@ -28,8 +28,8 @@ def main_thread_position() -> str:
     place, package = _describe(frame), Path(__file__).parents[1]
     while frame is not None and package not in Path(frame.f_code.co_filename).parents:
         frame = frame.f_back
-    ours = _describe(frame) if frame is not None else place
-    return f"in {place}" if ours == place else f"in {place}, called from {ours}"
+    package_place = _describe(frame) if frame is not None else place
+    return f"in {place}" if package_place == place else f"in {place}, called from {package_place}"
 
 
 class ProgressWatch:

@@ -24,16 +24,16 @@ def explain_disk_full(folder: Path):
         if not full:
             raise
         raise UserError(
-            f"{folder}: the disk is full; make room there, and the same command goes on from the last checkpoint"
+            f"{folder}: the disk is full; free some space, and the same command resumes from the last checkpoint"
         ) from error
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(what: str):
-    """Raise the UserError `what` where a GPU's or the CPU's memory is exhausted."""
+def explain_out_of_memory(activity: str):
+    """Raise a UserError that names `activity` where a GPU's or the CPU's memory is exhausted."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise UserError(f"out of memory at {what}") from error
+        raise UserError(f"out of memory at {activity}") from error

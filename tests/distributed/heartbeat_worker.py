@@ -16,14 +16,14 @@ from ds_distill.utils.progress import note_progress
 
 
 class Slow(Heartbeat):
-    def _say(self, what: str) -> None:
+    def _report(self, problem: str) -> None:
         time.sleep(float(sys.argv[3]))  # acts like a terminal that is slow to take the sentence
-        super()._say(what)
+        super()._report(problem)
 
 
 torch.distributed.init_process_group("gloo")
 stalled = float(sys.argv[4])
-heart = Slow(patience=float(sys.argv[1]), stalled=stalled, given_up=2 * stalled + 10)
+heart = Slow(patience=float(sys.argv[1]), stalled=stalled, give_up=2 * stalled + 10)
 torch.distributed.barrier()
 print(f"alive {os.environ['RANK']} {os.getpid()}", flush=True)
 

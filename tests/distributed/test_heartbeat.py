@@ -37,9 +37,7 @@ def test_a_stopped_rank_is_named_once_and_all_end(ranks, sentence):
     zero, one, two = ranks(8, 600, sentence)
     two.signal(signal.SIGSTOP)
     said = sentences([zero, one])
-    assert (
-        len(said) == 1 and "rank 2" in said[0] and "no sign of life for 8 s" in said[0] and "last checkpoint" in said[0]
-    )
+    assert len(said) == 1 and "rank 2" in said[0] and "no heartbeat for 8 s" in said[0] and "last checkpoint" in said[0]
     assert zero.poll() == one.poll() == 3
 
 

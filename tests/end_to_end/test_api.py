@@ -53,8 +53,8 @@ def test_pretrain_evaluate_and_export(world, tmp_path):
     script = f"""
 import os
 from ds_distill import Recipe, evaluate, export, pretrain
-from ds_distill.distributed.job import RANK
-of_ranks = lambda: {{name: os.environ.get(name) for name in RANK}}
+from ds_distill.distributed.job import RANK_VARIABLES
+of_ranks = lambda: {{name: os.environ.get(name) for name in RANK_VARIABLES}}
 before = of_ranks()
 recipe = Recipe()
 {SMALL}

@@ -79,16 +79,16 @@ def test_export_to_other_runtimes(run, world, tmp_path):
         "the model is the same"
     )
     for words, said in (
-        (("--encoder",), "--encoder: not with --run"),
-        (("--data", "d"), "--data: not with --run"),
+        (("--encoder",), "--encoder: not supported with --run"),
+        (("--data", "d"), "--data: not supported with --run"),
         (("--text", "no.txt"), "no.txt"),
     ):
         refused = ds_distill("export", "--run", run, "--output", tmp_path / "new", "--format", "onnx", *words)
         assert refused.returncode == 2 and said in refused.stderr and not (tmp_path / "new").exists()
     mistakes = {
         ("--format", "onnx-int4"): "did you mean onnx-int8",
-        (): "is a Hugging Face folder already",
-        ("--run", run): "one of --run",
+        (): "is already a Hugging Face folder",
+        ("--run", run): "either --run",
     }
     for words, said in mistakes.items():
         refused = ds_distill("export", "--model", tmp_path / "out", *words)
@@ -349,7 +349,7 @@ def test_plan_and_the_largest_micro_batch_that_fits(world, common, tmp_path):
             10,
         )
     )
-    assert small["largest_micro_batch"] == 0 and "does not fit at any stage" in small["advice"]
+    assert small["largest_micro_batch"] == 0 and "does not fit at any ZeRO stage" in small["advice"]
     done = ds_distill(
         "distill", "--teacher", world / "teacher", *common, "--output", tmp_path, "--training.micro_batch_size", "auto"
     )

@@ -71,6 +71,10 @@ def test_the_main_job_on_three_ranks(world, tmp_path):
         and f"{distilled['heldout_mlm_loss']:.3f}" in done.stdout
     )
     again, said = demo(tmp_path / "out", world / "text.txt")
-    assert again.returncode == 0 and said.count("finished before, reused") == 3
+    assert again.returncode == 0 and said.count("already finished, reusing it") == 3
     other, said = demo(tmp_path / "out", world / "text.txt", "--training.max_tokens", 3000)
-    assert other.returncode == 2 and "holds another run (training.max_tokens" in said and "--fresh starts over" in said
+    assert (
+        other.returncode == 2
+        and "holds another run (training.max_tokens" in said
+        and "start over there with --fresh" in said
+    )

@@ -131,7 +131,9 @@ def test_a_second_job_in_one_folder_is_refused(run, tmp_path):
     output = copy_of(run, tmp_path / "run", 3)
     with (output / ".lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        user_errors(ds_distill(*run[1], "--output", output), "another job (process", "is at it")
+        user_errors(
+            ds_distill(*run[1], "--output", output), "in use by another job (process", "wait until it has finished"
+        )
 
 
 @pytest.mark.promise(

@@ -204,6 +204,6 @@ def test_a_link_that_goes_down_ends_the_job_on_both_hosts(hosts, arguments, tmp_
     for job, text in zip(jobs, errors, strict=True):  # one rank speaks on each side of the cut
         said = [line for line in text.splitlines() if line.startswith("ds-distill: ")]
         assert job.returncode != 0 and len(said) == 1 and "Traceback" not in text, text[-3000:]
-        assert "no sign of life" in said[0] or "no answer from the first rank" in said[0]
+        assert "no heartbeat" in said[0] or "no answer from the first rank" in said[0]
     servers = {str(server.pid) for server in hosts.servers}
     assert all(set(hosts.processes(name)) <= servers for name in hosts.names), "orphans"

@@ -63,10 +63,10 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
         "train-00000.bin: expected": [*teacher, "--tokens", broken, *common[2:]],
         "no GPU": [*teacher, *common, "--training.precision", "fp16"],
         "sees no GPU": [*teacher, *common, "--training.device", "cuda"],
-        "tokenizer is not the one": [*teacher, "--tokens", other, *common[2:]],
+        "its tokenizer differs from the one that": [*teacher, "--tokens", other, *common[2:]],
         "data.heldout_fraction = 0": [*teacher, *common, "--data.heldout_fraction", 0],
         "training.optimizer = apex": [*teacher, *common, "--training.optimizer", "apex"],
-        "room there": [*teacher, *common, "--output", empty / "under a file"],
+        "is a file; choose another --output": [*teacher, *common, "--output", empty / "under a file"],
     }
     for number, (words, arguments) in enumerate(cases.items()):
         done = ds_distill("distill", "--output", tmp_path / f"out{number}", *arguments)
@@ -79,9 +79,9 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
     sizes = ["pretrain", "--tokenizer", world / "teacher", *common, "--output", tmp_path / "sizes"]
     for words, size in (
         ("did you mean num_attention_heads?", "num_atention_heads: 4"),
-        ("no BERT has these sizes", "num_attention_heads: 5"),
+        ("a BERT of these sizes cannot be built", "num_attention_heads: 5"),
         ("num_hidden_layers = 0: must be 1 or more", "num_hidden_layers: 0"),
-        ("the tokenizer says which", "vocab_size: 7"),
+        ("the tokenizer determines it", "vocab_size: 7"),
         ("the model has 8 positions", "max_position_embeddings: 8"),
     ):
         done = ds_distill(*sizes, "--model", f"{{{size}}}")
@@ -138,4 +138,4 @@ def test_a_refused_start_does_not_bind_the_folder_to_its_settings(world, common,
 def test_help_teaches(command):
     done = ds_distill(command, "--help")
     assert done.returncode == 0 and "--output" in done.stdout
-    assert command in ("export", "env") or "Peak; linear warm-up" in done.stdout
+    assert command in ("export", "env") or "Peak learning rate" in done.stdout

@@ -47,7 +47,7 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     done = race(world, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert "ahead on every figure at" in done.stdout and (folder / "race.png").is_file()
+    assert "ahead in every metric at" in done.stdout and (folder / "race.png").is_file()
     for row in result["racers"]:
         assert row["minutes"] >= MINUTES - row["s/step"] / 120 and row["steps"] > 2
     for name in ("plain_bf16", "engine"):
@@ -59,9 +59,9 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
         )
 
     other = race(world, folder, "--minutes", 1)
-    assert other.returncode == 2 and "holds another race" in other.stderr
+    assert other.returncode == 2 and "holds a race with other options" in other.stderr
     other = race(world, folder, "--heldout", world / "text.txt")
-    assert other.returncode == 2 and "holds another race" in other.stderr
+    assert other.returncode == 2 and "holds a race with other options" in other.stderr
 
     # This is as if the race had begun with more threads.
     asked = folder / "asked.json"

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ds_distill.cli.arguments import SECTIONS, recipe_of
+from ds_distill.cli.arguments import SECTIONS, build_recipe
 from ds_distill.cli.parser import build_parser
 from ds_distill.data.readers import read
 from ds_distill.data.sources import split_inputs
@@ -211,7 +211,7 @@ def test_a_roberta_without_a_padding_piece(tmp_path):
 def test_the_home_of_nobody():
     for reader in (lambda path: resolve_model_folder(path), lambda path: split_inputs([path]), load_tokenizer):
         with pytest.raises(
-            UserError, match="~nobody-of-this-name/x: Could not determine home directory; write the folder out"
+            UserError, match="~nobody-of-this-name/x: Could not determine home directory; write the full path"
         ):
             reader("~nobody-of-this-name/x")
 
@@ -309,7 +309,7 @@ def test_any_recipe_is_taken_or_answered(tmp_path, parser, record_property, chan
     record_property("recipes", 1)
     try:
         options = parser.parse_args(["distill", "--config", str(tmp_path / "r.yaml"), "--output", "x"])["distill"]
-        recipe_of(options).check()
+        build_recipe(options).check()
     except UserError as error:
         assert str(error) and "\n" not in str(error)
 

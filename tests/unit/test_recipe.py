@@ -80,17 +80,17 @@ def test_every_small_recipe_runs_on_any_usual_number_of_gpus():
     for file in ("few_tokens.yaml", "small_real.yaml", "baseline_no_teacher.yaml", "distilbert_base.yaml"):
         training = Training(**yaml.safe_load((FOLDER / file).read_text())["training"])
         for ranks in (1, 2, 4, 8, 16):
-            micro = training.micro_batch_of(ranks)
+            micro = training.resolve_micro_batch(ranks)
             assert training.global_batch_size % (micro * ranks) == 0 and 1 <= micro <= training.micro_batch_size
 
 
 def test_the_micro_batch_is_what_divides_a_ranks_share():
     training = Training(global_batch_size=32, micro_batch_size=12)
-    assert [training.micro_batch_of(ranks) for ranks in (1, 2, 4, 8, 32)] == [8, 8, 8, 4, 1]
+    assert [training.resolve_micro_batch(ranks) for ranks in (1, 2, 4, 8, 32)] == [8, 8, 8, 4, 1]
     for ranks, nearest in ((3, "30 or 33"), (64, "64")):
         with pytest.raises(
             UserError,
-            match=f"training.global_batch_size = 32: not to be shared evenly among {ranks} ranks; use {nearest}",
+            match=f"training.global_batch_size = 32: cannot be divided evenly among {ranks} ranks; use {nearest}",
         ):
             training.micro_batches(ranks)
 

@@ -128,7 +128,7 @@ def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_p
 
 
 def test_how_a_process_ended():
-    assert why_it_ended(-9, "a warning\n") == "killed by signal 9, as where memory runs out"
+    assert why_it_ended(-9, "a warning\n") == "killed by signal 9, probably because memory ran out"
     assert why_it_ended(-15, "") == "killed by signal 15" and why_it_ended(3, "\n") == "exit status 3"
     assert why_it_ended(1, "Traceback\nds_distill.utils.errors.UserError: no such file\n") == "no such file"
     with pytest.raises(UserError, match="^killed by signal 9"):
@@ -142,11 +142,11 @@ def test_a_forecast_whose_run_fails_says_so(monkeypatch):
         lambda *_, **__: subprocess.CompletedProcess([], 2, "", "…\nds-distill: --teacher is missing\n"),
     )
     with pytest.raises(UserError, match="^distill failed: ds-distill: --teacher is missing$"):
-        memory_estimate.said_by("distill", "--output", "o")
+        memory_estimate.run_command("distill", "--output", "o")
 
 
 def test_runs_that_cannot_be_compared(monkeypatch, capsys, tmp_path):
-    assert "is no finished run" in said_by(
+    assert "is not a finished run" in said_by(
         monkeypatch, capsys, "analysis.compare_runs", tmp_path, "--output", tmp_path / "o"
     )
     (tmp_path / "curves.json").write_text(json.dumps({"heldout": {"": [[0, 0, 5.0, 0.1]]}}))
@@ -187,9 +187,9 @@ def test_the_memory_of_preparing_is_the_workers_own(tmp_path):
 
 
 def test_examples_are_as_long_as_every_model_reads():
-    assert table3.cut([10, 600, 512], {"BERT-base": 512, "student": 512}) == ([10, 512, 512], "cut at 512 tokens")
+    assert table3.cut([10, 600, 512], {"BERT-base": 512, "student": 512}) == ([10, 512, 512], "truncated to 512 tokens")
     lengths, said = table3.cut([10, 600, 64], {"BERT-base": 512, "student": 64})
-    assert lengths == [10, 64, 64] and said == "cut at 64 tokens, the positions of student; 1 were longer"
+    assert lengths == [10, 64, 64] and said == "truncated to 64 tokens, the maximum length of student; 1 were longer"
     assert table3.cut([600], {"BERT-base": 512, "student": 1024})[0] == [512]
 
 
@@ -198,7 +198,7 @@ def test_table3_is_of_a_cpu(monkeypatch, capsys):
         monkeypatch, capsys, "inference.table3", "--data", "d", "--tokenizer", "t", "--bodies", "eager_fp32", "gpu_fp16"
     )
     assert (
-        said.startswith("benchmarks.inference.table3: --bodies gpu_fp16: table 3 is of a CPU; choose of eager_fp32, ")
+        said.startswith("benchmarks.inference.table3: --bodies gpu_fp16: table 3 is for CPUs; choose from eager_fp32, ")
         and "gpu_bf16" not in said
     )
 
@@ -240,7 +240,7 @@ def test_table3_of_a_model_that_reads_less(monkeypatch, capsys, tmp_path):
     assert asked[0] < 10 and asked[1:] == [30 + 2, 64]
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found == json.loads((tmp_path / "report" / "table3.json").read_text())
-    assert found["cut"] == "cut at 64 tokens, the positions of student; 1 were longer"
+    assert found["cut"] == "truncated to 64 tokens, the maximum length of student; 1 were longer"
     assert found["cut"] in (tmp_path / "report" / "table3.md").read_text()
 
 
@@ -256,7 +256,7 @@ def test_table3_of_a_model_that_reads_less(monkeypatch, capsys, tmp_path):
         (
             "training.memory_estimate",
             ("--cases", "16-1"),
-            "--cases 16-1: micro-batch, ranks and ZeRO stage are asked for",
+            "--cases 16-1: must be micro-batch, ranks and ZeRO stage",
         ),
         ("data.prepare", ("--tokenizer", "t", "--text", "x", "--rounds", 0), "--rounds: '0'"),
         ("training.vocab_loss", ("--repeats", "0"), "--repeats: '0'"),

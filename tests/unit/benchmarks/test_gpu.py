@@ -69,7 +69,7 @@ def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch
         and kept["machine"] == "a machine"
     )
     page = (tmp_path / "deep" / "report" / "gpu_suite.md").read_text()
-    assert "BROKEN OFF, or still at it, before: step_128, large, head" in page and "all 1 limits hold" in page
+    assert "INTERRUPTED, or still running, before: step_128, large, head" in page and "all 1 limits hold" in page
     assert sorted(file.name for file in (tmp_path / "deep" / "report").iterdir()) == ["gpu_suite.json", "gpu_suite.md"]
 
 
@@ -127,7 +127,7 @@ def test_a_part_that_ends_without_figures_says_how():
         "killed by signal 9"
     )
     late = gpu_suite.run(["timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"], 0.5)
-    assert late["why"].startswith("not done after") and late["seconds"] < 30
+    assert late["why"].startswith("not finished after") and late["seconds"] < 30
 
 
 def test_verdicts_follow_the_figures():
@@ -157,7 +157,7 @@ def test_verdicts_follow_the_figures():
     assert "torch.compile should be the default" in gpu_suite.verdicts(found | {"head": head})[2]
     inference = {"summary": {"batch_32_vs_base_same_body": {"gpu_fp16": 1.98, "gpu_compiled": 2.0}}}
     assert gpu_suite.verdicts(found | {"inference": inference})[3] == (
-        "DistilBERT's size against BERT-base's at 32 × 128 tokens, encoder: "
+        "Speed of an encoder of DistilBERT's size relative to BERT-base's at 32 × 128 tokens: "
         "1.98× in PyTorch, fp16, GPU, 2.00× in torch.compile, fp16, GPU."
     )
     rows = gpu_suite.summary_rows(found)

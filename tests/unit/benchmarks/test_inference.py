@@ -10,11 +10,11 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from benchmarks.harness.interleave import Variant
 from benchmarks.inference import energy
-from benchmarks.inference.backends import BODIES, Row, inputs_of, make, serve
+from benchmarks.inference.backends import BODIES, Row, make, make_inputs, serve
 from benchmarks.inference.metrics import BASE, STUDENT, Measured, figures, summary
 from benchmarks.inference.min_memory import least_megabytes
-from benchmarks.inference.page import print_tables, sections_of, shown, write_report
-from benchmarks.inference.suite import cases_of, measure, prepare, reference_choices, runnable
+from benchmarks.inference.page import make_sections, print_tables, shown, write_report
+from benchmarks.inference.suite import make_cases, measure, prepare, reference_choices, runnable
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.exporters.model import load_source
 from ds_distill.exporters.parity import CLEAR, SAMPLE, text_batches
@@ -41,7 +41,7 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
     source, files = sources[STUDENT]
     batches = text_batches(source, [], sequences=8)
     choices = {STUDENT: reference_choices(source, batches)}
-    cases = cases_of(args, "masked-lm", [20, 30, 25])
+    cases = make_cases(args, "masked-lm", [20, 30, 25])
     assert list(cases) == [*(f"{n} × {length}" for length in (32, 128, 1024) for n in (1, 2)), "1 × mix", "2 × mix"]
     assert cases["2 × mix"] == [[20, 30], [25]]
     rows = [Row(STUDENT, body, "masked-lm", 1, tiny, files) for body in bodies]
@@ -66,7 +66,7 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
     }
     write_report(result, tmp_path / "report")
     print_tables(result)
-    assert "broken off: classification" in (tmp_path / "report" / "inference.md").read_text()
+    assert "interrupted: classification" in (tmp_path / "report" / "inference.md").read_text()
     assert (
         "masked-lm, 2 × 128 tokens" not in (said := capsys.readouterr().out)
         and "masked-lm, every shape, 1 thread" in said
@@ -78,7 +78,7 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
 
 def test_a_body_that_cannot_run_here_is_refused_when_asked_for():
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="--bodies gpu_fp16: torch sees no GPU here"):
+        with pytest.raises(UserError, match="--bodies gpu_fp16: torch finds no GPU on this machine"):
             runnable(["eager_fp32", "gpu_fp16"])
     assert "eager_fp32" in runnable([]) and all(
         torch.cuda.is_available() or not BODIES[name].gpu for name in runnable([])
@@ -121,14 +121,14 @@ def test_figures_from_known_times(tmp_path):
         "batch_1_best_int8_vs_base_eager": 8.0,
     }
     for cases in (("1 × 128", "32 × 128"), ("1 × 32", "32 × 32")):  # with and without the case used for sizes
-        sizes = sections_of({"rows": [entry | {"case": case} for case in cases for entry in entries]}, None)[-2]
+        sizes = make_sections({"rows": [entry | {"case": case} for case in cases for entry in entries]}, None)[-2]
         assert sizes.heading.startswith("Size") and [row["body"] for row in sizes.rows] == [
             BODIES[entry["body"]].label for entry in entries
         ]
 
 
 def test_padding_is_not_counted_as_tokens():
-    inputs = inputs_of([3, 5])
+    inputs = make_inputs([3, 5])
     assert (
         inputs["input_ids"].shape == (2, 5)
         and inputs["attention_mask"].sum() == 8
@@ -218,7 +218,7 @@ def test_rounding_is_what_int8_would_do(tiny):
     assert asymmetric(x, -1)[0, 3] == 0 and (grouped(x, 2)[0, 2:] - x[0, 2:]).abs().max() < 1e-6
     model = load_source(str(tiny), "masked-lm").model
     before = model.get_input_embeddings().weight.clone()
-    rounded(model, "a scale a column", "a scale a token")
+    rounded(model, "per column", "per token")
     assert torch.equal(model.get_input_embeddings().weight, before) and not torch.equal(
         model.get_output_embeddings().weight, before
     )

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.analysis.layer_selection import CollateSpec, choices_of, without_each
+from benchmarks.analysis.layer_selection import PrunedModel, rank_choices, without_each
 from benchmarks.harness.interleave import Variant, ratio, run_interleaved
 from benchmarks.reference.closed_form import worst
 from benchmarks.training.scaling import bytes_moved
@@ -72,7 +72,9 @@ def test_a_contender_that_is_killed_is_said_to_be():
         contender.processes[0].kill()
         contender.processes[0].join()
         for _ in range(2):  # the broken link shows at the first answer or the next question
-            with pytest.raises(RuntimeError, match="large: its process has ended .killed, as where memory runs out"):
+            with pytest.raises(
+                RuntimeError, match="large: its process has ended .killed, probably because memory ran out"
+            ):
                 contender.ask("step")
     finally:
         contender.stop()
@@ -120,9 +122,9 @@ def test_a_race_goes_on_only_where_its_minutes_compare():
         ".*choose another --output",
     ):
         refuse_another(Path("R"), now(), now(threads=4, torch="2.12"))
-    with pytest.raises(UserError, match="machine not kept, here a Xeon"):
+    with pytest.raises(UserError, match="machine not recorded, here a Xeon"):
         refuse_another(Path("R"), dict(asked), now())
-    with pytest.raises(UserError, match="holds another race"):
+    with pytest.raises(UserError, match="holds a race with other options"):
         refuse_another(Path("R"), now(), now() | {"minutes": 1})
 
 
@@ -154,13 +156,13 @@ def test_the_layers_that_a_score_needs(tiny):
         runs.append(what)
         return sum(passed)
 
-    cut = CollateSpec(model, measure)
+    cut = PrunedModel(model, measure)
     assert cut.score((0, 1, 2, 3)) == 15 and without_each(cut, (0, 1, 2, 3)) == [
         (14, (1, 2, 3)),
         (7, (0, 2, 3)),
         (13, (0, 1, 3)),
         (11, (0, 1, 2)),
     ]
-    assert choices_of(cut, 2, 100)[:2] == [(12, (1, 3)), (10, (1, 2))] and len(choices_of(cut, 2, 100)) == 6
-    assert choices_of(cut, 2, 5) == [(12, (1, 3)), (10, (1, 2)), (6, (2, 3))], "without the first, and then of three"
+    assert rank_choices(cut, 2, 100)[:2] == [(12, (1, 3)), (10, (1, 2))] and len(rank_choices(cut, 2, 100)) == 6
+    assert rank_choices(cut, 2, 5) == [(12, (1, 3)), (10, (1, 2)), (6, (2, 3))], "without the first, and then of three"
     assert len(runs) == len(set(runs)) == 1 + 4 + 6 and runs[0] == "layers 0, 1, 2, 3"

@@ -175,7 +175,9 @@ def test_a_wait_says_for_whom_and_ends(build, monkeypatch, capfd):
     builder = build.start()
     build.until(lambda: build.compilers == 1)
     monkeypatch.setattr(deepspeed_extensions, "MAX_WAIT_SECONDS", 0.5)
-    with pytest.raises(RuntimeError, match=f"process {builder.pid} on .* has been compiling tiny_extension .*; end it"):
+    with pytest.raises(
+        RuntimeError, match=f"process {builder.pid} on .* has been compiling tiny_extension .*; end that process"
+    ):
         build.load()
     assert f"waiting for process {builder.pid} on" in capfd.readouterr().err
 

@@ -8,10 +8,10 @@ import yaml
 from ds_distill import __version__
 from ds_distill.cli import app as cli
 from ds_distill.cli.argument_parser import known_keys
-from ds_distill.cli.arguments import recipe_of
+from ds_distill.cli.arguments import build_recipe
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
-from ds_distill.config.unknown_keys import OTHER_NAMES, say_unknown
+from ds_distill.config.unknown_keys import OTHER_NAMES, unknown_key_message
 from ds_distill.recipe import Training
 from ds_distill.run_folder import find_model
 from tests import patience
@@ -47,7 +47,7 @@ def test_device_cpu_hides_the_gpus_before_torch_is_loaded(monkeypatch):
 def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text("training:\nlosses:\n  kl: 3\n")
     seen = {}
-    monkeypatch.setattr(cli.COMMANDS["distill"], "run", lambda options: seen.update(recipe=recipe_of(options)) or {})
+    monkeypatch.setattr(cli.COMMANDS["distill"], "run", lambda options: seen.update(recipe=build_recipe(options)) or {})
     monkeypatch.setattr(cli.COMMANDS["distill"], "check", lambda options: None)
     monkeypatch.setattr(cli.COMMANDS["distill"], "check_paths", lambda options: None)
     monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
@@ -60,11 +60,11 @@ def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch)
     [
         (["--training.seed", "-1"], "training.seed = -1: must be between 0"),
         (["--data.weights", "[.nan, 1]"], "data.weights[0] = nan: must be between 0"),
-        (["--training.deepspeed", "commas.json"], "training.deepspeed = commas.json: not JSON"),
-        (["--training.deepspeed", "list.json"], "training.deepspeed = list.json: must be an object"),
+        (["--training.deepspeed", "commas.json"], "training.deepspeed = commas.json: not valid JSON"),
+        (["--training.deepspeed", "list.json"], "training.deepspeed = list.json: must be a JSON object"),
         (
             ["--training.deepspeed", "null.json"],
-            "training.deepspeed = null.json: must be an object, and so zero_optimization",
+            "training.deepspeed = null.json: must be a JSON object, and so must zero_optimization",
         ),
         (
             ["--training.deepspeed", "auto.json"],
@@ -109,7 +109,7 @@ def test_ctrl_c_is_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(cli.COMMANDS["finetune"], "check_paths", lambda options: None)
     assert cli.main(["finetune", "--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith(
-        "ds-distill: interrupted; what is done is kept, and the same command goes on from there\n"
+        "ds-distill: interrupted; finished work is kept, and the same command resumes from there\n"
     )
 
 
@@ -150,23 +150,23 @@ def test_help_by_other_words(capsys, asked, same):
     "words, said",
     [
         ("distil", "distil: no such command; did you mean distill?"),
-        ("--training.seed 3", "--training.seed: a command comes first"),
+        ("--training.seed 3", "--training.seed: the command must come first"),
         ("zzz", "zzz: no such command (the commands are run, "),
         ("run distill --teacher t", "distill: not expected after run"),
         ("distill help", "help: not expected here"),
-        ("distill --output my run", "run: not expected here; each value follows its option"),
-        ("distill --output --teacher t", "--output: a value belongs after it"),
+        ("distill --output my run", "run: not expected here; put each value after its option"),
+        ("distill --output --teacher t", "--output: needs a value after it"),
         ("report", "folders: missing"),
         ("distill -o x", "o: no such key; write --output"),
         ("distill --config none.yaml", "--config: File does not exist"),
-        ("distill --training 3", "training: 3: keys belong there"),
+        ("distill --training 3", "training: 3: expected a mapping"),
         (
             "finetune --first_seed 4294967295 --seeds 2 --task rte --model m --output o",
-            "--first_seed 4294967295: seeds lie between",
+            "--first_seed 4294967295: seeds must be between",
         ),
         (
             "export --model acme/small --format onnx",
-            "--model acme/small: no such folder here; for a model of the hub's cache give --output too",
+            "--model acme/small: no such folder here; for a model in the Hugging Face cache, give --output too",
         ),
     ],
 )
@@ -185,7 +185,7 @@ def test_a_mistake_in_the_first_words(capsys, monkeypatch, tmp_path, words, said
         ("distill", "max-tokens", "--training.max_tokens"),
         ("distill", "training.max-tokens", "--training.max_tokens"),
         ("distill", "seed", "--training.seed"),
-        ("finetune", "seed", "--first_seed, the first of as many as --seeds says"),
+        ("finetune", "seed", "--first_seed; --seeds sets the number of seeds"),
         ("distill", "batch_size", "--training.global_batch_size or --training.micro_batch_size"),
         ("finetune", "batch_size", "--finetune.batch_size"),
         ("distill", "epochs", "--training.epochs"),
@@ -219,9 +219,9 @@ def test_every_key_is_named_where_only_its_last_part_is_written():
         keys = known_keys(sub)
         for key in keys:
             if (leaf := key.split(".")[-1]) not in keys:
-                assert f"write --{key}" in say_unknown(f"--{leaf}", keys) or f"or --{key}" in say_unknown(
+                assert f"write --{key}" in unknown_key_message(
                     f"--{leaf}", keys
-                ), (command, key)
+                ) or f"or --{key}" in unknown_key_message(f"--{leaf}", keys), (command, key)
 
 
 def test_what_others_call_it_leads_to_keys_that_there_are():
@@ -259,7 +259,7 @@ def options_of(*words):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ("--corpus a b --heldout h --corpus c", "--corpus: given twice; the last one counts alone."),
+        ("--corpus a b --heldout h --corpus c", "--corpus: given twice; only the last one is used."),
         ("--corpus=a --input c", "--input: given twice, also as --corpus;"),
         ("--heldout=h --heldout i j --corpus c", "--heldout: given twice;"),
     ],
@@ -279,8 +279,8 @@ def test_a_list_on_the_command_line_is_instead_of_the_files(tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("training.seed: 1\ntraining: {seed: 2}\n", "training.seed: stands there twice"),
-        ("corpus: a\ninput: b\n", "input: stands there twice, also as corpus"),
+        ("training.seed: 1\ntraining: {seed: 2}\n", "training.seed: is given twice"),
+        ("corpus: a\ninput: b\n", "input: is given twice, also as corpus"),
     ],
 )
 def test_two_spellings_of_one_key_are_refused(tmp_path, capsys, text, words):
@@ -330,13 +330,13 @@ def test_a_full_disk_is_one_sentence_whatever_says_it(monkeypatch, capsys, tmp_p
 
     monkeypatch.setattr(cli.COMMANDS["report"], "run", full)
     said = said_by(capsys, "report", str(tmp_path), "--output", str(tmp_path / "o"))
-    assert said.startswith(f"{tmp_path / 'o'}: ") and "the disk is full; make room there" in said
+    assert said.startswith(f"{tmp_path / 'o'}: ") and "the disk is full; free some space" in said
 
 
 def test_what_cannot_be_written_any_more_ends_nothing(tmp_path):
     """Standard output or error is a pipe without a reader, or a full disk."""
     program = (
-        "import sys; from ds_distill.cli.terminal import outlive_broken_streams; outlive_broken_streams(); "
+        "import sys; from ds_distill.cli.terminal import tolerate_broken_streams; tolerate_broken_streams(); "
         "[print('x' * 9999, file=stream, flush=True) for stream in (sys.stdout, sys.stderr) for _ in range(9)]; "
         "open(sys.argv[1], 'w').close()"
     )

@@ -36,7 +36,7 @@ for command, parser in build_parser()._subcommands_action._name_parser_map.items
         if "UserPath" not in repr(getattr(action, "_typehint", "")) \
 and "path" not in str(getattr(action, "_typehint", "")):
             continue
-        if "not read here" in (action.help or ""):
+        if "not read by this command" in (action.help or ""):
             continue
         option = action.option_strings[0] if action.option_strings else ""
         given = {"--output": OUT} | NEEDED[command]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ds_distill.cli.parser import build_parser
-from ds_distill.config.renamed import RENAMED, name_of_today, read_identity
+from ds_distill.config.renamed import RENAMED, current_name, read_identity
 from ds_distill.data.dataset import read_manifest
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import check_run_identity
@@ -25,7 +25,7 @@ def test_an_earlier_key_is_refused_by_the_name_of_today(key, in_a_file, tmp_path
     with pytest.raises(UserError) as error:
         build_parser().parse_args([command_of(key), *words])
     dashes = "" if in_a_file else "--"
-    assert f"{key}: no such key; write {dashes}{name_of_today(key)} " in str(error.value)
+    assert f"{key}: no such key; write {dashes}{current_name(key)} " in str(error.value)
 
 
 def test_the_name_of_today_is_a_key():
@@ -33,9 +33,9 @@ def test_the_name_of_today_is_a_key():
         command: build_parser().parse_args([command])[command].as_flat() for command in ("distill", "finetune", "study")
     }
     for key in RENAMED:
-        assert hasattr(options[command_of(key)], name_of_today(key)), key
+        assert hasattr(options[command_of(key)], current_name(key)), key
         assert not hasattr(options[command_of(key)], key), key
-    assert name_of_today("training.seed") is None and name_of_today("tuning.epochs") == "finetune.epochs"
+    assert current_name("training.seed") is None and current_name("tuning.epochs") == "finetune.epochs"
 
 
 def test_a_run_of_an_earlier_version_is_the_same_run(tmp_path):

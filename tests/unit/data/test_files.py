@@ -112,7 +112,7 @@ def test_a_pointer_among_the_files_is_named(corpus, name):
     ):
         with pytest.raises(
             UserError,
-            match=rf"{name}: a Git LFS pointer of 134 bytes, not the 734,003,200 bytes .*; "
+            match=rf"{name}: a Git LFS pointer of 134 bytes instead of the file of 734,003,200 bytes; "
             rf"run `git lfs pull` in {corpus}",
         ):
             split_inputs([given])
@@ -364,7 +364,8 @@ def test_sequences_in_which_nothing_can_be_masked(tokenizer, tmp_path, capsys):
     recipe.data.sequence_length, recipe.data.mlm_probability = 16, 0.02
     with pytest.raises(
         UserError,
-        match=r"= 0\.02: of the 14 tokens of a sequence \(data\.sequence_length = 16\) it masks none; 0\.036 masks one",
+        match=r"= 0\.02: too small to mask any of the 14 tokens of a sequence \(data\.sequence_length = 16\); "
+        r"use 0\.036 or more, which masks one",
     ):
         recipe.check()
     recipe.data.mlm_probability = 0.036

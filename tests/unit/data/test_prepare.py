@@ -191,7 +191,7 @@ def test_two_calls_on_one_folder(tokenizer, tmp_path):
     building.mkdir()
     with (building / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is at it"):
+        with pytest.raises(UserError, match="in use by another process; wait"):
             run(tokenizer, tmp_path / "d", some_documents(9))
 
 

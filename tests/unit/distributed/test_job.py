@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from ds_distill.cli import main
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.distributed import job
-from ds_distill.distributed.process_group import _wait_said
+from ds_distill.distributed.process_group import _report_long_wait
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 from tests.start import ds_distill
 
-NAMES = (*job.RANK, *job.MPI, *job.LAUNCHED, "SLURM_PROCID", "SLURM_NTASKS")
+NAMES = (*job.RANK_VARIABLES, *job.MPI_VARIABLES, *job.LAUNCHER_VARIABLES, "SLURM_PROCID", "SLURM_NTASKS")
 VALUES = st.sampled_from(["", "0", "1", "2", "7", "-1", "eight", "²", "tcp://10.0.0.1:29500", "10.0.0.1"])
 
 
@@ -42,23 +42,23 @@ def test_any_environment_is_understood_or_named(capsys, command, variables):
     put(variables)
     capsys.readouterr()
     try:
-        works = job.settle(command)
+        works = job.normalize_environment(command)
     except UserError as error:
-        assert command in job.SHARED and is_first(), "a mistake is said by the process that finds it"
-        assert any(name in str(error) for name in job.RANK) and "\n" not in str(error)
+        assert command in job.MULTI_RANK_COMMANDS and is_first(), "a mistake is said by the process that finds it"
+        assert any(name in str(error) for name in job.RANK_VARIABLES) and "\n" not in str(error)
         return
     said, rank, world = capsys.readouterr().err, variables.get("RANK", ""), variables.get("WORLD_SIZE", "")
-    if command not in job.SHARED:
-        assert not set(os.environ) & {*job.RANK, *job.MPI}
-        assert works or any(name in variables for name in job.LAUNCHED), (
+    if command not in job.MULTI_RANK_COMMANDS:
+        assert not set(os.environ) & {*job.RANK_VARIABLES, *job.MPI_VARIABLES}
+        assert works or any(name in variables for name in job.LAUNCHER_VARIABLES), (
             "only what a launcher started may leave the work to the first rank"
         )
         assert not works or bool(said) == (rank not in ("", "0") or world not in ("", "1"))
     else:
-        assert works and 0 <= int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) == job.ranks()
+        assert works and 0 <= int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) == job.world_size()
         assert os.environ["MASTER_ADDR"] and int(os.environ["LOCAL_RANK"]) >= 0
-        assert job.ranks() == 1 or os.environ["MASTER_PORT"].isdecimal()
-        assert job.ranks() > 1 or os.environ["MASTER_ADDR"] == "127.0.0.1", "not the address of another job"
+        assert job.world_size() == 1 or os.environ["MASTER_PORT"].isdecimal()
+        assert job.world_size() > 1 or os.environ["MASTER_ADDR"] == "127.0.0.1", "not the address of another job"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_any_environment_is_understood_or_named(capsys, command, variables):
             {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
             "RANK = 2 in the environment: WORLD_SIZE = 2 has ranks 0 to 1",
         ),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two in the environment: a number is expected"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = two in the environment: must be a whole number"),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "tcp://10.0.0.1:80"},
             "MASTER_PORT = tcp://10.0.0.1:80 in the environment",
@@ -96,15 +96,15 @@ def test_a_lone_process_of_a_pod_is_itself_without_a_word(capsys):
             "MASTER_PORT": "tcp://10.0.0.1:80",
         }
     )
-    assert job.settle("finetune") and job.settle("distill")
+    assert job.normalize_environment("finetune") and job.normalize_environment("distill")
     assert capsys.readouterr().err == "" and os.environ["MASTER_ADDR"] == "127.0.0.1"
 
 
 def test_only_the_first_of_launched_ranks_does_the_work_of_one(capsys):
     for rank, works in (("0", True), ("3", False)):
         put({"RANK": rank, "WORLD_SIZE": "4", "LOCAL_RANK": rank, "CROSS_RANK": "0", "MASTER_ADDR": "127.0.0.1"})
-        assert job.settle("export") is works
-        assert ("not read" in capsys.readouterr().err) is works
+        assert job.normalize_environment("export") is works
+        assert ("ignored" in capsys.readouterr().err) is works
 
 
 @pytest.mark.parametrize(
@@ -138,18 +138,18 @@ def test_the_work_of_one_process_is_done_and_its_result_printed(tmp_path, variab
         json.loads(done.stdout.splitlines()[-1])["documents"]["train"] > 0
         and (tmp_path / "tokens" / "summary.json").is_file()
     )
-    assert "RANK = 1" in done.stderr and "prepare is the work of one process" in done.stderr
+    assert "RANK = 1" in done.stderr and "prepare runs in a single process" in done.stderr
 
 
 def test_a_wait_for_other_ranks_is_said(capsys):
     put({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
-    with _wait_said(0.0):
+    with _report_long_wait(0.0):
         deadline = time.monotonic() + 60
         said = ""
         while not said and time.monotonic() < deadline:
             said = capsys.readouterr().err
-    assert said.startswith("rank 0 of 2 waits for the others at 10.0.0.1:29500")
-    with _wait_said(3600):
+    assert said.startswith("rank 0 of 2 is waiting for the other ranks at 10.0.0.1:29500")
+    with _report_long_wait(3600):
         pass
     assert capsys.readouterr().err == ""
 
@@ -158,20 +158,20 @@ def test_a_wait_for_other_ranks_is_said(capsys):
 def test_an_accelerator_that_deepspeed_does_not_know_is_named(monkeypatch, command):
     monkeypatch.setenv("DS_ACCELERATOR", "foo")
     with pytest.raises(UserError, match="DS_ACCELERATOR = foo in the environment: must be one of cuda, cpu"):
-        job.settle(command)
+        job.normalize_environment(command)
 
 
 def test_variables_of_mpirun_and_accelerate_reach_no_library(monkeypatch, capsys):
     put({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"})
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert job.settle("distill") and not set(os.environ) & set(job.MPI)
+    assert job.normalize_environment("distill") and not set(os.environ) & set(job.MPI_VARIABLES)
     assert (
-        "OMPI_COMM_WORLD_RANK = 1 and OMPI_COMM_WORLD_SIZE = 2 in the environment: not read" in capsys.readouterr().err
+        "OMPI_COMM_WORLD_RANK = 1 and OMPI_COMM_WORLD_SIZE = 2 in the environment: ignored" in capsys.readouterr().err
     )
-    assert job.settle("finetune") and "ACCELERATE_USE_DEEPSPEED" not in os.environ
+    assert job.normalize_environment("finetune") and "ACCELERATE_USE_DEEPSPEED" not in os.environ
 
 
 def test_a_port_that_is_none_is_named():
     put({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"})
-    with pytest.raises(UserError, match="MASTER_PORT = 99999 in the environment: a port lies between 1 and 65535"):
-        job.settle("distill")
+    with pytest.raises(UserError, match="MASTER_PORT = 99999 in the environment: must be between 1 and 65535"):
+        job.normalize_environment("distill")

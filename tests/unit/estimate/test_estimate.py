@@ -9,7 +9,7 @@ import torch
 
 from ds_distill.estimate.estimate import plan
 from ds_distill.estimate.flops import flops_per_token
-from ds_distill.estimate.memory import activation_bytes, memory
+from ds_distill.estimate.memory import activation_bytes, estimate_memory
 from ds_distill.kernels.fused_linear import LIVE_BYTES, live_bytes
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.student import build_student
@@ -55,7 +55,7 @@ def test_memory_by_stage_is_the_papers_arithmetic():
     count = student.num_parameters()
 
     def of(stage, ranks, dtype):
-        return memory(
+        return estimate_memory(
             student,
             20,
             Training(micro_batch_size=4),

@@ -305,7 +305,7 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
 
 
 def test_exports_into_one_folder_do_not_mix(student, tmp_path):
-    with _export_lock(student), pytest.raises(UserError, match="another export is at it"):
+    with _export_lock(student), pytest.raises(UserError, match="in use by another export; wait"):
         export_formats(str(student), ["torch-export"], student, text=[])
     export_formats(str(student), ["torch-export"], tmp_path, text=[])
     with pytest.raises(

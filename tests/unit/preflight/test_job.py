@@ -172,9 +172,9 @@ SETTINGS = {  # for a run: the arguments, the content of d.json, and the message
         "optimizer offload",
     ),
     "heldout": (["--heldout", "nowhere.txt"], {}, "nowhere.txt: no such file"),
-    "empty heldout": (["--heldout", "/dev/null"], {}, "--heldout /dev/null: holds no text"),
+    "empty heldout": (["--heldout", "/dev/null"], {}, "--heldout /dev/null: contains no text"),
     "corpus": (["--corpus", "nowhere.txt"], {}, "nowhere.txt: no such file"),
-    "weights of sources": (["--data.weights", "[1, 2]"], {}, "data.weights = [1.0, 2.0]: one number"),
+    "weights of sources": (["--data.weights", "[1, 2]"], {}, "data.weights = [1.0, 2.0]: must be one number"),
     "own part": (["--data.heldout_fraction", "0"], {}, "data.heldout_fraction = 0"),
 }
 
@@ -247,7 +247,7 @@ def test_models_of_two_tokenizers_are_told_apart_before_a_corpus_is_prepared(sou
     train_wordpiece(TEXT[:1] + [text.replace("model", "theory") for text in TEXT], 200, world / "teacher")
     refused(
         capsys,
-        "its tokenizer is not that of",
+        "its tokenizer differs from that of",
         "evaluate",
         "--model",
         sound / "teacher",
@@ -256,7 +256,7 @@ def test_models_of_two_tokenizers_are_told_apart_before_a_corpus_is_prepared(sou
     )
     refused(
         capsys,
-        "its tokenizer is not that of",
+        "its tokenizer differs from that of",
         "pretrain",
         "--from",
         world / "teacher",
@@ -303,9 +303,7 @@ def test_prepare_says_what_distill_will_not_take(world, capsys):
         assert main([str(word) for word in command]) == 0
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: teacher")]
         assert (
-            len(said) == 1
-            and (words or "no config.json") in said[0]
-            and "distill will not take this teacher" in said[0]
+            len(said) == 1 and (words or "no config.json") in said[0] and "distill will refuse this teacher" in said[0]
         )
 
 

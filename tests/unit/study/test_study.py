@@ -224,12 +224,12 @@ finetune: {learning_rate: 1e-4, batch_size: 1e1, rte: {seeds: 3, precision: bf16
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("- a", "holds a list; keys belong there"),
-        ("", "holds nothing"),
-        ("data: {seed: 1, seed: 2}", "the key seed stands here for the second time"),
+        ("- a", "contains a list; it must contain keys"),
+        ("", "contains nothing"),
+        ("data: {seed: 1, seed: 2}", "the key seed is given twice"),
     ]
     + [
-        ("data: 3", "prepare the text: no|data: 3: keys belong there"),
+        ("data: 3", "prepare the text: no|data: 3: expected a mapping"),
         ("größe: 1".encode("latin-1"), "base: .*: not UTF-8 text"),
     ],
 )

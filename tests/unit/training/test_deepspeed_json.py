@@ -322,11 +322,11 @@ def test_what_a_json_decides_in_the_recipes_place_is_named(tmp_path, said, words
     [
         (
             '{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}',
-            "the key zero_optimization stands twice",
+            "the key zero_optimization is given twice",
         ),
-        ('{"zero_optimization": {"stage": 1, "stage": 2}}', "the key stage stands twice"),
-        ("[" * 100_000, "not JSON"),
-        ("{'a': 1}", "not JSON"),
+        ('{"zero_optimization": {"stage": 1, "stage": 2}}', "the key stage is given twice"),
+        ("[" * 100_000, "not valid JSON"),
+        ("{'a': 1}", "not valid JSON"),
     ],
 )
 def test_a_text_that_is_not_one_meaning(tmp_path, text, words):
@@ -368,12 +368,12 @@ def test_an_offload_that_is_left_open_is_none(tmp_path):
         (
             {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
             {},
-            "d.json: zero_optimization.zero_quantized_weights: DeepSpeed does not start",
+            "d.json: zero_optimization.zero_quantized_weights: DeepSpeed fails to start",
         ),
         (
             {"data_types": {"grad_accum_dtype": "foo"}},
             {},
-            "d.json: data_types: DeepSpeed does not start with it .*'foo'",
+            "d.json: data_types: DeepSpeed fails to start with it .*'foo'",
         ),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
