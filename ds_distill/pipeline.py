@@ -239,20 +239,20 @@ def distill(
 
 def _check_micro_batch(recipe: Recipe) -> None:
     if recipe.training.micro_batch_size == "auto":
-        raise UserError("training.micro_batch_size = auto: for distill only; give a number")
+        raise UserError("training.micro_batch_size = auto: works with distill only; give a number")
 
 
 def _with_resolved_micro_batch(recipe: Recipe, teacher: ModelFolder | None, ranks: int) -> Recipe:
     """Collective: return the recipe with the micro-batch that these ranks run."""
-    recipe, asked = copy.deepcopy(recipe), recipe.training.micro_batch_size
+    recipe, requested = copy.deepcopy(recipe), recipe.training.micro_batch_size
     t = recipe.training
     # only distill, which has a teacher, gets here with "auto"
     t.micro_batch_size = (
-        choose_micro_batch(recipe, cast(ModelFolder, teacher)) if asked == "auto" else t.resolve_micro_batch(ranks)
+        choose_micro_batch(recipe, cast(ModelFolder, teacher)) if requested == "auto" else t.resolve_micro_batch(ranks)
     )
-    if asked not in ("auto", t.micro_batch_size):
+    if requested not in ("auto", t.micro_batch_size):
         line = (
-            f"micro-batch: {t.micro_batch_size} sequences, not {asked}: a rank's share of the global batch is "
+            f"micro-batch: {t.micro_batch_size} sequences, not {requested}: a rank's share of the global batch is "
             f"{t.sequences_per_rank(ranks)}"
         )
         log_once(line, line)  # once for all runs of a job
@@ -340,14 +340,14 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
         UserError: The run has no checkpoint, or none of this step.
     """
     folder = RunFolder(run)
-    found = checkpoint.list_checkpoints(folder.checkpoints)
-    if not found or not folder.has_model():
-        raise UserError(f"--run {run}: no run with a checkpoint; give the --output folder of distill or pretrain")
-    step = max(found) if step is None else step
-    if step not in found:
-        raise UserError(f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, sorted(found)))}")
+    checkpoints = checkpoint.list_checkpoints(folder.checkpoints)
+    if not checkpoints or not folder.has_model():
+        raise UserError(f"--run {run}: no run with a checkpoint there; give the --output folder of distill or pretrain")
+    step = max(checkpoints) if step is None else step
+    if step not in checkpoints:
+        raise UserError(f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, sorted(checkpoints)))}")
     model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder.model))
-    weights = load_checkpoint_weights(found[step], model)
+    weights = load_checkpoint_weights(checkpoints[step], model)
     identity = json.loads(folder.identity.read_text(encoding="utf-8"))
     summary = {"step": step, "parameters": count_parameters(model), "export": str(output)}
     card = model_card(

@@ -112,10 +112,10 @@ def locked_run_folder(
 
     start_distributed()
     ranks = all_gather_object(identity)
-    for rank, its in enumerate(ranks):
-        if changed := _changed(ranks[0], its):
+    for rank, rank_identity in enumerate(ranks):
+        if changed := _changed(ranks[0], rank_identity):
             raise UserError(
-                f"rank {rank} was given another run than the first ({changed}): "
+                f"rank {rank} was started with another run than rank 0 ({changed}); "
                 "every host needs the same recipe, teacher and code"
             )
     with contextlib.ExitStack() as lock:
@@ -174,7 +174,7 @@ def _check_same(output: Path, before: dict, identity: dict, resume: str, remedy:
     if changed := _changed(before, identity):
         raise UserError(f"{output} holds another run ({changed}): {remedy}")
     if resume == "never":
-        raise UserError(f"{output} holds this run already: training.resume = auto goes on with it")
+        raise UserError(f"{output} holds this run already; training.resume = auto resumes it")
 
 
 def _changed(before: dict, now: dict) -> str:
@@ -194,7 +194,7 @@ def check_shared(file: Path) -> None:
     blind = sorted({host for host in all_gather_object(None if file.is_file() else socket.gethostname()) if host})
     if blind:
         raise UserError(
-            f"{file.parent}: not seen on {', '.join(blind)}; --output must lie on a file system that all hosts share"
+            f"{file.parent}: not visible on {', '.join(blind)}; --output must be on a file system that all hosts share"
         )
 
 
@@ -208,8 +208,8 @@ def find_model(folder: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     try:
-        made = Path(json.loads(RunFolder(folder).summary.read_text(encoding="utf-8"))["export"])
+        export = Path(json.loads(RunFolder(folder).summary.read_text(encoding="utf-8"))["export"])
     except (OSError, ValueError, KeyError, TypeError):
         return folder
-    ends = (folder.joinpath(*made.parts[start:]) for start in range(len(made.parts)))
+    ends = (folder.joinpath(*export.parts[start:]) for start in range(len(export.parts)))
     return next((end for end in ends if (end / "config.json").is_file()), folder)

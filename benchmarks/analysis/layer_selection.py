@@ -27,7 +27,7 @@ from ds_distill.finetune.data import encode_sets, load_data
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.trainer import score_model
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.reporting.tables import table
 from ds_distill.tasks.catalog import get_task
@@ -41,7 +41,7 @@ class PrunedModel:
     """A model with some of its layers, whose score `measure` returns; each choice is measured once."""
 
     def __init__(self, model: PreTrainedModel, measure: Callable[[str], float | None]):
-        owner, _, self.name = family_of(model).layers.rpartition(".")
+        owner, _, self.name = get_family(model).layers.rpartition(".")
         self.owner, self.measure, self.scores = model.get_submodule(owner), measure, dict[Choice, float | None]()
         self.layers = list(getattr(self.owner, self.name))
 
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         load_for_task(args.model, task, "model", tuned=True).eval(),
         load_tokenizer(resolve_model_folder(args.model, "--model")),
     )
-    depth = family_of(model).dims(model.config).depth
+    depth = get_family(model).dims(model.config).depth
     count = depth // 2 if args.keep is None else args.keep
     if not 1 <= count < depth:
         raise UserError(f"--keep {count}: the model has {depth} layers; give a number from 1 to {depth - 1}")
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     data = load_data(task, args.data)
     data.train = data.train[:1]  # nothing is trained
     data.dev = {split: part[: args.examples] for split, part in data.dev.items()}
-    sets = encode_sets(data, tokenizer, FinetuneConfig(), family_of(model).positions(model.config))
+    sets = encode_sets(data, tokenizer, FinetuneConfig(), get_family(model).positions(model.config))
     collator, first = Collator(tokenizer), task.metrics[0]
     pruned = PrunedModel(model, lambda what: score_model(task, model, sets, collator, 32, what)[first])
     every = tuple(range(depth))

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from ds_distill.estimate.flops import linear_shapes
 from ds_distill.kernels.fused_linear import columns
-from ds_distill.models.families import family_of_type
+from ds_distill.models.families import get_family_by_type
 
 
 def products(
@@ -34,7 +34,7 @@ def products(
         A list of pairs. Each product takes a function that makes a tensor of a given shape, and
         returns the function that multiplies.
     """
-    dims = family_of_type(config.model_type).dims(config)
+    dims = get_family_by_type(config.model_type).dims(config)
     tokens, size = sequences * length, dims.width // dims.heads
     found: list[tuple[Callable, int]] = []
     encoder, head = linear_shapes(config)

@@ -17,7 +17,7 @@ PURPOSE = (
     "convert a run's checkpoint to a Hugging Face folder, or either to ONNX, int8, OpenVINO or torch.export, compared "
     "with PyTorch"
 )
-NO_RUN = "the folder holds no run with a checkpoint; give the --output folder of distill or pretrain"
+NO_RUN = "the folder holds no run with a checkpoint there; give the --output folder of distill or pretrain"
 
 
 def add_arguments(parser) -> None:

@@ -150,7 +150,7 @@ def _study() -> str:
     rows = []
     for option in (options[key.name] for key in fields(Study)):
         text = described.get(option.dest) or option.help
-        rows.append([f"`{option.dest}`", _type_of(option), shown(option.default), _cell(text)])
+        rows.append([f"`{option.dest}`", _describe_type(option), shown(option.default), _cell(text)])
     return _table(["key", "type", "default", "description"], rows)
 
 
@@ -168,11 +168,11 @@ def _options(actions: Iterable[argparse.Action], without: Sequence[str] | dict =
         names = ", ".join(f"`{name}`" for name in action.option_strings if not name.endswith("+"))
         default = NONE if action.nargs == 0 else shown(action.default)
         text = _cell(COMMON.get(action.dest) or action.help)
-        rows.append([names or f"`{action.dest.upper()}`", _type_of(action), default, text])
+        rows.append([names or f"`{action.dest.upper()}`", _describe_type(action), default, text])
     return _table(["option", "type", "default", "description"], rows)
 
 
-def _type_of(action: Any) -> str:
+def _describe_type(action: Any) -> str:
     """Return the type of an option in words."""
     if not isinstance(action, Value):
         return "path" if action.dest == "config" else "flag"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig
 
-from ds_distill.models.families import family_of, family_of_type
+from ds_distill.models.families import get_family, get_family_by_type
 
 
 def flops_per_token(
@@ -38,7 +38,7 @@ def forward_flops_per_token(config: PretrainedConfig, length: int, projected: fl
         projected: The share of positions that the head runs on.
     """
     encoder, head = linear_shapes(config)
-    dims = family_of_type(config.model_type).dims(config)
+    dims = get_family_by_type(config.model_type).dims(config)
     scores_and_values = 2 * dims.depth * length * dims.width
     return 2.0 * (_products(encoder) + scores_and_values + projected * _products(head))
 
@@ -51,7 +51,7 @@ def linear_shapes(config: PretrainedConfig) -> tuple[Counter[tuple[int, int]], C
     head: Counter[tuple[int, int]] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            part = encoder if name.startswith(f"{family_of(model).encoder}.") else head
+            part = encoder if name.startswith(f"{get_family(model).encoder}.") else head
             part[module.in_features, module.out_features] += 1
     return encoder, head
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ds_distill.kernels.fused_linear import columns, live_bytes
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 from ds_distill.recipe import Training
 
 GIB = 2**30
@@ -89,7 +89,7 @@ def estimate_memory(
     bucket_size = training.deepspeed_json().get("zero_optimization", {}).get("reduce_bucket_size", "auto")
     bucket = 500_000_000 if bucket_size == "auto" else int(bucket_size)  # DeepSpeed's own default
     config = student.config
-    rows, width = cast(int, training.micro_batch_size) * length, family_of(student).dims(config).width
+    rows, width = cast(int, training.micro_batch_size) * length, get_family(student).dims(config).width
     # A compiled loss spares a CPU the temporaries, but the estimate does not rely on that.
     passes = "torch" if device == "cpu" or training.compile == "off" else "triton"
     loss = live_bytes(rows, config.vocab_size, size, device, passes) + 4 * rows * width + 4 * config.vocab_size * width
@@ -122,7 +122,7 @@ def activation_bytes_fit(
 
     They are counted on one and on two sequences. Weights, mode and random state stay as they are.
     """
-    family, counted = family_of(student), []
+    family, counted = get_family(student), []
     for batch in (1, 2):
         saved: dict[int, int] = {}
         parameter_storages = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}

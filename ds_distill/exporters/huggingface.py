@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 from ds_distill.models.saving import save_model_folder
 from ds_distill.reporting.model_card import MADE_WITH
 from ds_distill.utils.console import log
@@ -52,7 +52,7 @@ def export(
     save_model_folder(model, tokenizer, partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
     reloaded = AutoModelForMaskedLM.from_pretrained(partial, use_safetensors=True).eval()
-    length = min(32, family_of(model).positions(model.config))
+    length = min(32, get_family(model).positions(model.config))
     ids = torch.arange(2 * length).remainder(model.config.vocab_size).view(2, length)
     with torch.no_grad():
         difference = (reloaded(ids).logits - model(ids).logits).abs().max().item()

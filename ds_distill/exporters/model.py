@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ds_distill.models.families import family_of_type, inputs_of
-from ds_distill.models.folder import find_model_folder, listed
+from ds_distill.models.families import get_family_by_type, get_input_names
+from ds_distill.models.folder import find_model_folder, join_names
 from ds_distill.models.loading import load_model
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.utils.errors import UserError
@@ -61,12 +61,12 @@ class Source:
     @cached_property
     def positions(self) -> int:
         """The number of tokens that a sequence may have."""
-        return family_of_type(self.model.config.model_type).positions(self.model.config)
+        return get_family_by_type(self.model.config.model_type).positions(self.model.config)
 
     @property
     def widths(self) -> tuple[int, int]:
         """The hidden size and the feed-forward size."""
-        dims = family_of_type(self.model.config.model_type).dims(self.model.config)
+        dims = get_family_by_type(self.model.config.model_type).dims(self.model.config)
         return dims.width, dims.feed_forward
 
     @cached_property
@@ -76,7 +76,7 @@ class Source:
         They are those that the tokenizer returns and the model takes, and in any case a mask, for
         batches.
         """
-        return inputs_of(
+        return get_input_names(
             self.model, {"input_ids", "attention_mask", *(self.tokenizer.model_input_names if self.tokenizer else ())}
         )
 
@@ -113,7 +113,7 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     model, missing = load_model(HEADS[head][1], folder, **options)
     if missing and not for_speed:
         raise UserError(
-            f"--model {path}: the weights lack {listed(missing)} of a {head} model; give a complete checkpoint"
+            f"--model {path}: the weights lack {join_names(missing)} of a {head} model; give a complete checkpoint"
         )
     tokenizer = None if for_speed and not folder.has_tokenizer else folder.tokenizer
     if tokenizer:
@@ -126,7 +126,7 @@ def without_pooler(head: str, model_type: str) -> dict[str, bool]:
 
     Masked-LM models lack a pooler's weights, and some families never have one.
     """
-    return {"add_pooling_layer": False} if head == "encoder" and family_of_type(model_type).has_pooler else {}
+    return {"add_pooling_layer": False} if head == "encoder" and get_family_by_type(model_type).has_pooler else {}
 
 
 def read_json(file: Path) -> object:

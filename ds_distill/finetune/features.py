@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ds_distill.models.families import INPUTS, inputs_of
+from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.examples import Examples
 from ds_distill.utils.console import progress
@@ -134,7 +134,7 @@ def predict(
 
     Rows of similar length share a batch, so little is padding.
     """
-    was_training, device, input_names = model.training, next(model.parameters()).device, inputs_of(model, INPUTS)
+    was_training, device, input_names = model.training, next(model.parameters()).device, get_input_names(model, INPUTS)
     model.eval()
     lengths = features.lengths
     order, predictions = np.argsort(lengths, kind="stable"), [np.empty(0)] * len(lengths)

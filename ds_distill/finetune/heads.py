@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
-from ds_distill.models.families import family_of_type
-from ds_distill.models.folder import find_model_folder, listed
+from ds_distill.models.families import get_family_by_type
+from ds_distill.models.folder import find_model_folder, join_names
 from ds_distill.models.loading import load_model
 from ds_distill.tasks.catalog import Task, normalize_name
 from ds_distill.tasks.labels import match_classes
@@ -51,7 +51,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     if trained_task and normalize_name(trained_task) != normalize_name(task.name):
         raise UserError(f"{given}: was fine-tuned on {trained_task}, not on {task.name}; {remedy}")
     if dropout >= 0:
-        family_of_type(config.model_type).set_dropout(config, dropout, heads=True)
+        get_family_by_type(config.model_type).set_dropout(config, dropout, heads=True)
     order = None
     if task.spans:
         config.num_labels = 2
@@ -84,7 +84,7 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
     # A pooler is part of BERT's head for sentences; masked-LM models come without one.
     missing = [key for key in lacking if has_head or (key.startswith(trunk) and ".pooler." not in key)]
     if missing:
-        raise UserError(f"{given}: the weights lack {listed(missing)}; give a complete checkpoint")
+        raise UserError(f"{given}: the weights lack {join_names(missing)}; give a complete checkpoint")
     if order:
         _reorder(model, order)
     return model

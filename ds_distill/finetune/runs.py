@@ -18,7 +18,7 @@ from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import format_not_read, log_not_read, log_scale_mismatch, not_read
 from ds_distill.finetune.trainer import SAVE_EVERY, FinetuneTrainer, _Bar, score_model
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.saving import save_model_folder
@@ -86,10 +86,10 @@ def finetune(
     torch.manual_seed(0)  # The new head's values are part of the run's identity.
     student = load_for_task(model, task, "model", tuned=False)
     check_vocabulary(tokenizer, student.config, f"--model {model}")
-    positions = family_of(student).positions(student.config)
+    positions = get_family(student).positions(student.config)
     if teacher and teacher_model:
         _check_same_tokenizer(teacher, teacher_model, student, tokenizer)
-        positions = min(positions, family_of(teacher_model).positions(teacher_model.config))
+        positions = min(positions, get_family(teacher_model).positions(teacher_model.config))
         widths = teacher_model.config.hidden_size, student.config.hidden_size
         if widths[0] != widths[1] and any(point.hidden_weight > 0 for point in points):
             raise UserError(

@@ -12,7 +12,7 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Sets
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.losses.soft_targets import hidden_cosine_loss, soft_target_loss
-from ds_distill.models.families import INPUTS, inputs_of
+from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured, scores
 from ds_distill.tasks.squad import Questions, Spans, postprocess_spans, squad_scores
@@ -32,7 +32,7 @@ class FinetuneTrainer(Trainer):
     def __init__(self, *args, settings: FinetuneConfig, task: Task, teacher: PreTrainedModel | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.settings, self.task, self.teacher = settings, task, teacher
-        self.input_names = inputs_of(cast(PreTrainedModel, self.model), INPUTS)
+        self.input_names = get_input_names(cast(PreTrainedModel, self.model), INPUTS)
         self.model_accepts_loss_kwargs = False  # The loss is a mean over the micro-batch.
 
     def _get_train_sampler(self, train_dataset=None):
@@ -59,7 +59,7 @@ class FinetuneTrainer(Trainer):
             if settings.hidden_weight > 0:
                 with torch.no_grad():
                     teacher_outputs = self.teacher(
-                        **{name: model_inputs[name] for name in inputs_of(self.teacher, INPUTS)},
+                        **{name: model_inputs[name] for name in get_input_names(self.teacher, INPUTS)},
                         output_hidden_states=True,
                     )
                 loss = loss + settings.hidden_weight * hidden_cosine_loss(

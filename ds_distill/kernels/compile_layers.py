@@ -7,7 +7,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from ds_distill.kernels.dropout import CounterDropout, counter_dropout
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 
 _NAME = "written_out"
 
@@ -19,7 +19,7 @@ def compile_layers(model: PreTrainedModel, device: torch.device) -> None:
     flash kernel has no dropout and a slow backward there, and dropout is `counter_dropout`. Outside
     compiled code (torch.compiler.set_stance("force_eager")) the model computes as before.
     """
-    blocks = family_of(model).get_layers(model)
+    blocks = get_family(model).get_layers(model)
     # to torch all blocks of teacher and student are one piece of code, and it falls back to eager
     # after eight variants
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ds_distill.kernels.row_losses import TEMPORARIES, passes_of
+from ds_distill.kernels.row_losses import TEMPORARIES, get_row_losses
 
 # Large chunks beat small ones at a 30 k vocabulary, because the GEMMs stay near their peak. A GPU
 # also reads and writes the weight's gradient once per chunk.
@@ -198,19 +198,22 @@ class _Logits:
         self, model: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, chunk: int
     ) -> None:
         same, vocabulary = hidden.dtype == weight.dtype, len(weight)
-        more = columns(vocabulary, hidden.device.type) - vocabulary
+        padding_columns = columns(vocabulary, hidden.device.type) - vocabulary
         self.bias = bias if bias is None or hidden.is_cuda else bias.to(wide)
-        if more:
-            weight = torch.nn.functional.pad(weight, (0, 0, 0, more))
+        if padding_columns:
+            weight = torch.nn.functional.pad(weight, (0, 0, 0, padding_columns))
             bias = (
                 weight.new_zeros(vocabulary, dtype=weight.dtype if hidden.is_cuda else wide)
                 if self.bias is None
                 else self.bias
             )
-            self.bias = torch.nn.functional.pad(bias, (0, more), value=PAD_LOGIT_BIAS.get(bias.dtype, -1e30))
+            self.bias = torch.nn.functional.pad(bias, (0, padding_columns), value=PAD_LOGIT_BIAS.get(bias.dtype, -1e30))
         self.hidden, self.weight = (hidden, weight) if same else (hidden.to(wide), weight.to(wide))
         self.options = {"out_dtype": wide} if hidden.is_cuda and same and hidden.dtype != wide else {}
-        shape, dtype = (min(chunk, len(hidden)), vocabulary + more), self.options.get("out_dtype", self.hidden.dtype)
+        shape, dtype = (
+            (min(chunk, len(hidden)), vocabulary + padding_columns),
+            self.options.get("out_dtype", self.hidden.dtype),
+        )
         self.buffer = (
             self.hidden.new_empty(shape, dtype=dtype) if hidden.is_cuda else _workspace_view(model, *shape, self.hidden)
         )
@@ -242,7 +245,7 @@ class _FusedVocabularyLoss(torch.autograd.Function):
         want,
     ):
         wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-        losses_of = passes_of(passes)
+        losses_of = get_row_losses(passes)
         kl_sum = torch.zeros((), dtype=wide, device=hidden.device)
         mlm_sum = torch.zeros_like(kl_sum)
         low = hidden.dtype
@@ -276,9 +279,9 @@ class _FusedVocabularyLoss(torch.autograd.Function):
             at = masked.squeeze(1).nonzero().squeeze(1) if z.device.type == "cpu" and t is not None else None
             z_at = None if at is None else z[at]
             for block in _blocks(z, whole):
-                mine = z[block]
+                block_logits = z[block]
                 kl, mlm = losses_of(
-                    mine,
+                    block_logits,
                     None if t is None else t[block],
                     student.bias,
                     t_bias,
@@ -288,15 +291,15 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                     *factors,
                     temperature,
                     # the same object where possible, because torch.compile copies aliases
-                    None if slopes is None else mine if slopes is z else slopes[block],
+                    None if slopes is None else block_logits if slopes is z else slopes[block],
                 )
                 kl_sum += 0.0 if kl is None else kl.sum()
                 mlm_sum += 0.0 if mlm is None else mlm.sum()
             for block in () if at is None else _blocks(z_at, whole):
-                mine = z_at[block]
-                yes = torch.ones(len(mine), 1, dtype=torch.bool)
+                block_logits = z_at[block]
+                yes = torch.ones(len(block_logits), 1, dtype=torch.bool)
                 _, mlm = losses_of(
-                    mine,
+                    block_logits,
                     None,
                     student.bias,
                     None,
@@ -305,12 +308,12 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                     yes,
                     *factors,
                     temperature,
-                    mine if want else None,
+                    block_logits if want else None,
                 )
                 mlm_sum += mlm.sum()
             if at is not None and want:
                 slopes.index_add_(0, at, z_at)
-            z_at = mine = None  # the products below need much memory
+            z_at = block_logits = None  # the products below need much memory
             if want:
                 hit = target + torch.arange(0, slopes.numel(), slopes.shape[1], device=target.device).unsqueeze(1)
                 slopes.put_(hit, (slopes.take(hit) - torch.where(masked, factors[1], 0.0)).to(low))
@@ -363,9 +366,9 @@ def _bias_gradient(total: Tensor | None, slopes: Tensor, wide: torch.dtype) -> T
     return _added(total, (slopes.t() @ slopes.new_ones(len(slopes), 1)).squeeze(1), wide)
 
 
-def _added(total: Tensor | None, more: Tensor, wide: torch.dtype) -> Tensor:
+def _added(total: Tensor | None, addend: Tensor, wide: torch.dtype) -> Tensor:
     """Return total + more, in `wide` as soon as there are two, and overwrite total."""
-    return more if total is None else total.to(wide).add_(more)
+    return addend if total is None else total.to(wide).add_(addend)
 
 
 def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

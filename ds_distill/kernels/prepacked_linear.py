@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, library, nn
 from transformers import PreTrainedModel
 
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 
 # (plain, packed) by the address of the plain weight. That weight is kept, so that no other can get
 # its address.
@@ -26,7 +26,7 @@ def prepack_linears(model: PreTrainedModel) -> None:
     """
     if not _can_pack():
         return
-    family = family_of(model)
+    family = get_family(model)
     for block in family.get_layers(model):
         for linear in block.modules():
             if type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
@@ -48,7 +48,7 @@ def _can_pack() -> bool:
 
 def prepacked_bytes(model: PreTrainedModel) -> int:
     """Return the bytes that the packed copies take in addition to a bf16 model."""
-    blocks = family_of(model).get_layers(model)
+    blocks = get_family(model).get_layers(model)
     return (
         sum(2 * module.weight.numel() for module in blocks.modules() if isinstance(module, nn.Linear))
         if _can_pack()
@@ -66,11 +66,11 @@ class _PackedLinear(nn.Linear):
 # This is an operation of its own because torch.compile does not know tensors in oneDNN's layout.
 @library.custom_op("ds_distill::packed_linear", mutates_args=())
 def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, after: str) -> Tensor:
-    found = _PACKED.get(weight.data_ptr())
-    if found is None:  # this is a copy of the model
+    packed = _PACKED.get(weight.data_ptr())
+    if packed is None:  # this is a copy of the model
         out = nn.functional.linear(x, weight, bias)
         return nn.functional.gelu(out) if after == "gelu" else out
-    return torch.ops.mkldnn._linear_pointwise(x, found[1], bias, after, [], "none")
+    return torch.ops.mkldnn._linear_pointwise(x, packed[1], bias, after, [], "none")
 
 
 @_packed_linear.register_fake

@@ -74,8 +74,8 @@ def row_losses(
         rows = t.sub_(z).add_((sum_q / sum_p).log_()).mul_(p).add_(q).sum(-1, keepdim=True)
         kl = torch.where(kl_mask, temperature**2 * rows, 0.0)
         if slope is not None:
-            mine = torch.where(kl_mask, q.mul_(kl_factor), 0.0)
-            total = mine if total is None else mine.add_(total)
+            kl_gradient = torch.where(kl_mask, q.mul_(kl_factor), 0.0)
+            total = kl_gradient if total is None else kl_gradient.add_(total)
     if slope is not None:
         slope.copy_(total)
     return kl, mlm
@@ -88,7 +88,7 @@ def _peak_removed(z: Tensor) -> Tensor:
 
 
 @functools.cache
-def passes_of(name: str) -> Callable:
+def get_row_losses(name: str) -> Callable:
     """Return a function like row_losses, by name.
 
     "torch" is row_losses on torch's operators. "compiled" is one kernel per block, which

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ds_distill.data.batch import TokenCounts
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection
 from ds_distill.losses.terms import make_matches
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import run_encoder
 from ds_distill.models.teacher import Targets
 from ds_distill.recipe import Losses
@@ -58,7 +58,7 @@ class Objective(nn.Module):
         self.losses = losses
         self.world_size = world_size
         self.passes = "torch"  # how the vocabulary loss passes over its logits, see fused_linear_distillation_loss
-        self.family = family_of(model)
+        self.family = get_family(model)
         parent, name = self.family.decoder_parent_and_name(model)
         setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
         self.matches = nn.ModuleDict(make_matches(losses, model.config, teacher, layer_map))

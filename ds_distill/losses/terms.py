@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from ds_distill.losses.matching import LOSSES
-from ds_distill.models.families import family_of_type
+from ds_distill.models.families import get_family_by_type
 from ds_distill.models.intermediates import LAST, Site
 from ds_distill.recipe import Losses, Match
 from ds_distill.utils.errors import UserError, did_you_mean
@@ -74,8 +74,8 @@ def make_matches(
     Raises:
         UserError: An entry of losses.match names an unknown loss or layers that do not exist.
     """
-    student_dims = family_of_type(student.model_type).dims(student)
-    teacher_dims = student_dims if teacher is None else family_of_type(teacher.model_type).dims(teacher)
+    student_dims = get_family_by_type(student.model_type).dims(student)
+    teacher_dims = student_dims if teacher is None else get_family_by_type(teacher.model_type).dims(teacher)
     entries = [Match("cosine", layers="last", weight=losses.cosine)] if losses.cosine else []
     matches: dict[str, MatchedLoss] = {}
     for index, match in enumerate([*entries, *losses.match], -len(entries)):
@@ -118,9 +118,9 @@ def resolve_pairs(
                 f"{key}.layers = mapped: the student starts from random weights, so no teacher layer is mapped to its "
                 "layers; give pairs such as [[0, 1], [1, 3]]"
             )
-    asked = enumerate(layer_map or ()) if isinstance(layers, str) else layers
+    requested = enumerate(layer_map or ()) if isinstance(layers, str) else layers
     pairs = []
-    for student, teacher in asked:
+    for student, teacher in requested:
         for who, layer, depth in (("student", student, student_depth), ("teacher", teacher, teacher_depth)):
             if not 0 <= int(layer) < depth:
                 raise UserError(

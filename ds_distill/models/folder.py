@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_distill.models.families import FAMILIES, family_of_type
+from ds_distill.models.families import FAMILIES, get_family_by_type
 from ds_distill.run_folder import find_model
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
@@ -102,7 +102,7 @@ def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
     if folder.is_dir() and _has_weights(found := find_model(folder)):
         return found
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{option} {path}: a file; give the folder that holds config.json and model.safetensors")
+        raise UserError(f"{option} {path}: is a file; give the folder with config.json and model.safetensors")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -144,17 +144,20 @@ def weight_files(folder: Path, given: str) -> list[Path]:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{given}: {index.name} cannot be read ({error}); save the model again") from None
         if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-            raise UserError(f"{given}: {index.name} names {strange[0]!r}, outside of the folder; save the model again")
+            raise UserError(
+                f"{given}: {index.name} names {strange[0]!r}, which is outside the folder; save the model again"
+            )
         if index.name == "model.safetensors.index.json" and not (folder / "model.safetensors").is_file():
             files = [folder / name for name in sorted(names)]
             if absent := [file.name for file in files if not file.is_file()]:
                 raise UserError(
-                    f"{given}: {index.name} names {listed(absent)}, which the folder lacks; copy the model again, whole"
+                    f"{given}: {index.name} names {join_names(absent)}, which is missing from the folder; "
+                    "copy the whole model again"
                 )
     if not files:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
-        found = f"only {', '.join(pickled)}, and pickled weights are not loaded" if pickled else "no weights"
-        raise UserError(f"{given}: {found}; save the model with save_pretrained, which writes model.safetensors")
+        problem = f"only {', '.join(pickled)}, and pickled weights are not loaded" if pickled else "no weights"
+        raise UserError(f"{given}: {problem}; save the model with save_pretrained, which writes model.safetensors")
     for file in files:
         check_not_lfs_pointer(file)
     return files
@@ -182,10 +185,10 @@ def read_config(folder: Path, given: str) -> dict:
         raise UserError(f"{given}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}")
     if config.get("quantization_config") is not None:
         raise UserError(
-            f"{given}: quantised weights (quantization_config in config.json); give the model in fp32 or 16 bit"
+            f"{given}: the weights are quantized (quantization_config in config.json); give the model in fp32 or 16 bit"
         )
     if config.get("is_decoder"):
-        raise UserError(f"{given}: is_decoder is true, a causal model; give a bidirectional encoder")
+        raise UserError(f"{given}: is_decoder is true, so this is a causal model; give a bidirectional encoder")
     # transformers 5 dropped relative positions and would load such a checkpoint as if they were
     # absolute
     if config.get("position_embedding_type", "absolute") != "absolute":
@@ -205,20 +208,20 @@ def load_config(folder: Path, given: str) -> PretrainedConfig:
 
     model_type = read_config(folder, given)["model_type"]
     try:
-        found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        family = family_of_type(model_type)
-        if not all(isinstance(number, int) for number in (family.positions(found), *family.dims(found)[:4])):
-            raise ValueError("its sizes are no whole numbers")
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        family = get_family_by_type(model_type)
+        if not all(isinstance(number, int) for number in (family.positions(config), *family.dims(config)[:4])):
+            raise ValueError("its sizes are not whole numbers")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise UserError(
             f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it"
         ) from error
-    found._attn_implementation = None  # it may name a kernel on the hub, and that would be remote code
-    found.return_dict = True
-    return found
+    config._attn_implementation = None  # it may name a kernel on the hub, and that would be remote code
+    config.return_dict = True
+    return config
 
 
-def listed(names: list[str], most: int = 8) -> str:
+def join_names(names: list[str], most: int = 8) -> str:
     """Join the first `most` names with commas and count the rest."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 
 LAST = -1
 
@@ -49,7 +49,7 @@ def run_encoder(
     """
     inside = any(site.layer != LAST for site in sites)
     options = {} if cu_seqlens is None else {"cu_seq_lens_q": cu_seqlens}
-    output = family_of(model).get_encoder(model)(
+    output = get_family(model).get_encoder(model)(
         input_ids=input_ids,
         attention_mask=attention_mask,
         **options,

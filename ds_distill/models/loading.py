@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from ds_distill.models.families import family_of_type
-from ds_distill.models.folder import ModelFolder, find_model_folder, listed, weight_files
+from ds_distill.models.families import get_family_by_type
+from ds_distill.models.folder import ModelFolder, find_model_folder, join_names, weight_files
 from ds_distill.models.weight_names import renaming
 from ds_distill.utils.errors import UserError
 
@@ -68,13 +68,13 @@ def load_model(
         raise UserError(f"{given}: the weights cannot be read ({error}); copy or save the model again") from error
     if mismatched := sorted(str(entry[0]) for entry in info["mismatched_keys"]):
         raise UserError(
-            f"{given}: config.json and weights differ in the shape of {listed(mismatched)}; "
+            f"{given}: config.json and the weights disagree on the shape of {join_names(mismatched)}; "
             "restore the right config.json"
         )
     if info["missing_keys"] and not any(name not in info["missing_keys"] for name in empty.state_dict()):
         raise UserError(
-            f"{given}: the names of its weights ({listed(sorted(names), 2)}) are none of a "
-            f"{type(model).__name__}'s; save the model itself with save_pretrained, not what it is a part of"
+            f"{given}: the names of its weights ({join_names(sorted(names), 2)}) are not those of a "
+            f"{type(model).__name__}; save the model itself with save_pretrained, not a module that contains it"
         )
     # without this, save_pretrained would write the names that stood in the file
     model._weight_conversions = None
@@ -90,7 +90,7 @@ def _take_bias_from_head(model: PreTrainedModel, missing: set[str]) -> None:
     import torch
 
     if type(model).__name__.endswith("ForMaskedLM"):
-        decoder = family_of_type(model.config.model_type).decoder
+        decoder = get_family_by_type(model.config.model_type).decoder
         head = decoder.rpartition(".")[0]
         if f"{decoder}.bias" in missing and head and f"{head}.bias" not in missing:
             with torch.no_grad():
@@ -112,8 +112,8 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], given: str) -> None:
             bad.append(name)
     if bad:
         raise UserError(
-            f"{given}: NaN or infinite values in the weights {listed(bad)}; the file is damaged, or the model's "
-            "training diverged: give a checkpoint from before"
+            f"{given}: NaN or infinite values in the weights {join_names(bad)}; the file is damaged, or the model's "
+            "training diverged; give an earlier checkpoint"
         )
 
 
@@ -127,20 +127,21 @@ def _empty_model(auto: Any, folder: Path, config: PretrainedConfig, given: str) 
     import torch
 
     if not 1 <= config.num_hidden_layers <= 1000:
-        raise UserError(f"{given}: {config.num_hidden_layers} layers in config.json; restore the right one")
+        raise UserError(f"{given}: config.json says {config.num_hidden_layers} layers; restore the right config.json")
     try:
         with torch.device("meta"):
             model = auto.from_config(config, trust_remote_code=False)
     except (ValueError, TypeError, RuntimeError, ArithmeticError, KeyError, AssertionError) as error:
         raise UserError(
-            f"{given}: config.json describes no model ({' '.join(str(error).split())[:200]}); restore it"
+            f"{given}: config.json does not describe a model that can be built "
+            f"({' '.join(str(error).split())[:200]}); restore it"
         ) from error
     wanted = sum(parameter.numel() for parameter in model.parameters())
     there = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
     if wanted > 4 * there + 2**20:  # a parameter takes at least one byte, and a trunk may lack its head
         raise UserError(
-            f"{given}: config.json describes {wanted:,} parameters, the weights hold {there:,} bytes; "
-            "restore the right one"
+            f"{given}: config.json describes {wanted:,} parameters, but the weights are only {there:,} bytes; "
+            "restore the right config.json"
         )
     return model
 
@@ -169,16 +170,16 @@ def load_masked_lm(
     folder = find_model_folder(folder) if isinstance(folder, str) else folder
     given, config = folder.given, copy.deepcopy(folder.config)
     if dropout is not None:
-        family_of_type(config.model_type).set_dropout(config, dropout)
+        get_family_by_type(config.model_type).set_dropout(config, dropout)
     model, missing = load_model(AutoModelForMaskedLM, folder, config, hollow=hollow, attn_implementation="sdpa")
     prefix = model.base_model_prefix + "."
     head = [key for key in missing if not key.startswith(prefix)]
     trunk = sorted(set(missing) - set(head))
     if head and not new_head and not trunk:
         raise UserError(
-            f"{given}: no masked-LM head, the checkpoint lacks {listed(head)}; give a ...ForMaskedLM checkpoint, "
-            f"or one that `ds-distill pretrain --from {folder.name}` has given a head"
+            f"{given}: no masked-LM head: the checkpoint lacks {join_names(head)}; give a ...ForMaskedLM checkpoint, "
+            f"or add a head with `ds-distill pretrain --from {folder.name}`"
         )
     if trunk:
-        raise UserError(f"{given}: the checkpoint lacks {listed(trunk)}; give a complete checkpoint")
+        raise UserError(f"{given}: the checkpoint lacks {join_names(trunk)}; give a complete checkpoint")
     return model.eval()

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_distill.data.tokenizer import save_tokenizer
-from ds_distill.models.families import INPUTS, family_of
+from ds_distill.models.families import INPUTS, get_family
 from ds_distill.models.tokenizer_fit import fit_tokenizer
 
 if TYPE_CHECKING:
@@ -59,20 +59,20 @@ def _bias_under_both_names(model: PreTrainedModel) -> Iterator[None]:
     """
     head: Any
     head, name = (
-        family_of(model).decoder_parent_and_name(model) if type(model).__name__.endswith("ForMaskedLM") else (None, "")
+        get_family(model).decoder_parent_and_name(model) if type(model).__name__.endswith("ForMaskedLM") else (None, "")
     )
     bias = getattr(head, "bias", None)
     if bias is None:
         yield
         return
     decoder = getattr(head, name)
-    own = decoder.bias
+    shared_bias = decoder.bias
     # separate memory, because tensors that share memory are saved once
-    head.bias, decoder.bias = nn.Parameter(own.detach()), nn.Parameter(own.detach().clone())
+    head.bias, decoder.bias = nn.Parameter(shared_bias.detach()), nn.Parameter(shared_bias.detach().clone())
     try:
         yield
     finally:
-        head.bias, decoder.bias = bias, own
+        head.bias, decoder.bias = bias, shared_bias
 
 
 def portable_config(config: dict) -> dict:
@@ -82,7 +82,7 @@ def portable_config(config: dict) -> dict:
     folder are removed.
     """
     kept = {key: value for key, value in config.items() if key not in ("auto_map", "_name_or_path")}
-    return kept | {common: config[own] for common, own in COMMON_SIZES.items() if own in config}
+    return kept | {common: config[name] for common, name in COMMON_SIZES.items() if name in config}
 
 
 def follow_umask(folder: Path) -> None:

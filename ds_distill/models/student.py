@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from ds_distill.models.families import family_of, family_of_type
+from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -72,7 +72,7 @@ def resolve_layers(
     config: PretrainedConfig, spec: str | Sequence[int], student_layers: int | None = None
 ) -> list[int] | None:
     """Return what `resolve_layer_map` returns for a teacher of this config."""
-    return resolve_layer_map(spec, family_of_type(config.model_type).dims(config).depth, student_layers)
+    return resolve_layer_map(spec, get_family_by_type(config.model_type).dims(config).depth, student_layers)
 
 
 def default_depth(teacher_layers: int) -> int:
@@ -164,7 +164,7 @@ def plan_student(
     Raises:
         UserError: The layer map, width or dropout is unfit.
     """
-    family = family_of_type(teacher.model_type)
+    family = get_family_by_type(teacher.model_type)
     dims = family.dims(teacher)
     layer_map = resolve_layer_map(init_layers, dims.depth, num_layers)
     if layer_map is not None:
@@ -182,8 +182,8 @@ def plan_student(
     student = family.student_family
     if freeze_positions and layer_map is None and not student.sinusoidal:
         raise UserError(
-            "student.freeze_positions with student.init_layers = random: frozen random positions carry nothing; "
-            "start from layers"
+            "student.freeze_positions with student.init_layers = random: frozen random positions carry no information; "
+            "start from the teacher's layers"
         )
     config = family.student.make_config(teacher) if family.student else copy.deepcopy(teacher)
     narrower = dims._replace(
@@ -206,23 +206,23 @@ def check_tied(teacher: PreTrainedModel) -> None:
 
     A student that starts from them has one matrix for both.
     """
-    family = family_of(teacher)
+    family = get_family(teacher)
     decoder, words = family.get_decoder(teacher).weight, cast(nn.Embedding, teacher.get_input_embeddings()).weight
     if decoder is not words and not torch.equal(decoder, words):
         raise UserError(
-            "teacher: its decoder is not tied to its word embeddings, the student's is; "
+            "teacher: its decoder is not tied to its word embeddings, but the student's is; "
             "give a teacher with tied embeddings, or student.init_layers = random"
         )
 
 
 def _warn_of_eps(teacher: PreTrainedModel) -> None:
     """Warn where the student cannot have its teacher's LayerNorm eps."""
-    family = family_of(teacher)
+    family = get_family(teacher)
     student, eps = family.student_family, family.eps or teacher.config.layer_norm_eps
     if student.eps and eps != student.eps:
         log(
             f"warning: the teacher's layer_norm_eps is {eps:g}, {student.name}'s is fixed at {student.eps:g}: "
-            "the student starts slightly off its teacher"
+            "the student starts slightly different from its teacher"
         )
 
 
@@ -233,7 +233,7 @@ def copy_from_teacher(teacher: PreTrainedModel, student: PreTrainedModel, layer_
     Student layer i gets those of teacher layer `layer_map[i]`. A narrower student takes the first rows
     and columns. A student of another class translates its names, see StudentClass.
     """
-    family = family_of(teacher)
+    family = get_family(teacher)
     student_layers = re.compile(rf"{re.escape(family.student_family.layers)}\.(\d+)\.")
     # a tied parameter has two names
     source: dict[str, Tensor] = dict(teacher.named_parameters(remove_duplicate=False))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import LAST_HIDDEN, Site, run_encoder
 from ds_distill.models.loading import load_masked_lm
 
@@ -48,7 +48,7 @@ class Teacher:
                 "the teacher was created inside zero.Init: its weights are partitioned; create it outside"
             )
         self.model = model.eval().requires_grad_(False)
-        self._family = family_of(model)
+        self._family = get_family(model)
         self.assert_frozen()
 
     @classmethod

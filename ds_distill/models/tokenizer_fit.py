@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ds_distill.models.families import INPUTS, family_of_type, inputs_of
+from ds_distill.models.families import INPUTS, get_family_by_type, get_input_names
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -35,10 +35,10 @@ def fit_tokenizer(
         length: The most tokens that the model was trained on, where a text is to be cut to them.
             None uses the tokenizer's own limit.
     """
-    positions = family_of_type(model.config.model_type).positions(model.config)
+    positions = get_family_by_type(model.config.model_type).positions(model.config)
     limit = length or tokenizer.model_max_length
     tokenizer.model_max_length = int(min(limit, positions)) if limit and limit > 0 else positions
-    tokenizer.model_input_names = inputs_of(model, offered)
+    tokenizer.model_input_names = get_input_names(model, offered)
     tokenizer.padding_side = "right"
 
 
@@ -54,29 +54,30 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfi
     if not beyond:
         for name in lacking:
             log(
-                f"warning: {given}: its vocab.txt lacks {name}, which is counted as token {ids[name]}; "
-                "was the model trained so?"
+                f"warning: {given}: its vocab.txt lacks {name}, so the tokenizer appends it as token {ids[name]}; "
+                "check that the model was trained like this"
             )
         return
-    said = f"{given}: its tokenizer has {max(ids.values()) + 1} tokens, the model {config.vocab_size}"
+    prefix = f"{given}: its tokenizer has {max(ids.values()) + 1} tokens, but the model has {config.vocab_size}"
     if lacking and (Path(tokenizer.name_or_path) / "vocab.txt").read_bytes().startswith(codecs.BOM_UTF8):
         raise UserError(
-            f"{said}: vocab.txt begins with a byte-order mark, which makes its first line another token; "
+            f"{prefix}: vocab.txt begins with a byte-order mark, which makes its first line another token; "
             "save it as UTF-8 without one"
         )
     if lacking:
         raise UserError(
-            f"{said}: vocab.txt lacks {', '.join(lacking)}; "
-            "put it back into the line of the id that the model learned it by"
+            f"{prefix}: vocab.txt lacks {', '.join(lacking)}; "
+            "put it back on the line of the id under which the model learned it"
         )
     shown = ", ".join(beyond[:4]) + (" …" if len(beyond) > 4 else "")
     if set(beyond) <= tokenizer.get_added_vocab().keys():
         raise UserError(
-            f"{said}: {shown} were added; call model.resize_token_embeddings(len(tokenizer)), train the new rows and "
-            "save the model again, or take the added tokens out of the tokenizer"
+            f"{prefix}: {shown} were added; call model.resize_token_embeddings(len(tokenizer)), train the new rows and "
+            "save the model again, or remove the added tokens from the tokenizer"
         )
     raise UserError(
-        f"{said}: {shown} are beyond it, so it is another model's; save the model's own tokenizer in its folder"
+        f"{prefix}: {shown} have ids beyond that, so it belongs to another model; "
+        "save the model's own tokenizer in the folder"
     )
 
 

@@ -38,7 +38,7 @@ def renaming(names: list[str], model: PreTrainedModel, given: str) -> dict[str, 
     added = sorted({prefix} - {""} | {word for words in wrapped for word in words})
     log_once_per_process(
         f"{given}: names of its weights are read without {', '.join(added)}, "
-        "which the training code that saved it has put there"
+        "which the training code that saved it has added"
     )
     mapping = {f"^{re.escape(prefix)}": ""} if prefix else {}
     return mapping | {f"(?#{turn}){WITHIN}": "" for turn in range(most)}  # each pattern is replaced once
@@ -47,13 +47,15 @@ def renaming(names: list[str], model: PreTrainedModel, given: str) -> dict[str, 
 def _prefix(names: list[str], model: PreTrainedModel) -> str:
     """Return the prefix of the model's own names, with its dot; empty where two prefixes tie, as two models would."""
     base = model.base_model_prefix + "."
-    own = set(model.state_dict())
-    own |= {base + name for name in own} | {name.removeprefix(base) for name in own}  # transformers finds these itself
-    found: Counter[str] = Counter()
+    expected = set(model.state_dict())
+    expected |= {base + name for name in expected} | {
+        name.removeprefix(base) for name in expected
+    }  # transformers finds these itself
+    counts: Counter[str] = Counter()
     for name in names:
         for start in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
-            if re.sub(WITHIN, "", name[start:]) in own:
-                found[name[:start]] += 1
-    best = [prefix for prefix, count in found.items() if count == max(found.values())]
+            if re.sub(WITHIN, "", name[start:]) in expected:
+                counts[name[:start]] += 1
+    best = [prefix for prefix, count in counts.items() if count == max(counts.values())]
     shortest = min(best, key=len, default="")
     return shortest if all(prefix.startswith(shortest) for prefix in best) else ""

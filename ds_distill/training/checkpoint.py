@@ -141,13 +141,13 @@ def _check_reads(engine: Engine, path: Path, before: str | None) -> None:
     at stage 0 no optimizer reads another's.
     """
     now = _optimizer(engine)
-    own = not engine.deepspeed.zero_optimization() and isinstance(
+    sixteen_bit_stage0 = not engine.deepspeed.zero_optimization() and isinstance(
         engine.deepspeed.optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer)
     )
-    if before and before != now and (own or before == "torch"):
+    if before and before != now and (sixteen_bit_stage0 or before == "torch"):
         raise UserError(
-            f"{path} was written with {before}'s optimizer, whose state this run's, {now}'s, does not read: go on with "
-            f"training.optimizer = {before}, or choose another --output"
+            f"{path} was written with {before}'s optimizer, whose state this run's optimizer, {now}'s, cannot read; "
+            f"resume with training.optimizer = {before}, or choose another --output"
         )
 
 
@@ -163,10 +163,10 @@ def _check_room(engine: Engine, folder: Path) -> None:
         free = shutil.disk_usage(folder).free
         if free >= need:
             return
-        kept = f"; the checkpoint {before[-1].name} is whole, the same command goes on from it" if before else ""
+        kept = f"; the checkpoint {before[-1].name} is complete, and the same command resumes from it" if before else ""
         raise UserError(
-            f"{folder}: the disk is full, a checkpoint needs {need / 2**20:,.1f} MiB and {free / 2**20:,.1f} are free; "
-            f"make room there{kept}"
+            f"{folder}: the disk is full: a checkpoint needs {need / 2**20:,.1f} MiB, "
+            f"and {free / 2**20:,.1f} MiB are free; free some space there{kept}"
         )
 
     run_on_rank0(look)
@@ -214,9 +214,9 @@ def resume(engine: Engine, folder: Path) -> dict | None:
     Raises:
         UserError: All checkpoints are damaged.
     """
-    found = broadcast_object(list(list_checkpoints(folder).values()))
+    checkpoints = broadcast_object(list(list_checkpoints(folder).values()))
     problem = None
-    for path in reversed(found):
+    for path in reversed(checkpoints):
         problem = _find_corruption(path)
         if problem is None:
             return load(engine, path)
@@ -224,11 +224,11 @@ def resume(engine: Engine, folder: Path) -> dict | None:
         if torch.distributed.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)  # it must not count as one of the checkpoints to keep
-            log(f"checkpoint {path.name} is damaged ({problem}): set aside as {aside}, going on from the one before")
+            log(f"checkpoint {path.name} is damaged ({problem}): moved to {aside}; resuming from the one before")
         torch.distributed.barrier()
     if problem:
         raise UserError(
-            f"{folder}: every checkpoint is damaged ({problem}); bring one back from a copy, or choose another "
+            f"{folder}: every checkpoint is damaged ({problem}); restore one from a copy, or choose another "
             "--output to start over"
         )
     return None
@@ -248,14 +248,14 @@ def load(engine: Engine, path: Path) -> dict:
     before = manifest["shape"]
     if before["precision"] != now["precision"]:
         raise UserError(
-            f"{path} was written with precision {before['precision']}, this run has {now['precision']}: go on with "
+            f"{path} was written with precision {before['precision']}, this run has {now['precision']}; resume with "
             f"training.precision = {PRECISIONS[before['precision']]}, or choose another --output"
         )
     stages = {now["ZeRO stage"], before["ZeRO stage"]}
     if 0 in stages and len(stages) > 1:
         raise UserError(
             f"{path} was written with ZeRO stage {before['ZeRO stage']}, this run has {now['ZeRO stage']}; "
-            "stages 1, 2 and 3 go on from each other, stage 0 does not: go on with training.deepspeed = "
+            "stages 1, 2 and 3 can resume from each other, stage 0 cannot; resume with training.deepspeed = "
             f"ds_configs/deepspeed/zero{before['ZeRO stage']}.json, or choose another --output"
         )
     _check_reads(engine, path, manifest.get("optimizer"))
@@ -267,16 +267,16 @@ def load(engine: Engine, path: Path) -> dict:
         loaded, state = _load(engine, path)
     else:
         changes = ", ".join(f"{key} {before[key]} → {now[key]}" for key in now if before[key] != now[key])
-        log(f"checkpoint {path.name}: converting it ({changes})")
+        log(f"checkpoint {path.name}: converting it to this run's shape ({changes})")
         loaded, state = _load_converted(engine, path)
     if loaded is None:
-        raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to go on from the one before")
+        raise UserError(f"{path}: DeepSpeed could not load it; delete this folder to resume from the one before")
     # From a universal checkpoint, and always at stage 3, DeepSpeed copies one group's
     # hyperparameters onto all.
-    for group, own, rate in zip(
+    for group, hyperparameters, rate in zip(
         engine.deepspeed.optimizer.param_groups, kept, engine.deepspeed.lr_scheduler.get_last_lr(), strict=True
     ):
-        group.update(own, lr=rate)
+        group.update(hyperparameters, lr=rate)
     return state
 
 

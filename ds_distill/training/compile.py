@@ -16,7 +16,7 @@ from ds_distill.kernels.compile_layers import compile_layers
 from ds_distill.kernels.prepacked_linear import prepack_linears
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.terms import MatchedLoss
-from ds_distill.models.families import family_of_type
+from ds_distill.models.families import get_family_by_type
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.utils.console import log
@@ -42,7 +42,7 @@ def compile_unavailable_reason() -> str | None:
         return "triton is not installed"
     try:
         for file in remove_partial_libraries():
-            log(f"{file}: left half written by a process that was killed; it is compiled anew")
+            log(f"{file}: was left half-written by a killed process, and is compiled again")
         with torch.no_grad():
             torch.compile(lambda x: (x + 1).sum())(
                 torch.zeros(64, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -80,7 +80,7 @@ def seconds_saved(
         taught: Whether there is a teacher.
         device: The device of the run.
     """
-    dims = family_of_type(student.model_type).dims(student)
+    dims = get_family_by_type(student.model_type).dims(student)
     body = dims.depth * (HIDDEN * dims.width + SCORE * dims.heads * length) * (1.0 if recipe.training.dropout else 0.25)
     logits = student.vocab_size * rows_of_logits(recipe, tokens, taught)
     return logits * LOGIT + tokens * body if device.type == "cpu" else tokens * body * GPU
@@ -99,8 +99,8 @@ def compiles(training: Training, saved: float, device: torch.device) -> bool:
     reasons = [reason for reason in all_gather_object(compile_unavailable_reason()) if reason]
     if reasons:
         log(
-            f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, slower; "
-            "training.compile = off is silent"
+            f"torch.compile does not work here ({reasons[0]}): the step runs on torch's own operators, "
+            "which is slower; set training.compile = off to silence this line"
         )
     return not reasons
 

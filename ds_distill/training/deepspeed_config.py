@@ -5,7 +5,7 @@ import json
 import torch
 
 from ds_distill.recipe import Training
-from ds_distill.training.deepspeed_json import without_recipes_own
+from ds_distill.training.deepspeed_json import without_recipe_settings
 from ds_distill.utils.console import log
 
 
@@ -22,7 +22,7 @@ def resolve_zero_config(training: Training, dtype: torch.dtype) -> dict:
 
 def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) -> dict:
     """Return the DeepSpeed JSON with the recipe's own settings put in; a conflict is a UserError that names both."""
-    config = without_recipes_own(str(training.deepspeed), training.deepspeed_json())
+    config = without_recipe_settings(str(training.deepspeed), training.deepspeed_json())
     config["zero_optimization"] = resolve_zero_config(training, dtype)
     stage = config["zero_optimization"]["stage"]
     config |= {
@@ -46,9 +46,10 @@ def deepspeed_config(training: Training, accumulation: int, dtype: torch.dtype) 
         # 16-bit sums over accumulation steps and ranks lose the small gradients
         for key, value in {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}.items():
             if config.get(key, value) != value:
-                said = json.dumps(config[key])
+                written = json.dumps(config[key])
                 log(
-                    f"warning: {training.deepspeed}: {key} = {said} is not used; in 16 bit gradients are summed in fp32"
+                    f"warning: {training.deepspeed}: {key} = {written} is not used; in 16 bit gradients are "
+                    "summed in fp32"
                 )
             config[key] = value
     return config

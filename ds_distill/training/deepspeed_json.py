@@ -29,7 +29,7 @@ OWNED_BY_RECIPE = (
     "bfloat16",
 )
 # DeepSpeed's names of what the recipe does in any case
-ITS_OWN = {"optimizer": ("adamw", "adam"), "scheduler": ("warmupdecaylr",)}
+RECIPE_TYPES = {"optimizer": ("adamw", "adam"), "scheduler": ("warmupdecaylr",)}
 # DeepSpeed reads these keys outside its parser.
 BESIDE_PARSER = ("vocabulary_size", "sequence_parallel_size", "data_parallel_size")
 # DeepSpeed accepts these keys, but here they would have no effect or break the run after its corpus
@@ -98,35 +98,35 @@ class _Keys(KeysView):
         return key in self._mapping
 
 
-def without_recipes_own(given: str, said: dict) -> dict:
+def without_recipe_settings(given: str, content: dict) -> dict:
     """Return the JSON's contents without the settings that the recipe owns.
 
     The JSON must leave those open: "auto", or a section of "auto", as in Hugging Face's JSONs.
 
     Args:
         given: What errors begin with.
-        said: The JSON's contents.
+        content: The JSON's contents.
 
     Raises:
         UserError: The JSON decides a setting that the recipe owns.
     """
     for key in OWNED_BY_RECIPE:
-        if key in said and (decided := _decided(key, said[key])) is not None:
+        if key in content and (decided := _decided(key, content[key])) is not None:
             raise UserError(
                 f'{given}: {decided} belongs to the recipe\'s training section; remove it there or say "auto"'
             )
     for key, reason in NOT_HERE.items():
         section, _, name = key.partition(".")
-        value = said.get(section)
+        value = content.get(section)
         value = value.get(name) if name and isinstance(value, dict) else None if name else value
         if value and not (key.endswith("_size") and value == 1) and value != "auto":
             raise UserError(f"{given}: {key} = {_shown(value)}: {reason}; remove it")
-    if str(op := said.get("gradient_allreduce_op", "mean")).lower() == "sum":
+    if str(op := content.get("gradient_allreduce_op", "mean")).lower() == "sum":
         raise UserError(
             f'{given}: gradient_allreduce_op = "{op}": the losses are already divided by counts over all ranks, '
             "which DeepSpeed's mean keeps and its sum would multiply by the number of ranks; remove it"
         )
-    return {key: value for key, value in said.items() if key not in OWNED_BY_RECIPE}
+    return {key: value for key, value in content.items() if key not in OWNED_BY_RECIPE}
 
 
 def _decided(key: str, value: object) -> str | None:
@@ -145,7 +145,7 @@ def _decided(key: str, value: object) -> str | None:
         elif (
             inner == "auto"
             or (name in usual and inner == usual[name])
-            or (name == "type" and str(inner).lower() in ITS_OWN.get(key, ()))
+            or (name == "type" and str(inner).lower() in RECIPE_TYPES.get(key, ()))
         ):
             decided = None
         else:
@@ -155,19 +155,19 @@ def _decided(key: str, value: object) -> str | None:
     return None
 
 
-def check_deepspeed_json(given: str, said: dict, config: dict) -> None:
+def check_deepspeed_json(given: str, content: dict, config: dict) -> None:
     """Raise UserError for a key of the JSON that DeepSpeed does not read, and for a value that it does not take.
 
     Args:
         given: What errors begin with.
-        said: The JSON's contents.
+        content: The JSON's contents.
         config: The config for DeepSpeed, with the recipe's settings put in.
     """
     watched = Watched(config)
     try:
         DeepSpeedConfig(watched)
     except ValidationError as error:
-        raise UserError(f"{given}: {_sentence_of(error, watched)}") from error
+        raise UserError(f"{given}: {_describe_error(error, watched)}") from error
     except Exception as error:  # its parser raises whatever breaks first
         place, value = _last_asked(watched)
         words = " ".join(str(error).split())[:300]
@@ -176,7 +176,7 @@ def check_deepspeed_json(given: str, said: dict, config: dict) -> None:
         named = place.split(".")[-1] in words and isinstance(value, str | dict)
         raise UserError(f"{given}: {words}" if named else f"{given}: {place} = {_shown(value)}: {words}") from error
     known = {*watched.asked, *BESIDE_PARSER}
-    for key in said:
+    for key in content:
         if key not in known and not key.startswith(COMMENT):
             raise UserError(
                 f"{given}: {_word(key)}: no key that DeepSpeed reads"
@@ -193,7 +193,7 @@ def check_deepspeed_json(given: str, said: dict, config: dict) -> None:
                     )
 
 
-def _sentence_of(error: ValidationError, watched: Watched) -> str:
+def _describe_error(error: ValidationError, watched: Watched) -> str:
     """Return the first complaint of a typed section: dotted key, value, and what is wrong."""
     first = error.errors()[0]
     loc = [str(part) for part in first["loc"]]
@@ -204,8 +204,8 @@ def _sentence_of(error: ValidationError, watched: Watched) -> str:
             f"{place}: no key that DeepSpeed reads"
             f"{did_you_mean(loc[-1], _fields(error.title, loc[:-1]), 0.6) or '; correct it, or take it out'}"
         )
-    said = first["msg"].removeprefix("Assertion failed, ").removeprefix("Value error, ")
-    return f"{place} = {_shown(first['input'])}: {said[:1].lower()}{said[1:]}" if loc else f"{place}: {said}"
+    message = first["msg"].removeprefix("Assertion failed, ").removeprefix("Value error, ")
+    return f"{place} = {_shown(first['input'])}: {message[:1].lower()}{message[1:]}" if loc else f"{place}: {message}"
 
 
 def _fields(title: str, loc: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from ds_distill.utils.errors import UserError
 def local_device(wanted: str = "auto") -> torch.device:
     """Return this rank's device; raise UserError where a GPU is asked for and there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device = cuda: torch sees no GPU here (ds-distill env says more); use auto or cpu")
+        raise UserError("training.device = cuda: torch finds no GPU (see ds-distill env); use auto or cpu")
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

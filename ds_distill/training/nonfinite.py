@@ -58,7 +58,7 @@ class NonFiniteGuard:
             )
 
     def _where(self, step: int, result: StepResult) -> str:
-        mine = []
+        bad_batches = []
         entries = self.loader.get_indices(step).reshape(
             self.loader.accumulation, self.loader.world_size, self.loader.micro_batch_size
         )
@@ -70,16 +70,16 @@ class NonFiniteGuard:
             ]
             if bad:
                 sequences = entries[micro, self.loader.rank] % len(self.loader.store)
-                mine.append(
+                bad_batches.append(
                     (
                         ", ".join(bad),
                         f"rank {self.loader.rank}, micro-batch {micro + 1} of {len(result.sums)}",
                         ", ".join(map(str, sequences[:8])) + (" …" if len(sequences) > 8 else ""),
                     )
                 )
-        found = [row for rows in all_gather_object(mine) for row in rows]
-        if not found:
+        all_bad_batches = [row for rows in all_gather_object(bad_batches) for row in rows]
+        if not all_bad_batches:
             return "the sum of the losses is not finite"
-        losses, place, sequences = found[0]
-        more = f", and {len(found) - 1} more micro-batches" if len(found) > 1 else ""
-        return f"loss {losses} ({place}, sequences {sequences}{more})"
+        losses, place, sequences = all_bad_batches[0]
+        others = f", and {len(all_bad_batches) - 1} more micro-batches" if len(all_bad_batches) > 1 else ""
+        return f"loss {losses} ({place}, sequences {sequences}{others})"

@@ -65,7 +65,8 @@ def make_optimizer(
     choice = training.optimizer
     if offload and choice not in ("auto", "deepspeed"):
         raise UserError(
-            f"training.optimizer = {choice}: optimizer offload in {training.deepspeed} needs deepspeed or auto"
+            f"training.optimizer = {choice}: optimizer offload in {training.deepspeed} needs DeepSpeed's "
+            "optimizer; set it to deepspeed or auto"
         )
     if choice == "apex":
         reason = apex_unavailable_reason()
@@ -87,7 +88,7 @@ def make_optimizer(
             return make_adam_resumable(adam) if offload or device.type == "cpu" else adam
         if offload or choice == "deepspeed":
             raise UserError(
-                f"training.optimizer = {choice}: DeepSpeed's cannot be built here ({reason}); "
+                f"training.optimizer = {choice}: DeepSpeed's optimizer cannot be built here ({reason}); "
                 "use torch, without offload"
             )
         log(f"optimizer: torch's fused AdamW; DeepSpeed's FusedAdam cannot be built here ({reason})")

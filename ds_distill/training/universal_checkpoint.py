@@ -42,16 +42,16 @@ def make_universal(checkpoint: Path, target: Path) -> None:
     parameters = [file.parent for file in (target / "zero").rglob("exp_avg.pt")]
     file = target / "zero" / "optimizer_state.pt"
     # this program's own file
-    found = torch.load(file, map_location="cpu", weights_only=False)
-    own = found.pop(OPTIMIZER_STATE_DICT, None)  # only stage 3 has it
-    step = own["state"][0]["step"] if own else torch.load(parameters[0] / "step.pt", weights_only=False)
-    groups = own[PARAM_GROUPS] if own else found[PARAM_GROUPS]
-    small = {key: value for key, value in found.items() if key not in ("fp32_flat_groups", PARAM_GROUPS)}
+    state = torch.load(file, map_location="cpu", weights_only=False)
+    optimizer = state.pop(OPTIMIZER_STATE_DICT, None)  # only stage 3 has it
+    step = optimizer["state"][0]["step"] if optimizer else torch.load(parameters[0] / "step.pt", weights_only=False)
+    groups = optimizer[PARAM_GROUPS] if optimizer else state[PARAM_GROUPS]
+    small = {key: value for key, value in state.items() if key not in ("fp32_flat_groups", PARAM_GROUPS)}
     small.setdefault(DS_VERSION, deepspeed.__version__)  # stage 3 leaves it out, and the other stages ask for it
     torch.save(
         small | {PARAM_GROUPS: groups, OPTIMIZER_STATE_DICT: {"state": {0: {"step": step}}, PARAM_GROUPS: groups}}, file
     )
-    for folder in parameters if own else ():
+    for folder in parameters if optimizer else ():
         torch.save(step, folder / "step.pt")
         for key in ("fp32", "exp_avg", "exp_avg_sq"):
             torch.save({PARAM: torch.load(folder / f"{key}.pt", weights_only=False)}, folder / f"{key}.pt")

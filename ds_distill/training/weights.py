@@ -67,30 +67,38 @@ def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, T
         raise UserError(f"{folder}: no DeepSpeed checkpoint in it")
     # these are this program's own files, with its optimizer, and no weights from outside
     state = torch.load(states[0], map_location="cpu", weights_only=False)
-    found = dict(state["module"])  # below stage 2, fp32 training keeps frozen parameters nowhere else
+    tensors = dict(state["module"])  # below stage 2, fp32 training keeps frozen parameters nowhere else
     names = read_manifest(folder)["groups"]
     parameters = {f"{PREFIX}{name}": parameter for name, parameter in model.named_parameters()}
     known = all(name in parameters or not name.startswith(PREFIX) for group in names for name in group)
     if not known:
-        raise UserError(f"{folder}: another model's checkpoint, its parameters are not those of config.json")
+        raise UserError(
+            f"{folder}: another model's checkpoint: its parameters differ from those that config.json describes"
+        )
     # parameters that are no part of the model, such as a projection between widths, come last in
     # their group
     groups = [[parameters[name] for name in group if name in parameters] for group in names]
-    shards = sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_rank_of)
-    if shards and SINGLE_PARTITION_OF_FP32_GROUPS in (first := _optimizer_of(shards[0])) and "zero_stage" not in first:
+    shards = sorted(folder.glob("*zero_pp_rank_*optim_states.pt"), key=_parse_rank)
+    if (
+        shards
+        and SINGLE_PARTITION_OF_FP32_GROUPS in (first := _load_optimizer_state(shards[0]))
+        and "zero_stage" not in first
+    ):
         # this is bf16's own optimizer, which DeepSpeed's converter does not know
-        parts = [optimizer[SINGLE_PARTITION_OF_FP32_GROUPS] for optimizer in (first, *map(_optimizer_of, shards[1:]))]
+        parts = [
+            optimizer[SINGLE_PARTITION_OF_FP32_GROUPS] for optimizer in (first, *map(_load_optimizer_state, shards[1:]))
+        ]
         masters = _unflatten([torch.cat(flats) for flats in zip(*parts, strict=True)], groups)
     elif shards:
         with regex_safe_path(folder.parent) as parent, silent_converters():
-            found |= get_fp32_state_dict_from_zero_checkpoint(str(parent), tag=folder.name)
+            tensors |= get_fp32_state_dict_from_zero_checkpoint(str(parent), tag=folder.name)
         masters = {}
     else:
         masters = _unflatten(_group_masters(state.get("optimizer") or {}), groups)
-    found |= {f"{PREFIX}{name}": masters[id(p)] for name, p in model.named_parameters() if id(p) in masters}
+    tensors |= {f"{PREFIX}{name}": masters[id(p)] for name, p in model.named_parameters() if id(p) in masters}
     if (folder / FROZEN).is_file():
-        found |= load_file(folder / FROZEN)
-    weights: dict[str, Any] = {name: found.get(f"{PREFIX}{name}") for name, _ in model.named_parameters()}
+        tensors |= load_file(folder / FROZEN)
+    weights: dict[str, Any] = {name: tensors.get(f"{PREFIX}{name}") for name, _ in model.named_parameters()}
     missing = [
         name for name, value in weights.items() if value is None or value.shape != model.get_parameter(name).shape
     ]
@@ -99,11 +107,11 @@ def load_checkpoint_weights(folder: Path, model: PreTrainedModel) -> dict[str, T
     return {name: value.detach().float().clone() for name, value in weights.items()}
 
 
-def _rank_of(file: Path) -> int:
+def _parse_rank(file: Path) -> int:
     return int(cast(re.Match, re.search(r"pp_rank_(\d+)", file.name))[1])
 
 
-def _optimizer_of(shard: Path) -> dict:
+def _load_optimizer_state(shard: Path) -> dict:
     return torch.load(shard, map_location="cpu", weights_only=False)["optimizer_state_dict"]
 
 

@@ -35,7 +35,7 @@ CLASSES = {
 MOST_ANSWER_TOKENS = 15  # the pipeline's limit
 
 
-def inputs_of(export: Export, mask: str) -> dict[str, dict[str, str]]:
+def get_input_names(export: Export, mask: str) -> dict[str, dict[str, str]]:
     """Return the inputs by name: "text", and the second of two texts as "pair".
 
     Inputs called overlong have more tokens than the model has positions.
@@ -90,7 +90,7 @@ def reference_of(export: Export, folder: Path, model_folder: Path) -> dict:
     tokenizer.no_padding()
     positions = _positions(config)
     mask = next(token for token in ("[MASK]", "<mask>") if tokenizer.token_to_id(token) is not None)
-    inputs, answers = inputs_of(export, mask), {}
+    inputs, answers = get_input_names(export, mask), {}
     for name, given in inputs.items():
         tokenizer.enable_truncation(positions)
         cut = tokenizer.encode(given["text"], given.get("pair"))

@@ -19,21 +19,21 @@ if TYPE_CHECKING:  # a mistake in a folder need not wait for torch
 FAMILIES: dict[str, Family] = {family.name: family for family in (BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA)}
 
 
-def family_of(model: PreTrainedModel) -> Family:
+def get_family(model: PreTrainedModel) -> Family:
     """Return the family of a masked-LM model; raise UserError for a family that is not in the table."""
-    return family_of_type(model.config.model_type)
+    return get_family_by_type(model.config.model_type)
 
 
 def head_size(model: PreTrainedModel) -> int:
     """Return the width of one attention head."""
-    dims = family_of(model).dims(model.config)
+    dims = get_family(model).dims(model.config)
     return dims.width // dims.heads
 
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # tokenizers make these; each model takes a subset
 
 
-def inputs_of(model: PreTrainedModel, given: Iterable[str]) -> list[str]:
+def get_input_names(model: PreTrainedModel, given: Iterable[str]) -> list[str]:
     """Return the names of the inputs, each int64 [B, L], that the model takes of those that are given.
 
     Token types are taken only where the model has more than one. RoBERTas that came with a
@@ -45,7 +45,7 @@ def inputs_of(model: PreTrainedModel, given: Iterable[str]) -> list[str]:
     return [name for name in INPUTS if name in taken and name in given]
 
 
-def family_of_type(model_type: str | None) -> Family:
+def get_family_by_type(model_type: str | None) -> Family:
     """Return the family of a `config.model_type`; raise UserError for one that is not in the table."""
     if model_type not in FAMILIES:
         raise UserError(f"model_type = {model_type!r}: not a supported encoder; use one of: {', '.join(FAMILIES)}")
@@ -54,6 +54,6 @@ def family_of_type(model_type: str | None) -> Family:
 
 def check_positions(config, length: int, what: str) -> None:
     """Raise UserError where `what`, a model of this config, cannot read sequences of `length` tokens."""
-    positions = family_of_type(config.model_type).positions(config)
+    positions = get_family_by_type(config.model_type).positions(config)
     if length > positions:
         raise UserError(f"data.sequence_length = {length}: {what} has {positions} positions")

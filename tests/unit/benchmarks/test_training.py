@@ -14,7 +14,7 @@ from benchmarks.harness.interleave import Variant, ratio, run_interleaved
 from benchmarks.reference.closed_form import worst
 from benchmarks.training.scaling import bytes_moved
 from benchmarks.training.time_to_loss import at_minute, refuse_another, verdict
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 from ds_distill.utils.errors import UserError
 from tests.unit.models.test_teacher import tiny_bert, tiny_distilbert
 
@@ -143,13 +143,13 @@ def test_the_benchmarks_of_the_step_need_neither_datasets_nor_an_argument_parser
 def test_the_layers_that_a_score_needs(tiny):
     """The score adds up what each layer that the model runs through is worth, according to `worth`."""
     model, worth, runs = tiny(4), [1.0, 8.0, 2.0, 4.0], []
-    values = {id(layer): worth[i] for i, layer in enumerate(family_of(model).get_layers(model))}
+    values = {id(layer): worth[i] for i, layer in enumerate(get_family(model).get_layers(model))}
 
     def measure(what):
         passed = []
         hooks = [
             layer.register_forward_hook(lambda layer, *_: passed.append(values[id(layer)]))
-            for layer in family_of(model).get_layers(model)
+            for layer in get_family(model).get_layers(model)
         ]
         model(torch.arange(5, 15).view(1, -1))
         [hook.remove() for hook in hooks]

@@ -26,7 +26,7 @@ from ds_distill.finetune.data import encode_sets, load_data, teacher_outputs
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.losses.soft_targets import hidden_cosine_loss, temperature_kl
-from ds_distill.models.families import INPUTS, inputs_of
+from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
 
@@ -144,7 +144,7 @@ def test_each_model_gets_its_own_inputs(world):
         Collator(tokenizer),
     )
     teacher, student = (load_for_task(str(world / name), task, "model", tuned=False) for name in ("bert", "distilbert"))
-    assert inputs_of(teacher, INPUTS) == list(INPUTS) and inputs_of(student, INPUTS) == list(INPUTS[:2])
+    assert get_input_names(teacher, INPUTS) == list(INPUTS) and get_input_names(student, INPUTS) == list(INPUTS[:2])
     row = sets.train[0]
     found = predict(teacher, sets.train, collator, 8, "t")[0]
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_a_model_with_one_token_type_is_given_none():
         "intermediate_size": 8,
     }
     one, two = (RobertaForSequenceClassification(RobertaConfig(**sizes, type_vocab_size=types)) for types in (1, 2))
-    assert inputs_of(one, INPUTS) == list(INPUTS[:2]) and inputs_of(two, INPUTS) == list(INPUTS)
+    assert get_input_names(one, INPUTS) == list(INPUTS[:2]) and get_input_names(two, INPUTS) == list(INPUTS)
 
 
 def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeypatch):

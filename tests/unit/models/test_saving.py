@@ -41,7 +41,7 @@ from ds_distill.exporters.huggingface import export
 from ds_distill.exporters.model import load_source
 from ds_distill.finetune import runs
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.student import build_student
@@ -171,7 +171,7 @@ def test_what_a_written_tokenizer_gives_its_model_takes(tmp_path, monkeypatch, m
     monkeypatch.chdir(tmp_path)
     found = AutoTokenizer.from_pretrained("model")
     assert [found(text)["input_ids"] for text in TEXTS] == before
-    positions = family_of(model).positions(model.config)
+    positions = get_family(model).positions(model.config)
     inputs = found("a text", "word", return_tensors="pt")
     assert (
         set(inputs) <= set(inspect.signature(type(model).forward).parameters)
@@ -432,7 +432,7 @@ def test_the_bias_of_a_decoder_is_read_and_written_as_every_release_has_it(tmp_p
         model = randomised(type(model)(model.config))
         folder = tmp_path / f"{tied}"
         save_model_folder(model, wordpiece(), folder)
-        decoder = family_of(model).decoder
+        decoder = get_family(model).decoder
         head = decoder.rpartition(".")[0]
         weights, bias = load_file(folder / "model.safetensors"), model.get_output_embeddings().bias
         assert torch.equal(weights[f"{decoder}.bias"], bias) and torch.equal(weights[f"{head}.bias"], bias)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ds_distill.losses.objective import Objective
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.student import build_student, count_parameters, resolve_layer_map
 from ds_distill.models.teacher import Teacher
@@ -143,7 +143,7 @@ def test_a_roberta_student_keeps_what_roberta_has():
 def test_a_narrower_student_is_cut_from_its_teacher(make):
     teacher = make(4)
     student = build_student(teacher, hidden_size=16)
-    ours, theirs = family_of(student), family_of(teacher)
+    ours, theirs = get_family(student), get_family(teacher)
     query_of = dict.fromkeys(("bert", "camembert", "roberta", "xlm-roberta"), "attention.self.query") | {
         "distilbert": "attention.q_lin"
     }

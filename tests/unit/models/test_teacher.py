@@ -20,7 +20,7 @@ from transformers import (
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.exporters.model import load_source
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.models.families import family_of
+from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder, resolve_model_folder
 from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.loading import load_masked_lm
@@ -107,7 +107,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("mask", [None, padding_mask()])
 def test_trunk_transform_decoder_are_the_model(make, mask):
     model, ids = make(), tokens()
-    family, fired = family_of(model), []
+    family, fired = get_family(model), []
     parent, name = family.decoder_parent_and_name(model)
     assert getattr(parent, name) is model.get_output_embeddings()
     for module in model.modules():
