@@ -18,6 +18,7 @@ from ds_distill.distributed import job
 from ds_distill.recipe import Recipe
 
 PathLike = str | Path
+EVALUATION = "runs/evaluate"  # where `evaluate` keeps tokens unless it is told otherwise
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def evaluate(
     recipe: Recipe | None = None,
     corpus: Sequence[PathLike] = (),
     tokens: PathLike | None = None,
-    output: PathLike = "runs/evaluate",
+    output: PathLike | None = None,
+    untrained: bool = False,
 ) -> list[Evaluation]:
     """Measure masked-LM loss and accuracy of Hugging Face folders on held-out text; return them, best first.
 
@@ -164,7 +166,9 @@ def evaluate(
         recipe: Settings of the data; the defaults when not given.
         corpus: Files, folders, patterns or hub data sets of text; not needed with `tokens`.
         tokens: Folder that `ds-distill prepare` has made.
-        output: Folder for the tokens of `corpus`.
+        output: Folder that the tokens of `corpus` are kept in, and bound to; "runs/evaluate", for any text, when not
+            given.
+        untrained: Also evaluate the first model's architecture with random weights.
 
     Raises:
         UserError: A mistake in the settings, the text or a model.
@@ -175,17 +179,23 @@ def evaluate(
         rows = pipeline.prepare_and_evaluate(
             _checked(recipe or Recipe()),
             [str(model) for model in models],
-            None,
-            Path(output) / "tokens",
+            Path(output) if output else None,
+            Path(output or EVALUATION) / "tokens",
             corpus=[str(text) for text in corpus],
             tokens=None if tokens is None else str(tokens),
-            untrained=False,
+            untrained=untrained,
         )
     return [Evaluation(**{field.name: row[field.name] for field in fields(Evaluation)}) for row in rows]
 
 
 def export(
-    model: PathLike, *, formats: Sequence[str], output: PathLike | None = None, text: Sequence[PathLike] = ()
+    model: PathLike,
+    *,
+    formats: Sequence[str],
+    output: PathLike | None = None,
+    text: Sequence[PathLike] = (),
+    data: PathLike | None = None,
+    encoder: bool = False,
 ) -> dict[str, Any]:
     """Write formats for deployment of a Hugging Face folder, each compared with PyTorch before it takes its place.
 
@@ -194,6 +204,8 @@ def export(
         formats: Names such as "onnx", "onnx-int8", "openvino-int8" and "torch-export".
         output: Folder for them; `model` itself when not given.
         text: What they are compared on; a sample of the package when not given.
+        data: Labeled examples on which a fine-tuned model is scored before and after.
+        encoder: Whether to export the model without its head, for embeddings.
 
     Returns:
         What summary.json of the command `export` has: under "formats" the files, sizes and differences of each format.
@@ -205,7 +217,14 @@ def export(
 
     resolve_formats(list(formats))
     with _one_job("export"):
-        return export_formats(str(model), list(formats), Path(output or model), text=[str(file) for file in text])
+        return export_formats(
+            str(model),
+            list(formats),
+            Path(output or model),
+            text=[str(file) for file in text],
+            data=None if data is None else str(data),
+            encoder=encoder,
+        )
 
 
 def _checked(recipe: Recipe) -> Recipe:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ds_distill.cli import arguments
 from ds_distill.utils.errors import UserError
 
@@ -32,13 +30,13 @@ def check_paths(options) -> None:
 
 
 def run(options) -> dict:
-    from ds_distill import pipeline
+    from ds_distill import api
 
-    return pipeline.prepare_and_distill(
+    return api.distill(
         arguments.build_recipe(options),
-        options.teacher,
-        Path(options.output),
+        teacher=options.teacher,
+        output=options.output,
         corpus=options.corpus,
         tokens=options.tokens,
         heldout=options.heldout,
-    )
+    ).details

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
+from ds_distill.api import EVALUATION
 from ds_distill.cli import arguments
 from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
@@ -15,7 +17,7 @@ from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_summary
 
 PURPOSE = "measure masked-LM loss and accuracy of Hugging Face folders on held-out text, best first"
-OUTPUT = "runs/evaluate"  # the folder without --output
+
 COLUMNS = {
     "model": "model",
     "parameters": "parameters",
@@ -51,24 +53,24 @@ def check_paths(options) -> None:
         check_inputs(options.corpus)
     for model in options.model:
         find_model_folder(model, "--model").check_files()
-    arguments.check_writable(options.output or OUTPUT)
+    arguments.check_writable(options.output or EVALUATION)
 
 
 def run(options) -> dict:
-    from ds_distill import pipeline
+    from ds_distill import api
 
-    rows = pipeline.prepare_and_evaluate(
-        arguments.build_recipe(options),
+    evaluations = api.evaluate(
         options.model,
-        Path(options.output) if options.output else None,
-        Path(options.output or OUTPUT) / "tokens",
+        recipe=arguments.build_recipe(options),
         corpus=options.corpus,
         tokens=options.tokens,
+        output=options.output,
         untrained=options.untrained,
     )
+    rows = [asdict(evaluation) for evaluation in evaluations]
     if is_first():
         print(table(rows, COLUMNS))
     summary = rows[0] if len(rows) == 1 else {"models": rows}
     if is_first() and not options.output:
-        write_summary(summary, Path(OUTPUT))
+        write_summary(summary, Path(EVALUATION))
     return summary

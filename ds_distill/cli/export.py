@@ -108,9 +108,9 @@ def check_paths(options) -> None:
 
 
 def run(options) -> dict:
-    from ds_distill import pipeline
+    from ds_distill import api, pipeline
     from ds_distill.data.sources import split_inputs
-    from ds_distill.exporters.formats import export_formats, formats_table, resolve_formats
+    from ds_distill.exporters.formats import formats_table, resolve_formats
 
     output = Path(options.output)
     formats = [name for name in options.format if name != "hf"]
@@ -119,10 +119,10 @@ def run(options) -> dict:
         split_inputs(options.text)  # a file that holds no text is refused before the run's model is written
     summary = pipeline.export_run(Path(options.run), output, options.step) if options.run else {}
     if formats and is_first():
-        exported = export_formats(
-            options.model or str(output),
-            formats,
-            output,
+        exported = api.export(
+            options.model or output,
+            formats=formats,
+            output=output,
             text=options.text,
             data=options.data,
             encoder=options.encoder,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ds_distill.cli import arguments
 from ds_distill.config.values import UserPath
 from ds_distill.models.folder import find_model_folder
@@ -59,14 +57,14 @@ def check_paths(options) -> None:
 
 
 def run(options) -> dict:
-    from ds_distill import pipeline
+    from ds_distill import api
 
-    return pipeline.prepare_and_pretrain(
+    return api.pretrain(
         arguments.build_recipe(options),
-        options["from"] or dict(options.model),
-        options.tokenizer,
-        Path(options.output),
+        model=options["from"] or dict(options.model),
+        tokenizer=options.tokenizer,
+        output=options.output,
         corpus=options.corpus,
         tokens=options.tokens,
         heldout=options.heldout,
-    )
+    ).details
