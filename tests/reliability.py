@@ -17,16 +17,14 @@ import pytest
 import torch
 
 from benchmarks.harness.machine import describe
-from ds_distill.reporting.tables import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 INTRODUCTION = """# What a run survives
 
 Made by `python -m tests.reliability` on {date}: {machine}; {minutes:.0f} minutes. \
-Each row is a promise, the tests that show it, and what they counted
-in this run. `./tests/run.sh` runs the quick part of them. \
-All of it is DeepSpeed's real engine in real processes on CPUs, over gloo; the table's runs
-on two hosts are network namespaces with an sshd each. \
+Each entry is a promise, what its tests counted in this run, and these tests. `./tests/run.sh` runs the quick part of them. \
+All of it is DeepSpeed's real engine in real processes on CPUs, over gloo; the runs on
+two hosts are network namespaces with an sshd each. \
 Nothing here has been run on GPUs. fp16's loss scale does not occur on CPUs.
 
 """
@@ -72,9 +70,17 @@ class Promises:
             files = defaultdict(list)
             for file, test in sorted({tuple(name.split("[")[0].split("::")) for name in tests}):
                 files[file].append(test.removeprefix("test_").replace("_", " "))
-            tests_of = "; ".join(f"`{file}`: {', '.join(found)}" for file, found in files.items())
-            rows.append({"promise": promise, "tests": tests_of, "counts": "; ".join(counts), "outcome": worst})
+            places = "; ".join(f"`{file}`: {', '.join(names)}" for file, names in files.items())
+            rows.append({"promise": promise, "tests": places, "counts": "; ".join(counts), "outcome": worst})
         return rows
+
+
+def as_list(rows: list[dict]) -> str:
+    """Return the promises as a Markdown list."""
+    return "\n".join(
+        f"- **{row['promise']}.** {row['outcome'].capitalize()}: {row['counts']}.\n  Shown by {row['tests']}."
+        for row in rows
+    )
 
 
 def main() -> int:
@@ -84,7 +90,7 @@ def main() -> int:
     promises, began = Promises(), datetime.datetime.now(datetime.UTC)
     code = pytest.main(["-m", "", "-p", "no:cacheprovider", *(sys.argv[1:] or ["-v"])], plugins=[promises])
     rows = promises.rows()
-    text = table(rows, {"promise": "promise", "tests": "shown by", "counts": "in this run", "outcome": "outcome"})
+    text = as_list(rows)
     print(text)
     if sys.argv[1:] or code == pytest.ExitCode.INTERRUPTED:
         return int(code)

@@ -76,7 +76,7 @@ def _kernel(
             t_total = t_total * tl.exp2((t_peak - t_new) * soft) + tl.sum(tl.exp2((t - t_new) * soft), 0)
             t_peak = t_new
         peak = new
-    own = tl.zeros((), tl.float32)
+    label_factor = tl.zeros((), tl.float32)
     if masked:
         target = tl.load(target_at + row)
         hit = tl.load(z_at + target).to(tl.float32)
@@ -85,7 +85,7 @@ def _kernel(
         mlm = tl.zeros((), tl.float32)
         if counts:
             mlm = peak + tl.log(total) - hit
-            own = tl.load(mlm_factor_at) / total
+            label_factor = tl.load(mlm_factor_at) / total
         tl.store(mlm_at + row, mlm)
     told = tl.load(kl_mask_at + row) != 0
     factor = tl.load(kl_factor_at)
@@ -108,7 +108,7 @@ def _kernel(
                 slope = tl.where(told, factor * (q - p), 0.0)
         if wanted:
             if counts:
-                slope += own * tl.exp2((z - peak) * per_e)
+                slope += label_factor * tl.exp2((z - peak) * per_e)
             tl.store(slope_at + at, slope.to(slope_at.dtype.element_ty), inside, cache_modifier=".cs")
     if taught:
         tl.store(kl_at + row, tl.where(told, temperature * temperature * tl.sum(kl, 0), 0.0))

@@ -31,7 +31,7 @@ def sentences(ranks: list[Process]) -> list[str]:
     return [line for text in errors for line in text.splitlines() if line.startswith("ds-distill: ")]
 
 
-@pytest.mark.promise("A rank that falls silent is named once, and all end")
+@pytest.mark.promise("A silent rank is named once, and the whole job ends")
 @pytest.mark.parametrize("sentence", [0, 5], ids=["at once", "on a slow terminal"])
 def test_a_stopped_rank_is_named_once_and_all_end(ranks, sentence):
     zero, one, two = ranks(8, 600, sentence)
@@ -41,7 +41,7 @@ def test_a_stopped_rank_is_named_once_and_all_end(ranks, sentence):
     assert zero.poll() == one.poll() == 3
 
 
-@pytest.mark.promise("A rank that falls silent is named once, and all end")
+@pytest.mark.promise("A silent rank is named once, and the whole job ends")
 def test_the_loss_of_the_first_rank_is_noticed_without_its_store(ranks):
     zero, one, two = ranks(8, 600)
     zero.signal(signal.SIGSTOP)
@@ -50,7 +50,7 @@ def test_the_loss_of_the_first_rank_is_noticed_without_its_store(ranks):
     assert one.poll() == two.poll() == 3
 
 
-@pytest.mark.promise("A slow rank is no loss")
+@pytest.mark.promise("A slow rank is not taken for a lost one")
 def test_a_slow_rank_and_a_proper_end_are_no_loss(ranks):
     every = ranks(30, 9)
     every[1].signal(signal.SIGSTOP)
@@ -61,7 +61,7 @@ def test_a_slow_rank_and_a_proper_end_are_no_loss(ranks):
 
 
 @pytest.mark.promise(
-    "A rank that lives but does not get on: it is printed where each rank is, and in the end the job ends"
+    "A rank that lives but makes no progress: the job prints where each rank is, and in the end it ends"
 )
 def test_a_rank_that_stands_still_is_reported_and_the_job_ends(ranks):
     *_, first, last = sentences(ranks(60, 1, 0, 4, 1))  # a busy machine may have reported the ranks' start too

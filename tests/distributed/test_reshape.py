@@ -16,7 +16,7 @@ def rows_of(world: int, folder, cases: list[str]) -> dict[str, dict]:
 
 
 @pytest.mark.promise(
-    "Saved at one shape, a run goes on at another: ZeRO 1, 2, 3, number of ranks, accumulation; "
+    "Saved at one shape, a run resumes at another: ZeRO 1, 2, 3, number of ranks, accumulation; "
     "losses within 1e-5 (fp32)"
 )
 def test_another_shape_goes_on_alike(tmp_path, record_property):

@@ -12,7 +12,7 @@ COMPILED = ["--training.optimizer", "torch", "--training.compile", "on"]
 
 
 @pytest.mark.long  # each of DeepSpeed's extensions takes a minute; unit tests kill a small one
-@pytest.mark.promise("A run that is killed while DeepSpeed or torch.compile compiles stops no later one")
+@pytest.mark.promise("A run that is killed while DeepSpeed or torch.compile compiles does not stop a later one")
 @pytest.mark.parametrize(
     "variable, files, options",
     [("TORCH_EXTENSIONS_DIR", "**/build.ninja", OFFLOAD), ("TORCHINDUCTOR_CACHE_DIR", "??/*.cpp", COMPILED)],

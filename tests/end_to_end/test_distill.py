@@ -115,7 +115,7 @@ def test_evaluate_gives_the_run_its_own_figure(finished):
     )
 
 
-@pytest.mark.promise("Markup in a corpus or its name reaches no report")
+@pytest.mark.promise("Markup in a corpus or its name never reaches a report")
 def test_markup_stays_in_the_text(world, common, tmp_path):
     text = tmp_path / "<script>alert(1)<" / "img src=x onerror=alert(2)>.txt"
     text.parent.mkdir()

@@ -74,7 +74,7 @@ def user_errors(done, *words: str) -> None:
 
 
 @pytest.mark.promise(
-    "A damaged newest checkpoint is noticed and set aside; the run goes on from the one before, bit-equal"
+    "A damaged newest checkpoint is detected and set aside; the run resumes from the one before, bit-equal"
 )
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "no manifest"])
 def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
     assert_same_weights(output, run[0])
 
 
-@pytest.mark.promise("Where every checkpoint is damaged, that is said and nothing is deleted")
+@pytest.mark.promise("Where every checkpoint is damaged, the run says so and deletes nothing")
 def test_no_sound_checkpoint_is_said(run, tmp_path):
     output = copy_of(run, tmp_path / "run", 3)
     flip(output / "checkpoints" / "step-000000003" / "mp_rank_00_model_states.pt")
@@ -106,7 +106,9 @@ def test_no_sound_checkpoint_is_said(run, tmp_path):
     assert (output / "checkpoints" / "damaged-step-000000003" / "mp_rank_00_model_states.pt").is_file()
 
 
-@pytest.mark.promise("A full disk: one sentence, the last checkpoint whole, and room made the run goes on, bit-equal")
+@pytest.mark.promise(
+    "A full disk: one sentence, the last checkpoint whole, and once space is free, the run resumes bit-equal"
+)
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
     disk = tmp_path / "disk"
@@ -242,7 +244,7 @@ def endless(world, common, tmp_path):
             os.killpg(each.job.pid, signal.SIGKILL)
 
 
-@pytest.mark.promise("A slow rank, and a clock that jumps an hour on and back, are borne")
+@pytest.mark.promise("A slow rank, and a clock that jumps an hour forth and back, are tolerated")
 @pytest.mark.promise(
     "A rank that is killed ends the job within a minute: one sentence, no orphan, the last checkpoint whole"
 )

@@ -209,7 +209,7 @@ def test_killed_while_a_checkpoint_is_written(world, tmp_path, record_property, 
     record_property("kills", kills)
 
 
-@pytest.mark.promise("SIGTERM saves and leaves; the same command goes on, bit-equal")
+@pytest.mark.promise("SIGTERM saves and exits; the same command resumes, bit-equal")
 @pytest.mark.parametrize("precision, compiled", [("fp32", "off"), ("bf16", "on")])
 def test_asked_to_end(world, tmp_path, precision, compiled):
     options = [*shape(1, precision), "--training.compile", compiled]

@@ -241,7 +241,7 @@ print(count, longest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - befo
 """
 
 
-@pytest.mark.promise("Text that is none, lines without end, archive bombs: counted or refused, in bounded memory")
+@pytest.mark.promise("Input that is not text, endless lines, archive bombs: counted or refused, in bounded memory")
 def test_an_archive_bomb_and_a_line_without_end(tmp_path):
     """The file has 300 MB in one line and takes 300 kB on disk."""
     with gzip.open(tmp_path / "bomb.txt.gz", "wb", compresslevel=6) as file:
@@ -256,7 +256,7 @@ def test_an_archive_bomb_and_a_line_without_end(tmp_path):
     assert grown < 150, f"{grown} MiB for a document of 300 MB"
 
 
-@pytest.mark.promise("Text that is none, lines without end, archive bombs: counted or refused, in bounded memory")
+@pytest.mark.promise("Input that is not text, endless lines, archive bombs: counted or refused, in bounded memory")
 def test_text_that_is_none(tmp_path):
     rows = [b"\xff\xfe\xfd" * 1000, b"x" * 10_000_000, b"caf\xc3\xa9", b"<script>alert(1)</script>", b'{"a": "b"}']
     (tmp_path / "t.txt").write_bytes(b"\n\n".join(rows))
@@ -288,7 +288,7 @@ def parser():
     return build_parser()
 
 
-@pytest.mark.promise("Recipes that mean harm or are simply wrong are answered with one sentence")
+@pytest.mark.promise("Malicious and wrong recipes are answered with one sentence")
 @settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
 )
@@ -314,7 +314,7 @@ def test_any_recipe_is_taken_or_answered(tmp_path, parser, record_property, chan
         assert str(error) and "\n" not in str(error)
 
 
-@pytest.mark.promise("Recipes that mean harm or are simply wrong are answered with one sentence")
+@pytest.mark.promise("Malicious and wrong recipes are answered with one sentence")
 @pytest.mark.parametrize(
     "text",
     [

@@ -144,7 +144,7 @@ def test_pieces_and_workers_do_not_change_the_result(tokenizer, tmp_path, monkey
     assert (ordinary[0] == ordinary[1]).all()
 
 
-@pytest.mark.promise("An interrupted prepare leaves nothing that looks finished, and goes on")
+@pytest.mark.promise("An interrupted prepare leaves nothing that looks finished, and resumes")
 def test_an_interrupted_call_goes_on_with_the_pieces_that_are_done(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "PIECE_BYTES", 10_000)
     documents = some_documents(1500)

@@ -210,7 +210,7 @@ def common(world) -> list:
     ]
 
 
-@pytest.mark.promise("What can be told before a corpus is prepared is told before it is")
+@pytest.mark.promise("Every mistake that can be found before a corpus is prepared is reported before")
 @pytest.mark.parametrize("what", TEACHERS)
 def test_a_teacher_is_looked_at_before_its_corpus_is_prepared(world, capsys, what):
     spoil, words = TEACHERS[what]
@@ -219,7 +219,7 @@ def test_a_teacher_is_looked_at_before_its_corpus_is_prepared(world, capsys, wha
     assert not (world / "out").exists()
 
 
-@pytest.mark.promise("What can be told before a corpus is prepared is told before it is")
+@pytest.mark.promise("Every mistake that can be found before a corpus is prepared is reported before")
 @pytest.mark.parametrize("what", SETTINGS)
 def test_settings_are_looked_at_before_a_corpus_is_prepared(world, capsys, what):
     arguments, said, words = SETTINGS[what]
@@ -233,7 +233,7 @@ def test_plan_looks_at_the_deepspeed_json(world, capsys):
     refused(capsys, "did you mean reduce_bucket_size?", "estimate", "--teacher", world / "teacher", *common(world))
 
 
-@pytest.mark.promise("What can be told before a corpus is prepared is told before it is")
+@pytest.mark.promise("Every mistake that can be found before a corpus is prepared is reported before")
 @pytest.mark.parametrize("what", ANY)
 def test_an_encoder_to_go_on_with_and_one_to_evaluate_are_looked_at_first(world, capsys, what):
     spoil, words = ANY[what]
