@@ -22,7 +22,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 INTRODUCTION = """# What a run survives
 
 Made by `python -m tests.reliability` on {date}: {machine}; {minutes:.0f} minutes. \
-Each entry is a promise, what its tests counted in this run, and these tests. `./tests/run.sh` runs the quick part of them. \
+Each entry is a promise, what its tests counted in this run, and these tests. \
+`./tests/run.sh` runs the quick part of them. \
 All of it is DeepSpeed's real engine in real processes on CPUs, over gloo; the runs on
 two hosts are network namespaces with an sshd each. \
 Nothing here has been run on GPUs. fp16's loss scale does not occur on CPUs.
