@@ -9,6 +9,7 @@ from typing import Any
 from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs, check_weights
+from ds_distill.models.families import FAMILIES
 from ds_distill.models.folder import find_model_folder, resolve_model_folder
 from ds_distill.recipe import Data, Losses, Recipe, Student, Training
 from ds_distill.utils.errors import UserError, expand_user
@@ -32,7 +33,7 @@ def add_teacher(parser, remark: str = "") -> None:
         "--teacher",
         type=UserPath | None,
         default=None,
-        help=f"folder, or name in the Hugging Face cache, of a BERT, RoBERTa, XLM-R or DistilBERT masked-LM{remark}",
+        help=f"folder, or name in the Hugging Face cache, of a masked-LM model ({', '.join(FAMILIES)}){remark}",
     )
 
 
