@@ -6,7 +6,6 @@ The prepared folder is complete or absent, memory use is flat, and an interrupte
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import multiprocessing
 import os
@@ -15,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,15 +21,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ds_distill.data.accounting import Accounts
+from ds_distill.data.assemble import assemble, piece_folder
 from ds_distill.data.content import content_fingerprint
-from ds_distill.data.packing import Packer
-from ds_distill.data.shards import INDEX
-from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
-from ds_distill.data.tokenizer import plain_backend, save_tokenizer, special_ids, tokenizer_fingerprint, vocabulary_size
-from ds_distill.data.worker import SPLITS, Format, PieceWorker
+from ds_distill.data.sources import WorkUnit, split_inputs
+from ds_distill.data.tokenizer import plain_backend, special_ids, vocabulary_size
+from ds_distill.data.worker import EncodingSpec, PieceWorker
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.locks import try_lock
@@ -87,7 +81,7 @@ def prepare(
     output = Path(output)
     _check(output, tokenizer, mode, sequence_length, heldout_fraction)
     pieces = split_inputs(inputs, column=column, streaming=streaming)
-    form = Format(
+    spec = EncodingSpec(
         plain_backend(tokenizer).to_str(),
         vocabulary_size(tokenizer),
         special_ids(tokenizer),
@@ -104,9 +98,9 @@ def prepare(
     building.mkdir(parents=True, exist_ok=True)
     with (building / "lock").open("w", encoding="utf-8") as lock:
         try_lock(lock, output, lambda: "another process")
-        _resume_or_reset(building, pieces, form)
-        _tokenize(pieces, building, form, workers or cores(), progress)
-        manifest = _assemble(inputs, pieces, content, building, form, tokenizer)
+        _resume_or_reset(building, pieces, spec)
+        _tokenize(pieces, building, spec, workers or cores(), progress)
+        manifest = assemble(inputs, pieces, content, building, spec, tokenizer)
         _publish(building / "data", output)
         shutil.rmtree(building)
     return manifest
@@ -136,13 +130,13 @@ def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fra
         )
 
 
-def _resume_or_reset(building: Path, pieces: list[WorkUnit], form: Format) -> None:
+def _resume_or_reset(building: Path, pieces: list[WorkUnit], spec: EncodingSpec) -> None:
     """Keep the finished pieces of an interrupted call with the same sources and settings.
 
     The pieces of any other call are removed.
     """
     state = {p.path: [os.stat(p.path).st_size, os.stat(p.path).st_mtime_ns] for p in pieces if p.kind != "hub"}
-    plan = json.dumps([REPORT_VERSION, [asdict(piece) for piece in pieces], state, asdict(form)])
+    plan = json.dumps([REPORT_VERSION, [asdict(piece) for piece in pieces], state, asdict(spec)])
     file = building / "plan.json"
     if not file.is_file() or file.read_text(encoding="utf-8") != plan:
         for old in building.iterdir():
@@ -152,10 +146,6 @@ def _resume_or_reset(building: Path, pieces: list[WorkUnit], form: Format) -> No
 
 
 # --- pieces, by many workers ---------------------------------------------------------------------------------------
-
-
-def _folder(building: Path, number: int) -> Path:
-    return building / f"piece-{number:05d}"
 
 
 @contextlib.contextmanager
@@ -173,9 +163,9 @@ def _main_not_imported() -> Iterator[None]:
 
 
 def _tokenize(
-    pieces: list[WorkUnit], building: Path, form: Format, workers: int, progress: Callable[[int, int], None]
+    pieces: list[WorkUnit], building: Path, spec: EncodingSpec, workers: int, progress: Callable[[int, int], None]
 ) -> None:
-    left = [number for number in range(len(pieces)) if not _folder(building, number).is_dir()]
+    left = [number for number in range(len(pieces)) if not piece_folder(building, number).is_dir()]
     total = sum(piece.size for piece in pieces)
     before = total - sum(pieces[number].size for number in left)
     progress(before, total)
@@ -187,20 +177,20 @@ def _tokenize(
         log(f"{error.filename or 'shared memory'}: {error.strerror}; preparing with one worker instead of {workers}")
         workers = 1
     if workers <= 1:
-        work = PieceWorker(form)
+        work = PieceWorker(spec)
         for number in left:
 
             def tick(so_far: int, before: int = before) -> None:
                 progress(before + so_far, total)
 
-            work(pieces[number], _folder(building, number), tick)
+            work(pieces[number], piece_folder(building, number), tick)
             before += pieces[number].size
         return
     assert read is not None
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (form, read))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (spec, read))
     try:
         with _main_not_imported():  # all workers start with the first submission
-            waiting = {pool.submit(_work, pieces[number], _folder(building, number)) for number in left}
+            waiting = {pool.submit(_work, pieces[number], piece_folder(building, number)) for number in left}
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
             for job in done:
@@ -225,7 +215,7 @@ _worker: PieceWorker
 _read: Synchronized[int]  # bytes that all workers have read
 
 
-def _start_worker(form: Format, read: Synchronized[int]) -> None:
+def _start_worker(spec: EncodingSpec, read: Synchronized[int]) -> None:
     global _worker, _read
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one answers it.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -237,7 +227,7 @@ def _start_worker(form: Format, read: Synchronized[int]) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _worker, _read = PieceWorker(form), read
+    _worker, _read = PieceWorker(spec), read
 
 
 def _work(piece: WorkUnit, folder: Path) -> None:
@@ -254,136 +244,6 @@ def _work(piece: WorkUnit, folder: Path) -> None:
 
 
 # --- assembly ------------------------------------------------------------------------------------------------------
-
-
-def _assemble(
-    inputs: list[str], pieces: list[WorkUnit], content: str, building: Path, form: Format, tokenizer
-) -> dict[str, Any]:
-    """Build the folder building/data from the finished pieces and return its manifest."""
-    data = building / "data"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir()
-    counts, accounts, hashes = np.zeros(form.vocab_size, np.int64), Accounts(), []
-    maskable: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
-    shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
-    sources = [
-        {"input": given, "documents": 0, "sequences": dict.fromkeys(SPLITS, 0), "tokens": dict.fromkeys(SPLITS, 0)}
-        for given in inputs
-    ]
-    leftovers: dict[tuple[int, str], list[np.ndarray]] = {}
-    for number, piece in enumerate(pieces):
-        folder = _folder(building, number)
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        accounts.add(piece.path, piece.kind, report)
-        sources[piece.source]["documents"] += sum(report["found"].get(f"documents_{split}", 0) for split in SPLITS)
-        with np.load(folder / "arrays.npz") as arrays:
-            counts += arrays["counts"]
-            hashes.append(arrays["hashes"])
-            for split in SPLITS:
-                if len(arrays[split]):
-                    leftovers.setdefault((piece.source, split), []).append(arrays[split])
-        for split in SPLITS:
-            shard = report["shards"][split]
-            maskable[split].update({int(n): sequences for n, sequences in shard.pop("maskable").items()})
-            if shard["sequences"]:
-                name = f"{split}-{number:05d}"
-                for suffix in (".bin", ".idx"):
-                    _link(folder / f"{split}{suffix}", data / f"{name}{suffix}")
-                shards[split].append(shard | {"file": name, "source": piece.source})
-    for (source, split), parts in sorted(leftovers.items()):
-        writer = form.writer(data / f"{split}-rest-{source}")
-        packer = Packer(writer, form.sequence_length, form.cls_id, form.sep_id)
-        for part in parts:
-            packer.add(part)
-        packer.finish()
-        shard = writer.close() | {"source": source}
-        maskable[split].update(shard.pop("maskable"))
-        shards[split].append(shard)
-        if split == "train":
-            counts += writer.counts
-    remarks = accounts.sentences()
-    if not any(shards.values()):
-        reasons = "; ".join(remarks)
-        raise UserError(
-            f"{', '.join(inputs)}: the corpus is empty, because no document yields a token; "
-            f"{reasons or 'give files that contain text'}"
-        )
-    _ensure_nonempty_splits(data, shards, counts, maskable, form)
-    for split in SPLITS:
-        for shard in shards[split]:
-            sources[shard["source"]]["sequences"][split] += shard["sequences"]
-            sources[shard["source"]]["tokens"][split] += shard["tokens"]
-    all_hashes = np.concatenate(hashes)
-    statistics = accounts.statistics()
-    statistics["duplicate"] = len(all_hashes) - len(np.unique(all_hashes))
-    known_tokens = counts.sum() - counts[[i for i in form.special_ids if i != form.unknown_id]].sum()
-    np.save(data / "token_counts.npy", counts)
-    save_tokenizer(tokenizer, data / "tokenizer")
-    digest = hashlib.sha256("".join(shard["sha256"] for split in SPLITS for shard in shards[split]).encode())
-    digest.update(tokenizer_fingerprint(tokenizer).encode())
-    manifest = {
-        "mode": form.mode,
-        "sequence_length": form.sequence_length,
-        "vocab_size": form.vocab_size,
-        "dtype": form.dtype.name,
-        "blocks": {split: sum(shard["sequences"] for shard in shards[split]) for split in SPLITS},
-        "real_tokens": {split: sum(shard["tokens"] for shard in shards[split]) for split in SPLITS},
-        "documents": {split: statistics.pop(f"documents_{split}", 0) for split in SPLITS},
-        "found": {key: statistics[key] for key in sorted(statistics)},
-        "characters": accounts.characters(),
-        "remarks": remarks,
-        "maskable": {split: {str(n): maskable[split][n] for n in sorted(maskable[split])} for split in SPLITS},
-        "unknown_share": float(counts[form.unknown_id] / max(1, known_tokens)) if form.unknown_id is not None else 0.0,
-        "corpus": corpus_identity(inputs, pieces),
-        "content": content,
-        "seed": form.seed,
-        "heldout_fraction": form.heldout_fraction,
-        **{f"{kind}_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")},
-        "special_ids": list(form.special_ids),
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "sources": sources,
-        "shards": shards,
-        "fingerprint": digest.hexdigest(),
-    }
-    (data / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    return manifest
-
-
-def _link(file: Path, name: Path) -> None:
-    try:
-        os.link(file, name)
-    except OSError:  # The file system has no hard links.
-        shutil.copyfile(file, name)
-
-
-def _ensure_nonempty_splits(
-    data: Path, shards: dict[str, list[dict]], counts: np.ndarray, maskable: dict[str, Counter], form: Format
-) -> None:
-    """Move the last sequence into an empty split.
-
-    A small corpus may leave one split empty. The other then gives its last sequence, if it has two.
-    """
-    for empty, full in (("heldout", "train"), ("train", "heldout")):
-        wanted = 0 < form.heldout_fraction < 1 and not shards[empty]
-        if not wanted or sum(shard["sequences"] for shard in shards[full]) < 2:
-            continue
-        last = shards[full].pop()
-        stem = data / last["file"]
-        rows = np.fromfile(stem.with_suffix(".idx"), INDEX)
-        ids = np.fromfile(stem.with_suffix(".bin"), form.dtype)
-        sequences = [ids[row["start"] : row["start"] + row["length"]] for row in rows]
-        for suffix in (".bin", ".idx"):
-            stem.with_suffix(suffix).unlink()
-        for split, name, part in ((full, last["file"], sequences[:-1]), (empty, f"{empty}-last", sequences[-1:])):
-            if part:
-                writer = form.writer(data / name)
-                writer.add(part)
-                shard = writer.close() | {"source": last["source"]}
-                del shard["maskable"]
-                shards[split].append(shard)
-        maskable[full] -= Counter({int(rows[-1]["maskable"]): 1})
-        maskable[empty][int(rows[-1]["maskable"])] += 1
-        counts += (1 if empty == "train" else -1) * np.bincount(sequences[-1], minlength=len(counts))
 
 
 def _publish(finished: Path, output: Path) -> None:

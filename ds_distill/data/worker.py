@@ -31,7 +31,7 @@ SHORT_DOCUMENT = 12  # tokens
 
 
 @dataclass(frozen=True)
-class Format:
+class EncodingSpec:
     """The rules by which documents become sequences.
 
     The ids are those of the tokenizer, and the other fields are as in recipe.Data.
@@ -66,9 +66,9 @@ class Format:
 class PieceWorker:
     """A worker that turns pieces into shards; its encoder remembers words from piece to piece."""
 
-    def __init__(self, form: Format):
-        self.form = form
-        self.encoder = Encoder(Tokenizer.from_str(form.tokenizer), form.unknown_id, form.special_ids)
+    def __init__(self, spec: EncodingSpec):
+        self.spec = spec
+        self.encoder = Encoder(Tokenizer.from_str(spec.tokenizer), spec.unknown_id, spec.special_ids)
 
     def __call__(self, piece: WorkUnit, folder: Path, tick: Callable[[int], None] = lambda _: None) -> None:
         """Write the folder of a piece, which has its name only when complete.
@@ -81,17 +81,17 @@ class PieceWorker:
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        form = self.form
-        writers = {split: form.writer(partial / split) for split in SPLITS}
+        spec = self.spec
+        writers = {split: spec.writer(partial / split) for split in SPLITS}
         packers: Mapping[str, Packer | LinePacker]
-        if form.mode == "packed":
+        if spec.mode == "packed":
             packers = {
-                split: Packer(writer, form.sequence_length, form.cls_id, form.sep_id)
+                split: Packer(writer, spec.sequence_length, spec.cls_id, spec.sep_id)
                 for split, writer in writers.items()
             }
         else:
             packers = {
-                split: LinePacker(writer, form.sequence_length, form.cls_id, form.sep_id, form.unknown_id)
+                split: LinePacker(writer, spec.sequence_length, spec.cls_id, spec.sep_id, spec.unknown_id)
                 for split, writer in writers.items()
             }
         statistics: Counter[str] = Counter()
@@ -130,9 +130,9 @@ class PieceWorker:
         characters: Counter[str],
         hashes: array,
     ) -> None:
-        form = self.form
+        spec = self.spec
         units = [
-            [document.text] if form.mode == "packed" else [line for line in document.text.split("\n") if line.strip()]
+            [document.text] if spec.mode == "packed" else [line for line in document.text.split("\n") if line.strip()]
             for document in batch
         ]
         texts = [text for parts in units for text in parts]
@@ -146,7 +146,7 @@ class PieceWorker:
             start, end = end, end + len(parts)
             ids = encoded.ids[start:end]
             tokens = sum(map(len, ids))
-            number = _hash(form.seed, document.text)
+            number = _hash(spec.seed, document.text)
             read += len(document.text)
             in_lines += sum(map(len, parts))
             statistics["bad_utf8"] += document.bad_utf8
@@ -157,7 +157,7 @@ class PieceWorker:
                 continue
             hashes.append(number)
             statistics["short"] += tokens < SHORT_DOCUMENT
-            split = "heldout" if (number >> 11) / 2**53 < form.heldout_fraction else "train"
+            split = "heldout" if (number >> 11) / 2**53 < spec.heldout_fraction else "train"
             statistics[f"documents_{split}"] += 1
             tokenized += sum(kept[start:end])
             packer = packers[split]

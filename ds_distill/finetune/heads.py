@@ -8,10 +8,15 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from ds_distill.models.families import get_family_by_type
-from ds_distill.models.folder import find_model_folder, join_names
+from ds_distill.models.folder import ModelFolder, find_model_folder, join_names
 from ds_distill.models.loading import load_model
 from ds_distill.tasks.catalog import Task, normalize_name
 from ds_distill.tasks.labels import match_classes
@@ -35,59 +40,88 @@ def load_for_task(path: str, task: Task, option: str, *, tuned: bool, dropout: f
         UserError: If the folder has no such model, one of another task or with other labels, or not
             all of its weights.
     """
-    given = f"--{option} {path}"
     folder = find_model_folder(path, f"--{option}").check_files()
     config = folder.config
-    kind, trained_task = (config.architectures or [""])[0], getattr(config, "finetuning_task", None)
-    has_head = kind.endswith("ForQuestionAnswering" if task.spans else "ForSequenceClassification")
-    remedy = f"give a model fine-tuned on {task.name}" if tuned else "give the pretrained model that it came from"
-    if tuned and not has_head:
-        raise UserError(
-            f"{given}: a {kind or 'model without a head'}; task-specific distillation needs a teacher that was "
-            f"fine-tuned on {task.name}"
-        )
-    if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):
-        raise UserError(f"{given}: a {kind}, which was fine-tuned for another kind of task than {task.name}; {remedy}")
-    if trained_task and normalize_name(trained_task) != normalize_name(task.name):
-        raise UserError(f"{given}: was fine-tuned on {trained_task}, not on {task.name}; {remedy}")
+    has_head = _check_head(folder, task, tuned)
     if dropout >= 0:
         get_family_by_type(config.model_type).set_dropout(config, dropout, heads=True)
     order = None
     if task.spans:
         config.num_labels = 2
     else:
-        num_outputs = 1 if task.regression else len(task.labels)
-        labels = cast(dict[int, str], config.id2label)
-        model_labels = [str(labels[i]) for i in sorted(labels)]
-        classes = match_classes(model_labels, task.labels)  # Numbers are the hub's ids.
-        if has_head and (len(model_labels) != num_outputs or (task.labels and classes is None)):
-            raise UserError(
-                f"{given}: its labels are {', '.join(model_labels)}, but those of {task.name} are "
-                f"{', '.join(task.labels) or 'one number'}; {remedy}"
-            )
-        order = (
-            [classes.index(i) for i in range(num_outputs)]
-            if has_head and classes and classes != list(range(num_outputs))
-            else None
-        )
-        config.num_labels = num_outputs
-        if task.labels:
-            config.id2label, config.label2id = (
-                dict(enumerate(task.labels)),
-                {name: i for i, name in enumerate(task.labels)},
-            )
-        config.problem_type = "regression" if task.regression else "single_label_classification"
+        order = _match_label_order(folder, task, tuned) if has_head else None
+        _set_labels(config, task)
     config.finetuning_task = task.name
     auto = AutoModelForQuestionAnswering if task.spans else AutoModelForSequenceClassification
     model, lacking = load_model(auto, folder, config)
-    trunk = model.base_model_prefix + "."
+    encoder = model.base_model_prefix + "."
     # A pooler is part of BERT's head for sentences; masked-LM models come without one.
-    missing = [key for key in lacking if has_head or (key.startswith(trunk) and ".pooler." not in key)]
+    missing = [key for key in lacking if has_head or (key.startswith(encoder) and ".pooler." not in key)]
     if missing:
-        raise UserError(f"{given}: the weights lack {join_names(missing)}; give a complete checkpoint")
+        raise UserError(f"{folder.given}: the weights lack {join_names(missing)}; give a complete checkpoint")
     if order:
         _reorder(model, order)
     return model
+
+
+def _remedy(task: Task, tuned: bool) -> str:
+    return f"give a model fine-tuned on {task.name}" if tuned else "give the pretrained model that it came from"
+
+
+def _check_head(folder: ModelFolder, task: Task, tuned: bool) -> bool:
+    """Return whether the model has a head for this kind of task.
+
+    Raises:
+        UserError: It lacks one that it needs, has one for another kind of task, or was fine-tuned on
+            another task.
+    """
+    kind = (folder.config.architectures or [""])[0]
+    trained_task = getattr(folder.config, "finetuning_task", None)
+    has_head = kind.endswith("ForQuestionAnswering" if task.spans else "ForSequenceClassification")
+    if tuned and not has_head:
+        raise UserError(
+            f"{folder.given}: a {kind or 'model without a head'}; task-specific distillation needs a teacher that was "
+            f"fine-tuned on {task.name}"
+        )
+    if kind.endswith("ForSequenceClassification" if task.spans else "ForQuestionAnswering"):
+        raise UserError(
+            f"{folder.given}: a {kind}, which was fine-tuned for another kind of task than {task.name}; "
+            f"{_remedy(task, tuned)}"
+        )
+    if trained_task and normalize_name(trained_task) != normalize_name(task.name):
+        raise UserError(f"{folder.given}: was fine-tuned on {trained_task}, not on {task.name}; {_remedy(task, tuned)}")
+    return has_head
+
+
+def _match_label_order(folder: ModelFolder, task: Task, tuned: bool) -> list[int] | None:
+    """Return which output of the model's head is each label of the task; None where they are in the task's order.
+
+    Raises:
+        UserError: The head has other labels.
+    """
+    labels = cast(dict[int, str], folder.config.id2label)
+    model_labels = [str(labels[i]) for i in sorted(labels)]
+    classes = match_classes(model_labels, task.labels)  # Numbers are the hub's ids.
+    if len(model_labels) != _num_outputs(task) or (task.labels and classes is None):
+        raise UserError(
+            f"{folder.given}: its labels are {', '.join(model_labels)}, but those of {task.name} are "
+            f"{', '.join(task.labels) or 'one number'}; {_remedy(task, tuned)}"
+        )
+    in_order = list(range(_num_outputs(task)))
+    return [classes.index(i) for i in in_order] if classes and classes != in_order else None
+
+
+def _set_labels(config: PretrainedConfig, task: Task) -> None:
+    """Give a config the task's labels and kind of problem."""
+    config.num_labels = _num_outputs(task)
+    if task.labels:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {name: i for i, name in enumerate(task.labels)}
+    config.problem_type = "regression" if task.regression else "single_label_classification"
+
+
+def _num_outputs(task: Task) -> int:
+    return 1 if task.regression else len(task.labels)
 
 
 @torch.no_grad()

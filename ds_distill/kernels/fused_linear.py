@@ -8,6 +8,7 @@ while the chunk is in memory.
 import math
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -106,19 +107,8 @@ def fused_linear_distillation_loss(
     if chunk is None:
         chunk = _chunk(rows, vocabulary, student_hidden.element_size(), student_hidden.device.type)
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
-    return _FusedVocabularyLoss.apply(
-        *inputs,
-        *teacher,
-        labels,
-        token_mask,
-        float(temperature),
-        float(kl_weight),
-        float(mlm_weight),
-        kl_tokens,
-        chunk,
-        passes,
-        want,
-    )
+    settings = _Settings(float(temperature), float(kl_weight), float(mlm_weight), kl_tokens, chunk, passes, want)
+    return _FusedVocabularyLoss.apply(*inputs, *teacher, labels, token_mask, settings)
 
 
 def columns(vocabulary: int, device: str) -> int:
@@ -224,104 +214,60 @@ class _Logits:
         return torch.mm(hidden, self.weight.t(), out=self.buffer[: len(hidden)], **self.options)
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """The settings of a fused loss, as in `fused_linear_distillation_loss`; `want`: whether gradients are wanted."""
+
+    temperature: float
+    kl_weight: float
+    mlm_weight: float
+    kl_tokens: str
+    chunk: int
+    passes: str
+    want: bool
+
+
 class _FusedVocabularyLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx,
-        hidden,
-        weight,
-        bias,
-        t_hidden,
-        t_weight,
-        t_bias,
-        labels,
-        token_mask,
-        temperature,
-        kl_weight,
-        mlm_weight,
-        kl_tokens,
-        chunk,
-        passes,
-        want,
-    ):
+    def forward(ctx, hidden, weight, bias, t_hidden, t_weight, t_bias, labels, token_mask, settings: _Settings):
         wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-        losses_of = get_row_losses(passes)
         kl_sum = torch.zeros((), dtype=wide, device=hidden.device)
         mlm_sum = torch.zeros_like(kl_sum)
         low = hidden.dtype
-        kl_factor, unit = temperature * kl_weight, 1.0
+        kl_factor, unit = settings.temperature * settings.kl_weight, 1.0
         if low == torch.float16:
             # Gradients stay unnormalized until backward knows the loss scale: 1/N inside would
             # underflow. They are in units of KL's own factor, where its gradient is q − p, unless
             # that would take the masked-LM gradient out of fp16's range.
-            unit = kl_factor if abs(kl_factor) > 1e-3 * abs(mlm_weight) else mlm_weight or 1.0
+            unit = kl_factor if abs(kl_factor) > 1e-3 * abs(settings.mlm_weight) else settings.mlm_weight or 1.0
         # filled, not copied: a copy would make a GPU wait
-        factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, mlm_weight)]
-        student = _Logits("student", hidden, weight, bias, wide, chunk)
-        teacher = _Logits("teacher", t_hidden, t_weight, t_bias, wide, chunk) if kl_weight != 0 else None
-        t_bias = teacher.bias if teacher else None
-        # one kernel takes a whole chunk; torch's operators need several times the memory of its
-        # logits
-        whole = hidden.is_cuda and passes != "torch"
-        d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want else None
-        d_weight = d_bias = None
-        for start in range(0, len(hidden), chunk):
-            part = slice(start, start + chunk)
+        factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, settings.mlm_weight)]
+        student = _Logits("student", hidden, weight, bias, wide, settings.chunk)
+        teacher = None
+        if settings.kl_weight != 0:
+            teacher = _Logits("teacher", t_hidden, t_weight, t_bias, wide, settings.chunk)
+        d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if settings.want else None
+        d_weight: Tensor | None = None
+        d_bias: Tensor | None = None
+        for start in range(0, len(hidden), settings.chunk):
+            part = slice(start, start + settings.chunk)
             z, t = student(part), teacher(part) if teacher else None
-            slopes = None  # free the last chunk's before another is allocated
-            slopes = None if not want else z if z.dtype == low else torch.empty_like(z, dtype=low)
+            slopes: Tensor | None = None  # free the last chunk's before another is allocated
+            slopes = None if not settings.want else z if z.dtype == low else torch.empty_like(z, dtype=low)
             masked = labels[part] >= 0
             real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
             masked, real = (masked & real).unsqueeze(1), real.unsqueeze(1)
             target = labels[part].clamp(min=0).unsqueeze(1)
-            # A CPU treats the masked rows, some 15 %, apart. A GPU would have to wait to learn
-            # which ones they are.
-            at = masked.squeeze(1).nonzero().squeeze(1) if z.device.type == "cpu" and t is not None else None
-            z_at = None if at is None else z[at]
-            for block in _blocks(z, whole):
-                block_logits = z[block]
-                kl, mlm = losses_of(
-                    block_logits,
-                    None if t is None else t[block],
-                    student.bias,
-                    t_bias,
-                    target[block],
-                    masked[block] if kl_tokens == "masked" else real[block],
-                    masked[block] if at is None else None,
-                    *factors,
-                    temperature,
-                    # the same object where possible, because torch.compile copies aliases
-                    None if slopes is None else block_logits if slopes is z else slopes[block],
-                )
-                kl_sum += 0.0 if kl is None else kl.sum()
-                mlm_sum += 0.0 if mlm is None else mlm.sum()
-            for block in () if at is None else _blocks(z_at, whole):
-                block_logits = z_at[block]
-                yes = torch.ones(len(block_logits), 1, dtype=torch.bool)
-                _, mlm = losses_of(
-                    block_logits,
-                    None,
-                    student.bias,
-                    None,
-                    target[at[block]],
-                    yes,
-                    yes,
-                    *factors,
-                    temperature,
-                    block_logits if want else None,
-                )
-                mlm_sum += mlm.sum()
-            if at is not None and want:
-                slopes.index_add_(0, at, z_at)
-            z_at = block_logits = None  # the products below need much memory
-            if want:
+            biases = student.bias, teacher.bias if teacher else None
+            _add_chunk_losses((kl_sum, mlm_sum), (z, t), biases, slopes, target, (masked, real), factors, settings)
+            if slopes is not None and d_hidden is not None:
                 hit = target + torch.arange(0, slopes.numel(), slopes.shape[1], device=target.device).unsqueeze(1)
                 slopes.put_(hit, (slopes.take(hit) - torch.where(masked, factors[1], 0.0)).to(low))
                 torch.mm(slopes, student.weight.to(low), out=d_hidden[part])
                 d_weight = _weight_gradient(d_weight, slopes, hidden[part], wide)
                 if bias is not None:
                     d_bias = _bias_gradient(d_bias, slopes, wide)
-        if want:
+        if settings.want:
             d_weight, d_bias = (None if d is None else d[: len(weight)] for d in (d_weight, d_bias))
             ctx.unit, ctx.dtypes = unit, (hidden.dtype, weight.dtype, bias.dtype if bias is not None else None)
             ctx.save_for_backward(
@@ -329,7 +275,7 @@ class _FusedVocabularyLoss(torch.autograd.Function):
                 torch.zeros_like(weight) if d_weight is None else d_weight,
                 torch.zeros_like(bias) if d_bias is None and bias is not None else d_bias,
             )
-        loss = kl_weight * kl_sum + mlm_weight * mlm_sum
+        loss = settings.kl_weight * kl_sum + settings.mlm_weight * mlm_sum
         ctx.mark_non_differentiable(kl_sum, mlm_sum)
         return loss, kl_sum, mlm_sum
 
@@ -341,7 +287,77 @@ class _FusedVocabularyLoss(torch.autograd.Function):
             None if g is None else _scaled(g, scale, dtype)
             for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*grads, *[None] * 12)
+        return (*grads, *[None] * 6)
+
+
+def _add_chunk_losses(
+    sums: tuple[Tensor, Tensor],
+    logits: tuple[Tensor, Tensor | None],
+    biases: tuple[Tensor | None, Tensor | None],
+    slopes: Tensor | None,
+    target: Tensor,
+    masks: tuple[Tensor, Tensor],
+    factors: list[Tensor],
+    settings: _Settings,
+) -> None:
+    """Add a chunk's losses to `sums` (KL, masked LM), and write the gradient of its logits into `slopes`.
+
+    The masked-LM gradient lacks the −1 at the target, which the caller subtracts.
+
+    Args:
+        sums: The sums so far, which are overwritten.
+        logits: Of student and teacher, each [n, columns]; None without KL. The student's may be overwritten.
+        biases: To be added to them, or None.
+        slopes: [n, columns], possibly the student's logits themselves; None where no gradient is wanted.
+        target: [n, 1], the original tokens; any token where `masked` is false.
+        masks: (masked, real), each [n, 1] bool.
+        factors: The factors of the gradients of KL and masked LM.
+        settings: The settings.
+    """
+    (kl_sum, mlm_sum), (z, t), (masked, real) = sums, logits, masks
+    row_losses = get_row_losses(settings.passes)
+    # one kernel takes a whole chunk; torch's operators need several times the memory of its logits
+    whole = z.is_cuda and settings.passes != "torch"
+    # A CPU treats the masked rows, some 15 %, apart. A GPU would have to wait to learn which ones
+    # they are.
+    at = masked.squeeze(1).nonzero().squeeze(1) if z.device.type == "cpu" and t is not None else None
+    z_at = None if at is None else z[at]
+    for block in _blocks(z, whole):
+        block_logits = z[block]
+        kl, mlm = row_losses(
+            block_logits,
+            None if t is None else t[block],
+            *biases,
+            target[block],
+            masked[block] if settings.kl_tokens == "masked" else real[block],
+            masked[block] if at is None else None,
+            *factors,
+            settings.temperature,
+            # the same object where possible, because torch.compile copies aliases
+            None if slopes is None else block_logits if slopes is z else slopes[block],
+        )
+        kl_sum += 0.0 if kl is None else kl.sum()
+        mlm_sum += 0.0 if mlm is None else mlm.sum()
+    if at is None or z_at is None:
+        return
+    for block in _blocks(z_at, whole):
+        block_logits = z_at[block]
+        yes = torch.ones(len(block_logits), 1, dtype=torch.bool)
+        _, mlm = row_losses(
+            block_logits,
+            None,
+            biases[0],
+            None,
+            target[at[block]],
+            yes,
+            yes,
+            *factors,
+            settings.temperature,
+            block_logits if settings.want else None,
+        )
+        mlm_sum += mlm.sum()
+    if slopes is not None:
+        slopes.index_add_(0, at, z_at)
 
 
 def _weight_gradient(total: Tensor | None, slopes: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
@@ -367,7 +383,7 @@ def _bias_gradient(total: Tensor | None, slopes: Tensor, wide: torch.dtype) -> T
 
 
 def _added(total: Tensor | None, addend: Tensor, wide: torch.dtype) -> Tensor:
-    """Return total + more, in `wide` as soon as there are two, and overwrite total."""
+    """Return total + addend, in `wide` as soon as there are two, and overwrite total."""
     return addend if total is None else total.to(wide).add_(addend)
 
 

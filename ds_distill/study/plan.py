@@ -105,11 +105,14 @@ class Study:
 
         Examples are a task without files and a setting that does not exist.
         """
-        if malformed := [
-            name
-            for name, task_settings in self.finetune.items()
-            if name in TASKS and not isinstance(task_settings or {}, dict)
-        ]:
+        self._check_tasks()
+        self._check_students()
+        self._check_folders()
+        self._check_inputs()
+
+    def _check_tasks(self) -> None:
+        malformed = [name for name, own in self.finetune.items() if name in TASKS and not isinstance(own or {}, dict)]
+        if malformed:
             raise UserError(
                 f"finetune: {malformed[0]}: {self.finetune[malformed[0]]!r}: must map names of settings to values, "
                 "such as {epochs: 3}"
@@ -133,6 +136,10 @@ class Study:
             if self.data:
                 for split in ("train", *task.validation):
                     split_files(expand_user(self.data) / name, split)
+        if duplicates := {name for name in self.tasks if self.tasks.count(name) > 1}:
+            raise UserError(f"tasks: {', '.join(sorted(duplicates))}: given twice; remove one")
+
+    def _check_students(self) -> None:
         for name, changes in self.students.items():
             for key in changes:
                 if not key.startswith(SECTION_PREFIXES):
@@ -142,8 +149,6 @@ class Study:
                     )
                 if key not in SETTINGS:
                     raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
-        if duplicates := {name for name in self.tasks if self.tasks.count(name) > 1}:
-            raise UserError(f"tasks: {', '.join(sorted(duplicates))}: given twice; remove one")
         for name in self.task_distillation:
             if name not in self.students:
                 raise UserError(
@@ -156,18 +161,19 @@ class Study:
             raise UserError("students is empty; name at least one, such as `distilled: {}`")
         if not all(name.strip() for name in self.students):
             raise UserError("students: one of the names is empty; write a name")
+
+    def _check_folders(self) -> None:
         folders: dict[str, str] = {}
-        for name in [
-            TEACHER,
-            *self.students,
-            *(f"{student}, {TASK_DISTILLATION}" for student in self.task_distillation),
-        ]:
+        twice = [f"{student}, {TASK_DISTILLATION}" for student in self.task_distillation]
+        for name in [TEACHER, *self.students, *twice]:
             other = folders.setdefault(make_folder_name(name), name)
             if other != name or (name == TEACHER and name in self.students):
                 raise UserError(
                     f"students: {name!r} and {other!r} would share the folder {make_folder_name(name)}; rename "
                     "one of them"
                 )
+
+    def _check_inputs(self) -> None:
         if not Path(self.base).is_file():
             raise UserError(f"base: {self.base}: no such recipe, neither in the current folder nor in {CHECKOUT}")
         for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
