@@ -102,8 +102,15 @@ def configuration() -> str:
     for name, section in SECTIONS.items():
         lead = docstring_parser.parse(section.__doc__ or "").short_description or ""
         parts += [f"## {TITLES[name]}", lead, _settings(name, section)]
-    parts += ["## Loss terms", TERMS, _settings("", Match)]
-    parts += [f"## {TITLES['finetune']}", FINETUNE, _settings("finetune", FinetuneConfig), "## Study", STUDY, _study()]
+        if name == "losses":
+            parts += [
+                f"## {TITLES['finetune']}",
+                FINETUNE,
+                _settings("finetune", FinetuneConfig),
+                "## Study",
+                STUDY,
+                _study(),
+            ]
     return "\n\n".join(parts) + "\n"
 
 
