@@ -103,14 +103,8 @@ def configuration() -> str:
         lead = docstring_parser.parse(section.__doc__ or "").short_description or ""
         parts += [f"## {TITLES[name]}", lead, _settings(name, section)]
         if name == "losses":
-            parts += [
-                f"## {TITLES['finetune']}",
-                FINETUNE,
-                _settings("finetune", FinetuneConfig),
-                "## Study",
-                STUDY,
-                _study(),
-            ]
+            parts += ["## Loss terms", TERMS, _settings("", Match)]
+    parts += [f"## {TITLES['finetune']}", FINETUNE, _settings("finetune", FinetuneConfig), "## Study", STUDY, _study()]
     return "\n\n".join(parts) + "\n"
 
 
