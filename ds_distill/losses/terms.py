@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -78,6 +79,7 @@ def make_matches(
     teacher_dims = student_dims if teacher is None else get_family_by_type(teacher.model_type).dims(teacher)
     entries = [Match("cosine", layers="last", weight=losses.cosine)] if losses.cosine else []
     matches: dict[str, MatchedLoss] = {}
+    times: Counter[str] = Counter()
     for index, match in enumerate([*entries, *losses.match], -len(entries)):
         key = f"losses.match[{index}]"
         if match.loss not in LOSSES:
@@ -85,8 +87,8 @@ def make_matches(
                 f"{key}.loss = {match.loss}: no such loss{did_you_mean(match.loss, LOSSES)} ({', '.join(LOSSES)})"
             )
         pairs = resolve_pairs(match.layers, student_dims.depth, teacher_dims.depth, layer_map, key)
-        count = sum(name.partition("_")[0] == match.loss for name in matches)
-        name = match.loss if not count else f"{match.loss}_{count + 1}"
+        times[match.loss] += 1
+        name = match.loss if times[match.loss] == 1 else f"{match.loss}_{times[match.loss]}"
         matches[name] = MatchedLoss(match, pairs, student_dims.width, teacher_dims.width)
     return matches
 

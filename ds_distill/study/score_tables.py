@@ -17,7 +17,7 @@ from ds_distill.study.paper import PAPER_EXACT_MATCH, PAPER_SCORES
 from ds_distill.study.plan import TASK_DISTILLATION
 from ds_distill.tasks.catalog import GLUE, TASKS
 
-OTHER_TASKS = ("imdb", "squad", "squad_v2")
+OTHER_TASKS = tuple(task for task in TASKS if task not in GLUE)
 
 
 def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
@@ -31,7 +31,7 @@ def task_tables(rows: list[dict], tasks: list[str]) -> list[Section]:
         for seed in result["seeds"]
         if "precision" in seed
     }
-    for heading, names in (("Scores on GLUE's dev sets", GLUE), ("IMDb and SQuAD", OTHER_TASKS)):
+    for heading, names in (("Scores on GLUE's dev sets", GLUE), ("Scores on other tasks", OTHER_TASKS)):
         shown_tasks = [task for task in names if task in tasks]
         if not shown_tasks:
             continue

@@ -25,6 +25,7 @@ class Task:
         original: The columns of the original GLUE file whose names differ from the hub's, as
             (original, hub).
         headless: The columns by position, where the original has no header.
+        spans: Whether the task predicts spans of a context, instead of a class or a number.
     """
 
     name: str
@@ -35,16 +36,12 @@ class Task:
     validation: tuple[str, ...] = ("validation",)
     original: tuple[tuple[str, str], ...] = ()
     headless: tuple[str, ...] = ()
+    spans: bool = False
 
     @property
     def regression(self) -> bool:
         """Whether the task predicts a number."""
         return not self.labels and not self.spans
-
-    @property
-    def spans(self) -> bool:
-        """Whether the task predicts spans of a context."""
-        return self.name.startswith("squad")
 
 
 def _glue(
@@ -91,8 +88,8 @@ TASKS = {
         _glue("rte", ("sentence1", "sentence2"), _ENTAILS),
         _glue("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
         Task("imdb", ("text",), ("negative", "positive"), ("accuracy",), ("stanfordnlp/imdb", None), ("test",)),
-        Task("squad", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad", None)),
-        Task("squad_v2", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad_v2", None)),
+        Task("squad", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad", None), spans=True),
+        Task("squad_v2", ("question", "context"), (), ("f1", "exact_match"), ("rajpurkar/squad_v2", None), spans=True),
     )
 }
 

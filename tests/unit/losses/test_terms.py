@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ds_distill.data.batch import TokenCounts
-from ds_distill.losses.matching import cosine_distance_sum
+from ds_distill.losses.matching import LOSSES, cosine_distance_sum
 from ds_distill.losses.objective import Objective
 from ds_distill.losses.terms import make_matches, resolve_pairs
 from ds_distill.models.intermediates import LAST, LAST_HIDDEN, Site, run_encoder
@@ -112,3 +112,18 @@ def test_a_checkpoint_of_an_earlier_version_is_read():
     weight = state.pop("matches.cosine.projection.weight") + 1
     objective.load_state_dict(state | {"widen.weight": weight})
     assert torch.equal(objective.matches["cosine"].projection.weight, weight)
+
+
+def test_a_loss_that_occurs_twice_has_two_names(monkeypatch):
+    """Also where its name has an underscore."""
+    monkeypatch.setitem(LOSSES, "scaled_cosine", cosine_distance_sum)
+    matches = [
+        Match("scaled_cosine", layers="last"),
+        Match("cosine", layers="last"),
+        Match("scaled_cosine", layers="last"),
+    ]
+    assert list(Objective(tiny_bert(), Losses(cosine=0.0, match=matches), 1).matches) == [
+        "scaled_cosine",
+        "cosine",
+        "scaled_cosine_2",
+    ]
