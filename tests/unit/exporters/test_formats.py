@@ -1,6 +1,5 @@
 """Test the deployable formats: each is loaded by its own runtime and compared with PyTorch, and its example is run."""
 
-import argparse
 import dataclasses
 import json
 import math
@@ -22,7 +21,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from ds_distill.cli.export import add_arguments
+from ds_distill.cli.parser import build_parser
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.exporters.formats import FORMATS, _export_lock, export_formats, formats_table
 from ds_distill.exporters.huggingface import export
@@ -445,7 +444,6 @@ def test_a_second_export_of_a_model_keeps_what_was_made_of_it(student, tmp_path,
 
 
 def test_the_help_of_export_names_every_format():
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    [action] = [action for action in parser._actions if action.dest == "format"]
+    export = build_parser()._subcommands_action._name_parser_map["export"]
+    [action] = [action for action in export._actions if action.dest == "format"]
     assert action.help.partition(": ")[2].split(", ") == ["hf", *FORMATS]
