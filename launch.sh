@@ -4,7 +4,7 @@
 #   bash part    finds Python, makes .venv, installs requirements.txt, starts the DeepSpeed launcher on this same file
 #   Python part  the program of one rank: the launcher starts its script with Python, so "deepspeed launch.sh" works as typed
 #
-#   ./launch.sh                        everything, from a bare machine, with the embedded recipe
+#   ./launch.sh                        everything, from a bare machine, with ds_configs/demo.yaml
 #   ./launch.sh --config R.yaml        the same with your recipe, on every GPU of this machine
 #   ./launch.sh --setup-only           the environment only; prints the path of its Python
 #   DS_DISTILL_PYTHON=/path/python     use this Python as it is, install nothing

@@ -1,4 +1,4 @@
-"""The recipe of a run: the only place where a default lives."""
+"""The recipe of a run: the only place where a default of its settings lives."""
 
 import json
 import math
@@ -65,7 +65,7 @@ class Match:
         of: What to compare: "hidden", the hidden states after a layer.
         layers: Layers to compare: "last", "mapped" (each student layer with the teacher layer that it was
             initialized from), or a list of pairs [student layer, teacher layer], counted from 0.
-        weight: Weight of the term, which is a mean over real tokens, summed over the layers.
+        weight: Weight of the term, which is a mean over real tokens, summed over the layer pairs.
     """
 
     loss: str
@@ -83,7 +83,8 @@ class Losses:
         mlm: Weight of the masked-LM cross-entropy.
         cosine: Weight of 1 − cos(student, teacher) of the last hidden states.
         temperature: Temperature T that divides both the teacher's and the student's logits in the KL term.
-        kl_tokens: Tokens in the KL term: "all" real tokens, as in the paper, or only the "masked" ones.
+        kl_tokens: Tokens in the KL term: "all" real tokens, as in the authors' code, or only the "masked"
+            ones.
         match: Additional loss terms, each {loss, of, layers, weight}; none by default.
     """
 
@@ -110,7 +111,8 @@ class Student:
 
     Args:
         init_layers: Teacher layers that initialize the student: "every_other" (evenly spaced, including the
-            first and the last), "random" for random weights, or a list of layer numbers, counted from 0.
+            first and the last; one layer: the first), "random" for random weights, or a list of layer
+            numbers, counted from 0.
         num_layers: Number of layers; half the teacher's by default.
         hidden_size: Hidden size; the teacher's by default. A smaller student is initialized from the first
             rows and columns of the teacher's weights.
@@ -162,7 +164,7 @@ class Training:
         save_every: Optimizer steps between checkpoints; 0: only at the end.
         save_total_limit: Number of checkpoints to keep.
         eval_every: Optimizer steps between held-out evaluations; 0: only at the end.
-        eval_max_sequences: Maximum number of held-out blocks per evaluation.
+        eval_max_sequences: Maximum number of held-out sequences per evaluation.
         resume: "auto" resumes the run in the output folder; "never" refuses a folder that has one.
     """
 
@@ -252,16 +254,16 @@ class Data:
     """Preparation and masking of the text.
 
     Args:
-        mode: "packed": concatenated documents fill whole blocks, without padding; "lines": each line is one
-            sequence, as in the authors' data.
+        mode: "packed": documents are concatenated and cut into full sequences, without padding; "lines": each
+            line is one sequence, as in the authors' data.
         sequence_length: Tokens per sequence, including [CLS] and [SEP]; in mode "lines" the maximum.
         heldout_fraction: Fraction of the documents that is held out from training.
         column: Text column of jsonl, csv, tsv and parquet files and Hub data sets; FILE#COLUMN selects another
             one for one input.
         weights: How often an epoch reads each source, in the order of --corpus: 2 reads it twice, 0.5 reads a
-            random half of it; once by default.
-        attend_across_documents: Whether tokens attend to the other documents in their packed block.
-        mlm_probability: Fraction of a sequence's real tokens that is masked.
+            random half of it; default: each once.
+        attend_across_documents: Whether tokens attend to the other documents in their packed sequence.
+        mlm_probability: Fraction of a sequence's tokens, special tokens aside, that is masked.
         mlm_smoothing: Exponent s of the masking probability ∝ count^−s, which masks rare tokens more often;
             0 masks all tokens equally often.
         whole_word_masking: Mask all pieces of a word together, each word with the same probability; in scripts

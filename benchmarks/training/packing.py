@@ -74,7 +74,7 @@ def main() -> int:
     parser.add_argument("--teacher", required=True, help="folder of a masked-LM model with its tokenizer")
     parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
     parser.add_argument(
-        "--length", type=count, default=512, help="maximum tokens per sequence (default 512, as in the paper)"
+        "--length", type=count, default=512, help="maximum tokens per sequence (default 512, as in the authors' code)"
     )
     parser.add_argument("--sequences", type=count, default=32, help="lines per step (default 32)")
     parser.add_argument(

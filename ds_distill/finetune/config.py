@@ -30,8 +30,8 @@ class FinetuneConfig:
         weight_decay: Weight decay of AdamW; biases and normalization layers are exempt.
         max_train_samples: Number of training examples to use, from the first on; 0 means all.
         dropout: Dropout of hidden states and attention during fine-tuning, and before the head. Below
-            0, the folder's config decides, which is the value of pretraining, and the head uses the
-            default of its family (for DistilBERT 0.2 for classes and 0.1 for spans).
+            0, the pretraining value in the model's config is used, and the head uses the default of its
+            family (for DistilBERT 0.2 for classes and 0.1 for spans).
         temperature: Temperature of the teacher's soft targets. DistilBERT's authors use 2.
         hard_label_weight: Weight of the loss on labels if there is a teacher. DistilBERT's authors use
             0.5.

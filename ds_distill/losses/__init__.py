@@ -1,4 +1,8 @@
-"""The losses of a distillation. They import only torch, so that a GPU machine with nothing else can run them."""
+"""The losses of a distillation.
+
+The matching losses and the fused vocabulary loss, which are importable from here, need only torch, so that a GPU
+machine with nothing else can run them.
+"""
 
 from ds_distill.kernels.fused_linear import fused_linear_distillation_loss
 from ds_distill.kernels.vocabulary_projection import VocabularyProjection

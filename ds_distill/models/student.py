@@ -26,8 +26,8 @@ def resolve_layer_map(
     """Return the teacher layer that each student layer starts from, or None for a random start.
 
     Args:
-        spec: "every_other" (evenly spaced, first and last included), "random", or a list of teacher
-            layers. For 12 → 6 layers "every_other" gives [0, 2, 4, 7, 9, 11].
+        spec: "every_other" (evenly spaced, first and last included; one layer: the first), "random",
+            or a list of teacher layers. For 12 → 6 layers "every_other" gives [0, 2, 4, 7, 9, 11].
         teacher_layers: The teacher's depth.
         student_layers: The student's depth. By default it is half the teacher's, or the list's
             length.
