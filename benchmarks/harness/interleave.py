@@ -135,9 +135,10 @@ def run_interleaved(
                     contender.memory = contender.ask("memory")  # the first step also allocates the optimizer's state
 
 
-def ratio(theirs: list[float], mine: list[float]) -> float:
+def ratio(numerators: list[float], denominators: list[float]) -> float:
     """Return the median of the ratios within a round; a contender with a single step is compared with every round."""
-    return statistics.median(a / b for a, b in zip(theirs * (len(mine) if len(theirs) == 1 else 1), mine, strict=True))
+    repeated = numerators * (len(denominators) if len(numerators) == 1 else 1)
+    return statistics.median(a / b for a, b in zip(repeated, denominators, strict=True))
 
 
 def _serve(link, make: Callable, setting: object) -> None:
@@ -163,11 +164,11 @@ def _serve(link, make: Callable, setting: object) -> None:
                 elif what == "profile":
                     answer = _profiled(step, device)
                 else:
-                    said: list[float | None] = []
+                    step_seconds: list[float | None] = []
                     steps = 8 if device.type == "cuda" else 1  # a single step would time a GPU's start from idle
                     step()  # uncounted: in a real run, a step follows a step, not other contenders' gigabytes
-                    answer = timed(lambda: [said.append(step()) for _ in range(steps)], device) / steps  # noqa: B023
-                    answer = said[-1] or answer
+                    answer = timed(lambda: [step_seconds.append(step()) for _ in range(steps)], device) / steps  # noqa: B023
+                    answer = step_seconds[-1] or answer
                 link.send((True, answer))
             except UserError as error:
                 link.send((None, str(error)))

@@ -102,12 +102,12 @@ def main() -> int:
     # The import is here because the rows' processes import this file too: those without torch must not pay its memory.
     from benchmarks.inference.suite import run
 
-    own = (
+    work_folder = (
         contextlib.nullcontext(args.work)
         if args.work
         else tempfile.TemporaryDirectory(prefix="inference-", ignore_cleanup_errors=True)
     )
-    with own as scratch, user_errors("benchmarks.inference"):
+    with work_folder as scratch, user_errors("benchmarks.inference"):
         return run(args, Path(scratch))
 
 

@@ -86,8 +86,8 @@ def torch_body(
 
     torch.set_num_threads(row.threads)
     torch.manual_seed(0)  # for heads that the folder lacks
-    own = without_pooler(row.head, AutoConfig.from_pretrained(row.folder).model_type)  # as in the exported files
-    model = HEADS[row.head][1].from_pretrained(row.folder, dtype=getattr(torch, dtype), **own).eval().to(device)
+    options = without_pooler(row.head, AutoConfig.from_pretrained(row.folder).model_type)  # as in the exported files
+    model = HEADS[row.head][1].from_pretrained(row.folder, dtype=getattr(torch, dtype), **options).eval().to(device)
     if int8:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -97,10 +97,10 @@ def torch_body(
 
     def run(inputs: dict[str, np.ndarray]) -> list:
         with torch.inference_mode():
-            found = call(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()}).to_tuple()
+            outputs = call(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()}).to_tuple()
         if device == "cuda":
             torch.cuda.synchronize()
-        return list(found)
+        return list(outputs)
 
     return run
 
@@ -237,12 +237,12 @@ class Answers:
 
     def choices(self, batches: list[tuple[dict[str, np.ndarray], np.ndarray]]) -> list[np.ndarray]:
         """Return the top-1 predictions at masked tokens; `batches` has (inputs by name, where they are masked)."""
-        found = []
+        predictions = []
         for inputs, at in batches:
             logits = self.run({name: inputs[name] for name in self.names})[0]
             logits = logits if isinstance(logits, np.ndarray) else logits.float().cpu().numpy()
-            found.append(logits[at].argmax(-1))
-        return found
+            predictions.append(logits[at].argmax(-1))
+        return predictions
 
     def rest(self) -> None:
         """Release the memory of the calls so far.
@@ -271,10 +271,10 @@ def serve(link, make: Callable, setting: Row) -> None:
         while (what := link.recv()) != "stop":
             try:
                 if what == "start":
-                    answers, said = make(setting)
+                    answers, result = make(setting)
                 else:
-                    said = getattr(answers, what[0])(*what[1:])
-                link.send((True, said))
+                    result = getattr(answers, what[0])(*what[1:])
+                link.send((True, result))
             except Exception:  # the benchmark reports it with the row's name
                 link.send((False, traceback.format_exc()))
     except (KeyboardInterrupt, EOFError, BrokenPipeError):

@@ -50,15 +50,15 @@ def in_memory(model: torch.nn.Module, body: Body) -> int:
 
 
 def figures(
-    found: list[Measured],
+    measurements: list[Measured],
     cases: dict[str, list[list[int]]],
     sources: dict[str, tuple[Source, Path]],
     choices: dict[str, tuple],
 ) -> list[dict]:
     """Return one dictionary per row and case, with the figures that the report and the JSON show."""
-    by = {(one.row.model, one.row.body): one for one in found}
+    by = {(one.row.model, one.row.body): one for one in measurements}
     out = []
-    for one in found:
+    for one in measurements:
         source, files = sources[one.row.model]
         file = BODIES[one.row.body].file
         parameters = sum(p.numel() for p in source.model.parameters())
@@ -107,9 +107,9 @@ def figures(
             }
             for key, other in ((key, by.get(who)) for key, who in others.items()):
                 if other is not None and case in other.latencies:
-                    theirs, mine = other.medians(case), one.medians(case)
-                    rounds = min(len(theirs), len(mine))
-                    entry |= {key: ratio(theirs[:rounds], mine[:rounds]), f"{key}_rounds": rounds}
+                    reference_medians, row_medians = other.medians(case), one.medians(case)
+                    rounds = min(len(reference_medians), len(row_medians))
+                    entry |= {key: ratio(reference_medians[:rounds], row_medians[:rounds]), f"{key}_rounds": rounds}
             out.append(entry)
     return out
 
@@ -120,27 +120,29 @@ def summary(entries: list[dict]) -> dict:
     They are for 1 and 32 sequences of 128 tokens, the encoder alone and all threads.
     """
     most = max(entry["threads"] for entry in entries)
-    found: dict = {}
-    mine = [entry for entry in entries if entry["model"] == STUDENT]
+    result: dict = {}
+    student_entries = [entry for entry in entries if entry["model"] == STUDENT]
     for case in ("1 × 128", "32 × 128"):
         rows = [
-            entry for entry in mine if entry["case"] == case and entry["head"] == "encoder" and entry["threads"] == most
+            entry
+            for entry in student_entries
+            if entry["case"] == case and entry["head"] == "encoder" and entry["threads"] == most
         ]
         key = f"batch_{case.split()[0]}"
         if same := {row["body"]: round(row["vs_base_same_body"], 3) for row in rows if "vs_base_same_body" in row}:
-            found[f"{key}_vs_base_same_body"] = same
+            result[f"{key}_vs_base_same_body"] = same
         eight = [row for row in rows if BODIES[row["body"]].int8]
         if eight:
             best = min(eight, key=lambda row: row["p50_ms"])
-            found[f"{key}_best_int8"] = best["body"]
-            found |= {
+            result[f"{key}_best_int8"] = best["body"]
+            result |= {
                 f"{key}_best_int8_{name}": round(best[name], 3)
                 for name in ("vs_base_eager", "vs_base_onnx")
                 if name in best
             }
     for name in ("agreement", "clear_agreement"):
-        if agreement_shares := {entry["body"]: round(entry[name], 4) for entry in mine if name in entry}:
-            found[name] = agreement_shares
+        if agreement_shares := {entry["body"]: round(entry[name], 4) for entry in student_entries if name in entry}:
+            result[name] = agreement_shares
     base = next(
         (
             entry["file_mb"]
@@ -152,8 +154,8 @@ def summary(entries: list[dict]) -> dict:
     if base:
         shares = {
             entry["body"]: round(entry["file_mb"] / base, 4)
-            for entry in mine
+            for entry in student_entries
             if entry["head"] == "masked-lm" and BODIES[entry["body"]].int8
         }
-        found["file_share_of_base"] = shares
-    return found
+        result["file_share_of_base"] = shares
+    return result

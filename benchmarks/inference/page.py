@@ -218,14 +218,14 @@ def write_report(result: dict, folder: Path) -> None:
 
 def write_card(result: dict, model: Path) -> None:
     """Write the section "Speed" of the student's README.md."""
-    mine = [
+    student_rows = [
         row for row in result["rows"] if row["model"] == "student" and row["head"] == "encoder" and row["case"] == ONE
     ]
-    if not mine:
+    if not student_rows:
         log(f"--card: not written, because the student's encoder was not measured at {ONE} tokens")
         return
-    most = max(row["threads"] for row in mine)
-    rows = [shown(row) for row in mine if row["threads"] == most]
+    most = max(row["threads"] for row in student_rows)
+    rows = [shown(row) for row in student_rows if row["threads"] == most]
     columns = {
         key: (COLUMNS | SIZES)[key]
         for key in ("body", "p50_ms", "sequences_s", "vs_base_eager", "vs_base_same_body", "file_mb", "peak_mb")
@@ -233,6 +233,6 @@ def write_card(result: dict, model: Path) -> None:
     text = (
         f"Without its head, one sequence of 128 tokens, {counted(most)}, {result['machine']}, {result['date']} "
         "(`python -m benchmarks.inference`). Peak memory is that of the process "
-        f"after calls of {mine[0]['peak_case']} tokens."
+        f"after calls of {student_rows[0]['peak_case']} tokens."
     )
     put_section(model / "README.md", "Speed", f"{text}\n\n{table(rows, columns)}")

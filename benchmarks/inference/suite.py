@@ -47,7 +47,7 @@ def model_folders(args: argparse.Namespace, scratch: Path) -> dict[str, Path]:
     return folders
 
 
-def runnable(asked: list[str]) -> list[str]:
+def runnable(requested: list[str]) -> list[str]:
     """Return the requested backends; if none are requested, return all that can run here.
 
     Backends that are left out are logged with the reason.
@@ -55,7 +55,7 @@ def runnable(asked: list[str]) -> list[str]:
     Raises:
         UserError: If a requested backend cannot run here.
     """
-    bodies = asked or [name for name, body in BODIES.items() if torch.cuda.is_available() or not body.gpu]
+    bodies = requested or [name for name, body in BODIES.items() if torch.cuda.is_available() or not body.gpu]
     reasons = {}
     for name in bodies:
         if BODIES[name].needs and importlib.util.find_spec(BODIES[name].needs) is None:
@@ -65,7 +65,7 @@ def runnable(asked: list[str]) -> list[str]:
         elif BODIES[name].vnni and (reason := full_range_unavailable_reason()):
             reasons[name] = reason
     for name, reason in reasons.items():
-        if asked:
+        if requested:
             raise UserError(f"--bodies {name}: {reason}")
         log(f"not measured: {name}: {reason}")
     return [name for name in bodies if name not in reasons]
@@ -75,7 +75,7 @@ def prepare(
     folders: dict[str, Path], head: str, bodies: list[str], scratch: Path, text: list[str]
 ) -> dict[str, tuple[Source, Path]]:
     """Export the files that the backends need; return (source, their folder) by label."""
-    made = {}
+    sources = {}
     for label, folder in folders.items():
         files = scratch / "files" / label / head
         files.mkdir(parents=True, exist_ok=True)
@@ -93,8 +93,8 @@ def prepare(
                 write_openvino_int8(files / "fp32.onnx", files / "openvino.xml", source.widths)
             if "dynamic.onnx" in wanted or "static.onnx" in wanted:
                 _onnxruntimes_own(source, files, wanted, text)
-        made[label] = source, files
-    return made
+        sources[label] = source, files
+    return sources
 
 
 def _onnxruntimes_own(source: Source, files: Path, wanted: set, text: list[str]) -> None:
@@ -170,7 +170,7 @@ def measure(
     rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.Namespace, batches: dict[str, list]
 ) -> list[Measured]:
     """Measure all rows in turns; `batches` are the texts by model for which top-1 predictions are requested."""
-    contenders, found = [], []
+    contenders, measurements = [], []
     try:
         for row in rows:
             contender = Variant(
@@ -185,14 +185,14 @@ def measure(
             contenders.append(contender)
             with spinner(f"loading {row.name}"):
                 try:
-                    found.append(Measured(row, said=contender.ask("start")))
+                    measurements.append(Measured(row, said=contender.ask("start")))
                 except RuntimeError as error:
                     contenders.remove(contender)
                     contender.stop()
                     log(f"\nnot measured: {row.name}: {str(error).strip().splitlines()[-1]}")
-        with progress(args.rounds * len(found), f"{rows[0].head}, {rows[0].threads} threads", "turn") as bar:
+        with progress(args.rounds * len(measurements), f"{rows[0].head}, {rows[0].threads} threads", "turn") as bar:
             for number in range(args.rounds):
-                for contender, one in zip(contenders, found, strict=True):
+                for contender, one in zip(contenders, measurements, strict=True):
                     bar.set_postfix_str(one.row.name)
                     bar.update()
                     if one.ended:
@@ -211,7 +211,7 @@ def measure(
     finally:
         for contender in contenders:
             contender.stop()
-    return found
+    return measurements
 
 
 def take_turn(contender: Variant, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:

@@ -58,12 +58,12 @@ class Setting:
     @property
     def training(self) -> Training:
         """The engine's training settings."""
-        own = None if self.zero is None else f"ds_configs/deepspeed/zero{self.zero}.json"
+        deepspeed_config = None if self.zero is None else f"ds_configs/deepspeed/zero{self.zero}.json"
         return Training(
             global_batch_size=self.sequences,
             micro_batch_size=self.sequences,
             precision=self.precision,
-            deepspeed=own,
+            deepspeed=deepspeed_config,
             compile="off" if self.passes == "torch" else "auto",
         )
 

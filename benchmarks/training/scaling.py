@@ -142,30 +142,30 @@ def run(args: argparse.Namespace) -> int:
     tokens = setting.sequences * setting.length
     if args.step is None:
         check(setting, device)
-        found = measure(setting, args.repeats)
-        step, rate = found["seconds"]["two alone"], found["gb_per_second"]
+        result = measure(setting, args.repeats)
+        step, rate = result["seconds"]["two alone"], result["gb_per_second"]
         print(
             f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) "
-            f"per rank, ZeRO {found['stage']}, {describe(device)}\n\n"
+            f"per rank, ZeRO {result['stage']}, {describe(device)}\n\n"
             "| | seconds per step | tokens/s | rate per rank ÷ that of one rank |\n|---|---|---|---|"
         )
         for name, ranks, share in (
             ("one rank", 1, 1.0),
-            ("two alone", 2, found["efficiency_alone"]),
-            ("two ranks", 2, found["efficiency"]),
+            ("two alone", 2, result["efficiency_alone"]),
+            ("two ranks", 2, result["efficiency"]),
         ):
             print(
-                f"| {name} | {found['seconds'][name]:.4g} | {ranks * tokens / found['seconds'][name]:,.0f} | "
+                f"| {name} | {result['seconds'][name]:.4g} | {ranks * tokens / result['seconds'][name]:,.0f} | "
                 f"{100 * share:.0f} % |"
             )
         print(
-            f"\nEach rank sends {found['bytes'] / 1e6:,.0f} MB per step, which without computation takes "
-            f"{found['seconds']['collectives']:.4g} s ({rate:.3g} GB/s). "
-            f"Projected ÷ measured step of two ranks: {found['projected_vs_measured']}\n"
+            f"\nEach rank sends {result['bytes'] / 1e6:,.0f} MB per step, which without computation takes "
+            f"{result['seconds']['collectives']:.4g} s ({rate:.3g} GB/s). "
+            f"Projected ÷ measured step of two ranks: {result['projected_vs_measured']}\n"
         )
     else:
         count, size = count_parameters(setting.models(torch.device("cpu"))[1]), 4 if setting.precision == "fp32" else 2
-        found = {
+        result = {
             "parameters": count,
             "stage": setting.zero if setting.zero is not None else int(size == 2),
             "size": size,
@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
         step, rate = args.step, args.gigabytes_per_second
     rows = []
     for ranks in args.ranks:
-        moved = bytes_moved(found["parameters"], found["stage"], found["size"], ranks)
+        moved = bytes_moved(result["parameters"], result["stage"], result["size"], ranks)
         took = step + moved / rate / 1e9
         rows.append(
             {
@@ -195,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
             f"{100 * row['efficiency']:.0f} % |"
         )
     print()
-    print(json.dumps(found | vars(setting) | {"projection": rows, "machine": describe(device)}))
+    print(json.dumps(result | vars(setting) | {"projection": rows, "machine": describe(device)}))
     return 0
 
 

@@ -185,8 +185,8 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cuda":
         chosen = {name for name in chosen if "huge" not in name}
     contenders = [
-        Variant(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=own)
-        for name, (_, make, own) in ROWS.items()
+        Variant(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=environment)
+        for name, (_, make, environment) in ROWS.items()
         if name in chosen
     ]
     profile = None

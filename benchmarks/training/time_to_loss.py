@@ -138,18 +138,18 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
         del racer
     pace = json.loads(file.read_text(encoding="utf-8"))
     racer, judge = begin(pace["seconds_per_step"]), student().eval()
-    found = racer.resume(folder / "checkpoint") or {}
-    state |= {key: found[key] for key in state if key in found}  # the checkpoint also holds DeepSpeed's own keys
+    saved = racer.resume(folder / "checkpoint") or {}
+    state |= {key: saved[key] for key in state if key in saved}  # the checkpoint also holds DeepSpeed's own keys
     begun, guesses = state["step"], {set: [] for set in sets}
 
     def measure() -> None:
         missing, unexpected = judge.load_state_dict(racer.weights(), strict=False)
         if unexpected or set(missing) - set(judge.all_tied_weights_keys):
             raise RuntimeError(f"{label}: weights {unexpected} are not the student's, {missing} are missing")
-        figures = {set: measured(judge, teacher, batches_of(), guesses[set]) for set, batches_of in sets.items()}
+        figures = {set: measured(judge, teacher, get_batches(), guesses[set]) for set, get_batches in sets.items()}
         state["rows"].append([state["elapsed"] / 60, state["step"], figures])
         # This is kept with the rows: a process that has only the curve left to write measures nothing itself.
-        state["masked_tokens"] = {set: sum(map(len, found)) for set, found in guesses.items()}
+        state["masked_tokens"] = {set: sum(map(len, predictions)) for set, predictions in guesses.items()}
 
     if not state["rows"]:
         measure()
@@ -194,7 +194,7 @@ def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
         everything, the same count for each figure on every text, and the share of the reference's
         time after which the engine has reached the reference's last masked-LM loss.
     """
-    found, engine = {}, curves["engine"]["rows"]
+    result, engine = {}, curves["engine"]["rows"]
     for name in curves.keys() - {"engine"}:
         rows = curves[name]["rows"]
         # One row per measurement, one column per figure; a larger agreement is better, a smaller loss or KL is.
@@ -210,12 +210,12 @@ def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
             )
             when[s or "corpus"] = None if minute is None else round(minute / rows[-1][0], 3)
         each = {figure: f"{sum(row[i] for row in ahead)} of {len(ahead)}" for i, figure in enumerate(FIGURES)}
-        found[name] = {
+        result[name] = {
             "ahead_at": f"{sum(map(all, ahead))} of {len(ahead)}",
             "ahead_by_figure": each,
             "share_of_its_time": when,
         }
-    return found
+    return result
 
 
 def conditions() -> dict:
@@ -295,7 +295,7 @@ def race(args: argparse.Namespace) -> int:
         )
     make_folder("--output", args.output)
     recipe.training.device, recipe.training.eval_max_sequences = "cpu", args.blocks
-    asked = {
+    settings = {
         "minutes": args.minutes,
         "evaluations": args.evaluations,
         "blocks": args.blocks,
@@ -307,7 +307,7 @@ def race(args: argparse.Namespace) -> int:
     file, here = args.output / "asked.json", conditions()
     if file.is_file():
         refuse_another(
-            args.output, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps({**asked, "on": here}))
+            args.output, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps({**settings, "on": here}))
         )
     if not args.racer:
         start_distributed()
@@ -323,7 +323,7 @@ def race(args: argparse.Namespace) -> int:
         return 0
     held = heldout_sets(args.heldout, tokens, recipe, args.output)
     write_json(args.output / "heldout.json", {name: str(path) for name, path in held.items()})
-    write_json(file, {**asked, "on": here})
+    write_json(file, {**settings, "on": here})
     curves = {}
     for name in args.racers:
         curve = args.output / name / "curve.json"
@@ -370,15 +370,16 @@ def race(args: argparse.Namespace) -> int:
     ]
     if "engine" in curves:
         result["engine_against"] = verdict(curves, sets)
-        for name, found in result["engine_against"].items():
+        for name, comparison in result["engine_against"].items():
             when = ", ".join(
                 f"{s} {'not reached' if share is None else f'{100 * share:.0f} %'}"
-                for s, share in found["share_of_its_time"].items()
+                for s, share in comparison["share_of_its_time"].items()
             )
-            each = ", ".join(f"{figure} {count}" for figure, count in found["ahead_by_figure"].items())
+            each = ", ".join(f"{figure} {count}" for figure, count in comparison["ahead_by_figure"].items())
             lines.append(
-                f"engine compared with {RACERS[name][0]}: ahead in every metric at {found['ahead_at']} measurements "
-                f"({each}); share of the time in which the engine reaches the other's last masked-LM loss: {when}"
+                f"engine compared with {RACERS[name][0]}: ahead in every metric at {comparison['ahead_at']} "
+                f"measurements ({each}); share of the time in which the engine reaches the other's last masked-LM "
+                f"loss: {when}"
             )
     print("\n" + "\n\n".join(lines) + "\n")
     print(json.dumps(result | {"plot": str(args.output / "race.png")}), flush=True)

@@ -97,18 +97,18 @@ class Plain:
     def save(self, folder: Path, number: int, state: dict) -> None:
         """Save the student, the optimizer, the schedule and `state`, replacing the previous file atomically."""
         folder.mkdir(parents=True, exist_ok=True)
-        own = {name: getattr(self, name).state_dict() for name in ("student", "optimizer", "schedule")}
-        torch.save(own | {"state": state}, folder / "writing")
+        states = {name: getattr(self, name).state_dict() for name in ("student", "optimizer", "schedule")}
+        torch.save(states | {"state": state}, folder / "writing")
         os.replace(folder / "writing", folder / "state.pt")
 
     def resume(self, folder: Path) -> dict | None:
         """Load what `save` wrote; return its state, or None if there is nothing."""
         if not (folder / "state.pt").is_file():
             return None
-        found = torch.load(folder / "state.pt", weights_only=True)
+        saved = torch.load(folder / "state.pt", weights_only=True)
         for name in ("student", "optimizer", "schedule"):
-            getattr(self, name).load_state_dict(found[name])
-        return found["state"]
+            getattr(self, name).load_state_dict(saved[name])
+        return saved["state"]
 
 
 class Engine:
