@@ -68,8 +68,8 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
     print_tables(result)
     assert "interrupted: classification" in (tmp_path / "report" / "inference.md").read_text()
     assert (
-        "masked-lm, 2 × 128 tokens" not in (said := capsys.readouterr().out)
-        and "masked-lm, every shape, 1 thread" in said
+        "masked-lm, 2 × 128 tokens" not in (output := capsys.readouterr().out)
+        and "masked-lm, every shape, 1 thread" in output
     )
     assert {"inference.md", "inference.html", "inference.json", "size_latency.png"} <= {
         file.name for file in (tmp_path / "report").iterdir()
@@ -94,7 +94,7 @@ def test_figures_from_known_times(tmp_path):
             {"load_seconds": 1.0, "peak_bytes": 5e6, "peak_case": "1 × 128"},
         )
 
-    found = [
+    measurements = [
         measured(BASE, "eager_fp32", [4.0, 4.0], [8.0, 8.0]),
         measured(STUDENT, "eager_fp32", [2.0, 2.0], [2.0, 2.0]),
         measured(STUDENT, "openvino_int8", [0.5] * 30, [1.0] * 30),
@@ -102,7 +102,7 @@ def test_figures_from_known_times(tmp_path):
     (tmp_path / "openvino.bin").write_bytes(b"0" * 2_000_000)
     (tmp_path / "openvino.xml").write_bytes(b"")
     source = type("", (), {"model": torch.nn.Linear(10, 10, bias=False)})()
-    entries = figures(found, {"1 × 128": [[128]]}, {BASE: (source, tmp_path), STUDENT: (source, tmp_path)}, {})
+    entries = figures(measurements, {"1 × 128": [[128]]}, {BASE: (source, tmp_path), STUDENT: (source, tmp_path)}, {})
     eager, eight = entries[1], entries[2]
     assert eager["vs_base_eager_rounds"] == 2 and shown(eager)["vs_base_eager"] == "3.00 (of 2)"
     assert (
@@ -158,13 +158,13 @@ def test_energy_is_the_counters_or_nothing(tmp_path, monkeypatch):
 
 def test_the_least_memory_is_found():
     row = Row("m", "onnx_fp32", "encoder", 1, Path(), Path())
-    asked = []
+    limits = []
 
     def tries(row, length, megabytes):
-        asked.append(megabytes)
+        limits.append(megabytes)
         return megabytes >= 203
 
-    assert least_megabytes(row, 32, tries=tries) == 208 and len(asked) < 12
+    assert least_megabytes(row, 32, tries=tries) == 208 and len(limits) < 12
     assert least_megabytes(row, 32, most=100, tries=tries) is None
 
 

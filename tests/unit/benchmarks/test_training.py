@@ -51,16 +51,16 @@ def test_contenders_are_processes_with_an_environment_of_their_own():
 
 
 @pytest.mark.parametrize(
-    "broken, raised, said",
+    "broken, raised, message",
     [
         (ValueError("no such shape"), RuntimeError, "odd: Traceback(?s:.*)no such shape"),
         (UserError("give another"), UserError, "odd: give another$"),
     ],
 )
-def test_a_contender_that_fails_is_named_with_its_reason(broken, raised, said):
+def test_a_contender_that_fails_is_named_with_its_reason(broken, raised, message):
     contender = Variant("odd", make, SimpleNamespace(threads=1, broken=broken))
     try:
-        with pytest.raises(raised, match=said):
+        with pytest.raises(raised, match=message):
             run_interleaved([contender], 1)
     finally:
         contender.stop()
@@ -100,21 +100,22 @@ def test_the_race_is_read_off_its_curves():
     rows = lambda *figures: [[minute, 0, {"": [loss, loss, 1 - loss / 10]}] for minute, loss in figures]  # noqa: E731
     plain, engine = rows((0, 9.0), (10, 7.0), (20, 5.0)), rows((0, 9.0), (5, 6.0), (10, 4.0), (20, 3.0))
     assert at_minute(plain, 15, "", 0) == 6.0 and at_minute(plain, 25, "", 0) == 5.0
-    found = verdict({"plain": {"rows": plain}, "engine": {"rows": engine}}, [""])
-    assert found["plain"]["ahead_at"] == "3 of 3" and found["plain"]["ahead_by_figure"] == dict.fromkeys(
+    comparison = verdict({"plain": {"rows": plain}, "engine": {"rows": engine}}, [""])
+    assert comparison["plain"]["ahead_at"] == "3 of 3" and comparison["plain"]["ahead_by_figure"] == dict.fromkeys(
         ("mlm_loss", "kl", "agreement"), "3 of 3"
     )
-    assert found["plain"]["share_of_its_time"] == {"corpus": 0.375}  # 5.0 is between 6.0 at 5 and 4.0 at 10: 7.5 of 20
+    # 5.0 is between 6.0 at 5 and 4.0 at 10: 7.5 of 20.
+    assert comparison["plain"]["share_of_its_time"] == {"corpus": 0.375}
     slower = verdict({"plain": {"rows": engine}, "engine": {"rows": plain}}, [""])
     assert slower["plain"]["ahead_at"] == "0 of 2" and slower["plain"]["share_of_its_time"] == {"corpus": None}
 
 
 def test_a_race_goes_on_only_where_its_minutes_compare():
-    asked, here = (
+    settings, here = (
         {"minutes": 20, "corpus": ["a.txt"]},
         {"machine": "a Xeon", "threads": 2, "torch": "2.11", "deepspeed": "0.18"},
     )
-    now = lambda **other: {**asked, "on": here | other}  # noqa: E731
+    now = lambda **other: {**settings, "on": here | other}  # noqa: E731
     refuse_another(Path("R"), now(), now())
     with pytest.raises(
         UserError,
@@ -123,7 +124,7 @@ def test_a_race_goes_on_only_where_its_minutes_compare():
     ):
         refuse_another(Path("R"), now(), now(threads=4, torch="2.12"))
     with pytest.raises(UserError, match="machine not recorded, here a Xeon"):
-        refuse_another(Path("R"), dict(asked), now())
+        refuse_another(Path("R"), dict(settings), now())
     with pytest.raises(UserError, match="holds a race with other options"):
         refuse_another(Path("R"), now(), now() | {"minutes": 1})
 
