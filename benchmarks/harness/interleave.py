@@ -45,7 +45,7 @@ class Variant:
         environment: dict[str, str] | None = None,
         serve: Callable | None = None,
     ):
-        self.name, self.seconds, self.memory, self.first, self.once, self.said = name, [], 0, 0.0, False, {}
+        self.name, self.seconds, self.memory, self.first, self.once, self.description = name, [], 0, 0.0, False, {}
         spawn, self.links, self.processes = multiprocessing.get_context("spawn"), [], []
         ports = [str(_free_port()) for _ in range(jobs)]
         for number, (port, rank) in enumerate((port, rank) for port in ports for rank in range(ranks)):
@@ -124,7 +124,7 @@ def run_interleaved(
                 if number >= 0:
                     contender.seconds.append(contender.ask("step"))
                     continue
-                contender.said = contender.ask("start")
+                contender.description = contender.ask("start")
                 began = time.perf_counter()
                 contender.memory = contender.ask("memory")
                 contender.first = time.perf_counter() - began

@@ -25,7 +25,7 @@ class Measured:
     row: Row
     latencies: dict[str, list[list[float]]] = field(default_factory=dict)
     joules: dict[str, list[float | None]] = field(default_factory=dict)
-    said: dict = field(default_factory=dict)
+    process_report: dict = field(default_factory=dict)
     ended: bool = False
 
     def median(self, case: str) -> float:
@@ -74,12 +74,12 @@ def figures(
             "threads": one.row.threads,
             "parameters": parameters,
             "file_mb": size / 1e6,
-            "load_s": one.said["load_seconds"],
-            "peak_mb": one.said["peak_bytes"] / 1e6 if "peak_bytes" in one.said else None,
-            "peak_case": one.said.get("peak_case"),
+            "load_s": one.process_report["load_seconds"],
+            "peak_mb": one.process_report["peak_bytes"] / 1e6 if "peak_bytes" in one.process_report else None,
+            "peak_case": one.process_report.get("peak_case"),
         }
-        if "choices" in one.said:
-            same = np.concatenate(one.said["choices"]) == choices[one.row.model][0]
+        if "choices" in one.process_report:
+            same = np.concatenate(one.process_report["choices"]) == choices[one.row.model][0]
             clear = choices[one.row.model][1]
             fixed |= agreement_shares(same, clear) | {"positions": len(same), "clear_share": float(clear.mean())}
         for case, batches in cases.items():

@@ -185,7 +185,7 @@ def measure(
             contenders.append(contender)
             with spinner(f"loading {row.name}"):
                 try:
-                    measurements.append(Measured(row, said=contender.ask("start")))
+                    measurements.append(Measured(row, process_report=contender.ask("start")))
                 except RuntimeError as error:
                     contenders.remove(contender)
                     contender.stop()
@@ -202,7 +202,7 @@ def measure(
                         take_turn(contender, one, cases, args)
                         if number == 0 and one.row.model in batches:
                             # Only arrays are sent: to read a Batch, the process would import this package and torch.
-                            one.said["choices"] = contender.ask(
+                            one.process_report["choices"] = contender.ask(
                                 ("choices", [(batch.inputs, batch.at) for batch in batches[one.row.model]])
                             )
                     except RuntimeError as error:  # such as out of memory: its results stay, the others continue
@@ -224,8 +224,8 @@ def take_turn(contender: Variant, one: Measured, cases: dict[str, list[list[int]
         answer = contender.ask(("time", case, batches, args.seconds))
         one.latencies.setdefault(case, []).append(answer["latencies"])
         one.joules.setdefault(case, []).append(answer["joules"])
-        if "peak_bytes" not in one.said:  # after the first case, before larger ones
-            one.said |= {"peak_bytes": contender.ask(("peak_bytes",)), "peak_case": case}
+        if "peak_bytes" not in one.process_report:  # after the first case, before larger ones
+            one.process_report |= {"peak_bytes": contender.ask(("peak_bytes",)), "peak_case": case}
     contender.ask(("rest",))
 
 

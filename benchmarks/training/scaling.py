@@ -95,9 +95,9 @@ def measure(setting: baselines.Setting, rounds: int) -> dict:
             contender.stop()
     seconds = {c.name: statistics.median(c.seconds) for c in contenders}
     projected = [a + b for a, b in zip(alone.seconds, talk.seconds, strict=True)]
-    return talk.said | {
+    return talk.description | {
         "seconds": seconds,
-        "gb_per_second": talk.said["bytes"] / seconds["collectives"] / 1e9,
+        "gb_per_second": talk.description["bytes"] / seconds["collectives"] / 1e9,
         "efficiency": round(ratio(one.seconds, two.seconds), 3),
         "efficiency_alone": round(ratio(one.seconds, alone.seconds), 3),
         "projected_vs_measured": round(ratio(projected, two.seconds), 3),

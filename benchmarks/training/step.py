@@ -135,8 +135,8 @@ def measured(contenders: list[Variant], setting: baselines.Setting, ranks: int) 
         if "gemms" in seconds and ranks == 1:
             result["gemm_bound_fraction"] = round(ratio(seconds["gemms"], seconds["engine"]), 3)
         result |= {
-            "engine_dtype": engine.said["dtype"],
-            "zero": engine.said["zero"],
+            "engine_dtype": engine.description["dtype"],
+            "zero": engine.description["zero"],
             "first_step_extra_s": round(engine.first - statistics.median(engine.seconds), 1),
         }
     result["peak_mb"] = {c.name: round(c.memory / 1e6) for c in contenders}

@@ -99,7 +99,7 @@ def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_p
         """A contender that has had its turns."""
 
         def __init__(self, name, *_, **__):
-            self.name, self.seconds, self.memory, self.first, self.once, self.said = (
+            self.name, self.seconds, self.memory, self.first, self.once, self.description = (
                 name,
                 [2.0],
                 1e6,

@@ -38,13 +38,13 @@ def test_contenders_are_processes_with_an_environment_of_their_own():
     contender = Variant("two", make, setting, ranks=2, environment={"PAGES": "small"})
     try:
         run_interleaved([contender], 3)
-        assert contender.seconds == [0.25] * 3 and contender.said == {
+        assert contender.seconds == [0.25] * 3 and contender.description == {
             "rank": "0",
             "world": "2",
             "pages": "small",
             "pid": contender.processes[0].pid,
         }
-        assert contender.said["pid"] != os.getpid() and "PAGES" not in os.environ
+        assert contender.description["pid"] != os.getpid() and "PAGES" not in os.environ
     finally:
         contender.stop()
     assert not any(process.is_alive() for process in contender.processes)
