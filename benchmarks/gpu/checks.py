@@ -84,7 +84,7 @@ def precisions(device: torch.device) -> list[torch.dtype]:
     return [torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])]
 
 
-def bodies(device: torch.device) -> dict[str, str | None]:
+def backends(device: torch.device) -> dict[str, str | None]:
     """Return the backends of the vocabulary loss, each with the reason why it is unavailable here, or None."""
     no_triton = (
         None
@@ -96,7 +96,7 @@ def bodies(device: torch.device) -> dict[str, str | None]:
 
 def vocabulary(device: torch.device) -> Iterator[Check]:
     """Check sums and gradients of the fused loss, over several chunks, against the closed form in float64."""
-    reasons = bodies(device)
+    reasons = backends(device)
     for dtype in precisions(device):
         for on, padding in (("all", False), ("masked", False), ("all", True)):
             problem = functools.cache(

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.cli import make_folder, user_errors, why_it_ended
-from benchmarks.inference.backends import BODIES
+from benchmarks.inference.backends import BACKENDS
 from ds_distill.builds.fused_adam import start_build
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import spinner
@@ -217,7 +217,7 @@ def verdicts(parts: dict[str, dict]) -> list[str]:
         if ratios := parts["inference"].get("summary", {}).get(f"batch_{batch}_vs_base_same_body"):
             sentences.append(
                 f"Speed of an encoder of DistilBERT's size relative to BERT-base's at {batch} × 128 tokens: "
-                f"{', '.join(f'{value:.2f}× in {BODIES[body].label}' for body, value in ratios.items())}."
+                f"{', '.join(f'{value:.2f}× in {BACKENDS[backend].label}' for backend, value in ratios.items())}."
             )
     return sentences
 

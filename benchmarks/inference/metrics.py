@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness.interleave import ratio
-from benchmarks.inference.backends import BODIES, Body, Row
+from benchmarks.inference.backends import BACKENDS, Backend, Row
 from ds_distill.exporters.model import Source
 from ds_distill.exporters.parity import agreement_shares
 
@@ -41,11 +41,11 @@ class Measured:
         return [statistics.median(part) for part in self.latencies[case]]
 
 
-def in_memory(model: torch.nn.Module, body: Body) -> int:
+def in_memory(model: torch.nn.Module, backend: Backend) -> int:
     """Return the bytes of the weights in a backend that has no file."""
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
-    return body.width * sum(p.numel() for p in model.parameters()) + linear * (
-        0 if body.linear is None else body.linear - body.width
+    return backend.width * sum(p.numel() for p in model.parameters()) + linear * (
+        0 if backend.linear is None else backend.linear - backend.width
     )
 
 
@@ -56,20 +56,20 @@ def figures(
     choices: dict[str, tuple],
 ) -> list[dict]:
     """Return one dictionary per row and case, with the figures that the report and the JSON show."""
-    by = {(one.row.model, one.row.body): one for one in measurements}
+    by = {(one.row.model, one.row.backend): one for one in measurements}
     out = []
     for one in measurements:
         source, files = sources[one.row.model]
-        file = BODIES[one.row.body].file
+        file = BACKENDS[one.row.backend].file
         parameters = sum(p.numel() for p in source.model.parameters())
         size = (
             sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*"))
             if file
-            else in_memory(source.model, BODIES[one.row.body])
+            else in_memory(source.model, BACKENDS[one.row.backend])
         )
         fixed = {
             "model": one.row.model,
-            "body": one.row.body,
+            "body": one.row.backend,
             "head": one.row.head,
             "threads": one.row.threads,
             "parameters": parameters,
@@ -102,8 +102,8 @@ def figures(
             others = {
                 "vs_base_eager": (BASE, "eager_fp32"),
                 "vs_base_onnx": (BASE, "onnx_fp32"),
-                "vs_base_same_body": (BASE, one.row.body),
-                "vs_teacher_same_body": (TEACHER, one.row.body),
+                "vs_base_same_body": (BASE, one.row.backend),
+                "vs_teacher_same_body": (TEACHER, one.row.backend),
             }
             for key, other in ((key, by.get(who)) for key, who in others.items()):
                 if other is not None and case in other.latencies:
@@ -131,7 +131,7 @@ def summary(entries: list[dict]) -> dict:
         key = f"batch_{case.split()[0]}"
         if same := {row["body"]: round(row["vs_base_same_body"], 3) for row in rows if "vs_base_same_body" in row}:
             result[f"{key}_vs_base_same_body"] = same
-        eight = [row for row in rows if BODIES[row["body"]].int8]
+        eight = [row for row in rows if BACKENDS[row["body"]].int8]
         if eight:
             best = min(eight, key=lambda row: row["p50_ms"])
             result[f"{key}_best_int8"] = best["body"]
@@ -155,7 +155,7 @@ def summary(entries: list[dict]) -> dict:
         shares = {
             entry["body"]: round(entry["file_mb"] / base, 4)
             for entry in student_entries
-            if entry["head"] == "masked-lm" and BODIES[entry["body"]].int8
+            if entry["head"] == "masked-lm" and BACKENDS[entry["body"]].int8
         }
         result["file_share_of_base"] = shares
     return result

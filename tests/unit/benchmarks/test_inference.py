@@ -10,7 +10,7 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from benchmarks.harness.interleave import Variant
 from benchmarks.inference import energy
-from benchmarks.inference.backends import BODIES, Row, make, make_inputs, serve
+from benchmarks.inference.backends import BACKENDS, Row, make, make_inputs, serve
 from benchmarks.inference.metrics import BASE, STUDENT, Measured, figures, summary
 from benchmarks.inference.min_memory import least_megabytes
 from benchmarks.inference.page import make_sections, print_tables, shown, write_report
@@ -32,21 +32,21 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
+def test_the_suite_measures_a_model_in_several_backends(tiny, tmp_path, capsys):
     args = Namespace(
         heads=["masked-lm"], batches=[1, 2], lengths=[32, 128, 1024], rounds=2, seconds=0.01, patience=100.0
     )
-    bodies = ["eager_fp32", "eager_bf16", "onnx_fp32", "onnx_int8", "openvino_int8"]
-    sources = prepare({STUDENT: tiny}, "masked-lm", bodies, tmp_path, [])
+    backends = ["eager_fp32", "eager_bf16", "onnx_fp32", "onnx_int8", "openvino_int8"]
+    sources = prepare({STUDENT: tiny}, "masked-lm", backends, tmp_path, [])
     source, files = sources[STUDENT]
     batches = text_batches(source, [], sequences=8)
     choices = {STUDENT: reference_choices(source, batches)}
     cases = make_cases(args, "masked-lm", [20, 30, 25])
     assert list(cases) == [*(f"{n} × {length}" for length in (32, 128, 1024) for n in (1, 2)), "1 × mix", "2 × mix"]
     assert cases["2 × mix"] == [[20, 30], [25]]
-    rows = [Row(STUDENT, body, "masked-lm", 1, tiny, files) for body in bodies]
+    rows = [Row(STUDENT, backend, "masked-lm", 1, tiny, files) for backend in backends]
     entries = figures(measure(rows, cases, args, {STUDENT: batches}), cases, sources, choices)
-    assert len(entries) == len(bodies) * (len(cases) - 2), "1024 is more than it reads"
+    assert len(entries) == len(backends) * (len(cases) - 2), "1024 is more than it reads"
     for entry in entries:
         assert entry["p50_ms"] > 0 and entry["load_s"] > 0 and entry["peak_mb"] > 10 and entry["calls"] >= 2
         assert entry["p95_ms"] is None or entry["calls"] >= 20
@@ -76,19 +76,19 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
     }
 
 
-def test_a_body_that_cannot_run_here_is_refused_when_asked_for():
+def test_a_backend_that_cannot_run_here_is_refused_when_asked_for():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--bodies gpu_fp16: torch finds no GPU on this machine"):
             runnable(["eager_fp32", "gpu_fp16"])
     assert "eager_fp32" in runnable([]) and all(
-        torch.cuda.is_available() or not BODIES[name].gpu for name in runnable([])
+        torch.cuda.is_available() or not BACKENDS[name].gpu for name in runnable([])
     )
 
 
 def test_figures_from_known_times(tmp_path):
-    def measured(model, body, *rounds):
+    def measured(model, backend, *rounds):
         return Measured(
-            Row(model, body, "encoder", 2, tmp_path, tmp_path),
+            Row(model, backend, "encoder", 2, tmp_path, tmp_path),
             {"1 × 128": list(rounds)},
             {"1 × 128": [None] * len(rounds)},
             {"load_seconds": 1.0, "peak_bytes": 5e6, "peak_case": "1 × 128"},
@@ -123,7 +123,7 @@ def test_figures_from_known_times(tmp_path):
     for cases in (("1 × 128", "32 × 128"), ("1 × 32", "32 × 32")):  # with and without the case used for sizes
         sizes = make_sections({"rows": [entry | {"case": case} for case in cases for entry in entries]}, None)[-2]
         assert sizes.heading.startswith("Size") and [row["body"] for row in sizes.rows] == [
-            BODIES[entry["body"]].label for entry in entries
+            BACKENDS[entry["body"]].label for entry in entries
         ]
 
 
@@ -169,11 +169,11 @@ def test_the_least_memory_is_found():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize("body", ["onnx_fp32", "openvino_fp32"])
-def test_rest_gives_memory_back(tiny, tmp_path, body):
+@pytest.mark.parametrize("backend", ["onnx_fp32", "openvino_fp32"])
+def test_rest_gives_memory_back(tiny, tmp_path, backend):
     """A real process runs a large batch and must release its memory, since all rows are in memory at once."""
-    sources = prepare({STUDENT: tiny}, "masked-lm", [body], tmp_path, [])
-    row = Row(STUDENT, body, "masked-lm", 1, tiny, sources[STUDENT][1])
+    sources = prepare({STUDENT: tiny}, "masked-lm", [backend], tmp_path, [])
+    row = Row(STUDENT, backend, "masked-lm", 1, tiny, sources[STUDENT][1])
     contender = Variant("rests", make, row, serve=serve)
     try:
         contender.ask("start")
