@@ -159,7 +159,7 @@ def run(arguments: list[str], seconds: float) -> dict:
 def end(job: subprocess.Popen) -> None:
     """Kill a part's whole process group.
 
-    Its contenders would otherwise keep the GPU's memory, and Ctrl-C does not reach them.
+    Its child processes would otherwise keep the GPU's memory, and Ctrl-C does not reach them.
     """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job.pid, signal.SIGKILL)

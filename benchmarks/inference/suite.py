@@ -170,10 +170,10 @@ def measure(
     rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.Namespace, batches: dict[str, list]
 ) -> list[Measured]:
     """Measure all rows in turns; `batches` are the texts by model for which top-1 predictions are requested."""
-    contenders, measurements = [], []
+    variants, measurements = [], []
     try:
         for row in rows:
-            contender = Variant(
+            variant = Variant(
                 row.name,
                 make,
                 row,
@@ -182,51 +182,51 @@ def measure(
                 if not BACKENDS[row.backend].gpu
                 else None,
             )
-            contenders.append(contender)
+            variants.append(variant)
             with spinner(f"loading {row.name}"):
                 try:
-                    measurements.append(Measured(row, process_report=contender.ask("start")))
+                    measurements.append(Measured(row, process_report=variant.ask("start")))
                 except RuntimeError as error:
-                    contenders.remove(contender)
-                    contender.stop()
+                    variants.remove(variant)
+                    variant.stop()
                     log(f"\nnot measured: {row.name}: {str(error).strip().splitlines()[-1]}")
         with progress(args.rounds * len(measurements), f"{rows[0].head}, {rows[0].threads} threads", "turn") as bar:
             for number in range(args.rounds):
-                for contender, one in zip(contenders, measurements, strict=True):
+                for variant, one in zip(variants, measurements, strict=True):
                     bar.set_postfix_str(one.row.name)
                     bar.update()
                     if one.ended:
                         continue
-                    time.sleep(0.1)  # the previous contender releases its cores
+                    time.sleep(0.1)  # the previous variant releases its cores
                     try:
-                        take_turn(contender, one, cases, args)
+                        take_turn(variant, one, cases, args)
                         if number == 0 and one.row.model in batches:
                             # Only arrays are sent: to read a Batch, the process would import this package and torch.
-                            one.process_report["choices"] = contender.ask(
+                            one.process_report["choices"] = variant.ask(
                                 ("choices", [(batch.inputs, batch.at) for batch in batches[one.row.model]])
                             )
                     except RuntimeError as error:  # such as out of memory: its results stay, the others continue
                         one.ended = True
                         log(f"\nended: {str(error).strip().splitlines()[-1]}")
     finally:
-        for contender in contenders:
-            contender.stop()
+        for variant in variants:
+            variant.stop()
     return measurements
 
 
-def take_turn(contender: Variant, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:
+def take_turn(variant: Variant, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:
     """Measure one row on all cases, except those that have used up their time or are too long for the model."""
     for case, batches in cases.items():
         if sum(sum(part) for part in one.latencies.get(case, [])) > args.patience:
             continue  # a slow row has used up its time
         if max(max(lengths) for lengths in batches) > one.row.positions:
             continue  # longer than the model reads
-        answer = contender.ask(("time", case, batches, args.seconds))
+        answer = variant.ask(("time", case, batches, args.seconds))
         one.latencies.setdefault(case, []).append(answer["latencies"])
         one.joules.setdefault(case, []).append(answer["joules"])
         if "peak_bytes" not in one.process_report:  # after the first case, before larger ones
-            one.process_report |= {"peak_bytes": contender.ask(("peak_bytes",)), "peak_case": case}
-    contender.ask(("rest",))
+            one.process_report |= {"peak_bytes": variant.ask(("peak_bytes",)), "peak_case": case}
+    variant.ask(("rest",))
 
 
 def run(args: argparse.Namespace, scratch: Path) -> int:

@@ -71,29 +71,29 @@ def passes(rows: list[Row], lengths: list[int]) -> dict[str, float]:
     """Return the seconds of a full pass, by the row's name."""
     from benchmarks.harness.interleave import Variant
 
-    contenders, seconds = [], {row.name: 0.0 for row in rows}
+    variants, seconds = [], {row.name: 0.0 for row in rows}
     try:
         for row in rows:
-            contenders.append(
+            variants.append(
                 Variant(
                     row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
                 )
             )
             with spinner(f"loading {row.name}"):
-                contenders[-1].ask("start")
-                contenders[-1].ask(("time", "pass", [[max(lengths)]], 0.0))
+                variants[-1].ask("start")
+                variants[-1].ask(("time", "pass", [[max(lengths)]], 0.0))
         size = -(-len(lengths) // PARTS)
         with progress(len(rows) * len(lengths), "pass", "sequence") as bar:
             for start in range(0, len(lengths), size):
                 part = [[length] for length in lengths[start : start + size]]
-                for contender in contenders:
-                    bar.set_postfix_str(contender.name)
+                for variant in variants:
+                    bar.set_postfix_str(variant.name)
                     time.sleep(0.1)
-                    seconds[contender.name] += sum(contender.ask(("time", "pass", part, 0.0))["latencies"])
+                    seconds[variant.name] += sum(variant.ask(("time", "pass", part, 0.0))["latencies"])
                     bar.update(len(part))
     finally:
-        for contender in contenders:
-            contender.stop()
+        for variant in variants:
+            variant.stop()
     return seconds
 
 

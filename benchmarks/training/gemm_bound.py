@@ -61,7 +61,7 @@ def _product(left: tuple, right: tuple, turned: tuple[bool, bool]) -> Callable:
     return prepare
 
 
-def gemm_contender(
+def gemm_step(
     teacher: PretrainedConfig,
     student: PretrainedConfig,
     sequences: int,

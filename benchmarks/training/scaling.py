@@ -7,7 +7,7 @@
         projects from a step and a network that were measured elsewhere
 
 This is weak scaling: each rank has its own sequences. On a CPU, each rank has one thread
-(--threads). Four contenders take turns:
+(--threads). Four variants take turns:
 
     one rank       a job of one rank
     two alone      two such jobs at once, which exchange nothing; they share caches, memory and
@@ -51,7 +51,7 @@ def bytes_moved(parameters: int, stage: int, size: int, ranks: int) -> float:
 
 
 def collectives(setting: baselines.Setting, device: torch.device) -> tuple[Callable, dict]:
-    """Return a contender that only runs the collectives of a step."""
+    """Return a variant that only runs the collectives of a step."""
     start_distributed()
     dtype, ranks = setting.dtype(device), torch.distributed.get_world_size()
     stage, numbers = (
@@ -76,24 +76,24 @@ def collectives(setting: baselines.Setting, device: torch.device) -> tuple[Calla
 
 
 def measure(setting: baselines.Setting, rounds: int) -> dict:
-    """Measure the four contenders of this benchmark.
+    """Measure the four variants of this benchmark.
 
     Returns:
         Seconds per step of one rank, two alone, two as one job, and the collectives, with the bytes
         that each rank moves and their rate.
     """
-    one, alone, two, talk = contenders = [
+    one, alone, two, talk = variants = [
         Variant("one rank", baselines.engine, setting),
         Variant("two alone", baselines.engine, setting, jobs=2),
         Variant("two ranks", baselines.engine, setting, ranks=2),
         Variant("collectives", collectives, setting, ranks=2),
     ]
     try:
-        run_interleaved(contenders, rounds)
+        run_interleaved(variants, rounds)
     finally:
-        for contender in contenders:
-            contender.stop()
-    seconds = {c.name: statistics.median(c.seconds) for c in contenders}
+        for variant in variants:
+            variant.stop()
+    seconds = {variant.name: statistics.median(variant.seconds) for variant in variants}
     projected = [a + b for a, b in zip(alone.seconds, talk.seconds, strict=True)]
     return talk.description | {
         "seconds": seconds,

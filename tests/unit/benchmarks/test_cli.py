@@ -84,7 +84,7 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(
     assert stderr == f"benchmarks.{module}: --report {tmp_path / 'taken'}: File exists; choose another folder"
 
 
-def test_settings_that_contenders_could_only_fail_at(monkeypatch, capsys):
+def test_settings_that_variants_could_only_fail_at(monkeypatch, capsys):
     assert "--vocabulary 1000: " in get_stderr(monkeypatch, capsys, "training.step", "--vocabulary", 1000)
     step.check(step.baselines.Setting(vocabulary=1001), torch.device("cpu"))
     if NO_GPU:
@@ -96,7 +96,7 @@ def test_settings_that_contenders_could_only_fail_at(monkeypatch, capsys):
 
 def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_path):
     class Measured:
-        """A contender that has had its turns."""
+        """A variant that has had its turns."""
 
         def __init__(self, name, *_, **__):
             self.name, self.seconds, self.memory, self.first, self.once, self.description = (

@@ -75,7 +75,7 @@ def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_part_ends_with_the_suite(tmp_path, number):
-    """The part's contenders, which are processes of its group, end too.
+    """The part's child processes, which belong to its group, end too.
 
     The suite is real; its only part starts another process and hangs.
     """

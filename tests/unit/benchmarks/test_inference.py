@@ -174,27 +174,27 @@ def test_rest_gives_memory_back(tiny, tmp_path, backend):
     """A real process runs a large batch and must release its memory, since all rows are in memory at once."""
     sources = prepare({STUDENT: tiny}, "masked-lm", [backend], tmp_path, [])
     row = Row(STUDENT, backend, "masked-lm", 1, tiny, sources[STUDENT][1])
-    contender = Variant("rests", make, row, serve=serve)
+    variant = Variant("rests", make, row, serve=serve)
     try:
-        contender.ask("start")
+        variant.ask("start")
 
         def resident() -> int:
             return int(
                 next(
                     line
-                    for line in Path(f"/proc/{contender.processes[0].pid}/status").read_text().splitlines()
+                    for line in Path(f"/proc/{variant.processes[0].pid}/status").read_text().splitlines()
                     if "VmRSS" in line
                 ).split()[1]
             )
 
-        contender.ask(("time", "small", [[16]], 0.0))
+        variant.ask(("time", "small", [[16]], 0.0))
         before = resident()
-        contender.ask(("time", "large", [[512] * 128], 0.0))
-        contender.ask(("rest",))
-        peak = contender.ask(("peak_bytes",)) / 1024
+        variant.ask(("time", "large", [[512] * 128], 0.0))
+        variant.ask(("rest",))
+        peak = variant.ask(("peak_bytes",)) / 1024
         assert peak - before > 100_000 and resident() - before < (peak - before) / 3
     finally:
-        contender.stop()
+        variant.stop()
 
 
 def test_a_memory_limit_holds(tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""Test what the benchmarks compute from their measurements, and that contenders are processes of their own."""
+"""Test what the benchmarks compute from their measurements, and that variants are processes of their own."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def make(setting, device):
-    """Make a contender whose step takes the time that the setting states."""
+    """Make a variant whose step takes the time that the setting states."""
     if setting.broken:
         raise setting.broken
     return lambda: setting.seconds, {
@@ -33,21 +33,21 @@ def make(setting, device):
     }
 
 
-def test_contenders_are_processes_with_an_environment_of_their_own():
+def test_variants_are_processes_with_an_environment_of_their_own():
     setting = SimpleNamespace(threads=1, seconds=0.25, broken=False)
-    contender = Variant("two", make, setting, ranks=2, environment={"PAGES": "small"})
+    variant = Variant("two", make, setting, ranks=2, environment={"PAGES": "small"})
     try:
-        run_interleaved([contender], 3)
-        assert contender.seconds == [0.25] * 3 and contender.description == {
+        run_interleaved([variant], 3)
+        assert variant.seconds == [0.25] * 3 and variant.description == {
             "rank": "0",
             "world": "2",
             "pages": "small",
-            "pid": contender.processes[0].pid,
+            "pid": variant.processes[0].pid,
         }
-        assert contender.description["pid"] != os.getpid() and "PAGES" not in os.environ
+        assert variant.description["pid"] != os.getpid() and "PAGES" not in os.environ
     finally:
-        contender.stop()
-    assert not any(process.is_alive() for process in contender.processes)
+        variant.stop()
+    assert not any(process.is_alive() for process in variant.processes)
 
 
 @pytest.mark.parametrize(
@@ -57,27 +57,27 @@ def test_contenders_are_processes_with_an_environment_of_their_own():
         (UserError("give another"), UserError, "odd: give another$"),
     ],
 )
-def test_a_contender_that_fails_is_named_with_its_reason(broken, raised, message):
-    contender = Variant("odd", make, SimpleNamespace(threads=1, broken=broken))
+def test_a_variant_that_fails_is_named_with_its_reason(broken, raised, message):
+    variant = Variant("odd", make, SimpleNamespace(threads=1, broken=broken))
     try:
         with pytest.raises(raised, match=message):
-            run_interleaved([contender], 1)
+            run_interleaved([variant], 1)
     finally:
-        contender.stop()
+        variant.stop()
 
 
-def test_a_contender_that_is_killed_is_said_to_be():
-    contender = Variant("large", make, SimpleNamespace(threads=1, seconds=0.25, broken=False))
+def test_a_variant_that_is_killed_is_said_to_be():
+    variant = Variant("large", make, SimpleNamespace(threads=1, seconds=0.25, broken=False))
     try:
-        contender.processes[0].kill()
-        contender.processes[0].join()
+        variant.processes[0].kill()
+        variant.processes[0].join()
         for _ in range(2):  # the broken link shows at the first answer or the next question
             with pytest.raises(
                 RuntimeError, match="large: its process has ended .killed, probably because memory ran out"
             ):
-                contender.ask("step")
+                variant.ask("step")
     finally:
-        contender.stop()
+        variant.stop()
 
 
 def test_ratios_are_within_a_round():
