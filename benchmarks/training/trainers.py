@@ -1,8 +1,8 @@
-"""The racers of benchmarks.training.time_to_loss.
+"""The trainers of benchmarks.training.time_to_loss.
 
 Each one trains the same student on the same batches with the same recipe, in its own way. The
 schedule follows the clock: it rises linearly, then falls linearly to zero at the end of the time.
-It cannot follow the steps, because racers differ in their speed and the number of steps is not
+It cannot follow the steps, because trainers differ in their speed and the number of steps is not
 known in advance.
 """
 
@@ -163,7 +163,7 @@ class Engine:
         return checkpoint.resume(self.engine, folder)
 
 
-RACERS = {
+TRAINERS = {
     "plain_fp32": ("reference implementation, fp32", lambda *a: Plain(*a, autocast=False)),
     "plain_bf16": ("reference implementation, bf16 autocast", lambda *a: Plain(*a, autocast=True)),
     "engine": ("engine", Engine),

@@ -96,7 +96,7 @@ def test_bytes_that_a_rank_sends():
     assert bytes_moved(100, 1, 2, 4) == 0.75 * (2 * 400 + 200)
 
 
-def test_the_race_is_read_off_its_curves():
+def test_the_comparison_is_read_off_its_curves():
     rows = lambda *figures: [[minute, 0, {"": [loss, loss, 1 - loss / 10]}] for minute, loss in figures]  # noqa: E731
     plain, engine = rows((0, 9.0), (10, 7.0), (20, 5.0)), rows((0, 9.0), (5, 6.0), (10, 4.0), (20, 3.0))
     assert at_minute(plain, 15, "", 0) == 6.0 and at_minute(plain, 25, "", 0) == 5.0
@@ -110,7 +110,7 @@ def test_the_race_is_read_off_its_curves():
     assert slower["plain"]["ahead_at"] == "0 of 2" and slower["plain"]["share_of_its_time"] == {"corpus": None}
 
 
-def test_a_race_goes_on_only_where_its_minutes_compare():
+def test_a_comparison_goes_on_only_where_its_minutes_compare():
     settings, here = (
         {"minutes": 20, "corpus": ["a.txt"]},
         {"machine": "a Xeon", "threads": 2, "torch": "2.11", "deepspeed": "0.18"},
