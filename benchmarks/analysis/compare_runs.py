@@ -67,9 +67,12 @@ def run(args: argparse.Namespace) -> int:
         )
     for other in others:
         for kind in runs[first].keys() & runs[other].keys():
-            mine, theirs = ({row["step"]: row["mlm_loss"] for row in runs[name][kind]} for name in (first, other))
-            common = sorted((mine.keys() & theirs.keys()) - {0})  # nothing has been learned before the first step
-            ahead[f"{other}, {kind}"] = [sum(mine[step] < theirs[step] for step in common), len(common)]
+            first_losses, other_losses = (
+                {row["step"]: row["mlm_loss"] for row in runs[name][kind]} for name in (first, other)
+            )
+            # Nothing has been learned before the first step.
+            common = sorted((first_losses.keys() & other_losses.keys()) - {0})
+            ahead[f"{other}, {kind}"] = [sum(first_losses[step] < other_losses[step] for step in common), len(common)]
     columns = {"run": "run"}
     for kind in runs[first]:
         columns |= {

@@ -66,13 +66,13 @@ def rank_choices(pruned: PrunedModel, count: int, most: int) -> list[tuple[float
     """
     every = tuple(range(len(pruned.layers)))
     if math.comb(len(every), count) <= most:
-        found = [(pruned.score(keep), keep) for keep in combinations(every, count)]
+        scored = [(pruned.score(keep), keep) for keep in combinations(every, count)]
     else:
         keep = every
         while len(keep) > count:
-            found = without_each(pruned, keep)
-            keep = max(found, key=_ranked)[1]
-    return sorted(found, key=_ranked, reverse=True)
+            scored = without_each(pruned, keep)
+            keep = max(scored, key=_ranked)[1]
+    return sorted(scored, key=_ranked, reverse=True)
 
 
 def _ranked(scored: tuple[float | None, Choice]) -> tuple[float, Choice]:

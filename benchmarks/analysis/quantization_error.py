@@ -83,13 +83,13 @@ def rounded(model: nn.Module, weights: str | None, activations: str | None) -> l
 @torch.inference_mode()
 def compute_logits(source: Source, batches: list[Batch], what: str) -> np.ndarray:
     """Return the logits at masked tokens, fp32 [masked tokens, V]."""
-    found = []
+    parts = []
     with progress(len(batches), what, "batch") as bar:
         for batch in batches:
             logits = source.model(**{name: torch.from_numpy(value) for name, value in batch.inputs.items()}).logits
-            found.append(logits[torch.from_numpy(batch.at)].float().numpy())
+            parts.append(logits[torch.from_numpy(batch.at)].float().numpy())
             bar.update()
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 def main() -> int:

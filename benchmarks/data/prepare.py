@@ -133,15 +133,15 @@ def run(args: argparse.Namespace) -> int:
             corpus = Path(folder, "grown.txt")
             with spinner(f"{size:g} MB"):
                 grown(texts, size, corpus)
-                found = probe(PROBE, args.tokenizer, corpus, Path(folder, f"out-{time.time_ns()}"))
+                measurement = probe(PROBE, args.tokenizer, corpus, Path(folder, f"out-{time.time_ns()}"))
             result["memory"].append(
                 {
                     "corpus_mb": size,
-                    "mb_per_second": round(size / found["seconds"], 2),
-                    "peak_mb": round(found["peak_mb"]),
+                    "mb_per_second": round(size / measurement["seconds"], 2),
+                    "peak_mb": round(measurement["peak_mb"]),
                 }
             )
-            print(f"| {size:g} | {size / found['seconds']:.2f} | {found['peak_mb']:.0f} |")
+            print(f"| {size:g} | {size / measurement['seconds']:.2f} | {measurement['peak_mb']:.0f} |")
     print(json.dumps(result))
     return 0
 
@@ -161,11 +161,13 @@ def speeds(args: argparse.Namespace, texts: list[str], megabytes: float, folder:
             )
             with spinner(f"round {number + 1} of {args.rounds}: {name}"):
                 seconds[name].append(probe(*words)["seconds"])
-    mine = seconds["prepare"]
+    prepare_seconds = seconds["prepare"]
     ratios = {
-        f"times_{name}": round(statistics.median(b / a for a, b in zip(mine, theirs, strict=True)), 3)
-        for name, theirs in seconds.items()
-        if theirs is not mine
+        f"times_{name}": round(
+            statistics.median(b / a for a, b in zip(prepare_seconds, baseline_seconds, strict=True)), 3
+        )
+        for name, baseline_seconds in seconds.items()
+        if baseline_seconds is not prepare_seconds
     }
     return {f"{name}_mb_per_second": megabytes / statistics.median(values) for name, values in seconds.items()} | ratios
 

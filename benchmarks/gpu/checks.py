@@ -84,7 +84,7 @@ def precisions(device: torch.device) -> list[torch.dtype]:
     return [torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])]
 
 
-def bodies(device: torch.device) -> dict[str, str | None]:
+def backends(device: torch.device) -> dict[str, str | None]:
     """Return the backends of the vocabulary loss, each with the reason why it is unavailable here, or None."""
     no_triton = (
         None
@@ -96,7 +96,7 @@ def bodies(device: torch.device) -> dict[str, str | None]:
 
 def vocabulary(device: torch.device) -> Iterator[Check]:
     """Check sums and gradients of the fused loss, over several chunks, against the closed form in float64."""
-    reasons = bodies(device)
+    reasons = backends(device)
     for dtype in precisions(device):
         for on, padding in (("all", False), ("masked", False), ("all", True)):
             problem = functools.cache(
@@ -141,8 +141,8 @@ def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | No
         *leaves, *given, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, passes=passes, **options
     )
     loss.backward()
-    found = (kl, mlm, *(x.grad for x in leaves))
-    return worst(relative(a, e) for a, e in zip(found, expected, strict=True)), ""
+    actual = (kl, mlm, *(x.grad for x in leaves))
+    return worst(relative(a, e) for a, e in zip(actual, expected, strict=True)), ""
 
 
 def tiny_teacher(device: torch.device) -> BertForMaskedLM:
@@ -170,11 +170,11 @@ def compiled_blocks_error(device: torch.device) -> tuple[float, str]:
     """Compare hidden states and gradients of compiled blocks with the model's own, in fp32."""
     unless(compile_unavailable_reason())
     ids, _ = batch(device)
-    own = build_student(tiny_teacher(device), dropout=0.0).to(device)
-    compiled = copy.deepcopy(own)
+    reference = build_student(tiny_teacher(device), dropout=0.0).to(device)
+    compiled = copy.deepcopy(reference)
     compile_layers(compiled, device)
     outputs = []
-    for model in (own, compiled):
+    for model in (reference, compiled):
         hidden = model.base_model(input_ids=ids).last_hidden_state
         hidden.sin().sum().backward()
         gradients = torch.cat(
@@ -261,16 +261,16 @@ def engine_steps_error(
     if compile_unavailable_reason() is None:
         compile_step(objective, frozen, device, body=stage < 3)
     engine = Engine(objective, training, accumulation=1, total_steps=10**6, device=device, dtype=dtype)
-    found: list[float] = []
-    while len(found) < 3 and engine.skipped_steps < 30:  # fp16 finds its loss scale in steps that overflow
+    actual: list[float] = []
+    while len(actual) < 3 and engine.skipped_steps < 30:  # fp16 finds its loss scale in steps that overflow
         skipped = engine.skipped_steps
         loss, _ = engine(ids, None, labels, counts, frozen.targets(ids))
         engine.backward(loss)
         engine.step()
         if engine.skipped_steps == skipped:
-            found.append(float(loss.detach()))
+            actual.append(float(loss.detach()))
     engine.destroy()
-    return worst(abs(a / b - 1) for a, b in zip(found, expected, strict=True)), ""
+    return worst(abs(a / b - 1) for a, b in zip(actual, expected, strict=True)), ""
 
 
 def host_syncs(device: torch.device) -> Iterator[Check]:
@@ -369,9 +369,9 @@ def results(device: torch.device, seconds: float) -> list[dict]:
             row = {"check": check.what, "error": None, "limit": f"{check.limit:.0e}"}
             try:
                 unless(NO_TIME if time.monotonic() - began > seconds else None)
-                error, more = check.measure()
+                error, remark = check.measure()
                 row |= {
-                    "check": check.what + more,
+                    "check": check.what + remark,
                     "error": f"{error:.1e}",
                     "holds": "holds" if error <= check.limit else "DOES NOT HOLD",
                 }

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.cli import make_folder, user_errors, why_it_ended
-from benchmarks.inference.backends import BODIES
+from benchmarks.inference.backends import BACKENDS
 from ds_distill.builds.fused_adam import start_build
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import spinner
@@ -148,31 +148,31 @@ def run(arguments: list[str], seconds: float) -> dict:
         end(job)
     lines = out.strip().splitlines()
     try:
-        found = json.loads(lines[-1])
+        result = json.loads(lines[-1])
     except (IndexError, ValueError):
-        found, lines = {"why": why}, [*lines, ""]
+        result, lines = {"why": why}, [*lines, ""]
     if job.returncode:
-        found["log"] = log[-4000:]  # the tracebacks of the parts that failed
-    return found | {"said": "\n".join(lines[:-1]).strip(), "seconds": round(time.monotonic() - began, 1)}
+        result["log"] = log[-4000:]  # the tracebacks of the parts that failed
+    return result | {"said": "\n".join(lines[:-1]).strip(), "seconds": round(time.monotonic() - began, 1)}
 
 
 def end(job: subprocess.Popen) -> None:
     """Kill a part's whole process group.
 
-    Its contenders would otherwise keep the GPU's memory, and Ctrl-C does not reach them.
+    Its child processes would otherwise keep the GPU's memory, and Ctrl-C does not reach them.
     """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(job.pid, signal.SIGKILL)
 
 
-def summary_rows(found: dict[str, dict]) -> list[dict]:
+def summary_rows(parts: dict[str, dict]) -> list[dict]:
     """Return one row per step, with its figures or the reason why it was not measured."""
-    peak = found.get("checks", {}).get("square_gemm", {}).get("tflops")
+    peak = parts.get("checks", {}).get("square_gemm", {}).get("tflops")
     rows = []
     for name, title, arguments in PARTS:
         if arguments[0] != STEP[0]:
             continue
-        part = found[name]
+        part = parts[name]
         rate = part.get("engine")
         share = rate and peak and rate * part["mflops_per_token"] / 1e6 / peak
         rows.append(
@@ -190,36 +190,36 @@ def summary_rows(found: dict[str, dict]) -> list[dict]:
     return rows
 
 
-def verdicts(found: dict[str, dict]) -> list[str]:
+def verdicts(parts: dict[str, dict]) -> list[str]:
     """Return the conclusions from the figures, one sentence each."""
-    checks, head = found["checks"], found["head"]
-    said, goals = [numerics(checks)], []
+    checks, head = parts["checks"], parts["head"]
+    sentences, goals = [numerics(checks)], []
     for name, title in (("step_128", "128 × 128"), ("large", "512 × 128")):
-        if (rate := found[name].get("engine")) and "square_gemm" in checks:
-            share = rate * found[name]["mflops_per_token"] / 1e6 / checks["square_gemm"]["tflops"]
+        if (rate := parts[name].get("engine")) and "square_gemm" in checks:
+            share = rate * parts[name]["mflops_per_token"] / 1e6 / checks["square_gemm"]["tflops"]
             goals.append(
                 f"{rate:,.0f} tokens/s and {100 * share:.0f} % with {title} tokens per step "
                 f"({'met' if rate >= GOAL_RATE else 'not met'}, {'met' if share >= GOAL_SHARE else 'not met'})"
             )
     if goals:
-        said.append(
+        sentences.append(
             f"Goal of {GOAL_RATE:,.0f} tokens/s on one H100 and {100 * GOAL_SHARE:.0f} % of a square GEMM's rate: "
             f"{'; '.join(goals)}."
         )
     if {"fused_triton", "fused_compiled"} <= (ms := head.get("milliseconds", {})).keys():
         gain = ms["fused_compiled"] / ms["fused_triton"]
-        said.append(
+        sentences.append(
             f"The Triton kernel of the vocabulary loss is {gain:.2f}× as fast as torch.compile's, so "
             f"{'it stays the default on a GPU' if gain >= 1.1 else 'torch.compile should be the default'} "
             "(the limit is 1.10×)."
         )
     for batch in ("1", "32"):
-        if ratios := found["inference"].get("summary", {}).get(f"batch_{batch}_vs_base_same_body"):
-            said.append(
+        if ratios := parts["inference"].get("summary", {}).get(f"batch_{batch}_vs_base_same_body"):
+            sentences.append(
                 f"Speed of an encoder of DistilBERT's size relative to BERT-base's at {batch} × 128 tokens: "
-                f"{', '.join(f'{value:.2f}× in {BODIES[body].label}' for body, value in ratios.items())}."
+                f"{', '.join(f'{value:.2f}× in {BACKENDS[backend].label}' for backend, value in ratios.items())}."
             )
-    return said
+    return sentences
 
 
 def numerics(checks: dict) -> str:
@@ -228,31 +228,31 @@ def numerics(checks: dict) -> str:
         return f"Numerics: NOT CHECKED: {checks['why']}."
     count, broken, not_made = len(checks["checks"]), checks["broken"], checks["not_made"]
     reasons = "; ".join(f"{number} × {reason}" for reason, number in Counter(not_made.values()).items())
-    said = [f"{len(broken)} of {count} limits DO NOT HOLD: {', '.join(broken)}"] if broken else []
+    clauses = [f"{len(broken)} of {count} limits DO NOT HOLD: {', '.join(broken)}"] if broken else []
     if not_made:
-        said.append(f"{len(not_made)} of {count} checks NOT MADE ({reasons})")
-        said += [] if broken else [f"the limits of the other {count - len(not_made)} hold"]
-    return f"Numerics: {'; '.join(said) or f'all {count} limits hold'}."
+        clauses.append(f"{len(not_made)} of {count} checks NOT MADE ({reasons})")
+        clauses += [] if broken else [f"the limits of the other {count - len(not_made)} hold"]
+    return f"Numerics: {'; '.join(clauses) or f'all {count} limits hold'}."
 
 
-def without_result(found: dict[str, dict]) -> list[str]:
+def without_result(parts: dict[str, dict]) -> list[str]:
     """Return the parts and checks that make the exit status 1.
 
     Some kernels cannot run on a CPU, so checks that were not made there do not count.
     """
-    checks = found["checks"]
+    checks = parts["checks"]
     not_made = list(checks.get("not_made", ())) if checks.get("device") == "cuda" else []
     return (
-        [name for name, part in found.items() if part.get("why", NOT_ASKED) != NOT_ASKED]
+        [name for name, part in parts.items() if part.get("why", NOT_ASKED) != NOT_ASKED]
         + checks.get("broken", [])
         + not_made
     )
 
 
-def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds: float) -> str:
+def write_report(folder: Path, parts: dict[str, dict], rehearsal: bool, seconds: float) -> str:
     """Write gpu_suite.md and gpu_suite.json; return the conclusion."""
     machine = next(
-        (part["machine"] for part in found.values() if "machine" in part), "unknown machine: no part reported it"
+        (part["machine"] for part in parts.values() if "machine" in part), "unknown machine: no part reported it"
     )
     day, command = (
         datetime.date.today().isoformat(),
@@ -268,13 +268,13 @@ def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds:
         "floor": "share of the GEMM bound",
         "first": "extra time of the first step (s)",
     }
-    conclusion = table(summary_rows(found), columns) + "\n\n" + "\n".join(f"- {line}" for line in verdicts(found))
+    conclusion = table(summary_rows(parts), columns) + "\n\n" + "\n".join(f"- {line}" for line in verdicts(parts))
     kind = "REHEARSAL on a CPU with small sizes: the figures mean nothing" if rehearsal else machine
-    to_come = [name for name, part in found.items() if part.get("why") == NOT_REACHED]
+    to_come = [name for name, part in parts.items() if part.get("why") == NOT_REACHED]
     cut_off = f" INTERRUPTED, or still running, before: {', '.join(to_come)}." if to_come else ""
     pages = [f"# GPU suite, {day}\n\n{kind}. `{command}`, {seconds:.0f} s.{cut_off}\n\n{conclusion}"]
     for name, title, arguments in PARTS:
-        part = found[name]
+        part = parts[name]
         log = f"\n\n```\n{part['log']}\n```" if part.get("log") else ""
         pages.append(
             f"## {title}\n\n`python -m {' '.join(arguments)}`, {part.get('seconds', 0)} s\n\n"
@@ -288,8 +288,8 @@ def write_report(folder: Path, found: dict[str, dict], rehearsal: bool, seconds:
             "machine": machine,
             "command": command,
             "rehearsal": rehearsal,
-            "verdicts": verdicts(found),
-            "parts": found,
+            "verdicts": verdicts(parts),
+            "parts": parts,
         },
     )
     return conclusion
@@ -324,23 +324,23 @@ def suite(args: argparse.Namespace) -> int:
     make_folder("--report", args.report)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends the part too, as Ctrl-C does
     began = time.monotonic()
-    found = {name: {"why": NOT_ASKED if args.only and name not in args.only else NOT_REACHED} for name, *_ in PARTS}
+    parts = {name: {"why": NOT_ASKED if args.only and name not in args.only else NOT_REACHED} for name, *_ in PARTS}
     start_build()  # DeepSpeed's FusedAdam, while the first part runs
     conclusion = ""
     for name, title, arguments in PARTS:
-        if found[name]["why"] == NOT_ASKED:
+        if parts[name]["why"] == NOT_ASKED:
             continue
         left = 60 * args.minutes - SPARE - (time.monotonic() - began)
         if left < 20:
-            found[name] = {"why": "no time left"}
+            parts[name] = {"why": "no time left"}
         else:
             with spinner(f"{name}: {title}"[:48]):
-                found[name] = run(rehearsed(arguments) if args.rehearse else list(arguments), min(left, LONGEST))
+                parts[name] = run(rehearsed(arguments) if args.rehearse else list(arguments), min(left, LONGEST))
         conclusion = write_report(
-            args.report, found, args.rehearse, time.monotonic() - began
+            args.report, parts, args.rehearse, time.monotonic() - began
         )  # after each part, so that an interruption loses only the part in progress
     print(conclusion + "\n")
-    failed = without_result(found)
+    failed = without_result(parts)
     print(
         json.dumps(
             {"report": str(args.report / "gpu_suite.md"), "rehearsal": args.rehearse, "not_measured_or_broken": failed}

@@ -1,6 +1,6 @@
-"""Run the contenders of a benchmark in turns, each in a process and an environment of its own.
+"""Run the variants of a benchmark in turns, each in a process and an environment of its own.
 
-Each contender starts as its user would start it, and only one works at a time.
+Each variant starts as its user would start it, and only one works at a time.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from ds_distill.utils.errors import UserError
 
 
 class Variant:
-    """A contender: one or several processes that run steps on request.
+    """A variant of a benchmark: one or several processes that run steps on request.
 
     Args:
-        name: The contender's name in messages and results.
+        name: The variant's name in messages and results.
         make: `make(setting, device)` runs in each new process. It returns the step and a dictionary
-            that describes the contender. The step takes no arguments. It returns the seconds it
+            that describes the variant. The step takes no arguments. It returns the seconds it
             took, or None if it is to be timed from outside.
         setting: The first argument of `make`.
         ranks: The number of processes that make one job.
@@ -45,7 +45,7 @@ class Variant:
         environment: dict[str, str] | None = None,
         serve: Callable | None = None,
     ):
-        self.name, self.seconds, self.memory, self.first, self.once, self.said = name, [], 0, 0.0, False, {}
+        self.name, self.seconds, self.memory, self.first, self.once, self.description = name, [], 0, 0.0, False, {}
         spawn, self.links, self.processes = multiprocessing.get_context("spawn"), [], []
         ports = [str(_free_port()) for _ in range(jobs)]
         for number, (port, rank) in enumerate((port, rank) for port in ports for rank in range(ranks)):
@@ -102,42 +102,43 @@ class Variant:
 
 
 def run_interleaved(
-    contenders: list[Variant], rounds: int, patience: float = float("inf"), compiling: tuple[str, ...] = ()
+    variants: list[Variant], rounds: int, patience: float = float("inf"), compiling: tuple[str, ...] = ()
 ) -> None:
-    """Fill in the seconds, the peak memory and the first step's seconds of each contender.
+    """Fill in the seconds, the peak memory and the first step's seconds of each variant.
 
     Each round contributes the seconds of one step, which follows an uncounted step. The memory is
     in bytes and covers models, optimizer and step.
 
     Args:
-        contenders: The contenders, in the order of their turns.
+        variants: The variants, in the order of their turns.
         rounds: The number of rounds after the warm-up.
-        patience: A contender whose first step takes longer than this many seconds runs no other
+        patience: A variant whose first step takes longer than this many seconds runs no other
             step. That step is its measurement, and `once` is set.
-        compiling: Names of contenders to which `patience` does not apply.
+        compiling: Names of variants to which `patience` does not apply.
     """
     for number in range(-1, rounds):
-        for contender in contenders:
-            if contender.once:
+        for variant in variants:
+            if variant.once:
                 continue
-            with spinner(f"{'warm-up' if number < 0 else f'round {number + 1} of {rounds}'}: {contender.name}"):
+            with spinner(f"{'warm-up' if number < 0 else f'round {number + 1} of {rounds}'}: {variant.name}"):
                 if number >= 0:
-                    contender.seconds.append(contender.ask("step"))
+                    variant.seconds.append(variant.ask("step"))
                     continue
-                contender.said = contender.ask("start")
+                variant.description = variant.ask("start")
                 began = time.perf_counter()
-                contender.memory = contender.ask("memory")
-                contender.first = time.perf_counter() - began
-                contender.once = contender.first > patience and contender.name not in compiling
-                if contender.once:
-                    contender.seconds = [contender.first]
+                variant.memory = variant.ask("memory")
+                variant.first = time.perf_counter() - began
+                variant.once = variant.first > patience and variant.name not in compiling
+                if variant.once:
+                    variant.seconds = [variant.first]
                 else:
-                    contender.memory = contender.ask("memory")  # the first step also allocates the optimizer's state
+                    variant.memory = variant.ask("memory")  # the first step also allocates the optimizer's state
 
 
-def ratio(theirs: list[float], mine: list[float]) -> float:
-    """Return the median of the ratios within a round; a contender with a single step is compared with every round."""
-    return statistics.median(a / b for a, b in zip(theirs * (len(mine) if len(theirs) == 1 else 1), mine, strict=True))
+def ratio(numerators: list[float], denominators: list[float]) -> float:
+    """Return the median of the ratios within a round; a variant with a single step is compared with every round."""
+    repeated = numerators * (len(denominators) if len(numerators) == 1 else 1)
+    return statistics.median(a / b for a, b in zip(repeated, denominators, strict=True))
 
 
 def _serve(link, make: Callable, setting: object) -> None:
@@ -163,15 +164,15 @@ def _serve(link, make: Callable, setting: object) -> None:
                 elif what == "profile":
                     answer = _profiled(step, device)
                 else:
-                    said: list[float | None] = []
+                    step_seconds: list[float | None] = []
                     steps = 8 if device.type == "cuda" else 1  # a single step would time a GPU's start from idle
-                    step()  # uncounted: in a real run, a step follows a step, not other contenders' gigabytes
-                    answer = timed(lambda: [said.append(step()) for _ in range(steps)], device) / steps  # noqa: B023
-                    answer = said[-1] or answer
+                    step()  # uncounted: in a real run, a step follows a step, not other variants' gigabytes
+                    answer = timed(lambda: [step_seconds.append(step()) for _ in range(steps)], device) / steps  # noqa: B023
+                    answer = step_seconds[-1] or answer
                 link.send((True, answer))
             except UserError as error:
                 link.send((None, str(error)))
-            except Exception:  # the benchmark reports it with the contender's name
+            except Exception:  # the benchmark reports it with the variant's name
                 link.send((False, traceback.format_exc()))
 
 

@@ -56,8 +56,8 @@ def peak_bytes(job: Callable[[], object], device: torch.device, before: int | No
     Without `before`, the memory in use just before the job is subtracted. The source is CUDA's own
     counter, or the resident set sampled every 2 ms.
     """
-    found = bytes_in_use(device)
-    before = found if before is None else before
+    in_use = bytes_in_use(device)
+    before = in_use if before is None else before
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         job()

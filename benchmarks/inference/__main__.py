@@ -6,11 +6,11 @@
     python -m benchmarks.inference --quick
         batch 1 and 32 of 128 tokens, encoder only
 
-Every model runs in every backend ("body": PyTorch, torch.compile, ONNX Runtime, OpenVINO; fp32,
-bf16, int8). Each pair has a process of its own with the stated number of threads. The processes of
-a group take turns: in each round, each one runs every case. Figures cover the calls of all rounds.
-Ratios are medians of the ratios between a round's medians. p95 is given from 20 calls on, p99 from
-100.
+Every model runs in every backend ("body" in the JSON: PyTorch, torch.compile, ONNX Runtime,
+OpenVINO; fp32, bf16, int8). Each pair has a process of its own with the stated number of threads.
+The processes of a group take turns: in each round, each one runs every case. Figures cover the
+calls of all rounds. Ratios are medians of the ratios between a round's medians. p95 is given from
+20 calls on, p99 from 100.
 
 With --text, real sequences add two results: cases with a mix of their lengths, and the share of
 masked tokens at which a backend's top-1 prediction equals that of PyTorch in fp32.
@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness.cli import count, user_errors
-from benchmarks.inference.backends import BODIES
+from benchmarks.inference.backends import BACKENDS
 
 HEADS = ("encoder", "masked-lm", "classification")
 
@@ -55,10 +55,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--bodies",
         nargs="+",
-        choices=BODIES,
+        choices=BACKENDS,
         default=[],
-        metavar="BODY",
-        help=f"backends to measure: {', '.join(BODIES)} (default: all that run on this machine)",
+        dest="backends",
+        metavar="BACKEND",
+        help=f"backends to measure: {', '.join(BACKENDS)} (default: all that run on this machine)",
     )
     parser.add_argument(
         "--batches", nargs="+", type=count, default=[1, 8, 32], help="sequences per call (default 1 8 32)"
@@ -102,12 +103,12 @@ def main() -> int:
     # The import is here because the rows' processes import this file too: those without torch must not pay its memory.
     from benchmarks.inference.suite import run
 
-    own = (
+    work_folder = (
         contextlib.nullcontext(args.work)
         if args.work
         else tempfile.TemporaryDirectory(prefix="inference-", ignore_cleanup_errors=True)
     )
-    with own as scratch, user_errors("benchmarks.inference"):
+    with work_folder as scratch, user_errors("benchmarks.inference"):
         return run(args, Path(scratch))
 
 

@@ -1,7 +1,7 @@
 """The backends that can run an encoder.
 
-Each backend ("body") loads a model in its own way, in a process of its own, which then answers
-requests for its times.
+Each backend loads a model in its own way, in a process of its own, which then answers requests for
+its times.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Row:
     """
 
     model: str
-    body: str
+    backend: str
     head: str
     threads: int
     folder: Path
@@ -39,11 +39,11 @@ class Row:
     @property
     def name(self) -> str:
         """The row's name in messages: the model and the backend."""
-        return f"{self.model}, {BODIES[self.body].label}"
+        return f"{self.model}, {BACKENDS[self.backend].label}"
 
 
 @dataclass(frozen=True)
-class Body:
+class Backend:
     """A backend.
 
     Attributes:
@@ -71,7 +71,7 @@ class Body:
     vnni: bool = False
 
 
-def torch_body(
+def load_torch(
     row: Row, *, dtype: str = "float32", compiled: bool = False, device: str = "cpu", int8: bool = False
 ) -> Callable:
     """Load a model as a user would: from_pretrained, torch's own attention, inference mode.
@@ -86,8 +86,8 @@ def torch_body(
 
     torch.set_num_threads(row.threads)
     torch.manual_seed(0)  # for heads that the folder lacks
-    own = without_pooler(row.head, AutoConfig.from_pretrained(row.folder).model_type)  # as in the exported files
-    model = HEADS[row.head][1].from_pretrained(row.folder, dtype=getattr(torch, dtype), **own).eval().to(device)
+    options = without_pooler(row.head, AutoConfig.from_pretrained(row.folder).model_type)  # as in the exported files
+    model = HEADS[row.head][1].from_pretrained(row.folder, dtype=getattr(torch, dtype), **options).eval().to(device)
     if int8:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
@@ -97,39 +97,39 @@ def torch_body(
 
     def run(inputs: dict[str, np.ndarray]) -> list:
         with torch.inference_mode():
-            found = call(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()}).to_tuple()
+            outputs = call(**{name: torch.from_numpy(value).to(device) for name, value in inputs.items()}).to_tuple()
         if device == "cuda":
             torch.cuda.synchronize()
-        return list(found)
+        return list(outputs)
 
     return run
 
 
-def onnx_body(row: Row) -> Callable:
+def load_onnx(row: Row) -> Callable:
     """Load the row's ONNX file in ONNX Runtime."""
     from ds_distill.exporters.runtimes import OnnxRunner
 
-    return OnnxRunner(row.files / BODIES[row.body].file, row.threads)
+    return OnnxRunner(row.files / BACKENDS[row.backend].file, row.threads)
 
 
-def openvino_body(row: Row, precision: str = "f32") -> Callable:
+def load_openvino(row: Row, precision: str = "f32") -> Callable:
     """Load the row's file in OpenVINO."""
     from ds_distill.exporters.runtimes import OpenvinoRunner
 
-    return OpenvinoRunner(row.files / BODIES[row.body].file, row.threads, precision)
+    return OpenvinoRunner(row.files / BACKENDS[row.backend].file, row.threads, precision)
 
 
-def _torch(label: str, **how) -> Body:
-    return Body(
-        label, lambda row: torch_body(row, **how), width=2 if "dtype" in how else 4, gpu=how.get("device") == "cuda"
+def _torch(label: str, **how) -> Backend:
+    return Backend(
+        label, lambda row: load_torch(row, **how), width=2 if "dtype" in how else 4, gpu=how.get("device") == "cuda"
     )
 
 
-def _onnx(label: str, file: str, int8: bool = False, vnni: bool = False) -> Body:
-    return Body(label, onnx_body, file, needs="onnxruntime", int8=int8, vnni=vnni)
+def _onnx(label: str, file: str, int8: bool = False, vnni: bool = False) -> Backend:
+    return Backend(label, load_onnx, file, needs="onnxruntime", int8=int8, vnni=vnni)
 
 
-BODIES = {
+BACKENDS = {
     "eager_fp32": _torch("PyTorch, fp32"),
     "eager_bf16": _torch("PyTorch, bf16", dtype="bfloat16"),
     "compiled_fp32": _torch("torch.compile, fp32", compiled=True),
@@ -139,12 +139,12 @@ BODIES = {
     "onnx_int8_vnni": _onnx("ONNX Runtime, int8, per-token ranges, VNNI", "int8_vnni.onnx", int8=True, vnni=True),
     "onnx_dynamic": _onnx("ONNX Runtime's own int8, dynamic", "dynamic.onnx", int8=True),
     "onnx_static": _onnx("ONNX Runtime's own int8, static", "static.onnx", int8=True),
-    "openvino_fp32": Body("OpenVINO, fp32", openvino_body, "fp32.onnx", needs="openvino"),
-    "openvino_bf16": Body("OpenVINO, bf16", lambda row: openvino_body(row, "bf16"), "fp32.onnx", needs="openvino"),
-    "openvino_int8": Body("OpenVINO, int8", openvino_body, "openvino.xml", needs="openvino", int8=True),
-    "torchao_int8": Body(
+    "openvino_fp32": Backend("OpenVINO, fp32", load_openvino, "fp32.onnx", needs="openvino"),
+    "openvino_bf16": Backend("OpenVINO, bf16", lambda row: load_openvino(row, "bf16"), "fp32.onnx", needs="openvino"),
+    "openvino_int8": Backend("OpenVINO, int8", load_openvino, "openvino.xml", needs="openvino", int8=True),
+    "torchao_int8": Backend(
         "torchao, int8, torch.compile",
-        lambda row: torch_body(row, compiled=True, int8=True),
+        lambda row: load_torch(row, compiled=True, int8=True),
         linear=1,
         needs="torchao",
         install="pip install torchao (only this benchmark needs it)",
@@ -173,25 +173,25 @@ def make(row: Row) -> tuple[Callable, dict]:
 
     Libraries are imported before the clock starts.
     """
-    if BODIES[row.body].file is None:
+    if BACKENDS[row.backend].file is None:
         import torch  # noqa: F401
         import transformers  # noqa: F401
 
         import ds_distill.exporters.model  # noqa: F401
-    elif "openvino" in row.body:
+    elif "openvino" in row.backend:
         import openvino  # noqa: F401
     else:
         import onnxruntime  # noqa: F401
     names = (row.files / "inputs.txt").read_text(encoding="utf-8").split()
     began = time.perf_counter()
-    run = BODIES[row.body].load(row)
+    run = BACKENDS[row.backend].load(row)
 
     def call(lengths: list[int]) -> Callable:
         inputs = {name: value for name, value in make_inputs(lengths).items() if name in names}
         return lambda: run(inputs)
 
     call([32])()
-    return Answers(run, call, names, BODIES[row.body].gpu), {"load_seconds": time.perf_counter() - began}
+    return Answers(run, call, names, BACKENDS[row.backend].gpu), {"load_seconds": time.perf_counter() - began}
 
 
 class Answers:
@@ -237,12 +237,12 @@ class Answers:
 
     def choices(self, batches: list[tuple[dict[str, np.ndarray], np.ndarray]]) -> list[np.ndarray]:
         """Return the top-1 predictions at masked tokens; `batches` has (inputs by name, where they are masked)."""
-        found = []
+        predictions = []
         for inputs, at in batches:
             logits = self.run({name: inputs[name] for name in self.names})[0]
             logits = logits if isinstance(logits, np.ndarray) else logits.float().cpu().numpy()
-            found.append(logits[at].argmax(-1))
-        return found
+            predictions.append(logits[at].argmax(-1))
+        return predictions
 
     def rest(self) -> None:
         """Release the memory of the calls so far.
@@ -271,10 +271,10 @@ def serve(link, make: Callable, setting: Row) -> None:
         while (what := link.recv()) != "stop":
             try:
                 if what == "start":
-                    answers, said = make(setting)
+                    answers, result = make(setting)
                 else:
-                    said = getattr(answers, what[0])(*what[1:])
-                link.send((True, said))
+                    result = getattr(answers, what[0])(*what[1:])
+                link.send((True, result))
             except Exception:  # the benchmark reports it with the row's name
                 link.send((False, traceback.format_exc()))
     except (KeyboardInterrupt, EOFError, BrokenPipeError):

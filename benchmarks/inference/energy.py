@@ -13,8 +13,8 @@ def joules(gpu: bool) -> float | None:
 
     The energy is that of the processor packages, or with `gpu` that of the first GPU alone.
     """
-    found = [read() for read in _counters(gpu)]
-    return sum(found) if found and None not in found else None
+    readings = [read() for read in _counters(gpu)]
+    return sum(readings) if readings and None not in readings else None
 
 
 @functools.cache

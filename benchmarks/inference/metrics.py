@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness.interleave import ratio
-from benchmarks.inference.backends import BODIES, Body, Row
+from benchmarks.inference.backends import BACKENDS, Backend, Row
 from ds_distill.exporters.model import Source
 from ds_distill.exporters.parity import agreement_shares
 
@@ -25,7 +25,7 @@ class Measured:
     row: Row
     latencies: dict[str, list[list[float]]] = field(default_factory=dict)
     joules: dict[str, list[float | None]] = field(default_factory=dict)
-    said: dict = field(default_factory=dict)
+    process_report: dict = field(default_factory=dict)
     ended: bool = False
 
     def median(self, case: str) -> float:
@@ -41,45 +41,45 @@ class Measured:
         return [statistics.median(part) for part in self.latencies[case]]
 
 
-def in_memory(model: torch.nn.Module, body: Body) -> int:
+def in_memory(model: torch.nn.Module, backend: Backend) -> int:
     """Return the bytes of the weights in a backend that has no file."""
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
-    return body.width * sum(p.numel() for p in model.parameters()) + linear * (
-        0 if body.linear is None else body.linear - body.width
+    return backend.width * sum(p.numel() for p in model.parameters()) + linear * (
+        0 if backend.linear is None else backend.linear - backend.width
     )
 
 
 def figures(
-    found: list[Measured],
+    measurements: list[Measured],
     cases: dict[str, list[list[int]]],
     sources: dict[str, tuple[Source, Path]],
     choices: dict[str, tuple],
 ) -> list[dict]:
     """Return one dictionary per row and case, with the figures that the report and the JSON show."""
-    by = {(one.row.model, one.row.body): one for one in found}
+    by = {(one.row.model, one.row.backend): one for one in measurements}
     out = []
-    for one in found:
+    for one in measurements:
         source, files = sources[one.row.model]
-        file = BODIES[one.row.body].file
+        file = BACKENDS[one.row.backend].file
         parameters = sum(p.numel() for p in source.model.parameters())
         size = (
             sum(part.stat().st_size for part in files.glob(f"{Path(file).stem}.*"))
             if file
-            else in_memory(source.model, BODIES[one.row.body])
+            else in_memory(source.model, BACKENDS[one.row.backend])
         )
         fixed = {
             "model": one.row.model,
-            "body": one.row.body,
+            "body": one.row.backend,
             "head": one.row.head,
             "threads": one.row.threads,
             "parameters": parameters,
             "file_mb": size / 1e6,
-            "load_s": one.said["load_seconds"],
-            "peak_mb": one.said["peak_bytes"] / 1e6 if "peak_bytes" in one.said else None,
-            "peak_case": one.said.get("peak_case"),
+            "load_s": one.process_report["load_seconds"],
+            "peak_mb": one.process_report["peak_bytes"] / 1e6 if "peak_bytes" in one.process_report else None,
+            "peak_case": one.process_report.get("peak_case"),
         }
-        if "choices" in one.said:
-            same = np.concatenate(one.said["choices"]) == choices[one.row.model][0]
+        if "choices" in one.process_report:
+            same = np.concatenate(one.process_report["choices"]) == choices[one.row.model][0]
             clear = choices[one.row.model][1]
             fixed |= agreement_shares(same, clear) | {"positions": len(same), "clear_share": float(clear.mean())}
         for case, batches in cases.items():
@@ -102,14 +102,14 @@ def figures(
             others = {
                 "vs_base_eager": (BASE, "eager_fp32"),
                 "vs_base_onnx": (BASE, "onnx_fp32"),
-                "vs_base_same_body": (BASE, one.row.body),
-                "vs_teacher_same_body": (TEACHER, one.row.body),
+                "vs_base_same_body": (BASE, one.row.backend),
+                "vs_teacher_same_body": (TEACHER, one.row.backend),
             }
             for key, other in ((key, by.get(who)) for key, who in others.items()):
                 if other is not None and case in other.latencies:
-                    theirs, mine = other.medians(case), one.medians(case)
-                    rounds = min(len(theirs), len(mine))
-                    entry |= {key: ratio(theirs[:rounds], mine[:rounds]), f"{key}_rounds": rounds}
+                    reference_medians, row_medians = other.medians(case), one.medians(case)
+                    rounds = min(len(reference_medians), len(row_medians))
+                    entry |= {key: ratio(reference_medians[:rounds], row_medians[:rounds]), f"{key}_rounds": rounds}
             out.append(entry)
     return out
 
@@ -120,27 +120,29 @@ def summary(entries: list[dict]) -> dict:
     They are for 1 and 32 sequences of 128 tokens, the encoder alone and all threads.
     """
     most = max(entry["threads"] for entry in entries)
-    found: dict = {}
-    mine = [entry for entry in entries if entry["model"] == STUDENT]
+    result: dict = {}
+    student_entries = [entry for entry in entries if entry["model"] == STUDENT]
     for case in ("1 × 128", "32 × 128"):
         rows = [
-            entry for entry in mine if entry["case"] == case and entry["head"] == "encoder" and entry["threads"] == most
+            entry
+            for entry in student_entries
+            if entry["case"] == case and entry["head"] == "encoder" and entry["threads"] == most
         ]
         key = f"batch_{case.split()[0]}"
         if same := {row["body"]: round(row["vs_base_same_body"], 3) for row in rows if "vs_base_same_body" in row}:
-            found[f"{key}_vs_base_same_body"] = same
-        eight = [row for row in rows if BODIES[row["body"]].int8]
+            result[f"{key}_vs_base_same_body"] = same
+        eight = [row for row in rows if BACKENDS[row["body"]].int8]
         if eight:
             best = min(eight, key=lambda row: row["p50_ms"])
-            found[f"{key}_best_int8"] = best["body"]
-            found |= {
+            result[f"{key}_best_int8"] = best["body"]
+            result |= {
                 f"{key}_best_int8_{name}": round(best[name], 3)
                 for name in ("vs_base_eager", "vs_base_onnx")
                 if name in best
             }
     for name in ("agreement", "clear_agreement"):
-        if agreement_shares := {entry["body"]: round(entry[name], 4) for entry in mine if name in entry}:
-            found[name] = agreement_shares
+        if agreement_shares := {entry["body"]: round(entry[name], 4) for entry in student_entries if name in entry}:
+            result[name] = agreement_shares
     base = next(
         (
             entry["file_mb"]
@@ -152,8 +154,8 @@ def summary(entries: list[dict]) -> dict:
     if base:
         shares = {
             entry["body"]: round(entry["file_mb"] / base, 4)
-            for entry in mine
-            if entry["head"] == "masked-lm" and BODIES[entry["body"]].int8
+            for entry in student_entries
+            if entry["head"] == "masked-lm" and BACKENDS[entry["body"]].int8
         }
-        found["file_share_of_base"] = shares
-    return found
+        result["file_share_of_base"] = shares
+    return result

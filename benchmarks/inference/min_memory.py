@@ -70,10 +70,10 @@ def main() -> int:
     with open(sys.argv[1], "rb") as file:
         row, length, megabytes = pickle.load(file)
     resource.setrlimit(resource.RLIMIT_DATA, (megabytes * MEGABYTE,) * 2)
-    from benchmarks.inference.backends import BODIES, make_inputs
+    from benchmarks.inference.backends import BACKENDS, make_inputs
 
     names = (row.files / "inputs.txt").read_text(encoding="utf-8").split()
-    run = BODIES[row.body].load(row)
+    run = BACKENDS[row.backend].load(row)
     run({name: value for name, value in make_inputs([length]).items() if name in names})
     print("ran")
     return 0

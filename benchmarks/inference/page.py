@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.inference.backends import BODIES
+from benchmarks.inference.backends import BACKENDS
 from ds_distill.reporting.model_card import put_section
 from ds_distill.reporting.pages import Section, write_page
 from ds_distill.reporting.plots import bars_plot, points_plot
@@ -43,7 +43,7 @@ SIZES = {
 
 def shown(entry: dict) -> dict:
     """Return an entry as a row of a table, with as many digits as are meaningful."""
-    out = {"model": entry["model"], "body": BODIES[entry["body"]].label}
+    out = {"model": entry["model"], "body": BACKENDS[entry["body"]].label}
     for key in ("p50_ms", "p95_ms", "p99_ms", "sequences_s", "tokens_s", "file_mb", "peak_mb", "load_s"):
         value = entry.get(key)
         out[key] = (
@@ -160,7 +160,7 @@ def make_sections(result: dict, folder: Path | None) -> list[Section]:
 
 def label(row: dict) -> str:
     """Return the name of a row's model and backend."""
-    return f"{row['model']}: {BODIES[row['body']].label}"
+    return f"{row['model']}: {BACKENDS[row['body']].label}"
 
 
 def _students(rows: list[dict]) -> tuple[int, ...]:
@@ -176,7 +176,9 @@ def _section(heading: str, rows: list[dict], text: str = "") -> Section:
 def _shapes(heading: str, rows: list[dict], cases: list[str], text: str) -> Section:
     lines: dict[tuple, dict] = {}
     for row in rows:
-        line = lines.setdefault((row["model"], row["body"]), {"model": row["model"], "body": BODIES[row["body"]].label})
+        line = lines.setdefault(
+            (row["model"], row["body"]), {"model": row["model"], "body": BACKENDS[row["body"]].label}
+        )
         line[row["case"]] = shown(row)["p50_ms"]
     marked = tuple(i for i, (model, _) in enumerate(lines) if model == "student")
     return Section(
@@ -218,14 +220,14 @@ def write_report(result: dict, folder: Path) -> None:
 
 def write_card(result: dict, model: Path) -> None:
     """Write the section "Speed" of the student's README.md."""
-    mine = [
+    student_rows = [
         row for row in result["rows"] if row["model"] == "student" and row["head"] == "encoder" and row["case"] == ONE
     ]
-    if not mine:
+    if not student_rows:
         log(f"--card: not written, because the student's encoder was not measured at {ONE} tokens")
         return
-    most = max(row["threads"] for row in mine)
-    rows = [shown(row) for row in mine if row["threads"] == most]
+    most = max(row["threads"] for row in student_rows)
+    rows = [shown(row) for row in student_rows if row["threads"] == most]
     columns = {
         key: (COLUMNS | SIZES)[key]
         for key in ("body", "p50_ms", "sequences_s", "vs_base_eager", "vs_base_same_body", "file_mb", "peak_mb")
@@ -233,6 +235,6 @@ def write_card(result: dict, model: Path) -> None:
     text = (
         f"Without its head, one sequence of 128 tokens, {counted(most)}, {result['machine']}, {result['date']} "
         "(`python -m benchmarks.inference`). Peak memory is that of the process "
-        f"after calls of {mine[0]['peak_case']} tokens."
+        f"after calls of {student_rows[0]['peak_case']} tokens."
     )
     put_section(model / "README.md", "Speed", f"{text}\n\n{table(rows, columns)}")

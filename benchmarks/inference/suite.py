@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBe
 
 from benchmarks.harness.interleave import Variant
 from benchmarks.harness.machine import describe
-from benchmarks.inference.backends import BODIES, Row, make, serve
+from benchmarks.inference.backends import BACKENDS, Row, make, serve
 from benchmarks.inference.metrics import BASE, MIX, STUDENT, TEACHER, Measured, figures, summary
 from benchmarks.inference.page import print_tables, write_card, write_report
 from ds_distill.exporters.int8 import FULL, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
@@ -47,7 +47,7 @@ def model_folders(args: argparse.Namespace, scratch: Path) -> dict[str, Path]:
     return folders
 
 
-def runnable(asked: list[str]) -> list[str]:
+def runnable(requested: list[str]) -> list[str]:
     """Return the requested backends; if none are requested, return all that can run here.
 
     Backends that are left out are logged with the reason.
@@ -55,33 +55,33 @@ def runnable(asked: list[str]) -> list[str]:
     Raises:
         UserError: If a requested backend cannot run here.
     """
-    bodies = asked or [name for name, body in BODIES.items() if torch.cuda.is_available() or not body.gpu]
+    backends = requested or [name for name, backend in BACKENDS.items() if torch.cuda.is_available() or not backend.gpu]
     reasons = {}
-    for name in bodies:
-        if BODIES[name].needs and importlib.util.find_spec(BODIES[name].needs) is None:
-            reasons[name] = f"{BODIES[name].needs} is not installed; run {BODIES[name].install}"
-        elif BODIES[name].gpu and not torch.cuda.is_available():
+    for name in backends:
+        if BACKENDS[name].needs and importlib.util.find_spec(BACKENDS[name].needs) is None:
+            reasons[name] = f"{BACKENDS[name].needs} is not installed; run {BACKENDS[name].install}"
+        elif BACKENDS[name].gpu and not torch.cuda.is_available():
             reasons[name] = "torch finds no GPU on this machine"
-        elif BODIES[name].vnni and (reason := full_range_unavailable_reason()):
+        elif BACKENDS[name].vnni and (reason := full_range_unavailable_reason()):
             reasons[name] = reason
     for name, reason in reasons.items():
-        if asked:
+        if requested:
             raise UserError(f"--bodies {name}: {reason}")
         log(f"not measured: {name}: {reason}")
-    return [name for name in bodies if name not in reasons]
+    return [name for name in backends if name not in reasons]
 
 
 def prepare(
-    folders: dict[str, Path], head: str, bodies: list[str], scratch: Path, text: list[str]
+    folders: dict[str, Path], head: str, backends: list[str], scratch: Path, text: list[str]
 ) -> dict[str, tuple[Source, Path]]:
     """Export the files that the backends need; return (source, their folder) by label."""
-    made = {}
+    sources = {}
     for label, folder in folders.items():
         files = scratch / "files" / label / head
         files.mkdir(parents=True, exist_ok=True)
         source = load_source(str(folder), head, for_speed=True)
         (files / "inputs.txt").write_text(" ".join(source.inputs), encoding="utf-8")
-        wanted = {BODIES[body].file for body in bodies}
+        wanted = {BACKENDS[backend].file for backend in backends}
         with spinner(f"exporting {label}, {head}"):
             if any(wanted):
                 write_onnx(source, files / "fp32.onnx")
@@ -92,12 +92,12 @@ def prepare(
             if "openvino.xml" in wanted:
                 write_openvino_int8(files / "fp32.onnx", files / "openvino.xml", source.widths)
             if "dynamic.onnx" in wanted or "static.onnx" in wanted:
-                _onnxruntimes_own(source, files, wanted, text)
-        made[label] = source, files
-    return made
+                _quantize_with_onnxruntime(source, files, wanted, text)
+        sources[label] = source, files
+    return sources
 
 
-def _onnxruntimes_own(source: Source, files: Path, wanted: set, text: list[str]) -> None:
+def _quantize_with_onnxruntime(source: Source, files: Path, wanted: set, text: list[str]) -> None:
     """Quantize with onnxruntime.quantization: dynamic as its documentation recommends, static calibrated on text."""
     import logging
 
@@ -170,67 +170,67 @@ def measure(
     rows: list[Row], cases: dict[str, list[list[int]]], args: argparse.Namespace, batches: dict[str, list]
 ) -> list[Measured]:
     """Measure all rows in turns; `batches` are the texts by model for which top-1 predictions are requested."""
-    contenders, found = [], []
+    variants, measurements = [], []
     try:
         for row in rows:
-            contender = Variant(
+            variant = Variant(
                 row.name,
                 make,
                 row,
                 serve=serve,
                 environment={"OMP_NUM_THREADS": str(row.threads), "CUDA_VISIBLE_DEVICES": ""}
-                if not BODIES[row.body].gpu
+                if not BACKENDS[row.backend].gpu
                 else None,
             )
-            contenders.append(contender)
+            variants.append(variant)
             with spinner(f"loading {row.name}"):
                 try:
-                    found.append(Measured(row, said=contender.ask("start")))
+                    measurements.append(Measured(row, process_report=variant.ask("start")))
                 except RuntimeError as error:
-                    contenders.remove(contender)
-                    contender.stop()
+                    variants.remove(variant)
+                    variant.stop()
                     log(f"\nnot measured: {row.name}: {str(error).strip().splitlines()[-1]}")
-        with progress(args.rounds * len(found), f"{rows[0].head}, {rows[0].threads} threads", "turn") as bar:
+        with progress(args.rounds * len(measurements), f"{rows[0].head}, {rows[0].threads} threads", "turn") as bar:
             for number in range(args.rounds):
-                for contender, one in zip(contenders, found, strict=True):
+                for variant, one in zip(variants, measurements, strict=True):
                     bar.set_postfix_str(one.row.name)
                     bar.update()
                     if one.ended:
                         continue
-                    time.sleep(0.1)  # the previous contender releases its cores
+                    time.sleep(0.1)  # the previous variant releases its cores
                     try:
-                        take_turn(contender, one, cases, args)
+                        take_turn(variant, one, cases, args)
                         if number == 0 and one.row.model in batches:
                             # Only arrays are sent: to read a Batch, the process would import this package and torch.
-                            one.said["choices"] = contender.ask(
+                            one.process_report["choices"] = variant.ask(
                                 ("choices", [(batch.inputs, batch.at) for batch in batches[one.row.model]])
                             )
                     except RuntimeError as error:  # such as out of memory: its results stay, the others continue
                         one.ended = True
                         log(f"\nended: {str(error).strip().splitlines()[-1]}")
     finally:
-        for contender in contenders:
-            contender.stop()
-    return found
+        for variant in variants:
+            variant.stop()
+    return measurements
 
 
-def take_turn(contender: Variant, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:
+def take_turn(variant: Variant, one: Measured, cases: dict[str, list[list[int]]], args: argparse.Namespace) -> None:
     """Measure one row on all cases, except those that have used up their time or are too long for the model."""
     for case, batches in cases.items():
         if sum(sum(part) for part in one.latencies.get(case, [])) > args.patience:
             continue  # a slow row has used up its time
         if max(max(lengths) for lengths in batches) > one.row.positions:
             continue  # longer than the model reads
-        answer = contender.ask(("time", case, batches, args.seconds))
+        answer = variant.ask(("time", case, batches, args.seconds))
         one.latencies.setdefault(case, []).append(answer["latencies"])
         one.joules.setdefault(case, []).append(answer["joules"])
-        if "peak_bytes" not in one.said:  # after the first case, before larger ones
-            one.said |= {"peak_bytes": contender.ask(("peak_bytes",)), "peak_case": case}
-    contender.ask(("rest",))
+        if "peak_bytes" not in one.process_report:  # after the first case, before larger ones
+            one.process_report |= {"peak_bytes": variant.ask(("peak_bytes",)), "peak_case": case}
+    variant.ask(("rest",))
 
 
 def run(args: argparse.Namespace, scratch: Path) -> int:
-    bodies = runnable(args.bodies)
+    backends = runnable(args.backends)
     if args.text and not (args.student or args.teacher):
         raise UserError("--text needs --student or --teacher, whose tokenizer reads the text")
     if args.card and not (args.student and "encoder" in args.heads and 1 in args.batches and 128 in args.lengths):
@@ -252,7 +252,7 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
         "rows": [],
     }
     for head in args.heads:
-        result["rows"] += of_head(head, args, folders, bodies, scratch)
+        result["rows"] += measure_head(head, args, folders, backends, scratch)
         if not result["rows"]:
             raise UserError("nothing was measured; the reasons are printed above")
         result["summary"] = summary(result["rows"])
@@ -266,11 +266,11 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     return 0
 
 
-def of_head(
-    head: str, args: argparse.Namespace, folders: dict[str, Path], bodies: list[str], scratch: Path
+def measure_head(
+    head: str, args: argparse.Namespace, folders: dict[str, Path], backends: list[str], scratch: Path
 ) -> list[dict]:
     """Return all figures of the models with this head."""
-    sources = prepare(folders, head, bodies, scratch, args.text)
+    sources = prepare(folders, head, backends, scratch, args.text)
     lengths: list[int] = []
     batches, choices = {}, {}
     if args.text:
@@ -294,9 +294,9 @@ def of_head(
         if threads == 1 and not args.threads and len(counts) > 1:
             cases = {case: value for case, value in cases.items() if case.startswith("1 ×")}
         rows = [
-            Row(label, body, head, threads, folders[label], sources[label][1], sources[label][0].positions)
+            Row(label, backend, head, threads, folders[label], sources[label][1], sources[label][0].positions)
             for label in folders
-            for body in bodies
+            for backend in backends
         ]
         for label in folders:
             if left_out := [

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from benchmarks.harness.cli import make_folder, user_errors
-from benchmarks.inference.backends import BODIES, Row, make, serve
+from benchmarks.inference.backends import BACKENDS, Row, make, serve
 from ds_distill.utils.console import progress, spinner
 from ds_distill.utils.errors import UserError
 
@@ -31,7 +31,7 @@ BASE, STUDENT = "BERT-base", "student"
 PAPER = {BASE: (110, 668), STUDENT: (66, 410)}  # millions of parameters, seconds: table 3, on an Intel Xeon E5-2690 v3
 PARTS = 10
 LONGEST = 512  # tokens per example, as in BERT
-CPU_BODIES = [name for name, body in BODIES.items() if not body.gpu]
+CPU_BACKENDS = [name for name, backend in BACKENDS.items() if not backend.gpu]
 COLUMNS = {
     "model": "model",
     "body": "backend",
@@ -71,29 +71,29 @@ def passes(rows: list[Row], lengths: list[int]) -> dict[str, float]:
     """Return the seconds of a full pass, by the row's name."""
     from benchmarks.harness.interleave import Variant
 
-    contenders, seconds = [], {row.name: 0.0 for row in rows}
+    variants, seconds = [], {row.name: 0.0 for row in rows}
     try:
         for row in rows:
-            contenders.append(
+            variants.append(
                 Variant(
                     row.name, make, row, serve=serve, environment={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
                 )
             )
             with spinner(f"loading {row.name}"):
-                contenders[-1].ask("start")
-                contenders[-1].ask(("time", "pass", [[max(lengths)]], 0.0))
+                variants[-1].ask("start")
+                variants[-1].ask(("time", "pass", [[max(lengths)]], 0.0))
         size = -(-len(lengths) // PARTS)
         with progress(len(rows) * len(lengths), "pass", "sequence") as bar:
             for start in range(0, len(lengths), size):
                 part = [[length] for length in lengths[start : start + size]]
-                for contender in contenders:
-                    bar.set_postfix_str(contender.name)
+                for variant in variants:
+                    bar.set_postfix_str(variant.name)
                     time.sleep(0.1)
-                    seconds[contender.name] += sum(contender.ask(("time", "pass", part, 0.0))["latencies"])
+                    seconds[variant.name] += sum(variant.ask(("time", "pass", part, 0.0))["latencies"])
                     bar.update(len(part))
     finally:
-        for contender in contenders:
-            contender.stop()
+        for variant in variants:
+            variant.stop()
     return seconds
 
 
@@ -119,10 +119,11 @@ def main() -> int:
     parser.add_argument(
         "--bodies",
         nargs="+",
-        choices=BODIES,
+        choices=BACKENDS,
         default=["eager_fp32", "openvino_int8", "onnx_int8"],
-        metavar="BODY",
-        help=f"backends of the student: {', '.join(CPU_BODIES)} (default: eager_fp32 openvino_int8 onnx_int8)",
+        dest="backends",
+        metavar="BACKEND",
+        help=f"backends of the student: {', '.join(CPU_BACKENDS)} (default: eager_fp32 openvino_int8 onnx_int8)",
     )
     parser.add_argument("--no-memory", action="store_true", help="do not measure the minimum memory")
     parser.add_argument("--report", type=Path, help="folder for table3.md, table3.html and table3.json")
@@ -147,32 +148,32 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     reader = args.tokenizer or args.student or args.teacher
     if not reader:
         raise UserError("--tokenizer is missing; give the folder of a tokenizer, or --student or --teacher")
-    if on_gpu := [body for body in args.bodies if body not in CPU_BODIES]:
-        raise UserError(f"--bodies {' '.join(on_gpu)}: table 3 is for CPUs; choose from {', '.join(CPU_BODIES)}")
-    runnable(args.bodies)
+    if on_gpu := [backend for backend in args.backends if backend not in CPU_BACKENDS]:
+        raise UserError(f"--bodies {' '.join(on_gpu)}: table 3 is for CPUs; choose from {', '.join(CPU_BACKENDS)}")
+    runnable(args.backends)
     make_folder("--report", args.report)
     lengths = count_tokens(args.data, reader, LONGEST)
     folders = model_folders(args, scratch)
-    sources = prepare(folders, "classification", args.bodies, scratch, [])
+    sources = prepare(folders, "classification", args.backends, scratch, [])
     lengths, cut_at = cut(lengths, {label: source.positions for label, (source, _) in sources.items()})
     rows = [
-        Row(label, body, "classification", 1, folders[label], sources[label][1])
+        Row(label, backend, "classification", 1, folders[label], sources[label][1])
         for label in folders
-        for body in (args.bodies if label == STUDENT else ["eager_fp32"])
+        for backend in (args.backends if label == STUDENT else ["eager_fp32"])
     ]
     seconds = passes(rows, lengths)
-    base = next(seconds[row.name] for row in rows if (row.model, row.body) == (BASE, "eager_fp32"))
+    base = next(seconds[row.name] for row in rows if (row.model, row.backend) == (BASE, "eager_fp32"))
     lines = []
     for row in rows:
         parameters = sum(parameter.numel() for parameter in sources[row.model][0].model.parameters())
         line = {
             "model": row.model,
-            "body": BODIES[row.body].label,
+            "body": BACKENDS[row.backend].label,
             "parameters": parameters / 1e6,
             "seconds": seconds[row.name],
             "share": seconds[row.name] / base,
         }
-        if row.body == "eager_fp32" and row.model in PAPER and not (row.model == STUDENT and args.student):
+        if row.backend == "eager_fp32" and row.model in PAPER and not (row.model == STUDENT and args.student):
             line |= dict(zip(("paper_parameters", "paper_seconds"), PAPER[row.model], strict=True))
             line["paper_share"] = PAPER[row.model][1] / PAPER[BASE][1]
         if not args.no_memory:

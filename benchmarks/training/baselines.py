@@ -1,4 +1,4 @@
-"""The contenders of benchmarks.training.step.
+"""The variants of benchmarks.training.step.
 
 Each one makes a step on one fixed batch, with dropout, clipping and AdamW, and reports what it runs
 on.
@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForMaskedLM, Trainer, TrainerCallback, 
 from transformers.utils import logging
 
 from benchmarks.reference.recipe import reference_losses, reference_step
-from benchmarks.training.gemm_bound import gemm_contender
+from benchmarks.training.gemm_bound import gemm_step
 from ds_distill.data.batch import Batch
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.losses.objective import Objective
@@ -42,7 +42,7 @@ SIZES = {
 
 @dataclass
 class Setting:
-    """The settings that all contenders of a benchmark share, and the choices for the engine."""
+    """The settings that all variants of a benchmark share, and the choices for the engine."""
 
     size: str = "base"
     sequences: int = 16
@@ -58,12 +58,12 @@ class Setting:
     @property
     def training(self) -> Training:
         """The engine's training settings."""
-        own = None if self.zero is None else f"ds_configs/deepspeed/zero{self.zero}.json"
+        deepspeed_config = None if self.zero is None else f"ds_configs/deepspeed/zero{self.zero}.json"
         return Training(
             global_batch_size=self.sequences,
             micro_batch_size=self.sequences,
             precision=self.precision,
-            deepspeed=own,
+            deepspeed=deepspeed_config,
             compile="off" if self.passes == "torch" else "auto",
         )
 
@@ -295,6 +295,6 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
 def gemms(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
     """Make a step of the matrix products alone, in the engine's precision."""
     teacher, student = setting.models(torch.device("cpu"))
-    return gemm_contender(
+    return gemm_step(
         teacher.config, student.config, setting.sequences, setting.length, device, setting.dtype(device)
     ), {}

@@ -36,19 +36,19 @@ def products(
     """
     dims = get_family_by_type(config.model_type).dims(config)
     tokens, size = sequences * length, dims.width // dims.heads
-    found: list[tuple[Callable, int]] = []
+    pairs: list[tuple[Callable, int]] = []
     encoder, head = linear_shapes(config)
     for (inner, outer), count in (encoder + head).items():
         if outer == config.vocab_size:
             outer = columns(config.vocab_size, device)
-        found.append((_product((tokens, inner), (outer, inner), (False, True)), count))
+        pairs.append((_product((tokens, inner), (outer, inner), (False, True)), count))
         if trained:
-            found.append((_product((tokens, outer), (outer, inner), (False, False)), count))
-            found.append((_product((tokens, outer), (tokens, inner), (True, False)), count))
+            pairs.append((_product((tokens, outer), (outer, inner), (False, False)), count))
+            pairs.append((_product((tokens, outer), (tokens, inner), (True, False)), count))
     batch = sequences * dims.heads
     scores = _product((batch, length, size), (batch, length, size), (False, True))
     values = _product((batch, length, length), (batch, length, size), (False, False))
-    return [*found, (scores, dims.depth * (2 if trained else 1)), (values, dims.depth * (4 if trained else 1))]
+    return [*pairs, (scores, dims.depth * (2 if trained else 1)), (values, dims.depth * (4 if trained else 1))]
 
 
 def _product(left: tuple, right: tuple, turned: tuple[bool, bool]) -> Callable:
@@ -61,7 +61,7 @@ def _product(left: tuple, right: tuple, turned: tuple[bool, bool]) -> Callable:
     return prepare
 
 
-def gemm_contender(
+def gemm_step(
     teacher: PretrainedConfig,
     student: PretrainedConfig,
     sequences: int,

@@ -114,11 +114,11 @@ def run(args: argparse.Namespace) -> int:
             options += ["--training.deepspeed", ROOT / "ds_configs" / "deepspeed" / f"zero{stage}.json"]
             with spinner(case):
                 parts = run_command("estimate", *options, "--ranks", ranks, "--tokens_per_second", 1)["stages"][stage]
-                found = run_command("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
+                result = run_command("distill", *options, "--corpus", text, "--output", Path(folder, case), ranks=ranks)
             estimated = parts["peak"]
             taken, shares = (
-                found["peak_memory_gib"],
-                {key: round(found[key], 5) for key in ("data_wait_share", "logging_share")},
+                result["peak_memory_gib"],
+                {key: round(result[key], 5) for key in ("data_wait_share", "logging_share")},
             )
             error = round(estimated / taken - 1, 3)
             rows.append(

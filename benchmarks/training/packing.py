@@ -43,7 +43,7 @@ from ds_distill.utils.console import spinner
 
 def orders(args: argparse.Namespace, folder: Path) -> dict[str, BatchLoader]:
     """Return the corpus's batches by name: padded, grouped and packed."""
-    found, mean = {}, args.length  # real tokens per line
+    loaders, mean = {}, args.length  # real tokens per line
     for mode, kinds in {"lines": {"padded": False, "grouped": True}, "packed": {"packed": False}}.items():
         recipe = Recipe(data=Data(mode=mode, sequence_length=args.length))
         prepare_tokens(args.corpus, load_tokenizer(args.teacher), folder / mode, recipe)
@@ -52,7 +52,7 @@ def orders(args: argparse.Namespace, folder: Path) -> dict[str, BatchLoader]:
             mean = store.manifest["real_tokens"]["train"] / store.manifest["blocks"]["train"]
         sequences = args.sequences if mode == "lines" else max(1, round(args.sequences * mean / args.length))
         for name, by_length in kinds.items():
-            found[name] = BatchLoader(
+            loaders[name] = BatchLoader(
                 store,
                 make_masker(store, recipe),
                 seed=0,
@@ -62,7 +62,7 @@ def orders(args: argparse.Namespace, folder: Path) -> dict[str, BatchLoader]:
                 world_size=1,
                 by_length=by_length,
             )
-    return found
+    return loaders
 
 
 def main() -> int:

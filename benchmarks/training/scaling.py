@@ -7,7 +7,7 @@
         projects from a step and a network that were measured elsewhere
 
 This is weak scaling: each rank has its own sequences. On a CPU, each rank has one thread
-(--threads). Four contenders take turns:
+(--threads). Four variants take turns:
 
     one rank       a job of one rank
     two alone      two such jobs at once, which exchange nothing; they share caches, memory and
@@ -51,7 +51,7 @@ def bytes_moved(parameters: int, stage: int, size: int, ranks: int) -> float:
 
 
 def collectives(setting: baselines.Setting, device: torch.device) -> tuple[Callable, dict]:
-    """Return a contender that only runs the collectives of a step."""
+    """Return a variant that only runs the collectives of a step."""
     start_distributed()
     dtype, ranks = setting.dtype(device), torch.distributed.get_world_size()
     stage, numbers = (
@@ -76,28 +76,28 @@ def collectives(setting: baselines.Setting, device: torch.device) -> tuple[Calla
 
 
 def measure(setting: baselines.Setting, rounds: int) -> dict:
-    """Measure the four contenders of this benchmark.
+    """Measure the four variants of this benchmark.
 
     Returns:
         Seconds per step of one rank, two alone, two as one job, and the collectives, with the bytes
         that each rank moves and their rate.
     """
-    one, alone, two, talk = contenders = [
+    one, alone, two, talk = variants = [
         Variant("one rank", baselines.engine, setting),
         Variant("two alone", baselines.engine, setting, jobs=2),
         Variant("two ranks", baselines.engine, setting, ranks=2),
         Variant("collectives", collectives, setting, ranks=2),
     ]
     try:
-        run_interleaved(contenders, rounds)
+        run_interleaved(variants, rounds)
     finally:
-        for contender in contenders:
-            contender.stop()
-    seconds = {c.name: statistics.median(c.seconds) for c in contenders}
+        for variant in variants:
+            variant.stop()
+    seconds = {variant.name: statistics.median(variant.seconds) for variant in variants}
     projected = [a + b for a, b in zip(alone.seconds, talk.seconds, strict=True)]
-    return talk.said | {
+    return talk.description | {
         "seconds": seconds,
-        "gb_per_second": talk.said["bytes"] / seconds["collectives"] / 1e9,
+        "gb_per_second": talk.description["bytes"] / seconds["collectives"] / 1e9,
         "efficiency": round(ratio(one.seconds, two.seconds), 3),
         "efficiency_alone": round(ratio(one.seconds, alone.seconds), 3),
         "projected_vs_measured": round(ratio(projected, two.seconds), 3),
@@ -142,30 +142,30 @@ def run(args: argparse.Namespace) -> int:
     tokens = setting.sequences * setting.length
     if args.step is None:
         check(setting, device)
-        found = measure(setting, args.repeats)
-        step, rate = found["seconds"]["two alone"], found["gb_per_second"]
+        result = measure(setting, args.repeats)
+        step, rate = result["seconds"]["two alone"], result["gb_per_second"]
         print(
             f"teacher {setting.size}, {setting.sequences} × {setting.length} tokens and {setting.threads} thread(s) "
-            f"per rank, ZeRO {found['stage']}, {describe(device)}\n\n"
+            f"per rank, ZeRO {result['stage']}, {describe(device)}\n\n"
             "| | seconds per step | tokens/s | rate per rank ÷ that of one rank |\n|---|---|---|---|"
         )
         for name, ranks, share in (
             ("one rank", 1, 1.0),
-            ("two alone", 2, found["efficiency_alone"]),
-            ("two ranks", 2, found["efficiency"]),
+            ("two alone", 2, result["efficiency_alone"]),
+            ("two ranks", 2, result["efficiency"]),
         ):
             print(
-                f"| {name} | {found['seconds'][name]:.4g} | {ranks * tokens / found['seconds'][name]:,.0f} | "
+                f"| {name} | {result['seconds'][name]:.4g} | {ranks * tokens / result['seconds'][name]:,.0f} | "
                 f"{100 * share:.0f} % |"
             )
         print(
-            f"\nEach rank sends {found['bytes'] / 1e6:,.0f} MB per step, which without computation takes "
-            f"{found['seconds']['collectives']:.4g} s ({rate:.3g} GB/s). "
-            f"Projected ÷ measured step of two ranks: {found['projected_vs_measured']}\n"
+            f"\nEach rank sends {result['bytes'] / 1e6:,.0f} MB per step, which without computation takes "
+            f"{result['seconds']['collectives']:.4g} s ({rate:.3g} GB/s). "
+            f"Projected ÷ measured step of two ranks: {result['projected_vs_measured']}\n"
         )
     else:
         count, size = count_parameters(setting.models(torch.device("cpu"))[1]), 4 if setting.precision == "fp32" else 2
-        found = {
+        result = {
             "parameters": count,
             "stage": setting.zero if setting.zero is not None else int(size == 2),
             "size": size,
@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
         step, rate = args.step, args.gigabytes_per_second
     rows = []
     for ranks in args.ranks:
-        moved = bytes_moved(found["parameters"], found["stage"], found["size"], ranks)
+        moved = bytes_moved(result["parameters"], result["stage"], result["size"], ranks)
         took = step + moved / rate / 1e9
         rows.append(
             {
@@ -195,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
             f"{100 * row['efficiency']:.0f} % |"
         )
     print()
-    print(json.dumps(found | vars(setting) | {"projection": rows, "machine": describe(device)}))
+    print(json.dumps(result | vars(setting) | {"projection": rows, "machine": describe(device)}))
     return 0
 
 

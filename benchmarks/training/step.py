@@ -8,10 +8,10 @@
     python -m benchmarks.training.step --add trainer plain_loop reference_fp32_huge_pages
         needs 24 GB of memory
 
-Each contender runs in a process of its own. Machines are noisy, so contenders take turns, and
+Each variant runs in a process of its own. Machines are noisy, so variants take turns, and
 ratios are medians of the ratios within a round.
 
-All contenders train on the same objective, with the same dropout, clipping and AdamW: KL, masked-LM
+All variants train on the same objective, with the same dropout, clipping and AdamW: KL, masked-LM
 and cosine. The KL covers all tokens. With --objective masked it covers the masked tokens only,
 which is another objective and labeled so.
 
@@ -24,7 +24,7 @@ which is another objective and labeled so.
                              engine's precision; gemm_bound_fraction is their time as a share of the
                              engine's
 
-A contender whose first step takes longer than --patience runs no further step: that step is its
+A variant whose first step takes longer than --patience runs no further step: that step is its
 measurement, and the output says so. first_step_extra_s is the time by which the engine's first step
 exceeds the others; it includes compiling, or reading what was compiled before. The last line of
 standard output is JSON.
@@ -67,7 +67,7 @@ ROWS = {
 }
 
 COMPILING = ("plain_loop", "engine", "gemms")  # their first step does not predict the later ones
-MORE = ("trainer", "reference_fp32_huge_pages", "plain_loop")  # each holds gigabytes while the others work
+OPTIONAL = ("trainer", "reference_fp32_huge_pages", "plain_loop")  # each holds gigabytes while the others work
 
 
 def add_setting(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--vocabulary", type=count, default=30_522, help="vocabulary size (default 30522)")
     parser.add_argument(
-        "--dropout", type=float, default=0.1, help="hidden and attention dropout of every contender (default 0.1)"
+        "--dropout", type=float, default=0.1, help="hidden and attention dropout of every variant (default 0.1)"
     )
     parser.add_argument(
         "--objective",
@@ -114,7 +114,7 @@ def build_setting(args: argparse.Namespace) -> baselines.Setting:
 
 
 def check(setting: baselines.Setting, device: torch.device) -> None:
-    """Raise a UserError for a setting with which the contenders' processes could only fail."""
+    """Raise a UserError for a setting with which the variants' processes could only fail."""
     if setting.vocabulary <= 1000:
         raise UserError(
             f"--vocabulary {setting.vocabulary}: must be more than 1000, because the tokens are drawn from id 1000 on"
@@ -123,23 +123,25 @@ def check(setting: baselines.Setting, device: torch.device) -> None:
         raise UserError("--precision fp16: this machine has no GPU; use bf16, fp32 or auto")
 
 
-def measured(contenders: list[Variant], setting: baselines.Setting, ranks: int) -> dict:
-    """Return the figures of contenders that took their turns; the engine's step covers `ranks` times the tokens."""
+def measured(variants: list[Variant], setting: baselines.Setting, ranks: int) -> dict:
+    """Return the figures of variants that took their turns; the engine's step covers `ranks` times the tokens."""
     tokens = setting.sequences * setting.length
-    seconds = {c.name: [s / (ranks if c.name == "engine" else 1) for s in c.seconds] for c in contenders}
+    seconds = {
+        variant.name: [s / (ranks if variant.name == "engine" else 1) for s in variant.seconds] for variant in variants
+    }
     result = {name: round(tokens / statistics.median(times), 1) for name, times in seconds.items()}
-    engine = next((c for c in contenders if c.name == "engine"), None)
+    engine = next((variant for variant in variants if variant.name == "engine"), None)
     if engine:
         for name in seconds.keys() - {"engine", "gemms"}:
             result[f"engine_vs_{name}"] = round(ratio(seconds[name], seconds["engine"]), 3)
         if "gemms" in seconds and ranks == 1:
             result["gemm_bound_fraction"] = round(ratio(seconds["gemms"], seconds["engine"]), 3)
         result |= {
-            "engine_dtype": engine.said["dtype"],
-            "zero": engine.said["zero"],
+            "engine_dtype": engine.description["dtype"],
+            "zero": engine.description["zero"],
             "first_step_extra_s": round(engine.first - statistics.median(engine.seconds), 1),
         }
-    result["peak_mb"] = {c.name: round(c.memory / 1e6) for c in contenders}
+    result["peak_mb"] = {variant.name: round(variant.memory / 1e6) for variant in variants}
     result["spread"] = {name: round(max(times) / min(times), 2) for name, times in seconds.items()}
     return result
 
@@ -151,14 +153,16 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_setting(parser)
-    parser.add_argument("--repeats", type=count, default=5, help="rounds; each runs every contender once (default 5)")
-    parser.add_argument("--add", nargs="*", choices=MORE, default=[], help=f"contenders to add: {', '.join(MORE)}")
-    parser.add_argument("--only", nargs="*", choices=ROWS, default=[], help="measure only these contenders")
+    parser.add_argument("--repeats", type=count, default=5, help="rounds; each runs every variant once (default 5)")
+    parser.add_argument(
+        "--add", nargs="*", choices=OPTIONAL, default=[], help=f"variants to add: {', '.join(OPTIONAL)}"
+    )
+    parser.add_argument("--only", nargs="*", choices=ROWS, default=[], help="measure only these variants")
     parser.add_argument(
         "--patience",
         type=float,
         default=60,
-        help="a contender whose first step takes more than this many seconds runs only one step (default 60)",
+        help="a variant whose first step takes more than this many seconds runs only one step (default 60)",
     )
     parser.add_argument(
         "--profile",
@@ -181,30 +185,30 @@ def run(args: argparse.Namespace) -> int:
     setting, device = build_setting(args), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check(setting, device)
     make_folder("--report", args.report)
-    chosen = set(args.only) or ROWS.keys() - set(MORE) | set(args.add)
+    chosen = set(args.only) or ROWS.keys() - set(OPTIONAL) | set(args.add)
     if device.type == "cuda":
         chosen = {name for name in chosen if "huge" not in name}
-    contenders = [
-        Variant(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=own)
-        for name, (_, make, own) in ROWS.items()
+    variants = [
+        Variant(name, make, setting, ranks=args.ranks if name == "engine" else 1, environment=environment)
+        for name, (_, make, environment) in ROWS.items()
         if name in chosen
     ]
     profile = None
     try:
-        run_interleaved(contenders, args.repeats, args.patience, COMPILING)
-        if args.profile and (engine := next((c for c in contenders if c.name == "engine"), None)):
+        run_interleaved(variants, args.repeats, args.patience, COMPILING)
+        if args.profile and (engine := next((variant for variant in variants if variant.name == "engine"), None)):
             try:
                 profile = engine.ask("profile")
             except RuntimeError as error:  # the figures must survive a profiler that does not work here
                 print(f"no profile: {error}", file=sys.stderr)
     finally:
-        for contender in contenders:
-            contender.stop()
+        for variant in variants:
+            variant.stop()
 
-    once = [c.name for c in contenders if c.once]
-    teacher, student = (c.config for c in setting.models(torch.device("cpu")))
+    once = [variant.name for variant in variants if variant.once]
+    teacher, student = (model.config for model in setting.models(torch.device("cpu")))
     flops = flops_per_token(teacher, student, setting.length)
-    result = measured(contenders, setting, args.ranks) | {
+    result = measured(variants, setting, args.ranks) | {
         "mflops_per_token": round(flops / 1e6, 1),
         "first_step_only": once,
         "rounds": args.repeats,
@@ -215,7 +219,7 @@ def run(args: argparse.Namespace) -> int:
     result |= {"machine": describe(device), "date": datetime.date.today().isoformat()}
     if profile:
         print(profile)
-    title, text = heading(result), table(make_rows(contenders, result), COLUMNS)
+    title, text = heading(result), table(make_rows(variants, result), COLUMNS)
     print(f"{title}\n\n{text}\n")
     print(json.dumps(result), flush=True)
     if args.report:
@@ -229,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
         )
         write_json(args.report / "training.json", result)
         bars_plot(
-            {ROWS[c.name][0]: result[c.name] for c in contenders},
+            {ROWS[variant.name][0]: result[variant.name] for variant in variants},
             "tokens per second",
             args.report / "training.png",
             marked=(ROWS["engine"][0],),
@@ -263,21 +267,21 @@ def heading(result: dict) -> str:
     )
 
 
-def make_rows(contenders: list[Variant], result: dict) -> list[dict]:
-    """Return one row of the table per contender."""
+def make_rows(variants: list[Variant], result: dict) -> list[dict]:
+    """Return one row of the table per variant."""
     rows = []
-    for c in contenders:
-        against = result.get(f"engine_vs_{c.name}")
-        if c.name == "gemms" and "gemm_bound_fraction" in result:
+    for variant in variants:
+        against = result.get(f"engine_vs_{variant.name}")
+        if variant.name == "gemms" and "gemm_bound_fraction" in result:
             against = f"{100 * result['gemm_bound_fraction']:.0f} %"
-        label = ROWS[c.name][0] + (" (first step only)" if c.name in result["first_step_only"] else "")
+        label = ROWS[variant.name][0] + (" (first step only)" if variant.name in result["first_step_only"] else "")
         rows.append(
             {
                 "contender": label,
-                "rate": f"{result[c.name]:,.1f}",
+                "rate": f"{result[variant.name]:,.1f}",
                 "against": against,
-                "memory": result["peak_mb"][c.name],
-                "spread": f"{result['spread'][c.name]:.2f}",
+                "memory": result["peak_mb"][variant.name],
+                "spread": f"{result['spread'][variant.name]:.2f}",
             }
         )
     return rows

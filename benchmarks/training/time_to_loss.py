@@ -37,7 +37,7 @@ import torch.nn.functional as F
 
 from benchmarks.harness.cli import amount, count, make_folder, user_errors
 from benchmarks.harness.machine import describe, on_cpu_only
-from benchmarks.training.trainers import RACERS
+from benchmarks.training.trainers import TRAINERS
 from ds_distill.cli.app import silence_libraries
 from ds_distill.cli.arguments import build_recipe
 from ds_distill.cli.parser import build_parser
@@ -95,10 +95,10 @@ def measured(student, teacher, batches, guesses: list[torch.Tensor]) -> list[flo
     return [float(sums[0]) / masked, float(sums[1]) / tokens, float(sums[2]) / masked]
 
 
-def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path, held: dict[str, Path]) -> None:
-    """Run one racer's race in this process and write its curve to args.output/NAME/curve.json."""
+def run_trainer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path, held: dict[str, Path]) -> None:
+    """Run one trainer in this process and write its curve to args.output/NAME/curve.json."""
     start_distributed()
-    label, make = RACERS[name]
+    label, make = TRAINERS[name]
     folder, t = args.output / name, recipe.training
     _, order, sets = open_run_data(tokens, recipe, 0, 1, held)
     teacher = load_masked_lm(args.teacher).eval()
@@ -115,41 +115,41 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     limit, state = 60 * args.minutes, {"step": 0, "elapsed": 0.0, "rows": [], "tokens": 0, "masked_tokens": {}}
 
     def begin(pace: float):
-        # The engine is told that there are many steps, so it compiles where that works; the race pays for it.
+        # The engine is told that there are many steps, so it compiles where that works; its time includes that.
         return make(
             copy.deepcopy(teacher), student(), recipe, 10**6, lambda: min(1.0, (state["elapsed"] + pace) / limit)
         )
 
-    def take(racer, step: int, batches, counts) -> float:
+    def take(trainer, step: int, batches, counts) -> float:
         torch.manual_seed(1_000_003 * t.seed + step)
         began = time.perf_counter()
-        racer.step(batches, counts)
+        trainer.step(batches, counts)
         return time.perf_counter() - began
 
     file = folder / "pace.json"
     if not file.is_file():
-        racer = begin(0.0)
+        trainer = begin(0.0)
         log(f"{label}: timing its steps")
-        times = [take(racer, step, batches, counts) for step, batches, counts in order.prefetch(0, WARM + TIMED)]
+        times = [take(trainer, step, batches, counts) for step, batches, counts in order.prefetch(0, WARM + TIMED)]
         pace = statistics.median(times[WARM:])
         extra = max(0.0, times[0] - pace)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, {"seconds_per_step": pace, "first_step_extra": extra})
-        del racer
+        del trainer
     pace = json.loads(file.read_text(encoding="utf-8"))
-    racer, judge = begin(pace["seconds_per_step"]), student().eval()
-    found = racer.resume(folder / "checkpoint") or {}
-    state |= {key: found[key] for key in state if key in found}  # the checkpoint also holds DeepSpeed's own keys
+    trainer, judge = begin(pace["seconds_per_step"]), student().eval()
+    saved = trainer.resume(folder / "checkpoint") or {}
+    state |= {key: saved[key] for key in state if key in saved}  # the checkpoint also holds DeepSpeed's own keys
     begun, guesses = state["step"], {set: [] for set in sets}
 
     def measure() -> None:
-        missing, unexpected = judge.load_state_dict(racer.weights(), strict=False)
+        missing, unexpected = judge.load_state_dict(trainer.weights(), strict=False)
         if unexpected or set(missing) - set(judge.all_tied_weights_keys):
             raise RuntimeError(f"{label}: weights {unexpected} are not the student's, {missing} are missing")
-        figures = {set: measured(judge, teacher, batches_of(), guesses[set]) for set, batches_of in sets.items()}
+        figures = {set: measured(judge, teacher, get_batches(), guesses[set]) for set, get_batches in sets.items()}
         state["rows"].append([state["elapsed"] / 60, state["step"], figures])
         # This is kept with the rows: a process that has only the curve left to write measures nothing itself.
-        state["masked_tokens"] = {set: sum(map(len, found)) for set, found in guesses.items()}
+        state["masked_tokens"] = {set: sum(map(len, predictions)) for set, predictions in guesses.items()}
 
     if not state["rows"]:
         measure()
@@ -157,8 +157,8 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
     for step, batches, counts in order.prefetch(state["step"], 10**6):
         if state["elapsed"] >= limit - pace["seconds_per_step"] / 2:
             break
-        seconds = take(racer, step, batches, counts)
-        # A race that resumes compiles once more, but its racer has already paid for that.
+        seconds = take(trainer, step, batches, counts)
+        # A run that resumes compiles once more, but its trainer has already paid for that.
         # The first start pays the extra time that the timing found.
         state["elapsed"] += (
             pace["seconds_per_step"] + (0 if begun else pace["first_step_extra"]) if step == begun else seconds
@@ -169,7 +169,7 @@ def run_racer(name: str, recipe: Recipe, args: argparse.Namespace, tokens: Path,
         if over or state["elapsed"] >= len(state["rows"]) * limit / args.evaluations:
             measure()
             bar.set_postfix(step=state["step"], mlm=f"{state['rows'][-1][2][''][0]:.3f}")
-            racer.save(folder / "checkpoint", state["step"], state)
+            trainer.save(folder / "checkpoint", state["step"], state)
     bar.close()
     write_json(folder / "curve.json", {**state, **pace})
 
@@ -194,7 +194,7 @@ def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
         everything, the same count for each figure on every text, and the share of the reference's
         time after which the engine has reached the reference's last masked-LM loss.
     """
-    found, engine = {}, curves["engine"]["rows"]
+    result, engine = {}, curves["engine"]["rows"]
     for name in curves.keys() - {"engine"}:
         rows = curves[name]["rows"]
         # One row per measurement, one column per figure; a larger agreement is better, a smaller loss or KL is.
@@ -210,16 +210,16 @@ def verdict(curves: dict[str, dict], sets: list[str]) -> dict:
             )
             when[s or "corpus"] = None if minute is None else round(minute / rows[-1][0], 3)
         each = {figure: f"{sum(row[i] for row in ahead)} of {len(ahead)}" for i, figure in enumerate(FIGURES)}
-        found[name] = {
+        result[name] = {
             "ahead_at": f"{sum(map(all, ahead))} of {len(ahead)}",
             "ahead_by_figure": each,
             "share_of_its_time": when,
         }
-    return found
+    return result
 
 
 def conditions() -> dict:
-    """Return the conditions that the racers' minutes must share to be comparable."""
+    """Return the conditions that the trainers' minutes must share to be comparable."""
     return {
         "machine": describe(torch.device("cpu")),
         "threads": torch.get_num_threads(),
@@ -252,29 +252,31 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=amount, default=20, help="minutes of training per racer (default 20)")
+    parser.add_argument("--minutes", type=amount, default=20, help="minutes of training per trainer (default 20)")
     parser.add_argument("--teacher", required=True, help="folder of a masked-LM model")
     parser.add_argument("--corpus", nargs="+", required=True, help="text, as for ds-distill prepare")
     parser.add_argument("--heldout", nargs="*", default=[], help="additional held-out texts")
     parser.add_argument(
         "--config", default="ds_configs/small_real.yaml", help="recipe (default ds_configs/small_real.yaml)"
     )
-    parser.add_argument("--evaluations", type=count, default=20, help="measurements per racer (default 20)")
+    parser.add_argument("--evaluations", type=count, default=20, help="measurements per trainer (default 20)")
     parser.add_argument(
         "--blocks", type=count, default=512, help="held-out blocks per measurement and text (default 512)"
     )
     parser.add_argument("--output", type=Path, required=True, help="output folder; a race in it is resumed")
-    parser.add_argument("--racers", nargs="+", choices=RACERS, default=list(RACERS), help="racers (default all)")
-    parser.add_argument("--racer", choices=RACERS, help=argparse.SUPPRESS)  # runs one racer in its own process
+    parser.add_argument(
+        "--racers", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="trainers to run (default all)"
+    )
+    parser.add_argument("--racer", choices=TRAINERS, help=argparse.SUPPRESS)  # runs one trainer in its own process
     args = parser.parse_args()
     with user_errors("benchmarks.training.time_to_loss"):
-        return race(args)
+        return run(args)
 
 
-def race(args: argparse.Namespace) -> int:
-    """Run the racers one after another and write the report; return the exit status.
+def run(args: argparse.Namespace) -> int:
+    """Run the trainers one after another and write the report; return the exit status.
 
-    With --racer, run only that racer in this process.
+    With --racer, run only that trainer in this process.
     """
     silence_libraries(False)
     on_cpu_only()
@@ -295,7 +297,7 @@ def race(args: argparse.Namespace) -> int:
         )
     make_folder("--output", args.output)
     recipe.training.device, recipe.training.eval_max_sequences = "cpu", args.blocks
-    asked = {
+    settings = {
         "minutes": args.minutes,
         "evaluations": args.evaluations,
         "blocks": args.blocks,
@@ -307,7 +309,7 @@ def race(args: argparse.Namespace) -> int:
     file, here = args.output / "asked.json", conditions()
     if file.is_file():
         refuse_another(
-            args.output, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps({**asked, "on": here}))
+            args.output, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps({**settings, "on": here}))
         )
     if not args.racer:
         start_distributed()
@@ -319,11 +321,11 @@ def race(args: argparse.Namespace) -> int:
     recipe = with_prepared_settings(recipe, tokens)
     if args.racer:
         names = json.loads((args.output / "heldout.json").read_text(encoding="utf-8"))
-        run_racer(args.racer, recipe, args, tokens, {name: Path(path) for name, path in names.items()})
+        run_trainer(args.racer, recipe, args, tokens, {name: Path(path) for name, path in names.items()})
         return 0
     held = heldout_sets(args.heldout, tokens, recipe, args.output)
     write_json(args.output / "heldout.json", {name: str(path) for name, path in held.items()})
-    write_json(file, {**asked, "on": here})
+    write_json(file, {**settings, "on": here})
     curves = {}
     for name in args.racers:
         curve = args.output / name / "curve.json"
@@ -337,7 +339,7 @@ def race(args: argparse.Namespace) -> int:
     sets = list(next(iter(curves.values()))["rows"][0][2])
     rows = [
         {
-            "racer": RACERS[name][0],
+            "racer": TRAINERS[name][0],
             "steps": c["step"],
             "tokens": c["tokens"],
             "minutes": c["elapsed"] / 60,
@@ -370,22 +372,23 @@ def race(args: argparse.Namespace) -> int:
     ]
     if "engine" in curves:
         result["engine_against"] = verdict(curves, sets)
-        for name, found in result["engine_against"].items():
+        for name, comparison in result["engine_against"].items():
             when = ", ".join(
                 f"{s} {'not reached' if share is None else f'{100 * share:.0f} %'}"
-                for s, share in found["share_of_its_time"].items()
+                for s, share in comparison["share_of_its_time"].items()
             )
-            each = ", ".join(f"{figure} {count}" for figure, count in found["ahead_by_figure"].items())
+            each = ", ".join(f"{figure} {count}" for figure, count in comparison["ahead_by_figure"].items())
             lines.append(
-                f"engine compared with {RACERS[name][0]}: ahead in every metric at {found['ahead_at']} measurements "
-                f"({each}); share of the time in which the engine reaches the other's last masked-LM loss: {when}"
+                f"engine compared with {TRAINERS[name][0]}: ahead in every metric at {comparison['ahead_at']} "
+                f"measurements ({each}); share of the time in which the engine reaches the other's last masked-LM "
+                f"loss: {when}"
             )
     print("\n" + "\n\n".join(lines) + "\n")
     print(json.dumps(result | {"plot": str(args.output / "race.png")}), flush=True)
     (args.output / "race.md").write_text(
         "# Race\n\n" + "\n\n".join([*lines, "![figures over minutes](race.png)"]) + "\n", encoding="utf-8"
     )
-    race_plot({RACERS[name][0]: c["rows"] for name, c in curves.items()}, args.output / "race.png")
+    race_plot({TRAINERS[name][0]: c["rows"] for name, c in curves.items()}, args.output / "race.png")
     write_json(args.output / "race.json", result | {"curves": curves})
     return 0
 

@@ -1,8 +1,8 @@
-"""The racers of benchmarks.training.time_to_loss.
+"""The trainers of benchmarks.training.time_to_loss.
 
 Each one trains the same student on the same batches with the same recipe, in its own way. The
 schedule follows the clock: it rises linearly, then falls linearly to zero at the end of the time.
-It cannot follow the steps, because racers differ in their speed and the number of steps is not
+It cannot follow the steps, because trainers differ in their speed and the number of steps is not
 known in advance.
 """
 
@@ -97,18 +97,18 @@ class Plain:
     def save(self, folder: Path, number: int, state: dict) -> None:
         """Save the student, the optimizer, the schedule and `state`, replacing the previous file atomically."""
         folder.mkdir(parents=True, exist_ok=True)
-        own = {name: getattr(self, name).state_dict() for name in ("student", "optimizer", "schedule")}
-        torch.save(own | {"state": state}, folder / "writing")
+        states = {name: getattr(self, name).state_dict() for name in ("student", "optimizer", "schedule")}
+        torch.save(states | {"state": state}, folder / "writing")
         os.replace(folder / "writing", folder / "state.pt")
 
     def resume(self, folder: Path) -> dict | None:
         """Load what `save` wrote; return its state, or None if there is nothing."""
         if not (folder / "state.pt").is_file():
             return None
-        found = torch.load(folder / "state.pt", weights_only=True)
+        saved = torch.load(folder / "state.pt", weights_only=True)
         for name in ("student", "optimizer", "schedule"):
-            getattr(self, name).load_state_dict(found[name])
-        return found["state"]
+            getattr(self, name).load_state_dict(saved[name])
+        return saved["state"]
 
 
 class Engine:
@@ -163,7 +163,7 @@ class Engine:
         return checkpoint.resume(self.engine, folder)
 
 
-RACERS = {
+TRAINERS = {
     "plain_fp32": ("reference implementation, fp32", lambda *a: Plain(*a, autocast=False)),
     "plain_bf16": ("reference implementation, bf16 autocast", lambda *a: Plain(*a, autocast=True)),
     "engine": ("engine", Engine),

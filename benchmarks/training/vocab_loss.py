@@ -92,10 +92,10 @@ def clear(x: dict) -> None:
 def bare(x: dict):
     """Return a function that runs the four products, with the number of columns that makes them fastest."""
     with torch.no_grad():
-        more = columns(len(x["w"]), x["w"].device.type) - len(x["w"])
+        padding = columns(len(x["w"]), x["w"].device.type) - len(x["w"])
         h, w, tw = (
             x["h"].detach(),
-            *(torch.nn.functional.pad(x[name].detach(), (0, 0, 0, more)) for name in ("w", "tw")),
+            *(torch.nn.functional.pad(x[name].detach(), (0, 0, 0, padding)) for name in ("w", "tw")),
         )
         g, out, dh, dw = torch.randn_like(h @ w.t()), h @ w.t(), torch.empty_like(h), torch.empty_like(w)
 

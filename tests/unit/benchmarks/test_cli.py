@@ -19,7 +19,7 @@ from ds_distill.utils.errors import UserError
 NO_GPU = not torch.cuda.is_available()
 
 
-def said_by(monkeypatch, capsys, module: str, *words) -> str:
+def get_stderr(monkeypatch, capsys, module: str, *words) -> str:
     """Return what `python -m benchmarks.MODULE WORDS` writes to standard error when it ends with status 2."""
     monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
     with pytest.raises(SystemExit) as ended:
@@ -42,24 +42,24 @@ MAINS = {
     "gpu.checks": (),
     "training.time_to_loss": ("--teacher", "t", "--corpus", "c", "--output", "o"),
 }
-DOES = {"gpu.suite": "suite", "gpu.checks": "report", "training.time_to_loss": "race"}  # the others have `run`
+DOES = {"gpu.suite": "suite", "gpu.checks": "report"}  # the others have `run`
 
 
 @pytest.mark.parametrize("module", MAINS)
 @pytest.mark.parametrize(
-    "error, said",
+    "error, message",
     [
         (UserError("--size: no"), "--size: no"),
         (OSError(28, "No space left on device", "/full"), "/full: No space left on device"),
     ],
     ids=["mistake", "disk"],
 )
-def test_every_benchmark_ends_with_one_sentence(monkeypatch, capsys, module, error, said):
+def test_every_benchmark_ends_with_one_sentence(monkeypatch, capsys, module, error, message):
     def fails(*_):
         raise error
 
     monkeypatch.setattr(f"benchmarks.{module}.{DOES.get(module, 'run')}", fails)
-    assert said_by(monkeypatch, capsys, module, *MAINS[module]) == f"benchmarks.{module}: {said}"
+    assert get_stderr(monkeypatch, capsys, module, *MAINS[module]) == f"benchmarks.{module}: {message}"
 
 
 def test_ctrl_c_is_one_sentence(capsys):
@@ -80,26 +80,26 @@ def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(
     monkeypatch, capsys, tmp_path, module, words
 ):
     (tmp_path / "taken").write_text("a file")
-    said = said_by(monkeypatch, capsys, module, *words, "--report", tmp_path / "taken")
-    assert said == f"benchmarks.{module}: --report {tmp_path / 'taken'}: File exists; choose another folder"
+    stderr = get_stderr(monkeypatch, capsys, module, *words, "--report", tmp_path / "taken")
+    assert stderr == f"benchmarks.{module}: --report {tmp_path / 'taken'}: File exists; choose another folder"
 
 
-def test_settings_that_contenders_could_only_fail_at(monkeypatch, capsys):
-    assert "--vocabulary 1000: " in said_by(monkeypatch, capsys, "training.step", "--vocabulary", 1000)
+def test_settings_that_variants_could_only_fail_at(monkeypatch, capsys):
+    assert "--vocabulary 1000: " in get_stderr(monkeypatch, capsys, "training.step", "--vocabulary", 1000)
     step.check(step.baselines.Setting(vocabulary=1001), torch.device("cpu"))
     if NO_GPU:
-        assert said_by(monkeypatch, capsys, "training.step", "--precision", "fp16").endswith(
+        assert get_stderr(monkeypatch, capsys, "training.step", "--precision", "fp16").endswith(
             "this machine has no GPU; use bf16, fp32 or auto"
         )
-        assert "--vocabulary 900: " in said_by(monkeypatch, capsys, "training.scaling", "--vocabulary", 900)
+        assert "--vocabulary 900: " in get_stderr(monkeypatch, capsys, "training.scaling", "--vocabulary", 900)
 
 
 def test_figures_are_printed_before_files_are_written(monkeypatch, capsys, tmp_path):
     class Measured:
-        """A contender that has had its turns."""
+        """A variant that has had its turns."""
 
         def __init__(self, name, *_, **__):
-            self.name, self.seconds, self.memory, self.first, self.once, self.said = (
+            self.name, self.seconds, self.memory, self.first, self.once, self.description = (
                 name,
                 [2.0],
                 1e6,
@@ -146,19 +146,21 @@ def test_a_forecast_whose_run_fails_says_so(monkeypatch):
 
 
 def test_runs_that_cannot_be_compared(monkeypatch, capsys, tmp_path):
-    assert "is not a finished run" in said_by(
+    assert "is not a finished run" in get_stderr(
         monkeypatch, capsys, "analysis.compare_runs", tmp_path, "--output", tmp_path / "o"
     )
     (tmp_path / "curves.json").write_text(json.dumps({"heldout": {"": [[0, 0, 5.0, 0.1]]}}))
-    said = said_by(monkeypatch, capsys, "analysis.compare_runs", tmp_path, "--output", tmp_path / "curves.json" / "o")
+    stderr = get_stderr(
+        monkeypatch, capsys, "analysis.compare_runs", tmp_path, "--output", tmp_path / "curves.json" / "o"
+    )
     assert (
-        said
+        stderr
         == f"benchmarks.analysis.compare_runs: --output {tmp_path / 'curves.json'}: File exists; choose another folder"
     )
 
 
 def test_a_text_of_any_size_has_a_rate(monkeypatch, capsys, tmp_path):
-    assert str(tmp_path / "none.txt") in said_by(
+    assert str(tmp_path / "none.txt") in get_stderr(
         monkeypatch, capsys, "data.prepare", "--tokenizer", "t", "--text", tmp_path / "none.txt"
     )
     (tmp_path / "text.txt").write_text("a few words\n")
@@ -169,9 +171,9 @@ def test_a_text_of_any_size_has_a_rate(monkeypatch, capsys, tmp_path):
     )
     assert prepare.main() == 0
     out = capsys.readouterr().out
-    found = json.loads(out.splitlines()[-1])
-    assert found["prepare_mb_per_second"] == found["text_mb"] / 0.5 > 0
-    assert found["times_datasets_map_row_by_row"] == 4.0 and found["times_datasets_map_batched"] == 2.0
+    result = json.loads(out.splitlines()[-1])
+    assert result["prepare_mb_per_second"] == result["text_mb"] / 0.5 > 0
+    assert result["times_datasets_map_row_by_row"] == 4.0 and result["times_datasets_map_batched"] == 2.0
     assert (
         "datasets.map, row by row" in out and "datasets.map, batched=True" in out and "4.00×" in out and "2.00×" in out
     )
@@ -188,18 +190,23 @@ def test_the_memory_of_preparing_is_the_workers_own(tmp_path):
 
 def test_examples_are_as_long_as_every_model_reads():
     assert table3.cut([10, 600, 512], {"BERT-base": 512, "student": 512}) == ([10, 512, 512], "truncated to 512 tokens")
-    lengths, said = table3.cut([10, 600, 64], {"BERT-base": 512, "student": 64})
-    assert lengths == [10, 64, 64] and said == "truncated to 64 tokens, the maximum length of student; 1 were longer"
+    lengths, description = table3.cut([10, 600, 64], {"BERT-base": 512, "student": 64})
+    assert (
+        lengths == [10, 64, 64]
+        and description == "truncated to 64 tokens, the maximum length of student; 1 were longer"
+    )
     assert table3.cut([600], {"BERT-base": 512, "student": 1024})[0] == [512]
 
 
 def test_table3_is_of_a_cpu(monkeypatch, capsys):
-    said = said_by(
+    stderr = get_stderr(
         monkeypatch, capsys, "inference.table3", "--data", "d", "--tokenizer", "t", "--bodies", "eager_fp32", "gpu_fp16"
     )
     assert (
-        said.startswith("benchmarks.inference.table3: --bodies gpu_fp16: table 3 is for CPUs; choose from eager_fp32, ")
-        and "gpu_bf16" not in said
+        stderr.startswith(
+            "benchmarks.inference.table3: --bodies gpu_fp16: table 3 is for CPUs; choose from eager_fp32, "
+        )
+        and "gpu_bf16" not in stderr
     )
 
 
@@ -214,11 +221,11 @@ def test_table3_of_a_model_that_reads_less(monkeypatch, capsys, tmp_path):
         label: (SimpleNamespace(positions=count, model=torch.nn.Linear(1, 1)), tmp_path)
         for label, count in positions.items()
     }
-    asked = []
+    measured_lengths = []
     monkeypatch.setattr("benchmarks.inference.suite.model_folders", lambda *_: dict.fromkeys(positions, tmp_path))
     monkeypatch.setattr("benchmarks.inference.suite.prepare", lambda *_: sources)
     monkeypatch.setattr(
-        table3, "passes", lambda rows, lengths: asked.extend(lengths) or {row.name: 1.0 for row in rows}
+        table3, "passes", lambda rows, lengths: measured_lengths.extend(lengths) or {row.name: 1.0 for row in rows}
     )
     monkeypatch.setattr(
         sys,
@@ -237,15 +244,15 @@ def test_table3_of_a_model_that_reads_less(monkeypatch, capsys, tmp_path):
         ],
     )
     assert table3.main() == 0
-    assert asked[0] < 10 and asked[1:] == [30 + 2, 64]
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found == json.loads((tmp_path / "report" / "table3.json").read_text())
-    assert found["cut"] == "truncated to 64 tokens, the maximum length of student; 1 were longer"
-    assert found["cut"] in (tmp_path / "report" / "table3.md").read_text()
+    assert measured_lengths[0] < 10 and measured_lengths[1:] == [30 + 2, 64]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result == json.loads((tmp_path / "report" / "table3.json").read_text())
+    assert result["cut"] == "truncated to 64 tokens, the maximum length of student; 1 were longer"
+    assert result["cut"] in (tmp_path / "report" / "table3.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "module, words, said",
+    "module, words, message",
     [
         ("training.scaling", ("--ranks", 0), "--ranks: '0': must be a whole number, 1 or more"),
         (
@@ -265,5 +272,5 @@ def test_table3_of_a_model_that_reads_less(monkeypatch, capsys, tmp_path):
         ("training.time_to_loss", ("--minutes", "nan"), "--minutes: 'nan': must be a number above 0"),
     ],
 )
-def test_a_number_that_measures_nothing_is_refused(monkeypatch, capsys, module, words, said):
-    assert said in said_by(monkeypatch, capsys, module, *words)
+def test_a_number_that_measures_nothing_is_refused(monkeypatch, capsys, module, words, message):
+    assert message in get_stderr(monkeypatch, capsys, module, *words)

@@ -27,11 +27,11 @@ def test_without_a_gpu_the_suite_refuses_and_a_rehearsal_reports(tmp_path):
     assert refused.returncode == 2 and "no GPU" in refused.stderr and not list(tmp_path.iterdir())
     done = subprocess.run([*start, "--rehearse", "--only", "head"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    page, found = (tmp_path / "gpu_suite.md").read_text(), json.loads((tmp_path / "gpu_suite.json").read_text())
-    assert "REHEARSAL" in page and found["rehearsal"] and found["parts"]["head"]["milliseconds"]["fused"] > 0
+    page, report = (tmp_path / "gpu_suite.md").read_text(), json.loads((tmp_path / "gpu_suite.json").read_text())
+    assert "REHEARSAL" in page and report["rehearsal"] and report["parts"]["head"]["milliseconds"]["fused"] > 0
     assert (
-        found["command"] == f"python -m benchmarks.gpu.suite --report {tmp_path} --rehearse --only head"
-        and f"`{found['command']}`" in page
+        report["command"] == f"python -m benchmarks.gpu.suite --report {tmp_path} --rehearse --only head"
+        and f"`{report['command']}`" in page
     )
     assert json.loads(done.stdout.splitlines()[-1])["not_measured_or_broken"] == []
     assert page.count("not measured: not asked for") >= len(gpu_suite.PARTS) - 1
@@ -42,7 +42,7 @@ def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["gpu_suite", "--rehearse", "--report", str(tmp_path / "deep" / "report")])
     monkeypatch.setattr(gpu_suite, "start_build", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process must keep its handlers
-    found = {
+    result = {
         "checks": [{"error": "1e-6"}],
         "broken": [],
         "not_made": {},
@@ -56,7 +56,7 @@ def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch
         if arguments[0] != "benchmarks.gpu.checks":
             raise KeyboardInterrupt
         assert (tmp_path / "deep" / "report").is_dir(), "made before the first part"
-        return found
+        return result
 
     monkeypatch.setattr(gpu_suite, "run", run)
     with pytest.raises(SystemExit) as ended:
@@ -64,7 +64,7 @@ def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch
     assert ended.value.code == 130 and capsys.readouterr().err.strip().endswith("benchmarks.gpu.suite: stopped")
     kept = json.loads((tmp_path / "deep" / "report" / "gpu_suite.json").read_text())
     assert (
-        kept["parts"]["checks"] == found
+        kept["parts"]["checks"] == result
         and kept["parts"]["head"] == {"why": "not reached"}
         and kept["machine"] == "a machine"
     )
@@ -75,7 +75,7 @@ def test_what_is_measured_stays_where_the_suite_is_cut_off(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_part_ends_with_the_suite(tmp_path, number):
-    """The part's contenders, which are processes of its group, end too.
+    """The part's child processes, which belong to its group, end too.
 
     The suite is real; its only part starts another process and hangs.
     """
@@ -147,20 +147,20 @@ def test_verdicts_follow_the_figures():
         "first_step_extra_s": 30.0,
     }
     head = {"milliseconds": {"fused_compiled": 12.0, "fused_triton": 10.0}}
-    found = nothing | {"checks": checks, "step_128": step, "head": head}
-    numerics, goal, kernel = gpu_suite.verdicts(found)
+    parts = nothing | {"checks": checks, "step_128": step, "head": head}
+    numerics, goal, kernel = gpu_suite.verdicts(parts)
     assert numerics == "Numerics: all 2 limits hold."
     assert "650,000 tokens/s and 51 % with 128 × 128 tokens per step (met, met)" in goal and "512" not in goal
     assert "1.20×" in kernel and "it stays the default" in kernel
-    assert "(not met, not met)" in gpu_suite.verdicts(found | {"step_128": step | {"engine": 4.5e5}})[1]
+    assert "(not met, not met)" in gpu_suite.verdicts(parts | {"step_128": step | {"engine": 4.5e5}})[1]
     head = {"milliseconds": {"fused_compiled": 10.5, "fused_triton": 10.0}}
-    assert "torch.compile should be the default" in gpu_suite.verdicts(found | {"head": head})[2]
+    assert "torch.compile should be the default" in gpu_suite.verdicts(parts | {"head": head})[2]
     inference = {"summary": {"batch_32_vs_base_same_body": {"gpu_fp16": 1.98, "gpu_compiled": 2.0}}}
-    assert gpu_suite.verdicts(found | {"inference": inference})[3] == (
+    assert gpu_suite.verdicts(parts | {"inference": inference})[3] == (
         "Speed of an encoder of DistilBERT's size relative to BERT-base's at 32 × 128 tokens: "
         "1.98× in PyTorch, fp16, GPU, 2.00× in torch.compile, fp16, GPU."
     )
-    rows = gpu_suite.summary_rows(found)
+    rows = gpu_suite.summary_rows(parts)
     assert (
         rows[0]["tokens/s"] == 650_000
         and rows[0]["share"] == "51 %"
@@ -171,11 +171,14 @@ def test_verdicts_follow_the_figures():
 
 def test_not_all_limits_hold_where_checks_were_not_made():
     checks = {"checks": [{}] * 5, "broken": [], "not_made": {"a": "no time left", "b": "no time left", "c": "no ninja"}}
-    said = gpu_suite.numerics(checks)
-    assert said == "Numerics: 3 of 5 checks NOT MADE (2 × no time left; 1 × no ninja); the limits of the other 2 hold."
-    said = gpu_suite.numerics(checks | {"broken": ["varlen"]})
+    sentence = gpu_suite.numerics(checks)
     assert (
-        said.startswith("Numerics: 1 of 5 limits DO NOT HOLD: varlen; 3 of 5 checks NOT MADE (") and "hold." not in said
+        sentence == "Numerics: 3 of 5 checks NOT MADE (2 × no time left; 1 × no ninja); the limits of the other 2 hold."
+    )
+    sentence = gpu_suite.numerics(checks | {"broken": ["varlen"]})
+    assert (
+        sentence.startswith("Numerics: 1 of 5 limits DO NOT HOLD: varlen; 3 of 5 checks NOT MADE (")
+        and "hold." not in sentence
     )
     # On a GPU that is a failure. On a CPU it is not, because some kernels cannot run there.
     assert gpu_suite.without_result({"checks": checks | {"device": "cuda"}, "head": {"why": "not asked for"}}) == [
@@ -202,13 +205,13 @@ def test_each_check_that_was_not_made_is_counted():
     assert {row["why"] for row in gpu_checks.results(torch.device("cpu"), -1.0)} == {gpu_checks.NO_TIME}
 
 
-@pytest.mark.parametrize("device, made, status", [("cuda", True, 0), ("cuda", False, 1), ("cpu", False, 0)])
-def test_a_check_that_was_not_made_fails_on_a_gpu(monkeypatch, capsys, device, made, status):
+@pytest.mark.parametrize("device, available, status", [("cuda", True, 0), ("cuda", False, 1), ("cpu", False, 0)])
+def test_a_check_that_was_not_made_fails_on_a_gpu(monkeypatch, capsys, device, available, status):
     def broken():
         raise RuntimeError("no such kernel\nand more")
 
     def not_here():
-        gpu_checks.unless(None if made else "no ninja")
+        gpu_checks.unless(None if available else "no ninja")
         return 1e-6, " (built)"
 
     def family(_):
@@ -224,9 +227,9 @@ def test_a_check_that_was_not_made_fails_on_a_gpu(monkeypatch, capsys, device, m
     }.items():
         monkeypatch.setattr(gpu_checks, name, lambda *_, value=value: value)
     assert gpu_checks.report(60.0) == status
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert said["broken"] == [] and said["not_made"] == ({} if made else {"perhaps": "no ninja"})
-    assert [row["check"] for row in said["checks"]] == ["holds", "perhaps (built)" if made else "perhaps"]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["broken"] == [] and result["not_made"] == ({} if available else {"perhaps": "no ninja"})
+    assert [row["check"] for row in result["checks"]] == ["holds", "perhaps (built)" if available else "perhaps"]
 
     monkeypatch.setattr(
         gpu_checks,
@@ -234,5 +237,5 @@ def test_a_check_that_was_not_made_fails_on_a_gpu(monkeypatch, capsys, device, m
         (lambda _: [Check("breaks", 1e-5, broken), Check("is nan", 1.0, lambda: (float("nan"), ""))],),
     )
     assert gpu_checks.report(60.0) == 1
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert said["broken"] == ["breaks", "is nan"] and said["checks"][0]["holds"] == "DOES NOT RUN: no such kernel"
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["broken"] == ["breaks", "is nan"] and result["checks"][0]["holds"] == "DOES NOT RUN: no such kernel"

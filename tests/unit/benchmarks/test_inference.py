@@ -10,7 +10,7 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from benchmarks.harness.interleave import Variant
 from benchmarks.inference import energy
-from benchmarks.inference.backends import BODIES, Row, make, make_inputs, serve
+from benchmarks.inference.backends import BACKENDS, Row, make, make_inputs, serve
 from benchmarks.inference.metrics import BASE, STUDENT, Measured, figures, summary
 from benchmarks.inference.min_memory import least_megabytes
 from benchmarks.inference.page import make_sections, print_tables, shown, write_report
@@ -32,21 +32,21 @@ def tiny(tmp_path_factory):
     return folder
 
 
-def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
+def test_the_suite_measures_a_model_in_several_backends(tiny, tmp_path, capsys):
     args = Namespace(
         heads=["masked-lm"], batches=[1, 2], lengths=[32, 128, 1024], rounds=2, seconds=0.01, patience=100.0
     )
-    bodies = ["eager_fp32", "eager_bf16", "onnx_fp32", "onnx_int8", "openvino_int8"]
-    sources = prepare({STUDENT: tiny}, "masked-lm", bodies, tmp_path, [])
+    backends = ["eager_fp32", "eager_bf16", "onnx_fp32", "onnx_int8", "openvino_int8"]
+    sources = prepare({STUDENT: tiny}, "masked-lm", backends, tmp_path, [])
     source, files = sources[STUDENT]
     batches = text_batches(source, [], sequences=8)
     choices = {STUDENT: reference_choices(source, batches)}
     cases = make_cases(args, "masked-lm", [20, 30, 25])
     assert list(cases) == [*(f"{n} × {length}" for length in (32, 128, 1024) for n in (1, 2)), "1 × mix", "2 × mix"]
     assert cases["2 × mix"] == [[20, 30], [25]]
-    rows = [Row(STUDENT, body, "masked-lm", 1, tiny, files) for body in bodies]
+    rows = [Row(STUDENT, backend, "masked-lm", 1, tiny, files) for backend in backends]
     entries = figures(measure(rows, cases, args, {STUDENT: batches}), cases, sources, choices)
-    assert len(entries) == len(bodies) * (len(cases) - 2), "1024 is more than it reads"
+    assert len(entries) == len(backends) * (len(cases) - 2), "1024 is more than it reads"
     for entry in entries:
         assert entry["p50_ms"] > 0 and entry["load_s"] > 0 and entry["peak_mb"] > 10 and entry["calls"] >= 2
         assert entry["p95_ms"] is None or entry["calls"] >= 20
@@ -68,33 +68,33 @@ def test_the_suite_measures_a_model_in_several_bodies(tiny, tmp_path, capsys):
     print_tables(result)
     assert "interrupted: classification" in (tmp_path / "report" / "inference.md").read_text()
     assert (
-        "masked-lm, 2 × 128 tokens" not in (said := capsys.readouterr().out)
-        and "masked-lm, every shape, 1 thread" in said
+        "masked-lm, 2 × 128 tokens" not in (output := capsys.readouterr().out)
+        and "masked-lm, every shape, 1 thread" in output
     )
     assert {"inference.md", "inference.html", "inference.json", "size_latency.png"} <= {
         file.name for file in (tmp_path / "report").iterdir()
     }
 
 
-def test_a_body_that_cannot_run_here_is_refused_when_asked_for():
+def test_a_backend_that_cannot_run_here_is_refused_when_asked_for():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--bodies gpu_fp16: torch finds no GPU on this machine"):
             runnable(["eager_fp32", "gpu_fp16"])
     assert "eager_fp32" in runnable([]) and all(
-        torch.cuda.is_available() or not BODIES[name].gpu for name in runnable([])
+        torch.cuda.is_available() or not BACKENDS[name].gpu for name in runnable([])
     )
 
 
 def test_figures_from_known_times(tmp_path):
-    def measured(model, body, *rounds):
+    def measured(model, backend, *rounds):
         return Measured(
-            Row(model, body, "encoder", 2, tmp_path, tmp_path),
+            Row(model, backend, "encoder", 2, tmp_path, tmp_path),
             {"1 × 128": list(rounds)},
             {"1 × 128": [None] * len(rounds)},
             {"load_seconds": 1.0, "peak_bytes": 5e6, "peak_case": "1 × 128"},
         )
 
-    found = [
+    measurements = [
         measured(BASE, "eager_fp32", [4.0, 4.0], [8.0, 8.0]),
         measured(STUDENT, "eager_fp32", [2.0, 2.0], [2.0, 2.0]),
         measured(STUDENT, "openvino_int8", [0.5] * 30, [1.0] * 30),
@@ -102,7 +102,7 @@ def test_figures_from_known_times(tmp_path):
     (tmp_path / "openvino.bin").write_bytes(b"0" * 2_000_000)
     (tmp_path / "openvino.xml").write_bytes(b"")
     source = type("", (), {"model": torch.nn.Linear(10, 10, bias=False)})()
-    entries = figures(found, {"1 × 128": [[128]]}, {BASE: (source, tmp_path), STUDENT: (source, tmp_path)}, {})
+    entries = figures(measurements, {"1 × 128": [[128]]}, {BASE: (source, tmp_path), STUDENT: (source, tmp_path)}, {})
     eager, eight = entries[1], entries[2]
     assert eager["vs_base_eager_rounds"] == 2 and shown(eager)["vs_base_eager"] == "3.00 (of 2)"
     assert (
@@ -123,7 +123,7 @@ def test_figures_from_known_times(tmp_path):
     for cases in (("1 × 128", "32 × 128"), ("1 × 32", "32 × 32")):  # with and without the case used for sizes
         sizes = make_sections({"rows": [entry | {"case": case} for case in cases for entry in entries]}, None)[-2]
         assert sizes.heading.startswith("Size") and [row["body"] for row in sizes.rows] == [
-            BODIES[entry["body"]].label for entry in entries
+            BACKENDS[entry["body"]].label for entry in entries
         ]
 
 
@@ -158,43 +158,43 @@ def test_energy_is_the_counters_or_nothing(tmp_path, monkeypatch):
 
 def test_the_least_memory_is_found():
     row = Row("m", "onnx_fp32", "encoder", 1, Path(), Path())
-    asked = []
+    limits = []
 
     def tries(row, length, megabytes):
-        asked.append(megabytes)
+        limits.append(megabytes)
         return megabytes >= 203
 
-    assert least_megabytes(row, 32, tries=tries) == 208 and len(asked) < 12
+    assert least_megabytes(row, 32, tries=tries) == 208 and len(limits) < 12
     assert least_megabytes(row, 32, most=100, tries=tries) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-@pytest.mark.parametrize("body", ["onnx_fp32", "openvino_fp32"])
-def test_rest_gives_memory_back(tiny, tmp_path, body):
+@pytest.mark.parametrize("backend", ["onnx_fp32", "openvino_fp32"])
+def test_rest_gives_memory_back(tiny, tmp_path, backend):
     """A real process runs a large batch and must release its memory, since all rows are in memory at once."""
-    sources = prepare({STUDENT: tiny}, "masked-lm", [body], tmp_path, [])
-    row = Row(STUDENT, body, "masked-lm", 1, tiny, sources[STUDENT][1])
-    contender = Variant("rests", make, row, serve=serve)
+    sources = prepare({STUDENT: tiny}, "masked-lm", [backend], tmp_path, [])
+    row = Row(STUDENT, backend, "masked-lm", 1, tiny, sources[STUDENT][1])
+    variant = Variant("rests", make, row, serve=serve)
     try:
-        contender.ask("start")
+        variant.ask("start")
 
         def resident() -> int:
             return int(
                 next(
                     line
-                    for line in Path(f"/proc/{contender.processes[0].pid}/status").read_text().splitlines()
+                    for line in Path(f"/proc/{variant.processes[0].pid}/status").read_text().splitlines()
                     if "VmRSS" in line
                 ).split()[1]
             )
 
-        contender.ask(("time", "small", [[16]], 0.0))
+        variant.ask(("time", "small", [[16]], 0.0))
         before = resident()
-        contender.ask(("time", "large", [[512] * 128], 0.0))
-        contender.ask(("rest",))
-        peak = contender.ask(("peak_bytes",)) / 1024
+        variant.ask(("time", "large", [[512] * 128], 0.0))
+        variant.ask(("rest",))
+        peak = variant.ask(("peak_bytes",)) / 1024
         assert peak - before > 100_000 and resident() - before < (peak - before) / 3
     finally:
-        contender.stop()
+        variant.stop()
 
 
 def test_a_memory_limit_holds(tiny, tmp_path):

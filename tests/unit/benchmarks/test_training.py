@@ -1,4 +1,4 @@
-"""Test what the benchmarks compute from their measurements, and that contenders are processes of their own."""
+"""Test what the benchmarks compute from their measurements, and that variants are processes of their own."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def make(setting, device):
-    """Make a contender whose step takes the time that the setting states."""
+    """Make a variant whose step takes the time that the setting states."""
     if setting.broken:
         raise setting.broken
     return lambda: setting.seconds, {
@@ -33,51 +33,51 @@ def make(setting, device):
     }
 
 
-def test_contenders_are_processes_with_an_environment_of_their_own():
+def test_variants_are_processes_with_an_environment_of_their_own():
     setting = SimpleNamespace(threads=1, seconds=0.25, broken=False)
-    contender = Variant("two", make, setting, ranks=2, environment={"PAGES": "small"})
+    variant = Variant("two", make, setting, ranks=2, environment={"PAGES": "small"})
     try:
-        run_interleaved([contender], 3)
-        assert contender.seconds == [0.25] * 3 and contender.said == {
+        run_interleaved([variant], 3)
+        assert variant.seconds == [0.25] * 3 and variant.description == {
             "rank": "0",
             "world": "2",
             "pages": "small",
-            "pid": contender.processes[0].pid,
+            "pid": variant.processes[0].pid,
         }
-        assert contender.said["pid"] != os.getpid() and "PAGES" not in os.environ
+        assert variant.description["pid"] != os.getpid() and "PAGES" not in os.environ
     finally:
-        contender.stop()
-    assert not any(process.is_alive() for process in contender.processes)
+        variant.stop()
+    assert not any(process.is_alive() for process in variant.processes)
 
 
 @pytest.mark.parametrize(
-    "broken, raised, said",
+    "broken, raised, message",
     [
         (ValueError("no such shape"), RuntimeError, "odd: Traceback(?s:.*)no such shape"),
         (UserError("give another"), UserError, "odd: give another$"),
     ],
 )
-def test_a_contender_that_fails_is_named_with_its_reason(broken, raised, said):
-    contender = Variant("odd", make, SimpleNamespace(threads=1, broken=broken))
+def test_a_variant_that_fails_is_named_with_its_reason(broken, raised, message):
+    variant = Variant("odd", make, SimpleNamespace(threads=1, broken=broken))
     try:
-        with pytest.raises(raised, match=said):
-            run_interleaved([contender], 1)
+        with pytest.raises(raised, match=message):
+            run_interleaved([variant], 1)
     finally:
-        contender.stop()
+        variant.stop()
 
 
-def test_a_contender_that_is_killed_is_said_to_be():
-    contender = Variant("large", make, SimpleNamespace(threads=1, seconds=0.25, broken=False))
+def test_a_variant_that_is_killed_is_said_to_be():
+    variant = Variant("large", make, SimpleNamespace(threads=1, seconds=0.25, broken=False))
     try:
-        contender.processes[0].kill()
-        contender.processes[0].join()
+        variant.processes[0].kill()
+        variant.processes[0].join()
         for _ in range(2):  # the broken link shows at the first answer or the next question
             with pytest.raises(
                 RuntimeError, match="large: its process has ended .killed, probably because memory ran out"
             ):
-                contender.ask("step")
+                variant.ask("step")
     finally:
-        contender.stop()
+        variant.stop()
 
 
 def test_ratios_are_within_a_round():
@@ -96,25 +96,26 @@ def test_bytes_that_a_rank_sends():
     assert bytes_moved(100, 1, 2, 4) == 0.75 * (2 * 400 + 200)
 
 
-def test_the_race_is_read_off_its_curves():
+def test_the_comparison_is_read_off_its_curves():
     rows = lambda *figures: [[minute, 0, {"": [loss, loss, 1 - loss / 10]}] for minute, loss in figures]  # noqa: E731
     plain, engine = rows((0, 9.0), (10, 7.0), (20, 5.0)), rows((0, 9.0), (5, 6.0), (10, 4.0), (20, 3.0))
     assert at_minute(plain, 15, "", 0) == 6.0 and at_minute(plain, 25, "", 0) == 5.0
-    found = verdict({"plain": {"rows": plain}, "engine": {"rows": engine}}, [""])
-    assert found["plain"]["ahead_at"] == "3 of 3" and found["plain"]["ahead_by_figure"] == dict.fromkeys(
+    comparison = verdict({"plain": {"rows": plain}, "engine": {"rows": engine}}, [""])
+    assert comparison["plain"]["ahead_at"] == "3 of 3" and comparison["plain"]["ahead_by_figure"] == dict.fromkeys(
         ("mlm_loss", "kl", "agreement"), "3 of 3"
     )
-    assert found["plain"]["share_of_its_time"] == {"corpus": 0.375}  # 5.0 is between 6.0 at 5 and 4.0 at 10: 7.5 of 20
+    # 5.0 is between 6.0 at 5 and 4.0 at 10: 7.5 of 20.
+    assert comparison["plain"]["share_of_its_time"] == {"corpus": 0.375}
     slower = verdict({"plain": {"rows": engine}, "engine": {"rows": plain}}, [""])
     assert slower["plain"]["ahead_at"] == "0 of 2" and slower["plain"]["share_of_its_time"] == {"corpus": None}
 
 
-def test_a_race_goes_on_only_where_its_minutes_compare():
-    asked, here = (
+def test_a_comparison_goes_on_only_where_its_minutes_compare():
+    settings, here = (
         {"minutes": 20, "corpus": ["a.txt"]},
         {"machine": "a Xeon", "threads": 2, "torch": "2.11", "deepspeed": "0.18"},
     )
-    now = lambda **other: {**asked, "on": here | other}  # noqa: E731
+    now = lambda **other: {**settings, "on": here | other}  # noqa: E731
     refuse_another(Path("R"), now(), now())
     with pytest.raises(
         UserError,
@@ -123,7 +124,7 @@ def test_a_race_goes_on_only_where_its_minutes_compare():
     ):
         refuse_another(Path("R"), now(), now(threads=4, torch="2.12"))
     with pytest.raises(UserError, match="machine not recorded, here a Xeon"):
-        refuse_another(Path("R"), dict(asked), now())
+        refuse_another(Path("R"), dict(settings), now())
     with pytest.raises(UserError, match="holds a race with other options"):
         refuse_another(Path("R"), now(), now() | {"minutes": 1})
 
