@@ -55,12 +55,12 @@ class HangWatch:
 
 def processes_below(roots: Iterable[int]) -> list[psutil.Process]:
     """Return the processes `roots` that are alive, and all their descendants."""
-    found = {}
+    processes = {}
     for root in roots:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(root)
-            found |= {each.pid: each for each in (process, *process.children(recursive=True))}
-    return list(found.values())
+            processes |= {each.pid: each for each in (process, *process.children(recursive=True))}
+    return list(processes.values())
 
 
 def kill_tree(pid: int) -> None:

@@ -19,7 +19,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.harness.machine import describe
-from tests.clients.catalog import CLIENTS, checks_of
+from tests.clients.catalog import CLIENTS, get_checks
 from tests.clients.compare import too_alike
 from tests.clients.exports import EXPORTS, make_exports, product_stamp
 from tests.clients.reference import write_reference
@@ -67,14 +67,18 @@ def main(words: list[str]) -> int:
     stamp = product_stamp()
     folder = _fresh((options.exports or environments / "exports").resolve(), stamp)
     needed = [
-        name for name in EXPORTS if any(export.name == name for client in clients for export, _ in checks_of(client))
+        name for name in EXPORTS if any(export.name == name for client in clients for export, _ in get_checks(client))
     ]
     folders, unmade = make_exports(needed, folder, say)
     references = {}
-    for name, made in folders.items():
+    for name, export_folder in folders.items():
         export = EXPORTS[name]
-        weights = made if export.made_by != "encoder" else make_exports([export.source], folder, say)[0][export.source]
-        references[name] = write_reference(export, made, weights, folder / "references" / f"{name}.json")
+        weights = (
+            export_folder
+            if export.made_by != "encoder"
+            else make_exports([export.source], folder, say)[0][export.source]
+        )
+        references[name] = write_reference(export, export_folder, weights, folder / "references" / f"{name}.json")
         if why := too_alike(references[name]["answers"]):
             raise AssertionError(f"{name}: {why}: these would not show whether a client is right")
     rows = []

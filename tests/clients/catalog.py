@@ -184,6 +184,6 @@ def _clients() -> Iterator[Client]:
 CLIENTS = {client.name: client for client in _clients()}
 
 
-def checks_of(client: Client) -> list[tuple[Export, str]]:
+def get_checks(client: Client) -> list[tuple[Export, str]]:
     """Return the exports that a client is given, each with each format that it loads."""
     return [(export, form) for export in EXPORTS.values() if client.takes(export) for form in client.formats]

@@ -15,37 +15,37 @@ class Wrong(Exception):
     """An answer that cannot be used: it has another shape, is not finite, is empty, or is missing."""
 
 
-def difference(view: str, found: object, reference: Mapping) -> float:
+def difference(view: str, answer: object, reference: Mapping) -> float:
     """Return the largest difference of one answer from PyTorch's, as a share of PyTorch's largest value.
 
     Args:
         view: One of VIEWS. "logits" and "mean" are lists of numbers, "unit_mean" is the mean
             brought to length 1, "scores" has [key, score] pairs, best first, and "answer" has
             words.
-        found: The client's answer.
+        answer: The client's answer.
         reference: PyTorch's views of the same input.
 
     Raises:
-        Wrong: `found` cannot be compared.
+        Wrong: `answer` cannot be compared.
     """
     if view not in VIEWS:
         raise Wrong(f"{view}: an answer of no known kind")
     if {"unit_mean": "mean"}.get(view, view) not in reference:
         raise Wrong("PyTorch has no answer of that kind")
     if view == "scores":
-        return _score_difference(found, reference["scores"])
+        return _score_difference(answer, reference["scores"])
     if view == "answer":
-        if found != reference["answer"]:
-            raise Wrong(f"{found!r} where PyTorch answers {reference['answer']!r}")
+        if answer != reference["answer"]:
+            raise Wrong(f"{answer!r} where PyTorch answers {reference['answer']!r}")
         return 0.0
     expected = reference["mean"] if view == "unit_mean" else reference[view]
     if view == "unit_mean":
         length = math.sqrt(sum(value * value for value in expected))
         expected = [value / length for value in expected]
-    values = _numbers(found, view)
+    values = _numbers(answer, view)
     if len(values) != len(expected):
         raise Wrong(f"{len(values)} numbers where PyTorch gives {len(expected)}")
-    return max(abs(mine - its) for mine, its in zip(values, expected, strict=True)) / max(map(abs, expected))
+    return max(abs(actual - target) for actual, target in zip(values, expected, strict=True)) / max(map(abs, expected))
 
 
 def check_answers(
@@ -62,7 +62,7 @@ def check_answers(
     Raises:
         Wrong: An input has no answer, or one that cannot be compared.
     """
-    found = {}
+    largest = {}
     for name, expected in reference.items():
         views = answers.get(name)
         if not views:
@@ -75,8 +75,8 @@ def check_answers(
                 differences.append(difference(view, values, expected))
             except Wrong as error:
                 raise Wrong(f"input {name}, {view}: {error}") from None
-        found[name] = max(differences)
-    return found
+        largest[name] = max(differences)
+    return largest
 
 
 def too_alike(reference: Mapping[str, Mapping]) -> str | None:
@@ -103,28 +103,28 @@ def too_alike(reference: Mapping[str, Mapping]) -> str | None:
 def _distance(view: str, one: Mapping | Sequence, other: Mapping | Sequence) -> float:
     if view == "scores" and set(one) != set(other) or len(one) != len(other):
         return math.inf
-    mine, its = (list(values.values()) if isinstance(values, Mapping) else values for values in (one, other))
-    return max(abs(a - b) for a, b in zip(mine, its, strict=True)) / max(map(abs, (*mine, *its)))
+    first, second = (list(values.values()) if isinstance(values, Mapping) else values for values in (one, other))
+    return max(abs(a - b) for a, b in zip(first, second, strict=True)) / max(map(abs, (*first, *second)))
 
 
-def _score_difference(found: object, expected: Mapping[str, float]) -> float:
-    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+def _score_difference(answer: object, expected: Mapping[str, float]) -> float:
+    if not isinstance(answer, Sequence) or isinstance(answer, str) or not answer:
         raise Wrong("no scores")
-    keys = [str(key) for key, _ in found]
-    scores = _numbers([score for _, score in found], "scores")
+    keys = [str(key) for key, _ in answer]
+    scores = _numbers([score for _, score in answer], "scores")
     unknown = [key for key in keys if key not in expected]
     if unknown:
         raise Wrong(f"a score for {unknown[0]}, where PyTorch has {', '.join(list(expected)[:5])}")
     best = sorted(expected.values(), reverse=True)[: len(scores)]
-    own = max(abs(score - expected[key]) for key, score in zip(keys, scores, strict=True))
-    ranked = max(abs(score - its) for score, its in zip(sorted(scores, reverse=True), best, strict=True))
-    return max(own, ranked) / max(abs(value) for value in expected.values())
+    by_label = max(abs(score - expected[key]) for key, score in zip(keys, scores, strict=True))
+    ranked = max(abs(score - target) for score, target in zip(sorted(scores, reverse=True), best, strict=True))
+    return max(by_label, ranked) / max(abs(value) for value in expected.values())
 
 
-def _numbers(found: object, view: str) -> list[float]:
-    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+def _numbers(answer: object, view: str) -> list[float]:
+    if not isinstance(answer, Sequence) or isinstance(answer, str) or not answer:
         raise Wrong(f"no {view}")
-    values = [float("nan") if value is None else float(value) for value in found]
+    values = [float("nan") if value is None else float(value) for value in answer]
     if not all(map(math.isfinite, values)):
         raise Wrong("a number that is not finite")
     return values

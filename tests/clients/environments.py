@@ -48,9 +48,9 @@ def pinned(package: str) -> str:
         KeyError: No requirements file pins it.
     """
     for file in ("requirements.txt", "requirements-deploy.txt", "requirements-dev.txt"):
-        found = re.search(rf"^{re.escape(package)}==[^\s#]+", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
-        if found:
-            return found[0]
+        match = re.search(rf"^{re.escape(package)}==[^\s#]+", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+        if match:
+            return match[0]
     raise KeyError(f"{package}: no requirements file pins it")
 
 
@@ -84,10 +84,10 @@ def browser() -> str:
         NotRun: There is none.
     """
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
         raise NotRun("no Chromium on this machine (Debian's package is called chromium)")
-    return found
+    return path
 
 
 def _install_with_pip(environment: Environment, folder: Path, log: Path) -> None:
@@ -143,7 +143,7 @@ def _install(command: list[str], log: Path, variables: dict[str, str] | None = N
 
 
 def _required(program: str) -> str:
-    found = shutil.which(program)
-    if found is None:
+    path = shutil.which(program)
+    if path is None:
         raise NotRun(f"no {program} on this machine")
-    return found
+    return path

@@ -81,15 +81,15 @@ def make_exports(names: list[str], folder: Path, say: Callable[[str], None]) -> 
         The folders by name, and the last line of the error by name of those that the product could
         not make.
     """
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     failed: dict[str, str] = {}
     _write_text_and_tasks(folder)
 
     def make(name: str) -> None:
         export = EXPORTS[name]
-        if export.made_by in ("finetune", "encoder") and export.source not in made | failed:
+        if export.made_by in ("finetune", "encoder") and export.source not in folders | failed:
             make(export.source)
-        if name in made or name in failed:
+        if name in folders or name in failed:
             return
         if export.source in failed:
             failed[name] = f"{export.source}, which it is made from, could not be made"
@@ -98,16 +98,16 @@ def make_exports(names: list[str], folder: Path, say: Callable[[str], None]) -> 
         if not done.is_file():
             say(f"making the export {name}")
             try:
-                done.write_text(str(_make(export, folder, made)), encoding="utf-8")
+                done.write_text(str(_make(export, folder, folders)), encoding="utf-8")
             except _CommandFailed as error:
                 failed[name] = str(error)
                 say(f"  failed: {error}")
                 return
-        made[name] = Path(done.read_text(encoding="utf-8"))
+        folders[name] = Path(done.read_text(encoding="utf-8"))
 
     for name in names:
         make(name)
-    return {name: made[name] for name in names if name in made}, {
+    return {name: folders[name] for name in names if name in folders}, {
         name: failed[name] for name in names if name in failed
     }
 
@@ -116,10 +116,12 @@ class _CommandFailed(Exception):
     """The failure of one of the product's commands: which one, and its last line."""
 
 
-def _make(export: Export, folder: Path, made: dict[str, Path]) -> Path:
+def _make(export: Export, folder: Path, folders: dict[str, Path]) -> Path:
     output = folder / export.name
     if export.made_by == "encoder":
-        _ds_distill("export", "--model", made[export.source], "--output", output, "--format", *FORMATS[1:], "--encoder")
+        _ds_distill(
+            "export", "--model", folders[export.source], "--output", output, "--format", *FORMATS[1:], "--encoder"
+        )
         return output
     if export.made_by == "finetune":
         # At this rate, a word that decides the label is learned in minutes.
@@ -135,19 +137,19 @@ def _make(export: Export, folder: Path, made: dict[str, Path]) -> Path:
             "fp32",
         ]
         data = folder / "tasks" / export.finetuned_on
-        found = _ds_distill(
+        stdout = _ds_distill(
             "finetune",
             "--task",
             export.finetuned_on,
             "--model",
-            made[export.source],
+            folders[export.source],
             "--data",
             data,
             "--output",
             output,
             *options,
         )
-        model = Path(json.loads(found.splitlines()[-1])["export"])
+        model = Path(json.loads(stdout.splitlines()[-1])["export"])
         _ds_distill("export", "--model", model, "--output", model, "--format", *FORMATS[1:])
         return model
     teacher = folder / "teachers" / export.source
@@ -227,10 +229,10 @@ def _write_text_and_tasks(folder: Path) -> None:
             questions.append(
                 {"context": context, "qas": [{"id": f"{split}{i}", "question": "What is it?", "answers": [answer]}]}
             )
-        for task, found in rows.items():
+        for task, examples in rows.items():
             (folder / "tasks" / task).mkdir(parents=True, exist_ok=True)
             (folder / "tasks" / task / f"{split}.jsonl").write_text(
-                "\n".join(map(json.dumps, found)) + "\n", encoding="utf-8"
+                "\n".join(map(json.dumps, examples)) + "\n", encoding="utf-8"
             )
         (folder / "tasks" / "squad").mkdir(parents=True, exist_ok=True)
         squad = {"version": "1.1", "data": [{"title": "sample", "paragraphs": questions}]}

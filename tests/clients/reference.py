@@ -69,7 +69,7 @@ def get_input_names(export: Export, mask: str) -> dict[str, dict[str, str]]:
     }
 
 
-def reference_of(export: Export, folder: Path, model_folder: Path) -> dict:
+def compute_reference(export: Export, folder: Path, model_folder: Path) -> dict:
     """Return {"inputs": by name, "answers": by name}.
 
     An input has the texts and, for clients without a tokenizer, "ids" and "type_ids". An answer has
@@ -115,19 +115,21 @@ def _views(export: Export, model: PreTrainedModel, ids: list[int], type_ids: lis
     "mean" is the mean of the last hidden states.
     """
     with torch.no_grad():
-        found = model(**_tensors(ids, type_ids, model.config), output_hidden_states=True)
+        outputs = model(**_tensors(ids, type_ids, model.config), output_hidden_states=True)
     if export.task == "question-answering":
-        return {"logits": _flat(found.start_logits) + _flat(found.end_logits)}
-    views: dict = {"logits": _flat(found.last_hidden_state if export.task == "feature-extraction" else found.logits)}
+        return {"logits": _flat(outputs.start_logits) + _flat(outputs.end_logits)}
+    views: dict = {
+        "logits": _flat(outputs.last_hidden_state if export.task == "feature-extraction" else outputs.logits)
+    }
     names = model.config.id2label
     if export.task == "fill-mask":
-        views["scores"] = dict(enumerate(_flat(found.logits[0, ids.index(mask)].softmax(-1))))
+        views["scores"] = dict(enumerate(_flat(outputs.logits[0, ids.index(mask)].softmax(-1))))
     if export.task == "text-classification":
-        views["scores"] = {names[label]: score for label, score in enumerate(_flat(found.logits[0].softmax(-1)))}
+        views["scores"] = {names[label]: score for label, score in enumerate(_flat(outputs.logits[0].softmax(-1)))}
     if export.task == "regression":
-        views["scores"] = {names[0]: found.logits.item()}
+        views["scores"] = {names[0]: outputs.logits.item()}
     if export.task in ("fill-mask", "feature-extraction"):
-        views["mean"] = _flat(found.hidden_states[-1][0].mean(0))
+        views["mean"] = _flat(outputs.hidden_states[-1][0].mean(0))
     return views
 
 
@@ -136,7 +138,7 @@ def write_reference(export: Export, folder: Path, model_folder: Path, file: Path
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(reference_of(export, folder, model_folder)), encoding="utf-8")
+        partial.write_text(json.dumps(compute_reference(export, folder, model_folder)), encoding="utf-8")
         partial.replace(file)
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -165,11 +167,12 @@ def _best_answer(model: PreTrainedModel, tokenizer: Tokenizer, given: dict[str, 
     best: tuple[float, str] = (-math.inf, "")
     for window in (first, *first.overflowing):
         with torch.no_grad():
-            found = model(**_tensors(window.ids, window.type_ids, model.config))
+            outputs = model(**_tensors(window.ids, window.type_ids, model.config))
         allowed = torch.tensor([sequence == 1 for sequence in window.sequence_ids])
         allowed[0] = True  # [CLS], which takes its share of the probability
         start, end = (
-            logits[0].masked_fill(~allowed, -10000.0).softmax(-1) for logits in (found.start_logits, found.end_logits)
+            logits[0].masked_fill(~allowed, -10000.0).softmax(-1)
+            for logits in (outputs.start_logits, outputs.end_logits)
         )
         start[0] = end[0] = 0.0
         scores = torch.triu(start[:, None] * end[None]).tril(MOST_ANSWER_TOKENS - 1)

@@ -34,7 +34,7 @@ def failures(rows: list[dict], unmade: dict[str, str]) -> list[str]:
     return lines
 
 
-def summary_of(row: dict) -> dict[str, str]:
+def summarize(row: dict) -> dict[str, str]:
     """Return a client's row of the table."""
     client = CLIENTS[row["client"]]
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
@@ -45,9 +45,9 @@ def summary_of(row: dict) -> dict[str, str]:
     line["exports"] = f"{len(same)} of {len(row['checks'])}"
     if client.script != "shipped_examples.py":
         for column, limit in (("fp32", TOLERANCES["hf"]), ("int8", TOLERANCES["onnx-int8"])):
-            found = [check["difference"] for check in same if TOLERANCES[check["format"]] == limit]
-            if found:
-                line[column] = f"{max(found):.1e}" if column == "fp32" else f"{100 * max(found):.1f} %"
+            differences = [check["difference"] for check in same if TOLERANCES[check["format"]] == limit]
+            if differences:
+                line[column] = f"{max(differences):.1e}" if column == "fp32" else f"{100 * max(differences):.1f} %"
     parts = ["the same" if len(same) == len(row["checks"]) else ""]
     for status, word in (("failed", "**failed**"), ("limit", "not possible")):
         reasons: dict[str, list[str]] = {}
@@ -61,7 +61,7 @@ def summary_of(row: dict) -> dict[str, str]:
 
 def page_section(rows: list[dict], unmade: dict[str, str], head: str) -> str:
     """Return the text between the markers: where and when, the table, and the exports that could not be made."""
-    lines = [head, "", table([summary_of(row) for row in rows], COLUMNS)]
+    lines = [head, "", table([summarize(row) for row in rows], COLUMNS)]
     if unmade:
         lines += ["", *(f"- The export `{name}` could not be made: {_cell(error)}" for name, error in unmade.items())]
     return "\n".join(lines)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.clients.catalog import ENVIRONMENTS, Client, checks_of
+from tests.clients.catalog import ENVIRONMENTS, Client, get_checks
 from tests.clients.compare import TOLERANCES, Wrong, check_answers
 from tests.clients.environments import NotRun, interpreter, make_ready
 
@@ -58,12 +58,12 @@ def run_client(
         say(f"{client.name}: environment {environment.name}")
         ready = make_ready(environment, environments)
         with tempfile.TemporaryDirectory(prefix="ds-distill-clients-") as scratch:
-            found, ended = _run(client, ready, folders, references, Path(scratch), log)
+            result, ended = _run(client, ready, folders, references, Path(scratch), log)
     except NotRun as error:
         row["not_run"] = str(error)
     else:
-        row["versions"] = found.get("versions", {})
-        row["checks"] = _judged(client, found.get("checks", []), folders, references, ended)
+        row["versions"] = result.get("versions", {})
+        row["checks"] = _judged(client, result.get("checks", []), folders, references, ended)
     row["seconds"] = round(time.monotonic() - began)
     return row
 
@@ -74,7 +74,7 @@ def _run(
     """Return the output of the client's process, and how it ended if it did not end well."""
     scratch.chmod(0o755)
     checks = []
-    for export, form in checks_of(client):
+    for export, form in get_checks(client):
         if export.name not in folders:
             continue
         folder = folders[export.name]
@@ -145,11 +145,11 @@ def file_name(client: Client) -> str:
 
 
 def _judged(
-    client: Client, found: list[dict], folders: dict[str, Path], references: dict[str, dict], ended: str
+    client: Client, results: list[dict], folders: dict[str, Path], references: dict[str, dict], ended: str
 ) -> list[dict]:
-    rows = {(row["export"], row["format"]): row for row in found}
+    rows = {(row["export"], row["format"]): row for row in results}
     judged = []
-    for export, form in checks_of(client):
+    for export, form in get_checks(client):
         if export.name in folders:
             row = rows.get((export.name, form), {"errors": {"": ended or "no answer"}})
             judged.append(
@@ -168,8 +168,8 @@ def judge(client: Client, export: str, form: str, row: dict, reference: dict[str
     errors = row.get("errors", {})
     difference, error = None, None
     if errors:
-        name, said = next(iter(errors.items()))
-        error = f"{said} (input {name})" if name and len(errors) < len(reference) else said
+        name, message = next(iter(errors.items()))
+        error = f"{message} (input {name})" if name and len(errors) < len(reference) else message
     elif client.script == "shipped_examples.py":
         difference = 0.0
     else:
@@ -183,5 +183,5 @@ def judge(client: Client, export: str, form: str, row: dict, reference: dict[str
     if error is None:
         return {"status": "same", "difference": difference, "error": None, "notes": notes}
     limit = next((limit for limit in client.limits if limit.covers(export, form, error)), None)
-    status, said = ("limit", limit.why) if limit else ("failed", error)
-    return {"status": status, "difference": difference, "error": said, "notes": notes}
+    status, message = ("limit", limit.why) if limit else ("failed", error)
+    return {"status": status, "difference": difference, "error": message, "notes": notes}

@@ -67,8 +67,8 @@ def random_bert() -> BertForMaskedLM:
     return bert
 
 
-def relative(mine: dict, other: dict) -> float:
-    difference = sum(float((mine[k].double() - other[k].double()).square().sum()) for k in other)
+def relative(actual: dict, other: dict) -> float:
+    difference = sum(float((actual[k].double() - other[k].double()).square().sum()) for k in other)
     return (difference / sum(float(other[k].double().square().sum()) for k in other)) ** 0.5
 
 
@@ -77,8 +77,8 @@ def fp16_on_a_cpu():
     """DeepSpeed refuses it there, though all of it works; with a loss scale that nothing overflows at."""
 
     def config(*arguments):
-        made = deepspeed_config(*arguments)
-        return made | {"fp16": made["fp16"] | {"initial_scale_power": 8}}
+        result = deepspeed_config(*arguments)
+        return result | {"fp16": result["fp16"] | {"initial_scale_power": 8}}
 
     here = get_accelerator()
     dtypes = [*here.supported_dtypes(), torch.float16]
@@ -151,15 +151,16 @@ def run_case(what: dict, rank: int, world: int) -> None:
                         k: safe_get_full_grad(p) for k, p in engine.module.model.named_parameters() if p.requires_grad
                     }
                     gradient_error = relative(grads, gradients)
-                found = engine.step()
-                if step == 0 and found is not None:
-                    norm_error = abs(found / norm - 1)
+                engine_norm = engine.step()
+                if step == 0 and engine_norm is not None:
+                    norm_error = abs(engine_norm / norm - 1)
             torch.distributed.all_reduce(total)
-            mine = total / torch.tensor([counts[0], counts[1], counts[0]])
-            errors = [abs(float(a) / b - 1) for a, b in zip(mine, expected[step], strict=True)]
+            means = total / torch.tensor([counts[0], counts[1], counts[0]])
+            errors = [abs(float(a) / b - 1) for a, b in zip(means, expected[step], strict=True)]
             loss_error = max(loss_error, *errors)
             weighted = [
-                sum(w * float(x) for w, x in zip((5.0, 2.0, 1.0), sums, strict=True)) for sums in (mine, expected[step])
+                sum(w * float(x) for w, x in zip((5.0, 2.0, 1.0), sums, strict=True))
+                for sums in (means, expected[step])
             ]
             total_error = max(total_error, abs(weighted[0] / weighted[1] - 1))
         weights = gather_master_weights(engine)

@@ -36,8 +36,13 @@ def sentences(ranks: list[Process]) -> list[str]:
 def test_a_stopped_rank_is_named_once_and_all_end(ranks, sentence):
     zero, one, two = ranks(8, 600, sentence)
     two.signal(signal.SIGSTOP)
-    said = sentences([zero, one])
-    assert len(said) == 1 and "rank 2" in said[0] and "no heartbeat for 8 s" in said[0] and "last checkpoint" in said[0]
+    messages = sentences([zero, one])
+    assert (
+        len(messages) == 1
+        and "rank 2" in messages[0]
+        and "no heartbeat for 8 s" in messages[0]
+        and "last checkpoint" in messages[0]
+    )
     assert zero.poll() == one.poll() == 3
 
 
@@ -45,8 +50,8 @@ def test_a_stopped_rank_is_named_once_and_all_end(ranks, sentence):
 def test_the_loss_of_the_first_rank_is_noticed_without_its_store(ranks):
     zero, one, two = ranks(8, 600)
     zero.signal(signal.SIGSTOP)
-    said = sentences([one, two])
-    assert len(said) == 1 and "no answer from the first rank" in said[0]
+    messages = sentences([one, two])
+    assert len(messages) == 1 and "no answer from the first rank" in messages[0]
     assert one.poll() == two.poll() == 3
 
 
@@ -70,9 +75,9 @@ def test_a_rank_that_stands_still_is_reported_and_the_job_ends(ranks):
         and "no rank has made progress for" in last
         and "last checkpoint" in last
     )
-    for said in (first, last):
-        assert re.search(r"rank 1 in stand_still \(tests/distributed/heartbeat_worker.py, line \d+\)", said), said
-        assert re.search(r"ranks 0, 2 in barrier \(torch/distributed/distributed_c10d.py, line \d+\)", said), said
+    for message in (first, last):
+        assert re.search(r"rank 1 in stand_still \(tests/distributed/heartbeat_worker.py, line \d+\)", message), message
+        assert re.search(r"ranks 0, 2 in barrier \(torch/distributed/distributed_c10d.py, line \d+\)", message), message
 
 
 def test_progress_of_one_rank_is_progress_of_the_job(ranks):

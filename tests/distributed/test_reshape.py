@@ -8,7 +8,7 @@ from ds_distill.builds.fused_adam import build_optimizer
 from tests.start import run_ranks
 
 
-def rows_of(world: int, folder, cases: list[str]) -> dict[str, dict]:
+def run_cases(world: int, folder, cases: list[str]) -> dict[str, dict]:
     output = run_ranks(world, "tests.distributed.reshape_worker", folder, *cases)
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert len(rows) == len(cases)
@@ -30,17 +30,17 @@ def test_another_shape_goes_on_alike(tmp_path, record_property):
     back = [f"load {to} float32 {stage}-float32-1" for stage, to in ((0, 0), (1, 1), (2, 3), (3, 2))] + [
         "load 2 bfloat16 1-bfloat16-1"
     ]
-    rows = rows_of(
+    rows = run_cases(
         2,
         folder,
         ["train 0 float32", *(f"train {stage} {dtype}" for stage in (1, 2, 3) for dtype in ("float32", "bfloat16"))],
     )
-    rows |= rows_of(
+    rows |= run_cases(
         1,
         folder,
         ["load 0 float32 0-float32-2", *loads, *(f"train {stage} float32" for stage in range(4)), "train 1 bfloat16"],
     )
-    rows |= rows_of(2, folder, back)
+    rows |= run_cases(2, folder, back)
     went_on = {key: row for key, row in rows.items() if "→" in key}
     assert len(went_on) == 1 + len(loads) + len(back)
     record_property("changes of shape", len(went_on))
@@ -67,7 +67,9 @@ def test_an_optimizer_that_cannot_go_on_with_anothers_state_says_so(tmp_path, st
     if reason := build_optimizer():
         pytest.skip(f"DeepSpeed's FusedAdam: {reason}")
     wrote = "deepspeed" if before == "auto" else before
-    rows = rows_of(1, tmp_path, [f"train/{before} {stage} {dtype}", f"refuse/{now} {stage} {dtype} {stage}-{dtype}-1"])
+    rows = run_cases(
+        1, tmp_path, [f"train/{before} {stage} {dtype}", f"refuse/{now} {stage} {dtype} {stage}-{dtype}-1"]
+    )
     assert (
         f"was written with {wrote}'s optimizer" in rows["refused"]["refused"]
         and f"training.optimizer = {wrote}" in rows["refused"]["refused"]
@@ -76,5 +78,5 @@ def test_an_optimizer_that_cannot_go_on_with_anothers_state_says_so(tmp_path, st
 
 def test_torchs_optimizer_goes_on_with_deepspeeds_state(tmp_path):
     """This is the case of a cluster node without a compiler."""
-    rows = rows_of(1, tmp_path, ["train 1 float32", "load/torch 1 float32 1-float32-1"])
+    rows = run_cases(1, tmp_path, ["train 1 float32", "load/torch 1 float32 1-float32-1"])
     assert rows["1-float32-1 → 1-float32-1"]["losses"] == pytest.approx(rows["1-float32-1"]["losses"], rel=1e-5)

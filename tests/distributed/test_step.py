@@ -29,7 +29,7 @@ FP16 = [{"deepspeed": f"zero{stage}", "dtype": "float16"} for stage in range(4)]
 FP16 += [{"deepspeed": "zero0", "dtype": "float16", "optimizer": "torch"}]
 
 
-def rows_of(world: int, cases: list[dict]) -> list[dict]:
+def run_cases(world: int, cases: list[dict]) -> list[dict]:
     """Run all cases in one launch, because starting the ranks takes longer than the steps."""
     cases = [{"accumulations": [2]} | case for case in cases]
     output = run_ranks(world, "tests.distributed.step_worker", *map(json.dumps, cases))
@@ -45,12 +45,12 @@ def rows_of(world: int, cases: list[dict]) -> list[dict]:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_stage_and_accumulation_equals_reference(world):
-    for row in rows_of(world, STAGES):
+    for row in run_cases(world, STAGES):
         assert_equals_reference(row)
 
 
 def test_every_option_equals_reference():
-    for row in rows_of(2, OPTIONS):
+    for row in run_cases(2, OPTIONS):
         assert_equals_reference(row)
 
 
@@ -62,7 +62,7 @@ def assert_equals_reference(row: dict) -> None:
 
 
 def test_bf16_follows_reference_and_keeps_fp32_masters():
-    for row in rows_of(2, BF16):
+    for row in run_cases(2, BF16):
         # It would be 1.2e-2 if a step of zeros counted for Adam, as at DeepSpeed's stage 0.
         assert row["total"] <= 8e-3 and row["gradient"] <= 5e-2 and row["norm"] <= 5e-2, row
         assert row["masters_beyond_16_bit"], row
@@ -71,6 +71,6 @@ def test_bf16_follows_reference_and_keeps_fp32_masters():
 
 
 def test_fp16_follows_reference():
-    for row in rows_of(1, FP16):
+    for row in run_cases(1, FP16):
         # An unscaled loss, as at DeepSpeed's stage 0, would make the norm 256 times too small.
         assert row["total"] <= 2e-3 and row["norm"] <= 5e-3 and row["change"] <= 0.1, row

@@ -39,11 +39,11 @@ def run(world, common):
 def test_export_of_any_checkpoint(run, tmp_path):
     summary = last_line(ds_distill("export", "--run", run, "--output", tmp_path / "last"))
     assert summary["step"] == 10
-    mine, other = load_file(tmp_path / "last" / "model.safetensors"), load_file(run / "export" / "model.safetensors")
-    assert mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+    weights, other = load_file(tmp_path / "last" / "model.safetensors"), load_file(run / "export" / "model.safetensors")
+    assert weights.keys() == other.keys() and all(torch.equal(weights[name], other[name]) for name in weights)
     last_line(ds_distill("export", "--run", run, "--step", 8, "--output", tmp_path / "eight"))
     earlier = load_file(tmp_path / "eight" / "model.safetensors")
-    assert any(not torch.equal(earlier[name], mine[name]) for name in mine)
+    assert any(not torch.equal(earlier[name], weights[name]) for name in weights)
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "eight").config.n_layers == 2
     refused = ds_distill("export", "--run", run, "--step", 7, "--output", tmp_path / "seven")
     assert refused.returncode == 2 and "checkpoints of steps 8, 10" in refused.stderr
@@ -69,30 +69,30 @@ def test_export_to_other_runtimes(run, world, tmp_path):
     }
     card = (tmp_path / "out" / "README.md").read_text()
     assert "## Measured" in card and "## Formats" in card
-    more = last_line(ds_distill("export", "--model", tmp_path / "out", "--format", "torch-export"))
+    second = last_line(ds_distill("export", "--model", tmp_path / "out", "--format", "torch-export"))
     assert (
-        more["formats"]["torch-export"]["max_difference"] < 1e-4
+        second["formats"]["torch-export"]["max_difference"] < 1e-4
         and (tmp_path / "out" / "onnx" / "model.onnx").is_file()
     )
     again = last_line(ds_distill("export", "--run", run, "--output", tmp_path / "out", "--format", "torch-export"))
     assert again["formats"].keys() == {"torch-export"} and (tmp_path / "out" / "onnx" / "model.onnx").is_file(), (
         "the model is the same"
     )
-    for words, said in (
+    for words, message in (
         (("--encoder",), "--encoder: not supported with --run"),
         (("--data", "d"), "--data: not supported with --run"),
         (("--text", "no.txt"), "no.txt"),
     ):
         refused = ds_distill("export", "--run", run, "--output", tmp_path / "new", "--format", "onnx", *words)
-        assert refused.returncode == 2 and said in refused.stderr and not (tmp_path / "new").exists()
+        assert refused.returncode == 2 and message in refused.stderr and not (tmp_path / "new").exists()
     mistakes = {
         ("--format", "onnx-int4"): "did you mean onnx-int8",
         (): "is already a Hugging Face folder",
         ("--run", run): "either --run",
     }
-    for words, said in mistakes.items():
+    for words, message in mistakes.items():
         refused = ds_distill("export", "--model", tmp_path / "out", *words)
-        assert refused.returncode == 2 and said in refused.stderr
+        assert refused.returncode == 2 and message in refused.stderr
 
 
 def test_evaluate_orders_models(run, world, tmp_path):
@@ -207,9 +207,9 @@ def test_a_trunk_without_a_head_is_given_one_and_teaches(world, common, tmp_path
         )
     )
     assert head_only["heldout_mlm_loss"] < head_only["start_heldout_mlm_loss"]
-    made = AutoModelForMaskedLM.from_pretrained(tmp_path / "head" / "export")
+    student = AutoModelForMaskedLM.from_pretrained(tmp_path / "head" / "export")
     for name, parameter in model.named_parameters():
-        assert "pooler" in name or torch.equal(made.bert.get_parameter(name), parameter)
+        assert "pooler" in name or torch.equal(student.bert.get_parameter(name), parameter)
     both = last_line(
         ds_distill(
             "pretrain",
@@ -305,8 +305,8 @@ def test_a_roberta_teacher_in_lines_mode_and_a_narrower_student(world, tmp_path)
     curves = json.loads((tmp_path / "out" / "curves.json").read_text())
     assert [row["step"] for row in curves["heldout"]["text"]][:2] == [0, 5]
     last_line(ds_distill("export", "--run", tmp_path / "out", "--output", tmp_path / "again"))
-    mine, other = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "out/export"))
-    assert all(torch.equal(mine[name], other[name]) for name in other)
+    weights, other = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "out/export"))
+    assert all(torch.equal(weights[name], other[name]) for name in other)
 
 
 def test_plan_and_the_largest_micro_batch_that_fits(world, common, tmp_path):
@@ -327,13 +327,13 @@ def test_plan_and_the_largest_micro_batch_that_fits(world, common, tmp_path):
         "--memory_gib",
         16,
     )
-    found = last_line(done)
-    assert (found["steps"], found["tokens_per_step"], found["largest_micro_batch"]) == (10, 256, 4) and found[
+    summary = last_line(done)
+    assert (summary["steps"], summary["tokens_per_step"], summary["largest_micro_batch"]) == (10, 256, 4) and summary[
         "tokens_per_second"
     ] > 0
     assert (
-        [row["stage"] for row in found["stages"]] == [0, 1, 2, 3]
-        and "fits" in found["advice"]
+        [row["stage"] for row in summary["stages"]] == [0, 1, 2, 3]
+        and "fits" in summary["advice"]
         and "ZeRO stage" in done.stdout
     )
     small = last_line(

@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM
 from tests.start import start_ranks
 
 
-def demo(output, text, *more):
+def demo(output, text, *options):
     """Run on three ranks, which cannot share 8 sequences evenly; return the first one's ending and the output."""
     sizes = {
         "hidden_size": 32,
@@ -43,7 +43,7 @@ def demo(output, text, *more):
         8,
         "--training.max_tokens",
         1500,
-        *more,
+        *options,
     )
     try:
         ends = [rank.wait() for rank in ranks]
@@ -54,8 +54,8 @@ def demo(output, text, *more):
 
 
 def test_the_main_job_on_three_ranks(world, tmp_path):
-    done, said = demo(tmp_path / "out", world / "text.txt")
-    assert done.returncode == 0, said[-3000:]
+    done, output = demo(tmp_path / "out", world / "text.txt")
+    assert done.returncode == 0, output[-3000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["model"] for row in summary["rows"]] == [
         "teacher",
@@ -63,18 +63,18 @@ def test_the_main_job_on_three_ranks(world, tmp_path):
         "student, distilled",
         "student, no teacher",
     ]
-    assert "micro-batch: 3 sequences, not 8: a rank's share of the global batch is 3" in said
+    assert "micro-batch: 3 sequences, not 8: a rank's share of the global batch is 3" in output
     distilled, half = summary["rows"][2], AutoModelForMaskedLM.from_pretrained(summary["export"])
     assert (
         distilled["tokens"] >= 1500
         and half.config.n_layers == 2
         and f"{distilled['heldout_mlm_loss']:.3f}" in done.stdout
     )
-    again, said = demo(tmp_path / "out", world / "text.txt")
-    assert again.returncode == 0 and said.count("already finished, reusing it") == 3
-    other, said = demo(tmp_path / "out", world / "text.txt", "--training.max_tokens", 3000)
+    again, output = demo(tmp_path / "out", world / "text.txt")
+    assert again.returncode == 0 and output.count("already finished, reusing it") == 3
+    other, output = demo(tmp_path / "out", world / "text.txt", "--training.max_tokens", 3000)
     assert (
         other.returncode == 2
-        and "holds another run (training.max_tokens" in said
-        and "start over there with --fresh" in said
+        and "holds another run (training.max_tokens" in output
+        and "start over there with --fresh" in output
     )

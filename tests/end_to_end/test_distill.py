@@ -90,9 +90,9 @@ def test_stopped_and_resumed_is_bit_equal(world, common, finished):
     shutil.rmtree(output / "export")
     again = ds_distill(*arguments)
     assert again.returncode == 0, again.stderr[-3000:]
-    mine, other = (load_file(folder / "export" / "model.safetensors") for folder in (output, finished[0]))
-    assert mine.keys() == other.keys()
-    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    weights, other = (load_file(folder / "export" / "model.safetensors") for folder in (output, finished[0]))
+    assert weights.keys() == other.keys()
+    assert all(torch.equal(weights[name], other[name]) for name in weights)
     events = EventAccumulator(str(output / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 11))
 
@@ -145,6 +145,6 @@ def test_export_from_sharded_stages(world, common, finished, stage):
         f"ds_configs/deepspeed/zero{stage}.json",
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    mine, other = (load_file(folder / "export" / "model.safetensors") for folder in (output, finished[0]))
+    weights, other = (load_file(folder / "export" / "model.safetensors") for folder in (output, finished[0]))
     for name in other:
-        torch.testing.assert_close(mine[name], other[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(weights[name], other[name], rtol=1e-3, atol=1e-4)

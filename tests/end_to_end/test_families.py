@@ -58,7 +58,7 @@ def as_the_hub_has_them(family: str, folder) -> None:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def made(request, tmp_path_factory):
+def finished(request, tmp_path_factory):
     """Return (family, folder) in which one process has run all commands, one after another."""
     folder = tmp_path_factory.mktemp(request.param)
     as_the_hub_has_them(request.param, save_encoder(request.param, folder / "teacher"))
@@ -95,8 +95,8 @@ def made(request, tmp_path_factory):
     return request.param, folder
 
 
-def test_its_students_fill_masks(made, monkeypatch):
-    family, folder = made
+def test_its_students_fill_masks(finished, monkeypatch):
+    family, folder = finished
     for name in ("distilled/export", "pretrained/export", "again"):
         monkeypatch.chdir(folder / name)
         fill = pipeline("fill-mask", ".")
@@ -111,9 +111,9 @@ def test_its_students_fill_masks(made, monkeypatch):
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_its_tokenizers_give_what_its_models_take(made, monkeypatch):
+def test_its_tokenizers_give_what_its_models_take(finished, monkeypatch):
     """The check uses the names in the forward method: transformers 5 swallows the other inputs, 4 does not."""
-    _, folder = made
+    _, folder = finished
     for config in folder.rglob("config.json"):
         if not (config.parent / "model.safetensors").is_file() or config.parent.name == "teacher":
             continue
@@ -131,8 +131,8 @@ def test_its_tokenizers_give_what_its_models_take(made, monkeypatch):
         )
 
 
-def test_its_fine_tuned_models_classify_and_are_served(made, monkeypatch):
-    _, folder = made
+def test_its_fine_tuned_models_classify_and_are_served(finished, monkeypatch):
+    _, folder = finished
     pair = {"text": "a first text", "text_pair": "and another"}
     for name in ("tuned/seed=0/model", "tuned_teacher/seed=0/model", "served"):
         monkeypatch.chdir(folder / name)

@@ -43,7 +43,7 @@ def run(world, common):
     return output, arguments
 
 
-def copy_of(run, folder, up_to: int):
+def copy_run(run, folder, up_to: int):
     """Copy the run as it was after the checkpoint of step `up_to`."""
     shutil.copytree(run[0], folder)
     shutil.rmtree(folder / "export")
@@ -62,15 +62,15 @@ def flip(file) -> None:
 
 
 def assert_same_weights(one, other) -> None:
-    mine, theirs = (load_file(folder / "export" / "model.safetensors") for folder in (one, other))
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    weights, expected = (load_file(folder / "export" / "model.safetensors") for folder in (one, other))
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
 def user_errors(done, *words: str) -> None:
     assert done.returncode not in (0, None), done.stdout
     assert "Traceback" not in done.stderr, done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("ds-distill: ")]
-    assert len(said) == 1 and all(word in said[0] for word in words), done.stderr[-2000:]
+    messages = [line for line in done.stderr.splitlines() if line.startswith("ds-distill: ")]
+    assert len(messages) == 1 and all(word in messages[0] for word in words), done.stderr[-2000:]
 
 
 @pytest.mark.promise(
@@ -78,7 +78,7 @@ def user_errors(done, *words: str) -> None:
 )
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "no manifest"])
 def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
-    output = copy_of(run, tmp_path / "run", 6)
+    output = copy_run(run, tmp_path / "run", 6)
     newest = output / "checkpoints" / "step-000000006"
     file = newest / ("manifest.json" if damage == "no manifest" else "mp_rank_00_model_states.pt")
     if damage == "flipped":
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
 
 @pytest.mark.promise("Where every checkpoint is damaged, the run says so and deletes nothing")
 def test_no_sound_checkpoint_is_said(run, tmp_path):
-    output = copy_of(run, tmp_path / "run", 3)
+    output = copy_run(run, tmp_path / "run", 3)
     flip(output / "checkpoints" / "step-000000003" / "mp_rank_00_model_states.pt")
     user_errors(ds_distill(*run[1], "--output", output), "every checkpoint is damaged", "another --output")
     assert (output / "checkpoints" / "damaged-step-000000003" / "mp_rank_00_model_states.pt").is_file()
@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("mount is not allowed here")
     try:
-        output = copy_of(run, disk / "run", 3)
+        output = copy_run(run, disk / "run", 3)
         room = shutil.disk_usage(disk).free
         (disk / "filler").write_bytes(b"\0" * (room - 100_000))
         user_errors(ds_distill(*run[1], "--output", output), "disk is full", "step-000000003 is whole")
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
 
 @pytest.mark.promise("A second job on one output folder is refused")
 def test_a_second_job_in_one_folder_is_refused(run, tmp_path):
-    output = copy_of(run, tmp_path / "run", 3)
+    output = copy_run(run, tmp_path / "run", 3)
     with (output / ".lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         user_errors(
@@ -176,9 +176,9 @@ def two_ranks(*arguments, **environment):
     )
 
 
-def ranks_of(job) -> dict[int, int]:
+def find_ranks(job) -> dict[int, int]:
     """Return the processes of a job by rank."""
-    found = {}
+    ranks = {}
     for number in subprocess.run(["pgrep", "-s", str(job.pid)], capture_output=True, text=True).stdout.split():
         try:
             with open(f"/proc/{number}/environ") as file:
@@ -186,8 +186,8 @@ def ranks_of(job) -> dict[int, int]:
         except OSError:
             continue
         if "RANK" in variables:
-            found.setdefault(int(variables["RANK"]), int(number))
-    return found
+            ranks.setdefault(int(variables["RANK"]), int(number))
+    return ranks
 
 
 class Endless:
@@ -208,7 +208,7 @@ class Endless:
         ]
         self.job = two_ranks(*self.arguments, **environment)
         wait_for(lambda: self.newest >= 5, self.job)
-        self.ranks = ranks_of(self.job)
+        self.ranks = find_ranks(self.job)
         assert set(self.ranks) == {0, 1}
 
     @property
@@ -226,7 +226,7 @@ class Endless:
         self.seconds_to_end = round(time.monotonic() - began)
         assert self.job.returncode != 0
         assert "Traceback" not in errors and "frame #" not in errors, errors[-3000:]
-        assert not ranks_of(self.job), "an orphan"
+        assert not find_ranks(self.job), "an orphan"
         return [line for line in errors.splitlines() if "ds-distill: " in line]
 
 
@@ -273,14 +273,14 @@ def test_slow_ranks_and_jumping_clocks_are_borne_and_a_killed_rank_is_not(endles
 def test_ctrl_c(endless):
     one = endless()
     os.killpg(one.job.pid, signal.SIGINT)  # like a terminal's Ctrl-C, it reaches the launcher and the ranks
-    (said,) = one.end()
-    step = int(re.search(r"stopped at step (\d+) of", said)[1])
-    assert one.newest == step and "the same command goes on" in said
+    (message,) = one.end()
+    step = int(re.search(r"stopped at step (\d+) of", message)[1])
+    assert one.newest == step and "the same command goes on" in message
 
 
 @pytest.mark.promise("A resume with another precision, or between stage 0 and another, is refused with the remedy")
 def test_what_no_conversion_bridges_is_refused(run, tmp_path):
-    output = copy_of(run, tmp_path / "run", 6)
+    output = copy_run(run, tmp_path / "run", 6)
     user_errors(
         ds_distill(*run[1], "--output", output, "--training.deepspeed", "ds_configs/deepspeed/zero2.json"),
         "stage 0",
@@ -320,16 +320,18 @@ def test_ranks_that_do_not_share(world, common, run, tmp_path, differs, words):
     same = {"--tokens": run[0] / "tokens", "--output": tmp_path / "out", "--losses.kl": 5}
     others = {"--tokens": tmp_path / "other", "--output": tmp_path / "other", "--losses.kl": 3}
 
-    def own(rank: int) -> list:
+    def rank_arguments(rank: int) -> list:
         return [
             word for key, value in same.items() for word in (key, others[key] if rank and key == differs else value)
         ]
 
-    ranks = start_ranks(2, "ds_distill", "distill", "--teacher", world / "teacher", *common[2:], own=own)
+    ranks = start_ranks(
+        2, "ds_distill", "distill", "--teacher", world / "teacher", *common[2:], rank_arguments=rank_arguments
+    )
     results = [rank.wait() for rank in ranks]
-    said = "".join(done.stderr for done in results)  # one sentence, or two since the paths differ here too
+    stderr = "".join(done.stderr for done in results)  # one sentence, or two since the paths differ here too
     assert (
         all(done.returncode == 2 for done in results)
-        and "Traceback" not in said
-        and all(word in said for word in words)
-    ), said[-2000:]
+        and "Traceback" not in stderr
+        and all(word in stderr for word in words)
+    ), stderr[-2000:]

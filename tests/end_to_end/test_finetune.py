@@ -50,9 +50,14 @@ def tasks(tmp_path_factory):
         for i in range(count // 2):
             context = sentence(i)
             answer = context.split()[2]
-            found = [{"text": answer, "answer_start": context.index(answer)}] if i % 3 else []
-            asked = {"id": f"{split}{i}", "question": "what word is it", "answers": found, "is_impossible": not found}
-            qas.append({"context": context, "qas": [asked]})
+            answers = [{"text": answer, "answer_start": context.index(answer)}] if i % 3 else []
+            question = {
+                "id": f"{split}{i}",
+                "question": "what word is it",
+                "answers": answers,
+                "is_impossible": not answers,
+            }
+            qas.append({"context": context, "qas": [question]})
         (folder / "squad_v2").mkdir(exist_ok=True)
         (folder / "squad_v2" / f"{split}.json").write_text(
             json.dumps({"version": "v2.0", "data": [{"title": "T", "paragraphs": qas}]})
@@ -185,7 +190,7 @@ def test_numbers_and_answers(world, tasks, tmp_path, task, metrics):
 def test_mistakes_are_one_sentence(tuned, world, tasks, tmp_path):
     _, teacher = tuned
     (tmp_path / "empty.yaml").write_text("finetune:\ngrid:\n")  # an empty key stands for its defaults
-    for words, said in (
+    for words, message in (
         (
             (
                 "--config",
@@ -216,7 +221,7 @@ def test_mistakes_are_one_sentence(tuned, world, tasks, tmp_path):
         ),
     ):
         done = ds_distill("finetune", *words, "--output", tmp_path / "out")
-        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
 
 
 def test_a_study_goes_on_and_is_reported(world, tasks, common, tmp_path):
@@ -260,14 +265,14 @@ def test_a_study_goes_on_and_is_reported(world, tasks, common, tmp_path):
     assert again["rows"] == summary["rows"] and {file: file.stat().st_mtime_ns for file in kept} == kept, (
         "nothing is done twice"
     )
-    made = last_line(ds_distill("report", tmp_path / "study", "--output", tmp_path / "page"))
+    report = last_line(ds_distill("report", tmp_path / "study", "--output", tmp_path / "page"))
     page = (tmp_path / "page" / "report.html").read_text()
     assert (
         "DistilBERT, the paper" in page
         and "of the teacher" in page
-        and "Pretraining" in made["sections"]
+        and "Pretraining" in report["sections"]
         and "data:image/png" in page
     )
-    assert "Other metrics of the tasks" not in made["sections"], "accuracy is all that sst2 has"
+    assert "Other metrics of the tasks" not in report["sections"], "accuracy is all that sst2 has"
     missing = ds_distill("report", tmp_path)
     assert missing.returncode == 2 and "neither a study" in missing.stderr

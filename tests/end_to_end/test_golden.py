@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 20
 
 
-def curve_of(folder: Path) -> list[dict[str, float]]:
+def compute_curve(folder: Path) -> list[dict[str, float]]:
     """Distill a student from a teacher of random weights, in fp32 on the CPU; return the losses of each step."""
     lines = [line for line in SAMPLE.read_text(encoding="utf-8").splitlines() if line.strip()]
     size = len(train_wordpiece(lines, 512, folder / "teacher"))
@@ -52,18 +52,18 @@ def curve_of(folder: Path) -> list[dict[str, float]]:
 
 def test_the_first_twenty_steps_are_what_they_were(tmp_path):
     """To pin them anew after a change that is meant: `python -m tests.end_to_end.test_golden`."""
-    golden, found = json.loads(GOLDEN.read_text(encoding="utf-8")), curve_of(tmp_path)
-    assert len(found) == len(golden) == STEPS
-    for mine, pinned in zip(found, golden, strict=True):
-        assert (mine["step"], mine["tokens"]) == (pinned["step"], pinned["tokens"])
+    golden, curve = json.loads(GOLDEN.read_text(encoding="utf-8")), compute_curve(tmp_path)
+    assert len(curve) == len(golden) == STEPS
+    for actual, pinned in zip(curve, golden, strict=True):
+        assert (actual["step"], actual["tokens"]) == (pinned["step"], pinned["tokens"])
         # processors add up in different orders
-        assert mine == pytest.approx(pinned, rel=1e-3)
+        assert actual == pytest.approx(pinned, rel=1e-3)
 
 
 if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        rows = [json.dumps(row) for row in curve_of(Path(folder))]
+        rows = [json.dumps(row) for row in compute_curve(Path(folder))]
     GOLDEN.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
     print(f"written to {GOLDEN}")

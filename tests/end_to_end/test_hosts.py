@@ -106,10 +106,10 @@ class Hosts:
         return [server.pid for server in self.servers]
 
     def processes(self, name: str) -> list[str]:
-        found = subprocess.run(
+        result = subprocess.run(
             ["ip", "netns", "pids", name], capture_output=True, text=True, env=os.environ | {"PATH": PATHS}
         )
-        return found.stdout.split()
+        return result.stdout.split()
 
     def close(self) -> None:
         for name in self.names:
@@ -120,9 +120,9 @@ class Hosts:
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    made = Hosts(tmp_path_factory.mktemp("hosts"))
-    yield made
-    made.close()
+    machines = Hosts(tmp_path_factory.mktemp("hosts"))
+    yield machines
+    machines.close()
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +202,8 @@ def test_a_link_that_goes_down_ends_the_job_on_both_hosts(hosts, arguments, tmp_
     finally:
         ip("-n", hosts.names[1], "link", "set", "eth0", "up")
     for job, text in zip(jobs, errors, strict=True):  # one rank speaks on each side of the cut
-        said = [line for line in text.splitlines() if line.startswith("ds-distill: ")]
-        assert job.returncode != 0 and len(said) == 1 and "Traceback" not in text, text[-3000:]
-        assert "no heartbeat" in said[0] or "no answer from the first rank" in said[0]
+        messages = [line for line in text.splitlines() if line.startswith("ds-distill: ")]
+        assert job.returncode != 0 and len(messages) == 1 and "Traceback" not in text, text[-3000:]
+        assert "no heartbeat" in messages[0] or "no answer from the first rank" in messages[0]
     servers = {str(server.pid) for server in hosts.servers}
     assert all(set(hosts.processes(name)) <= servers for name in hosts.names), "orphans"

@@ -71,10 +71,10 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
     for number, (words, arguments) in enumerate(cases.items()):
         done = ds_distill("distill", "--output", tmp_path / f"out{number}", *arguments)
         code, errors = done.returncode, done.stderr
-        said = [line for line in errors.splitlines() if line.startswith("ds-distill: ")]
+        messages = [line for line in errors.splitlines() if line.startswith("ds-distill: ")]
         assert code != 0, words
         assert "Traceback" not in errors, f"{words}: {errors[-1500:]}"
-        assert len(said) == 1 and words.lower() in said[0].lower(), f"{words}: {errors[-800:]}"
+        assert len(messages) == 1 and words.lower() in messages[0].lower(), f"{words}: {errors[-800:]}"
         assert not (tmp_path / f"out{number}" / "tokens").exists(), f"{words}: told before a corpus is prepared"
     sizes = ["pretrain", "--tokenizer", world / "teacher", *common, "--output", tmp_path / "sizes"]
     for words, size in (
@@ -92,23 +92,23 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
 
 @pytest.mark.parametrize("what", ["weights", "corpus"])
 def test_what_the_first_rank_alone_looks_at_ends_all_with_one_sentence(world, common, tmp_path, what):
-    teacher, more = world / "teacher", []
+    teacher, options = world / "teacher", []
     if what == "weights":
         teacher = shutil.copytree(teacher, tmp_path / "teacher")
         weights = load_file(teacher / "model.safetensors")
         weights["bert.encoder.layer.1.output.dense.bias"][0] = float("nan")
         save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
     else:
-        more = ["--corpus", tmp_path / "missing.txt"]
+        options = ["--corpus", tmp_path / "missing.txt"]
     done = [
         rank.wait()
         for rank in start_ranks(
-            2, "ds_distill", "distill", "--teacher", teacher, *common, *more, "--output", tmp_path / "out"
+            2, "ds_distill", "distill", "--teacher", teacher, *common, *options, "--output", tmp_path / "out"
         )
     ]
-    said = [line for rank in done for line in rank.stderr.splitlines() if line.startswith("ds-distill: ")]
-    assert [rank.returncode for rank in done] == [2, 2] and len(said) == 1, [rank.stderr[-800:] for rank in done]
-    assert {"weights": "NaN or infinite values", "corpus": "missing.txt: no such file"}[what] in said[0]
+    messages = [line for rank in done for line in rank.stderr.splitlines() if line.startswith("ds-distill: ")]
+    assert [rank.returncode for rank in done] == [2, 2] and len(messages) == 1, [rank.stderr[-800:] for rank in done]
+    assert {"weights": "NaN or infinite values", "corpus": "missing.txt: no such file"}[what] in messages[0]
     assert not (tmp_path / "out").exists()
 
 

@@ -12,7 +12,7 @@ from tests.start import Process
 MINUTES = 0.05
 
 
-def race(world, output, *more):
+def race(world, output, *options):
     config = output.parent / "recipe.yaml"
     config.write_text(
         "data: {sequence_length: 32, heldout_fraction: 0.05}\n"
@@ -37,7 +37,7 @@ def race(world, output, *more):
         "engine",
         "--output",
         output,
-        *more,
+        *options,
     ]
     return Process("benchmarks.training.time_to_loss", *words).wait()
 
@@ -64,16 +64,16 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     assert other.returncode == 2 and "holds a race with other options" in other.stderr
 
     # This is as if the race had begun with more threads.
-    asked = folder / "asked.json"
-    kept = asked.read_text()
-    asked.write_text(kept.replace('"threads": 1', '"threads": 64'))
+    settings_file = folder / "asked.json"
+    kept = settings_file.read_text()
+    settings_file.write_text(kept.replace('"threads": 1', '"threads": 64'))
     other = race(world, folder)
     assert (
         other.returncode == 2
         and "under other conditions (threads 64, here 1)" in other.stderr
         and "another --output" in other.stderr
     )
-    asked.write_text(kept)
+    settings_file.write_text(kept)
 
     # This is as if the race had been killed between its last checkpoint and its curve.
     curve = folder / "engine" / "curve.json"
@@ -118,10 +118,11 @@ def test_packing_says_what_it_brings(world):
         2,
     ).wait()
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])["batches"]
+    batches = json.loads(done.stdout.splitlines()[-1])["batches"]
     assert (
-        list(found) == ["padded", "grouped", "packed"] and found["padded"]["gain"] == found["padded"]["promised"] == 1
+        list(batches) == ["padded", "grouped", "packed"]
+        and batches["padded"]["gain"] == batches["padded"]["promised"] == 1
     )
-    padding = {name: float(row["padding"].removesuffix(" %")) for name, row in found.items()}
+    padding = {name: float(row["padding"].removesuffix(" %")) for name, row in batches.items()}
     assert padding["packed"] < 5, "only the text's end fills no block"
-    assert padding["grouped"] <= padding["padded"] and all(row["tokens_per_second"] > 0 for row in found.values())
+    assert padding["grouped"] <= padding["padded"] and all(row["tokens_per_second"] > 0 for row in batches.values())

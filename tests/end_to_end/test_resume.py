@@ -132,12 +132,12 @@ def test_killed_at_any_moment(world, tmp_path, record_property, stage, precision
     for attempt in range(3):
         ranks_of_job = job.start()
         # Checkpoints until the kill do not depend on how busy the machine is, as a time would.
-        more = draw.randint(0, 3)
-        goal = len(job.seen) + more
+        extra = draw.randint(0, 3)
+        goal = len(job.seen) + extra
         # The goal may lie beyond the run's end.
         wait_for(lambda goal=goal: len(job.seen) >= goal or job.ended, *ranks_of_job)
         if attempt:  # the first kill comes at once, before a fast machine is through
-            time.sleep(draw.uniform(0, 0.5) if more else draw.uniform(0, 5))
+            time.sleep(draw.uniform(0, 0.5) if extra else draw.uniform(0, 5))
         kills += ranks_of_job[0].poll() is None
         job.kill()
     job.processes = []
@@ -264,10 +264,10 @@ def test_soak(world, tmp_path, record_property):
     job, draw, kills = Job(world, tmp_path / "killed", 1, *shape(1, "fp32"), *options), random.Random(), 0
     while kills < 10:
         (process,) = job.start()
-        newest, more = int(job.published[-1].name.removeprefix("step-")) if job.published else 0, draw.randint(1, 5)
-        if newest + 100 * (more + 1) > steps:
+        newest, extra = int(job.published[-1].name.removeprefix("step-")) if job.published else 0, draw.randint(1, 5)
+        if newest + 100 * (extra + 1) > steps:
             break
-        goal = job.output / "checkpoints" / f"step-{newest + 100 * more:09d}"
+        goal = job.output / "checkpoints" / f"step-{newest + 100 * extra:09d}"
         wait_for(goal.is_dir, process)
         time.sleep(draw.uniform(0, 3))
         job.kill()

@@ -58,8 +58,10 @@ def test_every_command_of_a_page_is_taken(page):
 def python_commands() -> list[str]:
     # The log and the reports of benchmarks record what was typed at the time.
     pages = (page for page in PAGES if page.name != "log.md" and RECORDS not in page.parents)
-    found = (fragment for page in pages for fragment in fragments(page.read_text(encoding="utf-8")))
-    return sorted({command for command in found if command.startswith(("python -m benchmarks.", "python -m tests."))})
+    candidates = (fragment for page in pages for fragment in fragments(page.read_text(encoding="utf-8")))
+    return sorted(
+        {command for command in candidates if command.startswith(("python -m benchmarks.", "python -m tests."))}
+    )
 
 
 @pytest.mark.parametrize("command", python_commands())

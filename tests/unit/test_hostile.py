@@ -260,8 +260,8 @@ def test_an_archive_bomb_and_a_line_without_end(tmp_path):
 def test_text_that_is_none(tmp_path):
     rows = [b"\xff\xfe\xfd" * 1000, b"x" * 10_000_000, b"caf\xc3\xa9", b"<script>alert(1)</script>", b'{"a": "b"}']
     (tmp_path / "t.txt").write_bytes(b"\n\n".join(rows))
-    found = [document for piece in split_inputs([str(tmp_path / "t.txt")]) for document in read(piece)]
-    assert "café" in [document.text for document in found] and any(document.bad_utf8 for document in found)
+    parsed = [document for piece in split_inputs([str(tmp_path / "t.txt")]) for document in read(piece)]
+    assert "café" in [document.text for document in parsed] and any(document.bad_utf8 for document in parsed)
     (tmp_path / "nul.txt").write_bytes(b"\0" * 1000)
     with pytest.raises(UserError, match="not text"):
         split_inputs([str(tmp_path / "nul.txt")])

@@ -44,8 +44,16 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def run(command: list, **variables: str) -> subprocess.CompletedProcess:
-    ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "OMP_NUM_THREADS", "DS_DISTILL_RANKS", "DS_DISTILL_START"}
-    env = {name: value for name, value in os.environ.items() if name not in ours} | variables
+    set_by_launcher = {
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_SIZE",
+        "OMP_NUM_THREADS",
+        "DS_DISTILL_RANKS",
+        "DS_DISTILL_START",
+    }
+    env = {name: value for name, value in os.environ.items() if name not in set_by_launcher} | variables
     return patience.run(command, env=env)
 
 
@@ -65,10 +73,10 @@ def test_python_part_runs_one_rank(checkout: Path):
         [sys.executable, checkout / "launch.sh", "--local_rank=1", "--config", "r.yaml"], RANK="1", LOCAL_SIZE="100000"
     )
     assert done.returncode == 3, done.stderr
-    said = json.loads(done.stdout)
-    assert said["argv"] == ["run", "--config", "r.yaml"]
-    assert said["OMP_NUM_THREADS"] == "1"
-    assert said["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    result = json.loads(done.stdout)
+    assert result["argv"] == ["run", "--config", "r.yaml"]
+    assert result["OMP_NUM_THREADS"] == "1"
+    assert result["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
 def test_bash_part_under_the_launcher_becomes_the_rank(checkout: Path):
@@ -80,8 +88,8 @@ def test_bash_part_under_the_launcher_becomes_the_rank(checkout: Path):
 
 def test_help_starts_no_launcher(checkout: Path):
     done = run([checkout / "launch.sh", "--help"], DS_DISTILL_PYTHON=sys.executable)
-    said = json.loads(done.stdout)
-    assert (said["argv"], said["RANK"]) == (["run", "--help"], None)
+    result = json.loads(done.stdout)
+    assert (result["argv"], result["RANK"]) == (["run", "--help"], None)
 
 
 def test_setup_only_prints_python(checkout: Path):
@@ -93,9 +101,9 @@ def test_starts_ranks_and_passes_their_failure_on(checkout: Path):
     options = {"DS_DISTILL_PYTHON": sys.executable, "DS_DISTILL_RANKS": "1", "DS_ACCELERATOR": "cpu"}
     done = run([checkout / "launch.sh", "--a.b", "x y"], **options)
     assert done.returncode == 3, done.stderr
-    said = json.loads(done.stdout)  # the launcher prints nothing to standard output
-    assert said["argv"] == ["run", "--a.b", "x y"]
-    assert (said["RANK"], said["WORLD_SIZE"]) == ("0", "1")
+    result = json.loads(done.stdout)  # the launcher prints nothing to standard output
+    assert result["argv"] == ["run", "--a.b", "x y"]
+    assert (result["RANK"], result["WORLD_SIZE"]) == ("0", "1")
 
 
 def test_an_interrupted_installation_is_not_built_upon(checkout: Path, tmp_path: Path):

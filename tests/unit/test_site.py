@@ -18,19 +18,19 @@ import pytest
 from tests.start import ROOT
 
 
-def pages_of(navigation: list | dict | str) -> Iterator[str]:
+def iterate_pages(navigation: list | dict | str) -> Iterator[str]:
     """Yield the pages of a navigation, in order."""
     if isinstance(navigation, str):
         yield navigation
         return
     for entry in navigation.values() if isinstance(navigation, dict) else navigation:
-        yield from pages_of(entry)
+        yield from iterate_pages(entry)
 
 
 def test_every_page_is_in_the_navigation_once():
-    found = list(pages_of(tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]))
+    listed = list(iterate_pages(tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]))
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
-    assert set(found) == pages and len(found) == len(pages)
+    assert set(listed) == pages and len(listed) == len(pages)
 
 
 @pytest.fixture

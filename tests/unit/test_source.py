@@ -31,8 +31,8 @@ def lacks_encoding(call: ast.Call) -> bool:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_text_is_read_and_written_as_utf_8_everywhere(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    found = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and lacks_encoding(node)]
-    assert not found, f'{file.name}, lines {found}: say encoding="utf-8"'
+    lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and lacks_encoding(node)]
+    assert not lines, f'{file.name}, lines {lines}: say encoding="utf-8"'
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 
 def load(check):
-    answer = model_of(check)
+    answer = load_model(check)
     for given in list(check["inputs"].values())[:1]:
         answer(given)  # triggers late imports
     nobody = pwd.getpwnam("nobody")
@@ -31,13 +31,13 @@ def load(check):
                 file.read_bytes()
             else:
                 os.listdir(file)
-        return model_of(check)
+        return load_model(check)
     finally:
         os.seteuid(0)
         os.setegid(0)
 
 
-def model_of(check):
+def load_model(check):
     tokenizer = AutoTokenizer.from_pretrained(check["folder"])
     model = getattr(transformers, AUTO[check["task"]]).from_pretrained(check["folder"])
 

@@ -22,7 +22,7 @@ def run_checks(load, packages):
         packages: Distributions whose versions are reported.
     """
     job, result = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
-    found = {"versions": {name: importlib.metadata.version(name) for name in packages}, "checks": []}
+    report = {"versions": {name: importlib.metadata.version(name) for name in packages}, "checks": []}
     for check in job["checks"]:
         row = {"export": check["export"], "format": check["format"], "answers": {}, "errors": {}, "notes": []}
         check["notes"] = row["notes"]
@@ -37,8 +37,8 @@ def run_checks(load, packages):
                     row["answers"][name] = answer(given)
                 except Exception as error:
                     row["errors"][name] = _said(error)
-        found["checks"].append(row)
-        result.write_text(json.dumps(found), encoding="utf-8")
+        report["checks"].append(row)
+        result.write_text(json.dumps(report), encoding="utf-8")
 
 
 def numbers(values):

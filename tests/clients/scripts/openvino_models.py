@@ -18,8 +18,8 @@ def load(check):
     )
 
     def answer(given):
-        found = model(dict(call(tokenizer, given, return_tensors="np")))
-        return {"logits": numbers([found[i] for i in range(len(model.outputs))])}
+        outputs = model(dict(call(tokenizer, given, return_tensors="np")))
+        return {"logits": numbers([outputs[i] for i in range(len(model.outputs))])}
 
     return answer
 

@@ -13,7 +13,7 @@ FILES = {
 
 
 def load(check):
-    tokenizer, model = AutoTokenizer.from_pretrained(check["folder"]), model_of(check)
+    tokenizer, model = AutoTokenizer.from_pretrained(check["folder"]), load_model(check)
 
     def answer(given):
         with torch.no_grad():
@@ -25,14 +25,16 @@ def load(check):
             return views
         pipe = pipeline(check["task"], model=model, tokenizer=tokenizer)
         cut = {"tokenizer_kwargs": {"truncation": True}} if check["task"] == "fill-mask" else {"truncation": True}
-        found = pipe({"text": given["text"], "text_pair": given["pair"]} if "pair" in given else given["text"], **cut)
+        result = pipe({"text": given["text"], "text_pair": given["pair"]} if "pair" in given else given["text"], **cut)
         key = "token" if check["task"] == "fill-mask" else "label"
-        return views | {"scores": [[row[key], row["score"]] for row in ([found] if isinstance(found, dict) else found)]}
+        return views | {
+            "scores": [[row[key], row["score"]] for row in ([result] if isinstance(result, dict) else result)]
+        }
 
     return answer
 
 
-def model_of(check):
+def load_model(check):
     ending = (
         "FeatureExtraction"
         if check["task"] == "feature-extraction"

@@ -37,7 +37,8 @@ def load(check):
     trained = [logits(model, given) for given in inputs]
     for name, other in (("loaded", again), ("merged", again.merge_and_unload())):
         worst = max(
-            (logits(other, given) - mine).abs().max().item() for given, mine in zip(inputs, trained, strict=True)
+            (logits(other, given) - expected).abs().max().item()
+            for given, expected in zip(inputs, trained, strict=True)
         )
         if worst > 1e-4:
             raise ValueError(f"the adapter, {name}, differs from the trained one by {worst:.2g}")

@@ -25,24 +25,24 @@ def load(check):
         if pipe is None:
             return views
         if task == "question-answering":
-            found = pipe(question=given["text"], context=given["pair"])
-            return views | {"answer": found["answer"]}
+            result = pipe(question=given["text"], context=given["pair"])
+            return views | {"answer": result["answer"]}
         try:
-            found = ask(given)
+            result = ask(given)
         except (RuntimeError, IndexError):  # these pipelines truncate only on request
             cut = {"tokenizer_kwargs": {"truncation": True}} if task == "fill-mask" else {"truncation": True}
-            found = ask(given, **cut)
+            result = ask(given, **cut)
             check["notes"].append("overlong text: with truncation=True")
         if task == "feature-extraction":
-            return views | {"logits": numbers(torch.tensor(found))}
+            return views | {"logits": numbers(torch.tensor(result))}
         key = "token" if task == "fill-mask" else "label"
-        return views | {"scores": [[row[key], row["score"]] for row in found]}
+        return views | {"scores": [[row[key], row["score"]] for row in result]}
 
     def ask(given, **options):
-        found = pipe(
+        result = pipe(
             {"text": given["text"], "text_pair": given["pair"]} if "pair" in given else given["text"], **options
         )
-        return [found] if isinstance(found, dict) else found
+        return [result] if isinstance(result, dict) else result
 
     return answer
 

@@ -79,16 +79,16 @@ def test_a_section_with_nothing_under_it_has_the_defaults(tmp_path, monkeypatch)
 def test_what_would_end_in_a_traceback_is_one_sentence(tmp_path, monkeypatch, capsys, given, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "commas.json").write_text('{"zero_optimization": {"stage": 1,}}')
-    for name, said in (
+    for name, text in (
         ("list", "[1]"),
         ("null", '{"zero_optimization": null}'),
         ("auto", '{"zero_optimization": {"stage": "auto"}}'),
     ):
-        (tmp_path / f"{name}.json").write_text(said)
+        (tmp_path / f"{name}.json").write_text(text)
     (tmp_path / "latin.yaml").write_bytes("# größer\ntraining: {}\n".encode("latin-1"))
     assert cli.main(["distill", "--teacher", "T", "--corpus", "x", "--output", "out", *given]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert f"ds-distill: {words}" in said[-1]
+    messages = capsys.readouterr().err.splitlines()
+    assert f"ds-distill: {words}" in messages[-1]
 
 
 def test_prepare_takes_a_recipe_with_a_teacher():
@@ -138,16 +138,16 @@ def test_the_version(capsys, words):
 
 
 @pytest.mark.parametrize(
-    "asked, same", [(["help"], ["--help"]), (["help", "finetune"], ["finetune", "--help"]), (["-h"], ["--help"])]
+    "words, same", [(["help"], ["--help"]), (["help", "finetune"], ["finetune", "--help"]), (["-h"], ["--help"])]
 )
-def test_help_by_other_words(capsys, asked, same):
-    assert cli.main(asked) == cli.main(same) == 0
+def test_help_by_other_words(capsys, words, same):
+    assert cli.main(words) == cli.main(same) == 0
     out = capsys.readouterr().out
     assert out[: len(out) // 2] == out[len(out) // 2 :] and out.startswith("usage: ds-distill")
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         ("distil", "distil: no such command; did you mean distill?"),
         ("--training.seed 3", "--training.seed: the command must come first"),
@@ -170,9 +170,9 @@ def test_help_by_other_words(capsys, asked, same):
         ),
     ],
 )
-def test_a_mistake_in_the_first_words(capsys, monkeypatch, tmp_path, words, said):
+def test_a_mistake_in_the_first_words(capsys, monkeypatch, tmp_path, words, message):
     monkeypatch.chdir(tmp_path)
-    assert said_by(capsys, *words.split()).startswith(said)
+    assert said_by(capsys, *words.split()).startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,8 +206,8 @@ def test_a_short_or_foreign_name_is_answered_with_the_key(capsys, tmp_path, comm
 
     The answer names the key, with a value where one is meant.
     """
-    said = said_by(capsys, command, f"--{written}", "1", "--output", str(tmp_path))
-    assert said.startswith(f"{written}: no such key; ") and meant.removeprefix("--") in said, said
+    message = said_by(capsys, command, f"--{written}", "1", "--output", str(tmp_path))
+    assert message.startswith(f"{written}: no such key; ") and meant.removeprefix("--") in message, message
     section, _, name = written.rpartition(".")
     (tmp_path / "r.yaml").write_text(f"{section}: {{{name}: 1}}" if section else f"{name}: 1")
     in_a_file = said_by(capsys, command, "--config", str(tmp_path / "r.yaml"))
@@ -237,14 +237,14 @@ def test_the_model_in_an_output_folder(tmp_path):
         (run / place / "config.json").write_text("{}")
         assert find_model(run / place) == run / place
     assert find_model(run) == run, "no summary says which"
-    for made, place in (
+    for export, place in (
         ("runs/run/export", "export"),
         ("/long/ago/run/distilled/export", "distilled/export"),
         ("x/../y/seed=1/model", "seed=1/model"),
         ("elsewhere", "."),
         ("", "."),
     ):
-        (run / "summary.json").write_text(json.dumps({"export": made}))
+        (run / "summary.json").write_text(json.dumps({"export": export}))
         assert find_model(run) == run / place
     for damaged in ("", "[]", "{}", '{"export": 3}', "\0"):
         (run / "summary.json").write_text(damaged)
@@ -252,28 +252,28 @@ def test_the_model_in_an_output_folder(tmp_path):
     assert find_model(tmp_path / "nowhere") == tmp_path / "nowhere"
 
 
-def options_of(*words):
+def parse_distill(*words):
     return build_parser().parse_args(["distill", "--teacher", "T", "--output", "o", *words]).distill
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
         ("--corpus a b --heldout h --corpus c", "--corpus: given twice; only the last one is used."),
         ("--corpus=a --input c", "--input: given twice, also as --corpus;"),
         ("--heldout=h --heldout i j --corpus c", "--heldout: given twice;"),
     ],
 )
-def test_a_list_that_is_given_twice_is_reported(capsys, words, said):
-    assert options_of(*words.split()).corpus == ["c"]
+def test_a_list_that_is_given_twice_is_reported(capsys, words, message):
+    assert parse_distill(*words.split()).corpus == ["c"]
     err = capsys.readouterr().err
-    assert said in err and err.count("\n") == 1
+    assert message in err and err.count("\n") == 1
 
 
 def test_a_list_on_the_command_line_is_instead_of_the_files(tmp_path):
     (tmp_path / "r.yaml").write_text("corpus: [x, y]\n")
-    assert options_of("--config", str(tmp_path / "r.yaml"), "--corpus", "a", "b").corpus == ["a", "b"]
-    assert options_of("--output", "p", "--corpus", "a").output == "p", "of a single value the last counts"
+    assert parse_distill("--config", str(tmp_path / "r.yaml"), "--corpus", "a", "b").corpus == ["a", "b"]
+    assert parse_distill("--output", "p", "--corpus", "a").output == "p", "of a single value the last counts"
 
 
 @pytest.mark.parametrize(
@@ -293,8 +293,8 @@ def test_a_section_may_be_a_file_in_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "t.yaml").write_text("seed: 5\n")
     (tmp_path / "r.yaml").write_text("training: ~/t.yaml\n")
     assert (
-        options_of("--config", str(tmp_path / "r.yaml")).training.seed
-        == options_of("--training", "~/t.yaml").training.seed
+        parse_distill("--config", str(tmp_path / "r.yaml")).training.seed
+        == parse_distill("--training", "~/t.yaml").training.seed
         == 5
     )
 
@@ -329,8 +329,8 @@ def test_a_full_disk_is_one_sentence_whatever_says_it(monkeypatch, capsys, tmp_p
         raise error
 
     monkeypatch.setattr(cli.COMMANDS["report"], "run", full)
-    said = said_by(capsys, "report", str(tmp_path), "--output", str(tmp_path / "o"))
-    assert said.startswith(f"{tmp_path / 'o'}: ") and "the disk is full; free some space" in said
+    message = said_by(capsys, "report", str(tmp_path), "--output", str(tmp_path / "o"))
+    assert message.startswith(f"{tmp_path / 'o'}: ") and "the disk is full; free some space" in message
 
 
 def test_what_cannot_be_written_any_more_ends_nothing(tmp_path):

@@ -78,10 +78,10 @@ def test_a_path_that_leads_nowhere_is_told_before_torch_is_imported(world, recor
         cwd=world,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert {row["command"] for row in found} == set(COMMANDS)
-    assert len(found) >= 45
-    for row in found:
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert {row["command"] for row in rows} == set(COMMANDS)
+    assert len(rows) >= 45
+    for row in rows:
         where = f"{row['command']} {row['option']}: {row['err'][-800:]}"
         lines = [line for line in row["err"].splitlines() if line.startswith("ds-distill: ")]
         named = ("nowhere" if row["option"] != "--output" else "under a file") in (lines or [""])[-1]
@@ -90,4 +90,4 @@ def test_a_path_that_leads_nowhere_is_told_before_torch_is_imported(world, recor
         )
         assert not row["torch"], where
     assert not (world / "out").exists() and not (world / "runs").exists()
-    record_property("options", len(found))
+    record_property("options", len(rows))

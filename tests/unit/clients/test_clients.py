@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from ds_distill.exporters.formats import FORMATS as PRODUCT_FORMATS
 from tests.clients import runner
-from tests.clients.catalog import CLIENTS, ENVIRONMENTS, Client, Limit, checks_of
+from tests.clients.catalog import CLIENTS, ENVIRONMENTS, Client, Limit, get_checks
 from tests.clients.compare import TOLERANCES, Wrong, check_answers, too_alike
 from tests.clients.environments import Environment, NotRun, make_ready, pinned
 from tests.clients.exports import EXPORTS, FORMATS
-from tests.clients.report import BEGIN, END, failures, page_section, summary_of, write_section
+from tests.clients.report import BEGIN, END, failures, page_section, summarize, write_section
 
 PAGE = Path(__file__).parents[3] / "docs" / "clients.md"
 HELPERS = {"checks.py", "transformers_classes.py", "transformers_js_answers.mjs"}
@@ -46,7 +46,7 @@ def test_every_client_can_be_run():
         "pytest must not collect them"
     )
     for client in CLIENTS.values():
-        checks = checks_of(client)
+        checks = get_checks(client)
         assert checks and set(client.formats) <= set(FORMATS) == set(TOLERANCES)
         assert set(client.exports) <= {export.name for export, _ in checks}, "an export that none of its tasks has"
         assert client.in_page == client.script.endswith(".html")
@@ -56,7 +56,7 @@ def test_every_client_can_be_run():
 
 
 def test_every_kind_of_export_is_loaded_in_every_format_by_some_client():
-    loaded = {(export.name, form) for client in CLIENTS.values() for export, form in checks_of(client)}
+    loaded = {(export.name, form) for client in CLIENTS.values() for export, form in get_checks(client)}
     assert loaded == {(name, form) for name in EXPORTS for form in FORMATS}
     assert set(FORMATS) - {"hf"} <= set(PRODUCT_FORMATS)
     for export in EXPORTS.values():
@@ -87,7 +87,7 @@ def test_one_wrong_number_is_seen(name, data):
 
 
 @pytest.mark.parametrize(
-    ("view", "value", "said"),
+    ("view", "value", "message"),
     [
         ("logits", [], "no logits"),
         ("logits", None, "no logits"),
@@ -102,8 +102,8 @@ def test_one_wrong_number_is_seen(name, data):
         ("guess", [1.0], "an answer of no known kind"),
     ],
 )
-def test_what_is_no_answer_is_none(view, value, said):
-    with pytest.raises(Wrong, match=said):
+def test_what_is_no_answer_is_none(view, value, message):
+    with pytest.raises(Wrong, match=message):
         check_answers(ANSWERS | {"short": {view: value}}, REFERENCE)
 
 
@@ -114,8 +114,8 @@ def test_every_input_must_be_answered():
 
 
 def test_a_second_best_score_is_no_best():
-    found = check_answers(ANSWERS | {"short": {"scores": [["no", 0.25]]}}, REFERENCE)
-    assert found["short"] > TOLERANCES["onnx-int8"], "each score is its label's, but the label is not the first"
+    differences = check_answers(ANSWERS | {"short": {"scores": [["no", 0.25]]}}, REFERENCE)
+    assert differences["short"] > TOLERANCES["onnx-int8"], "each score is its label's, but the label is not the first"
 
 
 def test_references_that_would_let_another_texts_answer_pass_are_refused():
@@ -223,11 +223,11 @@ def test_the_table_goes_between_the_markers_and_names_what_failed(tmp_path):
         {"export": "bert", "format": "hf", "status": "failed", "difference": None, "error": "a | b", "notes": []},
     ]
     row = {"client": "torch alone", "versions": {"torch": "2.13"}, "not_run": None, "checks": checks}
-    line = summary_of(row)
+    line = summarize(row)
     assert (
         line["exports"] == "1 of 2" and line["fp32"] == "2.0e-06" and "**failed**: bert hf: a \\| b" in line["outcome"]
     )
-    gone = summary_of({"client": "torch alone", "versions": {}, "not_run": "no room", "checks": []})
+    gone = summarize({"client": "torch alone", "versions": {}, "not_run": "no room", "checks": []})
     assert gone["outcome"] == "not run: no room"
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")

@@ -13,7 +13,7 @@ from ds_distill.study.plan import Study
 from ds_distill.utils.errors import UserError
 
 
-def command_of(key: str) -> str:
+def get_command(key: str) -> str:
     return "study" if key in ("teacher_too", "second", "tuning") else "finetune" if "tuning" in key else "distill"
 
 
@@ -23,7 +23,7 @@ def test_an_earlier_key_is_refused_by_the_name_of_today(key, in_a_file, tmp_path
     (tmp_path / "r.yaml").write_text(f"{key.replace('.', ': {')}: 1{'}' if '.' in key else ''}\n")
     words = ["--config", str(tmp_path / "r.yaml")] if in_a_file else [f"--{key}", "1"]
     with pytest.raises(UserError) as error:
-        build_parser().parse_args([command_of(key), *words])
+        build_parser().parse_args([get_command(key), *words])
     dashes = "" if in_a_file else "--"
     assert f"{key}: no such key; write {dashes}{current_name(key)} " in str(error.value)
 
@@ -33,8 +33,8 @@ def test_the_name_of_today_is_a_key():
         command: build_parser().parse_args([command])[command].as_flat() for command in ("distill", "finetune", "study")
     }
     for key in RENAMED:
-        assert hasattr(options[command_of(key)], current_name(key)), key
-        assert not hasattr(options[command_of(key)], key), key
+        assert hasattr(options[get_command(key)], current_name(key)), key
+        assert not hasattr(options[get_command(key)], key), key
     assert current_name("training.seed") is None and current_name("tuning.epochs") == "finetune.epochs"
 
 

@@ -38,7 +38,7 @@ def leaves(hint) -> list:
     return [leaf for part in get_args(hint) for leaf in leaves(part)]
 
 
-def values_of(command: str) -> list[Value]:
+def get_values(command: str) -> list[Value]:
     return [action for action in SUBS[command]._actions if isinstance(action, Value)]
 
 
@@ -50,7 +50,9 @@ def checked(command: str, action: Value, value: Any) -> Any:
 def keys_with(hint: Any, command: str) -> dict[str, Value]:
     """Return the options of a command that take a single value of the type, alone or among others."""
     return {
-        action.dest: action for action in values_of(command) if hint in leaves(action._typehint) and not is_list(action)
+        action.dest: action
+        for action in get_values(command)
+        if hint in leaves(action._typehint) and not is_list(action)
     }
 
 
@@ -73,22 +75,22 @@ def parse_file(tmp_path, command: str, keys: dict[str, str]) -> dict[str, Any]:
     )
     (tmp_path / "keys.yaml").write_text(rooms, encoding="utf-8")
     words = [command, "--config", str(tmp_path / "keys.yaml"), *(["folder"] if command == "report" else [])]
-    found = PARSER.parse_args(words)[command]
-    return {key: found[key] for key in keys}
+    options = PARSER.parse_args(words)[command]
+    return {key: options[key] for key in keys}
 
 
 def parse_words(command: str, keys: dict[str, str]) -> dict[str, Any]:
     words = [word for key, text in keys.items() for word in (f"--{key}={text}",)]
-    found = PARSER.parse_args([command, *words, *(["folder"] if command == "report" else [])])[command]
-    return {key: found[key] for key in keys}
+    options = PARSER.parse_args([command, *words, *(["folder"] if command == "report" else [])])[command]
+    return {key: options[key] for key in keys}
 
 
 def refused(command: str, action: Value, value: Any) -> str:
     with pytest.raises(UserError) as error:
         checked(command, action, value)
-    said = str(error.value)
-    assert said.lstrip("-").startswith(action.dest) and "\n" not in said and len(said) < 400, said
-    return said
+    message = str(error.value)
+    assert message.lstrip("-").startswith(action.dest) and "\n" not in message and len(message) < 400, message
+    return message
 
 
 @pytest.mark.parametrize(
@@ -213,14 +215,14 @@ def test_each_choice_is_taken_as_the_word_that_it_is(tmp_path):
     for command in COMMANDS:
         choices = {
             action.dest: leaf
-            for action in values_of(command)
+            for action in get_values(command)
             for leaf in leaves(action._typehint)
             if get_origin(leaf) is Literal
         }
         for number in range(max((len(get_args(leaf)) for leaf in choices.values()), default=0)):
             keys = {key: get_args(leaf)[number % len(get_args(leaf))] for key, leaf in choices.items()}
             assert parse_file(tmp_path, command, keys) == keys == parse_words(command, keys), command
-        for action in values_of(command):
+        for action in get_values(command):
             if action.dest in choices:
                 assert all(word in refused(command, action, "maybe") for word in get_args(choices[action.dest]))
 
@@ -255,7 +257,7 @@ def test_a_word_of_yaml_is_the_word_that_was_written(tmp_path, word):
         ]
         several = [
             action.dest
-            for action in values_of(command)
+            for action in get_values(command)
             if is_list(action) and {Name, UserPath} & set(leaves(action._typehint))
         ]
         several = [key for key in several if key != "folders"]
@@ -276,8 +278,8 @@ def test_names_of_a_mapping_are_the_words_that_were_written(tmp_path, word):
         f"students: {{{word}: {{losses.kl: 0, training.compile: off, data.column: 1e3}}}}",
         encoding="utf-8",
     )
-    found = PARSER.parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
-    assert found.students == {word: {"losses.kl": 0.0, "training.compile": "off", "data.column": "1e3"}}
+    study = PARSER.parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
+    assert study.students == {word: {"losses.kl": 0.0, "training.compile": "off", "data.column": "1e3"}}
 
 
 def test_every_option_of_text_is_a_path_or_a_name():
@@ -285,7 +287,7 @@ def test_every_option_of_text_is_a_path_or_a_name():
     for command in COMMANDS:
         plain = {
             action.dest
-            for action in values_of(command)
+            for action in get_values(command)
             if str in leaves(action._typehint) and get_origin(action._typehint) is not dict
         }
         assert plain <= set(TEXT_THAT_MAY_BE_ANYTHING), f"{command}: say with UserPath or Name what these are"
@@ -297,7 +299,7 @@ def test_home_in_every_path(tmp_path, monkeypatch):
     count = 0
     for command in COMMANDS:
         single = keys_with(UserPath, command) | keys_with(OutputPath, command)
-        several = [action for action in values_of(command) if is_list(action) and UserPath in leaves(action._typehint)]
+        several = [action for action in get_values(command) if is_list(action) and UserPath in leaves(action._typehint)]
         count += len(single) + len(several)
         for written, meant in (
             ("~/x", f"{home}/x"),
@@ -330,27 +332,27 @@ def test_home_in_every_path(tmp_path, monkeypatch):
 
 def test_an_empty_value_is_refused_in_every_option():
     for command in COMMANDS:
-        for action in values_of(command):
+        for action in get_values(command):
             if action.default == "":
                 continue
             for empty in ("", "  ", *([["a", ""], ["a", None]] if is_list(action) else [])):
-                said = refused(command, action, empty)
-                assert UserPath not in leaves(action._typehint) or "is empty" in said or "nothing" in said
+                message = refused(command, action, empty)
+                assert UserPath not in leaves(action._typehint) or "is empty" in message or "nothing" in message
 
 
 def test_a_key_with_nothing_after_it_has_its_default(tmp_path):
     for command in COMMANDS:
-        keys = {action.dest: "" for action in values_of(command) if action.dest != "folders"}
+        keys = {action.dest: "" for action in get_values(command) if action.dest != "folders"}
         defaults = PARSER.parse_args([command, *(["folder"] if command == "report" else [])])[command]
         for key, value in parse_file(tmp_path, command, keys).items():
             optional = types.NoneType in leaves(
-                next(action._typehint for action in values_of(command) if action.dest == key)
+                next(action._typehint for action in get_values(command) if action.dest == key)
             )
             assert value is None if optional else value == defaults[key], (command, key)
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("training: 5", "training: 5: expected a mapping"),
         ("training: [1]", "training: ['1']: expected a mapping"),
@@ -374,11 +376,11 @@ def test_a_key_with_nothing_after_it_has_its_default(tmp_path):
         ("training: {lr: 1}", "training.lr: no such key; write training.learning_rate"),
     ],
 )
-def test_a_file_that_cannot_be_meant_is_one_sentence(tmp_path, text, said):
+def test_a_file_that_cannot_be_meant_is_one_sentence(tmp_path, text, message):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(UserError) as error:
         PARSER.parse_args(["distill", "--config", str(tmp_path / "r.yaml")])
-    assert said in str(error.value) and "\n" not in str(error.value), error.value
+    assert message in str(error.value) and "\n" not in str(error.value), error.value
 
 
 @pytest.mark.parametrize("place", ["students: {a: {q: ", "corpus: ", "teacher: ", "anything: "])
@@ -403,8 +405,8 @@ def test_sections_and_mappings_in_all_their_forms(tmp_path):
     ):
         training = PARSER.parse_args(["distill", *words]).distill.training
         assert (training.seed, training.compile, training.epochs) == (1000, "off", 3), words
-    found = PARSER.parse_args(["pretrain", "--model.hidden_size", "1k", "--model.num_hidden_layers=2"]).pretrain.model
-    assert found["hidden_size"] == 1000 and found["num_hidden_layers"] == 2 and found["num_attention_heads"] == 4
+    model = PARSER.parse_args(["pretrain", "--model.hidden_size", "1k", "--model.num_hidden_layers=2"]).pretrain.model
+    assert model["hidden_size"] == 1000 and model["num_hidden_layers"] == 2 and model["num_attention_heads"] == 4
     study = PARSER.parse_args(
         [
             "study",

@@ -141,12 +141,12 @@ def test_remembered_words_are_the_librarys_and_so_are_the_losses(tokenizers, nam
     whole = Encoder(backend, tokenizer.unk_token_id, ())
     whole.remembers = False
     for _ in range(2):
-        found, expected = encoder.encode(texts), whole.encode(texts)
-        assert [ids.tolist() for ids in found.ids] == [
+        actual, expected = encoder.encode(texts), whole.encode(texts)
+        assert [ids.tolist() for ids in actual.ids] == [
             e.ids for e in backend.encode_batch(texts, add_special_tokens=False)
         ]
-        assert (found.lost == expected.lost).all(), (texts, found.lost, expected.lost)
-        assert (found.lost.sum(1) <= [len(text) for text in texts]).all()
+        assert (actual.lost == expected.lost).all(), (texts, actual.lost, expected.lost)
+        assert (actual.lost.sum(1) <= [len(text) for text in texts]).all()
 
 
 def test_which_tokenizers_remember_words(tokenizers):
@@ -166,10 +166,10 @@ def test_which_tokenizers_remember_words(tokenizers):
 
 
 def lost(tokenizer, text):
-    found = Encoder(
+    encoded = Encoder(
         Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), tokenizer.unk_token_id, tokenizer.all_special_ids
     ).encode([text])
-    return {cause.name.lower(): int(n) for cause, n in zip(Loss, found.lost[0], strict=True) if n}
+    return {cause.name.lower(): int(n) for cause, n in zip(Loss, encoded.lost[0], strict=True) if n}
 
 
 def test_each_character_is_lost_to_the_cause_that_it_is_lost_to(tokenizers):
@@ -259,12 +259,12 @@ def test_characters_in_are_characters_tokenized_and_characters_lost(
             workers=1,
         )
         documents = [d.text for piece in split_inputs([str(folder / "in")]) for d in read(piece)]
-    found = manifest["characters"]
-    assert found.pop("read") == total + 120 == sum(found.values()) and min(found.values()) >= 0
-    assert list(found) == ["tokenized", *CAUSES]
+    counts = manifest["characters"]
+    assert counts.pop("read") == total + 120 == sum(counts.values()) and min(counts.values()) >= 0
+    assert list(counts) == ["tokenized", *CAUSES]
     outside = total + 120 - sum(map(len, documents))
     assert (
-        found["between_documents"] == outside + (sum(text.count("\n") for text in documents) if mode == "lines" else 0)
+        counts["between_documents"] == outside + (sum(text.count("\n") for text in documents) if mode == "lines" else 0)
         or mode == "lines"
     )
     if mode == "packed":
@@ -277,11 +277,11 @@ def test_characters_in_are_characters_tokenized_and_characters_lost(
             .encode(documents)
             .lost.sum(0)
         )
-        assert [found[cause.name.lower()] for cause in Loss if cause != Loss.REMOVED] == [
+        assert [counts[cause.name.lower()] for cause in Loss if cause != Loss.REMOVED] == [
             losses[cause] for cause in Loss if cause != Loss.REMOVED
         ]
         # White space that no token stands for is only in documents without any tokens.
-        assert losses[Loss.REMOVED] <= found["removed"] <= losses[Loss.REMOVED] + sum(map(len, documents))
+        assert losses[Loss.REMOVED] <= counts["removed"] <= losses[Loss.REMOVED] + sum(map(len, documents))
 
 
 def remarks(tokenizer, tmp_path, data, name="a.txt", **settings):
@@ -294,7 +294,7 @@ GOOD = "a b c d e g h i a b c d e g\n" * 15 + "\n"  # lines of 16 tokens, with [
 
 
 @pytest.mark.parametrize(
-    "name, bad, much, mode, said",
+    "name, bad, much, mode, message",
     [
         (
             "bert",
@@ -352,7 +352,7 @@ GOOD = "a b c d e g h i a b c d e g\n" * 15 + "\n"  # lines of 16 tokens, with [
     ],
 )
 def test_a_cause_that_takes_more_than_a_percent_is_said_once_and_a_trace_is_not(
-    tokenizers, tmp_path, name, bad, much, mode, said
+    tokenizers, tmp_path, name, bad, much, mode, message
 ):
     bad = bad if isinstance(bad, bytes) else bad.encode()
     [line] = [
@@ -360,7 +360,7 @@ def test_a_cause_that_takes_more_than_a_percent_is_said_once_and_a_trace_is_not(
         for line in remarks(tokenizers[name], tmp_path, GOOD.encode() * 3 + bad * much, mode=mode)
         if "do not know" not in line
     ][-1:]
-    assert re.search(said, line) and " % of " in line and "\n" not in line
+    assert re.search(message, line) and " % of " in line and "\n" not in line
     assert remarks(tokenizers[name], tmp_path, GOOD.encode() * 300 + bad, mode=mode) == []
 
 
@@ -382,7 +382,7 @@ def test_one_bad_file_of_many_is_said(tokenizers, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data, said",
+    "data, message",
     [
         (b"abc abc\rbad\rabc\rabc", "lone carriage returns do not count as line breaks"),
         (b"abc abc\fbad\fabc", "form feeds do not count as line breaks"),
@@ -391,8 +391,8 @@ def test_one_bad_file_of_many_is_said(tokenizers, tmp_path):
         (b'{"text": "abc"}\n{"text": "bad"}\n', "JSON objects are read as plain text"),
     ],
 )
-def test_what_makes_one_document_of_many_is_said(tokenizers, tmp_path, data, said):
-    assert any(re.search(said, line) for line in remarks(tokenizers["byte-level"], tmp_path, data))
+def test_what_makes_one_document_of_many_is_said(tokenizers, tmp_path, data, message):
+    assert any(re.search(message, line) for line in remarks(tokenizers["byte-level"], tmp_path, data))
 
 
 def test_plain_files_are_read_in_silence(tokenizers, tmp_path):
@@ -412,7 +412,7 @@ def test_empty_rows_and_empty_files_are_said(tokenizers, tmp_path):
     (tmp_path / "in" / "a.jsonl").write_text('{"text": null}\n{"text": NaN}\n{"text": ""}\n' + '{"text": "abc"}\n' * 7)
     (tmp_path / "in" / "b.txt").touch()
     (tmp_path / "in" / "c.txt.gz").write_bytes(gzip.compress(b""))
-    found = prepare(
+    manifest = prepare(
         [str(tmp_path / "in")],
         tokenizers["bert"],
         tmp_path / "out",
@@ -421,13 +421,13 @@ def test_empty_rows_and_empty_files_are_said(tokenizers, tmp_path):
         seed=0,
         workers=1,
     )
-    rows, files = found["remarks"]
+    rows, files = manifest["remarks"]
     assert (
         "30 % of the rows of" in rows
         and "contain no text" in rows
         and "b.txt: the file is empty (1 more like it)" in files
     )
-    assert found["found"]["empty"] == 3
+    assert manifest["found"]["empty"] == 3
 
 
 def test_a_corpus_without_a_token_is_answered_with_the_reason(tokenizers, tmp_path):

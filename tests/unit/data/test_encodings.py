@@ -100,7 +100,7 @@ def test_wide_text_is_named_with_the_command_that_converts_it(tmp_path, codec, n
 
 
 @pytest.mark.parametrize(
-    "name, data, said",
+    "name, data, message",
     [
         ("a.txt", gzip.compress(b"words", mtime=0), r"gzip; rename it to end in \.gz"),
         ("a.jsonl", b"\x28\xb5\x2f\xfd\0\0", r"zstandard; rename it to end in \.zst"),
@@ -111,9 +111,9 @@ def test_wide_text_is_named_with_the_command_that_converts_it(tmp_path, codec, n
         ("a.txt.gz", gzip.compress(b"\0\1" * 1000, mtime=0), r"supported files are \.txt, "),
     ],
 )
-def test_what_is_no_text_is_refused_whatever_it_is_called(tmp_path, name, data, said):
+def test_what_is_no_text_is_refused_whatever_it_is_called(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(UserError, match=rf"{name}: not text.*{said}"):
+    with pytest.raises(UserError, match=rf"{name}: not text.*{message}"):
         split_inputs([str(tmp_path / name)])
 
 

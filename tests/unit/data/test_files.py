@@ -94,13 +94,13 @@ def test_a_folder_or_file_that_may_not_be_read_is_named(corpus):
         os.chmod(parent, 0o755)
     if os.geteuid():
         pytest.skip("only root can become somebody else")
-    for path, said in (
+    for path, message in (
         (corpus / "sub", "cannot be read (Permission denied)"),
         (corpus / "sub" / "b.txt", "Permission denied"),
     ):
         path.chmod(0)
         done = subprocess.run([sys.executable, "-c", program], env=environment_of(), capture_output=True, text=True)
-        assert done.returncode and str(path) in done.stderr and said in done.stderr, done.stderr
+        assert done.returncode and str(path) in done.stderr and message in done.stderr, done.stderr
         path.chmod(0o755)
 
 
@@ -221,11 +221,11 @@ def test_a_named_pipe_and_a_redirected_file(tmp_path):
 
 
 def test_pipes_that_cannot_be_read_are_answered(tmp_path):
-    for given, said in (
+    for given, message in (
         ("/dev/fd/99", "/dev/fd/99: not open in this process, because a launcher's processes do not inherit pipes"),
         ("<(echo a,b)#body", "the data from the pipe is neither JSON lines nor csv or tsv with that column"),
     ):
-        assert said in through(b"", f"{sys.executable} -c '{READ}' {given}")[1]
+        assert message in through(b"", f"{sys.executable} -c '{READ}' {given}")[1]
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(tmp_path / "socket"))
     with pytest.raises(OSError):
@@ -235,14 +235,14 @@ def test_pipes_that_cannot_be_read_are_answered(tmp_path):
 
 def test_a_window_beyond_the_librarys_is_answered_and_a_pipe_is_the_remedy(tmp_path):
     text = b"".join(b"line %d of a long text\n" % i for i in range(2000))
-    made = (
+    compressed = (
         subprocess.run(["zstd", "-q", "--ultra", "-22", "--long=31", "-c"], input=text, capture_output=True)
         if which("zstd")
         else None
     )
-    if made is None or made.returncode:
+    if compressed is None or compressed.returncode:
         pytest.skip("needs zstd")
-    (tmp_path / "a.txt.zst").write_bytes(made.stdout)
+    (tmp_path / "a.txt.zst").write_bytes(compressed.stdout)
     with pytest.raises(
         UserError, match=r"a window of more than 128 MiB .*zstd -dc --long=31 .*a\.txt\.zst > NEW.*--corpus <\(zstd"
     ):
@@ -398,11 +398,12 @@ def test_an_interrupted_call_of_an_older_version_starts_over(tokenizer, tmp_path
 def test_files_of_a_folder_that_are_not_read_are_said(corpus, capsys, name):
     (corpus / name).write_bytes(b"much more than is in the other file")
     assert list(documents([str(corpus)])) == ["here"]
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        f"{corpus}: 1 of its files are not read (1 {Path(name).suffix or 'without a suffix'}), such as {name}; " in said
+        f"{corpus}: 1 of its files are not read (1 {Path(name).suffix or 'without a suffix'}), such as {name}; "
+        in stderr
     )
-    assert said.count("\n") == 1
+    assert stderr.count("\n") == 1
     split_inputs([str(corpus)])
     assert not capsys.readouterr().err, "once, however often it is looked at"
 

@@ -51,7 +51,7 @@ def measured(folder: Path, names: dict[str, str]) -> None:
         )
 
 
-def texts_of(folder: Path, *names: str) -> list[str]:
+def write_texts(folder: Path, *names: str) -> list[str]:
     return [str(write(folder / name, seed)) for seed, name in enumerate(names)]
 
 
@@ -70,8 +70,8 @@ def texts_of(folder: Path, *names: str) -> list[str]:
 )
 def test_a_text_is_called_as_its_file(tmp_path, files, names):
     folder = tmp_path / "sets"
-    found = heldout_names(texts_of(folder, *files), RECIPE, tmp_path / "none")
-    assert sorted(found) == names
+    heldout = heldout_names(write_texts(folder, *files), RECIPE, tmp_path / "none")
+    assert sorted(heldout) == names
 
 
 def test_columns_of_one_file_are_two_texts(tmp_path):
@@ -91,7 +91,7 @@ PATHS = st.lists(PARTS, min_size=1, max_size=3).map(lambda parts: "/".join(parts
 @given(paths=st.lists(PATHS, min_size=1, max_size=5, unique=True), data=st.data())
 def test_names_are_distinct_and_stay_whatever_the_order_and_the_company(paths, data):
     with tempfile.TemporaryDirectory() as scratch:
-        texts = texts_of(Path(scratch) / "texts", *paths)
+        texts = write_texts(Path(scratch) / "texts", *paths)
         run = Path(scratch) / "run"
         first = heldout_names(data.draw(st.permutations(texts)), RECIPE, run)
         assert sorted(first.values()) == sorted(texts), "one name a text, one text a name"
@@ -106,11 +106,11 @@ def test_names_are_distinct_and_stay_whatever_the_order_and_the_company(paths, d
 
 
 def test_a_text_that_was_moved_keeps_its_name_and_one_in_its_place_does_not_take_it(tmp_path):
-    [old] = texts_of(tmp_path, "one/news.txt")
+    [old] = write_texts(tmp_path, "one/news.txt")
     measured(tmp_path / "run", {"news": old})
     moved = str(shutil.move(old, tmp_path / "moved.txt"))
     assert heldout_names([moved], RECIPE, tmp_path / "run") == {"news": moved}
-    [other] = texts_of(tmp_path, "two/news.txt")
+    [other] = write_texts(tmp_path, "two/news.txt")
     write(Path(other), 5)
     assert heldout_names([other, moved], RECIPE, tmp_path / "run") == {"news": moved, "two_news": other}
 
@@ -119,7 +119,7 @@ def test_a_text_that_was_moved_keeps_its_name_and_one_in_its_place_does_not_take
 def prepared(tmp_path_factory):
     """A run that has begun, with the tokens of c.txt and of the held-out news.valid.txt."""
     folder = tmp_path_factory.mktemp("prepared")
-    texts_of(folder, "c.txt", "news.valid.txt", "news.test.txt")
+    write_texts(folder, "c.txt", "news.valid.txt", "news.test.txt")
     train_wordpiece([" ".join(WORDS)] * 3, 200, folder / "tokenizer")
     output = folder / "run"
     prepare_run_tokens([str(folder / "c.txt")], str(folder / "tokenizer"), RECIPE, output / "tokens", bound=output)
@@ -195,10 +195,10 @@ def test_a_held_out_text_that_was_changed_is_named(run, change):
 
 def test_data_of_before_fingerprints_goes_by_place_and_size(run):
     file = run / "run" / "tokens" / "manifest.json"
-    made = json.loads(file.read_text())
-    del made["content"]
+    manifest = json.loads(file.read_text())
+    del manifest["content"]
     file.write_text(
-        json.dumps(made | {"corpus": corpus_identity([str(run / "c.txt")], split_inputs([str(run / "c.txt")]))})
+        json.dumps(manifest | {"corpus": corpus_identity([str(run / "c.txt")], split_inputs([str(run / "c.txt")]))})
     )
     before = file.read_bytes()
     assert (again(run, run / "c.txt") / "manifest.json").read_bytes() == before
@@ -211,7 +211,7 @@ def test_of_a_large_corpus_the_ends_and_parts_between_are_read(tmp_path, monkeyp
     monkeypatch.setattr(content, "BLOCK", 1024)
     file = tmp_path / "large.txt"
     text = bytes(itertools.islice(itertools.cycle(b"some words of text \n"), 2**20))
-    found = set()
+    fingerprints = set()
     for changed in (
         text,
         b"X" + text[1:],
@@ -220,13 +220,13 @@ def test_of_a_large_corpus_the_ends_and_parts_between_are_read(tmp_path, monkeyp
         text[: 2**19] + b"X" * 32768 + text[2**19 + 32768 :],
     ):
         file.write_bytes(changed)
-        found.add(content_fingerprint(split_inputs([str(file)])))
-    assert len(found) == 5
+        fingerprints.add(content_fingerprint(split_inputs([str(file)])))
+    assert len(fingerprints) == 5
 
 
 def test_figures_stay_with_their_texts(tmp_path, capsys):
     """The texts are given again in another order, with fewer of them, and with one more."""
-    texts = texts_of(tmp_path, "c.txt", "news.valid.txt", "news.test.txt", "third.txt")
+    texts = write_texts(tmp_path, "c.txt", "news.valid.txt", "news.test.txt", "third.txt")
     tokenizer = train_wordpiece([" ".join(WORDS)] * 3, 200, tmp_path / "teacher")
     tiny_bert(layers=2, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "teacher")
 
@@ -264,5 +264,5 @@ def test_figures_stay_with_their_texts(tmp_path, capsys):
     first = figures(texts[1], texts[2])
     assert first.keys() == {"news.valid", "news.test"} and first["news.valid"] != first["news.test"]
     assert figures(texts[2], texts[1]) == first == figures(texts[2])
-    more = figures(texts[3], texts[1])
-    assert more == first | {"third": more["third"]}, "a run that is through is measured on what it had not been"
+    extended = figures(texts[3], texts[1])
+    assert extended == first | {"third": extended["third"]}, "a run that is through is measured on what it had not been"

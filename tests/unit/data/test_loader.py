@@ -27,10 +27,10 @@ def make_store(blocks=45, short=10, seed=0, sources=1):
     ids[::3, 7] = 3  # a separator inside: fewer maskable tokens in every third block
     sequences = list(ids)
     sequences[-1] = np.append(ids[-1, : short - 1], 3) if short < LENGTH else ids[-1]
-    return store_of([sequences[i::sources] for i in range(sources)])
+    return build_store([sequences[i::sources] for i in range(sources)])
 
 
-def store_of(sources):
+def build_store(sources):
     """Make a store with one shard per source; each source is a list of sequences."""
     folder = Path(tempfile.mkdtemp())
     special = np.isin(np.arange(VOCAB), SPECIAL)
@@ -210,9 +210,9 @@ def test_impossible_batches_are_refused_with_the_numbers():
 
 def test_prefetch_gives_the_same_steps_and_raises_here():
     batches = order(make_store())
-    made = list(batches.prefetch(3, 8))
-    assert [step for step, _, _ in made] == [3, 4, 5, 6, 7]
-    for step, micro, counts in made:
+    steps = list(batches.prefetch(3, 8))
+    assert [step for step, _, _ in steps] == [3, 4, 5, 6, 7]
+    for step, micro, counts in steps:
         assert counts == batches.counts(step)
         assert all(torch.equal(a.labels, b.labels) for a, b in zip(micro, batches.micro_batches(step), strict=True))
     iterator = batches.prefetch(0, 10**9)
@@ -262,7 +262,7 @@ def test_weights_say_how_often_an_epoch_sees_a_source():
 
 def ragged_store(count=2000):
     lengths = np.random.default_rng(0).integers(12, 33, count)
-    return store_of([[np.concatenate(([2], np.full(n - 2, 50), [3])) for n in lengths]])
+    return build_store([[np.concatenate(([2], np.full(n - 2, 50), [3])) for n in lengths]])
 
 
 def test_grouped_batches_waste_little_on_padding_and_are_the_same_for_every_rank():
@@ -278,8 +278,8 @@ def test_grouped_batches_waste_little_on_padding_and_are_the_same_for_every_rank
     assert lengths.sum() / (lengths.max(1) * 4).sum() > 0.97
     firsts = store.lengths(entries.reshape(-1, 16)[:, 0])
     assert (np.diff(firsts) < 0).any() and (np.diff(firsts) > 0).any()  # batches do not come sorted
-    mine, theirs = batches.micro_batches(3)[0], other.micro_batches(3)[0]
-    assert abs(mine.input_ids.shape[1] - theirs.input_ids.shape[1]) <= 1  # no rank waits for a longer one
+    first_batch, second_batch = batches.micro_batches(3)[0], other.micro_batches(3)[0]
+    assert abs(first_batch.input_ids.shape[1] - second_batch.input_ids.shape[1]) <= 1  # no rank waits for a longer one
     real, masked = batches.counts(3)
     every = [b for rank in (batches, other) for b in rank.micro_batches(3)]
     assert real == sum(int((b.input_ids != 0).sum()) for b in every) and masked == sum(
@@ -288,7 +288,7 @@ def test_grouped_batches_waste_little_on_padding_and_are_the_same_for_every_rank
 
 
 def test_documents_of_a_block_do_not_see_each_other():
-    store = store_of([[np.array([2, 10, 11, 3, 12, 13, 3]), np.array([2, 14, 3])]])
+    store = build_store([[np.array([2, 10, 11, 3, 12, 13, 3]), np.array([2, 14, 3])]])
     batch = next(heldout_batches(store, make_masker(store), 2, document_masking=True))
     sees = batch.attention_mask
     assert sees.shape == (2, 1, 7, 7) and sees.dtype == torch.bool
@@ -334,7 +334,7 @@ def test_a_flipped_bit_is_named_with_file_and_offset():
 
 
 def test_where_documents_start():
-    store = store_of([[np.array([2, 10, 11, 3, 12, 13, 3]), np.array([2, 14, 3])]])
+    store = build_store([[np.array([2, 10, 11, 3, 12, 13, 3]), np.array([2, 14, 3])]])
     starts = next(heldout_batches(store, make_masker(store), 2, document_masking=True)).cu_seqlens
     assert (
         starts.dtype == torch.int32 and starts.tolist() == [0, 4, 7, 10] + [14] * 60

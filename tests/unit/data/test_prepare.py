@@ -200,15 +200,15 @@ def test_lines_sequences_are_lines(tokenizer, tmp_path):
     manifest = run(
         tokenizer, tmp_path / "d", ["\n".join(lines)], mode="lines", sequence_length=64, heldout_fraction=0.0
     )
-    found = sequences(tmp_path / "d", "train")
+    rows = sequences(tmp_path / "d", "train")
     one = tokenizer("teacher", add_special_tokens=False)["input_ids"]
     assert len(one) == 1
     # 200 = 62 + 62 + 62 + 14. Three and nine words are too short, and one line has too many unknown words.
-    assert [len(ids) for ids in found] == [12, 32, 64, 64, 64, 64, 64, 16]
+    assert [len(ids) for ids in rows] == [12, 32, 64, 64, 64, 64, 64, 16]
     assert (
         manifest["found"]["sequences_too_short"] == 3 and manifest["found"]["sequences_unknown"] == 1
     )  # and the last word of 63
-    assert all(ids[0] == manifest["cls_id"] and ids[-1] == manifest["sep_id"] for ids in found)
+    assert all(ids[0] == manifest["cls_id"] and ids[-1] == manifest["sep_id"] for ids in rows)
 
 
 def test_what_was_found_is_counted(tokenizer, tmp_path, monkeypatch):
@@ -226,8 +226,8 @@ def test_what_was_found_is_counted(tokenizer, tmp_path, monkeypatch):
     manifest = prepare(
         [str(folder)], tokenizer, tmp_path / "d", sequence_length=16, heldout_fraction=0.1, seed=0, workers=1
     )
-    found = manifest["found"]
-    assert (found["empty"], found["duplicate"], found["bad_utf8"], found["cut"], found["short"]) == (3, 1, 1, 3, 3)
+    counts = manifest["found"]
+    assert (counts["empty"], counts["duplicate"], counts["bad_utf8"], counts["cut"], counts["short"]) == (3, 1, 1, 3, 3)
     assert sum(manifest["documents"].values()) == 1 + 3 + 1 + 2
     assert sum(source["documents"] for source in manifest["sources"]) == 7
     assert 0 < manifest["unknown_share"] < 0.5

@@ -26,7 +26,7 @@ def texts(path, data, findings=None):
 
 
 @pytest.mark.parametrize(
-    "name, data, said",
+    "name, data, message",
     [
         (
             "a.csv",
@@ -82,8 +82,8 @@ def texts(path, data, findings=None):
         ("a.json", '[\n  {"text": "one"}\n]\n', r"a JSON value that spans several lines.*jq -c '\.\[\]' "),
     ],
 )
-def test_what_is_no_row_of_text_is_named_with_its_place(tmp_path, name, data, said):
-    with pytest.raises(UserError, match=said) as error:
+def test_what_is_no_row_of_text_is_named_with_its_place(tmp_path, name, data, message):
+    with pytest.raises(UserError, match=message) as error:
         texts(tmp_path / name, data)
     assert "\n" not in str(error.value)
 
@@ -129,11 +129,11 @@ def test_what_a_csv_writer_writes_comes_back(tmp_path, rows, delimiter, ends, qu
     csv.writer(stream, delimiter=delimiter, quoting=quoting, lineterminator=ends).writerows([("id", "text"), *rows])
     findings = Findings()
     try:
-        found = texts(tmp_path / ("a.csv" if delimiter == "," else "a.tsv"), stream.getvalue(), findings)
+        actual = texts(tmp_path / ("a.csv" if delimiter == "," else "a.tsv"), stream.getvalue(), findings)
     except UserError as error:
         assert delimiter == "\t" and "continues over" in str(error)
         return
-    assert found == [text.strip() for _, text in rows]
+    assert actual == [text.strip() for _, text in rows]
     assert findings.characters["read"] == sum(len(text) for _, text in rows)
 
 
@@ -143,13 +143,13 @@ def test_what_a_csv_writer_writes_comes_back(tmp_path, rows, delimiter, ends, qu
 @given(data=st.text(st.sampled_from([*'ab,"\n\\'])).map(lambda text: f"id,text\n{text}"))
 def test_any_csv_is_read_whole_or_answered(tmp_path, data):
     try:
-        found = texts(tmp_path / "a.csv", data)
+        actual = texts(tmp_path / "a.csv", data)
     except UserError as error:
         assert "a.csv, " in str(error)
         return
     letters = sum(data.split("\n", 1)[1].count(letter) for letter in "ab")
     ids = [row[0] for row in list(csv.reader(io.StringIO(data, newline="")))[1:] if row]
-    assert sum(text.count(letter) for text in [*found, *ids] for letter in "ab") == letters
+    assert sum(text.count(letter) for text in [*actual, *ids] for letter in "ab") == letters
 
 
 def test_an_open_quote_that_another_closes_is_remarked_on(tmp_path):
@@ -217,8 +217,8 @@ def test_bytes_that_are_no_utf_8_are_marked_in_a_column_too(tmp_path):
     unchecked = pyarrow.Array.from_buffers(pyarrow.string(), len(data), data.buffers())
     for name, array in (("a", data), ("b", unchecked)):
         write_arrow(tmp_path / f"{name}.arrow", pyarrow.table({"text": array}))
-        found = [d for piece in split_inputs([str(tmp_path / f"{name}.arrow")]) for d in read(piece)]
-        assert [(d.text, d.bad_utf8) for d in found] == [("caf\ufffd au lait", True), ("fine", False)]
+        parsed = [d for piece in split_inputs([str(tmp_path / f"{name}.arrow")]) for d in read(piece)]
+        assert [(d.text, d.bad_utf8) for d in parsed] == [("caf\ufffd au lait", True), ("fine", False)]
 
 
 @pytest.mark.parametrize("data", [b'{"text": "caf\xe9"}\n', b'{"text": "caf\\ud83d"}\n'])

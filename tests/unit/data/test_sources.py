@@ -75,8 +75,8 @@ def test_pieces_of_a_large_file_hold_every_document_once_and_in_order(tmp_path, 
 
 def test_blank_lines_separate_documents_and_bad_utf8_is_marked(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\ntwo\n\n  \n\nthree \xff\r\n\r\nfour")
-    found = list(read(split_inputs([str(tmp_path / "a.txt")])[0]))
-    assert [(d.text, d.bad_utf8) for d in found] == [("one\ntwo", False), ("three \ufffd", True), ("four", False)]
+    parsed = list(read(split_inputs([str(tmp_path / "a.txt")])[0]))
+    assert [(d.text, d.bad_utf8) for d in parsed] == [("one\ntwo", False), ("three \ufffd", True), ("four", False)]
 
 
 def test_a_file_of_lines_without_blank_ones_is_cut_into_pieces_too(tmp_path, monkeypatch):
@@ -93,8 +93,8 @@ def test_a_file_of_lines_without_blank_ones_is_cut_into_pieces_too(tmp_path, mon
 
 def test_half_a_surrogate_pair_is_replaced_and_marked(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "cut emoji \\ud83d here"}\n{"text": "whole \\ud83d\\ude42"}\n')
-    found = list(read(split_inputs([str(tmp_path / "a.jsonl")])[0]))
-    assert [(d.text, d.bad_utf8) for d in found] == [("cut emoji \ufffd here", True), ("whole 🙂", False)]
+    parsed = list(read(split_inputs([str(tmp_path / "a.jsonl")])[0]))
+    assert [(d.text, d.bad_utf8) for d in parsed] == [("cut emoji \ufffd here", True), ("whole 🙂", False)]
 
 
 @pytest.mark.parametrize("name", ["a.txt.xz", "b.bin", "c.TXT"])
@@ -109,13 +109,13 @@ def test_a_huge_document_is_cut_between_words_and_loses_none(tmp_path, monkeypat
     words = [f"wörd{i}" for i in range(20_000)]
     for text in (" ".join(words), "\n".join(" ".join(words[i : i + 12]) for i in range(0, len(words), 12))):
         (tmp_path / "huge.txt").write_text(text)
-        found = list(read(split_inputs([str(tmp_path / "huge.txt")])[0]))
+        parsed = list(read(split_inputs([str(tmp_path / "huge.txt")])[0]))
         assert (
-            len(found) > 100
-            and all(len(d.text) <= 1000 and not d.bad_utf8 for d in found)
-            and all(d.cut for d in found[:-1])
+            len(parsed) > 100
+            and all(len(d.text) <= 1000 and not d.bad_utf8 for d in parsed)
+            and all(d.cut for d in parsed[:-1])
         )
-        assert " ".join(d.text for d in found).split() == words
+        assert " ".join(d.text for d in parsed).split() == words
 
 
 def test_folders_patterns_columns(tmp_path):
@@ -166,7 +166,7 @@ def test_damage_is_named_with_its_place(tmp_path):
     path.write_bytes(gzip.compress(b"words " * 1000)[:30])
     with pytest.raises(UserError, match="broken.txt.gz: cannot be read"):
         list(documents([str(path)]))
-    for name, data, said in (
+    for name, data, message in (
         ("a.jsonl", '{"text": "x"}\n{"text": ', "a.jsonl, line 2: not JSON"),
         ("b.jsonl", '{"body": "x"}\n', "no column 'text'; the columns are body"),
         ("f.jsonl", '[{"text": "x"}]\n', "f.jsonl, line 1: a JSON array; one JSON object per line"),
@@ -175,18 +175,18 @@ def test_damage_is_named_with_its_place(tmp_path):
         ("e.txt.zst", "no zstd", "e.txt.zst: cannot be read"),
     ):
         (tmp_path / name).write_text(data)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             list(documents([str(tmp_path / name)]))
 
 
 def test_the_column_tells_one_corpus_from_another(tmp_path):
     write(tmp_path / "data.jsonl", "jsonl")
     (tmp_path / "data.txt").write_text("text")
-    found = {}
+    identities = {}
     for column in ("text", "other"):
         inputs = [str(tmp_path / "data.jsonl"), str(tmp_path / "data.txt"), f"{tmp_path / 'data.jsonl'}#text"]
-        found[column] = [entry[2:] for entry in corpus_identity(inputs, split_inputs(inputs, column=column))]
-    assert found == {"text": [[], [], []], "other": [["other"], [], []]}
+        identities[column] = [entry[2:] for entry in corpus_identity(inputs, split_inputs(inputs, column=column))]
+    assert identities == {"text": [[], [], []], "other": [["other"], [], []]}
 
 
 def test_a_folder_is_read_with_its_links_and_without_what_is_hidden(tmp_path):

@@ -258,5 +258,5 @@ def test_long_runs_are_divided_into_parts_that_are_nearly_alike(lengths):
     )
     assert set(np.flatnonzero(starts)) <= set(first)
     for begin, length in zip(np.flatnonzero(starts), lengths, strict=True):
-        own = parts[(first >= begin) & (first < begin + length)]
-        assert own.sum() == length and own.max() - own.min() <= 1
+        run_parts = parts[(first >= begin) & (first < begin + length)]
+        assert run_parts.sum() == length and run_parts.max() - run_parts.min() <= 1

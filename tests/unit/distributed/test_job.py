@@ -47,13 +47,13 @@ def test_any_environment_is_understood_or_named(capsys, command, variables):
         assert command in job.MULTI_RANK_COMMANDS and is_first(), "a mistake is said by the process that finds it"
         assert any(name in str(error) for name in job.RANK_VARIABLES) and "\n" not in str(error)
         return
-    said, rank, world = capsys.readouterr().err, variables.get("RANK", ""), variables.get("WORLD_SIZE", "")
+    stderr, rank, world = capsys.readouterr().err, variables.get("RANK", ""), variables.get("WORLD_SIZE", "")
     if command not in job.MULTI_RANK_COMMANDS:
         assert not set(os.environ) & {*job.RANK_VARIABLES, *job.MPI_VARIABLES}
         assert works or any(name in variables for name in job.LAUNCHER_VARIABLES), (
             "only what a launcher started may leave the work to the first rank"
         )
-        assert not works or bool(said) == (rank not in ("", "0") or world not in ("", "1"))
+        assert not works or bool(stderr) == (rank not in ("", "0") or world not in ("", "1"))
     else:
         assert works and 0 <= int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) == job.world_size()
         assert os.environ["MASTER_ADDR"] and int(os.environ["LOCAL_RANK"]) >= 0
@@ -82,8 +82,12 @@ def test_any_environment_is_understood_or_named(capsys, command, variables):
 def test_what_describes_no_rank_ends_a_distillation_at_its_start(tmp_path, capsys, variables, words):
     put(variables)
     assert main(["distill", "--teacher", "T", "--corpus", "x", "--output", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith(f"ds-distill: {words}") and "env -u RANK -u WORLD_SIZE" in said[0]
+    messages = capsys.readouterr().err.splitlines()
+    assert (
+        len(messages) == 1
+        and messages[0].startswith(f"ds-distill: {words}")
+        and "env -u RANK -u WORLD_SIZE" in messages[0]
+    )
 
 
 def test_a_lone_process_of_a_pod_is_itself_without_a_word(capsys):
@@ -145,10 +149,10 @@ def test_a_wait_for_other_ranks_is_said(capsys):
     put({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
     with _report_long_wait(0.0):
         deadline = time.monotonic() + 60
-        said = ""
-        while not said and time.monotonic() < deadline:
-            said = capsys.readouterr().err
-    assert said.startswith("rank 0 of 2 is waiting for the other ranks at 10.0.0.1:29500")
+        stderr = ""
+        while not stderr and time.monotonic() < deadline:
+            stderr = capsys.readouterr().err
+    assert stderr.startswith("rank 0 of 2 is waiting for the other ranks at 10.0.0.1:29500")
     with _report_long_wait(3600):
         pass
     assert capsys.readouterr().err == ""

@@ -105,9 +105,9 @@ def test_each_format_runs_in_its_own_runtime_at_any_shape(exported, student, nam
         inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         inputs["attention_mask"][-1, shape[1] // 2 :] = 0  # masked tokens must not matter
         inputs["attention_mask"][0] = 1
-        mine, its = run(inputs)[0], torch_runner(source)(inputs)[0]
+        actual, expected = run(inputs)[0], torch_runner(source)(inputs)[0]
         real = inputs["attention_mask"] == 1
-        error = np.abs(mine - its)[real].max() / np.abs(its)[real].max()
+        error = np.abs(actual - expected)[real].max() / np.abs(expected)[real].max()
         assert error < (1e-5 if FORMATS[name].exact else 0.05)
         if not FORMATS[name].exact:
             assert error > 1e-5, "not quantized at all"
@@ -203,13 +203,13 @@ def test_a_number_is_exported_and_a_nan_is_no_agreement(student, tmp_path):
     row = export_formats(str(tmp_path), ["onnx"], tmp_path, text=[])["formats"]["onnx"]
     assert row["max_difference"] < 1e-4 and "agreement" not in row
     one = load_source(str(tmp_path))
-    found = compare(
+    comparison = compare(
         one,
         lambda inputs: [np.full((len(inputs["input_ids"]), 1), np.nan, np.float32)],
         text_batches(one, [], sequences=4),
         "nan",
     )
-    assert np.isnan(found["max_difference"])
+    assert np.isnan(comparison["max_difference"])
 
 
 def test_robertas_are_exported(tmp_path):
@@ -289,8 +289,10 @@ def test_the_score_is_the_tasks_own_and_squads_is_f1(student, classifier, tmp_pa
     first = context[
         : source.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][0][1]
     ]
-    asked = {"id": "1", "question": "Where?", "answers": [{"text": first, "answer_start": 0}]}
-    (tmp_path / "dev.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [asked]}]}]}))
+    question = {"id": "1", "question": "Where?", "answers": [{"text": first, "answer_start": 0}]}
+    (tmp_path / "dev.json").write_text(
+        json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [question]}]}]})
+    )
     summary = export_formats(str(tmp_path), ["onnx"], tmp_path, text=[], data=str(tmp_path / "dev.json"))
     row = summary["formats"]["onnx"]
     assert (
@@ -397,13 +399,13 @@ def test_of_no_clear_choice_there_is_no_share(classifier):
     source = load_source(str(classifier))
     source.model.classifier.weight.data *= 1e-3
     source.model.classifier.bias.data.zero_()
-    found = compare(source, torch_runner(source), text_batches(source, [], sequences=8), "same")
-    assert found["agreement"] == 1 and found["clear_positions"] == 0 and "clear_agreement" not in found
-    assert "agreement where clear" not in formats_table({"onnx": found})
+    comparison = compare(source, torch_runner(source), text_batches(source, [], sequences=8), "same")
+    assert comparison["agreement"] == 1 and comparison["clear_positions"] == 0 and "clear_agreement" not in comparison
+    assert "agreement where clear" not in formats_table({"onnx": comparison})
 
 
 @pytest.mark.parametrize(
-    "labels, said",
+    "labels, message",
     [
         ([0, -1], "label -1 of example 2: the model's labels are 0 to 2, for its classes"),
         ([4, 0], "label 4 of example 1"),
@@ -412,10 +414,10 @@ def test_of_no_clear_choice_there_is_no_share(classifier):
         (["good", "bad"], "label 'good' of example 1: not one of the model's labels"),
     ],
 )
-def test_labels_that_a_model_cannot_have_are_no_score(classifier, tmp_path, labels, said):
+def test_labels_that_a_model_cannot_have_are_no_score(classifier, tmp_path, labels, message):
     (tmp_path / "dev.jsonl").write_text("\n".join(json.dumps({"text": "a film", "label": label}) for label in labels))
     source = load_source(str(classifier))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         dev_score(source, torch_runner(source), tmp_path / "dev.jsonl", "score")
 
 

@@ -29,9 +29,9 @@ def test_sums_of_products_are_right_or_said_to_be_wrong(tmp_path, steps):
     write_onnx_int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", steps)
     x = np.ones((3, 64), np.float32)
     x[:, ::7] = -2
-    found, expected = OnnxRunner(tmp_path / "int8.onnx")({"x": x})[0], x.sum(axis=1, keepdims=True).repeat(8, axis=1)
-    right = np.allclose(found, expected, rtol=1e-4, atol=1e-3)
-    assert right == (steps == SAFE or full_range_unavailable_reason() is None), found[0, 0]
+    actual, expected = OnnxRunner(tmp_path / "int8.onnx")({"x": x})[0], x.sum(axis=1, keepdims=True).repeat(8, axis=1)
+    right = np.allclose(actual, expected, rtol=1e-4, atol=1e-3)
+    assert right == (steps == SAFE or full_range_unavailable_reason() is None), actual[0, 0]
 
 
 @settings(max_examples=50, deadline=None)
@@ -40,5 +40,5 @@ def test_codes_are_the_nearest(rows, columns, axis, scale, steps):
     weight = (np.random.default_rng(rows * 41 + columns).normal(size=(rows, columns)) * scale).astype(np.float32)
     codes, scales = quantize(weight, axis, steps)
     assert codes.dtype == np.int8 and scales.shape == (weight.shape[axis],) and np.abs(codes.astype(int)).max() <= steps
-    own = np.expand_dims(scales, 1 - axis)
-    assert (np.abs(codes * own - weight) <= own * 0.5001 + 1e-12).all()
+    expanded = np.expand_dims(scales, 1 - axis)
+    assert (np.abs(codes * expanded - weight) <= expanded * 0.5001 + 1e-12).all()

@@ -102,8 +102,8 @@ def test_no_file_names_a_folder_of_this_machine(student, exported):
         "site-packages",
     ]
     for file in exported.rglob("*"):
-        found = strings_in(file) if file.is_file() else b""
-        assert not [folder for folder in folders if folder.encode() in found], file
+        strings = strings_in(file) if file.is_file() else b""
+        assert not [folder for folder in folders if folder.encode() in strings], file
     assert json.loads((exported / "summary.json").read_text())["output"] == "."
 
 
@@ -151,9 +151,9 @@ def test_answers_keep_their_order_in_a_program(student, tmp_path):
     save_model_folder(model, source.tokenizer, tmp_path)
     export_formats(str(tmp_path), ["torch-export"], tmp_path, text=[])
     inputs = {"input_ids": torch.arange(12).view(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.int64)}
-    found, expected = torch.export.load(tmp_path / "torch" / "model.pt2").module()(**inputs), model(**inputs)
-    assert list(found) == ["start_logits", "end_logits"]
-    for name, value in found.items():
+    actual, expected = torch.export.load(tmp_path / "torch" / "model.pt2").module()(**inputs), model(**inputs)
+    assert list(actual) == ["start_logits", "end_logits"]
+    for name, value in actual.items():
         torch.testing.assert_close(value, expected[name])
 
 
@@ -212,13 +212,13 @@ def test_a_card_keeps_the_license(student, tmp_path):
 def test_an_encoder_is_what_its_config_says(classifier, tmp_path):
     """A classifier's encoder has neither its class nor its labels, by which servers choose, but keeps its pooler."""
     export_formats(str(classifier), ["onnx"], tmp_path, text=[], encoder=True)
-    said = json.loads((tmp_path / "config.json").read_text())
-    assert said["architectures"] == ["BertModel"] and not {"id2label", "label2id", "finetuning_task"} & said.keys()
-    found, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert isinstance(found, BertModel) and not info["missing_keys"] and not info["unexpected_keys"]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["BertModel"] and not {"id2label", "label2id", "finetuning_task"} & config.keys()
+    model, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(model, BertModel) and not info["missing_keys"] and not info["unexpected_keys"]
     inputs = AutoTokenizer.from_pretrained(tmp_path)("a text", return_tensors="pt")
     expected = BertForSequenceClassification.from_pretrained(classifier).bert(**inputs)
-    torch.testing.assert_close(found(**inputs).pooler_output, expected.pooler_output)
+    torch.testing.assert_close(model(**inputs).pooler_output, expected.pooler_output)
     run = FORMATS["onnx"].load(tmp_path / "onnx" / "model.onnx")(
         {name: value.numpy() for name, value in inputs.items()}
     )
@@ -241,8 +241,13 @@ def test_an_encoder_has_what_sentence_transformers_reads(student, tmp_path):
         "max_seq_length": 64,
         "do_lower_case": False,
     }
-    said = json.loads((tmp_path / "config.json").read_text())
-    assert (said["architectures"], said["hidden_size"], said["num_hidden_layers"], said["num_attention_heads"]) == (
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (
+        config["architectures"],
+        config["hidden_size"],
+        config["num_hidden_layers"],
+        config["num_attention_heads"],
+    ) == (
         ["DistilBertModel"],
         32,
         2,

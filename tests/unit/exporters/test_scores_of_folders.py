@@ -93,14 +93,14 @@ def change(source, target, what: str):
             "pad_token": "x",
         }
         (target / "tokenizer.json").write_text(json.dumps(state))
-        said = json.loads(file.read_text())  # its sides would take precedence
-        file.write_text(json.dumps({key: value for key, value in said.items() if not key.endswith("_side")}))
+        config = json.loads(file.read_text())  # its sides would take precedence
+        file.write_text(json.dumps({key: value for key, value in config.items() if not key.endswith("_side")}))
     else:
         file.write_text(json.dumps(json.loads(file.read_text()) | SETTINGS[what]))
     return target
 
 
-def rows_of(file):
+def read_rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -113,11 +113,11 @@ def piped(folder, task, rows, **how) -> tuple[list[str], np.ndarray]:
     ]
     names = [pipe.model.config.id2label[i] for i in range(pipe.model.config.num_labels)]
     every = [
-        {part["label"]: part["score"] for part in found}
-        for found in pipe(texts, truncation=True, top_k=None, function_to_apply="none", **how)
+        {part["label"]: part["score"] for part in answer}
+        for answer in pipe(texts, truncation=True, top_k=None, function_to_apply="none", **how)
     ]
-    return [max(found, key=found.get) for found in every], np.array(
-        [[found[name] for name in names] for found in every]
+    return [max(answer, key=answer.get) for answer in every], np.array(
+        [[answer[name] for name in names] for answer in every]
     )
 
 
@@ -144,34 +144,34 @@ def test_a_pipeline_of_the_saved_folder_scores_what_is_reported(
         trainer_module, "predict", lambda *given: outputs.setdefault(given[-1].split(", ")[-1], real(*given))
     )
     task, encoder = get_task(name), change(folders[family], tmp_path / "encoder", what)
-    found = runs.finetune(task, str(encoder), tmp_path / "out", points=[QUICK], seeds=[0], data=str(data / name))
+    summary = runs.finetune(task, str(encoder), tmp_path / "out", points=[QUICK], seeds=[0], data=str(data / name))
     assert set(outputs) == set(task.validation)
     for number, split in enumerate(task.validation):
-        rows = rows_of(data / name / f"{split}.jsonl")
-        labels, best = [row["label"] for row in rows], piped(found["export"], task, rows)
+        rows = read_rows(data / name / f"{split}.jsonl")
+        labels, best = [row["label"] for row in rows], piped(summary["export"], task, rows)
         assert np.abs(best[1] - np.stack(outputs[split])).max() < 1e-4
-        in_batches = piped(found["export"], task, rows, batch_size=7, padding=True)[1]
+        in_batches = piped(summary["export"], task, rows, batch_size=7, padding=True)[1]
         assert np.abs(best[1] - in_batches).max() < 1e-4, "what stands beside a text does not matter"
         prefix = "" if number == 0 else "mismatched_"
         if name == "stsb":
-            assert found["pearson"] == pytest.approx(pearsonr(best[1][:, 0], labels)[0], abs=1e-5)
-            assert found["metrics"]["spearman"] == pytest.approx(spearmanr(best[1][:, 0], labels)[0], abs=1e-3)
+            assert summary["pearson"] == pytest.approx(pearsonr(best[1][:, 0], labels)[0], abs=1e-5)
+            assert summary["metrics"]["spearman"] == pytest.approx(spearmanr(best[1][:, 0], labels)[0], abs=1e-3)
             continue
         predicted = [task.labels.index(label) for label in best[0]]
-        assert found["metrics"][f"{prefix}accuracy"] == np.mean(
+        assert summary["metrics"][f"{prefix}accuracy"] == np.mean(
             [a == b for a, b in zip(predicted, labels, strict=True)]
         )
         if name == "mrpc":
-            assert found["f1"] == pytest.approx(f1_score(labels, predicted))
+            assert summary["f1"] == pytest.approx(f1_score(labels, predicted))
     # An export of the folder gives the same score.
-    source = load_source(found["export"])
+    source = load_source(summary["export"])
     assert dev_score(source, torch_runner(source), data / name / f"{task.validation[0]}.jsonl", "dev") == {
-        found["metric"]: pytest.approx(found[found["metric"]], abs=1e-5)
+        summary["metric"]: pytest.approx(summary[summary["metric"]], abs=1e-5)
     }
-    assert found["settings"]["max_length"] == LENGTH and found["truncated"]["dev"] >= 6
+    assert summary["settings"]["max_length"] == LENGTH and summary["truncated"]["dev"] >= 6
     side = "left" if what in ("cut left", "in tokenizer.json") else "right"
     assert f"examples longer than {LENGTH} tokens are truncated on the {side}" in capsys.readouterr().err
-    saved = AutoTokenizer.from_pretrained(found["export"])
+    saved = AutoTokenizer.from_pretrained(summary["export"])
     assert saved.model_max_length == LENGTH and saved.padding_side == "right"
     assert ("token_type_ids" in saved("a", "b")) == (family == "bert"), "what the model takes"
 
@@ -192,9 +192,9 @@ def test_a_folder_from_elsewhere_is_read_as_its_tokenizer_says(folders, tmp_path
         model.save_pretrained(folder)
         best, numbers = piped(folder, get_task("imdb"), rows)
         source, outputs = load_source(str(folder)), []
-        found = dev_score(source, noted(torch_runner(source), outputs), tmp_path / "dev.jsonl", "dev")
+        score = dev_score(source, noted(torch_runner(source), outputs), tmp_path / "dev.jsonl", "dev")
         assert np.abs(np.concatenate([out[0] for out in outputs]) - numbers).max() < 1e-4
-        assert found["accuracy"] == np.mean(
+        assert score["accuracy"] == np.mean(
             [label == f"LABEL_{row['label']}" for label, row in zip(best, rows, strict=True)]
         )
 
@@ -214,12 +214,12 @@ def test_one_output_is_squashed_where_a_pipeline_does_that(folders, tmp_path):
         tokenizer.save_pretrained(folder)
         pipe = pipeline("text-classification", model=str(folder), device="cpu")
         scores = [
-            found["score"]
-            for found in pipe([{"text": row["sentence1"], "text_pair": row["sentence2"]} for row in rows])
+            answer["score"]
+            for answer in pipe([{"text": row["sentence1"], "text_pair": row["sentence2"]} for row in rows])
         ]
         source = load_source(str(folder))
-        found = dev_score(source, torch_runner(source), tmp_path / "dev.jsonl", "dev")["pearson"]
-        assert found == pytest.approx(pearsonr(scores, [row["label"] for row in rows])[0], abs=1e-5)
+        pearson = dev_score(source, torch_runner(source), tmp_path / "dev.jsonl", "dev")["pearson"]
+        assert pearson == pytest.approx(pearsonr(scores, [row["label"] for row in rows])[0], abs=1e-5)
 
 
 CASE = (
@@ -266,12 +266,12 @@ def test_labels_are_understood_in_every_order_case_and_form(classifier, tmp_path
     file.write_text("\n".join(json.dumps(texts | {"label": form(k)}) for k in gold))
     chosen = draw.draw(st.lists(st.integers(0, len(order) - 1), min_size=len(gold), max_size=len(gold)))
     outputs = iter(np.eye(len(order))[chosen])
-    found = dev_score(classifier, lambda inputs: [np.array([next(outputs) for _ in inputs["input_ids"]])], file, "dev")
-    said = [order[k] for k in chosen]  # a pipeline's answers, as classes of the task
+    score = dev_score(classifier, lambda inputs: [np.array([next(outputs) for _ in inputs["input_ids"]])], file, "dev")
+    predicted = [order[k] for k in chosen]  # a pipeline's answers, as classes of the task
     if known and task.name == "mrpc":
-        assert found == {"f1": pytest.approx(f1_score(gold, said)) if 1 in gold + said else None}
+        assert score == {"f1": pytest.approx(f1_score(gold, predicted)) if 1 in gold + predicted else None}
     else:
-        assert found == {"accuracy": np.mean([a == b for a, b in zip(gold, said, strict=True)])}
+        assert score == {"accuracy": np.mean([a == b for a, b in zip(gold, predicted, strict=True)])}
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -284,8 +284,8 @@ def test_labels_in_another_language_are_the_models_own(classifier, tmp_path, cap
         (tmp_path / "dev.jsonl").write_text(
             "\n".join(json.dumps(texts | {"label": label}, ensure_ascii=False) for label in labels)
         )
-        found = dev_score(classifier, lambda inputs: [np.eye(len(names))], tmp_path / "dev.jsonl", "dev")
-        assert found == {"accuracy": 1.0} and f"are not those of {name}" in capsys.readouterr().err
+        score = dev_score(classifier, lambda inputs: [np.eye(len(names))], tmp_path / "dev.jsonl", "dev")
+        assert score == {"accuracy": 1.0} and f"are not those of {name}" in capsys.readouterr().err
     (tmp_path / "dev.jsonl").write_text(json.dumps(texts | {"label": task.labels[0]}))
     with pytest.raises(UserError, match="not one of the model's labels"):
         dev_score(classifier, lambda inputs: [np.eye(len(names))], tmp_path / "dev.jsonl", "dev")
@@ -313,12 +313,12 @@ def test_answers_of_the_saved_folder_score_what_is_reported(folders, tmp_path, f
         (tmp_path / "squad_v2" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task, encoder = get_task("squad_v2"), change(folders[family], tmp_path / "encoder", what)
     point = FinetuneConfig(epochs=1, batch_size=16, max_length=48, learning_rate=3e-3, precision="fp32")
-    found = runs.finetune(
+    summary = runs.finetune(
         task, str(encoder), tmp_path / "out", points=[point], seeds=[0], data=str(tmp_path / "squad_v2")
     )
     tokenizer, model = (
-        AutoTokenizer.from_pretrained(found["export"]),
-        AutoModelForQuestionAnswering.from_pretrained(found["export"]).eval(),
+        AutoTokenizer.from_pretrained(summary["export"]),
+        AutoModelForQuestionAnswering.from_pretrained(summary["export"]).eval(),
     )
     assert (tokenizer.model_max_length, tokenizer.padding_side) == (48, "right")
     questions = questions_in(task, tmp_path / "squad_v2" / "validation.jsonl")
@@ -330,11 +330,11 @@ def test_answers_of_the_saved_folder_score_what_is_reported(folders, tmp_path, f
             starts.append(out.start_logits[0].numpy())
             ends.append(out.end_logits[0].numpy())
     expected = squad_scores(questions, postprocess_spans(questions, spans, starts, ends))
-    assert {**found["metrics"], "threshold": None} == {**expected, "threshold": None}
-    assert found["metrics"]["threshold"] == pytest.approx(expected["threshold"], abs=1e-3)
-    source = load_source(found["export"])
+    assert {**summary["metrics"], "threshold": None} == {**expected, "threshold": None}
+    assert summary["metrics"]["threshold"] == pytest.approx(expected["threshold"], abs=1e-3)
+    source = load_source(summary["export"])
     assert dev_score(source, torch_runner(source), tmp_path / "squad_v2" / "validation.jsonl", "dev") == {
-        "f1": found["f1"]
+        "f1": summary["f1"]
     }
 
 

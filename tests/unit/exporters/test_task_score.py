@@ -144,8 +144,8 @@ def test_columns_may_be_named(tmp_path):
     for wrong in ("dev.jsonl#", "dev.jsonl#a,b,c", "dev.jsonl#a,"):
         with pytest.raises(UserError, match="name one or two text columns after the #"):
             named_columns(str(tmp_path / wrong))
-    found = load_labeled_examples(tmp_path / "dev#1.jsonl", None, ["body", "title"])
-    assert found.texts == [["b"], ["t"]] and load_labeled_examples(
+    examples = load_labeled_examples(tmp_path / "dev#1.jsonl", None, ["body", "title"])
+    assert examples.texts == [["b"], ["t"]] and load_labeled_examples(
         tmp_path / "dev#1.jsonl", get_task("sst2"), ["title"]
     ).texts == [["t"]]
     with pytest.raises(UserError, match="no text in column boddy"):

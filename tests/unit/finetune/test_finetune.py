@@ -30,12 +30,12 @@ def test_scores_by_hand():
         np.array([1, 1, 1, 0, 0, 1]),
         logits([1, 1, 0, 0, 1, 1]),
     )  # 3 true positives, 1 false positive, 1 true negative, 1 false negative
-    found = scores(("accuracy", "f1", "matthews"), predicted, labels)
-    assert found["accuracy"] == pytest.approx(4 / 6) and found["f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
-    assert found["matthews"] == pytest.approx((3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2))
+    metrics = scores(("accuracy", "f1", "matthews"), predicted, labels)
+    assert metrics["accuracy"] == pytest.approx(4 / 6) and metrics["f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
+    assert metrics["matthews"] == pytest.approx((3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2))
     numbers = np.array([[1.0], [2.0], [3.0], [10.0]])
-    found = scores(("pearson", "spearman"), numbers, np.array([1.0, 2.0, 3.0, 4.0]))
-    assert found["spearman"] == pytest.approx(1.0) and found["pearson"] == pytest.approx(14 / math.sqrt(50 * 5))
+    metrics = scores(("pearson", "spearman"), numbers, np.array([1.0, 2.0, 3.0, 4.0]))
+    assert metrics["spearman"] == pytest.approx(1.0) and metrics["pearson"] == pytest.approx(14 / math.sqrt(50 * 5))
 
 
 def test_a_score_over_nothing_is_not_measured():
@@ -65,15 +65,15 @@ def test_a_score_over_nothing_is_not_measured():
 def test_scores_are_the_libraries(size, seed):
     g = np.random.default_rng(seed)
     labels, outputs = g.integers(0, 2, size), g.normal(size=(size, 2))
-    found = scores(("accuracy", "f1", "matthews"), outputs, labels)
+    metrics = scores(("accuracy", "f1", "matthews"), outputs, labels)
     predicted = outputs.argmax(1)
     one_class = len(set(labels)) == 1
-    assert found["matthews"] == (None if one_class else matthews_corrcoef(labels, predicted))
-    assert found["f1"] == (f1_score(labels, predicted) if 1 in labels or 1 in predicted else None)
-    assert found["accuracy"] == (predicted == labels).mean()
+    assert metrics["matthews"] == (None if one_class else matthews_corrcoef(labels, predicted))
+    assert metrics["f1"] == (f1_score(labels, predicted) if 1 in labels or 1 in predicted else None)
+    assert metrics["accuracy"] == (predicted == labels).mean()
     values, gold = g.normal(size=(size, 1)), g.normal(size=size)
-    found = scores(("pearson", "spearman"), values, gold)
-    assert found == {"pearson": pearsonr(values[:, 0], gold)[0], "spearman": spearmanr(values[:, 0], gold)[0]}
+    metrics = scores(("pearson", "spearman"), values, gold)
+    assert metrics == {"pearson": pearsonr(values[:, 0], gold)[0], "spearman": spearmanr(values[:, 0], gold)[0]}
 
 
 def test_squads_rules_by_hand():
@@ -166,8 +166,8 @@ def test_files_of_every_kind_say_the_same(tmp_path, kind, packed):
         rows[0]["sentence2"] = "it 's quoted"
     text = ROW[kind](rows).encode()
     (tmp_path / f"train.{kind}{'.gz' if packed else ''}").write_bytes(gzip.compress(text) if packed else text)
-    found = load_examples(get_task("rte"), "train", str(tmp_path))
-    assert found.texts == [["one, two", "ü"], [rows[0]["sentence2"], "b"]] and found.labels == [1, 0]
+    examples = load_examples(get_task("rte"), "train", str(tmp_path))
+    assert examples.texts == [["one, two", "ü"], [rows[0]["sentence2"], "b"]] and examples.labels == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_glues_own_layout(tmp_path, task, name, text, texts, labels):
         with pytest.raises(UserError, match=r"dev\.tsv, line 2: 4 columns"):
             read_examples(get_task(task), file)
         return
-    found = read_examples(get_task(task), file)
-    assert found.texts == texts and found.labels == labels
+    examples = read_examples(get_task(task), file)
+    assert examples.texts == texts and examples.labels == labels
 
 
 def test_squads_own_file_names(tmp_path):
@@ -273,7 +273,7 @@ def test_a_label_is_understood_however_it_is_written(tmp_path, task, label, numb
 def test_further_columns_change_nothing(tmp_path, task):
     task = get_task(task)
     rows = [{name: f"{name} {i}" for name in task.texts} | {"label": i % max(len(task.labels), 2)} for i in range(4)]
-    more = {
+    extra = {
         "id": "review-1-q",
         "source": "a page",
         "html": "<p>x</p>",
@@ -286,11 +286,11 @@ def test_further_columns_change_nothing(tmp_path, task):
         "tokens": ["a"],
         "other text": "words",
     }
-    more |= {name: "another text" for name in ("sentence1", "sentence2", "text") if name not in task.texts}
+    extra |= {name: "another text" for name in ("sentence1", "sentence2", "text") if name not in task.texts}
     for name, part in (
         ("plain", rows),
-        ("before", [more | row for row in rows]),
-        ("after", [row | more for row in rows]),
+        ("before", [extra | row for row in rows]),
+        ("after", [row | extra for row in rows]),
     ):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
     plain, *others = (read_examples(task, tmp_path / f"{name}.jsonl") for name in ("plain", "before", "after"))
@@ -315,10 +315,10 @@ def test_rows_on_which_nobody_agreed_are_left_out_and_counted(tmp_path, capsys):
         {"premise": "a", "hypothesis": "b", "label": "-"}
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = load_examples(get_task("mnli"), "train", str(tmp_path))
-    assert len(found) == 300 and found.left_out == {"rows without a label (-)": 1} and not capsys.readouterr().err, (
-        "a trace is counted only"
-    )
+    examples = load_examples(get_task("mnli"), "train", str(tmp_path))
+    assert (
+        len(examples) == 300 and examples.left_out == {"rows without a label (-)": 1} and not capsys.readouterr().err
+    ), "a trace is counted only"
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows[-50:] + rows[-1:] * 9)))
     assert load_examples(get_task("mnli"), "train", str(tmp_path)).left_out.total() == 10
     assert capsys.readouterr().err.count("10 rows without a label (-) are skipped") == 1

@@ -31,7 +31,7 @@ def write(folder, task, texts, labels=(0, 1)):
     return str(folder)
 
 
-def said_of(capsys) -> list[str]:
+def read_stderr(capsys) -> list[str]:
     return [
         line.split("\r")[-1]
         for line in capsys.readouterr().err.splitlines()
@@ -41,7 +41,7 @@ def said_of(capsys) -> list[str]:
 
 def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
     data = write(tmp_path / "data", get_task("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
-    found = runs.finetune(
+    summary = runs.finetune(
         get_task("sst2"),
         str(encoder),
         tmp_path / "a",
@@ -50,36 +50,36 @@ def test_what_is_cut_is_said_and_in_the_summary(encoder, tmp_path, capsys):
         data=data,
     )
     assert (
-        found["truncated"] == {"train": 5, "dev": 5}
-        and found["settings"]["max_length"] == 12
-        and found["unknown"] == {"train": 0, "dev": 0}
+        summary["truncated"] == {"train": 5, "dev": 5}
+        and summary["settings"]["max_length"] == 12
+        and summary["unknown"] == {"train": 0, "dev": 0}
     )
-    [line] = [line for line in said_of(capsys) if "truncated" in line]
+    [line] = [line for line in read_stderr(capsys) if "truncated" in line]
     assert line == (
         "sst2: examples longer than 12 tokens are truncated on the right: 5 of 40 (train), 5 of 40 (dev); the model "
         f"can read {POSITIONS} tokens (raise finetune.max_length)"
     )
     point = FinetuneConfig(max_length=1024, **QUICK)
-    found = runs.finetune(get_task("sst2"), str(encoder), tmp_path / "b", points=[point], seeds=[0], data=data)
-    said = said_of(capsys)
+    summary = runs.finetune(get_task("sst2"), str(encoder), tmp_path / "b", points=[point], seeds=[0], data=data)
+    messages = read_stderr(capsys)
     assert (
-        found["settings"]["max_length"]
+        summary["settings"]["max_length"]
         == POSITIONS
         == json.loads((tmp_path / "b/seed=0/model/config.json").read_text())["finetuning_length"]
     )
     assert (
         f"finetune.max_length = 1024: the model has only {POSITIONS} positions, so {POSITIONS} tokens of each "
-        "example are read" in said
+        "example are read" in messages
     )
     assert any(
         "truncated on the right: 5 of 40 (train), 5 of 40 (dev)" in line and "finetune.max_length" not in line
-        for line in said
+        for line in messages
     )
 
 
 def test_a_trace_is_counted_and_not_said(encoder, tmp_path, capsys):
     data = write(tmp_path / "data", get_task("sst2"), ["a small village " * 30] + ["a small village"] * 149)
-    found = runs.finetune(
+    summary = runs.finetune(
         get_task("sst2"),
         str(encoder),
         tmp_path / "a",
@@ -87,20 +87,20 @@ def test_a_trace_is_counted_and_not_said(encoder, tmp_path, capsys):
         seeds=[0],
         data=data,
     )
-    assert found["truncated"] == {"train": 1, "dev": 1} and not [
-        line for line in said_of(capsys) if "truncated" in line
+    assert summary["truncated"] == {"train": 1, "dev": 1} and not [
+        line for line in read_stderr(capsys) if "truncated" in line
     ]
 
 
 def test_text_that_the_vocabulary_does_not_hold_is_said(encoder, tmp_path, capsys):
     data = write(tmp_path / "data", get_task("sst2"), ["это село", "a small village"] * 20)
-    found = runs.finetune(
+    summary = runs.finetune(
         get_task("sst2"), str(encoder), tmp_path / "a", points=[FinetuneConfig(**QUICK)], seeds=[0], data=data
     )
-    assert found["unknown"]["dev"] >= 40
+    assert summary["unknown"]["dev"] >= 40
     assert [
         line
-        for line in said_of(capsys)
+        for line in read_stderr(capsys)
         if line.startswith("sst2: some tokens of the texts are unknown to the tokenizer ([UNK]): ")
     ]
 
@@ -112,9 +112,9 @@ def test_two_points_of_one_length_are_two_points(encoder, tmp_path):
     """
     data = write(tmp_path / "data", get_task("sst2"), ["a small village"] * 16)
     points = [FinetuneConfig(max_length=length, **QUICK) for length in (512, 1024)]
-    found = runs.finetune(get_task("sst2"), str(encoder), tmp_path / "a", points=points, seeds=[0, 1], data=data)
-    assert [run["seed"] for run in found["seeds"]] == [0, 1] and [
-        point["settings"]["max_length"] for point in found["grid"]
+    summary = runs.finetune(get_task("sst2"), str(encoder), tmp_path / "a", points=points, seeds=[0, 1], data=data)
+    assert [run["seed"] for run in summary["seeds"]] == [0, 1] and [
+        point["settings"]["max_length"] for point in summary["grid"]
     ] == [POSITIONS, POSITIONS]
 
 
@@ -123,13 +123,13 @@ def test_a_score_of_nothing_is_null_in_the_summary(encoder, tmp_path):
     data = write(
         tmp_path / "data", get_task("stsb"), ["a small village", "a village near the coast"] * 8, labels=(2.0,)
     )
-    found = runs.finetune(
+    summary = runs.finetune(
         get_task("stsb"), str(encoder), tmp_path / "a", points=[FinetuneConfig(**QUICK)], seeds=[0, 1], data=data
     )
     assert (
-        found["pearson"] is None
-        and found["metrics"] == {"pearson": None, "spearman": None}
-        and found["export"].endswith("seed=0/model")
+        summary["pearson"] is None
+        and summary["metrics"] == {"pearson": None, "spearman": None}
+        and summary["export"].endswith("seed=0/model")
     )
     assert json.loads((tmp_path / "a/seed=0/result.json").read_text())["metrics"] == {"pearson": None, "spearman": None}
 
@@ -149,7 +149,7 @@ def test_questions_whose_answer_no_span_holds_are_left_out_of_training(encoder, 
         )
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = runs.finetune(
+    summary = runs.finetune(
         task,
         str(encoder),
         tmp_path / "a",
@@ -158,11 +158,12 @@ def test_questions_whose_answer_no_span_holds_are_left_out_of_training(encoder, 
         data=str(tmp_path),
     )
     assert (
-        found["left_out"] == {"train": {"questions whose answer no part of the context holds": 3}}
-        and found["examples"]["dev"] == 12
+        summary["left_out"] == {"train": {"questions whose answer no part of the context holds": 3}}
+        and summary["examples"]["dev"] == 12
     )
-    assert "squad: 3 of 12 training questions whose answer no part of the context holds are not trained on" in said_of(
-        capsys
+    assert (
+        "squad: 3 of 12 training questions whose answer no part of the context holds are not trained on"
+        in read_stderr(capsys)
     )
 
 
@@ -193,20 +194,22 @@ def test_a_teacher_of_another_scale_is_said(capsys, scale, offset, noise, is_sai
         {"input_ids": []}, {"labels": labels.tolist()}, [np.array([score], np.float32) for score in scores]
     )
     log_scale_mismatch("--teacher T", train)
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        "--teacher T: its scores, " in said and "another scale than the labels, 0." in said and said.count("\n") == 1
+        "--teacher T: its scores, " in stderr
+        and "another scale than the labels, 0." in stderr
+        and stderr.count("\n") == 1
     ) == is_said
-    assert is_said or not said
+    assert is_said or not stderr
 
 
 def test_the_card_of_the_folder_says_what_stands_beside_its_score(encoder, tmp_path):
     data = write(tmp_path / "data", get_task("sst2"), ["a small village " * 30] * 5 + ["a small village"] * 35)
     point = FinetuneConfig(max_length=12, **QUICK)
-    found = runs.finetune(get_task("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
+    summary = runs.finetune(get_task("sst2"), str(encoder), tmp_path / "a", points=[point], seeds=[0], data=data)
     card = (tmp_path / "a/seed=0/model/README.md").read_text()
     assert "Not read: 5 examples truncated (train), 5 examples truncated (dev)." in card
-    assert f"{found['accuracy']:.3f}" in card and '"length": 12' in card
+    assert f"{summary['accuracy']:.3f}" in card and '"length": 12' in card
     data = write(tmp_path / "short", get_task("sst2"), ["a small village"] * 16)
     runs.finetune(
         get_task("sst2"), str(encoder), tmp_path / "b", points=[FinetuneConfig(**QUICK)], seeds=[0], data=data

@@ -77,12 +77,12 @@ def classifier(world, path, **config):
 
 
 def test_a_teachers_labels_are_put_in_the_tasks_order(world, tmp_path):
-    theirs = {0: "CONTRADICTION", 1: "neutral", 2: "Entailment"}
-    path = classifier(world, tmp_path / "t", id2label=theirs, label2id={name: i for i, name in theirs.items()})
+    labels = {0: "CONTRADICTION", 1: "neutral", 2: "Entailment"}
+    path = classifier(world, tmp_path / "t", id2label=labels, label2id={name: i for i, name in labels.items()})
     ids = torch.arange(5, 15).view(1, -1)
     plain = BertForSequenceClassification.from_pretrained(path).eval()(ids).logits
-    ours = load_for_task(path, get_task("mnli"), "teacher", tuned=True).eval()
-    assert torch.equal(ours(ids).logits, plain[:, [2, 1, 0]]) and ours.config.id2label[0] == "entailment"
+    model = load_for_task(path, get_task("mnli"), "teacher", tuned=True).eval()
+    assert torch.equal(model(ids).logits, plain[:, [2, 1, 0]]) and model.config.id2label[0] == "entailment"
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,11 @@ def test_each_model_gets_its_own_inputs(world):
     teacher, student = (load_for_task(str(world / name), task, "model", tuned=False) for name in ("bert", "distilbert"))
     assert get_input_names(teacher, INPUTS) == list(INPUTS) and get_input_names(student, INPUTS) == list(INPUTS[:2])
     row = sets.train[0]
-    found = predict(teacher, sets.train, collator, 8, "t")[0]
+    actual = predict(teacher, sets.train, collator, 8, "t")[0]
     with torch.no_grad():
         one = teacher.eval()(**{name: torch.tensor([row[name]]) for name in INPUTS}).logits[0].numpy()
         flat = teacher(**{name: torch.tensor([row[name]]) for name in INPUTS[:2]}).logits[0].numpy()
-    assert 1 in row["token_type_ids"] and abs(found - one).max() < 1e-6 < abs(flat - one).max() / 10
+    assert 1 in row["token_type_ids"] and abs(actual - one).max() < 1e-6 < abs(flat - one).max() / 10
 
 
 def test_a_model_with_one_token_type_is_given_none():
@@ -167,14 +167,14 @@ def test_a_model_with_one_token_type_is_given_none():
 
 
 def test_the_teachers_outputs_are_those_of_what_it_read(world, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("ds_distill.finetune.data.predict", lambda *given: asked.append(1) or predict(*given))
+    calls = []
+    monkeypatch.setattr("ds_distill.finetune.data.predict", lambda *given: calls.append(1) or predict(*given))
     task, tokenizer = get_task("rte"), load_tokenizer(world / "bert")
     data, collator = load_data(task, str(world / "rte")), Collator(tokenizer)
     teacher = load_for_task(str(world / "bert"), task, "model", tuned=False)
     short, long = (encode_sets(data, tokenizer, FinetuneConfig(max_length=length), 64).train for length in (8, 0))
     kept = [teacher_outputs(teacher, features, collator, 4, tmp_path) for features in (short, long, short)]
-    assert len(asked) == len(list(tmp_path.iterdir())) == 2, "once each"
+    assert len(calls) == len(list(tmp_path.iterdir())) == 2, "once each"
     (tmp_path / "new").touch()
     assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1, "as the umask gives it, for the group too"
     assert all(np.array_equal(a, b) for a, b in zip(kept[0], kept[2], strict=True))
@@ -197,15 +197,18 @@ def test_the_loss_is_the_weighted_sum(world, tmp_path):
     )
     batch = collator([sets.train[i] for i in range(6)])
     with torch.no_grad():
-        found = trainer.compute_loss(student, dict(batch))
-        mine = student(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
-        its = teacher(**{name: batch[name] for name in INPUTS}, output_hidden_states=True)
+        loss = trainer.compute_loss(student, dict(batch))
+        student_output = student(batch["input_ids"], batch["attention_mask"], output_hidden_states=True)
+        teacher_output = teacher(**{name: batch[name] for name in INPUTS}, output_hidden_states=True)
         expected = (
-            0.3 * torch.nn.functional.cross_entropy(mine.logits, batch["labels"])
-            + 0.6 * temperature_kl(mine.logits, its.logits, 3.0)
-            + 0.5 * hidden_cosine_loss(mine.hidden_states[-1], its.hidden_states[-1], batch["attention_mask"])
+            0.3 * torch.nn.functional.cross_entropy(student_output.logits, batch["labels"])
+            + 0.6 * temperature_kl(student_output.logits, teacher_output.logits, 3.0)
+            + 0.5
+            * hidden_cosine_loss(
+                student_output.hidden_states[-1], teacher_output.hidden_states[-1], batch["attention_mask"]
+            )
         )
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_order_is_by_seed_and_epoch_and_batches_are_of_like_length():
@@ -247,10 +250,10 @@ def test_a_run_that_is_broken_off_ends_as_if_it_had_not_been(world, tmp_path, mo
         patch.setattr(
             trainer_module._Bar,
             "on_step_end",
-            lambda self, args, state, control, **more: (
+            lambda self, args, state, control, **kwargs: (
                 (_ for _ in ()).throw(KeyboardInterrupt)
                 if state.global_step == 14
-                else step(self, args, state, control, **more)
+                else step(self, args, state, control, **kwargs)
             ),
         )
         with pytest.raises(KeyboardInterrupt):
@@ -293,16 +296,18 @@ def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
     monkeypatch.setattr(
         runs,
         "FinetuneTrainer",
-        lambda **more: read.append((len(more["train_dataset"]), max(more["train_dataset"].lengths))) or real(**more),
+        lambda **kwargs: (
+            read.append((len(kwargs["train_dataset"]), max(kwargs["train_dataset"].lengths))) or real(**kwargs)
+        ),
     )
     points = [
         FinetuneConfig(epochs=1, batch_size=8, max_length=length, max_train_samples=most, precision="fp32")
         for length, most in ((8, 16), (0, 0))
     ]
-    found = runs.finetune(
+    summary = runs.finetune(
         get_task("rte"), str(world / "distilbert"), tmp_path / "grid", points=points, seeds=[0], data=str(world / "rte")
     )
-    assert read[0] == (16, 8) and read[1][0] == 40 and read[1][1] > 8 and len(found["grid"]) == 2
+    assert read[0] == (16, 8) and read[1][0] == 40 and read[1][1] > 8 and len(summary["grid"]) == 2
     saved = [json.loads(file.read_text()) for file in (tmp_path / "grid").glob("*/model/tokenizer.json")]
     assert [tokenizer["truncation"] for tokenizer in saved] == [None, None], (
         "how long an example was is the run's, not the tokenizer's"
@@ -312,19 +317,19 @@ def test_a_grid_over_what_is_read_reads_it_so(world, tmp_path, monkeypatch):
 def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch):
     seen, real = [], trainer_module.FinetuneTrainer
 
-    def note(model, **more):
+    def note(model, **kwargs):
         block = model.bert.encoder.layer[0]
         seen.append((block.output.dropout.p, block.attention.self.dropout.p, model.config._attn_implementation))
-        return real(model=model, **more)
+        return real(model=model, **kwargs)
 
     monkeypatch.setattr(runs, "FinetuneTrainer", note)
     settings = [("own", -1.0, "fp32"), ("none", 0.0, "bf16"), ("much", 0.3, "fp32")]
     for name, dropout, precision in settings:
         point = FinetuneConfig(epochs=1, batch_size=20, max_train_samples=20, dropout=dropout, precision=precision)
-        found = runs.finetune(
+        summary = runs.finetune(
             get_task("rte"), str(world / "bert"), tmp_path / name, points=[point], seeds=[0], data=str(world / "rte")
         )
-        assert found["examples"] == {"train": 20, "dev": 40}
+        assert summary["examples"] == {"train": 20, "dev": 40}
     assert [dropouts for *dropouts, _ in seen] == [[0.1, 0.1], [0.0, 0.0], [0.3, 0.3]]
     if not torch.cuda.is_available():
         assert [attention for *_, attention in seen] == ["sdpa", "eager", "sdpa"]
@@ -342,8 +347,8 @@ def test_a_run_drops_and_attends_as_it_was_asked_to(world, tmp_path, monkeypatch
 def test_dropout_is_before_the_head_too(world, name, task, head):
     for dropout in (-1.0, 0.3):
         model = load_for_task(str(world / name), get_task(task), "model", tuned=False, dropout=dropout)
-        own = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
-        assert hasattr(model, head) and (own == {0.3} if dropout > 0 else own != {0.3})
+        rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert hasattr(model, head) and (rates == {0.3} if dropout > 0 else rates != {0.3})
 
 
 def test_the_first_examples_of_a_set_in_order_are_refused(world, tmp_path):
@@ -437,9 +442,9 @@ def test_a_head_is_put_in_order_whatever_its_labels_look_like(world, tmp_path, n
     )
     ids = torch.arange(5, 15).view(1, -1)
     plain = BertForSequenceClassification.from_pretrained(path).eval()(ids).logits
-    ours = load_for_task(path, get_task(task), "teacher", tuned=True).eval()
-    assert torch.allclose(ours(ids).logits, plain[:, order], atol=1e-7, rtol=0) and list(
-        ours.config.id2label.values()
+    model = load_for_task(path, get_task(task), "teacher", tuned=True).eval()
+    assert torch.allclose(model(ids).logits, plain[:, order], atol=1e-7, rtol=0) and list(
+        model.config.id2label.values()
     ) == list(get_task(task).labels)
 
 

@@ -78,12 +78,12 @@ def test_compiled_blocks_compute_what_the_models_own_do():
     needs_compile()
     none, padding, documents, real = masks()
     ids = torch.randint(5, 61, (3, 24), generator=torch.Generator().manual_seed(0))
-    for own in students(0.0):
-        compiled = copy.deepcopy(own)
+    for reference in students(0.0):
+        compiled = copy.deepcopy(reference)
         compile_layers(compiled, CPU)
         for mask in (none, padding, documents[:, None]):
             outputs = []
-            for model in (own, compiled):
+            for model in (reference, compiled):
                 model.zero_grad()
                 hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
                 (hidden[real].sin().sum()).backward()
@@ -91,9 +91,9 @@ def test_compiled_blocks_compute_what_the_models_own_do():
                     [hidden[real].detach(), *(p.grad for p in model.base_model.parameters() if p.grad is not None)]
                 )
             assert len(outputs[0]) == len(outputs[1]) > 20
-            for expected, found in zip(*outputs, strict=True):
-                torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)  # softmax in float32
-        assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in own.named_parameters()]
+            for expected, actual in zip(*outputs, strict=True):
+                torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-7)  # softmax in float32
+        assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in reference.named_parameters()]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -145,10 +145,12 @@ def test_bf16_is_no_further_from_fp32_than_the_models_own_attention():
         BertConfig(**shape, max_position_embeddings=64, initializer_range=0.3)
     ).eval()  # sharp attention
     ids = torch.randint(5, 61, (4, 64))
-    compiled, own = copy.deepcopy(bert).bfloat16(), copy.deepcopy(bert).bfloat16()
+    compiled, reference = copy.deepcopy(bert).bfloat16(), copy.deepcopy(bert).bfloat16()
     compile_layers(compiled, CPU)
     with torch.no_grad():
-        exact, there, here = (m.base_model(input_ids=ids).last_hidden_state.float() for m in (bert, own, compiled))
+        exact, there, here = (
+            m.base_model(input_ids=ids).last_hidden_state.float() for m in (bert, reference, compiled)
+        )
     assert (here - exact).norm() < 1.25 * (there - exact).norm()
 
 

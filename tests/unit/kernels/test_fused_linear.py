@@ -143,9 +143,15 @@ def test_columns_that_are_no_tokens(passes, options, monkeypatch):
 
 def test_triton_compiles_for_a_gpu():
     pytest.importorskip("triton")
-    own = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | {
+        "PYTHONPATH": str(ROOT)
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.kernels.triton_worker"], capture_output=True, text=True, env=own, cwd=ROOT
+        [sys.executable, "-m", "tests.unit.kernels.triton_worker"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
     )
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 12, done.stderr[-2000:]
 
@@ -200,20 +206,20 @@ def test_padding_may_hold_anything():
     expected = run(tensors, labels, mask)
     tensors[0][~mask] = 1e30
     tensors[3][~mask] = 1e30
-    found = run(tensors, labels, mask)
-    assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-6)
-    for mine, theirs in zip(found[3], expected[3], strict=True):
-        assert relative(mine, theirs) <= 1e-6
+    actual = run(tensors, labels, mask)
+    assert float(actual[0]) == pytest.approx(float(expected[0]), rel=1e-6)
+    for gradient, reference in zip(actual[3], expected[3], strict=True):
+        assert relative(gradient, reference) <= 1e-6
 
 
 def test_no_gradient_is_computed_without_need(monkeypatch):
     tensors, labels, mask = problem(12, 31, 8, 8)
-    asked, own = [], fused_linear._weight_gradient
-    monkeypatch.setattr(fused_linear, "_weight_gradient", lambda *given: asked.append(given) or own(*given))
+    calls, original = [], fused_linear._weight_gradient
+    monkeypatch.setattr(fused_linear, "_weight_gradient", lambda *given: calls.append(given) or original(*given))
     with torch.no_grad():
         loss, _, _ = fused_linear_distillation_loss(*tensors, labels, temperature=2.0, kl_weight=1.0, mlm_weight=1.0)
-    assert not loss.requires_grad and not asked
-    assert float(run(tensors, labels, None, a=1.0, b=1.0)[0]) == float(loss) and asked
+    assert not loss.requires_grad and not calls
+    assert float(run(tensors, labels, None, a=1.0, b=1.0)[0]) == float(loss) and calls
 
 
 def test_mistakes_are_named():

@@ -14,9 +14,16 @@ from ds_distill.kernels.row_losses_triton import BLOCK, WARPS, _kernel
 POINTERS = {"target_at": "*i64", "kl_mask_at": "*u8", "mlm_mask_at": "*u8"}
 NUMBERS = {"width": "i32", "z_row": "i32", "t_row": "i32", "slope_row": "i32", "temperature": "fp32"}
 
-for dtype, taught, wanted in itertools.product(("fp32", "bf16", "fp16"), (True, False), (True, False)):
+for dtype, has_teacher, wanted in itertools.product(("fp32", "bf16", "fp16"), (True, False), (True, False)):
     logits = dict.fromkeys(("z_at", "t_at", "slope_at"), f"*{dtype}")
-    flags = {"taught": taught, "masked": True, "biased": True, "t_biased": taught, "wanted": wanted, "block": BLOCK}
+    flags = {
+        "taught": has_teacher,
+        "masked": True,
+        "biased": True,
+        "t_biased": has_teacher,
+        "wanted": wanted,
+        "block": BLOCK,
+    }
     kinds = (
         dict.fromkeys((name for name in _kernel.arg_names if name.endswith("_at")), "*fp32")
         | logits
@@ -24,6 +31,6 @@ for dtype, taught, wanted in itertools.product(("fp32", "bf16", "fp16"), (True, 
         | NUMBERS
     )
     source = ASTSource(_kernel, kinds | dict.fromkeys(flags, "constexpr"), constexprs=flags)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS})
-    assert made.asm["cubin"]
-    print(dtype, taught, wanted)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": WARPS})
+    assert compiled.asm["cubin"]
+    print(dtype, has_teacher, wanted)

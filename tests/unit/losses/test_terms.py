@@ -91,9 +91,11 @@ def test_layers_within_are_summed_over_and_weighted():
     targets = teacher.targets(ids, mask, sites=objective.teacher_sites)
     loss, sums = objective(ids, mask, labels, counts, targets)
     with torch.no_grad():
-        ours = student(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        theirs = teacher.model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    expected = cosine_distance_sum(ours[1], theirs[1], mask) + cosine_distance_sum(ours[2], theirs[4], mask)
+        student_states = student(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        teacher_states = teacher.model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    expected = cosine_distance_sum(student_states[1], teacher_states[1], mask) + cosine_distance_sum(
+        student_states[2], teacher_states[4], mask
+    )
     assert sums[1].item() == pytest.approx(expected.item(), rel=1e-6)
     assert loss.item() == pytest.approx(2 * 7.0 * expected.item() / 50, rel=1e-6)
     assert objective.means(sums.tolist(), counts)["cosine"] == pytest.approx(expected.item() / 50, rel=1e-6)

@@ -58,8 +58,8 @@ def test_teacher_and_student_compute_what_the_mask_says(models):
         expected = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
         attention.use_varlen_attention(model)
         nonsense = torch.ones_like(mask)  # the mask must not be read
-        found = model.base_model(input_ids=ids, attention_mask=nonsense, cu_seq_lens_q=starts).last_hidden_state
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        actual = model.base_model(input_ids=ids, attention_mask=nonsense, cu_seq_lens_q=starts).last_hidden_state
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(
             expected, model.base_model(input_ids=ids, attention_mask=nonsense).last_hidden_state, atol=1e-3
         )

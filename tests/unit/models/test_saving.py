@@ -84,8 +84,8 @@ def byte_level() -> Tokenizer:
 
 
 def byte_level_of_roberta(**changes) -> RobertaTokenizer:
-    made = json.loads(byte_level().to_str())["model"]
-    return RobertaTokenizer(vocab=made["vocab"], merges=[tuple(pair) for pair in made["merges"]], **changes)
+    model = json.loads(byte_level().to_str())["model"]
+    return RobertaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], **changes)
 
 
 def unigram() -> XLMRobertaTokenizer:
@@ -169,23 +169,23 @@ def test_what_a_written_tokenizer_gives_its_model_takes(tmp_path, monkeypatch, m
     before = [tokenizer(text)["input_ids"] for text in TEXTS]
     save_model_folder(model, tokenizer, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    found = AutoTokenizer.from_pretrained("model")
-    assert [found(text)["input_ids"] for text in TEXTS] == before
+    reloaded = AutoTokenizer.from_pretrained("model")
+    assert [reloaded(text)["input_ids"] for text in TEXTS] == before
     positions = get_family(model).positions(model.config)
-    inputs = found("a text", "word", return_tensors="pt")
+    inputs = reloaded("a text", "word", return_tensors="pt")
     assert (
         set(inputs) <= set(inspect.signature(type(model).forward).parameters)
         and inputs["input_ids"].shape[1] <= positions
     )
     model(**inputs)
-    long = found("of text " * 100, truncation=True, return_tensors="pt")
-    assert long["input_ids"].shape[1] == positions == found.model_max_length, (
+    long = reloaded("of text " * 100, truncation=True, return_tensors="pt")
+    assert long["input_ids"].shape[1] == positions == reloaded.model_max_length, (
         "cut to the model's positions without being told"
     )
     torch.testing.assert_close(model(**long).logits, type(model).from_pretrained("model")(**long).logits)
-    ids = found(["a", "a small text"], padding=True)["attention_mask"]
+    ids = reloaded(["a", "a small text"], padding=True)["attention_mask"]
     assert ids[0][-1] == 0, "padding stands behind the text: before it, it would move the text to other positions"
-    assert found.truncation_side == tokenizer.truncation_side
+    assert reloaded.truncation_side == tokenizer.truncation_side
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -193,10 +193,10 @@ def test_transformers_4_reads_a_written_tokenizer_in_the_same_way(tmp_path, kind
     """The files have what its releases need and nothing that they cannot read (tried in 4.46.3 and 4.57.6)."""
     tokenizer = TOKENIZERS[kind]()
     save_tokenizer(tokenizer, tmp_path)
-    said = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert said["tokenizer_class"] in (*SHARED_CLASSES, READS_JSON_ONLY)
-    assert isinstance(said.get("extra_special_tokens", {}), dict), "a list is an AttributeError there"
-    assert said.get("additional_special_tokens", []) == (["[ONE]", "[TWO]"] if kind == "extra tokens" else [])
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["tokenizer_class"] in (*SHARED_CLASSES, READS_JSON_ONLY)
+    assert isinstance(config.get("extra_special_tokens", {}), dict), "a list is an AttributeError there"
+    assert config.get("additional_special_tokens", []) == (["[ONE]", "[TWO]"] if kind == "extra tokens" else [])
     for key in (
         "model_input_names",
         "padding_side",
@@ -204,11 +204,11 @@ def test_transformers_4_reads_a_written_tokenizer_in_the_same_way(tmp_path, kind
         "clean_up_tokenization_spaces",
         "model_max_length",
     ):
-        assert key in said, "its default is another one there"
-    assert said["clean_up_tokenization_spaces"] is (kind == "cleaning up")
-    if said["tokenizer_class"] == "BertTokenizer":
+        assert key in config, "its default is another one there"
+    assert config["clean_up_tokenization_spaces"] is (kind == "cleaning up")
+    if config["tokenizer_class"] == "BertTokenizer":
         normalizer = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["normalizer"]
-        assert (said["do_lower_case"], said["strip_accents"], said["tokenize_chinese_chars"]) == (
+        assert (config["do_lower_case"], config["strip_accents"], config["tokenize_chinese_chars"]) == (
             normalizer["lowercase"],
             normalizer["strip_accents"],
             normalizer["handle_chinese_chars"],
@@ -281,9 +281,9 @@ def test_a_distilbert_tells_its_sizes_by_their_common_names_too(tmp_path):
     """Servers read the sizes from config.json and do not know `dim`."""
     tokenizer = wordpiece()
     save_model_folder(distilbert(len(tokenizer)), tokenizer, tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((tmp_path / "config.json").read_text())
     assert [
-        said[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "dim", "n_layers", "n_heads")
+        config[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "dim", "n_layers", "n_heads")
     ] == [32, 2, 2] * 2
     model = load_masked_lm(str(tmp_path))
     assert model.config.dim == 32 and build_student(model, num_layers=1).config.n_layers == 1
@@ -334,8 +334,8 @@ def test_an_untied_decoder_is_exported_as_it_is(tmp_path):
         tmp_path / "out",
         MADE_WITH,
     )
-    found = load_masked_lm(str(tmp_path / "out"))
-    assert not torch.equal(found.get_output_embeddings().weight, found.get_input_embeddings().weight)
+    reloaded = load_masked_lm(str(tmp_path / "out"))
+    assert not torch.equal(reloaded.get_output_embeddings().weight, reloaded.get_input_embeddings().weight)
 
 
 @pytest.fixture(scope="module")
@@ -354,13 +354,13 @@ def added(tmp_path_factory):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(added, tmp_path):
-    said = (
+    message = (
         r"--model .*: its tokenizer has \d+ tokens, the model \d+: anewword were added; "
         "call model.resize_token_embeddings"
     )
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_source(str(added))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         runs.finetune(
             get_task("sst2"),
             str(added),
@@ -399,16 +399,18 @@ def test_a_fine_tuned_folder_is_as_complete(added, tmp_path, monkeypatch):
         seeds=[0],
         data=str(added / "data"),
     )
-    made = tmp_path / "out" / "seed=0" / "model"
-    assert summary["export"] == str(made)
-    assert {file.stat().st_mode & 0o777 for file in made.iterdir()} == {(made / "config.json").stat().st_mode & 0o777}
-    assert str(tmp_path) not in strings_in(made) and "local_files_only" not in strings_in(made)
-    card = (made / "README.md").read_text()
+    model_folder = tmp_path / "out" / "seed=0" / "model"
+    assert summary["export"] == str(model_folder)
+    assert {file.stat().st_mode & 0o777 for file in model_folder.iterdir()} == {
+        (model_folder / "config.json").stat().st_mode & 0o777
+    }
+    assert str(tmp_path) not in strings_in(model_folder) and "local_files_only" not in strings_in(model_folder)
+    card = (model_folder / "README.md").read_text()
     assert (
         card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n")
         and "accuracy" in card
     )
-    monkeypatch.chdir(made)
+    monkeypatch.chdir(model_folder)
     assert pipeline("text-classification", ".")("of text " * 100, truncation=True)[0]["label"] in (
         "negative",
         "positive",

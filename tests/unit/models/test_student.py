@@ -53,17 +53,17 @@ def test_identity_copy_reproduces_the_teacher(make, mask):
     teacher = make(4)
     student = build_student(teacher, init_layers=[0, 1, 2, 3]).eval()
     with torch.no_grad():
-        expected, found = teacher(tokens(), attention_mask=mask).logits, student(tokens(), attention_mask=mask).logits
+        expected, actual = teacher(tokens(), attention_mask=mask).logits, student(tokens(), attention_mask=mask).logits
     real = slice(None) if mask is None else mask
-    assert (found - expected)[real].abs().max() <= 1e-5 * expected.abs().max()
+    assert (actual - expected)[real].abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_layers_come_from_the_map():
     teacher = tiny_bert(4)
     student = build_student(teacher, init_layers=[3, 1])
-    for ours, layer in zip(student.distilbert.transformer.layer, (3, 1), strict=True):
-        assert torch.equal(ours.attention.k_lin.weight, teacher.bert.encoder.layer[layer].attention.self.key.weight)
-        assert torch.equal(ours.output_layer_norm.bias, teacher.bert.encoder.layer[layer].output.LayerNorm.bias)
+    for block, layer in zip(student.distilbert.transformer.layer, (3, 1), strict=True):
+        assert torch.equal(block.attention.k_lin.weight, teacher.bert.encoder.layer[layer].attention.self.key.weight)
+        assert torch.equal(block.output_layer_norm.bias, teacher.bert.encoder.layer[layer].output.LayerNorm.bias)
 
 
 def test_student_is_tied_fp32_and_its_own():
@@ -143,16 +143,17 @@ def test_a_roberta_student_keeps_what_roberta_has():
 def test_a_narrower_student_is_cut_from_its_teacher(make):
     teacher = make(4)
     student = build_student(teacher, hidden_size=16)
-    ours, theirs = get_family(student), get_family(teacher)
+    student_family, teacher_family = get_family(student), get_family(teacher)
     query_of = dict.fromkeys(("bert", "camembert", "roberta", "xlm-roberta"), "attention.self.query") | {
         "distilbert": "attention.q_lin"
     }
-    assert ours.dims(student.config)[:4] == (2, 2, 16, 24)
+    assert student_family.dims(student.config)[:4] == (2, 2, 16, 24)
     query, other = (
-        f.get_layers(m)[0].get_submodule(query_of[f.name]).weight for f, m in ((ours, student), (theirs, teacher))
+        f.get_layers(m)[0].get_submodule(query_of[f.name]).weight
+        for f, m in ((student_family, student), (teacher_family, teacher))
     )
     assert torch.equal(query, other[:16, :16])
-    decoder, other = (f.get_decoder(m) for f, m in ((ours, student), (theirs, teacher)))
+    decoder, other = (f.get_decoder(m) for f, m in ((student_family, student), (teacher_family, teacher)))
     assert torch.equal(decoder.weight, other.weight[:, :16]) and torch.equal(decoder.bias, other.bias)
     assert student(tokens()).logits.shape == (3, 12, 101)
     assert build_student(teacher, hidden_size=8, init_layers="random").num_parameters() < student.num_parameters()

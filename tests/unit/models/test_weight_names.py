@@ -28,14 +28,14 @@ WRAPPERS = {
         )
     ),
     "compiled, with BERT's first names": lambda name: (
-        "_orig_mod." + re.sub("LayerNorm.(weight|bias)", lambda found: LEGACY[found[0]], name)
+        "_orig_mod." + re.sub("LayerNorm.(weight|bias)", lambda match: LEGACY[match[0]], name)
     ),
 }
 
 
-def rename(file, change, **more) -> None:
+def rename(file, change, **extra) -> None:
     weights = {change(name): tensor for name, tensor in load_file(file).items()}
-    save_file(weights | more, file, metadata={"format": "pt"})
+    save_file(weights | extra, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("make", FAMILIES)
@@ -48,8 +48,8 @@ def test_wrapped_weights_are_read_and_saved_without_the_wrapper(tmp_path, make, 
     for _ in range(2):
         model = load_masked_lm(str(tmp_path))
     assert torch.equal(model(tokens()).logits, expected)
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("teacher =")]
-    assert len(said) == 1 and "names of its weights are read without" in said[0], "said once"
+    messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("teacher =")]
+    assert len(messages) == 1 and "names of its weights are read without" in messages[0], "said once"
     model.save_pretrained(tmp_path / "again")
     assert set(load_file(tmp_path / "again" / "model.safetensors")) == names
 

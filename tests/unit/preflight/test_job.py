@@ -72,8 +72,8 @@ def untie(teacher) -> None:
     change_config(teacher, tie_word_embeddings=False)
 
 
-def to_json(world, said) -> None:
-    (world / "d.json").write_text(json.dumps(said))
+def to_json(world, config) -> None:
+    (world / "d.json").write_text(json.dumps(config))
 
 
 ANY = {  # for any command that reads such a model: the change to it, and the message
@@ -184,8 +184,8 @@ def refused(capsys, words: str, *arguments) -> None:
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
-    said = [line for line in printed.err.splitlines() if line.startswith("ds-distill: ")]
-    assert len(said) == 1 and words in said[0] and "Traceback" not in printed.err, printed.err[-1500:]
+    messages = [line for line in printed.err.splitlines() if line.startswith("ds-distill: ")]
+    assert len(messages) == 1 and words in messages[0] and "Traceback" not in printed.err, printed.err[-1500:]
     assert not printed.out
 
 
@@ -222,8 +222,8 @@ def test_a_teacher_is_looked_at_before_its_corpus_is_prepared(world, capsys, wha
 @pytest.mark.promise("Every mistake that can be found before a corpus is prepared is reported before")
 @pytest.mark.parametrize("what", SETTINGS)
 def test_settings_are_looked_at_before_a_corpus_is_prepared(world, capsys, what):
-    arguments, said, words = SETTINGS[what]
-    to_json(world, said)
+    arguments, config, words = SETTINGS[what]
+    to_json(world, config)
     refused(capsys, words, "distill", "--teacher", world / "teacher", *common(world), *arguments)
     assert not (world / "out").exists()
 
@@ -267,28 +267,32 @@ def test_models_of_two_tokenizers_are_told_apart_before_a_corpus_is_prepared(sou
     assert not (world / "out").exists()
 
 
-@pytest.mark.parametrize("more", [["--training.micro_batch_size", "auto"], ["--training.encoder_learning_rate", "0"]])
-def test_settings_of_a_run_alone_are_no_mistake(world, capsys, more):
+@pytest.mark.parametrize(
+    "options", [["--training.micro_batch_size", "auto"], ["--training.encoder_learning_rate", "0"]]
+)
+def test_settings_of_a_run_alone_are_no_mistake(world, capsys, options):
     from ds_distill.preflight.job import check_engine, check_machine
 
-    recipe = check_command([str(word) for word in ["distill", "--teacher", world / "teacher", *common(world), *more]])
+    recipe = check_command(
+        [str(word) for word in ["distill", "--teacher", world / "teacher", *common(world), *options]]
+    )
     check_machine(recipe)
     check_engine(recipe)
 
 
 @pytest.mark.parametrize(
-    "more, words",
+    "options, words",
     [
         (["--training.seed", 5], "holds another run (training.seed was 0, is 5)"),
         (["--losses.kl", 1], "holds another run (losses.kl was 5.0, is 1.0)"),
         (["--training.resume", "never"], "holds this run already"),
     ],
 )
-def test_another_run_in_the_folder_is_told_before_a_corpus_is_prepared(world, capsys, more, words):
+def test_another_run_in_the_folder_is_told_before_a_corpus_is_prepared(world, capsys, options, words):
     recipe = check_command([str(word) for word in ["distill", "--teacher", world / "teacher", *common(world)]])
     (world / "out").mkdir()
     (world / "out" / "run.json").write_text(json.dumps(recipe.identity() | {"data": "…", "teacher": "…"}))
-    refused(capsys, words, "distill", "--teacher", world / "teacher", *common(world), *more)
+    refused(capsys, words, "distill", "--teacher", world / "teacher", *common(world), *options)
     assert [file.name for file in (world / "out").iterdir()] == ["run.json"]
 
 
@@ -301,9 +305,11 @@ def test_prepare_says_what_distill_will_not_take(world, capsys):
             shutil.rmtree(world / "teacher")
             train_wordpiece(TEXT, 200, world / "teacher")  # leaves a tokenizer alone in the folder
         assert main([str(word) for word in command]) == 0
-        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: teacher")]
+        messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: teacher")]
         assert (
-            len(said) == 1 and (words or "no config.json") in said[0] and "distill will refuse this teacher" in said[0]
+            len(messages) == 1
+            and (words or "no config.json") in messages[0]
+            and "distill will refuse this teacher" in messages[0]
         )
 
 
@@ -329,8 +335,8 @@ def test_a_vocabulary_that_lacks_a_line_is_said_even_where_it_fits(world, capsys
     only_vocab_txt(world / "teacher", lambda text: text.replace(b"[MASK]\n", b""))
     main([str(word) for word in ["evaluate", "--model", world / "teacher", *common(world)]])
     assert (
-        "warning: --model" in (said := capsys.readouterr().err)
-        and "vocab.txt lacks [MASK], which is counted as token" in said
+        "warning: --model" in (stderr := capsys.readouterr().err)
+        and "vocab.txt lacks [MASK], which is counted as token" in stderr
     )
 
 

@@ -145,9 +145,9 @@ def test_what_a_task_is_also_scored_by():
         {"f1": 0.6, "exact_match": 0.45, "threshold": 2.0},
         {"f1": 0.7, "exact_match": 0.5},
     ]
-    found = {"metric": "f1", "metrics": {"f1": 0.6, "exact_match": 0.45, "threshold": 1.5}, "seeds": runs}
+    summary = {"metric": "f1", "metrics": {"f1": 0.6, "exact_match": 0.45, "threshold": 1.5}, "seeds": runs}
     section = other_metrics_table(
-        [{"model": "a", "tasks": {"squad": found}}, {"model": "b", "tasks": {}}], ["sst2", "squad"]
+        [{"model": "a", "tasks": {"squad": summary}}, {"model": "b", "tasks": {}}], ["sst2", "squad"]
     )
     assert section.columns == {"model": "model", "squad exact_match": "squad (exact match)"}
     assert [row["squad exact_match"] for row in section.rows] == ["45.0 (40.0–50.0)", "not run", "81.2", "77.7", "79.1"]

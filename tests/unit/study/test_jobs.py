@@ -38,8 +38,8 @@ class Program(Step):
         return [sys.executable, "-c", HEAD + self.program + END, *self.command()]
 
 
-def step(folder: Path, what: str, program: str = "", **more) -> Program:
-    return Program(what, folder / what, ("word",), program=program, **more)
+def step(folder: Path, what: str, program: str = "", **options) -> Program:
+    return Program(what, folder / what, ("word",), program=program, **options)
 
 
 def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
@@ -69,11 +69,11 @@ def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch
     (tmp_path / "teacher").mkdir()
     summary = tmp_path / "teacher" / "summary.json"
     summary.write_text(json.dumps({"seeds": [0]}))
-    more = (
+    program = (
         "import json, pathlib, time; time.sleep(1); "
         f"pathlib.Path({str(summary)!r}).write_text(json.dumps({{'seeds': [0, 1]}}))"
     )
-    monkeypatch.setattr(Step, "started_as", lambda self: [sys.executable, "-c", more])
+    monkeypatch.setattr(Step, "started_as", lambda self: [sys.executable, "-c", program])
     teacher = Step("teacher", summary.parent, ("word",), seeds=2)
     enough = 'if len(json.loads((room / "teacher/summary.json").read_text())["seeds"]) < 2: sys.exit(4)'
     student = step(tmp_path, "student", enough, teacher=summary.parent)
@@ -83,12 +83,12 @@ def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch
 
 
 def test_a_model_is_looked_for_where_its_folder_is_now(tmp_path):
-    for name, made in (
+    for name, summary in (
         ("student", {"export": "runs/student/export"}),
         ("tuned", {"export": "runs/tuned/seed=1/model", "output": "runs/tuned"}),
     ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "summary.json").write_text(json.dumps(made))
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     words = Step(
         "tune", tmp_path / "out", ("finetune",), model=tmp_path / "student", teacher=tmp_path / "tuned"
     ).command()

@@ -222,7 +222,7 @@ finetune: {learning_rate: 1e-4, batch_size: 1e1, rte: {seeds: 3, precision: bf16
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         ("- a", "contains a list; it must contain keys"),
         ("", "contains nothing"),
@@ -233,10 +233,10 @@ finetune: {learning_rate: 1e-4, batch_size: 1e1, rte: {seeds: 3, precision: bf16
         ("größe: 1".encode("latin-1"), "base: .*: not UTF-8 text"),
     ],
 )
-def test_a_base_that_is_no_recipe_is_said(tmp_path, text, said):
+def test_a_base_that_is_no_recipe_is_said(tmp_path, text, message):
     base = tmp_path / "base.yaml"
     base.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         run_study(Study(str(base), "T", ["text.txt"], [], None, {"a": {}}, ["rte"]), tmp_path / "out", check_command)
     assert not (tmp_path / "out").exists()
 

@@ -37,22 +37,22 @@ def question(text: str | None, id: str = "q", ask: str = "what is it?") -> Quest
 
 
 def test_every_token_of_the_context_is_in_a_span_and_answers_are_found(tokenizer):
-    asked = [question("a small village near the coast"), question(None)]
-    spans = make_spans(asked, tokenizer, length=64, stride=16)
+    questions = [question("a small village near the coast"), question(None)]
+    spans = make_spans(questions, tokenizer, length=64, stride=16)
     assert len(spans.question) > 4 and max(map(len, spans.inputs["input_ids"])) <= 64
     first = [spans.offsets[row] for row, number in enumerate(spans.question) if number == 0]
     covered = {character for offsets in first for pair in offsets if pair for character in range(*pair)}
     assert all(i in covered for i, character in enumerate(CONTEXT) if not character.isspace())
-    text = asked[0].references[0]
-    found = 0
+    text = questions[0].references[0]
+    count = 0
     for row, number in enumerate(spans.question):
         start, end = spans.starts[row], spans.ends[row]
         if (start, end) == (0, 0):
             continue
         assert number == 0
         assert CONTEXT[spans.offsets[row][start][0] : spans.offsets[row][end][1]] == text
-        found += 1
-    assert found >= 1
+        count += 1
+    assert count >= 1
 
 
 def perfect(spans, noise=0.0):
@@ -66,56 +66,58 @@ def perfect(spans, noise=0.0):
 
 
 def test_a_perfect_model_scores_everything(tokenizer):
-    asked = [
+    questions = [
         question(CONTEXT[start : start + 25].strip().split(" ", 1)[1].rsplit(" ", 1)[0], str(start))
         for start in (0, 100, 300, 500)
     ]
-    asked = [Question(q.id, q.question, q.context, ((q.references[0], CONTEXT.index(q.references[0])),)) for q in asked]
-    spans = make_spans(asked, tokenizer, length=64, stride=16)
-    answers = postprocess_spans(asked, spans, *perfect(spans, 0.1))
-    assert [answer.text for answer in answers] == [q.references[0] for q in asked]
-    assert squad_scores(asked, answers) == {"f1": 1.0, "exact_match": 1.0}
+    questions = [
+        Question(q.id, q.question, q.context, ((q.references[0], CONTEXT.index(q.references[0])),)) for q in questions
+    ]
+    spans = make_spans(questions, tokenizer, length=64, stride=16)
+    answers = postprocess_spans(questions, spans, *perfect(spans, 0.1))
+    assert [answer.text for answer in answers] == [q.references[0] for q in questions]
+    assert squad_scores(questions, answers) == {"f1": 1.0, "exact_match": 1.0}
     assert all(
         len(answer.best) <= 20 and answer.best == sorted(answer.best, key=lambda pair: -pair[0]) for answer in answers
     )
 
 
 def test_nothing_is_answered_where_nothing_is_best(tokenizer):
-    asked = [question("near", "a"), question(None, "b")]
-    spans = make_spans(asked, tokenizer, length=64, stride=16)
-    answers = postprocess_spans(asked, spans, *perfect(spans, 0.1))
+    questions = [question("near", "a"), question(None, "b")]
+    spans = make_spans(questions, tokenizer, length=64, stride=16)
+    answers = postprocess_spans(questions, spans, *perfect(spans, 0.1))
     assert answers[0].null_odds < answers[1].null_odds
-    found = squad_scores(asked, answers)
-    assert found["f1"] == found["exact_match"] == 1.0 and found["has_answer_f1"] == found["no_answer_f1"] == 1.0
+    scores = squad_scores(questions, answers)
+    assert scores["f1"] == scores["exact_match"] == 1.0 and scores["has_answer_f1"] == scores["no_answer_f1"] == 1.0
 
 
 def test_an_answer_never_ends_before_it_starts_nor_outside_the_context(tokenizer):
-    asked = [question("the", "a")]
-    spans = make_spans(asked, tokenizer, length=64, stride=16)
+    questions = [question("the", "a")]
+    spans = make_spans(questions, tokenizer, length=64, stride=16)
     starts, ends = (
         [np.zeros(len(ids)) for ids in spans.inputs["input_ids"]],
         [np.zeros(len(ids)) for ids in spans.inputs["input_ids"]],
     )
     for start, end in zip(starts, ends, strict=True):
         start[-2], end[1] = 50, 50  # the last real token starts, a token of the question ends
-    [answer] = postprocess_spans(asked, spans, starts, ends)
+    [answer] = postprocess_spans(questions, spans, starts, ends)
     assert answer.best and all(text in CONTEXT and text for _, text in answer.best)
 
 
 def test_long_questions_are_cut_and_no_room_is_said(tokenizer):
-    asked = [question("near", ask="what is " * 90)]
-    spans = make_spans(asked, tokenizer, length=128, stride=16)
+    questions = [question("near", ask="what is " * 90)]
+    spans = make_spans(questions, tokenizer, length=128, stride=16)
     assert all(sum(pair is None for pair in offsets) <= 64 + 3 for offsets in spans.offsets) and any(
         start for start in spans.starts
     )
     assert {len(ids) for ids in spans.inputs["token_type_ids"]} == {len(ids) for ids in spans.inputs["input_ids"]}
     with pytest.raises(UserError, match="20 tokens leave no room"):
-        make_spans(asked, tokenizer, length=20)
+        make_spans(questions, tokenizer, length=20)
 
 
 def test_the_official_file_and_its_mistakes(tmp_path):
-    def write(answers, task="squad_v2", **more):
-        entry = {"id": "x1", "question": "Who?", "answers": answers} | more
+    def write(answers, task="squad_v2", **changes):
+        entry = {"id": "x1", "question": "Who?", "answers": answers} | changes
         article = {"title": "T", "paragraphs": [{"context": "Ann ran.", "qas": [entry]}]}
         (tmp_path / "train.json").write_text(json.dumps({"version": "2", "data": [article]}))
         return load_questions(get_task(task), "train", str(tmp_path))
@@ -126,7 +128,7 @@ def test_the_official_file_and_its_mistakes(tmp_path):
         UserError, match="'T', paragraph 1, question 'x1'.*'Ann' is not at character 4 .* which has 'ran' there"
     ):
         write([{"text": "Ann", "answer_start": 4}])
-    for answers, more, words in (
+    for answers, changes, words in (
         ([], {"task": "squad"}, "use --task squad_v2"),
         ([{"text": "Ann"}], {}, "'answer_start' is missing"),
         ([{"text": "Ann", "answer_start": "0"}], {}, "needs its text and the number of its first character"),
@@ -136,7 +138,7 @@ def test_the_official_file_and_its_mistakes(tmp_path):
         ([], {"question": None}, "the question or the context is not a string"),
     ):
         with pytest.raises(UserError, match=words):
-            write(answers, **more)
+            write(answers, **changes)
     for text in (
         "[]",
         "{",
@@ -175,11 +177,11 @@ def test_the_hubs_columns_are_read_too(tmp_path):
 @pytest.fixture(scope="module")
 def readers(tokenizer, tmp_path_factory):
     """One tokenizer of each kind."""
-    folder, found = tmp_path_factory.mktemp("readers"), {"wordpiece": tokenizer}
+    folder, tokenizers = tmp_path_factory.mktemp("readers"), {"wordpiece": tokenizer}
     for kind, make in (("byte-level", byte_level_tokenizer), ("sentencepiece", sentencepiece_tokenizer)):
         make(folder / kind)
-        found[kind] = load_tokenizer(folder / kind)
-    return found
+        tokenizers[kind] = load_tokenizer(folder / kind)
+    return tokenizers
 
 
 PIECES = [
@@ -251,17 +253,17 @@ def test_an_answer_is_where_its_characters_are(readers, kind, parts, data):
 @pytest.mark.parametrize("answer", ["龍", "🎉", "é", "€5", "龍門"])
 def test_an_answer_of_one_character_of_many_bytes_is_learnt_and_scored(readers, answer):
     context = f"the sign in the garden shows {answer} and the lamp is off"
-    asked = [Question("1", "what?", context, ((answer, context.index(answer)),))]
-    spans = make_spans(asked, readers["byte-level"])
-    assert (spans.starts[0], spans.ends[0]) != (0, 0) and not find_unplaced(asked, spans)
-    answers = postprocess_spans(asked, spans, *perfect(spans))
-    assert answers[0].text == answer and squad_scores(asked, answers) == {"f1": 1.0, "exact_match": 1.0}
+    questions = [Question("1", "what?", context, ((answer, context.index(answer)),))]
+    spans = make_spans(questions, readers["byte-level"])
+    assert (spans.starts[0], spans.ends[0]) != (0, 0) and not find_unplaced(questions, spans)
+    answers = postprocess_spans(questions, spans, *perfect(spans))
+    assert answers[0].text == answer and squad_scores(questions, answers) == {"f1": 1.0, "exact_match": 1.0}
 
 
 def test_an_answer_that_no_token_stands_for_is_not_learnt_as_none(tokenizer):
-    asked = [Question("1", "what?", "a small\u200b village", (("\u200b", 7),)), question("near", "2")]
-    spans = make_spans(asked, tokenizer)
-    assert find_unplaced(asked, spans) == {0}
+    questions = [Question("1", "what?", "a small\u200b village", (("\u200b", 7),)), question("near", "2")]
+    spans = make_spans(questions, tokenizer)
+    assert find_unplaced(questions, spans) == {0}
     rest = spans.without({0})
     assert set(rest.question) == {1} and len(rest.inputs["input_ids"]) == len(rest.starts) == spans.question.count(1)
 
@@ -270,11 +272,11 @@ def test_an_answer_that_no_token_stands_for_is_not_learnt_as_none(tokenizer):
 def test_questions_are_cut_where_the_tokenizer_cuts_and_counted(tokenizer, side):
     tokenizer.truncation_side = side
     try:
-        asked = [question("near", ask="what " + "is " * 90 + "it"), question("near")]
-        spans = make_spans(asked, tokenizer, length=128, stride=16)
+        questions = [question("near", ask="what " + "is " * 90 + "it"), question("near")]
+        spans = make_spans(questions, tokenizer, length=128, stride=16)
     finally:
         tokenizer.truncation_side = "right"
-    assert spans.cut == 1 and max(map(len, spans.inputs["input_ids"])) <= 128 and not find_unplaced(asked, spans)
+    assert spans.cut == 1 and max(map(len, spans.inputs["input_ids"])) <= 128 and not find_unplaced(questions, spans)
     covered = {character for offsets in spans.offsets for pair in offsets if pair for character in range(*pair)}
     assert all(i in covered for i, character in enumerate(CONTEXT) if not character.isspace())
 
@@ -286,14 +288,18 @@ def test_a_slip_is_left_out_and_counted_and_many_are_refused(tmp_path, capsys):
         (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
         return load_questions(get_task("squad"), "train", str(tmp_path))
 
-    found = load(1, 8)
-    assert len(found) == 7 and found.left_out.total() == 1 and [q.id for q in found] == [str(i) for i in range(1, 8)]
-    said = capsys.readouterr().err
+    questions = load(1, 8)
+    assert (
+        len(questions) == 7
+        and questions.left_out.total() == 1
+        and [q.id for q in questions] == [str(i) for i in range(1, 8)]
+    )
+    stderr = capsys.readouterr().err
     assert (
         "1 of 8 questions whose answer is not at its answer_start are skipped; the first is line 1, question '0': "
-        in said
+        in stderr
     )
-    assert said.count("\n") == 1
+    assert stderr.count("\n") == 1
     assert load(1, 200).left_out.total() == 1 and not capsys.readouterr().err, "a trace is counted only"
     with pytest.raises(
         UserError,
@@ -308,10 +314,10 @@ def test_a_slip_is_left_out_and_counted_and_many_are_refused(tmp_path, capsys):
 
 def test_nothing_to_say_is_nothing_said(tokenizer):
     """Contexts have no tokens, so neither the threshold for no answer nor any score of missing kinds is measured."""
-    asked = [Question(str(i), "what?", "", ()) for i in range(3)]
-    spans = make_spans(asked, tokenizer)
-    found = squad_scores(asked, postprocess_spans(asked, spans, *perfect(spans)))
-    assert found == {"f1": 1.0, "exact_match": 1.0, "threshold": None, "has_answer_f1": None, "no_answer_f1": 1.0}
+    questions = [Question(str(i), "what?", "", ()) for i in range(3)]
+    spans = make_spans(questions, tokenizer)
+    scores = squad_scores(questions, postprocess_spans(questions, spans, *perfect(spans)))
+    assert scores == {"f1": 1.0, "exact_match": 1.0, "threshold": None, "has_answer_f1": None, "no_answer_f1": 1.0}
     assert squad_scores([], []) == {"f1": None, "exact_match": None}
 
 
@@ -325,20 +331,20 @@ def test_nothing_to_say_is_nothing_said(tokenizer):
 )
 def test_the_parts_of_a_score_make_up_the_whole(rows):
     """The scores reported at the threshold are those that the threshold gives."""
-    asked = [question("near" if has else None, str(i)) for i, (has, _, _) in enumerate(rows)]
+    questions = [question("near" if has else None, str(i)) for i, (has, _, _) in enumerate(rows)]
     answers = [Answer([(0.0, text)] if text else [], odds) for _, text, odds in rows]
-    found = squad_scores(asked, answers)
-    assert all(value is None or math.isfinite(value) for value in found.values())
+    scores = squad_scores(questions, answers)
+    assert all(value is None or math.isfinite(value) for value in scores.values())
     if all(has for has, _, _ in rows):
-        assert found["f1"] == pytest.approx(np.mean([normalize_answer(text) == "near" for _, text, _ in rows]))
+        assert scores["f1"] == pytest.approx(np.mean([normalize_answer(text) == "near" for _, text, _ in rows]))
         return
     count = sum(has for has, _, _ in rows)
-    parts = (found["has_answer_f1"] or 0.0) * count + found["no_answer_f1"] * (len(rows) - count)
-    assert found["f1"] == pytest.approx(parts / len(rows)) and (found["has_answer_f1"] is None) == (count == 0)
-    if found["threshold"] is not None:
-        said = [bool(text) and odds <= found["threshold"] for _, text, odds in rows]
+    parts = (scores["has_answer_f1"] or 0.0) * count + scores["no_answer_f1"] * (len(rows) - count)
+    assert scores["f1"] == pytest.approx(parts / len(rows)) and (scores["has_answer_f1"] is None) == (count == 0)
+    if scores["threshold"] is not None:
+        answered = [bool(text) and odds <= scores["threshold"] for _, text, odds in rows]
         right = [
             float(text == "near") if speaks and has else float(not has and not speaks)
-            for speaks, (has, text, _) in zip(said, rows, strict=True)
+            for speaks, (has, text, _) in zip(answered, rows, strict=True)
         ]
-        assert np.mean(right) == pytest.approx(found["f1"])
+        assert np.mean(right) == pytest.approx(scores["f1"])

@@ -22,13 +22,13 @@ from ds_distill.utils.errors import UserError
 SHIPPED = sorted((Path(__file__).parents[3] / "ds_configs" / "deepspeed").glob("*.json"))
 
 
-def check(said: dict) -> None:
-    check_deepspeed_json("d.json", said, {"train_micro_batch_size_per_gpu": 1} | said)
+def check(config: dict) -> None:
+    check_deepspeed_json("d.json", config, {"train_micro_batch_size_per_gpu": 1} | config)
 
 
-def recipe_with(tmp_path, said: dict, **more) -> Recipe:
-    (tmp_path / "d.json").write_text(json.dumps(said))
-    return Recipe(training=Training(deepspeed=str(tmp_path / "d.json"), **more))
+def recipe_with(tmp_path, config: dict, **options) -> Recipe:
+    (tmp_path / "d.json").write_text(json.dumps(config))
+    return Recipe(training=Training(deepspeed=str(tmp_path / "d.json"), **options))
 
 
 def top_level_keys() -> list[str]:
@@ -39,7 +39,7 @@ def top_level_keys() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "said, words",
+    "config, words",
     [
         (
             {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 1000}},
@@ -90,9 +90,9 @@ def top_level_keys() -> list[str]:
         ({"torch_autocast": {"enabled": True, "dtype": "fp19"}}, 'torch_autocast.dtype = "fp19"'),
     ],
 )
-def test_what_is_wrong_is_named(said, words):
+def test_what_is_wrong_is_named(config, words):
     with pytest.raises(UserError, match=f"^d.json: .*{words}"):
-        check(said)
+        check(config)
 
 
 @pytest.mark.parametrize("key", sorted(DeepSpeedZeroConfig.model_fields))
@@ -135,9 +135,9 @@ VALUES = st.recursive(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.dictionaries(st.sampled_from(top_level_keys()) | st.text(max_size=8), VALUES, max_size=3))
-def test_any_json_is_taken_or_answered_in_a_sentence(tmp_path_factory, said):
+def test_any_json_is_taken_or_answered_in_a_sentence(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("json") / "d.json"
-    file.write_text(json.dumps(said))
+    file.write_text(json.dumps(content))
     training = Training(deepspeed=str(file))
     try:
         config = deepspeed_config(training, 1, torch.float32)
@@ -147,7 +147,7 @@ def test_any_json_is_taken_or_answered_in_a_sentence(tmp_path_factory, said):
 
 
 @pytest.mark.parametrize(
-    "said",
+    "config",
     [
         *[json.loads(file.read_text()) for file in SHIPPED],
         {"_comment": "mine", "//": "a note", "zero_optimization": {"stage": 1}},
@@ -197,8 +197,8 @@ def test_any_json_is_taken_or_answered_in_a_sentence(tmp_path_factory, said):
         {"steps_per_print": 2000, "gradient_predivide_factor": 2.0, **dict.fromkeys(BESIDE_PARSER, 8)},
     ],
 )
-def test_what_is_right_is_taken(said):
-    check(said)
+def test_what_is_right_is_taken(config):
+    check(config)
 
 
 AUTO = {
@@ -226,26 +226,26 @@ AUTO = {
 def test_what_hugging_faces_jsons_leave_open_is_left_to_the_recipe(tmp_path):
     """The sections are those of transformers' own examples."""
     recipe = recipe_with(tmp_path, AUTO | {"zero_optimization": {"stage": 2}}, precision="bf16")
-    made = deepspeed_config(recipe.training, 4, torch.bfloat16)
-    assert made["bf16"] == {"enabled": True} and made["gradient_accumulation_steps"] == 4
-    assert not set(made) & {"fp16", "optimizer", "scheduler"}
+    result = deepspeed_config(recipe.training, 4, torch.bfloat16)
+    assert result["bf16"] == {"enabled": True} and result["gradient_accumulation_steps"] == 4
+    assert not set(result) & {"fp16", "optimizer", "scheduler"}
     check_machine(recipe)
 
 
-@pytest.mark.parametrize("said", [{"communication_data_type": "bf16"}, {"data_types": {"grad_accum_dtype": "bf16"}}])
-def test_a_type_for_gradients_that_16_bit_replaces_is_named(tmp_path, capsys, said):
-    training = recipe_with(tmp_path, said | {"zero_optimization": {"stage": 1}}, precision="bf16").training
-    assert deepspeed_config(training, 1, torch.float32) | said == deepspeed_config(training, 1, torch.float32), (
+@pytest.mark.parametrize("config", [{"communication_data_type": "bf16"}, {"data_types": {"grad_accum_dtype": "bf16"}}])
+def test_a_type_for_gradients_that_16_bit_replaces_is_named(tmp_path, capsys, config):
+    training = recipe_with(tmp_path, config | {"zero_optimization": {"stage": 1}}, precision="bf16").training
+    assert deepspeed_config(training, 1, torch.float32) | config == deepspeed_config(training, 1, torch.float32), (
         "in fp32 it stands"
     )
     assert "not used" not in capsys.readouterr().err
-    made = deepspeed_config(training, 1, torch.bfloat16)
-    assert made["communication_data_type"] == "fp32" and made["data_types"] == {"grad_accum_dtype": "fp32"}
-    assert f"{next(iter(said))} = {json.dumps(next(iter(said.values())))} is not used" in capsys.readouterr().err
+    result = deepspeed_config(training, 1, torch.bfloat16)
+    assert result["communication_data_type"] == "fp32" and result["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert f"{next(iter(config))} = {json.dumps(next(iter(config.values())))} is not used" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "said, words",
+    "config, words",
     [
         (
             {"hybrid_engine": {"enabled": True}},
@@ -266,9 +266,9 @@ def test_a_type_for_gradients_that_16_bit_replaces_is_named(tmp_path, capsys, sa
         ({"checkpoint": {"writer": {"type": "fast"}}}, "checkpoint.writer"),
     ],
 )
-def test_what_a_job_cannot_use_is_refused_before_it_begins(tmp_path, said, words):
+def test_what_a_job_cannot_use_is_refused_before_it_begins(tmp_path, config, words):
     with pytest.raises(UserError, match=f"d.json: {words}"):
-        check_machine(recipe_with(tmp_path, said))
+        check_machine(recipe_with(tmp_path, config))
 
 
 def test_what_is_switched_off_is_taken(tmp_path):
@@ -298,7 +298,7 @@ def test_sums_over_ranks_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "said, words",
+    "config, words",
     [
         ({"fp16": {"enabled": True}}, "fp16.enabled = true"),
         ({"fp16": AUTO["fp16"] | {"loss_scale_window": 500}}, "fp16.loss_scale_window = 500"),
@@ -311,10 +311,10 @@ def test_sums_over_ranks_are_refused(tmp_path):
         ({"gradient_clipping": 1.0}, "gradient_clipping = 1.0"),
     ],
 )
-def test_what_a_json_decides_in_the_recipes_place_is_named(tmp_path, said, words):
-    assert set(said) <= set(OWNED_BY_RECIPE)
+def test_what_a_json_decides_in_the_recipes_place_is_named(tmp_path, config, words):
+    assert set(config) <= set(OWNED_BY_RECIPE)
     with pytest.raises(UserError, match=f"{words} belongs to the recipe's training section"):
-        deepspeed_config(recipe_with(tmp_path, said).training, 1, torch.float32)
+        deepspeed_config(recipe_with(tmp_path, config).training, 1, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -352,12 +352,12 @@ def test_a_monitor_writes_nothing_while_settings_are_looked_at(tmp_path):
 
 
 def test_an_offload_that_is_left_open_is_none(tmp_path):
-    said = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "auto"}}}
-    check_engine(recipe_with(tmp_path, said, precision="fp32", optimizer="torch"))
+    config = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "auto"}}}
+    check_engine(recipe_with(tmp_path, config, precision="fp32", optimizer="torch"))
 
 
 @pytest.mark.parametrize(
-    "said, more, words",
+    "config, options, words",
     [
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, {}, "nvme_path"),
         (
@@ -382,8 +382,8 @@ def test_an_offload_that_is_left_open_is_none(tmp_path):
         ),
     ],
 )
-def test_what_deepspeed_asks_for_only_when_it_starts_is_asked_first(tmp_path, said, more, words):
-    recipe = recipe_with(tmp_path, said, precision="fp32", **more)
+def test_what_deepspeed_asks_for_only_when_it_starts_is_asked_first(tmp_path, config, options, words):
+    recipe = recipe_with(tmp_path, config, precision="fp32", **options)
     check_machine(recipe)
     with pytest.raises(UserError, match=words):
         check_engine(recipe)

@@ -28,13 +28,13 @@ def batch(*labels: int) -> Batch:
 
 
 def test_figures_are_means_over_masked_tokens():
-    found = evaluate(Counted(), [batch(5, -100, 6, 7), batch(-100, 8)], torch.device("cpu"))
-    assert found == {"mlm_loss": 0.5, "mlm_accuracy": 0.25}
+    figures = evaluate(Counted(), [batch(5, -100, 6, 7), batch(-100, 8)], torch.device("cpu"))
+    assert figures == {"mlm_loss": 0.5, "mlm_accuracy": 0.25}
 
 
 def test_nothing_masked_is_not_measured():
     for batches in ([], [batch(-100, -100)]):
-        found = evaluate(Counted(), batches, torch.device("cpu"))
-        assert found == {"mlm_loss": None, "mlm_accuracy": None}
+        figures = evaluate(Counted(), batches, torch.device("cpu"))
+        assert figures == {"mlm_loss": None, "mlm_accuracy": None}
     diverged = evaluate(Counted(float("nan")), [batch(5)], torch.device("cpu"))
     assert json_text(diverged) == '{"mlm_loss": null, "mlm_accuracy": null}'

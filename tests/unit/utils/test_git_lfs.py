@@ -10,7 +10,7 @@ LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{OID}\nsize 65301
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         (LFS, r"6,530,184 bytes.*git lfs pull"),
         (LFS.replace("\n", "\r\n"), "git lfs pull"),
@@ -20,9 +20,9 @@ LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{OID}\nsize 65301
         ("/annex/objects/SHA256E-s12--abc.txt\n", "git annex get data.bin"),
     ],
 )
-def test_a_pointer_is_told_from_the_file(tmp_path, text, said):
+def test_a_pointer_is_told_from_the_file(tmp_path, text, message):
     (tmp_path / "data.bin").write_text(text, newline="")
-    with pytest.raises(UserError, match=rf"data\.bin: a [Gg]it.*{said}"):
+    with pytest.raises(UserError, match=rf"data\.bin: a [Gg]it.*{message}"):
         check_not_lfs_pointer(tmp_path / "data.bin")
 
 
