@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ds_distill.distributed import job
+from ds_distill.distributed import launch_environment
 from ds_distill.recipe import Recipe
 
 PathLike = str | Path
@@ -250,14 +250,16 @@ def _one_job(command: str) -> Iterator[None]:
     from transformers.utils import logging
 
     environment, bars = dict(os.environ), logging.is_progress_bar_enabled()
-    job.normalize_environment(command)
+    launch_environment.normalize_environment(command)
     logging.disable_progress_bar()  # of loading weights, which takes no time here
     try:
         yield
     finally:
         if bars:
             logging.enable_progress_bar()
-        if job.world_size() == 1:
-            for name in job.RANK_VARIABLES:
+        if launch_environment.world_size() == 1:
+            for name in launch_environment.RANK_VARIABLES:
                 os.environ.pop(name, None)
-            os.environ.update({name: value for name, value in environment.items() if name in job.RANK_VARIABLES})
+            os.environ.update(
+                {name: value for name, value in environment.items() if name in launch_environment.RANK_VARIABLES}
+            )

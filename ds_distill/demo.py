@@ -21,7 +21,7 @@ from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.distributed.process_group import run_on_rank0, start_distributed
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.preflight import job as preflight
+from ds_distill.preflight import checks as preflight
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.tables import table
 from ds_distill.run_folder import RunFolder, locked_run_folder

@@ -36,7 +36,7 @@ from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student, count_parameters, resolve_layers
 from ds_distill.models.teacher import Teacher, weights_fingerprint
-from ds_distill.preflight import job as preflight
+from ds_distill.preflight import checks as preflight
 from ds_distill.preflight.models import check_fits_prepared_tokens, check_sizes
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.model_card import model_card

@@ -36,10 +36,10 @@ from ds_distill.distributed.process_group import start_distributed
 from ds_distill.kernels.compile_layers import compile_layers
 from ds_distill.losses import fused_linear_distillation_loss
 from ds_distill.losses.objective import Objective
-from ds_distill.models.attention import varlen_attention, varlen_unavailable_reason
 from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
+from ds_distill.models.varlen_attention import varlen_attention, varlen_unavailable_reason
 from ds_distill.recipe import Losses, Training
 from ds_distill.reporting.tables import table
 from ds_distill.training.compile import compile_step, compile_unavailable_reason

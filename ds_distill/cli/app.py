@@ -13,7 +13,7 @@ from ds_distill.builds.inductor_cache import keep_cache_in_environment
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import replace_unencodable_characters, restart_in_utf8, tolerate_broken_streams
-from ds_distill.distributed import job
+from ds_distill.distributed import launch_environment
 from ds_distill.utils.console import close_bars, is_first, log, log_once
 from ds_distill.utils.errors import UserError, did_you_mean, get_message, is_disk_full
 from ds_distill.utils.files import json_text, write_summary
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     debug = "--debug" in argv
     try:
-        if argv[0] in COMMANDS and not job.normalize_environment(argv[0]):
+        if argv[0] in COMMANDS and not launch_environment.normalize_environment(argv[0]):
             return 0
         try:
             options = build_parser().parse_args(_parse_command(argv))
@@ -118,14 +118,14 @@ def _run(name: str, options, debug: bool) -> dict:
     command.check(options)
     # With several ranks, the others would wait for one that fails before it joins them. Also, some
     # of the paths need to exist for the first rank alone.
-    if job.world_size() == 1:
+    if launch_environment.world_size() == 1:
         command.check_paths(options)
     keep_cache_in_environment()
     if libraries := LOADED.get(name, "torch and DeepSpeed"):
         log(f"loading {libraries} …")
     silence_libraries(debug)
     try:
-        with ProgressWatch() if job.world_size() == 1 else contextlib.nullcontext():
+        with ProgressWatch() if launch_environment.world_size() == 1 else contextlib.nullcontext():
             summary = command.run(options)
     except Exception as error:
         if debug or isinstance(error, UserError) or not is_disk_full(error):

@@ -56,7 +56,7 @@ def check_paths(options) -> None:
 def run(options) -> dict:
     from ds_distill.data.run_data import with_prepared_settings
     from ds_distill.estimate import estimate
-    from ds_distill.preflight.job import check_deepspeed
+    from ds_distill.preflight.checks import check_deepspeed
 
     recipe = arguments.build_recipe(options)
     check_deepspeed(recipe.training)

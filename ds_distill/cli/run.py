@@ -71,7 +71,7 @@ def run(options) -> dict:
     if options.teacher:
         return distill.run(options)
     from ds_distill import demo
-    from ds_distill.preflight.job import check_new_model
+    from ds_distill.preflight.checks import check_new_model
 
     recipe = arguments.build_recipe(options)
     check_new_model(dict(options.model), recipe)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from ds_distill.data.encodings import conversion, likely_encoding, lines_not_utf8
-from ds_distill.data.findings import Findings
+from ds_distill.data.charset import conversion, likely_encoding, lines_not_utf8
+from ds_distill.data.read_warnings import Findings
 
 TRACE = 0.01  # A smaller share of a corpus is not worth a line.
 # Every character that is read ends as one of these causes. Each maps to the sentence about it,

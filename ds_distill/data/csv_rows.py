@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 
-from ds_distill.data.findings import Findings
+from ds_distill.data.read_warnings import Findings
 from ds_distill.utils.errors import UserError
 
 _LONGEST_FIELD = 1 << 27  # in characters; an unclosed quote ends there at the latest

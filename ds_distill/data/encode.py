@@ -19,7 +19,7 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.normalizers import BertNormalizer, Normalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from ds_distill.data.lost import Loss, LossFinder
+from ds_distill.data.unencoded import Loss, LossFinder
 
 # These take about 100 MB. A text has few words that are frequent and many that occur once.
 REMEMBERED_WORDS = 400_000

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import cast
 
-from ds_distill.data.content import content_fingerprint
 from ds_distill.data.files import COMPRESSED, KINDS
+from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.run_data import prepare_run_tokens
 from ds_distill.data.sources import corpus_identity, split_inputs
 from ds_distill.distributed.process_group import broadcast_object, run_on_rank0

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_distill.data.assemble import assemble, piece_folder
-from ds_distill.data.content import content_fingerprint
+from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.sources import WorkUnit, split_inputs
 from ds_distill.data.tokenizer import plain_backend, special_ids, vocabulary_size
 from ds_distill.data.worker import EncodingSpec, PieceWorker

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_distill.data import rows, sources
-from ds_distill.data.encodings import replace_surrogates
+from ds_distill.data.charset import replace_surrogates
 from ds_distill.data.files import open_unpacked, read_head, unreadable
-from ds_distill.data.findings import Findings
+from ds_distill.data.read_warnings import Findings
 from ds_distill.data.sources import WorkUnit, split_inputs
 
 _OTHER_ENDS = {

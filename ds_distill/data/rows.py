@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ds_distill.data.csv_rows import CsvRows, format_columns
 from ds_distill.data.files import open_unpacked
-from ds_distill.data.findings import Findings
 from ds_distill.data.named_rows import AMBIGUOUS, make_row
+from ds_distill.data.read_warnings import Findings
 from ds_distill.data.sources import WorkUnit, arrow_batches, open_hub, open_parquet
 from ds_distill.utils.errors import UserError
 

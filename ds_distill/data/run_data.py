@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ds_distill.data.accounting import TRACE
-from ds_distill.data.content import content_fingerprint
 from ds_distill.data.dataset import TokenDataset, read_manifest
+from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.loader import BatchLoader, heldout_batches
 from ds_distill.data.masking import Masker, masked_count
 from ds_distill.data.prepare import prepare

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
-from ds_distill.data.encodings import check_text
+from ds_distill.data.charset import check_text
 from ds_distill.data.files import (
     COMPRESSED,
     KINDS,

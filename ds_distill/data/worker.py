@@ -18,12 +18,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ds_distill.data.encode import Encoder
-from ds_distill.data.findings import Findings
-from ds_distill.data.lost import Loss
 from ds_distill.data.packing import LinePacker, Packer
+from ds_distill.data.read_warnings import Findings
 from ds_distill.data.readers import Document, read
 from ds_distill.data.shards import ShardWriter
 from ds_distill.data.sources import WorkUnit
+from ds_distill.data.unencoded import Loss
 
 SPLITS = ("train", "heldout")
 DOCUMENTS_A_BATCH = 128

@@ -15,7 +15,7 @@ import torch
 
 from ds_distill.deepspeed_fixes import guard_extension_builds, skip_unused_extension
 from ds_distill.distributed.heartbeat import Heartbeat
-from ds_distill.distributed.job import SINGLE_PROCESS
+from ds_distill.distributed.launch_environment import SINGLE_PROCESS
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 

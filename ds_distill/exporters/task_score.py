@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from ds_distill.data.encodings import replace_surrogates
+from ds_distill.data.charset import replace_surrogates
 from ds_distill.exporters.model import Source
 from ds_distill.exporters.parity import progress_over
 from ds_distill.exporters.runtimes import Runner

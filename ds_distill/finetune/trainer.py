@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import Sets
 from ds_distill.finetune.features import ByLength, Collator, predict
-from ds_distill.losses.soft_targets import hidden_cosine_loss, soft_target_loss
+from ds_distill.losses.task_distillation import hidden_cosine_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured, scores

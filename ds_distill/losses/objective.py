@@ -122,7 +122,7 @@ class Objective(nn.Module):
             counts: The tokens of the global batch; None to evaluate.
             targets: The teacher's, or None where no term needs it.
             cu_seqlens: For a batch whose documents do not see each other, see
-                data.batch.compute_cu_seqlens. It is given beside the mask, for models.attention.
+                data.batch.compute_cu_seqlens. It is given beside the mask, for models.varlen_attention.
             mode: Evaluation goes through the same call, since ZeRO-3 gathers weights for it.
         """
         if mode == "evaluate":

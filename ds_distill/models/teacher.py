@@ -73,7 +73,7 @@ class Teacher:
                 query may see a key. None where every token is real, so that sdpa can take its
                 fastest kernel.
             cu_seqlens: [n] int32. Beside a [B, 1, L, L] mask it has the same content, for
-                models.attention.
+                models.varlen_attention.
             sites: What to record.
 
         Raises:

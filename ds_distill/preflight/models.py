@@ -1,6 +1,6 @@
 """Checks, by one process, that models are complete and fit a recipe and its tokens.
 
-ds_distill.preflight.job has the checks that the ranks of a job make together.
+ds_distill.preflight.checks has the checks that the ranks of a job make together.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ds_distill.config.renamed import current_name
 from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import CHECKOUT, Recipe, find_shipped_file
-from ds_distill.study.jobs import Step, make_folder_name, run_steps, split_launch_command
+from ds_distill.study.scheduler import Step, make_folder_name, run_steps, split_launch_command
 from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import split_files
 from ds_distill.utils.console import spinner

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ds_distill.data.charset import replace_surrogates
 from ds_distill.data.csv_rows import CsvRows
-from ds_distill.data.encodings import replace_surrogates
-from ds_distill.data.findings import Findings
 from ds_distill.data.named_rows import AMBIGUOUS, make_row
+from ds_distill.data.read_warnings import Findings
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.labels import match_class, parse_number
 from ds_distill.utils.console import log, log_if_significant

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ds_distill.data.encodings import replace_surrogates
+from ds_distill.data.charset import replace_surrogates
 from ds_distill.models.families import INPUTS
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.examples import (

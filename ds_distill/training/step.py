@@ -8,9 +8,9 @@ import torch
 
 from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.losses.objective import Objective
-from ds_distill.models.attention import use_varlen_attention, varlen_unavailable_reason
 from ds_distill.models.families import head_size
 from ds_distill.models.teacher import Teacher
+from ds_distill.models.varlen_attention import use_varlen_attention, varlen_unavailable_reason
 from ds_distill.recipe import Recipe
 from ds_distill.training.compile import choose_kernels, compile_seconds_so_far
 from ds_distill.training.deepspeed_config import resolve_zero_config

@@ -17,7 +17,7 @@ from ds_distill.run_folder import RunFolder
 from ds_distill.training import checkpoint
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.interrupt import StopRequest
-from ds_distill.training.metrics import Metrics
+from ds_distill.training.monitor import Metrics
 from ds_distill.training.nonfinite import NonFiniteGuard
 from ds_distill.training.state import StepResult, TrainState
 from ds_distill.training.step import Step

@@ -53,7 +53,7 @@ def test_pretrain_evaluate_and_export(world, tmp_path):
     script = f"""
 import os
 from ds_distill import Recipe, evaluate, export, pretrain
-from ds_distill.distributed.job import RANK_VARIABLES
+from ds_distill.distributed.launch_environment import RANK_VARIABLES
 of_ranks = lambda: {{name: os.environ.get(name) for name in RANK_VARIABLES}}
 before = of_ranks()
 recipe = Recipe()

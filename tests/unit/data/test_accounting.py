@@ -21,10 +21,10 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 from ds_distill.data import sources
 from ds_distill.data.accounting import CAUSES
 from ds_distill.data.encode import Encoder
-from ds_distill.data.lost import Loss
 from ds_distill.data.prepare import prepare
 from ds_distill.data.readers import read
 from ds_distill.data.sources import split_inputs
+from ds_distill.data.unencoded import Loss
 from ds_distill.utils.errors import UserError
 
 MARKS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

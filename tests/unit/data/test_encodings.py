@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from ds_distill.data.encodings import likely_encoding, lines_not_utf8
+from ds_distill.data.charset import likely_encoding, lines_not_utf8
 from ds_distill.data.readers import documents
 from ds_distill.data.sources import split_inputs
 from ds_distill.utils.errors import UserError

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_distill.cli import main
-from ds_distill.data import content
-from ds_distill.data.content import content_fingerprint
+from ds_distill.data import fingerprint
+from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.heldout import heldout_names, heldout_sets
 from ds_distill.data.run_data import prepare_run_tokens
 from ds_distill.data.sources import corpus_identity, split_inputs
@@ -207,8 +207,8 @@ def test_data_of_before_fingerprints_goes_by_place_and_size(run):
 
 
 def test_of_a_large_corpus_the_ends_and_parts_between_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(content, "BUDGET", 64 * 1024)
-    monkeypatch.setattr(content, "BLOCK", 1024)
+    monkeypatch.setattr(fingerprint, "BUDGET", 64 * 1024)
+    monkeypatch.setattr(fingerprint, "BLOCK", 1024)
     file = tmp_path / "large.txt"
     text = bytes(itertools.islice(itertools.cycle(b"some words of text \n"), 2**20))
     fingerprints = set()

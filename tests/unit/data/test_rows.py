@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ds_distill.data.findings import Findings
+from ds_distill.data.read_warnings import Findings
 from ds_distill.data.readers import documents, read
 from ds_distill.data.sources import split_inputs
 from ds_distill.utils.errors import UserError

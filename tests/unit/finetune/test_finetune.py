@@ -13,7 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
-from ds_distill.losses.soft_targets import hidden_cosine_loss, temperature_kl
+from ds_distill.losses.task_distillation import hidden_cosine_loss, temperature_kl
 from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import load_examples, read_examples, split_files
 from ds_distill.tasks.metrics import best_threshold, exact_match, median, normalize_answer, overlap_f1, scores

@@ -25,7 +25,7 @@ from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.finetune.data import encode_sets, load_data, teacher_outputs
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.finetune.heads import load_for_task
-from ds_distill.losses.soft_targets import hidden_cosine_loss, temperature_kl
+from ds_distill.losses.task_distillation import hidden_cosine_loss, temperature_kl
 from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError

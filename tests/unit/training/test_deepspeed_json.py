@@ -13,7 +13,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_distill.preflight.job import check_engine, check_machine
+from ds_distill.preflight.checks import check_engine, check_machine
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.deepspeed_json import BESIDE_PARSER, OWNED_BY_RECIPE, Watched, check_deepspeed_json

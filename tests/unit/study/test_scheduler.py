@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ds_distill.study import jobs
-from ds_distill.study.jobs import Step, run_steps
+from ds_distill.study import scheduler
+from ds_distill.study.scheduler import Step, run_steps
 from ds_distill.utils.errors import UserError
 from tests.patience import wait_until
 from tests.start import wait_for
@@ -153,10 +153,10 @@ def test_ending_a_study_ends_its_steps(tmp_path, jobs, number):
 
 
 def test_an_end_without_a_summary_is_no_success(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "LATE", 0.3)
+    monkeypatch.setattr(scheduler, "LATE", 0.3)
     with pytest.raises(UserError, match=r"study: killed ended without .*killed/summary.json"):
         run_steps([step(tmp_path, "killed", "sys.exit(0)")], 1, tmp_path / "logs")
-    monkeypatch.setattr(jobs, "LATE", 60.0)
+    monkeypatch.setattr(scheduler, "LATE", 60.0)
     late = (
         """import subprocess; subprocess.Popen(["sh", "-c", f"sleep 1; echo '{{}}' > {out}/summary.json"]); """
         "sys.exit(0)"

@@ -271,7 +271,7 @@ def test_models_of_two_tokenizers_are_told_apart_before_a_corpus_is_prepared(sou
     "options", [["--training.micro_batch_size", "auto"], ["--training.encoder_learning_rate", "0"]]
 )
 def test_settings_of_a_run_alone_are_no_mistake(world, capsys, options):
-    from ds_distill.preflight.job import check_engine, check_machine
+    from ds_distill.preflight.checks import check_engine, check_machine
 
     recipe = check_command(
         [str(word) for word in ["distill", "--teacher", world / "teacher", *common(world), *options]]
@@ -343,7 +343,7 @@ def test_a_vocabulary_that_lacks_a_line_is_said_even_where_it_fits(world, capsys
 @pytest.mark.parametrize("make", FAMILIES)
 def test_each_family_passes(world, capsys, make):
     from ds_distill.models.folder import find_model_folder
-    from ds_distill.preflight.job import check_teacher
+    from ds_distill.preflight.checks import check_teacher
     from ds_distill.recipe import Data, Recipe
 
     model = make()

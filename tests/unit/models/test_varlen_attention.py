@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, BertForMaskedLM
 
 from ds_distill.data.batch import compute_cu_seqlens
-from ds_distill.models import attention
+from ds_distill.models import varlen_attention
 from ds_distill.models.intermediates import LAST_HIDDEN
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
@@ -32,7 +32,7 @@ def kernel(query, key, value, starts, keys, longest, longest_key):
 
 @pytest.fixture
 def models(monkeypatch):
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(varlen_attention, "varlen_attn", kernel)
     torch.manual_seed(0)
     shape = {
         "vocab_size": 61,
@@ -56,7 +56,7 @@ def test_teacher_and_student_compute_what_the_mask_says(models):
     ids, mask, starts = packed()
     for model in (bert, student_with(0.0)):
         expected = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
-        attention.use_varlen_attention(model)
+        varlen_attention.use_varlen_attention(model)
         nonsense = torch.ones_like(mask)  # the mask must not be read
         actual = model.base_model(input_ids=ids, attention_mask=nonsense, cu_seq_lens_q=starts).last_hidden_state
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
@@ -71,8 +71,8 @@ def test_a_student_that_drops_attention_keeps_to_the_mask(models, monkeypatch):
     _, student_with = models
     ids, mask, starts = packed()
     student = student_with(0.3)
-    attention.use_varlen_attention(student)
-    monkeypatch.setattr(attention, "varlen_attn", lambda *_: pytest.fail("the kernel has no dropout"))
+    varlen_attention.use_varlen_attention(student)
+    monkeypatch.setattr(varlen_attention, "varlen_attn", lambda *_: pytest.fail("the kernel has no dropout"))
     torch.manual_seed(1)
     first = student.base_model(input_ids=ids, attention_mask=mask, cu_seq_lens_q=starts).last_hidden_state
     torch.manual_seed(1)
@@ -81,4 +81,4 @@ def test_a_student_that_drops_attention_keeps_to_the_mask(models, monkeypatch):
 
 
 def test_why_not():
-    assert attention.varlen_unavailable_reason(torch.device("cpu"), torch.bfloat16) == "no GPU"
+    assert varlen_attention.varlen_unavailable_reason(torch.device("cpu"), torch.bfloat16) == "no GPU"

@@ -10,13 +10,19 @@ from hypothesis import strategies as st
 
 from ds_distill.cli import main
 from ds_distill.cli.commands import COMMANDS
-from ds_distill.distributed import job
+from ds_distill.distributed import launch_environment as launch
 from ds_distill.distributed.process_group import _report_long_wait
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 from tests.start import ds_distill
 
-NAMES = (*job.RANK_VARIABLES, *job.MPI_VARIABLES, *job.LAUNCHER_VARIABLES, "SLURM_PROCID", "SLURM_NTASKS")
+NAMES = (
+    *launch.RANK_VARIABLES,
+    *launch.MPI_VARIABLES,
+    *launch.LAUNCHER_VARIABLES,
+    "SLURM_PROCID",
+    "SLURM_NTASKS",
+)
 VALUES = st.sampled_from(["", "0", "1", "2", "7", "-1", "eight", "²", "tcp://10.0.0.1:29500", "10.0.0.1"])
 
 
@@ -42,23 +48,23 @@ def test_any_environment_is_understood_or_named(capsys, command, variables):
     put(variables)
     capsys.readouterr()
     try:
-        works = job.normalize_environment(command)
+        works = launch.normalize_environment(command)
     except UserError as error:
-        assert command in job.MULTI_RANK_COMMANDS and is_first(), "a mistake is said by the process that finds it"
-        assert any(name in str(error) for name in job.RANK_VARIABLES) and "\n" not in str(error)
+        assert command in launch.MULTI_RANK_COMMANDS and is_first(), "a mistake is said by the process that finds it"
+        assert any(name in str(error) for name in launch.RANK_VARIABLES) and "\n" not in str(error)
         return
     stderr, rank, world = capsys.readouterr().err, variables.get("RANK", ""), variables.get("WORLD_SIZE", "")
-    if command not in job.MULTI_RANK_COMMANDS:
-        assert not set(os.environ) & {*job.RANK_VARIABLES, *job.MPI_VARIABLES}
-        assert works or any(name in variables for name in job.LAUNCHER_VARIABLES), (
+    if command not in launch.MULTI_RANK_COMMANDS:
+        assert not set(os.environ) & {*launch.RANK_VARIABLES, *launch.MPI_VARIABLES}
+        assert works or any(name in variables for name in launch.LAUNCHER_VARIABLES), (
             "only what a launcher started may leave the work to the first rank"
         )
         assert not works or bool(stderr) == (rank not in ("", "0") or world not in ("", "1"))
     else:
-        assert works and 0 <= int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) == job.world_size()
+        assert works and 0 <= int(os.environ["RANK"]) < int(os.environ["WORLD_SIZE"]) == launch.world_size()
         assert os.environ["MASTER_ADDR"] and int(os.environ["LOCAL_RANK"]) >= 0
-        assert job.world_size() == 1 or os.environ["MASTER_PORT"].isdecimal()
-        assert job.world_size() > 1 or os.environ["MASTER_ADDR"] == "127.0.0.1", "not the address of another job"
+        assert launch.world_size() == 1 or os.environ["MASTER_PORT"].isdecimal()
+        assert launch.world_size() > 1 or os.environ["MASTER_ADDR"] == "127.0.0.1", "not the address of another job"
 
 
 @pytest.mark.parametrize(
@@ -100,14 +106,14 @@ def test_a_lone_process_of_a_pod_is_itself_without_a_word(capsys):
             "MASTER_PORT": "tcp://10.0.0.1:80",
         }
     )
-    assert job.normalize_environment("finetune") and job.normalize_environment("distill")
+    assert launch.normalize_environment("finetune") and launch.normalize_environment("distill")
     assert capsys.readouterr().err == "" and os.environ["MASTER_ADDR"] == "127.0.0.1"
 
 
 def test_only_the_first_of_launched_ranks_does_the_work_of_one(capsys):
     for rank, works in (("0", True), ("3", False)):
         put({"RANK": rank, "WORLD_SIZE": "4", "LOCAL_RANK": rank, "CROSS_RANK": "0", "MASTER_ADDR": "127.0.0.1"})
-        assert job.normalize_environment("export") is works
+        assert launch.normalize_environment("export") is works
         assert ("ignored" in capsys.readouterr().err) is works
 
 
@@ -162,20 +168,20 @@ def test_a_wait_for_other_ranks_is_said(capsys):
 def test_an_accelerator_that_deepspeed_does_not_know_is_named(monkeypatch, command):
     monkeypatch.setenv("DS_ACCELERATOR", "foo")
     with pytest.raises(UserError, match="DS_ACCELERATOR = foo in the environment: must be one of cuda, cpu"):
-        job.normalize_environment(command)
+        launch.normalize_environment(command)
 
 
 def test_variables_of_mpirun_and_accelerate_reach_no_library(monkeypatch, capsys):
     put({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"})
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert job.normalize_environment("distill") and not set(os.environ) & set(job.MPI_VARIABLES)
+    assert launch.normalize_environment("distill") and not set(os.environ) & set(launch.MPI_VARIABLES)
     assert (
         "OMPI_COMM_WORLD_RANK = 1 and OMPI_COMM_WORLD_SIZE = 2 in the environment: ignored" in capsys.readouterr().err
     )
-    assert job.normalize_environment("finetune") and "ACCELERATE_USE_DEEPSPEED" not in os.environ
+    assert launch.normalize_environment("finetune") and "ACCELERATE_USE_DEEPSPEED" not in os.environ
 
 
 def test_a_port_that_is_none_is_named():
     put({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"})
     with pytest.raises(UserError, match="MASTER_PORT = 99999 in the environment: must be between 1 and 65535"):
-        job.normalize_environment("distill")
+        launch.normalize_environment("distill")
