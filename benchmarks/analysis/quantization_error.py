@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.cli import count, user_errors
-from ds_distill.exporters.model import Source, load_source
-from ds_distill.exporters.parity import CLEAR, Batch, agreement_shares, get_top1, text_batches
+from ds_distill.exporters.model import ExportModel, load_source
+from ds_distill.exporters.parity import MARGIN_NATS, Batch, agreement_shares, get_top1, text_batches
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import progress
 
@@ -81,7 +81,7 @@ def rounded(model: nn.Module, weights: str | None, activations: str | None) -> l
 
 
 @torch.inference_mode()
-def compute_logits(source: Source, batches: list[Batch], what: str) -> np.ndarray:
+def compute_logits(source: ExportModel, batches: list[Batch], what: str) -> np.ndarray:
     """Return the logits at masked tokens, fp32 [masked tokens, V]."""
     parts = []
     with progress(len(batches), what, "batch") as bar:
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     columns = {
         "rounding": "scales of the rounded operands",
         "agreement": "top-1 agreement with fp32",
-        "clear_agreement": f"agreement where fp32 leads by {CLEAR} nats",
+        "clear_agreement": f"agreement where fp32 leads by {MARGIN_NATS} nats",
         "error": "RMS error of a logit",
     }
     shares = ("agreement", "clear_agreement")

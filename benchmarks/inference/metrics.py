@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.harness.interleave import ratio
 from benchmarks.inference.backends import BACKENDS, Backend, Row
-from ds_distill.exporters.model import Source
+from ds_distill.exporters.model import ExportModel
 from ds_distill.exporters.parity import agreement_shares
 
 BASE, STUDENT, TEACHER = "BERT-base", "student", "teacher"
@@ -52,7 +52,7 @@ def in_memory(model: torch.nn.Module, backend: Backend) -> int:
 def figures(
     measurements: list[Measured],
     cases: dict[str, list[list[int]]],
-    sources: dict[str, tuple[Source, Path]],
+    sources: dict[str, tuple[ExportModel, Path]],
     choices: dict[str, tuple],
 ) -> list[dict]:
     """Return one dictionary per row and case, with the figures that the report and the JSON show."""

@@ -19,10 +19,10 @@ from benchmarks.harness.machine import describe
 from benchmarks.inference.backends import BACKENDS, Row, make, serve
 from benchmarks.inference.metrics import BASE, MIX, STUDENT, TEACHER, Measured, figures, summary
 from benchmarks.inference.page import print_tables, write_card, write_report
-from ds_distill.exporters.int8 import FULL, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
-from ds_distill.exporters.model import Source, load_source
+from ds_distill.exporters.int8 import FULL_RANGE, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
+from ds_distill.exporters.model import ExportModel, load_source
 from ds_distill.exporters.onnx import write_onnx
-from ds_distill.exporters.parity import CLEAR, get_top1, text_batches, torch_runner
+from ds_distill.exporters.parity import MARGIN_NATS, get_top1, text_batches, torch_runner
 from ds_distill.models.folder import resolve_model_folder
 from ds_distill.utils.console import log, progress, spinner
 from ds_distill.utils.errors import UserError
@@ -73,7 +73,7 @@ def runnable(requested: list[str]) -> list[str]:
 
 def prepare(
     folders: dict[str, Path], head: str, backends: list[str], scratch: Path, text: list[str]
-) -> dict[str, tuple[Source, Path]]:
+) -> dict[str, tuple[ExportModel, Path]]:
     """Export the files that the backends need; return (source, their folder) by label."""
     sources = {}
     for label, folder in folders.items():
@@ -88,7 +88,7 @@ def prepare(
             if "int8.onnx" in wanted:
                 write_onnx_int8(files / "fp32.onnx", files / "int8.onnx")
             if "int8_vnni.onnx" in wanted:
-                write_onnx_int8(files / "fp32.onnx", files / "int8_vnni.onnx", FULL)
+                write_onnx_int8(files / "fp32.onnx", files / "int8_vnni.onnx", FULL_RANGE)
             if "openvino.xml" in wanted:
                 write_openvino_int8(files / "fp32.onnx", files / "openvino.xml", source.widths)
             if "dynamic.onnx" in wanted or "static.onnx" in wanted:
@@ -97,7 +97,7 @@ def prepare(
     return sources
 
 
-def _quantize_with_onnxruntime(source: Source, files: Path, wanted: set, text: list[str]) -> None:
+def _quantize_with_onnxruntime(source: ExportModel, files: Path, wanted: set, text: list[str]) -> None:
     """Quantize with onnxruntime.quantization: dynamic as its documentation recommends, static calibrated on text."""
     import logging
 
@@ -141,7 +141,7 @@ def _quantize_with_onnxruntime(source: Source, files: Path, wanted: set, text: l
         )
 
 
-def reference_choices(source: Source, batches: list) -> tuple[np.ndarray, np.ndarray]:
+def reference_choices(source: ExportModel, batches: list) -> tuple[np.ndarray, np.ndarray]:
     """Return PyTorch's top-1 predictions in fp32 at all masked tokens, and which of them are clear."""
     run = torch_runner(source)
     parts = [get_top1(run(batch.inputs)[0][batch.at]) for batch in batches]
@@ -245,7 +245,7 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
         "machine": describe(device),
         "date": datetime.date.today().isoformat(),
         "rounds": args.rounds,
-        "clear": CLEAR,
+        "clear": MARGIN_NATS,
         "student": args.student or "DistilBERT's size, random weights",
         "teacher": args.teacher,
         "not_measured_yet": list(args.heads),

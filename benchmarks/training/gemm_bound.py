@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 from ds_distill.estimate.flops import linear_shapes
-from ds_distill.kernels.fused_linear import columns
+from ds_distill.kernels.fused_linear import padded_vocab_size
 from ds_distill.models.families import get_family_by_type
 
 
@@ -40,7 +40,7 @@ def products(
     encoder, head = linear_shapes(config)
     for (inner, outer), count in (encoder + head).items():
         if outer == config.vocab_size:
-            outer = columns(config.vocab_size, device)
+            outer = padded_vocab_size(config.vocab_size, device)
         pairs.append((_product((tokens, inner), (outer, inner), (False, True)), count))
         if trained:
             pairs.append((_product((tokens, outer), (outer, inner), (False, False)), count))

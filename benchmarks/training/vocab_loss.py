@@ -25,7 +25,7 @@ from benchmarks.harness.cli import count, user_errors
 from benchmarks.harness.machine import describe, peak_bytes
 from benchmarks.harness.timing import timed
 from ds_distill.distributed.process_group import start_distributed
-from ds_distill.kernels.fused_linear import columns
+from ds_distill.kernels.fused_linear import padded_vocab_size
 from ds_distill.losses import fused_linear_distillation_loss
 from ds_distill.recipe import Training
 from ds_distill.training.compile import compile_unavailable_reason
@@ -92,7 +92,7 @@ def clear(x: dict) -> None:
 def bare(x: dict):
     """Return a function that runs the four products, with the number of columns that makes them fastest."""
     with torch.no_grad():
-        padding = columns(len(x["w"]), x["w"].device.type) - len(x["w"])
+        padding = padded_vocab_size(len(x["w"]), x["w"].device.type) - len(x["w"])
         h, w, tw = (
             x["h"].detach(),
             *(torch.nn.functional.pad(x[name].detach(), (0, 0, 0, padding)) for name in ("w", "tw")),

@@ -76,8 +76,8 @@ def add_arguments(parser) -> None:
         "--jobs",
         type=int,
         default=1,
-        help="number of steps to run in parallel; each gets its share of the cores, or a GPU, assigned in turn where "
-        "there are fewer; a step that --launch starts runs alone",
+        help="number of jobs to run in parallel; each gets its share of the cores, or a GPU, assigned in turn where "
+        "there are fewer; a job that --launch starts runs alone",
     )
 
 

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ds_distill.data.files import COMPRESSED, KINDS, open_unpacked, read_head
+from ds_distill.data.files import COMPRESSED_SUFFIXES, FILE_FORMATS, open_unpacked, read_head
 from ds_distill.utils.errors import UserError
 
 # It matches a byte that is not UTF-8, or half a pair, which JSON escapes may hold.
@@ -71,14 +71,14 @@ def check_text(path: Path, packed: str) -> None:
     controls = len(head) - len(head.translate(None, _CONTROLS))
     # One zero byte in a long text is an accident.
     if b"\0" in head and controls > max(1, len(head) // 1000):
-        raise UserError(f"{path}: not text; supported files are {', '.join(KINDS)}, plain, .gz or .zst")
+        raise UserError(f"{path}: not text; supported files are {', '.join(FILE_FORMATS)}, plain, .gz or .zst")
 
 
 def conversion(path: Path | str, encoding: str) -> str:
     """Return the command that converts a file to UTF-8."""
     name, suffix = shlex.quote(str(path)), Path(path).suffix.lower()
     unpack = {".gz": f"gzip -dc {name} | ", ".zst": f"zstd -dc {name} | "}.get(suffix, "")
-    return f"{unpack}iconv -f {encoding} -t UTF-8{'' if suffix in COMPRESSED else f' {name}'} > NEW"
+    return f"{unpack}iconv -f {encoding} -t UTF-8{'' if suffix in COMPRESSED_SUFFIXES else f' {name}'} > NEW"
 
 
 def _marked_encoding(head: bytes) -> str | None:

@@ -90,9 +90,9 @@ class Encoder:
         odd = _odd_texts(tokenizer.normalizer, splits_at_marks=pattern == _MARK_OR_WORD)
         self._is_odd = re.compile(odd or _SEPARATORS).search
         self._with_notes = _without_notes
-        self._words = _Words(tokenizer, _without_notes)
+        self._words = _WordCache(tokenizer, _without_notes)
         probes = list(_PROBES)
-        self.remembers = (
+        self.caches_words = (
             odd is not None and not added and all(map(np.array_equal, self._by_text(probes), self._by_word(probes)))
         )
         spelled = (
@@ -102,7 +102,7 @@ class Encoder:
         )
         self._losses = LossFinder(tokenizer, unknown_id, frozenset(spelled))
         self._with_notes = self._losses.with_notes
-        self._words = _Words(tokenizer, self._with_notes, self._losses.special | {self._losses.unknown_id})
+        self._words = _WordCache(tokenizer, self._with_notes, self._losses.special | {self._losses.unknown_id})
 
     @property
     def examples(self) -> dict[str, str]:
@@ -133,7 +133,7 @@ class Encoder:
         return Encoded(parts, lost, int((notes.cause == Loss.SPECIAL_TOKENS).sum()))
 
     def _noted(self, texts: list[str]) -> list[np.ndarray]:
-        if not self.remembers:
+        if not self.caches_words:
             return self._by_text(texts)
         odd = [i for i, text in enumerate(texts) if self._is_odd(text)]
         encoded = self._by_word(texts)
@@ -154,7 +154,7 @@ class Encoder:
         return [np.frombuffer(b"".join(map(self._words.__getitem__, self._split(text))), np.uint32) for text in texts]
 
 
-class _Words(dict):
+class _WordCache(dict):
     """A map from each word to its ids, with notes, as uint32 bytes.
 
     A new word is encoded when it is first needed. `noted` holds the ids that come with a note.

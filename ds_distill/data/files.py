@@ -21,7 +21,7 @@ from typing import BinaryIO
 from ds_distill.utils.console import TRACE, log, log_once_per_process
 from ds_distill.utils.errors import UserError, expand_user
 
-KINDS = {
+FILE_FORMATS = {
     ".txt": "text",
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -30,8 +30,8 @@ KINDS = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
-COMPRESSED = (".gz", ".zst")
-UNSUPPORTED = (".bz2", ".xz", ".zip", ".7z", ".tar", ".pdf", ".docx")
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+UNSUPPORTED_SUFFIXES = (".bz2", ".xz", ".zip", ".7z", ".tar", ".pdf", ".docx")
 # Files of these names accompany the rows in a data set's folder.
 ABOUT = (
     "README",
@@ -53,8 +53,8 @@ _HEAD = 1 << 16
 
 def get_file_kind(name: str) -> str | None:
     """Return the kind of a file by its name, without the suffix of compression; None for an unknown kind."""
-    suffixes = [s.lower() for s in Path(name).suffixes if s.lower() not in COMPRESSED]
-    return {**KINDS, ".arrow": "arrow"}.get(suffixes[-1]) if suffixes else None
+    suffixes = [s.lower() for s in Path(name).suffixes if s.lower() not in COMPRESSED_SUFFIXES]
+    return {**FILE_FORMATS, ".arrow": "arrow"}.get(suffixes[-1]) if suffixes else None
 
 
 def resolve_files(given: str, column: str | None = None) -> list[Path]:
@@ -75,8 +75,8 @@ def resolve_files(given: str, column: str | None = None) -> list[Path]:
         files = _files_in(path)
         if not files:
             raise UserError(
-                f"{given}: the folder contains no {', '.join(KINDS)} file (plain, .gz or .zst); name files, or give a "
-                f"pattern such as '{given}/*.md'"
+                f"{given}: the folder contains no {', '.join(FILE_FORMATS)} file (plain, .gz or .zst); "
+                f"name files, or give a pattern such as '{given}/*.md'"
             )
         return files
     # This comes before globbing, because a file's name may hold brackets.
@@ -123,14 +123,14 @@ def _log_others(folder: Path, readable: list[Path], others: list[Path]) -> None:
     """Log which files of a folder are not read, where they are more than a trace."""
     missing = [file for file in others if not file.exists()]
     sizes = [sum(file.stat().st_size for file in files if file.is_file()) for files in (readable, others)]
-    packed = [file for file in others if file.suffix.lower() in UNSUPPORTED]
+    packed = [file for file in others if file.suffix.lower() in UNSUPPORTED_SUFFIXES]
     if missing or packed or sizes[1] > TRACE * sum(sizes):
         kinds = Counter(file.suffix.lower() or "without a suffix" for file in others)
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
         names = ", ".join(file.name for file in list(dict.fromkeys([*missing, *packed, *others]))[:3])
         log_once_per_process(
             f"{folder}: {len(others):,} of its files are not read ({counts}), such as {names}; supported files are "
-            f"{', '.join(KINDS)}, plain, .gz or .zst; to read other files as text, name them or give a pattern"
+            f"{', '.join(FILE_FORMATS)}, plain, .gz or .zst; to read other files as text, name them or give a pattern"
         )
 
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import cast
 
-from ds_distill.data.files import COMPRESSED, KINDS
+from ds_distill.data.files import COMPRESSED_SUFFIXES, FILE_FORMATS
 from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.run_data import prepare_run_tokens
 from ds_distill.data.sources import corpus_identity, split_inputs
@@ -81,6 +81,6 @@ def _parts(place: str) -> list[str]:
     """
     *above, last = place.strip("/").split("/")
     name, mark, column = last.partition("#")
-    while Path(name).suffix.lower() in (*COMPRESSED, *KINDS):
+    while Path(name).suffix.lower() in (*COMPRESSED_SUFFIXES, *FILE_FORMATS):
         name = Path(name).stem
     return [re.sub(r"[^\w.#@+=-]+", "_", part).strip(".") or "text" for part in (*above, name + mark + column)]

@@ -15,9 +15,9 @@ from typing import cast
 
 from ds_distill.data.charset import check_text
 from ds_distill.data.files import (
-    COMPRESSED,
-    KINDS,
-    UNSUPPORTED,
+    COMPRESSED_SUFFIXES,
+    FILE_FORMATS,
+    UNSUPPORTED_SUFFIXES,
     get_copy_digest,
     get_file_kind,
     resolve_files,
@@ -135,8 +135,8 @@ def _split_column(given: str) -> tuple[str, str | None]:
 def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
     kind, size = get_file_kind(file.name) or "text", file.stat().st_size
     check_not_lfs_pointer(file)
-    if file.suffix.lower() in UNSUPPORTED:
-        raise UserError(f"{file}: not text; supported files are {', '.join(KINDS)}, plain, .gz or .zst")
+    if file.suffix.lower() in UNSUPPORTED_SUFFIXES:
+        raise UserError(f"{file}: not text; supported files are {', '.join(FILE_FORMATS)}, plain, .gz or .zst")
     if kind == "parquet":
         table = open_parquet(file)
         groups = table.num_row_groups
@@ -152,7 +152,7 @@ def _file_pieces(source: int, file: Path, column: str) -> list[WorkUnit]:
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(file, error) from error
     # A quoted field of a csv may hold anything, line ends included.
-    whole = file.suffix.lower() in COMPRESSED or kind == "csv"
+    whole = file.suffix.lower() in COMPRESSED_SUFFIXES or kind == "csv"
     cuts = [0, *([] if whole else _cuts(file, size, kind)), size]
     return [WorkUnit(source, str(file), kind, column, a, b, b - a) for a, b in pairwise(cuts)]
 

@@ -116,7 +116,7 @@ class PieceWorker:
             "remarks": findings.remarks,
             "shards": shards,
             "examples": self.encoder.examples,
-            "words": self.encoder.remembers,
+            "words": self.encoder.caches_words,
         }
         (partial / "report.json").write_text(json.dumps(report), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)

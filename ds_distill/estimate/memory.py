@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from ds_distill.kernels.fused_linear import columns, live_bytes
+from ds_distill.kernels.fused_linear import live_bytes, padded_vocab_size
 from ds_distill.models.families import get_family
 from ds_distill.recipe import Training
 
@@ -93,7 +93,7 @@ def estimate_memory(
     # A compiled loss spares a CPU the temporaries, but the estimate does not rely on that.
     passes = "torch" if device == "cpu" or training.compile == "off" else "triton"
     loss = live_bytes(rows, config.vocab_size, size, device, passes) + 4 * rows * width + 4 * config.vocab_size * width
-    if (wider := columns(config.vocab_size, device)) != config.vocab_size:
+    if (wider := padded_vocab_size(config.vocab_size, device)) != config.vocab_size:
         loss += 2 * size * wider * width  # Both weights are copied.
     # Measurements on CPUs show that from stage 2 on the memory of a bucket remains in the next
     # forward.

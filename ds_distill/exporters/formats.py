@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from ds_distill.exporters.int8 import FULL, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
-from ds_distill.exporters.model import Source, load_source, read_json
+from ds_distill.exporters.int8 import FULL_RANGE, full_range_unavailable_reason, write_onnx_int8, write_openvino_int8
+from ds_distill.exporters.model import ExportModel, load_source, read_json
 from ds_distill.exporters.onnx import OPSET, write_onnx, write_program
 from ds_distill.exporters.parity import Batch, compare, text_batches, torch_runner
 from ds_distill.exporters.published import publish_model
@@ -44,7 +44,7 @@ SEQUENCES = 64
 class Job:
     """The model, the batches and the scratch folder that the formats of one export share."""
 
-    source: Source
+    source: ExportModel
     batches: list[Batch]
     scratch: Path
 
@@ -106,7 +106,7 @@ FORMATS = {
         f"ONNX Runtime, opset {OPSET}, on a processor with VNNI",
         ("onnx", "onnxscript", "onnxruntime"),
         False,
-        lambda job, file: write_onnx_int8(job.graph, file, FULL),
+        lambda job, file: write_onnx_int8(job.graph, file, FULL_RANGE),
         OnnxRunner,
         "onnxruntime.InferenceSession({file!r}).run(None, dict(x))[0]",
         full_range_unavailable_reason,
@@ -238,7 +238,7 @@ def _export_lock(output: Path):
         os.close(descriptor)
 
 
-def _check_head(output: Path, source: Source) -> None:
+def _check_head(output: Path, source: ExportModel) -> None:
     """Raise UserError where the files in `output` have another head."""
     others = {row.get("head", source.head) for row in _formats_in(output).values()} - {source.head}
     if others:
@@ -249,7 +249,12 @@ def _check_head(output: Path, source: Source) -> None:
 
 
 def _write_formats(
-    source: Source, formats: dict[str, Format], batches: list[Batch], output: Path, dev: DevSet | None, before: Measured
+    source: ExportModel,
+    formats: dict[str, Format],
+    batches: list[Batch],
+    output: Path,
+    dev: DevSet | None,
+    before: Measured,
 ) -> dict[str, dict]:
     """Write the files, move each into place after its comparison, and return a row of figures for each.
 
@@ -325,7 +330,7 @@ def _update_formats_json(output: Path, rows: dict[str, dict], compared: str) -> 
     return ordered
 
 
-def example(source: Source, format: Format) -> str:
+def example(source: ExportModel, format: Format) -> str:
     """Return three lines of Python that use the file, to be run in the folder."""
     module = format.example.split(".")[0]
     words = (

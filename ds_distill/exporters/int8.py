@@ -8,8 +8,8 @@ projection. It is stored once, with one scale per token.
 
 Without VNNI (vpdpbusd), x86 adds pairs of products in 16 bits (vpmaddubsw). 2 · 255 · 127 does not
 fit into them, and the sum is silently saturated. 2 · 255 · 63 fits. A file that must be right
-everywhere therefore has SAFE steps in each direction for its weights. A file for processors with
-VNNI, or ARM's counterpart, has FULL.
+everywhere therefore has REDUCED_RANGE steps in each direction for its weights. A file for processors with
+VNNI, or ARM's counterpart, has FULL_RANGE.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import numpy as np
 
 from ds_distill.exporters.onnx import save_graph, silence
 
-FULL, SAFE = 127, 63
+FULL_RANGE, REDUCED_RANGE = 127, 63
 LARGE = 1_000_000  # lookup tables of more values are quantized: vocabularies are, positions are not
 # OpenVINO scales a token's activations in groups of at most this size; 128 takes 1.2 times as long,
 # 32 half as long again.
 GROUP = 384
 
 
-def quantize(weight: np.ndarray, axis: int, steps: int = FULL) -> tuple[np.ndarray, np.ndarray]:
+def quantize(weight: np.ndarray, axis: int, steps: int = FULL_RANGE) -> tuple[np.ndarray, np.ndarray]:
     """Return (int8 codes from -steps to steps, fp32 scales along `axis`), codes · scales nearest to `weight`.
 
     Args:
@@ -41,7 +41,7 @@ def quantize(weight: np.ndarray, axis: int, steps: int = FULL) -> tuple[np.ndarr
     return np.rint(weight / np.expand_dims(scales, 1 - axis)).astype(np.int8), scales
 
 
-def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
+def write_onnx_int8(graph: Path, file: Path, steps: int = REDUCED_RANGE) -> None:
     """Write the fp32 ONNX file `graph` with int8 for every MatMul by a constant matrix and for every large table.
 
     The result uses standard operators only.
@@ -49,7 +49,7 @@ def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
     Args:
         graph: The file to read.
         file: The file to write.
-        steps: FULL or SAFE, for the weights.
+        steps: FULL_RANGE or REDUCED_RANGE, for the weights.
     """
     import onnx_ir
 
@@ -60,7 +60,7 @@ def write_onnx_int8(graph: Path, file: Path, steps: int = SAFE) -> None:
 
 @functools.cache
 def full_range_unavailable_reason() -> str | None:
-    """Return why ONNX Runtime cannot run a file of FULL steps on this processor, or None.
+    """Return why ONNX Runtime cannot run a file of FULL_RANGE steps on this processor, or None.
 
     It is asked for a product whose sums do not fit 16 bits.
     """
@@ -79,9 +79,9 @@ def full_range_unavailable_reason() -> str | None:
     proto = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=10)).SerializeToString()
     session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
     product_values = session.run(
-        None, {"rows": np.full((64, 64), 255, np.uint8), "matrix": np.full((64, 64), FULL, np.int8)}
+        None, {"rows": np.full((64, 64), 255, np.uint8), "matrix": np.full((64, 64), FULL_RANGE, np.int8)}
     )[0]
-    if (product_values == 64 * 255 * FULL).all():
+    if (product_values == 64 * 255 * FULL_RANGE).all():
         return None
     return "this processor has no VNNI and adds products of bytes in 16 bits, which saturates"
 
@@ -108,7 +108,7 @@ class OnnxQuantizer:
                 table in self.tables or table.const_value is not None and table.const_value.size > LARGE
             ):
                 # a table that a product reads too has its codes already
-                self.lookup(node, *self.get_codes(table, FULL))
+                self.lookup(node, *self.get_codes(table, FULL_RANGE))
         self.drop_unused()
 
     def get_matrix(self, value):

@@ -34,7 +34,7 @@ HEADS = {
 
 
 @dataclass
-class Source:
+class ExportModel:
     """A loaded folder.
 
     Attributes:
@@ -87,7 +87,7 @@ class Source:
         return {name: values[name] for name in self.inputs}
 
 
-def load_source(path: str, head: str | None = None, *, for_speed: bool = False) -> Source:
+def load_source(path: str, head: str | None = None, *, for_speed: bool = False) -> ExportModel:
     """Load the folder `path`.
 
     Only safetensors are read, no remote code is run and the network is not used.
@@ -118,7 +118,7 @@ def load_source(path: str, head: str | None = None, *, for_speed: bool = False) 
     tokenizer = None if for_speed and not folder.has_tokenizer else folder.tokenizer
     if tokenizer:
         check_vocabulary(tokenizer, config, f"--model {path}")
-    return Source(folder.path, model.eval(), tokenizer, head, not missing)
+    return ExportModel(folder.path, model.eval(), tokenizer, head, not missing)
 
 
 def without_pooler(head: str, model_type: str) -> dict[str, bool]:

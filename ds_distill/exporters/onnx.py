@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from ds_distill.exporters.model import Source
+from ds_distill.exporters.model import ExportModel
 
 # ONNX's first opset with Gelu as one node. onnxruntime 1.18 (2024) and later read it.
 OPSET = 20
@@ -21,7 +21,7 @@ OPSET = 20
 LARGEST_FILE = 2**31 - 2**26
 
 
-def write_onnx(source: Source, file: Path) -> None:
+def write_onnx(source: ExportModel, file: Path) -> None:
     """Write the fp32 graph as ONNX, opset 20.
 
     The axes `batch` and `sequence` are free, `sequence` up to the model's positions. The tied
@@ -71,7 +71,7 @@ def save_graph(graph, file: Path) -> None:
         onnx_ir.save(graph, file)
 
 
-def write_program(source: Source, file: Path) -> None:
+def write_program(source: ExportModel, file: Path) -> None:
     """Write torch.export's file (.pt2) with the same free axes.
 
     The program returns a plain dictionary, so that torch alone can load it.
@@ -102,7 +102,7 @@ def _plain_outputs(model: PreTrainedModel) -> Iterator[None]:
         del model.forward  # uncovers the class's own
 
 
-def _free_axes(source: Source) -> dict:
+def _free_axes(source: ExportModel) -> dict:
     from torch.export import Dim
 
     axes = {0: Dim("batch"), 1: Dim("sequence", max=source.positions)}

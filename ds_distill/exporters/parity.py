@@ -11,7 +11,7 @@ import torch
 
 from ds_distill.data.readers import documents
 from ds_distill.data.sources import split_inputs
-from ds_distill.exporters.model import Source
+from ds_distill.exporters.model import ExportModel
 from ds_distill.models.inputs import pad_right
 from ds_distill.utils.console import progress
 from ds_distill.utils.errors import UserError
@@ -20,7 +20,7 @@ SAMPLE = Path(__file__).with_name("sample.txt")
 MASKED_SHARE = 0.15
 # In nats: the top-1 is a tenth likelier than the second. Any rounding, also bf16's, can reverse
 # closer calls.
-CLEAR = 0.1
+MARGIN_NATS = 0.1
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Batch:
     labels: np.ndarray
 
 
-def text_batches(source: Source, text: list[str], *, sequences: int, length: int = 128, batch: int = 8) -> list[Batch]:
+def text_batches(
+    source: ExportModel, text: list[str], *, sequences: int, length: int = 128, batch: int = 8
+) -> list[Batch]:
     """Return the first documents of the texts as batches, in their order.
 
     For a masked-LM head 15 % of the tokens are masked, drawn from a fixed seed, and `at` marks
@@ -91,7 +93,7 @@ def text_batches(source: Source, text: list[str], *, sequences: int, length: int
     return batches
 
 
-def torch_runner(source: Source) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
+def torch_runner(source: ExportModel) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
     """Return a function that calls the model itself as the runtimes are called."""
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -103,7 +105,7 @@ def torch_runner(source: Source) -> Callable[[dict[str, np.ndarray]], list[np.nd
 
 
 def compare(
-    source: Source, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], batches: list[Batch], what: str
+    source: ExportModel, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], batches: list[Batch], what: str
 ) -> dict:
     """Compare a runtime's outputs with those of PyTorch in fp32.
 
@@ -118,7 +120,7 @@ def compare(
         max_output the largest value there, its scale. agreement is the share of equal top-1 outputs
         (tokens, classes, or answer starts and ends; absent without a head and for a head with one
         number), and positions is how many were compared. clear_agreement and clear_positions, if
-        there are any, count only those whose two best outputs differ by CLEAR or more in PyTorch.
+        there are any, count only those whose two best outputs differ by MARGIN_NATS or more in PyTorch.
         For masked-LM only: loss (nats per masked token) and accuracy, and PyTorch's.
 
     Raises:
@@ -177,9 +179,9 @@ def compare(
 
 
 def get_top1(outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ([...] index of the largest of each row, [...] whether it leads by CLEAR or more), outputs [..., C]."""
+    """Return ([...] index of the largest of each row, [...] whether it leads by MARGIN_NATS), of outputs [..., C]."""
     best = np.partition(outputs, -2, axis=-1)[..., -2:]
-    return outputs.argmax(-1), best[..., 1] - best[..., 0] >= CLEAR
+    return outputs.argmax(-1), best[..., 1] - best[..., 0] >= MARGIN_NATS
 
 
 def agreement_shares(same: np.ndarray, clear: np.ndarray) -> dict[str, float]:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModel
 
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from ds_distill.exporters.model import Source, read_json
+from ds_distill.exporters.model import ExportModel, read_json
 from ds_distill.exporters.sentence_embedding import write_sentence_transformers_files
 from ds_distill.models.folder import ModelFolder, load_config
 from ds_distill.models.loading import load_model
@@ -26,7 +26,7 @@ from ds_distill.utils.files import write_json
 TASK_KEYS = ("finetuning_task", "finetuning_length", "id2label", "label2id", "problem_type")
 
 
-def publish_model(source: Source, output: Path, name: str) -> None:
+def publish_model(source: ExportModel, output: Path, name: str) -> None:
     """Write weights (fp32), config.json, tokenizer and a model card of `source` into `output`, unless they lie there.
 
     For an encoder the files that sentence-transformers reads are written too.
@@ -57,7 +57,7 @@ def publish_model(source: Source, output: Path, name: str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(source: Source, folder: Path, name: str) -> None:
+def _write(source: ExportModel, folder: Path, name: str) -> None:
     model = source.model
     if source.head == "encoder":
         with_pooler, missing = load_model(
@@ -73,7 +73,7 @@ def _write(source: Source, folder: Path, name: str) -> None:
     follow_umask(folder)
 
 
-def _check_same_model(exported: Path, output: Path, source: Source) -> None:
+def _check_same_model(exported: Path, output: Path, source: ExportModel) -> None:
     """Raise UserError where the files in `output` belong to another model than the files `exported` for it."""
     if (output / "config.json").is_file():
         read_json(output / "config.json")  # raises where the file is damaged
@@ -103,7 +103,7 @@ def _has_same_weights(first: Path, second: Path) -> bool:
         )
 
 
-def _make_card(source: Source, name: str) -> str:
+def _make_card(source: ExportModel, name: str) -> str:
     """Return the source's own card for the same model, else a short one with the license that the card names."""
     file = source.folder / "README.md"
     card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""

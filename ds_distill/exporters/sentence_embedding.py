@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from ds_distill.exporters.model import Source, read_json
+from ds_distill.exporters.model import ExportModel, read_json
 from ds_distill.utils.console import log
 
 # Flags of 1_Pooling/config.json that every release and text-embeddings-inference know. The keys are
@@ -22,7 +22,7 @@ POOLING_FLAGS = {
 KEPT_SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
 
 
-def write_sentence_transformers_files(source: Source, folder: Path) -> None:
+def write_sentence_transformers_files(source: ExportModel, folder: Path) -> None:
     """Write modules.json, the modules' folders and sentence_bert_config.json into `folder`.
 
     They are those of the source where it is a sentence-transformers folder, else they describe mean
@@ -53,7 +53,7 @@ def write_sentence_transformers_files(source: Source, folder: Path) -> None:
         _write_json(folder / "config_sentence_transformers.json", selected)
 
 
-def _modules_after_transformer(source: Source) -> list[tuple[str, dict, Path | None]]:
+def _modules_after_transformer(source: ExportModel) -> list[tuple[str, dict, Path | None]]:
     """Return (kind, config, weights or None) of each module after the encoder; mean pooling if the source has none."""
     width, file = source.widths[0], source.folder / "modules.json"
     listed = read_json(file) if file.is_file() else []

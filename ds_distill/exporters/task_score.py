@@ -16,14 +16,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from ds_distill.data.charset import replace_surrogates
-from ds_distill.exporters.model import Source
+from ds_distill.exporters.model import ExportModel
 from ds_distill.exporters.parity import progress_over
 from ds_distill.exporters.runtimes import Runner
 from ds_distill.models.inputs import encode_rows, pad_right
 from ds_distill.tasks.catalog import LENGTH_KEY, TASKS, Task, normalize_name
 from ds_distill.tasks.columns import named_columns, text_columns
 from ds_distill.tasks.examples import (
-    KINDS,
+    FILE_FORMATS,
     check_value,
     get_file_suffix,
     parse_label,
@@ -59,7 +59,7 @@ class DevSet:
             cause).
     """
 
-    source: Source
+    source: ExportModel
     rows: list[dict[str, list[int]]]
     judge: Callable[[Outputs], Measured]
     about: dict
@@ -86,12 +86,12 @@ class DevSet:
         return self.judge(outputs)
 
 
-def dev_score(source: Source, run: Runner, file: Path, what: str, batch: int = 8) -> Measured:
+def dev_score(source: ExportModel, run: Runner, file: Path, what: str, batch: int = 8) -> Measured:
     """Return the score on a file; see dev_set."""
     return dev_set(source, file).score(run, what, batch)
 
 
-def dev_set(source: Source, file: str | Path) -> DevSet:
+def dev_set(source: ExportModel, file: str | Path) -> DevSet:
     """Return the examples of a file, which may name its text columns: FILE#COLUMN, or FILE#COLUMN,COLUMN for pairs.
 
     For a classifier the file holds examples as finetune reads them. They are in the task's columns
@@ -139,7 +139,7 @@ def dev_set(source: Source, file: str | Path) -> DevSet:
 
 
 def _describe(
-    source: Source,
+    source: ExportModel,
     file: Path,
     columns: list[str],
     rows: list[dict],
@@ -168,14 +168,14 @@ def _describe(
     }
 
 
-def _get_length(source: Source) -> int:
+def _get_length(source: ExportModel) -> int:
     """Return how many tokens of a text a truncating pipeline reads, unless the model takes fewer."""
     limit = source.reader.model_max_length
     return int(min(limit, source.positions)) if limit and limit > 0 else source.positions
 
 
 def _make_judge(
-    source: Source, file: Path, task: Task | None, labels: list
+    source: ExportModel, file: Path, task: Task | None, labels: list
 ) -> tuple[str, Callable[[np.ndarray], float | None]]:
     """Return (the metric, logits [examples, outputs] → its value) for labels as the file has them."""
     config = source.model.config
@@ -254,7 +254,7 @@ def _parse_float(label: Any, where: str) -> float:
     return number
 
 
-def _make_question_set(source: Source, file: Path) -> DevSet:
+def _make_question_set(source: ExportModel, file: Path) -> DevSet:
     """Return SQuAD's questions, split into parts of as many tokens as in fine-tuning, else of the usual number."""
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give SQuAD's JSON")
@@ -307,7 +307,9 @@ def load_labeled_examples(file: Path, task: Task | None = None, columns: Sequenc
     if not file.is_file():
         raise UserError(f"--data {file}: no such file; give a file with a column `label` and one or two text columns")
     if get_file_suffix(file) is None:
-        raise UserError(f"--data {file}: not a supported kind of file; give {', '.join(KINDS)}, plain, .gz or .zst")
+        raise UserError(
+            f"--data {file}: not a supported kind of file; give {', '.join(FILE_FORMATS)}, plain, .gz or .zst"
+        )
     if task:
         task_with_columns = replace(task, texts=tuple(columns)) if columns else task
         texts, labels, left_out = read_columns(task_with_columns, file)

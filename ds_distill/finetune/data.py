@@ -88,7 +88,7 @@ def _rows(part: Examples) -> Iterator[tuple]:
 
 
 @dataclass
-class Sets:
+class EncodedTask:
     """The data of a task as a model reads it.
 
     Args:
@@ -108,7 +108,9 @@ class Sets:
         return {"train": self.train} | {get_split_name(split): features for split, (features, _) in self.dev.items()}
 
 
-def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: FinetuneConfig, positions: int) -> Sets:
+def encode_sets(
+    data: Data, tokenizer: PreTrainedTokenizerBase, settings: FinetuneConfig, positions: int
+) -> EncodedTask:
     """Encode the data of a task with a tokenizer.
 
     Args:
@@ -133,7 +135,7 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Finetu
                 f"--task {data.task.name}: no part of a context, of {length} tokens, contains an answer; raise "
                 "finetune.max_length"
             )
-        return Sets(
+        return EncodedTask(
             Features(spans.inputs, {"start_positions": spans.starts, "end_positions": spans.ends}, cut=spans.cut),
             dev,
             length,
@@ -146,11 +148,11 @@ def encode_sets(data: Data, tokenizer: PreTrainedTokenizerBase, settings: Finetu
             f"finetune.max_train_samples = {most}: none of the first {most} training examples of {data.task.name} is "
             f"labeled {names}; use more examples (0 means all), or give --data in random order"
         )
-    return Sets(encode_features(examples, tokenizer, length), dev, length)
+    return EncodedTask(encode_features(examples, tokenizer, length), dev, length)
 
 
 def dev_sets(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, tuple[Features, Gold]]:
-    """Return Sets.dev: the dev sets encoded with `tokenizer`, in at most `length` tokens."""
+    """Return EncodedTask.dev: the dev sets encoded with `tokenizer`, in at most `length` tokens."""
     if not data.task.spans:
         examples = cast(dict[str, Examples], data.dev)
         return {

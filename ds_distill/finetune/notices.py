@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import Data, Sets, get_split_name
+from ds_distill.finetune.data import Data, EncodedTask, get_split_name
 from ds_distill.finetune.features import Features
 from ds_distill.tasks.squad import LONGEST_QUESTION
 from ds_distill.utils.console import TRACE, log, log_if_significant
@@ -20,7 +20,7 @@ SAME_SLOPE = (0.5, 2.0)  # how much the labels may grow where the teacher's scor
 CLEAR = 0.3  # the correlation from which the slope is meaningful
 
 
-def not_read(data: Data, sets: Sets, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict]:
+def not_read(data: Data, sets: EncodedTask, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict]:
     """Return how much is not read, by set.
 
     The keys are `truncated` for truncated examples, `unknown` for tokens that stand for words which
@@ -59,7 +59,7 @@ def format_not_read(counts: dict[str, dict]) -> str:
 
 
 def log_not_read(
-    data: Data, sets: Sets, point: FinetuneConfig, positions: int, tokenizer: PreTrainedTokenizerBase
+    data: Data, sets: EncodedTask, point: FinetuneConfig, positions: int, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Log input that is not read.
 

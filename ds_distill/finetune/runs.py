@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallba
 
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import Data, Sets, dev_sets, encode_sets, load_data, teacher_outputs
+from ds_distill.finetune.data import Data, EncodedTask, dev_sets, encode_sets, load_data, teacher_outputs
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import format_not_read, log_not_read, log_scale_mismatch, not_read
@@ -47,7 +47,7 @@ class Plan:
     data: Data
     model: str
     output: Path
-    sets: dict[tuple[int, int], Sets]
+    sets: dict[tuple[int, int], EncodedTask]
     collator: Collator
     teacher: PreTrainedModel | None
     device: torch.device
@@ -57,7 +57,7 @@ class Plan:
         """The task."""
         return self.data.task
 
-    def encode_sets(self, point: FinetuneConfig) -> Sets:
+    def encode_sets(self, point: FinetuneConfig) -> EncodedTask:
         """Return the encoded sets of a point of the grid."""
         return self.sets[point.max_length, point.max_train_samples]
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.finetune.data import Sets
+from ds_distill.finetune.data import EncodedTask
 from ds_distill.finetune.features import ByLength, Collator, predict
 from ds_distill.losses.task_distillation import hidden_cosine_loss, soft_target_loss
 from ds_distill.models.families import INPUTS, get_input_names
@@ -68,7 +68,9 @@ class FinetuneTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def score_model(task: Task, model: PreTrainedModel, sets: Sets, collator: Collator, batch: int, what: str) -> Measured:
+def score_model(
+    task: Task, model: PreTrainedModel, sets: EncodedTask, collator: Collator, batch: int, what: str
+) -> Measured:
     """Return the task's figures on its dev sets.
 
     The figures of a second dev set have its name before theirs.

@@ -97,7 +97,7 @@ def fused_linear_distillation_loss(
                 f"[{rows}, {vocabulary}]"
             )
     inputs = (student_hidden, student_weight, student_bias)
-    want = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if student_hidden.device.type == "cpu" and (kl_weight == 0 or kl_tokens == "masked"):
         # Only masked rows count. Selecting them makes a GPU synchronize and costs a CPU nothing.
         at = (labels >= 0 if token_mask is None else (labels >= 0) & token_mask).nonzero().squeeze(1)
@@ -107,11 +107,11 @@ def fused_linear_distillation_loss(
     if chunk is None:
         chunk = _chunk(rows, vocabulary, student_hidden.element_size(), student_hidden.device.type)
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
-    settings = _Settings(float(temperature), float(kl_weight), float(mlm_weight), kl_tokens, chunk, passes, want)
+    settings = _Settings(float(temperature), float(kl_weight), float(mlm_weight), kl_tokens, chunk, passes, needs_grad)
     return _FusedVocabularyLoss.apply(*inputs, *teacher, labels, token_mask, settings)
 
 
-def columns(vocabulary: int, device: str) -> int:
+def padded_vocab_size(vocabulary: int, device: str) -> int:
     """Return the number of logit columns: the vocabulary size, padded on GPUs so that each row is 16-byte aligned.
 
     The rows of the weight's gradient are aligned too. At 30,522 tokens a GPU's matrix products are
@@ -123,7 +123,7 @@ def columns(vocabulary: int, device: str) -> int:
 def _row_bytes(vocabulary: int, element_size: int, device: str) -> int:
     """Return the bytes of a chunk's row: both models' logits, overwritten by the gradient unless they are wider."""
     logits = max(element_size, 4) if device == "cuda" else element_size
-    return columns(vocabulary, device) * (2 * logits + (element_size if logits > element_size else 0))
+    return padded_vocab_size(vocabulary, device) * (2 * logits + (element_size if logits > element_size else 0))
 
 
 def _chunk(rows: int, vocabulary: int, element_size: int, device: str) -> int:
@@ -185,21 +185,21 @@ class _Logits:
     """
 
     def __init__(
-        self, model: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, wide: torch.dtype, chunk: int
+        self, model: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, acc_dtype: torch.dtype, chunk: int
     ) -> None:
         same, vocabulary = hidden.dtype == weight.dtype, len(weight)
-        padding_columns = columns(vocabulary, hidden.device.type) - vocabulary
-        self.bias = bias if bias is None or hidden.is_cuda else bias.to(wide)
+        padding_columns = padded_vocab_size(vocabulary, hidden.device.type) - vocabulary
+        self.bias = bias if bias is None or hidden.is_cuda else bias.to(acc_dtype)
         if padding_columns:
             weight = torch.nn.functional.pad(weight, (0, 0, 0, padding_columns))
             bias = (
-                weight.new_zeros(vocabulary, dtype=weight.dtype if hidden.is_cuda else wide)
+                weight.new_zeros(vocabulary, dtype=weight.dtype if hidden.is_cuda else acc_dtype)
                 if self.bias is None
                 else self.bias
             )
             self.bias = torch.nn.functional.pad(bias, (0, padding_columns), value=PAD_LOGIT_BIAS.get(bias.dtype, -1e30))
-        self.hidden, self.weight = (hidden, weight) if same else (hidden.to(wide), weight.to(wide))
-        self.options = {"out_dtype": wide} if hidden.is_cuda and same and hidden.dtype != wide else {}
+        self.hidden, self.weight = (hidden, weight) if same else (hidden.to(acc_dtype), weight.to(acc_dtype))
+        self.options = {"out_dtype": acc_dtype} if hidden.is_cuda and same and hidden.dtype != acc_dtype else {}
         shape, dtype = (
             (min(chunk, len(hidden)), vocabulary + padding_columns),
             self.options.get("out_dtype", self.hidden.dtype),
@@ -216,7 +216,7 @@ class _Logits:
 
 @dataclass(frozen=True)
 class _Settings:
-    """The settings of a fused loss, as in `fused_linear_distillation_loss`; `want`: whether gradients are wanted."""
+    """The settings of `fused_linear_distillation_loss`; `needs_grad` is whether to compute gradients."""
 
     temperature: float
     kl_weight: float
@@ -224,50 +224,54 @@ class _Settings:
     kl_tokens: str
     chunk: int
     passes: str
-    want: bool
+    needs_grad: bool
 
 
 class _FusedVocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, t_hidden, t_weight, t_bias, labels, token_mask, settings: _Settings):
-        wide = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-        kl_sum = torch.zeros((), dtype=wide, device=hidden.device)
+        acc_dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+        kl_sum = torch.zeros((), dtype=acc_dtype, device=hidden.device)
         mlm_sum = torch.zeros_like(kl_sum)
-        low = hidden.dtype
+        in_dtype = hidden.dtype
         kl_factor, unit = settings.temperature * settings.kl_weight, 1.0
-        if low == torch.float16:
+        if in_dtype == torch.float16:
             # Gradients stay unnormalized until backward knows the loss scale: 1/N inside would
             # underflow. They are in units of KL's own factor, where its gradient is q − p, unless
             # that would take the masked-LM gradient out of fp16's range.
             unit = kl_factor if abs(kl_factor) > 1e-3 * abs(settings.mlm_weight) else settings.mlm_weight or 1.0
         # filled, not copied: a copy would make a GPU wait
         factors = [kl_sum.new_full((), factor / unit) for factor in (kl_factor, settings.mlm_weight)]
-        student = _Logits("student", hidden, weight, bias, wide, settings.chunk)
+        student = _Logits("student", hidden, weight, bias, acc_dtype, settings.chunk)
         teacher = None
         if settings.kl_weight != 0:
-            teacher = _Logits("teacher", t_hidden, t_weight, t_bias, wide, settings.chunk)
-        d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if settings.want else None
+            teacher = _Logits("teacher", t_hidden, t_weight, t_bias, acc_dtype, settings.chunk)
+        d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if settings.needs_grad else None
         d_weight: Tensor | None = None
         d_bias: Tensor | None = None
         for start in range(0, len(hidden), settings.chunk):
             part = slice(start, start + settings.chunk)
             z, t = student(part), teacher(part) if teacher else None
-            slopes: Tensor | None = None  # free the last chunk's before another is allocated
-            slopes = None if not settings.want else z if z.dtype == low else torch.empty_like(z, dtype=low)
+            grad_logits: Tensor | None = None  # free the last chunk's before another is allocated
+            grad_logits = (
+                None if not settings.needs_grad else z if z.dtype == in_dtype else torch.empty_like(z, dtype=in_dtype)
+            )
             masked = labels[part] >= 0
             real = torch.ones_like(masked) if token_mask is None else token_mask[part].bool()
             masked, real = (masked & real).unsqueeze(1), real.unsqueeze(1)
             target = labels[part].clamp(min=0).unsqueeze(1)
             biases = student.bias, teacher.bias if teacher else None
-            _add_chunk_losses((kl_sum, mlm_sum), (z, t), biases, slopes, target, (masked, real), factors, settings)
-            if slopes is not None and d_hidden is not None:
-                hit = target + torch.arange(0, slopes.numel(), slopes.shape[1], device=target.device).unsqueeze(1)
-                slopes.put_(hit, (slopes.take(hit) - torch.where(masked, factors[1], 0.0)).to(low))
-                torch.mm(slopes, student.weight.to(low), out=d_hidden[part])
-                d_weight = _weight_gradient(d_weight, slopes, hidden[part], wide)
+            _add_chunk_losses((kl_sum, mlm_sum), (z, t), biases, grad_logits, target, (masked, real), factors, settings)
+            if grad_logits is not None and d_hidden is not None:
+                hit = target + torch.arange(
+                    0, grad_logits.numel(), grad_logits.shape[1], device=target.device
+                ).unsqueeze(1)
+                grad_logits.put_(hit, (grad_logits.take(hit) - torch.where(masked, factors[1], 0.0)).to(in_dtype))
+                torch.mm(grad_logits, student.weight.to(in_dtype), out=d_hidden[part])
+                d_weight = _weight_gradient(d_weight, grad_logits, hidden[part], acc_dtype)
                 if bias is not None:
-                    d_bias = _bias_gradient(d_bias, slopes, wide)
-        if settings.want:
+                    d_bias = _bias_gradient(d_bias, grad_logits, acc_dtype)
+        if settings.needs_grad:
             d_weight, d_bias = (None if d is None else d[: len(weight)] for d in (d_weight, d_bias))
             ctx.unit, ctx.dtypes = unit, (hidden.dtype, weight.dtype, bias.dtype if bias is not None else None)
             ctx.save_for_backward(
@@ -294,13 +298,13 @@ def _add_chunk_losses(
     sums: tuple[Tensor, Tensor],
     logits: tuple[Tensor, Tensor | None],
     biases: tuple[Tensor | None, Tensor | None],
-    slopes: Tensor | None,
+    grad_logits: Tensor | None,
     target: Tensor,
     masks: tuple[Tensor, Tensor],
     factors: list[Tensor],
     settings: _Settings,
 ) -> None:
-    """Add a chunk's losses to `sums` (KL, masked LM), and write the gradient of its logits into `slopes`.
+    """Add a chunk's losses to `sums` (KL, masked LM), and write the gradient of its logits into `grad_logits`.
 
     The masked-LM gradient lacks the −1 at the target, which the caller subtracts.
 
@@ -334,7 +338,7 @@ def _add_chunk_losses(
             *factors,
             settings.temperature,
             # the same object where possible, because torch.compile copies aliases
-            None if slopes is None else block_logits if slopes is z else slopes[block],
+            None if grad_logits is None else block_logits if grad_logits is z else grad_logits[block],
         )
         kl_sum += 0.0 if kl is None else kl.sum()
         mlm_sum += 0.0 if mlm is None else mlm.sum()
@@ -353,38 +357,38 @@ def _add_chunk_losses(
             yes,
             *factors,
             settings.temperature,
-            block_logits if settings.want else None,
+            block_logits if settings.needs_grad else None,
         )
         mlm_sum += mlm.sum()
-    if slopes is not None:
-        slopes.index_add_(0, at, z_at)
+    if grad_logits is not None:
+        grad_logits.index_add_(0, at, z_at)
 
 
-def _weight_gradient(total: Tensor | None, slopes: Tensor, hidden: Tensor, wide: torch.dtype) -> Tensor:
+def _weight_gradient(total: Tensor | None, grad_logits: Tensor, hidden: Tensor, acc_dtype: torch.dtype) -> Tensor:
     """Return total + slopesᵀ · hidden, [columns, H], and overwrite total.
 
     The result is at least fp32 where the device's GEMM can return that, or where there are two
     chunks.
     """
-    if not slopes.is_cuda:
-        return _added(total, slopes.t() @ hidden, wide)
-    options: dict[str, Any] = {} if slopes.dtype == wide else {"out_dtype": wide}
+    if not grad_logits.is_cuda:
+        return _added(total, grad_logits.t() @ hidden, acc_dtype)
+    options: dict[str, Any] = {} if grad_logits.dtype == acc_dtype else {"out_dtype": acc_dtype}
     if total is None:
-        return torch.mm(slopes.t(), hidden, **options)
-    return torch.addmm(total, slopes.t(), hidden, out=total, **options)
+        return torch.mm(grad_logits.t(), hidden, **options)
+    return torch.addmm(total, grad_logits.t(), hidden, out=total, **options)
 
 
-def _bias_gradient(total: Tensor | None, slopes: Tensor, wide: torch.dtype) -> Tensor:
+def _bias_gradient(total: Tensor | None, grad_logits: Tensor, acc_dtype: torch.dtype) -> Tensor:
     """Return total + the sum of the rows of slopes, [columns]."""
-    if slopes.is_cuda:
-        return _added(total, slopes.sum(0, dtype=wide), wide)
+    if grad_logits.is_cuda:
+        return _added(total, grad_logits.sum(0, dtype=acc_dtype), acc_dtype)
     # on a CPU this product is much faster than torch's sum
-    return _added(total, (slopes.t() @ slopes.new_ones(len(slopes), 1)).squeeze(1), wide)
+    return _added(total, (grad_logits.t() @ grad_logits.new_ones(len(grad_logits), 1)).squeeze(1), acc_dtype)
 
 
-def _added(total: Tensor | None, addend: Tensor, wide: torch.dtype) -> Tensor:
-    """Return total + addend, in `wide` as soon as there are two, and overwrite total."""
-    return addend if total is None else total.to(wide).add_(addend)
+def _added(total: Tensor | None, addend: Tensor, acc_dtype: torch.dtype) -> Tensor:
+    """Return total + addend, in `acc_dtype` as soon as there are two, and overwrite total."""
+    return addend if total is None else total.to(acc_dtype).add_(addend)
 
 
 def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -30,14 +30,14 @@ def prepack_linears(model: PreTrainedModel) -> None:
     for block in family.get_layers(model):
         for linear in block.modules():
             if type(linear) is nn.Linear and linear.weight.dtype == torch.bfloat16:
-                linear.__class__, cast(_PackedLinear, linear).after = _PackedLinear, "none"
+                linear.__class__, cast(_PackedLinear, linear).post_op = _PackedLinear, "none"
                 weight = linear.weight.detach()
                 _PACKED[weight.data_ptr()] = weight, torch.ops.mkldnn._reorder_linear_weight(weight)
                 weakref.finalize(linear, _PACKED.pop, weight.data_ptr(), None)
         inner_name, activation_name = family.ffn
         inner = block.get_submodule(inner_name)
         if isinstance(inner, _PackedLinear) and family.dims(model.config).activation == "gelu":
-            inner.after = "gelu"  # applied to the products while they are in fp32
+            inner.post_op = "gelu"  # applied to the products while they are in fp32
             block.set_submodule(activation_name, nn.Identity().eval())
 
 
@@ -57,22 +57,22 @@ def prepacked_bytes(model: PreTrainedModel) -> int:
 
 
 class _PackedLinear(nn.Linear):
-    after: str
+    post_op: str
 
     def forward(self, x: Tensor) -> Tensor:
-        return _packed_linear(x, self.weight, self.bias, self.after)
+        return _packed_linear(x, self.weight, self.bias, self.post_op)
 
 
 # This is an operation of its own because torch.compile does not know tensors in oneDNN's layout.
 @library.custom_op("ds_distill::packed_linear", mutates_args=())
-def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, after: str) -> Tensor:
+def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, post_op: str) -> Tensor:
     packed = _PACKED.get(weight.data_ptr())
     if packed is None:  # this is a copy of the model
         out = nn.functional.linear(x, weight, bias)
-        return nn.functional.gelu(out) if after == "gelu" else out
-    return torch.ops.mkldnn._linear_pointwise(x, packed[1], bias, after, [], "none")
+        return nn.functional.gelu(out) if post_op == "gelu" else out
+    return torch.ops.mkldnn._linear_pointwise(x, packed[1], bias, post_op, [], "none")
 
 
 @_packed_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, after: str) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, post_op: str) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])

@@ -26,9 +26,9 @@ def row_losses(
     kl_factor: Tensor,
     mlm_factor: Tensor,
     temperature: float,
-    slope: Tensor | None,
+    grad_logit: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the losses of n rows of logits, and write their gradient into `slope`.
+    """Return the losses of n rows of logits, and write their gradient into `grad_logit`.
 
     The gradient is that in the student's logits, all but the masked-LM target's −1.
 
@@ -43,15 +43,15 @@ def row_losses(
         kl_factor: A scalar on the device, at least fp32, in the gradients' units.
         mlm_factor: A scalar on the device, at least fp32, in the gradients' units.
         temperature: T in the formulas below.
-        slope: [n, V], becomes kl_factor · (q − p) + mlm_factor · softmax(z). It may be z itself,
+        grad_logit: [n, V], becomes kl_factor · (q − p) + mlm_factor · softmax(z). It may be z itself,
             and is None where no gradient is wanted.
 
     Returns:
         (kl [n, 1], T² · KL(softmax(t/T) ‖ softmax(z/T)); mlm [n, 1], −log softmax(z)_target). Both
         are 0 where masked out and None where left out.
     """
-    wide = mlm_factor.dtype
-    z = _peak_removed(z.to(wide) if bias is None else z + bias)
+    acc_dtype = mlm_factor.dtype
+    z = _peak_removed(z.to(acc_dtype) if bias is None else z + bias)
     total: Any  # at the end a Tensor, since KL or masked-LM is asked for
     kl = mlm = total = None
     if mlm_mask is not None:
@@ -59,11 +59,11 @@ def row_losses(
         sum_z = e.sum(-1, keepdim=True)
         # where instead of a product: a padded row's exponentials may be inf, and 0 · inf is NaN
         mlm = torch.where(mlm_mask, sum_z.log() - z.gather(1, target), 0.0)
-        if slope is not None:
+        if grad_logit is not None:
             total = torch.where(mlm_mask, e.mul_(mlm_factor / sum_z), 0.0)
     if t is not None:
         z = z / temperature
-        t = _peak_removed(t.to(wide) if t_bias is None else t + t_bias).div_(temperature)
+        t = _peak_removed(t.to(acc_dtype) if t_bias is None else t + t_bias).div_(temperature)
         # One exponential per logit suffices: the probabilities are the normalizers' summands.
         q, p = z.exp(), t.exp()
         sum_q, sum_p = q.sum(-1, keepdim=True), p.sum(-1, keepdim=True)
@@ -73,11 +73,11 @@ def row_losses(
         # rounding from a small KL
         rows = t.sub_(z).add_((sum_q / sum_p).log_()).mul_(p).add_(q).sum(-1, keepdim=True)
         kl = torch.where(kl_mask, temperature**2 * rows, 0.0)
-        if slope is not None:
+        if grad_logit is not None:
             kl_gradient = torch.where(kl_mask, q.mul_(kl_factor), 0.0)
             total = kl_gradient if total is None else kl_gradient.add_(total)
-    if slope is not None:
-        slope.copy_(total)
+    if grad_logit is not None:
+        grad_logit.copy_(total)
     return kl, mlm
 
 

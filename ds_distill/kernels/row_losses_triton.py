@@ -54,13 +54,13 @@ def _kernel(
     t_at += row * t_row
     slope_at += row * slope_row
     columns = tl.arange(0, block)
-    per_e = 1.4426950408889634  # log₂ e: exponentials and logarithms are in base 2, as in the hardware
-    soft = per_e / temperature
+    log2_e = 1.4426950408889634  # log₂ e: exponentials and logarithms are in base 2, as in the hardware
+    soft = log2_e / temperature
     counts = False
     if masked:
         counts = tl.load(mlm_mask_at + row) != 0
-    low = float("-inf")
-    peak, t_peak = tl.full((), low, tl.float32), tl.full((), low, tl.float32)
+    lowest = float("-inf")
+    peak, t_peak = tl.full((), lowest, tl.float32), tl.full((), lowest, tl.float32)
     total, soft_total, t_total = tl.zeros((), tl.float32), tl.zeros((), tl.float32), tl.zeros((), tl.float32)
     for start in range(0, width, block):
         at = start + columns
@@ -68,7 +68,7 @@ def _kernel(
         z = _logits(z_at, bias_at, at, inside, biased, False)
         new = tl.maximum(peak, tl.max(z, 0))
         if counts:  # some 15 % of the rows
-            total = total * tl.exp2((peak - new) * per_e) + tl.sum(tl.exp2((z - new) * per_e), 0)
+            total = total * tl.exp2((peak - new) * log2_e) + tl.sum(tl.exp2((z - new) * log2_e), 0)
         if taught:
             soft_total = soft_total * tl.exp2((peak - new) * soft) + tl.sum(tl.exp2((z - new) * soft), 0)
             t = _logits(t_at, t_bias_at, at, inside, t_biased, False)
@@ -87,7 +87,7 @@ def _kernel(
             mlm = peak + tl.log(total) - hit
             label_factor = tl.load(mlm_factor_at) / total
         tl.store(mlm_at + row, mlm)
-    told = tl.load(kl_mask_at + row) != 0
+    has_kl = tl.load(kl_mask_at + row) != 0
     factor = tl.load(kl_factor_at)
     log_sum, t_log_sum = tl.log2(soft_total), tl.log2(t_total)
     kl = tl.zeros((block,), tl.float32)
@@ -97,21 +97,21 @@ def _kernel(
         at = end - start + columns
         inside = at < width
         z = _logits(z_at, bias_at, at, inside, biased, True)
-        slope = tl.zeros((block,), tl.float32)
+        grad_logit = tl.zeros((block,), tl.float32)
         if taught:
             t = _logits(t_at, t_bias_at, at, inside, t_biased, True)
             log_q, log_p = (z - peak) * soft - log_sum, (t - t_peak) * soft - t_log_sum
             p, q = tl.exp2(log_p), tl.exp2(log_q)
             # Σ (q − p) is 0 but for the rounding of the two normalizers
-            kl += tl.where(inside, p * ((log_p - log_q) / per_e) + (q - p), 0.0)
+            kl += tl.where(inside, p * ((log_p - log_q) / log2_e) + (q - p), 0.0)
             if wanted:
-                slope = tl.where(told, factor * (q - p), 0.0)
+                grad_logit = tl.where(has_kl, factor * (q - p), 0.0)
         if wanted:
             if counts:
-                slope += label_factor * tl.exp2((z - peak) * per_e)
-            tl.store(slope_at + at, slope.to(slope_at.dtype.element_ty), inside, cache_modifier=".cs")
+                grad_logit += label_factor * tl.exp2((z - peak) * log2_e)
+            tl.store(slope_at + at, grad_logit.to(slope_at.dtype.element_ty), inside, cache_modifier=".cs")
     if taught:
-        tl.store(kl_at + row, tl.where(told, temperature * temperature * tl.sum(kl, 0), 0.0))
+        tl.store(kl_at + row, tl.where(has_kl, temperature * temperature * tl.sum(kl, 0), 0.0))
 
 
 def triton_row_losses(
@@ -125,7 +125,7 @@ def triton_row_losses(
     kl_factor: Tensor,
     mlm_factor: Tensor,
     temperature: float,
-    slope: Tensor | None,
+    grad_logit: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute row_losses for fp32 or 16-bit logits, with sums and exponentials in fp32.
 
@@ -143,7 +143,7 @@ def triton_row_losses(
         target,
         kl_mask.contiguous().view(torch.uint8),
         (kl_mask if mlm_mask is None else mlm_mask).contiguous().view(torch.uint8),
-        some if slope is None else slope,
+        some if grad_logit is None else grad_logit,
         some if kl is None else kl,
         some if mlm is None else mlm,
         kl_factor,
@@ -151,13 +151,13 @@ def triton_row_losses(
         width,
         z.stride(0),
         0 if t is None else t.stride(0),
-        0 if slope is None else slope.stride(0),
+        0 if grad_logit is None else grad_logit.stride(0),
         temperature,
         taught=t is not None,
         masked=mlm is not None,
         biased=bias is not None,
         t_biased=t_bias is not None,
-        wanted=slope is not None,
+        wanted=grad_logit is not None,
         block=min(BLOCK, triton.next_power_of_2(width)),
         num_warps=WARPS,
     )

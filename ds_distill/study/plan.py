@@ -1,6 +1,6 @@
 """A study: students that differ in some settings, each distilled and then fine-tuned on tasks.
 
-The study runs step by step, and the same command resumes it where it stopped.
+The study runs job by job, and the same command resumes it where it stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ds_distill.config.renamed import current_name
 from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import CHECKOUT, Recipe, find_shipped_file
-from ds_distill.study.scheduler import Step, make_folder_name, run_steps, split_launch_command
+from ds_distill.study.scheduler import Job, make_folder_name, run_jobs, split_launch_command
 from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import split_files
 from ds_distill.utils.console import spinner
@@ -60,7 +60,7 @@ class Study:
             number of seeds, go under the task's name.
         launch: The command that starts a distillation, on several processes or hosts. If empty,
             this process's Python starts it.
-        jobs: How many steps run side by side. A distillation that `launch` starts always runs
+        jobs: How many jobs run side by side. A distillation that `launch` starts always runs
             alone.
     """
 
@@ -184,7 +184,7 @@ class Study:
         except ValueError as error:
             raise UserError(f"--launch {self.launch}: {error}") from None
         if self.jobs < 1:
-            raise UserError(f"--jobs {self.jobs}: the number of steps that run in parallel must be at least 1")
+            raise UserError(f"--jobs {self.jobs}: the number of jobs that run in parallel must be at least 1")
         if starter and not shutil.which(starter[0]):
             raise UserError(
                 f"--launch {self.launch}: no such command; this project's launcher for all GPUs of a machine is "
@@ -192,8 +192,8 @@ class Study:
             )
 
 
-def make_steps(study: Study, output: Path) -> list[Step]:
-    """Return the steps of a study, in order.
+def make_jobs(study: Study, output: Path) -> list[Job]:
+    """Return the jobs of a study, in order.
 
     Students that read text in the same way share its tokens.
     """
@@ -201,9 +201,9 @@ def make_steps(study: Study, output: Path) -> list[Step]:
     heldout = ("--heldout", *study.heldout) if study.heldout else ()
     sharing = [name for name, changes in study.students.items() if not any(key in TOKEN_SETTINGS for key in changes)]
     is_unread = any(not (output / "students" / make_folder_name(name) / "summary.json").is_file() for name in sharing)
-    steps = (
+    jobs = (
         [
-            Step(
+            Job(
                 "prepare the text",
                 tokens,
                 ("prepare", "--tokenizer", study.teacher, *corpus, *_prepare_options(study.base)),
@@ -219,13 +219,13 @@ def make_steps(study: Study, output: Path) -> list[Step]:
             for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
         ]
         text = ("--tokens", str(tokens)) if name in sharing else corpus
-        steps.append(
-            Step(
+        jobs.append(
+            Job(
                 f"distill {name}",
                 output / "students" / make_folder_name(name),
                 ("distill", *recipe, "--teacher", study.teacher, *text, *heldout, *settings),
-                after=(tokens,) if name in sharing else (),
-                starter=study.launch,
+                depends_on=(tokens,) if name in sharing else (),
+                launcher=study.launch,
             )
         )
     for task in study.tasks:
@@ -241,13 +241,13 @@ def make_steps(study: Study, output: Path) -> list[Step]:
         )
         folder = output / "tasks" / task
         if study.include_teacher:
-            steps.append(Step(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher, seeds=seeds))
+            jobs.append(Job(f"{task}, {TEACHER}", folder / TEACHER, words, model=study.teacher, seeds=seeds))
         for name in study.students:
             student = output / "students" / make_folder_name(name)
-            steps.append(Step(f"{task}, {name}", folder / make_folder_name(name), words, model=student, seeds=seeds))
+            jobs.append(Job(f"{task}, {name}", folder / make_folder_name(name), words, model=student, seeds=seeds))
             if name in study.task_distillation:
-                steps.append(
-                    Step(
+                jobs.append(
+                    Job(
                         f"{task}, {name}, {TASK_DISTILLATION}",
                         folder / make_folder_name(f"{name}, {TASK_DISTILLATION}"),
                         words,
@@ -256,7 +256,7 @@ def make_steps(study: Study, output: Path) -> list[Step]:
                         seeds=seeds,
                     )
                 )
-    return steps
+    return jobs
 
 
 def _prepare_options(base: str) -> list[str]:
@@ -286,7 +286,7 @@ def _load_base(base: str) -> object:
 
 
 def run_study(study: Study, output: Path, check_command: Callable[[list[str]], Recipe | None]) -> dict:
-    """Run the steps that are not done yet and return the summary, which has one row per model.
+    """Run the jobs that are not done yet and return the summary, which has one row per model.
 
     Args:
         study: The plan.
@@ -296,12 +296,12 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
             command's turn comes.
     """
     study.check()
-    steps, recipes = make_steps(study, output), {}
-    for step in steps:
+    jobs, recipes = make_jobs(study, output), {}
+    for job in jobs:
         try:
-            recipes[step.what] = check_command([*step.words, "--output", str(step.output)])
+            recipes[job.what] = check_command([*job.argv, "--output", str(job.output)])
         except UserError as error:
-            raise UserError(f"{step.what}: {error}") from error
+            raise UserError(f"{job.what}: {error}") from error
     output.mkdir(parents=True, exist_ok=True)
     plan = output / "study.json"
     record = json.loads(json.dumps(asdict(study) | {"recipe": _load_base(study.base)}, default=str))
@@ -309,13 +309,13 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     if plan.is_file() and (before := json.loads(plan.read_text(encoding="utf-8"))) != record:
         if changed := _get_changed_keys(_expand_home(before), record):
             raise UserError(f"{output} holds another study ({', '.join(changed)} changed): choose another --output")
-    _read_tasks(study, steps)
+    _read_tasks(study, jobs)
     students = [
-        (step.what, cast(Recipe, recipes[step.what])) for step in steps if step.words[0] == "distill" and not step.done
+        (job.what, cast(Recipe, recipes[job.what])) for job in jobs if job.argv[0] == "distill" and not job.done
     ]
     _check_teacher(study, students)
     write_json(plan, record)
-    run_steps(steps, study.jobs, output / "logs")
+    run_jobs(jobs, study.jobs, output / "logs")
     return {"output": str(output), "rows": collect_rows(study, output)}
 
 
@@ -323,7 +323,7 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
     """Raise UserError if a student cannot be built from the teacher.
 
     Without this check the error would come up only after the text has been prepared. `students`
-    holds (step, recipe) for each student that does not exist yet.
+    holds (job, recipe) for each student that does not exist yet.
     """
     if not students:
         return
@@ -341,12 +341,12 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
         check_complete(teacher, tied=any(tied))
 
 
-def _read_tasks(study: Study, steps: list[Step]) -> None:
+def _read_tasks(study: Study, jobs: list[Job]) -> None:
     """Raise UserError for mistakes in a task's files, which would otherwise come up only when its turn comes."""
     from ds_distill.finetune.data import load_data  # It imports torch, and a report need not wait for that.
 
     for task in study.tasks:
-        if any(step.words[:3] == ("finetune", "--task", task) and not step.done for step in steps):
+        if any(job.argv[:3] == ("finetune", "--task", task) and not job.done for job in jobs):
             with spinner(f"reading {task}"):
                 load_data(get_task(task), str(expand_user(study.data) / task) if study.data else None)
 

@@ -1,7 +1,7 @@
-"""The scheduler of a study: it runs each step in a process of its own.
+"""The scheduler of a study: it runs each job in a process of its own.
 
-It runs as many steps side by side as asked for. A step begins when its inputs are there, and all
-running steps are ended together.
+It runs as many jobs side by side as asked for. A job begins when its inputs are there, and all
+running jobs are ended together.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from ds_distill.utils.console import log, on_terminal, progress
 from ds_distill.utils.devices import visible_gpus
 from ds_distill.utils.errors import UserError
 
-TAIL = 4  # how many lines of a failed step's log file are shown
+TAIL = 4  # how many lines of a failed job's log file are shown
 LATE = 10.0  # seconds
 
 
 @dataclass(frozen=True)
-class Step:
+class Job:
     """One command of a study.
 
-    A step is done when its `output` has a summary, with at least `seeds` seeds where that is not 0.
+    A job is done when its `output` has a summary, with at least `seeds` seeds where that is not 0.
 
     Args:
-        after: Folders that must have a summary first.
-        starter: The command that runs the step in place of this process's Python. Such a step takes
+        depends_on: Folders that must have a summary first.
+        launcher: The command that runs the job in place of this process's Python. Such a job takes
             the whole machine, or several machines, and runs alone.
     """
 
     what: str
     output: Path
-    words: tuple[str, ...]
-    after: tuple[Path, ...] = ()
+    argv: tuple[str, ...]
+    depends_on: tuple[Path, ...] = ()
     model: str | Path | None = None
     teacher: Path | None = None
-    starter: str = ""
+    launcher: str = ""
     seeds: int = 0
 
     @property
     def done(self) -> bool:
-        """Whether the step's summary is there, with all of its seeds."""
+        """Whether the job's summary is there, with all of its seeds."""
         file = self.output / "summary.json"
         return file.is_file() and (
             not self.seeds or len(json.loads(file.read_text(encoding="utf-8"))["seeds"]) >= self.seeds
@@ -59,22 +59,22 @@ class Step:
 
     @property
     def needs(self) -> list[Path]:
-        """The folders that must have a summary before the step begins."""
-        return [*self.after, *(folder for folder in (self.model, self.teacher) if isinstance(folder, Path))]
+        """The folders that must have a summary before the job begins."""
+        return [*self.depends_on, *(folder for folder in (self.model, self.teacher) if isinstance(folder, Path))]
 
     @property
     def ready(self) -> bool:
-        """Whether all folders that the step needs have a summary."""
+        """Whether all folders that the job needs have a summary."""
         return all((folder / "summary.json").is_file() for folder in self.needs)
 
     def command(self) -> list[str]:
         """Return the command as it is typed.
 
-        The models that earlier steps made are looked up at the call.
+        The models that earlier jobs made are looked up at the call.
         """
         model_options = ["--model", str(_resolve_model(self.model))] if self.model else []
         return [
-            *self.words,
+            *self.argv,
             *model_options,
             *(["--teacher", str(_resolve_model(self.teacher))] if self.teacher else []),
             "--output",
@@ -82,21 +82,21 @@ class Step:
         ]
 
     def started_as(self) -> list[str]:
-        """Return the words that start the step's process, with the starter or the Python that runs it."""
+        """Return the words that start the job's process, with the launcher or the Python that runs it."""
         words = self.command()
         # launch.sh knows no command but distill, so that word is left out.
         return (
-            [*split_launch_command(self.starter), *words[1:]]
-            if self.starter
+            [*split_launch_command(self.launcher), *words[1:]]
+            if self.launcher
             else [sys.executable, "-m", "ds_distill", *words]
         )
 
 
 def _resolve_model(source: str | Path) -> str | Path:
-    """Return the folder of the model that a step made.
+    """Return the folder of the model that a job made.
 
-    The path is relative to the step's folder under its present name, which may differ from the one
-    at the time of the step.
+    The path is relative to the job's folder under its present name, which may differ from the one
+    at the time of the job.
     """
     if not isinstance(source, Path):
         return source
@@ -118,39 +118,39 @@ def make_folder_name(name: str) -> str:
     return re.sub(r"[^\w.-]+|^\.+$", "_", name)
 
 
-def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
-    """Run all steps that are not done.
+def run_jobs(jobs: list[Job], parallel: int, logs: Path) -> None:
+    """Run all jobs that are not done.
 
     A single job writes to the terminal. Jobs that run side by side each write to a file in `logs`,
-    and each gets its share of the cores and, on a machine with GPUs, one GPU in turn. When a step
-    fails or a signal comes, the running steps are terminated and waited for: a distillation saves
+    and each gets its share of the cores and, on a machine with GPUs, one GPU in turn. When a job
+    fails or a signal comes, the running jobs are terminated and waited for: a distillation saves
     first, and the others resume from what they have kept.
 
     Raises:
-        UserError: If a step fails or SIGTERM arrives.
+        UserError: If a job fails or SIGTERM arrives.
         KeyboardInterrupt: On Ctrl-C.
     """
-    waiting = [step for step in steps if not step.done]
-    jobs, running = max(1, min(jobs, len(waiting))), dict[int, tuple[Step, subprocess.Popen]]()  # by slot
-    with _collect_signals() as signals, progress(len(steps), "study", "step", initial=len(steps) - len(waiting)) as bar:
+    waiting = [job for job in jobs if not job.done]
+    parallel, running = max(1, min(parallel, len(waiting))), dict[int, tuple[Job, subprocess.Popen]]()  # by slot
+    with _collect_signals() as signals, progress(len(jobs), "study", "job", initial=len(jobs) - len(waiting)) as bar:
         try:
             while waiting or running:
-                _start_more(running, waiting, jobs, logs)
-                bar.set_postfix_str(", ".join(step.what for step, _ in running.values()))
+                _start_more(running, waiting, parallel, logs)
+                bar.set_postfix_str(", ".join(job.what for job, _ in running.values()))
                 shown = time.monotonic()
                 while not signals and all(process.poll() is None for _, process in running.values()):
                     time.sleep(0.1)
-                    if jobs > 1 and on_terminal() and time.monotonic() - shown > 2:
+                    if parallel > 1 and on_terminal() and time.monotonic() - shown > 2:
                         bar.refresh()
                         shown = time.monotonic()
                 if signal.SIGINT in signals:
                     raise KeyboardInterrupt
                 if signals:
                     raise UserError("study: terminated by SIGTERM; repeat the command to resume")
-                for slot, (step, process) in list(running.items()):
+                for slot, (job, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
-                        _check_done(step, process.returncode, _get_log_file(step, logs) if jobs > 1 else None)
+                        _check_done(job, process.returncode, _get_log_file(job, logs) if parallel > 1 else None)
                         bar.update()
         except BaseException:
             for _, process in running.values():
@@ -164,7 +164,7 @@ def run_steps(steps: list[Step], jobs: int, logs: Path) -> None:
 def _collect_signals() -> Iterator[list[int]]:
     """Yield a list that SIGTERM and the first Ctrl-C fill.
 
-    An exception at any moment could come after a step has started and before it is registered.
+    An exception at any moment could come after a job has started and before it is registered.
     """
     signals: list[int] = []
 
@@ -186,21 +186,21 @@ def _collect_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _start_more(running: dict, waiting: list[Step], jobs: int, logs: Path) -> None:
-    """Start the steps that are ready, in order, while there is room.
+def _start_more(running: dict, waiting: list[Job], parallel: int, logs: Path) -> None:
+    """Start the jobs that are ready, in order, while there is room.
 
-    A step with a starter waits for all steps before it, and all steps after it wait for it.
+    A job with a launcher waits for all jobs before it, and all jobs after it wait for it.
     """
-    for step in list(waiting):
-        alone = step.starter and running or any(other.starter for other, _ in running.values())
-        if len(running) == jobs or alone:
+    for job in list(waiting):
+        alone = job.launcher and running or any(other.launcher for other, _ in running.values())
+        if len(running) == parallel or alone:
             return
-        # A step still at work may already have a summary, of fewer seeds.
+        # A job still at work may already have a summary, of fewer seeds.
         at_work = {other.output for other in (*waiting, *(other for other, _ in running.values()))}
-        if step.ready and at_work.isdisjoint(step.needs):
-            slot = next(number for number in range(jobs) if number not in running)
-            running[slot] = step, _start(step, slot, jobs, logs)
-            waiting.remove(step)
+        if job.ready and at_work.isdisjoint(job.needs):
+            slot = next(number for number in range(parallel) if number not in running)
+            running[slot] = job, _start(job, slot, parallel, logs)
+            waiting.remove(job)
     if not running:
         raise UserError(
             f"study: {waiting[0].what}: its inputs do not exist: {', '.join(map(str, waiting[0].needs))}; repeat the "
@@ -208,32 +208,32 @@ def _start_more(running: dict, waiting: list[Step], jobs: int, logs: Path) -> No
         )
 
 
-def _get_log_file(step: Step, logs: Path) -> Path:
-    return logs / f"{make_folder_name(step.what)}.log"
+def _get_log_file(job: Job, logs: Path) -> Path:
+    return logs / f"{make_folder_name(job.what)}.log"
 
 
-def _start(step: Step, slot: int, jobs: int, logs: Path) -> subprocess.Popen:
-    words = step.started_as()
-    typed = f"study: {step.what}: {shlex.join(words if step.starter else ['ds-distill', *words[3:]])}"
+def _start(job: Job, slot: int, parallel: int, logs: Path) -> subprocess.Popen:
+    words = job.started_as()
+    typed = f"study: {job.what}: {shlex.join(words if job.launcher else ['ds-distill', *words[3:]])}"
     # launch.sh uses this Python, unless the environment names another.
     environment = {
         "DS_DISTILL_PYTHON": sys.executable,
         **os.environ,
     }
-    if jobs == 1:
+    if parallel == 1:
         log(f"\n{typed}")
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
-    if not step.starter:
-        environment |= _make_environment(slot, jobs)
+    if not job.launcher:
+        environment |= _make_environment(slot, parallel)
     logs.mkdir(parents=True, exist_ok=True)
-    with open(_get_log_file(step, logs), "a", encoding="utf-8") as log_file:
+    with open(_get_log_file(job, logs), "a", encoding="utf-8") as log_file:
         log_file.write(f"{typed}\n")
         log(f"\n{typed}\n  (log file: {log_file.name})")
         log_file.flush()
         return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log_file, env=environment)
 
 
-def _make_environment(slot: int, jobs: int) -> dict[str, str]:
+def _make_environment(slot: int, parallel: int) -> dict[str, str]:
     """Return the environment that gives a job its share of the cores, and a GPU where there are any."""
     import torch
 
@@ -242,25 +242,25 @@ def _make_environment(slot: int, jobs: int) -> dict[str, str]:
     gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", "")) or [
         str(device) for device in range(torch.cuda.device_count())
     ]
-    share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
+    share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores() // parallel))}
     return share | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {})
 
 
-def _check_done(step: Step, status: int, log_file: Path | None) -> None:
-    """Raise UserError unless the step is done.
+def _check_done(job: Job, status: int, log_file: Path | None) -> None:
+    """Raise UserError unless the job is done.
 
     Launchers may end with status 0 although a rank was killed, and a folder shared by hosts may
     show a file late.
     """
     deadline = time.monotonic() + LATE
-    while status == 0 and not step.done and time.monotonic() < deadline:
+    while status == 0 and not job.done and time.monotonic() < deadline:
         time.sleep(0.1)
-    if step.done:
+    if job.done:
         return
     if log_file:
         output_lines = log_file.read_text(errors="replace", encoding="utf-8").replace("\r", "\n").splitlines()
         log("\n" + "\n".join([line for line in output_lines if line.strip()][-TAIL:]))
-    reason = f"ended with status {status}" if status else f"ended without writing {step.output / 'summary.json'}"
+    reason = f"ended with status {status}" if status else f"ended without writing {job.output / 'summary.json'}"
     raise UserError(
-        f"study: {step.what} {reason}{f' (see {log_file})' if log_file else ''}; repeat the command to resume"
+        f"study: {job.what} {reason}{f' (see {log_file})' if log_file else ''}; repeat the command to resume"
     )

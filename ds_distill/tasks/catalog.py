@@ -22,9 +22,9 @@ class Task:
         metrics: The metrics. The task is ranked by the first.
         hub: The path and the configuration on the hub.
         validation: The validation splits, by the names that their figures get.
-        original: The columns of the original GLUE file whose names differ from the hub's, as
+        glue_columns: The columns of the original GLUE file whose names differ from the hub's, as
             (original, hub).
-        headless: The columns by position, where the original has no header.
+        headerless_columns: The columns by position, where the original has no header.
         spans: Whether the task predicts spans of a context, instead of a class or a number.
     """
 
@@ -34,8 +34,8 @@ class Task:
     metrics: tuple[str, ...]
     hub: tuple[str, str | None]
     validation: tuple[str, ...] = ("validation",)
-    original: tuple[tuple[str, str], ...] = ()
-    headless: tuple[str, ...] = ()
+    glue_columns: tuple[tuple[str, str], ...] = ()
+    headerless_columns: tuple[str, ...] = ()
     spans: bool = False
 
     @property
@@ -59,7 +59,7 @@ TASKS = {
             ("sentence",),
             ("unacceptable", "acceptable"),
             ("matthews",),
-            headless=("source", "label", "mark", "sentence"),
+            headerless_columns=("source", "label", "mark", "sentence"),
         ),
         _glue("sst2", ("sentence",), ("negative", "positive")),
         _glue(
@@ -67,22 +67,22 @@ TASKS = {
             ("sentence1", "sentence2"),
             ("not_equivalent", "equivalent"),
             ("f1", "accuracy"),
-            original=(("#1 String", "sentence1"), ("#2 String", "sentence2"), ("Quality", "label")),
+            glue_columns=(("#1 String", "sentence1"), ("#2 String", "sentence2"), ("Quality", "label")),
         ),
-        _glue("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman"), original=(("score", "label"),)),
+        _glue("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearman"), glue_columns=(("score", "label"),)),
         _glue(
             "qqp",
             ("question1", "question2"),
             ("not_duplicate", "duplicate"),
             ("f1", "accuracy"),
-            original=(("is_duplicate", "label"),),
+            glue_columns=(("is_duplicate", "label"),),
         ),
         _glue(
             "mnli",
             ("premise", "hypothesis"),
             ("entailment", "neutral", "contradiction"),
             validation=("validation_matched", "validation_mismatched"),
-            original=(("sentence1", "premise"), ("sentence2", "hypothesis"), ("gold_label", "label")),
+            glue_columns=(("sentence1", "premise"), ("sentence2", "hypothesis"), ("gold_label", "label")),
         ),
         _glue("qnli", ("question", "sentence"), _ENTAILS),
         _glue("rte", ("sentence1", "sentence2"), _ENTAILS),

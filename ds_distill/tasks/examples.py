@@ -28,7 +28,7 @@ from ds_distill.utils.console import log, log_if_significant
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
-KINDS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
+FILE_FORMATS = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error)
 # The last name is for IMDb's test split.
 OTHER_NAMES = {
@@ -96,7 +96,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
             else ("but that is a file or a pipe" if folder.exists() else "but there is no such folder")
         )
         raise UserError(
-            f"--data {folder}: exactly one file {expected} is needed ({', '.join(KINDS)}, plain, .gz or .zst), "
+            f"--data {folder}: exactly one file {expected} is needed ({', '.join(FILE_FORMATS)}, plain, .gz or .zst), "
             f"{problem}"
         )
     return files
@@ -151,10 +151,10 @@ def read_columns(task: Task, file: Path) -> tuple[list[list[str]], list[tuple[in
     texts: list[list[str]] = [[] for _ in task.texts]
     labels: list[tuple[int, object]] = []
     left_out: Counter[str] = Counter()
-    for line, row in read_rows(file, task.headless, left_out if task.name == "qqp" else None):
+    for line, row in read_rows(file, task.headerless_columns, left_out if task.name == "qqp" else None):
         where = f"{file}, line {line}"
         # A column that already has the hub's name takes precedence.
-        row = {hub: row[old] for old, hub in task.original if old in row} | row
+        row = {hub: row[old] for old, hub in task.glue_columns if old in row} | row
         for name in ("label", *task.texts):
             check_value(row, name, where)
         if "label" not in row:
@@ -204,23 +204,25 @@ def parse_label(task: Task, value: Any, where: str) -> int | float:
 
 
 def read_rows(
-    file: Path, headless: tuple[str, ...] = (), left_out: Counter[str] | None = None
+    file: Path, headerless_columns: tuple[str, ...] = (), left_out: Counter[str] | None = None
 ) -> Iterator[tuple[int, dict]]:
     """Yield (line, row) for each row of a file.
 
     Args:
         file: The file.
-        headless: The names of a tsv's columns, for a file whose first line has none of them.
+        headerless_columns: The names of a tsv's columns, for a file whose first line has none of them.
         left_out: Counts the rows with too few columns. Without it such a row is an error.
     """
     check_not_lfs_pointer(file)
     try:
-        yield from _read_rows(file, headless, left_out)
+        yield from _read_rows(file, headerless_columns, left_out)
     except UNREADABLE as error:
         raise UserError(f"{file}: cannot be read ({error}); give a complete file in UTF-8") from error
 
 
-def _read_rows(file: Path, headless: tuple[str, ...], left_out: Counter[str] | None) -> Iterator[tuple[int, dict]]:
+def _read_rows(
+    file: Path, headerless_columns: tuple[str, ...], left_out: Counter[str] | None
+) -> Iterator[tuple[int, dict]]:
     kind = get_file_suffix(file)
     if kind == ".parquet":
         import pyarrow.parquet
@@ -253,8 +255,11 @@ def _read_rows(file: Path, headless: tuple[str, ...], left_out: Counter[str] | N
             for line, row in read(stream, file):
                 if names is None:
                     names = (
-                        list(headless)
-                        if headless and kind == ".tsv" and len(row) == len(headless) and "label" not in row
+                        list(headerless_columns)
+                        if headerless_columns
+                        and kind == ".tsv"
+                        and len(row) == len(headerless_columns)
+                        and "label" not in row
                         else row
                     )
                     if names is row:
@@ -325,4 +330,4 @@ def open_text(file: Path) -> io.TextIOBase:
 def get_file_suffix(file: Path) -> str | None:
     """Return the suffix of a file of a known kind, without that of compression; None for others."""
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst")]
-    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
+    return suffixes[-1] if suffixes and suffixes[-1] in FILE_FORMATS else None

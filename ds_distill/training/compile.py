@@ -26,8 +26,8 @@ from ds_distill.utils.console import log
 # logit; per token and layer, for an element of the hidden state and for a score of attention, both
 # with dropout. A GPU's share of the latter two is a guess.
 MIN_SAVED_SECONDS = 40.0
-LOGIT, HIDDEN, SCORE = 6.5e-9, 28e-9, 20e-9
-GPU = 0.02
+SECONDS_PER_LOGIT, SECONDS_PER_HIDDEN, SECONDS_PER_SCORE = 6.5e-9, 28e-9, 20e-9
+GPU_FACTOR = 0.02
 
 
 @functools.cache
@@ -81,12 +81,16 @@ def seconds_saved(
         device: The device of the run.
     """
     dims = get_family_by_type(student.model_type).dims(student)
-    body = dims.depth * (HIDDEN * dims.width + SCORE * dims.heads * length) * (1.0 if recipe.training.dropout else 0.25)
+    body = (
+        dims.depth
+        * (SECONDS_PER_HIDDEN * dims.width + SECONDS_PER_SCORE * dims.heads * length)
+        * (1.0 if recipe.training.dropout else 0.25)
+    )
     logits = student.vocab_size * rows_of_logits(recipe, tokens, taught)
-    return logits * LOGIT + tokens * body if device.type == "cpu" else tokens * body * GPU
+    return logits * SECONDS_PER_LOGIT + tokens * body if device.type == "cpu" else tokens * body * GPU_FACTOR
 
 
-def compiles(training: Training, saved: float, device: torch.device) -> bool:
+def should_compile(training: Training, saved: float, device: torch.device) -> bool:
     """Collective: return whether the step's passes between matrix products are compiled.
 
     Args:
@@ -120,7 +124,7 @@ def choose_kernels(
     The vocabulary loss's Triton kernel takes two seconds to compile and always pays.
     """
     saved = seconds_saved(recipe, objective.model.config, tokens, length, teacher is not None, device)
-    if compiles(recipe.training, saved, device):
+    if should_compile(recipe.training, saved, device):
         compile_step(objective, teacher, device, body=compiled_layers_unavailable_reason(recipe, stage) is None)
         return True
     if recipe.training.compile != "off" and triton_unavailable_reason(device) is None:

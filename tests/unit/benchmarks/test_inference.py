@@ -17,7 +17,7 @@ from benchmarks.inference.page import make_sections, print_tables, shown, write_
 from benchmarks.inference.suite import make_cases, measure, prepare, reference_choices, runnable
 from ds_distill.data.tokenizer import train_wordpiece
 from ds_distill.exporters.model import load_source
-from ds_distill.exporters.parity import CLEAR, SAMPLE, text_batches
+from ds_distill.exporters.parity import MARGIN_NATS, SAMPLE, text_batches
 from ds_distill.utils.errors import UserError
 
 
@@ -61,7 +61,7 @@ def test_the_suite_measures_a_model_in_several_backends(tiny, tmp_path, capsys):
         "machine": "m",
         "date": "d",
         "rounds": 2,
-        "clear": CLEAR,
+        "clear": MARGIN_NATS,
         "rows": entries,
     }
     write_report(result, tmp_path / "report")

@@ -139,7 +139,7 @@ def test_remembered_words_are_the_librarys_and_so_are_the_losses(tokenizers, nam
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     encoder = Encoder(backend, tokenizer.unk_token_id, ())
     whole = Encoder(backend, tokenizer.unk_token_id, ())
-    whole.remembers = False
+    whole.caches_words = False
     for _ in range(2):
         actual, expected = encoder.encode(texts), whole.encode(texts)
         assert [ids.tolist() for ids in actual.ids] == [
@@ -150,10 +150,10 @@ def test_remembered_words_are_the_librarys_and_so_are_the_losses(tokenizers, nam
 
 
 def test_which_tokenizers_remember_words(tokenizers):
-    remembers = {
-        name: Encoder(Tokenizer.from_str(t.backend_tokenizer.to_str())).remembers for name, t in tokenizers.items()
+    caches_words = {
+        name: Encoder(Tokenizer.from_str(t.backend_tokenizer.to_str())).caches_words for name, t in tokenizers.items()
     }
-    assert [name for name, yes in remembers.items() if yes] == [
+    assert [name for name, yes in caches_words.items() if yes] == [
         "bert",
         "bert that composes",
         "unigram",

@@ -286,17 +286,17 @@ def test_remembered_words_give_the_librarys_ids(kind):
         assert [ids.tolist() for ids in encoder(texts)] == [
             e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)
         ]
-    assert encoder.remembers, [
+    assert encoder.caches_words, [
         t for t in texts if encoder._by_word([t])[0].tolist() != tokenizer.encode(t, add_special_tokens=False).ids
     ]
     tokenizer.add_tokens(["new york"])
-    assert not Encoder(tokenizer).remembers
+    assert not Encoder(tokenizer).caches_words
     # A tokenizer that looks across spaces is not mistaken for one that does not.
     crossing = Tokenizer(
         models.BPE(vocab={"a": 0, " ": 1, "b": 2, "a ": 3, "a b": 4}, merges=[("a", " "), ("a ", "b")])
     )
     encoder = Encoder(crossing)
-    assert [ids.tolist() for ids in encoder(["a b", "b a b"])] == [[4], [2, 1, 4]] and not encoder.remembers
+    assert [ids.tolist() for ids in encoder(["a b", "b a b"])] == [[4], [2, 1, 4]] and not encoder.caches_words
 
 
 def test_special_tokens_that_a_text_spells_out_are_left_out(tmp_path):

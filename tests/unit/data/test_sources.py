@@ -40,12 +40,19 @@ def write(path, kind):
     path.write_bytes(data)
 
 
-KINDS = ("txt", "jsonl", "csv", "tsv")
+FILE_FORMATS = ("txt", "jsonl", "csv", "tsv")
 
 
 @pytest.mark.parametrize(
     "ending",
-    [*KINDS, "parquet", *(f"{kind}.{packed}" for kind in KINDS for packed in ("gz", "zst")), "txt.GZ", "TSV", "tsv.GZ"],
+    [
+        *FILE_FORMATS,
+        "parquet",
+        *(f"{kind}.{packed}" for kind in FILE_FORMATS for packed in ("gz", "zst")),
+        "txt.GZ",
+        "TSV",
+        "tsv.GZ",
+    ],
 )
 def test_every_kind_of_file_gives_the_same_documents(tmp_path, ending):
     path = tmp_path / f"data.{ending}"

@@ -11,7 +11,7 @@ import torch
 from benchmarks.harness.machine import peak_bytes
 from benchmarks.reference.closed_form import relative, vocabulary_loss
 from ds_distill.kernels import fused_linear
-from ds_distill.kernels.fused_linear import columns, release_workspace
+from ds_distill.kernels.fused_linear import padded_vocab_size, release_workspace
 from ds_distill.losses import fused_linear_distillation_loss
 from ds_distill.training.compile import compile_unavailable_reason
 
@@ -127,12 +127,12 @@ def test_columns_that_are_no_tokens(passes, options, monkeypatch):
         pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("with a GPU `python -m benchmarks.gpu.checks` runs it there")
-    monkeypatch.setattr(fused_linear, "columns", lambda tokens, device: columns(tokens, "cuda"))
+    monkeypatch.setattr(fused_linear, "columns", lambda tokens, device: padded_vocab_size(tokens, "cuda"))
     assert (
-        columns(211, "cuda") == 256
-        and columns(30_522, "cuda") == 30_528
-        and columns(1000, "cuda") == 1000
-        and columns(211, "cpu") == 211
+        padded_vocab_size(211, "cuda") == 256
+        and padded_vocab_size(30_522, "cuda") == 30_528
+        and padded_vocab_size(1000, "cuda") == 1000
+        and padded_vocab_size(211, "cpu") == 211
     )
     for padding, bias in ((False, True), (True, False)):
         check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes=passes, **options)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ds_distill.study import scheduler
-from ds_distill.study.scheduler import Step, run_steps
+from ds_distill.study.scheduler import Job, run_jobs
 from ds_distill.utils.errors import UserError
 from tests.patience import wait_until
 from tests.start import wait_for
@@ -29,7 +29,7 @@ END = """
 
 
 @dataclass(frozen=True)
-class Program(Step):
+class Program(Job):
     """A step that is a Python program and gets its folder as a command does."""
 
     program: str = ""
@@ -38,19 +38,22 @@ class Program(Step):
         return [sys.executable, "-c", HEAD + self.program + END, *self.command()]
 
 
-def step(folder: Path, what: str, program: str = "", **options) -> Program:
+def job(folder: Path, what: str, program: str = "", **options) -> Program:
     return Program(what, folder / what, ("word",), program=program, **options)
 
 
 def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    first = step(tmp_path, "first", 'wait("second")')  # each waits for the other; one at a time, they would never end
-    second = step(tmp_path, "second", 'wait("first"); print("hello", file=sys.stderr)')
-    third = step(tmp_path, "third", model=tmp_path / "first", teacher=tmp_path / "second")
-    fourth = step(
-        tmp_path, "fourth", 'if not (room / "third/summary.json").exists(): sys.exit(4)', after=(tmp_path / "third",)
+    first = job(tmp_path, "first", 'wait("second")')  # each waits for the other; one at a time, they would never end
+    second = job(tmp_path, "second", 'wait("first"); print("hello", file=sys.stderr)')
+    third = job(tmp_path, "third", model=tmp_path / "first", teacher=tmp_path / "second")
+    fourth = job(
+        tmp_path,
+        "fourth",
+        'if not (room / "third/summary.json").exists(): sys.exit(4)',
+        depends_on=(tmp_path / "third",),
     )
-    run_steps([fourth, third, first, second], 2, tmp_path / "logs")
+    run_jobs([fourth, third, first, second], 2, tmp_path / "logs")
     assert all(one.done for one in (first, second, third, fourth))
     started = {name: json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "third")}
     assert started["third"]["argv"][1:5] == [
@@ -61,7 +64,7 @@ def test_side_by_side_in_order_of_need(tmp_path, monkeypatch):
     ]
     assert started["first"]["threads"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
     assert (tmp_path / "logs/second.log").read_text().endswith("\nhello\n")
-    run_steps([fourth, third, first, second], 2, tmp_path / "logs")  # nothing runs twice, since the folders are there
+    run_jobs([fourth, third, first, second], 2, tmp_path / "logs")  # nothing runs twice, since the folders are there
 
 
 def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch):
@@ -73,12 +76,12 @@ def test_a_step_of_more_seeds_is_done_again_and_waited_for(tmp_path, monkeypatch
         "import json, pathlib, time; time.sleep(1); "
         f"pathlib.Path({str(summary)!r}).write_text(json.dumps({{'seeds': [0, 1]}}))"
     )
-    monkeypatch.setattr(Step, "started_as", lambda self: [sys.executable, "-c", program])
-    teacher = Step("teacher", summary.parent, ("word",), seeds=2)
+    monkeypatch.setattr(Job, "started_as", lambda self: [sys.executable, "-c", program])
+    teacher = Job("teacher", summary.parent, ("word",), seeds=2)
     enough = 'if len(json.loads((room / "teacher/summary.json").read_text())["seeds"]) < 2: sys.exit(4)'
-    student = step(tmp_path, "student", enough, teacher=summary.parent)
+    student = job(tmp_path, "student", enough, teacher=summary.parent)
     assert not teacher.done and student.ready
-    run_steps([teacher, student], 2, tmp_path / "logs")
+    run_jobs([teacher, student], 2, tmp_path / "logs")
     assert teacher.done and student.done
 
 
@@ -89,7 +92,7 @@ def test_a_model_is_looked_for_where_its_folder_is_now(tmp_path):
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
-    words = Step(
+    words = Job(
         "tune", tmp_path / "out", ("finetune",), model=tmp_path / "student", teacher=tmp_path / "tuned"
     ).command()
     assert words[1:5] == [
@@ -102,25 +105,25 @@ def test_a_model_is_looked_for_where_its_folder_is_now(tmp_path):
 
 def test_what_takes_the_machine_runs_alone(tmp_path):
     before, after = (
-        step(tmp_path, "before", "time.sleep(0.5)"),
-        step(tmp_path, "after", 'if not (room / "whole/summary.json").exists(): sys.exit(6)'),
+        job(tmp_path, "before", "time.sleep(0.5)"),
+        job(tmp_path, "after", 'if not (room / "whole/summary.json").exists(): sys.exit(6)'),
     )
-    whole = step(
+    whole = job(
         tmp_path,
         "whole",
         'if not (room / "before/summary.json").exists(): sys.exit(5)\ntime.sleep(0.5)',
-        starter="launcher",
+        launcher="launcher",
     )
-    run_steps([before, whole, after], 3, tmp_path / "logs")
+    run_jobs([before, whole, after], 3, tmp_path / "logs")
     assert [one.done for one in (before, whole, after)] == [True] * 3
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_step_that_fails_ends_the_others(tmp_path, capsys, jobs):
-    other = step(tmp_path, "other", SAVE + f'(out / "ready").touch()\nif {jobs} == 2: time.sleep(240)')
-    wrong = step(tmp_path, "wrong", 'wait("other/ready"); print("it went wrong", file=sys.stderr); sys.exit(3)')
+    other = job(tmp_path, "other", SAVE + f'(out / "ready").touch()\nif {jobs} == 2: time.sleep(240)')
+    wrong = job(tmp_path, "wrong", 'wait("other/ready"); print("it went wrong", file=sys.stderr); sys.exit(3)')
     with pytest.raises(UserError, match=r"study: wrong ended with status 3.*; repeat the command to resume"):
-        run_steps([other, wrong], jobs, tmp_path / "logs")
+        run_jobs([other, wrong], jobs, tmp_path / "logs")
     assert (tmp_path / "other/saved").exists() == (jobs == 2)
     assert ("it went wrong" in capsys.readouterr().err) == (
         jobs == 2
@@ -131,14 +134,14 @@ def test_a_step_that_fails_ends_the_others(tmp_path, capsys, jobs):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ending_a_study_ends_its_steps(tmp_path, jobs, number):
     program = SAVE + '(out / "ready").touch()\ntime.sleep(240)'
-    steps = [step(tmp_path, f"step{number}", program) for number in range(jobs)]
+    jobs = [job(tmp_path, f"step{number}", program) for number in range(jobs)]
 
     def study() -> None:
         signal.signal(
             signal.SIGINT, signal.default_int_handler
         )  # a shell's background jobs and their children ignore SIGINT
         try:
-            run_steps(steps, jobs, tmp_path / "logs")
+            run_jobs(jobs, jobs, tmp_path / "logs")
         except UserError as error:
             raise SystemExit(signal.SIGTERM if "SIGTERM" in str(error) else 1) from None
         except KeyboardInterrupt:
@@ -146,32 +149,32 @@ def test_ending_a_study_ends_its_steps(tmp_path, jobs, number):
 
     process = multiprocessing.get_context("fork").Process(target=study)
     process.start()
-    wait_for(lambda: all((one.output / "ready").exists() for one in steps))
+    wait_for(lambda: all((one.output / "ready").exists() for one in jobs))
     os.kill(process.pid, number)
     assert wait_until(lambda: not process.is_alive(), [process.pid]) is None
-    assert process.exitcode == number and all((one.output / "saved").exists() for one in steps)
+    assert process.exitcode == number and all((one.output / "saved").exists() for one in jobs)
 
 
 def test_an_end_without_a_summary_is_no_success(tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler, "LATE", 0.3)
     with pytest.raises(UserError, match=r"study: killed ended without .*killed/summary.json"):
-        run_steps([step(tmp_path, "killed", "sys.exit(0)")], 1, tmp_path / "logs")
+        run_jobs([job(tmp_path, "killed", "sys.exit(0)")], 1, tmp_path / "logs")
     monkeypatch.setattr(scheduler, "LATE", 60.0)
     late = (
         """import subprocess; subprocess.Popen(["sh", "-c", f"sleep 1; echo '{{}}' > {out}/summary.json"]); """
         "sys.exit(0)"
     )
-    run_steps([step(tmp_path, "late", late)], 1, tmp_path / "logs")
+    run_jobs([job(tmp_path, "late", late)], 1, tmp_path / "logs")
 
 
 def test_a_step_whose_start_is_gone_is_said(tmp_path):
     with pytest.raises(UserError, match="study: lost: its inputs do not exist"):
-        run_steps([step(tmp_path, "lost", model=tmp_path / "removed")], 1, tmp_path / "logs")
+        run_jobs([job(tmp_path, "lost", model=tmp_path / "removed")], 1, tmp_path / "logs")
 
 
 def test_a_step_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,")
     say = '(out / "gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])'
-    steps = [step(tmp_path, "a", f'{say}; wait("b/gpu")'), step(tmp_path, "b", f'{say}; wait("a/gpu")')]
-    run_steps(steps, 2, tmp_path / "logs")
-    assert [(one.output / "gpu").read_text() for one in steps] == ["4", "6"]
+    jobs = [job(tmp_path, "a", f'{say}; wait("b/gpu")'), job(tmp_path, "b", f'{say}; wait("a/gpu")')]
+    run_jobs(jobs, 2, tmp_path / "logs")
+    assert [(one.output / "gpu").read_text() for one in jobs] == ["4", "6"]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ds_distill.cli.parser import build_parser, check_command
-from ds_distill.study.plan import Study, _expand_home, _get_changed_keys, _load_base, make_steps, run_study
+from ds_distill.study.plan import Study, _expand_home, _get_changed_keys, _load_base, make_jobs, run_study
 from ds_distill.utils.errors import UserError
 
 
@@ -26,8 +26,8 @@ def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
     base.write_text("teacher: A\nheldout: [b.txt]\ndata: {sequence_length: 96, mlm_probability: 0.2}\n")
     students = {"a": {}, "longer": {"data.sequence_length": 64}, "masks": {"data.mlm_probability": 0.3}}
     study = Study(str(base), "TEACHER", ["text.txt"], ["held.txt"], None, students, ["rte"], include_teacher=False)
-    prepare, *distil = make_steps(study, tmp_path)[:4]
-    assert prepare.words == (
+    prepare, *distil = make_jobs(study, tmp_path)[:4]
+    assert prepare.argv == (
         "prepare",
         "--tokenizer",
         "TEACHER",
@@ -37,17 +37,17 @@ def test_students_share_tokens_unless_they_read_otherwise(tmp_path):
         "96",
     )
     assert prepare.output == tmp_path / "tokens"
-    assert [("--tokens" in step.words, "--corpus" in step.words) for step in distil] == [
+    assert [("--tokens" in job.argv, "--corpus" in job.argv) for job in distil] == [
         (True, False),
         (False, True),
         (True, False),
     ]
-    assert [step.after for step in distil] == [(tmp_path / "tokens",), (), (tmp_path / "tokens",)]
-    assert all("held.txt" in step.words for step in distil)
+    assert [job.depends_on for job in distil] == [(tmp_path / "tokens",), (), (tmp_path / "tokens",)]
+    assert all("held.txt" in job.argv for job in distil)
     for name in ("a", "masks"):
         (tmp_path / "students" / name).mkdir(parents=True)
         (tmp_path / "students" / name / "summary.json").touch()
-    assert [step.words[0] for step in make_steps(study, tmp_path)][:3] == ["distill"] * 3, (
+    assert [job.argv[0] for job in make_jobs(study, tmp_path)][:3] == ["distill"] * 3, (
         "all that share the tokens have read them"
     )
 
@@ -65,9 +65,9 @@ def test_a_task_may_have_settings_and_seeds_of_its_own(tmp_path):
         include_teacher=False,
         finetune=tuning,
     )
-    rte, squad = make_steps(study, tmp_path)[-2:]
-    assert rte.words[3:] == ("--seeds", "3", "--finetune.learning_rate", "0.0001")
-    assert squad.words[3:] == ("--seeds", "1", "--finetune.learning_rate", "0.0003")
+    rte, squad = make_jobs(study, tmp_path)[-2:]
+    assert rte.argv[3:] == ("--seeds", "3", "--finetune.learning_rate", "0.0001")
+    assert squad.argv[3:] == ("--seeds", "1", "--finetune.learning_rate", "0.0003")
     assert (rte.seeds, squad.seeds) == (3, 1)
 
 
@@ -99,8 +99,8 @@ def test_a_study_may_grow_but_what_it_held_stays(before, now, changed):
 
 @pytest.mark.parametrize("config", sorted(map(str, Path("ds_configs").glob("*.yaml"))))
 def test_every_recipe_can_be_a_studys_base(tmp_path, config):
-    prepare = make_steps(Study(config, "TEACHER", ["text.txt"], [], None, {"a": {}}, ["rte"]), tmp_path)[0]
-    options = build_parser().parse_args([*prepare.words, "--output", "x"])
+    prepare = make_jobs(Study(config, "TEACHER", ["text.txt"], [], None, {"a": {}}, ["rte"]), tmp_path)[0]
+    options = build_parser().parse_args([*prepare.argv, "--output", "x"])
     assert options.prepare.data.sequence_length == yaml.safe_load(Path(config).read_text())["data"]["sequence_length"]
 
 
@@ -173,11 +173,11 @@ def test_what_is_wrong_in_a_tasks_files_is_said_before_a_student_is_distilled(tm
 def test_a_student_of_any_name_has_a_folder_of_its_own(tmp_path, name):
     study = Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {name: {}, "other": {}}, ["rte"])
     study.check()
-    outputs = [step.output for step in make_steps(study, tmp_path)]
+    outputs = [job.output for job in make_jobs(study, tmp_path)]
     assert len(set(outputs)) == len(outputs)
     for output in outputs:
         assert tmp_path in output.resolve().parents, output
-    students = [step.output.name for step in make_steps(study, tmp_path) if step.words[0] == "distill"]
+    students = [job.output.name for job in make_jobs(study, tmp_path) if job.argv[0] == "distill"]
     assert len(students) == 2 and not {"", ".", ".."} & set(students)
 
 
@@ -210,10 +210,10 @@ finetune: {learning_rate: 1e-4, batch_size: 1e1, rte: {seeds: 3, precision: bf16
         "ds_configs/few_tokens.yaml", "2024", ["text.txt"], [], None, {"no": changes}, ["rte"], 2, True, ["no"], tuning
     )
     assert study == same
-    for step in make_steps(study, tmp_path):
-        check_command([*step.words, "--output", "x"])
-        if step.words[0] == "distill":
-            training = build_parser().parse_args([*step.words, "--output", "x"]).distill
+    for job in make_jobs(study, tmp_path):
+        check_command([*job.argv, "--output", "x"])
+        if job.argv[0] == "distill":
+            training = build_parser().parse_args([*job.argv, "--output", "x"]).distill
             assert (training.training.compile, training.training.max_tokens, training.data.column) == (
                 "off",
                 10**6,
@@ -269,5 +269,5 @@ def test_a_starter_in_the_home_folder(tmp_path, monkeypatch):
         "ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, {"a": {}}, ["rte"], launch="~/launch.sh --x ~/y"
     )
     study.check()
-    [distil] = [step for step in make_steps(study, tmp_path) if step.words[0] == "distill"]
+    [distil] = [job for job in make_jobs(study, tmp_path) if job.argv[0] == "distill"]
     assert distil.started_as()[:3] == [str(starter), "--x", f"{tmp_path}/a home/y"]
