@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from ds_distill.config.values import UserPath
+from ds_distill.config.unknown_keys import unknown_key_message
+from ds_distill.config.values import UserPath, convert
 from ds_distill.utils.errors import UserError
 
 CHECKOUT = Path(__file__).parents[1]
@@ -297,10 +298,14 @@ class Recipe:
 
     def check(self) -> None:
         """Raise UserError for the first value that makes no sense, before anything is allocated."""
+        # from Python anything may be there
+        self.losses.match = convert(self.losses.match, list[Match], "losses.match")
         training, data, losses = self.training, self.data, self.losses
-        sections: dict[str, Any] = {"training": training, "data": data, "losses": losses}
+        sections: dict[str, Any] = {"training": training, "data": data, "losses": losses, "student": self.student}
         sections |= {f"losses.match[{index}]": match for index, match in enumerate(losses.match)}
         for name, section in sections.items():
+            for key in vars(section).keys() - section.__dataclass_fields__.keys():  # set in Python
+                raise UserError(unknown_key_message(f"{name}.{key}", self.setting_names(), dashes=""))
             for key, value, low, high in limited_values(section):
                 if value is None or not low <= value <= high:
                     raise UserError(f"{name}.{key} = {value}: must be between {low} and {high:g}")
@@ -313,7 +318,8 @@ class Recipe:
             )
         if losses.kl == losses.mlm == losses.cosine == 0 and not any(match.weight for match in losses.match):
             raise UserError(
-                "losses.kl, losses.mlm and losses.cosine are all 0: nothing would be trained; set one of them above 0"
+                "losses.kl, losses.mlm, losses.cosine and the weights of losses.match are all 0: nothing would be "
+                "trained; set one of them above 0"
             )
         if training.deepspeed and training.deepspeed_file().exists() and not training.deepspeed_file().is_file():
             raise UserError(
@@ -326,6 +332,10 @@ class Recipe:
                 "(see ds_configs/deepspeed/)"
             )
         training.deepspeed_json()
+
+    def setting_names(self) -> list[str]:
+        """Return the dotted names of all settings."""
+        return [f"{name}.{key}" for name, section in vars(self).items() for key in section.__dataclass_fields__]
 
     def as_dict(self) -> dict:
         """Return the recipe as nested dicts, one per section."""

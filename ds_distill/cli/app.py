@@ -13,6 +13,7 @@ from ds_distill.builds.inductor_cache import keep_cache_in_environment
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import replace_unencodable_characters, restart_in_utf8, tolerate_broken_streams
+from ds_distill.config.renamed import RENAMED_COMMANDS
 from ds_distill.distributed import launch_environment
 from ds_distill.utils.console import close_bars, is_first, log, log_once
 from ds_distill.utils.errors import UserError, did_you_mean, get_message, is_disk_full
@@ -160,6 +161,8 @@ def _parse_command(argv: list[str]) -> list[str]:
             f"{first}: the command must come first, as in ds-distill distill {first} …; "
             f"the commands are {', '.join(COMMANDS)}"
         )
+    if first in RENAMED_COMMANDS:
+        raise UserError(f"{first}: no such command; it is called {RENAMED_COMMANDS[first]} now")
     if first not in COMMANDS:
         raise UserError(
             f"{first}: no such command{did_you_mean(first, COMMANDS, 0.6)} (the commands are {', '.join(COMMANDS)})"

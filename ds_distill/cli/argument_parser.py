@@ -11,7 +11,7 @@ import re
 from copy import deepcopy
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader
 from jsonargparse._typehints import ActionTypeHint
@@ -79,6 +79,8 @@ class Value(ActionTypeHint):
             return value
         previous = cfg.get(self.dest) if cfg else None
         if isinstance(value, tuple) and hasattr(value, "key"):  # --model.hidden_size 64
+            if get_origin(hint) is list:
+                raise UserError(f"{key}.{value.key}: not an option; give the whole list as --{self.dest} '[{{…}}]'")
             name, _, rest = value.key.partition(".")
             converted = convert({name: {rest: value.val} if rest else value.val}, hint, key)
             merged = dict(previous or {})

@@ -36,11 +36,15 @@ RENAMED = {
     "second": "task_distillation",
 }
 MODE_LINES = "lines"  # was "grouped"
+RENAMED_VALUES = {("data.mode", "grouped"): MODE_LINES}
+RENAMED_COMMANDS = {"plan": "estimate"}
 
 
 def current_name(key: str) -> str | None:
     """Return today's name of an earlier version's key; None for a key that was not renamed."""
     section, dot, rest = key.partition(".")
+    if section == "finetune":  # --finetune.batch, written by someone who knows its old name
+        return RENAMED.get(f"tuning.{rest}")
     return RENAMED.get(key) or (f"{RENAMED[section]}.{rest}" if dot and section in RENAMED else None)
 
 

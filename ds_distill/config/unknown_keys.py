@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ds_distill.config.renamed import current_name
+from ds_distill.config.renamed import RENAMED, current_name
 from ds_distill.utils.errors import did_you_mean
 
 # Names from Hugging Face's Trainer and scripts, from DistilBERT's authors and from DeepSpeed → keys
@@ -124,8 +124,11 @@ def unknown_key_message(unknown_key: str, keys: list[str], dashes: str = "--") -
     key = unknown_key.lstrip("-").replace("-", "_")
     *_, leaf = key.split(".")
     renamed_key = current_name(key)
-    candidates = [name for name in (key, renamed_key) if name in keys]
+    candidates = [key] if key in keys else []
+    if renamed_key and (renamed_key in keys or renamed_key.partition(".")[0] in keys and "tuning" in key):
+        candidates.append(renamed_key)
     candidates = candidates or [known for known in keys if known.split(".")[-1] == leaf]
+    candidates = candidates or [new for old, new in RENAMED.items() if old.split(".")[-1] == leaf and new in keys]
     if not candidates:
         candidates = [name for name in OTHER_NAMES.get(leaf.lower(), ()) if name.split()[0] in keys]
     if candidates:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from decimal import Decimal
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from ds_distill.config.renamed import RENAMED_VALUES
 from ds_distill.config.yaml_text import load_yaml
 from ds_distill.utils.errors import UserError, did_you_mean
 
@@ -167,6 +168,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         if not isinstance(value, str) or value not in choices:
+            if renamed_value := RENAMED_VALUES.get((key.lstrip("-"), value if isinstance(value, str) else "")):
+                raise UserError(f"{key}: {value} is called {renamed_value} now")
             problem = "" if value is None else f"{format_value(value)} is not allowed; "
             hint = did_you_mean(format_value(value).lower(), choices, 0.6)
             raise UserError(f"{key}: {problem}choose one of {', '.join(choices)}{hint}")
@@ -211,7 +214,13 @@ def _convert_union(value: Any, hints: tuple, key: str) -> Any:
         except UserError as error:
             mistakes.append(str(error))
     words = [choice for hint in hints if get_origin(hint) is Literal for choice in get_args(hint)]
-    raise UserError(mistakes[0] + (f"; or write {', '.join(words)}" if words else ""))
+    words = [word for word in words if word not in mistakes[0]]
+    pairs = any(get_origin(hint) is list for hint in hints) and not isinstance(value, list)
+    raise UserError(
+        mistakes[0]
+        + (f"; or write {', '.join(words)}" if words else "")
+        + ("; or give a list" if pairs and not is_list else "")
+    )
 
 
 def _convert_sequence(value: Any, hint: Any, key: str) -> list | tuple:
@@ -235,7 +244,9 @@ def _convert_sequence(value: Any, hint: Any, key: str) -> list | tuple:
         value = value.split(",")
     elif isinstance(value, str):
         value = [value]
-    if isinstance(value, dict) and is_dataclass(items[0]):
+    if hasattr(value, "as_dict"):  # jsonargparse's form of dotted keys
+        value = value.as_dict()
+    if is_dataclass(items[0]) and isinstance(value, dict | cast(type, items[0])):
         value = [value]
     if isinstance(value, dict):
         example = f"{key.lstrip('-')}: [{', '.join(value) or '…'}]"
@@ -264,9 +275,11 @@ def _read_mapping(value: Any, key: str) -> dict[str, Any]:
 
 def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
     """Return a mapping as the dataclass `hint`."""
-    if isinstance(value, hint):
-        return value
-    hints, entries = get_type_hints(hint, include_extras=True), _read_mapping(value, key)
+    hints = get_type_hints(hint, include_extras=True)
+    if isinstance(value, hint):  # from Python, where its fields may hold anything
+        entries = {entry.name: getattr(value, entry.name) for entry in fields(hint)}
+    else:
+        entries = _read_mapping(value, key)
     for name in entries:
         if name not in hints:
             raise UserError(f"{key}.{name}: no such key{did_you_mean(name, hints)} ({', '.join(hints)})")

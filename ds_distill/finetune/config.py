@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
+from ds_distill.config.renamed import current_name
 from ds_distill.config.values import convert
 from ds_distill.utils.errors import UserError
 
@@ -101,6 +102,9 @@ def expand_grid(settings: FinetuneConfig, grid: list[str]) -> list[FinetuneConfi
     for entry in grid:
         name, _, values = entry.partition("=")
         name = {"lr": "learning_rate"}.get(name, name)
+        if name not in hints and (renamed := current_name(f"tuning.{name.rpartition('.')[2]}")):
+            if renamed.removeprefix("finetune.") != name:
+                raise UserError(f"--grid {entry}: {name} is called {renamed.removeprefix('finetune.')} now")
         if name not in hints or not values:
             raise UserError(f"--grid {entry}: must be NAME=VALUE,VALUE…, where NAME is one of {', '.join(hints)}")
         if any(name == axis[0][0] for axis in axes):

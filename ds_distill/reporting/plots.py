@@ -24,7 +24,13 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
     """
     plt = _pyplot()
 
-    terms = [name for name in history[0] if name not in ("step", "tokens", "loss", "mlm")]
+    # a run that an earlier version began has rows with more terms
+    names = dict.fromkeys(name for row in history for name in row)
+    terms = [
+        name
+        for name in names
+        if name not in ("step", "tokens", "loss", "mlm") and any(row.get(name) for row in history)
+    ]
     panel_count = 2 if terms else 1
     figure, panels = plt.subplots(
         1, panel_count, figsize=(2 + 4 * panel_count, 4.5), layout="constrained", squeeze=False
@@ -47,7 +53,7 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
     if terms:
         for name in terms:
             label = {"kl": "KL (T² · nats per token)", "cosine": "cosine distance"}.get(name, name)
-            panels[0][1].plot(million, [row[name] for row in history], label=label, linewidth=1)
+            panels[0][1].plot(million, [row.get(name) for row in history], label=label, linewidth=1)
         panels[0][1].set(ylabel="distance from the teacher (training)", ylim=(0, None))
     for axes in panels[0]:
         axes.set(xlabel="tokens (million)")

@@ -9,9 +9,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml
 
@@ -80,6 +80,9 @@ class Study:
 
     def __post_init__(self) -> None:
         self.base = str(find_shipped_file(self.base))
+        self.students = {
+            name: {key: _as_written(value) for key, value in changes.items()} for name, changes in self.students.items()
+        }
 
     @classmethod
     def from_dict(cls, plan: dict) -> Study:
@@ -122,6 +125,9 @@ class Study:
             if type(seeds) is not int or seeds < 1:
                 raise UserError(f"seeds of {name} = {seeds!r}: must be a whole number, 1 or more")
             for key in settings:
+                if renamed_key := current_name(f"tuning.{key.removeprefix('tuning.')}"):
+                    if renamed_key.removeprefix("finetune.") not in settings:
+                        raise UserError(f"finetune: {key}: is called {renamed_key.removeprefix('finetune.')} now")
                 if key not in FINETUNE_SETTINGS:
                     raise UserError(
                         f"finetune: {key}: no such setting{did_you_mean(key, FINETUNE_SETTINGS)}; the settings are "
@@ -147,6 +153,8 @@ class Study:
                         f"students: {name}: {key}: a student may differ only in dotted settings of the recipe, such as "
                         "losses.kl"
                     )
+                if renamed_key := current_name(key):
+                    raise UserError(f"students: {name}: {key}: is called {renamed_key} now")
                 if key not in SETTINGS:
                     raise UserError(f"students: {name}: {key}: no such setting{did_you_mean(key, SETTINGS)}")
         for name in self.task_distillation:
@@ -190,6 +198,15 @@ class Study:
                 f"--launch {self.launch}: no such command; this project's launcher for all GPUs of a machine is "
                 "./launch.sh"
             )
+
+
+def _as_written(value: object) -> object:
+    """Return a setting's value in the form that YAML and JSON have, without dataclasses."""
+    return (
+        [asdict(cast(Any, entry)) if is_dataclass(entry) else entry for entry in value]
+        if isinstance(value, list)
+        else value
+    )
 
 
 def make_jobs(study: Study, output: Path) -> list[Job]:

@@ -39,6 +39,9 @@ def make_universal(checkpoint: Path, target: Path) -> None:
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
         if not (target / name).exists():
             shutil.copyfile(states[0], target / name)
+    # an earlier version's name for the projection between widths, the only parameter outside the model
+    if (projection := target / "zero" / "widen.weight").is_dir():
+        projection.rename(target / "zero" / "matches.cosine.projection.weight")
     parameters = [file.parent for file in (target / "zero").rglob("exp_avg.pt")]
     file = target / "zero" / "optimizer_state.pt"
     # this program's own file

@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, damage):
     assert (
         "step-000000006 is damaged" in done.stderr
         and file.name in done.stderr
-        and "going on from the one before" in done.stderr
+        and "resuming from the one before" in done.stderr
     )
     assert (output / "checkpoints" / "damaged-step-000000006").is_dir()
     assert_same_weights(output, run[0])

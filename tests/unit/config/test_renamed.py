@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from ds_distill.cli.app import main
 from ds_distill.cli.parser import build_parser
 from ds_distill.config.renamed import RENAMED, current_name, read_identity
 from ds_distill.data.dataset import read_manifest
+from ds_distill.finetune.config import FinetuneConfig, expand_grid
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import check_run_identity
 from ds_distill.study.plan import Study
@@ -59,3 +61,62 @@ def test_a_study_of_an_earlier_version_is_not_read_in_part():
         UserError, match="study.json was written by an earlier version: second is now task_distillation"
     ):
         Study.from_dict({"base": "b", "second": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["finetune", "--finetune.hard", "8"], "write --finetune.hard_label_weight"),
+        (["finetune", "--finetune", "{hard: 8}"], "write finetune.hard_label_weight"),
+        (["study", "--tuning.batch", "8"], "write --finetune.batch_size"),
+        (["distill", "--data.mode", "grouped"], "data.mode: grouped is called lines now"),
+    ],
+)
+def test_half_renamed_words_are_answered_too(words, answer):
+    with pytest.raises(UserError) as error:
+        build_parser().parse_args(words)
+    assert answer in str(error.value)
+
+
+def test_the_old_command_names_the_new_one(capsys):
+    assert main(["plan", "--teacher", "t"]) == 2
+    assert "plan: no such command; it is called estimate now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["batch", "tuning.batch", "finetune.batch", "hard", "warmup"])
+def test_a_grid_of_an_old_name(name):
+    with pytest.raises(
+        UserError, match=rf"--grid {name}=1: {name} is called (batch_size|hard_label_weight|warmup_ratio) now"
+    ):
+        expand_grid(FinetuneConfig(), [f"{name}=1"])
+
+
+def test_a_student_with_an_old_key():
+    plan = {
+        "base": "ds_configs/small_real.yaml",
+        "teacher": "T",
+        "corpus": ["c"],
+        "heldout": [],
+        "data": None,
+        "tasks": [],
+    }
+    with pytest.raises(UserError, match="student.layers: is called student.init_layers now"):
+        Study(students={"a": {"student.layers": "random"}}, **plan).check()
+    with pytest.raises(UserError, match="hard: is called hard_label_weight now"):
+        Study(students={"a": {}}, finetune={"hard": 1}, **(plan | {"tasks": ["rte"]})).check()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "answer"),
+    [
+        ("student", "hidden", "student.hidden: no such key; write student.hidden_size"),
+        ("training", "global_batch", "training.global_batch: no such key; write training.global_batch_size"),
+        ("training", "learnin_rate", "training.learnin_rate: no such key; did you mean training.learning_rate?"),
+    ],
+)
+def test_an_attribute_that_is_no_setting_is_refused(section, key, answer):
+    recipe = Recipe()
+    setattr(getattr(recipe, section), key, 16)
+    with pytest.raises(UserError) as error:
+        recipe.check()
+    assert answer in str(error.value)

@@ -19,7 +19,7 @@ from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.config.values import Name, OutputPath, UserPath, convert, parse_float, parse_int
 from ds_distill.config.yaml_text import load_yaml
-from ds_distill.recipe import Match
+from ds_distill.recipe import Match, Recipe
 from ds_distill.utils.errors import UserError
 
 PARSER = build_parser()
@@ -506,3 +506,33 @@ def test_a_list_of_loss_terms(written, read, in_a_file, tmp_path):
 def test_a_wrong_loss_term_is_named(written, message):
     with pytest.raises(UserError, match=message):
         check_recipe(PARSER.parse_args(["distill", "--losses.match", written]).distill)
+
+
+@pytest.mark.parametrize(
+    ("match", "message"),
+    [
+        (
+            [Match("mse", layers="first")],
+            "losses.match.layers: first is not allowed; choose one of last, mapped; or give a list",
+        ),
+        ([Match("mse", of="attention")], "losses.match.of: attention is not allowed"),
+        ([Match("mse", layers=[[0, 1, 2]])], "losses.match.layers: .* expected 2 numbers"),
+        ([Match("mse", layers=None)], "losses.match.layers"),
+        ([Match("mse", weight="much")], "losses.match.weight: much is not a number"),
+        ("mse", "losses.match: mse"),
+        (None, "losses.match: nothing"),
+    ],
+)
+def test_a_wrong_loss_term_from_python_is_named(match, message):
+    recipe = Recipe()
+    recipe.losses.match = match
+    with pytest.raises(UserError, match=message):
+        recipe.check()
+
+
+def test_loss_terms_from_python_in_other_forms():
+    for match in ([{"loss": "mse"}], {"loss": "mse"}, Match("mse"), [Match("mse", weight="1")]):
+        recipe = Recipe()
+        recipe.losses.match = match
+        recipe.check()
+        assert recipe.losses.match == [Match("mse")]

@@ -355,7 +355,7 @@ def added(tmp_path_factory):
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_one_sentence(added, tmp_path):
     message = (
-        r"--model .*: its tokenizer has \d+ tokens, the model \d+: anewword were added; "
+        r"--model .*: its tokenizer has \d+ tokens, but the model has \d+: anewword were added; "
         "call model.resize_token_embeddings"
     )
     with pytest.raises(UserError, match=message):
@@ -382,7 +382,9 @@ def test_the_largest_id_counts_not_the_number_of_tokens(ids, size):
     if max(ids) < size:
         check_vocabulary(tokenizer, config, "--model m")
     else:
-        with pytest.raises(UserError, match=f"--model m: its tokenizer has {max(ids) + 1} tokens, the model {size}"):
+        with pytest.raises(
+            UserError, match=f"--model m: its tokenizer has {max(ids) + 1} tokens, but the model has {size}"
+        ):
             check_vocabulary(tokenizer, config, "--model m")
 
 

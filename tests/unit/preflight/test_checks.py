@@ -101,13 +101,13 @@ ANY = {  # for any command that reads such a model: the change to it, and the me
                 )
             ),
         ],
-        "model-00002-of-00002.safetensors, which the folder lacks",
+        "model-00002-of-00002.safetensors, which is missing from the folder",
     ),
     "added tokens": (add_tokens, "riverboat, stonebridge were added; call model.resize_token_embeddings"),
     "added special tokens": (lambda t: add_tokens(t, special_tokens=True), "riverboat, stonebridge were added"),
     "another's tokenizer": (
         lambda t: train_wordpiece([f"other{i} words{i}" for i in range(400)], 500, t),
-        "so it is another model's",
+        "so it belongs to another model",
     ),
     "byte-order mark": (
         lambda t: only_vocab_txt(t, lambda text: codecs.BOM_UTF8 + text),
@@ -121,7 +121,7 @@ ANY = {  # for any command that reads such a model: the change to it, and the me
         lambda t: tiny_bert(layers=2, vocab_size=200, max_position_embeddings=16).save_pretrained(t),
         "16 positions",
     ),
-    "another width": (lambda t: change_config(t, intermediate_size=64), "differ in the shape"),
+    "another width": (lambda t: change_config(t, intermediate_size=64), "disagree on the shape"),
     "a layer is absent": (
         lambda t: change_weights(t, lambda w: w.pop("bert.encoder.layer.0.output.dense.weight")),
         "lacks bert.encoder.layer.0.output.dense.weight",
@@ -130,7 +130,7 @@ ANY = {  # for any command that reads such a model: the change to it, and the me
         lambda t: change_weights(
             t, lambda w: [w.update({f"a.{name}": w[name], f"b.{name}": w.pop(name)}) for name in list(w)]
         ),
-        "are none of a BertForMaskedLM's",
+        "are not those of a BertForMaskedLM",
     ),
     "a causal model": (lambda t: change_config(t, is_decoder=True), "a causal model"),
 }
@@ -151,7 +151,7 @@ SETTINGS = {  # for a run: the arguments, the content of d.json, and the message
     ),
     "length": (["--data.sequence_length", "64"], {}, "data.sequence_length = 64"),
     "precision": (["--training.precision", "fp16"], {}, "training.precision = fp16: this machine has no GPU"),
-    "device": (["--training.device", "cuda"], {}, "training.device = cuda: torch sees no GPU"),
+    "device": (["--training.device", "cuda"], {}, "training.device = cuda: torch finds no GPU"),
     "optimizer": (["--training.optimizer", "apex"], {}, "training.optimizer = apex"),
     "key of DeepSpeed's": (
         [],
@@ -336,7 +336,7 @@ def test_a_vocabulary_that_lacks_a_line_is_said_even_where_it_fits(world, capsys
     main([str(word) for word in ["evaluate", "--model", world / "teacher", *common(world)]])
     assert (
         "warning: --model" in (stderr := capsys.readouterr().err)
-        and "vocab.txt lacks [MASK], which is counted as token" in stderr
+        and "vocab.txt lacks [MASK], so the tokenizer appends it as token" in stderr
     )
 
 

@@ -131,17 +131,17 @@ def test_a_step_that_fails_ends_the_others(tmp_path, capsys, jobs):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_ending_a_study_ends_its_steps(tmp_path, jobs, number):
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_ending_a_study_ends_its_steps(tmp_path, parallel, number):
     program = SAVE + '(out / "ready").touch()\ntime.sleep(240)'
-    jobs = [job(tmp_path, f"step{number}", program) for number in range(jobs)]
+    jobs = [job(tmp_path, f"step{number}", program) for number in range(parallel)]
 
     def study() -> None:
         signal.signal(
             signal.SIGINT, signal.default_int_handler
         )  # a shell's background jobs and their children ignore SIGINT
         try:
-            run_jobs(jobs, jobs, tmp_path / "logs")
+            run_jobs(jobs, parallel, tmp_path / "logs")
         except UserError as error:
             raise SystemExit(signal.SIGTERM if "SIGTERM" in str(error) else 1) from None
         except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ds_distill.cli.parser import build_parser, check_command
+from ds_distill.recipe import Match
 from ds_distill.study.plan import Study, _expand_home, _get_changed_keys, _load_base, make_jobs, run_study
 from ds_distill.utils.errors import UserError
 
@@ -132,7 +133,7 @@ def test_a_studys_mistakes_are_said(launch, changes, words):
         ({"students": {"a": {"losses.kll": 0}}}, "students: a: losses.kll: no such setting; did you mean losses.kl?"),
         ({"data": "nowhere"}, "--data nowhere/rte: exactly one file train"),
         ({"tasks": ["rte", "sst2", "rte"]}, "tasks: rte: given twice"),
-        ({"jobs": 0}, "--jobs 0: the number of steps that run in parallel must be at least 1"),
+        ({"jobs": 0}, "--jobs 0: the number of jobs that run in parallel must be at least 1"),
     ],
 )
 def test_what_would_end_a_study_after_hours_is_said_at_its_start(what, words):
@@ -271,3 +272,15 @@ def test_a_starter_in_the_home_folder(tmp_path, monkeypatch):
     study.check()
     [distil] = [job for job in make_jobs(study, tmp_path) if job.argv[0] == "distill"]
     assert distil.started_as()[:3] == [str(starter), "--x", f"{tmp_path}/a home/y"]
+
+
+@pytest.mark.parametrize("written", ["[{loss: mse, layers: [[0, 1]]}]", "{loss: mse, layers: [[0, 1]]}"])
+def test_a_student_with_loss_terms(tmp_path, written):
+    """Its command line reads them as the plan has them, and study.json keeps them."""
+    (tmp_path / "plan.yaml").write_text(f"students: {{a: {{losses.match: {written}}}}}\n")
+    options = build_parser().parse_args(["study", "--config", str(tmp_path / "plan.yaml")]).study
+    study = Study("ds_configs/few_tokens.yaml", "T", ["text.txt"], [], None, options.students, [])
+    [distillation] = [job for job in make_jobs(study, tmp_path) if job.argv[0] == "distill"]
+    recipe = check_command([*distillation.argv, "--output", "x"])
+    assert recipe.losses.match == [Match("mse", layers=[(0, 1)])]
+    json.dumps(study.students)
