@@ -26,7 +26,7 @@ def vocabulary_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the vocabulary loss and its gradients in float64.
 
-    The arguments are those of losses.fused_linear_distillation_loss. Source: Hinton et al. 2015,
+    The arguments are those of kernels.fused_linear. Source: Hinton et al. 2015,
     section 2.1; Sanh et al. 2019, section 2.
 
     Returns:

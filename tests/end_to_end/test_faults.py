@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
         output = copy_run(run, disk / "run", 3)
         room = shutil.disk_usage(disk).free
         (disk / "filler").write_bytes(b"\0" * (room - 100_000))
-        user_errors(ds_distill(*run[1], "--output", output), "disk is full", "step-000000003 is whole")
+        user_errors(ds_distill(*run[1], "--output", output), "disk is full", "step-000000003 is complete")
         (disk / "filler").unlink()
         done = ds_distill(*run[1], "--output", output)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -275,7 +275,7 @@ def test_ctrl_c(endless):
     os.killpg(one.job.pid, signal.SIGINT)  # like a terminal's Ctrl-C, it reaches the launcher and the ranks
     (message,) = one.end()
     step = int(re.search(r"stopped at step (\d+) of", message)[1])
-    assert one.newest == step and "the same command goes on" in message
+    assert one.newest == step and "the same command resumes" in message
 
 
 @pytest.mark.promise("A resume with another precision, or between stage 0 and another, is refused with the remedy")
@@ -298,7 +298,7 @@ def test_what_no_conversion_bridges_is_refused(run, tmp_path):
     "differs, words",
     [
         ("--tokens", ["rank 1 has different tokens there than rank 0"]),
-        ("--losses.kl", ["rank 1 was given another run", "losses.kl was 5.0, is 3.0"]),
+        ("--losses.kl", ["rank 1 was started with another run", "losses.kl was 5.0, is 3.0"]),
         pytest.param("--output", ["file system"], marks=pytest.mark.long),
     ],
 )

@@ -222,7 +222,7 @@ def test_asked_to_end(world, tmp_path, precision, compiled):
     ranks[1].signal(signal.SIGTERM)  # one rank is enough
     results = [rank.wait() for rank in ranks]
     assert [done.returncode for done in results] == [2, 2]
-    assert "".join(done.stderr for done in results).count("the same command goes on from") == 1
+    assert "".join(done.stderr for done in results).count("the same command resumes from") == 1
     assert len(job.published) == 1
     job.processes = []
     job.finish()
