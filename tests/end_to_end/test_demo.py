@@ -71,7 +71,7 @@ def test_the_main_job_on_three_ranks(world, tmp_path):
         and f"{distilled['heldout_mlm_loss']:.3f}" in done.stdout
     )
     again, output = demo(tmp_path / "out", world / "text.txt")
-    assert again.returncode == 0 and output.count("already finished, reusing it") == 3
+    assert again.returncode == 0 and output.count("finished before, reused") == 3
     other, output = demo(tmp_path / "out", world / "text.txt", "--training.max_tokens", 3000)
     assert (
         other.returncode == 2

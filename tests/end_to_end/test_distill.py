@@ -63,7 +63,7 @@ def test_export_loads_everywhere(finished):
         "tied weights belong there once"
     )
     assert not any(name.startswith("teacher") for name in names)
-    assert "fingerprint" in (output / "export" / "README.md").read_text()
+    assert "Fingerprint" in (output / "export" / "README.md").read_text()
 
 
 def test_stopped_and_resumed_is_bit_equal(world, common, finished):
