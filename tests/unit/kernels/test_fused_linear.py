@@ -127,7 +127,9 @@ def test_columns_that_are_no_tokens(passes, options, monkeypatch):
         pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("with a GPU `python -m benchmarks.gpu.checks` runs it there")
-    monkeypatch.setattr(fused_linear, "padded_vocab_size", lambda vocabulary, device: padded_vocab_size(vocabulary, "cuda"))
+    monkeypatch.setattr(
+        fused_linear, "padded_vocab_size", lambda vocabulary, device: padded_vocab_size(vocabulary, "cuda")
+    )
     assert (
         padded_vocab_size(211, "cuda") == 256
         and padded_vocab_size(30_522, "cuda") == 30_528
