@@ -16,9 +16,9 @@ definitions of the reference implementation:
     kl           KL from the teacher's distribution at temperature 1, in nats per token, on every
                  eighth batch
 
-If a race is interrupted, the same command on the same machine resumes it from its last measurement.
-The last line of standard output is JSON. race.md, race.json and race.png are written to the output
-folder.
+If the comparison is interrupted, the same command on the same machine resumes it from its last measurement.
+The last line of standard output is JSON. time_to_loss.md, time_to_loss.json and time_to_loss.png
+are written to the output folder.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from ds_distill.models.families import get_family
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import build_student
 from ds_distill.recipe import Recipe
-from ds_distill.reporting.plots import race_plot
+from ds_distill.reporting.plots import time_to_loss_plot
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import log, progress
 from ds_distill.utils.errors import UserError
@@ -228,12 +228,12 @@ def conditions() -> dict:
 
 
 def refuse_another(folder: Path, kept: dict, now: dict) -> None:
-    """Raise a UserError if `folder` holds a race with other options, or one measured under other conditions."""
+    """Raise a UserError if `folder` holds a comparison with other options, or one measured under other conditions."""
     before, here = kept.pop("on", {}), now.pop("on")
     if kept != now:
         raise UserError(
-            f"{folder} holds a race with other options (--minutes, --teacher, --corpus, recipe, …); choose another "
-            "--output"
+            f"{folder} holds a comparison with other options (--minutes, --teacher, --corpus, recipe, …); choose "
+            "another --output"
         )
     if other := [
         f"{name} {before.get(name, 'not recorded')}, here {value}"
@@ -241,7 +241,7 @@ def refuse_another(folder: Path, kept: dict, now: dict) -> None:
         if before.get(name) != value
     ]:
         raise UserError(
-            f"{folder} holds a race under other conditions ({'; '.join(other)}), which is not comparable; "
+            f"{folder} holds a comparison under other conditions ({'; '.join(other)}), which is not comparable; "
             "choose another --output"
         )
 
@@ -263,11 +263,11 @@ def main() -> int:
     parser.add_argument(
         "--blocks", type=count, default=512, help="held-out blocks per measurement and text (default 512)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="output folder; a race in it is resumed")
+    parser.add_argument("--output", type=Path, required=True, help="output folder; a comparison in it is resumed")
     parser.add_argument(
-        "--racers", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="trainers to run (default all)"
+        "--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS), help="trainers to run (default all)"
     )
-    parser.add_argument("--racer", choices=TRAINERS, help=argparse.SUPPRESS)  # runs one trainer in its own process
+    parser.add_argument("--trainer", choices=TRAINERS, help=argparse.SUPPRESS)  # runs one trainer in its own process
     args = parser.parse_args()
     with user_errors("benchmarks.training.time_to_loss"):
         return run(args)
@@ -276,7 +276,7 @@ def main() -> int:
 def run(args: argparse.Namespace) -> int:
     """Run the trainers one after another and write the report; return the exit status.
 
-    With --racer, run only that trainer in this process.
+    With --trainer, run only that trainer in this process.
     """
     silence_libraries(False)
     on_cpu_only()
@@ -287,12 +287,12 @@ def run(args: argparse.Namespace) -> int:
     recipe.check()
     if recipe.data.mode != "packed" or not recipe.data.attend_across_documents:
         raise UserError(
-            "the race needs packed batches whose documents attend to each other; set data.mode = packed and "
+            "the comparison needs packed batches whose documents attend to each other; set data.mode = packed and "
             "data.attend_across_documents = true"
         )
     if recipe.student.hidden_size or recipe.student.freeze_positions or recipe.training.micro_batch_size == "auto":
         raise UserError(
-            "the race needs a student of its teacher's width without frozen weights, and a micro-batch that is a "
+            "the comparison needs a student of its teacher's width without frozen weights, and a micro-batch that is a "
             "number; leave out student.hidden_size and student.freeze_positions, and set training.micro_batch_size"
         )
     make_folder("--output", args.output)
@@ -311,27 +311,27 @@ def run(args: argparse.Namespace) -> int:
         refuse_another(
             args.output, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps({**settings, "on": here}))
         )
-    if not args.racer:
+    if not args.trainer:
         start_distributed()
     tokens = (
         prepare_run_tokens(args.corpus, args.teacher, recipe, args.output / "tokens")
-        if not args.racer
+        if not args.trainer
         else args.output / "tokens"
     )
     recipe = with_prepared_settings(recipe, tokens)
-    if args.racer:
+    if args.trainer:
         names = json.loads((args.output / "heldout.json").read_text(encoding="utf-8"))
-        run_trainer(args.racer, recipe, args, tokens, {name: Path(path) for name, path in names.items()})
+        run_trainer(args.trainer, recipe, args, tokens, {name: Path(path) for name, path in names.items()})
         return 0
     held = heldout_sets(args.heldout, tokens, recipe, args.output)
     write_json(args.output / "heldout.json", {name: str(path) for name, path in held.items()})
     write_json(file, {**settings, "on": here})
     curves = {}
-    for name in args.racers:
+    for name in args.trainers:
         curve = args.output / name / "curve.json"
         if not curve.is_file():
             status = subprocess.run(
-                [sys.executable, "-m", "benchmarks.training.time_to_loss", *sys.argv[1:], "--racer", name]
+                [sys.executable, "-m", "benchmarks.training.time_to_loss", *sys.argv[1:], "--trainer", name]
             ).returncode
             if status:
                 return status
@@ -339,7 +339,7 @@ def run(args: argparse.Namespace) -> int:
     sets = list(next(iter(curves.values()))["rows"][0][2])
     rows = [
         {
-            "racer": TRAINERS[name][0],
+            "trainer": TRAINERS[name][0],
             "steps": c["step"],
             "tokens": c["tokens"],
             "minutes": c["elapsed"] / 60,
@@ -350,7 +350,7 @@ def run(args: argparse.Namespace) -> int:
         for name, c in curves.items()
     ]
     columns = {
-        "racer": "",
+        "trainer": "",
         "steps": "steps",
         "tokens": "tokens",
         "minutes": "minutes",
@@ -360,7 +360,7 @@ def run(args: argparse.Namespace) -> int:
     result = {
         "minutes": args.minutes,
         "blocks": args.blocks,
-        "racers": rows,
+        "trainers": rows,
         **here,
         "date": datetime.date.today().isoformat(),
     }
@@ -384,12 +384,13 @@ def run(args: argparse.Namespace) -> int:
                 f"loss: {when}"
             )
     print("\n" + "\n\n".join(lines) + "\n")
-    print(json.dumps(result | {"plot": str(args.output / "race.png")}), flush=True)
-    (args.output / "race.md").write_text(
-        "# Race\n\n" + "\n\n".join([*lines, "![figures over minutes](race.png)"]) + "\n", encoding="utf-8"
+    print(json.dumps(result | {"plot": str(args.output / "time_to_loss.png")}), flush=True)
+    (args.output / "time_to_loss.md").write_text(
+        "# Time to loss\n\n" + "\n\n".join([*lines, "![figures over minutes](time_to_loss.png)"]) + "\n",
+        encoding="utf-8",
     )
-    race_plot({TRAINERS[name][0]: c["rows"] for name, c in curves.items()}, args.output / "race.png")
-    write_json(args.output / "race.json", result | {"curves": curves})
+    time_to_loss_plot({TRAINERS[name][0]: c["rows"] for name, c in curves.items()}, args.output / "time_to_loss.png")
+    write_json(args.output / "time_to_loss.json", result | {"curves": curves})
     return 0
 
 

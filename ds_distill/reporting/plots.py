@@ -94,7 +94,7 @@ def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
     plt.close(figure)
 
 
-def race_plot(curves: dict[str, list], path: Path) -> None:
+def time_to_loss_plot(curves: dict[str, list], path: Path) -> None:
     """Write a PNG of held-out figures over minutes of training, with a row of panels per held-out set.
 
     `curves` maps label → [minutes, step, {set: [masked-LM loss, KL, agreement]}] rows.

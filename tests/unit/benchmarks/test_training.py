@@ -119,13 +119,13 @@ def test_a_comparison_goes_on_only_where_its_minutes_compare():
     refuse_another(Path("R"), now(), now())
     with pytest.raises(
         UserError,
-        match="R holds a race under other conditions .threads 2, here 4; torch 2.11, here 2.12"
+        match="R holds a comparison under other conditions .threads 2, here 4; torch 2.11, here 2.12"
         ".*choose another --output",
     ):
         refuse_another(Path("R"), now(), now(threads=4, torch="2.12"))
     with pytest.raises(UserError, match="machine not recorded, here a Xeon"):
         refuse_another(Path("R"), dict(settings), now())
-    with pytest.raises(UserError, match="holds a race with other options"):
+    with pytest.raises(UserError, match="holds a comparison with other options"):
         refuse_another(Path("R"), now(), now() | {"minutes": 1})
 
 

@@ -1,6 +1,6 @@
 """Test `python -m benchmarks.training.time_to_loss` and `python -m benchmarks.training.packing` on a tiny teacher.
 
-An interrupted race must resume.
+An interrupted comparison must resume.
 """
 
 import json
@@ -12,7 +12,7 @@ from tests.start import Process
 MINUTES = 0.05
 
 
-def race(world, output, *options):
+def compare(world, output, *options):
     config = output.parent / "recipe.yaml"
     config.write_text(
         "data: {sequence_length: 32, heldout_fraction: 0.05}\n"
@@ -32,7 +32,7 @@ def race(world, output, *options):
         2,
         "--blocks",
         2,
-        "--racers",
+        "--trainers",
         "plain_bf16",
         "engine",
         "--output",
@@ -42,13 +42,13 @@ def race(world, output, *options):
     return Process("benchmarks.training.time_to_loss", *words).wait()
 
 
-def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
-    folder = tmp_path / "race"
-    done = race(world, folder)
+def test_all_train_for_the_same_time_and_a_comparison_resumes(world, tmp_path):
+    folder = tmp_path / "comparison"
+    done = compare(world, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert "ahead in every metric at" in done.stdout and (folder / "race.png").is_file()
-    for row in result["racers"]:
+    assert "ahead in every metric at" in done.stdout and (folder / "time_to_loss.png").is_file()
+    for row in result["trainers"]:
         assert row["minutes"] >= MINUTES - row["s/step"] / 120 and row["steps"] > 2
     for name in ("plain_bf16", "engine"):
         rows = json.loads((folder / name / "curve.json").read_text())["rows"]
@@ -58,16 +58,16 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
             kl >= 0 and 0 <= same <= 1 for _, _, sets in rows for _, kl, same in sets.values()
         )
 
-    other = race(world, folder, "--minutes", 1)
-    assert other.returncode == 2 and "holds a race with other options" in other.stderr
-    other = race(world, folder, "--heldout", world / "text.txt")
-    assert other.returncode == 2 and "holds a race with other options" in other.stderr
+    other = compare(world, folder, "--minutes", 1)
+    assert other.returncode == 2 and "holds a comparison with other options" in other.stderr
+    other = compare(world, folder, "--heldout", world / "text.txt")
+    assert other.returncode == 2 and "holds a comparison with other options" in other.stderr
 
-    # This is as if the race had begun with more threads.
+    # This is as if the comparison had begun with more threads.
     settings_file = folder / "asked.json"
     kept = settings_file.read_text()
     settings_file.write_text(kept.replace('"threads": 1', '"threads": 64'))
-    other = race(world, folder)
+    other = compare(world, folder)
     assert (
         other.returncode == 2
         and "under other conditions (threads 64, here 1)" in other.stderr
@@ -75,22 +75,22 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
     )
     settings_file.write_text(kept)
 
-    # This is as if the race had been killed between its last checkpoint and its curve.
+    # This is as if the comparison had been killed between its last checkpoint and its curve.
     curve = folder / "engine" / "curve.json"
     whole = curve.read_text()
     curve.unlink()
-    again = race(world, folder)
+    again = compare(world, folder)
     assert again.returncode == 0, again.stderr[-3000:]
     assert curve.read_text() == whole and min(json.loads(whole)["masked_tokens"].values()) > 0
 
-    # This is as if the race had been interrupted at half of its time.
+    # This is as if the comparison had been interrupted at half of its time.
     curve, kept = folder / "plain_bf16" / "curve.json", folder / "plain_bf16" / "checkpoint" / "state.pt"
     before = json.loads(curve.read_text())
     saved = torch.load(kept, weights_only=True)
     saved["state"] |= {"elapsed": 30 * MINUTES, "rows": before["rows"][:2]}
     torch.save(saved, kept)
     curve.unlink()
-    again = race(world, folder)
+    again = compare(world, folder)
     assert again.returncode == 0, again.stderr[-3000:]
     after = json.loads(curve.read_text())
     assert after["rows"][:2] == before["rows"][:2] and after["step"] > before["step"]
@@ -98,7 +98,7 @@ def test_all_train_for_the_same_time_and_a_race_goes_on(world, tmp_path):
         after["elapsed"] >= 60 * MINUTES - after["seconds_per_step"] / 2
         and after["seconds_per_step"] == before["seconds_per_step"]
     )
-    assert json.loads((folder / "engine" / "curve.json").read_text())["step"] == result["racers"][1]["steps"], (
+    assert json.loads((folder / "engine" / "curve.json").read_text())["step"] == result["trainers"][1]["steps"], (
         "who has finished does not run again"
     )
 
