@@ -102,11 +102,11 @@ def vocabulary(device: torch.device) -> Iterator[Check]:
             problem = functools.cache(
                 functools.partial(vocabulary_problem, device, dtype, on, padding)
             )  # all backends share one problem
-            for passes, reason in reasons.items():
+            for backend, reason in reasons.items():
                 yield Check(
-                    f"vocabulary loss, {passes}, {short(dtype)}, KL on {on}{', padding' if padding else ''}",
+                    f"vocabulary loss, {backend}, {short(dtype)}, KL on {on}{', padding' if padding else ''}",
                     ROUNDED[dtype],
-                    functools.partial(vocabulary_error, problem, passes, reason),
+                    functools.partial(vocabulary_error, problem, backend, reason),
                 )
 
 
@@ -132,13 +132,13 @@ def vocabulary_problem(device: torch.device, dtype: torch.dtype, on: str, paddin
     return leaves, given, {"kl_tokens": on, "token_mask": mask, "chunk": chunk}, expected
 
 
-def vocabulary_error(problem: Callable[[], tuple], passes: str, reason: str | None) -> tuple[float, str]:
+def vocabulary_error(problem: Callable[[], tuple], backend: str, reason: str | None) -> tuple[float, str]:
     """Return the largest relative error of the fused loss's sums and gradients."""
     unless(reason)
     leaves, given, options, expected = problem()
     leaves = [x.clone().requires_grad_() for x in leaves]
     loss, kl, mlm = fused_linear_distillation_loss(
-        *leaves, *given, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, passes=passes, **options
+        *leaves, *given, temperature=2.0, kl_weight=5.0, mlm_weight=2.0, backend=backend, **options
     )
     loss.backward()
     actual = (kl, mlm, *(x.grad for x in leaves))

@@ -90,9 +90,9 @@ PARTS = (
     (
         "compiled",
         "step with torch.compile's kernel in the vocabulary loss",
-        (*STEP, *AT_128, *FEW, "--passes", "compiled"),
+        (*STEP, *AT_128, *FEW, "--backend", "compiled"),
     ),
-    ("eager", "step without compiling", (*STEP, *AT_128, *FEW, "--passes", "torch")),
+    ("eager", "step without compiling", (*STEP, *AT_128, *FEW, "--backend", "torch")),
     ("no_dropout", "step without dropout", (*STEP, *AT_128, "--only", "engine", "gemms", "--dropout", "0")),
     ("fp16", "step in fp16", (*STEP, *AT_128, *FEW, "--precision", "fp16")),
     ("zero2", "step at ZeRO 2", (*STEP, *AT_128, *FEW, "--zero", "2")),

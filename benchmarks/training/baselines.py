@@ -53,7 +53,7 @@ class Setting:
     threads: int = 2
     precision: str = "auto"
     zero: int | None = None
-    passes: str = "auto"  # the kernel of the vocabulary loss, see compile_step; with "torch", nothing is compiled
+    backend: str = "auto"  # the kernel of the vocabulary loss, see compile_step; with "torch", nothing is compiled
 
     @property
     def training(self) -> Training:
@@ -64,7 +64,7 @@ class Setting:
             micro_batch_size=self.sequences,
             precision=self.precision,
             deepspeed=deepspeed_config,
-            compile="off" if self.passes == "torch" else "auto",
+            compile="off" if self.backend == "torch" else "auto",
         )
 
     @property
@@ -116,8 +116,8 @@ class Setting:
 
     def compile(self, objective: Objective, teacher: Teacher, device: torch.device) -> None:
         """Compile the step, unless the setting or the machine rules that out."""
-        if self.passes != "torch" and compile_unavailable_reason() is None:
-            compile_step(objective, teacher, device, passes=self.passes)
+        if self.backend != "torch" and compile_unavailable_reason() is None:
+            compile_step(objective, teacher, device, backend=self.backend)
 
 
 def adamw_options(training: Training) -> dict:
@@ -275,8 +275,8 @@ def engine(setting: Setting, device: torch.device) -> tuple[Callable, dict]:
         device=device,
         dtype=dtype,
     )
-    if setting.passes != "auto" and train_step.compile_seconds is not None:
-        objective.passes = setting.passes
+    if setting.backend != "auto" and train_step.compile_seconds is not None:
+        objective.backend = setting.backend
     batches = [Batch(ids, labels, None)]
 
     def step() -> None:

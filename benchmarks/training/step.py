@@ -101,7 +101,7 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
         help="precision of the engine (default auto, as in training)",
     )
     parser.add_argument(
-        "--passes",
+        "--backend",
         choices=["auto", "compiled", "triton", "torch"],
         default="auto",
         help="kernel of the vocabulary loss (default auto, as in training); torch compiles nothing at all",
@@ -242,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 COLUMNS = {
-    "contender": "contender",
+    "variant": "variant",
     "rate": "tokens/s",
     "against": "speed of the engine ÷ this",
     "memory": "peak memory, including models (MB)",
@@ -277,7 +277,7 @@ def make_rows(variants: list[Variant], result: dict) -> list[dict]:
         label = ROWS[variant.name][0] + (" (first step only)" if variant.name in result["first_step_only"] else "")
         rows.append(
             {
-                "contender": label,
+                "variant": label,
                 "rate": f"{result[variant.name]:,.1f}",
                 "against": against,
                 "memory": result["peak_mb"][variant.name],

@@ -50,7 +50,7 @@ def make_inputs(
     }
 
 
-def fused(x: dict, passes: str) -> None:
+def fused(x: dict, backend: str) -> None:
     """Run the fused loss, forward and backward."""
     rows, masked = len(x["h"]), int((x["labels"] >= 0).sum())
     loss, *_ = fused_linear_distillation_loss(
@@ -64,7 +64,7 @@ def fused(x: dict, passes: str) -> None:
         temperature=2.0,
         kl_weight=5.0 / rows,
         mlm_weight=2.0 / masked,
-        passes=passes,
+        backend=backend,
     )
     loss.backward()
     clear(x)

@@ -91,8 +91,8 @@ def estimate_memory(
     config = student.config
     rows, width = cast(int, training.micro_batch_size) * length, get_family(student).dims(config).width
     # A compiled loss spares a CPU the temporaries, but the estimate does not rely on that.
-    passes = "torch" if device == "cpu" or training.compile == "off" else "triton"
-    loss = live_bytes(rows, config.vocab_size, size, device, passes) + 4 * rows * width + 4 * config.vocab_size * width
+    backend = "torch" if device == "cpu" or training.compile == "off" else "triton"
+    loss = live_bytes(rows, config.vocab_size, size, device, backend) + 4 * rows * width + 4 * config.vocab_size * width
     if (wider := padded_vocab_size(config.vocab_size, device)) != config.vocab_size:
         loss += 2 * size * wider * width  # Both weights are copied.
     # Measurements on CPUs show that from stage 2 on the memory of a bucket remains in the next

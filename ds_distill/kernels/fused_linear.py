@@ -46,7 +46,7 @@ def fused_linear_distillation_loss(
     kl_tokens: str = "all",
     token_mask: Tensor | None = None,
     chunk: int | None = None,
-    passes: str = "torch",
+    backend: str = "torch",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Project both hidden states on the vocabulary, and return the weighted loss and its two sums.
 
@@ -64,7 +64,7 @@ def fused_linear_distillation_loss(
         kl_tokens: "all" (every real token) or "masked" (a different objective).
         token_mask: [N] bool, False for padding.
         chunk: How many rows of logits exist at a time. None chooses by memory.
-        passes: What computes the passes over the logits: torch's operators ("torch"), one
+        backend: What computes the passes over the logits: torch's operators ("torch"), one
             "compiled" kernel (it takes seconds, once per machine) or, on a GPU, the "triton"
             kernel.
 
@@ -107,7 +107,7 @@ def fused_linear_distillation_loss(
     if chunk is None:
         chunk = _chunk(rows, vocabulary, student_hidden.element_size(), student_hidden.device.type)
     teacher = (teacher_hidden, teacher_weight, teacher_bias) if kl_weight != 0 else (None, None, None)
-    settings = _Settings(float(temperature), float(kl_weight), float(mlm_weight), kl_tokens, chunk, passes, needs_grad)
+    settings = _Settings(float(temperature), float(kl_weight), float(mlm_weight), kl_tokens, chunk, backend, needs_grad)
     return _FusedVocabularyLoss.apply(*inputs, *teacher, labels, token_mask, settings)
 
 
@@ -139,7 +139,7 @@ def _blocks(z: Tensor, whole: bool) -> Iterator[slice]:
     return (slice(first, first + rows) for first in range(0, len(z), rows))
 
 
-def live_bytes(rows: int, vocabulary: int, element_size: int, device: str, passes: str = "torch") -> int:
+def live_bytes(rows: int, vocabulary: int, element_size: int, device: str, backend: str = "torch") -> int:
     """Return the most bytes that the chunks of `rows` tokens hold at once.
 
     Hidden states, weights and their gradients are not counted.
@@ -149,10 +149,10 @@ def live_bytes(rows: int, vocabulary: int, element_size: int, device: str, passe
         vocabulary: The vocabulary size.
         element_size: Bytes of an element of the hidden states.
         device: The device type, "cpu" or "cuda".
-        passes: As in `fused_linear_distillation_loss`.
+        backend: As in `fused_linear_distillation_loss`.
     """
     rows = min(rows, _chunk(rows, vocabulary, element_size, device))
-    temporaries = TEMPORARIES[device] if passes == "torch" else 0
+    temporaries = TEMPORARIES[device] if backend == "torch" else 0
     return rows * _row_bytes(vocabulary, element_size, device) + min(rows * vocabulary, BLOCK[device]) * 4 * temporaries
 
 
@@ -223,7 +223,7 @@ class _Settings:
     mlm_weight: float
     kl_tokens: str
     chunk: int
-    passes: str
+    backend: str
     needs_grad: bool
 
 
@@ -319,9 +319,9 @@ def _add_chunk_losses(
         settings: The settings.
     """
     (kl_sum, mlm_sum), (z, t), (masked, real) = sums, logits, masks
-    row_losses = get_row_losses(settings.passes)
+    row_losses = get_row_losses(settings.backend)
     # one kernel takes a whole chunk; torch's operators need several times the memory of its logits
-    whole = z.is_cuda and settings.passes != "torch"
+    whole = z.is_cuda and settings.backend != "torch"
     # A CPU treats the masked rows, some 15 %, apart. A GPU would have to wait to learn which ones
     # they are.
     at = masked.squeeze(1).nonzero().squeeze(1) if z.device.type == "cpu" and t is not None else None

@@ -57,7 +57,7 @@ class Objective(nn.Module):
         self.model = model
         self.losses = losses
         self.world_size = world_size
-        self.passes = "torch"  # how the vocabulary loss passes over its logits, see fused_linear_distillation_loss
+        self.backend = "torch"  # how the vocabulary loss passes over its logits, see fused_linear_distillation_loss
         self.family = get_family(model)
         parent, name = self.family.decoder_parent_and_name(model)
         setattr(parent, name, VocabularyProjection.replacing(getattr(parent, name)))
@@ -148,7 +148,7 @@ class Objective(nn.Module):
             mlm_weight=factors["mlm"],
             kl_tokens=self.losses.kl_tokens,
             token_mask=attention_mask.flatten() if attention_mask is not None else None,
-            passes=self.passes,
+            backend=self.backend,
         )
         sums = [*([kl_sum] if "kl" in self.weights else []), mlm_sum]
         for name, match in self._matches:

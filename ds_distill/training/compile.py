@@ -128,12 +128,12 @@ def choose_kernels(
         compile_step(objective, teacher, device, body=compiled_layers_unavailable_reason(recipe, stage) is None)
         return True
     if recipe.training.compile != "off" and triton_unavailable_reason(device) is None:
-        objective.passes = "triton"
+        objective.backend = "triton"
     return False
 
 
 def compile_step(
-    objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, passes: str = "auto"
+    objective: Objective, teacher: Teacher | None, device: torch.device, *, body: bool = True, backend: str = "auto"
 ) -> None:
     """Have the losses and the blocks of student and teacher compiled when they are first used.
 
@@ -144,13 +144,13 @@ def compile_step(
         teacher: The teacher, or None.
         device: The device of the run.
         body: Whether to compile the blocks too.
-        passes: The vocabulary loss's kernel. "auto" is the Triton one on a GPU
+        backend: The vocabulary loss's kernel. "auto" is the Triton one on a GPU
             (docs/benchmarks.md), else that of torch.compile.
     """
     if device.type == "cuda":
         for match in cast(Iterable[MatchedLoss], objective.matches.values()):
             match.distance = torch.compile(match.distance)
-    objective.passes = passes if passes != "auto" else "triton" if device.type == "cuda" else "compiled"
+    objective.backend = backend if backend != "auto" else "triton" if device.type == "cuda" else "compiled"
     if teacher is not None and device.type == "cpu":
         prepack_linears(teacher.model)
     if body:

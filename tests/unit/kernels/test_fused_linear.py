@@ -33,7 +33,7 @@ def problem(
     return [x if x is None else x.to(dtype) for x in (hs, ws, bs, ht, wt, bt)], labels, mask
 
 
-def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_tokens="all", chunk=None, passes="torch"):
+def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_tokens="all", chunk=None, backend="torch"):
     leaves = [x if x is None else x.clone().requires_grad_() for x in tensors[:3]]
     loss, kl, mlm = fused_linear_distillation_loss(
         *leaves,
@@ -45,7 +45,7 @@ def run(tensors, labels, mask, temperature=2.0, a=5.0, b=2.0, kl_tokens="all", c
         kl_tokens=kl_tokens,
         token_mask=mask,
         chunk=chunk,
-        passes=passes,
+        backend=backend,
     )
     loss.backward()
     assert not kl.requires_grad and not mlm.requires_grad
@@ -91,10 +91,10 @@ def test_compiled(options):
     if reason := compile_unavailable_reason():
         pytest.skip(f"torch.compile: {reason}")
     for padding, bias in ((False, True), (True, False)):
-        check(*problem(37, 211, 24, 32, padding=padding, bias=bias), 1e-5, passes="compiled", **options)
+        check(*problem(37, 211, 24, 32, padding=padding, bias=bias), 1e-5, backend="compiled", **options)
     tensors, labels, mask = problem(64, 503, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True)
-    check(tensors, labels, mask, 2e-2, passes="compiled", **options)
-    check(*problem(33, 301, 16, 16, scale=1e4), 1e-5, passes="compiled", **options)
+    check(tensors, labels, mask, 2e-2, backend="compiled", **options)
+    check(*problem(33, 301, 16, 16, scale=1e4), 1e-5, backend="compiled", **options)
 
 
 @pytest.mark.parametrize(
@@ -112,18 +112,18 @@ def test_triton(options, monkeypatch):
 
     monkeypatch.setattr(row_losses_triton, "BLOCK", 64)
     for padding, bias in ((False, True), (True, False)):
-        check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes="triton", **options)
-    check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes="triton", **options)
-    check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, passes="triton", **options)
+        check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, backend="triton", **options)
+    check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, backend="triton", **options)
+    check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, backend="triton", **options)
 
 
-@pytest.mark.parametrize("passes", ["torch", "compiled", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "compiled", "triton"])
 @pytest.mark.parametrize("options", [{}, {"kl_tokens": "masked", "chunk": 7}])
-def test_columns_that_are_no_tokens(passes, options, monkeypatch):
+def test_columns_that_are_no_tokens(backend, options, monkeypatch):
     """On a GPU, each row of the logits is 16-byte aligned."""
-    if passes == "compiled" and (reason := compile_unavailable_reason()):
+    if backend == "compiled" and (reason := compile_unavailable_reason()):
         pytest.skip(f"torch.compile: {reason}")
-    if passes == "triton":
+    if backend == "triton":
         pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("with a GPU `python -m benchmarks.gpu.checks` runs it there")
@@ -137,9 +137,9 @@ def test_columns_that_are_no_tokens(passes, options, monkeypatch):
         and padded_vocab_size(211, "cpu") == 211
     )
     for padding, bias in ((False, True), (True, False)):
-        check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, passes=passes, **options)
-    check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, passes=passes, **options)
-    check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, passes=passes, **options)
+        check(*problem(11, 211, 24, 32, padding=padding, bias=bias), 2e-5, backend=backend, **options)
+    check(*problem(8, 203, 32, 48, dtype=torch.bfloat16, scale=8.0, padding=True), 2e-2, backend=backend, **options)
+    check(*problem(5, 130, 16, 16, scale=1e3), 2e-5, backend=backend, **options)
     release_workspace()
 
 
