@@ -36,7 +36,7 @@ def add_arguments(parser) -> None:
 def add_new_model(parser) -> None:
     """Add --model, the sizes of a new BERT."""
     help = "sizes of the new BERT, with the names of transformers' BertConfig"
-    parser.add_argument("--model", type=dict[str, int], default=NEW_MODEL, help=help)
+    parser.add_argument("--model", type=dict[str, int | float], default=NEW_MODEL, help=help)
 
 
 def check(options) -> None:

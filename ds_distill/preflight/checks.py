@@ -7,6 +7,7 @@ fit.
 from __future__ import annotations
 
 import importlib.util
+import math
 import traceback
 from dataclasses import replace
 from functools import partial
@@ -196,8 +197,11 @@ def check_new_model(sizes: dict, recipe: Recipe) -> None:
             raise UserError(f"--model {key}: leave it out, and set training.dropout instead")
         if key not in known:
             raise UserError(f"--model {key}: not a setting of transformers' BertConfig{did_you_mean(key, known)}")
-        if value < 1:
-            raise UserError(f"--model {key} = {value}: must be 1 or more")
+        if isinstance(known[key], float):
+            if not 0 < value < math.inf:
+                raise UserError(f"--model {key} = {value}: must be more than 0")
+        elif isinstance(value, float) or value < 1:
+            raise UserError(f"--model {key} = {value}: must be a whole number, 1 or more")
     try:
         with torch.device("meta"):
             config = BertForMaskedLM(BertConfig(**sizes)).config

@@ -80,7 +80,9 @@ def test_each_mistake_is_one_sentence(world, common, tmp_path, record_property):
     for words, size in (
         ("did you mean num_attention_heads?", "num_atention_heads: 4"),
         ("a BERT of these sizes cannot be built", "num_attention_heads: 5"),
-        ("num_hidden_layers = 0: must be 1 or more", "num_hidden_layers: 0"),
+        ("num_hidden_layers = 0: must be a whole number, 1 or more", "num_hidden_layers: 0"),
+        ("hidden_size = 32.5: must be a whole number", "hidden_size: 32.5"),
+        ("initializer_range = -0.1: must be more than 0", "initializer_range: -0.1"),
         ("the tokenizer determines it", "vocab_size: 7"),
         ("the model has 8 positions", "max_position_embeddings: 8"),
     ):
