@@ -32,9 +32,16 @@ class RunSummary:
         tokens: Real tokens trained on.
         tokens_per_second: Rate over all ranks; None where nothing was left to train.
         loss: Weighted loss of the last step, in nats; None where it was not finite.
-        heldout_mlm_loss: Masked-LM loss on held-out text, in nats per masked token; None where it was not measured.
-        heldout_mlm_accuracy: Share of the masked tokens that the model guesses; None where it was not measured.
-        details: Everything in the run's summary.json.
+        heldout_mask_loss: Masked-LM loss on held-out text at the positions that show [MASK], in nats per position.
+        heldout_mask_loss_se: Its standard error.
+        heldout_mask_accuracy: Share of these positions at which the model's first guess is right.
+        heldout_mask_accuracy_se: Its standard error.
+        heldout_mask_count: Number of these positions.
+        heldout_mlm_loss: The same loss at all selected positions: 80 % show [MASK], 10 % a random token, and 10 % the
+            token itself, where the answer is visible.
+        heldout_mlm_accuracy: The same share at all selected positions.
+        details: Everything in the run's summary.json, such as the figures where a random token or the token itself is
+            shown (heldout_random_*, heldout_kept_*). A figure that was not measured is None.
     """
 
     export: Path
@@ -43,6 +50,11 @@ class RunSummary:
     tokens: int
     tokens_per_second: float | None
     loss: float | None
+    heldout_mask_loss: float | None
+    heldout_mask_loss_se: float | None
+    heldout_mask_accuracy: float | None
+    heldout_mask_accuracy_se: float | None
+    heldout_mask_count: int | None
     heldout_mlm_loss: float | None
     heldout_mlm_accuracy: float | None
     details: dict[str, Any]
@@ -55,14 +67,26 @@ class Evaluation:
     Args:
         model: The folder, as it was given.
         parameters: Number of its parameters.
-        heldout_mlm_loss: Masked-LM loss in nats per masked token; None where no token was masked.
-        heldout_mlm_accuracy: Share of the masked tokens that the model guesses; None where no token was masked.
+        heldout_mask_loss: Masked-LM loss at the positions that show [MASK], in nats per position.
+        heldout_mask_loss_se: Its standard error.
+        heldout_mask_accuracy: Share of these positions at which the model's first guess is right.
+        heldout_mask_accuracy_se: Its standard error.
+        heldout_mask_count: Number of these positions.
+        heldout_mlm_loss: The same loss at all selected positions, as in RunSummary.
+        heldout_mlm_accuracy: The same share at all selected positions.
+        details: All figures, as in summary.json. A figure that was not measured is None.
     """
 
     model: str
     parameters: int
+    heldout_mask_loss: float | None
+    heldout_mask_loss_se: float | None
+    heldout_mask_accuracy: float | None
+    heldout_mask_accuracy_se: float | None
+    heldout_mask_count: int
     heldout_mlm_loss: float | None
     heldout_mlm_accuracy: float | None
+    details: dict[str, Any]
 
 
 def distill(
@@ -161,6 +185,8 @@ def evaluate(
 ) -> list[Evaluation]:
     """Measure masked-LM loss and accuracy of Hugging Face folders on held-out text; return them, best first.
 
+    The best has the lowest loss at the positions that show [MASK].
+
     Args:
         models: Folders, or names in the local Hugging Face cache, which share one tokenizer.
         recipe: Settings of the data; the defaults when not given.
@@ -185,7 +211,8 @@ def evaluate(
             tokens=None if tokens is None else str(tokens),
             untrained=untrained,
         )
-    return [Evaluation(**{field.name: row[field.name] for field in fields(Evaluation)}) for row in rows]
+    names = [field.name for field in fields(Evaluation) if field.name != "details"]
+    return [Evaluation(**{name: row[name] for name in names}, details=row) for row in rows]
 
 
 def export(

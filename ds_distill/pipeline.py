@@ -361,7 +361,7 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
 
 
 def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, untrained: bool) -> list[dict]:
-    """Return held-out masked-LM loss and accuracy of masked-LM folders on the prepared tokens, best first.
+    """Return the held-out figures of masked-LM folders on the prepared tokens, lowest loss at [MASK] first.
 
     Args:
         models: The models.
@@ -397,4 +397,4 @@ def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, un
             figures = evaluate(Objective(network, recipe.losses.without_teacher(), world).to(device), batches, device)
         row = {"model": name, "parameters": count_parameters(network)}
         rows.append(row | {f"heldout_{key}": value for key, value in figures.items()})
-    return sorted(rows, key=lambda row: math.inf if row["heldout_mlm_loss"] is None else row["heldout_mlm_loss"])
+    return sorted(rows, key=lambda row: math.inf if row["heldout_mask_loss"] is None else row["heldout_mask_loss"])

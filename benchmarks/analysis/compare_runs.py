@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.harness.cli import make_folder, user_errors
+from ds_distill.reporting.heldout import POSITIONS, errors_shown, shared_kind
 from ds_distill.reporting.plots import comparison_plot
 from ds_distill.reporting.tables import table
 from ds_distill.training.state import read_heldout_curves
@@ -21,7 +22,7 @@ from ds_distill.utils.errors import UserError
 
 
 def held_out(folder: Path) -> dict[str, list]:
-    """Return, by name of the set, a run's rows {step, tokens, mlm_loss, mlm_accuracy}."""
+    """Return, by name of the set, a run's rows {step, tokens, each held-out figure}."""
     try:
         return {name or "own": rows for name, rows in read_heldout_curves(folder).items()}
     except (OSError, ValueError, KeyError) as error:
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     make_folder("--output", args.output.parent)
     first, *others = runs
     rows, ahead = [], {}
+    positions = shared_kind(curve[-1] for sets in runs.values() for curve in sets.values())
+    loss, accuracy = f"{positions}_loss", f"{positions}_accuracy"
     for name, sets in runs.items():
         rows.append(
             {"run": name}
@@ -59,16 +62,20 @@ def run(args: argparse.Namespace) -> int:
                 f"{kind} {what}": value
                 for kind, curve in sets.items()
                 for what, value in (
-                    ("start", curve[0]["mlm_loss"]),
-                    ("end", curve[-1]["mlm_loss"]),
-                    ("accuracy", curve[-1]["mlm_accuracy"]),
+                    ("start", curve[0].get(loss)),
+                    ("start_se", curve[0].get(f"{loss}_se")),
+                    ("end", curve[-1][loss]),
+                    ("end_se", curve[-1].get(f"{loss}_se")),
+                    ("accuracy", curve[-1][accuracy]),
+                    ("accuracy_se", curve[-1].get(f"{accuracy}_se")),
                 )
             }
         )
     for other in others:
         for kind in runs[first].keys() & runs[other].keys():
             first_losses, other_losses = (
-                {row["step"]: row["mlm_loss"] for row in runs[name][kind]} for name in (first, other)
+                {row["step"]: row[loss] for row in runs[name][kind] if row.get(loss) is not None}
+                for name in (first, other)
             )
             # Nothing has been learned before the first step.
             common = sorted((first_losses.keys() & other_losses.keys()) - {0})
@@ -81,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
             f"{kind} accuracy": "accuracy",
         }
     text = (
-        table(rows, columns)
+        f"Held-out masked-LM loss in nats per position, and accuracy as a share, both {POSITIONS[positions]}.\n\n"
+        + table([errors_shown(row) for row in rows], columns)
         + "\n\n"
         + "\n".join(
             f"- {first} ahead of {key}: at {won} of {count} measurements" for key, (won, count) in sorted(ahead.items())

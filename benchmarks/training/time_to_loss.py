@@ -11,8 +11,9 @@ minutes. Only training time counts, including the extra time of the first step (
 At --evaluations moments of that time, the student is measured in fp32 on held-out text, by the
 definitions of the reference implementation:
 
-    mlm_loss     masked-LM loss, in nats per masked token
-    agreement    how often the top-1 prediction at a masked token equals the teacher's
+    mlm_loss     masked-LM loss at all selected positions, whether they show [MASK], a random token
+                 or the token itself, in nats per position
+    agreement    how often the top-1 prediction at such a position equals the teacher's
     kl           KL from the teacher's distribution at temperature 1, in nats per token, on every
                  eighth batch
 
@@ -366,7 +367,7 @@ def run(args: argparse.Namespace) -> int:
     }
     masked = ", ".join(f"{count:,}" for count in next(iter(curves.values()))["masked_tokens"].values())
     lines = [
-        f"{args.minutes:g} minutes of training each, alone on the machine; {masked} masked tokens per text; "
+        f"{args.minutes:g} minutes of training each, alone on the machine; {masked} selected positions per text; "
         f"{result['machine']}, {result['threads']} threads, DeepSpeed {result['deepspeed']}, {result['date']}",
         table(rows, columns | {f"{s}/{f}": f"{s or 'corpus'}: {f}" for s in sets for f in FIGURES}),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from ds_distill.api import EVALUATION
@@ -11,6 +10,7 @@ from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
+from ds_distill.reporting.heldout import POSITIONS, errors_shown
 from ds_distill.reporting.tables import table
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
@@ -18,11 +18,10 @@ from ds_distill.utils.files import write_summary
 
 PURPOSE = "measure masked-LM loss and accuracy of Hugging Face folders on held-out text, best first"
 
-COLUMNS = {
-    "model": "model",
-    "parameters": "parameters",
-    "heldout_mlm_loss": "held-out MLM loss (nats)",
-    "heldout_mlm_accuracy": "accuracy",
+COLUMNS = {"model": "model", "parameters": "parameters"} | {
+    f"heldout_{kind}_{figure}": f"{heading} {positions}"
+    for kind, positions in POSITIONS.items()
+    for figure, heading in {"loss": "loss (nats)", "accuracy": "accuracy"}.items()
 }
 
 
@@ -67,9 +66,10 @@ def run(options) -> dict:
         output=options.output,
         untrained=options.untrained,
     )
-    rows = [asdict(evaluation) for evaluation in evaluations]
+    rows = [evaluation.details for evaluation in evaluations]
     if is_first():
-        print(table(rows, COLUMNS))
+        print(table([errors_shown(row) for row in rows], COLUMNS))
+        print(f"± is a standard error over sequences; {rows[0]['heldout_mask_count']:,} positions show [MASK].")
     summary = rows[0] if len(rows) == 1 else {"models": rows}
     if is_first() and not options.output:
         write_summary(summary, Path(EVALUATION))

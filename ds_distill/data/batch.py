@@ -32,6 +32,7 @@ class Batch:
         document_ids: [B, L] long, where each document of a packed block is a context of its own;
             else None.
         cu_seqlens: The documents' boundaries in the same case, see `compute_cu_seqlens`; else None.
+        shows_mask: [B, L] bool, true where input_ids is [MASK], of held-out batches; else None.
     """
 
     input_ids: Tensor
@@ -39,6 +40,7 @@ class Batch:
     token_mask: Tensor | None
     document_ids: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    shows_mask: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on `device`.

@@ -218,4 +218,6 @@ def heldout_batches(
     spec = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
     chosen = np.arange(count) * len(store) // max(count, 1)
     for start in range(0, count, batch_size):
-        yield collate(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, spec)
+        batch = collate(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, spec)
+        batch.shows_mask = batch.input_ids == masker.mask_id
+        yield batch

@@ -111,8 +111,8 @@ class Objective(nn.Module):
 
         To train, these are the scalar whose gradient the engine averages over ranks, and the detached
         sum [len(weights)] of each term. To evaluate, they are the masked-LM loss summed over the
-        masked tokens, and float64 [3]: this sum, the number of correct predictions, and that of masked
-        tokens.
+        masked tokens, and float64 [masked tokens, 2]: the loss of each of them, in the order of
+        labels.flatten(), and 1 where its top-1 prediction is right, else 0.
 
         Args:
             input_ids: [B, L] int64.
@@ -160,10 +160,11 @@ class Objective(nn.Module):
 
     def _evaluate(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         masked = labels >= 0
-        logits = self.family.get_decoder(self.model)(self.family.mlm_transform(self.model, hidden[masked])).float()
-        loss = torch.nn.functional.cross_entropy(logits, labels[masked], reduction="sum")
-        correct = (logits.argmax(-1) == labels[masked]).sum()
-        return loss, torch.stack([loss.double(), correct.double(), masked.sum().double()])
+        logits = self.family.get_decoder(self.model)(self.family.mlm_transform(self.model, hidden[masked]))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = torch.nn.functional.cross_entropy(logits, labels[masked], reduction="none").double()
+        correct = logits.argmax(-1) == labels[masked]
+        return losses.sum(), torch.stack([losses, correct.double()], dim=1)
 
 
 def _rename_widen(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -14,6 +14,12 @@ PIPELINES = {
     "question-answering": "question-answering",
     "encoder": "feature-extraction",
 }
+HELDOUT_POSITIONS = (
+    " Those called `mask` are measured at the positions that show [MASK]; those called `mlm` at all selected "
+    "positions, of which 80 % show [MASK], 10 % a random token (`random`) and 10 % the token itself (`kept`), where "
+    "the answer is visible. Losses are in nats per position, accuracies are shares, `count` is the number of "
+    "positions and `se` a standard error over sequences."
+)
 
 
 def front_matter(head: str, **extra: str) -> str:
@@ -30,13 +36,15 @@ def front_matter(head: str, **extra: str) -> str:
 def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str:
     """Return the README.md of an export: measured figures, recipe and data fingerprint."""
     figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+    figures = dict(sorted(figures.items(), key=lambda figure: not figure[0].startswith("heldout_mask_")))
+    positions = HELDOUT_POSITIONS if "heldout_mask_loss" in figures else ""
     return (
         front_matter("masked-lm") + f"# {title}\n\nA masked language model {MADE_WITH}.\n\n"
         "## Measured\n\n"
         + table(
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
         )
-        + "\n\nHeld-out figures refer to the held-out documents and masks of this run.\n\n## Data\n\n"
+        + f"\n\nHeld-out figures refer to the held-out documents and masks of this run.{positions}\n\n## Data\n\n"
         f"Fingerprint: `{fingerprint}`\n\n"
         "## Recipe\n\n```json\n" + json_text(_without_folders(recipe), indent=2) + "\n```\n"
     )

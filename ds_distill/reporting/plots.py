@@ -1,6 +1,10 @@
 """Plots, as PNG files."""
 
+import itertools
+import math
 from pathlib import Path
+
+from ds_distill.reporting.heldout import POSITIONS, shared_kind
 
 
 def _pyplot():
@@ -18,7 +22,9 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
 
     Args:
         history: {step, tokens, loss, each term} for each step.
-        heldout: {step, tokens, mlm_loss, mlm_accuracy} for each evaluation, by the name of the set.
+        heldout: {step, tokens, each figure} for each evaluation, by the name of the set. Sets with a figure
+            at [MASK] show this one, with its standard error. The corpus's own also shows its loss at all
+            selected positions, which is the one that the training loss compares with.
         path: The file to write.
         title: The title of the figure.
     """
@@ -38,18 +44,20 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
     million = [row["tokens"] / 1e6 for row in history]
     mlm_axes = panels[0][0]
     mlm_axes.plot(
-        million, [row["mlm"] for row in history], label="training", linewidth=1, alpha=0.5, color="tab:orange"
+        million,
+        [row["mlm"] for row in history],
+        label=f"training, {POSITIONS['mlm']}",
+        linewidth=1,
+        alpha=0.5,
+        color="tab:orange",
     )
-    for (name, rows), style in zip(heldout.items(), ("ko-", "k^--", "ks:", "kd-.") * len(heldout), strict=False):
-        mlm_axes.plot(
-            [row["tokens"] / 1e6 for row in rows],
-            [row["mlm_loss"] for row in rows],
-            style,
-            label=f"held-out {name}".strip(),
-            markersize=4,
-            linewidth=1,
-        )
-    mlm_axes.set(ylabel="masked-LM loss (nats per masked token)")
+    for (name, rows), style in zip(heldout.items(), itertools.cycle(("o-", "^--", "s:", "d-."))):
+        label = f"held-out {name}".strip()
+        kind = "mask" if any("mask_loss" in row for row in rows) else "mlm"
+        _plot_losses(mlm_axes, rows, kind, style, label=f"{label}, {POSITIONS[kind]}", color="black")
+        if not name and kind != "mlm":
+            _plot_losses(mlm_axes, rows, "mlm", style, label=f"{label}, {POSITIONS['mlm']}", color="tab:orange")
+    mlm_axes.set(ylabel="masked-LM loss (nats per position)")
     if terms:
         for name in terms:
             label = {"kl": "KL (T² · nats per token)", "cosine": "cosine distance"}.get(name, name)
@@ -64,10 +72,29 @@ def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -
     plt.close(figure)
 
 
+def _plot_losses(axes, rows: list[dict], kind: str, style: str, **options) -> None:
+    """Draw the held-out losses of a kind of positions over tokens, with bars of one standard error."""
+    losses, errors = ([_number(row.get(f"{kind}_{key}")) for row in rows] for key in ("loss", "loss_se"))
+    axes.errorbar(
+        [row["tokens"] / 1e6 for row in rows],
+        losses,
+        yerr=None if all(map(math.isnan, errors)) else errors,
+        fmt=style,
+        markersize=4,
+        **{"linewidth": 1, "elinewidth": 1} | options,
+    )
+
+
+def _number(value: float | None) -> float:
+    """Return the value, or the number that leaves a gap in a line."""
+    return math.nan if value is None else value
+
+
 def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
     """Write a PNG of several runs' held-out losses over tokens, with one panel per held-out set.
 
-    `runs` maps label → set → rows {step, tokens, mlm_loss, mlm_accuracy}.
+    The losses are those at [MASK] where all runs have them, else those at all selected positions.
+    `runs` maps label → set → rows {step, tokens, each figure}.
     """
     plt = _pyplot()
 
@@ -75,20 +102,14 @@ def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
     figure, panels = plt.subplots(
         1, len(kinds), figsize=(4.5 * len(kinds), 4.5), layout="constrained", squeeze=False, sharey=True
     )
+    positions = shared_kind(row for sets in runs.values() for rows in sets.values() for row in rows[-1:])
     for axes, kind in zip(panels[0], kinds, strict=True):
-        for label, style in zip(runs, ("o-", "^--", "s:", "d-.") * len(runs), strict=False):
+        for label, style in zip(runs, itertools.cycle(("o-", "^--", "s:", "d-."))):
             rows = runs[label].get(kind, [])
-            axes.plot(
-                [row["tokens"] / 1e6 for row in rows],
-                [row["mlm_loss"] for row in rows],
-                style,
-                label=label.replace("_", " "),
-                markersize=4,
-                linewidth=1.2,
-            )
+            _plot_losses(axes, rows, positions, style, label=label.replace("_", " "), linewidth=1.2)
         axes.set(title=f"held-out: {kind.removeprefix('heldout_').replace('_', ' ')}", xlabel="tokens (million)")
         axes.grid(alpha=0.3)
-    panels[0][0].set(ylabel="masked-LM loss (nats per masked token)")
+    panels[0][0].set(ylabel=f"masked-LM loss {POSITIONS[positions]} (nats per position)")
     panels[0][-1].legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -106,7 +127,7 @@ def time_to_loss_plot(curves: dict[str, list], path: Path) -> None:
         len(sets), 3, figsize=(13, 3.4 * len(sets)), layout="constrained", squeeze=False, sharex=True
     )
     names = (
-        "masked-LM loss (nats per masked token)",
+        "masked-LM loss at all selected positions (nats)",
         "KL divergence from the teacher (nats per token)",
         "top-1 agreement with the teacher (share)",
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from ds_distill.reporting.heldout import shared_kind, with_error
 from ds_distill.reporting.tables import NOT_RUN
 from ds_distill.study.plan import TASK_DISTILLATION, TEACHER
 from ds_distill.tasks.catalog import TASKS
@@ -84,6 +87,11 @@ def task_headings(tasks: list[str]) -> dict[str, str]:
     return {task: f"{task} ({TASKS[task].metrics[0]})" for task in tasks}
 
 
-def format_loss(loss: float | None) -> str:
-    """Return a loss as text, or the mark of a figure that was not measured."""
-    return NOT_MEASURED if loss is None else f"{loss:.3f}"
+def format_loss(figures: Mapping[str, Any], key: str) -> str:
+    """Return a held-out loss with its standard error as text, or the mark of a figure that was not measured."""
+    return with_error(figures[key], figures.get(f"{key}_se"))
+
+
+def heldout_kind(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the kind of positions at which the losses of all finished students can be compared."""
+    return shared_kind((row for row in rows if "heldout_mlm_loss" in row), "heldout_")

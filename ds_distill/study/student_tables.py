@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ds_distill.reporting.heldout import POSITIONS
 from ds_distill.reporting.pages import Section
 from ds_distill.reporting.plots import comparison_plot
 from ds_distill.reporting.tables import NOT_RUN
-from ds_distill.study.figures import format_loss, get_students, mean_score, means_by_seed, missing_mean_text
+from ds_distill.study.figures import (
+    format_loss,
+    get_students,
+    heldout_kind,
+    mean_score,
+    means_by_seed,
+    missing_mean_text,
+)
 from ds_distill.study.paper import PAPER_ABLATION
 from ds_distill.study.plan import TOKEN_SETTINGS, make_folder_name
 from ds_distill.training.state import read_heldout_curves
@@ -61,12 +69,12 @@ def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) ->
     students = get_students(rows)
     if len(students) < 3:
         return None
-    first, lines = students[0], []
+    first, lines, kind = students[0], [], heldout_kind(students)
     for row in students:
         mean, first_mean = mean_score(row, tasks), mean_score(first, tasks)
         line = {
             "student": row["model"],
-            "loss": format_loss(row["heldout_mlm_loss"]) if "heldout_mlm_loss" in row else NOT_RUN,
+            "loss": format_loss(row, f"heldout_{kind}_loss") if "heldout_mlm_loss" in row else NOT_RUN,
         }
         line["mean"] = missing_mean_text(row, tasks) if mean is None else f"{mean:.1f}"
         if row is not first:
@@ -82,7 +90,7 @@ def ablation_table(rows: list[dict], tasks: list[str], plan: dict[str, dict]) ->
         lines.append(line)
     columns = {
         "student": "student",
-        "loss": "held-out MLM loss (nats)",
+        "loss": f"held-out loss {POSITIONS[kind]} (nats)",
         "mean": f"mean of {', '.join(tasks)}",
         "difference": f"difference from {first['model']}",
         "spread": "range over seeds",
@@ -116,7 +124,9 @@ def pretraining_section(study: Path, rows: list[dict], picture: Path, plan: dict
         plan: The settings of each student.
     """
     curves, lines, first = {}, [], None
-    for row in get_students(rows):
+    students = get_students(rows)
+    kind = heldout_kind(students)
+    for row in students:
         file = study / "students" / make_folder_name(row["model"]) / "curves.json"
         if file.is_file() and "heldout_mlm_loss" in row:  # The summary is written last.
             heldout = read_heldout_curves(file.parent)
@@ -124,8 +134,8 @@ def pretraining_section(study: Path, rows: list[dict], picture: Path, plan: dict
             rate = row.get("tokens_per_second")  # A run that resumed after its last step has no rate.
             seconds = row["tokens"] / rate if rate else None
             first = first or seconds
-            losses = {CORPUS_HELDOUT: row["heldout_mlm_loss"]} | {
-                name: figures["mlm_loss"] for name, figures in row.get("heldout_sets", {}).items()
+            losses = {CORPUS_HELDOUT: format_loss(row, f"heldout_{kind}_loss")} | {
+                name: format_loss(figures, f"{kind}_loss") for name, figures in row.get("heldout_sets", {}).items()
             }
             lines.append(
                 {
@@ -133,7 +143,7 @@ def pretraining_section(study: Path, rows: list[dict], picture: Path, plan: dict
                     "tokens": f"{row['tokens']:,}",
                     "time": f"{seconds / first:.2f}" if seconds else "–",
                 }
-                | {name: format_loss(loss) for name, loss in losses.items()}
+                | losses
             )
         else:
             lines.append({"model": row["model"], "tokens": NOT_RUN, "time": NOT_RUN})
@@ -146,8 +156,8 @@ def pretraining_section(study: Path, rows: list[dict], picture: Path, plan: dict
         text: f"loss, {text}" for text in texts
     }
     text = (
-        "Held-out masked-LM loss at the end, in nats per masked token. Times include the effect of other steps that "
-        "ran in parallel."
+        f"Held-out masked-LM loss {POSITIONS[kind]} at the end, in nats per position, ± its standard error over "
+        "sequences where it was measured. Times include the effect of other steps that ran in parallel."
     )
     if differing := sorted(key for key in get_differing_settings(plan) if key in HELDOUT_SETTINGS):
         text += (

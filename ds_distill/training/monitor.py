@@ -76,8 +76,16 @@ class Metrics:
         self._logging += time.perf_counter() - began
 
     def log_evaluation(self, name: str, figures: Mapping[str, float | None], step: int) -> None:
-        """Show the figures of the held-out set `name`, which is empty for the corpus's own."""
-        self._write({f"heldout{'_' if name else ''}{name}/{key}": value for key, value in figures.items()}, step)
+        """Show the figures of the held-out set `name`, which is empty for the corpus's own.
+
+        TensorBoard gets those at [MASK] and at all selected positions; their counts never change.
+        """
+        shown = {
+            key: value
+            for key, value in figures.items()
+            if key.startswith(("mask_", "mlm_")) and not key.endswith("_count")
+        }
+        self._write({f"heldout{'_' if name else ''}{name}/{key}": value for key, value in shown.items()}, step)
 
     def log_checkpoint(self, seconds: float, size: int, step: int) -> None:
         """Show what a checkpoint of `size` bytes took."""

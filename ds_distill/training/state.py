@@ -52,7 +52,8 @@ class TrainState:
         tokens: The real tokens trained on; those of skipped steps do not count.
         skipped: The skipped steps.
         history: A row {step, tokens, loss, each term} for each step; None where a value was not finite.
-        heldout: Rows {step, tokens, mlm_loss, mlm_accuracy} by the name of a held-out set.
+        heldout: Rows {step, tokens, each of evaluation.FIGURES} by the name of a held-out set. Rows of
+            earlier versions have mlm_loss and mlm_accuracy only.
     """
 
     step: int = 0

@@ -15,7 +15,7 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import RunFolder
 from ds_distill.training import checkpoint
-from ds_distill.training.evaluation import evaluate
+from ds_distill.training.evaluation import FIGURES, evaluate
 from ds_distill.training.interrupt import StopRequest
 from ds_distill.training.monitor import Metrics
 from ds_distill.training.nonfinite import NonFiniteGuard
@@ -170,7 +170,7 @@ class Trainer:
         last = self.state.history[-1]
         curve = self.state.heldout[""]
         sets = {
-            name: {key: rows[-1][key] for key in ("mlm_loss", "mlm_accuracy")}
+            name: {key: rows[-1].get(key) for key in FIGURES}
             for name, rows in self.state.heldout.items()
             if name and rows[-1]["step"] == self.total_steps
         }
@@ -179,10 +179,9 @@ class Trainer:
             "tokens": last["tokens"],
             "steps": self.total_steps,
             **{key: value for key, value in last.items() if key not in ("step", "tokens")},
-            "heldout_mlm_loss": curve[-1]["mlm_loss"],
-            "heldout_mlm_accuracy": curve[-1]["mlm_accuracy"],
-            "start_heldout_mlm_loss": curve[0]["mlm_loss"],
-            "start_heldout_mlm_accuracy": curve[0]["mlm_accuracy"],
+            # a row that an earlier version wrote has figures over all selected positions only
+            **{f"heldout_{key}": curve[-1].get(key) for key in FIGURES},
+            **{f"start_heldout_{key}": curve[0].get(key) for key in FIGURES if key.startswith(("mask_", "mlm_"))},
             **({"heldout_sets": sets} if sets else {}),
             "skipped_steps": self.state.skipped,
             **self.metrics.summary(),

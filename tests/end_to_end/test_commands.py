@@ -109,10 +109,10 @@ def test_evaluate_orders_models(run, world, tmp_path):
     )
     rows = last_line(done)["models"]
     assert [row["model"] for row in rows][0] == str(run / "export"), "a trained student beats its untrained teacher"
-    losses = [row["heldout_mlm_loss"] for row in rows]
+    losses = [row["heldout_mask_loss"] for row in rows]
     assert len(rows) == 3 and losses == sorted(losses)
     assert json.loads((tmp_path / "summary.json").read_text()) == {"models": rows}
-    assert "| model" in done.stdout
+    assert "| model" in done.stdout and f"{losses[0]:.3f} ± {rows[0]['heldout_mask_loss_se']:.3f}" in done.stdout
 
 
 def test_evaluate_reads_a_text_anew_for_another_vocabulary(world, tmp_path):

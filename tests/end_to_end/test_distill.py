@@ -35,6 +35,12 @@ def test_summary(finished, world):
         "export",
     ):
         assert key in summary
+    counts = {kind: summary[f"heldout_{kind}_count"] for kind in ("mask", "kept", "random", "mlm")}
+    assert counts["mask"] + counts["kept"] + counts["random"] == counts["mlm"]
+    assert 0.5 < counts["mask"] / counts["mlm"] < 1
+    assert summary["heldout_mask_loss"] < summary["start_heldout_mask_loss"]
+    for figure in ("mask_loss", "mask_accuracy", "mlm_loss", "mlm_accuracy"):
+        assert 0 <= summary[f"heldout_{figure}_se"] < 1 and summary[f"start_heldout_{figure}_se"] is not None
     assert summary["steps"] == 10 and 2300 < summary["tokens"] <= 2560  # the last block of a corpus may be short
     assert json.loads((output / "summary.json").read_text()) == summary
     assert summary["heldout_mlm_loss"] < summary["start_heldout_mlm_loss"]
@@ -110,9 +116,10 @@ def test_evaluate_gives_the_run_its_own_figure(finished):
         "evaluate", "--model", summary["export"], "--tokens", output / "tokens", "--output", output / "evaluated"
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["heldout_mlm_loss"] == pytest.approx(
-        summary["heldout_mlm_loss"], rel=1e-5
-    )
+    evaluated = json.loads(done.stdout.splitlines()[-1])
+    figures = {key: value for key, value in evaluated.items() if key.startswith("heldout_")}
+    assert len(figures) == 20
+    assert figures == pytest.approx({key: summary[key] for key in figures}, rel=1e-5)
 
 
 @pytest.mark.promise("Markup in a corpus or its name never reaches a report")

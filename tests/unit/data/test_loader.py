@@ -237,6 +237,8 @@ def test_heldout_masks_never_change_and_cover_every_block():
     assert torch.equal(few.labels[1], one[1].labels[1])
     moved = one[-1].to("cpu")
     assert torch.equal(moved.token_mask, one[-1].token_mask)
+    mask_id = make_masker(store).mask_id
+    assert torch.equal(moved.shows_mask, moved.input_ids == mask_id) and moved.shows_mask.any()
 
 
 def test_weights_say_how_often_an_epoch_sees_a_source():

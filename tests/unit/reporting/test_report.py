@@ -175,6 +175,15 @@ def test_a_student_that_is_not_distilled_yet_is_said_to_be(tmp_path):
     section = pretraining_section(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
     assert [row["model"] for row in section.rows] == ["b", "a"] and section.rows[1]["book"] == "4.500"
     assert {section.rows[0][key] for key in section.columns if key != "model"} == {"not run"}
+    assert "at all selected positions" in section.text
+    rows[2] |= {"heldout_mask_loss": 4.2, "heldout_mask_loss_se": 0.1, "heldout_mask_count": 9}
+    rows[2]["heldout_sets"]["book"] |= {"mask_loss": 4.7, "mask_loss_se": 0.2, "mask_count": 9}
+    section = pretraining_section(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
+    assert "at [MASK]" in section.text and section.rows[1]["book"] == "4.700 ± 0.200"
+    rows[0] |= {"heldout_mlm_loss": 3.0}  # a model that an earlier version measured
+    rows[1] |= {"heldout_mlm_loss": 3.0}
+    section = pretraining_section(tmp_path, rows, tmp_path / "p.png", {"a": {}, "b": {}})
+    assert "at all selected positions" in section.text and section.rows[1]["book"] == "4.500"
 
 
 NUMBERS = (
@@ -224,7 +233,8 @@ def test_what_was_not_measured_is_no_number(tmp_path):
         {"step": 1, "tokens": 1000, "loss": 1.0, "kl": None, "mlm": 4.0, "cosine": 0.1},
         {"step": 2, "tokens": 2000, "loss": None, "kl": 0.2, "mlm": None, "cosine": 0.1},
     ]
-    loss_plot(history, {"": rows}, tmp_path / "loss.png", "a run")
+    at_mask = [row | {"mask_loss": row["mlm_loss"], "mask_loss_se": row["mlm_loss"] and 0.1} for row in rows]
+    loss_plot(history, {"": at_mask, "book": rows}, tmp_path / "loss.png", "a run")
     comparison_plot({"a": {"": rows}, "b": {"": rows[:1]}}, tmp_path / "runs.png")
     assert (tmp_path / "loss.png").stat().st_size > 1000 and (tmp_path / "runs.png").stat().st_size > 1000
 
