@@ -5,35 +5,64 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_distill.cli import arguments
+from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
-from ds_distill.models.folder import find_model_folder, read_config
-from ds_distill.utils.errors import UserError
+from ds_distill.estimate.corpora import CORPORA, EpochSize, parse_tokens, size_of_corpus
+from ds_distill.estimate.hardware import DEVICES, find_device
+from ds_distill.estimate.known_models import KNOWN_MODELS, KnownModel, find_known_model
+from ds_distill.models.families import FAMILIES
+from ds_distill.models.folder import ModelFolder, find_model_folder, read_config
+from ds_distill.utils.errors import UserError, did_you_mean, expand_user
 
-PURPOSE = (
-    "estimate, before a run, parameters, memory per ZeRO stage, steps and hours; suggest changes if it does not fit"
-)
+PURPOSE = "estimate memory per ZeRO stage, steps, hours and cost before a run; suggest changes if it does not fit"
 
 
 def add_arguments(parser) -> None:
-    arguments.add_teacher(parser)
+    parser.add_argument(
+        "--teacher",
+        type=UserPath | None,
+        default=None,
+        help="config.json or a folder with it, name in the Hugging Face cache, or a well-known name such as "
+        f"google-bert/bert-base-uncased; weights are not needed ({', '.join(FAMILIES)})",
+    )
     arguments.add_corpus(
-        parser, "as for prepare; not read by this command, which takes the length of an epoch from --tokens"
+        parser,
+        f"length of an epoch: known corpora ({', '.join(CORPORA)}), several of them joined by +, their data sets on "
+        "the Hub, or the size of English text (16GB); files may be named too, but are not read by this command",
     )
     parser.add_argument("--ranks", type=int, default=1, help="total number of devices")
+    parser.add_argument(
+        "--gpu",
+        type=str | None,
+        default=None,
+        help=f"kind of GPU to estimate for, which need not be here ({', '.join(DEVICES)}); by default this machine's "
+        "device",
+    )
     parser.add_argument(
         "--memory_gib",
         type=float | None,
         default=None,
-        help="memory per device in GiB; by default this machine's. Precision and throughput are always those of this "
-        "machine, so run the command on the kind of device that you will train on",
+        help="memory per device in GiB; by default that of --gpu, or this machine's. Without --gpu, precision and "
+        "throughput are always those of this machine, so run the command on the kind of device that you will train on",
     )
     parser.add_argument(
         "--tokens_per_second",
         type=float | None,
         default=None,
-        help="throughput of all ranks together; measured briefly on this machine when not given",
+        help="throughput of all ranks together; when not given, that of --gpu, or measured briefly on this machine",
     )
-    arguments.add_tokens(parser)
+    parser.add_argument(
+        "--price",
+        type=float | None,
+        default=None,
+        help="US dollars per device and hour; by default a price of --gpu, which the estimate states",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=UserPath | None,
+        default=None,
+        help="length of an epoch, used instead of --corpus: a number of tokens (3.2B) or a folder written by prepare",
+    )
     arguments.add_unread_heldout(parser)
     arguments.add_recipe(parser)
 
@@ -41,34 +70,73 @@ def add_arguments(parser) -> None:
 def check(options) -> None:
     arguments.check_recipe(options)
     if not options.teacher:
-        raise UserError("--teacher is missing; give the folder or cached name of a masked-LM model")
+        raise UserError("--teacher is missing; give a folder with config.json, or the name of a known or cached model")
+    if options.gpu:
+        find_device(options.gpu)
+    _epoch_size(options)
 
 
 def check_paths(options) -> None:
-    if options.tokens:
-        TokenDataset.open(options.tokens, "train")
-    teacher = find_model_folder(options.teacher)
-    read_config(teacher.path, teacher.given)
+    if folder := _prepared_folder(options):
+        TokenDataset.open(folder, "train")
+    _find_teacher(options.teacher)
     if options.output:
         arguments.check_writable(options.output)
 
 
+def _prepared_folder(options) -> str | None:
+    """Return the folder that --tokens names; None where it gives a number, or is not given."""
+    return options.tokens if options.tokens and not parse_tokens(options.tokens) else None
+
+
+def _epoch_size(options) -> EpochSize | None:
+    """Return the length of an epoch as --tokens or --corpus state it; None where they do not."""
+    return parse_tokens(options.tokens) if options.tokens else size_of_corpus(options.corpus)
+
+
+def _find_teacher(name: str) -> ModelFolder | KnownModel:
+    """Return a teacher of which at least the config is at hand: in a folder, in the cache, or in the table."""
+    path = expand_user(name)
+    known = None if path.exists() else find_known_model(name)
+    try:
+        teacher = find_model_folder(str(path.parent) if path.name == "config.json" and path.is_file() else name)
+        read_config(teacher.path, teacher.given)
+    except UserError as error:
+        if known:
+            return known
+        if path.exists() or "Hugging Face cache" not in str(error):
+            raise
+        raise UserError(
+            f"teacher = {name}: no such folder, no model of that name in the Hugging Face cache, and not a known one "
+            f"({', '.join(KNOWN_MODELS)}); fetch its config.json, which is enough here, with "
+            f"`hf download {name} config.json`" + did_you_mean(name, KNOWN_MODELS, cutoff=0.7)
+        ) from None
+    return teacher
+
+
 def run(options) -> dict:
     from ds_distill.data.run_data import with_prepared_settings
-    from ds_distill.estimate import estimate
+    from ds_distill.estimate.plan import plan
+    from ds_distill.estimate.report import format_plan
     from ds_distill.preflight.checks import check_deepspeed
+    from ds_distill.utils.console import is_first
 
     recipe = arguments.build_recipe(options)
     check_deepspeed(recipe.training)
-    if options.tokens:
-        recipe = with_prepared_settings(recipe, Path(options.tokens))
-    estimated = estimate.plan(
+    folder = _prepared_folder(options)
+    if folder:
+        recipe = with_prepared_settings(recipe, Path(folder))
+    estimate = plan(
         recipe,
-        find_model_folder(options.teacher),
-        options.tokens,
+        _find_teacher(options.teacher),
+        folder,
         options.ranks,
         options.memory_gib,
         options.tokens_per_second,
+        options.gpu,
+        _epoch_size(options),
+        options.price,
     )
-    estimate.print_plan(estimated)
-    return estimated
+    if is_first():
+        print(format_plan(estimate) + "\n")
+    return estimate

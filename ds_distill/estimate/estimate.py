@@ -1,39 +1,34 @@
-"""The `plan` of a recipe: what it will take on given machines, before anything runs.
-
-The module also finds the largest micro-batch that fits.
-"""
+"""What a recipe takes on a device: memory of a rank, the largest micro-batch that fits, and a measured rate."""
 
 from __future__ import annotations
 
 import copy
-import math
 import os
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import cast
 
 import psutil
 import torch
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from ds_distill.data.batch import TokenCounts
-from ds_distill.data.dataset import TokenDataset
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.estimate.flops import flops_per_token
+from ds_distill.estimate.hardware import Device, Rate, Work, estimate_rate
+from ds_distill.estimate.known_models import KnownModel
 from ds_distill.estimate.memory import GIB, activation_bytes_fit, estimate_memory
 from ds_distill.kernels.prepacked_linear import prepacked_bytes
 from ds_distill.losses.objective import Objective
-from ds_distill.models.families import check_positions
+from ds_distill.models.families import check_positions, get_family_by_type
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.precision import teacher_dtype
-from ds_distill.models.student import build_student, count_parameters, resolve_layers
+from ds_distill.models.student import count_parameters, plan_student, resolve_layers
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
-from ds_distill.training.compile import choose_kernels
+from ds_distill.training.compile import choose_kernels, rows_of_logits
 from ds_distill.training.deepspeed_config import resolve_zero_config
 from ds_distill.training.device import local_device, resolve_dtype
-from ds_distill.utils.console import is_first, log
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
 
@@ -44,42 +39,68 @@ CPU_LIBRARIES, CPU_HEAP = 0.13 * GIB, 0.45
 
 
 class Estimator:
-    """An estimator of memory and time, with a recipe's teacher and student in random weights.
+    """An estimator of memory and time. All ranks must create it together.
 
-    All ranks must create it together.
+    Its models are on the meta device: they have shapes, and no weights.
+
+    Args:
+        recipe: The recipe.
+        teacher: The teacher, of which only the config is read.
+        gpu: The kind of GPU to estimate for, in place of this machine's device.
+
+    Raises:
+        UserError: The recipe does not fit the teacher or the GPU.
     """
 
-    def __init__(self, recipe: Recipe, teacher: ModelFolder):
-        start_distributed()
-        # Before any model is built, this is the memory of the libraries.
-        self.process = psutil.Process().memory_info().rss
+    def __init__(self, recipe: Recipe, teacher: ModelFolder | KnownModel, gpu: Device | None = None):
         self.recipe, training = recipe, recipe.training
-        self.device = local_device(training.device)
-        self.dtype = resolve_dtype(training, self.device)
+        self.gpu = gpu
+        if gpu:
+            self.process, self.device, self.dtype = 0, torch.device("cuda"), _dtype_on(gpu, training)
+        else:
+            start_distributed()
+            # Before any model is built, this is the memory of the libraries.
+            self.process = psutil.Process().memory_info().rss
+            self.device = local_device(training.device)
+            self.dtype = resolve_dtype(training, self.device)
         self.stage = resolve_zero_config(training, self.dtype)["stage"]
         self.teacher_dtype = teacher_dtype(self.device, self.dtype)
         self.length = recipe.data.sequence_length
         config = teacher.config
         check_positions(config, self.length, teacher.title)
         self.layer_map = resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(training.seed)
-            self.teacher = AutoModelForMaskedLM.from_config(config).eval()
-            depth = len(self.layer_map) if self.layer_map else recipe.student.num_layers
-            self.student = build_student(
-                self.teacher,
-                init_layers="random",
-                num_layers=depth,
-                hidden_size=recipe.student.hidden_size,
-                dropout=training.dropout,
-            )
-        if training.gradient_checkpointing:
-            self.student.gradient_checkpointing_enable()
+        _, student_config = plan_student(
+            config,
+            init_layers="random",
+            num_layers=len(self.layer_map) if self.layer_map else recipe.student.num_layers,
+            hidden_size=recipe.student.hidden_size,
+            dropout=training.dropout,
+        )
+        self.teacher, self.student = self._build_models(config, student_config, "meta")
         self.uses_teacher = recipe.losses.need_teacher
         self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
-        if self.teacher_dtype == torch.bfloat16 and training.compile != "off":
+        if self.device.type == "cpu" and self.teacher_dtype == torch.bfloat16 and training.compile != "off":
             self.teacher_bytes += prepacked_bytes(self.teacher)
-        self.activations = activation_bytes_fit(self.student, self.length, self.dtype, torch.device("cpu"))
+        self.activations = activation_bytes_fit(
+            self.student,
+            self.length,
+            self.dtype,
+            torch.device("meta"),
+            # On a CPU torch's fused attention has no dropout.
+            fused_attention=self.device.type == "cuda" or not training.dropout,
+        )
+
+    def _build_models(
+        self, teacher: PretrainedConfig, student: PretrainedConfig, device: str
+    ) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """Return a teacher and a student with random weights in fp32."""
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.random.default_generator.manual_seed(self.recipe.training.seed)
+            teacher_model = AutoModelForMaskedLM.from_config(teacher).float().eval()
+            student_model = AutoModelForMaskedLM.from_config(student, attn_implementation="sdpa").float().train()
+        if self.recipe.training.gradient_checkpointing:
+            student_model.gradient_checkpointing_enable()
+        return teacher_model, student_model
 
     def memory(self, micro_batch_size: int, stage: int, ranks: int):
         """Return the Memory of one rank."""
@@ -121,18 +142,18 @@ class Estimator:
             micro_batch_size: Sequences per micro-batch.
             tokens: The tokens per rank in the whole run, which decide whether it compiles.
         """
+        teacher, student = self._build_models(self.teacher.config, self.student.config, "cpu")
         objective = Objective(
-            copy.deepcopy(self.student).to(self.device),  # type: ignore[arg-type]  # wrong in transformers
+            student.to(self.device),  # type: ignore[arg-type]  # wrong in transformers
             self.recipe.losses,
             1,
             self.teacher.config,
             self.layer_map,
         )
-        frozen = (
-            Teacher(copy.deepcopy(self.teacher).to(device=self.device, dtype=self.teacher_dtype))
-            if self.uses_teacher
-            else None
-        )
+        frozen = None
+        if self.uses_teacher:
+            teacher.to(device=self.device, dtype=self.teacher_dtype)  # type: ignore[call-arg]  # wrong in transformers
+            frozen = Teacher(teacher)
         choose_kernels(objective, frozen, self.recipe, tokens, length=self.length, stage=self.stage, device=self.device)
         ids = torch.randint(
             self.student.config.vocab_size // 2,
@@ -151,17 +172,48 @@ class Estimator:
             sums.tolist()
         return ids.numel() / (time.perf_counter() - began)
 
+    def known_rate(self, gpu: Device, micro_batch_size: int) -> Rate:
+        """Return the rate of one GPU, scaled from measured ones to this recipe and its models."""
+        teacher, student = (
+            get_family_by_type(model.config.model_type).dims(model.config) for model in (self.teacher, self.student)
+        )
+        share = rows_of_logits(self.recipe, 1.0, self.uses_teacher)
+        passes = ((teacher, int(self.uses_teacher)), (student, 3))
+        work = Work(
+            flops=flops_per_token(
+                self.teacher.config if self.uses_teacher else None, self.student.config, self.length, share
+            ),
+            logits=self.student.config.vocab_size * share * (1.0 if self.uses_teacher else 0.5),
+            layers=sum(dims.depth * times for dims, times in passes),
+            hidden=sum(dims.depth * dims.width * times for dims, times in passes),
+        )
+        return estimate_rate(gpu, work, micro_batch_size * self.length)
+
     def available_memory(self) -> tuple[float, float]:
         """Return (the bytes that a rank here may use, the bytes that the process already takes).
 
         The second number is 0 on a GPU.
         """
+        if self.gpu:
+            return self.gpu.memory_gb * 1e9, 0.0
         if self.device.type == "cuda":
             return float(torch.cuda.get_device_properties(self.device).total_memory), 0.0
         local = int(
             os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or torch.distributed.get_world_size()
         )
         return memory_limit() / max(1, local), self.process + CPU_LIBRARIES
+
+
+def _dtype_on(gpu: Device, training: Training) -> torch.dtype:
+    """Return the type that a run trains in on a kind of GPU; UserError where no rate of it is known."""
+    if training.device == "cpu":
+        raise UserError("training.device = cpu with --gpu: the run would not use the GPU; leave one of them out")
+    known = {"auto": gpu.dtype, "bf16": "bfloat16", "fp16": "float16"}
+    if training.precision == "fp32" or (training.precision == "bf16" and gpu.dtype == "float16"):
+        raise UserError(
+            f"training.precision = {training.precision} with --gpu: no rate of it is known on {gpu.title}; use auto"
+        )
+    return getattr(torch, known[training.precision])
 
 
 def choose_micro_batch(recipe: Recipe, teacher: ModelFolder) -> int:
@@ -188,154 +240,3 @@ def choose_micro_batch(recipe: Recipe, teacher: ModelFolder) -> int:
         )
     log(f"micro-batch: {chosen} sequences of {recipe.data.sequence_length} tokens fit in {available / GIB:.1f} GiB")
     return chosen
-
-
-def plan(
-    recipe: Recipe,
-    teacher: ModelFolder,
-    tokens: str | None,
-    ranks: int,
-    memory_gib: float | None,
-    tokens_per_second: float | None,
-) -> dict:
-    """Return what the recipe takes on `ranks` devices of `memory_gib` GiB.
-
-    Args:
-        recipe: The recipe.
-        teacher: The teacher.
-        tokens: A prepared folder, which tells how long an epoch is.
-        ranks: The number of devices.
-        memory_gib: Memory per device; this machine's if None.
-        tokens_per_second: The rate of all ranks together; measured here on one rank, briefly, if
-            None.
-    """
-    for key, value in (("--ranks", ranks), ("--memory_gib", memory_gib), ("--tokens_per_second", tokens_per_second)):
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{key} {value}: must be above 0")
-    estimator = Estimator(recipe, teacher)
-    training, stage = copy.copy(recipe.training), estimator.stage
-    available, in_use = estimator.available_memory()
-    available = memory_gib * GIB if memory_gib else available
-    largest = estimator.largest_micro_batch(stage, ranks, available, in_use)
-    micro_batch_size: int = (
-        max(largest, 1) if training.micro_batch_size == "auto" else training.resolve_micro_batch(ranks)
-    )
-    training.micro_batch_size = micro_batch_size
-    rows = []
-    for zero_stage in range(4):
-        need = estimator.memory(micro_batch_size, zero_stage, ranks)
-        peak = need.peak + in_use
-        rows.append(
-            {
-                "stage": zero_stage,
-                **{key: value / GIB for key, value in vars(need).items()},
-                "process": in_use / GIB,
-                "peak": peak / GIB,
-                "fits": "yes" if peak <= HEADROOM * available else "no",
-                "recipe": "this recipe" if zero_stage == stage else "",
-            }
-        )
-    step_tokens = training.global_batch_size * estimator.length
-    total_tokens = training.max_tokens or None
-    if tokens:
-        manifest = TokenDataset.open(Path(tokens), "train").manifest
-        step_tokens = round(
-            training.global_batch_size * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"])
-        )
-        weights = recipe.data.weights or [1.0] * len(manifest["sources"])
-        total_tokens = total_tokens or training.epochs * round(
-            sum(
-                weight * source["tokens"]["train"] for weight, source in zip(weights, manifest["sources"], strict=False)
-            )
-        )
-    measured = tokens_per_second is None
-    if tokens_per_second is None:
-        tokens_per_second = estimator.measure_rate(min(micro_batch_size, 4), (total_tokens or math.inf) / ranks) * ranks
-    rate = tokens_per_second
-    flops = flops_per_token(
-        estimator.teacher.config if estimator.uses_teacher else None, estimator.student.config, estimator.length
-    )
-    return {
-        "teacher_parameters": count_parameters(estimator.teacher),
-        "student_parameters": count_parameters(estimator.student),
-        "mflops_per_token": round(flops / 1e6, 1),
-        "tokens_per_step": step_tokens,
-        "tokens": total_tokens,
-        "steps": math.ceil(total_tokens / step_tokens) if total_tokens else None,
-        "tokens_per_second": round(rate, 1),
-        "rate_is": "forward and backward of one rank measured here, × ranks" if measured else "given",
-        "tflops_needed": round(flops * rate / 1e12, 3),
-        "hours": round(total_tokens / rate / 3600, 2) if total_tokens else None,
-        "ranks": ranks,
-        "device": str(estimator.device),
-        "precision": str(estimator.dtype).removeprefix("torch."),
-        "memory_gib": round(available / GIB, 1),
-        "micro_batch_size": micro_batch_size,
-        "largest_micro_batch": largest,
-        "stages": rows,
-        "advice": _advice(rows[stage], rows, largest, training),
-    }
-
-
-def _advice(own_row: dict, rows: list[dict], largest: int, training: Training) -> str:
-    if own_row["fits"] == "yes":
-        return "fits" + (
-            f"; training.micro_batch_size = {largest} fits too"
-            if largest > cast(int, training.micro_batch_size)
-            else ""
-        )
-    if largest:
-        return f"does not fit; use training.micro_batch_size = {largest}"
-    other = next((row["stage"] for row in rows if row["fits"] == "yes"), None)
-    if other is not None:
-        return f"does not fit; use ZeRO stage {other} (training.deepspeed = ds_configs/deepspeed/zero{other}.json)"
-    checkpointing = "" if training.gradient_checkpointing else ", set training.gradient_checkpointing = true"
-    return f"does not fit at any ZeRO stage; lower data.sequence_length{checkpointing}, or use more ranks"
-
-
-def print_plan(estimate: dict) -> None:
-    """Print a plan for a person."""
-    from ds_distill.reporting.tables import table
-
-    if not is_first():
-        return
-    facts = {
-        "teacher": f"{estimate['teacher_parameters']:,} parameters",
-        "student": f"{estimate['student_parameters']:,} parameters",
-        "work": f"{estimate['mflops_per_token']:,} MFLOP per token",
-        "step": f"{estimate['tokens_per_step']:,} tokens",
-        "run": f"{estimate['tokens']:,} tokens, {estimate['steps']:,} steps"
-        if estimate["tokens"]
-        else "give --tokens or training.max_tokens",
-        "rate": (
-            f"{estimate['tokens_per_second']:,} tokens/s on {estimate['ranks']} ranks ({estimate['rate_is']}), "
-            f"{estimate['tflops_needed']} TFLOP/s"
-        ),
-        "time": f"{estimate['hours']:,} hours"
-        if estimate["hours"] is not None
-        else "give --tokens or training.max_tokens",
-        "memory": (
-            f"{estimate['memory_gib']} GiB per rank, {estimate['device']}, {estimate['precision']}: "
-            f"{estimate['advice']}"
-        ),
-    }
-    rows = [{"quantity": key, "value": value} for key, value in facts.items()]
-    print(table(rows, {"quantity": "quantity", "value": "estimate"}))
-    parts = (
-        "weights",
-        "gradients",
-        "optimizer",
-        "buffers",
-        "teacher",
-        "activations",
-        "loss",
-        "process",
-        "peak",
-        "fits",
-    )
-    columns = {"stage": "ZeRO stage"} | dict(zip(parts, parts, strict=True)) | {"recipe": ""}
-    print(
-        "\nMemory per rank in GiB; the peak is the most in use at one time, which can be less than the sum\n\n"
-        + table(estimate["stages"], columns)
-        + "\n"
-    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from ds_distill.kernels.fused_linear import live_bytes, padded_vocab_size
@@ -116,28 +119,66 @@ def activation_bytes(
 
 
 def activation_bytes_fit(
-    student: PreTrainedModel, length: int, dtype: torch.dtype, device: torch.device
+    student: PreTrainedModel,
+    length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    fused_attention: bool = False,
 ) -> tuple[float, float]:
     """Return the bytes of `activation_bytes` for one sequence, and for each further one.
 
     They are counted on one and on two sequences. Weights, mode and random state stay as they are.
+
+    Args:
+        student: The student, on `device`, which may be "meta": only shapes matter.
+        length: Tokens per sequence.
+        dtype: The type that the student will have.
+        device: The student's device.
+        fused_attention: Whether attention runs in a kernel that keeps no scores, as it does on a GPU. It
+            matters on the meta device, where torch would keep them.
     """
     family, counted = get_family(student), []
+    attention = _FusedAttentionMode() if fused_attention else contextlib.nullcontext()
     for batch in (1, 2):
         saved: dict[int, int] = {}
-        parameter_storages = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
+        # A storage on the meta device has no address, so storages are told apart as objects. Those
+        # that are saved live until the end of the count.
+        parameter_storages = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
 
         def keep(tensor: torch.Tensor, saved=saved, parameter_storages=parameter_storages) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in parameter_storages:
-                saved[storage.data_ptr()] = storage.nbytes()
+            if storage._cdata not in parameter_storages:
+                saved[storage._cdata] = storage.nbytes()
             return tensor
 
         ids = torch.full((batch, length), student.config.vocab_size - 1, device=device)
-        with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            attention,
+        ):
             hidden = family.get_encoder(student)(input_ids=ids, attention_mask=None).last_hidden_state
             head = family.mlm_transform(student, hidden)
         counted.append(sum(saved.values()))
         del hidden, head
     first, both = (count * dtype.itemsize / next(student.parameters()).dtype.itemsize for count in counted)
     return first, both - first
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Keeps what a fused attention kernel keeps for its backward: inputs, output and one number per row of scores."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1]))
+        return output
+
+
+class _FusedAttentionMode(TorchFunctionMode):
+    """A context in which scaled_dot_product_attention computes nothing and keeps what `_FusedAttention` keeps."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is functional.scaled_dot_product_attention:
+            return _FusedAttention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))

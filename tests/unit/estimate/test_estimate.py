@@ -1,5 +1,6 @@
 """Test estimates against counts by hand and against what a run then shows."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -7,9 +8,12 @@ import psutil
 import pytest
 import torch
 
-from ds_distill.estimate.estimate import plan
+from ds_distill.estimate.estimate import Estimator
 from ds_distill.estimate.flops import flops_per_token
-from ds_distill.estimate.memory import activation_bytes, estimate_memory
+from ds_distill.estimate.hardware import DEVICES, H100_SMALL
+from ds_distill.estimate.known_models import find_known_model
+from ds_distill.estimate.memory import activation_bytes, activation_bytes_fit, estimate_memory
+from ds_distill.estimate.plan import plan
 from ds_distill.kernels.fused_linear import LIVE_BYTES, live_bytes
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.student import build_student
@@ -17,6 +21,7 @@ from ds_distill.recipe import Data, Recipe, Student, Training
 from ds_distill.training.trainer import explain_training_memory
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import memory_limit
+from tests.start import ROOT
 from tests.unit.models.test_teacher import tiny_bert, tiny_roberta
 
 
@@ -48,6 +53,27 @@ def test_activations_grow_with_sequences_and_checkpointing_drops_them():
     student.gradient_checkpointing_enable()
     assert count(8) < 0.6 * full
     assert activation_bytes(student, 8, 16, torch.bfloat16, torch.device("cpu")) == count(8) / 2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activations_are_counted_without_weights(dropout):
+    """On the meta device as many bytes are counted as real models keep, whose attention is fused without dropout."""
+    student = build_student(tiny_bert(4), dropout=dropout)
+    real = activation_bytes_fit(student, 16, torch.float32, torch.device("cpu"))
+    student = student.to("meta")
+    shapes = activation_bytes_fit(student, 16, torch.float32, torch.device("meta"), fused_attention=not dropout)
+    assert shapes == real
+
+
+def test_memory_of_a_step_is_what_an_h100_took():
+    """The committed report has the peak of a step above what stands between steps."""
+    parts = json.loads((ROOT / H100_SMALL.report / "gpu_suite.json").read_text())["parts"]
+    for step in (parts["step_128"], parts["large"]):
+        training = Training(global_batch_size=step["sequences"], micro_batch_size=step["sequences"])
+        recipe = Recipe(data=Data(sequence_length=step["length"]), training=training)
+        estimator = Estimator(recipe, find_known_model("bert-base-uncased"), DEVICES["h100"])
+        need = estimator.memory(step["sequences"], step["zero"], 1)
+        assert (need.activations + need.loss) / 1e6 == pytest.approx(step["peak_mb_per_step"]["engine"], rel=0.04)
 
 
 def test_memory_by_stage_is_the_papers_arithmetic():

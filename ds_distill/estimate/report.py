@@ -1,0 +1,81 @@
+"""A plan as text for a person."""
+
+from __future__ import annotations
+
+from ds_distill.reporting.tables import table
+
+_PARTS = ("weights", "gradients", "optimizer", "buffers", "teacher", "activations", "loss", "process", "peak", "fits")
+_UNKNOWN = "give --corpus, --tokens or training.max_tokens"
+
+
+def format_plan(estimate: dict) -> str:
+    """Return what `estimate` prints of a plan: the sentence, its figures, memory, and what to expect of the student."""
+    price = estimate["price_per_device_hour"]
+    facts = {
+        "teacher": f"{estimate['teacher_parameters']:,} parameters",
+        "student": f"{estimate['student_parameters']:,} parameters",
+        "work": f"{estimate['mflops_per_token']:,} MFLOP per token",
+        "step": f"{estimate['tokens_per_step']:,} tokens",
+        "corpus": f"{estimate['corpus']['tokens']:,} tokens per epoch" if estimate["corpus"] else None,
+        "run": f"{estimate['tokens']:,} tokens, {estimate['steps']:,} steps" if estimate["tokens"] else _UNKNOWN,
+        "rate": (
+            f"{estimate['tokens_per_second']:,} tokens/s on {estimate['ranks']} ranks, "
+            f"{estimate['tflops_needed']} TFLOP/s ({estimate['rate_kind']})"
+        ),
+        "time": _UNKNOWN if estimate["hours"] is None else f"{estimate['hours']:,} hours",
+        "price": None if price is None else f"${price:.2f} per device and hour ({estimate['price_is']})",
+        "cost": None if estimate["dollars"] is None else f"${estimate['dollars']:,.2f}",
+        "memory": (
+            f"{estimate['memory_gib']} GiB per rank, {estimate['gpu'] or estimate['device']}, {estimate['precision']}: "
+            f"{estimate['advice']}"
+        ),
+    }
+    rows = [{"quantity": key, "value": value} for key, value in facts.items() if value is not None]
+    columns = {"stage": "ZeRO stage"} | dict(zip(_PARTS, _PARTS, strict=True)) | {"recipe": ""}
+    sources = [f"rate: {estimate['rate_is']}"]
+    if estimate["corpus"] and estimate["corpus"]["title"]:
+        sources.append(f"corpus: {estimate['corpus']['source']}")
+    return "\n\n".join(
+        [
+            estimate["sentence"],
+            table(rows, {"quantity": "quantity", "value": "estimate"}),
+            "Estimated memory per rank in GiB; the peak is the most in use at one time, which can be less than the sum",
+            table(estimate["stages"], columns),
+            "What to expect of the student\n" + _bullets(_expectations(estimate["expected_student"])),
+            "Where the figures come from\n" + _bullets([*sources, *estimate["notes"]]),
+        ]
+    )
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _expectations(student: dict) -> list[str]:
+    disk, latency, retention = student["disk_mb"], student["latency"], student["retention"]
+    speed = (
+        f"speed: {latency['operations_ratio']:g} × fewer operations per token than the teacher, heads aside; "
+        "its latency was not measured at this shape"
+    )
+    if latency["times_as_fast_fp32"]:
+        speed = "speed on two CPU cores, measured at this shape: {:g} to {:g} × the teacher's in fp32".format(
+            *latency["times_as_fast_fp32"]
+        )
+        if latency["times_as_fast_int8"]:
+            speed += "; in OpenVINO int8 {:g} to {:g} × the teacher's in fp32".format(*latency["times_as_fast_int8"])
+        speed += f" ({latency['source']})"
+    quality = (
+        "quality: unknown; neither a study of this project nor the paper has a teacher and a student of these shapes"
+    )
+    if retention:
+        quality = (
+            f"quality: {retention['share_of_teachers_score']:.1%} of the teacher's score, {retention['basis']} for "
+            f"these shapes: {retention['what']} ({retention['source']}); other text or another recipe may keep more "
+            "or less"
+        )
+    return [
+        f"size: {student['parameters']:,} parameters; about {disk['fp32']:,} MB in fp32, {disk['fp16']:,} MB in fp16, "
+        f"{disk['int8']:,} MB in int8",
+        speed,
+        quality,
+    ]

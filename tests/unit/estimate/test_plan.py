@@ -1,0 +1,128 @@
+"""Test the estimate of a run for GPUs that are not here, from a config alone."""
+
+import json
+import re
+
+import pytest
+from transformers import BertConfig, RobertaConfig
+
+from ds_distill.cli import main
+from ds_distill.estimate.corpora import parse_tokens, size_of_corpus
+from ds_distill.estimate.hardware import DEVICES, H100_SMALL
+from ds_distill.estimate.known_models import find_known_model
+from ds_distill.estimate.plan import plan
+from ds_distill.estimate.report import format_plan
+from ds_distill.estimate.result import expected_result
+from ds_distill.recipe import Data, Losses, Recipe, Training
+from ds_distill.utils.errors import UserError
+
+BERT = find_known_model("google-bert/bert-base-uncased")
+
+
+def recipe(micro_batch_size=128, **training) -> Recipe:
+    return Recipe(
+        data=Data(sequence_length=128),
+        training=Training(**{"global_batch_size": 1024, "micro_batch_size": micro_batch_size, "epochs": 1} | training),
+    )
+
+
+def estimate(model=BERT, given=None, *, gpu="h100", ranks=8, epoch=None, price=None, rate=None, memory=None):
+    return plan(given or recipe(), model, None, ranks, memory, rate, gpu, epoch, price)
+
+
+def test_the_answer_is_one_sentence_then_a_table_and_the_sources(capsys):
+    words = "--teacher google-bert/bert-base-uncased --gpu h100 --ranks 8 --corpus wikipedia+bookcorpus"
+    assert main(["estimate", *words.split(), "--training.epochs", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    summary, printed = json.loads(lines[-1]), "\n".join(lines[:-1])
+    assert lines[0] == summary["sentence"] and lines[1] == "" and lines[2].startswith("| quantity | estimate")
+    assert re.fullmatch(
+        r"Estimate: distilling google-bert/bert-base-uncased on 8 × H100 SXM 80 GB fits at ZeRO stage \d in 74.5 GiB "
+        r"of memory per device with micro-batches of \d+ × 128 tokens, and 15.9 billion tokens \(3 epochs of English "
+        r"Wikipedia and BookCorpus\) take about [\d.]+ hours \(extrapolated\) and cost about \$[\d.]+ at \$3.00 per "
+        r"device and hour\.",
+        summary["sentence"],
+    ), summary["sentence"]
+    assert summary["tokens"] == 15_900_000_000
+    assert summary["steps"] == -(-summary["tokens"] // summary["tokens_per_step"])
+    assert summary["dollars"] == pytest.approx(8 * summary["hours"] * 3.0, rel=0.01)
+    assert H100_SMALL.report in printed and "seonglae/wikipedia_token" in printed and "mercatus-ai.com" in printed
+
+
+def test_a_config_alone_suffices(capsys, tmp_path):
+    BertConfig(num_hidden_layers=4, architectures=["BertForMaskedLM"]).save_pretrained(tmp_path)
+    for teacher in (tmp_path, tmp_path / "config.json"):
+        assert main(["estimate", "--teacher", str(teacher), "--gpu", "a100", "--tokens", "1B"]) == 0
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert summary["tokens"] == 3 * 10**9 and summary["expected_student"]["retention"] is None
+        assert "(extrapolated)" in summary["sentence"] and "scaled to the peak (312 of 989.4" in summary["rate_is"]
+
+
+def test_an_unknown_teacher_is_answered_with_the_known_ones(capsys):
+    assert main("estimate --teacher bert-bas-uncased --gpu h100".split()) == 2
+    said = capsys.readouterr().err
+    assert "google-bert/bert-base-uncased" in said and "hf download bert-bas-uncased config.json" in said
+
+
+def test_the_measured_case_has_the_measured_rate_and_no_other_claims_to():
+    one = estimate(given=recipe(global_batch_size=128), ranks=1)
+    assert one["tokens_per_second"] == pytest.approx(H100_SMALL.tokens_per_second, rel=1e-3)
+    assert one["rate_kind"] == "estimated"
+    assert estimate()["rate_kind"] == estimate(gpu="h200", ranks=1)["rate_kind"] == "extrapolated"
+    eight = estimate()
+    assert eight["tokens_per_second"] == pytest.approx(8 * one["tokens_per_second"], rel=1e-3)
+    assert any("several GPUs was not measured" in note for note in eight["notes"])
+
+
+def test_a_price_and_a_rate_can_be_given():
+    given = estimate(epoch=parse_tokens("1B"), price=2.0, rate=1e6)
+    assert given["dollars"] == pytest.approx(1e9 / 1e6 / 3600 * 8 * 2, rel=0.01)
+    assert given["price_is"] == given["rate_kind"] == "given"
+    assert (
+        "1 billion tokens take about 17 minutes (at the given rate) and cost about $4.44 at $2.00" in given["sentence"]
+    )
+    here = estimate(gpu=None, ranks=1, rate=1e6, memory=64)
+    assert here["dollars"] is None and "$" not in format_plan(here)
+
+
+def test_what_does_not_fit_says_what_to_change_and_promises_no_hours():
+    small = estimate(given=recipe(1024, global_batch_size=8192), gpu="t4", epoch=size_of_corpus(["wikipedia"]))
+    size = re.search(
+        r"on 8 × T4 does not fit at ZeRO stage 1 in 14.9 GiB .*; use training.micro_batch_size = (\d+)\.$",
+        small["sentence"],
+    )
+    assert size and " hours" not in small["sentence"]
+    assert small["precision"] == "float16"
+    fits = estimate(given=recipe(int(size[1]), global_batch_size=8192), gpu="t4")
+    assert fits["advice"] == "fits" and " fits at ZeRO stage 1" in fits["sentence"]
+    nothing = estimate(memory=0.5)["sentence"]
+    assert "does not fit at any ZeRO stage in 0.5 GiB" in nothing and "lower data.sequence_length" in nothing
+
+
+def test_a_run_that_no_rate_covers_is_refused():
+    for training, message in (
+        ({"precision": "fp32"}, "training.precision = fp32 with --gpu: no rate of it is known on T4"),
+        ({"precision": "bf16"}, "training.precision = bf16 with --gpu: no rate of it is known on T4"),
+        ({"device": "cpu"}, "training.device = cpu with --gpu"),
+    ):
+        with pytest.raises(UserError, match=message):
+            estimate(given=recipe(**training), gpu="t4")
+
+
+def test_a_share_of_the_teacher_is_told_only_where_a_result_supports_it():
+    def share(teacher, layers, **options):
+        student = type(teacher)(**teacher.to_dict() | {"num_hidden_layers": layers})
+        return expected_result(teacher, student, 1, **options)["retention"]
+
+    small = BertConfig(num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536)
+    assert share(BertConfig(), 6)["basis"] == "published" and "Sanh et al. 2019" in share(BertConfig(), 6)["source"]
+    assert share(small, 3)["basis"] == "measured" and share(small, 3)["share_of_teachers_score"] == 0.944
+    assert share(BertConfig(), 3) is share(small, 2) is share(RobertaConfig(), 6) is None
+    assert share(BertConfig(), 6, uses_teacher=False) is None
+    without = recipe()
+    without.losses = Losses(kl=0.0, cosine=0.0)
+    assert "quality: unknown" in format_plan(estimate(given=without))
+
+
+def test_every_device_states_its_source_and_price():
+    assert all(device.source and device.price_source and device.price > 0 for device in DEVICES.values())
