@@ -8,19 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
+from ds_distill.config.recipe_file import DEEPSPEED, RECIPES, SHIPPED_ROOT, find_file, load_recipe_file, read_settings
 from ds_distill.config.unknown_keys import unknown_key_message
 from ds_distill.config.values import UserPath, convert
 from ds_distill.utils.errors import UserError
-
-CHECKOUT = Path(__file__).parents[1]
-
-
-def find_shipped_file(path: str) -> Path:
-    """Return the file that a recipe or a plan names, from here or from the checkout.
-
-    Files that ship with the project are found in the checkout, wherever the command starts.
-    """
-    return next((file for file in (Path(path), CHECKOUT / path) if file.is_file()), Path(path))
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
@@ -156,9 +147,9 @@ class Training:
         compile: Whether torch.compile fuses the operations between the matrix products. "auto": only if the
             run is long enough to repay the compilation. On a GPU, the vocabulary loss uses its Triton kernel
             unless this is "off".
-        deepspeed: Path of a DeepSpeed JSON (see ds_configs/deepspeed/) with zero_optimization; batch sizes,
-            clipping, optimizer, schedule and precision are always the recipe's. By default ZeRO stage 0 in
-            fp32, and stage 1 in 16 bit, where it is faster even on one rank.
+        deepspeed: Path of a DeepSpeed JSON with zero_optimization, or the name of one that ships with the package
+            (zero0 to zero3, zero2_offload); batch sizes, clipping, optimizer, schedule and precision are always
+            the recipe's. By default ZeRO stage 0 in fp32, and stage 1 in 16 bit, where it is faster even on one rank.
         gradient_checkpointing: Recompute activations in the backward pass, which is slower but uses less memory.
         max_skipped: Maximum number of consecutive steps that may be skipped because the loss or a gradient is
             not finite; after that the run ends.
@@ -220,8 +211,8 @@ class Training:
         return next(size for size in self.micro_batches(ranks) if size <= cast(int, self.micro_batch_size))
 
     def deepspeed_file(self) -> Path:
-        """Return the path of the DeepSpeed JSON, from here or from the checkout."""
-        return find_shipped_file(cast(str, self.deepspeed))
+        """Return the path of the DeepSpeed JSON; raise UserError for a name that no shipped one has."""
+        return find_file(cast(str, self.deepspeed), f"training.deepspeed = {self.deepspeed}", DEEPSPEED)
 
     def deepspeed_json(self) -> dict:
         """Return the content of the DeepSpeed JSON, or an empty dict where the recipe names none.
@@ -296,6 +287,24 @@ class Recipe:
     losses: Losses = field(default_factory=Losses)
     training: Training = field(default_factory=Training)
 
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Return the recipe in a YAML file, as --config reads it; what the file leaves out has its default.
+
+        A file may also hold options of commands, such as teacher and corpus. They are arguments of `distill`, not
+        settings of a recipe, and are not read.
+
+        Args:
+            file: A path, or the name of a recipe that ships with the package, such as "few_tokens".
+
+        Raises:
+            UserError: There is no such file, or a key or a value in it is not one of a recipe.
+        """
+        recipe, source = cls(), f"recipe {file}"
+        read_settings(vars(recipe), load_recipe_file(find_file(str(file), source, RECIPES), source), source)
+        recipe.check()
+        return recipe
+
     def check(self) -> None:
         """Raise UserError for the first value that makes no sense, before anything is allocated."""
         # from Python anything may be there
@@ -328,7 +337,7 @@ class Recipe:
             )
         if training.deepspeed and not training.deepspeed_file().is_file():
             raise UserError(
-                f"training.deepspeed = {training.deepspeed}: no such file here or in {CHECKOUT} "
+                f"training.deepspeed = {training.deepspeed}: no such file here or in {SHIPPED_ROOT} "
                 "(see ds_configs/deepspeed/)"
             )
         training.deepspeed_json()

@@ -13,6 +13,7 @@ from ds_distill.builds.inductor_cache import keep_cache_in_environment
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import replace_unencodable_characters, restart_in_utf8, tolerate_broken_streams
+from ds_distill.config.recipe_file import SHIPPED_ROOT
 from ds_distill.config.renamed import RENAMED_COMMANDS
 from ds_distill.distributed import launch_environment
 from ds_distill.utils.console import close_bars, is_first, log, log_once
@@ -20,7 +21,7 @@ from ds_distill.utils.errors import UserError, did_you_mean, get_message, is_dis
 from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.progress import ProgressWatch
 
-DEMO = Path(__file__).parents[2] / "ds_configs" / "demo.yaml"
+DEMO = SHIPPED_ROOT / "ds_configs" / "demo.yaml"
 # the libraries that a command loads, if not torch and DeepSpeed
 LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}
 FIRST_STEPS = (

@@ -7,6 +7,7 @@ one sentence.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -17,10 +18,10 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 from jsonargparse._typehints import ActionTypeHint
 from yaml import YAMLError
 
-from ds_distill.cli.arguments import SECTIONS
+from ds_distill.config.recipe_file import RECIPES, STUDIES, find_file, load_recipe
 from ds_distill.config.unknown_keys import unknown_key_message
 from ds_distill.config.values import convert, format_value, read_path
-from ds_distill.config.yaml_text import load_keys, load_yaml
+from ds_distill.config.yaml_text import load_yaml
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -31,28 +32,7 @@ def _load(text: str, path: str = "") -> Any:
     """Return the content of a recipe, or of a value in place of one on the command line."""
     if not path:
         return load_yaml(text, "--config")
-    keys = load_keys(text, f"--config {path}")
-    seen: dict[str, str] = {}
-    for key in _dotted(keys):
-        canonical = {"input": "corpus"}.get(key, key)
-        if canonical in seen:
-            raise UserError(f"--config {path}: {key}: is given twice, also as {seen[canonical]}; keep only one of them")
-        seen[canonical] = key if "." not in key or key in keys else f"a key of {key.rpartition('.')[0]}"
-    for key, value in keys.items():
-        if key.startswith("config.") or (key == "config" and isinstance(value, dict | list)):
-            raise UserError(
-                f"--config {path}: {key}: the value must be the name of another YAML file, as in config: base.yaml"
-            )
-    return keys
-
-
-def _dotted(keys: dict, above: str = "") -> list[str]:
-    """Return the keys of nested mappings as dotted ones, where the nested ones are settings of a recipe's sections."""
-    dotted = []
-    for key, value in keys.items():
-        name = f"{above}{key}"
-        dotted += _dotted(value, f"{name}.") if isinstance(value, dict) and name in (*SECTIONS, "finetune") else [name]
-    return dotted
+    return load_recipe(text, f"--config {path}")  # while a file is read, its folder is the current one
 
 
 set_loader(RECIPE, _load, (YAMLError,))
@@ -105,13 +85,23 @@ class Flag(argparse.Action):
 
 
 class RecipeFile(ActionConfigFile):
-    """The option --config: a YAML file, or keys written out."""
+    """The option --config: a YAML file, the name of one that ships with the package, or keys written out."""
+
+    shipped = RECIPES
 
     def __call__(self, parser, cfg, values, option_string=None):
+        value = read_path(values, "--config")
+        file = find_file(value, f"--config {value}", self.shipped)
         try:
-            super().__call__(parser, cfg, read_path(values, "--config"), option_string)
+            super().__call__(parser, cfg, str(file) if os.path.isfile(file) else value, option_string)
         except UnicodeDecodeError as error:
             raise UserError(f"--config: not UTF-8 text ({error}); save the recipe as UTF-8") from error
+
+
+class StudyFile(RecipeFile):
+    """The option --config of the command study."""
+
+    shipped = STUDIES
 
 
 class Parser(ArgumentParser):

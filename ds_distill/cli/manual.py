@@ -22,9 +22,10 @@ from ds_distill.cli.arguments import SECTIONS
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.recipe import CHECKOUT, Match
+from ds_distill.recipe import Match
 from ds_distill.study.plan import Study
 
+DOCS = Path(__file__).parents[2] / "docs"
 COMMAND = "python -m ds_distill.cli.manual"
 NOTE = f"<!-- `{COMMAND}` writes this page. -->"
 TITLES = {"data": "Data", "student": "Student", "losses": "Losses", "training": "Training", "finetune": "Fine-tuning"}
@@ -93,7 +94,7 @@ def main() -> None:
 
 def pages() -> dict[Path, str]:
     """Return the text of each page, by its file."""
-    return {CHECKOUT / "docs" / "configuration.md": configuration(), CHECKOUT / "docs" / "cli.md": commands()}
+    return {DOCS / "configuration.md": configuration(), DOCS / "cli.md": commands()}
 
 
 def configuration() -> str:

@@ -11,7 +11,7 @@ from ds_distill.recipe import Recipe
 @functools.cache  # a study checks many commands
 def build_parser():
     """Return the parser of all commands."""
-    from ds_distill.cli.argument_parser import Parser, RecipeFile, with_values
+    from ds_distill.cli.argument_parser import Parser, RecipeFile, StudyFile, with_values
 
     parser = Parser(
         prog="ds-distill",
@@ -23,8 +23,10 @@ def build_parser():
         sub = Parser(description=command.PURPOSE, allow_abbrev=False)
         sub.add_argument(
             "--config",
-            action=RecipeFile,
-            help="YAML file with any of these options; options that come later on the command line override it",
+            action=StudyFile if name == "study" else RecipeFile,
+            help="YAML file with any of these options, or the name of a shipped one, such as "
+            f"{'retention' if name == 'study' else 'few_tokens'}; "
+            "options that come later on the command line override it",
         )
         sub.add_argument(
             "--debug", action="store_true", help="show tracebacks of errors, and the output of the libraries"

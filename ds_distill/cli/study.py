@@ -30,7 +30,7 @@ def add_arguments(parser) -> None:
         "--base",
         type=UserPath,
         default="ds_configs/small_real.yaml",
-        help="recipe of every student; a file here or in the checkout",
+        help="recipe of every student; a file, or the name of a shipped recipe, such as few_tokens",
     )
     parser.add_argument(
         "--students",

@@ -15,10 +15,11 @@ from typing import Any, cast
 
 import yaml
 
+from ds_distill.config.recipe_file import RECIPES, SHIPPED_ROOT, dotted_keys, find_file, load_recipe_file
 from ds_distill.config.renamed import current_name
-from ds_distill.config.yaml_text import load_keys, load_yaml, read_recipe
+from ds_distill.config.yaml_text import load_yaml, read_recipe
 from ds_distill.finetune.config import FinetuneConfig
-from ds_distill.recipe import CHECKOUT, Recipe, find_shipped_file
+from ds_distill.recipe import Recipe
 from ds_distill.study.scheduler import Job, make_folder_name, run_jobs, split_launch_command
 from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import split_files
@@ -79,7 +80,7 @@ class Study:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        self.base = str(find_shipped_file(self.base))
+        self.base = str(find_file(self.base, f"base: {self.base}", RECIPES))
         self.students = {
             name: {key: _as_written(value) for key, value in changes.items()} for name, changes in self.students.items()
         }
@@ -183,7 +184,7 @@ class Study:
 
     def _check_inputs(self) -> None:
         if not Path(self.base).is_file():
-            raise UserError(f"base: {self.base}: no such recipe, neither in the current folder nor in {CHECKOUT}")
+            raise UserError(f"base: {self.base}: no such recipe, neither in the current folder nor in {SHIPPED_ROOT}")
         for key, value in (("--teacher", self.teacher), ("--corpus", self.corpus)):
             if not value:
                 raise UserError(f"{key} is missing; give it on the command line or in the plan")
@@ -282,11 +283,10 @@ def _prepare_options(base: str) -> list[str]:
     A recipe may also hold a teacher and texts, which `prepare` does not take.
     """
     place = f"base: {base}"
-    recipe = load_keys(read_recipe(Path(base), place), place)
-    # A section that is not a mapping is reported when the recipe itself is read.
-    sections = {room: section if isinstance(section, dict) else {} for room, section in recipe.items()}
-    settings = {key: sections.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in PREPARE_SETTINGS}
-    return [word for key, value in settings.items() if isinstance(value, str) for word in (f"--{key}", value)]
+    settings = dict(dotted_keys(load_recipe_file(Path(base), place)))
+    return [
+        word for key in PREPARE_SETTINGS if isinstance(settings.get(key), str) for word in (f"--{key}", settings[key])
+    ]
 
 
 def _load_base(base: str) -> object:
