@@ -160,7 +160,7 @@ def resolve_formats(names: list[str]) -> dict[str, Format]:
             )
         missing = [module for module in FORMATS[name].needs if importlib.util.find_spec(module) is None]
         if missing:
-            raise UserError(f"--format {name}: needs {', '.join(missing)}; run pip install -r requirements-deploy.txt")
+            raise UserError(f"--format {name}: needs {', '.join(missing)}; run pip install 'ds-distill[deploy]'")
         if reason := FORMATS[name].unavailable_reason():
             raise UserError(
                 f"--format {name} cannot be checked on this machine: {reason}; export it on the machine where it will "

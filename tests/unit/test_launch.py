@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from ds_distill.utils.devices import visible_gpus
 from tests import patience
@@ -191,3 +193,17 @@ def test_requirements_are_pinned(name: str):
         requirement = line.split("#")[0].strip()
         if requirement and not requirement.startswith("-r "):
             assert re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==[0-9][A-Za-z0-9.]*", requirement), line
+
+
+@pytest.mark.parametrize("extra, name", [(None, "requirements.txt"), ("deploy", "requirements-deploy.txt")])
+def test_the_pins_are_in_the_ranges_of_the_package(extra: str | None, name: str):
+    """Each package has both, a range and a pin."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    pins = {pin.name: pin for pin in map(Requirement, (line for line in lines if line and not line.startswith("-r ")))}
+    ranges = map(Requirement, project["optional-dependencies"][extra] if extra else project["dependencies"])
+    ranges = {wanted.name: wanted for wanted in ranges}
+    assert pins.keys() == ranges.keys()
+    for package, pin in pins.items():
+        (version,) = (each.version for each in pin.specifier)
+        assert ranges[package].specifier.contains(version) and ranges[package].extras == pin.extras, package
