@@ -28,25 +28,56 @@ def run_script(text: str, folder) -> subprocess.CompletedProcess:
     return patience.run([sys.executable, "script.py"], cwd=folder, env=environment_of() | {"PYTHONPATH": str(ROOT)})
 
 
-def test_the_example_of_readme_runs(world, tmp_path):
+@pytest.mark.parametrize("page", ["README.md", "docs/getting_started.md"])
+def test_the_example_of_a_page_runs(page, world, tmp_path):
     """Without a guard around it, although two processes read the text."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "from ds_distill" in block)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "from ds_distill" in block)
     text = (world / "text.txt").read_text()
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(text)
-    example = (
-        example.replace("1_000_000", "1_000")
-        .replace('"DIR"', repr(str(world / "teacher")))
-        .replace('"FILE"', '"a.txt", "b.txt"')
-    )
-    example = example.replace("summary =", SMALL + "summary =")
+    example = example.replace("1_000_000", "1_000").replace('"FILE"', '"a.txt", "b.txt"')
+    example = re.sub('"(DIR|TEACHER)"', repr(str(world / "teacher")), example)
+    example = re.sub(r"^\w+ = distill\(", lambda call: SMALL + call[0], example, flags=re.M)
     done = run_script(example, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     loss, export = done.stdout.split()[-2:]
     summary = json.loads((tmp_path / "RUN" / "summary.json").read_text())
     assert float(loss) == summary["heldout_mlm_loss"] and export == "RUN/export" == summary["export"]
     assert len(pipeline("fill-mask", str(tmp_path / export))("the [MASK] model")) == 5
+
+
+RUN_NOTEBOOK = """
+import sys
+import nbclient
+import nbformat
+
+notebook = nbformat.read(sys.argv[1], as_version=4)
+nbclient.NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
+nbformat.write(notebook, "executed.ipynb")
+"""
+
+
+def test_the_notebook_runs(tmp_path):
+    """In a kernel, all cells in order, and what they print is what the runs have measured."""
+    pytest.importorskip("nbclient", reason="it runs the notebook; requirements-dev.txt names it")
+    pytest.importorskip("ipykernel", reason="it runs the notebook; requirements-dev.txt names it")
+    notebook = ROOT / "examples" / "quickstart.ipynb"
+    done = patience.run([sys.executable, "-c", RUN_NOTEBOOK, notebook], cwd=tmp_path, env=environment_of())
+    assert done.returncode == 0, done.stderr[-3000:]
+    cells = json.loads((tmp_path / "executed.ipynb").read_text())["cells"]
+    printed = [
+        "".join("".join(output["text"]) for output in cell.get("outputs", ()) if output.get("name") == "stdout")
+        for cell in cells
+    ]
+    folder = tmp_path / "runs" / "quickstart"
+    teacher, student = (json.loads((folder / name / "summary.json").read_text()) for name in ("teacher", "student"))
+    for summary in (teacher, student):
+        assert f"held-out loss {summary['heldout_mlm_loss']:.2f} nats" in "".join(printed)
+    assert student["heldout_mlm_loss"] < student["start_heldout_mlm_loss"], "it has learned"
+    assert student["parameters"] < teacher["parameters"]
+    (guesses,) = (text for text, cell in zip(printed, cells, strict=True) if "fill_mask(" in "".join(cell["source"]))
+    assert len(guesses.splitlines()) == 5
 
 
 def test_pretrain_evaluate_and_export(world, tmp_path):
