@@ -92,6 +92,19 @@ class Losses:
         """Whether a term compares the student with a teacher."""
         return bool(self.kl or self.cosine or self.match)
 
+    def matched_terms(self) -> dict[str, Match]:
+        """Return the terms that compare hidden states, by name: the cosine loss of the last ones, then `match`.
+
+        A loss that occurs twice has a number from its second time on.
+        """
+        entries = [Match("cosine", layers="last", weight=self.cosine)] if self.cosine else []
+        terms: dict[str, Match] = {}
+        times: Counter[str] = Counter()
+        for match in [*entries, *self.match]:
+            times[match.loss] += 1
+            terms[match.loss if times[match.loss] == 1 else f"{match.loss}_{times[match.loss]}"] = match
+        return terms
+
     def without_teacher(self) -> Self:
         """Return the masked-LM loss alone, with its weight."""
         return replace(self, kl=0.0, cosine=0.0, match=[])

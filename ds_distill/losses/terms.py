@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
@@ -62,9 +61,7 @@ class MatchedLoss(nn.Module):
 def make_matches(
     losses: Losses, student: PretrainedConfig, teacher: PretrainedConfig | None, layer_map: Sequence[int] | None
 ) -> dict[str, MatchedLoss]:
-    """Return the terms of a recipe's losses by name: the cosine loss of the last hidden states, then losses.match.
-
-    A loss that occurs twice has a number from its second time on.
+    """Return the modules of the terms that `Losses.matched_terms` names.
 
     Args:
         losses: The recipe's losses.
@@ -77,18 +74,14 @@ def make_matches(
     """
     student_dims = get_family_by_type(student.model_type).dims(student)
     teacher_dims = student_dims if teacher is None else get_family_by_type(teacher.model_type).dims(teacher)
-    entries = [Match("cosine", layers="last", weight=losses.cosine)] if losses.cosine else []
     matches: dict[str, MatchedLoss] = {}
-    times: Counter[str] = Counter()
-    for index, match in enumerate([*entries, *losses.match], -len(entries)):
+    for index, (name, match) in enumerate(losses.matched_terms().items(), -1 if losses.cosine else 0):
         key = f"losses.match[{index}]"
         if match.loss not in LOSSES:
             raise UserError(
                 f"{key}.loss = {match.loss}: no such loss{did_you_mean(match.loss, LOSSES)} ({', '.join(LOSSES)})"
             )
         pairs = resolve_pairs(match.layers, student_dims.depth, teacher_dims.depth, layer_map, key)
-        times[match.loss] += 1
-        name = match.loss if times[match.loss] == 1 else f"{match.loss}_{times[match.loss]}"
         matches[name] = MatchedLoss(match, pairs, student_dims.width, teacher_dims.width)
     return matches
 

@@ -1,118 +1,46 @@
 """Plots, as PNG files."""
 
-import itertools
-import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ds_distill.reporting.heldout import POSITIONS, shared_kind
-
-
-def _pyplot():
-    # The import is here, because otherwise every --help would wait for it.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+from ds_distill.recipe import Losses
+from ds_distill.reporting.panels import Panel, pyplot, write_png
+from ds_distill.reporting.run_panels import TermLabel, heldout_panels, run_panels, term_labels
 
 
-def loss_plot(history: list, heldout: dict[str, list], path: Path, title: str) -> None:
-    """Write a PNG of the training losses and the held-out losses over tokens.
+def loss_plot(
+    history: list,
+    heldout: dict[str, list],
+    path: Path,
+    title: str,
+    *,
+    labels: Mapping[str, TermLabel] | None = None,
+    teacher: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write a PNG of a run's training and held-out losses, its held-out accuracy and its other terms over tokens.
 
     Args:
         history: {step, tokens, loss, each term} for each step.
-        heldout: {step, tokens, each figure} for each evaluation, by the name of the set. Sets with a figure
-            at [MASK] show this one, with its standard error. The corpus's own also shows its loss at all
-            selected positions, which is the one that the training loss compares with.
+        heldout: {step, tokens, each figure} for each evaluation, by the name of the set. Accuracies are those at
+            [MASK] where the last rows have them, with error bars where the rows have standard errors.
         path: The file to write.
         title: The title of the figure.
+        labels: The terms in words, from `term_labels`; without them they are shown by their names.
+        teacher: The teacher's held-out figures by the name of the set, which are drawn as a horizontal line.
     """
-    plt = _pyplot()
-
-    # a run that an earlier version began has rows with more terms
-    names = dict.fromkeys(name for row in history for name in row)
-    terms = [
-        name
-        for name in names
-        if name not in ("step", "tokens", "loss", "mlm") and any(row.get(name) for row in history)
-    ]
-    panel_count = 2 if terms else 1
-    figure, panels = plt.subplots(
-        1, panel_count, figsize=(2 + 4 * panel_count, 4.5), layout="constrained", squeeze=False
-    )
-    million = [row["tokens"] / 1e6 for row in history]
-    mlm_axes = panels[0][0]
-    mlm_axes.plot(
-        million,
-        [row["mlm"] for row in history],
-        label=f"training, {POSITIONS['mlm']}",
-        linewidth=1,
-        alpha=0.5,
-        color="tab:orange",
-    )
-    for (name, rows), style in zip(heldout.items(), itertools.cycle(("o-", "^--", "s:", "d-."))):
-        label = f"held-out {name}".strip()
-        kind = "mask" if any("mask_loss" in row for row in rows) else "mlm"
-        _plot_losses(mlm_axes, rows, kind, style, label=f"{label}, {POSITIONS[kind]}", color="black")
-        if not name and kind != "mlm":
-            _plot_losses(mlm_axes, rows, "mlm", style, label=f"{label}, {POSITIONS['mlm']}", color="tab:orange")
-    mlm_axes.set(ylabel="masked-LM loss (nats per position)")
-    if terms:
-        for name in terms:
-            label = {"kl": "KL (T² · nats per token)", "cosine": "cosine distance"}.get(name, name)
-            panels[0][1].plot(million, [row.get(name) for row in history], label=label, linewidth=1)
-        panels[0][1].set(ylabel="distance from the teacher (training)", ylim=(0, None))
-    for axes in panels[0]:
-        axes.set(xlabel="tokens (million)")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_png(run_panels(history, heldout, labels or term_labels(Losses()), teacher or {}), path, title)
 
 
-def _plot_losses(axes, rows: list[dict], kind: str, style: str, **options) -> None:
-    """Draw the held-out losses of a kind of positions over tokens, with bars of one standard error."""
-    losses, errors = ([_number(row.get(f"{kind}_{key}")) for row in rows] for key in ("loss", "loss_se"))
-    axes.errorbar(
-        [row["tokens"] / 1e6 for row in rows],
-        losses,
-        yerr=None if all(map(math.isnan, errors)) else errors,
-        fmt=style,
-        markersize=4,
-        **{"linewidth": 1, "elinewidth": 1} | options,
-    )
-
-
-def _number(value: float | None) -> float:
-    """Return the value, or the number that leaves a gap in a line."""
-    return math.nan if value is None else value
-
-
-def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> None:
+def comparison_plot(runs: dict[str, dict[str, list]], path: Path) -> list[Panel]:
     """Write a PNG of several runs' held-out losses over tokens, with one panel per held-out set.
 
-    The losses are those at [MASK] where all runs have them, else those at all selected positions.
-    `runs` maps label → set → rows {step, tokens, each figure}.
+    `runs` maps label → set → rows {step, tokens, each figure}. Returns the panels.
     """
-    plt = _pyplot()
-
-    kinds = list(dict.fromkeys(kind for sets in runs.values() for kind in sets))
-    figure, panels = plt.subplots(
-        1, len(kinds), figsize=(4.5 * len(kinds), 4.5), layout="constrained", squeeze=False, sharey=True
-    )
-    positions = shared_kind(row for sets in runs.values() for rows in sets.values() for row in rows[-1:])
-    for axes, kind in zip(panels[0], kinds, strict=True):
-        for label, style in zip(runs, itertools.cycle(("o-", "^--", "s:", "d-."))):
-            rows = runs[label].get(kind, [])
-            _plot_losses(axes, rows, positions, style, label=label.replace("_", " "), linewidth=1.2)
-        axes.set(title=f"held-out: {kind.removeprefix('heldout_').replace('_', ' ')}", xlabel="tokens (million)")
-        axes.grid(alpha=0.3)
-    panels[0][0].set(ylabel=f"masked-LM loss {POSITIONS[positions]} (nats per position)")
-    panels[0][-1].legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    named = {label.replace("_", " "): curves for label, curves in runs.items()}
+    panels = heldout_panels(named, {}, accuracy=False)
+    write_png(panels, path)
+    return panels
 
 
 def time_to_loss_plot(curves: dict[str, list], path: Path) -> None:
@@ -120,14 +48,14 @@ def time_to_loss_plot(curves: dict[str, list], path: Path) -> None:
 
     `curves` maps label → [minutes, step, {set: [masked-LM loss, KL, agreement]}] rows.
     """
-    plt = _pyplot()
+    plt = pyplot()
 
     sets = list(next(iter(curves.values()))[0][2])
     figure, panels = plt.subplots(
         len(sets), 3, figsize=(13, 3.4 * len(sets)), layout="constrained", squeeze=False, sharex=True
     )
     names = (
-        "masked-LM loss at all selected positions (nats)",
+        "masked-LM loss (nats per masked token)",
         "KL divergence from the teacher (nats per token)",
         "top-1 agreement with the teacher (share)",
     )
@@ -160,7 +88,7 @@ def bars_plot(values: dict[str, float], axis_label: str, path: Path, marked: tup
         path: The file to write.
         marked: The labels whose bars stand out.
     """
-    plt = _pyplot()
+    plt = pyplot()
 
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.45 * len(values)), layout="constrained")
     bars = axes.barh(
@@ -188,7 +116,7 @@ def points_plot(
         path: The file to write.
         marked: The labels that stand out.
     """
-    plt = _pyplot()
+    plt = pyplot()
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     figure, axes = plt.subplots(figsize=(10, max(4.5, 0.26 * len(points) + 1)), layout="constrained")

@@ -1,0 +1,187 @@
+"""The panels of runs: their held-out figures over tokens with the teacher's level, and the terms of their losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ds_distill.recipe import Losses, Match
+from ds_distill.reporting.heldout import POSITIONS, shared_kind
+from ds_distill.reporting.panels import Line, Panel, mean_points
+
+Rows = Sequence[Mapping[str, Any]]
+MLM_UNIT = "nats per position"
+CORPUS_HELDOUT = "the corpus's held-out documents"
+
+
+class TermLabel(NamedTuple):
+    """A term's title, and the unit of its values."""
+
+    title: str
+    unit: str
+
+
+DISTANCES = {
+    "cosine": ("Cosine distance", "1 − cosine (mean over tokens)"),
+    "mse": ("Squared error", "squared error (mean over tokens)"),
+}
+
+
+def term_labels(losses: Losses, layer_map: Sequence[int] | None = None) -> dict[str, TermLabel]:
+    """Return title and unit of each term of a recipe's losses, by its name in a run's history.
+
+    The weighted sum, "loss", has none where there is a single term.
+
+    Args:
+        losses: The recipe's losses.
+        layer_map: The teacher layer that each student layer started from, where it is known.
+    """
+    tokens = "masked tokens" if losses.kl_tokens == "masked" else "all tokens"
+    kl = TermLabel(
+        f"KL divergence from the teacher, T = {losses.temperature:g}, {tokens}",
+        f"T² · nats per {'masked ' if losses.kl_tokens == 'masked' else ''}token",
+    )
+    matches = {name: _label(name, match, layer_map) for name, match in losses.matched_terms().items()}
+    mlm = TermLabel("Masked-LM loss at all selected positions", "nats per position")
+    weights = {"KL": losses.kl, "masked LM": losses.mlm} | {
+        name: match.weight for name, match in losses.matched_terms().items()
+    }
+    parts = [f"{weight:g} × {name}" for name, weight in weights.items() if weight]
+    total = {"loss": TermLabel(f"Weighted sum, {' + '.join(parts)}", "weighted loss")} if len(parts) > 1 else {}
+    return total | {"kl": kl, "mlm": mlm} | matches
+
+
+def _label(name: str, match: Match, layer_map: Sequence[int] | None) -> TermLabel:
+    distance, unit = DISTANCES.get(match.loss, (match.loss, match.loss))
+    pairs: list[tuple[int, int]] = []
+    if match.layers == "mapped":
+        pairs = list(enumerate(layer_map or ()))
+    elif not isinstance(match.layers, str):
+        pairs = [(student, teacher) for student, teacher in match.layers]
+    listed = ", ".join(f"{student} ← {teacher}" for student, teacher in pairs)
+    where = f"layers {listed}" if listed else f"{match.layers} layers"
+    return TermLabel(f"{distance} of hidden states, {where}" + (f" ({name})" if name != match.loss else ""), unit)
+
+
+def heldout_panels(
+    runs: Mapping[str, Mapping[str, Rows]], teacher: Mapping[str, Mapping[str, Any]], *, accuracy: bool = True
+) -> list[Panel]:
+    """Return panels of the runs' held-out losses and accuracies over tokens, one of each per held-out set.
+
+    Figures at [MASK] are shown where the last rows of a set have them, and else those at all selected positions. The
+    title says which.
+
+    Args:
+        runs: Maps label → set → rows {step, tokens, each figure}; the corpus's own set is "".
+        teacher: The teacher's figures by the name of the set, where they are known.
+        accuracy: Whether to show accuracies too.
+    """
+    panels = []
+    sets = dict.fromkeys(name for curves in runs.values() for name in curves)
+    for name in sets:
+        kind = shared_kind(row for curves in runs.values() for row in curves.get(name, ())[-1:])
+        where = f"{POSITIONS[kind]}" + (f", {name or CORPUS_HELDOUT}" if len(sets) > 1 or name else "")
+        level = teacher.get(name, {})
+        for figure, title, unit in (
+            ("loss", "Held-out masked-LM loss", MLM_UNIT),
+            ("accuracy", "Held-out accuracy", "% of positions guessed"),
+        )[: 1 + accuracy]:
+            key, scale = f"{kind}_{figure}", 100 if figure == "accuracy" else 1
+            lines = [
+                _line(label, curves.get(name, ()), key, scale, i) for i, (label, curves) in enumerate(runs.items())
+            ]
+            panels.append(Panel(f"{title} {where}", unit, lines, _scaled(level.get(key), scale)))
+    return panels
+
+
+def training_panels(runs: Mapping[str, tuple[Rows, Mapping[str, TermLabel]]]) -> list[Panel]:
+    """Return a panel for each term of the training losses, with all runs that have it.
+
+    Args:
+        runs: Maps label → (the rows of its steps, the labels of its terms). Terms of different runs are in one panel
+            where their labels are the same.
+    """
+    panels: dict[TermLabel, list[Line]] = {}
+    for look, (label, (history, labels)) in enumerate(runs.items()):
+        for name in dict.fromkeys(name for row in history for name in row if name not in ("step", "tokens")):
+            if name == "loss" and name not in labels:
+                continue
+            if any(row.get(name) for row in history):  # an earlier version wrote 0 for terms that a run did not have
+                term = labels.get(name, TermLabel(name, name))
+                panels.setdefault(term, []).append(_training_line(label, history, name, look))
+    return [
+        Panel(f"{term.title} (training)", term.unit, lines, falls=term.unit != MLM_UNIT)
+        for term, lines in panels.items()
+    ]
+
+
+def run_panels(
+    history: Rows,
+    heldout: Mapping[str, Rows],
+    labels: Mapping[str, TermLabel],
+    teacher: Mapping[str, Mapping[str, Any]],
+) -> list[Panel]:
+    """Return the panels of one run: its masked-LM loss in training and held out, its accuracy, and its other terms.
+
+    Args:
+        history: The rows of its steps.
+        heldout: Its held-out rows by the name of the set.
+        labels: The labels of its terms.
+        teacher: The teacher's held-out figures by the name of the set, where they are known.
+    """
+    kind = shared_kind(row for rows in heldout.values() for row in rows[-1:])
+    level = teacher.get("", {})
+
+    def heldout_lines(key: str, scale: float = 1) -> list[Line]:
+        return [
+            _line(f"held-out {name}".strip(), rows, key, scale, i) for i, (name, rows) in enumerate(heldout.items())
+        ]
+
+    # The training loss is over all selected positions, so it stands beside the held-out loss over the same.
+    training = _training_line("training", history, "mlm", len(heldout))
+    panels = [
+        Panel(
+            f"Held-out accuracy {POSITIONS[kind]}",
+            "% of positions guessed",
+            heldout_lines(f"{kind}_accuracy", 100),
+            _scaled(level.get(f"{kind}_accuracy"), 100),
+        ),
+        Panel(
+            f"Masked-LM loss {POSITIONS['mlm']}",
+            MLM_UNIT,
+            [training, *heldout_lines("mlm_loss")],
+            level.get("mlm_loss"),
+        ),
+    ]
+    if kind != "mlm":
+        title = f"Held-out masked-LM loss {POSITIONS[kind]}"
+        panels.insert(0, Panel(title, MLM_UNIT, heldout_lines(f"{kind}_loss"), level.get(f"{kind}_loss")))
+    others = [name for name in dict.fromkeys(name for row in history for name in row) if name not in _NO_TERM]
+    for name in others:
+        if any(row.get(name) for row in history):
+            term = labels.get(name, TermLabel(name, name))
+            line = _training_line("training", history, name, len(heldout))
+            panels.append(Panel(term.title, term.unit, [line], falls=True))
+    return panels
+
+
+_NO_TERM = ("step", "tokens", "loss", "mlm")
+
+
+def _line(label: str, rows: Rows, key: str, scale: float, look: int) -> Line:
+    return Line(
+        label,
+        [row["tokens"] for row in rows],
+        [_scaled(row.get(key), scale) for row in rows],
+        [_scaled(row.get(f"{key}_se"), scale) for row in rows],
+        look,
+    )
+
+
+def _training_line(label: str, history: Rows, name: str, look: int) -> Line:
+    tokens, values = mean_points(history, name)
+    return Line(label, tokens, values, (), look, measured=False)
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else scale * value
