@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PretrainedConfig
 
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.heldout import heldout_sets
@@ -29,6 +29,7 @@ from ds_distill.data.run_data import (
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.distributed.process_group import run_on_rank0, start_distributed
 from ds_distill.estimate.estimate import choose_micro_batch
+from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.exporters.huggingface import export
 from ds_distill.losses.objective import Objective
 from ds_distill.models.folder import ModelFolder, find_model_folder
@@ -41,7 +42,9 @@ from ds_distill.preflight.models import check_fits_prepared_tokens, check_sizes
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
+from ds_distill.reporting.run_panels import term_labels
 from ds_distill.run_folder import RunFolder, locked_run_folder
+from ds_distill.run_record import write_record
 from ds_distill.training import checkpoint
 from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.evaluation import evaluate
@@ -164,16 +167,42 @@ def _make_tokens(
     return recipe, folder, heldout_sets(heldout, folder, recipe, output)
 
 
-def _export_and_summarize(trainer: Trainer, summary: dict, recipe: Recipe, tokens: Path) -> dict:
-    """Collective: write export, plot and model card of a finished run; return its summary."""
+def _export_and_summarize(
+    trainer: Trainer,
+    summary: dict,
+    recipe: Recipe,
+    tokens: Path,
+    *,
+    teacher: dict[str, dict] | None = None,
+    layer_map: list[int] | None = None,
+    **facts: str,
+) -> dict:
+    """Collective: write export, plot, record and model card of a finished run; return its summary.
+
+    Args:
+        trainer: The trainer, which has finished.
+        summary: What it has measured.
+        recipe: The recipe.
+        tokens: The folder of prepared tokens.
+        teacher: The teacher's held-out figures by the name of the set.
+        layer_map: The teacher layer that each student layer started from.
+        facts: What else to record of the run.
+    """
     weights, state, folder, title = gather_master_weights(trainer.engine), trainer.state, trainer.folder, trainer.title
     summary["parameters"] = sum(x.numel() for x in weights.values())
     summary["export"] = str(folder.export)
+    summary["forward_mflops_per_token"] = _forward_mflops(trainer.objective.model.config, trainer.loader.store)
     if is_first():
-        folder.curves.write_text(
-            json_text({"history": state.history, "heldout": state.heldout}) + "\n", encoding="utf-8"
+        curves = {"history": state.history, "heldout": state.heldout} | ({"teacher": teacher} if teacher else {})
+        folder.curves.write_text(json_text(curves) + "\n", encoding="utf-8")
+        losses = trainer.objective.losses
+        loss_plot(
+            state.history, state.heldout, folder.plot, title, labels=term_labels(losses, layer_map), teacher=teacher
         )
-        loss_plot(state.history, state.heldout, folder.plot, title)
+        if summary["tokens_per_second"] is not None or not folder.record.is_file():
+            # a finished run that is started again keeps the record of its training
+            precision = str(trainer.dtype).removeprefix("torch.")
+            write_record(folder.path, precision=precision, layer_map=layer_map, **facts)
         summary["plot"] = str(folder.plot)
         summary |= text_statistics(tokens)
         manifest = TokenDataset.open(tokens, "heldout").manifest
@@ -226,20 +255,53 @@ def distill(
         layer_map = resolve_layers(source.config, recipe.student.init_layers, recipe.student.num_layers)
         objective = Objective(student, recipe.losses, world, source.config, layer_map)
         frozen = None
+        teacher_figures: dict[str, float | None] = {}
         if recipe.losses.need_teacher:
             wanted = teacher_dtype(device, dtype)
+            teacher_figures["parameters"] = count_parameters(source)
+            teacher_figures["forward_mflops_per_token"] = _forward_mflops(source.config, store)
             frozen = Teacher(source.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # as in Teacher.load
         del source
         with explain_training_memory(t):
             trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title)
             summary = trainer.fit()
+            heldout_of_teacher = {} if frozen is None else _evaluate_teacher(trainer, frozen, world)
         summary["kl_tokens"] = recipe.losses.kl_tokens
-        return _export_and_summarize(trainer, summary, recipe, tokens)
+        teacher_figures |= {f"heldout_{key}": value for key, value in heldout_of_teacher.get("", {}).items()}
+        summary |= {f"teacher_{key}": value for key, value in teacher_figures.items()}
+        return _export_and_summarize(
+            trainer,
+            summary,
+            recipe,
+            tokens,
+            teacher=heldout_of_teacher,
+            layer_map=layer_map,
+            teacher_folder=str(teacher.path),
+        )
+
+
+def _evaluate_teacher(trainer: Trainer, teacher: Teacher, world: int) -> dict[str, dict]:
+    """Collective: return the teacher's figures on each held-out set, under the student's masks.
+
+    The teacher is not of use for training afterwards.
+    """
+    objective = Objective(teacher.model, trainer.objective.losses.without_teacher(), world).eval()
+    figures = {}
+    with progress(None, "teacher's evaluation", "batch") as bar:
+        for name, make_batches in trainer.heldout.items():
+            batches = (batch for batch in make_batches() if bar.update() or True)
+            figures[name] = evaluate(objective, batches, trainer.device)
+    return figures
 
 
 def _check_micro_batch(recipe: Recipe) -> None:
     if recipe.training.micro_batch_size == "auto":
         raise UserError("training.micro_batch_size = auto: works with distill only; give a number")
+
+
+def _forward_mflops(config: PretrainedConfig, store: TokenDataset) -> float:
+    """Return the millions of operations per token of a model's forward on full sequences of the prepared tokens."""
+    return round(forward_flops_per_token(config, store.manifest["sequence_length"]) / 1e6, 6)
 
 
 def _with_resolved_micro_batch(recipe: Recipe, teacher: ModelFolder | None, ranks: int) -> Recipe:

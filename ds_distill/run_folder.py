@@ -62,6 +62,11 @@ class RunFolder:
         return self.path / "curves.json"
 
     @property
+    def record(self) -> Path:
+        """The command, versions, hardware and date of the finished run."""
+        return self.path / "record.json"
+
+    @property
     def plot(self) -> Path:
         """The plot of these curves."""
         return self.path / "loss.png"

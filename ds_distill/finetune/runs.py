@@ -26,6 +26,7 @@ from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
 from ds_distill.reporting.model_card import task_card
 from ds_distill.run_folder import locked_run_folder_alone
+from ds_distill.run_record import write_record
 from ds_distill.tasks.catalog import LENGTH_KEY, Task
 from ds_distill.tasks.metrics import median, rank
 from ds_distill.utils.console import progress, skip
@@ -182,6 +183,7 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list
                 else:
                     with explain_disk_full(folder), explain_out_of_memory(_memory_remedy(point)):
                         write_json(result, _run_once(plan, folder, point, seed, bar))
+                    write_record(plan.output)
                 # The folder is not kept in the result, because the output may be moved.
                 results.append(
                     json.loads(result.read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ from ds_distill.config.renamed import current_name
 from ds_distill.config.yaml_text import load_yaml, read_recipe
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import Recipe
+from ds_distill.run_record import write_record
 from ds_distill.study.scheduler import Job, make_folder_name, run_jobs, split_launch_command
 from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import split_files
@@ -332,7 +333,10 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     ]
     _check_teacher(study, students)
     write_json(plan, record)
+    has_work = any(not job.done for job in jobs)
     run_jobs(jobs, study.jobs, output / "logs")
+    if has_work:
+        write_record(output)
     return {"output": str(output), "rows": collect_rows(study, output)}
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ds_distill.run_folder import RunFolder
 
@@ -106,8 +106,29 @@ def read_heldout_curves(run: Path) -> dict[str, list[Row]]:
     Raises:
         OSError, ValueError, KeyError: The folder holds no finished run.
     """
-    curves = json.loads(RunFolder(run).curves.read_text(encoding="utf-8"))["heldout"]
-    return {name: [_row(row, HELDOUT_COLUMNS) for row in rows] for name, rows in curves.items()}
+    return read_curves(run).heldout
+
+
+class Curves(NamedTuple):
+    """What curves.json has: a row per step, held-out rows by the name of the set, and the teacher's figures on them."""
+
+    history: list[Row]
+    heldout: dict[str, list[Row]]
+    teacher: dict[str, Row]
+
+
+def read_curves(run: Path) -> Curves:
+    """Return the curves of a finished run.
+
+    Raises:
+        OSError, ValueError, KeyError: The folder holds no finished run.
+    """
+    curves = json.loads(RunFolder(run).curves.read_text(encoding="utf-8"))
+    return Curves(
+        [_row(row, HISTORY_COLUMNS) for row in curves.get("history", [])],
+        {name: [_row(row, HELDOUT_COLUMNS) for row in rows] for name, rows in curves["heldout"].items()},
+        curves.get("teacher", {}),
+    )
 
 
 def _row(row: Row | list, columns: tuple[str, ...]) -> Row:

@@ -63,7 +63,7 @@ class Trainer:
             title: The label of the progress bar.
         """
         self.objective, self.teacher, self.loader, self.heldout = objective, teacher, loader, heldout
-        self.settings, self.folder, self.device, self.title = recipe.training, folder, device, title
+        self.settings, self.folder, self.device, self.dtype, self.title = recipe.training, folder, device, dtype, title
         self.total_steps = count_steps(recipe, loader)
         self.step = Step(
             objective,
