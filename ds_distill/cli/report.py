@@ -1,4 +1,4 @@
-"""`report`: puts studies and benchmark reports on one page."""
+"""`report`: puts runs, studies and benchmark reports on one page."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 from ds_distill.cli import arguments
 from ds_distill.config.values import UserPath
+from ds_distill.utils.console import log
+from ds_distill.utils.errors import UserError
 
-PURPOSE = "combine studies and benchmark reports on one page, laid out as the paper's tables"
+PURPOSE = "put runs, studies and benchmark reports on one page that needs no other file"
 
 
 def add_arguments(parser) -> None:
@@ -15,19 +17,42 @@ def add_arguments(parser) -> None:
         "folders",
         type=UserPath,
         nargs="+",
-        help="--output folders of studies, and --report folders of benchmarks.inference.table3 or benchmarks.inference",
+        help="--output folders of distill, pretrain, finetune and study, and --report folders of "
+        "benchmarks.inference.table3 or benchmarks.inference",
+    )
+    parser.add_argument(
+        "--teacher",
+        type=UserPath,
+        nargs="+",
+        default=[],
+        help="--output folders of the teacher's own pretraining or fine-tunings, whose figures are the level that the "
+        "runs are compared with; by default what a distillation has measured of its teacher",
     )
 
 
 def check(options) -> None:
-    options.output = options.output or str(Path(options.folders[0]) / "report")
+    first = Path(options.folders[0])
+    options.output = options.output or str(first / "report")
+    for folder in (*options.folders, *options.teacher):
+        if Path(folder).resolve() == Path(options.output).resolve():
+            raise UserError(
+                f"--output {options.output}: the folder of a run or study, whose summary.json the report's would "
+                "replace; choose another --output"
+            )
 
 
 def check_paths(options) -> None:
+    from ds_distill.reporting.runs import is_run
+
+    for folder in options.teacher:
+        if not is_run(Path(folder)):
+            raise UserError(f"--teacher {folder}: no finished run; give the --output folder of pretrain or finetune")
     arguments.check_writable(options.output)
 
 
 def run(options) -> dict:
     from ds_distill.study.report import write_report
 
-    return write_report(options.folders, Path(options.output))
+    summary = write_report(options.folders, Path(options.output), options.teacher)
+    log(f"report: {summary['report']}")
+    return summary

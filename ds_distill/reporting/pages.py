@@ -1,12 +1,32 @@
-"""Pages of text, tables and plots, in Markdown and HTML."""
+"""Pages of text, cards, tables and figures, in Markdown and HTML."""
 
 import base64
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ds_distill.reporting.page_style import STYLE
+from ds_distill.reporting.panels import Panel, make_svg
 from ds_distill.reporting.tables import NOT_RUN, _cell, table
+
+
+@dataclass(frozen=True)
+class Card:
+    """A figure that a page begins with.
+
+    Attributes:
+        label: What it is.
+        value: The figure, as text.
+        error: What stands behind it in smaller letters, such as its standard error.
+        note: Where it comes from.
+    """
+
+    label: str
+    value: str
+    error: str = ""
+    note: str = ""
 
 
 @dataclass
@@ -19,6 +39,8 @@ class Section:
         columns: The columns of `table`.
         emphasized: The numbers of rows that stand out.
         pictures: Maps a caption to a PNG file in the page's folder.
+        panels: What the HTML shows in place of `pictures`, as SVG that follows the page's colors and width.
+        commands: Maps a remark on a command to the command.
     """
 
     heading: str
@@ -27,15 +49,28 @@ class Section:
     columns: dict[str, str] = field(default_factory=dict)
     emphasized: tuple[int, ...] = ()
     pictures: dict[str, Path] = field(default_factory=dict)
+    panels: list[Panel] = field(default_factory=list)
+    commands: dict[str, str] = field(default_factory=dict)
 
 
-def write_page(folder: Path, name: str, title: str, lead: str, sections: list[Section]) -> None:
-    """Write folder/NAME.md and folder/NAME.html with the same content.
+def write_page(
+    folder: Path,
+    name: str,
+    title: str,
+    lead: str,
+    sections: list[Section],
+    *,
+    cards: Sequence[Card] = (),
+    footer: str = "",
+) -> None:
+    """Write folder/NAME.md and folder/NAME.html with the same content, see `write_html`.
 
-    The HTML is a single file with its pictures embedded.
+    Markdown has the pictures of a section in place of its panels.
     """
     folder.mkdir(parents=True, exist_ok=True)
     markdown = [f"# {title}", lead]
+    if cards:
+        markdown.append("\n".join(f"- {card.label}: **{card.value}** {card.error} ({card.note})" for card in cards))
     for section in sections:
         markdown += [
             f"## {section.heading}",
@@ -43,49 +78,73 @@ def write_page(folder: Path, name: str, title: str, lead: str, sections: list[Se
             *([table(section.rows, section.columns)] if section.rows else []),
         ]
         markdown += [f"![{caption}]({file.name})" for caption, file in section.pictures.items()]
+        markdown += [f"```\n# {remark}\n{command}\n```" for remark, command in section.commands.items()]
+    markdown += ["---", footer] if footer else []
     (folder / f"{name}.md").write_text("\n\n".join(markdown) + "\n", encoding="utf-8")
-    body = f"<h1>{_inline(title)}</h1>\n{_paragraphs(lead)}" + "".join(map(_section_html, sections))
-    (folder / f"{name}.html").write_text(
+    write_html(folder / f"{name}.html", title, lead, sections, cards=cards, footer=footer)
+
+
+def write_html(
+    file: Path, title: str, lead: str, sections: list[Section], *, cards: Sequence[Card] = (), footer: str = ""
+) -> None:
+    """Write a page as one HTML file, which needs no other file, no script and no network.
+
+    The same content gives the same bytes.
+
+    Args:
+        file: The file to write.
+        title: The page's title.
+        lead: Its first paragraphs.
+        sections: Its sections.
+        cards: The figures that it begins with.
+        footer: Its last paragraphs.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parts = [f"<header>\n<h1>{_inline(title)}</h1>\n{_paragraphs(lead)}</header>\n", _cards_html(cards)]
+    if len(sections) > 3:
+        links = (
+            f'<li><a href="#section-{i}">{_inline(section.heading)}</a></li>' for i, section in enumerate(sections)
+        )
+        parts.append(f'<nav aria-label="Sections"><ul>{"".join(links)}</ul></nav>\n')
+    parts.append("<main>\n")
+    parts += [_section_html(section, number) for number, section in enumerate(sections)]
+    parts.append("</main>\n")
+    parts += [f"<footer>\n{_paragraphs(footer)}</footer>\n"] if footer else []
+    file.write_text(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"{''.join(parts)}</body>\n</html>\n",
         encoding="utf-8",
     )
 
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #d8d8d8; --soft: #6a6a6a; --mark: #eaf2fb; }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #444; --soft: #a0a0a0; --mark: #1d2b3a; }
-  img { filter: invert(0.9) hue-rotate(180deg); }
-}
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; }
-h2 { font-size: 1.2rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-p { max-width: 48rem; }
-code { font-size: 0.9em; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; }
-figcaption { color: var(--soft); font-size: 0.9rem; }
-img { max-width: 100%; min-width: 40rem; height: auto; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: var(--soft); font-weight: 600; }
-th, td { padding: 0.3rem 0.8rem 0.3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td:first-child { min-width: 8rem; }
-@media (min-width: 40rem) { td:first-child { white-space: nowrap; } }
-.number { text-align: right; }
-td.number { white-space: nowrap; }
-.mark { background: var(--mark); }
-"""
+def _cards_html(cards: Sequence[Card]) -> str:
+    shown = []
+    for card in cards:
+        error = f" <small>{_inline(card.error)}</small>" if card.error else ""
+        note = f'<dd class="note">{_inline(card.note)}</dd>' if card.note else ""
+        shown.append(
+            f'<div class="card"><dt>{_inline(card.label)}</dt>'
+            f'<dd class="value">{_inline(card.value)}{error}</dd>{note}</div>\n'
+        )
+    return f'<dl class="cards">\n{"".join(shown)}</dl>\n' if shown else ""
 
 
-def _section_html(section: Section) -> str:
-    out = [f"<section>\n<h2>{_inline(section.heading)}</h2>", _paragraphs(section.text)]
+def _section_html(section: Section, number: int) -> str:
+    out = [
+        f'<section id="section-{number}">\n<h2>{_inline(section.heading)}</h2>',
+        _paragraphs(section.text),
+    ]
     if section.rows:
         cells = [[_cell(row.get(key)) for key in section.columns] for row in section.rows]
-        number = [all(re.match(rf"[-+−–\d]|{NOT_RUN}", line[i]) for line in cells) for i in range(len(section.columns))]
-        kind = [' class="number"' if is_number else "" for is_number in number]
-        head = "".join(f"<th{k}>{_inline(text)}</th>" for k, text in zip(kind, section.columns.values(), strict=True))
+        kind = [
+            ' class="number"' if all(re.match(rf"[-+−–\d]|{NOT_RUN}", line[i]) for line in cells) else ""
+            for i in range(len(section.columns))
+        ]
+        head = "".join(
+            f'<th scope="col"{k}>{_inline(text)}</th>' for k, text in zip(kind, section.columns.values(), strict=True)
+        )
         lines = []
         for i, line in enumerate(cells):
             mark = ' class="mark"' if i in section.emphasized else ""
@@ -95,14 +154,24 @@ def _section_html(section: Section) -> str:
                 + "</tr>"
             )
         out.append(
-            f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
-            + "\n".join(lines)
-            + "\n</tbody></table></div>"
+            f'<div class="wide" role="region" tabindex="0" aria-label="Table: {html.escape(section.heading)}">'
+            f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div>"
         )
-    for caption, file in section.pictures.items():
+    if section.panels:
+        figures = (
+            f"<figure><h3>{_inline(panel.title)}</h3>\n{make_svg(panel, f'figure-{number}-{i}')}</figure>\n"
+            for i, panel in enumerate(section.panels)
+        )
+        captions = "".join(f'<p class="caption">{_inline(caption)}</p>' for caption in section.pictures)
+        out.append(f'<div class="figures">\n{"".join(figures)}</div>{captions}')
+    for caption, file in () if section.panels else section.pictures.items():
         data = base64.b64encode(file.read_bytes()).decode()
         image = f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
         out.append(f'<figure class="wide">{image}<figcaption>{_inline(caption)}</figcaption></figure>')
+    out += [
+        f"<pre><code># {html.escape(remark)}\n{html.escape(command)}</code></pre>"
+        for remark, command in section.commands.items()
+    ]
     return "\n".join(part for part in out if part) + "\n</section>\n"
 
 

@@ -149,7 +149,7 @@ def pretraining_section(study: Path, rows: list[dict], picture: Path, plan: dict
             lines.append({"model": row["model"], "tokens": NOT_RUN, "time": NOT_RUN})
     if not curves:
         return None
-    comparison_plot(curves, picture)
+    panels = comparison_plot(curves, picture)
     texts = list(dict.fromkeys(key for line in lines for key in line if key not in ("model", "tokens", "time")))
     lines = [dict.fromkeys(texts, NOT_RUN) | line for line in lines]
     columns = {"model": "student", "tokens": "training tokens", "time": "time (first = 1)"} | {
@@ -171,4 +171,5 @@ def pretraining_section(study: Path, rows: list[dict], picture: Path, plan: dict
         lines,
         columns,
         pictures={"Held-out masked-LM loss over training tokens, one panel per text.": picture},
+        panels=panels,
     )

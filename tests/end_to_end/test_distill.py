@@ -45,6 +45,8 @@ def test_summary(finished, world):
     assert json.loads((output / "summary.json").read_text()) == summary
     assert summary["heldout_mlm_loss"] < summary["start_heldout_mlm_loss"]
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((output / "record.json").read_text())
+    assert record["command"].startswith("ds-distill distill --teacher ") and len(record["layer_map"]) == 2
     characters = dict(summary["characters"])
     assert (
         characters.pop("read") == len((world / "text.txt").read_text()) == sum(characters.values())
@@ -110,16 +112,29 @@ def test_checkpoint_holds_no_teacher(finished):
     assert sum(".layer." in name and name.endswith("q_lin.weight") for name in state["module"]) == 2
 
 
-def test_evaluate_gives_the_run_its_own_figure(finished):
+def test_evaluate_gives_the_run_its_own_figures(finished, world):
     output, summary = finished
-    done = ds_distill(
-        "evaluate", "--model", summary["export"], "--tokens", output / "tokens", "--output", output / "evaluated"
-    )
+    models = {summary["export"]: "", str(world / "teacher"): "teacher_"}
+    done = ds_distill("evaluate", "--model", *models, "--tokens", output / "tokens", "--output", output / "evaluated")
     assert done.returncode == 0, done.stderr[-3000:]
-    evaluated = json.loads(done.stdout.splitlines()[-1])
-    figures = {key: value for key, value in evaluated.items() if key.startswith("heldout_")}
-    assert len(figures) == 20
-    assert figures == pytest.approx({key: summary[key] for key in figures}, rel=1e-5)
+    rows = json.loads(done.stdout.splitlines()[-1])["models"]
+    assert {row["model"] for row in rows} == set(models)
+    for row in rows:
+        own = {key: summary[f"{models[row['model']]}{key}"] for key in row if key != "model"}
+        assert len(own) == 21
+        assert own == pytest.approx({key: row[key] for key in own}, rel=1e-5)
+
+
+def test_report(finished, tmp_path):
+    output, summary = finished
+    done = ds_distill("report", output, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "report.html").read_text()
+    assert json.loads(done.stdout.splitlines()[-1])["report"] == str(tmp_path / "report.html")
+    assert f"{summary['parameters']:,} of {summary['teacher_parameters']:,} parameters" in page
+    assert f"teacher&#x27;s level: {summary['teacher_heldout_mask_loss']:.4g}" in page
+    refused = ds_distill("report", output, "--output", output)
+    assert refused.returncode == 2 and "choose another --output" in refused.stderr
 
 
 @pytest.mark.promise("Markup in a corpus or its name never reaches a report")
