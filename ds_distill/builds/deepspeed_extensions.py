@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -28,11 +29,13 @@ from deepspeed.git_version_info import version as deepspeed_version
 from deepspeed.ops.op_builder.builder import OpBuilder
 
 from ds_distill.builds.elf import is_complete_elf
+from ds_distill.distributed.launch_environment import world_size
 from ds_distill.utils.console import log, spinner
 
 FAILED = "failed: "
 MAX_WAIT_SECONDS = 1800  # no build of one extension takes this long
 _POLL_SECONDS = 0.2
+background_builds: set[int] = set()  # the processes in which this one has a build running
 _torch_build = OpBuilder.jit_load
 
 
@@ -125,7 +128,7 @@ def _build(builder: OpBuilder) -> ModuleType:
         # a build that was killed on this host
         if not psutil.pid_exists(int(leftover.name.removeprefix(prefix).split(".")[0])):
             shutil.rmtree(leftover, ignore_errors=True)
-    log(f"compiling DeepSpeed's {builder.name} (once per environment, about a minute)")
+    log(_compiling(builder.name))
     build_folder = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", dir=folder)
     previous_root = os.environ.get("TORCH_EXTENSIONS_DIR")
     os.environ["TORCH_EXTENSIONS_DIR"] = build_folder
@@ -144,6 +147,11 @@ def _build(builder: OpBuilder) -> ModuleType:
             os.environ["TORCH_EXTENSIONS_DIR"] = previous_root
         shutil.rmtree(build_folder, ignore_errors=True)
     return module
+
+
+def _compiling(name: str) -> str:
+    names = {"fused_adam": "FusedAdam", "cpu_adam": "CPUAdam"}
+    return f"compiling DeepSpeed's {names.get(name, name)}, once per environment (about a minute)"
 
 
 @contextlib.contextmanager
@@ -173,8 +181,10 @@ def _acquire(lock, name: str) -> bool:
     if _try_lock(lock):
         return False
     deadline = time.monotonic() + MAX_WAIT_SECONDS
-    log(f"waiting for {_read(lock) or 'another process'}, which is compiling {name}")
-    with spinner("waiting"):
+    time.sleep(_POLL_SECONDS)  # who has just taken the lock writes its name there first
+    ours = _is_ours(_read(lock))
+    log(_compiling(name) if ours else f"waiting for {_read(lock) or 'another process'}, which is compiling {name}")
+    with spinner("compiling" if ours else "waiting"):
         while not _try_lock(lock):
             if time.monotonic() > deadline:
                 raise RuntimeError(
@@ -183,6 +193,18 @@ def _acquire(lock, name: str) -> bool:
                 )
             time.sleep(_POLL_SECONDS)
     return True
+
+
+def _is_ours(holder: str) -> bool:
+    """Return whether this job holds the lock: its background build, or one of its ranks on this host."""
+    match = re.fullmatch(r"process (\d+) on (.*)", holder)
+    if match is None or match[2] != socket.gethostname():
+        return False
+    if int(match[1]) in background_builds:
+        return True
+    with contextlib.suppress(psutil.Error):
+        return world_size() > 1 and psutil.Process(int(match[1])).ppid() == os.getppid()
+    return False
 
 
 def _try_lock(lock) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ds_distill.builds.deepspeed_extensions import first_line, is_built
+from ds_distill.builds.deepspeed_extensions import background_builds, first_line, is_built
 from ds_distill.deepspeed_fixes import guard_extension_builds
 
 
@@ -66,7 +66,8 @@ def start_build() -> None:
     """
     if build_unavailable_reason() is None and not is_built("fused_adam"):
         command = [sys.executable, "-c", "from ds_distill.builds.fused_adam import build_optimizer; build_optimizer()"]
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        background_builds.add(subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet).pid)
 
 
 def apex_unavailable_reason() -> str | None:

@@ -108,8 +108,8 @@ class _Bar(TrainerCallback):
         skip(self.bar, state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if state.log_history:
+            self.bar.show(f"loss {state.log_history[-1].get('loss', 0):.3f}")
         self.bar.update()
         if state.global_step % TRIM_HEAP_EVERY == 0:
             trim_heap()
-        if state.log_history:
-            self.bar.set_postfix(loss=f"{state.log_history[-1].get('loss', 0):.3f}")

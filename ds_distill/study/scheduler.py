@@ -136,7 +136,8 @@ def run_jobs(jobs: list[Job], parallel: int, logs: Path) -> None:
         try:
             while waiting or running:
                 _start_more(running, waiting, parallel, logs)
-                bar.set_postfix_str(", ".join(job.what for job, _ in running.values()))
+                bar.show(", ".join(job.what for job, _ in running.values()))
+                bar.refresh()
                 shown = time.monotonic()
                 while not signals and all(process.poll() is None for _, process in running.values()):
                     time.sleep(0.1)

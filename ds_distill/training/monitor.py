@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
 
@@ -12,9 +14,13 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 from ds_distill.data.loader import BatchLoader
+from ds_distill.reporting.heldout import describe_heldout
+from ds_distill.reporting.run_text import millions
 from ds_distill.training.state import StepResult, TrainState
-from ds_distill.utils.console import progress
+from ds_distill.utils.console import duration, log_event, progress
 from ds_distill.utils.memory import peak_memory
+
+LEAST_STEPS, LEAST_SECONDS = 3, 10.0  # that an estimate of the remaining time is based on
 
 
 class Metrics:
@@ -40,6 +46,9 @@ class Metrics:
         self._began = time.perf_counter()
         self._seconds, self._logging = 0.0, 0.0
         self._rate: float | None = None
+        self._title, self._total_steps = title, total_steps
+        self._estimated = False
+        self._after_first: tuple[int, float] | None = None  # (step, time) at the end of the first step
 
     def __enter__(self) -> Metrics:
         self._began = time.perf_counter()
@@ -49,6 +58,15 @@ class Metrics:
         self._bar.close()
         if self._writer is not None:
             self._writer.close()
+
+    @contextlib.contextmanager
+    def during(self, activity: str) -> Iterator[None]:
+        """Show beside the bar's label what goes on between two steps."""
+        self._bar.set_description_str(f"{self._title}, {activity}")
+        try:
+            yield
+        finally:
+            self._bar.set_description_str(self._title, refresh=False)
 
     def log(self, state: TrainState, result: StepResult, learning_rate: float) -> None:
         """Show a step that `state` counts already."""
@@ -69,10 +87,14 @@ class Metrics:
             },
             state.step,
         )
-        self._bar.update(1)
-        self._bar.set_postfix(
-            loss=f"{result.loss:.3f}", mlm=f"{result.losses['mlm']:.3f}", tok_s=f"{self._rate:.0f}", refresh=False
+        terms = (f"{name} {value:.3f}" for name, value in result.losses.items())
+        self._bar.show(
+            f"loss {result.loss:.3f}",
+            f"{self._rate:,.0f} tok/s",
+            details=(*terms, f"lr {learning_rate:.2e}", f"{millions(state.tokens)} tokens"),
         )
+        self._bar.update(1)
+        self._estimate_time(state.step, began)
         self._logging += time.perf_counter() - began
 
     def log_evaluation(self, name: str, figures: Mapping[str, float | None], step: int) -> None:
@@ -80,6 +102,7 @@ class Metrics:
 
         TensorBoard gets those at [MASK] and at all selected positions; their counts never change.
         """
+        log_event(f"step {step:,}: held-out {f'({name}) ' if name else ''}{describe_heldout(figures)}")
         shown = {
             key: value
             for key, value in figures.items()
@@ -89,7 +112,21 @@ class Metrics:
 
     def log_checkpoint(self, seconds: float, size: int, step: int) -> None:
         """Show what a checkpoint of `size` bytes took."""
+        log_event(f"step {step:,}: checkpoint saved, {size / 1e6:,.0f} MB in {seconds:.1f} s")
         self._write({"checkpoint/seconds": seconds, "checkpoint/gib": size / 2**30}, step)
+
+    def _estimate_time(self, step: int, now: float) -> None:
+        """Log once what the rest will take, without the first step, which compiles and fills caches."""
+        if self._after_first is None:
+            self._after_first = step, now
+        first, began = self._after_first
+        if self._estimated or step - first < LEAST_STEPS or now - began < LEAST_SECONDS:
+            return
+        self._estimated = True
+        seconds = (self._total_steps - step) * (now - began) / (step - first)
+        if seconds > LEAST_SECONDS:
+            until = f"{datetime.now() + timedelta(seconds=seconds):%a %H:%M}"
+            log_event(f"step {step:,}: ETA {until}, in {duration(seconds)}, evaluations and checkpoints aside")
 
     def flush(self) -> None:
         """Write out what has been shown: steps that a checkpoint counts as logged must survive a kill."""

@@ -19,8 +19,10 @@ from ds_distill.training.evaluation import FIGURES, evaluate
 from ds_distill.training.interrupt import StopRequest
 from ds_distill.training.monitor import Metrics
 from ds_distill.training.nonfinite import NonFiniteGuard
+from ds_distill.training.overview import overview
 from ds_distill.training.state import StepResult, TrainState
 from ds_distill.training.step import Step
+from ds_distill.utils.console import log_header
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.resources import explain_out_of_memory
 
@@ -90,6 +92,7 @@ class Trainer:
             UserError: The run was asked to stop, or too many steps in a row were not finite.
         """
         resumed = self.restore()
+        log_header(overview(self))
         self.metrics = Metrics(
             self.folder.tensorboard, self.state, self.loader, self.total_steps, self.title, self.device
         )
@@ -152,16 +155,22 @@ class Trainer:
         """Collective: evaluate on every held-out set that has not been evaluated at this step."""
         for name, make_batches in self.heldout.items():
             if not self.state.was_evaluated(name):
-                figures = evaluate(self.engine, make_batches(), self.device)
+                with self.metrics.during("evaluating"):
+                    figures = evaluate(self.engine, make_batches(), self.device)
                 self.state.add_evaluation(name, figures)
                 self.metrics.log_evaluation(name, figures, self.state.step)
 
     def save(self) -> None:
         """Collective: write a checkpoint."""
         self.metrics.flush()
-        cost = checkpoint.save(
-            self.engine, self.folder.checkpoints, self.state.step, self.state.as_dict(), self.settings.save_total_limit
-        )
+        with self.metrics.during("saving"):
+            cost = checkpoint.save(
+                self.engine,
+                self.folder.checkpoints,
+                self.state.step,
+                self.state.as_dict(),
+                self.settings.save_total_limit,
+            )
         self.costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]}
         self.metrics.log_checkpoint(cost["seconds"], cost["bytes"], self.state.step)
 

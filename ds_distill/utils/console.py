@@ -7,10 +7,15 @@ import contextlib
 import functools
 import os
 import sys
+import textwrap
 import threading
 import time
+from collections.abc import Mapping
+from datetime import datetime
 
 from tqdm import tqdm
+from tqdm.std import Bar
+from tqdm.utils import disp_len, disp_trim
 
 from ds_distill.utils.progress import note_progress
 
@@ -45,9 +50,52 @@ def log_once(key: str, line: str) -> None:
 
 
 def log(text: str) -> None:
-    """Print `text` on the first rank's standard error."""
-    if is_first():
-        print(text, file=sys.stderr, flush=True)
+    """Print `text` on the first rank's standard error, above the bars of a terminal."""
+    if not is_first():
+        return
+    bars = getattr(tqdm, "_instances", ())
+    with tqdm.external_write_mode(file=sys.stderr) if bars else contextlib.nullcontext():
+        clear = "\r\x1b[K" if _spinning and on_terminal() else ""
+        print(f"{clear}{text}", file=sys.stderr, flush=True)
+
+
+def log_event(text: str) -> None:
+    """Log something that happened during a long job. A log has its date and time, a terminal has a clock beside it."""
+    log(text if on_terminal() else f"{now()} {text}")
+
+
+def now() -> str:
+    """Return the local date and time, as in 2026-11-28 14:05:00."""
+    return datetime.now().isoformat(" ", "seconds")
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words of two units at most, such as "2 h 13 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+
+
+def log_header(rows: Mapping[str, str]) -> None:
+    """Log what a job is about to do: a label and a text per line, in 80 columns where the words allow it."""
+    width = max(map(len, rows)) + 2
+    log(
+        "\n".join(
+            textwrap.fill(
+                text,
+                80,
+                initial_indent=label.ljust(width),
+                subsequent_indent=" " * width,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for label, text in rows.items()
+        )
+    )
 
 
 @functools.cache
@@ -76,33 +124,101 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def terminal_width() -> int:
+    """Return the columns of the terminal on standard error; 80 where it does not tell."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):  # a stream without a file, as in a notebook
+        return 80
+
+
 class _Pause:
-    """Tells when a log needs another progress line: after 10 s, then ever more rarely, a hundred times in 36 hours."""
+    """Tells when a log needs another progress line: after 10 s, then every half minute."""
 
     def __init__(self):
-        self.began = time.monotonic()
-        self.next = self.began + 10
+        self.next = time.monotonic() + 10
 
     def is_over(self) -> bool:
         now = time.monotonic()
         if now < self.next:
             return False
-        self.next = now + max(30, (now - self.began) / 10)
+        self.next = now + 30
         return True
 
 
-class _Bar(tqdm):
-    """A bar whose moves count as the process's progress, also on ranks that do not show it."""
+class ProgressBar(tqdm):
+    """A bar behind its figures, in one line of any width. Its moves count as progress, also on silent ranks."""
 
+    WIDTHS = 6, 40  # of the bar alone: details make room for the first, and no bar is wider than the second
     disable: bool
+    figures: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
     def update(self, n: float = 1) -> bool | None:
         if n:
             note_progress()
         return super().update(n)
 
+    def show(self, *figures: str, details: tuple[str, ...] = ()) -> None:
+        """Set the figures of the next display, the most important first, and those for wide terminals and logs."""
+        self.figures, self.details = figures, details
 
-class _Lines(_Bar):
+    def parts(self, done: str) -> list[str]:
+        """Return what the line says after its label, without the details, the most important first.
+
+        Args:
+            done: The amount done, with the total.
+        """
+        facts = self.format_dict
+        elapsed = facts["elapsed"]
+        rate = facts["rate"] or ((self.n - self.initial) / elapsed if elapsed else 0)
+        parts = [done, *self.figures, *([self.postfix] if self.postfix else [])]
+        if rate and len(parts) == 1:
+            parts.append(self._rate(rate))
+        if self.n == self.total:
+            parts.append(f"in {tqdm.format_interval(elapsed)}")
+        elif self.total and rate:
+            parts.append(f"ETA {tqdm.format_interval((self.total - self.n) / rate)}")
+        elif elapsed >= 1:
+            parts.append(f"{tqdm.format_interval(elapsed)} so far")
+        return parts
+
+    def amount(self, between: str) -> str:
+        """Return the amount done and the total, with `between` between them, such as "12/40" or "1.2/6.0 MB"."""
+        numbers = [self.n, self.total] if self.total else [self.n]
+        texts = [f"{number / 1e6:,.1f}" if self.unit == "B" else f"{number:,.0f}" for number in numbers]
+        return between.join(texts)
+
+    @property
+    def _units(self) -> str:
+        return self.unit if self.unit.endswith("s") else f"{self.unit}s"
+
+    def _rate(self, rate: float) -> str:
+        if self.unit == "B":
+            return f"{rate / 1e6:,.1f} MB/s"
+        return f"{rate:,.0f} {self._units}/s" if rate >= 2 else f"{1 / rate:,.1f} s per {self.unit}"
+
+    def __str__(self) -> str:
+        least, most = self.WIDTHS
+        width = terminal_width() - 1
+        parts = self.parts(f"{self.amount('/')} {'MB' if self.unit == 'B' else self._units}")
+        while len(parts) > 1 and disp_len(self._line(parts)) > width:
+            parts.pop()
+        for detail in self.details:
+            if disp_len(self._line([*parts, detail])) + (3 + least if self.total else 0) > width:
+                break
+            parts.append(detail)
+        line = self._line(parts)
+        room = min(width - disp_len(line) - 3, most)
+        if self.total and room >= least:
+            line += f" |{Bar(self.n / self.total, room, Bar.ASCII if self.ascii else Bar.UTF)}|"
+        return disp_trim(line, width)
+
+    def _line(self, parts: list[str]) -> str:
+        return f"{self.desc.removesuffix(': ')}: {', '.join(parts)}"
+
+
+class _Lines(ProgressBar):
     """A bar for an output that is no terminal: whole lines, few of them, and one at the end."""
 
     def __init__(self, *arguments, **options):
@@ -110,12 +226,9 @@ class _Lines(_Bar):
         super().__init__(*arguments, **options)
 
     def __str__(self) -> str:
-        shown = self.format_dict | {"ncols": None}
-        if self.total:
-            shown["bar_format"] = (
-                "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-            )
-        return self.format_meter(**shown)
+        amount = self.amount(" of ")
+        parts = self.parts(f"{amount} MB" if self.unit == "B" else f"{self.unit} {amount}")
+        return f"{now()} {self._line([*parts, *self.details])}"
 
     def display(self, msg=None, pos=None) -> bool:
         if self.pause.is_over():
@@ -135,27 +248,24 @@ class _Lines(_Bar):
         self._decr_instances(self)
 
 
-def progress(total: int | None, label: str, unit: str, *, initial: int = 0) -> tqdm:
+def progress(total: int | None, label: str, unit: str, *, initial: int = 0) -> ProgressBar:
     """Return a progress bar, or lines in a log; other ranks stay silent.
 
     Args:
         total: The amount of work. Without it the bar shows only rate and time.
-        label: The text in front of the bar.
-        unit: The unit of the work. "B", "char" and "token" are scaled to k and M.
+        label: The text in front of the figures.
+        unit: The unit of the work, in the singular. "B" is shown in MB.
         initial: The amount already done.
     """
-    scaled = unit in ("B", "char", "token")
-    kind = _Bar if on_terminal() else _Lines
+    kind = ProgressBar if on_terminal() else _Lines
     return kind(
         total=total,
         initial=initial,
         desc=label,
-        unit=unit if unit == "B" else f" {unit}",
-        unit_scale=scaled,
+        unit=unit,
         file=sys.stderr,
         disable=not is_first(),
         mininterval=0.5,
-        dynamic_ncols=True,
     )
 
 
@@ -168,26 +278,31 @@ def skip(bar: tqdm, amount: int) -> None:
         bar.refresh()
 
 
+_spinning = False  # whether the last line of the terminal is a spinner's
+
+
 @contextlib.contextmanager
 def spinner(label: str):
     """Show `label` and the seconds it has taken so far, for work without a measure of its progress.
 
     Only the first rank shows it. A log gets a line now and then.
     """
+    global _spinning
     done, began, terminal, pause = threading.Event(), time.monotonic(), on_terminal(), _Pause()
 
     def show() -> None:
         while True:
             line = f"{label}, {time.monotonic() - began:.0f} s"
             if terminal:
-                print(f"\r{line}  ".ljust(50), end="", file=sys.stderr, flush=True)
+                print(f"\r{disp_trim(line, terminal_width() - 1)}\x1b[K", end="", file=sys.stderr, flush=True)
             elif pause.is_over():
-                print(line, file=sys.stderr, flush=True)
+                print(f"{now()} {line}", file=sys.stderr, flush=True)
             if done.wait(2):
                 return
 
     shower = threading.Thread(target=show, daemon=True)
     if is_first():
+        _spinning = True
         shower.start()
     try:
         yield
@@ -195,5 +310,6 @@ def spinner(label: str):
         done.set()
         if is_first():
             shower.join()
-        if is_first() and terminal:
-            print("\r".ljust(51) + "\r", end="", file=sys.stderr, flush=True)
+            _spinning = False
+            if terminal:
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)

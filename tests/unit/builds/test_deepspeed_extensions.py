@@ -170,16 +170,21 @@ def test_a_library_that_does_not_load_is_built_anew(build):
         assert library.stat().st_size == len(whole)
 
 
-def test_a_wait_says_for_whom_and_ends(build, monkeypatch, capfd):
+@pytest.mark.parametrize("own", [False, True])
+def test_a_wait_says_for_whom_or_that_this_job_compiles_and_ends(build, own, monkeypatch, capfd):
     (build.folder / "wait").touch()
     builder = build.start()
     build.until(lambda: build.compilers == 1)
     monkeypatch.setattr(deepspeed_extensions, "MAX_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(deepspeed_extensions, "background_builds", {builder.pid} if own else set())
     with pytest.raises(
         RuntimeError, match=f"process {builder.pid} on .* has been compiling tiny_extension .*; end that process"
     ):
         build.load()
-    assert f"waiting for process {builder.pid} on" in capfd.readouterr().err
+    shown = capfd.readouterr().err
+    assert (f"waiting for process {builder.pid} on" in shown) != own
+    said = shown.count("compiling DeepSpeed's tiny_extension, once per environment")
+    assert said == 1 + own, "the builder says it in any case"
 
 
 def test_locks_that_the_file_system_does_not_have_are_done_without(build, monkeypatch):

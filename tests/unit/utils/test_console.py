@@ -1,10 +1,12 @@
 """Test what a person sees, on terminals of every kind and in files."""
 
 import io
+import re
 import sys
 import time
 
 import pytest
+from tqdm.utils import disp_len
 
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.utils import console, progress
@@ -47,7 +49,7 @@ def test_what_a_terminal_cannot_show_is_replaced(tmp_path, place):
     done = python(str(tmp_path / "many.py"), **PLACES[place])
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Traceback" not in done.stderr and "?" in done.stdout + done.stderr
-    assert all(f"usage: ds-distill [options] {command}" in done.stdout for command in COMMANDS)
+    assert all(f"usage: ds-distill {command} [options]" in done.stdout for command in COMMANDS)
 
 
 def test_a_file_system_in_ascii_reads_names_as_utf_8(tmp_path):
@@ -78,7 +80,7 @@ def test_a_stream_that_somebody_closed_takes_what_is_written():
     assert (done.returncode, done.stdout, done.stderr) == (2, "", ""), "results only on standard output"
 
 
-class Terminal(io.StringIO):
+class Tty(io.StringIO):
     def isatty(self) -> bool:
         return True
 
@@ -91,26 +93,77 @@ def clock(monkeypatch):
     return now
 
 
-def test_a_log_has_few_whole_lines_ever_fewer(monkeypatch, clock):
+DATED = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+
+
+def test_a_log_has_a_dated_whole_line_every_half_minute(monkeypatch, clock):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    days = 3 * 86400
-    with console.progress(days, "student", "step") as bar:
-        for _ in range(days // 10):
+    hour = 3600
+    with console.progress(hour, "student", "step") as bar:
+        for _ in range(hour // 10):
             clock[0] += 10
             bar.n += 10
-            bar.set_postfix(loss="1.0")  # set_postfix shows the bar each time
+            bar.show("loss 1.0", "5 tok/s", details=("mlm 2.0",))
+            bar.refresh()
     lines = stream.getvalue().splitlines()
     assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
-    assert 20 < len(lines) < 200
-    assert lines[0].startswith("student: 0% 10/") and lines[-1].startswith(f"student: 100% {days}/{days} [")
-    seen = [int(line.split()[2].split("/")[0]) for line in lines]  # one step per second
-    assert all(after - before >= 30 for before, after in zip(seen, seen[1:-1], strict=False)), (
-        "no two within half a minute"
+    assert all(
+        re.fullmatch(DATED + r"student: step [\d,]+ of 3,600, loss 1.0, 5 tok/s, (ETA|in) [\d:]+, mlm 2.0", line)
+        for line in lines
     )
-    assert max(after - before for before, after in zip(seen, seen[1:], strict=False)) < days / 8, (
-        "and it is alive all the while"
-    )
+    seen = [int(line.split()[4].replace(",", "")) for line in lines]  # one step per second
+    assert seen[0] == 10 and seen[-1] == hour, "the first comes early, and the end is shown"
+    assert {after - before for before, after in zip(seen, seen[1:-1], strict=False)} == {30}
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120, 200])
+@pytest.mark.parametrize("label", ["distill", "student, no teacher", "模型", "a-very-long-name/of-a-model" * 3])
+@pytest.mark.parametrize("total", [None, 1_250_000])
+def test_a_bar_stays_in_one_line_and_its_figures_come_first(monkeypatch, width, label, total):
+    stream = Tty()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(console, "terminal_width", lambda: width)
+    with console.progress(total, label, "step") as bar:
+        bar.n = 12_000
+        bar.show("loss 18.341", "568,000 tok/s", details=("kl 1.392", "mlm 8.564", "cosine 0.410", "lr 4.35e-04"))
+        line = str(bar)
+    assert disp_len(line) < width and line.startswith(label[:10])
+    if width >= 80 and len(label) < 20:
+        assert "12,000" in line and "loss 18.341, 568,000 tok/s" in line
+        wide = width > 80 or len(label) < 10
+        assert total is None or not wide or line.endswith("|") and line.index("|") > line.index("tok/s")
+    if width == 200 and len(label) < 20:
+        assert "kl 1.392, mlm 8.564, cosine 0.410, lr 4.35e-04" in line
+
+
+def test_a_line_of_the_log_is_above_the_bar(monkeypatch):
+    stream = Tty()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.progress(3, "student", "step") as bar:
+        bar.update(1)
+        console.log("step 1: held-out loss 2.0")
+    shown = [line.split("\r")[-1] for line in stream.getvalue().split("\n")]
+    assert shown[0] == "step 1: held-out loss 2.0" and shown[1].startswith("student: 1/3 steps")
+
+
+def test_an_event_is_dated_where_there_is_no_terminal(monkeypatch, capsys):
+    console.log_event("step 5: checkpoint saved")
+    assert re.fullmatch(DATED + "step 5: checkpoint saved\n", capsys.readouterr().err)
+    terminal = Tty()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    console.log_event("step 5: checkpoint saved")
+    assert terminal.getvalue() == "step 5: checkpoint saved\n"
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(12, "12 s"), (600, "10 min"), (7980, "2 h 13 min"), (400_000, "4 days 15 h")]
+)
+def test_durations_in_words(seconds, words):
+    assert console.duration(seconds) == words
 
 
 def test_a_short_work_is_one_line_in_a_log(monkeypatch):
@@ -122,7 +175,7 @@ def test_a_short_work_is_one_line_in_a_log(monkeypatch):
         console.skip(bar, 1)
         bar.update(2)
     first, second = stream.getvalue().splitlines()
-    assert first.startswith("tokens: 2.00MB [") and second.startswith("seed 0: 100% 5/5 [")
+    assert re.match(DATED + "tokens: 2.0 MB", first) and re.match(DATED + "seed 0: example 5 of 5, ", second)
     with console.spinner("compiling"):
         pass
     assert stream.getvalue().count("\n") == 2 and "\r" not in stream.getvalue()
@@ -134,15 +187,15 @@ def test_long_work_without_a_measure_says_that_it_lives(monkeypatch, clock):
     with console.spinner("compiling"):
         clock[0] += 11
         deadline = time.perf_counter() + 60
-        while "compiling, 11 s\n" != stream.getvalue() and time.perf_counter() < deadline:
+        while not stream.getvalue() and time.perf_counter() < deadline:
             time.sleep(0.01)
-    assert stream.getvalue() == "compiling, 11 s\n"
+    assert re.fullmatch(DATED + "compiling, 11 s\n", stream.getvalue())
 
 
 @pytest.mark.parametrize("term, bars", [("xterm", True), ("dumb", False)])
 def test_a_terminal_has_bars_unless_it_is_a_dumb_one(monkeypatch, term, bars):
     monkeypatch.setenv("TERM", term)
-    terminal = Terminal()
+    terminal = Tty()
     monkeypatch.setattr(sys, "stderr", terminal)
     with console.progress(3, "student", "step") as bar:
         bar.update(3)

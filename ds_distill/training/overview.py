@@ -1,0 +1,51 @@
+"""The header of a run: what it trains, on what and for how long, known before the first step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ds_distill.models.student import count_parameters
+from ds_distill.reporting.run_text import describe_device, describe_model, millions
+
+if TYPE_CHECKING:
+    from ds_distill.training.trainer import Trainer
+
+
+def overview(trainer: Trainer) -> dict[str, str]:
+    """Return the lines of a run's header by their labels."""
+    loader, done = trainer.loader, trainer.state.step
+    manifest = loader.store.manifest
+    models = (
+        {"teacher": trainer.teacher.model, "student": trainer.objective.model}
+        if trainer.teacher
+        else {"model": trainer.objective.model}
+    )
+    precision = _name(trainer.dtype)
+    if trainer.teacher and (frozen := _name(next(trainer.teacher.model.parameters()).dtype)) != precision:
+        precision += f" (teacher {frozen})"
+    documents, tokens = manifest["documents"], manifest["real_tokens"]
+    length = manifest["sequence_length"]
+    lines = manifest["mode"] == "lines"  # shorter sequences than the others, which are full
+    mean = tokens["train"] / max(1, manifest["blocks"]["train"]) if lines else length
+    steps, batch = trainer.total_steps, loader.global_batch_size
+    epochs = steps / loader.steps_per_epoch
+    return {
+        **{name: describe_model(model.config, count_parameters(model)) for name, model in models.items()},
+        "device": f"{describe_device(trainer.device, loader.world_size)}, {precision}, "
+        f"ZeRO stage {trainer.engine.deepspeed.zero_optimization_stage()}",
+        "text": f"{documents['train']:,} documents, {millions(tokens['train'])} tokens; "
+        f"held out: {documents['heldout']:,} documents, {millions(tokens['heldout'])} tokens",
+        "steps": f"{steps:,} of {batch:,} sequences of {'up to ' * lines}{length} tokens: "
+        f"{millions(steps * batch * mean)} tokens, {epochs:.2g} epochs"
+        + (f"; resuming at step {done:,}" if done else ""),
+        "ETA": f"{steps - done:,} steps to go; the time is known after the first few"
+        if done < steps
+        else "all steps done",
+        "output": str(trainer.folder.path),
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
