@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForMa
 
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.heldout import heldout_sets
-from ds_distill.data.loader import heldout_batches
+from ds_distill.data.loader import BatchLoader, heldout_batches
 from ds_distill.data.run_data import (
     make_masker,
     open_heldout,
@@ -27,7 +27,7 @@ from ds_distill.data.run_data import (
     with_prepared_settings,
 )
 from ds_distill.data.tokenizer import load_tokenizer
-from ds_distill.distributed.process_group import run_on_rank0, start_distributed
+from ds_distill.distributed.process_group import broadcast_object, run_on_rank0, start_distributed
 from ds_distill.estimate.estimate import choose_micro_batch
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.exporters.huggingface import export
@@ -43,16 +43,18 @@ from ds_distill.recipe import Recipe
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
 from ds_distill.reporting.run_panels import term_labels
+from ds_distill.reporting.run_text import describe_device
 from ds_distill.run_folder import RunFolder, locked_run_folder
 from ds_distill.run_record import write_record
 from ds_distill.training import checkpoint
 from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.evaluation import evaluate
-from ds_distill.training.trainer import Trainer, explain_training_memory
+from ds_distill.training.state import read_heldout_curves
+from ds_distill.training.trainer import Trainer, count_steps, explain_training_memory
 from ds_distill.training.weights import gather_master_weights, load_checkpoint_weights
-from ds_distill.utils.console import is_first, log_once, progress
+from ds_distill.utils.console import is_first, log, log_header, log_once, progress
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import json_text
+from ds_distill.utils.files import StoredSummary, json_text, read_summary
 from ds_distill.utils.resources import explain_disk_full
 
 
@@ -249,6 +251,8 @@ def distill(
         recipe.identity() | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]},
         recipe.training.resume,
     ):
+        if finished := _finished_before(folder, recipe, loader, held):
+            return finished
         t = recipe.training
         student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed)
         _keep_model(student.config, tokens, folder)
@@ -292,6 +296,32 @@ def _evaluate_teacher(trainer: Trainer, teacher: Teacher, world: int) -> dict[st
             batches = (batch for batch in make_batches() if bar.update() or True)
             figures[name] = evaluate(objective, batches, trainer.device)
     return figures
+
+
+def _finished_before(folder: RunFolder, recipe: Recipe, loader: BatchLoader, heldout: dict) -> StoredSummary | None:
+    """Collective: return the summary of a run that has nothing left to do, and say so; else None.
+
+    Nothing is left where all steps are done, the model is exported, and every held-out set has been evaluated at the
+    end.
+    """
+    steps = count_steps(recipe, loader)
+
+    def look() -> StoredSummary | None:
+        summary = read_summary(folder.path)
+        if summary is None or summary.get("steps") != steps or not (folder.export / "config.json").is_file():
+            return None
+        try:
+            curves = read_heldout_curves(folder.path)
+            measured = all(curves[name][-1]["step"] == steps for name in heldout)
+        except (OSError, ValueError, KeyError, IndexError):
+            return None
+        # the folder may have been moved since
+        return StoredSummary(summary | {"export": str(folder.export), "plot": str(folder.plot)}) if measured else None
+
+    summary = broadcast_object(look() if is_first() else None)
+    if summary is not None:
+        log(f"{folder.path}: finished before ({steps:,} of {steps:,} steps), nothing to do")
+    return summary
 
 
 def _check_micro_batch(recipe: Recipe) -> None:
@@ -369,6 +399,8 @@ def pretrain(
             check_sizes(store, config, "the model")
     start = {"from": weights_fingerprint(encoder)[:16]} if isinstance(model, ModelFolder) else {"model": model}
     with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
+        if finished := _finished_before(folder, recipe, loader, held):
+            return finished
         _keep_model(encoder.config, tokens, folder)
         objective = Objective(encoder, recipe.losses.without_teacher(), world)
         if t.encoder_learning_rate == 0:
@@ -441,6 +473,14 @@ def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, un
     size = cast(int, t.micro_batch_size)  # "auto" has been refused
     candidates: list[tuple[str, ModelFolder, bool]] = [(folder.name, folder, False) for folder in models]
     candidates += [(f"{models[0].name}, untrained", models[0], True)] if untrained else []
+    sequences = min(t.eval_max_sequences, len(heldout))
+    log_header(
+        {
+            "models": ", ".join(name for name, _, _ in candidates),
+            "device": f"{describe_device(device, world)}, fp32",
+            "text": f"{sequences:,} held-out sequences of up to {heldout.manifest['sequence_length']} tokens",
+        }
+    )
     rows = []
     for name, folder, random_weights in candidates:
         check_fits_prepared_tokens(train_store, folder)
@@ -449,7 +489,7 @@ def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, un
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(t.seed)
                 network = type(network)(network.config)
-        count = -(-min(t.eval_max_sequences, len(heldout)) // size)
+        count = -(-sequences // size)
         with progress(count, "untrained" if random_weights else name, "batch") as bar:
             batches = (
                 batch

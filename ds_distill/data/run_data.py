@@ -83,26 +83,12 @@ def prepare_run_tokens(
     """
 
     def make() -> None:
-        data, file = recipe.data, folder / "manifest.json"
+        data = recipe.data
         # This comes before the tokenizer, so that a wrong path is reported first.
-        pieces = split_inputs(corpus, column=data.column, streaming=data.streaming)
+        split_inputs(corpus, column=data.column, streaming=data.streaming)
         tokenizer = load_tokenizer(tokenizer_folder)
-        settings = {
-            "mode": data.mode,
-            "sequence_length": data.sequence_length,
-            "seed": recipe.training.seed,
-            "heldout_fraction": data.heldout_fraction if heldout_fraction is None else heldout_fraction,
-            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        }
-        if file.is_file():
-            manifest = read_manifest(folder)
-            names = {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
-            changed = [
-                f"{names.get(key, f'data.{key}')} was {manifest.get(key)}, is {value}"
-                for key, value in settings.items()
-                if manifest.get(key) != value
-            ]
-            other = _describe_text_change(manifest, corpus, pieces)
+        if (folder / "manifest.json").is_file():
+            changed, other = _differences(folder, corpus, tokenizer, recipe, heldout_fraction)
             if not changed and not other:
                 return
             if bound and RunFolder(bound).identity.is_file():
@@ -116,6 +102,33 @@ def prepare_run_tokens(
     run_on_rank0(make)
     check_shared(folder / "manifest.json")
     return folder
+
+
+def is_prepared(folder: Path, corpus: list[str], tokenizer, recipe: Recipe) -> bool:
+    """Return whether a folder holds the tokens of this text, prepared with this tokenizer and these settings."""
+    return (folder / "manifest.json").is_file() and not any(_differences(folder, corpus, tokenizer, recipe))
+
+
+def _differences(
+    folder: Path, corpus: list[str], tokenizer, recipe: Recipe, heldout_fraction: float | None = None
+) -> tuple[list[str], str | None]:
+    """Return in words how the settings, and how the text, differ from those of prepared data."""
+    data, manifest = recipe.data, read_manifest(folder)
+    pieces = split_inputs(corpus, column=data.column, streaming=data.streaming)
+    settings = {
+        "mode": data.mode,
+        "sequence_length": data.sequence_length,
+        "seed": recipe.training.seed,
+        "heldout_fraction": data.heldout_fraction if heldout_fraction is None else heldout_fraction,
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+    }
+    names = {"seed": "training.seed", "tokenizer_fingerprint": "the tokenizer"}
+    changed = [
+        f"{names.get(key, f'data.{key}')} was {manifest.get(key)}, is {value}"
+        for key, value in settings.items()
+        if manifest.get(key) != value
+    ]
+    return changed, _describe_text_change(manifest, corpus, pieces)
 
 
 def _describe_text_change(manifest: dict, corpus: list[str], pieces: list[WorkUnit]) -> str | None:

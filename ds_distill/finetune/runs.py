@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,13 +26,14 @@ from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
 from ds_distill.reporting.model_card import task_card
+from ds_distill.reporting.run_text import describe_device, describe_model
 from ds_distill.run_folder import locked_run_folder_alone
 from ds_distill.run_record import write_record
 from ds_distill.tasks.catalog import LENGTH_KEY, Task
 from ds_distill.tasks.metrics import median, rank
-from ds_distill.utils.console import progress, skip
+from ds_distill.utils.console import log, log_event, log_header, progress, skip
 from ds_distill.utils.errors import UserError
-from ds_distill.utils.files import write_json
+from ds_distill.utils.files import StoredSummary, read_summary, write_json
 from ds_distill.utils.memory import retain_freed_memory
 from ds_distill.utils.resources import explain_disk_full, explain_out_of_memory
 
@@ -107,10 +109,13 @@ def finetune(
         "teacher": weights_fingerprint(teacher_model)[:16] if teacher_model else None,
     }
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
+        if finished := _finished_before(output, points, seeds):
+            return finished
         plan = _make_plan(task_data, model, output, points, tokenizer, positions, teacher_model)
         if teacher and task.regression:
             log_scale_mismatch(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
-        results = _run_all(plan, points, seeds)
+        described = describe_model(student.config, student.num_parameters())
+        results = _run_all(plan, points, seeds, described)
     summary, best = make_summary(task, results, output, model, teacher)
     sets = plan.encode_sets(best)
     num_train = min(task_data.counts["train"], best.max_train_samples or task_data.counts["train"])
@@ -165,17 +170,16 @@ def _make_plan(
     return Plan(data, model, output, sets, collator, teacher_model, device)
 
 
-def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list[dict]:
+def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int], described: str) -> list[dict]:
     steps = [
         math.ceil(math.ceil(len(plan.encode_sets(point).train) / point.batch_size) * point.epochs) for point in points
     ]
+    log_header(_header(plan, points, seeds, described, sum(steps) * len(seeds)))
     results = []
     with progress(sum(steps) * len(seeds), plan.task.name, "step") as bar:
         for point, length in zip(points, steps, strict=True):
             for seed in seeds:
-                folder = plan.output / ",".join(
-                    [f"{name}={value}" for name, value in _differing_settings(point, points).items()] + [f"seed={seed}"]
-                )
+                folder = _run_folder(plan.output, point, points, seed)
                 result = folder / "result.json"
                 _write_settings(folder, point, plan.device)
                 if result.is_file():
@@ -190,6 +194,52 @@ def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int]) -> list
                     | {"folder": str(folder / "model"), "length": plan.encode_sets(point).length}
                 )
     return results
+
+
+def _run_folder(output: Path, point: FinetuneConfig, points: list[FinetuneConfig], seed: int) -> Path:
+    """Return the folder of a run, whose name has the seed and the settings that differ among the points."""
+    differing = [f"{name}={value}" for name, value in _differing_settings(point, points).items()]
+    return output / ",".join([*differing, f"seed={seed}"])
+
+
+def _finished_before(output: Path, points: list[FinetuneConfig], seeds: list[int]) -> StoredSummary | None:
+    """Return the summary of a plan of which every run is finished, and say so; else None."""
+    summary = read_summary(output)
+    if summary is None:
+        return None
+    try:
+        # A summary has the length that was used; what was asked for is beside each run.
+        if len({point.max_length for point in points}) > 1 or [row["seed"] for row in summary["seeds"]] != seeds:
+            return None
+        stored = [entry["settings"] | {"max_length": points[0].max_length} for entry in summary["grid"] or [summary]]
+        if stored != [asdict(point) for point in points]:
+            return None
+        for point in points:
+            for seed in seeds:
+                folder = _run_folder(output, point, points, seed)
+                asked = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["asked"]
+                if asked != asdict(point) or not (folder / "result.json").is_file():
+                    return None
+        export = output / os.path.relpath(summary["export"], summary["output"])  # the folder may have been moved since
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    count = len(points) * len(seeds)
+    log(f"{output}: finished before ({count} of {count} runs), nothing to do")
+    return StoredSummary(summary | {"export": str(export), "output": str(output)})
+
+
+def _header(plan: Plan, points: list[FinetuneConfig], seeds: list[int], described: str, steps: int) -> dict[str, str]:
+    """Return the lines of the header of a plan, whose model is `described`."""
+    counts = plan.data.counts
+    precision = " and ".join(dict.fromkeys(_resolve_precision(point, plan.device) for point in points))
+    runs = f"{len(points)} settings × " if len(points) > 1 else ""
+    return {
+        plan.task.name: described + (", with a teacher's outputs on the task" if plan.teacher else ""),
+        "device": f"{describe_device(plan.device, 1)}, {precision}",
+        "data": f"{counts['train']:,} training examples, {counts['dev']:,} to score",
+        "steps": f"{steps:,} in all: {runs}{len(seeds)} seed{'s' * (len(seeds) != 1)}",
+        "output": str(plan.output),
+    }
 
 
 def _memory_remedy(point: FinetuneConfig) -> str:
@@ -228,12 +278,13 @@ def _write_settings(folder: Path, point: FinetuneConfig, device: torch.device) -
         raise UserError(f"{folder} holds a run of an earlier version: choose another --output, or remove it")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    bf16 = (
-        point.precision == "bf16"
-        or point.precision == "auto"
-        and (device.type == "cuda" or choose_cpu_dtype() == torch.bfloat16)
-    )
-    write_json(file, {"asked": asdict(point), "precision": "bf16" if bf16 else "fp32"})
+    write_json(file, {"asked": asdict(point), "precision": _resolve_precision(point, device)})
+
+
+def _resolve_precision(point: FinetuneConfig, device: torch.device) -> str:
+    if point.precision != "auto":
+        return point.precision
+    return "bf16" if device.type == "cuda" or choose_cpu_dtype() == torch.bfloat16 else "fp32"
 
 
 def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -> dict:
@@ -298,6 +349,8 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
     reader = load_tokenizer(folder / "model")
     saved_sets = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
     metrics = score_model(plan.task, final, saved_sets, Collator(reader), 2 * point.batch_size, f"seed {seed}")
+    figures = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in metrics.items())
+    log_event(f"{plan.task.name}, {folder.name}: {figures}")
     head = "question-answering" if plan.task.spans else "classification"
     trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
     remark = format_not_read(not_read(plan.data, sets, reader))

@@ -24,9 +24,9 @@ from ds_distill.run_record import write_record
 from ds_distill.study.scheduler import Job, make_folder_name, run_jobs, split_launch_command
 from ds_distill.tasks.catalog import TASKS, get_task
 from ds_distill.tasks.examples import split_files
-from ds_distill.utils.console import spinner
+from ds_distill.utils.console import log, log_header, spinner
 from ds_distill.utils.errors import UserError, did_you_mean, expand_user
-from ds_distill.utils.files import write_json
+from ds_distill.utils.files import read_summary, write_json
 
 TEACHER, TASK_DISTILLATION = "teacher", "task distillation"
 SECTION_PREFIXES = tuple(f"{room.name}." for room in fields(Recipe))
@@ -333,11 +333,21 @@ def run_study(study: Study, output: Path, check_command: Callable[[list[str]], R
     ]
     _check_teacher(study, students)
     write_json(plan, record)
-    has_work = any(not job.done for job in jobs)
-    run_jobs(jobs, study.jobs, output / "logs")
-    if has_work:
+    done, stored = sum(job.done for job in jobs), read_summary(output)
+    if done == len(jobs):
+        log(f"{output}: finished before ({done} of {done} jobs), nothing to do")
+    else:
+        log_header(
+            {
+                "study": f"{len(study.students)} students, {len(study.tasks)} tasks, {study.seeds} seeds each",
+                "jobs": f"{len(jobs)}, of which {done} are done; {study.jobs} at a time",
+                "output": str(output),
+            }
+        )
+        run_jobs(jobs, study.jobs, output / "logs")
         write_record(output)
-    return {"output": str(output), "rows": collect_rows(study, output)}
+    summary = {"output": str(output), "rows": collect_rows(study, output)}
+    return stored if stored == summary else summary
 
 
 def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:

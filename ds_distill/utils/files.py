@@ -35,12 +35,26 @@ def write_json(file: Path, value: dict) -> None:
     write_atomically(file, json_text(value, indent=2) + "\n")
 
 
+class StoredSummary(dict):
+    """The summary of work that was finished before, as its folder's summary.json has it."""
+
+
+def read_summary(folder: Path) -> StoredSummary | None:
+    """Return the content of folder/summary.json; None where there is none, or no JSON."""
+    try:
+        return StoredSummary(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def write_summary(summary: dict, folder: Path) -> None:
-    """Write folder/summary.json, which has the content of the command's last line.
+    """Write folder/summary.json, which has the content of the command's last line, unless it was read from there.
 
     A model's folder may be published as it is, so its summary has paths inside the folder relative
     to it.
     """
+    if isinstance(summary, StoredSummary):
+        return
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.json").is_file():
         inside = {
