@@ -5,11 +5,14 @@ import ctypes
 import multiprocessing
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -37,13 +40,15 @@ def _run(module: str, arguments: list[str], environment: dict, out: str, err: st
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # killed tests leave no processes behind
     for number, name in ((1, out), (2, err)):
-        file = os.open(name, os.O_WRONLY)
+        file = os.open(name, os.O_WRONLY | os.O_NOCTTY)
         os.dup2(file, number)
         os.close(file)
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[1:] = arguments
+    if os.isatty(1):  # the fork's streams take what is below them for a file, as it was
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2))
     sys.stdout.reconfigure(line_buffering=True)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
@@ -54,8 +59,11 @@ class Process:
     def __init__(self, module: str, *arguments, **environment):
         self.words = [str(word) for word in arguments]
         self.out, self.err = (tempfile.NamedTemporaryFile("r") for _ in range(2))
+        self._start(module, environment, self.out.name, self.err.name)
+
+    def _start(self, module: str, environment: dict, out: str, err: str) -> None:
         values = environment_of(**{key: str(value) for key, value in environment.items()})
-        self._process = _forks.Process(target=_run, args=(module, self.words, values, self.out.name, self.err.name))
+        self._process = _forks.Process(target=_run, args=(module, self.words, values, out, err))
         with mock.patch.dict(os.environ, environment_of()):  # the libraries read it while they are imported
             self._process.start()
         self.pid = self._process.pid
@@ -79,6 +87,36 @@ class Process:
             raise AssertionError(f"{self.words} {reason}:\n{self.err.read()[-3000:]}")
         texts = [Path(file.name).read_text() for file in (self.out, self.err)]
         return subprocess.CompletedProcess(self.words, self.poll(), *texts)
+
+
+class OnTerminal(Process):
+    """A process on a pseudo-terminal of `columns`; what it writes is in `written`, with the control characters."""
+
+    def __init__(self, columns: int, module: str, *arguments, **environment):
+        self.words, self.written = [str(word) for word in arguments], ""
+        self._ours, theirs = os.openpty()
+        termios.tcsetwinsize(theirs, (50, columns))
+        self._start(module, {"TERM": "xterm"} | environment, os.ttyname(theirs), os.ttyname(theirs))
+        self._reader = threading.Thread(target=self._read, args=(theirs,), daemon=True)
+        self._reader.start()
+
+    def _read(self, theirs: int) -> None:
+        # This process keeps the terminal open, so that it is there from the first to the last read.
+        with open(theirs), open(self._ours, "rb", buffering=0) as ours:
+            parts, ended = [], False
+            while not ended:
+                ended = self.poll() is not None
+                while select.select([ours], [], [], 0.1)[0]:
+                    parts.append(ours.read(65536))
+        self.written = b"".join(parts).decode()
+
+    def wait(self) -> subprocess.CompletedProcess:
+        reason = wait_until(lambda: self._process.join(0.05) or self.poll() is not None, [self.pid], pause=0)
+        if reason:
+            self.kill()
+        self._reader.join()
+        assert not reason, f"{self.words} {reason}:\n{self.written[-3000:]}"
+        return subprocess.CompletedProcess(self.words, self.poll(), self.written, "")
 
 
 def ds_distill(*arguments, **environment) -> subprocess.CompletedProcess:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from typing import cast
@@ -24,18 +25,21 @@ from ds_distill.utils.progress import ProgressWatch
 DEMO = SHIPPED_ROOT / "ds_configs" / "demo.yaml"
 # the libraries that a command loads, if not torch and DeepSpeed
 LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}
-FIRST_STEPS = (
-    "usage: ds-distill COMMAND [OPTIONS]\n"
-    "\n"
-    "  ds-distill run                                                    "
-    "demo: train a small teacher and a student in a few minutes\n"
-    "  ds-distill distill --teacher DIR --corpus FILE --output DIR       distill your teacher into a smaller student\n"
-    "  ds-distill finetune --task sst2 --model DIR --output DIR          fine-tune the student on a task\n"
-    "  ds-distill export --model DIR --format onnx-int8                  convert it for deployment\n"
-    "\n"
-    "commands: {commands}\n"
-    "Run ds-distill --help for a description of each command, and ds-distill COMMAND --help for its options."
-)
+FIRST_STEPS = """\
+usage: ds-distill COMMAND [options]
+
+demo: train a small teacher and a student in a few minutes
+  ds-distill run
+distill your teacher into a smaller student
+  ds-distill distill --teacher DIR --corpus FILE --output DIR
+fine-tune the student on a task
+  ds-distill finetune --task sst2 --model DIR --output DIR
+convert it for deployment
+  ds-distill export --model DIR --format onnx-int8
+
+{commands}
+ds-distill --help describes each command, ds-distill COMMAND --help its options.
+"""
 
 
 def force_cpu() -> None:
@@ -68,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     replace_unencodable_characters()
     argv = [word for word in argv if not word.startswith("--local_rank")]
     if not argv:
-        print(FIRST_STEPS.format(commands=", ".join(COMMANDS)), file=sys.stderr)
+        commands = textwrap.fill(f"commands: {', '.join(COMMANDS)}", 80, subsequent_indent="  ")
+        print(FIRST_STEPS.format(commands=commands), end="", file=sys.stderr)
         return 2
     if argv[0] in ("--version", "version") or argv[1:2] == ["--version"]:
         print(f"ds-distill {__version__}")
@@ -81,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
             options = build_parser().parse_args(_parse_command(argv))
         except SystemExit as ended:  # after --help
             return cast(int, ended.code or 0)
-        summary = _run(options.subcommand, options[options.subcommand], debug)
+        command, options = COMMANDS[options.subcommand], options[options.subcommand]
+        summary = _run(argv[0], options, debug)
     except (UserError, OSError) as error:
         if debug:
             raise
@@ -107,7 +113,10 @@ def main(argv: list[str] | None = None) -> int:
         close_bars()
         log("\nds-distill: interrupted; finished work is kept, and the same command resumes from there")
         return 130
-    if is_first():
+    if is_first() and sys.stdout.isatty() and not options.json:
+        if closing := command.closing(options, summary):
+            print(closing, flush=True)
+    elif is_first():
         print(json_text(summary), flush=True)
     return 0
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_loader
+from jsonargparse import ActionConfigFile, ArgumentParser, set_loader
 from jsonargparse._typehints import ActionTypeHint
 from yaml import YAMLError
 
@@ -36,14 +37,6 @@ def _load(text: str, path: str = "") -> Any:
 
 
 set_loader(RECIPE, _load, (YAMLError,))
-
-
-class HelpFormatter(DefaultHelpFormatter):
-    """Shows `path` as the type of a text that is a path."""
-
-    def _get_type_str(self, action):
-        type_text = super()._get_type_str(action)
-        return type_text and re.sub(r"Annotated\[(?:str|dict\[str, Any\]), (\w+)\]", r"\1", type_text)
 
 
 class Value(ActionTypeHint):
@@ -105,16 +98,25 @@ class StudyFile(RecipeFile):
 
 
 class Parser(ArgumentParser):
-    """A parser that raises UserError."""
+    """A parser that raises UserError.
+
+    Attributes:
+        write_help: Takes the parser's options and returns the text of --help.
+    """
+
+    write_help: Callable[[list[argparse.Action]], str]
 
     def __init__(self, *arguments, **options):
-        super().__init__(*arguments, formatter_class=HelpFormatter, parser_mode=RECIPE, **options)
+        super().__init__(*arguments, parser_mode=RECIPE, **options)
         self.register("action", "store_true", Flag)
 
     def error(self, message, ex=None):
         chosen = getattr(self, "chosen", "")
         commands = self._subcommands_action._name_parser_map if self._subcommands_action else {}
         raise UserError(explain_parser_error(str(message), known_keys(commands.get(chosen, self)), chosen)) from ex
+
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        return self.write_help(self._actions)
 
     def parse_args(self, args=None, *arguments, **options):
         self.chosen = next(iter(args or ()), "")

@@ -1,8 +1,9 @@
 """The commands by name, one module each.
 
-A command's module has PURPOSE, `add_arguments(parser)`, `check(options)` for what the command line
-alone shows, `check_paths(options)` for what the disk shows, both called before torch is imported,
-and `run(options)`, which returns its summary.
+A command's module has PURPOSE, EXAMPLES and COMMON_OPTIONS for its help, `add_arguments(parser)`,
+`check(options)` for what the command line alone shows, `check_paths(options)` for what the disk
+shows, both called before torch is imported, `run(options)`, which returns its summary, and
+`closing(options, summary)`, the text at its end for a person.
 """
 
 from ds_distill.cli import distill, env, estimate, evaluate, export, finetune, prepare, pretrain, report, run, study

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ds_distill.cli import arguments
+from ds_distill.reporting.closing import format_closing, sibling, training_result
 from ds_distill.utils.errors import UserError
 
 PURPOSE = "distill a teacher into a smaller student"
+EXAMPLES = r"""
+ds-distill distill --teacher bert-base-uncased --corpus text.txt \
+    --output runs/student
+ds-distill distill --teacher models/teacher --tokens runs/tokens \
+    --student.num_layers 3 --training.max_tokens 10M --output runs/small
+ds-distill distill --config few_tokens --teacher models/teacher \
+    --corpus text.txt --output runs/student
+"""
+COMMON_OPTIONS = (
+    "teacher",
+    "corpus",
+    "output",
+    "training.max_tokens",
+    "training.epochs",
+    "training.global_batch_size",
+    "training.micro_batch_size",
+    "training.learning_rate",
+    "student.num_layers",
+    "data.sequence_length",
+)
 
 
 def add_arguments(parser) -> None:
@@ -40,3 +63,17 @@ def run(options) -> dict:
         tokens=options.tokens,
         heldout=options.heldout,
     ).details
+
+
+def closing(options, summary: dict) -> str:
+    output, tokens = options.output, options.tokens or Path(options.output) / "tokens"
+    compare = ["evaluate", "--model", output, options.teacher, "--tokens", tokens]
+    tune = ["finetune", "--task", "sst2", "--model", output, "--output", sibling(output, "sst2")]
+    return format_closing(
+        *training_result(summary, output),
+        commands=[
+            ("compare the student with its teacher", compare),
+            ("fine-tune it on a task", tune),
+            ("convert it for deployment", ["export", "--model", output, "--format", "onnx-int8"]),
+        ],
+    )

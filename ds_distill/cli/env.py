@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ds_distill.cli import arguments
-from ds_distill.reporting.tables import table
+from ds_distill.reporting.closing import format_closing
+from ds_distill.reporting.tables import aligned, table
 from ds_distill.utils.console import is_first
 
 PURPOSE = "show package versions, devices, and which fused kernels run on this machine"
+EXAMPLES = r"""
+ds-distill env
+ds-distill env --json
+ds-distill env --output runs/env
+"""
+COMMON_OPTIONS = ("output",)
 
 
 def add_arguments(parser) -> None:
@@ -44,3 +53,7 @@ def run(options) -> dict:
 
 def _join_list(value: object) -> object:
     return ", ".join(value) or None if isinstance(value, list) else value
+
+
+def closing(options, summary: dict) -> str:
+    return format_closing(aligned([("files", str(Path(options.output) / "summary.json"))]) if options.output else "")

@@ -12,9 +12,34 @@ from ds_distill.estimate.hardware import DEVICES, find_device
 from ds_distill.estimate.known_models import KNOWN_MODELS, KnownModel, find_known_model
 from ds_distill.models.families import FAMILIES
 from ds_distill.models.folder import ModelFolder, find_model_folder, read_config
+from ds_distill.reporting.closing import format_closing
+from ds_distill.reporting.tables import aligned
 from ds_distill.utils.errors import UserError, did_you_mean, expand_user
 
 PURPOSE = "estimate memory per ZeRO stage, steps, hours and cost before a run; suggest changes if it does not fit"
+EXAMPLES = r"""
+ds-distill estimate --teacher google-bert/bert-base-uncased \
+    --corpus wikipedia+bookcorpus --gpu h100 --ranks 8
+ds-distill estimate --teacher models/teacher --training.max_tokens 1B
+ds-distill estimate --teacher models/teacher --tokens runs/tokens \
+    --training.micro_batch_size auto
+"""
+COMMON_OPTIONS = (
+    "teacher",
+    "corpus",
+    "tokens",
+    "gpu",
+    "ranks",
+    "memory_gib",
+    "price",
+    "tokens_per_second",
+    "training.max_tokens",
+    "training.epochs",
+    "training.global_batch_size",
+    "training.micro_batch_size",
+    "training.deepspeed",
+    "data.sequence_length",
+)
 
 
 def add_arguments(parser) -> None:
@@ -140,3 +165,7 @@ def run(options) -> dict:
     if is_first():
         print(format_plan(estimate) + "\n")
     return estimate
+
+
+def closing(options, summary: dict) -> str:
+    return format_closing(aligned([("files", str(Path(options.output) / "summary.json"))]) if options.output else "")

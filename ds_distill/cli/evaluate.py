@@ -10,13 +10,31 @@ from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
+from ds_distill.reporting.closing import format_closing
 from ds_distill.reporting.heldout import POSITIONS, errors_shown
-from ds_distill.reporting.tables import table
+from ds_distill.reporting.tables import aligned, table
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_summary
 
 PURPOSE = "measure masked-LM loss and accuracy of Hugging Face folders on held-out text, best first"
+EXAMPLES = r"""
+ds-distill evaluate --model runs/student bert-base-uncased \
+    --corpus text.txt
+ds-distill evaluate --model runs/student models/teacher \
+    --tokens runs/student/tokens --untrained
+ds-distill evaluate --model runs/student \
+    --corpus hf:Salesforce/wikitext:wikitext-2-raw-v1@test \
+    --output runs/evaluated
+"""
+COMMON_OPTIONS = (
+    "model",
+    "corpus",
+    "tokens",
+    "output",
+    "untrained",
+    "training.eval_max_sequences",
+)
 
 COLUMNS = {"model": "model", "parameters": "parameters"} | {
     f"heldout_{kind}_{figure}": f"{heading} {positions}"
@@ -74,3 +92,12 @@ def run(options) -> dict:
     if is_first() and not options.output:
         write_summary(summary, Path(EVALUATION))
     return summary
+
+
+def closing(options, summary: dict) -> str:
+    best = summary["models"][0]["model"] if "models" in summary else summary["model"]
+    commands = [("convert the best for deployment", ["export", "--model", best, "--format", "onnx-int8"])]
+    return format_closing(
+        aligned([("files", str(Path(options.output or EVALUATION) / "summary.json"))]),
+        commands=commands if Path(best).is_dir() else [],
+    )

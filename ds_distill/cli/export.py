@@ -8,6 +8,8 @@ from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
+from ds_distill.reporting.closing import format_closing
+from ds_distill.reporting.tables import aligned
 from ds_distill.run_folder import find_model
 from ds_distill.tasks.columns import named_columns
 from ds_distill.utils.console import is_first
@@ -16,6 +18,22 @@ from ds_distill.utils.errors import UserError, expand_user
 PURPOSE = (
     "convert a run's checkpoint to a Hugging Face folder, or either to ONNX, int8, OpenVINO or torch.export, compared "
     "with PyTorch"
+)
+EXAMPLES = r"""
+ds-distill export --model runs/student --format onnx-int8
+ds-distill export --model runs/sst2 --format onnx openvino-int8 \
+    --data sst2/dev.tsv
+ds-distill export --run runs/student --step 1000 --output runs/step-1000
+"""
+COMMON_OPTIONS = (
+    "model",
+    "run",
+    "step",
+    "format",
+    "output",
+    "text",
+    "data",
+    "encoder",
 )
 NO_RUN = "the folder holds no run with a checkpoint there; give the --output folder of distill or pretrain"
 
@@ -130,3 +148,7 @@ def run(options) -> dict:
         print(formats_table(exported["formats"]))
         summary |= exported
     return summary
+
+
+def closing(options, summary: dict) -> str:
+    return format_closing(aligned([("files", options.output)]))

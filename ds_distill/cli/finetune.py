@@ -8,13 +8,35 @@ from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
 from ds_distill.models.folder import find_model_folder
-from ds_distill.reporting.tables import table
+from ds_distill.reporting.closing import format_closing
+from ds_distill.reporting.tables import aligned, table
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.examples import split_files
 from ds_distill.utils.errors import UserError, expand_user
 
 PURPOSE = (
     "fine-tune an encoder on a task of GLUE, SQuAD or IMDb over several seeds, with or without a fine-tuned teacher"
+)
+EXAMPLES = r"""
+ds-distill finetune --task sst2 --model runs/student --output runs/sst2
+ds-distill finetune --task rte --model runs/student --data glue/RTE \
+    --seeds 5 --output runs/rte
+ds-distill finetune --task squad --model runs/student \
+    --teacher runs/squad-teacher --grid lr=3e-5,5e-5 epochs=2,3 \
+    --output runs/squad
+"""
+COMMON_OPTIONS = (
+    "task",
+    "model",
+    "data",
+    "output",
+    "seeds",
+    "grid",
+    "teacher",
+    "finetune.learning_rate",
+    "finetune.epochs",
+    "finetune.batch_size",
+    "finetune.max_length",
 )
 
 
@@ -100,3 +122,10 @@ def run(options) -> dict:
     columns = {"seed": "seed"} | {name: name.replace("_", " ") for name in summary["metrics"]}
     print(table([*rows, {"seed": "median"} | summary["metrics"]], columns))
     return summary
+
+
+def closing(options, summary: dict) -> str:
+    return format_closing(
+        aligned([("model", f"{summary['export']}, the one at the median"), ("files", options.output)]),
+        commands=[("convert it for deployment", ["export", "--model", options.output, "--format", "onnx-int8"])],
+    )

@@ -12,14 +12,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import docstring_parser
 
 from ds_distill.cli.argument_parser import Value
 from ds_distill.cli.arguments import SECTIONS
 from ds_distill.cli.commands import COMMANDS
+from ds_distill.cli.option_words import COMMON, NONE, shown, type_in_words
 from ds_distill.cli.parser import build_parser
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import Match
@@ -29,8 +29,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 COMMAND = "python -m ds_distill.cli.manual"
 NOTE = f"<!-- `{COMMAND}` writes this page. -->"
 TITLES = {"data": "Data", "student": "Student", "losses": "Losses", "training": "Training", "finetune": "Fine-tuning"}
-TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-NONE = "–"
 
 CONFIGURATION = """\
 # Configuration
@@ -76,14 +74,6 @@ CLI = """\
 under its name without the dashes. [Getting started](getting_started.md#write-values-and-read-results) explains how
 values may be written. In the tables a dash stands for "none"."""
 
-# The options of every command. jsonargparse words the help of two of them.
-COMMON = {
-    "help": "print the options and end",
-    "config": None,
-    "print_config": "print the settings that result from file and options, and end",
-    "debug": None,
-}
-
 
 def main() -> None:
     """Write both pages."""
@@ -117,7 +107,10 @@ def commands() -> str:
     parts = [CLI, NOTE, _table(["command", "purpose"], purposes), "Every command has these options:", _options(common)]
     for name, parser in parsers.items():
         purpose = _cell(COMMANDS[name].PURPOSE)
-        parts += [f"## {name}", f"{purpose[0].upper()}{purpose[1:].rstrip('.')}.", _options(parser._actions, COMMON)]
+        examples = f"```\n{COMMANDS[name].EXAMPLES.strip()}\n```"
+        parts += [f"## {name}", f"{purpose[0].upper()}{purpose[1:].rstrip('.')}.", examples]
+        if own := _options(parser._actions, COMMON):
+            parts.append(own)
     return "\n\n".join(parts) + "\n"
 
 
@@ -179,50 +172,6 @@ def _describe_type(action: Any) -> str:
     if not isinstance(action, Value):
         return "path" if action.dest == "config" else "flag"
     return type_in_words(list[action._typehint] if action.nargs in ("+", "*") else action._typehint)
-
-
-def type_in_words(hint: Any) -> str:
-    """Return a type hint in words, such as "list of whole numbers". A None in it is left to the default."""
-    kind, parts = get_origin(hint), [part for part in get_args(hint) if part is not NoneType]
-    if hint in TYPES:
-        return TYPES[hint]
-    if hint is Match:
-        return "[loss terms](#loss-terms)"
-    if kind is Annotated:
-        return parts[1].name
-    if kind is Literal:
-        return ", ".join(f"`{choice}`" for choice in parts)
-    if kind in (Union, UnionType):
-        return " or ".join(map(type_in_words, parts))
-    if kind is list:
-        entry = type_in_words(parts[0])
-        return f"list of {'lists of ' if get_origin(parts[0]) is tuple else ''}{_plural(entry)}"
-    if kind is tuple:
-        return f"{len(parts)} {type_in_words(parts[0])}s"
-    if kind is dict:
-        return f"mapping of names to {type_in_words(parts[1]).removesuffix('s')}s"
-    raise TypeError(f"{hint}: no words for this type")
-
-
-def _plural(words: str) -> str:
-    return words if words.endswith(("s", ")")) else f"{words}s"
-
-
-def shown(value: Any) -> str:
-    """Return a default as YAML has it, in backticks."""
-    return NONE if value in (None, argparse.SUPPRESS, "", [], {}) else f"`{_yaml(value)}`"
-
-
-def _yaml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_yaml, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {_yaml(entry)}' for key, entry in value.items())}}}"
-    return str(value)
 
 
 def _limits(setting: Field) -> str:

@@ -12,15 +12,18 @@ from ds_distill.recipe import Recipe
 def build_parser():
     """Return the parser of all commands."""
     from ds_distill.cli.argument_parser import Parser, RecipeFile, StudyFile, with_values
+    from ds_distill.cli.help import command_help, program_help
 
     parser = Parser(
         prog="ds-distill",
         allow_abbrev=False,
         description="Distill pretrained encoders into smaller ones during pretraining, on DeepSpeed.",
     )
+    parser.write_help = lambda actions: program_help(COMMANDS)
     commands = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
         sub = Parser(description=command.PURPOSE, allow_abbrev=False)
+        sub.write_help = functools.partial(command_help, name, command)
         sub.add_argument(
             "--config",
             action=StudyFile if name == "study" else RecipeFile,
@@ -30,6 +33,11 @@ def build_parser():
         )
         sub.add_argument(
             "--debug", action="store_true", help="show tracebacks of errors, and the output of the libraries"
+        )
+        sub.add_argument(
+            "--json",
+            action="store_true",
+            help="print the summary as JSON on a terminal too, as the last line of standard output",
         )
         command.add_arguments(sub)
         sub.add_argument(

@@ -5,10 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_distill.cli import arguments
+from ds_distill.cli.pretrain import NEW_MODEL
 from ds_distill.data.sources import check_inputs
+from ds_distill.reporting.closing import format_closing, sibling
+from ds_distill.reporting.tables import aligned
+from ds_distill.utils.console import log, log_header
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.files import StoredSummary, read_summary
 
 PURPOSE = "tokenize text once, for later commands"
+EXAMPLES = r"""
+ds-distill prepare --tokenizer bert-base-uncased --corpus text.txt \
+    --output runs/tokens
+ds-distill prepare --teacher models/teacher --corpus books/ \
+    news.jsonl#body --data.sequence_length 512 --output runs/tokens
+ds-distill prepare --teacher models/teacher \
+    --corpus hf:Salesforce/wikitext:wikitext-2-raw-v1@train \
+    --output runs/tokens
+"""
+COMMON_OPTIONS = (
+    "tokenizer",
+    "teacher",
+    "corpus",
+    "output",
+    "data.mode",
+    "data.sequence_length",
+    "data.heldout_fraction",
+    "data.column",
+    "data.workers",
+)
+SPLITS = {"train": "training", "heldout": "held out"}
+NEW_POSITIONS = NEW_MODEL["max_position_embeddings"]
 REPORTED = (
     "mode",
     "blocks",
@@ -45,7 +72,8 @@ def check_paths(options) -> None:
 
 
 def run(options) -> dict:
-    from ds_distill.data.run_data import prepare_tokens
+    from ds_distill.data.dataset import read_manifest
+    from ds_distill.data.run_data import is_prepared, prepare_tokens
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.models.folder import find_model_folder
     from ds_distill.preflight.models import warn_if_teacher_unfit
@@ -56,5 +84,41 @@ def run(options) -> dict:
         teacher = find_model_folder(options.teacher)
         tokenizer = tokenizer or teacher.tokenizer
         warn_if_teacher_unfit(teacher, recipe, options.tokenizer)
-    manifest = prepare_tokens(options.corpus, tokenizer, Path(options.output), recipe)
+    output = Path(options.output)
+    if is_prepared(output, options.corpus, tokenizer, recipe) and (stored := read_summary(output)):
+        log(f"{output}: finished before ({read_manifest(output)['real_tokens']['train']:,} tokens), nothing to do")
+        return StoredSummary(stored | {"output": options.output})
+    data = recipe.data
+    log_header(
+        {
+            "text": " ".join(options.corpus),
+            "tokens": f"{data.mode}, up to {data.sequence_length} per sequence, "
+            f"{100 * data.heldout_fraction:g} % of the documents held out",
+            "tokenizer": options.tokenizer or options.teacher,
+            "output": options.output,
+        }
+    )
+    manifest = prepare_tokens(options.corpus, tokenizer, output, recipe)
     return {"output": options.output, **{key: manifest[key] for key in REPORTED}}
+
+
+def closing(options, summary: dict) -> str:
+    documents, tokens, output = summary["documents"], summary["real_tokens"], options.output
+    table = aligned(
+        [
+            ("", "documents", "tokens"),
+            *((name, f"{documents[key]:,}", f"{tokens[key]:,}") for key, name in SPLITS.items()),
+        ]
+    )
+    if options.teacher:
+        teacher = ["--teacher", options.teacher, "--tokens", output]
+        commands = [
+            ("what a distillation on this text takes", ["estimate", *teacher]),
+            ("distill the teacher", ["distill", *teacher, "--output", sibling(output, "student")]),
+        ]
+    else:
+        length = options.data.sequence_length
+        positions = ["--model.max_position_embeddings", length] if length > NEW_POSITIONS else []
+        start = ["pretrain", "--tokenizer", options.tokenizer, "--tokens", output, *positions]
+        commands = [("train a new teacher on this text", [*start, "--output", sibling(output, "teacher")])]
+    return format_closing(table, aligned([("files", output)]), commands=commands)

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ds_distill.cli import arguments
 from ds_distill.config.values import UserPath
 from ds_distill.models.folder import find_model_folder
+from ds_distill.reporting.closing import format_closing, sibling, training_result
 from ds_distill.utils.errors import UserError
 
 PURPOSE = "train a teacher with masked-LM alone: a new BERT, or an existing encoder, which gets a head if it has none"
+EXAMPLES = r"""
+ds-distill pretrain --tokenizer bert-base-uncased --corpus text.txt \
+    --output runs/teacher
+ds-distill pretrain --tokenizer models/teacher --tokens runs/tokens \
+    --model.hidden_size 256 --model.num_hidden_layers 6 \
+    --training.max_tokens 10M --output runs/teacher
+ds-distill pretrain --from models/encoder --corpus text.txt \
+    --training.encoder_learning_rate 0 --output runs/teacher
+"""
+COMMON_OPTIONS = (
+    "tokenizer",
+    "from",
+    "corpus",
+    "output",
+    "model",
+    "training.max_tokens",
+    "training.epochs",
+    "training.global_batch_size",
+    "training.micro_batch_size",
+    "training.learning_rate",
+    "data.sequence_length",
+)
 NEW_MODEL = {
     "hidden_size": 192,
     "num_hidden_layers": 4,
@@ -68,3 +93,15 @@ def run(options) -> dict:
         tokens=options.tokens,
         heldout=options.heldout,
     ).details
+
+
+def closing(options, summary: dict) -> str:
+    output, tokens = options.output, options.tokens or Path(options.output) / "tokens"
+    distill = ["distill", "--teacher", output, "--tokens", tokens, "--output", sibling(output, "student")]
+    return format_closing(
+        *training_result(summary, output),
+        commands=[
+            ("distill it into a smaller student", distill),
+            ("compare it with random weights", ["evaluate", "--model", output, "--tokens", tokens, "--untrained"]),
+        ],
+    )

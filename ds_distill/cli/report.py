@@ -6,10 +6,20 @@ from pathlib import Path
 
 from ds_distill.cli import arguments
 from ds_distill.config.values import UserPath
-from ds_distill.utils.console import log
+from ds_distill.reporting.closing import format_closing
+from ds_distill.reporting.tables import aligned
 from ds_distill.utils.errors import UserError
 
 PURPOSE = "put runs, studies and benchmark reports on one page that needs no other file"
+EXAMPLES = r"""
+ds-distill report runs/student
+ds-distill report runs/student runs/other --output runs/page
+ds-distill report runs/study runs/table3
+"""
+COMMON_OPTIONS = (
+    "folders",
+    "output",
+)
 
 
 def add_arguments(parser) -> None:
@@ -53,6 +63,9 @@ def check_paths(options) -> None:
 def run(options) -> dict:
     from ds_distill.study.report import write_report
 
-    summary = write_report(options.folders, Path(options.output), options.teacher)
-    log(f"report: {summary['report']}")
-    return summary
+    return write_report(options.folders, Path(options.output), options.teacher)
+
+
+def closing(options, summary: dict) -> str:
+    files = {"page": summary["report"], "text": summary.get("markdown")}
+    return format_closing(aligned((name, file) for name, file in files.items() if file))

@@ -15,6 +15,20 @@ PURPOSE = (
     "run the demo, as ./launch.sh does: train a tokenizer, a teacher, a student and a baseline on text of this "
     "machine, and compare them; with --teacher, the same as distill"
 )
+EXAMPLES = r"""
+ds-distill run
+ds-distill run --corpus notes.txt --output runs/notes
+ds-distill run --teacher bert-base-uncased --corpus text.txt \
+    --output runs/student
+"""
+COMMON_OPTIONS = (
+    "corpus",
+    "output",
+    "fresh",
+    "teacher",
+    "teacher_tokens",
+    "training.max_tokens",
+)
 DEFAULT_OUTPUT = "runs/demo"
 LIMITS = (("vocabulary", 32, 1_000_000), ("corpus_megabytes", 0.001, 1e6), ("teacher_tokens", 1, 10**15))
 
@@ -85,3 +99,7 @@ def run(options) -> dict:
         teacher_tokens=options.teacher_tokens,
         fresh=options.fresh,
     )
+
+
+def closing(options, summary: dict) -> str:
+    return distill.closing(options, summary) if options.teacher else ""

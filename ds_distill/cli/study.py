@@ -9,9 +9,30 @@ from ds_distill.cli import arguments
 from ds_distill.config.values import Name, UserPath, mapping_reader
 from ds_distill.data.sources import check_inputs
 from ds_distill.finetune.config import FinetuneConfig
+from ds_distill.reporting.closing import format_closing
+from ds_distill.reporting.tables import aligned
 from ds_distill.tasks.catalog import TASKS
 
 PURPOSE = "distill and fine-tune every student of a plan on every task, resuming where an earlier start stopped"
+EXAMPLES = r"""
+ds-distill study --config ablation --teacher models/teacher \
+    --corpus text.txt --output runs/study
+ds-distill study --teacher models/teacher --corpus text.txt \
+    --tasks sst2 rte --seeds 1 --output runs/study
+ds-distill study --config study.yaml --jobs 2 --output runs/study
+"""
+COMMON_OPTIONS = (
+    "teacher",
+    "corpus",
+    "tasks",
+    "output",
+    "base",
+    "students",
+    "seeds",
+    "data",
+    "jobs",
+    "launch",
+)
 # These are the settings that a study's student may change, and those of its fine-tunings, for all
 # tasks or, under a task's name, for that task.
 STUDENT_SETTINGS = {
@@ -99,3 +120,10 @@ def run(options) -> dict:
 
     study = Study(**{name: options[name] for name in Study.__dataclass_fields__})
     return run_study(study, Path(options.output), check_command)
+
+
+def closing(options, summary: dict) -> str:
+    return format_closing(
+        aligned([("files", str(Path(options.output) / "summary.json"))]),
+        commands=[("see it on one page", ["report", options.output])],
+    )

@@ -5,7 +5,8 @@ from typing import Any, Literal
 import pytest
 
 from ds_distill.cli.commands import COMMANDS
-from ds_distill.cli.manual import commands, configuration, shown, type_in_words
+from ds_distill.cli.manual import commands, configuration
+from ds_distill.cli.option_words import shown, type_in_words, with_article
 from ds_distill.config.values import UserPath
 from ds_distill.recipe import Match
 from ds_distill.study.plan import FINETUNE_SETTINGS, SETTINGS, Study
@@ -44,6 +45,21 @@ def test_every_command_has_a_section_with_its_options():
 )
 def test_types_in_words(hint, words):
     assert type_in_words(hint) == words
+
+
+@pytest.mark.parametrize(
+    "hint, words",
+    [
+        (int, "a whole number"),
+        (UserPath | None, "a path"),
+        (dict[str, int], "a mapping of names to whole numbers"),
+        (list[Match], "a list of loss terms"),
+        (tuple[float, float], "2 numbers"),
+        (Literal["a", "b"], "one of a, b"),
+    ],
+)
+def test_types_in_a_sentence(hint, words):
+    assert with_article(type_in_words(hint)) == words
 
 
 def test_a_type_without_words_is_refused():

@@ -1,0 +1,80 @@
+"""What a command prints at its end for a person: its result, where the files are, and what to type next."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ds_distill.reporting.heldout import POSITIONS, heldout_cells, shared_kind
+from ds_distill.reporting.run_text import millions
+from ds_distill.reporting.tables import aligned
+
+Command = tuple[str, Sequence[object]]  # a remark, and the words after ds-distill
+
+
+def format_closing(*parts: str, commands: Iterable[Command] = ()) -> str:
+    """Return blocks of text, then the commands to type next, with a blank line before each."""
+    blocks = [part for part in (*parts, format_commands([(remark, join(words)) for remark, words in commands])) if part]
+    return "".join(f"\n{block}\n" for block in blocks).rstrip("\n")
+
+
+def format_commands(commands: Sequence[tuple[str, str]]) -> str:
+    """Return commands for a shell, each below its remark; first the one that activates the environment, if needed.
+
+    Args:
+        commands: Pairs of a remark and a command.
+    """
+    folder = Path(sys.prefix) / "bin"
+    activate, found = folder / "activate", shutil.which("ds-distill")
+    remarks = list(commands)
+    if commands and activate.is_file() and (found is None or Path(found).parent != folder):
+        shown = os.path.relpath(activate) if activate.is_relative_to(Path.cwd()) else activate
+        remarks.insert(0, ("use the environment of this program", f"source {shlex.quote(str(shown))}"))
+    return "\n\n".join(["Next:", *(f"# {remark}\n{command}" for remark, command in remarks)]) if remarks else ""
+
+
+def join(words: Sequence[object]) -> str:
+    """Return a command of this program as a shell takes it, in lines of 80 columns where its words allow it."""
+    lines, line = [], "ds-distill"
+    for part in re.split(r" (?=--)", shlex.join(map(str, words))):  # an option stays beside its values
+        if len(line) + len(part) > 77:
+            lines.append(line)
+            line = "   "
+        line += f" {part}"
+    return " \\\n".join([*lines, line])
+
+
+def training_result(summary: Mapping[str, Any], output: str) -> tuple[str, str]:
+    """Return the table and the facts of a finished distillation or pretraining.
+
+    Args:
+        summary: The run's summary.
+        output: The run's folder.
+    """
+    rows = {
+        "held-out text, at start": heldout_cells(summary, "start_heldout_"),
+        "held-out text, at end": heldout_cells(summary, "heldout_"),
+        **{f"{name}, at end": heldout_cells(figures) for name, figures in summary.get("heldout_sets", {}).items()},
+    }
+    where = POSITIONS[shared_kind([summary], "heldout_")]
+    table = aligned([(where, "loss (nats)", "accuracy"), *((name, *cells) for name, cells in rows.items())])
+    rate = summary.get("tokens_per_second")
+    trained = f"{summary['steps']:,} steps, {millions(summary['tokens'])} tokens"
+    facts = {
+        "trained": trained + (f", {rate:,.0f} tokens per second" if rate else ""),
+        "model": f"{summary['export']} ({millions(summary['parameters'])} parameters)",
+        "files": f"summary.json, loss.png and tensorboard in {output}",
+    }
+    return table, aligned(facts.items())
+
+
+def sibling(output: str, name: str) -> str:
+    """Return the folder beside `output` that a next command may write to."""
+    path = Path(output)
+    return str(path.with_name(f"{path.name}-{name}"))

@@ -1,0 +1,65 @@
+"""Test what a command prints at its end for a person."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from ds_distill.reporting.closing import format_closing, format_commands, join, training_result
+from ds_distill.reporting.heldout import describe_heldout
+
+WORDS = ["finetune", "--task", "sst2", "--model", "runs/it's a model", "--output", "a rather long folder" * 3, "--x", 1]
+
+
+def test_a_shell_reads_a_command_as_it_was_meant():
+    text = join(WORDS)
+    assert shlex.split(text.replace("\\\n", "")) == ["ds-distill", *map(str, WORDS)]
+    assert max(len(line) for line in text.splitlines() if "long folder" not in line) <= 80 and "\n" in text
+    assert join(["report", "runs"]) == "ds-distill report runs"
+
+
+@pytest.mark.parametrize("on_path", [False, True])
+def test_the_environment_is_activated_where_the_shell_does_not_find_the_program(on_path, tmp_path, monkeypatch):
+    folder = tmp_path / "an env" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "activate").touch()
+    (folder / "ds-distill").touch(0o755)
+    monkeypatch.setattr(sys, "prefix", str(folder.parent))
+    monkeypatch.setenv("PATH", str(folder) if on_path else "")
+    monkeypatch.chdir(tmp_path)
+    text = format_commands([("see it", "ds-distill report runs")])
+    assert text.endswith("# see it\nds-distill report runs")
+    assert ("source 'an env/bin/activate'" in text) != on_path
+    monkeypatch.chdir(folder.parent.parent.parent)
+    assert on_path or str(Path(tmp_path.name) / "an env" / "bin" / "activate") in format_commands([("", "x")])
+    assert format_commands([]) == "" and format_closing("", "a", "", "b") == "\na\n\nb"
+
+
+def figures(kinds: str, prefix: str = "", **changes) -> dict:
+    values = {"loss": 2.5, "loss_se": 0.25, "accuracy": 0.125, "accuracy_se": 0.01, "count": 40} | changes
+    return {f"{prefix}{kind}_{name}": value for kind in kinds.split() for name, value in values.items()}
+
+
+def test_the_result_of_a_run_is_a_table():
+    summary = {"steps": 1200, "tokens": 2_500_000, "tokens_per_second": 900.4, "export": "r/export", "parameters": 7}
+    summary |= figures("mask mlm", "start_heldout_", loss=9.0) | figures("mask mlm", "heldout_")
+    summary["heldout_sets"] = {"books": figures("mask mlm", loss=None, accuracy=None, loss_se=None, accuracy_se=None)}
+    table, facts = training_result(summary, "r")
+    assert table.splitlines() == [
+        "at [MASK]                  loss (nats)      accuracy",
+        "held-out text, at start  9.000 ± 0.250  12.5 ± 1.0 %",
+        "held-out text, at end    2.500 ± 0.250  12.5 ± 1.0 %",
+        "books, at end                        –             –",
+    ]
+    assert facts.splitlines() == [
+        "trained  1,200 steps, 2.5 M tokens, 900 tokens per second",
+        "model    r/export (7 parameters)",
+        "files    summary.json, loss.png and tensorboard in r",
+    ]
+
+
+def test_held_out_figures_of_an_earlier_version_are_told_as_such():
+    assert describe_heldout(figures("mask mlm")) == "loss 2.500 ± 0.250 nats, accuracy 12.5 ± 1.0 % at [MASK]"
+    earlier = {"mlm_loss": 2.5, "mlm_accuracy": 0.125}
+    assert describe_heldout(earlier) == "loss 2.500 nats, accuracy 12.5 % at all selected positions"
