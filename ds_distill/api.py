@@ -104,7 +104,7 @@ def distill(
 
     Args:
         recipe: Every setting of the run.
-        teacher: Folder of a masked-LM model, or the name of one in the local Hugging Face cache.
+        teacher: Folder of a masked-LM model, or the name of one on the Hugging Face Hub, which is fetched once.
         output: Folder for everything that the run makes.
         corpus: Files, folders, patterns or hub data sets of text; not needed with `tokens`.
         tokens: Folder that `ds-distill prepare` has made.
@@ -188,7 +188,7 @@ def evaluate(
     The best has the lowest loss at the positions that show [MASK].
 
     Args:
-        models: Folders, or names in the local Hugging Face cache, which share one tokenizer.
+        models: Folders, or names on the Hugging Face Hub, which share one tokenizer.
         recipe: Settings of the data; the defaults when not given.
         corpus: Files, folders, patterns or hub data sets of text; not needed with `tokens`.
         tokens: Folder that `ds-distill prepare` has made.

@@ -72,6 +72,7 @@ def prepare_and_distill(
         heldout: Further held-out texts.
     """
     recipe = _check_job(recipe, corpus, tokens, heldout)
+    preflight.fetch_model(teacher, "teacher =")
     folder = find_model_folder(teacher)
     preflight.check_teacher(folder, recipe, Path(tokens) if tokens else None)
     recipe, data, held = _make_tokens(recipe, str(folder.path), output, corpus, tokens, heldout)
@@ -101,7 +102,10 @@ def prepare_and_pretrain(
     """
     recipe = _check_job(recipe, corpus, tokens, heldout)
     start: dict | ModelFolder
+    if not tokens and tokenizer != model:
+        preflight.fetch_model(tokenizer, "--tokenizer", weights=False)
     if isinstance(model, str):
+        preflight.fetch_model(model, "--from")
         start = find_model_folder(model, "--from")
         preflight.check_encoder(start, recipe, tokenizer, Path(tokens) if tokens else None)
     else:
@@ -134,6 +138,8 @@ def prepare_and_evaluate(
     """
     recipe = with_prepared_settings(recipe, Path(tokens)) if tokens else recipe
     preflight.check_texts([] if tokens else corpus, [], recipe)
+    for model in models:
+        preflight.fetch_model(model, "--model")
     folders = [find_model_folder(model, "--model") for model in models]
     preflight.check_evaluated(folders, recipe, Path(tokens) if tokens else None)
     if not tokens:

@@ -20,6 +20,7 @@ from ds_distill.distributed import launch_environment
 from ds_distill.utils.console import close_bars, is_first, log, log_once
 from ds_distill.utils.errors import UserError, did_you_mean, get_message, is_disk_full
 from ds_distill.utils.files import json_text, write_summary
+from ds_distill.utils.hub import OFFLINE
 from ds_distill.utils.progress import ProgressWatch
 
 DEMO = SHIPPED_ROOT / "ds_configs" / "demo.yaml"
@@ -124,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, options, debug: bool) -> dict:
     """Check a command's options and run it; return its summary."""
     command = COMMANDS[name]
+    if options.offline:
+        os.environ[OFFLINE] = "1"  # before huggingface_hub is imported, which reads it then; jobs of a study inherit it
     if options.get("training") and options.training.device == "cpu":
         force_cpu()
     command.check(options)

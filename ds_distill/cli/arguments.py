@@ -33,7 +33,8 @@ def add_teacher(parser, remark: str = "") -> None:
         "--teacher",
         type=UserPath | None,
         default=None,
-        help=f"folder, or name in the Hugging Face cache, of a masked-LM model ({', '.join(FAMILIES)}){remark}",
+        help=f"folder, or name on the Hugging Face Hub (NAME or NAME@REVISION), of a masked-LM model "
+        f"({', '.join(FAMILIES)}){remark}",
     )
 
 
@@ -51,7 +52,8 @@ def add_tokens(parser) -> None:
 
 def add_tokenizer(parser) -> None:
     """Add --tokenizer."""
-    parser.add_argument("--tokenizer", type=UserPath | None, default=None, help="folder of the tokenizer")
+    help = "folder, or name on the Hub, of the tokenizer"
+    parser.add_argument("--tokenizer", type=UserPath | None, default=None, help=help)
 
 
 def add_heldout(parser) -> None:
@@ -138,9 +140,9 @@ def check_teacher_path(options) -> None:
 
 
 def check_tokenizer_folder(path: str, option: str) -> None:
-    """Raise UserError where there is no folder and no cached hub model of this name."""
+    """Raise UserError where there is no folder of this name, and no hub model of it in the cache or to be fetched."""
     if not expand_user(path).is_dir():
-        resolve_model_folder(path, option)
+        resolve_model_folder(path, option, weights=False)
 
 
 def check_writable(output: str | Path) -> None:

@@ -124,7 +124,8 @@ def _find_teacher(name: str) -> ModelFolder | KnownModel:
     path = expand_user(name)
     known = None if path.exists() else find_known_model(name)
     try:
-        teacher = find_model_folder(str(path.parent) if path.name == "config.json" and path.is_file() else name)
+        is_config = path.name == "config.json" and path.is_file()
+        teacher = find_model_folder(str(path.parent) if is_config else name, fetch=False)
         read_config(teacher.path, teacher.given)
     except UserError as error:
         if known:

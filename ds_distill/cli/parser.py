@@ -39,6 +39,12 @@ def build_parser():
             action="store_true",
             help="print the summary as JSON on a terminal too, as the last line of standard output",
         )
+        sub.add_argument(
+            "--offline",
+            action="store_true",
+            help="never use the network: models and data sets of the Hub are read from the local cache, as with "
+            "HF_HUB_OFFLINE=1",
+        )
         command.add_arguments(sub)
         sub.add_argument(
             "--output",

@@ -25,6 +25,7 @@ from ds_distill.data.portable_tokenizer import make_portable
 from ds_distill.run_folder import find_model
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
+from ds_distill.utils.hub import find_cached, split_name
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MIN_VOCAB, MAX_ALPHABET = 200, 1000
@@ -93,18 +94,20 @@ def _wordpieces(words: Counter[str], size: int) -> list[str]:
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer from a folder, or from the local cache of a hub name.
+    """Load a fast tokenizer from a folder, or from the local cache of a hub name, NAME or NAME@REVISION.
 
     Raises:
         UserError: If there is no fast tokenizer with mask, padding, [CLS] and [SEP] tokens.
     """
     name = str(path)
-    looks_local = isinstance(path, Path) or name.startswith(("/", ".", "~")) or name.count("/") > 1
+    looks_local = isinstance(path, Path) or name.startswith(("/", ".", "~")) or split_name(name)[0].count("/") > 1
     if looks_local and not expand_user(name).is_dir():
         raise UserError(
             f"{name}: no such tokenizer folder; give a folder saved with save_pretrained, or a model's name"
         )
     folder = find_model(expand_user(name))
+    if not folder.is_dir():
+        folder = find_cached(name) or folder
     for file in (*folder.glob("*.json"), *folder.glob("vocab*")):
         check_not_lfs_pointer(file)
     if spm := _only_sentencepiece(folder):

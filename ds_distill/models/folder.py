@@ -8,7 +8,6 @@ reported before that.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING
 
 from ds_distill.models.families import FAMILIES, get_family_by_type
 from ds_distill.run_folder import find_model
+from ds_distill.utils import hub
 from ds_distill.utils.errors import UserError, expand_user
 from ds_distill.utils.git_lfs import check_not_lfs_pointer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
-
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -78,48 +76,69 @@ class ModelFolder:
         return self
 
 
-def find_model_folder(name: str, option: str = "teacher =") -> ModelFolder:
+def find_model_folder(name: str, option: str = "teacher =", *, fetch: bool = True) -> ModelFolder:
     """Return the folder of a model; UserError, as in `resolve_model_folder`, where there is none."""
-    return ModelFolder(name, option, resolve_model_folder(name, option))
+    return ModelFolder(name, option, resolve_model_folder(name, option, fetch=fetch))
 
 
-def resolve_model_folder(path: str, option: str = "teacher =") -> Path:
+def resolve_model_folder(path: str, option: str = "teacher =", *, weights: bool = True, fetch: bool = True) -> Path:
     """Return the folder of a checkpoint.
 
     That is `path` itself, the model in it where `path` is the --output of a command that made one,
-    or the local Hugging Face cache's copy of the hub model of that name. A folder without weights,
-    such as one that earlier exports of the hub model have made, gives way to the cache's copy with
-    weights. The network is never used: hundreds of ranks must not each download.
+    or the local Hugging Face cache's copy of the hub model of that name, which is fetched first
+    where the cache lacks it. A folder without weights, such as one that earlier exports of the hub
+    model have made, gives way to the cache's copy with weights.
+
+    Ranks of a job call `preflight.checks.fetch_model` before, so that one of them fetches.
 
     Args:
-        path: The folder or the name of a hub model.
+        path: The folder or the name of a hub model, NAME or NAME@REVISION.
         option: What errors begin with, before the path.
+        weights: Whether the model's weights are needed; if not, its tokenizer is.
+        fetch: Whether a model may be fetched; if not, what the cache has of it is enough.
 
     Raises:
-        UserError: Neither exists.
+        UserError: Neither exists, or the model cannot be fetched.
     """
     folder = expand_user(path)
     if folder.is_dir() and _has_weights(found := find_model(folder)):
         return found
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{option} {path}: is a file; give the folder with config.json and model.safetensors")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        cached = Path(snapshot_download(path, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
-        cached = None
+    cached = hub.find_cached(path)
     if folder.is_dir():
         return cached if cached and _has_weights(cached) else find_model(folder)
-    if cached:
+    if cached and _is_whole(cached, weights):
         return cached
-    if not _HUB_NAME.fullmatch(path):
+    repository, revision = hub.split_name(path)
+    if not hub.NAME.fullmatch(repository):
         raise UserError(f"{option} {path}: no such folder; correct the path")
-    raise UserError(
-        f"{option} {path}: no such folder, and no model of that name in the Hugging Face cache; "
-        f"correct the path, or fetch a hub model once with `hf download {path}`"
-    )
+    command = hub.fetch_command(repository, revision)
+    if "/" in repository and expand_user(repository).parent.is_dir():
+        # a mistyped path must not fetch what a stranger has put on the Hub under that name
+        raise UserError(
+            f"{option} {path}: no such folder in {expand_user(repository).parent}/; correct the path, or fetch the "
+            f"Hub's model of that name once with `{command}`"
+        )
+    if hub.is_offline() or not fetch:
+        if cached:
+            return cached  # the caller's checks say what it lacks
+        raise UserError(
+            f"{option} {path}: no such folder, and no model of that name in the Hugging Face cache; correct the path, "
+            f"or, because the network is not used (--offline or HF_HUB_OFFLINE), run `{command}` where it may be"
+        )
+    fetched = hub.fetch(path, f"{option} {path}", weights=weights)
+    return fetched or resolve_model_folder(path, option, weights=weights)
+
+
+def _is_whole(cached: Path, weights: bool) -> bool:
+    """Return whether a folder of the cache has all of the weights, or a tokenizer if no weights are needed."""
+    if not weights:
+        return any(any(cached.glob(name)) for name in ("tokenizer.json", "vocab.*", "*.model"))
+    try:
+        return (cached / "config.json").is_file() and bool(weight_files(cached, ""))
+    except UserError:
+        return False
 
 
 def _has_weights(folder: Path) -> bool:

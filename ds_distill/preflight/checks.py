@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import socket
 import traceback
 from dataclasses import replace
 from functools import partial
@@ -19,9 +20,15 @@ from transformers import BertConfig, BertForMaskedLM
 
 from ds_distill.data.readers import read
 from ds_distill.data.sources import check_inputs, split_inputs
-from ds_distill.distributed.process_group import all_gather_object, run_on_rank0, start_distributed
+from ds_distill.distributed import launch_environment
+from ds_distill.distributed.process_group import (
+    all_gather_object,
+    broadcast_object,
+    run_on_rank0,
+    start_distributed,
+)
 from ds_distill.models.families import check_positions
-from ds_distill.models.folder import ModelFolder
+from ds_distill.models.folder import ModelFolder, resolve_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.preflight.models import check_complete, check_reads_tokens, check_teacher_fits
 from ds_distill.recipe import Recipe, Training
@@ -30,7 +37,9 @@ from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.deepspeed_json import check_deepspeed_json
 from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.engine import Engine
-from ds_distill.utils.errors import UserError, did_you_mean
+from ds_distill.utils.console import log
+from ds_distill.utils.errors import UserError, did_you_mean, expand_user
+from ds_distill.utils.hub import find_cached
 
 # section of a DeepSpeed JSON: its package
 MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml", "csv_monitor": "csv"}
@@ -147,6 +156,39 @@ def check_texts(corpus: list[str], heldout: list[str], recipe: Recipe) -> None:
                 raise UserError(f"--heldout {text}: contains no text; give another file, or leave it out")
 
     run_on_rank0(check_inputs_and_heldout)
+
+
+def fetch_model(name: str, option: str, *, weights: bool = True) -> None:
+    """Collective: put a model of the Hub into the cache of every host; UserError on all ranks where it cannot be.
+
+    The first rank fetches it. Where a host has a cache of its own, the first of its ranks does so
+    after that, while all others wait. A folder is left alone.
+
+    Args:
+        name: The folder or the name of the model.
+        option: The option or key that it was given to.
+        weights: As in `resolve_model_folder`.
+    """
+    is_local, world = expand_user(name).is_dir(), launch_environment.world_size()
+
+    def resolve() -> None:
+        if world > 1 and not is_local and find_cached(name) is None:
+            log(f"{option} {name}: fetched by the first of {world} processes, while the others wait")
+        resolve_model_folder(name, option, weights=weights)
+
+    run_on_rank0(resolve)
+    if world == 1 or broadcast_object(is_local):
+        return
+    rank, cached = torch.distributed.get_rank(), find_cached(name) is not None
+    hosts = all_gather_object(None if cached else socket.gethostname())
+    problem = None
+    if not cached and hosts.index(socket.gethostname()) == rank:
+        try:
+            resolve_model_folder(name, option, weights=weights)
+        except UserError as error:
+            problem = f"{error} (on {socket.gethostname()})"
+    if problems := [text for text in all_gather_object(problem) if text]:
+        raise UserError(problems[0])
 
 
 def check_output(output: Path, recipe: Recipe) -> None:
