@@ -31,7 +31,9 @@ from ds_distill.distributed.process_group import broadcast_object, run_on_rank0,
 from ds_distill.estimate.estimate import choose_micro_batch
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.exporters.huggingface import export
+from ds_distill.exporters.sentence_embedding import write_sentence_transformers_files
 from ds_distill.losses.objective import Objective
+from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import teacher_dtype
@@ -40,6 +42,7 @@ from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight import checks as preflight
 from ds_distill.preflight.models import check_fits_prepared_tokens, check_sizes
 from ds_distill.recipe import Recipe
+from ds_distill.reporting import provenance
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
 from ds_distill.reporting.run_panels import term_labels
@@ -180,6 +183,7 @@ def _export_and_summarize(
     summary: dict,
     recipe: Recipe,
     tokens: Path,
+    origin: provenance.Provenance,
     *,
     teacher: dict[str, dict] | None = None,
     layer_map: list[int] | None = None,
@@ -192,6 +196,7 @@ def _export_and_summarize(
         summary: What it has measured.
         recipe: The recipe.
         tokens: The folder of prepared tokens.
+        origin: What the model card tells of the model and the training.
         teacher: The teacher's held-out figures by the name of the set.
         layer_map: The teacher layer that each student layer started from.
         facts: What else to record of the run.
@@ -214,9 +219,16 @@ def _export_and_summarize(
         summary["plot"] = str(folder.plot)
         summary |= text_statistics(tokens)
         manifest = TokenDataset.open(tokens, "heldout").manifest
-        card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"])
+        card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"], origin)
         with explain_disk_full(folder.path):
-            export(weights, trainer.objective.model.cpu(), load_tokenizer(tokens / "tokenizer"), folder.export, card)
+            export(
+                weights,
+                trainer.objective.model.cpu(),
+                load_tokenizer(tokens / "tokenizer"),
+                folder.export,
+                card,
+                kept=folder.model,
+            )
     torch.distributed.barrier()
     trainer.engine.destroy()
     return summary
@@ -261,8 +273,15 @@ def distill(
             return finished
         t = recipe.training
         student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed)
-        _keep_model(student.config, tokens, folder)
         layer_map = resolve_layers(source.config, recipe.student.init_layers, recipe.student.num_layers)
+        origin = provenance.from_model(
+            teacher.path,
+            layers=layer_map,
+            base_layers=get_family(source).dims(source.config).depth,
+            distilled=recipe.losses.need_teacher,
+            **_circumstances(store, world),
+        )
+        _keep_model(student.config, tokens, folder, origin, teacher)
         objective = Objective(student, recipe.losses, world, source.config, layer_map)
         frozen = None
         teacher_figures: dict[str, float | None] = {}
@@ -284,6 +303,7 @@ def distill(
             summary,
             recipe,
             tokens,
+            origin,
             teacher=heldout_of_teacher,
             layer_map=layer_map,
             teacher_folder=str(teacher.path),
@@ -407,23 +427,46 @@ def pretrain(
     with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
         if finished := _finished_before(folder, recipe, loader, held):
             return finished
-        _keep_model(encoder.config, tokens, folder)
+        circumstances, base = _circumstances(store, world), model if isinstance(model, ModelFolder) else None
+        origin = provenance.from_model(base.path, **circumstances) if base else provenance.Provenance(**circumstances)
+        _keep_model(encoder.config, tokens, folder, origin, base)
         objective = Objective(encoder, recipe.losses.without_teacher(), world)
         if t.encoder_learning_rate == 0:
             objective.family.get_encoder(encoder).requires_grad_(False)
         with explain_training_memory(t):
             trainer = Trainer(objective, None, loader, held, recipe, folder, device, dtype, title)
             summary = trainer.fit()
-        return _export_and_summarize(trainer, summary, recipe, tokens)
+        return _export_and_summarize(trainer, summary, recipe, tokens, origin)
 
 
-def _keep_model(config, tokens: Path, folder: RunFolder) -> None:
-    """Collective: save config and tokenizer beside the checkpoints, so that `export` needs only the run's folder."""
+def _circumstances(store: TokenDataset, ranks: int) -> dict:
+    """Return what a model card tells of a training beside the model: its text, its devices and its packages."""
+    return {
+        "datasets": provenance.name_datasets(source["input"] for source in store.manifest["sources"]),
+        "hardware": provenance.describe_hardware(ranks),
+        "versions": provenance.describe_versions(),
+    }
+
+
+def _keep_model(
+    config, tokens: Path, folder: RunFolder, origin: provenance.Provenance, base: ModelFolder | None
+) -> None:
+    """Collective: save config and tokenizer beside the checkpoints, so that `export` needs only the run's folder.
+
+    So is what the model card tells, and the files of sentence-transformers where `base`, the model
+    that this one is made of, has them.
+    """
 
     def keep() -> None:
         if not folder.has_model():
             shutil.copytree(tokens / "tokenizer", folder.model, dirs_exist_ok=True)
+            if base and origin.sentence_transformers:
+                family = get_family_by_type(config.model_type)
+                write_sentence_transformers_files(
+                    base.path, family.dims(config).width, family.positions(config), folder.model
+                )
             config.save_pretrained(folder.model)
+        provenance.write(origin, folder.provenance)
 
     run_on_rank0(keep)
 
@@ -455,8 +498,9 @@ def export_run(run: Path, output: Path, step: int | None) -> dict:
         {k: v for k, v in summary.items() if k != "export"},
         identity,
         identity.get("data", ""),
+        provenance.read(folder.provenance),
     )
-    run_on_rank0(lambda: export(weights, model, load_tokenizer(folder.model), output, card))
+    run_on_rank0(lambda: export(weights, model, load_tokenizer(folder.model), output, card, kept=folder.model))
     return summary
 
 

@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def provenance(self) -> Path:
+        """What the model is made of, for the model cards of its exports."""
+        return self.model / "provenance.json"
+
+    @property
     def checkpoints(self) -> Path:
         """A folder for each checkpoint."""
         return self.path / "checkpoints"

@@ -23,7 +23,7 @@ from ds_distill.exporters.int8 import FULL_RANGE, full_range_unavailable_reason,
 from ds_distill.exporters.model import ExportModel, load_source, read_json
 from ds_distill.exporters.onnx import OPSET, write_onnx, write_program
 from ds_distill.exporters.parity import Batch, compare, text_batches, torch_runner
-from ds_distill.exporters.published import publish_model
+from ds_distill.exporters.published import declare_quantized, publish_model
 from ds_distill.exporters.runtimes import OnnxRunner, OpenvinoRunner, Runner, load_program
 from ds_distill.exporters.task_score import DevSet, dev_set
 from ds_distill.models.saving import follow_umask
@@ -33,6 +33,7 @@ from ds_distill.tasks.metrics import Measured
 from ds_distill.utils.console import log, spinner
 from ds_distill.utils.errors import UserError, did_you_mean
 from ds_distill.utils.files import write_json
+from ds_distill.utils.hub import split_name
 from ds_distill.utils.locks import try_lock
 from ds_distill.utils.memory import peak_memory
 
@@ -205,17 +206,20 @@ def export_formats(
         # error names the head rather than the model.
         if encoder:
             _check_head(output, source)
-        publish_model(source, output, Path(model).name)
+        publish_model(source, output, Path(split_name(model)[0] if not Path(model).is_dir() else model).name)
         _check_head(output, source)
         rows = _write_formats(source, formats, batches, output, dev, before)
         # a published page names no folder of this machine
         compared = ", ".join(Path(name).name for name in text) or "this package's sample text"
+        all_rows = _update_formats_json(output, rows, compared)
         put_section(
             output / "README.md",
             "Formats",
             "Each format was compared with PyTorch in fp32 on text, and has an example (`example_*.py`) to run in this "
-            "folder.\n\n" + formats_table(_update_formats_json(output, rows, compared)),
+            "folder.\n\n" + formats_table(all_rows),
         )
+        if any("int8" in name for name in all_rows):
+            declare_quantized(output / "README.md", source)
     return {
         "output": str(output),
         "head": source.head,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ds_distill.exporters.sentence_embedding import copy_sentence_transformers_files
 from ds_distill.models.families import get_family
 from ds_distill.models.saving import save_model_folder
 from ds_distill.reporting.model_card import MADE_WITH
@@ -17,7 +18,12 @@ from ds_distill.utils.errors import UserError
 
 
 def export(
-    weights: dict[str, Tensor], like: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, card: str
+    weights: dict[str, Tensor],
+    like: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output: Path,
+    card: str,
+    kept: Path | None = None,
 ) -> Path:
     """Write `weights` as a folder that AutoModelForMaskedLM loads, and return `output`.
 
@@ -32,6 +38,7 @@ def export(
         tokenizer: The tokenizer to save with the model.
         output: The folder to write.
         card: The text of the model card.
+        kept: A folder whose files of sentence-transformers are added, where it has them.
 
     Raises:
         RuntimeError: The logits differ.
@@ -50,6 +57,8 @@ def export(
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_model_folder(model, tokenizer, partial)
+    if kept:
+        copy_sentence_transformers_files(kept, partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
     reloaded = AutoModelForMaskedLM.from_pretrained(partial, use_safetensors=True).eval()
     length = min(32, get_family(model).positions(model.config))
@@ -59,7 +68,8 @@ def export(
     if difference != 0.0:
         raise RuntimeError(f"export: the reloaded folder's logits differ by {difference}")
     if output.exists():
-        if all(name == "README.md" or _is_same_file(partial / name, output / name) for name in os.listdir(partial)):
+        files = [file for file in partial.rglob("*") if file.is_file() and file != partial / "README.md"]
+        if all(_is_same_file(file, output / file.relative_to(partial)) for file in files):
             shutil.rmtree(partial)
             return output
         if removed := sorted(set(os.listdir(output)) - set(os.listdir(partial))):

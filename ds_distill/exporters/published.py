@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import yaml
 from safetensors import safe_open
 from transformers import AutoModel
 
@@ -18,7 +17,10 @@ from ds_distill.exporters.sentence_embedding import write_sentence_transformers_
 from ds_distill.models.folder import ModelFolder, load_config
 from ds_distill.models.loading import load_model
 from ds_distill.models.saving import follow_umask, portable_config, save_model_folder
-from ds_distill.reporting.model_card import front_matter
+from ds_distill.reporting import provenance
+from ds_distill.reporting.model_card import QUANTIZED, front_matter, set_metadata
+from ds_distill.reporting.provenance import parse_front_matter
+from ds_distill.utils import hub
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 
@@ -68,7 +70,7 @@ def _write(source: ExportModel, folder: Path, name: str) -> None:
     if source.head == "encoder":
         config = cast(dict, read_json(folder / "config.json"))
         write_json(folder / "config.json", {key: value for key, value in config.items() if key not in TASK_KEYS})
-        write_sentence_transformers_files(source, folder)
+        write_sentence_transformers_files(source.folder, source.widths[0], source.reader.model_max_length, folder)
     (folder / "README.md").write_text(_make_card(source, name), encoding="utf-8")
     follow_umask(folder)
 
@@ -104,25 +106,25 @@ def _has_same_weights(first: Path, second: Path) -> bool:
 
 
 def _make_card(source: ExportModel, name: str) -> str:
-    """Return the source's own card for the same model, else a short one with the license that the card names."""
+    """Return the source's own card for the same model, else a short one with what the source's card names.
+
+    The card of a model of the Hub names that model as its base.
+    """
     file = source.folder / "README.md"
     card = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    metadata = _parse_front_matter(card)
-    if metadata and source.head != "encoder":
-        return card
-    extra = {"license": metadata["license"]} if isinstance(metadata.get("license"), str) else {}
+    named = hub.name_in_cache(source.folder)
+    if parse_front_matter(card) and source.head != "encoder":
+        return set_metadata(card, base_model=named[0]) if named else card
+    origin = provenance.from_model(source.folder)
     description = (
         f"The encoder of {name}, without its head." if source.head == "encoder" else f"{name}, in the formats below."
     )
-    return front_matter(source.head, **extra) + f"# {name}\n\n{description} Exported with ds-distill.\n"
+    tags = ["sentence-transformers"] if source.head == "encoder" else []
+    entries = {"base_model": origin.base_model, "language": origin.language, **origin.license, "tags": tags}
+    return front_matter(source.head, **entries) + f"# {name}\n\n{description} Exported with ds-distill.\n"
 
 
-def _parse_front_matter(card: str) -> dict:
-    """Return the YAML that a card begins with; empty where it has none, or none that can be read."""
-    if not card.startswith("---\n") or "\n---\n" not in card[4:]:
-        return {}
-    try:
-        metadata = yaml.safe_load(card[4 : card.index("\n---\n", 4)])
-    except yaml.YAMLError:
-        return {}
-    return metadata if isinstance(metadata, dict) else {}
+def declare_quantized(card: Path, source: ExportModel) -> None:
+    """Have the card of an export of a model of the Hub tell the Hub that it is a quantized form of it."""
+    if hub.name_in_cache(source.folder):
+        card.write_text(set_metadata(card.read_text(encoding="utf-8"), base_model_relation=QUANTIZED), encoding="utf-8")

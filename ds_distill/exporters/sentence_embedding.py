@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
-from ds_distill.exporters.model import ExportModel, read_json
+from ds_distill.exporters.model import read_json
 from ds_distill.utils.console import log
 
 # Flags of 1_Pooling/config.json that every release and text-embeddings-inference know. The keys are
@@ -20,56 +21,81 @@ POOLING_FLAGS = {
     "lasttoken": "pooling_mode_lasttoken",
 }
 KEPT_SETTINGS = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
+MODULES, LENGTHS, SETTINGS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 
 
-def write_sentence_transformers_files(source: ExportModel, folder: Path) -> None:
+def write_sentence_transformers_files(source: Path, width: int, max_length: int, folder: Path) -> None:
     """Write modules.json, the modules' folders and sentence_bert_config.json into `folder`.
 
     They are those of the source where it is a sentence-transformers folder, else they describe mean
-    pooling.
+    pooling. Of a model of another width than the source, the modules before the first with weights
+    are written.
+
+    Args:
+        source: The folder of the model that the one in `folder` was made of.
+        width: The hidden size of the model in `folder`.
+        max_length: The number of tokens that it reads.
+        folder: An existing folder.
     """
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
-    for kind, settings, weights in _modules_after_transformer(source):
+    for kind, settings, weights in _modules_after_transformer(source, width):
         number = len(modules)
         path = f"{number}_{kind}"
         modules.append(
             {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         )
-        (folder / path).mkdir()
+        (folder / path).mkdir(exist_ok=True)
         _write_json(folder / path / "config.json", settings)
         if weights:
             shutil.copyfile(weights, folder / path / "model.safetensors")
-    _write_json(folder / "modules.json", modules)
-    source_settings = _read_dict(source.folder / "sentence_bert_config.json")
-    max_length = source.reader.model_max_length
+    _write_json(folder / MODULES, modules)
+    source_settings = _read_dict(source / LENGTHS)
     if isinstance(source_settings.get("max_seq_length"), int):
         max_length = min(max_length, source_settings["max_seq_length"])
     _write_json(
-        folder / "sentence_bert_config.json",
+        folder / LENGTHS,
         {"max_seq_length": max_length, "do_lower_case": bool(source_settings.get("do_lower_case", False))},
     )
-    settings = _read_dict(source.folder / "config_sentence_transformers.json")
+    settings = _read_dict(source / SETTINGS)
     if selected := {key: settings[key] for key in KEPT_SETTINGS if key in settings}:
-        _write_json(folder / "config_sentence_transformers.json", selected)
+        _write_json(folder / SETTINGS, selected)
 
 
-def _modules_after_transformer(source: ExportModel) -> list[tuple[str, dict, Path | None]]:
+def copy_sentence_transformers_files(source: Path, folder: Path) -> None:
+    """Copy what `write_sentence_transformers_files` has written into `source`, if anything, into `folder`."""
+    if not (source / MODULES).is_file():
+        return
+    for name in (MODULES, LENGTHS, SETTINGS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    for module in cast(list, read_json(source / MODULES))[1:]:
+        shutil.copytree(source / module["path"], folder / module["path"], dirs_exist_ok=True)
+
+
+def _modules_after_transformer(source: Path, width: int) -> list[tuple[str, dict, Path | None]]:
     """Return (kind, config, weights or None) of each module after the encoder; mean pooling if the source has none."""
-    width, file = source.widths[0], source.folder / "modules.json"
+    file, config = source / MODULES, _read_dict(source / "config.json")
+    fits = width == config.get("hidden_size", config.get("dim", width))
     listed = read_json(file) if file.is_file() else []
     modules: list[tuple[str, dict, Path | None]] = []
     for module in listed[1:] if isinstance(listed, list) else ():
         kind, module_folder = (
             str(module.get("type", "")).rsplit(".", 1)[-1],
-            source.folder / Path(str(module.get("path", ""))).name,
+            source / Path(str(module.get("path", ""))).name,
         )
         if not kind.isidentifier():
             break
         settings, weights = _read_dict(module_folder / "config.json"), module_folder / "model.safetensors"
         if not weights.is_file() and list(module_folder.glob("*.bin")):
             log(
-                f"{source.folder}: {module_folder.name} has pickled weights, which are not read; the export computes "
+                f"{source}: {module_folder.name} has pickled weights, which are not read; the export computes "
                 "the embeddings before this module"
+            )
+            break
+        if weights.is_file() and not fits:
+            log(
+                f"{source}: the weights of {module_folder.name} are for embeddings of another width than this model's "
+                f"{width}; the export computes the embeddings before this module"
             )
             break
         modules.append(

@@ -25,7 +25,9 @@ from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.saving import save_model_folder
 from ds_distill.models.teacher import weights_fingerprint
 from ds_distill.models.tokenizer_fit import check_vocabulary, fit_tokenizer
+from ds_distill.reporting import provenance
 from ds_distill.reporting.model_card import task_card
+from ds_distill.reporting.provenance import Provenance
 from ds_distill.reporting.run_text import describe_device, describe_model
 from ds_distill.run_folder import locked_run_folder_alone
 from ds_distill.run_record import write_record
@@ -45,6 +47,7 @@ class Plan:
     Args:
         sets: The encoded sets by (length, max_train_samples), with the teacher's outputs where there is
             one.
+        origin: What the model cards tell of the model and the training.
     """
 
     data: Data
@@ -54,6 +57,7 @@ class Plan:
     collator: Collator
     teacher: PreTrainedModel | None
     device: torch.device
+    origin: Provenance
 
     @property
     def task(self) -> Task:
@@ -111,7 +115,13 @@ def finetune(
     with locked_run_folder_alone(output, identity, remedy="remove it, or choose another --output"):
         if finished := _finished_before(output, points, seeds):
             return finished
-        plan = _make_plan(task_data, model, output, points, tokenizer, positions, teacher_model)
+        origin = provenance.from_model(
+            find_model_folder(model, "--model").path,
+            datasets=[] if data else [task.hub[0]],
+            hardware=provenance.describe_hardware(),
+            versions=provenance.describe_versions(),
+        )
+        plan = _make_plan(task_data, model, output, points, tokenizer, positions, teacher_model, origin)
         if teacher and task.regression:
             log_scale_mismatch(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
         described = describe_model(student.config, student.num_parameters())
@@ -147,6 +157,7 @@ def _make_plan(
     tokenizer,
     positions: int,
     teacher_model: PreTrainedModel | None,
+    origin: Provenance,
 ) -> Plan:
     device, collator = (
         torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"),
@@ -167,7 +178,7 @@ def _make_plan(
                     sets[key].train.teacher = teacher_outputs(
                         teacher_model, sets[key].train, collator, 2 * point.batch_size, output / "teacher"
                     )
-    return Plan(data, model, output, sets, collator, teacher_model, device)
+    return Plan(data, model, output, sets, collator, teacher_model, device, origin)
 
 
 def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int], described: str) -> list[dict]:
@@ -354,7 +365,7 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
     head = "question-answering" if plan.task.spans else "classification"
     trained = {"seed": seed, "precision": precision, **asdict(point), "length": sets.length}
     remark = format_not_read(not_read(plan.data, sets, reader))
-    card = task_card(head, plan.task.name, metrics, trained, remark)
+    card = task_card(head, plan.task, metrics, trained, remark, plan.origin)
     (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]

@@ -1,10 +1,23 @@
-"""Model cards: the README.md of a folder that holds a model."""
+"""Model cards: the README.md of a folder that holds a model.
 
+The YAML at its beginning has the keys that the Hugging Face Hub reads, in the form that
+huggingface_hub gives them.
+"""
+
+from __future__ import annotations
+
+import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeGuard
 
+import yaml
+
+from ds_distill.reporting.provenance import Provenance, parse_front_matter
 from ds_distill.reporting.tables import table
+from ds_distill.tasks.catalog import Task
 from ds_distill.utils.files import json_text
 
 MADE_WITH = "made with ds-distill"
@@ -20,48 +33,255 @@ HELDOUT_POSITIONS = (
     "the answer is visible. Losses are in nats per position, accuracies are shares, `count` is the number of "
     "positions and `se` a standard error over sequences."
 )
+# The Hub's relations are finetune, adapter, merge and quantized. A student of its teacher's layers
+# that is trained further is nearest to the first; the tag "distillation" says the rest.
+DERIVED, QUANTIZED = "finetune", "quantized"
+# name of a figure on the Hub, by the name that a task gives it
+HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+# held-out figures for the Hub: those over [MASK] positions alone where they were measured, because
+# other models are measured so
+HELDOUT_FIGURES = (
+    {"heldout_mask_loss": "loss", "heldout_mask_accuracy": "accuracy"},
+    {"heldout_mlm_loss": "loss", "heldout_mlm_accuracy": "accuracy"},
+)
+FIGURE_NAMES = {"loss": "masked-LM loss (nats per token)", "accuracy": "masked-LM accuracy"}
+# An example to run in the folder begins with this; `for_repository` puts the repository's name in.
+THIS_FOLDER = 'name = "."  # this folder'
+EXAMPLE_NAME = re.compile(r'^name = "[^"]*".*$', re.MULTILINE)
+PIPELINE = """from transformers import pipeline
+
+{name}
+pipe = pipeline("{pipeline}", model=name)
+print(pipe({given}))
+"""
+# transformers 5 has no pipeline for this
+ANSWERS = """from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+{name}
+tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModelForQuestionAnswering.from_pretrained(name)
+tokens = tokenizer("Who wrote it?", "Ada wrote the first program.", return_tensors="pt")
+scores = model(**tokens)
+start, end = int(scores.start_logits.argmax()), int(scores.end_logits.argmax())
+print(tokenizer.decode(tokens["input_ids"][0, start : end + 1]))
+"""
+INPUTS = {
+    "masked-lm": 'f"The capital of France is {pipe.tokenizer.mask_token}."',
+    "classification": '"A text to classify."',
+    "pair": '{"text": "The first text.", "text_pair": "The second text."}',
+}
 
 
-def front_matter(head: str, **extra: str) -> str:
+def front_matter(head: str, **entries: Any) -> str:
     """Return the YAML that a model card begins with.
 
     Args:
         head: A key of PIPELINES.
-        extra: Further keys, such as the license where it is known.
+        **entries: Further entries, as huggingface_hub's ModelCardData takes them; empty ones are left
+            out.
     """
-    entries = {"library_name": "transformers", "pipeline_tag": PIPELINES[head]} | extra
-    return "---\n" + "".join(f"{key}: {value}\n" for key, value in entries.items()) + "---\n\n"
+    from huggingface_hub import ModelCardData
+
+    known = {key: value for key, value in entries.items() if value}
+    if "eval_results" not in known:
+        known.pop("model_name", None)  # only a model-index has it
+    data = ModelCardData(library_name="transformers", pipeline_tag=PIPELINES[head], **known)
+    order = ["library_name", "pipeline_tag", "license", "license_name", "license_link", "language"]
+    return f"---\n{data.to_yaml(original_order=order)}\n---\n\n"
 
 
-def model_card(title: str, summary: dict, recipe: dict, fingerprint: str) -> str:
-    """Return the README.md of an export: measured figures, recipe and data fingerprint."""
+def model_card(title: str, summary: dict, recipe: dict, fingerprint: str, origin: Provenance | None = None) -> str:
+    """Return the README.md of an export: measured figures, what it was made of, recipe and data fingerprint."""
+    origin = origin or Provenance()
     figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
     figures = dict(sorted(figures.items(), key=lambda figure: not figure[0].startswith("heldout_mask_")))
     positions = HELDOUT_POSITIONS if "heldout_mask_loss" in figures else ""
+    embeds = ["sentence-transformers"] if origin.sentence_transformers else []
     return (
-        front_matter("masked-lm") + f"# {title}\n\nA masked language model {MADE_WITH}.\n\n"
-        "## Measured\n\n"
+        front_matter(
+            "masked-lm",
+            **provenance_entries(origin),
+            tags=_tags(origin) + embeds,
+            model_name=title,
+            eval_results=list(_heldout_results(summary, origin.datasets)),
+        )
+        + f"# {title}\n\nA masked language model {MADE_WITH}{_made_of(origin)}.\n\n"
+        + _usage("masked-lm")
+        + "## Measured\n\n"
         + table(
             [{"figure": key, "value": value} for key, value in figures.items()], {"figure": "figure", "value": "value"}
         )
-        + f"\n\nHeld-out figures refer to the held-out documents and masks of this run.{positions}\n\n## Data\n\n"
-        f"Fingerprint: `{fingerprint}`\n\n"
-        "## Recipe\n\n```json\n" + json_text(_without_folders(recipe), indent=2) + "\n```\n"
+        + f"\n\nHeld-out figures refer to the held-out documents and masks of this run.{positions}\n\n"
+        + _training(origin)
+        + f"## Data\n\nFingerprint: `{fingerprint}`\n\n"
+        + _limitations(origin, "Nothing but the masked-LM figures above was measured: no task, and no other text.")
+        + "## Recipe\n\n```json\n"
+        + json_text(_without_folders(recipe), indent=2)
+        + "\n```\n"
     )
 
 
-def task_card(head: str, task: str, metrics: dict[str, float | None], settings: dict, remark: str = "") -> str:
+def task_card(
+    head: str,
+    task: Task,
+    metrics: dict[str, float | None],
+    settings: dict,
+    remark: str = "",
+    origin: Provenance | None = None,
+) -> str:
     """Return the README.md of a fine-tuned folder: its scores on the task's dev set and its settings.
 
-    `remark` is a remark on the scores.
+    Args:
+        head: A key of PIPELINES.
+        task: The task.
+        metrics: The scores, as `score_model` returns them.
+        settings: How it was trained.
+        remark: A remark on the scores.
+        origin: What it was made of.
     """
+    origin = origin or Provenance()
     rows = [{"metric": name.replace("_", " "), "value": value} for name, value in metrics.items()]
     remark = f"{remark}\n\n" if remark else ""
+    labels = ", ".join(f"{number} is `{label}`" for number, label in enumerate(task.labels))
+    results = list(_task_results(head, task, metrics, origin.datasets))
     return (
-        front_matter(head) + f"# A model for {task}\n\nAn encoder fine-tuned on the task {task} with ds-distill.\n\n"
-        f"## Measured\n\n{table(rows, {'metric': 'on the dev set', 'value': 'value'})}\n\n{remark}"
-        "## Settings\n\n```json\n" + json_text(settings, indent=2) + "\n```\n"
+        front_matter(
+            head,
+            **provenance_entries(origin),
+            tags=_tags(origin),
+            metrics=list(dict.fromkeys(result.metric_type for result in results)),
+            model_name=f"A model for {task.name}",
+            eval_results=results,
+        )
+        + f"# A model for {task.name}\n\nAn encoder fine-tuned on the task {task.name} with ds-distill"
+        + f"{_made_of(origin)}.\n\n"
+        + _usage("pair" if head == "classification" and len(task.texts) == 2 else head)
+        + (f"Its labels: {labels}.\n\n" if labels else "")
+        + f"## Measured\n\n{table(rows, {'metric': 'on the dev set', 'value': 'value'})}\n\n{remark}"
+        + _training(origin)
+        + _limitations(origin, f"Nothing but the scores above, on the dev set of {task.name}, was measured.")
+        + "## Settings\n\n```json\n"
+        + json_text(settings, indent=2)
+        + "\n```\n"
     )
+
+
+def provenance_entries(origin: Provenance) -> dict[str, Any]:
+    """Return the entries of a card's YAML that follow from what a model was made of."""
+    relation = {"base_model_relation": DERIVED} if origin.base_model else {}
+    entries = {"language": origin.language, **origin.license, "base_model": origin.base_model, **relation}
+    return entries | {"datasets": origin.datasets}
+
+
+def _tags(origin: Provenance) -> list[str]:
+    return ["ds-distill", *(["distillation"] if origin.distilled else [])]
+
+
+def _is_measured(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _heldout_results(summary: dict, datasets: list[str]) -> Iterator:
+    """Yield the held-out figures of a run as EvalResults."""
+    from huggingface_hub import EvalResult
+
+    keys = next((keys for keys in HELDOUT_FIGURES if any(_is_measured(summary.get(key)) for key in keys)), {})
+    for key, metric in keys.items():
+        if _is_measured(summary.get(key)):
+            yield EvalResult(
+                task_type="fill-mask",
+                dataset_type=datasets[0] if len(datasets) == 1 else "text",
+                dataset_name="held-out documents of the training text",
+                metric_type=metric,
+                metric_name=FIGURE_NAMES[metric] + (", [MASK] positions" if "_mask_" in key else ""),
+                metric_value=summary[key],
+            )
+
+
+def _task_results(head: str, task: Task, metrics: dict[str, float | None], datasets: list[str]) -> Iterator:
+    """Yield the dev scores of a fine-tuned model as EvalResults."""
+    from huggingface_hub import EvalResult
+
+    for name, value in metrics.items():
+        metric = next((known for known in task.metrics if name.endswith(known)), name)
+        part = name.removesuffix(metric).rstrip("_")  # of a second dev set
+        split = next((split for split in task.validation if part and split.endswith(part)), task.validation[0])
+        if _is_measured(value):
+            yield EvalResult(
+                task_type=PIPELINES[head],
+                dataset_type=task.hub[0] if datasets else task.name,
+                dataset_name=task.name if datasets else f"{task.name}, local files",
+                dataset_config=task.hub[1] if datasets else None,
+                dataset_split=split,
+                metric_type=HUB_METRICS.get(metric, metric),
+                metric_name=name.replace("_", " "),
+                metric_value=value,
+            )
+
+
+def _made_of(origin: Provenance) -> str:
+    if origin.base is None:
+        return ""
+    revision = f" (revision `{origin.revision}`)" if origin.revision else ""
+    return f", {'distilled from' if origin.distilled else 'made from'} `{origin.base}`{revision}"
+
+
+def _usage(kind: str) -> str:
+    """Return the section with an example to run in the folder; `kind` is a key of PIPELINES, or "pair"."""
+    if kind == "question-answering":
+        code = ANSWERS.format(name=THIS_FOLDER)
+    else:
+        pipeline = PIPELINES.get(kind, PIPELINES["classification"])
+        code = PIPELINE.format(name=THIS_FOLDER, pipeline=pipeline, given=INPUTS[kind])
+    return f"## Use\n\n```python\n{code}```\n\n"
+
+
+def _training(origin: Provenance) -> str:
+    """Return the section on how the model was made; empty where nothing is known."""
+    lines = []
+    if origin.base and origin.base_layers:
+        role = "teacher" if origin.distilled else "model that it was made from"
+        copied = ", ".join(map(str, origin.layers)) if origin.layers is not None else ""
+        lines.append(
+            f"- Its layers started from these of the {role}, which has {origin.base_layers}, counted from 0: {copied}."
+            if origin.layers is not None
+            else f"- It started from random weights; the {role} has {origin.base_layers} layers."
+        )
+    if origin.hardware:
+        lines.append(f"- Hardware: {origin.hardware}.")
+    if origin.versions:
+        lines.append("- Versions: " + ", ".join(f"{name} {value}" for name, value in origin.versions.items()) + ".")
+    return "## Training\n\n" + "\n".join(lines) + "\n\n" if lines else ""
+
+
+def _limitations(origin: Provenance, measured: str) -> str:
+    source = f"of `{origin.base}` and of the training text" if origin.base else "of the training text"
+    return (
+        f"## Limitations\n\n- It inherits the biases and gaps {source}; they were not measured.\n- {measured}\n"
+        + (
+            f"- No license is given: no file of `{origin.base}` at hand names one.\n"
+            if origin.base and not origin.license
+            else ""
+        )
+        + "\n"
+    )
+
+
+def for_repository(card: str, name: str) -> str:
+    """Return a model card of this package with the repository's name as its title and in its example."""
+    metadata, title = parse_front_matter(card), name.split("/")[-1]
+    for entry in metadata.get("model-index") or []:
+        card = card.replace(f"\n# {entry['name']}\n", f"\n# {title}\n", 1)
+        entry["name"] = title
+    card = EXAMPLE_NAME.sub(f'name = "{name}"', card, count=1)
+    return set_metadata(card, **metadata) if metadata else card
+
+
+def set_metadata(card: str, **entries: Any) -> str:
+    """Return a model card with these entries in the YAML that it begins with, which replace those of the same names."""
+    metadata = parse_front_matter(card)
+    body = card[card.index("\n---\n", 4) + 5 :] if metadata else f"\n{card}"
+    text = yaml.safe_dump(metadata | entries, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n{body}"
 
 
 def _without_folders(value: object) -> object:

@@ -14,6 +14,7 @@ import zipfile
 import onnx
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -198,7 +199,8 @@ def test_a_card_keeps_the_license(student, tmp_path):
     publish(source, tmp_path / "encoder", encoder=True)
     card = (tmp_path / "encoder" / "README.md").read_text()
     assert card.startswith(
-        "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\nlicense: apache-2.0\n---\n\n# model\n"
+        "---\nlibrary_name: transformers\npipeline_tag: feature-extraction\nlicense: apache-2.0\ntags:\n"
+        "- sentence-transformers\n---\n\n# model\n"
     )
     (source / "README.md").write_text("---\nlicense: [\n---\n\nnot YAML\n")
     publish(source, tmp_path / "third")
@@ -207,6 +209,17 @@ def test_a_card_keeps_the_license(student, tmp_path):
         .read_text()
         .startswith("---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n")
     )
+
+
+def test_a_card_names_the_model_of_the_hub_that_was_exported(student, tmp_path):
+    source = shutil.copytree(student, tmp_path / "models--acme--tiny" / "snapshots" / "abc123")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n\n# Tiny\n")
+    export_formats(str(source), ["torch-export"], tmp_path / "out", text=[])
+    told = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+    assert told == {"license": "mit", "base_model": "acme/tiny"}
+    export_formats(str(source), ["onnx-int8"], tmp_path / "out", text=[])
+    told = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
+    assert told == {"license": "mit", "base_model": "acme/tiny", "base_model_relation": "quantized"}
 
 
 def test_an_encoder_is_what_its_config_says(classifier, tmp_path):

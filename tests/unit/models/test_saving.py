@@ -12,6 +12,7 @@ import re
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -408,9 +409,12 @@ def test_a_fine_tuned_folder_is_as_complete(added, tmp_path, monkeypatch):
     }
     assert str(tmp_path) not in strings_in(model_folder) and "local_files_only" not in strings_in(model_folder)
     card = (model_folder / "README.md").read_text()
-    assert (
-        card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n---\n")
-        and "accuracy" in card
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-classification\n")
+    told = ModelCard(card).data
+    assert (told.tags, told.metrics, told.eval_results[0].metric_value) == (
+        ["ds-distill"],
+        ["accuracy"],
+        summary["accuracy"],
     )
     monkeypatch.chdir(model_folder)
     assert pipeline("text-classification", ".")("of text " * 100, truncation=True)[0]["label"] in (

@@ -1,0 +1,48 @@
+"""Test the files of sentence-transformers for a model that was made of another one."""
+
+import json
+
+import pytest
+
+from ds_distill.exporters.sentence_embedding import copy_sentence_transformers_files, write_sentence_transformers_files
+
+KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
+
+
+@pytest.mark.parametrize("width, kept", [(32, KINDS), (16, KINDS[:2])])
+def test_a_student_keeps_the_modules_that_fit_its_width(tmp_path, capsys, width, kept):
+    teacher, kept_in_run, student = (tmp_path / name for name in ("teacher", "run", "student"))
+    for folder in (teacher / "1_Pooling", teacher / "2_Dense", teacher / "3_Normalize", kept_in_run, student):
+        folder.mkdir(parents=True)
+    paths = ("", "1_Pooling", "2_Dense", "3_Normalize")
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, path) in enumerate(zip(KINDS, paths, strict=True))
+    ]
+    contents = {
+        "modules.json": modules,
+        "config.json": {"hidden_size": 32},
+        "sentence_bert_config.json": {"max_seq_length": 512},
+        "config_sentence_transformers.json": {"prompts": {"query": "q: "}, "__version__": {"torch": "1"}},
+        "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_cls_token": True},
+        "2_Dense/config.json": {"in_features": 32, "out_features": 8},
+    }
+    for name, content in contents.items():
+        (teacher / name).write_text(json.dumps(content))
+    (teacher / "2_Dense" / "model.safetensors").write_bytes(b"weights")
+
+    write_sentence_transformers_files(teacher, width, 64, kept_in_run)
+    copy_sentence_transformers_files(kept_in_run, student)
+    written = {str(file.relative_to(student)): file for file in student.rglob("*") if file.is_file()}
+    listed = json.loads(written["modules.json"].read_text())
+    assert [module["type"].rsplit(".")[-1] for module in listed] == list(kept)
+    assert json.loads(written["sentence_bert_config.json"].read_text())["max_seq_length"] == 64
+    assert json.loads(written["config_sentence_transformers.json"].read_text()) == {"prompts": {"query": "q: "}}
+    pooling = json.loads(written["1_Pooling/config.json"].read_text())
+    assert pooling["word_embedding_dimension"] == width and pooling["pooling_mode_cls_token"]
+    assert ("2_Dense/model.safetensors" in written) == (width == 32) == ("another width" not in capsys.readouterr().err)
+
+
+def test_a_teacher_without_them_gives_none(tmp_path):
+    copy_sentence_transformers_files(tmp_path, tmp_path / "student")
+    assert not (tmp_path / "student").exists()

@@ -1,0 +1,144 @@
+"""Test model cards: what the Hub reads in them, what people read, and the example that they show."""
+
+import contextlib
+import io
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from ds_distill.reporting import provenance
+from ds_distill.reporting.model_card import for_repository, front_matter, model_card, set_metadata, task_card
+from ds_distill.reporting.provenance import Provenance
+from ds_distill.tasks.catalog import TASKS
+from tests.tiny import save_encoder
+
+ORIGIN = Provenance(
+    base="acme/tiny",
+    base_model="acme/tiny",
+    revision="abc123",
+    license={"license": "other", "license_name": "acme", "license_link": "https://acme.example/license"},
+    language=["en", "no"],
+    layers=[0, 2, 4],
+    base_layers=6,
+    distilled=True,
+    datasets=["acme/texts"],
+    hardware="8 × H100",
+    versions={"torch": "2.0"},
+)
+FIGURES = {"steps": 10, "heldout_mlm_loss": 2.5, "heldout_mlm_accuracy": 0.5}
+OVER_MASKS = {"heldout_mask_loss": 3.5, "heldout_mask_accuracy": 0.25, "heldout_mask_accuracy_se": 0.01}
+
+
+def results_of(card):
+    return {
+        result.metric_type: (result.metric_value, result.dataset_type) for result in ModelCard(card).data.eval_results
+    }
+
+
+def test_a_distilled_model_tells_the_hub_what_it_was_made_of():
+    card = model_card("distill", FIGURES, {"teacher": "/home/ada/tiny"}, "f00d", ORIGIN)
+    data = ModelCard(card).data
+    assert (data.library_name, data.pipeline_tag, data.tags) == (
+        "transformers",
+        "fill-mask",
+        ["ds-distill", "distillation"],
+    )
+    assert (data.base_model, data.base_model_relation, data.datasets) == ("acme/tiny", "finetune", ["acme/texts"])
+    assert (data.license, data.license_name, data.language) == ("other", "acme", ["en", "no"])
+    assert data.license_link == "https://acme.example/license"
+    for words in ("revision `abc123`", "which has 6, counted from 0: 0, 2, 4.", "8 × H100", "torch 2.0", "Limitations"):
+        assert words in card
+    assert "/home" not in card
+
+
+def test_figures_over_masked_positions_come_before_those_over_all_selected_ones():
+    assert results_of(model_card("m", FIGURES, {}, "", ORIGIN)) == {
+        "loss": (2.5, "acme/texts"),
+        "accuracy": (0.5, "acme/texts"),
+    }
+    assert results_of(model_card("m", FIGURES | OVER_MASKS, {}, "", ORIGIN)) == {
+        "loss": (3.5, "acme/texts"),
+        "accuracy": (0.25, "acme/texts"),
+    }
+    unmeasured = model_card("m", {"heldout_mlm_loss": float("nan"), "heldout_mlm_accuracy": None}, {}, "")
+    assert ModelCard(unmeasured).data.eval_results is None, "no figure is made up"
+
+
+def test_nothing_is_told_of_a_model_of_which_nothing_is_known():
+    data = ModelCard(model_card("m", FIGURES, {}, "")).data.to_dict()
+    assert data.keys() == {"library_name", "pipeline_tag", "tags", "model-index"} and data["tags"] == ["ds-distill"]
+
+
+def test_a_fine_tuned_model_tells_its_scores_by_split_and_its_labels():
+    card = task_card("classification", TASKS["mnli"], {"accuracy": 80.0, "mismatched_accuracy": 81.0}, {}, "", ORIGIN)
+    results = ModelCard(card).data.eval_results
+    assert [(r.metric_value, r.dataset_split, r.dataset_type, r.dataset_config) for r in results] == [
+        (80.0, "validation_matched", "nyu-mll/glue", "mnli"),
+        (81.0, "validation_mismatched", "nyu-mll/glue", "mnli"),
+    ]
+    assert "0 is `entailment`, 1 is `neutral`, 2 is `contradiction`" in card
+    local = task_card("classification", TASKS["stsb"], {"pearson": 80.0, "spearman": None}, {}, "")
+    assert results_of(local) == {"pearsonr": (80.0, "stsb")}, "of local files it does not say that they are the Hub's"
+
+
+@pytest.mark.parametrize("kind", ["masked-lm", "sst2", "rte", "squad"])
+def test_the_example_runs_in_the_folder(tmp_path, monkeypatch, kind):
+    folder = save_encoder("distilbert", tmp_path)
+    head = {"masked-lm": AutoModelForMaskedLM, "squad": AutoModelForQuestionAnswering}
+    head.get(kind, AutoModelForSequenceClassification).from_pretrained(folder).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    if kind == "masked-lm":
+        card = model_card("m", FIGURES, {}, "")
+    else:
+        task = TASKS[kind]
+        card = task_card("question-answering" if task.spans else "classification", task, {}, {})
+    monkeypatch.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    assert printed.getvalue()
+
+
+def test_a_card_names_the_repository_that_it_is_uploaded_to():
+    card = model_card("distill", FIGURES, {}, "", ORIGIN)
+    for name in ("ada/first", "ada/second"):  # a folder may be uploaded twice
+        card = for_repository(card, name)
+        assert f'\nname = "{name}"\n' in card and f"\n# {name[4:]}\n" in card
+        assert ModelCard(card).data.model_name == name[4:]
+        assert results_of(card) == results_of(model_card("distill", FIGURES, {}, "", ORIGIN))
+
+
+def test_metadata_is_set_in_a_card_of_any_origin():
+    assert ModelCard(set_metadata("# no metadata\n", base_model="a/b")).data.base_model == "a/b"
+    card = set_metadata(front_matter("encoder", language="no") + "# m\n", base_model="a/b")
+    assert (ModelCard(card).data.base_model, ModelCard(card).data.language) == ("a/b", "no"), "Norwegian, not false"
+    assert card.endswith("---\n\n# m\n")
+
+
+def test_provenance_comes_from_the_cards_and_the_cache(tmp_path):
+    snapshot = tmp_path / "models--acme--tiny" / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "README.md").write_text("---\nlicense: mit\nlanguage: [en]\nbase_model: other/model\n---\n")
+    found = provenance.from_model(snapshot, distilled=True)
+    assert (found.base, found.base_model, found.revision) == ("acme/tiny", "acme/tiny", "abc123")
+    assert (found.license, found.language, found.distilled) == ({"license": "mit"}, ["en"], True)
+    provenance.write(found, tmp_path / "provenance.json")
+    assert provenance.read(tmp_path / "provenance.json") == found
+
+    local = tmp_path / "run" / "export"
+    local.mkdir(parents=True)
+    (local / "README.md").write_text("---\nlicense: [a, b]\nbase_model: acme/tiny\n---\n")
+    found = provenance.from_model(local)
+    assert (found.base, found.base_model, found.revision, found.license) == ("run/export", "acme/tiny", None, {})
+    assert provenance.read(tmp_path / "none.json") == Provenance()
+
+
+def test_datasets_of_the_hub_are_named():
+    inputs = ["hf:acme/texts:en@train#text", "hf:acme/texts@test", "hf:wiki", "text.txt", "hf:/local/folder"]
+    assert provenance.name_datasets(inputs) == ["acme/texts", "wiki"]
