@@ -124,14 +124,18 @@ def ds_distill(*arguments, **environment) -> subprocess.CompletedProcess:
     return Process("ds_distill", *arguments, **environment).wait()
 
 
+def free_port() -> int:
+    """Return a port that no process listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def start_ranks(
     world: int, module: str, *arguments, rank_arguments: Callable[[int], list] = lambda rank: []
 ) -> list[Process]:
     """Start `world` gloo ranks on this machine and return them by rank; `rank_arguments` gives further arguments."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": world}
     return [
         Process(module, *arguments, *rank_arguments(rank), **shared, RANK=rank, LOCAL_RANK=rank)
         for rank in range(world)

@@ -11,6 +11,7 @@ from typing import cast
 
 from ds_distill import __version__
 from ds_distill.builds.inductor_cache import keep_cache_in_environment
+from ds_distill.cli import push
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import replace_unencodable_characters, restart_in_utf8, tolerate_broken_streams
@@ -130,6 +131,7 @@ def _run(name: str, options, debug: bool) -> dict:
     if options.get("training") and options.training.device == "cpu":
         force_cpu()
     command.check(options)
+    push.check(options)
     # With several ranks, the others would wait for one that fails before it joins them. Also, some
     # of the paths need to exist for the first rank alone.
     if launch_environment.world_size() == 1:
@@ -140,6 +142,7 @@ def _run(name: str, options, debug: bool) -> dict:
     silence_libraries(debug)
     try:
         with ProgressWatch() if launch_environment.world_size() == 1 else contextlib.nullcontext():
+            push.check_access(options)
             summary = command.run(options)
     except Exception as error:
         if debug or isinstance(error, UserError) or not is_disk_full(error):
@@ -151,6 +154,9 @@ def _run(name: str, options, debug: bool) -> dict:
     if process_group := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
         process_group.stop_heartbeats()
     if is_first() and options.output:
+        write_summary(summary, Path(options.output))
+    if is_first() and options.get("push_to_hub"):
+        summary = push.upload(options, summary)
         write_summary(summary, Path(options.output))
     return summary
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ds_distill.cli import arguments
+from ds_distill.cli import arguments, push
 from ds_distill.reporting.closing import format_closing, sibling, training_result
 from ds_distill.utils.errors import UserError
 
@@ -36,6 +36,7 @@ def add_arguments(parser) -> None:
     arguments.add_corpus(parser)
     arguments.add_tokens(parser)
     arguments.add_heldout(parser)
+    push.add_arguments(parser)
     arguments.add_recipe(parser)
 
 

@@ -48,7 +48,9 @@ def add_arguments(parser) -> None:
     arguments.add_tokens(parser)
     arguments.add_unread_heldout(parser)
     arguments.add_unread_teacher(parser)
-    parser.add_argument("--model", type=UserPath, nargs="+", default=[], help="Hugging Face folders to evaluate")
+    parser.add_argument(
+        "--model", type=UserPath, nargs="+", default=[], help="folders, or names on the Hub, to evaluate"
+    )
     parser.add_argument(
         "--untrained", action="store_true", help="also evaluate the first model's architecture with random weights"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ds_distill.cli import arguments
+from ds_distill.cli import arguments, push
 from ds_distill.config.values import Name, UserPath
 from ds_distill.data.sources import check_inputs
 from ds_distill.models.folder import find_model_folder
@@ -50,8 +50,8 @@ def add_arguments(parser) -> None:
         "--model",
         type=UserPath | None,
         default=None,
-        help="Hugging Face folder of a pretrained or fine-tuned model, used instead of --run; --output may be the same "
-        "folder",
+        help="folder, or name on the Hub, of a pretrained or fine-tuned model, used instead of --run; --output may be "
+        "the same folder",
     )
     parser.add_argument(
         "--format",
@@ -79,6 +79,7 @@ def add_arguments(parser) -> None:
         action="store_true",
         help="export the encoder without its head; it returns the last hidden states, for embedding servers",
     )
+    push.add_arguments(parser)
 
 
 def check(options) -> None:

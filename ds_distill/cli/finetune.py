@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ds_distill.cli import arguments
+from ds_distill.cli import arguments, push
 from ds_distill.config.values import Name, UserPath
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
 from ds_distill.models.folder import find_model_folder
@@ -48,7 +48,7 @@ def add_arguments(parser) -> None:
         help="task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, imdb, squad or squad_v2",
     )
     parser.add_argument(
-        "--model", type=UserPath | None, default=None, help="Hugging Face folder of a pretrained encoder"
+        "--model", type=UserPath | None, default=None, help="folder, or name on the Hub, of a pretrained encoder"
     )
     parser.add_argument(
         "--teacher",
@@ -78,6 +78,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--finetune", type=FinetuneConfig, default=FinetuneConfig(), help="training settings of each fine-tuning run"
     )
+    push.add_arguments(parser)
 
 
 def check(options) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ds_distill.cli import arguments
+from ds_distill.cli import arguments, push
 from ds_distill.config.values import UserPath
 from ds_distill.models.folder import find_model_folder
 from ds_distill.reporting.closing import format_closing, sibling, training_result
@@ -49,12 +49,14 @@ def add_arguments(parser) -> None:
         "--from",
         type=UserPath | None,
         default=None,
-        help="folder of an encoder to continue pretraining; a masked-LM head is added if it has none",
+        help="folder, or name on the Hub, of an encoder to continue pretraining; a masked-LM head is added if it has "
+        "none",
     )
     arguments.add_tokenizer(parser)
     arguments.add_tokens(parser)
     arguments.add_heldout(parser)
     arguments.add_unread_teacher(parser)
+    push.add_arguments(parser)
     arguments.add_recipe(parser)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ds_distill.cli import arguments, distill, pretrain
+from ds_distill.cli import arguments, distill, pretrain, push
 from ds_distill.config.values import UserPath
 from ds_distill.utils.errors import UserError
 
@@ -56,6 +56,7 @@ def add_arguments(parser) -> None:
     pretrain.add_new_model(parser)
     arguments.add_tokens(parser)
     arguments.add_heldout(parser)
+    push.add_arguments(parser)
     arguments.add_recipe(parser)
 
 
@@ -70,6 +71,8 @@ def check(options) -> None:
                 "--teacher is missing: --heldout and --tokens need a teacher; without one, run is the demo, which "
                 "prepares its own text"
             )
+        if options.push_to_hub:
+            raise UserError("--push_to_hub: applies only with --teacher; the demo's models are not worth uploading")
         return
     if options.fresh:
         raise UserError(
