@@ -268,6 +268,7 @@ def distill(
         output,
         recipe.identity() | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]},
         recipe.training.resume,
+        can_grow=True,
     ):
         if finished := _finished_before(folder, recipe, loader, held):
             return finished
@@ -424,7 +425,9 @@ def pretrain(
             encoder = BertForMaskedLM(config)
             check_sizes(store, config, "the model")
     start = {"from": weights_fingerprint(encoder)[:16]} if isinstance(model, ModelFolder) else {"model": model}
-    with locked_run_folder(output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume):
+    with locked_run_folder(
+        output, recipe.identity() | {"data": store.manifest["fingerprint"]} | start, t.resume, can_grow=True
+    ):
         if finished := _finished_before(folder, recipe, loader, held):
             return finished
         circumstances, base = _circumstances(store, world), model if isinstance(model, ModelFolder) else None

@@ -166,9 +166,10 @@ class Training:
         gradient_checkpointing: Recompute activations in the backward pass, which is slower but uses less memory.
         max_skipped: Maximum number of consecutive steps that may be skipped because the loss or a gradient is
             not finite; after that the run ends.
-        save_every: Optimizer steps between checkpoints; 0: only at the end.
+        save_every: Optimizer steps between checkpoints; 0: only at the end; "auto": ten minutes of training.
         save_total_limit: Number of checkpoints to keep.
-        eval_every: Optimizer steps between held-out evaluations; 0: only at the end.
+        eval_every: Optimizer steps between held-out evaluations; 0: only at the end; "auto": a tenth of the
+            run, and at most 500 steps.
         eval_max_sequences: Maximum number of held-out sequences per evaluation.
         resume: "auto" resumes the run in the output folder; "never" refuses a folder that has one.
     """
@@ -193,9 +194,9 @@ class Training:
     deepspeed: UserPath | None = None
     gradient_checkpointing: bool = False
     max_skipped: int = limited(20, 1, 10**9)
-    save_every: int = limited(500, 0, 10**9)
+    save_every: int | Literal["auto"] = limited("auto", 0, 10**9, word="auto")
     save_total_limit: int = limited(2, 1, 10**6)
-    eval_every: int = limited(500, 0, 10**9)
+    eval_every: int | Literal["auto"] = limited("auto", 0, 10**9, word="auto")
     eval_max_sequences: int = limited(256, 1, 10**9)
     resume: Literal["auto", "never"] = "auto"
 

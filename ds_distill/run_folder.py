@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_distill.config.renamed import read_identity
+from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import write_json
 from ds_distill.utils.locks import try_lock
@@ -94,6 +95,8 @@ class RunFolder:
 # "auto" may resolve to the same value as before. A checkpoint records the value, and refuses
 # another.
 AUTO_RESOLVED_KEYS = ("training.precision", "training.optimizer")
+# Settings of a run's length. A run resumes when one of them grows; its learning rate then follows the longer schedule.
+LENGTH_KEYS = ("training.max_tokens", "training.epochs")
 
 
 @contextlib.contextmanager
@@ -103,6 +106,7 @@ def locked_run_folder(
     resume: str = "auto",
     remedy: str = "choose another --output",
     first: Callable | None = None,
+    can_grow: bool = False,
 ):
     """Collective: bind `output` to one run, and to this job while it lasts.
 
@@ -112,6 +116,7 @@ def locked_run_folder(
         resume: The recipe's training.resume.
         remedy: The end of error messages.
         first: Called before anything is compared, for example to empty the folder.
+        can_grow: Whether the run in the folder may have been shorter, by LENGTH_KEYS.
 
     Raises:
         UserError: The folder holds another run (the message names the difference), another job is
@@ -129,7 +134,7 @@ def locked_run_folder(
                 "every host needs the same recipe, teacher and code"
             )
     with contextlib.ExitStack() as lock:
-        run_on_rank0(lambda: _bind(output, identity, lock, resume, remedy, first))
+        run_on_rank0(lambda: _bind(output, identity, lock, resume, remedy, first, can_grow))
         check_shared(RunFolder(output).identity)
         yield
 
@@ -138,12 +143,18 @@ def locked_run_folder(
 def locked_run_folder_alone(output: Path, identity: dict, remedy: str = "choose another --output"):
     """Do as `locked_run_folder` does, for a process that is no rank of a job."""
     with contextlib.ExitStack() as lock:
-        _bind(output, identity, lock, "auto", remedy, None)
+        _bind(output, identity, lock, "auto", remedy, None, False)
         yield
 
 
 def _bind(
-    output: Path, identity: dict, lock: contextlib.ExitStack, resume: str, remedy: str, first: Callable | None
+    output: Path,
+    identity: dict,
+    lock: contextlib.ExitStack,
+    resume: str,
+    remedy: str,
+    first: Callable | None,
+    can_grow: bool,
 ) -> None:
     output.mkdir(parents=True, exist_ok=True)
     held = lock.enter_context(open(RunFolder(output).lock, "a+", encoding="utf-8"))
@@ -158,7 +169,12 @@ def _bind(
     if before is None:
         write_json(RunFolder(output).identity, identity)
         return
-    _check_same(output, before, identity, resume, remedy)
+    grown = _grown(before, identity) if can_grow else {}
+    _check_same(output, before | grown, identity, resume, remedy)
+    for key, value in grown.items():
+        log(f"{output}: {key} was {before[key]}, is {value}: the run goes on, at the learning rates of the longer one")
+    if grown:
+        write_json(RunFolder(output).identity, before | grown)
 
 
 def check_run_identity(output: Path, identity: dict, resume: str) -> None:
@@ -168,7 +184,8 @@ def check_run_identity(output: Path, identity: dict, resume: str) -> None:
     """
     before = _run_in(output, "choose another --output")
     if before is not None:
-        _check_same(output, {key: before.get(key) for key in identity}, identity, resume, "choose another --output")
+        known = {key: before.get(key) for key in identity} | _grown(before, identity)
+        _check_same(output, known, identity, resume, "choose another --output")
 
 
 def _run_in(output: Path, remedy: str) -> dict | None:
@@ -185,6 +202,11 @@ def _check_same(output: Path, before: dict, identity: dict, resume: str, remedy:
         raise UserError(f"{output} holds another run ({changed}): {remedy}")
     if resume == "never":
         raise UserError(f"{output} holds this run already; training.resume = auto resumes it")
+
+
+def _grown(before: dict, now: dict) -> dict:
+    """Return the settings of a run's length that have grown, with their new values."""
+    return {key: now[key] for key in LENGTH_KEYS if before.get(key) and now.get(key) and now[key] > before[key]}
 
 
 def _changed(before: dict, now: dict) -> str:

@@ -32,6 +32,7 @@ class StepResult:
         grad_norm: The norm of the global gradient before clipping, or None where it was not computed.
         skipped: Whether the step was skipped because a gradient was not finite.
         stop: Whether a rank was asked to end the run.
+        save: Whether a rank's clock asks for a checkpoint.
         sums: This rank's summed terms [number of terms] of each micro-batch.
     """
 
@@ -40,6 +41,7 @@ class StepResult:
     grad_norm: float | None
     skipped: bool
     stop: bool
+    save: bool
     sums: list[Tensor]
 
 

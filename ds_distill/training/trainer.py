@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -25,6 +26,10 @@ from ds_distill.training.step import Step
 from ds_distill.utils.console import log_header
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.resources import explain_out_of_memory
+
+# What the recipe's "auto" means.
+SAVE_SECONDS = 600.0  # of training between checkpoints
+EVALUATIONS, MAX_EVAL_STEPS = 10, 500  # evaluations of a run at least, steps between two at most
 
 
 class Trainer:
@@ -83,6 +88,7 @@ class Trainer:
             loader, self.settings.max_skipped, self.folder.checkpoints, scaled=dtype == torch.float16
         )
         self.state = TrainState(heldout={name: [] for name in heldout})
+        self.eval_every = resolve_eval_every(self.settings, self.total_steps)
         self.costs: dict[str, float] = {}
 
     def fit(self) -> dict[str, Any]:
@@ -96,19 +102,20 @@ class Trainer:
         self.metrics = Metrics(
             self.folder.tensorboard, self.state, self.loader, self.total_steps, self.title, self.device
         )
+        self.saved_at = time.monotonic()
         with self.metrics, StopRequest() as stop:
             if not resumed or self.state.step == self.total_steps:
                 self.evaluate()  # a finished run is evaluated on texts that are new to it
             for step, batches, counts in self.loader.prefetch(
                 self.state.step, self.total_steps, pin=self.device.type == "cuda"
             ):
-                result = self.train_step(step, batches, counts, stop.requested)
+                result = self.train_step(step, batches, counts, stop.requested, self._is_time_to_save())
                 self.guard.check(step, result)
                 self.state.update(result, counts)
                 self.metrics.log(self.state, result, self.engine.learning_rate)
-                if self._is_due(self.settings.eval_every):
+                if self._is_due(self.eval_every):
                     self.evaluate()
-                if result.stop or self._is_due(self.settings.save_every):
+                if result.stop or result.save or self._is_due(self.settings.save_every):
                     self.save()
                 if result.stop and self.state.step < self.total_steps:
                     break
@@ -128,7 +135,9 @@ class Trainer:
             self.state = TrainState.from_checkpoint(saved)
         return saved is not None
 
-    def train_step(self, step: int, batches: list[Batch], counts: TokenCounts, stop: bool) -> StepResult:
+    def train_step(
+        self, step: int, batches: list[Batch], counts: TokenCounts, stop: bool = False, save: bool = False
+    ) -> StepResult:
         """Collective: take one optimizer step; return what all ranks agree on.
 
         Args:
@@ -136,11 +145,13 @@ class Trainer:
             batches: This rank's micro-batches.
             counts: The tokens of the global batch.
             stop: Whether this rank was asked to end the run.
+            save: Whether this rank's clock asks for a checkpoint.
         """
         sums, grad_norm = self.step(step, batches, counts)
-        agreed = torch.nn.functional.pad(torch.stack(sums).double().sum(0), (0, 1), value=float(stop))
+        total = torch.stack(sums).double().sum(0)
+        agreed = torch.cat([total, total.new_tensor([stop, save])])
         torch.distributed.all_reduce(agreed)
-        *totals, stops = agreed.tolist()
+        *totals, stops, saves = agreed.tolist()
         losses = self.objective.means(totals, counts)
         return StepResult(
             loss=sum(self.objective.weights[name] * value for name, value in losses.items()),
@@ -148,6 +159,7 @@ class Trainer:
             grad_norm=grad_norm,
             skipped=self.engine.skipped_steps > self.state.skipped,
             stop=stops > 0,
+            save=saves > 0,
             sums=sums,
         )
 
@@ -173,6 +185,7 @@ class Trainer:
             )
         self.costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]}
         self.metrics.log_checkpoint(cost["seconds"], cost["bytes"], self.state.step)
+        self.saved_at = time.monotonic()
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of a finished run."""
@@ -198,9 +211,20 @@ class Trainer:
             **({} if compile_seconds is None else {"compile_seconds": round(compile_seconds, 1)}),
         }
 
-    def _is_due(self, every: int) -> bool:
+    def _is_due(self, every: int | Literal["auto"]) -> bool:
         """Return whether something that happens every so many steps, and at the end, happens now."""
-        return self.state.step == self.total_steps or bool(every) and self.state.step % every == 0
+        return self.state.step == self.total_steps or (every != "auto" and bool(every) and self.state.step % every == 0)
+
+    def _is_time_to_save(self) -> bool:
+        """Return whether this rank's clock asks for a checkpoint."""
+        return self.settings.save_every == "auto" and time.monotonic() - self.saved_at >= SAVE_SECONDS
+
+
+def resolve_eval_every(training: Training, total_steps: int) -> int:
+    """Return the steps between held-out evaluations of a run; 0: only at the end."""
+    if training.eval_every == "auto":
+        return max(1, min(total_steps // EVALUATIONS, MAX_EVAL_STEPS))
+    return training.eval_every
 
 
 def count_steps(recipe: Recipe, loader: BatchLoader) -> int:

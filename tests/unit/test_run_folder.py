@@ -1,6 +1,8 @@
+import contextlib
+
 import pytest
 
-from ds_distill.run_folder import locked_run_folder_alone
+from ds_distill.run_folder import _bind, locked_run_folder_alone
 from ds_distill.utils.errors import UserError
 
 
@@ -20,3 +22,23 @@ def test_another_run_is_refused_and_what_auto_became_is_not(tmp_path):
     claim(tmp_path / "b", **{"training.precision": "fp32"})
     with pytest.raises(UserError, match="training.precision was fp32, is bf16"):
         claim(tmp_path / "b", **{"training.precision": "bf16"})
+
+
+def test_a_run_may_grow_where_that_is_allowed(tmp_path, capsys):
+    def grow(can_grow=True, **identity):
+        with contextlib.ExitStack() as lock:
+            _bind(tmp_path, {"seed": 0, "training.epochs": 3} | identity, lock, "auto", "another", None, can_grow)
+
+    grow(**{"training.max_tokens": 100})
+    grow(**{"training.max_tokens": 200})
+    assert "training.max_tokens was 100, is 200" in capsys.readouterr().err
+    for refused in (
+        {"training.max_tokens": 100},  # it has read more already
+        {"training.max_tokens": 0},  # the length is that of the epochs now
+        {"training.max_tokens": 300, "seed": 1},
+    ):
+        with pytest.raises(UserError, match="holds another run"):
+            grow(**refused)
+    with pytest.raises(UserError, match="training.max_tokens was 200, is 300"):
+        grow(False, **{"training.max_tokens": 300})
+    grow(**{"training.max_tokens": 200})
