@@ -90,25 +90,27 @@ class Evaluation:
 
 
 def distill(
-    recipe: Recipe,
+    recipe: Recipe | None = None,
     *,
     teacher: PathLike,
     output: PathLike,
     corpus: Sequence[PathLike] = (),
     tokens: PathLike | None = None,
     heldout: Sequence[PathLike] = (),
+    choose_losses: bool = False,
 ) -> RunSummary:
     """Train a student of a teacher, evaluate it and export it. Collective under a launcher.
 
     A run that finds its own checkpoints in `output` resumes from the newest.
 
     Args:
-        recipe: Every setting of the run.
+        recipe: Every setting of the run; without one, the defaults with choose_losses.
         teacher: Folder of a masked-LM model, or the name of one on the Hugging Face Hub, which is fetched once.
         output: Folder for everything that the run makes.
         corpus: Files, folders, patterns or hub data sets of text; not needed with `tokens`.
         tokens: Folder that `ds-distill prepare` has made.
         heldout: Further texts, each measured on its own along the way.
+        choose_losses: Whether to take the losses that the evidence favors for as many tokens, not the recipe's.
 
     Raises:
         UserError: A mistake in the settings, the text, the teacher or the output folder.
@@ -118,12 +120,13 @@ def distill(
     with _one_job("distill"):
         return _summary(
             pipeline.prepare_and_distill(
-                _checked(recipe),
+                _checked(recipe or Recipe()),
                 str(teacher),
                 Path(output),
                 corpus=[str(text) for text in corpus],
                 tokens=None if tokens is None else str(tokens),
                 heldout=[str(text) for text in heldout],
+                choose=choose_losses or recipe is None,
             ),
             Path(output),
         )

@@ -8,7 +8,7 @@ import copy
 import json
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -41,7 +41,8 @@ from ds_distill.models.student import build_student, count_parameters, resolve_l
 from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight import checks as preflight
 from ds_distill.preflight.models import check_fits_prepared_tokens, check_sizes
-from ds_distill.recipe import Recipe
+from ds_distill.recipe import Losses, Recipe
+from ds_distill.recipe_choice import choose_losses
 from ds_distill.reporting import provenance
 from ds_distill.reporting.model_card import model_card
 from ds_distill.reporting.plots import loss_plot
@@ -62,7 +63,14 @@ from ds_distill.utils.resources import explain_disk_full
 
 
 def prepare_and_distill(
-    recipe: Recipe, teacher: str, output: Path, *, corpus: list[str], tokens: str | None, heldout: list[str]
+    recipe: Recipe,
+    teacher: str,
+    output: Path,
+    *,
+    corpus: list[str],
+    tokens: str | None,
+    heldout: list[str],
+    choose: bool = False,
 ) -> dict:
     """Collective: distill a student of `teacher` from texts or prepared tokens.
 
@@ -73,8 +81,11 @@ def prepare_and_distill(
         corpus: The texts.
         tokens: The folder that `prepare` has made of texts, or None.
         heldout: Further held-out texts.
+        choose: Whether to take the losses that the evidence favors for as many tokens, not the recipe's.
     """
     recipe = _check_job(recipe, corpus, tokens, heldout)
+    if choose:
+        recipe = replace(recipe, losses=_choose_losses(recipe, output, corpus, tokens))
     preflight.fetch_model(teacher, "teacher =")
     folder = find_model_folder(teacher)
     preflight.check_teacher(folder, recipe, Path(tokens) if tokens else None)
@@ -149,6 +160,13 @@ def prepare_and_evaluate(
         folder = prepare_run_tokens(corpus, str(folders[0].path), recipe, folder, bound=output)
         recipe = with_prepared_settings(recipe, folder)
     return evaluate_folders(folders, Path(tokens or folder), recipe, untrained)
+
+
+def _choose_losses(recipe: Recipe, output: Path, corpus: list[str], tokens: str | None) -> Losses:
+    """Collective: return what `choose_losses` returns on the first rank, which alone needs the texts."""
+    chosen: list[Losses] = []
+    run_on_rank0(lambda: chosen.append(choose_losses(recipe.training, corpus=corpus, tokens=tokens, output=output)))
+    return broadcast_object(chosen[0] if chosen else None)
 
 
 def _check_job(recipe: Recipe, corpus: list[str], tokens: str | None, heldout: list[str]) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_distill.cli import arguments, push
+from ds_distill.recipe import Losses
 from ds_distill.reporting.closing import format_closing, sibling, training_result
 from ds_distill.utils.errors import UserError
 
@@ -56,13 +57,15 @@ def check_paths(options) -> None:
 def run(options) -> dict:
     from ds_distill import api
 
+    recipe = arguments.build_recipe(options)
     return api.distill(
-        arguments.build_recipe(options),
+        recipe,
         teacher=options.teacher,
         output=options.output,
         corpus=options.corpus,
         tokens=options.tokens,
         heldout=options.heldout,
+        choose_losses=options.config is None and recipe.losses == Losses(),
     ).details
 
 

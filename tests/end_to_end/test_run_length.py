@@ -14,6 +14,7 @@ def run(world, common, tmp_path_factory):
     process = Process("tests.end_to_end.clock_worker", *options, "--training.save_total_limit", 100)
     done = process.wait()
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "losses: KL over masked tokens, masked LM, and cosine with weight 200" in done.stderr
     return output, options, json.loads((output / "summary.json").read_text())
 
 
@@ -26,6 +27,8 @@ def test_ten_evaluations_and_saves_by_the_clock(run):
     heldout = json.loads((output / "curves.json").read_text())["heldout"][""]
     assert [row["step"] for row in heldout] == list(range(11))
     assert steps_of_checkpoints(output) == list(range(1, 11)) and summary["steps"] == 10
+    settings = json.loads((output / "run.json").read_text())
+    assert (settings["losses.kl_tokens"], settings["losses.cosine"]) == ("masked", 200.0)
 
 
 def test_a_finished_run_continues_with_more_tokens(run):

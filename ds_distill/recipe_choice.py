@@ -1,0 +1,65 @@
+"""The losses of a distillation whose user has chosen neither a recipe nor losses.
+
+The paper's losses and weights were chosen for billions of tokens. After a few million, KL over the masked tokens and a
+heavy cosine loss kept more of a teacher's task scores, in less time (docs/results/retention.md).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_distill.config.renamed import read_identity
+from ds_distill.data.dataset import read_manifest
+from ds_distill.data.sources import split_inputs
+from ds_distill.recipe import Losses, Training
+from ds_distill.run_folder import RunFolder
+from ds_distill.utils.console import log_once
+
+FEW_TOKENS = 50_000_000  # the longest run measured had 6.5 million; between that and the paper's billions, nothing was
+BYTES_PER_TOKEN = 4.5  # of English text and its usual vocabularies
+FEW_TOKENS_LOSSES = Losses(kl_tokens="masked", cosine=200.0)  # those of ds_configs/few_tokens.yaml
+
+
+def choose_losses(
+    training: Training, *, corpus: Sequence[str | Path], tokens: str | Path | None, output: str | Path
+) -> Losses:
+    """Return the losses that the evidence favors for as many tokens as a distillation reads, and log the choice.
+
+    A run that is in the output folder already keeps its losses.
+
+    Args:
+        training: The length of the run.
+        corpus: The texts.
+        tokens: The folder of prepared tokens, or None.
+        output: The run's folder.
+    """
+    count = training.max_tokens or training.epochs * (_prepared_tokens(tokens) if tokens else _estimate_tokens(corpus))
+    few = _run_has_few(RunFolder(Path(output)).identity)
+    if few is None:
+        few = count < FEW_TOKENS
+    reason = f"for fewer than {FEW_TOKENS // 10**6} million tokens" if few else "as DistilBERT's"
+    which = "KL over masked tokens, masked LM, and cosine with weight 200" if few else "KL, masked LM and cosine"
+    log_once("losses", f"losses: {which}, {reason}; --config or --losses.… choose others")
+    return FEW_TOKENS_LOSSES if few else Losses()
+
+
+def _run_has_few(identity: Path) -> bool | None:
+    """Return whether the run in a folder has FEW_TOKENS_LOSSES; None where there is no run."""
+    try:
+        settings = read_identity(json.loads(identity.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    return settings.get("losses.kl_tokens") == FEW_TOKENS_LOSSES.kl_tokens
+
+
+def _prepared_tokens(folder: str | Path) -> int:
+    return read_manifest(Path(folder))["real_tokens"]["train"]
+
+
+def _estimate_tokens(corpus: Sequence[str | Path]) -> float:
+    """Return how many tokens the texts have, by their sizes; data sets of the Hub count as many."""
+    if any(str(source).startswith("hf:") for source in corpus):
+        return FEW_TOKENS
+    return sum(unit.size for unit in split_inputs([str(source) for source in corpus])) / BYTES_PER_TOKEN

@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from ds_distill.recipe import Losses, Recipe, Training
+from ds_distill.recipe_choice import FEW_TOKENS, FEW_TOKENS_LOSSES, choose_losses
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("some words of a small text\n" * 1000)
+    return str(file)
+
+
+def choose(tmp_path, corpus=(), tokens=None, **training):
+    return choose_losses(Training(**training), corpus=corpus, tokens=tokens, output=tmp_path / "run")
+
+
+def test_few_tokens_have_the_losses_of_their_recipe():
+    assert Recipe.load("few_tokens").losses == FEW_TOKENS_LOSSES != Losses()
+
+
+@pytest.mark.parametrize(
+    "training, few",
+    [
+        ({}, True),
+        ({"epochs": 10_000}, False),  # of about 6,000 tokens
+        ({"max_tokens": FEW_TOKENS - 1, "epochs": 10_000}, True),
+        ({"max_tokens": FEW_TOKENS}, False),
+    ],
+)
+def test_the_choice_follows_the_number_of_tokens(tmp_path, text, training, few):
+    assert choose(tmp_path, [text], **training) == (FEW_TOKENS_LOSSES if few else Losses())
+
+
+def test_prepared_tokens_are_counted_and_data_sets_of_the_hub_are_many(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"real_tokens": {"train": FEW_TOKENS // 3 - 1}}))
+    assert choose(tmp_path, tokens=tmp_path) == FEW_TOKENS_LOSSES
+    assert choose(tmp_path, tokens=tmp_path, epochs=4) == Losses()
+    assert choose(tmp_path, ["hf:somebody/something"]) == Losses()
+
+
+@pytest.mark.parametrize("kl_tokens", ["masked", "all"])
+def test_a_run_keeps_its_losses(tmp_path, text, kl_tokens):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"losses.kl_tokens": kl_tokens}))
+    for count in (1000, 10 * FEW_TOKENS):
+        assert choose(tmp_path, [text], max_tokens=count).kl_tokens == kl_tokens
