@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ds_distill.cli import arguments
-from ds_distill.config.values import UserPath
+from ds_distill.config.values import Name, UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.estimate.corpora import CORPORA, EpochSize, parse_tokens, size_of_corpus
 from ds_distill.estimate.hardware import DEVICES, find_device
@@ -58,7 +58,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--ranks", type=int, default=1, help="total number of devices")
     parser.add_argument(
         "--gpu",
-        type=str | None,
+        type=Name | None,
         default=None,
         help=f"kind of GPU to estimate for, which need not be here ({', '.join(DEVICES)}); by default this machine's "
         "device",
