@@ -5,6 +5,7 @@
 #   Python part  the program of one rank: the launcher starts its script with Python, so "deepspeed launch.sh" works as typed
 #
 #   ./launch.sh                        everything, from a bare machine, with ds_configs/demo.yaml
+#   ./launch.sh --from-scratch         the same with a tokenizer and a teacher trained here
 #   ./launch.sh --config R.yaml        the same with your recipe, on every GPU of this machine
 #   ./launch.sh --setup-only           the environment only; prints the path of its Python
 #   DS_DISTILL_PYTHON=/path/python     use this Python as it is, install nothing

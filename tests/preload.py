@@ -18,7 +18,7 @@ from transformers import (  # noqa: F401
 
 import ds_distill.cli.app
 import ds_distill.cli.parser
-import ds_distill.demo
+import ds_distill.demo.run
 import ds_distill.environment
 import ds_distill.estimate.estimate
 import ds_distill.finetune.trainer

@@ -11,11 +11,10 @@ from typing import cast
 
 from ds_distill import __version__
 from ds_distill.builds.inductor_cache import keep_cache_in_environment
-from ds_distill.cli import push
+from ds_distill.cli import demo, push
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import replace_unencodable_characters, restart_in_utf8, tolerate_broken_streams
-from ds_distill.config.recipe_file import SHIPPED_ROOT
 from ds_distill.config.renamed import RENAMED_COMMANDS
 from ds_distill.distributed import launch_environment
 from ds_distill.utils.console import close_bars, is_first, log, log_once
@@ -24,14 +23,13 @@ from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.hub import OFFLINE
 from ds_distill.utils.progress import ProgressWatch
 
-DEMO = SHIPPED_ROOT / "ds_configs" / "demo.yaml"
 # the libraries that a command loads, if not torch and DeepSpeed
 LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}
 FIRST_STEPS = """\
 usage: ds-distill COMMAND [options]
 
-demo: train a small teacher and a student in a few minutes
-  ds-distill run
+demo: distill a small student and see what it keeps, in minutes
+  ds-distill demo
 distill your teacher into a smaller student
   ds-distill distill --teacher DIR --corpus FILE --output DIR
 fine-tune the student on a task
@@ -191,8 +189,8 @@ def _parse_command(argv: list[str]) -> list[str]:
             f"{rest[0]}: not expected after run, the command that launch.sh starts; run distills when --teacher is "
             f"given, so leave {rest[0]} out"
         )
-    if first == "run" and not any(word.split("=")[0] in ("--config", "--teacher") for word in rest):
-        return [first, "--config", str(DEMO), *rest]
+    if first in ("run", "demo") and not any(word.split("=")[0] in ("--config", "--teacher") for word in rest):
+        return [first, "--config", str(demo.default_config(rest)), *rest]
     return argv
 
 

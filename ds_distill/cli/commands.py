@@ -6,10 +6,24 @@ shows, both called before torch is imported, `run(options)`, which returns its s
 `closing(options, summary)`, the text at its end for a person.
 """
 
-from ds_distill.cli import distill, env, estimate, evaluate, export, finetune, prepare, pretrain, report, run, study
+from ds_distill.cli import (
+    demo,
+    distill,
+    env,
+    estimate,
+    evaluate,
+    export,
+    finetune,
+    prepare,
+    pretrain,
+    report,
+    run,
+    study,
+)
 
 COMMANDS = {
     "run": run,
+    "demo": demo,
     "prepare": prepare,
     "pretrain": pretrain,
     "distill": distill,

@@ -22,7 +22,8 @@ ALIASES = {"input": "corpus"}
 # A recipe may hold these options of commands beside its settings.
 COMMAND_OPTIONS = (
     *("teacher", "corpus", "input", "heldout", "tokens", "tokenizer", "model", "from", "output", "debug"),
-    *("fresh", "corpus_megabytes", "vocabulary", "teacher_tokens"),  # run
+    *("json", "offline", "push_to_hub", "private"),
+    *("fresh", "corpus_megabytes", "from_scratch", "from-scratch", "vocabulary", "teacher_tokens"),  # demo
     *("ranks", "gpu", "price", "memory_gib", "tokens_per_second"),  # estimate
     "untrained",  # evaluate
 )

@@ -1,13 +1,20 @@
-"""Test the main job, from text over tokenizer, teacher, student and baseline to the table.
-
-It runs on several ranks, and then again from what is there.
-"""
+"""Test the main job, from text to the table: with a teacher of its own on several ranks, and with the shipped one."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
+import torch
+from safetensors import safe_open
 from transformers import AutoModelForMaskedLM
 
-from tests.start import start_ranks
+from ds_distill.demo.comparison import PROMPTS
+from ds_distill.demo.run import SHIPPED_TEACHER
+from tests.start import ROOT, ds_distill, start_ranks
 
 
 def demo(output, text, *options):
@@ -22,7 +29,8 @@ def demo(output, text, *options):
     ranks = start_ranks(
         3,
         "ds_distill",
-        "run",
+        "demo",
+        "--from-scratch",
         "--corpus",
         text,
         "--output",
@@ -58,17 +66,16 @@ def test_the_main_job_on_three_ranks(world, tmp_path):
     assert done.returncode == 0, output[-3000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [row["model"] for row in summary["rows"]] == [
+        "word counts",
         "teacher",
         "student at start",
         "student, distilled",
         "student, no teacher",
     ]
     assert "micro-batch: 3 sequences, not 8: a rank's share of the global batch is 3" in output
-    distilled, half = summary["rows"][2], AutoModelForMaskedLM.from_pretrained(summary["export"])
+    distilled, half = summary["rows"][3], AutoModelForMaskedLM.from_pretrained(summary["export"])
     assert (
-        distilled["tokens"] >= 1500
-        and half.config.n_layers == 2
-        and f"{distilled['heldout_mlm_loss']:.3f}" in done.stdout
+        distilled["tokens"] >= 1500 and half.config.n_layers == 2 and f"{distilled['mask_loss']:.2f} ± " in done.stdout
     )
     again, output = demo(tmp_path / "out", world / "text.txt")
     assert again.returncode == 0 and output.count("finished before, reused") == 3
@@ -78,3 +85,50 @@ def test_the_main_job_on_three_ranks(world, tmp_path):
         and "holds another run (training.max_tokens" in output
         and "start over there with --fresh" in output
     )
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """The demo on a little of this machine's documentation: its folder, and what it printed."""
+    output = tmp_path_factory.mktemp("shipped") / "out"
+    done = ds_distill("demo", "--output", output, "--corpus_megabytes", 0.4, "--training.max_tokens", 8192)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output, done.stdout
+
+
+def test_what_the_demo_prints_is_in_its_folder(shipped):
+    output, printed = shipped
+    summary = json.loads((output / "summary.json").read_text())
+    counts, teacher, start, distilled, plain = summary["rows"]
+    assert teacher["kept"] == 1 and counts["kept"] < 0.5 < min(start["kept"], distilled["kept"], plain["kept"])
+    assert 0.4 < distilled["parameters"] / teacher["parameters"] < 0.7
+    assert teacher["mask_accuracy"] - counts["mask_accuracy"] > 10 * teacher["mask_accuracy_se"]
+    assert len({row["mask_count"] for row in summary["rows"]}) == 1 and teacher["mask_count"] > 100
+    for row in summary["rows"]:
+        assert f"{row['mask_accuracy']:.1%} ± {100 * row['mask_accuracy_se']:.1f}" in printed
+    assert [row["prompt"] for row in summary["prompts"]] == list(PROMPTS)
+    assert all(f"{row['teacher'][0][0]} {row['teacher'][0][1]:.0%}" in printed for row in summary["prompts"])
+
+
+def test_the_students_have_not_read_the_heldout_text(shipped):
+    train, heldout = (
+        set((shipped[0] / "text" / f"{part}.txt").read_text().split("\n")) - {""} for part in ("train", "heldout")
+    )
+    assert heldout and not heldout & train
+
+
+def test_the_shipped_teacher_is_small_and_half():
+    assert (SHIPPED_TEACHER / "model.safetensors").stat().st_size <= 10e6
+    with safe_open(SHIPPED_TEACHER / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}
+
+
+def test_the_next_commands_work_as_printed(shipped):
+    _, printed = shipped
+    script = re.search(r"^Next:$(.*?)^\{", printed, re.DOTALL | re.MULTILINE)[1]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, f"{script}\n{done.stderr[-3000:]}"
+    assert "token_str" in done.stdout

@@ -1,4 +1,4 @@
-"""The first twenty steps of the demo's recipe are pinned.
+"""The first twenty steps of the recipe of the demo from scratch are pinned.
 
 A change of the order of the data, the masks, the schedule or a loss changes them.
 """
@@ -34,7 +34,7 @@ def compute_curve(folder: Path) -> list[dict[str, float]]:
     )
     BertForMaskedLM(config).save_pretrained(folder / "teacher")
     (folder / "text.txt").write_text("\n\n".join(lines * 20) + "\n", encoding="utf-8")
-    words = ["run", "--config", ROOT / "ds_configs" / "demo.yaml", "--teacher", folder / "teacher"]
+    words = ["run", "--config", ROOT / "ds_configs" / "demo_from_scratch.yaml", "--teacher", folder / "teacher"]
     words += ["--corpus", folder / "text.txt", "--output", folder / "run", "--data.sequence_length", 64]
     words += [
         "--training.global_batch_size",

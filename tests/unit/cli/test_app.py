@@ -23,12 +23,15 @@ def test_run_without_a_recipe_takes_the_embedded_default(monkeypatch):
     monkeypatch.setattr(cli.COMMANDS["run"], "run", lambda options: seen.update(options=options) or {})
     monkeypatch.setattr(cli, "write_summary", lambda summary, folder: None)
     assert cli.main(["run", "--training.seed", "3", "--debug"]) == 0
-    demo = yaml.safe_load(cli.DEMO.read_text())
+    demo = yaml.safe_load((ROOT / "ds_configs" / "demo.yaml").read_text())
     assert (
-        seen["options"].vocabulary == demo["vocabulary"]
+        seen["options"].corpus_megabytes == demo["corpus_megabytes"]
         and seen["options"].data.sequence_length == demo["data"]["sequence_length"]
     )
     assert seen["options"].training.seed == 3
+    assert cli.main(["run", "--from-scratch", "--debug"]) == 0
+    demo = yaml.safe_load((ROOT / "ds_configs" / "demo_from_scratch.yaml").read_text())
+    assert seen["options"].vocabulary == demo["vocabulary"]
 
 
 def test_device_cpu_hides_the_gpus_before_torch_is_loaded(monkeypatch):
@@ -94,7 +97,7 @@ def test_what_would_end_in_a_traceback_is_one_sentence(tmp_path, monkeypatch, ca
 def test_prepare_takes_a_recipe_with_a_teacher():
     options = (
         build_parser()
-        .parse_args(["prepare", "--config", str(cli.DEMO.with_name("distilbert_base.yaml")), "--output", "tokens"])
+        .parse_args(["prepare", "--config", str(ROOT / "ds_configs" / "distilbert_base.yaml"), "--output", "tokens"])
         .prepare
     )
     assert options.teacher and options.corpus and not options.tokenizer and options.data.sequence_length == 512
@@ -314,7 +317,9 @@ def test_help_on_a_command_that_there_is_not_names_the_nearest(capsys):
     ],
 )
 def test_the_demos_numbers_have_limits(capsys, tmp_path, option, value):
-    assert f"--{option} " in said_by(capsys, "run", f"--{option}", value, "--output", str(tmp_path)), "must be between"
+    assert f"--{option} " in said_by(
+        capsys, "run", "--from-scratch", f"--{option}", value, "--output", str(tmp_path)
+    ), "must be between"
 
 
 @pytest.mark.parametrize(

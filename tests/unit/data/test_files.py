@@ -261,7 +261,7 @@ def test_without_shared_memory_one_worker_prepares(tmp_path):
     program = tmp_path / "job.py"
     program.write_text(f"""
 from pathlib import Path
-from ds_distill.data.docstrings import embedded_documents
+from ds_distill.demo.documentation import read_documentation
 from ds_distill.data.prepare import prepare
 from ds_distill.data.tokenizer import train_wordpiece
 if __name__ == "__main__":
@@ -270,7 +270,7 @@ if __name__ == "__main__":
     files = [str(folder / "a.txt"), str(folder / "b.txt")]
     print(prepare(files, tokenizer, folder / "out", sequence_length=16, heldout_fraction=0.0, seed=0, \
 workers=2)["documents"])
-    print(len(embedded_documents(2000)))
+    print(len(read_documentation(2000).train))
 """)
     shell = f"mount -t tmpfs -o ro none /dev/shm && exec {sys.executable} {program}"
     done = (

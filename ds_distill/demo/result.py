@@ -1,0 +1,73 @@
+"""What the demo shows at its end: a table, the models' answers, where everything lies, and what to type next."""
+
+import shlex
+from pathlib import Path
+
+from ds_distill.demo.comparison import PROMPTS
+from ds_distill.reporting.closing import format_commands
+from ds_distill.reporting.tables import aligned
+
+LEAD = """A student of half its teacher's layers was distilled on the documentation of this machine's Python packages, \
+and the same student was trained on the same batches without a teacher. Loss and accuracy count guesses at [MASK] in \
+paragraphs that none of the models has read."""
+HEADINGS = ("model", "size", "ms", "loss", "top-1 accuracy", "kept")
+
+
+def show(summary: dict, output: Path) -> None:
+    """Print the demo's result for people, at most 80 columns wide."""
+    rows = summary["rows"]
+    print(f"\n{aligned([HEADINGS, *map(_cells, rows)])}\n")
+    print(f"Loss (nats) and accuracy count {rows[1]['mask_count']:,} guesses at [MASK] in held-out text; ± is one")
+    print("standard error. Size: parameters. ms: one forward of 1 × 128 tokens in fp32 on this")
+    print("machine's CPU. Kept: the share of the teacher's accuracy.\n")
+    for row in summary["prompts"]:
+        print(row["prompt"])
+        names = [name for name in row if name != "prompt"]
+        print(aligned([("", name, _answers(row[name])) for name in names]) + "\n")
+    print(aligned([(f"{label}:", str(output / path)) for label, path in PLACES]) + "\n")
+    print(format_commands(next_commands(output)) + "\n")
+
+
+PLACES = (
+    ("report", "report.html"),
+    ("student", "distilled/export"),
+    ("loss plot", "distilled/loss.png"),
+    ("checkpoints", "distilled/checkpoints"),
+    ("TensorBoard", "distilled/tensorboard"),
+)
+
+
+def next_commands(output: Path) -> list[tuple[str, str]]:
+    """Return commands to type after the demo, each with a remark; they work in the order given."""
+    student = shlex.quote(str(output / "distilled" / "export"))
+    ask = f"from transformers import pipeline; print(pipeline('fill-mask', {student!r})({PROMPTS[0]!r})[0])"
+    return [
+        ("ask the student", f"python -c {shlex.quote(ask)}"),
+        (
+            "make it a fast int8 model",
+            f"ds-distill export --model {student} --format onnx-int8 --output {shlex.quote(str(output / 'onnx'))}",
+        ),
+        (
+            "what distilling your own BERT would take",
+            "ds-distill estimate --teacher google-bert/bert-base-uncased --gpu h100",
+        ),
+    ]
+
+
+def _cells(row: dict) -> tuple[str, ...]:
+    return (
+        row["model"],
+        _or_dash(row["parameters"], lambda count: f"{count / 1e6:.1f} M"),
+        _or_dash(row["latency_ms"], lambda time: f"{time:.1f}"),
+        _or_dash(row["mask_loss"], lambda loss: f"{loss:.2f} ± {row['mask_loss_se']:.2f}"),
+        _or_dash(row["mask_accuracy"], lambda share: f"{share:.1%} ± {100 * row['mask_accuracy_se']:.1f}"),
+        _or_dash(row["kept"], lambda share: f"{share:.0%}"),
+    )
+
+
+def _or_dash(value: float | None, text) -> str:
+    return "–" if value is None else text(value)
+
+
+def _answers(choices: list[tuple[str, float]]) -> str:
+    return ", ".join(f"{token} {probability:.0%}" for token, probability in choices)
