@@ -27,7 +27,7 @@ from ds_distill.data.run_data import (
     with_prepared_settings,
 )
 from ds_distill.data.tokenizer import load_tokenizer
-from ds_distill.distributed.process_group import broadcast_object, run_on_rank0, start_distributed
+from ds_distill.distributed.process_group import all_gather_object, broadcast_object, run_on_rank0, start_distributed
 from ds_distill.estimate.estimate import choose_micro_batch
 from ds_distill.estimate.flops import forward_flops_per_token
 from ds_distill.exporters.huggingface import export
@@ -84,7 +84,7 @@ def prepare_and_distill(
         choose: Whether to take the losses that the evidence favors for as many tokens, not the recipe's.
     """
     recipe = _check_job(recipe, corpus, tokens, heldout)
-    if choose:
+    if all(all_gather_object(choose)):  # where ranks differ, they are told so later
         recipe = replace(recipe, losses=_choose_losses(recipe, output, corpus, tokens))
     preflight.fetch_model(teacher, "teacher =")
     folder = find_model_folder(teacher)

@@ -39,10 +39,11 @@ def choose_losses(
     few = _run_has_few(RunFolder(Path(output)).identity)
     if few is None:
         few = count < FEW_TOKENS
-    reason = f"for fewer than {FEW_TOKENS // 10**6} million tokens" if few else "as DistilBERT's"
-    which = "KL over masked tokens, masked LM, and cosine with weight 200" if few else "KL, masked LM and cosine"
-    log_once("losses", f"losses: {which}, {reason}; --config or --losses.… choose others")
-    return FEW_TOKENS_LOSSES if few else Losses()
+    losses, where, why = (
+        (FEW_TOKENS_LOSSES, "KL at masked tokens", "as for few tokens") if few else (Losses(), "KL", "as DistilBERT's")
+    )
+    log_once("losses", f"losses: {losses.kl:g} {where} + {losses.mlm:g} masked LM + {losses.cosine:g} cosine, {why}")
+    return losses
 
 
 def _run_has_few(identity: Path) -> bool | None:

@@ -43,7 +43,7 @@ def test_the_example_of_a_page_runs(page, world, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     loss, export = done.stdout.split()[-2:]
     summary = json.loads((tmp_path / "RUN" / "summary.json").read_text())
-    assert float(loss) == summary["heldout_mlm_loss"] and export == "RUN/export" == summary["export"]
+    assert float(loss) == summary["heldout_mask_loss"] and export == "RUN/export" == summary["export"]
     assert len(pipeline("fill-mask", str(tmp_path / export))("the [MASK] model")) == 5
 
 
