@@ -34,7 +34,7 @@ class RunSummary:
         loss: Weighted loss of the last step, in nats; None where it was not finite.
         heldout_mask_loss: Masked-LM loss on held-out text at the positions that show [MASK], in nats per position.
         heldout_mask_loss_se: Its standard error.
-        heldout_mask_accuracy: Share of these positions at which the model's first guess is right.
+        heldout_mask_accuracy: Share of these positions at which the model's top-1 prediction is right.
         heldout_mask_accuracy_se: Its standard error.
         heldout_mask_count: Number of these positions.
         heldout_mlm_loss: The same loss at all selected positions: 80 % show [MASK], 10 % a random token, and 10 % the
@@ -69,7 +69,7 @@ class Evaluation:
         parameters: Number of its parameters.
         heldout_mask_loss: Masked-LM loss at the positions that show [MASK], in nats per position.
         heldout_mask_loss_se: Its standard error.
-        heldout_mask_accuracy: Share of these positions at which the model's first guess is right.
+        heldout_mask_accuracy: Share of these positions at which the model's top-1 prediction is right.
         heldout_mask_accuracy_se: Its standard error.
         heldout_mask_count: Number of these positions.
         heldout_mlm_loss: The same loss at all selected positions, as in RunSummary.

@@ -172,7 +172,7 @@ def _bind(
     grown = _grown(before, identity) if can_grow else {}
     _check_same(output, before | grown, identity, resume, remedy)
     for key, value in grown.items():
-        log(f"{output}: {key} was {before[key]}, is {value}: the run goes on, at the learning rates of the longer one")
+        log(f"{output}: {key} was {before[key]}, is {value}: the run continues at the learning rates of the longer one")
     if grown:
         write_json(RunFolder(output).identity, before | grown)
 

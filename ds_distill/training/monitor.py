@@ -61,7 +61,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def during(self, activity: str) -> Iterator[None]:
-        """Show beside the bar's label what goes on between two steps."""
+        """Show beside the bar's label what happens between two steps."""
         self._bar.set_description_str(f"{self._title}, {activity}")
         try:
             yield

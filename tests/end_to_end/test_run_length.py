@@ -36,7 +36,7 @@ def test_a_finished_run_continues_with_more_tokens(run):
     before = json.loads((output / "curves.json").read_text())["history"]
     done = ds_distill(*options, "--training.max_tokens", 2 * 2560)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "training.max_tokens was 2560, is 5120: the run goes on" in done.stderr
+    assert "training.max_tokens was 2560, is 5120: the run continues" in done.stderr
     longer = json.loads((output / "summary.json").read_text())
     history = json.loads((output / "curves.json").read_text())["history"]
     assert longer["steps"] == 20 and longer["tokens"] > summary["tokens"]
