@@ -3,9 +3,6 @@
 Each kernel comes with the reason why it is used or not.
 """
 
-import importlib.metadata
-import platform
-
 import torch
 
 from ds_distill.builds.deepspeed_extensions import is_built
@@ -14,6 +11,7 @@ from ds_distill.data.prepare import cores
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.varlen_attention import varlen_unavailable_reason
 from ds_distill.training.compile import compile_unavailable_reason, triton_unavailable_reason
+from ds_distill.utils.machine import package_versions
 from ds_distill.utils.memory import memory_limit
 
 PACKAGES = (
@@ -43,13 +41,7 @@ def describe() -> dict:
 
 
 def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return {"python": None, **dict.fromkeys(PACKAGES)} | package_versions(PACKAGES)
 
 
 def _devices() -> dict:

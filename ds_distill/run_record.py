@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ from typing import Any
 from ds_distill import __version__
 from ds_distill.run_folder import RunFolder
 from ds_distill.utils.files import write_json
+from ds_distill.utils.machine import package_versions, processor_name
 from ds_distill.utils.memory import memory_limit
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers")
@@ -27,8 +26,7 @@ def write_record(folder: Path, **facts: Any) -> None:
     record = {
         "command": describe_command(sys.argv),
         "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "versions": {"ds-distill": __version__, "python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": {"ds-distill": __version__} | package_versions(PACKAGES),
         "hardware": _describe_hardware(),
     }
     write_json(RunFolder(folder).record, record | facts)
@@ -48,7 +46,7 @@ def describe_command(argv: list[str]) -> str:
 def _describe_hardware() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     hardware: dict[str, Any] = {
-        "cpu": _processor_name(),
+        "cpu": processor_name(),
         "cpu_cores": cores,
         "memory_gib": round(memory_limit() / 2**30, 1),
         "ranks": int(os.environ.get("WORLD_SIZE") or 1),
@@ -57,12 +55,3 @@ def _describe_hardware() -> dict[str, Any]:
     if torch is not None and torch.cuda.is_available():
         hardware["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return hardware
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

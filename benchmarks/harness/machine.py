@@ -2,17 +2,16 @@
 
 import gc
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import torch
 
 from ds_distill.kernels.fused_linear import release_workspace
 from ds_distill.utils.errors import UserError
+from ds_distill.utils.machine import processor_name
 from ds_distill.utils.memory import trim_heap
 
 
@@ -21,10 +20,7 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+        name = f"{processor_name()}, {os.cpu_count()} cores"
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 

@@ -5,10 +5,8 @@ Nothing is guessed: what no file names is left out.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,6 +17,7 @@ import yaml
 
 from ds_distill.utils import hub
 from ds_distill.utils.files import write_json
+from ds_distill.utils.machine import package_versions, processor_name
 
 LICENSE_KEYS = ("license", "license_name", "license_link")
 VERSIONS = ("ds-distill", "torch", "deepspeed", "transformers", "tokenizers")
@@ -102,20 +101,12 @@ def describe_hardware(ranks: int = 1) -> str:
 
     if torch.cuda.is_available():
         return f"{ranks} × {torch.cuda.get_device_name()}"
-    lines = _read(Path("/proc/cpuinfo")).splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{ranks} {'process' if ranks == 1 else 'processes'} on a CPU ({model})"
+    return f"{ranks} {'process' if ranks == 1 else 'processes'} on a CPU ({processor_name()})"
 
 
 def describe_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that train."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return package_versions(VERSIONS)
 
 
 def parse_front_matter(card: str) -> dict[str, Any]:

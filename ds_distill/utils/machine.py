@@ -1,0 +1,27 @@
+"""What a process runs on: the processor's name and the releases of packages."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def processor_name() -> str:
+    """Return the name of the processor, or its architecture where the system does not tell more."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the releases of Python and of those packages that are installed, in their order."""
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
