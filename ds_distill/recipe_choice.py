@@ -13,13 +13,12 @@ from pathlib import Path
 from ds_distill.config.renamed import read_identity
 from ds_distill.data.dataset import read_manifest
 from ds_distill.data.sources import split_inputs
-from ds_distill.recipe import Losses, Training
+from ds_distill.recipe import Losses, Recipe, Training
 from ds_distill.run_folder import RunFolder
 from ds_distill.utils.console import log_once
 
 FEW_TOKENS = 50_000_000  # the longest run measured had 6.5 million; between that and the paper's billions, nothing was
 BYTES_PER_TOKEN = 4.5  # of English text and its usual vocabularies
-FEW_TOKENS_LOSSES = Losses(kl_tokens="masked", cosine=200.0)  # those of ds_configs/few_tokens.yaml
 
 
 def choose_losses(
@@ -36,23 +35,23 @@ def choose_losses(
         output: The run's folder.
     """
     count = training.max_tokens or training.epochs * (_prepared_tokens(tokens) if tokens else _estimate_tokens(corpus))
-    few = _run_has_few(RunFolder(Path(output)).identity)
-    if few is None:
-        few = count < FEW_TOKENS
+    favored = Recipe.load("few_tokens").losses
+    kl_tokens = _read_kl_tokens(RunFolder(Path(output)).identity)
+    few = count < FEW_TOKENS if kl_tokens is None else kl_tokens == favored.kl_tokens
     losses, where, why = (
-        (FEW_TOKENS_LOSSES, "KL at masked tokens", "as for few tokens") if few else (Losses(), "KL", "as DistilBERT's")
+        (favored, "KL at masked tokens", "as for few tokens") if few else (Losses(), "KL", "as DistilBERT's")
     )
     log_once("losses", f"losses: {losses.kl:g} {where} + {losses.mlm:g} masked LM + {losses.cosine:g} cosine, {why}")
     return losses
 
 
-def _run_has_few(identity: Path) -> bool | None:
-    """Return whether the run in a folder has FEW_TOKENS_LOSSES; None where there is no run."""
+def _read_kl_tokens(identity: Path) -> str | None:
+    """Return losses.kl_tokens of the run in a folder; None where there is no run."""
     try:
         settings = read_identity(json.loads(identity.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
-    return settings.get("losses.kl_tokens") == FEW_TOKENS_LOSSES.kl_tokens
+    return settings.get("losses.kl_tokens")
 
 
 def _prepared_tokens(folder: str | Path) -> int:

@@ -1,6 +1,7 @@
 """The demo's comparison: what the models predict at [MASK], how fast they are, and what they answer."""
 
 import copy
+import statistics
 import time
 from pathlib import Path
 from typing import cast
@@ -41,6 +42,7 @@ def measure(models: dict[str, PreTrainedModel], tokens: Path, heldout: Path, rec
     masker = make_masker(training, recipe)
     size = cast(int, recipe.training.micro_batch_size)
     counts = word_counts(next(iter(models.values())), training.token_counts)
+    times = latencies(models)
     rows: list[dict] = []
     batches = -(-min(MAX_SEQUENCES, len(part)) // size)
     with progress(batches * (len(models) + 1), "comparison", "batch") as bar:
@@ -55,7 +57,7 @@ def measure(models: dict[str, PreTrainedModel], tokens: Path, heldout: Path, rec
                 {
                     "model": name,
                     "parameters": count_parameters(model) if is_model else None,
-                    "latency_ms": latency(model) if is_model else None,
+                    "latency_ms": times.get(name),
                 }
                 | figures
             )
@@ -82,17 +84,20 @@ def word_counts(model: PreTrainedModel, counts: np.ndarray) -> PreTrainedModel:
     return model
 
 
-def latency(model: PreTrainedModel, repeats: int = 15) -> float:
-    """Return the median milliseconds of one forward of 1 × 128 tokens in fp32 on the CPU."""
-    model = model.eval()
-    ids = torch.full((1, min(128, model.config.max_position_embeddings)), 5)
-    times = []
+def latencies(models: dict[str, PreTrainedModel], rounds: int = 18, warm_up: int = 3) -> dict[str, float]:
+    """Return each model's median milliseconds of one forward of 1 × 128 tokens in fp32 on the CPU.
+
+    The models take turns, so that what else the machine does slows all of them alike.
+    """
+    times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
-        for _ in range(repeats + 3):
-            began = time.perf_counter()
-            model(ids)
-            times.append(1000 * (time.perf_counter() - began))
-    return sorted(times[3:])[repeats // 2]
+        for _ in range(rounds):
+            for name, model in models.items():
+                ids = torch.full((1, min(128, model.config.max_position_embeddings)), 5)
+                began = time.perf_counter()
+                model.eval()(ids)
+                times[name].append(1000 * (time.perf_counter() - began))
+    return {name: statistics.median(measured[warm_up:]) for name, measured in times.items()}
 
 
 def fill(models: dict[str, PreTrainedModel], tokenizer, prompts: tuple[str, ...] = PROMPTS) -> list[dict]:

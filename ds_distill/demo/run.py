@@ -5,7 +5,6 @@ own.
 """
 
 import copy
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from ds_distill.recipe import Recipe
 from ds_distill.reporting.run_report import Extras, write_report
 from ds_distill.run_folder import RunFolder, locked_run_folder
 from ds_distill.utils.console import is_first, log, progress
-from ds_distill.utils.files import write_summary
+from ds_distill.utils.files import read_summary, write_summary
 
 SHIPPED_TEACHER = Path(__file__).parent / "teacher"
 PARTS = ("text", "tokens", "heldout", "tokenizer", "teacher", "distilled", "baseline")
@@ -199,10 +198,10 @@ def _bar_updater(bar) -> Callable[[int], None]:
 
 def _run_unless_finished(folder: Path, job: Callable[[Path], dict]) -> dict:
     """Run `job` and return its summary, or that of a finished part, which is not made again."""
-    done = RunFolder(folder).summary
-    if done.is_file() and RunFolder(folder).export.is_dir():
+    finished = read_summary(folder)
+    if finished is not None and RunFolder(folder).export.is_dir():
         log(f"{folder.name}: finished before, reused (--fresh starts over)")
-        return json.loads(done.read_text(encoding="utf-8"))
+        return finished
     summary = job(folder)
     if is_first():
         write_summary(summary, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 
@@ -89,6 +89,8 @@ class Trainer:
         )
         self.state = TrainState(heldout={name: [] for name in heldout})
         self.eval_every = resolve_eval_every(self.settings, self.total_steps)
+        self.saves_by_clock = self.settings.save_every == "auto"
+        self.save_every = 0 if self.settings.save_every == "auto" else self.settings.save_every
         self.costs: dict[str, float] = {}
 
     def fit(self) -> dict[str, Any]:
@@ -115,7 +117,7 @@ class Trainer:
                 self.metrics.log(self.state, result, self.engine.learning_rate)
                 if self._is_due(self.eval_every):
                     self.evaluate()
-                if result.stop or result.save or self._is_due(self.settings.save_every):
+                if result.stop or result.save or self._is_due(self.save_every):
                     self.save()
                 if result.stop and self.state.step < self.total_steps:
                     break
@@ -135,9 +137,7 @@ class Trainer:
             self.state = TrainState.from_checkpoint(saved)
         return saved is not None
 
-    def train_step(
-        self, step: int, batches: list[Batch], counts: TokenCounts, stop: bool = False, save: bool = False
-    ) -> StepResult:
+    def train_step(self, step: int, batches: list[Batch], counts: TokenCounts, stop: bool, save: bool) -> StepResult:
         """Collective: take one optimizer step; return what all ranks agree on.
 
         Args:
@@ -211,13 +211,13 @@ class Trainer:
             **({} if compile_seconds is None else {"compile_seconds": round(compile_seconds, 1)}),
         }
 
-    def _is_due(self, every: int | Literal["auto"]) -> bool:
+    def _is_due(self, every: int) -> bool:
         """Return whether something that happens every so many steps, and at the end, happens now."""
-        return self.state.step == self.total_steps or (every != "auto" and bool(every) and self.state.step % every == 0)
+        return self.state.step == self.total_steps or bool(every) and self.state.step % every == 0
 
     def _is_time_to_save(self) -> bool:
         """Return whether this rank's clock asks for a checkpoint."""
-        return self.settings.save_every == "auto" and time.monotonic() - self.saved_at >= SAVE_SECONDS
+        return self.saves_by_clock and time.monotonic() - self.saved_at >= SAVE_SECONDS
 
 
 def resolve_eval_every(training: Training, total_steps: int) -> int:

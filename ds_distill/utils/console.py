@@ -191,7 +191,7 @@ class ProgressBar(tqdm):
 
     @property
     def _units(self) -> str:
-        return self.unit if self.unit.endswith("s") else f"{self.unit}s"
+        return self.unit if self.unit.endswith("s") else f"{self.unit}{'es' if self.unit.endswith('ch') else 's'}"
 
     def _rate(self, rate: float) -> str:
         if self.unit == "B":

@@ -3,7 +3,9 @@ import json
 import pytest
 
 from ds_distill.recipe import Losses, Recipe, Training
-from ds_distill.recipe_choice import FEW_TOKENS, FEW_TOKENS_LOSSES, choose_losses
+from ds_distill.recipe_choice import FEW_TOKENS, choose_losses
+
+FEW_TOKENS_LOSSES = Losses(kl_tokens="masked", cosine=200.0)
 
 
 @pytest.fixture
