@@ -35,8 +35,13 @@ def overview(trainer: Trainer) -> dict[str, str]:
         **{name: describe_model(model.config, count_parameters(model)) for name, model in models.items()},
         "device": f"{describe_device(trainer.device, loader.world_size)}, {precision}, "
         f"ZeRO stage {trainer.engine.deepspeed.zero_optimization_stage()}",
-        "text": f"{documents['train']:,} documents, {millions(tokens['train'])} tokens; "
-        f"held out: {documents['heldout']:,} documents, {millions(tokens['heldout'])} tokens",
+        "text": f"{documents['train']:,} documents, {millions(tokens['train'])} tokens"
+        # the held-out text may be another one, of which these tokens do not tell
+        + (
+            f"; held out: {documents['heldout']:,} documents, {millions(tokens['heldout'])} tokens"
+            if documents["heldout"]
+            else ""
+        ),
         "steps": f"{steps:,} of {batch:,} sequences of {'up to ' * lines}{length} tokens: "
         f"{millions(steps * batch * mean)} tokens, {epochs:.2g} epochs"
         + (f"; resuming at step {done:,}" if done else ""),
