@@ -37,7 +37,7 @@ from ds_distill.models.families import get_family, get_family_by_type
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.precision import teacher_dtype
-from ds_distill.models.student import build_student, count_parameters, resolve_layers
+from ds_distill.models.student import build_student, count_parameters, find_start, plan_student
 from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight import checks as preflight
 from ds_distill.preflight.models import check_fits_prepared_tokens, check_sizes
@@ -87,6 +87,8 @@ def prepare_and_distill(
     if all(all_gather_object(choose)):  # where ranks differ, they are told so later
         recipe = replace(recipe, losses=_choose_losses(recipe, output, corpus, tokens))
     preflight.fetch_model(teacher, "teacher =")
+    if recipe.student.from_ is not None:
+        preflight.fetch_model(recipe.student.from_, "student.from =")
     folder = find_model_folder(teacher)
     preflight.check_teacher(folder, recipe, Path(tokens) if tokens else None)
     recipe, data, held = _make_tokens(recipe, str(folder.path), output, corpus, tokens, heldout)
@@ -282,9 +284,13 @@ def distill(
     store, loader, held = open_run_data(tokens, recipe, rank, world, heldout or {})
     check_fits_prepared_tokens(store, teacher)
     source = load_masked_lm(teacher)
+    inputs = {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}
+    start = None if recipe.student.from_ is None else find_start(recipe.student.from_)
+    if start:
+        inputs["student.from"] = weights_fingerprint(load_masked_lm(start))[:16]
     with locked_run_folder(
         output,
-        recipe.identity() | {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]},
+        recipe.identity() | inputs,
         recipe.training.resume,
         can_grow=True,
     ):
@@ -292,9 +298,10 @@ def distill(
             return finished
         t = recipe.training
         student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed)
-        layer_map = resolve_layers(source.config, recipe.student.init_layers, recipe.student.num_layers)
+        layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
         origin = provenance.from_model(
             teacher.path,
+            start=start and provenance.name_model(start.path),
             layers=layer_map,
             base_layers=get_family(source).dims(source.config).depth,
             distilled=recipe.losses.need_teacher,

@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from ds_distill.config.recipe_file import DEEPSPEED, RECIPES, SHIPPED_ROOT, find_file, load_recipe_file, read_settings
+from ds_distill.config.recipe_file import (
+    DEEPSPEED,
+    RECIPES,
+    SHIPPED_ROOT,
+    find_file,
+    load_recipe_file,
+    read_settings,
+    setting_name,
+)
 from ds_distill.config.unknown_keys import unknown_key_message
 from ds_distill.config.values import UserPath, convert
 from ds_distill.utils.errors import UserError
@@ -123,12 +131,16 @@ class Student:
             rows and columns of the teacher's weights.
         freeze_positions: Keep the position embeddings fixed. In the authors' code they were fixed, because
             they were sinusoidal before BERT's overwrote them.
+        from_: Start from this model, an earlier student for example, instead of the teacher's layers: a folder,
+            the --output of a run, or a name on the Hub. It keeps its own shape, and must have the teacher's
+            vocabulary.
     """
 
     init_layers: str | list[int] = "every_other"
     num_layers: int | None = None
     hidden_size: int | None = None
     freeze_positions: bool = False
+    from_: UserPath | None = None
 
 
 @dataclass
@@ -339,6 +351,14 @@ class Recipe:
                 f"sequence (data.sequence_length = {data.sequence_length}); "
                 f"use {math.ceil(501 / tokens) / 1000} or more, which masks one"
             )
+        if self.student.from_ is not None:
+            for key in ("init_layers", "num_layers", "hidden_size"):
+                if (value := getattr(self.student, key)) != (default := getattr(Student(), key)):
+                    raise UserError(
+                        f"student.from = {self.student.from_}: the student keeps the layers and the width of that "
+                        f"model, so student.{key} = {value} cannot apply; leave it out, or set it to "
+                        f"{'null' if default is None else default}"
+                    )
         if losses.kl == losses.mlm == losses.cosine == 0 and not any(match.weight for match in losses.match):
             raise UserError(
                 "losses.kl, losses.mlm, losses.cosine and the weights of losses.match are all 0: nothing would be "
@@ -358,16 +378,20 @@ class Recipe:
 
     def setting_names(self) -> list[str]:
         """Return the dotted names of all settings."""
-        return [f"{name}.{key}" for name, section in vars(self).items() for key in section.__dataclass_fields__]
+        return [f"{section}.{key}" for section, settings in self.as_dict().items() for key in settings]
 
     def as_dict(self) -> dict:
-        """Return the recipe as nested dicts, one per section."""
-        return asdict(self)
+        """Return the recipe as nested dicts, one per section, with the keys of a recipe file."""
+        return {
+            section: {setting_name(key): value for key, value in settings.items()}
+            for section, settings in asdict(self).items()
+        }
 
     def identity(self) -> dict:
         """Return the settings that decide a run's result, by dotted key.
 
-        Housekeeping, such as how often to save or evaluate, is left out: it may change on resume.
+        Housekeeping, such as how often to save or evaluate, is left out: it may change on resume. So are the paths
+        of inputs, such as the model that a student starts from: their contents count.
         """
         keys = {f"{room}.{key}": value for room, values in self.as_dict().items() for key, value in values.items()}
         for key in (
@@ -386,4 +410,5 @@ class Recipe:
             del keys[f"training.{key}"]
         for key in ("workers", "streaming", "column"):
             del keys[f"data.{key}"]
+        del keys["student.from"]
         return json.loads(json.dumps(keys))

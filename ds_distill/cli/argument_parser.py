@@ -19,7 +19,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_loader
 from jsonargparse._typehints import ActionTypeHint
 from yaml import YAMLError
 
-from ds_distill.config.recipe_file import RECIPES, STUDIES, find_file, load_recipe
+from ds_distill.config.recipe_file import RECIPES, STUDIES, find_file, load_recipe, setting_name
 from ds_distill.config.unknown_keys import unknown_key_message
 from ds_distill.config.values import convert, format_value, read_path
 from ds_distill.config.yaml_text import load_yaml
@@ -155,12 +155,17 @@ def _report_lists_given_twice(words: list[str], parser: ArgumentParser) -> None:
 
 
 def with_values(parser: ArgumentParser) -> ArgumentParser:
-    """Return the parser with every option read by `convert`."""
-    # jsonargparse makes the actions of a dataclass's fields itself and cannot be given a class for
+    """Return the parser with every option read by `convert`, and settings by their names in recipes."""
+    # jsonargparse makes the actions of a dataclass's fields itself, and can be given neither a class nor a name for
     # them
     for action in parser._actions:
         if type(action) is ActionTypeHint:
             action.__class__ = Value
+        if "." in action.dest and setting_name(action.dest) != action.dest:
+            for option in action.option_strings:
+                parser._option_string_actions[setting_name(option)] = parser._option_string_actions.pop(option)
+            action.option_strings = [setting_name(option) for option in action.option_strings]
+            action.dest = setting_name(action.dest)
     return parser
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ds_distill.config.recipe_file import setting_name
 from ds_distill.config.values import UserPath
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.sources import check_inputs, check_weights
@@ -85,7 +86,7 @@ def build_section(value: Any, section: Any) -> Any:
         return section()
     if isinstance(value, section):
         return value
-    return section(**{key: vars(value)[key] for key in section.__dataclass_fields__})
+    return section(**{key: vars(value)[setting_name(key)] for key in section.__dataclass_fields__})
 
 
 def check_recipe(options) -> Recipe:
@@ -137,6 +138,12 @@ def check_teacher_path(options) -> None:
     """Raise UserError where --teacher is given and holds no model."""
     if options.teacher:
         find_model_folder(options.teacher).check_files()
+
+
+def check_start_path(options) -> None:
+    """Raise UserError where student.from is given and holds no model."""
+    if (start := build_recipe(options).student.from_) is not None:
+        find_model_folder(start, "student.from =").check_files()
 
 
 def check_tokenizer_folder(path: str, option: str) -> None:

@@ -99,6 +99,7 @@ def check_demo(options) -> None:
 def check_paths(options) -> None:
     if options.corpus:
         check_inputs(options.corpus)
+    arguments.check_start_path(options)
     arguments.check_writable(options.output)
 
 

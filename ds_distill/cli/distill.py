@@ -51,6 +51,7 @@ def check(options) -> None:
 def check_paths(options) -> None:
     arguments.check_text_paths(options)
     arguments.check_teacher_path(options)
+    arguments.check_start_path(options)
     arguments.check_writable(options.output)
 
 

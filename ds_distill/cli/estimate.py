@@ -104,7 +104,7 @@ def check(options) -> None:
 def check_paths(options) -> None:
     if folder := _prepared_folder(options):
         TokenDataset.open(folder, "train")
-    _find_teacher(options.teacher)
+    _find_models(options)
     if options.output:
         arguments.check_writable(options.output)
 
@@ -119,25 +119,31 @@ def _epoch_size(options) -> EpochSize | None:
     return parse_tokens(options.tokens) if options.tokens else size_of_corpus(options.corpus)
 
 
-def _find_teacher(name: str) -> ModelFolder | KnownModel:
-    """Return a teacher of which at least the config is at hand: in a folder, in the cache, or in the table."""
+def _find_models(options) -> tuple[ModelFolder | KnownModel, ModelFolder | KnownModel | None]:
+    """Return the teacher, and the model that student.from names, if it does."""
+    start = arguments.build_recipe(options).student.from_
+    return _find_model(options.teacher, "teacher"), None if start is None else _find_model(start, "student.from")
+
+
+def _find_model(name: str, role: str) -> ModelFolder | KnownModel:
+    """Return a model of which at least the config is at hand: in a folder, in the cache, or in the table."""
     path = expand_user(name)
-    known = None if path.exists() else find_known_model(name)
+    known = None if path.exists() else find_known_model(name, role)
     try:
         is_config = path.name == "config.json" and path.is_file()
-        teacher = find_model_folder(str(path.parent) if is_config else name, fetch=False)
-        read_config(teacher.path, teacher.given)
+        model = find_model_folder(str(path.parent) if is_config else name, f"{role} =", fetch=False)
+        read_config(model.path, model.given)
     except UserError as error:
         if known:
             return known
         if path.exists() or "Hugging Face cache" not in str(error):
             raise
         raise UserError(
-            f"teacher = {name}: no such folder, no model of that name in the Hugging Face cache, and not a known one "
+            f"{role} = {name}: no such folder, no model of that name in the Hugging Face cache, and not a known one "
             f"({', '.join(KNOWN_MODELS)}); fetch its config.json, which is enough here, with "
             f"`hf download {name} config.json`" + did_you_mean(name, KNOWN_MODELS, cutoff=0.7)
         ) from None
-    return teacher
+    return model
 
 
 def run(options) -> dict:
@@ -152,9 +158,10 @@ def run(options) -> dict:
     folder = _prepared_folder(options)
     if folder:
         recipe = with_prepared_settings(recipe, Path(folder))
+    teacher, start = _find_models(options)
     estimate = plan(
         recipe,
-        _find_teacher(options.teacher),
+        teacher,
         folder,
         options.ranks,
         options.memory_gib,
@@ -162,6 +169,7 @@ def run(options) -> dict:
         options.gpu,
         _epoch_size(options),
         options.price,
+        start,
     )
     if is_first():
         print(format_plan(estimate) + "\n")

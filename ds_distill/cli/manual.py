@@ -21,6 +21,7 @@ from ds_distill.cli.arguments import SECTIONS
 from ds_distill.cli.commands import COMMANDS
 from ds_distill.cli.option_words import COMMON, NONE, shown, type_in_words
 from ds_distill.cli.parser import build_parser
+from ds_distill.config.recipe_file import setting_name
 from ds_distill.finetune.config import FinetuneConfig
 from ds_distill.recipe import Match
 from ds_distill.study.plan import Study
@@ -125,7 +126,7 @@ def _settings(name: str, section: Any) -> str:
     columns, limited = ["key", "type", "default"], any("limits" in setting.metadata for setting in fields(section))
     rows = []
     for setting in fields(section):
-        key = f"{name}.{setting.name}" if name else setting.name
+        key = f"{name}.{setting_name(setting.name)}" if name else setting.name
         row = [f"`{key}`", type_in_words(hints[setting.name]), shown(_default(setting))]
         rows.append([*row, *([_limits(setting)] if limited else []), _cell(described[setting.name])])
     return _table([*columns, *(["limits"] if limited else []), "description"], rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from ds_distill.cli import arguments
+from ds_distill.config.recipe_file import setting_name
 from ds_distill.config.values import Name, UserPath, mapping_reader
 from ds_distill.data.sources import check_inputs
 from ds_distill.finetune.config import FinetuneConfig
@@ -36,7 +37,7 @@ COMMON_OPTIONS = (
 # These are the settings that a study's student may change, and those of its fine-tunings, for all
 # tasks or, under a task's name, for that task.
 STUDENT_SETTINGS = {
-    f"{name}.{key}": hint
+    f"{name}.{setting_name(key)}": hint
     for name, section in arguments.SECTIONS.items()
     for key, hint in get_type_hints(section, include_extras=True).items()
 }

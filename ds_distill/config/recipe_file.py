@@ -118,11 +118,11 @@ def read_settings(sections: dict[str, Any], keys: dict[str, Any], source: str) -
     Raises:
         UserError: A key is neither a setting nor an option, or a value is not of its setting's type.
     """
-    hints = {
-        f"{name}.{setting}": hint
-        for name, section in sections.items()
-        for setting, hint in get_type_hints(type(section), include_extras=True).items()
-    }
+    hints, attributes = {}, {}
+    for name, section in sections.items():
+        for attribute, hint in get_type_hints(type(section), include_extras=True).items():
+            key = f"{name}.{setting_name(attribute)}"
+            hints[key], attributes[key] = hint, attribute
     for key, value in dotted_keys(keys):
         if key in COMMAND_OPTIONS:
             continue
@@ -130,8 +130,12 @@ def read_settings(sections: dict[str, Any], keys: dict[str, Any], source: str) -
             raise UserError(f"{source}: {unknown_key_message(key, [*hints, *COMMAND_OPTIONS], dashes='')}")
         if value is None and NoneType not in get_args(hints[key]):
             continue  # a key with nothing after it has its default
-        name, _, setting = key.partition(".")
-        setattr(sections[name], setting, convert(value, hints[key], f"{source}: {key}"))
+        setattr(sections[key.partition(".")[0]], attributes[key], convert(value, hints[key], f"{source}: {key}"))
+
+
+def setting_name(attribute: str) -> str:
+    """Return the name that an attribute's setting has in recipes: without the underscore after a Python keyword."""
+    return attribute.removesuffix("_")
 
 
 def dotted_keys(keys: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -22,7 +22,7 @@ from ds_distill.losses.objective import Objective
 from ds_distill.models.families import check_positions, get_family_by_type
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.precision import teacher_dtype
-from ds_distill.models.student import count_parameters, plan_student, resolve_layers
+from ds_distill.models.student import count_parameters, find_start, plan_copy, plan_student, resolve_layers
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.training.compile import choose_kernels, rows_of_logits
@@ -47,12 +47,19 @@ class Estimator:
         recipe: The recipe.
         teacher: The teacher, of which only the config is read.
         gpu: The kind of GPU to estimate for, in place of this machine's device.
+        start: The model that student.from names, of which only the config is read; None where the recipe names none.
 
     Raises:
         UserError: The recipe does not fit the teacher or the GPU.
     """
 
-    def __init__(self, recipe: Recipe, teacher: ModelFolder | KnownModel, gpu: Device | None = None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        teacher: ModelFolder | KnownModel,
+        gpu: Device | None = None,
+        start: ModelFolder | KnownModel | None = None,
+    ):
         self.recipe, training = recipe, recipe.training
         self.gpu = gpu
         if gpu:
@@ -68,14 +75,19 @@ class Estimator:
         self.length = recipe.data.sequence_length
         config = teacher.config
         check_positions(config, self.length, teacher.title)
-        self.layer_map = resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)
-        _, student_config = plan_student(
-            config,
-            init_layers="random",
-            num_layers=len(self.layer_map) if self.layer_map else recipe.student.num_layers,
-            hidden_size=recipe.student.hidden_size,
-            dropout=training.dropout,
+        self.layer_map = (
+            None if start else resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)
         )
+        if start:
+            student_config = plan_copy(start, config, training.dropout)
+        else:
+            _, student_config = plan_student(
+                config,
+                init_layers="random",
+                num_layers=len(self.layer_map) if self.layer_map else recipe.student.num_layers,
+                hidden_size=recipe.student.hidden_size,
+                dropout=training.dropout,
+            )
         self.teacher, self.student = self._build_models(config, student_config, "meta")
         self.uses_teacher = recipe.losses.need_teacher
         self.teacher_bytes = count_parameters(self.teacher) * self.teacher_dtype.itemsize
@@ -224,7 +236,8 @@ def choose_micro_batch(recipe: Recipe, teacher: ModelFolder) -> int:
     Raises:
         UserError: If not even one sequence fits.
     """
-    estimator = Estimator(recipe, teacher)
+    start = None if recipe.student.from_ is None else find_start(recipe.student.from_)
+    estimator = Estimator(recipe, teacher, start=start)
     ranks = torch.distributed.get_world_size()
     available, in_use = estimator.available_memory()
     smallest = torch.tensor(

@@ -99,18 +99,20 @@ KNOWN_MODELS: Final[dict[str, tuple[dict[str, Any], int]]] = {
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A teacher of which only the config is known.
+    """A model of which only the config is known.
 
     Attributes:
         name: Its name on the Hub.
+        role: The key or option that it was given to.
     """
 
     name: str
+    role: str = "teacher"
 
     @property
     def title(self) -> str:
         """What sentences call the model."""
-        return f"teacher {self.name}"
+        return f"{self.role} {self.name}"
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -121,7 +123,7 @@ class KnownModel:
         return AutoConfig.for_model(keys.pop("model_type"), **keys)
 
 
-def find_known_model(name: str) -> KnownModel | None:
+def find_known_model(name: str, role: str = "teacher") -> KnownModel | None:
     """Return the known model of this name, with or without its owner (bert-base-uncased), or None."""
     full = next((known for known in KNOWN_MODELS if name in (known, known.partition("/")[2])), None)
-    return KnownModel(full) if full else None
+    return KnownModel(full, role) if full else None

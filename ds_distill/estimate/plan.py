@@ -52,6 +52,7 @@ def plan(
     gpu: str | None = None,
     epoch: EpochSize | None = None,
     price: float | None = None,
+    start: ModelFolder | KnownModel | None = None,
 ) -> dict:
     """Return what the recipe takes on `ranks` devices of `memory_gib` GiB.
 
@@ -66,6 +67,7 @@ def plan(
         gpu: The kind of GPU to estimate for: a key of `hardware.DEVICES`. This machine's device if None.
         epoch: How long an epoch is, where there is no prepared folder.
         price: US dollars per device and hour; the table's for `gpu` if None.
+        start: The model that student.from names, if it does.
     """
     for key, value in (
         ("--ranks", ranks),
@@ -76,7 +78,7 @@ def plan(
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{key} {value}: must be above 0")
     device = find_device(gpu) if gpu else None
-    estimator = Estimator(recipe, teacher, device)
+    estimator = Estimator(recipe, teacher, device, start)
     training, stage = copy.copy(recipe.training), estimator.stage
     available, in_use = estimator.available_memory()
     available = memory_gib * GIB if memory_gib else available

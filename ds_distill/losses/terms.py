@@ -67,7 +67,7 @@ def make_matches(
         losses: The recipe's losses.
         student: The student's config.
         teacher: The teacher's config; None for one of the student's own sizes.
-        layer_map: The teacher layer that each student layer starts from, or None for a random start.
+        layer_map: The teacher layer that each student layer starts from, or None where it starts from none.
 
     Raises:
         UserError: An entry of losses.match names an unknown loss or layers that do not exist.
@@ -99,19 +99,19 @@ def resolve_pairs(
         layers: The entry's `layers`.
         student_depth: The student's number of layers.
         teacher_depth: The teacher's number of layers.
-        layer_map: The teacher layer that each student layer starts from, or None for a random start.
+        layer_map: The teacher layer that each student layer starts from, or None where it starts from none.
         key: The entry, for errors.
 
     Raises:
-        UserError: The layers do not exist, or "mapped" is asked of a student with a random start.
+        UserError: The layers do not exist, or "mapped" is asked of a student that did not start from the teacher's.
     """
     if layers == "last":
         return [(LAST, LAST)]
     if layers == "mapped":
         if layer_map is None:
             raise UserError(
-                f"{key}.layers = mapped: the student starts from random weights, so no teacher layer is mapped to its "
-                "layers; give pairs such as [[0, 1], [1, 3]]"
+                f"{key}.layers = mapped: the student does not start from the teacher's layers, so none is mapped to "
+                "its layers; give pairs such as [[0, 1], [1, 3]]"
             )
     requested = enumerate(layer_map or ()) if isinstance(layers, str) else layers
     pairs = []

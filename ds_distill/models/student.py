@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from ds_distill.models.families import get_family, get_family_by_type
+from ds_distill.models.folder import ModelFolder, find_model_folder
+from ds_distill.models.loading import load_masked_lm
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -102,6 +104,7 @@ def build_student(
     dropout: float = 0.1,
     seed: int = 0,
     freeze_positions: bool = False,
+    from_: str | None = None,
 ) -> PreTrainedModel:
     """Build a `...ForMaskedLM` student in fp32, on the CPU, in train mode.
 
@@ -117,9 +120,12 @@ def build_student(
             and therefore frozen positions, which BERT's then overwrite, so their positions were
             never trained. With a random start, frozen positions are sinusoidal; only DistilBERT has
             these.
+        from_: The folder or name of a model that the student is to be a copy of. init_layers, num_layers and
+            hidden_size are then without meaning.
 
     Raises:
-        UserError: The layer map, width or dropout is unfit, or the teacher's decoder is not tied.
+        UserError: The layer map, width or dropout is unfit, the teacher's decoder is not tied, or the model
+            `from_` is not complete or has another vocabulary.
 
     A warning is logged where the teacher has a LayerNorm eps that DistilBERT cannot have.
     """
@@ -130,15 +136,15 @@ def build_student(
         hidden_size=hidden_size,
         dropout=dropout,
         freeze_positions=freeze_positions,
+        from_=from_,
     )
     if layer_map is not None:  # a random start copies nothing, so nothing has to fit
         check_tied(teacher_model)
         _warn_of_eps(teacher_model)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not
-        # restore
-        torch.random.default_generator.manual_seed(seed)
-        student = AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").float()
+    if from_ is not None:
+        student = load_masked_lm(find_start(from_), dropout=dropout)
+    else:
+        student = _new_model(config, seed)
     if layer_map is not None:
         copy_from_teacher(teacher_model, student, layer_map)
     if freeze_positions:
@@ -146,6 +152,15 @@ def build_student(
             if name.endswith("position_embeddings.weight"):
                 parameter.requires_grad_(False)
     return student.train()
+
+
+def _new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    """Return a model with random weights in fp32, on the CPU."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # torch.manual_seed would seed the accelerators too, which fork_rng(devices=[]) does not
+        # restore
+        torch.random.default_generator.manual_seed(seed)
+        return AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa").float()
 
 
 def plan_student(
@@ -156,14 +171,19 @@ def plan_student(
     hidden_size: int | None = None,
     dropout: float = 0.1,
     freeze_positions: bool = False,
+    from_: str | None = None,
 ) -> tuple[list[int] | None, PretrainedConfig]:
     """Return (layer map, config) of the student that `build_student` makes of a teacher of this config.
 
-    The layer map is that of `resolve_layer_map`.
+    The layer map is that of `resolve_layer_map`; None where the student starts from another model.
 
     Raises:
         UserError: The layer map, width or dropout is unfit.
     """
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(f"training.dropout = {dropout}: give a probability, 0 or more and below 1")
+    if from_ is not None:
+        return None, plan_copy(find_start(from_), teacher, dropout)
     family = get_family_by_type(teacher.model_type)
     dims = family.dims(teacher)
     layer_map = resolve_layer_map(init_layers, dims.depth, num_layers)
@@ -177,8 +197,6 @@ def plan_student(
             f"student.hidden_size = {hidden}: give a multiple of the teacher's head size {head}, "
             f"at most its width {dims.width}"
         )
-    if not 0.0 <= dropout < 1.0:
-        raise UserError(f"training.dropout = {dropout}: give a probability, 0 or more and below 1")
     student = family.student_family
     if freeze_positions and layer_map is None and not student.sinusoidal:
         raise UserError(
@@ -199,6 +217,32 @@ def plan_student(
     if student.sinusoidal:
         setattr(config, student.sinusoidal, freeze_positions and layer_map is None)
     return layer_map, config
+
+
+def find_start(name: str) -> ModelFolder:
+    """Return the folder of the model that `student.from` names; UserError where there is none."""
+    return find_model_folder(name, "student.from =")
+
+
+def plan_copy(start: Any, teacher: PretrainedConfig, dropout: float) -> PretrainedConfig:
+    """Return the config of a student that is a copy of another model.
+
+    Args:
+        start: The model, with a config and a title.
+        teacher: The config of its teacher.
+        dropout: The student's dropout.
+
+    Raises:
+        UserError: The models differ in the size of their vocabulary.
+    """
+    config = copy.deepcopy(start.config)
+    if config.vocab_size != teacher.vocab_size:
+        raise UserError(
+            f"{start.title} has a vocabulary of {config.vocab_size} tokens, its teacher one of {teacher.vocab_size}; "
+            "give a model with the teacher's tokenizer"
+        )
+    get_family_by_type(config.model_type).set_dropout(config, dropout)
+    return config
 
 
 def check_tied(teacher: PreTrainedModel) -> None:

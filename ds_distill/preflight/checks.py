@@ -30,6 +30,7 @@ from ds_distill.distributed.process_group import (
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import ModelFolder, resolve_model_folder
 from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.student import find_start
 from ds_distill.preflight.models import check_complete, check_reads_tokens, check_teacher_fits
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import RunFolder, check_run_identity, check_shared
@@ -212,6 +213,9 @@ def check_teacher(teacher: ModelFolder, recipe: Recipe, tokens: Path | None = No
     starts_from_it = check_teacher_fits(teacher, recipe, tokens)
     # many ranks that read gigabytes at once would slow each other down
     run_on_rank0(lambda: check_complete(teacher, tied=starts_from_it))
+    if recipe.student.from_ is not None:
+        start = find_start(recipe.student.from_)
+        run_on_rank0(lambda: check_complete(start))
 
 
 def check_encoder(encoder: ModelFolder, recipe: Recipe, tokenizer: str, tokens: Path | None = None) -> None:

@@ -17,7 +17,7 @@ from ds_distill.losses.terms import make_matches
 from ds_distill.models.families import check_positions
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.models.student import check_tied, plan_student
+from ds_distill.models.student import check_tied, find_start, plan_student
 from ds_distill.models.tokenizer_fit import check_vocabulary
 from ds_distill.recipe import Recipe
 from ds_distill.utils.console import log
@@ -46,6 +46,10 @@ def check_teacher_fits(
     make_matches(recipe.losses, config, teacher.config, layer_map)
     check_reads_tokens(teacher, recipe, tokens, tokenizer or teacher.path)
     load_masked_lm(teacher, hollow=True)
+    if recipe.student.from_ is not None:
+        start = find_start(recipe.student.from_).check_files()
+        check_reads_tokens(start, recipe, tokens, tokenizer or teacher.path)
+        load_masked_lm(start, hollow=True)
     return layer_map is not None
 
 

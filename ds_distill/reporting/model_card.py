@@ -240,12 +240,13 @@ def _training(origin: Provenance) -> str:
     lines = []
     if origin.base and origin.base_layers:
         role = "teacher" if origin.distilled else "model that it was made from"
-        copied = ", ".join(map(str, origin.layers)) if origin.layers is not None else ""
-        lines.append(
-            f"- Its layers started from these of the {role}, which has {origin.base_layers}, counted from 0: {copied}."
-            if origin.layers is not None
-            else f"- It started from random weights; the {role} has {origin.base_layers} layers."
-        )
+        if origin.layers is not None:
+            copied = ", ".join(map(str, origin.layers))
+            layers = f"these of the {role}, which has {origin.base_layers}, counted from 0: {copied}"
+            lines.append(f"- Its layers started from {layers}.")
+        else:
+            start = f"the weights of `{origin.start}`" if origin.start else "random weights"
+            lines.append(f"- It started from {start}; the {role} has {origin.base_layers} layers.")
     if origin.hardware:
         lines.append(f"- Hardware: {origin.hardware}.")
     if origin.versions:

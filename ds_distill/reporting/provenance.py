@@ -34,6 +34,7 @@ class Provenance:
         license: The entries of its license in a model card; empty where neither its card nor its
             config.json names one.
         language: The language that its card names.
+        start: The name of another model that it started from; None where there was none.
         layers: Of which of its layers each layer started, counted from 0; None where none was copied.
         base_layers: The number of its layers.
         distilled: Whether it was the teacher.
@@ -48,6 +49,7 @@ class Provenance:
     revision: str | None = None
     license: dict[str, str] = field(default_factory=dict)
     language: str | list[str] | None = None
+    start: str | None = None
     layers: list[int] | None = None
     base_layers: int | None = None
     distilled: bool = False
@@ -66,7 +68,7 @@ def from_model(folder: Path, **known: Any) -> Provenance:
     if not license and isinstance(stated := _read_config(folder).get("license"), str):
         license = {"license": stated}
     return Provenance(
-        base=named[0] if named else _name_folder(folder),
+        base=name_model(folder),
         base_model=base_model if _is_text(base_model) else None,
         revision=named[1] if named else None,
         license=license,
@@ -74,6 +76,12 @@ def from_model(folder: Path, **known: Any) -> Provenance:
         sentence_transformers=(folder / "modules.json").is_file(),
         **known,
     )
+
+
+def name_model(folder: Path) -> str:
+    """Return a model's name on the Hub where its folder is in the cache, else its folder's name."""
+    named = hub.name_in_cache(folder)
+    return named[0] if named else _name_folder(folder)
 
 
 def read(file: Path) -> Provenance:

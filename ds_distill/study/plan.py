@@ -30,9 +30,7 @@ from ds_distill.utils.files import read_summary, write_json
 
 TEACHER, TASK_DISTILLATION = "teacher", "task distillation"
 SECTION_PREFIXES = tuple(f"{room.name}." for room in fields(Recipe))
-SETTINGS = tuple(
-    f"{room.name}.{setting.name}" for room in fields(Recipe) for setting in fields(getattr(Recipe(), room.name))
-)
+SETTINGS = tuple(Recipe().setting_names())
 FINETUNE_SETTINGS = tuple(setting.name for setting in fields(FinetuneConfig))
 # These are the settings that `prepare` reads.
 PREPARE_SETTINGS = (

@@ -1,4 +1,4 @@
-"""Test what a run does along its way by default, and that a finished run continues when it is given more to do."""
+"""Test what a run does along its way by default, and what can follow it: more of it, or a run from its student."""
 
 import json
 
@@ -45,3 +45,22 @@ def test_a_finished_run_continues_with_more_tokens(run):
 
     done = ds_distill(*options)
     assert done.returncode == 2 and "training.max_tokens was 5120, is 2560" in done.stderr
+
+
+def test_a_student_starts_from_the_student_of_a_run(run, world, common, tmp_path):
+    first = run[0]
+    summary = json.loads((first / "summary.json").read_text())
+    output = tmp_path / "second"
+    options = ["distill", "--teacher", world / "teacher", *common, "--output", output, "--student.from", first]
+    done = ds_distill(*options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    second = json.loads((output / "summary.json").read_text())
+    for figure in ("loss", "accuracy", "count"):  # it is the same model, in the same text and under the same masks
+        assert second[f"start_heldout_mask_{figure}"] == summary[f"heldout_mask_{figure}"]
+    card = (output / "export" / "README.md").read_text()
+    assert f"It started from the weights of `{first.name}/export`" in card
+
+    done = ds_distill(*options[:-1], world / "teacher")  # a model of another shape
+    assert done.returncode == 2 and "student.from was " in done.stderr
+    done = ds_distill(*options[:-2])
+    assert done.returncode == 2 and "student.from was " in done.stderr

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ds_distill.cli.arguments import SECTIONS
+from ds_distill.cli.arguments import SECTIONS, build_recipe
 from ds_distill.cli.parser import build_parser, check_command
 from ds_distill.data.sources import _HUB
 from ds_distill.models.student import resolve_layer_map
-from ds_distill.recipe import Recipe, Training
+from ds_distill.recipe import Recipe, Student, Training
 from ds_distill.study.paper import PAPER_ABLATION
 from ds_distill.study.plan import Study
 from ds_distill.study.student_tables import get_differing_settings
@@ -25,7 +25,7 @@ def test_recipe(name, monkeypatch, tmp_path):
     commands = {"demo.yaml": "run", "demo_from_scratch.yaml": "run", "demo_teacher.yaml": "pretrain"}
     command = commands.get(name, "distill")
     options = build_parser().parse_args([command, "--config", str(FOLDER / name), "--output", "out"])[command]
-    recipe = Recipe(**{room: kind(**vars(options[room])) for room, kind in SECTIONS.items()})
+    recipe = build_recipe(options)
     recipe.check()
     given = yaml.safe_load((FOLDER / name).read_text())
     for room in SECTIONS:
@@ -101,3 +101,24 @@ def test_one_recipe_serves_all_commands(command, tmp_path):
     recipe = yaml.safe_load((FOLDER / "distilbert_base.yaml").read_text()) | {"heldout": ["held.txt"]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     check_command([command, "--config", str(tmp_path / "recipe.yaml"), "--output", "out"])
+
+
+def test_the_setting_that_is_named_like_a_word_of_python(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("student: {from: runs/a}\n")
+    recipe = Recipe.load(tmp_path / "recipe.yaml")
+    assert recipe.student.from_ == recipe.as_dict()["student"]["from"] == "runs/a"
+    assert "student.from" in recipe.setting_names() and "student.from" not in recipe.identity()
+    for words in (["--student.from", "runs/a"], ["--config", str(tmp_path / "recipe.yaml")]):
+        assert check_command(["distill", *words, "--output", "out"]) == recipe
+    for words in (["--student.from_", "runs/a"], ["--config", "student: {from_: runs/a}"]):
+        with pytest.raises(UserError, match=r"student\.from_: no such key; did you mean student\.from\?"):
+            check_command(["distill", *words, "--output", "out"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"), [("num_layers", 2, "null"), ("init_layers", [0, 1], "every_other")]
+)
+def test_a_student_that_starts_from_a_model_has_its_shape(key, value, remedy):
+    recipe = Recipe(student=Student(from_="runs/a", **{key: value}))
+    with pytest.raises(UserError, match=rf"student\.from = runs/a: .*student\.{key} = .*set it to {remedy}"):
+        recipe.check()

@@ -24,7 +24,10 @@ def test_pairs_of_layers():
 @pytest.mark.parametrize(
     ("match", "message"),
     [
-        ({"layers": "mapped"}, r"losses\.match\[0\]\.layers = mapped: the student starts from random weights"),
+        (
+            {"layers": "mapped"},
+            r"losses\.match\[0\]\.layers = mapped: the student does not start from the teacher's layers",
+        ),
         ({"layers": [(3, 0)]}, r"losses\.match\[0\]\.layers: student layer 3: the student has 2 layers, 0 to 1"),
         ({"layers": [(0, 4)]}, r"losses\.match\[0\]\.layers: teacher layer 4: the teacher has 4 layers, 0 to 3"),
         ({"layers": []}, r"losses\.match\[0\]\.layers is empty"),

@@ -6,7 +6,7 @@ import torch
 from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family
 from ds_distill.models.intermediates import LAST_HIDDEN
-from ds_distill.models.student import build_student, count_parameters, resolve_layer_map
+from ds_distill.models.student import build_student, count_parameters, plan_student, resolve_layer_map
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses
 from ds_distill.utils.errors import UserError
@@ -187,3 +187,23 @@ def test_differing_widths_meet_in_a_projection_that_learns():
     assert sums[2].item() == pytest.approx(expected.item(), rel=1e-5)
     assert Objective(build_student(teacher.model), Losses(), 1, teacher.config).matches["cosine"].projection is None
     assert not Objective(build_student(teacher.model, hidden_size=16), Losses(cosine=0.0), 1, teacher.config).matches
+
+
+def test_a_student_starts_from_a_student(tmp_path):
+    teacher = tiny_bert()
+    earlier = randomised(build_student(teacher, num_layers=1))
+    earlier.save_pretrained(tmp_path / "earlier")
+    student = build_student(teacher, from_=str(tmp_path / "earlier"), dropout=0.3, freeze_positions=True)
+    assert student.training and student.config.dropout == student.config.attention_dropout == 0.3
+    assert {name: p.tolist() for name, p in student.named_parameters()} == {
+        name: p.tolist() for name, p in earlier.named_parameters()
+    }
+    assert [name for name, p in student.named_parameters() if not p.requires_grad] == [
+        "distilbert.embeddings.position_embeddings.weight"
+    ]
+    layer_map, config = plan_student(teacher.config, from_=str(tmp_path / "earlier"))
+    assert layer_map is None and config.n_layers == 1
+    with pytest.raises(
+        UserError, match=r"student\.from .*earlier has a vocabulary of 101 tokens, its teacher one of 60"
+    ):
+        plan_student(tiny_bert(vocab_size=60).config, from_=str(tmp_path / "earlier"))
