@@ -9,10 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import deepspeed
 import torch
 from deepspeed.ops.op_builder.builder import OpBuilder
+from deepspeed.runtime import compiler
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import nn
 
@@ -139,7 +141,19 @@ def regex_safe_path(folder: Path):
 def skip_unused_extension() -> None:
     """Keep DeepSpeed from compiling a shared-memory all-reduce at start on a CPU.
 
-    That takes most of a minute, and only its inference engine calls it.
+    That takes most of a minute, and only its inference engine calls it. The table of extensions that
+    can be built here is read for this extension alone, but DeepSpeed runs compilers to fill it.
     """
     if not torch.cuda.is_available():
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+
+def import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon without torch.compile.
+
+    DeepSpeed 0.19.8 imports it for every optimizer, only to find out that the optimizer is not Muon. At its import
+    it has torch.compile wrap its functions, which loads torch._dynamo and torch._inductor for seconds. No recipe
+    uses Muon, and it would compute the same without torch.compile.
+    """
+    with mock.patch.object(compiler, "compile", lambda *_, **__: lambda function: function):
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401

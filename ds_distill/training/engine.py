@@ -11,7 +11,12 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor, nn
 
-from ds_distill.deepspeed_fixes import batch_gradient_copies, make_step_skippable, without_step_of_zeros
+from ds_distill.deepspeed_fixes import (
+    batch_gradient_copies,
+    import_muon_uncompiled,
+    make_step_skippable,
+    without_step_of_zeros,
+)
 from ds_distill.recipe import Training
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.optimizer import make_optimizer, parameter_groups
@@ -73,6 +78,7 @@ class Engine:
             for name, parameter in module.named_parameters()
             if not parameter.requires_grad and dtype != torch.float32
         }
+        import_muon_uncompiled()
         no_zeros = without_step_of_zeros(optimizer) if zero["stage"] == 0 else contextlib.nullcontext()
         # DeepSpeed's 16-bit optimizer prints memory figures past its own logger
         with contextlib.redirect_stdout(io.StringIO()), no_zeros:
