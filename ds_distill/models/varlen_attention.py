@@ -3,6 +3,7 @@
 It replaces a mask of tokens × tokens.
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -11,19 +12,23 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-varlen_attn: Any
-try:  # other releases of torch do not have it under this name
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
-
+varlen_attn: Any = None  # the kernel, once _load_kernel has found it
 _NAME = "varlen_attention"
+
+
+def _load_kernel() -> None:
+    """Import the kernel, unless it is there; with it comes torch._dynamo, which takes seconds, so only GPUs need it."""
+    global varlen_attn
+    if varlen_attn is None:
+        with contextlib.suppress(ImportError):  # other releases of torch do not have it under this name
+            from torch.nn.attention.varlen import varlen_attn
 
 
 def varlen_unavailable_reason(device: torch.device, dtype: torch.dtype, head_size: int = 64) -> str | None:
     """Return why the kernel cannot serve a model of this dtype and attention head size on this device, or None."""
     if device.type != "cuda":
         return "no GPU"
+    _load_kernel()
     if varlen_attn is None:
         return "this torch has no torch.nn.attention.varlen"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -39,6 +44,7 @@ def use_varlen_attention(model: PreTrainedModel) -> None:
     cu_seqlens is given as cu_seq_lens_q, beside the mask. The kernel has no dropout, so a student
     with attention dropout keeps the mask while it trains.
     """
+    _load_kernel()
     model.set_attn_implementation(_NAME)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -40,7 +43,7 @@ def evaluate(run, batches: Iterable[Batch], device: torch.device) -> dict[str, f
     run.eval()
     moments = torch.zeros(len(KINDS), 4, 4, dtype=torch.float64)
     # the last batch is smaller and not worth compiling anew
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with torch.no_grad(), _eager():
         for batch in batches:
             batch = batch.to(device)
             _, results = run(batch.input_ids, batch.attention_mask, batch.labels, mode="evaluate")
@@ -53,6 +56,11 @@ def evaluate(run, batches: Iterable[Batch], device: torch.device) -> dict[str, f
         figures[f"{kind}_accuracy"], figures[f"{kind}_accuracy_se"] = mean_and_error(sums, CORRECT)
         figures[f"{kind}_count"] = int(sums[COUNT][PRESENT])
     return figures
+
+
+def _eager() -> AbstractContextManager:
+    """Keep what is compiled from being used; where torch._dynamo, which takes seconds, is not loaded, nothing is."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def sum_moments(batch: Batch, results: Tensor) -> Tensor:
