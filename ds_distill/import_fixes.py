@@ -1,0 +1,126 @@
+"""Every change that is made to torch, transformers and accelerate at run time: they load what no command here uses.
+
+transformers 5.23 and accelerate 1.10 with torch 2.13 import torch._dynamo, which compiles, and with it sympy; they
+import torch.distributed.tensor, which shards tensors, and scipy.optimize, which matches boxes in images. That takes
+longer than all that a command does need. torch._dynamo is loaded as usual by what compiles, and then works as usual.
+
+Only the command line calls this: in a program that imports ds_distill, these libraries are the program's own.
+"""
+
+import contextlib
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+RELEASES = {"torch": "2.13.", "transformers": "5.23."}  # these imports were read in these releases only
+
+
+def defer_unused_imports() -> None:
+    """Import transformers' models without what loads unused; do nothing in other releases, whose starts take longer."""
+    import torch
+    import transformers
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if any(not versions[name].startswith(release) for name, release in RELEASES.items()):
+        return
+    optimizer = torch.optim.Optimizer
+    for function in (
+        optimizer.add_param_group,
+        optimizer.state_dict,
+        optimizer.load_state_dict,
+        optimizer.zero_grad,
+        # from_pretrained initializes models on the device "meta" with these
+        torch._refs.normal,
+        torch._refs.mul,
+        torch._refs.add,
+    ):
+        _keep_dynamo_unloaded(function)
+    with _unused_libraries_hidden():
+        import accelerate.utils.other
+        import transformers.masking_utils
+        import transformers.modeling_layers  # noqa: F401
+    for name in ("is_compiled_module", "has_compiled_regions"):
+        _answer_no_without_dynamo(accelerate.utils.other, name)
+
+
+def _answer_no_without_dynamo(module: ModuleType, name: str) -> None:
+    asked = getattr(module, name)
+    setattr(module, name, lambda model: _is_loaded("torch._dynamo") and asked(model))
+
+
+def _is_loaded(name: str) -> bool:
+    return name in sys.modules
+
+
+@contextlib.contextmanager
+def _unused_libraries_hidden() -> Iterator[None]:
+    """Have transformers find no scipy and no torch.distributed, and an empty torch._dynamo, within this context."""
+    import transformers.utils
+    from transformers.distributed import utils as distributed
+
+    is_dtensor = distributed.is_dtensor
+    distributed.is_dtensor = lambda value: _is_loaded("torch.distributed.tensor") and is_dtensor(value)
+    with contextlib.ExitStack() as stack:
+        for module in (transformers.utils, transformers.utils.import_utils):
+            for switch in ("is_scipy_available", "is_torch_distributed_available"):
+                stack.enter_context(mock.patch.object(module, switch, _no))
+        stack.enter_context(mock.patch.object(distributed, "_check_distributed_checkpointing_available", _no))
+        if not _is_loaded("torch._dynamo"):
+            for module in _placeholders():
+                sys.modules[module.__name__] = module
+                stack.callback(sys.modules.pop, module.__name__)
+        yield
+
+
+def _no() -> bool:
+    return False
+
+
+def _placeholders() -> list[ModuleType]:
+    """Return modules with what transformers takes from torch._dynamo while it is imported."""
+    package: Any = ModuleType("torch._dynamo")
+    package.__path__ = []
+    package.__getattr__ = lambda name: _unchanged  # marks of functions that no command calls
+    module: Any = ModuleType("torch._dynamo._trace_wrapped_higher_order_op")
+    module.TransformGetItemToIndex = _transform_get_item_to_index
+    return [package, module]
+
+
+def _transform_get_item_to_index() -> Any:
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+    return TransformGetItemToIndex()
+
+
+def _unchanged(function: Callable | None = None, *_: Any, **__: Any) -> Callable:
+    return _unchanged if function is None else function
+
+
+def _keep_dynamo_unloaded(function: Callable | None) -> None:
+    """Have a function that torch keeps from being compiled run without torch._dynamo until something has loaded it.
+
+    torch loads it at the function's first call, to make what it then keeps as `__dynamo_disable`. Wrappers around
+    such a function, and within it, are searched for others.
+    """
+    while inspect.isfunction(function):
+        inner: Any = inspect.getclosurevars(function).nonlocals.get("fn")
+        if function.__code__.co_qualname == "_disable_dynamo.<locals>.inner":
+            inner.__dynamo_disable = _disabled_once_dynamo_is_loaded(inner)
+        function = inner
+
+
+def _disabled_once_dynamo_is_loaded(function: Any) -> Callable:
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if not _is_loaded("torch._dynamo"):
+            return function(*arguments, **options)
+        import torch._dynamo
+
+        function.__dynamo_disable = torch._dynamo.disable(function, wrapping=False)
+        return function.__dynamo_disable(*arguments, **options)
+
+    return call
