@@ -60,8 +60,9 @@ def _is_loaded(name: str) -> bool:
 def _unused_libraries_hidden() -> Iterator[None]:
     """Have transformers find no scipy and no torch.distributed, and an empty torch._dynamo, within this context."""
     import transformers.utils
-    from transformers.distributed import utils as distributed
+    from transformers.distributed import utils
 
+    distributed: Any = utils
     is_dtensor = distributed.is_dtensor
     distributed.is_dtensor = lambda value: _is_loaded("torch.distributed.tensor") and is_dtensor(value)
     with contextlib.ExitStack() as stack:
