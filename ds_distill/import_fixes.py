@@ -1,6 +1,6 @@
 """Every change that is made to torch, transformers and accelerate at run time: they load what no command here uses.
 
-transformers 5.23 and accelerate 1.10 with torch 2.13 import torch._dynamo, which compiles, and with it sympy; they
+transformers 5.23 and accelerate 1.15.0 with torch 2.13 import torch._dynamo, which compiles, and with it sympy; they
 import torch.distributed.tensor, which shards tensors, and scipy.optimize, which matches boxes in images. That takes
 longer than all that a command does need. torch._dynamo is loaded as usual by what compiles, and then works as usual.
 
