@@ -1,6 +1,5 @@
 """The demo's comparison: what the models predict at [MASK], how fast they are, and what they answer."""
 
-import copy
 import statistics
 import time
 from pathlib import Path
@@ -16,9 +15,10 @@ from ds_distill.data.run_data import make_masker, open_heldout
 from ds_distill.losses.objective import Objective
 from ds_distill.models.student import count_parameters
 from ds_distill.recipe import Recipe
-from ds_distill.training.evaluation import evaluate
+from ds_distill.training.evaluation import figures_of, sum_moments
 from ds_distill.utils.console import progress
 
+WORD_COUNTS, LEAD = "word counts", "lead"
 MAX_SEQUENCES = 2048
 PROMPTS = (
     "The default [MASK] is None.",
@@ -28,60 +28,71 @@ PROMPTS = (
 CHOICES = 3  # answers per prompt
 
 
-def measure(models: dict[str, PreTrainedModel], tokens: Path, heldout: Path, recipe: Recipe) -> list[dict]:
-    """Return a row for word counts and for each model: parameters, latency and held-out figures at [MASK].
+def measure(
+    models: dict[str, PreTrainedModel],
+    tokens: Path,
+    heldout: Path,
+    recipe: Recipe,
+    pair: tuple[str, str] | None = None,
+) -> tuple[list[dict], dict]:
+    """Return (rows, lead): what word counts and each model make of [MASK], and one model's lead over another.
 
     Args:
-        models: The models by name, the teacher first; each row's `kept` is its share of the
-            teacher's accuracy.
+        models: The models by name, the teacher first.
         tokens: The folder of prepared training tokens.
         heldout: The folder of prepared held-out tokens.
         recipe: The recipe, for its masks.
+        pair: The names of two models, the one that should lead first; None where there is nothing to lead over.
+
+    Returns:
+        A row for word counts and for each model: parameters, latency, held-out figures, and `kept`, the share of the
+        teacher's accuracy. The lead has the names of the figures too: nats per guess by which the first of the pair
+        is below the second, and the share of guesses by which it is above. Its standard errors are those of a
+        paired comparison, because both answer the same guesses. It is empty without a pair.
     """
     training, part = TokenDataset.open(tokens, "train"), open_heldout(heldout)
     masker = make_masker(training, recipe)
     size = cast(int, recipe.training.micro_batch_size)
-    counts = word_counts(next(iter(models.values())), training.token_counts)
     times = latencies(models)
-    rows: list[dict] = []
-    batches = -(-min(MAX_SEQUENCES, len(part)) // size)
-    with progress(batches * (len(models) + 1), "comparison", "batch") as bar:
-        for name, model in {"word counts": counts, **models}.items():
-            figures = evaluate(
-                Objective(model, recipe.losses.without_teacher(), 1),
-                (batch for batch in heldout_batches(part, masker, size, MAX_SEQUENCES) if bar.update() or True),
-                torch.device("cpu"),
-            )
-            is_model = model is not counts
-            rows.append(
-                {
-                    "model": name,
-                    "parameters": count_parameters(model) if is_model else None,
-                    "latency_ms": times.get(name),
-                }
-                | figures
-            )
+    objectives = {name: Objective(model, recipe.losses.without_teacher(), 1).eval() for name, model in models.items()}
+    moments: dict[str, torch.Tensor] = {}
+    batches = heldout_batches(part, masker, size, MAX_SEQUENCES)
+    with progress(-(-min(MAX_SEQUENCES, len(part)) // size), "comparison", "batch") as bar, torch.no_grad():
+        for batch in batches:
+            results = {WORD_COUNTS: guess_by_counts(batch.labels, training.token_counts)}
+            for name, objective in objectives.items():
+                results[name] = objective(batch.input_ids, batch.attention_mask, batch.labels, mode="evaluate")[1]
+            if pair:
+                results[LEAD] = (results[pair[0]] - results[pair[1]]) * torch.tensor([-1, 1])  # a lower loss is better
+            for name, values in results.items():
+                moments[name] = moments.get(name, 0) + sum_moments(batch, values)
+            bar.update()
+    lead = figures_of(moments.pop(LEAD)) if pair else {}
+    rows: list[dict] = [
+        {
+            "model": name,
+            "parameters": count_parameters(models[name]) if name in models else None,
+            "latency_ms": times.get(name),
+        }
+        | figures_of(sums)
+        for name, sums in moments.items()
+    ]
     teacher = rows[1]["mask_accuracy"]
     for row in rows:
         row["kept"] = row["mask_accuracy"] / teacher if teacher and row["mask_accuracy"] is not None else None
-    return rows
+    return rows, lead
 
 
-def word_counts(model: PreTrainedModel, counts: np.ndarray) -> PreTrainedModel:
-    """Return a copy of `model` that answers with the frequency of each token, whatever the sentence.
+def guess_by_counts(labels: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
+    """Return float64 [selected positions, 2]: loss and whether right, where each token is expected as often as it is.
 
     Args:
-        model: A masked language model.
-        counts: [V] occurrences of each token in the training text.
+        labels: [B, L] int64, below 0 where a position is not selected.
+        counts: [V] occurrences of each token in the training text; one more of each is assumed.
     """
-    model = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()  # all logits are then the decoder's bias
-        frequencies = (counts + 1) / (counts + 1).sum()
-        bias = model.get_output_embeddings().bias
-        bias.copy_(torch.from_numpy(np.log(frequencies)).to(bias.dtype))
-    return model
+    selected = labels[labels >= 0]
+    frequencies = torch.from_numpy((counts + 1) / (counts + 1).sum())
+    return torch.stack([-frequencies.log()[selected], (selected == frequencies.argmax()).double()], dim=1)
 
 
 def latencies(models: dict[str, PreTrainedModel], rounds: int = 18, warm_up: int = 3) -> dict[str, float]:

@@ -113,7 +113,7 @@ def pack(run: RunFolder, folder: Path) -> None:
     recipe = Recipe()
     recipe.data.mlm_smoothing, recipe.training.micro_batch_size = 0.0, 32
     packed = load_masked_lm(find_model_folder(str(folder)))  # as the demo loads it
-    rows = comparison.measure({"this model": packed}, run.tokens, heldout, recipe)
+    rows, _ = comparison.measure({"this model": packed}, run.tokens, heldout, recipe)
     (folder / "README.md").write_text(card(rows), encoding="utf-8")
     log(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 

@@ -1,6 +1,7 @@
 """What the demo shows at its end: a table, the models' answers, where everything lies, and what to type next."""
 
 import shlex
+import textwrap
 from pathlib import Path
 
 from ds_distill.demo.comparison import PROMPTS
@@ -20,6 +21,8 @@ def show(summary: dict, output: Path) -> None:
     print(f"Loss (nats) and accuracy count {rows[1]['mask_count']:,} guesses at [MASK] in held-out text; ± is one")
     print("standard error. Size: parameters. ms: one forward of 1 × 128 tokens in fp32 on this")
     print("machine's CPU. Kept: the share of the teacher's accuracy.\n")
+    if ahead := lead_sentence(summary):
+        print(f"{textwrap.fill(ahead, 79)}\n")
     for row in summary["prompts"]:
         print(row["prompt"])
         names = [name for name in row if name != "prompt"]
@@ -35,6 +38,18 @@ PLACES = (
     ("checkpoints", "distilled/checkpoints"),
     ("TensorBoard", "distilled/tensorboard"),
 )
+
+
+def lead_sentence(summary: dict) -> str:
+    """Return how far the distilled student is ahead; an empty text where too few guesses tell."""
+    lead, error = summary["distilled_ahead_accuracy"], summary["distilled_ahead_accuracy_se"]
+    if not error:
+        return ""
+    where = "ahead of" if lead >= 0 else "behind"
+    return (
+        f"On the same guesses, the distilled student is {100 * abs(lead):.1f} ± {100 * error:.1f} points of accuracy "
+        f"{where} the one without a teacher, which is {abs(lead) / error:.1f} standard errors."
+    )
 
 
 def next_commands(output: Path) -> list[tuple[str, str]]:

@@ -122,15 +122,17 @@ def run(
         return {}
     models = _load_models(recipe, teacher, output)
     trained = {DISTILLED: distilled, BASELINE: baseline}
-    rows = [trained.get(row["model"], {}) | row for row in comparison.measure(models, tokens, heldout, recipe)]
+    rows, lead = comparison.measure(models, tokens, heldout, recipe, (DISTILLED, BASELINE))
+    rows = [trained.get(row["model"], {}) | row for row in rows]
     del models[START]
     answers = comparison.fill(models, load_tokenizer(tokens / "tokenizer"))
-    losses = (next(row["mask_loss"] for row in rows if row["model"] == name) for name in (BASELINE, DISTILLED))
-    without, with_teacher = losses
     summary = {
         "rows": rows,
         "prompts": answers,
-        "distilled_ahead_nats": None if None in (without, with_teacher) else without - with_teacher,
+        "distilled_ahead_nats": lead["mask_loss"],
+        "distilled_ahead_nats_se": lead["mask_loss_se"],
+        "distilled_ahead_accuracy": lead["mask_accuracy"],
+        "distilled_ahead_accuracy_se": lead["mask_accuracy_se"],
         "export": distilled["export"],
     }
     write_report(
@@ -138,7 +140,7 @@ def run(
         output,
         extras=Extras(
             title="What the demo's student keeps of its teacher",
-            lead=result.LEAD,
+            lead=f"{result.LEAD}\n\n{result.lead_sentence(summary)}".strip(),
             rows=rows,
             prompts=answers,
             commands=result.next_commands(output),

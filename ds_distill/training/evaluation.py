@@ -50,6 +50,11 @@ def evaluate(run, batches: Iterable[Batch], device: torch.device) -> dict[str, f
             moments += sum_moments(batch, results).cpu()
             note_progress()
     run.train(was_training)
+    return figures_of(moments)
+
+
+def figures_of(moments: Tensor) -> dict[str, float | int | None]:
+    """Return the figures that `evaluate` returns from the sum over batches of `sum_moments`."""
     figures: dict[str, float | int | None] = {}
     for kind, sums in zip(KINDS, moments.tolist(), strict=True):
         figures[f"{kind}_loss"], figures[f"{kind}_loss_se"] = mean_and_error(sums, LOSS)
@@ -71,7 +76,8 @@ def sum_moments(batch: Batch, results: Tensor) -> Tensor:
 
     Args:
         batch: Held-out sequences.
-        results: float64 [selected positions, 2], the loss and whether the prediction is right.
+        results: float64 [selected positions, 2], the loss and whether the prediction is right; or their
+            differences between two models, whose standard errors are then those of a paired comparison.
     """
     if batch.shows_mask is None:
         raise ValueError("a batch to evaluate must say which positions show [MASK]; heldout_batches makes such")

@@ -104,6 +104,9 @@ def test_what_the_demo_prints_is_in_its_folder(shipped):
     assert 0.4 < distilled["parameters"] / teacher["parameters"] < 0.7
     assert teacher["mask_accuracy"] - counts["mask_accuracy"] > 10 * teacher["mask_accuracy_se"]
     assert len({row["mask_count"] for row in summary["rows"]}) == 1 and teacher["mask_count"] > 100
+    lead = distilled["mask_accuracy"] - plain["mask_accuracy"]
+    assert summary["distilled_ahead_accuracy"] == pytest.approx(lead)
+    assert f"{100 * abs(lead):.1f} ± {100 * summary['distilled_ahead_accuracy_se']:.1f} points" in printed
     for row in summary["rows"]:
         assert f"{row['mask_accuracy']:.1%} ± {100 * row['mask_accuracy_se']:.1f}" in printed
     assert [row["prompt"] for row in summary["prompts"]] == list(PROMPTS)

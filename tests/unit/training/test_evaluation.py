@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM
 from ds_distill.data.batch import Batch
 from ds_distill.losses.objective import Objective
 from ds_distill.recipe import Losses
-from ds_distill.training.evaluation import FIGURES, evaluate
+from ds_distill.training.evaluation import FIGURES, evaluate, figures_of, sum_moments
 from ds_distill.utils.files import json_text
 
 CPU = torch.device("cpu")
@@ -144,3 +144,22 @@ def test_the_standard_error_is_the_spread_of_the_mean_over_samples_of_sequences(
         errors.append(figures["mask_accuracy_se"])
     spread = float(torch.tensor(means).std())
     assert sum(errors) / len(errors) == pytest.approx(spread, rel=0.15)  # the binomial one is 0.35 of it
+
+
+def test_the_error_of_a_lead_is_the_spread_of_its_mean_over_samples_of_sequences():
+    """Two models that are right at the same positions but for one in five, which the errors of each do not know."""
+    g = torch.Generator().manual_seed(0)
+    leads, errors, apart = [], [], []
+    for _ in range(200):
+        sequences = heldout(torch.full((50, 8), MASK), torch.full((50, 8), 5))
+        one = torch.randint(0, 2, (400, 1), generator=g).double().expand(400, 2)
+        two = torch.where(torch.rand(400, 1, generator=g) < 0.2, 1 - one, one)
+        lead = figures_of(sum_moments(sequences, one - two))
+        each = [figures_of(sum_moments(sequences, results)) for results in (one, two)]
+        assert lead["mask_accuracy"] == pytest.approx(each[0]["mask_accuracy"] - each[1]["mask_accuracy"], abs=1e-12)
+        leads.append(lead["mask_accuracy"])
+        errors.append(lead["mask_accuracy_se"])
+        apart.append(math.hypot(*(figures["mask_accuracy_se"] for figures in each)))
+    spread = float(torch.tensor(leads).std())
+    assert sum(errors) / len(errors) == pytest.approx(spread, rel=0.15)
+    assert sum(apart) / len(apart) > 1.3 * spread
