@@ -127,16 +127,17 @@ def check_paths(options) -> None:
 
 
 def run(options) -> dict:
-    from ds_distill import api, pipeline
+    from ds_distill import api
     from ds_distill.data.sources import split_inputs
     from ds_distill.exporters.formats import formats_table, resolve_formats
+    from ds_distill.jobs.export import export_run
 
     output = Path(options.output)
     formats = [name for name in options.format if name != "hf"]
     resolve_formats(formats)  # a wrong name is refused before the work begins
     if options.text:
         split_inputs(options.text)  # a file that holds no text is refused before the run's model is written
-    summary = pipeline.export_run(Path(options.run), output, options.step) if options.run else {}
+    summary = export_run(Path(options.run), output, options.step) if options.run else {}
     if formats and is_first():
         exported = api.export(
             options.model or output,

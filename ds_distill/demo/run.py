@@ -13,7 +13,6 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from ds_distill import pipeline
 from ds_distill.builds.fused_adam import start_build
 from ds_distill.data.readers import read
 from ds_distill.data.run_data import prepare_tokens
@@ -22,6 +21,8 @@ from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.demo import comparison, result
 from ds_distill.demo.documentation import read_documentation
 from ds_distill.distributed.process_group import run_on_rank0, start_distributed
+from ds_distill.jobs.distill import distill
+from ds_distill.jobs.pretrain import pretrain
 from ds_distill.models.folder import ModelFolder, find_model_folder
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import build_student
@@ -101,22 +102,20 @@ def run(
             teaching.training.max_tokens = from_scratch.teacher_tokens
             _run_unless_finished(
                 output / "teacher",
-                lambda folder: pipeline.pretrain(
-                    teaching, from_scratch.model, tokens, folder, title=TEACHER, heldout=evaluated
-                ),
+                lambda folder: pretrain(teaching, from_scratch.model, tokens, folder, title=TEACHER, heldout=evaluated),
             )
             teacher = find_model_folder(str(RunFolder(output / "teacher").export))
         else:
             teacher = find_model_folder(str(SHIPPED_TEACHER))
         distilled = _run_unless_finished(
             output / "distilled",
-            lambda folder: pipeline.distill(recipe, teacher, tokens, folder, title=DISTILLED, heldout=evaluated),
+            lambda folder: distill(recipe, teacher, tokens, folder, title=DISTILLED, heldout=evaluated),
         )
         plain = copy.deepcopy(recipe)
         plain.losses = recipe.losses.without_teacher()
         baseline = _run_unless_finished(
             output / "baseline",
-            lambda folder: pipeline.distill(plain, teacher, tokens, folder, title=BASELINE, heldout=evaluated),
+            lambda folder: distill(plain, teacher, tokens, folder, title=BASELINE, heldout=evaluated),
         )
     if not is_first():
         return {}

@@ -42,7 +42,7 @@ def overview(trainer: Trainer) -> dict[str, str]:
             if documents["heldout"]
             else ""
         ),
-        "steps": f"{steps:,} of {batch:,} sequences of {'up to ' * lines}{length} tokens: "
+        "steps": f"{steps:,}, each on {batch:,} sequences of {'up to ' * lines}{length} tokens; "
         f"{millions(steps * batch * mean)} tokens, {epochs:.2g} epochs"
         + (f"; resuming at step {done:,}" if done else ""),
         "ETA": f"{steps - done:,} steps to go; the time is known after the first few"

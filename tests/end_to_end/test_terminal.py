@@ -74,7 +74,7 @@ def test_a_distillation_on_80_columns(world, common, sst2):
     labels = [line.split()[0] for line in before_the_first_step if line[:1].strip()]
     header = ["teacher", "student", "device", "text", "steps", "ETA", "output"]
     assert labels[labels.index("teacher") :] == header
-    for fact in ("teacher +bert, 4 layers", "student +distilbert, 2 layers", "CPU .*fp32", "10 of 8 sequences"):
+    for fact in ("teacher +bert, 4 layers", "student +distilbert, 2 layers", "CPU .*fp32", "10, each on 8 sequences"):
         assert re.search(fact, shown), fact
     for step in (0, 4, 8, 10):
         assert re.search(rf"^step {step}: held-out loss [\d.]+", shown, re.MULTILINE)

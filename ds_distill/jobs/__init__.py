@@ -1,0 +1,1 @@
+"""The jobs that ranks do together on prepared tokens: distill, pretrain, evaluate, and export a checkpoint."""

@@ -1,0 +1,126 @@
+"""The job of distilling a student on prepared tokens."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from ds_distill.data.run_data import open_run_data
+from ds_distill.distributed.process_group import start_distributed
+from ds_distill.jobs.micro_batch import with_resolved_micro_batch
+from ds_distill.jobs.run_files import (
+    describe_circumstances,
+    export_and_summarize,
+    finished_before,
+    forward_mflops,
+    keep_model,
+)
+from ds_distill.losses.objective import Objective
+from ds_distill.models.families import get_family
+from ds_distill.models.folder import ModelFolder
+from ds_distill.models.loading import load_masked_lm
+from ds_distill.models.precision import teacher_dtype
+from ds_distill.models.student import build_student, count_parameters, find_start, plan_student
+from ds_distill.models.teacher import Teacher, weights_fingerprint
+from ds_distill.preflight.models import check_fits_prepared_tokens
+from ds_distill.recipe import Recipe
+from ds_distill.reporting import provenance
+from ds_distill.run_folder import RunFolder, locked_run_folder
+from ds_distill.training.device import local_device, resolve_dtype
+from ds_distill.training.evaluation import evaluate
+from ds_distill.training.trainer import Trainer, explain_training_memory
+from ds_distill.utils.console import progress
+
+
+def distill(
+    recipe: Recipe,
+    teacher: ModelFolder,
+    tokens: Path,
+    output: Path,
+    *,
+    title: str = "distill",
+    heldout: dict[str, Path] | None = None,
+) -> dict:
+    """Collective: distill a student of `teacher` on prepared tokens.
+
+    With losses.kl and losses.cosine 0 the same student is trained without the teacher.
+
+    Args:
+        recipe: The recipe.
+        teacher: The teacher.
+        tokens: The folder of prepared tokens.
+        output: The run's folder.
+        title: The title of plot and model card.
+        heldout: Folders of further held-out texts, by name, from heldout_sets.
+    """
+    recipe.check()
+    folder = RunFolder(output)
+    rank, world = start_distributed()
+    device = local_device(recipe.training.device)
+    dtype = resolve_dtype(recipe.training, device)
+    recipe = with_resolved_micro_batch(recipe, teacher, world)
+    store, loader, held = open_run_data(tokens, recipe, rank, world, heldout or {})
+    check_fits_prepared_tokens(store, teacher)
+    source = load_masked_lm(teacher)
+    inputs = {"data": store.manifest["fingerprint"], "teacher": weights_fingerprint(source)[:16]}
+    start = None if recipe.student.from_ is None else find_start(recipe.student.from_)
+    if start:
+        inputs["student.from"] = weights_fingerprint(load_masked_lm(start))[:16]
+    with locked_run_folder(
+        output,
+        recipe.identity() | inputs,
+        recipe.training.resume,
+        can_grow=True,
+    ):
+        if finished := finished_before(folder, recipe, loader, held):
+            return finished
+        t = recipe.training
+        student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed)
+        layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
+        origin = provenance.from_model(
+            teacher.path,
+            start=start and provenance.name_model(start.path),
+            layers=layer_map,
+            base_layers=get_family(source).dims(source.config).depth,
+            distilled=recipe.losses.need_teacher,
+            **describe_circumstances(store, world),
+        )
+        keep_model(student.config, tokens, folder, origin, teacher)
+        objective = Objective(student, recipe.losses, world, source.config, layer_map)
+        frozen = None
+        teacher_figures: dict[str, float | None] = {}
+        if recipe.losses.need_teacher:
+            wanted = teacher_dtype(device, dtype)
+            teacher_figures["parameters"] = count_parameters(source)
+            teacher_figures["forward_mflops_per_token"] = forward_mflops(source.config, store)
+            frozen = Teacher(source.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # as in Teacher.load
+        del source
+        with explain_training_memory(t):
+            trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title)
+            summary = trainer.fit()
+            heldout_of_teacher = {} if frozen is None else _evaluate_teacher(trainer, frozen, world)
+        summary["kl_tokens"] = recipe.losses.kl_tokens
+        teacher_figures |= {f"heldout_{key}": value for key, value in heldout_of_teacher.get("", {}).items()}
+        summary |= {f"teacher_{key}": value for key, value in teacher_figures.items()}
+        return export_and_summarize(
+            trainer,
+            summary,
+            recipe,
+            tokens,
+            origin,
+            teacher=heldout_of_teacher,
+            layer_map=layer_map,
+            teacher_folder=str(teacher.path),
+        )
+
+
+def _evaluate_teacher(trainer: Trainer, teacher: Teacher, world: int) -> dict[str, dict]:
+    """Collective: return the teacher's figures on each held-out set, under the student's masks.
+
+    The teacher is not of use for training afterwards.
+    """
+    objective = Objective(teacher.model, trainer.objective.losses.without_teacher(), world).eval()
+    figures = {}
+    with progress(None, "teacher's evaluation", "batch") as bar:
+        for name, make_batches in trainer.heldout.items():
+            batches = (batch for batch in make_batches() if bar.update() or True)
+            figures[name] = evaluate(objective, batches, trainer.device)
+    return figures

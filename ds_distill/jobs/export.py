@@ -1,0 +1,50 @@
+"""The job of exporting a run's checkpoint."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from ds_distill.data.tokenizer import load_tokenizer
+from ds_distill.distributed.process_group import run_on_rank0
+from ds_distill.exporters.huggingface import export
+from ds_distill.models.student import count_parameters
+from ds_distill.reporting import provenance
+from ds_distill.reporting.model_card import model_card
+from ds_distill.run_folder import RunFolder
+from ds_distill.training import checkpoint
+from ds_distill.training.weights import load_checkpoint_weights
+from ds_distill.utils.errors import UserError
+
+
+def export_run(run: Path, output: Path, step: int | None) -> dict:
+    """Write the Hugging Face folder of a run's checkpoint, from any ZeRO stage and number of ranks.
+
+    Args:
+        run: The run's folder.
+        output: The folder to write.
+        step: The checkpoint's step, or None for the newest.
+
+    Raises:
+        UserError: The run has no checkpoint, or none of this step.
+    """
+    folder = RunFolder(run)
+    checkpoints = checkpoint.list_checkpoints(folder.checkpoints)
+    if not checkpoints or not folder.has_model():
+        raise UserError(f"--run {run}: no run with a checkpoint there; give the --output folder of distill or pretrain")
+    step = max(checkpoints) if step is None else step
+    if step not in checkpoints:
+        raise UserError(f"--step {step}: {run} has checkpoints of steps {', '.join(map(str, sorted(checkpoints)))}")
+    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder.model))
+    weights = load_checkpoint_weights(checkpoints[step], model)
+    identity = json.loads(folder.identity.read_text(encoding="utf-8"))
+    summary = {"step": step, "parameters": count_parameters(model), "export": str(output)}
+    card = model_card(
+        f"{run.resolve().name}, step {step}",
+        {k: v for k, v in summary.items() if k != "export"},
+        identity,
+        identity.get("data", ""),
+        provenance.read(folder.provenance),
+    )
+    run_on_rank0(lambda: export(weights, model, load_tokenizer(folder.model), output, card, kept=folder.model))
+    return summary

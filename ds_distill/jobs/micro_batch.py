@@ -1,0 +1,32 @@
+"""The micro-batch that the ranks of a job run."""
+
+import copy
+from typing import cast
+
+from ds_distill.estimate.estimate import choose_micro_batch
+from ds_distill.models.folder import ModelFolder
+from ds_distill.recipe import Recipe
+from ds_distill.utils.console import log_once
+from ds_distill.utils.errors import UserError
+
+
+def check_micro_batch(recipe: Recipe) -> None:
+    if recipe.training.micro_batch_size == "auto":
+        raise UserError("training.micro_batch_size = auto: works with distill only; give a number")
+
+
+def with_resolved_micro_batch(recipe: Recipe, teacher: ModelFolder | None, ranks: int) -> Recipe:
+    """Collective: return the recipe with the micro-batch that these ranks run."""
+    recipe, requested = copy.deepcopy(recipe), recipe.training.micro_batch_size
+    t = recipe.training
+    # only distill, which has a teacher, gets here with "auto"
+    t.micro_batch_size = (
+        choose_micro_batch(recipe, cast(ModelFolder, teacher)) if requested == "auto" else t.resolve_micro_batch(ranks)
+    )
+    if requested not in ("auto", t.micro_batch_size):
+        line = (
+            f"micro-batch: {t.micro_batch_size} sequences, not {requested}: a rank's share of the global batch is "
+            f"{t.sequences_per_rank(ranks)}"
+        )
+        log_once(line, line)  # once for all runs of a job
+    return recipe
