@@ -54,10 +54,13 @@ def lead_sentence(summary: dict) -> str:
 
 def next_commands(output: Path) -> list[tuple[str, str]]:
     """Return commands to type after the demo, each with a remark; they work in the order given."""
-    student = shlex.quote(str(output / "distilled" / "export"))
-    ask = f"from transformers import pipeline; print(pipeline('fill-mask', {student!r})({PROMPTS[0]!r})[0])"
+    export = str(output / "distilled" / "export")
+    student = shlex.quote(export)
+    ask = f"from transformers import pipeline; print(pipeline('fill-mask', {export!r})({PROMPTS[0]!r})[0])"
+    # double quotes are easier to read, where the folder's name needs no quotes of its own
+    ask = f'"{ask}"' if student == export else shlex.quote(ask)
     return [
-        ("ask the student", f"python -c {shlex.quote(ask)}"),
+        ("ask the student", f"python -c {ask}"),
         (
             "make it a fast int8 model",
             f"ds-distill export --model {student} --format onnx-int8 --output {shlex.quote(str(output / 'onnx'))}",

@@ -1,6 +1,8 @@
-"""Test what the demo compares: word counts in closed form, and one model's lead over another."""
+"""Test what the demo compares and tells: word counts, one model's lead over another, and commands to type."""
 
 import math
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from ds_distill.data.run_data import prepare_tokens
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.demo.comparison import LEAD, WORD_COUNTS, guess_by_counts, measure
-from ds_distill.demo.result import lead_sentence
+from ds_distill.demo.result import lead_sentence, next_commands
 from ds_distill.demo.run import SHIPPED_TEACHER
 from ds_distill.models.loading import load_masked_lm
 from ds_distill.models.student import build_student
@@ -55,3 +57,11 @@ def test_the_lead_in_words():
     )
     assert "is 1.0 ± 2.0 points of accuracy behind the one" in words(-0.01, 0.02)
     assert words(None, None) == words(0.01, None) == words(0.01, 0.0) == ""
+
+
+@pytest.mark.parametrize("name", ["demo", "de mo", "d'emo", '$(d) "e" mo'])
+def test_the_command_that_asks_the_student_is_one_for_a_shell(name):
+    _, command = next_commands(Path("runs") / name)[0]
+    shell, option, program = shlex.split(command)
+    folder = str(Path("runs") / name / "distilled" / "export")
+    assert (shell, option) == ("python", "-c") and repr(folder) in program and compile(program, "", "exec")
