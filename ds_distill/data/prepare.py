@@ -10,28 +10,23 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ds_distill.data.assemble import assemble, piece_folder
 from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.sources import WorkUnit, split_inputs
 from ds_distill.data.tokenizer import plain_backend, special_ids, vocabulary_size
 from ds_distill.data.worker import EncodingSpec, PieceWorker
+from ds_distill.data.worker_process import start_worker, work
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.locks import try_lock
-
-if TYPE_CHECKING:
-    from multiprocessing.sharedctypes import Synchronized
 
 MODES = ("packed", "lines")
 REPORT_VERSION = 2  # version of the report that a finished piece writes
@@ -177,20 +172,20 @@ def _tokenize(
         log(f"{error.filename or 'shared memory'}: {error.strerror}; preparing with one worker instead of {workers}")
         workers = 1
     if workers <= 1:
-        work = PieceWorker(spec)
+        worker = PieceWorker(spec)
         for number in left:
 
             def tick(so_far: int, before: int = before) -> None:
                 progress(before + so_far, total)
 
-            work(pieces[number], piece_folder(building, number), tick)
+            worker(pieces[number], piece_folder(building, number), tick)
             before += pieces[number].size
         return
     assert read is not None
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (spec, read))
+    pool = ProcessPoolExecutor(workers, context, start_worker, (spec, read))
     try:
         with _main_not_imported():  # all workers start with the first submission
-            waiting = {pool.submit(_work, pieces[number], piece_folder(building, number)) for number in left}
+            waiting = {pool.submit(work, pieces[number], piece_folder(building, number)) for number in left}
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
             for job in done:
@@ -208,39 +203,6 @@ def _tokenize(
         # write.
         for process in running:
             process.terminate()
-
-
-# A worker's process sets these.
-_worker: PieceWorker
-_read: Synchronized[int]  # bytes that all workers have read
-
-
-def _start_worker(spec: EncodingSpec, read: Synchronized[int]) -> None:
-    global _worker, _read
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one answers it.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = os.getppid()
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    _worker, _read = PieceWorker(spec), read
-
-
-def _work(piece: WorkUnit, folder: Path) -> None:
-    reported = 0
-
-    def tick(so_far: int) -> None:
-        nonlocal reported
-        with _read.get_lock():
-            _read.value += so_far - reported
-        reported = so_far
-
-    _worker(piece, folder, tick)
-    tick(piece.size)
 
 
 # --- assembly ------------------------------------------------------------------------------------------------------

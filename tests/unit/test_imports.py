@@ -75,3 +75,8 @@ def test_a_distillation_takes_its_first_step_without_what_it_does_not_use(tmp_pa
         *("--training.micro_batch_size", "8", "--training.compile", "off"),
     )
     assert loaded >= LIBRARIES and not loaded & UNUSED
+
+
+def test_a_worker_that_prepares_text_loads_no_library():
+    loaded = loaded_by("import ds_distill.data.worker_process\nreport()")
+    assert "tokenizers" in loaded and not loaded & LIBRARIES

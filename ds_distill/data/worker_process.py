@@ -1,0 +1,54 @@
+"""A worker in a process of its own.
+
+A spawned process imports the module of the functions that it calls. This one needs neither torch nor transformers,
+whose import takes longer than the work on a small corpus.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ds_distill.data.sources import WorkUnit
+from ds_distill.data.worker import EncodingSpec, PieceWorker
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+# A worker's process sets these.
+_worker: PieceWorker
+_read: Synchronized[int]  # bytes that all workers have read
+
+
+def start_worker(spec: EncodingSpec, read: Synchronized[int]) -> None:
+    """Make this process a worker that adds the bytes it reads to `read`, and that ends with its parent."""
+    global _worker, _read
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one answers it.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = os.getppid()
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    _worker, _read = PieceWorker(spec), read
+
+
+def work(piece: WorkUnit, folder: Path) -> None:
+    """Do a piece's work into `folder`."""
+    reported = 0
+
+    def tick(so_far: int) -> None:
+        nonlocal reported
+        with _read.get_lock():
+            _read.value += so_far - reported
+        reported = so_far
+
+    _worker(piece, folder, tick)
+    tick(piece.size)
