@@ -27,7 +27,7 @@ from ds_distill.utils.errors import UserError
 def check_teacher_fits(
     teacher: ModelFolder, recipe: Recipe, tokens: Path | None = None, tokenizer: str | None = None
 ) -> bool:
-    """Check a teacher against the recipe in everything but the values of its weights.
+    """Check a teacher, and the model that the student starts from, against the recipe; values of weights are not read.
 
     Args:
         teacher: The teacher.
@@ -74,6 +74,8 @@ def warn_if_teacher_unfit(teacher: ModelFolder, recipe: Recipe, tokenizer: str |
     """
     try:
         check_complete(teacher, tied=check_teacher_fits(teacher, recipe, tokenizer=tokenizer))
+        if recipe.student.from_ is not None:
+            check_complete(find_start(recipe.student.from_))
     except UserError as error:
         log(f"warning: {error} (the tokens are prepared anyway, but distill will refuse this teacher)")
 

@@ -359,6 +359,7 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
     with spinner("checking the teacher"):
         # This module imports torch, and a report need not wait for that.
         from ds_distill.models.folder import find_model_folder
+        from ds_distill.models.student import find_start
         from ds_distill.preflight.models import check_complete, check_teacher_fits
 
         teacher, tied = find_model_folder(study.teacher), []
@@ -368,6 +369,8 @@ def _check_teacher(study: Study, students: list[tuple[str, Recipe]]) -> None:
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
         check_complete(teacher, tied=any(tied))
+        for start in {recipe.student.from_ for _, recipe in students if recipe.student.from_ is not None}:
+            check_complete(find_start(start))
 
 
 def _read_tasks(study: Study, jobs: list[Job]) -> None:
