@@ -19,6 +19,7 @@ from ds_distill.config.recipe_file import (
 )
 from ds_distill.config.unknown_keys import unknown_key_message
 from ds_distill.config.values import UserPath, convert
+from ds_distill.tracking.choice import Tracker
 from ds_distill.utils.errors import UserError
 
 
@@ -184,6 +185,7 @@ class Training:
             run, and at most 500 steps.
         eval_max_sequences: Maximum number of held-out sequences per evaluation.
         resume: "auto" resumes the run in the output folder; "never" refuses a folder that has one.
+        report_to: Trackers that get the run's figures while it trains; []: none.
     """
 
     global_batch_size: int = limited(64, 1, 1 << 24)
@@ -211,6 +213,7 @@ class Training:
     eval_every: int | Literal["auto"] = limited("auto", 0, 10**9, word="auto")
     eval_max_sequences: int = limited(256, 1, 10**9)
     resume: Literal["auto", "never"] = "auto"
+    report_to: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
 
     def sequences_per_rank(self, ranks: int) -> int:
         """Return how many sequences of the global batch each rank gets.
@@ -335,6 +338,7 @@ class Recipe:
         """Raise UserError for the first value that makes no sense, before anything is allocated."""
         # from Python anything may be there
         self.losses.match = convert(self.losses.match, list[Match], "losses.match")
+        self.training.report_to = convert(self.training.report_to, list[Tracker], "training.report_to")
         training, data, losses = self.training, self.data, self.losses
         sections: dict[str, Any] = {"training": training, "data": data, "losses": losses, "student": self.student}
         sections |= {f"losses.match[{index}]": match for index, match in enumerate(losses.match)}
@@ -399,6 +403,7 @@ class Recipe:
             "save_every",
             "save_total_limit",
             "resume",
+            "report_to",
             "eval_every",
             "eval_max_sequences",
             "deepspeed",

@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def trackers(self) -> Path:
+        """What the other trackers write, and the ids under which they know the run."""
+        return self.path / "trackers"
+
+    @property
     def curves(self) -> Path:
         """The figures of every step and every evaluation, once the run is finished."""
         return self.path / "curves.json"

@@ -46,7 +46,7 @@ def type_in_words(hint: Any) -> str:
 
 
 def _plural(words: str) -> str:
-    return words if words.endswith(("s", ")")) else f"{words}s"
+    return words if words.endswith(("s", ")", "`")) else f"{words}s"
 
 
 def with_article(words: str) -> str:

@@ -226,8 +226,8 @@ def _convert_union(value: Any, hints: tuple, key: str) -> Any:
 def _convert_sequence(value: Any, hint: Any, key: str) -> list | tuple:
     """Return a list or tuple.
 
-    A single value is a list of one, numbers may be separated by commas, and `[a, b]` is read as in
-    YAML.
+    A single value is a list of one, numbers and fixed words may be separated by commas, and `[a, b]`
+    is read as in YAML.
     """
     kind, items = get_origin(hint), [item for item in get_args(hint) if item is not Ellipsis]
     if (
@@ -240,8 +240,8 @@ def _convert_sequence(value: Any, hint: Any, key: str) -> list | tuple:
         value = value[0]  # one word of the command line
     if isinstance(value, str) and items[0] != UserPath and value.lstrip().startswith("["):
         value = load_yaml(value, f"{key}: {format_value(value)}")
-    elif isinstance(value, str) and items[0] in (int, float):
-        value = value.split(",")
+    elif isinstance(value, str) and (items[0] in (int, float) or get_origin(items[0]) is Literal):
+        value = [entry.strip() for entry in value.split(",")]
     elif isinstance(value, str):
         value = [value]
     if hasattr(value, "as_dict"):  # jsonargparse's form of dotted keys

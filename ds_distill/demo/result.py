@@ -27,7 +27,7 @@ def show(summary: dict, output: Path) -> None:
         print(row["prompt"])
         names = [name for name in row if name != "prompt"]
         print(aligned([("", name, _answers(row[name])) for name in names]) + "\n")
-    print(aligned([(f"{label}:", str(output / path)) for label, path in PLACES]) + "\n")
+    print(format_places(output) + "\n")
     print(format_commands(next_commands(output)) + "\n")
 
 
@@ -50,6 +50,11 @@ def lead_sentence(summary: dict) -> str:
         f"On the same guesses, the distilled student is {100 * abs(lead):.1f} ± {100 * error:.1f} points of accuracy "
         f"{where} the one without a teacher, which is {abs(lead) / error:.1f} standard errors."
     )
+
+
+def format_places(output: Path) -> str:
+    """Return where the demo's files lie, without those that its recipe does not make."""
+    return aligned([(f"{label}:", str(output / path)) for label, path in PLACES if (output / path).exists()])
 
 
 def next_commands(output: Path) -> list[tuple[str, str]]:

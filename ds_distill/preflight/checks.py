@@ -34,6 +34,7 @@ from ds_distill.models.student import find_start
 from ds_distill.preflight.models import check_complete, check_reads_tokens, check_teacher_fits
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import RunFolder, check_run_identity, check_shared
+from ds_distill.tracking.choice import check_installed
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.deepspeed_json import check_deepspeed_json
 from ds_distill.training.device import local_device, resolve_dtype
@@ -55,6 +56,7 @@ def check_machine(recipe: Recipe) -> None:
     # waited for
     _, ranks = start_distributed()
     recipe.training.sequences_per_rank(ranks)
+    run_on_rank0(lambda: check_installed(recipe.training.report_to, "training.report_to"))
     device = local_device(recipe.training.device)
     if recipe.training.precision != "auto":  # "auto" is measured
         resolve_dtype(recipe.training, device)

@@ -63,13 +63,15 @@ def training_result(summary: Mapping[str, Any], output: str) -> tuple[str, str]:
         **{f"{name}, at end": heldout_cells(figures) for name, figures in summary.get("heldout_sets", {}).items()},
     }
     where = POSITIONS[shared_kind([summary], "heldout_")]
+    files = ["summary.json", "loss.png"]
+    files += [name for name in ("tensorboard", "trackers") if Path(output, name).is_dir()]
     table = aligned([(where, "loss (nats)", "accuracy"), *((name, *cells) for name, cells in rows.items())])
     rate = summary.get("tokens_per_second")
     trained = f"{summary['steps']:,} steps, {millions(summary['tokens'])} tokens"
     facts = {
         "trained": trained + (f", {rate:,.0f} tokens per second" if rate else ""),
         "model": f"{summary['export']} ({millions(summary['parameters'])} parameters)",
-        "files": f"summary.json, loss.png and tensorboard in {output}",
+        "files": f"{', '.join(files[:-1])} and {files[-1]} in {output}",
     }
     return table, aligned(facts.items())
 

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a progress bar, and TensorBoard on rank 0."""
+"""What a run shows while it trains: a progress bar, and the figures for its trackers on rank 0."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import cast
 
 import torch
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 from ds_distill.data.loader import BatchLoader
+from ds_distill.recipe import Recipe
 from ds_distill.reporting.heldout import describe_heldout
 from ds_distill.reporting.run_text import millions
+from ds_distill.run_folder import RunFolder
+from ds_distill.tracking.trackers import Trackers
 from ds_distill.training.state import StepResult, TrainState
 from ds_distill.utils.console import duration, log_event, progress
 from ds_distill.utils.memory import peak_memory
@@ -27,21 +26,30 @@ class Metrics:
     """The display of a run, from its `__enter__` to its `__exit__`."""
 
     def __init__(
-        self, folder: Path, state: TrainState, loader: BatchLoader, total_steps: int, title: str, device: torch.device
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        state: TrainState,
+        loader: BatchLoader,
+        total_steps: int,
+        title: str,
+        device: torch.device,
     ):
         """Prepare the display of a run that begins or resumes at `state`.
 
         Args:
-            folder: TensorBoard's folder. Steps beyond `state` that it holds are hidden.
-            state: The run's progress.
+            recipe: The recipe, which names the trackers and is shown by them.
+            folder: The run's folder.
+            state: The run's progress, which the trainer keeps up to date.
             loader: The loader, whose waiting time is reported.
             total_steps: The steps of the whole run.
             title: The label of the progress bar.
             device: The device of the run.
         """
         self.loader, self.device, self.first_tokens = loader, device, state.tokens
-        first = torch.distributed.get_rank() == 0
-        self._writer = SummaryWriter(folder, purge_step=state.step + 1 if state.step else 0) if first else None
+        self._state = state
+        report_to = recipe.training.report_to if torch.distributed.get_rank() == 0 else []
+        self._trackers = Trackers(report_to, folder, state.step, recipe.as_dict())
         self._bar = progress(total_steps, title, "step", initial=state.step)
         self._began = time.perf_counter()
         self._seconds, self._logging = 0.0, 0.0
@@ -54,10 +62,9 @@ class Metrics:
         self._began = time.perf_counter()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        self._trackers.close(finished=kind is None and self._state.step == self._total_steps)
 
     @contextlib.contextmanager
     def during(self, activity: str) -> Iterator[None]:
@@ -73,7 +80,7 @@ class Metrics:
         began = time.perf_counter()
         self._seconds = began - self._began
         self._rate = (state.tokens - self.first_tokens) / self._seconds
-        self._write(
+        self._trackers.log(
             {
                 "loss/total": result.loss,
                 **{f"loss/{name}": value for name, value in result.losses.items()},
@@ -100,7 +107,7 @@ class Metrics:
     def log_evaluation(self, name: str, figures: Mapping[str, float | None], step: int) -> None:
         """Show the figures of the held-out set `name`, which is empty for the corpus's own.
 
-        TensorBoard gets those at [MASK] and at all selected positions; their counts never change.
+        Trackers get those at [MASK] and at all selected positions; their counts never change.
         """
         log_event(f"step {step:,}: held-out {f'({name}) ' if name else ''}{describe_heldout(figures)}")
         shown = {
@@ -108,12 +115,12 @@ class Metrics:
             for key, value in figures.items()
             if key.startswith(("mask_", "mlm_")) and not key.endswith("_count")
         }
-        self._write({f"heldout{'_' if name else ''}{name}/{key}": value for key, value in shown.items()}, step)
+        self._trackers.log({f"heldout{'_' if name else ''}{name}/{key}": value for key, value in shown.items()}, step)
 
     def log_checkpoint(self, seconds: float, size: int, step: int) -> None:
         """Show what a checkpoint of `size` bytes took."""
         log_event(f"step {step:,}: checkpoint saved, {size / 1e6:,.0f} MB in {seconds:.1f} s")
-        self._write({"checkpoint/seconds": seconds, "checkpoint/gib": size / 2**30}, step)
+        self._trackers.log({"checkpoint/seconds": seconds, "checkpoint/gib": size / 2**30}, step)
 
     def _estimate_time(self, step: int, now: float) -> None:
         """Log once what the rest will take, without the first step, which compiles and fills caches."""
@@ -130,8 +137,7 @@ class Metrics:
 
     def flush(self) -> None:
         """Write out what has been shown: steps that a checkpoint counts as logged must survive a kill."""
-        if self._writer is not None:
-            self._writer.flush()
+        self._trackers.flush()
 
     def summary(self) -> dict[str, float | None]:
         """Return the run's rate, and the shares of its time that waiting for data and logging took."""
@@ -144,9 +150,3 @@ class Metrics:
             else {}
         )
         return {"tokens_per_second": self._rate, "peak_memory_gib": peak_memory(self.device) / 2**30, **shares}
-
-    def _write(self, values: Mapping[str, float | None], step: int) -> None:
-        """Write scalars as one event; add_scalar for each would take 1 % of a step of 60 ms."""
-        if self._writer is not None:
-            shown = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items() if value is not None]
-            cast(FileWriter, self._writer.file_writer).add_summary(Summary(value=shown), step)

@@ -70,7 +70,8 @@ class Trainer:
             title: The label of the progress bar.
         """
         self.objective, self.teacher, self.loader, self.heldout = objective, teacher, loader, heldout
-        self.settings, self.folder, self.device, self.dtype, self.title = recipe.training, folder, device, dtype, title
+        self.recipe, self.settings, self.folder = recipe, recipe.training, folder
+        self.device, self.dtype, self.title = device, dtype, title
         self.total_steps = count_steps(recipe, loader)
         self.step = Step(
             objective,
@@ -102,7 +103,7 @@ class Trainer:
         resumed = self.restore()
         log_header(overview(self))
         self.metrics = Metrics(
-            self.folder.tensorboard, self.state, self.loader, self.total_steps, self.title, self.device
+            self.recipe, self.folder, self.state, self.loader, self.total_steps, self.title, self.device
         )
         self.saved_at = time.monotonic()
         with self.metrics, StopRequest() as stop:

@@ -186,7 +186,7 @@ def test_the_gpus_that_cuda_sees():
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.txt", "requirements-deploy.txt", "requirements-dev.txt", "requirements-gpu.txt"]
+    "name", ["requirements.txt", *(f"requirements-{extra}.txt" for extra in ("deploy", "trackers", "dev", "gpu"))]
 )
 def test_requirements_are_pinned(name: str):
     for line in (ROOT / name).read_text().splitlines():
@@ -195,14 +195,21 @@ def test_requirements_are_pinned(name: str):
             assert re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==[0-9][A-Za-z0-9.]*", requirement), line
 
 
-@pytest.mark.parametrize("extra, name", [(None, "requirements.txt"), ("deploy", "requirements-deploy.txt")])
-def test_the_pins_are_in_the_ranges_of_the_package(extra: str | None, name: str):
+@pytest.mark.parametrize(
+    "extras, name",
+    [
+        ([], "requirements.txt"),
+        (["deploy"], "requirements-deploy.txt"),
+        (["wandb", "trackio", "mlflow"], "requirements-trackers.txt"),
+    ],
+)
+def test_the_pins_are_in_the_ranges_of_the_package(extras: list[str], name: str):
     """Each package has both, a range and a pin."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
     pins = {pin.name: pin for pin in map(Requirement, (line for line in lines if line and not line.startswith("-r ")))}
-    ranges = map(Requirement, project["optional-dependencies"][extra] if extra else project["dependencies"])
-    ranges = {wanted.name: wanted for wanted in ranges}
+    ranges = [line for extra in extras for line in project["optional-dependencies"][extra]] or project["dependencies"]
+    ranges = {wanted.name: wanted for wanted in map(Requirement, ranges)}
     assert pins.keys() == ranges.keys()
     for package, pin in pins.items():
         (version,) = (each.version for each in pin.specifier)

@@ -41,7 +41,7 @@ def figures(kinds: str, prefix: str = "", **changes) -> dict:
     return {f"{prefix}{kind}_{name}": value for kind in kinds.split() for name, value in values.items()}
 
 
-def test_the_result_of_a_run_is_a_table():
+def test_the_result_of_a_run_is_a_table(tmp_path):
     summary = {"steps": 1200, "tokens": 2_500_000, "tokens_per_second": 900.4, "export": "r/export", "parameters": 7}
     summary |= figures("mask mlm", "start_heldout_", loss=9.0) | figures("mask mlm", "heldout_")
     summary["heldout_sets"] = {"books": figures("mask mlm", loss=None, accuracy=None, loss_se=None, accuracy_se=None)}
@@ -55,8 +55,11 @@ def test_the_result_of_a_run_is_a_table():
     assert facts.splitlines() == [
         "trained  1,200 steps, 2.5 M tokens, 900 tokens per second",
         "model    r/export (7 parameters)",
-        "files    summary.json, loss.png and tensorboard in r",
+        "files    summary.json and loss.png in r",
     ]
+    (tmp_path / "tensorboard").mkdir()
+    _, facts = training_result(summary, str(tmp_path))
+    assert facts.endswith(f"\nfiles    summary.json, loss.png and tensorboard in {tmp_path}")
 
 
 def test_held_out_figures_of_an_earlier_version_are_told_as_such():
