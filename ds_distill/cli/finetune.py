@@ -12,6 +12,7 @@ from ds_distill.reporting.closing import format_closing
 from ds_distill.reporting.tables import aligned, table
 from ds_distill.tasks.catalog import get_task
 from ds_distill.tasks.examples import split_files
+from ds_distill.tracking.choice import Tracker, check_installed
 from ds_distill.utils.errors import UserError, expand_user
 
 PURPOSE = (
@@ -76,6 +77,12 @@ def add_arguments(parser) -> None:
         "['lr=2e-5,5e-5']",
     )
     parser.add_argument(
+        "--report_to",
+        type=list[Tracker],
+        default=["tensorboard"],
+        help="trackers that get the runs' figures while they train; []: none",
+    )
+    parser.add_argument(
         "--finetune", type=FinetuneConfig, default=FinetuneConfig(), help="training settings of each fine-tuning run"
     )
     push.add_arguments(parser)
@@ -97,6 +104,7 @@ def check(options) -> None:
 
 
 def check_paths(options) -> None:
+    check_installed(options.report_to, "--report_to")
     find_model_folder(options.model, "--model").check_files()
     if options.teacher:
         find_model_folder(options.teacher, "--teacher").check_files()
@@ -118,6 +126,7 @@ def run(options) -> dict:
         seeds=list(range(options.first_seed, options.first_seed + options.seeds)),
         teacher=options.teacher,
         data=options.data,
+        report_to=options.report_to,
     )
     rows = [{"seed": str(row["seed"])} | row for row in summary["seeds"]]
     columns = {"seed": "seed"} | {name: name.replace("_", " ") for name in summary["metrics"]}

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ds_distill.finetune.data import Data, EncodedTask, dev_sets, encode_sets, l
 from ds_distill.finetune.features import Collator
 from ds_distill.finetune.heads import load_for_task
 from ds_distill.finetune.notices import format_not_read, log_not_read, log_scale_mismatch, not_read
-from ds_distill.finetune.trainer import SAVE_EVERY, FinetuneTrainer, _Bar, score_model
+from ds_distill.finetune.trainer import SAVE_EVERY, FinetuneTrainer, ReportCallback, _Bar, score_model
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import find_model_folder
 from ds_distill.models.precision import choose_cpu_dtype
@@ -29,10 +30,11 @@ from ds_distill.reporting import provenance
 from ds_distill.reporting.model_card import task_card
 from ds_distill.reporting.provenance import Provenance
 from ds_distill.reporting.run_text import describe_device, describe_model
-from ds_distill.run_folder import locked_run_folder_alone
+from ds_distill.run_folder import RunFolder, locked_run_folder_alone
 from ds_distill.run_record import write_record
 from ds_distill.tasks.catalog import LENGTH_KEY, Task
 from ds_distill.tasks.metrics import median, rank
+from ds_distill.tracking.trackers import Trackers
 from ds_distill.utils.console import log, log_event, log_header, progress, skip
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.files import StoredSummary, read_summary, write_json
@@ -58,6 +60,7 @@ class Plan:
     teacher: PreTrainedModel | None
     device: torch.device
     origin: Provenance
+    report_to: Sequence[str]
 
     @property
     def task(self) -> Task:
@@ -78,6 +81,7 @@ def finetune(
     seeds: list[int],
     teacher: str | None = None,
     data: str | None = None,
+    report_to: Sequence[str] = ("tensorboard",),
 ) -> dict:
     """Run a plan: every point of the grid with every seed, each once and in a folder of its own.
 
@@ -121,7 +125,7 @@ def finetune(
             hardware=provenance.describe_hardware(),
             versions=provenance.describe_versions(),
         )
-        plan = _make_plan(task_data, model, output, points, tokenizer, positions, teacher_model, origin)
+        plan = _make_plan(task_data, model, output, points, tokenizer, positions, teacher_model, origin, report_to)
         if teacher and task.regression:
             log_scale_mismatch(f"--teacher {teacher}", next(iter(plan.sets.values())).train)
         described = describe_model(student.config, student.num_parameters())
@@ -158,6 +162,7 @@ def _make_plan(
     positions: int,
     teacher_model: PreTrainedModel | None,
     origin: Provenance,
+    report_to: Sequence[str],
 ) -> Plan:
     device, collator = (
         torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"),
@@ -178,7 +183,7 @@ def _make_plan(
                     sets[key].train.teacher = teacher_outputs(
                         teacher_model, sets[key].train, collator, 2 * point.batch_size, output / "teacher"
                     )
-    return Plan(data, model, output, sets, collator, teacher_model, device, origin)
+    return Plan(data, model, output, sets, collator, teacher_model, device, origin, report_to)
 
 
 def _run_all(plan: Plan, points: list[FinetuneConfig], seeds: list[int], described: str) -> list[dict]:
@@ -345,21 +350,29 @@ def _run_once(plan: Plan, folder: Path, point: FinetuneConfig, seed: int, bar) -
     )
     trainer.remove_callback(PrinterCallback)  # It prints to standard output, which belongs to results.
     # Trainer writes trainer_state.json last.
-    whole = [file.parent for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")]
-    last = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    # A later scoring of the folder then reads examples as this run did.
-    setattr(model_to_train.config, LENGTH_KEY, sets.length)
-    fit_tokenizer(plan.collator.tokenizer, model_to_train, length=sets.length)
-    save_model_folder(model_to_train, plan.collator.tokenizer, folder / "model")
-    # The folder's content is scored: its tokenizer with its settings, and its weights in fp32.
-    # Training's autocast stays with the network.
-    final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(
-        plan.device  # type: ignore[arg-type]  # wrong in transformers
-    )
-    reader = load_tokenizer(folder / "model")
-    saved_sets = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
-    metrics = score_model(plan.task, final, saved_sets, Collator(reader), 2 * point.batch_size, f"seed {seed}")
+    whole = {
+        int(file.parent.name.split("-")[1]): str(file.parent)
+        for file in (folder / "checkpoints").glob("checkpoint-*/trainer_state.json")
+    }
+    last = max(whole, default=0)
+    config = {"task": plan.task.name, "model": plan.model, "seed": seed, "finetune": asdict(point)}
+    name = "/".join(folder.resolve().parts[-2:])  # that of --output, and that of this run in it
+    with Trackers(plan.report_to, RunFolder(folder), last, config, name) as trackers:
+        trainer.add_callback(ReportCallback(trackers))
+        trainer.train(resume_from_checkpoint=whole.get(last))
+        # A later scoring of the folder then reads examples as this run did.
+        setattr(model_to_train.config, LENGTH_KEY, sets.length)
+        fit_tokenizer(plan.collator.tokenizer, model_to_train, length=sets.length)
+        save_model_folder(model_to_train, plan.collator.tokenizer, folder / "model")
+        # The folder's content is scored: its tokenizer with its settings, and its weights in fp32.
+        # Training's autocast stays with the network.
+        final = load_for_task(str(folder / "model"), plan.task, "model", tuned=True).to(
+            plan.device  # type: ignore[arg-type]  # wrong in transformers
+        )
+        reader = load_tokenizer(folder / "model")
+        saved_sets = replace(sets, dev=dev_sets(plan.data, reader, reader.model_max_length))
+        metrics = score_model(plan.task, final, saved_sets, Collator(reader), 2 * point.batch_size, f"seed {seed}")
+        trackers.log({f"dev/{name}": value for name, value in metrics.items()}, trainer.state.global_step)
     figures = ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in metrics.items())
     log_event(f"{plan.task.name}, {folder.name}: {figures}")
     head = "question-answering" if plan.task.spans else "classification"

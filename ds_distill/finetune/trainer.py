@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from ds_distill.models.families import INPUTS, get_input_names
 from ds_distill.tasks.catalog import Task
 from ds_distill.tasks.metrics import Measured, scores
 from ds_distill.tasks.squad import Questions, Spans, postprocess_spans, squad_scores
+from ds_distill.tracking.trackers import Trackers
 from ds_distill.utils.console import skip
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.memory import trim_heap
@@ -113,3 +115,24 @@ class _Bar(TrainerCallback):
         self.bar.update()
         if state.global_step % TRIM_HEAP_EVERY == 0:
             trim_heap()
+
+
+class ReportCallback(TrainerCallback):
+    """A callback that reports what Trainer logs under the names of a distillation's figures."""
+
+    NAMES = {"loss": "loss/total", "learning_rate": "train/lr", "grad_norm": "train/grad_norm", "epoch": "train/epoch"}
+
+    def __init__(self, trackers: Trackers):
+        self.trackers = trackers
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._began, self._first_step = time.perf_counter(), state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            steps_per_second = (state.global_step - self._first_step) / (time.perf_counter() - self._began)
+            figures = {name: logs.get(key) for key, name in self.NAMES.items()}
+            self.trackers.log(figures | {"train/steps_per_second": steps_per_second}, state.global_step)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.trackers.flush()

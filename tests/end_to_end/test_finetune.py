@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from tests.start import ROOT, ds_distill
@@ -87,6 +88,19 @@ def tuned(world, tasks):
     )
     assert "| median" in done.stdout
     return output, last_line(done)
+
+
+def test_each_run_reports_its_losses_and_scores(tuned):
+    output, _ = tuned
+    runs = list(output.glob("*/result.json"))
+    assert len(runs) == 4
+    for file in runs:
+        result = json.loads(file.read_text())
+        events = EventAccumulator(str(file.parent / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+        losses, score = events.Scalars("loss/total"), events.Scalars("dev/accuracy")
+        assert [[event.step, pytest.approx(event.value)] for event in losses] == result["losses"] != []
+        assert [(event.step, event.value) for event in score] == [(48, pytest.approx(result["metrics"]["accuracy"]))]
+        assert {"train/lr", "train/grad_norm", "train/epoch", "train/steps_per_second"} <= {*events.Tags()["scalars"]}
 
 
 def test_seeds_and_grid_give_the_median_of_the_best(tuned):
