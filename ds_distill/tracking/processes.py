@@ -90,7 +90,7 @@ class TrackerProcesses:
                 log(f"{name} has not taken all figures; this sends the rest: {command}")
 
     def _give_up(self, error: OSError) -> None:
-        log(f"{error.filename or self.folder}: {error.strerror}; the run goes on without {', '.join(self._names)}")
+        log(f"{error.filename or self.folder}: {error.strerror}; the run continues without {', '.join(self._names)}")
         self._close_file()
 
     def _close_file(self) -> None:

@@ -150,7 +150,7 @@ def main(tracker: str, folder: Path) -> NoReturn:
         status = 1
         traceback.print_exc()
         words = " ".join(str(error).split())[:200] or type(error).__name__
-        say(f"{tracker}: {words}; the run goes on without it ({folder / f'{tracker}.log'} has the details)")
+        say(f"{tracker}: {words}; the run continues without it ({folder / f'{tracker}.log'} has the details)")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # what the library does at Python's exit could wait for its server

@@ -104,7 +104,7 @@ def test_a_tracker_that_fails_ends_no_run_and_its_command_sends_the_rest(tmp_pat
     with Trackers(["trackio"], RunFolder(tmp_path / "a run"), 0, CONFIG) as trackers:
         train(trackers, range(4))
     output = capfd.readouterr()
-    assert "trackio: the server is gone; the run goes on without it" in output.err and output.out == ""
+    assert "trackio: the server is gone; the run continues without it" in output.err and output.out == ""
     assert "ConnectionError" in (tmp_path / "a run" / "trackers" / "trackio.log").read_text()
     (tmp_path / "broken").unlink()
     (tmp_path / "taken").unlink()
