@@ -147,6 +147,8 @@ choose_python() {
 main() {
     local argument
     export PYTHONUNBUFFERED=1
+    # Packages are installed without bytecode. Where Python may not keep it, each start compiles all that it imports.
+    unset PYTHONDONTWRITEBYTECODE
 
     if [[ -n "${RANK:-}" && -n "${LOCAL_RANK:-}" && -n "${WORLD_SIZE:-}" ]]; then  # deepspeed --no_python ./launch.sh
         for PY in "${DS_DISTILL_PYTHON:-}" "${VIRTUAL_ENV:-}/bin/python" "${CONDA_PREFIX:-}/bin/python" "$VENV/bin/python" python3 python; do

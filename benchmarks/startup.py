@@ -34,7 +34,8 @@ from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
 
 HERE = Path(__file__).parents[1]
-BAR = re.compile(rb"distill[^\r\n]*\d%")  # the bar of the steps, which is there before the first one
+# The bar of the steps, which is there before the first one; the bars of earlier versions say how many percent are done.
+BAR = re.compile(rb"distill: \d+/\d+ steps|distill[^\r\n]*\d%")
 WORDS = "the student reads what the teacher has read and says what it would have said of every word in it".split()
 TIMES = ("help", "evaluate", "distill to its bar", "distill")
 
@@ -64,11 +65,13 @@ def measure(checkout: Path, arguments: list[str], bar: re.Pattern[bytes] | None 
     """
     terminal, screen = pty.openpty()
     termios.tcsetwinsize(screen, (24, 100))  # a new one has no width, so bars are empty
+    # with it no cache would ever be warm
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     began = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-m", "ds_distill", *arguments],
         cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(checkout), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+        env=environment | {"PYTHONPATH": str(checkout), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.DEVNULL,
         stderr=screen,
     ) as command:

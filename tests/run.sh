@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+unset PYTHONDONTWRITEBYTECODE  # with it, each of a thousand processes would compile all that it imports
 PY=$(./launch.sh --setup-only)
 prefix=$("$PY" -c "import sys; print(sys.prefix)")
 stamp="$prefix/.requirements-dev"

@@ -20,7 +20,7 @@ STUB_CLI = """
 import json, os
 
 def main(argv=None):
-    names = ["RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "HF_HUB_DISABLE_TELEMETRY"]
+    names = ["RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "HF_HUB_DISABLE_TELEMETRY", "PYTHONDONTWRITEBYTECODE"]
     print(json.dumps({"argv": argv, **{name: os.environ.get(name) for name in names}}))
     return 3
 """
@@ -101,11 +101,12 @@ def test_setup_only_prints_python(checkout: Path):
 
 def test_starts_ranks_and_passes_their_failure_on(checkout: Path):
     options = {"DS_DISTILL_PYTHON": sys.executable, "DS_DISTILL_RANKS": "1", "DS_ACCELERATOR": "cpu"}
-    done = run([checkout / "launch.sh", "--a.b", "x y"], **options)
+    done = run([checkout / "launch.sh", "--a.b", "x y"], PYTHONDONTWRITEBYTECODE="1", **options)
     assert done.returncode == 3, done.stderr
     result = json.loads(done.stdout)  # the launcher prints nothing to standard output
     assert result["argv"] == ["run", "--a.b", "x y"]
     assert (result["RANK"], result["WORLD_SIZE"]) == ("0", "1")
+    assert result["PYTHONDONTWRITEBYTECODE"] is None, "else each start compiles all that it imports"
 
 
 def test_an_interrupted_installation_is_not_built_upon(checkout: Path, tmp_path: Path):
