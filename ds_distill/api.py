@@ -40,6 +40,7 @@ class RunSummary:
         heldout_mlm_loss: The same loss at all selected positions: 80 % show [MASK], 10 % a random token, and 10 % the
             token itself, where the answer is visible.
         heldout_mlm_accuracy: The same share at all selected positions.
+        kept: Share of the teacher's accuracy at [MASK] that the student has, of 1; None without a teacher.
         details: Everything in the run's summary.json, such as the figures where a random token or the token itself is
             shown (heldout_random_*, heldout_kept_*). A figure that was not measured is None.
     """
@@ -57,6 +58,7 @@ class RunSummary:
     heldout_mask_count: int | None
     heldout_mlm_loss: float | None
     heldout_mlm_accuracy: float | None
+    kept: float | None
     details: dict[str, Any]
 
 

@@ -196,6 +196,8 @@ def check_run_identity(output: Path, identity: dict, resume: str) -> None:
 def _run_in(output: Path, remedy: str) -> dict | None:
     """Return the identity of the run in a folder, if there is one."""
     file = RunFolder(output).identity
+    if not file.is_file() and (output / "config.json").is_file():
+        raise UserError(f"{output} holds a model, not a run: {remedy}")
     try:
         return read_identity(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
     except ValueError as error:

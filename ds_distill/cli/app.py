@@ -22,6 +22,7 @@ from ds_distill.utils.errors import UserError, did_you_mean, get_message, is_dis
 from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.hub import OFFLINE
 from ds_distill.utils.progress import ProgressWatch
+from ds_distill.utils.shell import note_path
 
 # the libraries that a command loads, if not torch and DeepSpeed
 LOADED = {"finetune": "torch and transformers", "study": "", "report": ""}
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         tolerate_broken_streams()
         argv = sys.argv[1:]
     replace_unencodable_characters()
+    note_path()
     argv = [word for word in argv if not word.startswith("--local_rank")]
     if not argv:
         commands = textwrap.fill(f"commands: {', '.join(COMMANDS)}", 80, subsequent_indent="  ")

@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 from ds_distill.demo.comparison import PROMPTS
-from ds_distill.reporting.closing import format_commands
+from ds_distill.reporting.closing import as_typed, format_commands
 from ds_distill.reporting.tables import aligned
 
 LEAD = """A student of half its teacher's layers was distilled on the documentation of this machine's Python packages, \
@@ -18,9 +18,12 @@ def show(summary: dict, output: Path) -> None:
     """Print the demo's result for people, at most 80 columns wide."""
     rows = summary["rows"]
     print(f"\n{aligned([HEADINGS, *map(_cells, rows)])}\n")
-    print(f"Loss (nats) and accuracy count {rows[1]['mask_count']:,} guesses at [MASK] in held-out text; ± is one")
-    print("standard error. Size: parameters. ms: one forward of 1 × 128 tokens in fp32 on this")
-    print("machine's CPU. Kept: the share of the teacher's accuracy.\n")
+    note = (
+        f"Loss (nats) and accuracy count {rows[1]['mask_count']:,} guesses at [MASK] in held-out text; ± is one "
+        "standard error. Size: parameters. ms: one forward of 1 × 128 tokens in fp32 on this machine's CPU. Kept: the "
+        "share of the teacher's accuracy."
+    )
+    print(f"{textwrap.fill(note, 79)}\n")
     if ahead := lead_sentence(summary):
         print(f"{textwrap.fill(ahead, 79)}\n")
     for row in summary["prompts"]:
@@ -66,13 +69,13 @@ def next_commands(output: Path) -> list[tuple[str, str]]:
     ask = f'"{ask}"' if student == export else shlex.quote(ask)
     return [
         ("ask the student", f"python -c {ask}"),
-        (
+        *as_typed(
             "make it a fast int8 model",
-            f"ds-distill export --model {student} --format onnx-int8 --output {shlex.quote(str(output / 'onnx'))}",
+            ["export", "--model", export, "--format", "onnx-int8", "--output", output / "onnx"],
         ),
-        (
-            "what distilling your own BERT would take",
-            "ds-distill estimate --teacher google-bert/bert-base-uncased --gpu h100",
+        *as_typed(
+            "what distilling BERT-base would take on a GPU",
+            ["estimate", "--config", "distilbert_base", "--gpu", "h100"],
         ),
     ]
 

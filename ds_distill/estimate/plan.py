@@ -271,9 +271,11 @@ def _sentence(estimate: dict, teacher: ModelFolder | KnownModel, recipe: Recipe,
     count = f"{ranks} × " if ranks > 1 else "one " if estimate["gpu"] else ""
     verdict, _, remedy = estimate["advice"].partition("; ")
     place = "" if "ZeRO stage" in verdict else f" at ZeRO stage {stage}"
+    need = estimate["stages"][stage]["peak"]
     start = (
-        f"Estimate: distilling {teacher.name} on {count}{machine} {verdict}{place} in {estimate['memory_gib']} GiB of "
-        f"memory per device with micro-batches of {estimate['micro_batch_size']} × {recipe.data.sequence_length} tokens"
+        f"Estimate: distilling {teacher.name} on {count}{machine} {verdict}{place} with micro-batches of "
+        f"{estimate['micro_batch_size']} × {recipe.data.sequence_length} tokens, which need {need:.1f} of "
+        f"{estimate['memory_gib']} GiB per device"
     )
     if not verdict.startswith("fits"):
         return f"{start}; {remedy}."

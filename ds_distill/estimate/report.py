@@ -11,6 +11,7 @@ _UNKNOWN = "give --corpus, --tokens or training.max_tokens"
 def format_plan(estimate: dict) -> str:
     """Return what `estimate` prints of a plan: the sentence, its figures, memory, and what to expect of the student."""
     price = estimate["price_per_device_hour"]
+    need = next(row["peak"] for row in estimate["stages"] if row["recipe"])
     facts = {
         "teacher": f"{estimate['teacher_parameters']:,} parameters",
         "student": f"{estimate['student_parameters']:,} parameters",
@@ -26,8 +27,8 @@ def format_plan(estimate: dict) -> str:
         "price": None if price is None else f"${price:.2f} per device and hour ({estimate['price_is']})",
         "cost": None if estimate["dollars"] is None else f"${estimate['dollars']:,.2f}",
         "memory": (
-            f"{estimate['memory_gib']} GiB per rank, {estimate['gpu'] or estimate['device']}, {estimate['precision']}: "
-            f"{estimate['advice']}"
+            f"{need:.1f} of {estimate['memory_gib']} GiB per rank, {estimate['gpu'] or estimate['device']}, "
+            f"{estimate['precision']}: {estimate['advice']}"
         ),
     }
     rows = [{"quantity": key, "value": value} for key, value in facts.items() if value is not None]

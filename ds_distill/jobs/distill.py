@@ -23,6 +23,7 @@ from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight.models import check_fits_prepared_tokens
 from ds_distill.recipe import Recipe
 from ds_distill.reporting import provenance
+from ds_distill.reporting.heldout import share_kept
 from ds_distill.run_folder import RunFolder, locked_run_folder
 from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.evaluation import evaluate
@@ -100,6 +101,7 @@ def distill(
         summary["kl_tokens"] = recipe.losses.kl_tokens
         teacher_figures |= {f"heldout_{key}": value for key, value in heldout_of_teacher.get("", {}).items()}
         summary |= {f"teacher_{key}": value for key, value in teacher_figures.items()}
+        summary["kept"] = share_kept(summary)
         return export_and_summarize(
             trainer,
             summary,

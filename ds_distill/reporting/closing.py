@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -14,13 +15,15 @@ from typing import Any
 from ds_distill.reporting.heldout import POSITIONS, heldout_cells, shared_kind
 from ds_distill.reporting.run_text import millions
 from ds_distill.reporting.tables import aligned
+from ds_distill.utils import shell
 
 Command = tuple[str, Sequence[object]]  # a remark, and the words after ds-distill
 
 
 def format_closing(*parts: str, commands: Iterable[Command] = ()) -> str:
     """Return blocks of text, then the commands to type next, with a blank line before each."""
-    blocks = [part for part in (*parts, format_commands([(remark, join(words)) for remark, words in commands])) if part]
+    typed = [entry for remark, words in commands for entry in as_typed(remark, words)]
+    blocks = [part for part in (*parts, format_commands(typed)) if part]
     return "".join(f"\n{block}\n" for block in blocks).rstrip("\n")
 
 
@@ -31,12 +34,19 @@ def format_commands(commands: Sequence[tuple[str, str]]) -> str:
         commands: Pairs of a remark and a command.
     """
     folder = Path(sys.prefix) / "bin"
-    activate, found = folder / "activate", shutil.which("ds-distill")
+    activate, found = folder / "activate", shutil.which("ds-distill", path=shell.PATH)
     remarks = list(commands)
     if commands and activate.is_file() and (found is None or Path(found).parent != folder):
         shown = os.path.relpath(activate) if activate.is_relative_to(Path.cwd()) else activate
         remarks.insert(0, ("use the environment of this program", f"source {shlex.quote(str(shown))}"))
     return "\n\n".join(["Next:", *(f"# {remark}\n{command}" for remark, command in remarks)]) if remarks else ""
+
+
+def as_typed(remark: str, words: Sequence[object]) -> list[tuple[str, str]]:
+    """Return a remark and a command of this program; for `export`, after the one that installs what it needs."""
+    install = ("install what exports to ONNX need, once", "pip install 'ds-distill[deploy]'")
+    lacks = words[0] == "export" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime")))
+    return [*([install] if lacks else []), (remark, join(words))]
 
 
 def join(words: Sequence[object]) -> str:
@@ -57,9 +67,15 @@ def training_result(summary: Mapping[str, Any], output: str) -> tuple[str, str]:
         summary: The run's summary.
         output: The run's folder.
     """
+    kept = summary.get("kept")
     rows = {
         "held-out text, at start": heldout_cells(summary, "start_heldout_"),
         "held-out text, at end": heldout_cells(summary, "heldout_"),
+        **(
+            {"the teacher": heldout_cells(summary, "teacher_heldout_")}
+            if "teacher_heldout_mask_loss" in summary
+            else {}
+        ),
         **{f"{name}, at end": heldout_cells(figures) for name, figures in summary.get("heldout_sets", {}).items()},
     }
     where = POSITIONS[shared_kind([summary], "heldout_")]
@@ -69,6 +85,7 @@ def training_result(summary: Mapping[str, Any], output: str) -> tuple[str, str]:
     rate = summary.get("tokens_per_second")
     trained = f"{summary['steps']:,} steps, {millions(summary['tokens'])} tokens"
     facts = {
+        **({} if kept is None else {"kept": f"{kept:.1%} of the teacher's accuracy"}),
         "trained": trained + (f", {rate:,.0f} tokens per second" if rate else ""),
         "model": f"{summary['export']} ({millions(summary['parameters'])} parameters)",
         "files": f"{', '.join(files[:-1])} and {files[-1]} in {output}",

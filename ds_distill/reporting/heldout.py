@@ -49,3 +49,9 @@ def heldout_cells(figures: Mapping[str, Any], prefix: str = "") -> tuple[str, st
         return "–", "–"
     spread = "" if error is None else f" ± {100 * error:.1f}"
     return with_error(figures[f"{begin}loss"], figures.get(f"{begin}loss_se")), f"{100 * accuracy:.1f}{spread} %"
+
+
+def share_kept(summary: Mapping[str, Any]) -> float | None:
+    """Return the student's share of its teacher's accuracy at [MASK]; None where one of them was not measured."""
+    student, teacher = summary.get("heldout_mask_accuracy"), summary.get("teacher_heldout_mask_accuracy")
+    return student / teacher if student is not None and teacher else None

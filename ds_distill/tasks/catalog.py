@@ -105,6 +105,9 @@ def normalize_name(name: object) -> str:
     return "".join(c for c in text if unicodedata.category(c)[0] in "LMN") or text
 
 
+OWN_TASK = "for a task with labels of its own, see 'Use your own task' in docs/guide/finetuning.md"
+
+
 def get_task(name: str) -> Task:
     """Return the task of this name.
 
@@ -113,7 +116,7 @@ def get_task(name: str) -> Task:
     """
     if name not in TASKS:
         raise UserError(
-            f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS)}; the tasks are "
-            f"{', '.join(TASKS)}"
+            f"--task {name}: no such task{did_you_mean(name.lower().replace('-', ''), TASKS, 0.6)}; the tasks are "
+            f"{', '.join(TASKS)}; {OWN_TASK}"
         )
     return TASKS[name]

@@ -22,7 +22,7 @@ from ds_distill.data.charset import replace_surrogates
 from ds_distill.data.csv_rows import CsvRows
 from ds_distill.data.named_rows import AMBIGUOUS, make_row
 from ds_distill.data.read_warnings import Findings
-from ds_distill.tasks.catalog import Task
+from ds_distill.tasks.catalog import OWN_TASK, Task
 from ds_distill.tasks.labels import match_class, parse_number
 from ds_distill.utils.console import log, log_if_significant
 from ds_distill.utils.errors import UserError, expand_user
@@ -198,8 +198,8 @@ def parse_label(task: Task, value: Any, where: str) -> int | float:
     label_class = match_class(value, task.labels)
     if label_class is None:
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(task.labels))
-        hint = "; the hub's test splits have no labels" if parse_number(value) == -1 else ""
-        raise UserError(f"{where}: label {value!r}: not a label of {task.name}, whose labels are {known}{hint}")
+        hint = "the hub's test splits have no labels" if parse_number(value) == -1 else OWN_TASK
+        raise UserError(f"{where}: label {value!r}: not a label of {task.name}, whose labels are {known}; {hint}")
     return label_class
 
 

@@ -4,6 +4,8 @@ DeepSpeed writes into a folder beside the final place, checksums follow, and a r
 checkpoint.
 """
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -281,7 +283,8 @@ def load(engine: Engine, path: Path) -> dict:
 
 
 def _load(engine: Engine, path: Path) -> tuple:
-    with regex_safe_path(path.parent) as folder:
+    # DeepSpeed's 16-bit optimizer prints the name of a function past its own logger
+    with regex_safe_path(path.parent) as folder, contextlib.redirect_stdout(io.StringIO()):
         return engine.deepspeed.load_checkpoint(str(folder), tag=path.name)
 
 

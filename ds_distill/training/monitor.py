@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from typing import cast
 
 import torch
 
@@ -16,9 +17,10 @@ from ds_distill.reporting.run_text import millions
 from ds_distill.run_folder import RunFolder
 from ds_distill.tracking.trackers import Trackers
 from ds_distill.training.state import StepResult, TrainState
-from ds_distill.utils.console import duration, log_event, progress
+from ds_distill.utils.console import duration, log, log_event, progress
 from ds_distill.utils.memory import peak_memory
 
+FEW_GUESSES = 100  # an accuracy then has a standard error of some five points
 LEAST_STEPS, LEAST_SECONDS = 3, 10.0  # that an estimate of the remaining time is based on
 
 
@@ -50,6 +52,7 @@ class Metrics:
         self._state = state
         report_to = recipe.training.report_to if torch.distributed.get_rank() == 0 else []
         self._trackers = Trackers(report_to, folder, state.step, recipe.as_dict())
+        self._warned: set[str] = set()  # the held-out sets that were said to be small
         self._bar = progress(total_steps, title, "step", initial=state.step)
         self._began = time.perf_counter()
         self._seconds, self._logging = 0.0, 0.0
@@ -109,7 +112,16 @@ class Metrics:
 
         Trackers get those at [MASK] and at all selected positions; their counts never change.
         """
-        log_event(f"step {step:,}: held-out {f'({name}) ' if name else ''}{describe_heldout(figures)}")
+        text = f"held-out {f'({name}) ' if name else ''}"
+        log_event(f"step {step:,}: {text}{describe_heldout(figures)}")
+        if (count := cast(int, figures["mask_count"])) < FEW_GUESSES:
+            line = (
+                f"warning: {text}figures count only {count} positions that show [MASK], so they say little; "
+                "give more text, a greater data.heldout_fraction, or --heldout"
+            )
+            if name not in self._warned:
+                self._warned.add(name)
+                log(line)
         shown = {
             key: value
             for key, value in figures.items()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ds_distill.models.student import count_parameters
+from ds_distill.reporting.run_panels import term_labels
 from ds_distill.reporting.run_text import describe_device, describe_model, millions
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def overview(trainer: Trainer) -> dict[str, str]:
     mean = tokens["train"] / max(1, manifest["blocks"]["train"]) if lines else length
     steps, batch = trainer.total_steps, loader.global_batch_size
     epochs = steps / loader.steps_per_epoch
+    labels = term_labels(trainer.objective.losses)
     return {
         **{name: describe_model(model.config, count_parameters(model)) for name, model in models.items()},
         "device": f"{describe_device(trainer.device, loader.world_size)}, {precision}, "
@@ -45,6 +47,7 @@ def overview(trainer: Trainer) -> dict[str, str]:
         "steps": f"{steps:,}, each on {batch:,} sequences of {'up to ' * lines}{length} tokens; "
         f"{millions(steps * batch * mean)} tokens, {epochs:.2g} epochs"
         + (f"; resuming at step {done:,}" if done else ""),
+        **({"loss": labels["loss"].title} if "loss" in labels else {}),
         "ETA": f"{steps - done:,} steps to go; the time is known after the first few"
         if done < steps
         else "all steps done",

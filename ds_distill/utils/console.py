@@ -191,6 +191,8 @@ class ProgressBar(tqdm):
 
     @property
     def _units(self) -> str:
+        if self.total == 1:
+            return self.unit.removesuffix("s")
         return self.unit if self.unit.endswith("s") else f"{self.unit}{'es' if self.unit.endswith('ch') else 's'}"
 
     def _rate(self, rate: float) -> str:

@@ -72,7 +72,7 @@ def test_a_distillation_on_80_columns(world, common, sst2):
     shown = "\n".join(lines)
     before_the_first_step = lines[: lines.index(next(line for line in lines if line.startswith("step 0: held-out")))]
     labels = [line.split()[0] for line in before_the_first_step if line[:1].strip()]
-    header = ["teacher", "student", "device", "text", "steps", "ETA", "output"]
+    header = ["teacher", "student", "device", "text", "steps", "loss", "ETA", "output"]
     assert labels[labels.index("teacher") :] == header
     for fact in ("teacher +bert, 4 layers", "student +distilbert, 2 layers", "CPU .*fp32", "10, each on 8 sequences"):
         assert re.search(fact, shown), fact
@@ -84,6 +84,9 @@ def test_a_distillation_on_80_columns(world, common, sst2):
     assert bars and all(re.search(r" tok/s, .*\|.*\|$", bar) for bar in bars), "figures first, bar last"
     table = lines[lines.index(next(line for line in lines if "accuracy" in line and "loss (nats)" in line)) :]
     assert [re.split("  +", line)[0] for line in table[1:3]] == ["held-out text, at start", "held-out text, at end"]
+    assert table[3].startswith("the teacher") and re.search(
+        r"^kept +[\d.]+% of the teacher's accuracy", shown, re.MULTILINE
+    )
     assert '{"' not in shown, "JSON is for programs"
 
     evaluate, finetune, export = (words for words in next_commands(lines) if words[0] != "source")

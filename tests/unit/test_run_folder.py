@@ -2,7 +2,7 @@ import contextlib
 
 import pytest
 
-from ds_distill.run_folder import _bind, locked_run_folder_alone
+from ds_distill.run_folder import _bind, check_run_identity, locked_run_folder_alone
 from ds_distill.utils.errors import UserError
 
 
@@ -42,3 +42,11 @@ def test_a_run_may_grow_where_that_is_allowed(tmp_path, capsys):
     with pytest.raises(UserError, match="training.max_tokens was 200, is 300"):
         grow(False, **{"training.max_tokens": 300})
     grow(**{"training.max_tokens": 200})
+
+
+def test_a_folder_with_a_model_is_no_place_for_a_run(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds a model, not a run: choose another --output"):
+        check_run_identity(tmp_path, {"a": 1}, "auto")
+    (tmp_path / "run.json").write_text('{"a": 1}')
+    check_run_identity(tmp_path, {"a": 1}, "auto")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ds_distill.reporting.closing import format_closing, format_commands, join, training_result
-from ds_distill.reporting.heldout import describe_heldout
+from ds_distill.reporting.closing import as_typed, format_closing, format_commands, join, training_result
+from ds_distill.reporting.heldout import describe_heldout, share_kept
+from ds_distill.utils import shell
 
 WORDS = ["finetune", "--task", "sst2", "--model", "runs/it's a model", "--output", "a rather long folder" * 3, "--x", 1]
 
@@ -26,7 +27,8 @@ def test_the_environment_is_activated_where_the_shell_does_not_find_the_program(
     (folder / "activate").touch()
     (folder / "ds-distill").touch(0o755)
     monkeypatch.setattr(sys, "prefix", str(folder.parent))
-    monkeypatch.setenv("PATH", str(folder) if on_path else "")
+    monkeypatch.setattr(shell, "PATH", str(folder) if on_path else "")
+    monkeypatch.setenv("PATH", str(folder))  # where builds have put it since
     monkeypatch.chdir(tmp_path)
     text = format_commands([("see it", "ds-distill report runs")])
     assert text.endswith("# see it\nds-distill report runs")
@@ -60,6 +62,25 @@ def test_the_result_of_a_run_is_a_table(tmp_path):
     (tmp_path / "tensorboard").mkdir()
     _, facts = training_result(summary, str(tmp_path))
     assert facts.endswith(f"\nfiles    summary.json, loss.png and tensorboard in {tmp_path}")
+    summary |= figures("mask mlm", "teacher_heldout_", accuracy=0.25)
+    summary["kept"] = share_kept(summary)
+    table, facts = training_result(summary, "r")
+    assert table.splitlines()[3] == "the teacher              2.500 ± 0.250  25.0 ± 1.0 %"
+    assert facts.startswith("kept     50.0% of the teacher's accuracy\n")
+
+
+def test_the_share_kept_is_of_a_teacher_that_knows_something():
+    assert share_kept({"heldout_mask_accuracy": 0.3, "teacher_heldout_mask_accuracy": 0.4}) == pytest.approx(0.75)
+    for teacher in ({}, {"teacher_heldout_mask_accuracy": 0.0}, {"teacher_heldout_mask_accuracy": None}):
+        assert share_kept({"heldout_mask_accuracy": 0.3} | teacher) is None
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_what_an_export_needs_is_installed_first(monkeypatch, installed):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
+    commands = [command for _, command in as_typed("convert", ["export", "--model", "a b"])]
+    assert commands == ["pip install 'ds-distill[deploy]'"][installed:] + ["ds-distill export --model 'a b'"]
+    assert as_typed("see", ["report", "x"]) == [("see", "ds-distill report x")]
 
 
 def test_held_out_figures_of_an_earlier_version_are_told_as_such():
