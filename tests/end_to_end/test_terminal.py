@@ -84,9 +84,7 @@ def test_a_distillation_on_80_columns(world, common, sst2):
     assert bars and all(re.search(r" tok/s, .*\|.*\|$", bar) for bar in bars), "figures first, bar last"
     table = lines[lines.index(next(line for line in lines if "accuracy" in line and "loss (nats)" in line)) :]
     assert [re.split("  +", line)[0] for line in table[1:3]] == ["held-out text, at start", "held-out text, at end"]
-    assert table[3].startswith("the teacher") and re.search(
-        r"^kept +[\d.]+% of the teacher's accuracy", shown, re.MULTILINE
-    )
+    assert table[3].startswith("the teacher")
     assert '{"' not in shown, "JSON is for programs"
 
     evaluate, finetune, export = (words for words in next_commands(lines) if words[0] != "source")
