@@ -112,16 +112,11 @@ class Metrics:
 
         Trackers get those at [MASK] and at all selected positions; their counts never change.
         """
-        text = f"held-out {f'({name}) ' if name else ''}"
-        log_event(f"step {step:,}: {text}{describe_heldout(figures)}")
-        if (count := cast(int, figures["mask_count"])) < FEW_GUESSES:
-            line = (
-                f"warning: {text}figures count only {count} positions that show [MASK], so they say little; "
-                "give more text, a greater data.heldout_fraction, or --heldout"
-            )
-            if name not in self._warned:
-                self._warned.add(name)
-                log(line)
+        log_event(f"step {step:,}: held-out {f'({name}) ' if name else ''}{describe_heldout(figures)}")
+        if cast(int, figures["mask_count"]) < FEW_GUESSES and name not in self._warned:
+            self._warned.add(name)
+            where = f" in {name}" if name else ""
+            log(f"warning: {figures['mask_count']} guesses at [MASK]{where} say little; see --heldout for more")
         shown = {
             key: value
             for key, value in figures.items()
