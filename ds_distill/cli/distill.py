@@ -78,7 +78,7 @@ def closing(options, summary: dict) -> str:
         *training_result(summary, output),
         commands=[
             ("compare the student with its teacher", compare),
-            ("fine-tune it on a task", tune),
+            ("fine-tune it on SST-2 of the Hub; --data DIR takes files of your own", tune),
             ("convert it for deployment", ["export", "--model", output, "--format", "onnx-int8"]),
         ],
     )

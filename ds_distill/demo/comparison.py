@@ -79,6 +79,7 @@ def measure(
             "model": name,
             "parameters": count_parameters(models[name]) if name in models else None,
             "latency_ms": times.get(name),
+            "latency_tokens": latency_tokens(models) if name in times else None,
         }
         | figures_of(sums)
         for name, sums in moments.items()
@@ -101,16 +102,22 @@ def guess_by_counts(labels: torch.Tensor, counts: np.ndarray) -> torch.Tensor:
     return torch.stack([-frequencies.log()[selected], (selected == frequencies.argmax()).double()], dim=1)
 
 
+def latency_tokens(models: dict[str, PreTrainedModel]) -> int:
+    """Return the tokens of the sequence whose forward is timed: 128, or as many as all models read."""
+    return min(128, *(model.config.max_position_embeddings for model in models.values()))
+
+
 def latencies(models: dict[str, PreTrainedModel], rounds: int = 18, warm_up: int = 3) -> dict[str, float]:
-    """Return each model's median milliseconds of one forward of 1 × 128 tokens in fp32 on the CPU.
+    """Return each model's median milliseconds of one forward of 1 × `latency_tokens` tokens in fp32 on the CPU.
 
     The models take turns, so that what else the machine does slows all of them alike.
     """
     times: dict[str, list[float]] = {name: [] for name in models}
+    tokens = latency_tokens(models)
     with torch.inference_mode():
         for _ in range(rounds):
             for name, model in models.items():
-                ids = torch.full((1, min(128, model.config.max_position_embeddings)), 5)
+                ids = torch.full((1, tokens), 5)
                 began = time.perf_counter()
                 model.eval()(ids)
                 times[name].append(1000 * (time.perf_counter() - began))

@@ -5,18 +5,20 @@ resumes when the same command is given again.
 """
 
 import argparse
+import copy
 import math
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.demo import comparison
 from ds_distill.demo.documentation import read_documentation
@@ -104,9 +106,21 @@ def sinusoids(positions: int, width: int, longest: float = 1000.0) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), 1)
 
 
+def with_positions(model: PreTrainedModel, length: int) -> BertForMaskedLM:
+    """Return a BERT's copy with its first `length` positions; the others have seen no text, and would be noise."""
+    config = copy.deepcopy(model.config)
+    config.max_position_embeddings = length
+    weights, name = model.state_dict(), "bert.embeddings.position_embeddings.weight"
+    copied = BertForMaskedLM(cast(BertConfig, config))
+    copied.load_state_dict(weights | {name: weights[name][:length]})
+    return copied
+
+
 def pack(run: RunFolder, folder: Path) -> None:
     """Write the trained model in fp16 with its tokenizer and its card."""
-    model = load_masked_lm(find_model_folder(str(run.export))).half()
+    trained = load_masked_lm(find_model_folder(str(run.export)))
+    length = TokenDataset.open(run.tokens, "train").manifest["sequence_length"]
+    model = with_positions(trained, length).half()
     shutil.rmtree(folder, ignore_errors=True)
     save_model_folder(model, load_tokenizer(run.tokens / "tokenizer"), folder)
     (heldout,) = (path for path in run.heldout.iterdir() if path.is_dir())
@@ -140,7 +154,7 @@ tags: [bert, masked-lm, documentation]
 
 The teacher of ds-distill's demo: {SIZES["num_hidden_layers"]} layers of {SIZES["hidden_size"]}, \
 {SIZES["num_attention_heads"]} heads, {rows[1]["parameters"] / 1e6:.1f} million parameters in fp16, a lowercase \
-WordPiece vocabulary, at most {SIZES["max_position_embeddings"]} tokens (trained on 64).
+WordPiece vocabulary, at most 64 tokens, as it was trained.
 
 ```python
 from transformers import pipeline

@@ -20,8 +20,7 @@ def show(summary: dict, output: Path) -> None:
     print(f"\n{aligned([HEADINGS, *map(_cells, rows)])}\n")
     note = (
         f"Loss (nats) and accuracy count {rows[1]['mask_count']:,} guesses at [MASK] in held-out text; ± is one "
-        "standard error. Size: parameters. ms: one forward of 1 × 128 tokens in fp32 on this machine's CPU. Kept: the "
-        "share of the teacher's accuracy."
+        f"standard error. Size: parameters. ms: {latency_of(rows)}. Kept: the share of the teacher's accuracy."
     )
     print(f"{textwrap.fill(note, 79)}\n")
     if ahead := lead_sentence(summary):
@@ -41,6 +40,11 @@ PLACES = (
     ("checkpoints", "distilled/checkpoints"),
     ("TensorBoard", "distilled/tensorboard"),
 )
+
+
+def latency_of(rows: list[dict]) -> str:
+    """Return what the rows' latency is of."""
+    return f"one forward of 1 × {rows[1]['latency_tokens']} tokens in fp32 on this machine's CPU"
 
 
 def lead_sentence(summary: dict) -> str:

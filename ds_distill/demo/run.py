@@ -143,7 +143,7 @@ def run(
             rows=rows,
             prompts=answers,
             commands=result.next_commands(output),
-            latency_of="one forward of 1 × 128 tokens in fp32 on this machine's CPU",
+            latency_of=result.latency_of(rows),
         ),
     )
     result.show(summary, output)

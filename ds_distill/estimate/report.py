@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from ds_distill.reporting.tables import table
 
+WIDTH = 80
 _PARTS = ("weights", "gradients", "optimizer", "buffers", "teacher", "activations", "loss", "process", "peak", "fits")
 _UNKNOWN = "give --corpus, --tokens or training.max_tokens"
 
@@ -31,15 +34,15 @@ def format_plan(estimate: dict) -> str:
             f"{estimate['precision']}: {estimate['advice']}"
         ),
     }
-    rows = [{"quantity": key, "value": value} for key, value in facts.items() if value is not None]
+    shown = {key: value for key, value in facts.items() if value is not None}
     columns = {"stage": "ZeRO stage"} | dict(zip(_PARTS, _PARTS, strict=True)) | {"recipe": ""}
     sources = [f"rate: {estimate['rate_is']}"]
     if estimate["corpus"] and estimate["corpus"]["title"]:
         sources.append(f"corpus: {estimate['corpus']['source']}")
     return "\n\n".join(
         [
-            estimate["sentence"],
-            table(rows, {"quantity": "quantity", "value": "estimate"}),
+            textwrap.fill(estimate["sentence"], WIDTH),
+            _facts(shown),
             "Estimated memory per rank in GiB; the peak is the most in use at one time, which can be less than the sum",
             table(estimate["stages"], columns),
             "What to expect of the student\n" + _bullets(_expectations(estimate["expected_student"])),
@@ -48,8 +51,16 @@ def format_plan(estimate: dict) -> str:
     )
 
 
+def _facts(facts: dict[str, str]) -> str:
+    """Return facts behind their names, in lines that a narrow terminal shows."""
+    indent = 2 + max(map(len, facts))
+    return "\n".join(
+        textwrap.fill(f"{name:{indent}}{value}", WIDTH, subsequent_indent=" " * indent) for name, value in facts.items()
+    )
+
+
 def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(textwrap.fill(f"- {line}", WIDTH, subsequent_indent="  ") for line in lines)
 
 
 def _expectations(student: dict) -> list[str]:

@@ -28,7 +28,7 @@ from ds_distill.run_folder import RunFolder, locked_run_folder
 from ds_distill.training.device import local_device, resolve_dtype
 from ds_distill.training.evaluation import evaluate
 from ds_distill.training.trainer import Trainer, explain_training_memory
-from ds_distill.utils.console import progress
+from ds_distill.utils.console import log, progress
 
 
 def distill(
@@ -76,6 +76,8 @@ def distill(
         t = recipe.training
         student = build_student(source, **asdict(recipe.student), dropout=t.dropout, seed=t.seed)
         layer_map, _ = plan_student(source.config, **asdict(recipe.student), dropout=t.dropout)
+        if start:
+            log(f"student: a copy of {start.name}")
         origin = provenance.from_model(
             teacher.path,
             start=start and provenance.name_model(start.path),

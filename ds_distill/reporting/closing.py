@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_distill.reporting.heldout import POSITIONS, heldout_cells, shared_kind
+from ds_distill.reporting.heldout import FEW_GUESSES, POSITIONS, heldout_cells, shared_kind
 from ds_distill.reporting.run_text import millions
 from ds_distill.reporting.tables import aligned
 from ds_distill.utils import shell
@@ -84,8 +84,12 @@ def training_result(summary: Mapping[str, Any], output: str) -> tuple[str, str]:
     table = aligned([(where, "loss (nats)", "accuracy"), *((name, *cells) for name, cells in rows.items())])
     rate = summary.get("tokens_per_second")
     trained = f"{summary['steps']:,} steps, {millions(summary['tokens'])} tokens"
+    guesses = summary.get("heldout_mask_count") or 0
+    told = (
+        f"{kept or 0:.1%} of the teacher's accuracy" if guesses >= FEW_GUESSES else f"{guesses} guesses tell too little"
+    )
     facts = {
-        **({} if kept is None else {"kept": f"{kept:.1%} of the teacher's accuracy"}),
+        **({} if kept is None else {"kept": told}),
         "trained": trained + (f", {rate:,.0f} tokens per second" if rate else ""),
         "model": f"{summary['export']} ({millions(summary['parameters'])} parameters)",
         "files": f"{', '.join(files[:-1])} and {files[-1]} in {output}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+FEW_GUESSES = 100  # an accuracy of fewer has a standard error of some five points or more
 POSITIONS = {"mask": "at [MASK]", "mlm": "at all selected positions"}
 
 

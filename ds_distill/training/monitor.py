@@ -12,7 +12,7 @@ import torch
 
 from ds_distill.data.loader import BatchLoader
 from ds_distill.recipe import Recipe
-from ds_distill.reporting.heldout import describe_heldout
+from ds_distill.reporting.heldout import FEW_GUESSES, describe_heldout
 from ds_distill.reporting.run_text import millions
 from ds_distill.run_folder import RunFolder
 from ds_distill.tracking.trackers import Trackers
@@ -20,7 +20,6 @@ from ds_distill.training.state import StepResult, TrainState
 from ds_distill.utils.console import duration, log, log_event, progress
 from ds_distill.utils.memory import peak_memory
 
-FEW_GUESSES = 100  # an accuracy then has a standard error of some five points
 LEAST_STEPS, LEAST_SECONDS = 3, 10.0  # that an estimate of the remaining time is based on
 
 

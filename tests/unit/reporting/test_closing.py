@@ -66,6 +66,8 @@ def test_the_result_of_a_run_is_a_table(tmp_path):
     summary["kept"] = share_kept(summary)
     table, facts = training_result(summary, "r")
     assert table.splitlines()[3] == "the teacher              2.500 ± 0.250  25.0 ± 1.0 %"
+    assert facts.startswith("kept     40 guesses tell too little\n")
+    _, facts = training_result(summary | {"heldout_mask_count": 100}, "r")
     assert facts.startswith("kept     50.0% of the teacher's accuracy\n")
 
 
