@@ -23,6 +23,5 @@ if [[ $# == 0 ]]; then
     "$PY" -m mypy || exit 1
 fi
 # The tests of a file stay together because they share their setup, and the files that take longest come first.
-# Much of a test is waiting for the processes that it starts, so there is one more worker than cores, and four at most.
-cores=$(nproc)
-exec "$PY" -m pytest -q --numprocesses $((cores < 4 ? cores + 1 : 4)) --dist loadfile --no-loadscope-reorder "$@"
+# Much of a test is waiting for the processes that it starts.
+exec "$PY" -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
