@@ -17,6 +17,7 @@ from ds_distill.losses.objective import Objective
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.models.student import count_parameters
 from ds_distill.recipe import Recipe
+from ds_distill.reporting.heldout import share_kept
 from ds_distill.training.evaluation import figures_of, sum_moments
 from ds_distill.utils.console import progress
 
@@ -86,7 +87,7 @@ def measure(
     ]
     teacher = rows[1]["mask_accuracy"]
     for row in rows:
-        row["kept"] = row["mask_accuracy"] / teacher if teacher and row["mask_accuracy"] is not None else None
+        row["kept"] = share_kept(row["mask_accuracy"], teacher)
     return rows, lead
 
 

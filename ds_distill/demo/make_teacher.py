@@ -128,12 +128,12 @@ def pack(run: RunFolder, folder: Path) -> None:
     recipe.data.mlm_smoothing, recipe.training.micro_batch_size = 0.0, 32
     packed = load_masked_lm(find_model_folder(str(folder)))  # as the demo loads it
     rows, _ = comparison.measure({"this model": packed}, run.tokens, heldout, recipe)
-    (folder / "README.md").write_text(card(rows), encoding="utf-8")
+    (folder / "README.md").write_text(card(rows, length), encoding="utf-8")
     log(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 
 
-def card(rows: list[dict]) -> str:
-    """Return the model card with the held-out figures of comparison.measure."""
+def card(rows: list[dict], length: int) -> str:
+    """Return the model card with the held-out figures of comparison.measure; `length` is that of its sequences."""
     figures = [
         {
             "model": row["model"],
@@ -154,7 +154,7 @@ tags: [bert, masked-lm, documentation]
 
 The teacher of ds-distill's demo: {SIZES["num_hidden_layers"]} layers of {SIZES["hidden_size"]}, \
 {SIZES["num_attention_heads"]} heads, {rows[1]["parameters"] / 1e6:.1f} million parameters in fp16, a lowercase \
-WordPiece vocabulary, at most 64 tokens, as it was trained.
+WordPiece vocabulary, at most {length} tokens, as it was trained.
 
 ```python
 from transformers import pipeline

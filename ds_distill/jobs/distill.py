@@ -103,7 +103,7 @@ def distill(
         summary["kl_tokens"] = recipe.losses.kl_tokens
         teacher_figures |= {f"heldout_{key}": value for key, value in heldout_of_teacher.get("", {}).items()}
         summary |= {f"teacher_{key}": value for key, value in teacher_figures.items()}
-        summary["kept"] = share_kept(summary)
+        summary["kept"] = share_kept(summary.get("heldout_mask_accuracy"), summary.get("teacher_heldout_mask_accuracy"))
         return export_and_summarize(
             trainer,
             summary,

@@ -11,6 +11,7 @@ from ds_distill.utils.errors import UserError
 
 
 def check_micro_batch(recipe: Recipe) -> None:
+    """Raise UserError where a job without a teacher is asked to choose its micro-batch."""
     if recipe.training.micro_batch_size == "auto":
         raise UserError("training.micro_batch_size = auto: works with distill only; give a number")
 

@@ -67,7 +67,6 @@ def training_result(summary: Mapping[str, Any], output: str) -> tuple[str, str]:
         summary: The run's summary.
         output: The run's folder.
     """
-    kept = summary.get("kept")
     rows = {
         "held-out text, at start": heldout_cells(summary, "start_heldout_"),
         "held-out text, at end": heldout_cells(summary, "heldout_"),
@@ -84,17 +83,25 @@ def training_result(summary: Mapping[str, Any], output: str) -> tuple[str, str]:
     table = aligned([(where, "loss (nats)", "accuracy"), *((name, *cells) for name, cells in rows.items())])
     rate = summary.get("tokens_per_second")
     trained = f"{summary['steps']:,} steps, {millions(summary['tokens'])} tokens"
-    guesses = summary.get("heldout_mask_count") or 0
-    told = (
-        f"{kept or 0:.1%} of the teacher's accuracy" if guesses >= FEW_GUESSES else f"{guesses} guesses tell too little"
-    )
     facts = {
-        **({} if kept is None else {"kept": told}),
+        **_kept(summary),
         "trained": trained + (f", {rate:,.0f} tokens per second" if rate else ""),
         "model": f"{summary['export']} ({millions(summary['parameters'])} parameters)",
         "files": f"{', '.join(files[:-1])} and {files[-1]} in {output}",
     }
     return table, aligned(facts.items())
+
+
+def _kept(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fact of what a student keeps, if its run has measured that."""
+    kept, guesses = summary.get("kept"), summary.get("heldout_mask_count") or 0
+    if kept is None:
+        return {}
+    return {
+        "kept": f"{kept:.1%} of the teacher's accuracy"
+        if guesses >= FEW_GUESSES
+        else f"{guesses} guesses tell too little"
+    }
 
 
 def sibling(output: str, name: str) -> str:

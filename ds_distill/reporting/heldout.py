@@ -52,7 +52,6 @@ def heldout_cells(figures: Mapping[str, Any], prefix: str = "") -> tuple[str, st
     return with_error(figures[f"{begin}loss"], figures.get(f"{begin}loss_se")), f"{100 * accuracy:.1f}{spread} %"
 
 
-def share_kept(summary: Mapping[str, Any]) -> float | None:
-    """Return the student's share of its teacher's accuracy at [MASK]; None where one of them was not measured."""
-    student, teacher = summary.get("heldout_mask_accuracy"), summary.get("teacher_heldout_mask_accuracy")
-    return student / teacher if student is not None and teacher else None
+def share_kept(accuracy: float | None, teachers: float | None) -> float | None:
+    """Return a model's share of its teacher's accuracy; None where one was not measured, or the teacher has none."""
+    return accuracy / teachers if accuracy is not None and teachers else None

@@ -63,7 +63,7 @@ def test_the_result_of_a_run_is_a_table(tmp_path):
     _, facts = training_result(summary, str(tmp_path))
     assert facts.endswith(f"\nfiles    summary.json, loss.png and tensorboard in {tmp_path}")
     summary |= figures("mask mlm", "teacher_heldout_", accuracy=0.25)
-    summary["kept"] = share_kept(summary)
+    summary["kept"] = share_kept(summary["heldout_mask_accuracy"], summary["teacher_heldout_mask_accuracy"])
     table, facts = training_result(summary, "r")
     assert table.splitlines()[3] == "the teacher              2.500 ± 0.250  25.0 ± 1.0 %"
     assert facts.startswith("kept     40 guesses tell too little\n")
@@ -72,9 +72,8 @@ def test_the_result_of_a_run_is_a_table(tmp_path):
 
 
 def test_the_share_kept_is_of_a_teacher_that_knows_something():
-    assert share_kept({"heldout_mask_accuracy": 0.3, "teacher_heldout_mask_accuracy": 0.4}) == pytest.approx(0.75)
-    for teacher in ({}, {"teacher_heldout_mask_accuracy": 0.0}, {"teacher_heldout_mask_accuracy": None}):
-        assert share_kept({"heldout_mask_accuracy": 0.3} | teacher) is None
+    assert share_kept(0.3, 0.4) == pytest.approx(0.75) and share_kept(0.0, 0.4) == 0
+    assert share_kept(0.3, 0.0) is share_kept(0.3, None) is share_kept(None, 0.4) is None
 
 
 @pytest.mark.parametrize("installed", [False, True])
