@@ -5,6 +5,7 @@ This module imports nothing that takes time.
 
 import os
 
+from ds_distill.distributed import schedulers
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 
@@ -26,11 +27,18 @@ SINGLE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADD
 # DeepSpeed's launcher and torchrun set these beside them. They show that a rank's process was
 # really started as one, which a pod's variables do not show.
 LAUNCHER_VARIABLES = ("CROSS_RANK", "TORCHELASTIC_RUN_ID")
-# accelerate, which fine-tuning uses, takes these for a rank's variables as well.
+# DeepSpeed, and accelerate, which fine-tuning uses, take these for a rank's variables as well. A study's jobs must not.
 MPI_VARIABLES = tuple(
-    f"{start}_{end}"
-    for start in ("OMPI_COMM_WORLD", "MV2_COMM_WORLD", "PMI")
-    for end in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    dict.fromkeys(
+        (
+            *(
+                f"{start}_{end}"
+                for start in ("OMPI_COMM_WORLD", "MV2_COMM_WORLD", "PMI")
+                for end in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+            ),
+            *schedulers.VARIABLES,
+        )
+    )
 )
 ACCELERATORS = ("cuda", "cpu", "xpu", "xpu.external", "npu", "mps", "hpu", "mlu", "sdaa")  # those DeepSpeed knows
 REMEDY = (
@@ -61,6 +69,8 @@ def normalize_environment(command: str) -> bool:
         return True
     rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     idle = rank not in ("", "0") and any(name in os.environ for name in LAUNCHER_VARIABLES)
+    if not rank and (scheduler := schedulers.find_scheduler()):
+        idle = os.environ[scheduler.rank] != "0"
     for name in (*RANK_VARIABLES, *MPI_VARIABLES, *(name for name in os.environ if name.startswith("ACCELERATE_"))):
         os.environ.pop(name, None)
     if not idle and (rank not in ("", "0") or world not in ("", "1")):
@@ -72,8 +82,11 @@ def normalize_environment(command: str) -> bool:
 def _check() -> None:
     """Raise UserError where the environment describes no rank of a job; set all variables for a lone process."""
     try:
+        if not os.environ.get("RANK") and not os.environ.get("WORLD_SIZE"):
+            os.environ.update(schedulers.rank_variables())
         rank, world = _number("RANK"), _number("WORLD_SIZE")
-        _forget_mpi(world)
+        for name in MPI_VARIABLES:  # DeepSpeed would look there for this rank's place
+            os.environ.pop(name, None)
         if (world or 1) == 1:
             if rank:
                 raise UserError(
@@ -101,22 +114,6 @@ def _check() -> None:
     except UserError:
         os.environ.pop("RANK", None)  # this process is no rank now, so it reports the error itself
         raise
-
-
-def _forget_mpi(world: int | None) -> None:
-    """Remove mpirun's variables, where DeepSpeed would look for this rank's place; RANK and WORLD_SIZE state it."""
-    mpi_variables = {name: value for name in MPI_VARIABLES if (value := os.environ.pop(name, None)) is not None}
-    size = next(
-        (
-            int(value)
-            for name, value in mpi_variables.items()
-            if name.endswith("_SIZE") and "LOCAL" not in name and value.isdecimal()
-        ),
-        1,
-    )
-    if size > 1 and world is None:
-        names = " and ".join(f"{name} = {value}" for name, value in mpi_variables.items() if "LOCAL" not in name)
-        log(f"{names} in the environment: ignored; this process runs as a separate job ({REMEDY.partition(';')[0]})")
 
 
 def _check_accelerator() -> None:

@@ -1,0 +1,114 @@
+"""The place of a process in a job whose processes a scheduler or mpirun has started.
+
+These tell a process its place under names of their own: Slurm's srun, Open MPI, MPICH, Intel MPI and MVAPICH. Slurm's
+names are those of a step, since the script of a batch job, which is one process, has the job's as well.
+
+This module imports nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ds_distill.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """The variables in which a scheduler tells a process its place.
+
+    Attributes:
+        command: The command that starts the processes.
+        rank: The number of the process in the job.
+        size: The number of processes.
+        local_rank: The number of the process on its host.
+        job: What differs between two jobs on one machine.
+    """
+
+    command: str
+    rank: str
+    size: str
+    local_rank: str
+    job: str
+
+
+SCHEDULERS = (
+    Scheduler("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID"),
+    Scheduler("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "PMIX_NAMESPACE"),
+    Scheduler("mpirun", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "PMI_ID"),
+    Scheduler("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "HYDI_CONTROL_FD"),
+)
+FIRST_PORT, PORTS = 20000, 10000  # the ports at which the ranks of such jobs meet
+VARIABLES = tuple(dict.fromkeys(name for place in SCHEDULERS for name in (place.rank, place.size, place.local_rank)))
+
+
+def find_scheduler(environment: Mapping[str, str] = os.environ) -> Scheduler | None:
+    """Return what has started this process as one of several, or None."""
+    for scheduler in SCHEDULERS:
+        size = environment.get(scheduler.size, "")
+        if size.isascii() and size.isdecimal() and int(size) > 1 and environment.get(scheduler.rank):
+            return scheduler
+    return None
+
+
+def rank_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables of the rank that a scheduler has started this process as; empty where none has.
+
+    Raises:
+        UserError: A number is none, or nothing tells where the first process is.
+    """
+    scheduler = find_scheduler(environment)
+    if scheduler is None:
+        return {}
+    return {
+        "RANK": str(_number(environment, scheduler.rank, 0)),
+        "WORLD_SIZE": environment[scheduler.size],
+        "LOCAL_RANK": str(_number(environment, scheduler.local_rank, 0)),
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_address(scheduler, environment),
+        "MASTER_PORT": environment.get("MASTER_PORT") or job_port(environment.get(scheduler.job, "")),
+    }
+
+
+def job_port(job: str) -> str:
+    """Return a port for a job, so that two jobs of one machine meet at different ones."""
+    return str(FIRST_PORT + zlib.crc32(job.encode()) % PORTS)
+
+
+def first_host(hosts: str) -> str:
+    """Return the first host of a list as Slurm writes it, such as node[03-05,9]-ib,gpu1."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", hosts)
+    assert first is not None  # the pattern matches everywhere
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0])
+
+
+def _first_address(scheduler: Scheduler, environment: Mapping[str, str]) -> str:
+    """Return the address of the host of the first process."""
+    if scheduler.command == "srun":
+        if environment.get("SLURM_STEP_NUM_NODES") == "1":
+            return "127.0.0.1"
+        host = first_host(environment.get("SLURM_STEP_NODELIST", ""))
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError:  # names of nodes need not be those of hosts; a batch script runs srun on the first node
+            host = environment.get("SLURM_LAUNCH_NODE_IPADDR", host)
+        if host:
+            return host
+    elif _number(environment, scheduler.size.replace("_SIZE", "_LOCAL_SIZE"), 0) == int(environment[scheduler.size]):
+        return "127.0.0.1"
+    raise UserError(
+        f"{scheduler.size} = {environment[scheduler.size]} in the environment, but no MASTER_ADDR: {scheduler.command} "
+        "does not tell the processes where the first one is; set MASTER_ADDR to the first host's address on all of "
+        "them, as in mpirun -x MASTER_ADDR=10.0.0.1 …"
+    )
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name, "")
+    if value and not (value.isascii() and value.isdecimal()):
+        raise UserError(f"{name} = {value} in the environment: must be a whole number; unset it, or start the job anew")
+    return int(value) if value else default

@@ -1,0 +1,82 @@
+"""Test that the processes of srun and mpirun find their places in one job."""
+
+import pytest
+
+from ds_distill.distributed.schedulers import find_scheduler, first_host, job_port, rank_variables
+from ds_distill.utils.errors import UserError
+
+# as Slurm 22.05 sets them for the last of four tasks on two nodes
+SLURM = {
+    "SLURM_JOB_ID": "71",
+    "SLURM_PROCID": "3",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "127.0.0.[1-2]",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.9",
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "prterun-vm-1@1",
+}
+
+
+def test_a_task_of_slurm_is_a_rank():
+    place = rank_variables(SLURM)
+    assert place == {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": job_port("71"),
+    }
+    assert 1024 < int(place["MASTER_PORT"]) < 32768 and job_port("71") != job_port("72")
+    assert rank_variables(SLURM | {"SLURM_STEP_NUM_NODES": "1"})["MASTER_ADDR"] == "127.0.0.1"
+    unresolved = rank_variables(SLURM | {"SLURM_STEP_NODELIST": "no.such.host.invalid"})
+    assert unresolved["MASTER_ADDR"] == "10.0.0.9"
+    given = {"MASTER_ADDR": "10.0.0.5", "MASTER_PORT": "29500"}
+    assert rank_variables(SLURM | given).items() >= given.items()
+
+
+def test_the_script_of_a_batch_job_is_one_process():
+    assert rank_variables({"SLURM_JOB_ID": "71", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}) == {}
+    assert find_scheduler(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
+
+
+def test_a_process_of_mpirun_is_a_rank_where_the_first_one_can_be_found():
+    assert rank_variables(OPEN_MPI) == {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": job_port("prterun-vm-1@1"),
+    }
+    apart = OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+    with pytest.raises(UserError, match=r"OMPI_COMM_WORLD_SIZE = 2 .*no MASTER_ADDR.*mpirun -x MASTER_ADDR="):
+        rank_variables(apart)
+    assert rank_variables(apart | {"MASTER_ADDR": "10.0.0.5"})["MASTER_ADDR"] == "10.0.0.5"
+    assert rank_variables({"PMI_RANK": "0", "PMI_SIZE": "2", "PMI_LOCAL_SIZE": "2"})["RANK"] == "0"
+
+
+@pytest.mark.parametrize("name", ["SLURM_LOCALID", "SLURM_PROCID"])
+def test_a_number_that_is_none_is_named(name):
+    with pytest.raises(UserError, match=f"{name} = two in the environment: must be a whole number"):
+        rank_variables(SLURM | {name: "two"})
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("node1", "node1"),
+        ("node[1-2]", "node1"),
+        ("node[03-05,9],gpu1", "node03"),
+        ("gpu1,node[1-2]", "gpu1"),
+        ("rack[2-3]node[007,9]-ib,x", "rack2node007-ib"),
+        ("", ""),
+    ],
+)
+def test_the_first_host_of_a_list(hosts, first):
+    assert first_host(hosts) == first
