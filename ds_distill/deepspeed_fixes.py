@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import deepspeed
+import psutil
 import torch
 from deepspeed.ops.op_builder.builder import OpBuilder
 from deepspeed.runtime import compiler
@@ -19,6 +20,8 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import nn
 
 from ds_distill.builds.deepspeed_extensions import load_extension
+
+SAVE_SECONDS = 1800.0  # what a rank has to save and end; whoever asked may have less patience
 
 
 @contextlib.contextmanager
@@ -157,3 +160,34 @@ def import_muon_uncompiled() -> None:
     """
     with mock.patch.object(compiler, "compile", lambda *_, **__: lambda function: function):
         import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+
+def let_ranks_save(launch: Any, count: int) -> None:
+    """Have DeepSpeed's launcher wait for ranks that it is asked to end.
+
+    It would kill a rank 30 seconds after SIGTERM, in which a large checkpoint on a busy file system is
+    not written, and would signal the rank's helpers too, such as the process that makes its batches.
+    Here all ranks are asked at once, they alone, and have SAVE_SECONDS; a third request kills them,
+    since Slurm repeats its own. Where a rank has failed, DeepSpeed's rule holds: nothing will be saved.
+
+    Args:
+        launch: The module deepspeed.launcher.launch.
+        count: The number of ranks that it starts.
+    """
+    end_tree, requests = launch.terminate_process_tree, 0
+
+    def end(pid: int) -> None:
+        nonlocal requests
+        ranks = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+        if not requests and len(ranks) < count:
+            end_tree(pid)
+            return
+        requests += bool(ranks)
+        for rank in ranks:
+            rank.terminate()
+        _, alive = psutil.wait_procs(ranks, timeout=SAVE_SECONDS if requests < 3 else 0)
+        for rank in alive:
+            for process in (*rank.children(recursive=True), rank):
+                process.kill()
+
+    launch.terminate_process_tree = end

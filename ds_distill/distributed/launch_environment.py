@@ -52,6 +52,33 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def gpu_index(local_rank: int, gpu_count: int) -> int:
+    """Return the GPU of a rank among those that its process sees.
+
+    Raises:
+        UserError: There are fewer GPUs than ranks on this host.
+    """
+    if local_rank < gpu_count:
+        return local_rank
+    if gpu_count == 1 and not any(name in os.environ for name in LAUNCHER_VARIABLES):
+        return 0  # a scheduler shows each process its own GPU alone, as srun --gpus-per-task=1 does
+    raise UserError(
+        f"LOCAL_RANK = {local_rank}: only {gpu_count} GPUs are visible on this machine, 0 to {gpu_count - 1}; start "
+        "at most one rank per GPU"
+    )
+
+
+def idle_gpus(gpu_count: int) -> str | None:
+    """Return a sentence on the GPUs that this host's ranks leave idle, or None where none is."""
+    ranks = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    if os.environ["LOCAL_RANK"] != "0" or ranks >= gpu_count:
+        return None
+    return (
+        f"{ranks} of the {gpu_count} GPUs of this machine {'are' if ranks > 1 else 'is'} used; "
+        "./launch.sh starts one rank per GPU, and so must another launcher (see docs/cluster.md)"
+    )
+
+
 def normalize_environment(command: str) -> bool:
     """Make the environment consistent for `command`, and return whether this process has work to do.
 

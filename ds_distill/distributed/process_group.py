@@ -15,7 +15,7 @@ import torch
 
 from ds_distill.deepspeed_fixes import guard_extension_builds, skip_unused_extension
 from ds_distill.distributed.heartbeat import Heartbeat
-from ds_distill.distributed.launch_environment import SINGLE_PROCESS
+from ds_distill.distributed.launch_environment import SINGLE_PROCESS, gpu_index, idle_gpus
 from ds_distill.utils.console import is_first
 from ds_distill.utils.errors import UserError
 
@@ -33,13 +33,11 @@ def start_distributed() -> tuple[int, int]:
         skip_unused_extension()
         guard_extension_builds()
         if torch.cuda.is_available():
-            local_rank, gpu_count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if local_rank >= gpu_count:
-                raise UserError(
-                    f"LOCAL_RANK = {local_rank}: only {gpu_count} GPUs are visible on this machine, "
-                    f"0 to {gpu_count - 1}; start at most one rank per GPU"
-                )
-            torch.cuda.set_device(local_rank)  # else every rank's first collective would be on GPU 0
+            gpu_count = torch.cuda.device_count()
+            # else every rank's first collective would be on GPU 0
+            torch.cuda.set_device(gpu_index(int(os.environ["LOCAL_RANK"]), gpu_count))
+            if idle := idle_gpus(gpu_count):
+                print(idle, file=sys.stderr, flush=True)
         with _report_long_wait():
             deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
         if torch.distributed.get_world_size() > 1:

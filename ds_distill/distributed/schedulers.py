@@ -27,6 +27,7 @@ class Scheduler:
         rank: The number of the process in the job.
         size: The number of processes.
         local_rank: The number of the process on its host.
+        local_size: The number of processes on its host; Slurm's has those of all hosts, such as 8(x3),4.
         job: What differs between two jobs on one machine.
     """
 
@@ -34,17 +35,39 @@ class Scheduler:
     rank: str
     size: str
     local_rank: str
+    local_size: str
     job: str
 
 
 SCHEDULERS = (
-    Scheduler("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID"),
-    Scheduler("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "PMIX_NAMESPACE"),
-    Scheduler("mpirun", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "PMI_ID"),
-    Scheduler("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "HYDI_CONTROL_FD"),
+    Scheduler(
+        "srun",
+        "SLURM_PROCID",
+        "SLURM_STEP_NUM_TASKS",
+        "SLURM_LOCALID",
+        "SLURM_STEP_TASKS_PER_NODE",
+        "SLURM_JOB_ID",
+    ),
+    Scheduler(
+        "mpirun",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "PMIX_NAMESPACE",
+    ),
+    Scheduler(
+        "mpirun",
+        "MV2_COMM_WORLD_RANK",
+        "MV2_COMM_WORLD_SIZE",
+        "MV2_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_SIZE",
+        "PMI_ID",
+    ),
+    Scheduler("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", ""),
 )
 FIRST_PORT, PORTS = 20000, 10000  # the ports at which the ranks of such jobs meet
-VARIABLES = tuple(dict.fromkeys(name for place in SCHEDULERS for name in (place.rank, place.size, place.local_rank)))
+VARIABLES = tuple(dict.fromkeys(name for s in SCHEDULERS for name in (s.rank, s.size, s.local_rank, s.local_size)))
 
 
 def find_scheduler(environment: Mapping[str, str] = os.environ) -> Scheduler | None:
@@ -65,18 +88,42 @@ def rank_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str
     scheduler = find_scheduler(environment)
     if scheduler is None:
         return {}
-    return {
+    step = environment.get("SLURM_STEP_ID", "")
+    variables = {
         "RANK": str(_number(environment, scheduler.rank, 0)),
         "WORLD_SIZE": environment[scheduler.size],
         "LOCAL_RANK": str(_number(environment, scheduler.local_rank, 0)),
+        "LOCAL_WORLD_SIZE": str(processes_per_host(environment) or ""),
         "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_address(scheduler, environment),
-        "MASTER_PORT": environment.get("MASTER_PORT") or job_port(environment.get(scheduler.job, "")),
+        "MASTER_PORT": environment.get("MASTER_PORT") or job_port(environment.get(scheduler.job, ""), step),
     }
+    return {name: value for name, value in variables.items() if value}
 
 
-def job_port(job: str) -> str:
-    """Return a port for a job, so that two jobs of one machine meet at different ones."""
-    return str(FIRST_PORT + zlib.crc32(job.encode()) % PORTS)
+def processes_per_host(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Return how many processes of the job a scheduler has started on this host; None where nothing tells."""
+    scheduler = find_scheduler(environment)
+    listed = environment.get(scheduler.local_size, "") if scheduler else ""
+    counts: list[int] = []
+    for part in listed.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            return None
+        counts += [int(match[1])] * int(match[2] or 1)
+    host = int(environment.get("SLURM_NODEID", "0")) if len(counts) > 1 else 0
+    return counts[host] if host < len(counts) else None
+
+
+def starts_nodes(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a scheduler has started one process per host, which then starts the ranks there."""
+    if environment.get("SLURM_STEP_NUM_NODES"):
+        return environment["SLURM_STEP_NUM_NODES"] == environment.get("SLURM_STEP_NUM_TASKS")
+    return processes_per_host(environment) == 1
+
+
+def job_port(job: str, step: str = "") -> str:
+    """Return a port for a job and its step, so that two of one machine meet at different ones."""
+    return str(FIRST_PORT + zlib.crc32(f"{job}.{step}".encode()) % PORTS)
 
 
 def first_host(hosts: str) -> str:
@@ -98,7 +145,7 @@ def _first_address(scheduler: Scheduler, environment: Mapping[str, str]) -> str:
             host = environment.get("SLURM_LAUNCH_NODE_IPADDR", host)
         if host:
             return host
-    elif _number(environment, scheduler.size.replace("_SIZE", "_LOCAL_SIZE"), 0) == int(environment[scheduler.size]):
+    elif processes_per_host(environment) == int(environment[scheduler.size]):
         return "127.0.0.1"
     raise UserError(
         f"{scheduler.size} = {environment[scheduler.size]} in the environment, but no MASTER_ADDR: {scheduler.command} "

@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from ds_distill.distributed.launch_environment import gpu_index
 from ds_distill.distributed.process_group import broadcast_object
 from ds_distill.models.precision import choose_cpu_dtype
 from ds_distill.recipe import Training
@@ -16,7 +17,7 @@ def local_device(wanted: str = "auto") -> torch.device:
         raise UserError("training.device = cuda: torch finds no GPU (see ds-distill env); use auto or cpu")
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = torch.device("cuda", gpu_index(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()))
     torch.cuda.set_device(device)
     return device
 

@@ -1,24 +1,42 @@
-"""Requests to end a run: SIGTERM and SIGINT."""
+"""Requests to end a run: signals, and the end of the command that started it."""
 
 import signal
 from types import FrameType
 
+from ds_distill.distributed.runner import Runner
+from ds_distill.utils.console import log
+
+# SIGUSR1 is what Slurm users often ask for before a job's time ends, and mpirun passes it on to its processes.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 
 class StopRequest:
-    """While it is entered, SIGTERM and SIGINT ask for a save and an exit, instead of ending the process.
+    """While it is entered, a signal asks for a save and an exit, instead of ending the process.
 
-    Ranks agree on it by a flag in each step's all-reduce.
+    So does the end of DeepSpeed's command, which passes no signal on. Ranks agree on it by a flag in
+    each step's all-reduce.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._asked = False
+        self._runner = Runner()
+        if self._runner.hears_nothing:
+            log(
+                "the command deepspeed is this container's first process, which SIGTERM does not reach, so that the run "
+                "cannot be saved when the container is stopped; start ./launch.sh instead"
+            )
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank was asked to end the run."""
+        return self._asked or self._runner.has_ended
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._request) for number in SIGNALS}
         return self
 
     def _request(self, signal_number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._asked = True
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

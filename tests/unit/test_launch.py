@@ -30,17 +30,9 @@ def main(argv=None):
 def checkout(tmp_path: Path) -> Path:
     """Make a copy of launch.sh beside a package that prints its arguments and returns 3."""
     shutil.copy(ROOT / "launch.sh", tmp_path)
-    for module in (
-        "__init__.py",
-        "launcher.py",
-        "cli/__init__.py",
-        "cli/terminal.py",
-        "utils/__init__.py",
-        "utils/devices.py",
-    ):
-        copy = tmp_path / "ds_distill" / module
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "ds_distill" / module, copy)
+    shutil.copytree(
+        ROOT / "ds_distill", tmp_path / "ds_distill", ignore=shutil.ignore_patterns("__pycache__", "app.py")
+    )
     (tmp_path / "ds_distill" / "cli" / "app.py").write_text(STUB_CLI)
     return tmp_path
 
@@ -107,6 +99,22 @@ def test_starts_ranks_and_passes_their_failure_on(checkout: Path):
     assert result["argv"] == ["run", "--a.b", "x y"]
     assert (result["RANK"], result["WORLD_SIZE"]) == ("0", "1")
     assert result["PYTHONDONTWRITEBYTECODE"] is None, "else each start compiles all that it imports"
+
+
+def test_a_task_of_a_scheduler_is_a_rank_and_one_per_node_starts_ranks(checkout: Path):
+    options = {"DS_DISTILL_PYTHON": sys.executable, "DS_DISTILL_RANKS": "1", "DS_ACCELERATOR": "cpu"}
+    place = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    done = run([checkout / "launch.sh", "--a.b", "1"], **options, **place, OMPI_COMM_WORLD_LOCAL_SIZE="2")
+    assert done.returncode == 3, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["argv"], result["RANK"]) == (["run", "--a.b", "1"], None), "the command takes its place itself"
+    done = run([checkout / "launch.sh", "--nnodes=2", "--node_rank=1", "--master_addr=h", "--a.b", "1"], **options)
+    assert done.returncode == 3, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["argv"], result["RANK"], result["WORLD_SIZE"]) == (["run", "--a.b", "1"], "1", "2")
+    done = run([checkout / "launch.sh", "--nnodes=2"], **options)
+    assert (done.returncode, done.stderr.count("\n"), "Traceback" in done.stderr) == (1, 1, False), done.stderr
+    assert done.stderr.startswith("launch.sh: --nnodes 2: give --node_rank and --master_addr")
 
 
 def test_an_interrupted_installation_is_not_built_upon(checkout: Path, tmp_path: Path):

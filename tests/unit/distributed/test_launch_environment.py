@@ -183,3 +183,25 @@ def test_a_port_that_is_none_is_named():
     put({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "99999"})
     with pytest.raises(UserError, match="MASTER_PORT = 99999 in the environment: must be between 1 and 65535"):
         launch.normalize_environment("distill")
+
+
+def test_a_rank_takes_its_gpu(monkeypatch):
+    for name in launch.LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert launch.gpu_index(3, 8) == 3
+    assert launch.gpu_index(3, 1) == 0, "srun --gpus-per-task=1 shows each process its own GPU alone"
+    with pytest.raises(UserError, match="only 2 GPUs are visible"):
+        launch.gpu_index(3, 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(UserError, match="only 1 GPUs are visible"):
+        launch.gpu_index(1, 1)
+
+
+def test_gpus_that_are_left_idle_are_told(monkeypatch):
+    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert launch.idle_gpus(1) is None
+    assert launch.idle_gpus(8).startswith("1 of the 8 GPUs of this machine is used; ./launch.sh starts")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert launch.idle_gpus(8) is None

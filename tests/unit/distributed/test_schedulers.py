@@ -2,7 +2,14 @@
 
 import pytest
 
-from ds_distill.distributed.schedulers import find_scheduler, first_host, job_port, rank_variables
+from ds_distill.distributed.schedulers import (
+    find_scheduler,
+    first_host,
+    job_port,
+    processes_per_host,
+    rank_variables,
+    starts_nodes,
+)
 from ds_distill.utils.errors import UserError
 
 # as Slurm 22.05 sets them for the last of four tasks on two nodes
@@ -13,6 +20,9 @@ SLURM = {
     "SLURM_LOCALID": "1",
     "SLURM_STEP_NODELIST": "127.0.0.[1-2]",
     "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_ID": "0",
     "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.9",
 }
 OPEN_MPI = {
@@ -30,10 +40,14 @@ def test_a_task_of_slurm_is_a_rank():
         "RANK": "3",
         "WORLD_SIZE": "4",
         "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": job_port("71"),
+        "MASTER_PORT": job_port("71", "0"),
     }
-    assert 1024 < int(place["MASTER_PORT"]) < 32768 and job_port("71") != job_port("72")
+    assert (
+        1024 < int(place["MASTER_PORT"]) < 32768
+        and len({job_port("71", "0"), job_port("71", "1"), job_port("72", "0")}) == 3
+    )
     assert rank_variables(SLURM | {"SLURM_STEP_NUM_NODES": "1"})["MASTER_ADDR"] == "127.0.0.1"
     unresolved = rank_variables(SLURM | {"SLURM_STEP_NODELIST": "no.such.host.invalid"})
     assert unresolved["MASTER_ADDR"] == "10.0.0.9"
@@ -51,6 +65,7 @@ def test_a_process_of_mpirun_is_a_rank_where_the_first_one_can_be_found():
         "RANK": "1",
         "WORLD_SIZE": "2",
         "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": job_port("prterun-vm-1@1"),
     }
@@ -58,7 +73,7 @@ def test_a_process_of_mpirun_is_a_rank_where_the_first_one_can_be_found():
     with pytest.raises(UserError, match=r"OMPI_COMM_WORLD_SIZE = 2 .*no MASTER_ADDR.*mpirun -x MASTER_ADDR="):
         rank_variables(apart)
     assert rank_variables(apart | {"MASTER_ADDR": "10.0.0.5"})["MASTER_ADDR"] == "10.0.0.5"
-    assert rank_variables({"PMI_RANK": "0", "PMI_SIZE": "2", "PMI_LOCAL_SIZE": "2"})["RANK"] == "0"
+    assert rank_variables({"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"})["RANK"] == "0"
 
 
 @pytest.mark.parametrize("name", ["SLURM_LOCALID", "SLURM_PROCID"])
@@ -80,3 +95,15 @@ def test_a_number_that_is_none_is_named(name):
 )
 def test_the_first_host_of_a_list(hosts, first):
     assert first_host(hosts) == first
+
+
+@pytest.mark.parametrize("listed, host, count", [("8", 0, 8), ("2(x3),1", 2, 2), ("2(x3),1", 3, 1), ("", 0, None)])
+def test_processes_of_a_host_are_counted(listed, host, count):
+    place = SLURM | {"SLURM_STEP_TASKS_PER_NODE": listed, "SLURM_NODEID": str(host)}
+    assert processes_per_host(place) == count
+
+
+def test_one_process_per_host_starts_the_ranks_there():
+    assert not starts_nodes(SLURM) and not starts_nodes(OPEN_MPI) and not starts_nodes({})
+    assert starts_nodes(SLURM | {"SLURM_STEP_NUM_TASKS": "2"})
+    assert starts_nodes(OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
