@@ -20,6 +20,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import nn
 
 from ds_distill.builds.deepspeed_extensions import load_extension
+from ds_distill.utils.errors import StoppedError
 
 SAVE_SECONDS = 1800.0  # what a rank has to save and end; whoever asked may have less patience
 
@@ -168,7 +169,8 @@ def let_ranks_save(launch: Any, count: int) -> None:
     It would kill a rank 30 seconds after SIGTERM, in which a large checkpoint on a busy file system is
     not written, and would signal the rank's helpers too, such as the process that makes its batches.
     Here all ranks are asked at once, they alone, and have SAVE_SECONDS; a third request kills them,
-    since Slurm repeats its own. Where a rank has failed, DeepSpeed's rule holds: nothing will be saved.
+    since Slurm repeats its own. The launcher then ends with their status. Where a rank has failed,
+    DeepSpeed's rule holds: nothing will be saved.
 
     Args:
         launch: The module deepspeed.launcher.launch.
@@ -185,9 +187,11 @@ def let_ranks_save(launch: Any, count: int) -> None:
         requests += bool(ranks)
         for rank in ranks:
             rank.terminate()
-        _, alive = psutil.wait_procs(ranks, timeout=SAVE_SECONDS if requests < 3 else 0)
+        ended, alive = psutil.wait_procs(ranks, timeout=SAVE_SECONDS if requests < 3 else 0)
         for rank in alive:
             for process in (*rank.children(recursive=True), rank):
                 process.kill()
+        if any(rank.returncode == StoppedError.STATUS for rank in ended):
+            raise SystemExit(StoppedError.STATUS)
 
     launch.terminate_process_tree = end

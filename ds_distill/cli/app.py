@@ -18,7 +18,7 @@ from ds_distill.cli.terminal import replace_unencodable_characters, restart_in_u
 from ds_distill.config.renamed import RENAMED_COMMANDS
 from ds_distill.distributed import launch_environment
 from ds_distill.utils.console import close_bars, is_first, log, log_once
-from ds_distill.utils.errors import UserError, did_you_mean, get_message, is_disk_full
+from ds_distill.utils.errors import StoppedError, UserError, did_you_mean, get_message, is_disk_full
 from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.hub import OFFLINE
 from ds_distill.utils.progress import ProgressWatch
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         log_once(
             message, f"ds-distill: {message}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {message}"
         )
-        return 2
+        return StoppedError.STATUS if isinstance(error, StoppedError) else 2
     except RuntimeError as error:
         if debug or not _is_lost_peer(error):
             raise

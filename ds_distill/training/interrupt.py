@@ -22,8 +22,8 @@ class StopRequest:
         self._runner = Runner()
         if self._runner.hears_nothing:
             log(
-                "the command deepspeed is this container's first process, which SIGTERM does not reach, so that the run "
-                "cannot be saved when the container is stopped; start ./launch.sh instead"
+                "the command deepspeed is this container's first process, which SIGTERM does not reach, so that the "
+                "run cannot be saved when the container is stopped; start ./launch.sh instead"
             )
 
     @property

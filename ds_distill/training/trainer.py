@@ -24,7 +24,7 @@ from ds_distill.training.overview import overview
 from ds_distill.training.state import StepResult, TrainState
 from ds_distill.training.step import Step
 from ds_distill.utils.console import log_header
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import StoppedError
 from ds_distill.utils.resources import explain_out_of_memory
 
 # What the recipe's "auto" means.
@@ -98,7 +98,8 @@ class Trainer:
         """Collective: train, evaluate and save as the recipe asks; return the summary.
 
         Raises:
-            UserError: The run was asked to stop, or too many steps in a row were not finite.
+            StoppedError: The run was asked to stop, and has saved.
+            UserError: Too many steps in a row were not finite.
         """
         resumed = self.restore()
         log_header(overview(self))
@@ -123,7 +124,7 @@ class Trainer:
                 if result.stop and self.state.step < self.total_steps:
                     break
         if self.state.step < self.total_steps:
-            raise UserError(
+            raise StoppedError(
                 f"stopped at step {self.state.step} of {self.total_steps}; the same command resumes from "
                 f"{self.folder.checkpoints}"
             )

@@ -10,6 +10,16 @@ class UserError(Exception):
     """A mistake that the user can correct: one sentence that names the key or file, the value and the remedy."""
 
 
+class StoppedError(UserError):
+    """A run that was asked to end and has saved: the same command resumes it.
+
+    `STATUS` is the exit status of its processes, which tells a scheduler to start the job again. It is
+    EX_TEMPFAIL of sysexits.h.
+    """
+
+    STATUS = 75
+
+
 def get_message(error: UserError | OSError) -> str:
     """Return the message of an error; a full or read-only disk is the user's to correct too."""
     return (

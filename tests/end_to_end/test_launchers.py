@@ -77,7 +77,8 @@ def test_asked_to_end_at_its_outermost_process(undisturbed, arguments, tmp_path,
         job.send_signal(REQUESTS.get(way, signal.SIGTERM))
         # the ranks' own ends of the streams are closed when they have ended, which may be after their launcher
         _, errors = communicate(job)
-        assert job.returncode != 0, errors[-3000:]
+        # a runner that a signal has ended cannot tell more; torchrun and mpirun have statuses of their own
+        assert job.returncode == 75 if way in ("launch.sh", "mpiexec") else job.returncode != 0, errors[-3000:]
         assert errors.count("the same command resumes from") == 1, errors[-3000:]
         assert "Traceback" not in errors or way == "torchrun", "torchrun's own"
         (checkpoint,) = (output / "checkpoints").iterdir()

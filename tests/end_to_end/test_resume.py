@@ -221,7 +221,7 @@ def test_asked_to_end(world, tmp_path, precision, compiled):
     time.sleep(0.5)
     ranks[1].signal(signal.SIGTERM)  # one rank is enough
     results = [rank.wait() for rank in ranks]
-    assert [done.returncode for done in results] == [2, 2]
+    assert [done.returncode for done in results] == [75, 75]
     assert "".join(done.stderr for done in results).count("the same command resumes from") == 1
     assert len(job.published) == 1
     job.processes = []
