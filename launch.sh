@@ -7,6 +7,8 @@
 #   ./launch.sh                        everything, from a bare machine, with ds_configs/demo.yaml
 #   ./launch.sh --from-scratch         the same with a tokenizer and a teacher trained here
 #   ./launch.sh --config R.yaml        the same with your recipe, on every GPU of this machine
+#   ./launch.sh --nnodes 2 --node_rank 0 --master_addr HOST …
+#                                      one node of several; under srun, mpirun and Kubeflow nothing of this is needed
 #   ./launch.sh --setup-only           the environment only; prints the path of its Python
 #   DS_DISTILL_PYTHON=/path/python     use this Python as it is, install nothing
 #   DS_DISTILL_RANKS=n                 ranks on this machine (default: one per GPU, one on a machine without)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from pathlib import PurePath
 
 import psutil
 
 _COMMANDS = {"deepspeed", "deepspeed.pt", "ds", "runner.py"}
 _MODULE = "deepspeed.launcher.runner"
+_DEPTH = 4  # rank, proxy of MPICH on its host, mpiexec, deepspeed
 
 
 class Runner:
-    """The process of the command `deepspeed` above this rank's launcher, if there is one.
+    """The process of the command `deepspeed` above this rank's launcher, if there is one on this host.
 
-    On one host, and with --no_ssh, a SIGTERM ends that process alone, so that its end must be taken
-    for the signal that it was.
+    Except over pdsh, a SIGTERM ends that process alone, so that its end must be taken for the signal
+    that it was.
 
     Attributes:
         pid: The number of the process, or None.
@@ -24,11 +25,12 @@ class Runner:
     def __init__(self) -> None:
         self.pid: int | None = None
         try:
-            self._launcher = psutil.Process(os.getppid())
-            runner = self._launcher.parent()
-            if runner is not None and _is_runner(runner.cmdline()):
-                self.pid = runner.pid
-        except psutil.Error:  # it has just ended, or belongs to another user
+            above = psutil.Process().parents()[:_DEPTH]
+            for launcher, runner in itertools.pairwise(above):
+                if _is_runner(runner.cmdline()):
+                    self._launcher, self.pid = launcher, runner.pid
+                    break
+        except psutil.Error:  # one has just ended, or belongs to another user
             pass
 
     @property

@@ -150,7 +150,7 @@ def _first_address(scheduler: Scheduler, environment: Mapping[str, str]) -> str:
     raise UserError(
         f"{scheduler.size} = {environment[scheduler.size]} in the environment, but no MASTER_ADDR: {scheduler.command} "
         "does not tell the processes where the first one is; set MASTER_ADDR to the first host's address on all of "
-        "them, as in mpirun -x MASTER_ADDR=10.0.0.1 …"
+        "them, as in mpirun -x MASTER_ADDR=10.0.0.1 … or, under the command deepspeed, in a line of .deepspeed_env"
     )
 
 
