@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
+from ds_distill.config.intervals import Interval
 from ds_distill.config.recipe_file import (
     DEEPSPEED,
     RECIPES,
@@ -179,10 +180,11 @@ class Training:
         gradient_checkpointing: Recompute activations in the backward pass, which is slower but uses less memory.
         max_skipped: Maximum number of consecutive steps that may be skipped because the loss or a gradient is
             not finite; after that the run ends.
-        save_every: Optimizer steps between checkpoints; 0: only at the end; "auto": ten minutes of training.
+        save_every: Optimizer steps between checkpoints, or a time, such as 90s, 10m or 1h; 0: only at the end;
+            "auto": 10m.
         save_total_limit: Number of checkpoints to keep.
-        eval_every: Optimizer steps between held-out evaluations; 0: only at the end; "auto": a tenth of the
-            run, and at most 500 steps.
+        eval_every: Optimizer steps between held-out evaluations, or a time, such as 10m; 0: only at the end;
+            "auto": a tenth of the run, and every 500 steps as long as all evaluations take at most 2 % of the time.
         eval_max_sequences: Maximum number of held-out sequences per evaluation.
         resume: "auto" resumes the run in the output folder; "never" refuses a folder that has one.
         report_to: Trackers that get the run's figures while it trains; []: none.
@@ -208,9 +210,9 @@ class Training:
     deepspeed: UserPath | None = None
     gradient_checkpointing: bool = False
     max_skipped: int = limited(20, 1, 10**9)
-    save_every: int | Literal["auto"] = limited("auto", 0, 10**9, word="auto")
+    save_every: Interval = "auto"
     save_total_limit: int = limited(2, 1, 10**6)
-    eval_every: int | Literal["auto"] = limited("auto", 0, 10**9, word="auto")
+    eval_every: Interval = "auto"
     eval_max_sequences: int = limited(256, 1, 10**9)
     resume: Literal["auto", "never"] = "auto"
     report_to: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
@@ -339,6 +341,8 @@ class Recipe:
         # from Python anything may be there
         self.losses.match = convert(self.losses.match, list[Match], "losses.match")
         self.training.report_to = convert(self.training.report_to, list[Tracker], "training.report_to")
+        for key in ("save_every", "eval_every"):
+            setattr(self.training, key, convert(getattr(self.training, key), Interval, f"training.{key}"))
         training, data, losses = self.training, self.data, self.losses
         sections: dict[str, Any] = {"training": training, "data": data, "losses": losses, "student": self.student}
         sections |= {f"losses.match[{index}]": match for index, match in enumerate(losses.match)}

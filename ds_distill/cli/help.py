@@ -93,7 +93,7 @@ def _placeholder(hint: Any) -> str:
     if kind in (Union, UnionType):
         return "|".join(map(_placeholder, parts))
     if kind is Annotated:
-        return {"name": "NAME", "path": "PATH"}.get(parts[1].name, "'{...}'")
+        return {"name": "NAME", "path": "PATH", "whole number, time or `auto`": "N|TIME"}.get(parts[1].name, "'{...}'")
     if kind is list and get_origin(parts[0]) is Annotated:
         return f"{_placeholder(parts[0])}..."
     if kind in (list, tuple):

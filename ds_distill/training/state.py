@@ -33,6 +33,7 @@ class StepResult:
         skipped: Whether the step was skipped because a gradient was not finite.
         stop: Whether a rank was asked to end the run.
         save: Whether a rank's clock asks for a checkpoint.
+        evaluate: Whether a rank's clock asks for an evaluation.
         sums: This rank's summed terms [number of terms] of each micro-batch.
     """
 
@@ -42,6 +43,7 @@ class StepResult:
     skipped: bool
     stop: bool
     save: bool
+    evaluate: bool
     sums: list[Tensor]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from ds_distill.training.interrupt import StopRequest
 from ds_distill.training.monitor import Metrics
 from ds_distill.training.nonfinite import NonFiniteGuard
 from ds_distill.training.overview import overview
+from ds_distill.training.recurring import Recurring
 from ds_distill.training.state import StepResult, TrainState
 from ds_distill.training.step import Step
 from ds_distill.utils.console import log_header
@@ -29,7 +29,10 @@ from ds_distill.utils.resources import explain_out_of_memory
 
 # What the recipe's "auto" means.
 SAVE_SECONDS = 600.0  # of training between checkpoints
-EVALUATIONS, MAX_EVAL_STEPS = 10, 500  # evaluations of a run at least, steps between two at most
+EVALUATIONS = 10  # of a run at least, after equal numbers of steps
+# Where a tenth of a run is long, there are more, as long as they cost little. On hundreds of GPUs these steps take
+# seconds.
+CHEAP_EVAL_STEPS, EVAL_SHARE = 500, 0.02
 
 
 class Trainer:
@@ -89,9 +92,6 @@ class Trainer:
             loader, self.settings.max_skipped, self.folder.checkpoints, scaled=dtype == torch.float16
         )
         self.state = TrainState(heldout={name: [] for name in heldout})
-        self.eval_every = resolve_eval_every(self.settings, self.total_steps)
-        self.saves_by_clock = self.settings.save_every == "auto"
-        self.save_every = 0 if self.settings.save_every == "auto" else self.settings.save_every
         self.costs: dict[str, float] = {}
 
     def fit(self) -> dict[str, Any]:
@@ -106,20 +106,21 @@ class Trainer:
         self.metrics = Metrics(
             self.recipe, self.folder, self.state, self.loader, self.total_steps, self.title, self.device
         )
-        self.saved_at = time.monotonic()
+        self.saving = saving(self.settings, self.total_steps)
+        self.evaluating = evaluating(self.settings, self.total_steps)
         with self.metrics, StopRequest() as stop:
             if not resumed or self.state.step == self.total_steps:
                 self.evaluate()  # a finished run is evaluated on texts that are new to it
             for step, batches, counts in self.loader.prefetch(
                 self.state.step, self.total_steps, pin=self.device.type == "cuda"
             ):
-                result = self.train_step(step, batches, counts, stop.requested, self._is_time_to_save())
+                result = self.train_step(step, batches, counts, stop.requested)
                 self.guard.check(step, result)
                 self.state.update(result, counts)
                 self.metrics.log(self.state, result, self.engine.learning_rate)
-                if self._is_due(self.eval_every):
+                if self.evaluating.is_due(self.state.step, result.evaluate):
                     self.evaluate()
-                if result.stop or result.save or self._is_due(self.save_every):
+                if result.stop or self.saving.is_due(self.state.step, result.save):
                     self.save()
                 if result.stop and self.state.step < self.total_steps:
                     break
@@ -139,7 +140,7 @@ class Trainer:
             self.state = TrainState.from_checkpoint(saved)
         return saved is not None
 
-    def train_step(self, step: int, batches: list[Batch], counts: TokenCounts, stop: bool, save: bool) -> StepResult:
+    def train_step(self, step: int, batches: list[Batch], counts: TokenCounts, stop: bool) -> StepResult:
         """Collective: take one optimizer step; return what all ranks agree on.
 
         Args:
@@ -147,13 +148,13 @@ class Trainer:
             batches: This rank's micro-batches.
             counts: The tokens of the global batch.
             stop: Whether this rank was asked to end the run.
-            save: Whether this rank's clock asks for a checkpoint.
         """
         sums, grad_norm = self.step(step, batches, counts)
         total = torch.stack(sums).double().sum(0)
-        agreed = torch.cat([total, total.new_tensor([stop, save])])
+        asked = [stop, self.saving.is_asked(step + 1), self.evaluating.is_asked(step + 1)]
+        agreed = torch.cat([total, total.new_tensor(asked)])
         torch.distributed.all_reduce(agreed)
-        *totals, stops, saves = agreed.tolist()
+        *totals, stops, saves, evaluations = agreed.tolist()
         losses = self.objective.means(totals, counts)
         return StepResult(
             loss=sum(self.objective.weights[name] * value for name, value in losses.items()),
@@ -162,6 +163,7 @@ class Trainer:
             skipped=self.engine.skipped_steps > self.state.skipped,
             stop=stops > 0,
             save=saves > 0,
+            evaluate=evaluations > 0,
             sums=sums,
         )
 
@@ -169,7 +171,7 @@ class Trainer:
         """Collective: evaluate on every held-out set that has not been evaluated at this step."""
         for name, make_batches in self.heldout.items():
             if not self.state.was_evaluated(name):
-                with self.metrics.during("evaluating"):
+                with self.metrics.during("evaluating"), self.evaluating.occurrence():
                     figures = evaluate(self.engine, make_batches(), self.device)
                 self.state.add_evaluation(name, figures)
                 self.metrics.log_evaluation(name, figures, self.state.step)
@@ -177,7 +179,7 @@ class Trainer:
     def save(self) -> None:
         """Collective: write a checkpoint."""
         self.metrics.flush()
-        with self.metrics.during("saving"):
+        with self.metrics.during("saving"), self.saving.occurrence():
             cost = checkpoint.save(
                 self.engine,
                 self.folder.checkpoints,
@@ -187,7 +189,6 @@ class Trainer:
             )
         self.costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]}
         self.metrics.log_checkpoint(cost["seconds"], cost["bytes"], self.state.step)
-        self.saved_at = time.monotonic()
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of a finished run."""
@@ -213,20 +214,21 @@ class Trainer:
             **({} if compile_seconds is None else {"compile_seconds": round(compile_seconds, 1)}),
         }
 
-    def _is_due(self, every: int) -> bool:
-        """Return whether something that happens every so many steps, and at the end, happens now."""
-        return self.state.step == self.total_steps or bool(every) and self.state.step % every == 0
 
-    def _is_time_to_save(self) -> bool:
-        """Return whether this rank's clock asks for a checkpoint."""
-        return self.saves_by_clock and time.monotonic() - self.saved_at >= SAVE_SECONDS
+def saving(training: Training, total_steps: int) -> Recurring:
+    """Return when checkpoints are due."""
+    if training.save_every == "auto":
+        return Recurring(total_steps, seconds=SAVE_SECONDS)
+    return Recurring.every(training.save_every, total_steps)
 
 
-def resolve_eval_every(training: Training, total_steps: int) -> int:
-    """Return the steps between held-out evaluations of a run; 0: only at the end."""
+def evaluating(training: Training, total_steps: int) -> Recurring:
+    """Return when held-out evaluations are due."""
     if training.eval_every == "auto":
-        return max(1, min(total_steps // EVALUATIONS, MAX_EVAL_STEPS))
-    return training.eval_every
+        tenth = max(1, total_steps // EVALUATIONS)
+        cheap = CHEAP_EVAL_STEPS if tenth > CHEAP_EVAL_STEPS else 0
+        return Recurring(total_steps, steps=tenth, cheap_steps=cheap, share=EVAL_SHARE)
+    return Recurring.every(training.eval_every, total_steps)
 
 
 def count_steps(recipe: Recipe, loader: BatchLoader) -> int:
