@@ -21,7 +21,7 @@ from ds_distill.data.batch import Batch, TokenCounts
 from ds_distill.losses.objective import Objective
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe
-from ds_distill.training import checkpoint
+from ds_distill.training import checkpoint, checkpoint_writer
 from ds_distill.training.device import resolve_dtype
 from ds_distill.training.optimizer import parameter_groups
 from ds_distill.training.step import Step
@@ -156,7 +156,7 @@ class Engine:
 
     def save(self, folder: Path, number: int, state: dict) -> None:
         """Save a checkpoint with `state`, and keep only this one."""
-        checkpoint.save(self.engine, folder, number, state, keep=1)
+        checkpoint_writer.save(self.engine, folder, number, state, keep=1)
 
     def resume(self, folder: Path) -> dict | None:
         """Resume from the checkpoint in `folder`; return its state, or None if there is none."""

@@ -1,7 +1,6 @@
-"""Checkpoints that are either complete or absent.
+"""Checkpoints on disk: listed, checked and loaded, also into another shape.
 
-DeepSpeed writes into a folder beside the final place, checksums follow, and a rename publishes the
-checkpoint.
+`checkpoint_writer.py` writes them.
 """
 
 import contextlib
@@ -9,19 +8,15 @@ import io
 import json
 import os
 import shutil
-import time
 import zlib
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
-from safetensors.torch import save_file
 
 from ds_distill.deepspeed_fixes import regex_safe_path
 from ds_distill.distributed.process_group import all_gather_object, broadcast_object, run_on_rank0
-from ds_distill.models.saving import follow_umask
 from ds_distill.training.engine import Engine
 from ds_distill.training.universal_checkpoint import make_universal
 from ds_distill.utils.console import log
@@ -33,7 +28,7 @@ FROZEN = "frozen.safetensors"  # fp32 weights that a 16-bit run does not train
 # parameters of each group, and the size and checksum of every file.
 MANIFEST = "manifest.json"
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's name → the recipe's
-_CHUNK = 2**24
+CHUNK = 2**24
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
@@ -53,73 +48,7 @@ def read_manifest(path: Path) -> dict:
         raise UserError(f"{path}: its {MANIFEST} cannot be read ({error})") from error
 
 
-def save(engine: Engine, folder: Path, step: int, state: dict, keep: int) -> dict:
-    """Collective: write and publish a checkpoint, then delete all but the newest.
-
-    Args:
-        engine: The engine.
-        folder: The folder of the checkpoints.
-        step: The optimizer step.
-        state: What resuming needs beside the engine.
-        keep: How many checkpoints to keep.
-
-    Returns:
-        {"path", "seconds", "bytes"}.
-
-    Raises:
-        UserError: There is no room. The earlier checkpoints stay as they are.
-    """
-    began = time.perf_counter()
-    partial, final = folder / ".partial", folder / f"step-{step:09d}"
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    _check_room(engine, folder)
-    shape = _shape(engine)
-    with explain_disk_full(folder):
-        engine.deepspeed.save_checkpoint(
-            str(partial), tag="state", client_state=state | {"step": step}, save_latest=False
-        )
-        if engine.frozen_weights and rank == 0:
-            save_file(engine.frozen_weights, partial / "state" / FROZEN)
-            follow_umask(partial / "state")
-        torch.distributed.barrier()
-        # a network file system may show one host's files to another late, but each host sees its
-        # own
-        names = sorted(
-            {name for seen in all_gather_object([path.name for path in (partial / "state").iterdir()]) for name in seen}
-        )
-        files = {name: _checksum(partial / "state" / name, flush=True) for name in names[rank::world]}
-    files = {name: facts for part in all_gather_object(files) for name, facts in part.items()}
-    if rank == 0:
-        versions = {package: version(package) for package in ("torch", "deepspeed", "transformers")}
-        manifest = {
-            "step": step,
-            "shape": shape,
-            "optimizer": _optimizer(engine),
-            "groups": engine.parameter_names,
-            "versions": versions,
-            "files": dict(sorted(files.items())),
-        }
-        with explain_disk_full(folder), open(partial / "state" / MANIFEST, "w", encoding="utf-8") as file:
-            file.write(json.dumps(manifest, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(partial / "state", final)
-        shutil.rmtree(partial)  # DeepSpeed leaves its conversion script in it
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)  # the rename itself must survive a power cut
-        os.close(descriptor)
-        for old in list(list_checkpoints(folder).values())[:-keep]:
-            shutil.rmtree(old)
-    torch.distributed.barrier()
-    return {"path": final, "seconds": time.perf_counter() - began, "bytes": sum(size for size, _ in files.values())}
-
-
-def _shape(engine: Engine) -> dict:
+def shape_of(engine: Engine) -> dict:
     """Return the properties that determine how DeepSpeed divides a checkpoint into files."""
     precision = str(next(engine.module.parameters()).dtype).removeprefix("torch.")
     return {
@@ -129,7 +58,7 @@ def _shape(engine: Engine) -> dict:
     }
 
 
-def _optimizer(engine: Engine) -> str:
+def optimizer_package(engine: Engine) -> str:
     """Return whose Adam the engine runs, by the recipe's name for it."""
     return type(getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)).__module__.partition(".")[
         0
@@ -142,7 +71,7 @@ def _check_reads(engine: Engine, path: Path, before: str | None) -> None:
     A fused optimizer never reads the state of torch's, which counts its steps elsewhere. In 16 bit
     at stage 0 no optimizer reads another's.
     """
-    now = _optimizer(engine)
+    now = optimizer_package(engine)
     sixteen_bit_stage0 = not engine.deepspeed.zero_optimization() and isinstance(
         engine.deepspeed.optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer)
     )
@@ -153,7 +82,7 @@ def _check_reads(engine: Engine, path: Path, before: str | None) -> None:
         )
 
 
-def _check_room(engine: Engine, folder: Path) -> None:
+def check_room(engine: Engine, folder: Path) -> None:
     """Collective: raise UserError where a checkpoint does not fit; a failed write would leave other ranks waiting."""
 
     def look() -> None:
@@ -174,14 +103,12 @@ def _check_room(engine: Engine, folder: Path) -> None:
     run_on_rank0(look)
 
 
-def _checksum(file: Path, flush: bool = False) -> tuple[int, int]:
-    """Return (bytes, CRC-32) of a file; with flush, also have the disk write it."""
+def _checksum(file: Path) -> tuple[int, int]:
+    """Return (bytes, CRC-32) of a file."""
     size, crc = 0, 0
     with open(file, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(CHUNK):
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-        if flush:
-            os.fsync(stream.fileno())
     return size, crc
 
 
@@ -246,7 +173,7 @@ def load(engine: Engine, path: Path) -> dict:
         UserError: The precision differs, one stage is 0 and the other is not, or the optimizer's
             state cannot be read.
     """
-    now, manifest = _shape(engine), read_manifest(path)
+    now, manifest = shape_of(engine), read_manifest(path)
     before = manifest["shape"]
     if before["precision"] != now["precision"]:
         raise UserError(

@@ -16,6 +16,7 @@ from ds_distill.reporting.heldout import FEW_GUESSES, describe_heldout
 from ds_distill.reporting.run_text import millions
 from ds_distill.run_folder import RunFolder
 from ds_distill.tracking.trackers import Trackers
+from ds_distill.training.checkpoint_writer import Saved
 from ds_distill.training.state import StepResult, TrainState
 from ds_distill.utils.console import duration, log, log_event, progress
 from ds_distill.utils.memory import peak_memory
@@ -123,10 +124,14 @@ class Metrics:
         }
         self._trackers.log({f"heldout{'_' if name else ''}{name}/{key}": value for key, value in shown.items()}, step)
 
-    def log_checkpoint(self, seconds: float, size: int, step: int) -> None:
-        """Show what a checkpoint of `size` bytes took."""
-        log_event(f"step {step:,}: checkpoint saved, {size / 1e6:,.0f} MB in {seconds:.1f} s")
-        self._trackers.log({"checkpoint/seconds": seconds, "checkpoint/gib": size / 2**30}, step)
+    def log_checkpoint(self, saved: Saved, stopped: float, step: int) -> None:
+        """Show a checkpoint that was published, for which the training stopped some seconds."""
+        log_event(
+            f"step {saved.step:,}: checkpoint saved, {saved.bytes / 1e6:,.0f} MB in {saved.seconds:.1f} s, "
+            f"of which the training waited {stopped:.1f} s"
+        )
+        figures = {"seconds": saved.seconds, "stop_seconds": stopped, "gib": saved.bytes / 2**30}
+        self._trackers.log({f"checkpoint/{name}": value for name, value in figures.items()}, step)
 
     def _estimate_time(self, step: int, now: float) -> None:
         """Log once what the rest will take, without the first step, which compiles and fills caches."""

@@ -34,6 +34,8 @@ class StepResult:
         stop: Whether a rank was asked to end the run.
         save: Whether a rank's clock asks for a checkpoint.
         evaluate: Whether a rank's clock asks for an evaluation.
+        written: Whether every rank has written its files of a checkpoint.
+        failed: Whether a rank could not write a checkpoint.
         sums: This rank's summed terms [number of terms] of each micro-batch.
     """
 
@@ -44,6 +46,8 @@ class StepResult:
     stop: bool
     save: bool
     evaluate: bool
+    written: bool
+    failed: bool
     sums: list[Tensor]
 
 

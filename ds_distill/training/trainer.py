@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Recipe, Training
 from ds_distill.run_folder import RunFolder
 from ds_distill.training import checkpoint
+from ds_distill.training.checkpoint_writer import CheckpointWriter, Saved
 from ds_distill.training.evaluation import FIGURES, evaluate
 from ds_distill.training.interrupt import StopRequest
 from ds_distill.training.monitor import Metrics
@@ -92,6 +94,8 @@ class Trainer:
             loader, self.settings.max_skipped, self.folder.checkpoints, scaled=dtype == torch.float16
         )
         self.state = TrainState(heldout={name: [] for name in heldout})
+        self.writer = CheckpointWriter(self.engine, folder.checkpoints, self.settings.save_total_limit)
+        self.saved: Saved | None = None  # the last checkpoint that was logged
         self.costs: dict[str, float] = {}
 
     def fit(self) -> dict[str, Any]:
@@ -115,7 +119,12 @@ class Trainer:
                 self.state.step, self.total_steps, pin=self.device.type == "cuda"
             ):
                 result = self.train_step(step, batches, counts, stop.requested)
-                self.guard.check(step, result)
+                self.advance_checkpoint(result)
+                try:
+                    self.guard.check(step, result)
+                except UserError:
+                    self.writer.wait()  # the ranks are here together, and the newest checkpoint is worth having
+                    raise
                 self.state.update(result, counts)
                 self.metrics.log(self.state, result, self.engine.learning_rate)
                 if self.evaluating.is_due(self.state.step, result.evaluate):
@@ -124,6 +133,9 @@ class Trainer:
                     self.save()
                 if result.stop and self.state.step < self.total_steps:
                     break
+            with self.metrics.during("saving"):
+                self.writer.wait()
+            self.log_checkpoint()
         if self.state.step < self.total_steps:
             raise StoppedError(
                 f"stopped at step {self.state.step} of {self.total_steps}; the same command resumes from "
@@ -152,9 +164,9 @@ class Trainer:
         sums, grad_norm = self.step(step, batches, counts)
         total = torch.stack(sums).double().sum(0)
         asked = [stop, self.saving.is_asked(step + 1), self.evaluating.is_asked(step + 1)]
-        agreed = torch.cat([total, total.new_tensor(asked)])
+        agreed = torch.cat([total, total.new_tensor([*asked, self.writer.is_written, self.writer.has_failed])])
         torch.distributed.all_reduce(agreed)
-        *totals, stops, saves, evaluations = agreed.tolist()
+        *totals, stops, saves, evaluations, written, failed = agreed.tolist()
         losses = self.objective.means(totals, counts)
         return StepResult(
             loss=sum(self.objective.weights[name] * value for name, value in losses.items()),
@@ -164,6 +176,8 @@ class Trainer:
             stop=stops > 0,
             save=saves > 0,
             evaluate=evaluations > 0,
+            written=written == torch.distributed.get_world_size(),
+            failed=failed > 0,
             sums=sums,
         )
 
@@ -177,18 +191,35 @@ class Trainer:
                 self.metrics.log_evaluation(name, figures, self.state.step)
 
     def save(self) -> None:
-        """Collective: write a checkpoint."""
+        """Collective: begin a checkpoint, which is written while the training goes on."""
         self.metrics.flush()
+        began = time.perf_counter()
         with self.metrics.during("saving"), self.saving.occurrence():
-            cost = checkpoint.save(
-                self.engine,
-                self.folder.checkpoints,
-                self.state.step,
-                self.state.as_dict(),
-                self.settings.save_total_limit,
-            )
-        self.costs = {"checkpoint_seconds": cost["seconds"], "checkpoint_bytes": cost["bytes"]}
-        self.metrics.log_checkpoint(cost["seconds"], cost["bytes"], self.state.step)
+            self.writer.wait()
+            self.log_checkpoint()
+            self.writer.begin(self.state.step, self.state.as_dict())
+        self.costs["checkpoint_stop_seconds"] = time.perf_counter() - began
+
+    def advance_checkpoint(self, result: StepResult) -> None:
+        """Collective: publish the checkpoint once all ranks have written it, and report what was published.
+
+        Raises:
+            UserError: A rank could not write its part.
+        """
+        if result.failed:
+            self.writer.wait()
+        if result.written:
+            self.writer.publish()
+        self.log_checkpoint()
+
+    def log_checkpoint(self) -> None:
+        """Show a checkpoint that was published since the last call."""
+        saved = self.writer.published()
+        if saved is not None and saved != self.saved:
+            self.saved = saved
+            self.costs |= {"checkpoint_seconds": saved.seconds, "checkpoint_bytes": saved.bytes}
+            stopped = self.costs["checkpoint_stop_seconds"]
+            self.metrics.log_checkpoint(saved, stopped, self.state.step)
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of a finished run."""

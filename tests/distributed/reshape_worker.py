@@ -17,7 +17,7 @@ from ds_distill.losses.objective import Objective
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
-from ds_distill.training import checkpoint
+from ds_distill.training import checkpoint, checkpoint_writer
 from ds_distill.training.engine import Engine
 from ds_distill.utils.errors import UserError
 from tests.distributed.step_worker import GLOBAL, batches, random_bert
@@ -83,7 +83,7 @@ def main() -> None:
                 rates = engine.deepspeed.get_lr()
             losses.append(float(5 * total[0] / counts[0] + 2 * total[1] / counts[1] + total[2] / counts[0]))
             if not name and step + 1 == BEFORE:
-                checkpoint.save(engine, folder / key, BEFORE, {}, keep=1)
+                checkpoint_writer.save(engine, folder / key, BEFORE, {}, keep=1)
         decays = sorted({group["weight_decay"] for group in engine.deepspeed.optimizer.param_groups})
         if rank == 0:
             print(

@@ -28,7 +28,7 @@ from ds_distill.losses.objective import Objective
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
-from ds_distill.training import checkpoint
+from ds_distill.training import checkpoint_writer
 from ds_distill.training.compile import compile_step
 from ds_distill.training.deepspeed_config import deepspeed_config
 from ds_distill.training.engine import Engine
@@ -167,7 +167,7 @@ def run_case(what: dict, rank: int, world: int) -> None:
         change_error = relative({k: weights[k] - start[k] for k in change}, change)
         saved = [tempfile.mkdtemp() if rank == 0 else None]
         torch.distributed.broadcast_object_list(saved)
-        path = checkpoint.save(engine, Path(saved[0]), STEPS, {}, keep=1)["path"]
+        path = checkpoint_writer.save(engine, Path(saved[0]), STEPS, {}, keep=1)
         offline = load_checkpoint_weights(path, student) if rank == 0 else weights
         row = {
             "what": what,

@@ -107,7 +107,8 @@ def test_no_sound_checkpoint_is_said(run, tmp_path):
 
 
 @pytest.mark.promise(
-    "A full disk: one sentence, the last checkpoint whole, and once space is free, the run resumes bit-equal"
+    "A full disk, before or while a checkpoint is written: one sentence on one of the ranks, all of them end, "
+    "the last checkpoint stays whole, and once space is free, the run resumes bit-equal"
 )
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
@@ -120,6 +121,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path):
         room = shutil.disk_usage(disk).free
         (disk / "filler").write_bytes(b"\0" * (room - 100_000))
         user_errors(ds_distill(*run[1], "--output", output), "disk is full", "step-000000003 is complete")
+        ranks = start_ranks(2, "tests.end_to_end.full_disk_worker", *run[1], "--output", output)
+        first, second = (rank.wait() for rank in ranks)
+        user_errors(first, "disk is full", "resumes from the last checkpoint")
+        assert second.returncode == 2 and "Traceback" not in second.stderr, second.stderr
+        assert [path.name for path in (output / "checkpoints").glob("step-*")] == ["step-000000003"]
         (disk / "filler").unlink()
         done = ds_distill(*run[1], "--output", output)
         assert done.returncode == 0, done.stderr[-3000:]
