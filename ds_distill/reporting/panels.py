@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,12 @@ class Panel:
 
 
 def mean_points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float | None]]:
-    """Return (tokens, means of `key` over equally many steps) of a run's history, at most MOST_POINTS of each."""
-    size = -(-len(rows) // MOST_POINTS) or 1
-    blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    """Return (tokens, means of `key` over equally many steps) of a run's history, at most MOST_POINTS of each.
+
+    The history of a long run has not all steps, but some of every block.
+    """
+    size = -(-rows[-1]["step"] // MOST_POINTS) if rows else 1
+    blocks = [list(block) for _, block in groupby(rows, lambda row: (row["step"] - 1) // size)]
     values = [[row[key] for row in block if row.get(key) is not None] for block in blocks]
     return [block[-1]["tokens"] for block in blocks], [sum(part) / len(part) if part else None for part in values]
 

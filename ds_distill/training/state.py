@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # a report reads curves without waiting for torch
 Row = dict[str, Any]
 # The columns of rows in the checkpoints of earlier versions.
 HISTORY_COLUMNS = ("step", "tokens", "loss", "kl", "mlm", "cosine")
+# A run of millions of steps keeps no more rows than this, in memory and in each rank's checkpoint; the last ones have
+# every step. Trackers have all.
+MOST_ROWS, RECENT_ROWS = 4096, 1024
 HELDOUT_COLUMNS = ("step", "tokens", "mlm_loss", "mlm_accuracy")
 
 
@@ -59,7 +62,7 @@ class TrainState:
         step: The optimizer steps that are done.
         tokens: The real tokens trained on; those of skipped steps do not count.
         skipped: The skipped steps.
-        history: A row {step, tokens, loss, each term} for each step; None where a value was not finite.
+        history: Rows {step, tokens, loss, each term}, thinned by `thin`; None where a value was not finite.
         heldout: Rows {step, tokens, each of evaluation.FIGURES} by the name of a held-out set. Rows of
             earlier versions have mlm_loss and mlm_accuracy only.
     """
@@ -77,13 +80,13 @@ class TrainState:
             saved["step"],
             saved["tokens"],
             saved["skipped"],
-            [_row(row, HISTORY_COLUMNS) for row in saved["history"]],
+            thin([_row(row, HISTORY_COLUMNS) for row in saved["history"]]),
             {name: [_row(row, HELDOUT_COLUMNS) for row in rows] for name, rows in saved["heldout"].items()},
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return asdict(self)
+        """Return what a checkpoint keeps, not a copy: it is for saving at once."""
+        return dict(vars(self))
 
     def update(self, result: StepResult, counts: TokenCounts) -> None:
         """Count a step that was taken."""
@@ -97,6 +100,7 @@ class TrainState:
             {"step": self.step, "tokens": self.tokens}
             | {name: value if math.isfinite(value) else None for name, value in values.items()}
         )
+        self.history = thin(self.history)
 
     def was_evaluated(self, name: str) -> bool:
         """Return whether the held-out set `name` has been evaluated at this step."""
@@ -106,6 +110,21 @@ class TrainState:
     def add_evaluation(self, name: str, figures: Mapping[str, float | None]) -> None:
         """Keep the figures of a held-out set at this step."""
         self.heldout.setdefault(name, []).append({"step": self.step, "tokens": self.tokens, **figures})
+
+
+def thin(history: list[Row]) -> list[Row]:
+    """Return a history of at most MOST_ROWS rows: the first, the last RECENT_ROWS, and of the others as many as fit.
+
+    Those are the rows of every second step, then of every fourth, and so on. The result depends on the
+    steps that were added alone, so a resumed run has the rows of an uninterrupted one.
+    """
+    if len(history) <= MOST_ROWS:
+        return history
+    older, recent, stride = history[1:-RECENT_ROWS], history[-RECENT_ROWS:], 1
+    while len(older) > (MOST_ROWS - RECENT_ROWS) // 2:
+        stride *= 2
+        older = [row for row in older if row["step"] % stride == 0]
+    return [history[0], *older, *recent]
 
 
 def read_heldout_curves(run: Path) -> dict[str, list[Row]]:
@@ -118,7 +137,7 @@ def read_heldout_curves(run: Path) -> dict[str, list[Row]]:
 
 
 class Curves(NamedTuple):
-    """What curves.json has: a row per step, held-out rows by the name of the set, and the teacher's figures on them."""
+    """What curves.json has: rows of steps, held-out rows by the name of the set, and the teacher's figures on them."""
 
     history: list[Row]
     heldout: dict[str, list[Row]]

@@ -208,7 +208,7 @@ def test_the_panels_of_a_run_have_the_teachers_level():
 
 
 def test_a_curve_is_thinned_to_means_and_its_beginning_does_not_hide_the_rest():
-    rows = [{"tokens": i, "kl": None if i == 1 else float(i)} for i in range(1, 1001)]
+    rows = [{"step": i, "tokens": i, "kl": None if i == 1 else float(i)} for i in range(1, 1001)]
     tokens, means = mean_points(rows, "kl")
     assert len(tokens) == 100 and tokens[-1] == 1000 and means[0] == 6.0 and math.isclose(means[-1], 995.5)
     falling = Panel("loss", "nats", [Line("a", range(5), [100.0, 4.0, 3.0, 2.0, 1.0])], level=0.5)
