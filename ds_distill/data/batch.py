@@ -53,6 +53,16 @@ class Batch:
         """Return the same batch in memory that a GPU can read by itself."""
         return self._each(Tensor.pin_memory)
 
+    def unlabeled(self) -> Batch:
+        """Return the first sequence with nothing to predict, which adds nothing to an evaluation."""
+        first = self._each(lambda x: x[:1])
+        first.labels = torch.full_like(first.labels, IGNORE_INDEX)
+        if self.document_ids is not None:
+            first.cu_seqlens = torch.from_numpy(compute_cu_seqlens(self.document_ids[:1].numpy()))
+        if self.shows_mask is not None:
+            first.shows_mask = torch.zeros_like(first.labels, dtype=torch.bool)
+        return first
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         changed: Iterator[Any] = (None if x is None else change(x) for x in vars(self).values())
         return Batch(*changed)

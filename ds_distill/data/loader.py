@@ -209,15 +209,22 @@ def heldout_batches(
     batch_size: int,
     max_sequences: int | None = None,
     document_masking: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Yield batches of `max_sequences` sequences that are spread evenly over the store.
+    """Yield a rank's share of the batches of `max_sequences` sequences that are spread evenly over the store.
 
-    The sequences and their masks are the same every time. The last batch may be shorter.
+    The sequences and their masks are the same every time, and so are the batches, whatever the number of
+    ranks, which take turns. The last batch may be shorter. Where the ranks' numbers of batches would
+    differ, some get a last one without labels, since ZeRO-3 needs equal numbers of calls.
     """
     count = len(store) if max_sequences is None else min(max_sequences, len(store))
     spec = CollateSpec(store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None)
     chosen = np.arange(count) * len(store) // max(count, 1)
-    for start in range(0, count, batch_size):
-        batch = collate(store, masker, chosen[start : start + batch_size], HELDOUT_EPOCH, spec)
+    batches = -(-count // batch_size)
+    for number in range(rank, -(-batches // world_size) * world_size, world_size):
+        start = number * batch_size if number < batches else 0
+        entries = chosen[start : start + (batch_size if number < batches else 1)]
+        batch = collate(store, masker, entries, HELDOUT_EPOCH, spec)
         batch.shows_mask = batch.input_ids == masker.mask_id
-        yield batch
+        yield batch if number < batches else batch.unlabeled()

@@ -256,7 +256,16 @@ def open_run_data(tokens: Path, recipe: Recipe, rank: int, world: int, heldout_f
     for part in sets.values():
         _check_masked(part, masker)
     heldout = {
-        name: partial(heldout_batches, part, masker, micro_batch_size, training.eval_max_sequences, document_masking)
+        name: partial(
+            heldout_batches,
+            part,
+            masker,
+            micro_batch_size,
+            training.eval_max_sequences,
+            document_masking,
+            rank,
+            world,
+        )
         for name, part in sets.items()
     }
     return store, order, heldout

@@ -34,7 +34,7 @@ def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, un
             of a model that has learned nothing.
     """
     check_micro_batch(recipe)
-    _, world = start_distributed()
+    rank, world = start_distributed()
     device = local_device(recipe.training.device)
     heldout, train_store = open_heldout(tokens), TokenDataset.open(tokens, "train")
     masker, t = make_masker(train_store, recipe), recipe.training
@@ -58,11 +58,11 @@ def evaluate_folders(models: list[ModelFolder], tokens: Path, recipe: Recipe, un
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(t.seed)
                 network = type(network)(network.config)
-        count = -(-sequences // size)
+        count = -(-sequences // (size * world))
         with progress(count, "untrained" if random_weights else name, "batch") as bar:
             batches = (
                 batch
-                for batch in heldout_batches(heldout, masker, size, t.eval_max_sequences, document_masking)
+                for batch in heldout_batches(heldout, masker, size, t.eval_max_sequences, document_masking, rank, world)
                 if bar.update() or True
             )
             figures = evaluate(Objective(network, recipe.losses.without_teacher(), world).to(device), batches, device)

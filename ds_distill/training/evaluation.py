@@ -26,7 +26,9 @@ LOSS, CORRECT, COUNT, PRESENT = range(4)
 
 
 def evaluate(run, batches: Iterable[Batch], device: torch.device) -> dict[str, float | int | None]:
-    """Return the held-out figures of a model, by the names in FIGURES.
+    """Collective: return the held-out figures of a model, by the names in FIGURES.
+
+    The ranks share the batches, and all get the same figures, which do not depend on their number.
 
     For each kind of positions, KIND_loss is the masked-LM loss in nats per position, KIND_accuracy the
     share of top-1 predictions that are right, and KIND_count the number of positions. KIND_loss_se and
@@ -35,22 +37,22 @@ def evaluate(run, batches: Iterable[Batch], device: torch.device) -> dict[str, f
 
     Args:
         run: An engine or an Objective.
-        batches: Batches of `heldout_batches`. Every rank reads all of them, since ZeRO-3 needs equal
-            calls, so the figures do not depend on the number of ranks.
+        batches: This rank's share of `heldout_batches`: of the ranks' numbers of batches, which are equal,
+            the first comes from the first rank, the second from the second, and so on.
         device: The device to run on.
     """
     was_training = run.training
     run.eval()
-    moments = torch.zeros(len(KINDS), 4, 4, dtype=torch.float64)
+    moments = []
     # the last batch is smaller and not worth compiling anew
     with torch.no_grad(), _eager():
         for batch in batches:
             batch = batch.to(device)
             _, results = run(batch.input_ids, batch.attention_mask, batch.labels, mode="evaluate")
-            moments += sum_moments(batch, results).cpu()
+            moments.append(sum_moments(batch, results))
             note_progress()
     run.train(was_training)
-    return figures_of(moments)
+    return figures_of(_sum_over_ranks(moments, device))
 
 
 def figures_of(moments: Tensor) -> dict[str, float | int | None]:
@@ -61,6 +63,22 @@ def figures_of(moments: Tensor) -> dict[str, float | int | None]:
         figures[f"{kind}_accuracy"], figures[f"{kind}_accuracy_se"] = mean_and_error(sums, CORRECT)
         figures[f"{kind}_count"] = int(sums[COUNT][PRESENT])
     return figures
+
+
+def _sum_over_ranks(moments: list[Tensor], device: torch.device) -> Tensor:
+    """Collective: return the sum of all ranks' moments, float64 [len(KINDS), 4, 4] on the CPU.
+
+    They are added in the order of the batches, so the sum has the same bits for any number of ranks.
+    """
+    own = torch.stack(moments) if moments else torch.zeros(0, len(KINDS), 4, 4, dtype=torch.float64, device=device)
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        of_ranks = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(of_ranks, own)
+        own = torch.stack(of_ranks, dim=1).flatten(0, 1)
+    total = torch.zeros(len(KINDS), 4, 4, dtype=torch.float64)
+    for part in own.cpu():
+        total += part
+    return total
 
 
 def _eager() -> AbstractContextManager:

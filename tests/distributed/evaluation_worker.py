@@ -30,16 +30,20 @@ def heldout_batches():
         yield Batch(input_ids, labels[rows], mask[rows], shows_mask=input_ids == MASK)
 
 
+def share(whole: list[Batch], rank: int, world: int) -> list[Batch]:
+    """Return the batches of a rank as data.loader.heldout_batches divides them."""
+    filled = [*whole, *[whole[0].unlabeled()] * (-len(whole) % world)]
+    return filled[rank::world]
+
+
 def main() -> None:
     rank, world = start_distributed()
     for stage in sys.argv[1:]:
         objective = Objective(random_bert(), Losses().without_teacher(), world)
-        settings = Training(
-            global_batch_size=2, micro_batch_size=2 // world, deepspeed=f"ds_configs/deepspeed/{stage}.json"
-        )
+        settings = Training(global_batch_size=world, micro_batch_size=1, deepspeed=f"ds_configs/deepspeed/{stage}.json")
         device = torch.device("cpu")
         engine = Engine(objective, settings, accumulation=1, total_steps=1, device=device, dtype=torch.float32)
-        figures = evaluate(engine, heldout_batches(), device)
+        figures = evaluate(engine, share(list(heldout_batches()), rank, world), device)
         assert all(other == figures for other in all_gather_object(figures)), "the ranks disagree"
         assert engine.training
         if rank == 0:

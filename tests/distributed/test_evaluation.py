@@ -8,18 +8,19 @@ from ds_distill.training.evaluation import FIGURES
 from tests.start import run_ranks
 
 
-def test_one_and_two_ranks_agree():
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_the_figures_have_the_same_bits_for_any_number_of_ranks(world):
+    """Five batches: the last one of two or three ranks has nothing to read, and calls the model all the same."""
     stages = ["zero0", "zero3"]
-    one, *others = (
-        json.loads(line)
-        for world in (1, 2)
-        for line in run_ranks(world, "tests.distributed.evaluation_worker", *stages).splitlines()
-        if line.startswith("{")
+    one, other = (
+        [
+            json.loads(line)
+            for line in run_ranks(ranks, "tests.distributed.evaluation_worker", *stages).splitlines()
+            if line.startswith("{")
+        ]
+        for ranks in (1, world)
     )
-    assert len(others) == 3 and tuple(one) == FIGURES
-    assert one["mlm_count"] == one["mask_count"] + one["kept_count"] + one["random_count"] > 100
-    for other in others:
-        assert {key: other[key] for key in FIGURES if key.endswith("_count")} == {
-            key: one[key] for key in FIGURES if key.endswith("_count")
-        }
-        assert other == pytest.approx(one, rel=1e-6)
+    assert len(one) == len(other) == 2 and tuple(one[0]) == FIGURES
+    assert one[0]["mlm_count"] == one[0]["mask_count"] + one[0]["kept_count"] + one[0]["random_count"] > 100
+    assert other == one
+    assert one[1] == pytest.approx(one[0], rel=1e-6), "ZeRO stages differ in the last bits of the weights alone"

@@ -1,6 +1,7 @@
 """Masks and order are pure functions of seed and step."""
 
 import hashlib
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -239,6 +240,27 @@ def test_heldout_masks_never_change_and_cover_every_block():
     assert torch.equal(moved.token_mask, one[-1].token_mask)
     mask_id = make_masker(store).mask_id
     assert torch.equal(moved.shows_mask, moved.input_ids == mask_id) and moved.shows_mask.any()
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_ranks_share_the_heldout_batches(world, documents):
+    store = make_store(blocks=10)
+    options = {"document_masking": documents}
+    whole = list(heldout_batches(store, make_masker(store), 3, **options))
+    shares = [
+        list(heldout_batches(store, make_masker(store), 3, **options, rank=rank, world_size=world))
+        for rank in range(world)
+    ]
+    assert len({len(share) for share in shares}) == 1, "equal numbers of calls"
+    in_order = [share[number] for number in range(len(shares[0])) for share in shares]
+    for one, other in itertools.zip_longest(whole, in_order):
+        for key, value in vars(one or other).items():
+            if one is not None:
+                assert value is None or torch.equal(value, getattr(other, key))
+        if one is None:
+            assert other.labels.shape[0] == 1 and (other.labels < 0).all() and not other.shows_mask.any()
+            assert other.attention_mask is None or len(other.attention_mask) == 1
 
 
 def test_weights_say_how_often_an_epoch_sees_a_source():
