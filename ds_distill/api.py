@@ -30,7 +30,8 @@ class RunSummary:
         parameters: Number of the model's parameters.
         steps: Optimizer steps of the whole run.
         tokens: Real tokens trained on.
-        tokens_per_second: Rate over all ranks; None where nothing was left to train.
+        tokens_per_second: Mean rate over all ranks, with evaluations, checkpoints and compiling; None where nothing was
+            left to train.
         loss: Weighted loss of the last step, in nats; None where it was not finite.
         heldout_mask_loss: Masked-LM loss on held-out text at the positions that show [MASK], in nats per position.
         heldout_mask_loss_se: Its standard error.

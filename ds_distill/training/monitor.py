@@ -10,7 +10,6 @@ from typing import cast
 
 import torch
 
-from ds_distill.data.loader import BatchLoader
 from ds_distill.recipe import Recipe
 from ds_distill.reporting.heldout import FEW_GUESSES, describe_heldout
 from ds_distill.reporting.run_text import millions
@@ -18,6 +17,7 @@ from ds_distill.run_folder import RunFolder
 from ds_distill.tracking.trackers import Trackers
 from ds_distill.training.checkpoint_writer import Saved
 from ds_distill.training.state import StepResult, TrainState
+from ds_distill.training.throughput import Throughput
 from ds_distill.utils.console import duration, log, log_event, progress
 from ds_distill.utils.memory import peak_memory
 
@@ -32,7 +32,6 @@ class Metrics:
         recipe: Recipe,
         folder: RunFolder,
         state: TrainState,
-        loader: BatchLoader,
         total_steps: int,
         title: str,
         device: torch.device,
@@ -43,26 +42,26 @@ class Metrics:
             recipe: The recipe, which names the trackers and is shown by them.
             folder: The run's folder.
             state: The run's progress, which the trainer keeps up to date.
-            loader: The loader, whose waiting time is reported.
             total_steps: The steps of the whole run.
             title: The label of the progress bar.
             device: The device of the run.
         """
-        self.loader, self.device, self.first_tokens = loader, device, state.tokens
-        self._state = state
+        self.device, self._state = device, state
+        self.throughput = Throughput()
         report_to = recipe.training.report_to if torch.distributed.get_rank() == 0 else []
         self._trackers = Trackers(report_to, folder, state.step, recipe.as_dict())
         self._warned: set[str] = set()  # the held-out sets that were said to be small
         self._bar = progress(total_steps, title, "step", initial=state.step)
         self._began = time.perf_counter()
         self._seconds, self._logging = 0.0, 0.0
-        self._rate: float | None = None
+        self._tokens = state.tokens
         self._title, self._total_steps = title, total_steps
         self._estimated = False
         self._after_first: tuple[int, float] | None = None  # (step, time) at the end of the first step
 
     def __enter__(self) -> Metrics:
         self._began = time.perf_counter()
+        self.throughput = Throughput()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -74,23 +73,25 @@ class Metrics:
         """Show beside the bar's label what happens between two steps."""
         self._bar.set_description_str(f"{self._title}, {activity}")
         try:
-            yield
+            with self.throughput.paused():
+                yield
         finally:
             self._bar.set_description_str(self._title, refresh=False)
 
-    def log(self, state: TrainState, result: StepResult, learning_rate: float) -> None:
-        """Show a step that `state` counts already."""
+    def log(self, state: TrainState, result: StepResult, learning_rate: float, compiling: float) -> None:
+        """Show a step that `state` counts already; compiling has taken so many seconds since the process began."""
         began = time.perf_counter()
         self._seconds = began - self._began
-        self._rate = (state.tokens - self.first_tokens) / self._seconds
+        self.throughput.add(state.tokens - self._tokens, result.data_wait, compiling)
+        self._tokens, rate = state.tokens, self.throughput.tokens_per_second
         self._trackers.log(
             {
                 "loss/total": result.loss,
                 **{f"loss/{name}": value for name, value in result.losses.items()},
                 "train/lr": learning_rate,
                 "train/grad_norm": result.grad_norm,
-                "train/tokens_per_second": self._rate,
-                "train/data_wait_share": self.loader.seconds_waited / self._seconds,
+                "train/tokens_per_second": rate,
+                "train/data_wait_share": self.throughput.data_wait_share,
                 "train/tokens": state.tokens,
                 "train/skipped_steps": state.skipped,
                 "train/peak_memory_gib": peak_memory(self.device) / 2**30,
@@ -100,7 +101,7 @@ class Metrics:
         terms = (f"{name} {value:.3f}" for name, value in result.losses.items())
         self._bar.show(
             f"loss {result.loss:.3f}",
-            f"{self._rate:,.0f} tok/s",
+            f"{rate:,.0f} tok/s",
             details=(*terms, f"lr {learning_rate:.2e}", f"{millions(state.tokens)} tokens"),
         )
         self._bar.update(1)
@@ -151,13 +152,10 @@ class Metrics:
         self._trackers.flush()
 
     def summary(self) -> dict[str, float | None]:
-        """Return the run's rate, and the shares of its time that waiting for data and logging took."""
-        shares = (
-            {
-                "data_wait_share": self.loader.seconds_waited / self._seconds,
-                "logging_share": self._logging / self._seconds,
-            }
-            if self._seconds
-            else {}
-        )
-        return {"tokens_per_second": self._rate, "peak_memory_gib": peak_memory(self.device) / 2**30, **shares}
+        """Return the run's mean rates, and the shares of its time that waiting for data and logging took.
+
+        They are over all of this process's steps; what is shown along the way is of the last steps.
+        """
+        logging = {"logging_share": self._logging / self._seconds} if self._seconds else {}
+        means: dict[str, float | None] = {"tokens_per_second": None, **self.throughput.means()}
+        return means | {"peak_memory_gib": peak_memory(self.device) / 2**30} | logging

@@ -39,6 +39,7 @@ class StepResult:
         evaluate: Whether a rank's clock asks for an evaluation.
         written: Whether every rank has written its files of a checkpoint.
         failed: Whether a rank could not write a checkpoint.
+        data_wait: The seconds that the slowest rank waited for its batches.
         sums: This rank's summed terms [number of terms] of each micro-batch.
     """
 
@@ -51,6 +52,7 @@ class StepResult:
     evaluate: bool
     written: bool
     failed: bool
+    data_wait: float
     sums: list[Tensor]
 
 

@@ -96,6 +96,7 @@ class Trainer:
         self.state = TrainState(heldout={name: [] for name in heldout})
         self.writer = CheckpointWriter(self.engine, folder.checkpoints, self.settings.save_total_limit)
         self.saved: Saved | None = None  # the last checkpoint that was logged
+        self.waited = 0.0  # for batches, in seconds, by the end of the last step
         self.costs: dict[str, float] = {}
 
     def fit(self) -> dict[str, Any]:
@@ -107,9 +108,7 @@ class Trainer:
         """
         resumed = self.restore()
         log_header(overview(self))
-        self.metrics = Metrics(
-            self.recipe, self.folder, self.state, self.loader, self.total_steps, self.title, self.device
-        )
+        self.metrics = Metrics(self.recipe, self.folder, self.state, self.total_steps, self.title, self.device)
         self.saving = saving(self.settings, self.total_steps)
         self.evaluating = evaluating(self.settings, self.total_steps)
         with self.metrics, StopRequest() as stop:
@@ -126,7 +125,7 @@ class Trainer:
                     self.writer.wait()  # the ranks are here together, and the newest checkpoint is worth having
                     raise
                 self.state.update(result, counts)
-                self.metrics.log(self.state, result, self.engine.learning_rate)
+                self.metrics.log(self.state, result, self.engine.learning_rate, self.step.compile_seconds or 0.0)
                 if self.evaluating.is_due(self.state.step, result.evaluate):
                     self.evaluate()
                 if result.stop or self.saving.is_due(self.state.step, result.save):
@@ -164,9 +163,16 @@ class Trainer:
         sums, grad_norm = self.step(step, batches, counts)
         total = torch.stack(sums).double().sum(0)
         asked = [stop, self.saving.is_asked(step + 1), self.evaluating.is_asked(step + 1)]
-        agreed = torch.cat([total, total.new_tensor([*asked, self.writer.is_written, self.writer.has_failed])])
+        asked += [self.writer.is_written, self.writer.has_failed]
+        # a sum over ranks in which each has a place of its own shows all their values
+        waits = [0.0] * torch.distributed.get_world_size()
+        waits[torch.distributed.get_rank()] = self.loader.seconds_waited - self.waited
+        self.waited = self.loader.seconds_waited
+        agreed = torch.cat([total, total.new_tensor([*asked, *waits])])
         torch.distributed.all_reduce(agreed)
-        *totals, stops, saves, evaluations, written, failed = agreed.tolist()
+        values = agreed.tolist()
+        totals, waits = values[: len(total)], values[len(total) + len(asked) :]
+        stops, saves, evaluations, written, failed = values[len(total) : len(total) + len(asked)]
         losses = self.objective.means(totals, counts)
         return StepResult(
             loss=sum(self.objective.weights[name] * value for name, value in losses.items()),
@@ -176,8 +182,9 @@ class Trainer:
             stop=stops > 0,
             save=saves > 0,
             evaluate=evaluations > 0,
-            written=written == torch.distributed.get_world_size(),
+            written=written == len(waits),
             failed=failed > 0,
+            data_wait=max(waits),
             sums=sums,
         )
 

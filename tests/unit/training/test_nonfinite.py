@@ -33,5 +33,6 @@ def test_a_teacher_whose_outputs_are_no_numbers_is_blamed(tmp_path, losses, reme
     with pytest.raises(UserError, match=remedy):
         named = dict(zip(("kl", "mlm", "cosine"), losses, strict=True))
         watch.check(
-            0, StepResult(float("nan"), named, None, True, False, False, False, False, False, [torch.tensor(losses)])
+            0,
+            StepResult(float("nan"), named, None, True, False, False, False, False, False, 0.0, [torch.tensor(losses)]),
         )

@@ -12,7 +12,7 @@ from ds_distill.training.state import StepResult, TrainState
 
 
 def result(step: int) -> StepResult:
-    return StepResult(1 / step, {"mlm": math.nan if step == 7 else 1 / step}, 1.0, False, *[False] * 5, sums=[])
+    return StepResult(1 / step, {"mlm": math.nan if step == 7 else 1 / step}, 1.0, False, *[False] * 5, 0.0, sums=[])
 
 
 def run(first: TrainState, last_step: int) -> TrainState:
