@@ -18,7 +18,7 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from ds_distill.deepspeed_fixes import regex_safe_path
 from ds_distill.distributed.process_group import all_gather_object, broadcast_object, run_on_rank0
 from ds_distill.training.engine import Engine
-from ds_distill.training.universal_checkpoint import make_universal
+from ds_distill.training.universal_checkpoint import conversion_bytes, make_universal
 from ds_distill.utils.console import log
 from ds_distill.utils.errors import UserError
 from ds_distill.utils.resources import explain_disk_full
@@ -101,6 +101,17 @@ def check_room(engine: Engine, folder: Path) -> None:
         )
 
     run_on_rank0(look)
+
+
+def _check_room_to_convert(path: Path) -> None:
+    """Raise UserError where the conversion of a checkpoint does not fit beside it."""
+    need = conversion_bytes(path, sum(map(len, read_manifest(path)["groups"])))
+    if (free := shutil.disk_usage(path.parent).free) < need:
+        raise UserError(
+            f"{path.parent}: the disk is full: converting {path.name} to this run's shape takes "
+            f"{need / 2**20:,.1f} MiB for a while, and {free / 2**20:,.1f} MiB are free; free some space there, "
+            "or resume with the ranks and the ZeRO stage that it was written with"
+        )
 
 
 def _checksum(file: Path) -> tuple[int, int]:
@@ -220,6 +231,7 @@ def _load_converted(engine: Engine, path: Path) -> tuple:
 
     def convert() -> None:
         shutil.rmtree(converted, ignore_errors=True)
+        _check_room_to_convert(path)
         with explain_disk_full(path.parent):
             make_universal(path, converted)
 

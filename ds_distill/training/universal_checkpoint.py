@@ -5,7 +5,11 @@ It goes through DeepSpeed's universal checkpoint, with one file per parameter.
 
 import argparse
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import deepspeed
 import torch
@@ -13,6 +17,23 @@ from deepspeed.checkpoint import ds_to_universal
 from deepspeed.checkpoint.constants import DS_VERSION, OPTIMIZER_STATE_DICT, PARAM, PARAM_GROUPS
 
 from ds_distill.deepspeed_fixes import regex_safe_path, silent_converters
+from ds_distill.utils.console import spinner
+from ds_distill.utils.progress import note_progress
+
+# A parameter, and each part of one that is divided between ranks, becomes a few small files, each with a header and
+# the rest of a block of the disk.
+_BYTES_PER_PART = 64 << 10
+
+
+def conversion_bytes(checkpoint: Path, parameters: int) -> int:
+    """Return the bytes of disk, at most, that converting a checkpoint of so many parameters takes beside it.
+
+    DeepSpeed's converter has two copies of the optimizer's state at one time, divided by rank and
+    merged. The model states are copied under two names.
+    """
+    shards = [file.stat().st_size for file in checkpoint.glob("*optim_states.pt")]
+    model = max((file.stat().st_size for file in checkpoint.glob("*model_states.pt")), default=0)
+    return 2 * sum(shards) + 2 * model + _BYTES_PER_PART * (parameters + len(shards))
 
 
 def make_universal(checkpoint: Path, target: Path) -> None:
@@ -23,7 +44,13 @@ def make_universal(checkpoint: Path, target: Path) -> None:
     parameters are left out, because they are those that the run started from.
     """
     target.mkdir(parents=True)
-    with regex_safe_path(checkpoint) as source, regex_safe_path(target) as result, silent_converters():
+    with (
+        spinner(f"converting {checkpoint.name}"),
+        regex_safe_path(checkpoint) as source,
+        regex_safe_path(target) as result,
+        silent_converters(),
+        mock.patch.object(ds_to_universal, "tqdm", SimpleNamespace(tqdm=_noting_progress)),
+    ):
         ds_to_universal.main(
             argparse.Namespace(
                 input_folder=str(source),
@@ -58,3 +85,10 @@ def make_universal(checkpoint: Path, target: Path) -> None:
         torch.save(step, folder / "step.pt")
         for key in ("fp32", "exp_avg", "exp_avg_sq"):
             torch.save({PARAM: torch.load(folder / f"{key}.pt", weights_only=False)}, folder / f"{key}.pt")
+
+
+def _noting_progress(items: Iterable[Any], *_: Any, **__: Any) -> Iterator[Any]:
+    """Yield the items, in place of the converter's own bar; the other ranks wait, and the job is not stalled."""
+    for item in items:
+        yield item
+        note_progress()

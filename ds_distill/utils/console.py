@@ -291,14 +291,15 @@ def spinner(label: str):
     """
     global _spinning
     done, began, terminal, pause = threading.Event(), time.monotonic(), on_terminal(), _Pause()
+    stream = sys.stderr  # the work may silence what it calls
 
     def show() -> None:
         while True:
             line = f"{label}, {time.monotonic() - began:.0f} s"
             if terminal:
-                print(f"\r{disp_trim(line, terminal_width() - 1)}\x1b[K", end="", file=sys.stderr, flush=True)
+                print(f"\r{disp_trim(line, terminal_width() - 1)}\x1b[K", end="", file=stream, flush=True)
             elif pause.is_over():
-                print(f"{now()} {line}", file=sys.stderr, flush=True)
+                print(f"{now()} {line}", file=stream, flush=True)
             if done.wait(2):
                 return
 
@@ -314,4 +315,4 @@ def spinner(label: str):
             shower.join()
             _spinning = False
             if terminal:
-                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+                print("\r\x1b[K", end="", file=stream, flush=True)

@@ -7,10 +7,13 @@ uses torch's optimizer, and so do the other words with "/torch".
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
+from deepspeed.checkpoint import ds_to_universal
 
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.losses.objective import Objective
@@ -19,13 +22,33 @@ from ds_distill.models.teacher import Teacher
 from ds_distill.recipe import Losses, Training
 from ds_distill.training import checkpoint, checkpoint_writer
 from ds_distill.training.engine import Engine
+from ds_distill.training.universal_checkpoint import conversion_bytes, make_universal
 from ds_distill.utils.errors import UserError
 from tests.distributed.step_worker import GLOBAL, batches, random_bert
 
 BEFORE, STEPS = 2, 5  # optimizer steps up to the checkpoint, and in all
 
 
+def converted_within_its_need(path: Path, target: Path) -> None:
+    """Convert a checkpoint, and assert that the converter took no more disk than was asked for beforehand."""
+    need, peak, remove = (
+        conversion_bytes(path, sum(map(len, checkpoint.read_manifest(path)["groups"]))),
+        [],
+        shutil.rmtree,
+    )
+
+    def measure(folder, *arguments, **options):
+        blocks = [file.stat().st_blocks for file in target.rglob("*")]
+        peak.append(512 * sum(blocks))  # before the first removal there is most
+        remove(folder, *arguments, **options)
+
+    with mock.patch.object(ds_to_universal.shutil, "rmtree", measure):
+        make_universal(path, target)
+    assert 0 < max(peak) == peak[0] <= need, (peak, need)
+
+
 def main() -> None:
+    checkpoint.make_universal = converted_within_its_need
     folder, cases = Path(sys.argv[1]), sys.argv[2:]
     rank, world = start_distributed()
     for case in cases:

@@ -1,0 +1,31 @@
+"""A conversion that does not fit on the disk is refused before it begins."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from ds_distill.training import checkpoint
+from ds_distill.utils.errors import UserError
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_a_conversion_without_room_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "step-000000005"
+    path.mkdir()
+    for name, size in {"zero_pp_rank_0_mp_rank_00_optim_states.pt": 5, "mp_rank_00_model_states.pt": 3}.items():
+        with (path / name).open("wb") as file:
+            file.truncate(size << 20)  # sparse
+    (path / "manifest.json").write_text(json.dumps({"groups": [["a", "b"], ["c"]]}))
+    need = (2 * 5 + 2 * 3 << 20) + 4 * (64 << 10)
+    for free in (need, need - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(1 << 40, 0, free))
+        if free == need:
+            checkpoint._check_room_to_convert(path)
+        else:
+            with pytest.raises(
+                UserError, match=r"disk is full: converting step-000000005 .* takes 16\.2 MiB .* are free"
+            ):
+                checkpoint._check_room_to_convert(path)
