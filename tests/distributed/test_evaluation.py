@@ -8,6 +8,7 @@ from ds_distill.training.evaluation import FIGURES
 from tests.start import run_ranks
 
 
+@pytest.mark.promise("Ranks share the held-out text, and its figures have the same bits for any number of ranks")
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_the_figures_have_the_same_bits_for_any_number_of_ranks(world):
     """Five batches: the last one of two or three ranks has nothing to read, and calls the model all the same."""
