@@ -153,7 +153,8 @@ class Training:
         global_batch_size: Sequences per optimizer step, over all ranks and accumulation steps.
         micro_batch_size: Maximum number of sequences per rank and forward pass. The run uses the largest
             number up to this one that divides a rank's share of the global batch, and accumulates the
-            gradients of several micro-batches. "auto": the largest micro-batch that fits in memory (distill only).
+            gradients of several micro-batches. Where the ranks cannot have equal shares, rows that no loss
+            counts fill up the smaller ones. "auto": the largest micro-batch that fits in memory (distill only).
         max_tokens: Stop after this many tokens; 0: stop after `epochs`.
         epochs: Passes over the data when max_tokens is 0.
         learning_rate: Peak learning rate, after a linear warm-up and before a linear decay to zero.
@@ -217,25 +218,16 @@ class Training:
     resume: Literal["auto", "never"] = "auto"
     report_to: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
 
-    def sequences_per_rank(self, ranks: int) -> int:
-        """Return how many sequences of the global batch each rank gets.
+    def micro_batches(self, ranks: int) -> list[int]:
+        """Return the sizes of a micro-batch that leave the least to fill up, the largest first.
 
-        Raises:
-            UserError: If the ranks cannot have equal shares.
+        Where the ranks have equal shares of the global batch, these are the divisors of a share. Else
+        they are those of the largest share that differ in the number of micro-batches.
         """
         share, rest = divmod(self.global_batch_size, ranks)
-        if rest:
-            nearest = " or ".join(str(count * ranks) for count in (share, share + 1) if count)
-            raise UserError(
-                f"training.global_batch_size = {self.global_batch_size}: cannot be divided evenly among {ranks} ranks; "
-                f"use {nearest}"
-            )
-        return share
-
-    def micro_batches(self, ranks: int) -> list[int]:
-        """Return the divisors of a rank's share of the global batch, the largest first."""
-        share = self.sequences_per_rank(ranks)
-        return [size for size in range(share, 0, -1) if share % size == 0]
+        if not rest:
+            return [size for size in range(share, 0, -1) if share % size == 0]
+        return sorted({-(-(share + 1) // parts) for parts in range(1, share + 2)}, reverse=True)
 
     def resolve_micro_batch(self, ranks: int) -> int:
         """Return the micro-batch that a run on `ranks` ranks uses, where the recipe gives it as a number."""

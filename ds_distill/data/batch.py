@@ -33,6 +33,8 @@ class Batch:
             else None.
         cu_seqlens: The documents' boundaries in the same case, see `compute_cu_seqlens`; else None.
         shows_mask: [B, L] bool, true where input_ids is [MASK], of held-out batches; else None.
+        loss_mask: [B, L] bool, true on the real tokens that the losses count, where some rows only fill
+            up the batch; else None, and the losses count all real tokens.
     """
 
     input_ids: Tensor
@@ -41,6 +43,7 @@ class Batch:
     document_ids: Tensor | None = None
     cu_seqlens: Tensor | None = None
     shows_mask: Tensor | None = None
+    loss_mask: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on `device`.

@@ -12,6 +12,7 @@ import numpy as np
 from ds_distill.data.batch import Batch, CollateSpec, TokenCounts, collate
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import Masker
+from ds_distill.data.shares import Shares, fill_up
 from ds_distill.data.sources import check_weights
 from ds_distill.utils.errors import UserError
 
@@ -25,8 +26,7 @@ class BatchLoader:
     """The batches of one rank.
 
     The sequences of step k are a slice of the epoch's global order, which is the same at any world
-    size. A global batch is laid out micro-step by micro-step, and within each micro-step rank by
-    rank.
+    size. `Shares` divides a global batch among ranks and micro-batches.
 
     `steps_per_epoch` leaves out the incomplete last global batch. `accumulation` is the number of
     micro-batches that a rank runs per step.
@@ -39,8 +39,7 @@ class BatchLoader:
         document_masking: Whether the documents of a packed block cannot see each other.
 
     Raises:
-        UserError: If the global batch cannot be divided evenly or exceeds the data, or if the
-            weights do not fit the sources.
+        UserError: If the global batch exceeds the data, or if the weights do not fit the sources.
     """
 
     def __init__(
@@ -62,14 +61,6 @@ class BatchLoader:
                 f"training.global_batch_size = {global_batch_size}, micro_batch_size = {micro_batch_size}, rank {rank} "
                 f"of {world_size}: sizes must be at least 1, and ranks count from 0"
             )
-        wave = micro_batch_size * world_size
-        if global_batch_size % wave:
-            below, above = global_batch_size // wave * wave, -(-global_batch_size // wave) * wave
-            nearest = f"{below} or {above}" if below else f"{above}"
-            raise UserError(
-                f"training.global_batch_size = {global_batch_size}: not a multiple of micro_batch_size "
-                f"{micro_batch_size} × {world_size} ranks = {wave}; use {nearest}"
-            )
         self._sources = store.sources()
         self.weights = list(weights or [1.0] * len(self._sources))
         check_weights(self.weights, len(self._sources))
@@ -85,13 +76,9 @@ class BatchLoader:
             store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None
         )
         self.seconds_waited = 0.0
-        self.global_batch_size, self.micro_batch_size, self.rank, self.world_size = (
-            global_batch_size,
-            micro_batch_size,
-            rank,
-            world_size,
-        )
-        self.accumulation = global_batch_size // wave
+        self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
+        self.shares = Shares(global_batch_size, micro_batch_size, world_size)
+        self.accumulation = self.shares.accumulation
         self._order = (-1, np.empty(0, np.int64))
 
     def epoch(self, step: int) -> int:
@@ -131,14 +118,19 @@ class BatchLoader:
             order[within] = order[within][np.argsort(lengths[within], kind="stable")]
         return random.permutation(order.reshape(-1, self.global_batch_size), axis=0).reshape(-1)
 
+    def rank_entries(self, step: int) -> list[np.ndarray]:
+        """Return the entries of each of this rank's micro-batches of `step`; some may have none."""
+        entries = self.get_indices(step)
+        return [entries[self.shares.part(micro, self.rank)] for micro in range(self.accumulation)]
+
     def micro_batches(self, step: int) -> list[Batch]:
-        """Return this rank's `accumulation` batches of `step`, each [micro_batch_size, L]."""
-        rank_entries = self.get_indices(step).reshape(self.accumulation, self.world_size, self.micro_batch_size)[
-            :, self.rank
-        ]
-        return [
-            collate(self.store, self.masker, entries, self.epoch(step), self.collate_spec) for entries in rank_entries
-        ]
+        """Return this rank's `accumulation` batches of `step`, each [shares.rows, L]."""
+        batches, epoch = [], self.epoch(step)
+        for entries in self.rank_entries(step):
+            shown = entries if len(entries) else self.get_indices(step)[:1]
+            batch = collate(self.store, self.masker, shown, epoch, self.collate_spec)
+            batches.append(fill_up(batch, len(entries), self.shares.rows))
+        return batches
 
     def counts(self, step: int) -> TokenCounts:
         """Return the counts of the whole global batch of `step`.

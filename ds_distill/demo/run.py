@@ -72,10 +72,7 @@ def run(
         from_scratch: How to train the teacher, or None for the one that comes with the project.
         fresh: Start over instead of reusing finished parts.
     """
-    _, ranks = start_distributed()
-    recipe = copy.deepcopy(recipe)
-    # Nobody has chosen this recipe, so its batch is rounded up to run on any number of ranks.
-    recipe.training.global_batch_size = -(-recipe.training.global_batch_size // ranks) * ranks
+    start_distributed()
     preflight.check_machine(recipe)
     preflight.check_engine(recipe)
     if is_first():

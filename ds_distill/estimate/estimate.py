@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from ds_distill.data.batch import TokenCounts
+from ds_distill.data.shares import Shares
 from ds_distill.distributed.process_group import start_distributed
 from ds_distill.estimate.flops import flops_per_token
 from ds_distill.estimate.hardware import Device, Rate, Work, estimate_rate
@@ -127,7 +128,7 @@ class Estimator:
             stage=stage,
             ranks=ranks,
             dtype=self.dtype,
-            accumulation=max(1, training.global_batch_size // (micro_batch_size * ranks)),
+            accumulation=Shares(training.global_batch_size, micro_batch_size, ranks).accumulation,
             activations=first_sequence + per_sequence * (micro_batch_size - 1),
             device=self.device.type,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.shares import Shares
 from ds_distill.estimate.corpora import EpochSize
 from ds_distill.estimate.estimate import HEADROOM, Estimator
 from ds_distill.estimate.flops import flops_per_token
@@ -191,16 +192,24 @@ def _speed(
     """Return the rate of all ranks: the given one, or that of a kind of GPU, or one measured here."""
     if tokens_per_second is not None:
         return Speed(tokens_per_second, "given", "given", [])
+    batch = estimator.recipe.training.global_batch_size
+    filled, notes = Shares(batch, micro_batch_size, ranks).filled_fraction, []
+    useful = ranks * (1 - filled)  # ranks' worth of rows that the losses count
+    if filled:
+        notes.append(
+            f"{ranks} ranks cannot have equal shares of training.global_batch_size = {batch}: {filled:.1%} of the "
+            "computed rows only fill up the smaller ones."
+        )
     if gpu is None:
         rate = estimator.measure_rate(min(micro_batch_size, 4), (total_tokens or math.inf) / ranks)
-        basis, notes = "forward and backward of one rank measured here, × ranks", []
+        basis = "forward and backward of one rank measured here, × ranks"
         if estimator.device.type == "cpu":
             known = CPU_LONG if estimator.length > 2 * CPU_SHORT.length else CPU_SHORT
             notes.append(
                 f"For comparison: BERT-base to DistilBERT ran at {known.tokens_per_second:.0f} tokens per second with "
                 f"sequences of {known.length} tokens on {known.device} ({known.date}, {known.report})."
             )
-        return Speed(rate * ranks, "measured", basis, notes)
+        return Speed(rate * useful, "measured", basis, notes)
     device, reference = find_device(gpu), DEVICES["h100"]
     one = estimator.known_rate(device, micro_batch_size)
     measured = is_measured(gpu.lower())
@@ -208,7 +217,7 @@ def _speed(
         f"{H100_SMALL.tokens_per_second:,.0f} and {H100_LARGE.tokens_per_second:,.0f} tokens per second, measured on "
         f"one {reference.title} on {H100_SMALL.date}"
     )
-    notes = [
+    notes += [
         f"The rate is scaled from BERT-base to DistilBERT at {H100_SMALL.sequences} × {H100_SMALL.length} and "
         f"{H100_LARGE.sequences} × {H100_LARGE.length} tokens per step ({H100_SMALL.report}) to these models and "
         "batches. Evaluations, checkpoints and the preparation of text come on top."
@@ -245,7 +254,7 @@ def _speed(
             "are faster."
         )
     kind = "estimated" if measured and ranks == 1 else "extrapolated"
-    return Speed(one.tokens_per_second * ranks, kind, basis, notes)
+    return Speed(one.tokens_per_second * useful, kind, basis, notes)
 
 
 def _advice(own_row: dict, rows: list[dict], largest: int, training: Training) -> str:

@@ -3,11 +3,14 @@
 import copy
 from typing import cast
 
+from ds_distill.data.shares import Shares
 from ds_distill.estimate.estimate import choose_micro_batch
 from ds_distill.models.folder import ModelFolder
 from ds_distill.recipe import Recipe
 from ds_distill.utils.console import log_once
 from ds_distill.utils.errors import UserError
+
+NOTABLE_FILL = 0.05  # from this share of rows that only fill up, a run reports it
 
 
 def check_micro_batch(recipe: Recipe) -> None:
@@ -24,10 +27,19 @@ def with_resolved_micro_batch(recipe: Recipe, teacher: ModelFolder | None, ranks
     t.micro_batch_size = (
         choose_micro_batch(recipe, cast(ModelFolder, teacher)) if requested == "auto" else t.resolve_micro_batch(ranks)
     )
+    share, rest = divmod(t.global_batch_size, ranks)
+    lines = []
     if requested not in ("auto", t.micro_batch_size):
-        line = (
+        lines.append(
             f"micro-batch: {t.micro_batch_size} sequences, not {requested}: a rank's share of the global batch is "
-            f"{t.sequences_per_rank(ranks)}"
+            f"{f'{share} or {share + 1}' if rest else share}"
         )
+    filled = Shares(t.global_batch_size, t.micro_batch_size, ranks).filled_fraction
+    if filled > NOTABLE_FILL:
+        lines.append(
+            f"training.global_batch_size = {t.global_batch_size} on {ranks} ranks: {filled:.0%} of the computed rows "
+            "only fill up the smaller shares; another number of ranks is faster"
+        )
+    for line in lines:
         log_once(line, line)  # once for all runs of a job
     return recipe

@@ -105,6 +105,7 @@ class Objective(nn.Module):
         counts: TokenCounts | tuple[int, int] | None = None,
         targets: Targets | None = None,
         cu_seqlens: Tensor | None = None,
+        loss_mask: Tensor | None = None,
         mode: Literal["train", "evaluate"] = "train",
     ) -> tuple[Tensor, Tensor]:
         """Return (loss, sums).
@@ -123,6 +124,7 @@ class Objective(nn.Module):
             targets: The teacher's, or None where no term needs it.
             cu_seqlens: For a batch whose documents do not see each other, see
                 data.batch.compute_cu_seqlens. It is given beside the mask, for models.varlen_attention.
+            loss_mask: [B, L] bool, true on the tokens that the losses count; None for all real tokens.
             mode: Evaluation goes through the same call, since ZeRO-3 gathers weights for it.
         """
         if mode == "evaluate":
@@ -132,8 +134,9 @@ class Objective(nn.Module):
             raise ValueError(f"training on {', '.join(self.weights)} needs counts and, but for mlm alone, targets")
         counts = TokenCounts(*counts)
         hidden, states = run_encoder(self.model, input_ids, attention_mask, cu_seqlens, self.student_sites)
-        if attention_mask is not None and attention_mask.dim() == 4:
-            attention_mask = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
+        token_mask = attention_mask if loss_mask is None else loss_mask
+        if token_mask is not None and token_mask.dim() == 4:
+            token_mask = token_mask[:, 0].diagonal(dim1=-2, dim2=-1)
         scale = float(self.world_size)  # the engine averages over ranks, but these sums need the sum
         factors = {name: scale * self.weights[name] / count for name, count in self.counts_of_terms(counts).items()}
         head = self.family.mlm_transform(self.model, hidden).flatten(0, 1)
@@ -147,13 +150,13 @@ class Objective(nn.Module):
             kl_weight=factors.get("kl", 0.0),
             mlm_weight=factors["mlm"],
             kl_tokens=self.losses.kl_tokens,
-            token_mask=attention_mask.flatten() if attention_mask is not None else None,
+            token_mask=token_mask.flatten() if token_mask is not None else None,
             backend=self.backend,
         )
         sums = [*([kl_sum] if "kl" in self.weights else []), mlm_sum]
         for name, match in self._matches:
             assert targets is not None  # checked above
-            matched = match(states, targets.states, attention_mask)
+            matched = match(states, targets.states, token_mask)
             loss = loss + matched * factors[name]
             sums.append(matched.detach())
         return loss, torch.stack(sums)

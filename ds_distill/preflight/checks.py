@@ -50,12 +50,11 @@ MONITORS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml",
 def check_machine(recipe: Recipe) -> None:
     """Collective: raise UserError where these ranks cannot run the recipe.
 
-    They must be able to share the global batch and to run as the recipe and its DeepSpeed JSON ask.
+    They must be able to run as the recipe and its DeepSpeed JSON ask.
     """
     # a rank that joins and is then lost is missed within seconds, while one that never comes is
     # waited for
-    _, ranks = start_distributed()
-    recipe.training.sequences_per_rank(ranks)
+    start_distributed()
     run_on_rank0(lambda: check_installed(recipe.training.report_to, "training.report_to"))
     device = local_device(recipe.training.device)
     if recipe.training.precision != "auto":  # "auto" is measured

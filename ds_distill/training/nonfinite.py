@@ -59,9 +59,7 @@ class NonFiniteGuard:
 
     def _where(self, step: int, result: StepResult) -> str:
         bad_batches = []
-        entries = self.loader.get_indices(step).reshape(
-            self.loader.accumulation, self.loader.world_size, self.loader.micro_batch_size
-        )
+        entries = self.loader.rank_entries(step)
         for micro, sums in enumerate(result.sums):
             bad = [
                 f"{name} {value}"
@@ -69,7 +67,7 @@ class NonFiniteGuard:
                 if not math.isfinite(value)
             ]
             if bad:
-                sequences = entries[micro, self.loader.rank] % len(self.loader.store)
+                sequences = entries[micro] % len(self.loader.store)
                 bad_batches.append(
                     (
                         ", ".join(bad),

@@ -96,7 +96,7 @@ class Step:
             inputs = batch.input_ids, batch.attention_mask
             cu_seqlens = batch.cu_seqlens if self.varlen else None
             targets = self.teacher.targets(*inputs, cu_seqlens, self.sites) if self.teacher is not None else None
-            loss, terms = self.engine(*inputs, batch.labels, counts, targets, cu_seqlens)
+            loss, terms = self.engine(*inputs, batch.labels, counts, targets, cu_seqlens, batch.loss_mask)
             sums.append(terms)
             self.engine.backward(loss)
             norm = self.engine.step()

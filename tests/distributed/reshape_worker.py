@@ -2,20 +2,24 @@
 
 Rank 0 prints a JSON line {name: losses}. The arguments are a folder, then "train STAGE DTYPE" or
 "load STAGE DTYPE NAME" for each case, where NAME is that of a case that trained
-(stage-dtype-ranks). With "refuse" instead of "load", the checkpoint must be refused. "train/torch"
-uses torch's optimizer, and so do the other words with "/torch".
+(stage-dtype-ranks). "relay" instead of "load" saves again after one more step. With "refuse", the
+checkpoint must be refused. "train/torch" uses torch's optimizer, and so do the other words with
+"/torch". Where the ranks cannot have equal shares of the batch, the smaller ones are filled up.
 """
 
 import json
 import shutil
 import sys
+import zlib
 from pathlib import Path
 from unittest import mock
 
 import torch
 from deepspeed.checkpoint import ds_to_universal
 
-from ds_distill.distributed.process_group import start_distributed
+from ds_distill.data.batch import Batch
+from ds_distill.data.shares import Shares, fill_up
+from ds_distill.distributed.process_group import all_gather_object, start_distributed
 from ds_distill.losses.objective import Objective
 from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
@@ -60,7 +64,8 @@ def main() -> None:
         if name:  # makes every weight wrong that is not loaded
             for parameter in student.parameters():
                 parameter.data.normal_(0, 0.2)
-        micro = GLOBAL // world // (2 if kind == "train" else 1)
+        micro = -(-GLOBAL // world // (2 if kind == "train" else 1))
+        shares = Shares(GLOBAL, micro, world)
         recipe = Training(
             global_batch_size=GLOBAL,
             micro_batch_size=micro,
@@ -71,11 +76,10 @@ def main() -> None:
             optimizer=optimizer or "auto",
             deepspeed=f"ds_configs/deepspeed/zero{stage}.json",
         )
-        accumulation = GLOBAL // world // micro
         engine = Engine(
             Objective(student, Losses(), world),
             recipe,
-            accumulation=accumulation,
+            accumulation=shares.accumulation,
             total_steps=STEPS,
             device=torch.device("cpu"),
             dtype=getattr(torch, dtype),
@@ -91,29 +95,39 @@ def main() -> None:
         if name:
             first = checkpoint.resume(engine, folder / name[0])["step"]
             key = f"{name[0]} → {key}"
-        losses = []
+        save_at = first + 1 if kind == "relay" else None if name else BEFORE
+        losses, digests = [], []
         for step, (ids, labels, mask) in list(enumerate(batches()))[first:]:
             counts, total = (int(mask.sum()), int((labels >= 0).sum())), torch.zeros(3)
-            for micro_step in range(accumulation):
-                at = (micro_step * world + rank) * micro
-                part = slice(at, at + micro)
-                loss, sums = engine(ids[part], mask[part], labels[part], counts, teacher.targets(ids[part], mask[part]))
+            rows: list[tuple] = []  # those that this rank's losses count
+            for micro_step in range(shares.accumulation):
+                part = shares.part(micro_step, rank)
+                sequences = part.stop - part.start
+                shown = part if sequences else slice(0, 1)
+                batch = fill_up(Batch(ids[shown], labels[shown], mask[shown]), sequences, shares.rows)
+                inputs = batch.input_ids, batch.attention_mask
+                loss, sums = engine(*inputs, batch.labels, counts, teacher.targets(*inputs), loss_mask=batch.loss_mask)
                 total += sums
                 engine.backward(loss)
                 engine.step()
+                counted = batch.token_mask if batch.loss_mask is None else batch.loss_mask
+                rows += [
+                    (x[m].tolist(), y.tolist())
+                    for x, y, m in zip(batch.input_ids, batch.labels, counted, strict=True)
+                    if m.any()
+                ]
             torch.distributed.all_reduce(total)
-            if step == BEFORE:
+            digests.append(zlib.crc32(repr(sorted(row for part in all_gather_object(rows) for row in part)).encode()))
+            if step == max(first, BEFORE):
                 rates = engine.deepspeed.get_lr()
             losses.append(float(5 * total[0] / counts[0] + 2 * total[1] / counts[1] + total[2] / counts[0]))
-            if not name and step + 1 == BEFORE:
-                checkpoint_writer.save(engine, folder / key, BEFORE, {}, keep=1)
+            if step + 1 == save_at:
+                checkpoint_writer.save(engine, folder / f"{stage}-{dtype}-{world}", save_at, {}, keep=1)
         decays = sorted({group["weight_decay"] for group in engine.deepspeed.optimizer.param_groups})
         if rank == 0:
-            print(
-                json.dumps(
-                    {"case": key, "losses": losses if name else losses[BEFORE:], "decays": decays, "rates": rates}
-                )
-            )
+            shown_losses = losses if name else losses[BEFORE:]
+            row = {"case": key, "losses": shown_losses, "decays": decays, "rates": rates, "batches": digests}
+            print(json.dumps(row))
         engine.destroy()
 
 

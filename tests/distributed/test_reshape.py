@@ -55,6 +55,27 @@ def test_another_shape_goes_on_alike(tmp_path, record_property):
         ), key
 
 
+@pytest.mark.promise(
+    "Any number of ranks resumes any global batch: equal batches and masks, losses within 1e-5 (fp32, no dropout)"
+)
+def test_four_three_and_two_ranks_train_alike(tmp_path, record_property):
+    """Three ranks cannot have equal shares of eight sequences."""
+    stages = (1, 2, 3)
+    rows = run_cases(4, tmp_path, [f"train {stage} float32" for stage in stages])
+    rows |= run_cases(3, tmp_path, [f"relay {stage} float32 {stage}-float32-4" for stage in stages])
+    rows |= run_cases(2, tmp_path, [f"load {stage} float32 {stage}-float32-3" for stage in stages])
+    for stage in stages:
+        four, three, two = (
+            rows[f"{before}{stage}-float32-{ranks}"]
+            for ranks, before in ((4, ""), (3, f"{stage}-float32-4 → "), (2, f"{stage}-float32-3 → "))
+        )
+        assert three["losses"] == pytest.approx(four["losses"], rel=1e-5)
+        assert two["losses"] == pytest.approx(four["losses"][1:], rel=1e-5)
+        assert len(set(four["batches"])) == 5 and three["batches"] == four["batches"][2:]
+        assert two["batches"] == four["batches"][3:]
+    record_property("changes of the number of ranks", 2 * len(stages))
+
+
 @pytest.mark.parametrize(
     ("stage", "dtype", "before", "now"),
     [

@@ -71,7 +71,7 @@ def test_the_main_job_on_three_ranks(world, tmp_path):
         "student, distilled",
         "student, no teacher",
     ]
-    assert "micro-batch: 3 sequences, not 8: a rank's share of the global batch is 3" in output
+    assert "micro-batch: 3 sequences, not 8: a rank's share of the global batch is 2 or 3" in output
     distilled, half = summary["rows"][3], AutoModelForMaskedLM.from_pretrained(summary["export"])
     assert (
         distilled["tokens"] >= 1500 and half.config.n_layers == 2 and f"{distilled['mask_loss']:.2f} ± " in done.stdout

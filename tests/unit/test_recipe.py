@@ -88,12 +88,9 @@ def test_every_small_recipe_runs_on_any_usual_number_of_gpus():
 def test_the_micro_batch_is_what_divides_a_ranks_share():
     training = Training(global_batch_size=32, micro_batch_size=12)
     assert [training.resolve_micro_batch(ranks) for ranks in (1, 2, 4, 8, 32)] == [8, 8, 8, 4, 1]
-    for ranks, nearest in ((3, "30 or 33"), (64, "64")):
-        with pytest.raises(
-            UserError,
-            match=f"training.global_batch_size = 32: cannot be divided evenly among {ranks} ranks; use {nearest}",
-        ):
-            training.micro_batches(ranks)
+    # where the shares differ, as few micro-batches as the limit allows, and all about as large
+    assert [training.resolve_micro_batch(ranks) for ranks in (3, 5, 7, 31, 64)] == [11, 7, 5, 2, 1]
+    assert training.micro_batches(3) == [11, 6, 4, 3, 2, 1]
 
 
 @pytest.mark.parametrize("command", ["prepare", "pretrain", "distill", "estimate", "evaluate"])

@@ -74,6 +74,14 @@ def test_the_measured_case_has_the_measured_rate_and_no_other_claims_to():
     assert any("several GPUs was not measured" in note for note in eight["notes"])
 
 
+def test_rows_that_only_fill_up_the_shares_of_some_ranks_take_their_time():
+    equal, seven = estimate(given=recipe(global_batch_size=1036, micro_batch_size=74), ranks=7), estimate(ranks=7)
+    assert seven["micro_batch_size"] == 74
+    assert seven["tokens_per_second"] == pytest.approx(equal["tokens_per_second"] * 1024 / 1036, rel=1e-3)
+    assert any("7 ranks cannot have equal shares" in note and "1.2% of the computed" in note for note in seven["notes"])
+    assert not any("equal shares" in note for note in equal["notes"])
+
+
 def test_a_price_and_a_rate_can_be_given():
     given = estimate(epoch=parse_tokens("1B"), price=2.0, rate=1e6)
     assert given["dollars"] == pytest.approx(1e9 / 1e6 / 3600 * 8 * 2, rel=0.01)
