@@ -173,9 +173,10 @@ class Heartbeat:
 
 
 def _clone_store(store):
-    """Return the same store on its own connection: a rank that waits on the shared one would be silent."""
-    while isinstance(store, torch.distributed.PrefixStore):
-        store = store.underlying_store
+    """Return the same store on its own connection: a rank that waits on the shared one would be silent.
+
+    It keeps the prefix, since what lies outside may be an earlier attempt's.
+    """
     clone = store.clone()
     clone.set_timeout(timedelta(seconds=60))
     return clone

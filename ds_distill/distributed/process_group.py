@@ -12,8 +12,10 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.constants import default_pg_timeout
 
 from ds_distill.deepspeed_fixes import guard_extension_builds, skip_unused_extension
+from ds_distill.distributed.agent_store import join_attempt, uses_agent_store
 from ds_distill.distributed.heartbeat import Heartbeat
 from ds_distill.distributed.launch_environment import SINGLE_PROCESS, gpu_index, idle_gpus
 from ds_distill.utils.console import is_first
@@ -28,8 +30,10 @@ def start_distributed() -> tuple[int, int]:
         os.environ.setdefault(key, value)
     if not torch.distributed.is_initialized():
         if os.environ["WORLD_SIZE"] == "1":
-            # two lone runs on one machine must not meet on the default port
+            # two lone runs on one machine must not meet on the default port, and a lone process meets nobody elsewhere
             os.environ["MASTER_PORT"] = _free_port()
+            os.environ["MASTER_ADDR"] = SINGLE_PROCESS["MASTER_ADDR"]
+            os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
         skip_unused_extension()
         guard_extension_builds()
         if torch.cuda.is_available():
@@ -39,10 +43,21 @@ def start_distributed() -> tuple[int, int]:
             if idle := idle_gpus(gpu_count):
                 print(idle, file=sys.stderr, flush=True)
         with _report_long_wait():
-            deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+            _join("nccl" if torch.cuda.is_available() else "gloo")
         if torch.distributed.get_world_size() > 1:
             _heartbeats.append(Heartbeat())
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _join(backend: str) -> None:
+    """Make the process group, which DeepSpeed takes over where it is there."""
+    if uses_agent_store():
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = join_attempt(rank, world, default_pg_timeout)
+        torch.distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=world, timeout=default_pg_timeout
+        )
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
 @contextlib.contextmanager
