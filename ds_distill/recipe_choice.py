@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_distill.config.renamed import read_identity
-from ds_distill.data.dataset import read_manifest
 from ds_distill.data.sources import split_inputs
+from ds_distill.data.token_files import read_manifest
 from ds_distill.recipe import Losses, Recipe, Training
 from ds_distill.run_folder import RunFolder
 from ds_distill.utils.console import log_once

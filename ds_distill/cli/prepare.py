@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ds_distill.cli import arguments
 from ds_distill.cli.pretrain import NEW_MODEL
+from ds_distill.config.values import UserPath
 from ds_distill.data.sources import check_inputs
+from ds_distill.data.token_files import open_manifest, read_manifest
 from ds_distill.reporting.closing import format_closing, sibling
 from ds_distill.reporting.tables import aligned
 from ds_distill.utils.console import log, log_header
@@ -54,30 +56,45 @@ def add_arguments(parser) -> None:
     arguments.add_teacher(parser, "; its tokenizer is used when --tokenizer is not given")
     arguments.add_corpus(parser)
     arguments.add_tokenizer(parser)
+    parser.add_argument(
+        "--convert",
+        type=UserPath | None,
+        default=None,
+        help="folder that an earlier version prepared, to convert to today's files instead of preparing a corpus",
+    )
     arguments.add_unread_heldout(parser)
     arguments.add_recipe(parser)
 
 
 def check(options) -> None:
+    if options.convert:
+        options.output = options.convert
+        return
     arguments.check_job(options)
     if not (options.tokenizer or options.teacher) or not options.corpus:
         raise UserError("prepare needs --corpus, and --tokenizer or a recipe with a teacher")
 
 
 def check_paths(options) -> None:
+    if options.convert and not (Path(options.convert) / "manifest.json").is_file():
+        open_manifest(options.convert)  # which says that there is nothing to convert
+    arguments.check_writable(options.output)
+    if options.convert:
+        return
     check_inputs(options.corpus)
     option = "tokenizer" if options.tokenizer else "teacher"
     arguments.check_tokenizer_folder(options[option], f"--{option}")
-    arguments.check_writable(options.output)
 
 
 def run(options) -> dict:
-    from ds_distill.data.dataset import read_manifest
+    from ds_distill.data.convert import convert
     from ds_distill.data.run_data import is_prepared, prepare_tokens
     from ds_distill.data.tokenizer import load_tokenizer
     from ds_distill.models.folder import find_model_folder
     from ds_distill.preflight.models import warn_if_teacher_unfit
 
+    if options.convert:
+        return _summary(options.output, convert(Path(options.convert)))
     recipe = arguments.build_recipe(options)
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     if options.teacher:
@@ -99,7 +116,11 @@ def run(options) -> dict:
         }
     )
     manifest = prepare_tokens(options.corpus, tokenizer, output, recipe)
-    return {"output": options.output, **{key: manifest[key] for key in REPORTED}}
+    return _summary(options.output, manifest)
+
+
+def _summary(output: str, manifest: dict) -> dict:
+    return {"output": output, **{key: manifest[key] for key in REPORTED if key in manifest}}
 
 
 def closing(options, summary: dict) -> str:
@@ -110,6 +131,8 @@ def closing(options, summary: dict) -> str:
             *((name, f"{documents[key]:,}", f"{tokens[key]:,}") for key, name in SPLITS.items()),
         ]
     )
+    if options.convert:
+        return format_closing(table, aligned([("files", output)]), commands=[])
     if options.teacher:
         teacher = ["--teacher", options.teacher, "--tokens", output]
         commands = [

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -17,8 +15,10 @@ from ds_distill.data.accounting import Accounts
 from ds_distill.data.packing import Packer
 from ds_distill.data.shards import INDEX
 from ds_distill.data.sources import WorkUnit, corpus_identity
+from ds_distill.data.token_files import merge
 from ds_distill.data.tokenizer import save_tokenizer, tokenizer_fingerprint
 from ds_distill.data.worker import SPLITS, EncodingSpec
+from ds_distill.utils.console import spinner
 from ds_distill.utils.errors import UserError
 
 
@@ -35,7 +35,7 @@ class _Assembly:
         accounts: What became of every character and document.
         hashes: The hashes of the documents, an array per piece.
         maskable: By split, how many sequences have each number of maskable tokens.
-        shards: By split, the entries of the manifest.
+        shards: By split, what `token_files.merge` takes.
         sources: The inputs' entries of the manifest.
         leftovers: By (source, split), the tokens that fill no whole sequence, an array per piece.
     """
@@ -56,8 +56,11 @@ def assemble(
     data = building / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
-    assembly = _merge_shards(inputs, pieces, building, data, spec)
-    _pack_leftovers(assembly, data, spec)
+    assembly = _add_up(inputs, pieces, building, spec)
+    scratch = building / "leftovers"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    _pack_leftovers(assembly, scratch, spec)
     remarks = assembly.accounts.sentences()
     if not any(assembly.shards.values()):
         reasons = "; ".join(remarks)
@@ -65,14 +68,17 @@ def assemble(
             f"{', '.join(inputs)}: the corpus is empty, because no document yields a token; "
             f"{reasons or 'give files that contain text'}"
         )
-    _ensure_nonempty_splits(data, assembly.shards, assembly.counts, assembly.maskable, spec)
+    _ensure_nonempty_splits(scratch, assembly.shards, assembly.counts, assembly.maskable, spec)
     for split in SPLITS:
         for shard in assembly.shards[split]:
             assembly.sources[shard["source"]]["sequences"][split] += shard["sequences"]
             assembly.sources[shard["source"]]["tokens"][split] += shard["tokens"]
     np.save(data / "token_counts.npy", assembly.counts)
     save_tokenizer(tokenizer, data / "tokenizer")
-    manifest = _manifest(assembly, spec, tokenizer) | {
+    manifest = _manifest(assembly, spec, tokenizer)
+    with spinner("merging the prepared parts"):
+        manifest |= merge(data, assembly.shards, spec.dtype, manifest["tokenizer_fingerprint"])
+    manifest |= {
         "remarks": remarks,
         "corpus": corpus_identity(inputs, pieces),
         "content": content,
@@ -81,10 +87,8 @@ def assemble(
     return manifest
 
 
-def _merge_shards(
-    inputs: list[str], pieces: list[WorkUnit], building: Path, data: Path, spec: EncodingSpec
-) -> _Assembly:
-    """Link the files of all pieces into `data`, and add up their reports."""
+def _add_up(inputs: list[str], pieces: list[WorkUnit], building: Path, spec: EncodingSpec) -> _Assembly:
+    """Return what the reports of all pieces add up to."""
     assembly = _Assembly(
         counts=np.zeros(spec.vocab_size, np.int64),
         accounts=Accounts(),
@@ -113,22 +117,19 @@ def _merge_shards(
             shard = report["shards"][split]
             assembly.maskable[split].update({int(n): sequences for n, sequences in shard.pop("maskable").items()})
             if shard["sequences"]:
-                name = f"{split}-{number:05d}"
-                for suffix in (".bin", ".idx"):
-                    _link(folder / f"{split}{suffix}", data / f"{name}{suffix}")
-                assembly.shards[split].append(shard | {"file": name, "source": piece.source})
+                assembly.shards[split].append(shard | {"path": folder / split, "source": piece.source})
     return assembly
 
 
-def _pack_leftovers(assembly: _Assembly, data: Path, spec: EncodingSpec) -> None:
+def _pack_leftovers(assembly: _Assembly, scratch: Path, spec: EncodingSpec) -> None:
     """Pack what fills no sequence of one piece into sequences of several."""
     for (source, split), parts in sorted(assembly.leftovers.items()):
-        writer = spec.writer(data / f"{split}-rest-{source}")
+        writer = spec.writer(path := scratch / f"{split}-rest-{source}")
         packer = Packer(writer, spec.sequence_length, spec.cls_id, spec.sep_id)
         for part in parts:
             packer.add(part)
         packer.finish()
-        shard = writer.close() | {"source": source}
+        shard = writer.close() | {"path": path, "source": source}
         assembly.maskable[split].update(shard.pop("maskable"))
         assembly.shards[split].append(shard)
         if split == "train":
@@ -136,14 +137,12 @@ def _pack_leftovers(assembly: _Assembly, data: Path, spec: EncodingSpec) -> None
 
 
 def _manifest(assembly: _Assembly, spec: EncodingSpec, tokenizer) -> dict[str, Any]:
-    """Return the manifest's entries on tokens, sequences and statistics."""
+    """Return the manifest's entries except those on its files."""
     counts, shards = assembly.counts, assembly.shards
     all_hashes = np.concatenate(assembly.hashes)
     statistics = assembly.accounts.statistics()
     statistics["duplicate"] = len(all_hashes) - len(np.unique(all_hashes))
     known_tokens = counts.sum() - counts[[i for i in spec.special_ids if i != spec.unknown_id]].sum()
-    digest = hashlib.sha256("".join(shard["sha256"] for split in SPLITS for shard in shards[split]).encode())
-    digest.update(tokenizer_fingerprint(tokenizer).encode())
     maskable = assembly.maskable
     return {
         "mode": spec.mode,
@@ -163,20 +162,11 @@ def _manifest(assembly: _Assembly, spec: EncodingSpec, tokenizer) -> dict[str, A
         "special_ids": list(spec.special_ids),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "sources": assembly.sources,
-        "shards": shards,
-        "fingerprint": digest.hexdigest(),
     }
 
 
-def _link(file: Path, name: Path) -> None:
-    try:
-        os.link(file, name)
-    except OSError:  # The file system has no hard links.
-        shutil.copyfile(file, name)
-
-
 def _ensure_nonempty_splits(
-    data: Path, shards: dict[str, list[dict]], counts: np.ndarray, maskable: dict[str, Counter], spec: EncodingSpec
+    scratch: Path, shards: dict[str, list[dict]], counts: np.ndarray, maskable: dict[str, Counter], spec: EncodingSpec
 ) -> None:
     """Move the last sequence into an empty split.
 
@@ -187,17 +177,14 @@ def _ensure_nonempty_splits(
         if not wanted or sum(shard["sequences"] for shard in shards[full]) < 2:
             continue
         last = shards[full].pop()
-        stem = data / last["file"]
-        rows = np.fromfile(stem.with_suffix(".idx"), INDEX)
-        ids = np.fromfile(stem.with_suffix(".bin"), spec.dtype)
+        rows = np.fromfile(last["path"].with_suffix(".idx"), INDEX)
+        ids = np.fromfile(last["path"].with_suffix(".bin"), spec.dtype)
         sequences = [ids[row["start"] : row["start"] + row["length"]] for row in rows]
-        for suffix in (".bin", ".idx"):
-            stem.with_suffix(suffix).unlink()
-        for split, name, part in ((full, last["file"], sequences[:-1]), (empty, f"{empty}-last", sequences[-1:])):
+        for split, part in ((full, sequences[:-1]), (empty, sequences[-1:])):
             if part:
-                writer = spec.writer(data / name)
+                writer = spec.writer(path := scratch / f"{split}-last")
                 writer.add(part)
-                shard = writer.close() | {"source": last["source"]}
+                shard = writer.close() | {"path": path, "source": last["source"]}
                 del shard["maskable"]
                 shards[split].append(shard)
         maskable[full] -= Counter({int(rows[-1]["maskable"]): 1})

@@ -61,7 +61,7 @@ class BatchLoader:
                 f"training.global_batch_size = {global_batch_size}, micro_batch_size = {micro_batch_size}, rank {rank} "
                 f"of {world_size}: sizes must be at least 1, and ranks count from 0"
             )
-        self._sources = store.sources()
+        self._sources = np.split(np.arange(len(store)), np.cumsum(store.source_sizes())[:-1])
         self.weights = list(weights or [1.0] * len(self._sources))
         check_weights(self.weights, len(self._sources))
         self.entries = sum(round(weight * len(part)) for weight, part in zip(self.weights, self._sources, strict=True))

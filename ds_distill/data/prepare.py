@@ -21,6 +21,7 @@ from typing import Any
 from ds_distill.data.assemble import assemble, piece_folder
 from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.sources import WorkUnit, split_inputs
+from ds_distill.data.token_files import MAX_LENGTH
 from ds_distill.data.tokenizer import plain_backend, special_ids, vocabulary_size
 from ds_distill.data.worker import EncodingSpec, PieceWorker
 from ds_distill.data.worker_process import start_worker, work
@@ -48,9 +49,10 @@ def prepare(
 ) -> dict[str, Any]:
     """Tokenize the sources `inputs` into the folder `output` and return its manifest.
 
-    It writes one shard per piece and split (NAME.bin, NAME.idx), token_counts.npy (int64 [V], of
-    the train split), tokenizer/ and manifest.json into a sibling folder, which takes the name
-    `output` once it is complete. After an interruption the same call keeps the finished pieces and
+    It writes the files of `token_files`, token_counts.npy (int64 [V], of the train split),
+    tokenizer/ and manifest.json into a sibling folder, which takes the name `output` once it is
+    complete. The finished pieces lie there too until then, so the disk needs room for the tokens
+    twice. After an interruption the same call keeps the finished pieces and
     continues with the others. The result does not depend on the number of workers.
 
     A document is held out by a hash of (seed, text) alone, so adding documents never moves others.
@@ -96,7 +98,7 @@ def prepare(
         _resume_or_reset(building, pieces, spec)
         _tokenize(pieces, building, spec, workers or cores(), progress)
         manifest = assemble(inputs, pieces, content, building, spec, tokenizer)
-        _publish(building / "data", output)
+        publish(building / "data", output)
         shutil.rmtree(building)
     return manifest
 
@@ -111,6 +113,8 @@ def _check(output: Path, tokenizer, mode: str, sequence_length: int, heldout_fra
         raise UserError(f"data.mode = {mode}: must be {' or '.join(MODES)}")
     if sequence_length < 8:
         raise UserError(f"data.sequence_length = {sequence_length}: must be at least 8 ([CLS] and [SEP] take two)")
+    if sequence_length > MAX_LENGTH:
+        raise UserError(f"data.sequence_length = {sequence_length}: must be at most {MAX_LENGTH}")
     if not 0 <= heldout_fraction <= 1:
         raise UserError(f"data.heldout_fraction = {heldout_fraction}: must be between 0 and 1")
     others = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id}
@@ -208,7 +212,7 @@ def _tokenize(
 # --- assembly ------------------------------------------------------------------------------------------------------
 
 
-def _publish(finished: Path, output: Path) -> None:
+def publish(finished: Path, output: Path) -> None:
     """Give the finished folder its name; earlier prepared data stays there until the moment before."""
     old = output.parent / f".{output.name}.old"
     shutil.rmtree(old, ignore_errors=True)

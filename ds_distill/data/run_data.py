@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from ds_distill.data.accounting import TRACE
-from ds_distill.data.dataset import TokenDataset, read_manifest
+from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.fingerprint import content_fingerprint
 from ds_distill.data.loader import BatchLoader, heldout_batches
 from ds_distill.data.masking import Masker, masked_count
 from ds_distill.data.prepare import prepare
 from ds_distill.data.sources import WorkUnit, corpus_identity, split_inputs
+from ds_distill.data.token_files import FORMAT, format_of, open_manifest, read_manifest
 from ds_distill.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from ds_distill.data.words import find_words
 from ds_distill.distributed.process_group import all_gather_object, run_on_rank0
@@ -58,7 +59,7 @@ def text_statistics(tokens: Path) -> dict:
 
     That is what became of every character, and the findings in its documents.
     """
-    manifest = TokenDataset.open(tokens, "heldout").manifest
+    manifest = open_manifest(tokens)
     return {key: manifest[key] for key in ("characters", "found") if key in manifest}
 
 
@@ -128,6 +129,8 @@ def _differences(
         for key, value in settings.items()
         if manifest.get(key) != value
     ]
+    if (earlier := format_of(manifest)) != FORMAT:
+        changed.append(f"the format of its token files was {earlier}, is {FORMAT}")
     return changed, _describe_text_change(manifest, corpus, pieces)
 
 
@@ -152,7 +155,7 @@ def with_prepared_settings(recipe: Recipe, tokens: Path) -> Recipe:
 
     These two were decided when the folder was prepared.
     """
-    manifest = TokenDataset.open(tokens, "train").manifest
+    manifest = open_manifest(tokens)
     recipe, data = copy.deepcopy(recipe), recipe.data
     for key in ("mode", "sequence_length"):
         if getattr(data, key) != manifest[key]:

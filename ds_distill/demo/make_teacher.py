@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
-from ds_distill.data.dataset import TokenDataset
+from ds_distill.data.token_files import open_manifest
 from ds_distill.data.tokenizer import load_tokenizer, train_wordpiece
 from ds_distill.demo import comparison
 from ds_distill.demo.documentation import read_documentation
@@ -119,7 +119,7 @@ def with_positions(model: PreTrainedModel, length: int) -> BertForMaskedLM:
 def pack(run: RunFolder, folder: Path) -> None:
     """Write the trained model in fp16 with its tokenizer and its card."""
     trained = load_masked_lm(find_model_folder(str(run.export)))
-    length = TokenDataset.open(run.tokens, "train").manifest["sequence_length"]
+    length = open_manifest(run.tokens)["sequence_length"]
     model = with_positions(trained, length).half()
     shutil.rmtree(folder, ignore_errors=True)
     save_model_folder(model, load_tokenizer(run.tokens / "tokenizer"), folder)

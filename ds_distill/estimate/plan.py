@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import NamedTuple, cast
 
-from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.shares import Shares
+from ds_distill.data.token_files import open_manifest
 from ds_distill.estimate.corpora import EpochSize
 from ds_distill.estimate.estimate import HEADROOM, Estimator
 from ds_distill.estimate.flops import flops_per_token
@@ -166,7 +165,7 @@ def _run_tokens(recipe: Recipe, length: int, tokens: str | None, epoch: EpochSiz
     step_tokens = training.global_batch_size * length
     total_tokens = training.max_tokens or None
     if tokens:
-        manifest = TokenDataset.open(Path(tokens), "train").manifest
+        manifest = open_manifest(tokens)
         step_tokens = round(
             training.global_batch_size * manifest["real_tokens"]["train"] / max(1, manifest["blocks"]["train"])
         )

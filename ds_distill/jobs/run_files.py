@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.loader import BatchLoader
 from ds_distill.data.run_data import text_statistics
+from ds_distill.data.token_files import open_manifest
 from ds_distill.data.tokenizer import load_tokenizer
 from ds_distill.distributed.process_group import broadcast_object, run_on_rank0
 from ds_distill.estimate.flops import forward_flops_per_token
@@ -129,7 +130,7 @@ def export_and_summarize(
             write_record(folder.path, precision=precision, layer_map=layer_map, **facts)
         summary["plot"] = str(folder.plot)
         summary |= text_statistics(tokens)
-        manifest = TokenDataset.open(tokens, "heldout").manifest
+        manifest = open_manifest(tokens)
         card = model_card(title, summary, recipe.as_dict(), manifest["fingerprint"], origin)
         with explain_disk_full(folder.path):
             export(

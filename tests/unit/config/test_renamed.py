@@ -7,7 +7,7 @@ import pytest
 from ds_distill.cli.app import main
 from ds_distill.cli.parser import build_parser
 from ds_distill.config.renamed import RENAMED, current_name, read_identity
-from ds_distill.data.dataset import read_manifest
+from ds_distill.data.token_files import read_manifest
 from ds_distill.finetune.config import FinetuneConfig, expand_grid
 from ds_distill.recipe import Recipe
 from ds_distill.run_folder import check_run_identity

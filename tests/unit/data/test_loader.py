@@ -15,6 +15,7 @@ from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.loader import BatchLoader, heldout_batches
 from ds_distill.data.masking import IGNORE_INDEX, Masker, masked_count
 from ds_distill.data.shards import ShardWriter
+from ds_distill.data.token_files import merge
 from ds_distill.data.whole_words import SPACED, Words
 from ds_distill.utils.errors import UserError
 
@@ -22,7 +23,7 @@ VOCAB, LENGTH, SPECIAL, MASK = 100, 32, [0, 1, 2, 3, 4], 4
 
 
 def make_store(blocks=45, short=10, seed=0, sources=1):
-    """Make blocks [CLS] … [SEP] … [SEP], the last one short, in as many shards as sources."""
+    """Make blocks [CLS] … [SEP] … [SEP], the last one short."""
     ids = np.random.default_rng(seed).integers(5, VOCAB, (blocks, LENGTH))
     ids[:, 0], ids[:, -1] = 2, 3
     ids[::3, 7] = 3  # a separator inside: fewer maskable tokens in every third block
@@ -32,21 +33,22 @@ def make_store(blocks=45, short=10, seed=0, sources=1):
 
 
 def build_store(sources):
-    """Make a store with one shard per source; each source is a list of sequences."""
+    """Make a store whose sources are lists of sequences."""
     folder = Path(tempfile.mkdtemp())
+    (folder / "parts").mkdir()
     special = np.isin(np.arange(VOCAB), SPECIAL)
     shards = []
     for number, sequences in enumerate(sources):
-        writer = ShardWriter(folder / f"train-{number}", special, np.dtype(np.uint16))
+        writer = ShardWriter(folder / "parts" / f"train-{number}", special, np.dtype(np.uint16))
         writer.add(sequences)
-        shards.append(writer.close() | {"source": number})
+        shards.append(writer.close() | {"path": writer.stem, "source": number})
     np.save(
         folder / "token_counts.npy",
         np.bincount(np.concatenate([ids for part in sources for ids in part]), minlength=VOCAB),
     )
     manifest = {
-        "shards": {"train": shards},
-        "sources": [{}] * len(sources),
+        **merge(folder, {"train": shards}, np.dtype(np.uint16), "a tokenizer"),
+        "sources": [{"sequences": {"train": len(sequences)}} for sequences in sources],
         "dtype": "uint16",
         "vocab_size": VOCAB,
         "pad_id": 0,
@@ -345,13 +347,13 @@ def test_whole_words_are_masked_together_and_the_count_is_exact():
 @pytest.mark.promise("A damaged token file is named, with the place")
 def test_a_flipped_bit_is_named_with_file_and_offset():
     store = make_store(blocks=10)
-    file = store.path / "train-0.bin"
+    file = store.path / "train-000.bin"
     data = bytearray(file.read_bytes())
     data[3 * LENGTH * 2 + 5] ^= 1
     file.write_bytes(data)
     damaged = TokenDataset.open(store.path)
     damaged.sequence(2)
-    with pytest.raises(UserError, match=r"train-0.bin: damaged at byte 192 \(checksum of sequence 3\)"):
+    with pytest.raises(UserError, match=r"train-000.bin: damaged at byte 192 \(checksum of sequence 3\)"):
         damaged.sequence(3)
 
 
