@@ -1,4 +1,4 @@
-"""The order of training: (seed, step) alone decides which blocks form step k, globally and per rank."""
+"""The batches of a rank: its share of the global batch of each step, masked and padded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import numpy as np
 from ds_distill.data.batch import Batch, CollateSpec, TokenCounts, collate
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import Masker
+from ds_distill.data.order import EpochOrder
 from ds_distill.data.shares import Shares, fill_up
-from ds_distill.data.sources import check_weights
 from ds_distill.utils.errors import UserError
 
 # This is no training epoch, so held-out masks never change, and none equals a training block's.
 HELDOUT_EPOCH = 2**31
-_WINDOW = 64  # how many global batches are sorted by length together
-_STREAM = 0x6F726465  # "orde": keeps the permutation apart from every other use of the seed
 
 
 class BatchLoader:
@@ -32,10 +30,8 @@ class BatchLoader:
     micro-batches that a rank runs per step.
 
     Args:
-        weights: How often an epoch sees each source of the corpus: 2 means twice, with other masks;
-            0.5 means a random half.
-        by_length: Whether a global batch holds sequences of similar length, so that little is
-            padding. Which sequences meet, and the order of the batches, is drawn anew each epoch.
+        weights: As of EpochOrder.
+        by_length: As of EpochOrder.
         document_masking: Whether the documents of a packed block cannot see each other.
 
     Raises:
@@ -61,17 +57,11 @@ class BatchLoader:
                 f"training.global_batch_size = {global_batch_size}, micro_batch_size = {micro_batch_size}, rank {rank} "
                 f"of {world_size}: sizes must be at least 1, and ranks count from 0"
             )
-        self._sources = np.split(np.arange(len(store)), np.cumsum(store.source_sizes())[:-1])
-        self.weights = list(weights or [1.0] * len(self._sources))
-        check_weights(self.weights, len(self._sources))
-        self.entries = sum(round(weight * len(part)) for weight, part in zip(self.weights, self._sources, strict=True))
-        self.steps_per_epoch = self.entries // global_batch_size
-        if not self.steps_per_epoch:
-            raise UserError(
-                f"{store.path}: an epoch's {self.entries} sequences are fewer than one global batch of "
-                f"{global_batch_size}; lower training.global_batch_size, or prepare more text"
-            )
-        self.store, self.masker, self.seed, self.by_length = store, masker, seed, by_length
+        self.order = EpochOrder(
+            store, seed=seed, global_batch_size=global_batch_size, weights=weights, by_length=by_length
+        )
+        self.steps_per_epoch = self.order.steps_per_epoch
+        self.store, self.masker = store, masker
         self.collate_spec = CollateSpec(
             store.manifest["pad_id"], store.manifest["sep_id"] if document_masking else None
         )
@@ -79,7 +69,6 @@ class BatchLoader:
         self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
         self.shares = Shares(global_batch_size, micro_batch_size, world_size)
         self.accumulation = self.shares.accumulation
-        self._order = (-1, np.empty(0, np.int64))
 
     def epoch(self, step: int) -> int:
         """Return the epoch, counted from 0, that `step` belongs to."""
@@ -87,36 +76,7 @@ class BatchLoader:
 
     def get_indices(self, step: int) -> np.ndarray:
         """Return the entries (see `collate`) of the whole global batch of `step`: int64 [global_batch_size]."""
-        if step < 0:
-            raise ValueError(f"step {step}: steps count from 0")
-        epoch, place = divmod(step, self.steps_per_epoch)
-        # The tuple is replaced as a whole, because the prefetch thread and the main thread may both
-        # be here.
-        cached, order = self._order
-        if cached != epoch:
-            order = self._draw(
-                np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _STREAM, epoch])))
-            )
-            self._order = (epoch, order)
-        return order[place * self.global_batch_size : (place + 1) * self.global_batch_size]
-
-    def _draw(self, random: np.random.Generator) -> np.ndarray:
-        pool = []
-        for weight, part in zip(self.weights, self._sources, strict=True):
-            count = round(weight * len(part))
-            whole, remainder = divmod(count, max(len(part), 1))
-            pool += [part + copy * len(self.store) for copy in range(whole)]
-            if remainder:
-                pool.append(random.permutation(part)[:remainder] + whole * len(self.store))
-        order = random.permutation(np.concatenate(pool))[: self.steps_per_epoch * self.global_batch_size]
-        if not self.by_length:
-            return order
-        lengths = self.store.lengths(order % len(self.store))
-        window = self.global_batch_size * _WINDOW
-        for start in range(0, len(order), window):
-            within = slice(start, start + window)
-            order[within] = order[within][np.argsort(lengths[within], kind="stable")]
-        return random.permutation(order.reshape(-1, self.global_batch_size), axis=0).reshape(-1)
+        return self.order(step)
 
     def rank_entries(self, step: int) -> list[np.ndarray]:
         """Return the entries of each of this rank's micro-batches of `step`; some may have none."""

@@ -153,7 +153,7 @@ def test_masks_depend_on_seed_epoch_and_block_and_nothing_else():
 
 
 def test_batches_are_the_same_at_every_world_size_and_micro_batch():
-    store = make_store()
+    store = make_store(short=LENGTH)
 
     def union(step, world, micro):
         rows = {}
@@ -266,7 +266,7 @@ def test_ranks_share_the_heldout_batches(world, documents):
 def test_weights_say_how_often_an_epoch_sees_a_source():
     store = make_store(blocks=60, short=LENGTH, sources=3)  # 20 each
     batches = order(store, weights=[2, 0.5, 1])
-    assert batches.entries == 70 and batches.steps_per_epoch == 8
+    assert batches.order.entries == 70 and batches.steps_per_epoch == 8
     entries = np.concatenate([batches.get_indices(step) for step in range(8)])
     assert len(set(entries)) == 64  # a copy of a sequence is an entry of its own, with its own masks
     seen = np.bincount(entries % 60 // 20, minlength=3)
