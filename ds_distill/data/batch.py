@@ -1,17 +1,23 @@
-"""One batch: the inputs of a model and the labels that it must predict."""
+"""One batch: the inputs of a model and the labels that it must predict.
+
+A batch is made of arrays, and then given to torch. Only the second part imports torch, so that a process that makes
+batches does without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import IGNORE_INDEX, Masker
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class TokenCounts(NamedTuple):
@@ -19,6 +25,17 @@ class TokenCounts(NamedTuple):
 
     real: int
     masked: int
+
+
+class BatchArrays(NamedTuple):
+    """The fields of a Batch as arrays of the same names, shapes and types, except shows_mask."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    token_mask: np.ndarray | None
+    document_ids: np.ndarray | None
+    cu_seqlens: np.ndarray | None
+    loss_mask: np.ndarray | None = None
 
 
 @dataclass
@@ -45,6 +62,16 @@ class Batch:
     shows_mask: Tensor | None = None
     loss_mask: Tensor | None = None
 
+    @classmethod
+    def from_arrays(cls, arrays: BatchArrays) -> Batch:
+        """Return the batch that shares the arrays' memory."""
+        import torch
+
+        tensors: dict[str, Any] = {
+            name: None if array is None else torch.from_numpy(array) for name, array in arrays._asdict().items()
+        }
+        return cls(**tensors)
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on `device`.
 
@@ -54,17 +81,11 @@ class Batch:
 
     def pinned(self) -> Batch:
         """Return the same batch in memory that a GPU can read by itself."""
-        return self._each(Tensor.pin_memory)
+        return self._each(lambda x: x.pin_memory())
 
-    def unlabeled(self) -> Batch:
-        """Return the first sequence with nothing to predict, which adds nothing to an evaluation."""
-        first = self._each(lambda x: x[:1])
-        first.labels = torch.full_like(first.labels, IGNORE_INDEX)
-        if self.document_ids is not None:
-            first.cu_seqlens = torch.from_numpy(compute_cu_seqlens(self.document_ids[:1].numpy()))
-        if self.shows_mask is not None:
-            first.shows_mask = torch.zeros_like(first.labels, dtype=torch.bool)
-        return first
+    def copied(self) -> Batch:
+        """Return the same batch in memory of its own."""
+        return self._each(lambda x: x.clone())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         changed: Iterator[Any] = (None if x is None else change(x) for x in vars(self).values())
@@ -97,7 +118,7 @@ class CollateSpec:
     separator: int | None = None
 
 
-def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int, spec: CollateSpec) -> Batch:
+def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int, spec: CollateSpec) -> BatchArrays:
     """Return the masked sequences `entries` [B], padded to the longest.
 
     An entry is a sequence's number, plus len(store) for each further copy of it.
@@ -116,12 +137,12 @@ def collate(store: TokenDataset, masker: Masker, entries: np.ndarray, epoch: int
             ends = ids == spec.separator  # The separator is never masked and never part of a text.
             document_ids[row, : len(ids)] = np.cumsum(ends) - ends
     padded = lengths.min() < width
-    return Batch(
-        torch.from_numpy(input_ids),
-        torch.from_numpy(labels),
-        torch.from_numpy(np.arange(width) < lengths[:, None]) if padded else None,
-        None if document_ids is None else torch.from_numpy(document_ids),
-        None if document_ids is None else torch.from_numpy(compute_cu_seqlens(document_ids)),
+    return BatchArrays(
+        input_ids,
+        labels,
+        np.arange(width) < lengths[:, None] if padded else None,
+        document_ids,
+        None if document_ids is None else compute_cu_seqlens(document_ids),
     )
 
 

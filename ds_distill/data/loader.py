@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import contextlib
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
-from ds_distill.data.batch import Batch, CollateSpec, TokenCounts, collate
+from ds_distill.data.batch import Batch, BatchArrays, CollateSpec, TokenCounts, collate
 from ds_distill.data.dataset import TokenDataset
 from ds_distill.data.masking import Masker
 from ds_distill.data.order import EpochOrder
+from ds_distill.data.prefetch_process import steps_from_process
+from ds_distill.data.prefetch_thread import steps_from_thread
 from ds_distill.data.shares import Shares, fill_up
 from ds_distill.utils.errors import UserError
 
@@ -85,11 +86,15 @@ class BatchLoader:
 
     def micro_batches(self, step: int) -> list[Batch]:
         """Return this rank's `accumulation` batches of `step`, each [shares.rows, L]."""
+        return [Batch.from_arrays(arrays) for arrays in self.micro_arrays(step)]
+
+    def micro_arrays(self, step: int) -> list[BatchArrays]:
+        """Return what `micro_batches` does, as arrays."""
         batches, epoch = [], self.epoch(step)
         for entries in self.rank_entries(step):
             shown = entries if len(entries) else self.get_indices(step)[:1]
-            batch = collate(self.store, self.masker, shown, epoch, self.collate_spec)
-            batches.append(fill_up(batch, len(entries), self.shares.rows))
+            arrays = collate(self.store, self.masker, shown, epoch, self.collate_spec)
+            batches.append(fill_up(arrays, len(entries), self.shares.rows))
         return batches
 
     def counts(self, step: int) -> TokenCounts:
@@ -104,55 +109,30 @@ class BatchLoader:
         )
 
     def prefetch(
-        self, first_step: int, last_step: int, pin: bool = False
+        self, first_step: int, last_step: int, *, pin: bool = False, process: bool = False
     ) -> Iterator[tuple[int, list[Batch], TokenCounts]]:
         """Yield (step, this rank's batches, counts) for first_step ≤ step < last_step.
 
-        One background thread makes the batches ahead of time. `seconds_waited` grows by the time
-        that the caller had to wait. An exception in the thread is raised here, after the steps that
-        were made before it. Closing the iterator stops the thread.
+        A thread or a process makes the batches ahead of time, and both make the same. `seconds_waited` grows by the
+        time that the caller had to wait. An exception there is raised here, after the steps that were made before it.
+        Closing the iterator stops the thread or process.
 
         Args:
             first_step: The first step to make.
             last_step: The step to stop before.
             pin: Whether to pin the batches' memory, for a GPU.
+            process: Whether a process makes the batches. A thread starts at once, but takes turns with the caller at
+                Python's interpreter lock, so that the kernels of a GPU are launched late.
         """
-        ready: queue.Queue = queue.Queue(maxsize=2)
-        stop = threading.Event()
-
-        def put(item: object) -> None:
-            while not stop.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-
-        def work() -> None:
-            try:
-                for step in range(first_step, last_step):
-                    if stop.is_set():
-                        return
-                    batches = self.micro_batches(step)
-                    put((step, [batch.pinned() for batch in batches] if pin else batches, self.counts(step)))
-                put(None)
-            except BaseException as error:  # Whatever the error is, the consumer must not wait forever.
-                put(error)
-
-        thread = threading.Thread(target=work, name="batch-prefetch", daemon=True)
-        thread.start()
-        try:
+        produce = steps_from_process if process else steps_from_thread
+        with contextlib.closing(produce(self, first_step, last_step, pin)) as steps:
             while True:
                 began = time.perf_counter()
-                item = ready.get()
+                step = next(steps, None)
                 self.seconds_waited += time.perf_counter() - began
-                if item is None:
+                if step is None:
                     return
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
+                yield step
 
 
 def heldout_batches(
@@ -175,8 +155,8 @@ def heldout_batches(
     chosen = np.arange(count) * len(store) // max(count, 1)
     batches = -(-count // batch_size)
     for number in range(rank, -(-batches // world_size) * world_size, world_size):
-        start = number * batch_size if number < batches else 0
-        entries = chosen[start : start + (batch_size if number < batches else 1)]
-        batch = collate(store, masker, entries, HELDOUT_EPOCH, spec)
+        entries = chosen[number * batch_size : (number + 1) * batch_size]
+        arrays = collate(store, masker, entries if len(entries) else chosen[:1], HELDOUT_EPOCH, spec)
+        batch = Batch.from_arrays(arrays if len(entries) else fill_up(arrays, 0, 1))
         batch.shows_mask = batch.input_ids == masker.mask_id
-        yield batch if number < batches else batch.unlabeled()
+        yield batch

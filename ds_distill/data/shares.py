@@ -8,12 +8,11 @@ those that have fewer sequences.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ds_distill.data.batch import Batch, compute_cu_seqlens
+from ds_distill.data.batch import BatchArrays, compute_cu_seqlens
 from ds_distill.data.masking import IGNORE_INDEX
 
 
@@ -55,7 +54,7 @@ class Shares:
         return slice(number * self.global_batch_size // parts, (number + 1) * self.global_batch_size // parts)
 
 
-def fill_up(batch: Batch, sequences: int, rows: int) -> Batch:
+def fill_up(batch: BatchArrays, sequences: int, rows: int) -> BatchArrays:
     """Return a batch of `rows` rows of which the losses count the first `sequences`.
 
     The others are copies of the batch's rows without labels. To the models they are like any row, so
@@ -68,19 +67,15 @@ def fill_up(batch: Batch, sequences: int, rows: int) -> Batch:
     """
     if sequences == rows:
         return batch
-    chosen = torch.arange(rows) % len(batch.input_ids)
-    counts = (torch.arange(rows) < sequences)[:, None]
-
-    def take(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[chosen]
-
-    token_mask, document_ids = take(batch.token_mask), take(batch.document_ids)
-    return replace(
-        batch,
+    chosen = np.arange(rows) % len(batch.input_ids)
+    counts = (np.arange(rows) < sequences)[:, None]
+    token_mask = None if batch.token_mask is None else batch.token_mask[chosen]
+    document_ids = None if batch.document_ids is None else batch.document_ids[chosen]
+    return BatchArrays(
         input_ids=batch.input_ids[chosen],
-        labels=torch.where(counts, batch.labels[chosen], IGNORE_INDEX),
+        labels=np.where(counts, batch.labels[chosen], IGNORE_INDEX),
         token_mask=token_mask,
         document_ids=document_ids,
-        cu_seqlens=None if document_ids is None else torch.from_numpy(compute_cu_seqlens(document_ids.numpy())),
-        loss_mask=counts.expand(rows, batch.input_ids.shape[1]).clone() if token_mask is None else counts & token_mask,
+        cu_seqlens=None if document_ids is None else compute_cu_seqlens(document_ids),
+        loss_mask=np.repeat(counts, batch.input_ids.shape[1], 1) if token_mask is None else counts & token_mask,
     )

@@ -111,11 +111,12 @@ class Trainer:
         self.metrics = Metrics(self.recipe, self.folder, self.state, self.total_steps, self.title, self.device)
         self.saving = saving(self.settings, self.total_steps)
         self.evaluating = evaluating(self.settings, self.total_steps)
+        on_gpu = self.device.type == "cuda"
         with self.metrics, StopRequest() as stop:
             if not resumed or self.state.step == self.total_steps:
                 self.evaluate()  # a finished run is evaluated on texts that are new to it
             for step, batches, counts in self.loader.prefetch(
-                self.state.step, self.total_steps, pin=self.device.type == "cuda"
+                self.state.step, self.total_steps, pin=on_gpu, process=on_gpu
             ):
                 result = self.train_step(step, batches, counts, stop.requested)
                 self.advance_checkpoint(result)

@@ -5,10 +5,12 @@ Rank 0 prints a JSON line of figures per stage, after it has compared them with 
 
 import json
 import sys
+from dataclasses import replace
 
 import torch
 
 from ds_distill.data.batch import Batch
+from ds_distill.data.masking import IGNORE_INDEX
 from ds_distill.distributed.process_group import all_gather_object, start_distributed
 from ds_distill.losses.objective import Objective
 from ds_distill.recipe import Losses, Training
@@ -32,8 +34,8 @@ def heldout_batches():
 
 def share(whole: list[Batch], rank: int, world: int) -> list[Batch]:
     """Return the batches of a rank as data.loader.heldout_batches divides them."""
-    filled = [*whole, *[whole[0].unlabeled()] * (-len(whole) % world)]
-    return filled[rank::world]
+    nothing = replace(whole[0], labels=torch.full_like(whole[0].labels, IGNORE_INDEX))
+    return [*whole, *[nothing] * (-len(whole) % world)][rank::world]
 
 
 def main() -> None:

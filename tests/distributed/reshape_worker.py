@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from deepspeed.checkpoint import ds_to_universal
 
-from ds_distill.data.batch import Batch
+from ds_distill.data.batch import Batch, BatchArrays
 from ds_distill.data.shares import Shares, fill_up
 from ds_distill.distributed.process_group import all_gather_object, start_distributed
 from ds_distill.losses.objective import Objective
@@ -49,6 +49,12 @@ def converted_within_its_need(path: Path, target: Path) -> None:
     with mock.patch.object(ds_to_universal.shutil, "rmtree", measure):
         make_universal(path, target)
     assert 0 < max(peak) == peak[0] <= need, (peak, need)
+
+
+def filled(ids, labels, mask, sequences: int, rows: int) -> Batch:
+    """Return a micro-batch as the loader makes it."""
+    arrays = BatchArrays(ids.numpy(), labels.numpy(), mask.numpy(), None, None)
+    return Batch.from_arrays(fill_up(arrays, sequences, rows))
 
 
 def main() -> None:
@@ -104,7 +110,7 @@ def main() -> None:
                 part = shares.part(micro_step, rank)
                 sequences = part.stop - part.start
                 shown = part if sequences else slice(0, 1)
-                batch = fill_up(Batch(ids[shown], labels[shown], mask[shown]), sequences, shares.rows)
+                batch = filled(ids[shown], labels[shown], mask[shown], sequences, shares.rows)
                 inputs = batch.input_ids, batch.attention_mask
                 loss, sums = engine(*inputs, batch.labels, counts, teacher.targets(*inputs), loss_mask=batch.loss_mask)
                 total += sums

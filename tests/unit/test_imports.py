@@ -80,3 +80,8 @@ def test_a_distillation_takes_its_first_step_without_what_it_does_not_use(tmp_pa
 def test_a_worker_that_prepares_text_loads_no_library():
     loaded = loaded_by("import ds_distill.data.worker_process\nreport()")
     assert "tokenizers" in loaded and not loaded & LIBRARIES
+
+
+def test_the_process_that_makes_batches_loads_no_library():
+    loaded = loaded_by("import ds_distill.data.batch_worker, ds_distill.data.loader\nreport()")
+    assert not loaded & {*LIBRARIES, *UNUSED, "tokenizers"}

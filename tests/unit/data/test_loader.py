@@ -51,6 +51,7 @@ def build_store(sources):
         "sources": [{"sequences": {"train": len(sequences)}} for sequences in sources],
         "dtype": "uint16",
         "vocab_size": VOCAB,
+        "sequence_length": LENGTH,
         "pad_id": 0,
         "sep_id": 3,
     }
@@ -207,20 +208,6 @@ def test_impossible_batches_are_refused_with_the_numbers():
         order(store, batch=64)
     with pytest.raises(UserError, match="rank 2 of 2"):
         order(store, rank=2, world=2)
-
-
-def test_prefetch_gives_the_same_steps_and_raises_here():
-    batches = order(make_store())
-    steps = list(batches.prefetch(3, 8))
-    assert [step for step, _, _ in steps] == [3, 4, 5, 6, 7]
-    for step, micro, counts in steps:
-        assert counts == batches.counts(step)
-        assert all(torch.equal(a.labels, b.labels) for a, b in zip(micro, batches.micro_batches(step), strict=True))
-    iterator = batches.prefetch(0, 10**9)
-    next(iterator)
-    iterator.close()  # close() returns only if the thread has ended
-    with pytest.raises(ValueError, match="step -1"):
-        list(batches.prefetch(-1, 3))
 
 
 def test_heldout_masks_never_change_and_cover_every_block():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_distill.data.batch import Batch, compute_cu_seqlens
+from ds_distill.data.batch import Batch, BatchArrays, compute_cu_seqlens
 from ds_distill.data.masking import IGNORE_INDEX
 from ds_distill.data.shares import Shares, fill_up
 from ds_distill.losses.objective import Objective
@@ -94,15 +94,16 @@ def test_more_ranks_than_sequences():
     assert len(empty) == 5 and not any(loader.micro_batches(0)[0].loss_mask.any() for loader in empty)
 
 
-def batch_of(mode: str) -> Batch:
+def arrays_of(mode: str) -> BatchArrays:
     ids, mask = tokens(), padding_mask()
     labels = torch.where((torch.arange(ids.shape[1]) % 4 == 1) & mask, ids, IGNORE_INDEX)
     if mode == "full":
-        return Batch(ids, torch.where(torch.arange(ids.shape[1]) % 4 == 1, ids, IGNORE_INDEX), None)
+        labels = torch.where(torch.arange(ids.shape[1]) % 4 == 1, ids, IGNORE_INDEX)
+        return BatchArrays(ids.numpy(), labels.numpy(), None, None, None)
     if mode == "padded":
-        return Batch(ids, labels, mask)
-    documents = torch.where(mask, (torch.arange(ids.shape[1]) >= 3).long(), -1)
-    return Batch(ids, labels, mask, documents, torch.from_numpy(compute_cu_seqlens(documents.numpy())))
+        return BatchArrays(ids.numpy(), labels.numpy(), mask.numpy(), None, None)
+    documents = torch.where(mask, (torch.arange(ids.shape[1]) >= 3).long(), -1).numpy()
+    return BatchArrays(ids.numpy(), labels.numpy(), mask.numpy(), documents, compute_cu_seqlens(documents))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -115,10 +116,11 @@ def test_rows_that_fill_up_change_nothing(mode, kl_tokens, checkpointing):
     objective = Objective(build_student(teacher.model, dropout=0.0), losses, 1, teacher.config, [0, 3])
     if checkpointing:
         objective.model.gradient_checkpointing_enable()
-    batch = batch_of(mode)
-    count = len(batch.input_ids)
+    arrays = arrays_of(mode)
+    count = len(arrays.input_ids)
 
-    def step(batch: Batch) -> tuple:
+    def step(arrays: BatchArrays) -> tuple:
+        batch = Batch.from_arrays(arrays)
         objective.zero_grad()
         inputs = batch.input_ids, batch.attention_mask
         targets = teacher.targets(*inputs, sites=objective.teacher_sites)
@@ -126,12 +128,12 @@ def test_rows_that_fill_up_change_nothing(mode, kl_tokens, checkpointing):
         loss.backward()
         return sums, [p.grad.clone() for p in objective.parameters() if p.grad is not None]
 
-    filled = fill_up(batch, count, count + 3)
-    assert filled.input_ids.shape == (count + 3, batch.input_ids.shape[1])
-    (sums, gradients), (filled_sums, filled_gradients) = step(batch), step(filled)
+    filled = fill_up(arrays, count, count + 3)
+    assert filled.input_ids.shape == (count + 3, arrays.input_ids.shape[1])
+    (sums, gradients), (filled_sums, filled_gradients) = step(arrays), step(filled)
     assert torch.allclose(filled_sums, sums, rtol=1e-5) and len(gradients) == len(filled_gradients)
     for a, b in zip(gradients, filled_gradients, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-    sums, gradients = step(fill_up(batch, 0, count))
+    sums, gradients = step(fill_up(arrays, 0, count))
     assert sums.tolist() == [0.0] * len(objective.weights) and len(gradients) == len(filled_gradients)
     assert all(not gradient.any() for gradient in gradients)
