@@ -26,7 +26,7 @@ from ds_distill.training.recurring import Recurring
 from ds_distill.training.state import StepResult, TrainState
 from ds_distill.training.step import Step
 from ds_distill.utils.console import log_header
-from ds_distill.utils.errors import StoppedError
+from ds_distill.utils.errors import StoppedError, UserError
 from ds_distill.utils.resources import explain_out_of_memory
 
 # What the recipe's "auto" means.
