@@ -17,8 +17,9 @@ from ds_distill.cli.parser import build_parser
 from ds_distill.cli.terminal import replace_unencodable_characters, restart_in_utf8, tolerate_broken_streams
 from ds_distill.config.renamed import RENAMED_COMMANDS
 from ds_distill.distributed import launch_environment
+from ds_distill.distributed.failures import explain_failure, report_failure
 from ds_distill.utils.console import close_bars, is_first, log, log_once
-from ds_distill.utils.errors import StoppedError, UserError, did_you_mean, get_message, is_disk_full
+from ds_distill.utils.errors import RankError, StoppedError, UserError, did_you_mean, get_message, is_disk_full
 from ds_distill.utils.files import json_text, write_summary
 from ds_distill.utils.hub import OFFLINE
 from ds_distill.utils.progress import ProgressWatch
@@ -54,8 +55,9 @@ def silence_libraries(debug: bool) -> None:
         return
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # where a rank is lost, the others' stores warn with pages of C++ frames
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Where a rank is lost or cannot join, torch's sockets and stores print pages of C++ frames, on every rank. The
+    # error that they raise says the same, and is reported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.disable(logging.WARNING)
     from transformers.utils import logging as hf_logging
@@ -90,25 +92,12 @@ def main(argv: list[str] | None = None) -> int:
             return cast(int, ended.code or 0)
         command, options = COMMANDS[options.subcommand], options[options.subcommand]
         summary = _run(argv[0], options, debug)
-    except (UserError, OSError) as error:
-        if debug:
+    except Exception as error:
+        status = None if debug else _report(error)
+        _leave_job(error)
+        if status is None:
             raise
-        message = get_message(error)
-        close_bars()
-        log_once(
-            message, f"ds-distill: {message}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {message}"
-        )
-        return StoppedError.STATUS if isinstance(error, StoppedError) else 2
-    except RuntimeError as error:
-        if debug or not _is_lost_peer(error):
-            raise
-        close_bars()
-        log_once(
-            "lost",
-            "\nds-distill: another rank has ended or cannot be reached, so this rank ends too; "
-            "run the same command again to resume from the last checkpoint",
-        )
-        return 2
+        return status
     except KeyboardInterrupt:  # distillations handle it themselves
         if debug:
             raise
@@ -155,7 +144,7 @@ def _run(name: str, options, debug: bool) -> dict:
             f"{options.output or 'the disk'}: {_file_prefix(error)}the disk is full; free some space, or choose "
             "another --output"
         ) from error
-    if process_group := sys.modules.get("ds_distill.distributed.process_group"):  # loaded by commands that have ranks
+    if process_group := _process_group():
         process_group.stop_heartbeats()
     if is_first() and options.output:
         write_summary(summary, Path(options.output))
@@ -163,6 +152,38 @@ def _run(name: str, options, debug: bool) -> dict:
         summary = push.upload(options, summary)
         write_summary(summary, Path(options.output))
     return summary
+
+
+def _report(error: Exception) -> int | None:
+    """Print what a user can do about an error, and return the exit status; None where that is unknown."""
+    if failure := explain_failure(error):
+        close_bars()
+        report_failure(failure)
+        return 2
+    if not isinstance(error, UserError | OSError):
+        return None
+    message = get_message(error)
+    close_bars()
+    line = f"ds-distill: {message}" if is_first() else f"\nds-distill: rank {os.environ['RANK']}: {message}"
+    if isinstance(error, RankError):
+        print(line, file=sys.stderr, flush=True)
+    else:
+        log_once(message, line)
+    return StoppedError.STATUS if isinstance(error, StoppedError) else 2
+
+
+def _process_group():
+    """Return the module that has the job's ranks, where a command has loaded it."""
+    return sys.modules.get("ds_distill.distributed.process_group")
+
+
+def _leave_job(error: Exception) -> None:
+    """End the other ranks too, unless all have agreed to end."""
+    if process_group := _process_group():
+        if isinstance(error, StoppedError):
+            process_group.stop_heartbeats()
+        else:
+            process_group.end_job()
 
 
 def _file_prefix(error: Exception) -> str:
@@ -198,12 +219,3 @@ def _parse_command(argv: list[str]) -> list[str]:
     if first in ("run", "demo") and not any(word.split("=")[0] in ("--config", "--teacher") for word in rest):
         return [first, "--config", str(demo.default_config(rest)), *rest]
     return argv
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    """Return whether a collective failed because of another process; gloo's errors are plain RuntimeErrors."""
-    from torch.distributed import DistError
-
-    return isinstance(error, DistError) or any(
-        words in str(error).lower() for words in ("by peer", "gloo/transport", "nccl")
-    )

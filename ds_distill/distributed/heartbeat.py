@@ -20,7 +20,8 @@ PATIENCE = 30.0  # seconds without a heartbeat; a rank that is only slow still s
 STALLED = 300.0  # seconds without progress on any rank, until each rank's place is printed
 GIVE_UP = 3600.0  # until the job ends; nothing in a job takes an hour without noting progress
 _EVERY = 2.0
-_LOST = 3  # exit status
+_LOST, _MISTAKE = 3, 2  # exit statuses: a rank is lost; one has reported why it ends
+_FAILED = "failed"  # begins the verdict of a rank that ends by itself, and says why
 
 
 class Heartbeat:
@@ -76,7 +77,21 @@ class Heartbeat:
             if beat != last or beat == b"gone":
                 last, self.last_beat = beat, self.last_answer
             if verdict and verdict != str(self.rank).encode() and not self.ended.is_set():
-                self._leave(self.world - 1)  # the rank that gave the verdict reports it, and then ends by itself
+                # the rank that gave the verdict reports it, and then ends by itself; a lost rank reads none
+                failed = verdict.startswith(_FAILED.encode())
+                self._leave(self.world if failed else self.world - 1, _MISTAKE if failed else _LOST)
+
+    def end_job(self) -> None:
+        """End the other ranks without a word, since this one has printed why it ends.
+
+        The first rank keeps the store until they know it, or for ten seconds.
+        """
+        if self.ended.is_set():
+            return
+        self.ended.set()
+        with contextlib.suppress(RuntimeError):  # the store is gone
+            self.store.compare_set("verdict", "", f"{_FAILED} {self.rank}")
+        self._wait_until_read(self.world)
 
     def _look_at_progress(self) -> None:
         done, now = progress_count(), time.monotonic()
@@ -136,8 +151,13 @@ class Heartbeat:
             self._report(self._describe_silence())
         self._leave(self.world - 1)
 
-    def _leave(self, living: int) -> None:
-        """End this rank; the first one waits for `living` ranks to read the verdict, or ten seconds.
+    def _leave(self, living: int, status: int = _LOST) -> None:
+        """End this rank, after it has let `living` ranks read the verdict."""
+        self._wait_until_read(living)
+        os._exit(status)
+
+    def _wait_until_read(self, living: int) -> None:
+        """Note that this rank knows the verdict; the first rank waits for `living` ranks, or ten seconds.
 
         The first rank keeps the store, where the others read the verdict.
         """
@@ -147,7 +167,6 @@ class Heartbeat:
             while self.rank == 0 and read < living and time.monotonic() < until:
                 time.sleep(0.1)
                 read = self.store.add("read", 0)
-        os._exit(_LOST)
 
     def _abort(self) -> None:
         # Each host that is cut off reports it once. On the first rank's own host another rank can

@@ -7,7 +7,7 @@ import os
 
 from ds_distill.distributed import schedulers
 from ds_distill.utils.console import log
-from ds_distill.utils.errors import UserError
+from ds_distill.utils.errors import RankError, UserError
 
 # Several ranks share the work of these commands. The work of the others is one process's.
 MULTI_RANK_COMMANDS = ("run", "demo", "pretrain", "distill")
@@ -62,7 +62,9 @@ def gpu_index(local_rank: int, gpu_count: int) -> int:
         return local_rank
     if gpu_count == 1 and not any(name in os.environ for name in LAUNCHER_VARIABLES):
         return 0  # a scheduler shows each process its own GPU alone, as srun --gpus-per-task=1 does
-    raise UserError(
+    # the other ranks of this host that have no GPU would say the same
+    kind = RankError if local_rank == gpu_count else UserError
+    raise kind(
         f"LOCAL_RANK = {local_rank}: only {gpu_count} GPUs are visible on this machine, 0 to {gpu_count - 1}; start "
         "at most one rank per GPU"
     )

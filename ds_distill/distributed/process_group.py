@@ -96,6 +96,12 @@ def stop_heartbeats() -> None:
         heartbeat.stop()
 
 
+def end_job() -> None:
+    """End the job's other ranks, since this rank has reported why it ends."""
+    for heartbeat in _heartbeats:
+        heartbeat.end_job()
+
+
 @functools.cache
 def _long_timeout_group():
     """Return a group with a long timeout.

@@ -20,6 +20,10 @@ class StoppedError(UserError):
     STATUS = 75
 
 
+class RankError(UserError):
+    """A mistake that this rank alone has found before it joined the others, so that it must report it itself."""
+
+
 def get_message(error: UserError | OSError) -> str:
     """Return the message of an error; a full or read-only disk is the user's to correct too."""
     return (
@@ -30,10 +34,15 @@ def get_message(error: UserError | OSError) -> str:
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Return whether a write failed because the disk is full; each library has its own error for that."""
+    """Return whether a write failed because the disk is full; each library has its own error for that.
+
+    Shared memory is not meant, which libraries report in the same words.
+    """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
+        return not str(error.filename).startswith("/dev/shm")
+    return "/dev/shm" not in str(error) and any(
+        words in str(error) for words in ("No space left on device", "Disk quota exceeded")
+    )
 
 
 def expand_user(path: str) -> Path:
