@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 
+# Settings of a config that change how a model runs, not what it computes. A checkpoint carries those of
+# the program that saved it.
+_RUN_SETTINGS = (
+    "chunk_size_feed_forward",
+    "gradient_checkpointing",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torchscript",
+    "use_bfloat16",
+    "use_cache",
+)
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """A model that a user has named: found once, by `find_model_folder`, and handed on.
@@ -217,7 +231,7 @@ def read_config(folder: Path, given: str) -> dict:
 
 
 def load_config(folder: Path, given: str) -> PretrainedConfig:
-    """Return the config of an encoder of a known family.
+    """Return the config of an encoder of a known family, with the defaults of all that does not change its outputs.
 
     Raises:
         UserError: Begins with `given`. There is no config, or an unfit one.
@@ -236,7 +250,12 @@ def load_config(folder: Path, given: str) -> PretrainedConfig:
             f"{given}: config.json cannot be used ({' '.join(str(error).split())[:200]}); restore it"
         ) from error
     config._attn_implementation = None  # it may name a kernel on the hub, and that would be remote code
-    config.return_dict = True
+    usual = type(config)()
+    for name in _RUN_SETTINGS:
+        if hasattr(usual, name):
+            setattr(config, name, getattr(usual, name))
+        elif hasattr(config, name):
+            delattr(config, name)
     return config
 
 

@@ -29,6 +29,7 @@ from ds_distill.models.student import build_student
 from ds_distill.models.teacher import Teacher
 from ds_distill.tasks.catalog import get_task
 from ds_distill.utils.errors import UserError
+from tests.tiny import save_encoder
 
 
 def randomised(model, seed=1):
@@ -273,6 +274,37 @@ def test_the_output_folder_of_a_run_stands_for_its_model(tmp_path):
     assert len(load_tokenizer(str(run))) == len(load_tokenizer(run / "export"))
     with pytest.raises(UserError, match="no config.json in the folder"):
         find_model_folder(str(tmp_path / "moved")).check_files()
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+def test_how_a_checkpoints_program_ran_it_does_not_matter(family, tmp_path):
+    """A length of 10 is no multiple of 7, where transformers would raise."""
+    save_encoder(family, tmp_path)
+    usual = load_masked_lm(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    unusual = {
+        "chunk_size_feed_forward": 7,
+        "gradient_checkpointing": True,
+        "output_attentions": True,
+        "output_hidden_states": True,
+        "return_dict": False,
+        "torchscript": True,
+        "use_cache": False,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config | unusual))
+    ids = torch.arange(20).view(2, 10)
+    loaded = load_masked_lm(str(tmp_path))
+    assert loaded.config.to_dict() == usual.config.to_dict() and not loaded.is_gradient_checkpointing
+    assert torch.equal(loaded(ids).logits, usual(ids).logits)
+    student = build_student(loaded, num_layers=2)
+    assert student.config.chunk_size_feed_forward == 0 and not student.is_gradient_checkpointing
+    student(ids)
+    for other in (
+        load_for_task(str(tmp_path), get_task("sst2"), "--model", tuned=False),
+        load_source(str(tmp_path)).model,
+    ):
+        assert other.config.chunk_size_feed_forward == 0 and not other.is_gradient_checkpointing
+        other(ids)
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./small", "~/small", "a/b/c", "runs/old run"])
