@@ -170,6 +170,9 @@ class Training:
         device: "auto" uses a GPU if there is one, "cuda" requires a GPU, "cpu" never uses one.
         precision: "auto": bf16 on CUDA (fp16 on GPUs before Ampere); on a CPU bf16 if a probe shows that
             it is faster, else fp32.
+        teacher_precision: "auto": the student's precision on a CPU and beside an fp32 student; else, on a GPU, fp16,
+            or bf16 for a teacher that was saved in bf16, because its activations may be too large for fp16. The run
+            ends at its start if the teacher's outputs are not finite.
         optimizer: "auto": DeepSpeed's FusedAdam if it can be compiled (once per environment, about a
             minute), else torch's fused AdamW.
         compile: Whether torch.compile fuses the operations between the matrix products. "auto": only if the
@@ -206,6 +209,7 @@ class Training:
     seed: int = limited(0, 0, 2**63 - 1)
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    teacher_precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     optimizer: Literal["auto", "deepspeed", "torch", "apex"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     deepspeed: UserPath | None = None

@@ -72,9 +72,9 @@ class Estimator:
             self.device = local_device(training.device)
             self.dtype = resolve_dtype(training, self.device)
         self.stage = resolve_zero_config(training, self.dtype)["stage"]
-        self.teacher_dtype = teacher_dtype(self.device, self.dtype)
         self.length = recipe.data.sequence_length
         config = teacher.config
+        self.teacher_dtype = teacher_dtype(self.device, self.dtype, training.teacher_precision, config.dtype)
         check_positions(config, self.length, teacher.title)
         self.layer_map = (
             None if start else resolve_layers(config, recipe.student.init_layers, recipe.student.num_layers)

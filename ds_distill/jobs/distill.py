@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ds_distill.data.run_data import open_run_data
 from ds_distill.distributed.process_group import start_distributed
+from ds_distill.jobs.frozen_teacher import freeze_teacher
 from ds_distill.jobs.micro_batch import with_resolved_micro_batch
 from ds_distill.jobs.run_files import (
     describe_circumstances,
@@ -17,7 +18,6 @@ from ds_distill.losses.objective import Objective
 from ds_distill.models.families import get_family
 from ds_distill.models.folder import ModelFolder
 from ds_distill.models.loading import load_masked_lm
-from ds_distill.models.precision import teacher_dtype
 from ds_distill.models.student import build_student, count_parameters, find_start, plan_student
 from ds_distill.models.teacher import Teacher, weights_fingerprint
 from ds_distill.preflight.models import check_fits_prepared_tokens
@@ -91,10 +91,9 @@ def distill(
         frozen = None
         teacher_figures: dict[str, float | None] = {}
         if recipe.losses.need_teacher:
-            wanted = teacher_dtype(device, dtype)
             teacher_figures["parameters"] = count_parameters(source)
             teacher_figures["forward_mflops_per_token"] = forward_mflops(source.config, store)
-            frozen = Teacher(source.to(device=device, dtype=wanted))  # type: ignore[call-arg]  # as in Teacher.load
+            frozen = freeze_teacher(source, teacher, t, loader.micro_batches(0)[0], device, dtype)
         del source
         with explain_training_memory(t):
             trainer = Trainer(objective, frozen, loader, held, recipe, folder, device, dtype, title)

@@ -7,13 +7,42 @@ import time
 
 import torch
 
+from ds_distill.utils.errors import UserError
 
-def teacher_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of a frozen teacher beside a student of `dtype`.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-    It is fp16 on a GPU, and the student's on a CPU, where fp16 is slow.
+
+def teacher_dtype(
+    device: torch.device,
+    dtype: torch.dtype,
+    wanted: str = "auto",
+    saved: torch.dtype | str | None = None,
+) -> torch.dtype:
+    """Return the dtype of a frozen teacher.
+
+    On a CPU "auto" is the student's dtype. On a GPU it is fp32 beside an fp32 student. Beside a
+    16-bit student it is fp16, whose rounding is an eighth of bf16's; but a checkpoint that was saved
+    in bf16 was trained in it, and may have activations beyond fp16's 65,504, so it stays in bf16, or
+    is cast to fp32 where the student's fp16 shows that the GPU has no bf16.
+
+    Args:
+        device: The device.
+        dtype: The student's dtype.
+        wanted: The recipe's training.teacher_precision.
+        saved: The dtype that the teacher's config.json names.
+
+    Raises:
+        UserError: fp16 is asked for on a CPU, where it is tens of times slower.
     """
-    return torch.float16 if device.type == "cuda" else dtype
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("training.teacher_precision = fp16: this machine has no GPU; use bf16, fp32 or auto")
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type != "cuda" or dtype == torch.float32:
+        return dtype
+    if saved in (torch.bfloat16, "bfloat16"):
+        return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    return torch.float16
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import torch
 
 from ds_distill.distributed.launch_environment import gpu_index
 from ds_distill.distributed.process_group import broadcast_object
-from ds_distill.models.precision import choose_cpu_dtype
+from ds_distill.models.precision import DTYPES, choose_cpu_dtype
 from ds_distill.recipe import Training
 from ds_distill.utils.errors import UserError
 
@@ -37,4 +37,4 @@ def resolve_dtype(training: Training, device: torch.device) -> torch.dtype:
         return broadcast_object(choose_cpu_dtype() if torch.distributed.get_rank() == 0 else None)
     if training.precision == "fp16" and device.type == "cpu":
         raise UserError("training.precision = fp16: this machine has no GPU; use bf16, fp32 or auto")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[training.precision]
+    return DTYPES[training.precision]
